@@ -1,0 +1,222 @@
+"""The public operator: check once, resolve the bias, pick an implementation."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, overload
+
+from torch import Tensor
+
+from sigmoid_attention.attention import checks, geometry, reference, tiled
+from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength
+from sigmoid_attention.attention.problem import Problem, resolve_bias
+from sigmoid_attention.attention.reference import AttentionAux
+
+Bias = float | Tensor | BiasPolicy
+Answer = Tensor | tuple[Tensor, AttentionAux]
+
+# Above this many scores "auto" prefers tiles, whose memory does not grow with queries x keys.
+DENSE_SCORES = 2**26
+
+
+def _reference(problem: Problem, return_aux: bool) -> Answer:
+    offset_QK, visible = problem.offset_and_visible()
+    return reference.attend(
+        problem.query,
+        problem.key,
+        problem.value,
+        scale=problem.scale,
+        softcap=problem.softcap,
+        bias=problem.bias,
+        float_mask=problem.float_mask,
+        alibi_slopes=problem.alibi_slopes,
+        offset_QK=offset_QK,
+        visible=visible,
+        dropout_p=problem.dropout_p,
+        return_aux=return_aux,
+    )
+
+
+IMPLEMENTATIONS: dict[str, Callable[[Problem, bool], Answer]] = {
+    "reference": _reference,
+    "tiled": tiled.attend,
+}
+
+
+def _automatic(problem: Problem, return_aux: bool) -> Answer:
+    batch, heads, queries, _ = problem.query.shape
+    if batch * heads * queries * problem.key.shape[2] > DENSE_SCORES:
+        try:
+            return tiled.attend(problem, return_aux)
+        except NotImplementedError:
+            pass
+    return _reference(problem, return_aux)
+
+
+def run(problem: Problem, impl: str, return_aux: bool) -> Answer:
+    """Hand a checked problem to the implementation that was asked for."""
+    if impl == "auto":
+        return _automatic(problem, return_aux)
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl: must be auto or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    return IMPLEMENTATIONS[impl](problem, return_aux)
+
+
+def with_bias(problem: Problem, bias: Bias) -> Problem:
+    """The problem with its bias resolved; a resolved policy must fit like any other tensor."""
+    if isinstance(bias, BiasPolicy):
+        bias = resolve_bias(bias, problem)
+    if isinstance(bias, Tensor):
+        batch, heads, queries, _ = problem.query.shape
+        checks.bias_tensor(bias, (batch, heads, queries, problem.key.shape[2]))
+    return dataclasses.replace(problem, bias=bias)
+
+
+@overload
+def sigmoid_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    bias: Bias | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    dropout_p: float = 0.0,
+    skip_tolerance: float | Literal["rounding"] = "rounding",
+    impl: str = "auto",
+    return_aux: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def sigmoid_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    bias: Bias | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    dropout_p: float = 0.0,
+    skip_tolerance: float | Literal["rounding"] = "rounding",
+    impl: str = "auto",
+    return_aux: Literal[True],
+) -> tuple[Tensor, AttentionAux]: ...
+
+
+def sigmoid_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    bias: Bias | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    dropout_p: float = 0.0,
+    skip_tolerance: float | Literal["rounding"] = "rounding",
+    impl: str = "auto",
+    return_aux: bool = False,
+) -> Answer:
+    r"""Attention in which every key is weighed by a sigmoid of its own logit.
+
+    .. math::
+        O_i = \sum_j \sigma(u_{ij})\, v_j, \qquad
+        u_{ij} = \mathrm{cap}(s\, q_i \cdot k_j) + b_{ij} + m_{ij} - a_h\, |i + N_k - N_q - j|
+
+    over the keys j that query i may see; s is ``scale``, b ``bias``, m a float ``attn_mask``,
+    a ``alibi_slopes`` and cap(x) = ``softcap`` tanh(x / ``softcap``). Nothing is normalised: a
+    query that sees no key gets exact zeros, and partial results over disjoint keys add up.
+    Source: P1 (arXiv 2409.04431), section 2 and appendix E for the bias.
+
+    Args:
+        query: (batch, heads, queries, head_dim), fp16, bf16, fp32 or fp64.
+        key: (batch, key_heads, keys, head_dim).
+        value: (batch, key_heads, keys, value_dim).
+        attn_mask: broadcastable to (batch, heads, queries, keys); boolean, True = attend, or
+            floating, added to the logit (-inf hides a key). Combines with causality and window.
+        bias: a number, a tensor broadcastable to (batch, heads, queries, 1 or keys), or a policy
+            (:class:`Constant`, :class:`NegLogLength`, :class:`NegLogVisible`,
+            :class:`NegLogEffectiveLength`, :class:`Learned`, :class:`RowLSE`). None stands for
+            ``NegLogLength(keys)`` in the one case where it is not a guess: as many queries as
+            keys, and no mask.
+        scale: factor of the dot product, by default 1 / sqrt(head_dim).
+        is_causal: a query sees no key to its right; the last query stands on the last key.
+        window_size: (left, right) keys that a query sees beside its own, -1 for no limit.
+        alibi_slopes: (heads,) or (batch, heads); the distance is counted in full.
+        softcap: bounds the scaled dot product smoothly to (-softcap, softcap).
+        enable_gqa: let ``heads`` be a multiple of ``key_heads``.
+        dropout_p: probability with which a weight is dropped; the others grow by 1 / (1 - p).
+        skip_tolerance: what an implementation may leave out. "rounding": keys whose weights
+            together are provably below half a unit of the output dtype's precision of the row's
+            mass; a number t: an error of at most t max|value|; 0: nothing but what is hidden.
+        impl: "auto", "reference" (the definition; skips nothing) or "tiled" (linear memory).
+        return_aux: also return the rows' mass, largest weight and number of visible keys.
+
+    Returns:
+        (batch, heads, queries, value_dim) in the dtype of ``query``; with ``return_aux`` a pair
+        of that and an :class:`AttentionAux`.
+
+    Raises:
+        ValueError: an argument does not fit; the sentence names it.
+        NotImplementedError: the forced ``impl`` does not offer what was asked for.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention import NegLogLength, sigmoid_attention
+        >>> q, k, v = torch.randn(3, 1, 4, 16, 32).unbind(0)
+        >>> out = sigmoid_attention(q, k, v, is_causal=True)
+        >>> cached = sigmoid_attention(q[:, :, -1:], k, v, bias=NegLogLength(16), is_causal=True)
+        >>> torch.allclose(out[:, :, -1:], cached, atol=1e-6)
+        True
+    """
+    names = ("query", "key", "value")
+    checks.same_kind(query, key, value, names)
+    checks.dense_shapes(query, key, value, names)
+    checks.head_groups(query.shape[1], key.shape[1], enable_gqa)
+    batch, heads, queries, head_dim = query.shape
+    keys = key.shape[2]
+    scale = checks.settings(
+        head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=dropout_p
+    )
+    checks.mask(attn_mask, (batch, heads, queries, keys))
+    checks.slopes(alibi_slopes, batch, heads)
+    tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
+    if bias is None:
+        if queries != keys or attn_mask is not None:
+            raise ValueError(
+                f"bias: None means -log(number of keys) only where there are as many queries as "
+                f"keys and no mask, here {queries} queries, {keys} keys, "
+                f"{'no' if attn_mask is None else 'a'} mask; give the training length, "
+                f"e.g. bias=NegLogLength(1024)"
+            )
+        bias = NegLogLength(keys)
+    checks.bias_kind(bias)
+    problem = Problem(
+        query=query,
+        key=key,
+        value=value,
+        scale=scale,
+        softcap=softcap,
+        bias=0.0,
+        attn_mask=attn_mask,
+        alibi_slopes=alibi_slopes,
+        window=geometry.effective_window(is_causal, window_size),
+        dropout_p=dropout_p,
+        tolerance=tolerance,
+        tolerance_is_relative=relative,
+    )
+    return run(with_bias(problem, bias), impl, return_aux)

@@ -1,0 +1,211 @@
+"""Bias policies: what is added to every logit before the sigmoid, and from which n.
+
+A sigmoid does not normalise, so its bias sets the size of a row: with b = -log n a row of n
+neutral keys sums to about one. Which n is a property of the model, not of the call. A policy
+says so once, and gives the same answer in one pass, with a cache, in chunks and under padding.
+
+Shape letters: B batch, H query heads, Q queries, K keys.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RowContext:
+    """What a policy may ask about the rows it is resolved for; each answer is computed on demand.
+
+    ``visible_counts()`` is (..., Q, 1), the number of keys that each query may see;
+    ``row_lse()`` is (B, H, Q, 1), the log-sum-exp of each row's visible logits before the bias.
+    """
+
+    heads: int
+    dtype: torch.dtype
+    device: torch.device
+    visible_counts: Callable[[], Tensor]
+    row_lse: Callable[[], Tensor]
+
+
+class BiasPolicy:
+    """Base of the policies; ``resolve`` turns one into a float or a (B, H, Q, 1) broadcastable."""
+
+    def resolve(self, rows: RowContext) -> float | Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is resolved")
+
+
+def _check_length(n: int, owner: str) -> None:
+    if n <= 0:
+        raise ValueError(
+            f"{owner}: n is the number of keys seen in training and must be positive, got {n}"
+        )
+
+
+@dataclass(frozen=True)
+class Constant(BiasPolicy):
+    """The same bias everywhere: b.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention import Constant, sigmoid_attention
+        >>> q = k = v = torch.ones(1, 1, 2, 4)
+        >>> sigmoid_attention(q, k, v, bias=Constant(-10.0)).shape
+        torch.Size([1, 1, 2, 4])
+    """
+
+    b: float
+
+    def resolve(self, rows: RowContext) -> float:
+        return float(self.b)
+
+
+@dataclass(frozen=True)
+class NegLogLength(BiasPolicy):
+    """b = offset - log n, with n the training length (P1, appendix E: the papers' choice).
+
+    Raises ``ValueError`` if n is not positive.
+
+    Example:
+        >>> NegLogLength(1024).value
+        -6.931471805599453
+    """
+
+    n: int
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_length(self.n, "NegLogLength")
+
+    @property
+    def value(self) -> float:
+        return self.offset - math.log(self.n)
+
+    def resolve(self, rows: RowContext) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class NegLogVisible(BiasPolicy):
+    """b_i = -log max(keys that query i may see, at_least), a bias for every row.
+
+    Consistent under caches and padding like a constant, since it counts what the row sees and
+    not how long the call is. Raises ``ValueError`` if at_least is below one.
+
+    Example:
+        >>> NegLogVisible(at_least=16)
+        NegLogVisible(at_least=16)
+    """
+
+    at_least: int = 1
+
+    def __post_init__(self) -> None:
+        if self.at_least < 1:
+            raise ValueError(f"NegLogVisible: at_least must be 1 or more, got {self.at_least}")
+
+    def resolve(self, rows: RowContext) -> Tensor:
+        return -rows.visible_counts().clamp(min=self.at_least).to(rows.dtype).log()
+
+
+@dataclass(frozen=True)
+class NegLogEffectiveLength(BiasPolicy):
+    """b_h = offset - log L_h, where ALiBi lets head h see about L_h keys instead of n.
+
+    With slope m a key at distance t carries a weight near e^(-m t), so a causal row of n keys
+    counts for L_h = sum_{t<n} e^(-m t) = (1 - e^(-m n)) / (1 - e^(-m)), and L_h = n for m = 0.
+    Raises ``ValueError`` for n <= 0 and for negative slopes. This policy is the project's own.
+
+    Example:
+        >>> [round(b, 3) for b in NegLogEffectiveLength((0.5, 0.0), n=8).values]
+        [-0.914, -2.079]
+    """
+
+    alibi_slopes: tuple[float, ...]
+    n: int
+    offset: float = 0.0
+
+    def __init__(self, alibi_slopes: Sequence[float] | Tensor, n: int, offset: float = 0.0) -> None:
+        _check_length(n, "NegLogEffectiveLength")
+        slopes = tuple(float(slope) for slope in alibi_slopes)
+        if any(slope < 0 for slope in slopes):
+            raise ValueError(f"NegLogEffectiveLength: slopes must not be negative, got {slopes}")
+        object.__setattr__(self, "alibi_slopes", slopes)
+        object.__setattr__(self, "n", n)
+        object.__setattr__(self, "offset", float(offset))
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return tuple(
+            self.offset - math.log(math.expm1(-m * self.n) / math.expm1(-m) if m > 0 else self.n)
+            for m in self.alibi_slopes
+        )
+
+    def resolve(self, rows: RowContext) -> Tensor:
+        if len(self.alibi_slopes) != rows.heads:
+            raise ValueError(
+                f"bias: NegLogEffectiveLength has {len(self.alibi_slopes)} slopes "
+                f"for {rows.heads} heads"
+            )
+        return torch.tensor(self.values, dtype=rows.dtype, device=rows.device).view(1, -1, 1, 1)
+
+
+class Learned(nn.Module, BiasPolicy):
+    """A trained bias per head, started from a number or from a policy that needs no row.
+
+    The parameter is ``value`` of shape (heads,); it receives its gradient from every
+    implementation. Raises ``ValueError`` if ``init`` depends on the rows of a call.
+
+    Example:
+        >>> Learned(NegLogLength(256), heads=2).value.shape
+        torch.Size([2])
+    """
+
+    def __init__(self, init: float | BiasPolicy, heads: int) -> None:
+        super().__init__()
+        if isinstance(init, NegLogEffectiveLength):
+            start = init.values
+            if len(start) != heads:
+                raise ValueError(f"Learned: init has {len(start)} slopes for {heads} heads")
+        elif isinstance(init, NegLogLength | Constant):
+            start = (init.value if isinstance(init, NegLogLength) else init.b,) * heads
+        elif isinstance(init, BiasPolicy):
+            raise ValueError(
+                f"Learned: init must be a number, Constant, NegLogLength or NegLogEffectiveLength, "
+                f"got {type(init).__name__}, which depends on the rows of a call"
+            )
+        else:
+            start = (float(init),) * heads
+        self.value = nn.Parameter(torch.tensor(start, dtype=torch.float32))
+
+    def resolve(self, rows: RowContext) -> Tensor:
+        if self.value.numel() != rows.heads:
+            raise ValueError(f"bias: Learned has {self.value.numel()} heads, query {rows.heads}")
+        return self.value.view(1, -1, 1, 1)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.value.numel()}"
+
+
+@dataclass(frozen=True)
+class RowLSE(BiasPolicy):
+    """b_i = -log sum_j e^(logit_ij) over the row's visible keys: a start for conversion.
+
+    Turns a softmax weight p into sigmoid(log p) = p / (1 + p). It couples the keys again and
+    needs the whole row, so it is meant for converting a trained model, not for training one.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention import sigmoid_attention
+        >>> q, k, v = torch.randn(3, 1, 1, 4, 8).unbind(0)
+        >>> p = torch.softmax(q @ k.mT / 8**0.5, -1)
+        >>> out = sigmoid_attention(q, k, v, bias=RowLSE())
+        >>> torch.allclose(out, p / (1 + p) @ v, atol=1e-6)
+        True
+    """
+
+    def resolve(self, rows: RowContext) -> Tensor:
+        lse = rows.row_lse()
+        # A row that sees nothing has -inf here; any finite bias will do, its weights are zero.
+        return -lse.masked_fill(lse == float("-inf"), 0.0)

@@ -1,0 +1,130 @@
+"""The definition of sigmoid attention, in plain PyTorch: the specification of everything else.
+
+    O_i = sum_j w_ij v_j,   w_ij = sigmoid(u_ij) where key j is visible to query i, else 0
+    u_ij = cap(scale * q_i . k_j) + bias_ij + mask_ij - slope_h * |p_i - j|
+
+with cap(x) = softcap * tanh(x / softcap), and p_i the position of query i on the key axis. The
+distance stays whole, since a sigmoid, unlike a softmax, is not invariant to a shift of its row
+(P1, section 4). It is differentiable to any order and in forward mode, maps under vmap and
+compiles without graph breaks.
+
+Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class AttentionAux(NamedTuple):
+    """Per row, each (B, H, Q): the sum of the weights, the largest of them, the keys in sight.
+
+    Taken before dropout. ``largest`` is zero for a row that sees nothing.
+    """
+
+    mass: Tensor
+    largest: Tensor
+    visible: Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which logits, bias and weights are kept: never below fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def scores(query: Tensor, key: Tensor, *, scale: float, softcap: float | None) -> Tensor:
+    """cap(scale q.k), (B, H, Q, K); query heads share the keys of their group."""
+    # Scaling the queries touches Q x D numbers, scaling the scores would touch Q x K.
+    query_BGRQD = (query * scale).unflatten(1, (key.shape[1], -1))
+    scores_BHQK = (query_BGRQD @ key.unsqueeze(2).mT).flatten(1, 2)
+    return scores_BHQK if softcap is None else softcap * torch.tanh(scores_BHQK / softcap)
+
+
+def position_bias(offset_QK: Tensor, alibi_slopes: Tensor, dtype: torch.dtype) -> Tensor:
+    """-slope |p_i - j| with the full distance, (B or 1, H, Q, K)."""
+    return -alibi_slopes.to(dtype)[..., None, None] * offset_QK.abs().to(dtype)
+
+
+def logits(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+    bias: float | Tensor,
+    float_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    offset_QK: Tensor,
+) -> Tensor:
+    """u_ij of the module's formula, (B, H, Q, K), in the dtype of ``query``."""
+    logits_BHQK = scores(query, key, scale=scale, softcap=softcap) + bias
+    if float_mask is not None:
+        logits_BHQK = logits_BHQK + float_mask
+    if alibi_slopes is not None:
+        logits_BHQK = logits_BHQK + position_bias(offset_QK, alibi_slopes, query.dtype)
+    return logits_BHQK
+
+
+def weights(logits_BHQK: Tensor, visible: Tensor | None) -> Tensor:
+    """sigmoid(u), exactly zero where a key is not visible."""
+    weights_BHQK = torch.sigmoid(logits_BHQK)
+    return weights_BHQK if visible is None else weights_BHQK.masked_fill(~visible, 0.0)
+
+
+def weighted_sum(weights_BHQK: Tensor, value: Tensor) -> Tensor:
+    """sum_j w_ij v_j, (B, H, Q, E)."""
+    weights_BGRQK = weights_BHQK.unflatten(1, (value.shape[1], -1))
+    return (weights_BGRQK @ value.unsqueeze(2)).flatten(1, 2)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+    bias: float | Tensor,
+    float_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    offset_QK: Tensor,
+    visible: Tensor | None,
+    dropout_p: float = 0.0,
+    return_aux: bool = False,
+) -> Tensor | tuple[Tensor, AttentionAux]:
+    """The module's formula on checked arguments; with ``return_aux`` also the rows' statistics.
+
+    ``visible`` is boolean and broadcastable to (B, H, Q, K), None where every key is; the output
+    has the dtype of ``query``, everything before it at least fp32.
+    """
+    dtype = compute_dtype(query.dtype)
+    weights_BHQK = weights(
+        logits(
+            query.to(dtype),
+            key.to(dtype),
+            scale=scale,
+            softcap=softcap,
+            bias=bias.to(dtype) if isinstance(bias, Tensor) else bias,
+            float_mask=None if float_mask is None else float_mask.to(dtype),
+            alibi_slopes=alibi_slopes,
+            offset_QK=offset_QK,
+        ),
+        visible,
+    )
+    dropped = torch.dropout(weights_BHQK, dropout_p, train=True) if dropout_p > 0 else weights_BHQK
+    out = weighted_sum(dropped, value.to(dtype)).to(query.dtype)
+    return (out, row_statistics(weights_BHQK, visible)) if return_aux else out
+
+
+def row_statistics(weights_BHQK: Tensor, visible: Tensor | None) -> AttentionAux:
+    """Mass, largest weight and number of visible keys of every row."""
+    keys = weights_BHQK.shape[-1]
+    mass = weights_BHQK.sum(-1)
+    return AttentionAux(
+        mass=mass,
+        largest=weights_BHQK.amax(-1) if keys > 0 else mass,
+        visible=torch.full_like(mass, keys, dtype=torch.int64)
+        if visible is None
+        else visible.expand(weights_BHQK.shape).sum(-1),
+    )
