@@ -1,0 +1,106 @@
+"""What a comparison of the two arms yields: its rows, the summary of them, and a verdict.
+
+The rows are the measurements themselves in long form, one value each; everything else is computed
+from them. Whoever shows a comparison (the terminal's table, the report) reads only this file.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+SOFTMAX = "softmax"
+SIGMOID = "sigmoid"
+ARMS = (SOFTMAX, SIGMOID)
+
+# Stands in `seed`, `step`, `length` and `layer` of a value that belongs to none.
+NONE = -1
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("seed", pa.int64()),
+        ("metric", pa.string()),
+        ("step", pa.int64()),
+        ("length", pa.int64()),
+        ("layer", pa.int64()),
+        ("value", pa.float64()),
+        ("unit", pa.string()),
+        # JSON: what the value was measured with. The same text in nearly every row, which
+        # Parquet's dictionaries store once.
+        ("setting", pa.string()),
+        ("machine", pa.string()),
+        ("versions", pa.string()),
+        ("provenance", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n values with its 95% interval.
+
+    `low` and `high` are NaN where n is too small for an interval; `mean` is NaN where n is 0.
+
+    Example:
+        >>> Interval(mean=2.0, low=1.5, high=2.5, n=3).bounded
+        True
+        >>> Interval(mean=2.0, low=float("nan"), high=float("nan"), n=1).bounded
+        False
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are enough values for an interval at all."""
+        return self.low <= self.high
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One question put to both arms: what each measured, and how far they lie apart.
+
+    `difference` is sigmoid - softmax where `kind` is "difference", sigmoid / softmax where it is
+    "ratio" (times, memory); paired by seed in both cases. `length` is in tokens, -1 where the
+    question has none.
+    """
+
+    metric: str
+    label: str
+    unit: str
+    length: int
+    lower_is_better: bool
+    softmax: Interval
+    sigmoid: Interval
+    difference: Interval
+    kind: Literal["difference", "ratio"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in a line and in a paragraph, and the rule by which it was computed."""
+
+    headline: str
+    paragraph: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison: `rows` has the columns of `ROW_SCHEMA`, the rest is read off it.
+
+    `setting`, `machine`, `versions` and `provenance` are what the rows carry as JSON; `provenance`
+    is that of the text the models were trained on.
+    """
+
+    rows: pa.Table
+    summary: list[SummaryRow]
+    verdict: Verdict
+    setting: dict[str, Any]
+    machine: dict[str, Any]
+    versions: dict[str, Any]
+    provenance: dict[str, Any]
