@@ -1,0 +1,112 @@
+"""What a result was measured with: device, machine, versions, and how much memory it took."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("sigmoid-attention", "torch", "triton", "numpy", "pyarrow", "tokenizers")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA where there is one, else the CPU.
+
+    Apple's GPU is taken only when asked for: nothing here was measured on one.
+
+    Raises:
+        ValueError: no such device, or this machine has none.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    kind = name.partition(":")[0]
+    if kind not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind == "auto":
+        return torch.device("cuda" if there["cuda"] else "cpu")
+    if not there.get(kind, True):
+        raise ValueError(f"device {name!r} was asked for, but torch finds none on this machine")
+    return torch.device(name)
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Processor, cores, memory and system, as a result row carries them; never a host name."""
+    machine: dict[str, Any] = {
+        "device": str(device),
+        "processor": processor_name(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "memory_bytes": memory_bytes(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine["accelerator"] = properties.name
+        machine["accelerator_memory_bytes"] = properties.total_memory
+    return machine
+
+
+def describe_versions() -> dict[str, str]:
+    """The versions of Python and of every package that a result may hang on.
+
+    Example:
+        >>> sorted(describe_versions())[:2]
+        ['numpy', 'pyarrow']
+    """
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which a container makes fewer than there are."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """The processor's own name where the system tells it, else its architecture."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int:
+    """The machine's memory; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def peak_process_bytes() -> int:
+    """The most memory that this process has held so far (resident set); 0 on Windows."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage would report the parent's peak in a child that was forked from a larger one.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
