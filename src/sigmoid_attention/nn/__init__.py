@@ -1,0 +1,53 @@
+"""Layers that train with sigmoid attention, and models built from them."""
+
+from sigmoid_attention.nn.attention import Attention
+from sigmoid_attention.nn.block import Block, Residual
+from sigmoid_attention.nn.cache import KVCache
+from sigmoid_attention.nn.feed_forward import GELUFeedForward, SwiGLU
+from sigmoid_attention.nn.models import (
+    PRESETS,
+    TRAINING_RECIPES,
+    DecoderLM,
+    ModelConfig,
+    TrainingRecipe,
+    generate,
+)
+from sigmoid_attention.nn.norm import LayerScale, QKNorm, RMSNorm
+from sigmoid_attention.nn.position import (
+    CAPE,
+    ALiBi,
+    AttentionPosition,
+    EmbeddingPosition,
+    LearnedPosition,
+    RoPE,
+    SinCos,
+    alibi_slopes,
+)
+from sigmoid_attention.nn.softmax import softmax_attention
+
+__all__ = [
+    "CAPE",
+    "PRESETS",
+    "TRAINING_RECIPES",
+    "ALiBi",
+    "Attention",
+    "AttentionPosition",
+    "Block",
+    "DecoderLM",
+    "EmbeddingPosition",
+    "GELUFeedForward",
+    "KVCache",
+    "LayerScale",
+    "LearnedPosition",
+    "ModelConfig",
+    "QKNorm",
+    "RMSNorm",
+    "Residual",
+    "RoPE",
+    "SinCos",
+    "SwiGLU",
+    "TrainingRecipe",
+    "alibi_slopes",
+    "generate",
+    "softmax_attention",
+]

@@ -1,0 +1,195 @@
+"""The attention layer: one class for both arms, which differ in their activation and its bias.
+
+Shape letters: B batch, N tokens, C model dim, H heads, G key heads, D head dim.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sigmoid_attention.attention import (
+    AttentionAux,
+    BiasPolicy,
+    NegLogLength,
+    sigmoid_attention,
+)
+from sigmoid_attention.nn.cache import KVCache
+from sigmoid_attention.nn.norm import QKNorm
+from sigmoid_attention.nn.position import AttentionPosition, token_positions
+from sigmoid_attention.nn.softmax import softmax_attention
+
+ACTIVATIONS = ("sigmoid", "softmax")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a sigmoid, or a softmax and everything else the same.
+
+    x -> query, key, value -> QK-norm -> position -> operator -> output, each projection linear.
+    The answer is the same in one pass, with a cache, in chunks and under padding, because the
+    bias is set by ``max_seq_len`` once and not by the length of a call.
+
+    Args:
+        dim: channels of the input and the output.
+        heads: query heads.
+        max_seq_len: n, the training length in tokens; longer inputs are read with the same bias.
+        kv_heads: key and value heads, a divisor of ``heads``; None for as many.
+        head_dim: channels of a head; None for dim / heads.
+        activation: "sigmoid" or "softmax".
+        bias: a number or a bias policy for the sigmoid. None is ``NegLogLength(n)`` with
+            n = max_seq_len, or the number of keys in the window where that is smaller: n stands
+            for the most keys that a trained query has seen. A softmax takes none and ignores it.
+        position: an `AttentionPosition` such as ``RoPE()`` or ``ALiBi()``; None for none.
+        qk_norm: "rms", "layer" or None, applied to each head before the position.
+        causal: a token sees no later one. A cache needs it.
+        window_size: (left, right) tokens that a token sees beside itself, -1 for no limit.
+        softcap: bounds the scaled dot product smoothly to (-softcap, softcap).
+        dropout: probability of dropping an attention weight in training.
+        linear_bias: give the four projections an additive term.
+        impl: the implementation of the sigmoid operator.
+
+    Raises ``ValueError`` where these do not fit together. Source: P1 (arXiv 2409.04431),
+    section 2, and section 5 for the order of norm and position.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.nn import RoPE
+        >>> layer = Attention(32, heads=4, max_seq_len=64, position=RoPE(), qk_norm="rms")
+        >>> layer(torch.randn(2, 10, 32)).shape
+        torch.Size([2, 10, 32])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        max_seq_len: int,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        activation: str = "sigmoid",
+        bias: float | BiasPolicy | None = None,
+        position: AttentionPosition | None = None,
+        qk_norm: str | None = None,
+        causal: bool = True,
+        window_size: tuple[int, int] = (-1, -1),
+        softcap: float | None = None,
+        dropout: float = 0.0,
+        linear_bias: bool = False,
+        norm_eps: float = 1e-5,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        for name, size in {
+            "dim": dim,
+            "heads": heads,
+            "max_seq_len": max_seq_len,
+            "kv_heads": kv_heads,
+        }.items():
+            if size <= 0:
+                raise ValueError(f"{name} must be positive, got {size}")
+        if head_dim is None and dim % heads:
+            raise ValueError(f"dim must be a multiple of heads ({heads}), got {dim}")
+        if heads % kv_heads:
+            raise ValueError(f"kv_heads must divide heads ({heads}), got {kv_heads}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+        head_dim = dim // heads if head_dim is None else head_dim
+        position = AttentionPosition() if position is None else position
+        if not isinstance(position, AttentionPosition):
+            raise ValueError(
+                f"position must act inside attention, like RoPE() or ALiBi(), "
+                f"got {type(position).__name__}, which belongs to the model's embeddings"
+            )
+        position.check(head_dim)
+
+        self.dim, self.heads, self.kv_heads, self.head_dim = dim, heads, kv_heads, head_dim
+        self.max_seq_len = max_seq_len
+        self.activation = activation
+        self.position = position
+        self.causal, self.window_size = causal, window_size
+        self.softcap, self.dropout, self.impl = softcap, dropout, impl
+        self.query = nn.Linear(dim, heads * head_dim, bias=linear_bias)
+        self.key = nn.Linear(dim, kv_heads * head_dim, bias=linear_bias)
+        self.value = nn.Linear(dim, kv_heads * head_dim, bias=linear_bias)
+        self.output = nn.Linear(heads * head_dim, dim, bias=linear_bias)
+        self.qk_norm = QKNorm(qk_norm, head_dim, norm_eps)
+        if activation == "softmax":
+            self.bias = None
+        else:
+            self.bias = NegLogLength(self._most_keys()) if bias is None else bias
+
+    def _most_keys(self) -> int:
+        left, right = self.window_size
+        right = 0 if self.causal else right
+        in_window = self.max_seq_len if min(left, right) < 0 else left + 1 + right
+        return min(self.max_seq_len, in_window)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        cache: KVCache | None = None,
+        attention_mask: Tensor | None = None,
+        return_aux: bool = False,
+    ) -> Tensor | tuple[Tensor, AttentionAux]:
+        """Read x (B, N, dim), after the tokens in ``cache``; return (B, N, dim).
+
+        ``attention_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
+        a row must stand side by side, since ALiBi and windows count places. Padded places return
+        numbers without meaning. With ``return_aux`` the answer is a pair with the operator's
+        `AttentionAux`. Raises ``ValueError`` for other shapes, and for a cache that is full or
+        given to a layer that is not causal.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
+        if cache is not None and not self.causal:
+            raise ValueError("cache: only causal attention can read a sequence in parts")
+        batch, tokens, _ = x.shape
+        start = 0 if cache is None else cache.length
+        positions_BN = token_positions(batch, tokens, start, attention_mask, x.device)
+
+        query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key = self.key(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        value = self.value(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        query, key = self.qk_norm(query, key)
+        query, key = self.position.rotate(query, key, positions_BN)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        answer = self._operate(query, key, value, attention_mask, return_aux)
+        out_BHND, aux = answer if isinstance(answer, tuple) else (answer, None)
+        out = self.output(out_BHND.transpose(1, 2).flatten(2))
+        return out if aux is None else (out, aux)
+
+    def new_cache(self, batch: int, length: int, *, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for ``length`` tokens, in ``dtype`` or that of the parameters."""
+        weight = self.key.weight
+        return KVCache(
+            batch,
+            self.kv_heads,
+            length,
+            self.head_dim,
+            dtype=weight.dtype if dtype is None else dtype,
+            device=weight.device,
+        )
+
+    def _operate(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        return_aux: bool,
+    ) -> Tensor | tuple[Tensor, AttentionAux]:
+        settings = {
+            "attn_mask": None if attention_mask is None else attention_mask[:, None, None],
+            "is_causal": self.causal,
+            "window_size": self.window_size,
+            "alibi_slopes": self.position.slopes(self.heads, query.device),
+            "softcap": self.softcap,
+            "enable_gqa": self.heads != self.kv_heads,
+            "dropout_p": self.dropout if self.training else 0.0,
+            "return_aux": return_aux,
+        }
+        if self.activation == "softmax":
+            return softmax_attention(query, key, value, **settings)
+        return sigmoid_attention(query, key, value, bias=self.bias, impl=self.impl, **settings)

@@ -1,0 +1,116 @@
+"""A transformer block: attention and feed-forward, each on a residual branch with its norms.
+
+Shape letters: B batch, N tokens, C model dim.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from sigmoid_attention.nn.attention import Attention
+from sigmoid_attention.nn.cache import KVCache
+from sigmoid_attention.nn.norm import LayerScale, RMSNorm
+
+# Which of a branch's three places for a norm are filled: before f, after f, after the sum.
+NORM_PLACEMENTS = {
+    "pre": (True, False, False),
+    "post": (False, False, True),
+    "hybrid": (True, True, False),
+}
+
+
+class Residual(nn.Module):
+    """The residual branch around a layer f, with RMSNorm where the placement says.
+
+    pre:    x + s f(norm(x))        post:   norm(x + s f(x))
+    hybrid: x + s norm(f(norm(x)))
+
+    s is a LayerScale or one. Hybrid fixes the size of what a branch adds, so that it no longer
+    matters how large a sigmoid's unnormalised rows are (P1, section 5: the norm acts after the
+    output projection). Raises ``ValueError`` for another placement.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(1, 2, 8)
+        >>> Residual(8, "hybrid")(x, nn.Identity()).shape
+        torch.Size([1, 2, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        norm_placement: str = "pre",
+        *,
+        layer_scale: float | None = None,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if norm_placement not in NORM_PLACEMENTS:
+            raise ValueError(
+                f"norm_placement must be one of {tuple(NORM_PLACEMENTS)}, got {norm_placement!r}"
+            )
+        self.norm_in, self.norm_out, self.norm_after = (
+            RMSNorm(dim, norm_eps) if filled else nn.Identity()
+            for filled in NORM_PLACEMENTS[norm_placement]
+        )
+        self.scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BNC: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
+        branch_BNC = self.norm_out(layer(self.norm_in(x_BNC)))
+        return self.norm_after(x_BNC + self.dropout(self.scale(branch_BNC)))
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward layer, each on its own `Residual`.
+
+    Takes and returns x (B, N, dim). ``layer_scale`` is the start of a trained gain on both
+    branches (the papers' 1e-4 in vision), None for no gain; ``dropout`` acts on both branches.
+    Raises ``ValueError`` for an unknown placement.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.nn import SwiGLU
+        >>> block = Block(Attention(16, 2, max_seq_len=8), SwiGLU(16, 48), norm_placement="hybrid")
+        >>> block(torch.randn(1, 8, 16)).shape
+        torch.Size([1, 8, 16])
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        feed_forward: nn.Module,
+        *,
+        norm_placement: str = "pre",
+        layer_scale: float | None = None,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+
+        def residual() -> Residual:
+            return Residual(
+                attention.dim,
+                norm_placement,
+                layer_scale=layer_scale,
+                dropout=dropout,
+                norm_eps=norm_eps,
+            )
+
+        self.attention = attention
+        self.attention_residual = residual()
+        self.feed_forward = feed_forward
+        self.feed_forward_residual = residual()
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        cache: KVCache | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        def attend(normed: Tensor) -> Tensor:
+            return self.attention(normed, cache=cache, attention_mask=attention_mask)
+
+        return self.feed_forward_residual(self.attention_residual(x, attend), self.feed_forward)

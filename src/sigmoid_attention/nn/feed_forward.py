@@ -1,0 +1,57 @@
+"""Feed-forward layers: SwiGLU and GELU, without linear biases.
+
+Shape letters: B batch, N tokens, C model dim, F hidden dim.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def swiglu_hidden(dim: int) -> int:
+    """8/3 of dim, rounded up to a multiple of 256: the width P1's models use (section 6.2).
+
+    Example:
+        >>> [swiglu_hidden(dim) for dim in (768, 2048, 4096)]
+        [2048, 5632, 11008]
+    """
+    return -(-8 * dim // (3 * 256)) * 256
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), three matrices (Shazeer 2020, eq. 6).
+
+    Example:
+        >>> import torch
+        >>> SwiGLU(8, 24)(torch.randn(1, 2, 8)).shape
+        torch.Size([1, 2, 8])
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x_BNC)) * self.up(x_BNC))
+
+
+class GELUFeedForward(nn.Module):
+    """down(gelu(up(x))), two matrices.
+
+    Example:
+        >>> import torch
+        >>> GELUFeedForward(8, 32)(torch.randn(1, 2, 8)).shape
+        torch.Size([1, 2, 8])
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x_BNC)))
+
+
+FEED_FORWARDS = {"swiglu": SwiGLU, "gelu": GELUFeedForward}

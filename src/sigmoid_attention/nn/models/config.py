@@ -1,0 +1,186 @@
+"""The configuration of a decoder language model, checked when it is made."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+from sigmoid_attention.attention import (
+    BiasPolicy,
+    Constant,
+    Learned,
+    NegLogEffectiveLength,
+    NegLogLength,
+    NegLogVisible,
+)
+from sigmoid_attention.nn.attention import ACTIVATIONS
+from sigmoid_attention.nn.block import NORM_PLACEMENTS
+from sigmoid_attention.nn.feed_forward import FEED_FORWARDS, swiglu_hidden
+from sigmoid_attention.nn.models.recipes import recipe_settings
+from sigmoid_attention.nn.norm import NORMS
+from sigmoid_attention.nn.position import alibi_slopes
+
+POSITIONS = ("alibi", "rope", "sincos", "learned", "cape", "none")
+BIASES = ("neg_log_length", "neg_log_visible", "neg_log_effective_length")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides what a `DecoderLM` computes; two equal ones give equal models.
+
+    Sizes are counts: ``dim`` channels, ``max_seq_len`` the training length n in tokens (longer
+    inputs are allowed unless positions are learned), ``window`` the tokens that a token sees,
+    itself among them. None stands for: ``kv_heads`` as many as heads, ``head_dim`` dim / heads,
+    ``ffn_dim`` 8/3 dim rounded up to 256 (SwiGLU) or 4 dim (GELU). ``bias`` is a name or a
+    number; ``bias_offset`` is added to a named one, ``learn_bias`` trains it per head from there.
+    ``as_softmax`` gives the other arm of a comparison. Raises ``ValueError`` where a value cannot
+    be meant.
+
+    Example:
+        >>> sizes = dict(vocab_size=257, dim=64, layers=2, heads=4, max_seq_len=128)
+        >>> config = ModelConfig.recipe("recommended", **sizes)
+        >>> config.position, config.bias_policy()
+        ('rope', NegLogLength(n=128, offset=-2.5))
+        >>> ModelConfig.from_dict(config.to_dict()) == config
+        True
+    """
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    max_seq_len: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    ffn_dim: int | None = None
+    feed_forward: str = "swiglu"
+    activation: str = "sigmoid"
+    bias: str | float = "neg_log_length"
+    bias_offset: float = 0.0
+    learn_bias: bool = False
+    position: str = "alibi"
+    rope_base: float = 10_000.0
+    norm_placement: str = "pre"
+    norm_eps: float = 1e-5
+    qk_norm: str | None = None
+    layer_scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        self._check_sizes()
+        self._check_names()
+        self._check_bias()
+
+    @classmethod
+    def recipe(cls, name: str, **sizes: Any) -> Self:
+        """A configuration whose position, norms and bias follow a recipe; ``sizes`` wins over it.
+
+        ``name`` is "paper" or "recommended"; see `sigmoid_attention.nn.models.recipes`. The
+        recommended settings follow the position that ``sizes`` asks for.
+        """
+        return cls(**{**recipe_settings(name, sizes.get("position")), **sizes})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The configuration that ``to_dict`` wrote; ``ValueError`` for a field it does not know."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        if unknown:
+            raise ValueError(f"model configuration: unknown field {unknown[0]!r}")
+        required = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
+        missing = sorted(required - set(values))
+        if missing:
+            raise ValueError(f"model configuration: field {missing[0]!r} is missing")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and None, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def as_softmax(self) -> Self:
+        """The same configuration with softmax attention; nothing else differs."""
+        return dataclasses.replace(self, activation="softmax")
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the feed-forward layers, resolved."""
+        if self.ffn_dim is not None:
+            return self.ffn_dim
+        return swiglu_hidden(self.dim) if self.feed_forward == "swiglu" else 4 * self.dim
+
+    def bias_policy(self) -> BiasPolicy:
+        """The bias of one attention layer; a new parameter at every call if it is learned."""
+        policy = self._fixed_bias()
+        return Learned(policy, self.heads) if self.learn_bias else policy
+
+    def _fixed_bias(self) -> BiasPolicy:
+        if not isinstance(self.bias, str):
+            return Constant(self.bias)
+        if self.bias == "neg_log_visible":
+            return NegLogVisible()
+        # No trained query sees more keys than its window holds.
+        n = self.max_seq_len if self.window is None else min(self.window, self.max_seq_len)
+        if self.bias == "neg_log_length":
+            return NegLogLength(n, self.bias_offset)
+        # On the CPU by name, so that a model built on the meta device has slopes to count with.
+        return NegLogEffectiveLength(alibi_slopes(self.heads, "cpu"), n, self.bias_offset)
+
+    def _check_sizes(self) -> None:
+        for name in (
+            "vocab_size",
+            "dim",
+            "layers",
+            "heads",
+            "max_seq_len",
+            "kv_heads",
+            "head_dim",
+            "ffn_dim",
+            "window",
+            "softcap",
+            "rope_base",
+            "norm_eps",
+        ):
+            size = getattr(self, name)
+            if size is not None and not size > 0:
+                raise ValueError(f"{name} must be positive, got {size}")
+        if self.head_dim is None and self.dim % self.heads:
+            raise ValueError(f"dim must be a multiple of heads ({self.heads}), got {self.dim}")
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads must divide heads ({self.heads}), got {self.kv_heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+
+    def _check_names(self) -> None:
+        choices = {
+            "activation": ACTIVATIONS,
+            "position": POSITIONS,
+            "norm_placement": tuple(NORM_PLACEMENTS),
+            "qk_norm": (None, *NORMS),
+            "feed_forward": tuple(FEED_FORWARDS),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        head_dim = self.dim // self.heads if self.head_dim is None else self.head_dim
+        if self.position == "rope" and head_dim % 2:
+            raise ValueError(f"position 'rope' needs an even head_dim, got {head_dim}")
+        if self.position in ("sincos", "cape") and self.dim % 2:
+            raise ValueError(f"position {self.position!r} needs an even dim, got {self.dim}")
+
+    def _check_bias(self) -> None:
+        if isinstance(self.bias, str) and self.bias not in BIASES:
+            raise ValueError(f"bias must be a number or one of {BIASES}, got {self.bias!r}")
+        if self.bias == "neg_log_effective_length" and self.position != "alibi":
+            raise ValueError(
+                f"bias 'neg_log_effective_length' follows the slopes of position 'alibi', "
+                f"got position {self.position!r}"
+            )
+        if self.bias_offset and (self.bias == "neg_log_visible" or not isinstance(self.bias, str)):
+            raise ValueError(
+                f"bias_offset moves 'neg_log_length' and 'neg_log_effective_length' only, "
+                f"got {self.bias_offset} with bias {self.bias!r}"
+            )
+        if self.learn_bias and self.bias == "neg_log_visible":
+            raise ValueError("learn_bias starts from one number per head, got 'neg_log_visible'")

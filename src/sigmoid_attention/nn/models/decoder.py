@@ -1,0 +1,182 @@
+"""A decoder language model built from the layers, the same for both kinds of attention.
+
+Shape letters: B batch, N tokens, C model dim, V vocabulary.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sigmoid_attention.nn.attention import Attention
+from sigmoid_attention.nn.block import Block
+from sigmoid_attention.nn.cache import KVCache
+from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
+from sigmoid_attention.nn.models.config import ModelConfig
+from sigmoid_attention.nn.norm import RMSNorm
+from sigmoid_attention.nn.position import (
+    CAPE,
+    ALiBi,
+    AttentionPosition,
+    EmbeddingPosition,
+    LearnedPosition,
+    RoPE,
+    SinCos,
+    token_positions,
+)
+
+IGNORED_TARGET = -100
+
+
+def _embedding_position(config: ModelConfig) -> EmbeddingPosition:
+    match config.position:
+        case "sincos":
+            return SinCos(config.dim)
+        case "cape":
+            return CAPE(config.dim)
+        case "learned":
+            return LearnedPosition(config.dim, config.max_seq_len)
+        case _:
+            return EmbeddingPosition()
+
+
+def _attention_position(config: ModelConfig) -> AttentionPosition:
+    match config.position:
+        case "rope":
+            return RoPE(config.rope_base)
+        case "alibi":
+            return ALiBi()
+        case _:
+            return AttentionPosition()
+
+
+def _block(config: ModelConfig) -> Block:
+    attention = Attention(
+        config.dim,
+        config.heads,
+        max_seq_len=config.max_seq_len,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        activation=config.activation,
+        bias=config.bias_policy(),
+        position=_attention_position(config),
+        qk_norm=config.qk_norm,
+        window_size=(-1, -1) if config.window is None else (config.window - 1, 0),
+        softcap=config.softcap,
+        dropout=config.dropout,
+        norm_eps=config.norm_eps,
+    )
+    return Block(
+        attention,
+        FEED_FORWARDS[config.feed_forward](config.dim, config.hidden_dim),
+        norm_placement=config.norm_placement,
+        layer_scale=config.layer_scale,
+        dropout=config.dropout,
+        norm_eps=config.norm_eps,
+    )
+
+
+class DecoderLM(nn.Module):
+    """Embedding, position, blocks, a last RMSNorm and the vocabulary, causal throughout.
+
+    Submodules keep their names: ``embedding``, ``position``, ``blocks.{i}.attention``,
+    ``blocks.{i}.feed_forward``, ``norm`` and, unless the embedding is tied, ``head``.
+
+    Initialisation follows P1's language models (section 6.2): linear weights are normal with
+    variance 1 / fan_in, the embedding with variance 1 / dim, gains are one. Rows of the embedding
+    then have length one and the last norm gives length dim^1/2, so tied logits have unit variance
+    and the first loss is about log V + 1/2. With LayerScale the residual stream is at first the
+    embedding itself, and a token would predict itself with the logit dim^1/2; there the gain of
+    the last norm starts at dim^-1/2, and the first loss is about log V.
+
+    Example:
+        >>> from sigmoid_attention.nn import PRESETS
+        >>> model = DecoderLM(PRESETS["tiny"])
+        >>> model(torch.zeros(2, 5, dtype=torch.long)).shape
+        torch.Size([2, 5, 257])
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.position = _embedding_position(config)
+        self.blocks = nn.ModuleList(_block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tie_embeddings:
+            self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.embedding.weight, std=self.config.dim**-0.5)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        if self.config.layer_scale is not None and self.config.tie_embeddings:
+            nn.init.constant_(self.norm.weight, self.config.dim**-0.5)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        cache: list[KVCache] | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The normalised state of every token, (B, N, dim); arguments and errors as `forward`."""
+        if tokens.dim() != 2 or tokens.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"tokens must be integers of shape (batch, tokens), "
+                f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
+            )
+        if cache is not None and len(cache) != len(self.blocks):
+            raise ValueError(f"cache must hold {len(self.blocks)} layers, got {len(cache)}")
+        batch, new = tokens.shape
+        start = 0 if cache is None else cache[0].length
+        longest = self.position.max_length
+        if longest is not None and start + new > longest:
+            raise ValueError(
+                f"tokens: the learned position table ends at {longest} tokens, got {start + new}"
+            )
+        positions_BN = token_positions(batch, new, start, attention_mask, tokens.device)
+        x_BNC = self.position(self.embedding(tokens), positions_BN)
+        for i, block in enumerate(self.blocks):
+            layer_cache = None if cache is None else cache[i]
+            x_BNC = block(x_BNC, cache=layer_cache, attention_mask=attention_mask)
+        return self.norm(x_BNC)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of normalised states (..., dim)."""
+        head = self.embedding if self.config.tie_embeddings else self.head
+        return F.linear(hidden, head.weight)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        cache: list[KVCache] | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, N, V) of tokens (B, N), which follow those in ``cache``.
+
+        ``attention_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
+        a row stand side by side. Raises ``ValueError`` for other shapes or dtypes, a full cache,
+        and more tokens than a learned position table holds.
+        """
+        return self.logits(self.hidden(tokens, cache=cache, attention_mask=attention_mask))
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy in nats of targets (B, N), those equal to -100 left out."""
+        logits_BNV = self(tokens)
+        return F.cross_entropy(
+            logits_BNV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_TARGET
+        )
+
+    def new_cache(
+        self, batch: int, length: int, *, dtype: torch.dtype | None = None
+    ) -> list[KVCache]:
+        """Empty caches for ``length`` tokens, one a layer, in ``dtype`` or the parameters' own."""
+        return [
+            cast(Block, block).attention.new_cache(batch, length, dtype=dtype)
+            for block in self.blocks
+        ]

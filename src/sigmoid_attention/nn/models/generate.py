@@ -1,0 +1,118 @@
+"""Text from a decoder: greedy or sampled, cached, for batches of prompts of unequal length.
+
+Shape letters: B batch, N prompt tokens, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.nn.models.decoder import DecoderLM
+
+
+def _check(
+    model: DecoderLM,
+    prompt: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    attention_mask: Tensor | None,
+) -> None:
+    if prompt.dim() != 2 or prompt.numel() == 0 or prompt.dtype != torch.int64:
+        raise ValueError(
+            f"prompt must be int64 of shape (batch, tokens) with a token or more in each row, "
+            f"got {prompt.dtype} of shape {tuple(prompt.shape)}"
+        )
+    smallest, largest = int(prompt.min()), int(prompt.max())
+    if smallest < 0 or largest >= model.config.vocab_size:
+        raise ValueError(
+            f"prompt: tokens must be 0 to {model.config.vocab_size - 1}, "
+            f"got {smallest if smallest < 0 else largest}"
+        )
+    if max_new_tokens <= 0:
+        raise ValueError(f"max_new_tokens must be positive, got {max_new_tokens}")
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+    longest = model.position.max_length
+    if longest is not None and prompt.shape[1] + max_new_tokens > longest:
+        raise ValueError(
+            f"max_new_tokens: the learned position table ends at {longest} tokens, "
+            f"got a prompt of {prompt.shape[1]} and {max_new_tokens} new ones"
+        )
+    if attention_mask is None:
+        return
+    if attention_mask.dtype != torch.bool or attention_mask.shape != prompt.shape:
+        raise ValueError(
+            f"attention_mask must be boolean of the prompt's shape {tuple(prompt.shape)}, "
+            f"got {attention_mask.dtype} of shape {tuple(attention_mask.shape)}"
+        )
+    real = attention_mask.long()
+    if not attention_mask[:, -1].all() or (real.diff(dim=-1) < 0).any():
+        raise ValueError("attention_mask: padding must stand on the left, real tokens to its right")
+
+
+def _choose(
+    logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None
+) -> Tensor:
+    """One token a row, (B, 1)."""
+    if temperature == 0:
+        return logits_BV.argmax(-1, keepdim=True)
+    probability_BV = (logits_BV.float() / temperature).softmax(-1)
+    descending_BV, order_BV = probability_BV.sort(-1, descending=True)
+    # The nucleus: the fewest tokens that reach top_p, so the one that crosses it belongs to it.
+    before_BV = descending_BV.cumsum(-1) - descending_BV
+    nucleus_BV = descending_BV.masked_fill(before_BV >= top_p, 0.0)
+    rank_B1 = torch.multinomial(nucleus_BV, 1, generator=generator)
+    return order_BV.gather(-1, rank_B1)
+
+
+@torch.no_grad()
+def generate(
+    model: DecoderLM,
+    prompt: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    attention_mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    stop_token: int | None = None,
+) -> Tensor:
+    """Continue prompts (B, N) by up to ``max_new_tokens`` tokens each and return (B, N + new).
+
+    ``temperature`` 0 takes the likeliest token; above, tokens are drawn from
+    softmax(logits / temperature), cut to the likeliest that reach ``top_p`` together (Holtzman et
+    al. 2020). Shorter prompts are padded on the left with any token and marked False in
+    ``attention_mask`` (B, N). A row that has produced ``stop_token`` repeats it, and generation
+    ends when every row has. The model is put in evaluation mode for the call. Raises
+    ``ValueError`` for values outside these ranges, and where a learned position table ends first.
+
+    Example:
+        >>> from sigmoid_attention.nn import PRESETS
+        >>> model, prompt = DecoderLM(PRESETS["tiny"]), torch.tensor([[1, 2, 3]])
+        >>> generate(model, prompt, max_new_tokens=4).shape
+        torch.Size([1, 7])
+    """
+    _check(model, prompt, max_new_tokens, temperature, top_p, attention_mask)
+    batch, prompt_length = prompt.shape
+    was_training = model.training
+    model.eval()
+    try:
+        cache = model.new_cache(batch, prompt_length + max_new_tokens)
+        tokens, unread, mask = prompt, prompt, attention_mask
+        stopped_B1 = torch.zeros(batch, 1, dtype=torch.bool, device=prompt.device)
+        for _ in range(max_new_tokens):
+            hidden = model.hidden(unread, cache=cache, attention_mask=mask)
+            unread = _choose(model.logits(hidden[:, -1]), temperature, top_p, generator)
+            if stop_token is not None:
+                unread = unread.masked_fill(stopped_B1, stop_token)
+                stopped_B1 = stopped_B1 | (unread == stop_token)
+            tokens = torch.cat([tokens, unread], -1)
+            if mask is not None:
+                mask = torch.cat([mask, mask.new_ones(batch, 1)], -1)
+            if stop_token is not None and bool(stopped_B1.all()):
+                break
+    finally:
+        model.train(was_training)
+    return tokens

@@ -1,0 +1,76 @@
+"""Norms and scales: RMSNorm, the per-head norms of QK-norm, and LayerScale.
+
+Shape letters: B batch, N tokens, C model dim, H heads, D head dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * gain over the last dimension, returned in the dtype of x.
+
+    Sums are kept in fp32 by ``torch.nn.functional.rms_norm``. The gain starts at one
+    (Zhang and Sennrich 2019).
+
+    Example:
+        >>> RMSNorm(2)(torch.tensor([3.0, 3.0])).tolist()
+        [0.9999994039535522, 0.9999994039535522]
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Activations of one dtype and gains of another fall off torch's fused path, with a warning.
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+NORMS = {"rms": RMSNorm, "layer": nn.LayerNorm}
+
+
+class QKNorm(nn.Module):
+    """Normalise each head's query and key, with a trained gain of their own, before any rotation.
+
+    ``kind`` is "rms", "layer" (the two of P1, section 5) or None for no norm. Takes and returns
+    query (B, H, N, D) and key (B, H, N, D) in the dtype of the query. One gain per channel
+    is shared by all heads. Raises ``ValueError`` for any other kind.
+
+    Example:
+        >>> q = k = torch.randn(1, 2, 3, 8)
+        >>> [x.shape for x in QKNorm("rms", head_dim=8)(q, k)]
+        [torch.Size([1, 2, 3, 8]), torch.Size([1, 2, 3, 8])]
+    """
+
+    def __init__(self, kind: str | None, head_dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        if kind is not None and kind not in NORMS:
+            raise ValueError(f"qk_norm must be 'rms', 'layer' or None, got {kind!r}")
+        self.query = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()
+        self.key = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()
+
+    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        # Autocast lets some norms return fp32; the operator wants one dtype for all three inputs.
+        return self.query(query).to(query.dtype), self.key(key).to(query.dtype)
+
+
+class LayerScale(nn.Module):
+    """gamma * x with a trained gamma per channel that starts small (Touvron et al. 2021, eq. 4).
+
+    Example:
+        >>> LayerScale(3, init=0.5)(torch.ones(3)).tolist()
+        [0.5, 0.5, 0.5]
+    """
+
+    def __init__(self, dim: int, init: float = 1e-4) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * x

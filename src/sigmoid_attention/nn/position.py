@@ -1,0 +1,247 @@
+"""Positions: what a token's place adds to its embedding, or does to its queries and keys.
+
+There are two kinds, and the type says which. An `EmbeddingPosition` acts once, on the embeddings
+of the model (SinCos, LearnedPosition, CAPE). An `AttentionPosition` acts in every layer: it
+rotates queries and keys (RoPE) or gives the operator its slopes (ALiBi). The base class of each
+kind does nothing, so whoever holds one asks it and never looks at its name.
+
+Shape letters: B batch, N tokens, C model dim, H heads, D head dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+def token_positions(
+    batch: int, tokens: int, start: int, attention_mask: Tensor | None, device: torch.device
+) -> Tensor:
+    """Positions of the ``tokens`` that follow ``start`` cached ones, (B, N), or (1, N) unmasked.
+
+    Padding has no place of its own: the position of a token is the number of real tokens before
+    it, so that a row reads the same wherever its padding stands. Raises ``ValueError`` unless the
+    mask is boolean of shape (batch, start + tokens).
+    """
+    if attention_mask is None:
+        return torch.arange(start, start + tokens, device=device)[None]
+    if attention_mask.dtype != torch.bool or attention_mask.shape != (batch, start + tokens):
+        raise ValueError(
+            f"attention_mask must be boolean of shape (batch, cached + new tokens) = "
+            f"{(batch, start + tokens)}, got {attention_mask.dtype} of shape "
+            f"{tuple(attention_mask.shape)}"
+        )
+    positions_BN = attention_mask.long().cumsum(-1) - 1
+    return positions_BN[:, start:].clamp(min=0)
+
+
+def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor:
+    """The geometric ALiBi slopes, an fp32 tensor of shape (heads,).
+
+    m_h = 2^(-8h/H) for h = 1..H where H is a power of two. Otherwise the slopes of the next lower
+    power of two P, followed by every second slope of 2P (Press et al. 2022, section 3 and their
+    released code). Raises ``ValueError`` if heads is not positive.
+
+    Example:
+        >>> alibi_slopes(4).tolist()
+        [0.25, 0.0625, 0.015625, 0.00390625]
+        >>> alibi_slopes(3).tolist()
+        [0.0625, 0.00390625, 0.25]
+    """
+    if heads <= 0:
+        raise ValueError(f"heads must be positive, got {heads}")
+    power = 1 << (heads.bit_length() - 1)
+    whole = torch.arange(1, power + 1, device=device) / power
+    between = torch.arange(1, 1 + 2 * (heads - power), 2, device=device) / (2 * power)
+    return torch.exp2(-8 * torch.cat([whole, between]))
+
+
+def _sinusoids(positions: Tensor, dim: int, base: float) -> Tensor:
+    """sin and cos of the positions at dim/2 frequencies base^(-2i/dim), (..., dim)."""
+    frequency = base ** (-torch.arange(0, dim, 2, device=positions.device) / dim)
+    angle = positions[..., None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def _check_even(dim: int, owner: str) -> None:
+    if dim <= 0 or dim % 2:
+        raise ValueError(f"{owner} pairs up channels, so its dim must be even, got {dim}")
+
+
+class EmbeddingPosition(nn.Module):
+    """A position that the model adds to its embeddings; this base class adds nothing.
+
+    ``max_length`` is the longest sequence that it can place, None where any length will do.
+
+    Example:
+        >>> EmbeddingPosition()(torch.ones(1, 2, 4), torch.tensor([[0, 1]])).shape
+        torch.Size([1, 2, 4])
+    """
+
+    max_length: int | None = None
+
+    def forward(self, x_BNC: Tensor, positions_BN: Tensor) -> Tensor:
+        return x_BNC
+
+
+class SinCos(EmbeddingPosition):
+    """Fixed sinusoids: x + scale * [sin(p w_i), cos(p w_i)], w_i = base^(-2i/dim).
+
+    ``scale`` defaults to dim^-1/2. Vaswani et al. 2017 (section 3.5) multiply the embedding by
+    dim^1/2 instead; the ratio of the two terms is the same, and a tied output keeps its size.
+    Raises ``ValueError`` if dim is odd.
+
+    Example:
+        >>> SinCos(4, scale=1.0)(torch.zeros(1, 1, 4), torch.tensor([[0]])).tolist()
+        [[[0.0, 0.0, 1.0, 1.0]]]
+    """
+
+    def __init__(self, dim: int, base: float = 10_000.0, scale: float | None = None) -> None:
+        super().__init__()
+        _check_even(dim, type(self).__name__)
+        self.dim, self.base = dim, base
+        self.scale = dim**-0.5 if scale is None else scale
+
+    def forward(self, x_BNC: Tensor, positions_BN: Tensor) -> Tensor:
+        return x_BNC + (self.scale * _sinusoids(positions_BN, self.dim, self.base)).to(x_BNC.dtype)
+
+
+class CAPE(SinCos):
+    """Sinusoids whose positions are jittered in training and plain at evaluation.
+
+    p' = (p + shift + local_p) * exp(log_scale), with shift ~ U(-max_shift, max_shift) and
+    log_scale ~ U(-log max_scale, log max_scale) drawn for each sequence, and local_p
+    ~ U(-max_local_shift, max_local_shift) for each token (Likhomanenko et al. 2021, section 3).
+    Positions are tokens counted from the first one, not centred on the middle: a cache must not
+    need to know how long the sequence will be. The default ranges are this project's own.
+    Raises ``ValueError`` if dim is odd, a shift is negative or max_scale is below one.
+
+    Example:
+        >>> cape, x, p = CAPE(4), torch.zeros(1, 2, 4), torch.tensor([[0, 1]])
+        >>> torch.equal(cape.eval()(x, p), SinCos(4)(x, p))
+        True
+        >>> torch.equal(cape.train()(x, p), SinCos(4)(x, p))
+        False
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        max_shift: float = 8.0,
+        max_local_shift: float = 0.5,
+        max_scale: float = 1.03,
+        base: float = 10_000.0,
+    ) -> None:
+        super().__init__(dim, base)
+        if max_shift < 0 or max_local_shift < 0 or max_scale < 1:
+            raise ValueError(
+                "CAPE: max_shift and max_local_shift must be 0 or more and max_scale 1 or more, "
+                f"got {max_shift}, {max_local_shift} and {max_scale}"
+            )
+        self.max_shift, self.max_local_shift = max_shift, max_local_shift
+        self.max_scale = max_scale
+
+    def forward(self, x_BNC: Tensor, positions_BN: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x_BNC, positions_BN)
+        batch, tokens, _ = x_BNC.shape
+
+        def symmetric(*shape: int) -> Tensor:
+            return 2 * torch.rand(shape, device=x_BNC.device) - 1
+
+        jittered_BN = positions_BN + self.max_shift * symmetric(batch, 1)
+        jittered_BN = jittered_BN + self.max_local_shift * symmetric(batch, tokens)
+        return super().forward(x_BNC, jittered_BN * self.max_scale ** symmetric(batch, 1))
+
+
+class LearnedPosition(EmbeddingPosition):
+    """A trained vector for each place: x + table[p], for at most ``max_length`` places.
+
+    The table starts as a normal of standard deviation dim^-1/2, the size of the embeddings.
+    Raises ``ValueError`` if max_length is not positive.
+
+    Example:
+        >>> LearnedPosition(8, max_length=16).table.weight.shape
+        torch.Size([16, 8])
+    """
+
+    def __init__(self, dim: int, max_length: int) -> None:
+        super().__init__()
+        if max_length <= 0:
+            raise ValueError(f"LearnedPosition: max_length must be positive, got {max_length}")
+        self.max_length = max_length
+        self.table = nn.Embedding(max_length, dim)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)
+
+    def forward(self, x_BNC: Tensor, positions_BN: Tensor) -> Tensor:
+        return x_BNC + self.table(positions_BN)
+
+
+class AttentionPosition:
+    """A position that acts inside every attention layer; this base class does nothing.
+
+    Nothing is stored in buffers: what is computed on the fly in fp32 survives ``model.bfloat16()``
+    and a model that was built on the meta device.
+
+    Example:
+        >>> AttentionPosition().slopes(heads=2, device="cpu") is None
+        True
+    """
+
+    def check(self, head_dim: int) -> None:
+        """Raise ``ValueError`` if heads of this size cannot be placed."""
+
+    def rotate(self, query: Tensor, key: Tensor, positions_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys, each (B, H, N, D), after the position has acted on them."""
+        return query, key
+
+    def slopes(self, heads: int, device: torch.device | str) -> Tensor | None:
+        """Slopes for the operator's ``alibi_slopes``, (H,), or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class RoPE(AttentionPosition):
+    """Rotate channel pairs (i, i + D/2) of queries and keys by the angle p * base^(-2i/D).
+
+    A product of a rotated query and key depends on their distance only (Su et al. 2021, eq. 34).
+    Rotation is done in fp32 and returned in the dtype that came in. ``check`` raises
+    ``ValueError`` for an odd head_dim.
+
+    Example:
+        >>> q = torch.tensor([1.0, 0.0]).expand(1, 1, 1, 2)
+        >>> turned, _ = RoPE().rotate(q, q, torch.tensor([[1]]))
+        >>> [round(x, 3) for x in turned.flatten().tolist()]  # cos 1, sin 1
+        [0.54, 0.841]
+    """
+
+    base: float = 10_000.0
+
+    def check(self, head_dim: int) -> None:
+        _check_even(head_dim, "RoPE")
+
+    def rotate(self, query: Tensor, key: Tensor, positions_BN: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        turns_B1ND = _sinusoids(positions_BN[:, None].to(dtype), query.shape[-1], self.base)
+        sin, cos = turns_B1ND.chunk(2, -1)
+
+        def turn(x_BHND: Tensor) -> Tensor:
+            first, second = x_BHND.to(dtype).chunk(2, -1)
+            turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+            return turned.to(x_BHND.dtype)
+
+        return turn(query), turn(key)
+
+
+@dataclass(frozen=True)
+class ALiBi(AttentionPosition):
+    """Subtract slope_h * distance from every logit, with the slopes of `alibi_slopes`.
+
+    Example:
+        >>> ALiBi().slopes(heads=2, device="cpu").tolist()
+        [0.0625, 0.00390625]
+    """
+
+    def slopes(self, heads: int, device: torch.device | str) -> Tensor:
+        return alibi_slopes(heads, device)

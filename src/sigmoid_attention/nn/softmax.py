@@ -1,0 +1,154 @@
+"""Softmax attention with the arguments of the sigmoid operator: the other arm of a comparison.
+
+Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sigmoid_attention.attention import geometry, reference
+from sigmoid_attention.attention.reference import AttentionAux
+
+NOT_VISIBLE = float("-inf")
+
+
+def softmax_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    dropout_p: float = 0.0,
+    return_aux: bool = False,
+) -> Tensor | tuple[Tensor, AttentionAux]:
+    r"""Softmax attention, asked for and answering like `sigmoid_attention`.
+
+    .. math::
+        O_i = \sum_j \frac{e^{u_{ij}}}{\sum_k e^{u_{ik}}} v_j
+
+    over the visible keys, with the logits u, the shapes and the bottom-right alignment of
+    `sigmoid_attention`, less the bias: a number for each row leaves a softmax unchanged. A query
+    that sees no key gets exact zeros, where a plain softmax has none to give. Torch's
+    ``scaled_dot_product_attention`` does the work, on its fast causal path where no mask is
+    needed; ``softcap`` and ``return_aux`` need the weights and form them.
+
+    Example:
+        >>> q = k = v = torch.randn(1, 2, 3, 8)
+        >>> softmax_attention(q, k, v, is_causal=True)[0, 0, 0].equal(v[0, 0, 0])
+        True
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    if scale is None:
+        scale = 1 / math.sqrt(query.shape[-1])
+    window = geometry.effective_window(is_causal, window_size)
+    formed = softcap is not None or return_aux
+    causal = window == (-1, 0)
+    # One query at the end of the keys sees all of them, and so needs no causal mask.
+    unmasked = window == (-1, -1) or (causal and queries in (1, keys))
+    if unmasked and attn_mask is None and alibi_slopes is None and not formed:
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            scale=scale,
+            is_causal=causal and queries > 1,
+            enable_gqa=enable_gqa,
+            dropout_p=dropout_p,
+        )
+
+    offset_QK = geometry.offsets(geometry.query_positions(queries, keys, query.device), keys)
+    visible = geometry.in_window(offset_QK, window)
+    float_mask = None
+    if attn_mask is not None:
+        visible = geometry.both(visible, geometry.attended(attn_mask))
+        float_mask = None if attn_mask.dtype == torch.bool else attn_mask
+    if formed:
+        return _formed(
+            query,
+            key,
+            value,
+            scale=scale,
+            softcap=softcap,
+            float_mask=float_mask,
+            alibi_slopes=alibi_slopes,
+            offset_QK=offset_QK,
+            visible=visible,
+            dropout_p=dropout_p,
+            return_aux=return_aux,
+        )
+    additive = float_mask
+    if alibi_slopes is not None:
+        slope_term = reference.position_bias(offset_QK, alibi_slopes, torch.float32)
+        additive = slope_term if additive is None else additive + slope_term
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=_sdpa_mask(additive, visible, query.dtype),
+        scale=scale,
+        enable_gqa=enable_gqa,
+        dropout_p=dropout_p,
+    )
+    return out if visible is None else out.masked_fill(~visible.any(-1, keepdim=True), 0.0)
+
+
+def _sdpa_mask(
+    additive: Tensor | None, visible: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """One mask of the two, with rows that see nothing opened to everything.
+
+    What a kernel makes of a closed row depends on the kernel, and a NaN there would reach the
+    gradients of every key, whatever is written over the row afterwards.
+    """
+    if visible is not None:
+        closed = ~visible.any(-1, keepdim=True)
+        if additive is None:
+            return visible | closed
+        additive = additive.masked_fill(~visible, NOT_VISIBLE).masked_fill(closed, 0.0)
+    return None if additive is None else additive.to(dtype)
+
+
+def _formed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+    float_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    offset_QK: Tensor,
+    visible: Tensor | None,
+    dropout_p: float,
+    return_aux: bool,
+) -> Tensor | tuple[Tensor, AttentionAux]:
+    """Attention through an explicit (B, H, Q, K) array of weights, in fp32 or better."""
+    dtype = reference.compute_dtype(query.dtype)
+    logits_BHQK = reference.logits(
+        query.to(dtype),
+        key.to(dtype),
+        scale=scale,
+        softcap=softcap,
+        bias=0.0,
+        float_mask=None if float_mask is None else float_mask.to(dtype),
+        alibi_slopes=alibi_slopes,
+        offset_QK=offset_QK,
+    )
+    if visible is None:
+        weights_BHQK = logits_BHQK.softmax(-1)
+    else:
+        closed = ~visible.any(-1, keepdim=True)
+        logits_BHQK = logits_BHQK.masked_fill(~visible, NOT_VISIBLE).masked_fill(closed, 0.0)
+        weights_BHQK = logits_BHQK.softmax(-1).masked_fill(~visible, 0.0)
+    dropped = torch.dropout(weights_BHQK, dropout_p, train=True) if dropout_p > 0 else weights_BHQK
+    out = reference.weighted_sum(dropped, value.to(dtype)).to(query.dtype)
+    return (out, reference.row_statistics(weights_BHQK, visible)) if return_aux else out
