@@ -1,0 +1,166 @@
+"""Checkpoints: one safetensors file with everything that the rest of the run depends on.
+
+Tensors are named `model/<name>`, `optimizer/<parameter>/<state>`, `rng/<device>` and `losses`;
+the step, the configuration and a checksum are JSON in the header. Nothing is ever unpickled.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from sigmoid_attention.training.files import write_whole
+
+CURRENT = "checkpoint.safetensors"
+PREVIOUS = "checkpoint.previous.safetensors"
+HEADER = "sigmoid-attention checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file held: finished steps, the configuration of the run, and all tensors by name."""
+
+    path: Path
+    step: int
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def losses(self) -> list[float]:
+        """The training loss of every finished step."""
+        return self.tensors["losses"].tolist()
+
+    def restore_model(self, model: nn.Module) -> None:
+        """Copy the parameters and buffers into `model`, which must have the same shapes."""
+        with torch.no_grad():
+            for name, tensor in _model_tensors(model).items():
+                tensor.copy_(self.tensors[f"model/{name}"])
+
+    def restore_training(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Also bring the optimiser and torch's global random generators to where they were."""
+        self.restore_model(model)
+        for name, parameter in model.named_parameters():
+            prefix = f"optimizer/{name}/"
+            for key, tensor in self.tensors.items():
+                if key.startswith(prefix):
+                    # Adam's step count lives on the CPU even when the parameter does not.
+                    kept = tensor if tensor.ndim == 0 else tensor.to(parameter.device)
+                    optimizer.state[parameter][key.removeprefix(prefix)] = kept
+        torch.set_rng_state(self.tensors["rng/cpu"])
+        device = next(model.parameters()).device
+        if device.type == "cuda" and "rng/cuda" in self.tensors:
+            torch.cuda.set_rng_state(self.tensors["rng/cuda"], device)
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    losses: Sequence[float],
+    config: dict[str, Any],
+) -> None:
+    """Write the run's state to `path`, whole or not at all; `losses` has one of every step done.
+
+    A checkpoint that was there becomes `<stem>.previous.safetensors`.
+
+    Raises:
+        OSError: the disk is full or not writable; the old checkpoint is still there.
+    """
+    tensors = {f"model/{name}": tensor for name, tensor in _model_tensors(model).items()}
+    for name, parameter in model.named_parameters():
+        for key, tensor in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{name}/{key}"] = tensor
+    tensors["rng/cpu"] = torch.get_rng_state()
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
+    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"kind": HEADER, "step": len(losses), "config": config, "crc32": _checksum(tensors)}
+    content = safetensors.torch.save(tensors, {"header": json.dumps(header)})
+
+    fresh = path.with_name(path.name + ".new")
+    write_whole(fresh, content)
+    # Only now that the new one is safe does the old one move: at every moment one of the two
+    # names holds a whole checkpoint, which is what `latest_checkpoint` looks for.
+    if path.exists():
+        os.replace(path, path.with_name(f"{path.stem}.previous{path.suffix}"))
+    os.replace(fresh, path)
+
+
+def load_checkpoint(path: Path, *, expect: dict[str, Any] | None = None) -> Checkpoint:
+    """Read a checkpoint, onto the CPU.
+
+    Raises:
+        ValueError: the file is damaged or not a checkpoint, or `expect` is given and is not the
+            configuration that it was made with; names the first field that differs.
+        OSError: there is no such file.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()["header"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header["kind"] != HEADER or header["crc32"] != _checksum(tensors):
+            raise ValueError("the checksum does not fit the content")
+    except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint of this library ({error}); "
+            f"without it a resumed run takes {PREVIOUS}, if there is one"
+        ) from error
+    checkpoint = Checkpoint(Path(path), header["step"], header["config"], tensors)
+    if expect is not None:
+        _refuse_difference(checkpoint, expect)
+    return checkpoint
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run's folder, if it has one."""
+    candidates = (folder / CURRENT, folder / PREVIOUS)
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _refuse_difference(checkpoint: Checkpoint, expect: dict[str, Any]) -> None:
+    theirs = _flatten(checkpoint.config)
+    ours = _flatten(json.loads(json.dumps(expect)))
+    for field in [*ours, *theirs]:
+        there, here = theirs.get(field, "absent"), ours.get(field, "absent")
+        if there != here:
+            raise ValueError(
+                f"{checkpoint.path} belongs to another configuration: "
+                f"{field} is {there!r} there and {here!r} here"
+            )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= (
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, a tied one once: safetensors stores no two names for one."""
+    by_identity = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        by_identity.setdefault(id(tensor), (name, tensor))
+    return dict(by_identity.values())
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(name.encode(), total)
+        data = tensors[name].reshape(-1).view(torch.uint8).numpy().data
+        total = zlib.crc32(data, total)
+    return total

@@ -1,0 +1,122 @@
+"""Bytes to token ids and back, without loss for any bytes whatever."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from sigmoid_attention.training.files import write_whole
+
+# Words with their leading space, numbers, punctuation, white space. Every byte above 127 counts
+# as a letter, so that no character of a UTF-8 text is torn between two words.
+WORDS = " ?[A-Za-z\x80-\xff]+| ?[0-9]+| ?[^ \t\n\r\x0b\x0cA-Za-z0-9\x80-\xff]+|[ \t\n\r\x0b\x0c]+"
+
+
+class Tokenizer(Protocol):
+    """What the data pipeline and the evaluation need of a tokenizer; `eos` ends a document."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def eos(self) -> int: ...
+    def encode(self, text: bytes) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> bytes: ...
+    def save(self, path: Path) -> None: ...
+
+
+class ByteTokenizer:
+    """One token a byte, 0 to 255, and 256 for the end of a document.
+
+    Example:
+        >>> ByteTokenizer().encode("né".encode())
+        [110, 195, 169]
+    """
+
+    eos = 256
+    vocab_size = 257
+
+    def encode(self, text: bytes) -> list[int]:
+        return list(text)
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """The bytes of `ids`; the end of a document has none."""
+        return bytes(number for number in ids if number != self.eos)
+
+    def save(self, path: Path) -> None:
+        write_whole(path, json.dumps({"kind": "byte"}).encode())
+
+
+class BPETokenizer:
+    """Byte-pair encoding over bytes, trained on the user's own text (Sennrich et al. 2016).
+
+    Each byte goes in as the one character that Latin-1 gives it, so all 256 bytes are in the
+    vocabulary, nothing is normalised, and `decode(encode(text)) == text` for any bytes.
+
+    Example:
+        >>> tokenizer = BPETokenizer.train([b"low lower lowest " * 20], vocab_size=262)
+        >>> ids = tokenizer.encode(b"lowest \\xff")
+        >>> len(ids) < 8, tokenizer.decode(ids)
+        (True, b'lowest \\xff')
+    """
+
+    def __init__(self, model: tokenizers.Tokenizer) -> None:
+        self._model = model
+        by_id = sorted((number, piece) for piece, number in model.get_vocab().items())
+        self._pieces = [piece.encode("latin-1") for _, piece in by_id]
+        # The end of a document is kept out of the trained model: no text can spell it.
+        self.eos = len(self._pieces)
+        self.vocab_size = self.eos + 1
+
+    @classmethod
+    def train(cls, texts: Iterable[bytes], vocab_size: int) -> "BPETokenizer":
+        """Learn merges from `texts` until there are `vocab_size` tokens, or fewer if they run out.
+
+        Raises:
+            ValueError: `vocab_size` is below 257, the bytes and the end of a document.
+        """
+        if vocab_size < 257:
+            raise ValueError(
+                f"vocab_size must be at least 257 (256 bytes and the end of a document), "
+                f"got {vocab_size}"
+            )
+        model = tokenizers.Tokenizer(models.BPE())
+        model.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated")
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,
+            initial_alphabet=[chr(byte) for byte in range(256)],
+            show_progress=False,
+        )
+        model.train_from_iterator((text.decode("latin-1") for text in texts), trainer)
+        return cls(model)
+
+    def encode(self, text: bytes) -> list[int]:
+        return self._model.encode(text.decode("latin-1")).ids
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """The bytes of `ids`; the end of a document has none."""
+        return b"".join(self._pieces[number] for number in ids if number != self.eos)
+
+    def save(self, path: Path) -> None:
+        content = {"kind": "bpe", "model": json.loads(self._model.to_str())}
+        write_whole(path, json.dumps(content).encode())
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read back what `save` wrote.
+
+    Raises:
+        ValueError: the file is not a tokenizer that this library saved.
+        OSError: there is no such file.
+    """
+    content = path.read_bytes()
+    try:
+        fields = json.loads(content)
+        if fields["kind"] == "byte":
+            return ByteTokenizer()
+        return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(fields["model"])))
+    # The tokenizers library raises plain Exception for a model that it cannot read.
+    except Exception as error:
+        raise ValueError(f"{path} is not a tokenizer of this library ({error!r})") from error

@@ -1,0 +1,86 @@
+"""Where a run blew up: the first module that showed a non-finite value."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Diverged(RuntimeError):
+    """Training met a non-finite loss, gradient or parameter; `step` and `where` say which."""
+
+    def __init__(self, step: int, loss: float, where: str) -> None:
+        super().__init__(
+            f"training diverged at step {step} (loss {loss:.4g}): "
+            f"the first value that is not finite is {where}"
+        )
+        self.step = step
+        self.where = where
+
+
+def first_non_finite(model: nn.Module, compute_loss: Callable[[], Tensor]) -> str:
+    """Run one step again and say where the first non-finite value appears.
+
+    Looks at every module's output on the way forward, then at the gradients of the same tensors
+    on the way back, then at the parameters' gradients. Leaves the gradients of the repetition.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> _ = nn.init.constant_(model[1].weight, float("nan"))
+        >>> first_non_finite(model, lambda: model(torch.ones(1, 2)).sum())
+        'the output of 1'
+    """
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        label = name or "the model"
+
+        def on_gradient(gradient: Tensor) -> None:
+            if not gradient.isfinite().all():
+                found.append(f"the gradient at the output of {label}")
+
+        def on_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            for tensor in _tensors(output):
+                if not tensor.isfinite().all():
+                    found.append(f"the output of {label}")
+                if tensor.requires_grad:
+                    tensor.register_hook(on_gradient)
+
+        return on_output
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    try:
+        model.zero_grad(set_to_none=True)
+        loss = compute_loss()
+        if not found and not loss.isfinite():
+            found.append("the loss itself")
+        if not found:
+            loss.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else f"the gradient of {_worst_gradient(model)}"
+
+
+def non_finite_parameter(model: nn.Module) -> str | None:
+    """The first parameter with a non-finite entry, if any."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return name
+    return None
+
+
+def _worst_gradient(model: nn.Module) -> str:
+    """The parameter with the largest gradient: it is infinite, or their common norm overflows."""
+    norms = {
+        name: parameter.grad.norm().nan_to_num(nan=float("inf")).item()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    return max(norms, key=norms.__getitem__)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    parts = output if isinstance(output, tuple | list) else [output]
+    return [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]

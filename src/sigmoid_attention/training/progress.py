@@ -1,0 +1,68 @@
+"""What a run shows while it trains: a bar on a terminal, now and then a line elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class StepProgress:
+    """Shows loss, tokens a second and time left; `first` is the step that a resumed run starts at.
+
+    Example:
+        >>> with StepProgress("train", first=0, steps=2, tokens_per_step=64, shown=False) as bar:
+        ...     bar.update(1, loss=5.5)
+    """
+
+    def __init__(
+        self, label: str, first: int, steps: int, tokens_per_step: int, *, shown: bool
+    ) -> None:
+        self._console = Console(stderr=True, quiet=not shown)
+        self._label = label
+        self._first = first
+        self._steps = steps
+        self._tokens_per_step = tokens_per_step
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (shown and self._console.is_terminal),
+        )
+        self._task = self._bar.add_task(
+            label, total=steps, completed=first, loss=float("nan"), speed=0.0
+        )
+
+    def __enter__(self) -> Self:
+        self._started = self._last_line = time.monotonic()
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, loss: float) -> None:
+        """Say that `done` steps of all are finished, the last one with `loss`."""
+        now = time.monotonic()
+        speed = (done - self._first) * self._tokens_per_step / max(now - self._started, 1e-9)
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=done, loss=loss, speed=speed)
+        elif now - self._last_line > SECONDS_BETWEEN_LINES or done == self._steps:
+            self._last_line = now
+            left = (self._steps - done) * self._tokens_per_step / speed
+            self._console.print(
+                f"{self._label}: step {done}/{self._steps}  loss {loss:.4f}  "
+                f"{speed:,.0f} tokens/s  {left:.0f} s left",
+                highlight=False,
+            )
