@@ -6,7 +6,7 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from sigmoid_attention.attention import checks, geometry, reference, tiled
+from sigmoid_attention.attention import checks, geometry, reference, tiled_operator
 from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength
 from sigmoid_attention.attention.problem import Problem, resolve_bias
 from sigmoid_attention.attention.reference import AttentionAux
@@ -38,7 +38,7 @@ def _reference(problem: Problem, return_aux: bool) -> Answer:
 
 IMPLEMENTATIONS: dict[str, Callable[[Problem, bool], Answer]] = {
     "reference": _reference,
-    "tiled": tiled.attend,
+    "tiled": tiled_operator.attend,
 }
 
 
@@ -46,7 +46,7 @@ def _automatic(problem: Problem, return_aux: bool) -> Answer:
     batch, heads, queries, _ = problem.query.shape
     if batch * heads * queries * problem.key.shape[2] > DENSE_SCORES:
         try:
-            return tiled.attend(problem, return_aux)
+            return tiled_operator.attend(problem, return_aux)
         except NotImplementedError:
             pass
     return _reference(problem, return_aux)
@@ -67,7 +67,8 @@ def with_bias(problem: Problem, bias: Bias) -> Problem:
         bias = resolve_bias(bias, problem)
     if isinstance(bias, Tensor):
         batch, heads, queries, _ = problem.query.shape
-        checks.bias_tensor(bias, (batch, heads, queries, problem.key.shape[2]))
+        shape = (batch, heads, queries, problem.key.shape[2])
+        checks.bias_tensor(bias, shape, problem.query.device)
     return dataclasses.replace(problem, bias=bias)
 
 
@@ -192,8 +193,8 @@ def sigmoid_attention(
     scale = checks.settings(
         head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=dropout_p
     )
-    checks.mask(attn_mask, (batch, heads, queries, keys))
-    checks.slopes(alibi_slopes, batch, heads)
+    checks.mask(attn_mask, (batch, heads, queries, keys), query.device)
+    checks.slopes(alibi_slopes, batch, heads, query.device)
     tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
     if bias is None:
         if queries != keys or attn_mask is not None:
@@ -203,7 +204,7 @@ def sigmoid_attention(
                 f"{'no' if attn_mask is None else 'a'} mask; give the training length, "
                 f"e.g. bias=NegLogLength(1024)"
             )
-        bias = NegLogLength(keys)
+        bias = NegLogLength(keys) if keys > 0 else 0.0
     checks.bias_kind(bias)
     problem = Problem(
         query=query,

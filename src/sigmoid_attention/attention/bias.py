@@ -38,7 +38,7 @@ class BiasPolicy:
 
 
 def _check_length(n: int, owner: str) -> None:
-    if n <= 0:
+    if not 0 < n < math.inf:
         raise ValueError(
             f"{owner}: n is the number of keys seen in training and must be positive, got {n}"
         )
@@ -128,6 +128,11 @@ class NegLogEffectiveLength(BiasPolicy):
 
     def __init__(self, alibi_slopes: Sequence[float] | Tensor, n: int, offset: float = 0.0) -> None:
         _check_length(n, "NegLogEffectiveLength")
+        if isinstance(alibi_slopes, Tensor):
+            if alibi_slopes.dim() != 1:
+                shape = tuple(alibi_slopes.shape)
+                raise ValueError(f"NegLogEffectiveLength: slopes must be (heads,), got {shape}")
+            alibi_slopes = alibi_slopes.tolist()
         slopes = tuple(float(slope) for slope in alibi_slopes)
         if any(slope < 0 for slope in slopes):
             raise ValueError(f"NegLogEffectiveLength: slopes must not be negative, got {slopes}")

@@ -71,9 +71,13 @@ def settings(
     dropout_p: float,
 ) -> float:
     """Check the numbers; return the scale, by default 1 / sqrt(head dim)."""
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap: must be positive or None, got {softcap}")
-    if len(window_size) != 2 or any(side < -1 for side in window_size):
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap: must be positive and finite, or None, got {softcap}")
+    if (
+        not isinstance(window_size, tuple | list)
+        or len(window_size) != 2
+        or any(side < -1 for side in window_size)
+    ):
         raise ValueError(
             f"window_size: must be (left, right), each -1 (no limit) or more, got {window_size}"
         )
@@ -93,13 +97,21 @@ def _broadcasts(tensor: Tensor, shape: tuple[int, ...]) -> bool:
     if len(sizes) > len(shape):
         return False
     pairs = zip(reversed(sizes), reversed(shape), strict=False)
-    return all(size in (1, full) for size, full in pairs)
+    # Not `size in (1, full)`: under dynamic shapes that compares without asking the shape's symbol.
+    return all(size == 1 or size == full for size, full in pairs)
 
 
-def mask(attn_mask: Tensor | None, shape: tuple[int, ...]) -> None:
+def on_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    """A tensor beside query must live where query does."""
+    if tensor.device != device:
+        raise ValueError(f"{name}: must be on query's device, got {tensor.device} and {device}")
+
+
+def mask(attn_mask: Tensor | None, shape: tuple[int, ...], device: torch.device) -> None:
     """Boolean or floating, broadcastable to (B, H, Q, K)."""
     if attn_mask is None:
         return
+    on_device("attn_mask", attn_mask, device)
     if attn_mask.dtype != torch.bool and attn_mask.dtype not in FLOATS:
         raise ValueError(
             f"attn_mask: must be boolean (True = attend) or floating, got {attn_mask.dtype}"
@@ -111,8 +123,9 @@ def mask(attn_mask: Tensor | None, shape: tuple[int, ...]) -> None:
         )
 
 
-def bias_tensor(bias: Tensor, shape: tuple[int, ...]) -> None:
+def bias_tensor(bias: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
     """Floating, broadcastable to (B, H, Q, K), and never of one dimension."""
+    on_device("bias", bias, device)
     if bias.dtype not in FLOATS:
         raise ValueError(f"bias: must be floating, got {bias.dtype}")
     if bias.dim() == 1:
@@ -126,13 +139,15 @@ def bias_tensor(bias: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def slopes(alibi_slopes: Tensor | None, batch: int, heads: int) -> None:
+def slopes(alibi_slopes: Tensor | None, batch: int, heads: int, device: torch.device) -> None:
     """Floating, (H,) or (B, H)."""
     if alibi_slopes is None:
         return
+    on_device("alibi_slopes", alibi_slopes, device)
     if alibi_slopes.dtype not in FLOATS:
         raise ValueError(f"alibi_slopes: must be floating, got {alibi_slopes.dtype}")
-    if tuple(alibi_slopes.shape) not in ((heads,), (batch, heads)):
+    shape = tuple(alibi_slopes.shape)
+    if shape != (heads,) and shape != (batch, heads):
         raise ValueError(
             f"alibi_slopes: must be (heads,) = ({heads},) or (batch, heads) = ({batch}, {heads}), "
             f"got {_shape(alibi_slopes)}"
@@ -152,15 +167,16 @@ def tolerance(skip_tolerance: str | float, dtype: torch.dtype) -> tuple[float, b
     if skip_tolerance == "rounding":
         # Half the spacing of the output's numbers: what rounding a weight to that dtype costs.
         return torch.finfo(dtype).eps / 2, True
-    if isinstance(skip_tolerance, str) or not 0.0 <= skip_tolerance < math.inf:
+    if not isinstance(skip_tolerance, int | float) or not 0.0 <= skip_tolerance < math.inf:
         raise ValueError(
             f'skip_tolerance: must be "rounding" or a number of 0 or more, got {skip_tolerance!r}'
         )
     return float(skip_tolerance), False
 
 
-def lengths(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
     """Integer tensors that hold lengths or indices."""
+    on_device(name, tensor, device)
     if tensor.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{name}: must be int32 or int64, got {tensor.dtype}")
     if tuple(tensor.shape) != shape:

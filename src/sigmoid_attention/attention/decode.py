@@ -29,7 +29,7 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
             f"block_table: must be (batch, pages of a sequence) with batch {query.shape[0]}, "
             f"got {tuple(block_table.shape)}"
         )
-    checks.lengths("block_table", block_table, tuple(block_table.shape))
+    checks.lengths("block_table", block_table, tuple(block_table.shape), query.device)
     if torch.compiler.is_compiling() or block_table.numel() == 0:
         return
     low, high = int(block_table.min()), int(block_table.max())
@@ -101,7 +101,7 @@ def sigmoid_decode(
     checks.head_groups(query.shape[1], key_cache.shape[1], enable_gqa)
     batch, heads, queries, head_dim = query.shape
     capacity = key_cache.shape[2]
-    checks.lengths("seqused_k", seqused_k, (batch,))
+    checks.lengths("seqused_k", seqused_k, (batch,), query.device)
     if not torch.compiler.is_compiling() and batch > 0:
         least, most = int(seqused_k.min()), int(seqused_k.max())
         if least < 0 or most > capacity:
@@ -115,12 +115,17 @@ def sigmoid_decode(
             "give that length, e.g. bias=NegLogLength(1024)"
         )
     checks.bias_kind(bias)
-    checks.slopes(alibi_slopes, batch, heads)
+    checks.slopes(alibi_slopes, batch, heads, query.device)
     scale = checks.settings(
         head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=0.0
     )
     tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
     used = seqused_k[:, None, None, None]
+    within = torch.arange(capacity, device=query.device) < used
+    # A cache is allocated, not filled: what lies beyond the used part may be anything, and even a
+    # weight of zero would carry its NaN into the answer.
+    beyond = ~within.mT
+    key_cache, value_cache = (c.masked_fill(beyond, 0) for c in (key_cache, value_cache))
     problem = Problem(
         query=query,
         key=key_cache,
@@ -135,6 +140,6 @@ def sigmoid_decode(
         tolerance=tolerance,
         tolerance_is_relative=relative,
         position_Q1=torch.arange(queries, device=query.device)[:, None] + (used - queries),
-        extra_visible=torch.arange(capacity, device=query.device) < used,
+        extra_visible=within,
     )
     return run(with_bias(problem, bias), impl, return_aux)

@@ -60,10 +60,8 @@ def visible_counts(
         if right >= 0:
             last = torch.minimum(last, position_Q1 + right)
         return (last - first + 1).clamp(min=0)
-    seen = attended(attn_mask)
-    inside = in_window(offsets(position_Q1, keys), window)
-    if inside is not None:
-        seen = seen & inside
-    elif seen.shape[-1] != keys:
-        seen = seen.expand(*seen.shape[:-1], keys)
-    return seen.sum(-1, keepdim=True)
+    offset_QK = offsets(position_Q1, keys)
+    seen = both(attended(attn_mask), in_window(offset_QK, window))
+    assert seen is not None
+    # A mask may broadcast along queries and keys; the counts need both of them.
+    return torch.broadcast_to(seen, (*seen.shape[:-2], *offset_QK.shape)).sum(-1, keepdim=True)

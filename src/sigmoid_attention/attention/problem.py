@@ -75,8 +75,7 @@ def resolve_bias(policy: BiasPolicy, problem: Problem) -> float | Tensor:
                 problem.positions(), problem.key.shape[2], problem.window, problem.attn_mask
             )
         offset_QK, visible = problem.offset_and_visible()
-        if visible is None:
-            return torch.full_like(problem.positions(), problem.key.shape[2])
+        assert visible is not None
         return visible.expand(*visible.shape[:-2], *offset_QK.shape[-2:]).sum(-1, keepdim=True)
 
     def row_lse() -> Tensor:

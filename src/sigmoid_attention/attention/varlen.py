@@ -32,8 +32,8 @@ def _check_packed(
         raise ValueError(
             f"cu_seq_q: must be (sequences + 1,), starting at 0, got {tuple(cu_seq_q.shape)}"
         )
-    checks.lengths("cu_seq_q", cu_seq_q, tuple(cu_seq_q.shape))
-    checks.lengths("cu_seq_k", cu_seq_k, tuple(cu_seq_q.shape))
+    checks.lengths("cu_seq_q", cu_seq_q, tuple(cu_seq_q.shape), query.device)
+    checks.lengths("cu_seq_k", cu_seq_k, tuple(cu_seq_q.shape), query.device)
     if torch.compiler.is_compiling():
         return  # the numbers inside are data, which a compiled graph must not look at
     for name, ends, tokens in (
@@ -48,12 +48,14 @@ def _check_packed(
 
 
 def _padded(packed_THD: Tensor, starts_B: Tensor, lengths_B: Tensor, longest: int) -> Tensor:
-    """(B, H, longest, D); places past a sequence's end hold some other token of the batch."""
+    """(B, H, longest, D), with zeros past the end of a sequence."""
     place = torch.arange(longest, device=packed_THD.device)
-    # Rows past the end are never seen; clamping only keeps the index inside the array.
-    last = (starts_B + lengths_B - 1).clamp(min=0)
-    index_BQ = torch.minimum(starts_B[:, None] + place, last[:, None])
-    return packed_THD[index_BQ].transpose(1, 2)
+    # The row appended is what every place past an end points to.
+    with_zero = torch.cat([packed_THD, packed_THD.new_zeros(1, *packed_THD.shape[1:])])
+    index_BQ = torch.where(
+        place < lengths_B[:, None], starts_B[:, None] + place, packed_THD.shape[0]
+    )
+    return with_zero[index_BQ].transpose(1, 2)
 
 
 def sigmoid_varlen_attention(
@@ -126,7 +128,7 @@ def sigmoid_varlen_attention(
                     f"got {longest}"
                 )
     sequences = lengths_q.shape[0]
-    checks.slopes(alibi_slopes, sequences, heads)
+    checks.slopes(alibi_slopes, sequences, heads, query.device)
     scale = checks.settings(
         head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=dropout_p
     )

@@ -1,0 +1,282 @@
+r"""The certificate: which tiles of the score matrix may be left out, and what that can cost.
+
+Softmax must see a whole row before it knows how much a key weighs. A sigmoid weighs each key by
+itself, so a bound on a tile's logits bounds the tile's contribution before it is computed.
+
+**What is bounded.** Let I be a block of queries, J a block of keys, and j in J visible to i in I:
+
+    u_ij = cap(s q_i.k_j) + b_ij + m_ij - a |p_i - j|
+         <= cap(|s| max_I|q| max_J|k|) + max_IJ b + max_IJ m - a min_IJ |p_i - j|  =: U_IJ
+
+by Cauchy-Schwarz, cap being odd and increasing (for a < 0 the largest distance takes the place
+of the smallest). With c_IJ the visible keys of the row of I that sees most of J, and because
+sigmoid(u) <= min(1, e^u) and sigmoid increases, row i gets from J at most c_IJ min(1, e^U_IJ).
+
+**What is skipped.** Tiles are visited in the order of their distance from the queries. After the
+first t of them, everything that is left, *summed*, weighs in row i at most
+
+    R_I(t) = sum_{r >= t} c_IJr min(1, e^U_IJr).
+
+The rest of the row is skipped as soon as
+
+    R_I(t) <= tolerance                     (a number), or
+    R_I(t) <= unit * min_{i in I} M_i(t)    ("rounding"; unit = half the output dtype's epsilon),
+
+where M_i(t) is a lower bound of the weight that row i has collected in the visited tiles: from
+the norms alone, in advance (sum of fewest_IJ sigmoid(L_IJ), with the lower bound L_IJ that is made
+like U_IJ), or the mass itself, as summed by the pass that visits them.
+
+**What that proves.** With S the skipped keys of row i and V the largest |v|,
+
+    |sum_{j in S} w_ij v_j| <= V sum_{j in S} w_ij <= V R_I(t),
+
+so a number t as tolerance costs at most t V. Under "rounding" it is at most unit V sum_kept w_ij.
+That is the bound on what rounding the kept weights to the output's dtype, each by a relative unit,
+can do to the output: |sum_kept (w~_ij - w_ij) v_j| <= unit V sum_kept w_ij. It holds for the sum
+of what is skipped, not for each term: n terms just below a unit would be n units.
+
+The bound counts weights and not |v|: a tile of small values still passes gradient to them.
+In the backward pass |dL/du_ij| <= w_ij |dO_i . v_j|, so the same bound limits what is lost
+there; the backward pass visits the same tiles, and so differentiates what was computed.
+
+Rounding of the bounds themselves is covered by NORM_SLACK (a relative 2^-14 on the product of two
+norms, each computed from at most a few thousand terms in fp32) and MASS_SLACK (a relative 2^-7 on
+the collected mass). A NaN anywhere makes every comparison false, and nothing is skipped.
+
+Source: the project's own; that sigmoid(u) <= e^u bounds a tile is used by no published kernel
+known to us.
+
+Shape letters: B batch, H query heads, G key heads, Q queries, K keys, I query blocks, J key blocks.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.attention import geometry
+from sigmoid_attention.attention.reference import compute_dtype
+
+NORM_SLACK = 2.0**-14
+MASS_SLACK = 2.0**-7
+# Below this logit, sigmoid(u) = e - e^2 + e^3 with e = e^u is exact to 1e-5, relatively.
+TAIL_LOGIT = -4.0
+
+
+class TileClass(IntEnum):
+    """What an implementation has to do for a tile."""
+
+    HIDDEN = 0  # no query of the tile sees any key of it
+    SKIPPED = 1  # certified to matter less than the tolerance
+    TAIL = 2  # every logit is at or below TAIL_LOGIT: the cheap exponential form is exact
+    FULL = 3  # the full sigmoid
+
+
+@dataclass(frozen=True)
+class TileBounds:
+    """Bounds of every tile, float64, and the order in which each query block visits the tiles.
+
+    ``upper`` and ``lower`` bound the visible logits, ``most`` and ``fewest`` the number of visible
+    keys of a row; all four are (B, H, I, J). ``order`` is (I, J): key blocks, nearest first.
+    """
+
+    upper: Tensor
+    lower: Tensor
+    most: Tensor
+    fewest: Tensor
+    order: Tensor
+
+    def visited(self, tiles_BHIJ: Tensor) -> Tensor:
+        """The same numbers along the order of the visit."""
+        return tiles_BHIJ.gather(-1, self.order.expand(tiles_BHIJ.shape))
+
+    def remaining(self) -> Tensor:
+        """R_I(t) of the module's text, (B, H, I, J), for the tiles from the visit's t on."""
+        weighs = self.visited(
+            torch.where(self.most > 0, self.most * self.upper.clamp(max=0).exp(), 0)
+        )
+        return weighs.flip(-1).cumsum(-1).flip(-1)
+
+    def kept_in_advance(self) -> Tensor:
+        """M_I(t) from the norms alone, (B, H, I, J): what the tiles before the visited t weigh."""
+        weighs = self.visited(torch.where(self.fewest > 0, self.fewest * self.lower.sigmoid(), 0))
+        return weighs.cumsum(-1) - weighs
+
+
+def may_stop(
+    remaining: Tensor, kept: Tensor, *, tolerance: float, tolerance_is_relative: bool
+) -> Tensor:
+    """Whether all that remains may be skipped; a tolerance of 0 skips nothing that is visible."""
+    if tolerance == 0.0:
+        return torch.zeros_like(remaining, dtype=torch.bool)
+    if tolerance_is_relative:
+        return remaining <= tolerance * (1 - MASS_SLACK) * kept
+    return remaining <= tolerance
+
+
+def plan(bounds: TileBounds, *, tolerance: float, tolerance_is_relative: bool) -> Tensor:
+    """Every tile's :class:`TileClass`, (B, H, I, J), from the norms alone, before any score.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.attention.bounds import plan, tile_bounds
+        >>> q = k = torch.ones(1, 1, 8, 4)
+        >>> bounds = tile_bounds(q, k, bias=torch.tensor(-2.0), scale=0.5, block_q=2, block_k=2,
+        ...                      window=(-1, 0), alibi_slopes=torch.tensor([8.0]))
+        >>> plan(bounds, tolerance=2**-24, tolerance_is_relative=True)[0, 0]
+        tensor([[3, 0, 0, 0],
+                [2, 3, 0, 0],
+                [2, 2, 3, 0],
+                [1, 2, 2, 3]])
+    """
+    stop = may_stop(
+        bounds.remaining(),
+        bounds.kept_in_advance(),
+        tolerance=tolerance,
+        tolerance_is_relative=tolerance_is_relative,
+    )
+    return classify(bounds, (~stop).sum(-1))
+
+
+def classify(bounds: TileBounds, visits_BHI: Tensor) -> Tensor:
+    """Every tile's :class:`TileClass`, where each query block visits its first ``visits`` tiles."""
+    place = torch.arange(bounds.order.shape[-1], device=visits_BHI.device)
+    turn_IJ = torch.empty_like(bounds.order).scatter_(
+        -1, bounds.order, place.expand_as(bounds.order)
+    )
+    classes = torch.where(bounds.upper <= TAIL_LOGIT, TileClass.TAIL, TileClass.FULL)
+    classes = torch.where(turn_IJ < visits_BHI[..., None], classes, TileClass.SKIPPED)
+    return torch.where(bounds.most > 0, classes, TileClass.HIDDEN)
+
+
+def tile_bounds(
+    query: Tensor,
+    key: Tensor,
+    *,
+    bias: Tensor,
+    scale: float,
+    block_q: int,
+    block_k: int,
+    window: geometry.Window = (-1, -1),
+    attn_mask: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+) -> TileBounds:
+    """Bounds of a call's tiles; arguments as the operator's, ``window`` with causality in it.
+
+    Costs a pass over query and key and some (Q, J) integers, never a (Q, K) array of its own.
+    """
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    position_Q1 = geometry.query_positions(queries, keys, query.device)
+    nearest, farthest, distance = _distances(position_Q1, keys, window, block_q, block_k)
+    seen_QJ = _seen(position_Q1, keys, window, attn_mask, block_k)
+    reach = _largest_product(query, key, block_q, block_k) * abs(scale) * (1 + NORM_SLACK)
+    if softcap is not None:
+        reach = softcap * torch.tanh(reach / softcap)
+    above, below = reach, -reach
+    for term in (bias, None if attn_mask is None else _finite(attn_mask)):
+        if term is not None:
+            above = above + _pool_tiles(term, block_q, block_k, largest=True)
+            below = below + _pool_tiles(term, block_q, block_k, largest=False)
+    if alibi_slopes is not None:
+        slopes = alibi_slopes.double()[..., None, None]
+        above = above - torch.minimum(slopes * nearest, slopes * farthest)
+        below = below - torch.maximum(slopes * nearest, slopes * farthest)
+    shape = (batch, heads, distance.shape[0], distance.shape[1])
+    return TileBounds(
+        upper=above.expand(shape),
+        lower=below.expand(shape),
+        most=_pool(seen_QJ.double(), -2, block_q, largest=True).expand(shape),
+        fewest=_pool(seen_QJ.double(), -2, block_q, largest=False).expand(shape),
+        order=distance.argsort(dim=-1, stable=True),
+    )
+
+
+def _pool(values: Tensor, dim: int, block: int, *, largest: bool) -> Tensor:
+    """Largest or smallest of each block along ``dim``; a dim of size one stands for all blocks."""
+    size = values.shape[dim]
+    if size == 1:
+        return values
+    fill = -math.inf if largest else math.inf
+    whole = torch.full_like(values.narrow(dim, 0, 1), fill)
+    missing = -size % block
+    if missing:
+        sizes = list(values.shape)
+        sizes[dim] = missing
+        values = torch.cat([values, whole.expand(sizes)], dim)
+    blocks = values.unflatten(dim, (-1, block)) if size else values.unflatten(dim, (0, block))
+    inner = dim if dim < 0 else dim + 1
+    return blocks.amax(inner) if largest else blocks.amin(inner)
+
+
+def _pool_tiles(values: Tensor, block_q: int, block_k: int, *, largest: bool) -> Tensor:
+    values = values.double()
+    while values.dim() < 4:
+        values = values[None]
+    return _pool(_pool(values, -1, block_k, largest=largest), -2, block_q, largest=largest)
+
+
+def _finite(attn_mask: Tensor) -> Tensor | None:
+    """The numbers that a mask adds where it hides nothing; -inf hides and so adds nothing."""
+    if attn_mask.dtype == torch.bool:
+        return None
+    return attn_mask.masked_fill(attn_mask == -math.inf, 0.0)
+
+
+def _largest_product(query: Tensor, key: Tensor, block_q: int, block_k: int) -> Tensor:
+    """max|q| max|k| of every tile, (B, H, I, J)."""
+    dtype = compute_dtype(query.dtype)
+    query_BHQ = torch.linalg.vector_norm(query, dim=-1, dtype=dtype).double()
+    key_BGK = torch.linalg.vector_norm(key, dim=-1, dtype=dtype).double()
+    query_BHI = _pool(query_BHQ, -1, block_q, largest=True)
+    key_BHJ = _pool(key_BGK, -1, block_k, largest=True).repeat_interleave(
+        query.shape[1] // key.shape[1], dim=1
+    )
+    return query_BHI[..., :, None] * key_BHJ[..., None, :]
+
+
+def _edges(size: int, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First and last index of each block."""
+    first = torch.arange(0, size, block, device=device)
+    return first, (first + block - 1).clamp(max=size - 1)
+
+
+def _distances(
+    position_Q1: Tensor, keys: int, window: geometry.Window, block_q: int, block_k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Least and largest |p_i - j| over the window's pairs of each tile, and the tile's distance."""
+    left, right = window
+    first_q, last_q = _edges(position_Q1.shape[0], block_q, position_Q1.device)
+    first_k, last_k = _edges(keys, block_k, position_Q1.device)
+    low = position_Q1[first_q] - last_k
+    high = position_Q1[last_q] - first_k
+    distance = torch.maximum(low, -high).clamp(min=0)
+    if left >= 0:
+        high = high.clamp(max=left)
+    if right >= 0:
+        low = low.clamp(min=-right)
+    nearest = torch.maximum(low, -high).clamp(min=0)
+    farthest = torch.maximum(low.abs(), high.abs())
+    return nearest.double(), farthest.double(), distance
+
+
+def _seen(
+    position_Q1: Tensor, keys: int, window: geometry.Window, attn_mask: Tensor | None, block_k: int
+) -> Tensor:
+    """Visible keys of each query in each key block, (..., Q, J)."""
+    first_k, last_k = _edges(keys, block_k, position_Q1.device)
+    left, right = window
+    first = torch.maximum(first_k, position_Q1 - left) if left >= 0 else first_k
+    last = torch.minimum(last_k, position_Q1 + right) if right >= 0 else last_k
+    if attn_mask is None:
+        return (last - first + 1).clamp(min=0).expand(position_Q1.shape[0], first_k.shape[0])
+    # Prefix sums of the mask turn "visible keys between first and last" into a difference.
+    seen = geometry.attended(attn_mask)
+    seen = seen.expand(*seen.shape[:-2], position_Q1.shape[0], keys)
+    before = torch.nn.functional.pad(seen.int().cumsum(-1), (1, 0))
+    stop = torch.maximum(last, first - 1) + 1
+    shape = (*before.shape[:-1], first_k.shape[0])
+    return before.gather(-1, stop.expand(shape)) - before.gather(-1, first.expand(shape))
