@@ -1,0 +1,18 @@
+"""What every test shares: one thread, and hypothesis without a clock and without chance."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("fixed")
+
+# Two workers on two cores: a second thread would only wait for the other worker.
+torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # torch's own forward-mode decompositions are scripted when they are first needed.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
+    )
