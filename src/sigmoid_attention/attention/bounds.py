@@ -22,9 +22,15 @@ The rest of the row is skipped as soon as
     R_I(t) <= tolerance                     (a number), or
     R_I(t) <= unit * min_{i in I} M_i(t)    ("rounding"; unit = half the output dtype's epsilon),
 
-where M_i(t) is a lower bound of the weight that row i has collected in the visited tiles: from
-the norms alone, in advance (sum of fewest_IJ sigmoid(L_IJ), with the lower bound L_IJ that is made
-like U_IJ), or the mass itself, as summed by the pass that visits them.
+where M_i(t) is a lower bound of the weight that row i has collected in the visited tiles: the
+mass itself, as summed by the pass that visits them, or, in advance, a bound from the norms alone.
+For the latter let every row of I see at least c keys of J, the nearest at a distance of at most t;
+without a mask a row's keys lie side by side, so its s-th nearest is no farther than t + s. With
+L = min b + min m - cap(|s| max|q| max|k|), and as sigmoid(u - x) >= e^-x sigmoid(u) for x >= 0,
+
+    sum_j w_ij >= sum_{s < c} sigmoid(L - a (t + s)) >= sigmoid(L - a t) sum_{s < c} e^(-a s).
+
+Under a mask, which may hide the near keys, all c are taken to be the farthest of the tile.
 
 **What that proves.** With S the skipped keys of row i and V the largest |v|,
 
@@ -78,14 +84,14 @@ class TileClass(IntEnum):
 class TileBounds:
     """Bounds of every tile, float64, and the order in which each query block visits the tiles.
 
-    ``upper`` and ``lower`` bound the visible logits, ``most`` and ``fewest`` the number of visible
-    keys of a row; all four are (B, H, I, J). ``order`` is (I, J): key blocks, nearest first.
+    ``upper`` bounds the visible logits, ``most`` the visible keys of a row, and ``least`` from
+    below the weight that every row gets from the tile; all three are (B, H, I, J). ``order`` is
+    (I, J): key blocks, nearest first.
     """
 
     upper: Tensor
-    lower: Tensor
     most: Tensor
-    fewest: Tensor
+    least: Tensor
     order: Tensor
 
     def visited(self, tiles_BHIJ: Tensor) -> Tensor:
@@ -101,7 +107,7 @@ class TileBounds:
 
     def kept_in_advance(self) -> Tensor:
         """M_I(t) from the norms alone, (B, H, I, J): what the tiles before the visited t weigh."""
-        weighs = self.visited(torch.where(self.fewest > 0, self.fewest * self.lower.sigmoid(), 0))
+        weighs = self.visited(self.least)
         return weighs.cumsum(-1) - weighs
 
 
@@ -128,8 +134,8 @@ def plan(bounds: TileBounds, *, tolerance: float, tolerance_is_relative: bool) -
         >>> plan(bounds, tolerance=2**-24, tolerance_is_relative=True)[0, 0]
         tensor([[3, 0, 0, 0],
                 [2, 3, 0, 0],
-                [2, 2, 3, 0],
-                [1, 2, 2, 3]])
+                [1, 2, 3, 0],
+                [1, 1, 2, 3]])
     """
     stop = may_stop(
         bounds.remaining(),
@@ -172,7 +178,8 @@ def tile_bounds(
     keys = key.shape[2]
     position_Q1 = geometry.query_positions(queries, keys, query.device)
     nearest, farthest, distance = _distances(position_Q1, keys, window, block_q, block_k)
-    seen_QJ = _seen(position_Q1, keys, window, attn_mask, block_k)
+    seen_QJ, away_QJ = _seen(position_Q1, keys, window, attn_mask, block_k)
+    fewest = _pool(seen_QJ.double(), -2, block_q, largest=False)
     reach = _largest_product(query, key, block_q, block_k) * abs(scale) * (1 + NORM_SLACK)
     if softcap is not None:
         reach = softcap * torch.tanh(reach / softcap)
@@ -181,18 +188,28 @@ def tile_bounds(
         if term is not None:
             above = above + _pool_tiles(term, block_q, block_k, largest=True)
             below = below + _pool_tiles(term, block_q, block_k, largest=False)
+    least = fewest * below.sigmoid()
     if alibi_slopes is not None:
         slopes = alibi_slopes.double()[..., None, None]
         above = above - torch.minimum(slopes * nearest, slopes * farthest)
-        below = below - torch.maximum(slopes * nearest, slopes * farthest)
+        least = fewest * (below - torch.maximum(slopes * nearest, slopes * farthest)).sigmoid()
+        if attn_mask is None:
+            start = _pool(away_QJ.double(), -2, block_q, largest=True)
+            decays = (below - slopes * start).sigmoid() * _decaying_sum(slopes, fewest)
+            least = torch.where(slopes > 0, decays, least)
     shape = (batch, heads, distance.shape[0], distance.shape[1])
     return TileBounds(
         upper=above.expand(shape),
-        lower=below.expand(shape),
         most=_pool(seen_QJ.double(), -2, block_q, largest=True).expand(shape),
-        fewest=_pool(seen_QJ.double(), -2, block_q, largest=False).expand(shape),
+        least=torch.where(fewest > 0, least, 0.0).expand(shape),
         order=distance.argsort(dim=-1, stable=True),
     )
+
+
+def _decaying_sum(slopes: Tensor, terms: Tensor) -> Tensor:
+    """sum_{s < terms} e^(-slope s), for positive slopes."""
+    slopes = slopes.clamp(min=torch.finfo(slopes.dtype).tiny)
+    return torch.expm1(-slopes * terms) / torch.expm1(-slopes)
 
 
 def _pool(values: Tensor, dim: int, block: int, *, largest: bool) -> Tensor:
@@ -265,18 +282,20 @@ def _distances(
 
 def _seen(
     position_Q1: Tensor, keys: int, window: geometry.Window, attn_mask: Tensor | None, block_k: int
-) -> Tensor:
-    """Visible keys of each query in each key block, (..., Q, J)."""
+) -> tuple[Tensor, Tensor]:
+    """For each query and key block: its visible keys, (..., Q, J), and how near the window's
+    nearest key is, (Q, J)."""
     first_k, last_k = _edges(keys, block_k, position_Q1.device)
     left, right = window
     first = torch.maximum(first_k, position_Q1 - left) if left >= 0 else first_k
     last = torch.minimum(last_k, position_Q1 + right) if right >= 0 else last_k
+    away_QJ = torch.maximum(first - position_Q1, position_Q1 - last).clamp(min=0)
     if attn_mask is None:
-        return (last - first + 1).clamp(min=0).expand(position_Q1.shape[0], first_k.shape[0])
+        return (last - first + 1).clamp(min=0).expand(away_QJ.shape), away_QJ
     # Prefix sums of the mask turn "visible keys between first and last" into a difference.
     seen = geometry.attended(attn_mask)
     seen = seen.expand(*seen.shape[:-2], position_Q1.shape[0], keys)
     before = torch.nn.functional.pad(seen.int().cumsum(-1), (1, 0))
     stop = torch.maximum(last, first - 1) + 1
     shape = (*before.shape[:-1], first_k.shape[0])
-    return before.gather(-1, stop.expand(shape)) - before.gather(-1, first.expand(shape))
+    return before.gather(-1, stop.expand(shape)) - before.gather(-1, first.expand(shape)), away_QJ

@@ -1,0 +1,210 @@
+"""Which bias and norms train a sigmoid decoder best, over learning rates and seeds.
+
+The question behind `ModelConfig.recipe("recommended")`: P1 takes b = -log n, with ALiBi and hybrid
+norm. Two changes looked better in short trials: under rotary positions a bias below -log n, with
+hybrid norm; under ALiBi a bias by each head's effective length. One small decoder on the standard
+library's source, every candidate at every learning rate from the same seeds; each candidate is
+then judged at the learning rate that suits it best.
+
+Rule: at each candidate's best learning rate (lowest mean over seeds of the held-out bits per byte
+at the training length) the candidate of a position is *recommended* whose mean is lowest among the
+sigmoid ones. Its gap to softmax is the paired difference over seeds to the better softmax
+candidate of the same position, with its 95% t-interval; it *closes* P1's gap by the share that
+it takes off the same difference for P1's recipe.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sigmoid_attention.nn.models.config import ModelConfig
+from sigmoid_attention.nn.models.decoder import DecoderLM
+from sigmoid_attention.studies.environment import describe_machine, describe_versions
+from sigmoid_attention.studies.results import Interval
+from sigmoid_attention.studies.statistics import paired_difference, t_interval
+from sigmoid_attention.studies.store import Row, Store
+from sigmoid_attention.training.data.batches import TextBatches, token_stream
+from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.data.tokenizer import ByteTokenizer
+from sigmoid_attention.training.evaluate import bits_per_byte
+from sigmoid_attention.training.trainer import Diverged, TrainConfig, train
+
+METRIC = "validation_bits_per_byte"
+EFFECTIVE = {"bias": "neg_log_effective_length"}
+
+# Position, norm placement, and what is left of the model's configuration.
+CANDIDATES: dict[str, dict] = {
+    "rope softmax pre": {"activation": "softmax"},
+    "rope softmax hybrid": {"activation": "softmax"},
+    "rope sigmoid hybrid -log n": {},
+    "rope sigmoid hybrid -log n - 2.5": {"bias_offset": -2.5},
+    "rope sigmoid hybrid -log n - 4": {"bias_offset": -4.0},
+    "alibi softmax pre": {"activation": "softmax"},
+    "alibi sigmoid hybrid -log n": {},
+    "alibi sigmoid pre -log L": {**EFFECTIVE},
+    "alibi sigmoid hybrid -log L - 2.5": {**EFFECTIVE, "bias_offset": -2.5},
+}
+PAPER = {"rope": "rope sigmoid hybrid -log n", "alibi": "alibi sigmoid hybrid -log n"}
+
+
+@dataclass(frozen=True)
+class RecipeSetting:
+    """Sizes of the study; lengths in tokens, which are bytes here."""
+
+    seeds: int = 3
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    steps: int = 300
+    warmup_steps: int = 30
+    batch_size: int = 8
+    dim: int = 96
+    layers: int = 3
+    heads: int = 4
+    ffn_dim: int = 256
+    seq_len: int = 256
+    heldout_bytes: int = 65_536
+    source: str = "stdlib"
+
+
+def model_config(candidate: str, setting: RecipeSetting) -> ModelConfig:
+    """The decoder of a candidate; what its name does not say is the same for all."""
+    position, _, placement = candidate.split()[:3]
+    return ModelConfig(
+        vocab_size=ByteTokenizer().vocab_size,
+        dim=setting.dim,
+        layers=setting.layers,
+        heads=setting.heads,
+        ffn_dim=setting.ffn_dim,
+        max_seq_len=setting.seq_len,
+        position=position,
+        norm_placement=placement,
+        qk_norm="rms",
+        **CANDIDATES[candidate],
+    )
+
+
+def units(setting: RecipeSetting) -> Iterator[tuple[str, float, int]]:
+    """Every run: seeds outermost, so that an interrupted study has whole replicates."""
+    for seed in range(setting.seeds):
+        for lr in setting.learning_rates:
+            for candidate in CANDIDATES:
+                yield candidate, lr, seed
+
+
+def unit_name(candidate: str, lr: float, seed: int) -> str:
+    return f"{candidate.replace(' ', '_')}-lr{lr:g}-seed{seed}"
+
+
+def run(out: Path, setting: RecipeSetting, *, resume: bool = False) -> Store:
+    """Train every candidate that ``out`` has no rows of yet."""
+    corpus = load_corpus(setting.source)
+    tokenizer = ByteTokenizer()
+    tokens = token_stream(tokenizer, corpus.train)
+    stamp = {
+        "machine": describe_machine(torch.device("cpu")),
+        "versions": describe_versions(),
+        "provenance": dataclasses.asdict(corpus.provenance),
+    }
+    store = Store(out, dataclasses.asdict(setting), stamp, resume=resume)
+    todo = [unit for unit in units(setting) if not store.has(unit_name(*unit))]
+    for number, (candidate, lr, seed) in enumerate(todo, 1):
+        torch.manual_seed(seed)
+        model = DecoderLM(model_config(candidate, setting))
+        batches = TextBatches(tokens, setting.seq_len, setting.batch_size, seed)
+        config = TrainConfig(
+            steps=setting.steps, lr=lr, warmup_steps=setting.warmup_steps, seed=seed
+        )
+        try:
+            train(model, batches, config, progress=f"{number}/{len(todo)} {candidate} {lr:g}")
+            values = {
+                times * setting.seq_len: bits_per_byte(
+                    model,
+                    tokenizer,
+                    corpus.heldout,
+                    times * setting.seq_len,
+                    max_bytes=setting.heldout_bytes,
+                )
+                for times in (1, 2, 4)
+            }
+        except Diverged:
+            values = {times * setting.seq_len: float("inf") for times in (1, 2, 4)}
+        store.put(
+            unit_name(candidate, lr, seed),
+            [
+                Row(f"{candidate} @ {lr:g}", METRIC, value, "bits/byte", seed, length=length)
+                for length, value in values.items()
+            ],
+        )
+    store.merge()
+    return store
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A candidate at its best learning rate: bits per byte at n, 2n and 4n, and the gap at n."""
+
+    candidate: str
+    lr: float
+    at: dict[int, Interval]
+    gap: Interval
+
+
+def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
+    """Every candidate at its own best learning rate, against the better softmax of its position."""
+    values: dict[tuple[str, float], dict[int, dict[int, float]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
+    for row in store.rows().to_pylist():
+        candidate, lr = row["arm"].split(" @ ")
+        values[candidate, float(lr)][row["length"]][row["seed"]] = row["value"]
+
+    def at(candidate: str, lr: float, length: int) -> list[float]:
+        by_seed = values[candidate, lr][length]
+        return [by_seed[seed] for seed in sorted(by_seed)]
+
+    def mean(candidate: str, lr: float) -> float:
+        return t_interval(at(candidate, lr, setting.seq_len)).mean
+
+    best = {
+        candidate: min(setting.learning_rates, key=lambda lr: mean(candidate, lr))
+        for candidate in CANDIDATES
+    }
+    softmax = {
+        position: min(
+            (c for c in CANDIDATES if c.startswith(f"{position} softmax")),
+            key=lambda c: mean(c, best[c]),
+        )
+        for position in PAPER
+    }
+    answer = []
+    for candidate, lr in best.items():
+        rival = softmax[candidate.split()[0]]
+        answer.append(
+            Standing(
+                candidate,
+                lr,
+                {
+                    times * setting.seq_len: t_interval(at(candidate, lr, times * setting.seq_len))
+                    for times in (1, 2, 4)
+                },
+                paired_difference(
+                    at(rival, best[rival], setting.seq_len), at(candidate, lr, setting.seq_len)
+                ),
+            )
+        )
+    return answer
+
+
+def recommended(found: list[Standing]) -> dict[str, Standing]:
+    """By the module's rule, the sigmoid candidate of each position."""
+    first = {standing.candidate: min(standing.at) for standing in found}
+    return {
+        position: min(
+            (s for s in found if s.candidate.startswith(f"{position} sigmoid")),
+            key=lambda s: s.at[first[s.candidate]].mean,
+        )
+        for position in PAPER
+    }
