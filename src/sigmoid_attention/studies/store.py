@@ -1,0 +1,154 @@
+"""The folder of a study: what it was asked for, and one immutable file a finished unit of work.
+
+    OUT/setting.json      what the study was started with; resuming with anything else is refused
+    OUT/rows/NAME.parquet the rows of one finished unit, written whole, never changed
+    OUT/rows.parquet      all of them, once the study is complete
+    OUT/runs/             checkpoints of the training runs
+
+Which units are done is read off the folder itself, so a run that was killed at any moment
+continues with what it has.
+"""
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..training.files import write_whole
+from .results import NONE, ROW_SCHEMA
+
+SETTING = "setting.json"
+ROWS = "rows.parquet"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured value; -1 where seed, step, length or layer say nothing."""
+
+    arm: str
+    metric: str
+    value: float
+    unit: str
+    seed: int = NONE
+    step: int = NONE
+    length: int = NONE
+    layer: int = NONE
+
+
+class Store:
+    """The parts of a study under `out`, opened for a `setting` that they must have been made with.
+
+    `stamp` (machine, versions, provenance: JSON-able dicts) goes into every row that this process
+    writes, beside the setting.
+
+    Raises:
+        ValueError: `out` holds something already and `resume` is False, is no study's folder, or
+            holds a study of another setting; the sentence names the first field that differs.
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> out = Path(tempfile.mkdtemp())
+        >>> store = Store(out, {"steps": 3}, {}, resume=False)
+        >>> store.put("loss-seed0", [Row("softmax", "train_loss", 2.5, "nats/token", seed=0)])
+        >>> store.has("loss-seed0"), store.rows().num_rows
+        (True, 1)
+        >>> Store(out, {"steps": 4}, {}, resume=True)
+        Traceback (most recent call last):
+        ...
+        ValueError: --resume: steps was 3 when this folder was started and is 4 now; ...
+    """
+
+    def __init__(
+        self, out: Path, setting: dict[str, Any], stamp: dict[str, Any], *, resume: bool
+    ) -> None:
+        self.out = out
+        # Through JSON and back, so that tuples compare equal to the lists they come back as.
+        text = json.dumps(setting, indent=1, sort_keys=True)
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out: {out} is a file; nothing was overwritten")
+        if out.exists() and any(out.iterdir()):
+            self._check(json.loads(text), resume)
+        else:
+            write_whole(out / SETTING, text.encode())
+        described = {"setting": setting, **stamp}
+        self._stamp = {
+            name: json.dumps(described.get(name, {}), sort_keys=True)
+            for name in ("setting", "machine", "versions", "provenance")
+        }
+
+    def _check(self, setting: dict[str, Any], resume: bool) -> None:
+        if not resume:
+            raise ValueError(
+                f"--out: {self.out} is not empty; nothing was overwritten "
+                f"(continue it with --resume, or name another folder)"
+            )
+        if not (self.out / SETTING).exists():
+            raise ValueError(f"--resume: {self.out} holds no study (there is no {SETTING} in it)")
+        before = json.loads((self.out / SETTING).read_text())
+        difference = first_difference(before, setting)
+        if difference:
+            raise ValueError(
+                f"--resume: {difference}; nothing was overwritten (name another folder)"
+            )
+
+    def has(self, name: str) -> bool:
+        """Whether the unit or part called `name` is finished."""
+        return self._part(name).exists()
+
+    def put(self, name: str, rows: Iterable[Row]) -> None:
+        """Write the rows of `name`, all or none; a part that is there already stays as it is."""
+        if self.has(name):
+            return
+        stamped = [asdict(row) | self._stamp for row in rows]
+        write_table(self._part(name), pa.Table.from_pylist(stamped, schema=ROW_SCHEMA))
+
+    def rows(self) -> pa.Table:
+        """The rows of all parts so far, in the order of the parts' names."""
+        parts = sorted((self.out / "rows").glob("*.parquet"))
+        tables = [pq.read_table(part, schema=ROW_SCHEMA) for part in parts]
+        return pa.concat_tables(tables) if tables else ROW_SCHEMA.empty_table()
+
+    def merge(self) -> pa.Table:
+        """Write `rows.parquet` from all parts and return it."""
+        rows = self.rows()
+        write_table(self.out / ROWS, rows)
+        return rows
+
+    def run_folder(self, name: str) -> Path:
+        """Where the training run called `name` keeps its checkpoint."""
+        return self.out / "runs" / name
+
+    def _part(self, name: str) -> Path:
+        return self.out / "rows" / f"{name}.parquet"
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write `table` as Parquet, whole or not at all."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_whole(path, buffer.getvalue())
+
+
+def first_difference(before: Any, now: Any, where: str = "") -> str | None:
+    """Say which field of two nested settings differs first, in words, or None if none does.
+
+    Example:
+        >>> first_difference({"text": {"steps": 3}}, {"text": {"steps": 4}})
+        'text.steps was 3 when this folder was started and is 4 now'
+    """
+    if before == now:
+        return None
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            name = f"{where}.{key}" if where else key
+            found = first_difference(before.get(key), now.get(key), name)
+            if found:
+                return found
+    was, is_now = json.dumps(before), json.dumps(now)
+    return f"{where} was {was} when this folder was started and is {is_now} now"
