@@ -1,0 +1,121 @@
+"""Numbers as a reader wants them: sensible digits, units, and words where there is no number."""
+
+import math
+
+from ..studies.results import Interval
+
+ABSENT = "not measured"
+
+# Factor to the base unit, largest first; the first that the value reaches is used.
+SECONDS = ((60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+BYTES = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
+
+
+def quantity(value: float, unit: str) -> str:
+    """`value` with its unit: seconds and bytes scaled, fractions as percent.
+
+    Example:
+        >>> quantity(0.00123, "seconds"), quantity(3 * 2**20, "bytes"), quantity(0.914, "fraction")
+        ('1.23 ms', '3.00 MiB', '91.4%')
+        >>> quantity(2.3456, "bits/byte"), quantity(float("nan"), "bits/byte")
+        ('2.346', 'not measured')
+    """
+    if not math.isfinite(value):
+        return ABSENT
+    if unit == "fraction":
+        return f"{_minus(f'{100 * value:.1f}')}%"
+    if unit == "seconds":
+        return _scaled(value, SECONDS)
+    if unit == "bytes":
+        return _scaled(value, BYTES)
+    if unit in ("bits/byte", "nats/token"):
+        return _minus(f"{value:.3f}")
+    return plain(value)
+
+
+def plain(value: float) -> str:
+    """A bare number to four significant digits, integers in full.
+
+    Example:
+        >>> plain(812345), plain(0.0123456), plain(-3.5)
+        ('812,345', '0.01235', '−3.5')
+    """
+    if value == int(value):
+        return _minus(f"{int(value):,}")
+    return _minus(f"{value:.4g}")
+
+
+def difference(interval: Interval, unit: str, kind: str) -> tuple[str, str]:
+    """How far two arms lie apart, and the interval around it in the same digits.
+
+    The digits follow the interval: two of its half width, because further ones are noise.
+
+    Example:
+        >>> difference(Interval(0.03412, 0.0213, 0.0469, 3), "bits/byte", "difference")
+        ('+0.034', '+0.021 to +0.047')
+        >>> difference(Interval(1.2345, 1.1, 1.4, 3), "seconds", "ratio")
+        ('1.23×', '1.10 to 1.40')
+        >>> difference(Interval(-0.02, float("nan"), float("nan"), 1), "fraction", "difference")
+        ('−2.0 points', '')
+    """
+    if not math.isfinite(interval.mean):
+        return ABSENT, ""
+    ratio = kind == "ratio"
+    factor, suffix = (100.0, " points") if unit == "fraction" and not ratio else (1.0, "")
+    if unit == "bytes" and not ratio:
+        factor, suffix = 1 / 2.0**20, " MiB"
+    mean, low, high = (factor * x for x in (interval.mean, interval.low, interval.high))
+    usual, most = (1, 2) if factor == 100.0 else (2, 3) if ratio else (3, 4)
+    digits = usual
+    if interval.bounded and high > low:
+        digits = min(max(1 - math.floor(math.log10((high - low) / 2)), 0), most)
+    shape = f".{digits}f" if ratio else f"+.{digits}f"
+    suffix = "×" if ratio else suffix
+    around = f"{_minus(f'{low:{shape}}')} to {_minus(f'{high:{shape}}')}"
+    return f"{_minus(f'{mean:{shape}}')}{suffix}", around if interval.bounded else ""
+
+
+def tick(value: float, unit: str) -> str:
+    """`value` with its unit in as few digits as it takes, for the labels of an axis.
+
+    Example:
+        >>> tick(0.003, "seconds"), tick(2.0**21, "bytes"), tick(0.5, "fraction")
+        ('3 ms', '2 MiB', '50%')
+    """
+    number, space, name = quantity(value, unit).partition(" ")
+    percent = "%" if number.endswith("%") else ""
+    number = number.removesuffix("%")
+    return (number.rstrip("0").rstrip(".") if "." in number else number) + percent + space + name
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, to two significant digits; zero has none.
+
+    Example:
+        >>> signed(0.0214), signed(-1.5), signed(0.0)
+        ('+0.021', '−1.5', '0')
+    """
+    return _minus(f"{value:+.2g}") if value else "0"
+
+
+def token_count(length: float) -> str:
+    """A sequence length as tick labels write it: 512, 1k, 16k (k = 1024).
+
+    Example:
+        >>> token_count(512), token_count(4096), token_count(1536)
+        ('512', '4k', '1,536')
+    """
+    count = round(length)
+    return f"{count // 1024}k" if count >= 1024 and count % 1024 == 0 else f"{count:,}"
+
+
+def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
+    factor, name = next((u for u in units if abs(value) >= u[0]), units[-1])
+    scaled = value / factor
+    # Three significant digits without an exponent, also where they end before the point.
+    digits = max(2 - math.floor(math.log10(abs(scaled))), 0) if scaled else 0
+    return f"{_minus(f'{scaled:.{digits}f}')} {name}"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

@@ -1,0 +1,173 @@
+"""The page: what it says, what it never loads, and what it says where something is missing."""
+
+import errno
+import os
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from synthetic_comparison import synthetic_comparison
+
+from sigmoid_attention.report import chart, render
+from sigmoid_attention.report.page import page
+
+CASES = {
+    "3-seeds": {},
+    "1-seed": {"seeds": 1},
+    "2-seeds-no-interval": {"seeds": 2},
+    "11-seeds": {"seeds": 11},
+    "24-layers": {"layers": 24},
+    "1-layer": {"layers": 1},
+    "softmax-only": {"arms": ("softmax",)},
+    "sigmoid-only": {"arms": ("sigmoid",)},
+    "no-timings": {"without": ("operator", "step", "peak")},
+    "no-copying": {"without": ("copy",)},
+    "no-training-curves": {"without": ("train_loss", "attention", "recall", "copy")},
+    "nothing": {"without": ("",)},
+    "diverged": {"stopped": ("sigmoid", 1, 90)},
+    "diverged-at-once": {"seeds": 1, "stopped": ("sigmoid", 0, 0)},
+}
+
+
+class Reader(HTMLParser):
+    """What a browser would read off the page: elements, attributes, and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(params=CASES, ids=list(CASES))
+def html(request) -> str:
+    return page(synthetic_comparison(**CASES[request.param]))
+
+
+def pictures(html: str) -> list[ElementTree.Element]:
+    """The page's panels, which must be well-formed; the legend's keys are left out."""
+    found = re.findall(r'<svg viewBox="0 0 368.*?</svg>', html, flags=re.DOTALL)
+    return [ElementTree.fromstring(svg) for svg in found]
+
+
+def test_the_page_loads_nothing(html):
+    reader = Reader(html)
+    assert not {"script", "iframe", "object", "embed", "img"} & set(reader.tags)
+    addresses = [v for k, v in reader.attributes if k in ("src", "href", "xlink:href", "action")]
+    assert addresses == ["data:,"]
+    assert not re.search(r"url\(|@import|https?://", html)
+    assert "default-src 'none'" in html
+
+
+def test_no_value_is_shown_as_nan(html):
+    assert not re.search(r"\b(nan|inf|None)\b", html)
+
+
+def test_every_mark_lies_in_its_picture(html):
+    for picture in pictures(html):
+        points = [
+            tuple(map(float, point.split(",")))
+            for line in picture.iter("polyline")
+            for point in line.get("points", "").split()
+        ]
+        points += [(float(c.get("cx")), float(c.get("cy"))) for c in picture.iter("circle")]
+        points += [(float(r.get("x")), float(r.get("y"))) for r in picture.iter("rect")]
+        assert all(0 <= x <= chart.WIDTH and 0 <= y <= chart.HEIGHT for x, y in points)
+
+
+def test_every_picture_is_described_and_none_is_empty(html):
+    for picture in pictures(html):
+        assert picture.get("role") == "img"
+        assert len(picture.get("aria-label")) > 30
+        assert any(picture.iter("polyline")) or any(picture.findall("*[@class]"))
+    reader = Reader(html)
+    assert reader.tags.count("figure") == reader.tags.count("figcaption")
+
+
+def test_the_order_is_verdict_numbers_pictures_method():
+    text = Reader(page(synthetic_comparison())).text
+    places = [
+        text.index(part)
+        for part in (
+            "stay with softmax at this size",
+            "measured by nobody",
+            "The numbers",
+            "Validation loss",
+            "The pictures",
+            "How this was measured",
+            "Synthetic rule",
+            "sigmoid-attention compare --data stdlib",
+            "CPython 3.11.2",
+            "a synthetic processor",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_the_same_comparison_gives_the_same_bytes():
+    assert page(synthetic_comparison()) == page(synthetic_comparison())
+
+
+@pytest.mark.parametrize("case", ["3-seeds", "1-seed", "softmax-only", "nothing", "diverged"])
+def test_what_is_missing_is_said(case):
+    expected = {
+        "3-seeds": [],
+        "1-seed": ["Measured once", "no interval from n = 1"],
+        "softmax-only": ["Training loss: sigmoid has none.", "Cannot be compared"],
+        "nothing": [
+            "Validation loss: not measured.",
+            "Attention norm: not measured.",
+            "Operator time, forward: not measured.",
+            "nothing was measured in both arms",
+            "none finished",
+        ],
+        "diverged": [
+            "The sigmoid run of seed 1 ended at step 90; the longest reached 400.",
+            "Validation loss, sigmoid, seed 1: the value was not finite.",
+        ],
+    }[case]
+    text = Reader(page(synthetic_comparison(**CASES[case]))).text
+    assert [part for part in expected if part not in text] == []
+    if not expected:
+        assert "not measured" not in text
+
+
+def test_text_from_outside_is_only_text():
+    name = """/data/<script>alert("1")</script>/'><img src=x onerror=alert(2)>.txt"""
+    headline = '<b>bold</b> & "quoted" </title><script>alert(3)</script>'
+    html = page(
+        synthetic_comparison(provenance={"source": name, name: {"a": name}}, headline=headline)
+    )
+    reader = Reader(html)
+    assert not {"script", "img", "b"} & set(reader.tags)
+    assert "onerror" not in dict(reader.attributes)
+    assert reader.text.count(name) == 3
+    assert headline in reader.text
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
+    report = tmp_path / "report.html"
+    report.write_text("the old one")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        render(synthetic_comparison(), report)
+    assert report.read_text() == "the old one"
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
