@@ -10,6 +10,15 @@ ABSENT = "not measured"
 SECONDS = ((60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 BYTES = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
 
+# By kind and unit of a difference: the level of none, the sign, the suffix, the factor to what is
+# shown, and the digits after the point (where there is no interval to go by, and at most).
+_SHAPES = {
+    ("ratio", ""): (1.0, "", "×", 1.0, 2, 3),
+    ("difference", ""): (0.0, "+", "", 1.0, 3, 4),
+    ("difference", "fraction"): (0.0, "+", " points", 100.0, 1, 2),
+    ("difference", "bytes"): (0.0, "+", " MiB", 2.0**-20, 2, 2),
+}
+
 
 def quantity(value: float, unit: str) -> str:
     """`value` with its unit: seconds and bytes scaled, fractions as percent.
@@ -57,22 +66,19 @@ def difference(interval: Interval, unit: str, kind: str) -> tuple[str, str]:
         ('1.23×', '1.10 to 1.40')
         >>> difference(Interval(-0.02, float("nan"), float("nan"), 1), "fraction", "difference")
         ('−2.0 points', '')
+        >>> difference(Interval(-0.0157, -0.0310, -0.0004, 9), "fraction", "difference")
+        ('−1.57 points', '−3.10 to −0.04')
     """
     if not math.isfinite(interval.mean):
         return ABSENT, ""
-    ratio = kind == "ratio"
-    factor, suffix = (100.0, " points") if unit == "fraction" and not ratio else (1.0, "")
-    if unit == "bytes" and not ratio:
-        factor, suffix = 1 / 2.0**20, " MiB"
+    same, sign, suffix, factor, digits, most = _SHAPES.get((kind, unit), _SHAPES[kind, ""])
     mean, low, high = (factor * x for x in (interval.mean, interval.low, interval.high))
-    usual, most = (1, 2) if factor == 100.0 else (2, 3) if ratio else (3, 4)
-    digits = usual
     if interval.bounded and high > low:
         digits = min(max(1 - math.floor(math.log10((high - low) / 2)), 0), most)
-    shape = f".{digits}f" if ratio else f"+.{digits}f"
-    suffix = "×" if ratio else suffix
-    around = f"{_minus(f'{low:{shape}}')} to {_minus(f'{high:{shape}}')}"
-    return f"{_minus(f'{mean:{shape}}')}{suffix}", around if interval.bounded else ""
+        # A bound that only rounding puts on the level of no difference gets one digit more.
+        digits += any(round(x, digits) == same != x for x in (low, high))
+    middle, bottom, top = (_minus(f"{x:{sign}.{digits}f}") for x in (mean, low, high))
+    return f"{middle}{suffix}", f"{bottom} to {top}" if interval.bounded else ""
 
 
 def tick(value: float, unit: str) -> str:

@@ -53,8 +53,9 @@ def apart_panel(paired: Mapping[int, float], interval: Interval | None) -> Panel
     # Names of many seeds would run into each other.
     if len(ticks) > 4:
         ticks = [(x, name.removeprefix("seed ")) for x, name in ticks]
-    ticks.append((float(len(paired)), "mean"))
-    marks += with_interval(float(len(paired)), interval, APART)
+    aside = len(paired) + (0.5 if len(paired) > 4 else 0.0)
+    ticks.append((aside, "mean"))
+    marks += with_interval(aside, interval, APART)
     y_axis = linear_axis([0.0, *heights(marks)], "bits per byte", signed)
     said = [f"seed {seed} {signed(value)}" for seed, value in paired.items()]
     x_axis = ticked_axis(ticks, "seed" if len(paired) > 4 else "")

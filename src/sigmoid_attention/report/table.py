@@ -47,7 +47,8 @@ def reading(row: SummaryRow) -> tuple[str, str, str]:
     same = 1.0 if ratio else 0.0
     if apart.n == 0:
         lacking = [a for a, i in ((SOFTMAX, row.softmax), (SIGMOID, row.sigmoid)) if not i.n]
-        return "", "Cannot be compared", f"{' and '.join(lacking) or 'no pair'} not measured"
+        why = f"{' and '.join(lacking)} not measured" if lacking else "no seed is in both arms"
+        return "", "Cannot be compared", why
     if not apart.bounded:
         words = "Measured once" if apart.n == 1 else "Undecided"
         return "", words, f"no interval from n = {apart.n}"

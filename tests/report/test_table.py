@@ -1,0 +1,47 @@
+"""How a row of the summary is read: by its interval, the direction that is better, and its kind."""
+
+import math
+
+import pytest
+
+from sigmoid_attention.report.table import reading, summary_table
+from sigmoid_attention.studies.results import Interval, SummaryRow
+
+ARM = Interval(2.0, 1.9, 2.1, 3)
+NOTHING = Interval(math.nan, math.nan, math.nan, 0)
+
+
+def row(apart: Interval, *, lower=True, kind="difference", sigmoid=ARM) -> SummaryRow:
+    return SummaryRow("metric", "A metric", "bits/byte", -1, lower, ARM, sigmoid, apart, kind)
+
+
+@pytest.mark.parametrize(
+    ("summary", "arm", "words", "why"),
+    [
+        (row(Interval(0.2, 0.1, 0.3, 3)), "softmax", "Softmax better", "excludes 0, n = 3"),
+        (row(Interval(-0.2, -0.3, -0.1, 5)), "sigmoid", "Sigmoid better", "excludes 0, n = 5"),
+        (row(Interval(0.2, 0.1, 0.3, 3), lower=False), "sigmoid", "Sigmoid better", "excludes 0"),
+        (row(Interval(0.1, -0.1, 0.3, 3)), "", "No clear difference", "includes 0"),
+        (row(Interval(0.1, 0.0, 0.2, 3)), "", "No clear difference", "includes 0"),
+        (row(Interval(0.0, 0.0, 0.0, 3)), "", "Equal", "n = 3"),
+        (row(Interval(0.2, math.nan, math.nan, 1)), "", "Measured once", "no interval"),
+        (row(Interval(0.2, math.nan, math.nan, 2)), "", "Undecided", "no interval from n = 2"),
+        (row(NOTHING, sigmoid=NOTHING), "", "Cannot be compared", "sigmoid not measured"),
+        (row(NOTHING), "", "Cannot be compared", "no seed is in both arms"),
+        (row(Interval(0.8, 0.7, 0.9, 7), kind="ratio"), "sigmoid", "Sigmoid cheaper", "excludes 1"),
+        (row(Interval(1.2, 1.1, 1.3, 7), kind="ratio"), "softmax", "Softmax cheaper", "excludes 1"),
+        (row(Interval(1.0, 0.9, 1.3, 7), kind="ratio"), "", "No clear difference", "includes 1"),
+    ],
+)
+def test_reading(summary, arm, words, why):
+    found = reading(summary)
+    assert found[:2] == (arm, words)
+    assert why in found[2]
+
+
+def test_a_label_is_only_text():
+    apart = Interval(0.2, 0.1, 0.3, 3)
+    labelled = SummaryRow("m", "<i>a</i>", "<u>", -1, True, ARM, ARM, apart, "difference")
+    table = summary_table([labelled])
+    assert "&lt;i&gt;a&lt;/i&gt;" in table and "&lt;u&gt;" in table
+    assert "<i>" not in table and "<u>" not in table
