@@ -114,6 +114,7 @@ def _sdpa_mask(
         if additive is None:
             return visible | closed
         additive = additive.masked_fill(~visible, NOT_VISIBLE).masked_fill(closed, 0.0)
+    # Torch's fused kernels take a float mask in the dtype of the query only.
     return None if additive is None else additive.to(dtype)
 
 

@@ -86,9 +86,9 @@ class DecoderLM(nn.Module):
     Initialisation follows P1's language models (section 6.2): linear weights are normal with
     variance 1 / fan_in, the embedding with variance 1 / dim, gains are one. Rows of the embedding
     then have length one and the last norm gives length dim^1/2, so tied logits have unit variance
-    and the first loss is about log V + 1/2. With LayerScale the residual stream is at first the
-    embedding itself, and a token would predict itself with the logit dim^1/2; there the gain of
-    the last norm starts at dim^-1/2, and the first loss is about log V.
+    and the first loss is about log V + 1/2. With LayerScale or post norm the residual stream is at
+    first mostly the embedding itself, and a token would predict itself with a logit near dim^1/2;
+    there the gain of the last norm starts at dim^-1/2, and the first loss is about log V.
 
     Example:
         >>> from sigmoid_attention.nn import PRESETS
@@ -113,7 +113,10 @@ class DecoderLM(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        if self.config.layer_scale is not None and self.config.tie_embeddings:
+        mostly_embedding = (
+            self.config.layer_scale is not None or self.config.norm_placement == "post"
+        )
+        if self.config.tie_embeddings and mostly_embedding:
             nn.init.constant_(self.norm.weight, self.config.dim**-0.5)
 
     def hidden(

@@ -1,0 +1,178 @@
+"""The decoder: its start, its loss, its names, its hooks, compilation and bad input."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sigmoid_attention.nn import PRESETS, DecoderLM, ModelConfig
+
+TINY = PRESETS["tiny"]
+ARMS = {"sigmoid": TINY, "softmax": TINY.as_softmax()}
+
+
+@pytest.fixture(params=ARMS)
+def config(request):
+    return ARMS[request.param]
+
+
+def changed(config, **changes):
+    return ModelConfig.from_dict({**config.to_dict(), **changes})
+
+
+@pytest.mark.parametrize(
+    "changes, above",
+    [
+        (dict(norm_placement="pre"), 0.5),
+        (dict(norm_placement="hybrid"), 0.5),
+        (dict(norm_placement="hybrid", tie_embeddings=False), 0.5),
+        (dict(norm_placement="post"), 0.0),
+        (dict(norm_placement="pre", layer_scale=1e-4), 0.0),
+        (dict(norm_placement="hybrid", layer_scale=1e-4), 0.0),
+    ],
+    ids=str,
+)
+def test_first_loss_is_about_the_log_of_the_vocabulary(config, changes, above):
+    config = changed(config, dim=64, **changes)
+    tokens = torch.randint(257, (8, 33))
+    loss = DecoderLM(config).loss(tokens[:, :-1], tokens[:, 1:]).item()
+    assert loss == pytest.approx(math.log(257) + above, abs=0.3)
+
+
+def test_linear_weights_start_normal_with_variance_one_over_fan_in():
+    model = DecoderLM(changed(TINY, dim=128, ffn_dim=384))
+    down, query = model.blocks[0].feed_forward.down.weight, model.blocks[0].attention.query.weight
+    assert down.std().item() == pytest.approx(384**-0.5, rel=0.02)
+    assert query.std().item() == pytest.approx(128**-0.5, rel=0.02)
+    assert model.embedding.weight.std().item() == pytest.approx(128**-0.5, rel=0.02)
+    # A normal's fourth moment is three times its squared second; a uniform's is 1.8 times.
+    kurtosis = (query.pow(4).mean() / query.pow(2).mean() ** 2).item()
+    assert kurtosis == pytest.approx(3, abs=0.2)
+    assert not any(name.endswith("bias") for name in model.state_dict())
+
+
+def test_loss_is_the_cross_entropy_of_the_scored_targets(config):
+    model = DecoderLM(config)
+    tokens, targets = torch.randint(257, (2, 2, 7)).unbind(0)
+    targets[0, :5] = -100
+    log_p = F.log_softmax(model(tokens), -1)
+    scored = [
+        -log_p[b, i, targets[b, i]] for b in range(2) for i in range(7) if targets[b, i] != -100
+    ]
+    torch.testing.assert_close(model.loss(tokens, targets), torch.stack(scored).mean())
+
+
+def test_arms_share_parameters_and_keys():
+    sigmoid, softmax = (DecoderLM(config) for config in ARMS.values())
+    assert list(sigmoid.state_dict()) == list(softmax.state_dict())
+    softmax.load_state_dict(sigmoid.state_dict())
+    count = [sum(p.numel() for p in model.parameters()) for model in (sigmoid, softmax)]
+    assert count[0] == count[1]
+
+
+def test_equal_seeds_give_equal_arms():
+    models = []
+    for config in ARMS.values():
+        torch.manual_seed(3)
+        models.append(DecoderLM(config).state_dict())
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+
+
+def test_every_parameter_is_trained(config):
+    config = changed(config, learn_bias=True, layer_scale=0.1, position="learned")
+    model = DecoderLM(config)
+    tokens = torch.randint(257, (4, 33))
+    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_a_hook_on_a_layer_can_ask_for_its_statistics(config):
+    model, seen = DecoderLM(config), {}
+    names = {name for name, _ in model.named_modules()}
+    for i in range(config.layers):
+        assert {f"blocks.{i}", f"blocks.{i}.attention", f"blocks.{i}.feed_forward"} <= names
+        layer = model.get_submodule(f"blocks.{i}.attention")
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, "return_aux": True}), with_kwargs=True
+        )
+
+        def keep(module, args, answer, i=i):
+            out, seen[i] = answer
+            return out
+
+        layer.register_forward_hook(keep)
+    tokens = torch.randint(257, (2, 5))
+    watched = model(tokens)
+    unwatched = DecoderLM(config)
+    unwatched.load_state_dict(model.state_dict())
+    torch.testing.assert_close(watched, unwatched(tokens))
+    assert [aux.mass.shape for aux in seen.values()] == [(2, config.heads, 5)] * config.layers
+
+
+def test_overfitting_one_batch(config):
+    model = DecoderLM(config)
+    tokens = torch.randint(257, (2, 17))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+
+
+def test_bf16_parameters_give_bf16_logits_near_those_of_fp32(config):
+    model, tokens = DecoderLM(config), torch.randint(257, (2, 9))
+    exact = model(tokens)
+    logits = model.bfloat16()(tokens)
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), exact, atol=0.15, rtol=0.05)
+
+
+def test_a_meta_model_can_be_filled(config):
+    model, tokens = DecoderLM(config), torch.randint(257, (1, 5))
+    with torch.device("meta"):
+        empty = DecoderLM(config)
+    filled = empty.to_empty(device="cpu")
+    filled.load_state_dict(model.state_dict())
+    torch.testing.assert_close(filled(tokens), model(tokens), rtol=0, atol=0)
+
+
+def test_cape_draws_in_training_only():
+    model, tokens = DecoderLM(changed(TINY, position="cape")), torch.randint(257, (1, 5))
+    assert not torch.equal(model(tokens), model(tokens))
+    model.eval()
+    assert torch.equal(model(tokens), model(tokens))
+
+
+# Torch's own lowering passes call an API that torch itself has deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.slow
+@pytest.mark.parametrize("position, backend", [("rope", "inductor"), ("alibi", "aot_eager")])
+def test_it_compiles_without_a_graph_break(config, position, backend):
+    model = DecoderLM(changed(config, position=position, layers=1))
+    tokens = torch.randint(257, (2, 9))
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(tokens), model(tokens), atol=1e-5, rtol=0)
+
+
+def test_bad_input_is_named(config):
+    model = DecoderLM(changed(config, position="learned"))
+    with pytest.raises(ValueError, match=r"tokens must be integers of shape .* torch.float32"):
+        model(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"tokens must be integers of shape .* \(3,\)"):
+        model(torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="learned position table ends at 32 tokens, got 33"):
+        model(torch.zeros(1, 33, dtype=torch.long))
+    with pytest.raises(ValueError, match="cache must hold 2 layers, got 1"):
+        model(torch.zeros(1, 3, dtype=torch.long), cache=model.new_cache(1, 8)[:1])
+    with pytest.raises(ValueError, match="attention_mask must be boolean of shape"):
+        model(torch.zeros(1, 3, dtype=torch.long), attention_mask=torch.ones(1, 3))
+    cache = model.new_cache(1, 4)
+    model(torch.zeros(1, 3, dtype=torch.long), cache=cache)
+    with pytest.raises(ValueError, match="its capacity is 4"):
+        model(torch.zeros(1, 2, dtype=torch.long), cache=cache)
+    assert [layer.length for layer in cache] == [3, 3]

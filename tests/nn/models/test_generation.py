@@ -1,0 +1,128 @@
+"""Generation: cached equals uncached, padded equals alone, sampling keeps to its nucleus."""
+
+import pytest
+import torch
+
+from sigmoid_attention.nn import PRESETS, DecoderLM, ModelConfig, generate
+
+CONFIG = ModelConfig.from_dict({**PRESETS["tiny"].to_dict(), "vocab_size": 13})
+
+
+@pytest.fixture(
+    params=["rope", "alibi", "learned", "cape", "rope-softmax", "alibi-softmax"], scope="module"
+)
+def model(request):
+    torch.manual_seed(0)
+    position, _, arm = request.param.partition("-")
+    changes = {"position": position, "activation": arm or "sigmoid"}
+    return DecoderLM(ModelConfig.from_dict({**CONFIG.to_dict(), **changes}))
+
+
+def uncached(model, tokens, new):
+    model.eval()
+    for _ in range(new):
+        tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], 1)
+    return tokens
+
+
+@pytest.mark.parametrize("B, N, new", [(1, 1, 9), (3, 7, 12)])
+def test_greedy_with_a_cache_is_greedy_without(model, B, N, new):
+    prompt = torch.randint(13, (B, N))
+    expected = uncached(model, prompt, new)
+    assert torch.equal(generate(model, prompt, max_new_tokens=new), expected)
+
+
+def test_left_padded_prompts_continue_as_if_alone(model):
+    lengths, N = (7, 4, 1), 7
+    prompt = torch.randint(13, (3, N))
+    mask = torch.arange(N) >= N - torch.tensor(lengths)[:, None]
+    together = generate(model, prompt, max_new_tokens=8, attention_mask=mask)
+    for row, length in enumerate(lengths):
+        alone = generate(model, prompt[row : row + 1, N - length :], max_new_tokens=8)
+        assert torch.equal(together[row, N - length :], alone[0])
+
+
+def test_sampling_is_reproducible_and_keeps_the_prompt(model):
+    prompt = torch.randint(13, (2, 3))
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return generate(model, prompt, max_new_tokens=9, temperature=1.0, generator=generator)
+
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+    assert torch.equal(draw(1)[:, :3], prompt)
+
+
+def test_sampling_follows_the_temperature(model):
+    prompt = torch.tensor([[5, 2]]).expand(20_000, -1)
+    with torch.no_grad():
+        expected = (model.eval()(prompt[:1])[0, -1] / 0.7).softmax(-1)
+    drawn = generate(model, prompt, max_new_tokens=1, temperature=0.7)[:, -1]
+    frequency = torch.bincount(drawn, minlength=13) / len(drawn)
+    torch.testing.assert_close(frequency, expected, atol=0.02, rtol=0)
+
+
+def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p(model):
+    prompt = torch.tensor([[5, 2]]).expand(5_000, -1)
+    with torch.no_grad():
+        probability = model.eval()(prompt[:1])[0, -1].softmax(-1)
+    nucleus, mass = set(), 0.0
+    for token in probability.argsort(descending=True).tolist():
+        if mass >= 0.6:
+            break
+        nucleus.add(token)
+        mass += probability[token].item()
+    drawn = generate(model, prompt, max_new_tokens=1, temperature=1.0, top_p=0.6)[:, -1]
+    assert set(drawn.tolist()) == nucleus and 1 < len(nucleus) < 13
+
+
+def test_a_tiny_nucleus_is_greedy(model):
+    prompt = torch.randint(13, (2, 3))
+    drawn = generate(model, prompt, max_new_tokens=6, temperature=1.0, top_p=1e-6)
+    assert torch.equal(drawn, generate(model, prompt, max_new_tokens=6))
+
+
+def test_rows_stop_at_the_stop_token(model):
+    prompt = torch.randint(13, (6, 3))
+    free = generate(model, prompt, max_new_tokens=12)
+    stop = int(free[0, 5])
+    stopped = generate(model, prompt, max_new_tokens=12, stop_token=stop)
+    longest = 0
+    for row in range(6):
+        new = free[row, 3:].tolist()
+        end = new.index(stop) + 1 if stop in new else len(new)
+        longest = max(longest, end)
+        expected = new[:end] + [stop] * (stopped.shape[1] - 3 - end)
+        assert stopped[row, 3:].tolist() == expected
+    assert stopped.shape[1] == 3 + longest
+
+
+def test_the_mode_of_the_model_is_restored():
+    model = DecoderLM(CONFIG).train()
+    generate(model, torch.zeros(1, 2, dtype=torch.long), max_new_tokens=1)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        (dict(prompt=torch.zeros(1, 0, dtype=torch.long)), "prompt must be int64"),
+        (dict(prompt=torch.zeros(3, dtype=torch.long)), "prompt must be int64"),
+        (dict(prompt=torch.zeros(1, 3)), "prompt must be int64"),
+        (dict(prompt=torch.tensor([[1, 13]])), "tokens must be 0 to 12, got 13"),
+        (dict(prompt=torch.tensor([[1, -1]])), "tokens must be 0 to 12, got -1"),
+        (dict(max_new_tokens=0), "max_new_tokens must be positive, got 0"),
+        (dict(temperature=-1.0), "temperature must be 0"),
+        (dict(top_p=0.0), "top_p must be above 0"),
+        (dict(attention_mask=torch.ones(1, 2)), "attention_mask must be boolean"),
+        (dict(attention_mask=torch.tensor([[True, False, True]])), "padding must stand on the"),
+        (dict(attention_mask=torch.zeros(1, 3, dtype=torch.bool)), "padding must stand on the"),
+        (dict(max_new_tokens=30), "learned position table ends at 32 tokens, got a prompt of 3"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_bad_arguments_are_named(changes, match):
+    model = DecoderLM(ModelConfig.from_dict({**CONFIG.to_dict(), "position": "learned"}))
+    arguments = {"prompt": torch.ones(1, 3, dtype=torch.long), "max_new_tokens": 2, **changes}
+    with pytest.raises(ValueError, match=match):
+        generate(model, **arguments)

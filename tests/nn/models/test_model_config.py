@@ -1,0 +1,130 @@
+"""The configuration: round trips, recipes, the two arms, and one sentence for each mistake."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from sigmoid_attention.attention import (
+    Constant,
+    Learned,
+    NegLogEffectiveLength,
+    NegLogLength,
+    NegLogVisible,
+)
+from sigmoid_attention.nn import PRESETS, ModelConfig, alibi_slopes
+
+SIZES = dict(vocab_size=11, dim=24, layers=2, heads=3, max_seq_len=16)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_round_trip_through_json(name):
+    config = PRESETS[name]
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_from_dict_names_the_field_that_is_wrong():
+    with pytest.raises(ValueError, match="unknown field 'depth'"):
+        ModelConfig.from_dict({**SIZES, "depth": 3})
+    with pytest.raises(ValueError, match="field 'heads' is missing"):
+        ModelConfig.from_dict({k: v for k, v in SIZES.items() if k != "heads"})
+
+
+def test_the_softmax_arm_differs_in_its_activation_only():
+    config = ModelConfig.recipe("recommended", **SIZES)
+    softmax = config.as_softmax()
+    fields = [f.name for f in dataclasses.fields(config)]
+    assert [f for f in fields if getattr(config, f) != getattr(softmax, f)] == ["activation"]
+
+
+def test_the_papers_recipe():
+    config = ModelConfig.recipe("paper", **SIZES)
+    assert (config.position, config.norm_placement, config.qk_norm) == ("alibi", "hybrid", "rms")
+    assert config.bias_policy() == NegLogLength(16)
+    assert config.norm_eps == 1e-5 and config.tie_embeddings and config.dropout == 0
+    assert ModelConfig.recipe("paper", position="rope", **SIZES).position == "rope"
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi", "sincos", "learned", "cape", "none"])
+def test_the_recommended_recipe_fits_every_position(position):
+    config = ModelConfig.recipe("recommended", position=position, **SIZES)
+    assert config.position == position
+    config.bias_policy()
+
+
+def test_sizes_win_over_the_recipe():
+    assert ModelConfig.recipe("recommended", qk_norm=None, **SIZES).qk_norm is None
+
+
+@pytest.mark.parametrize(
+    "settings, policy",
+    [
+        (dict(), NegLogLength(16)),
+        (dict(bias_offset=-2.5), NegLogLength(16, -2.5)),
+        (dict(window=5), NegLogLength(5)),
+        (dict(window=50), NegLogLength(16)),
+        (dict(bias="neg_log_visible"), NegLogVisible()),
+        (dict(bias=-10.0), Constant(-10.0)),
+        (
+            dict(bias="neg_log_effective_length", bias_offset=-1.0),
+            NegLogEffectiveLength(alibi_slopes(3), 16, -1.0),
+        ),
+    ],
+    ids=str,
+)
+def test_bias_names_stand_for_policies(settings, policy):
+    assert ModelConfig(**SIZES, **settings).bias_policy() == policy
+
+
+def test_a_learned_bias_starts_at_the_policy():
+    config = ModelConfig(**SIZES, bias="neg_log_effective_length", learn_bias=True)
+    learned = config.bias_policy()
+    assert isinstance(learned, Learned)
+    expected = NegLogEffectiveLength(alibi_slopes(3), 16).values
+    torch.testing.assert_close(learned.value.data, torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    "settings, width",
+    [(dict(), 256), (dict(feed_forward="gelu"), 96), (dict(ffn_dim=50), 50)],
+    ids=str,
+)
+def test_width_of_the_feed_forward_layers(settings, width):
+    assert ModelConfig(**SIZES, **settings).hidden_dim == width
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        (dict(dim=25), r"dim must be a multiple of heads \(3\), got 25"),
+        (dict(heads=0), "heads must be positive, got 0"),
+        (dict(max_seq_len=-1), "max_seq_len must be positive, got -1"),
+        (dict(layers=0), "layers must be positive"),
+        (dict(kv_heads=2), r"kv_heads must divide heads \(3\), got 2"),
+        (dict(window=0), "window must be positive"),
+        (dict(softcap=float("nan")), "softcap must be positive, got nan"),
+        (dict(dropout=1.0), "dropout must be at least 0 and below 1, got 1.0"),
+        (dict(activation="relu"), "activation must be one of"),
+        (dict(position="xpos"), "position must be one of .* got 'xpos'"),
+        (dict(norm_placement="sandwich"), "norm_placement must be one of"),
+        (dict(qk_norm="batch"), "qk_norm must be one of"),
+        (dict(feed_forward="relu"), "feed_forward must be one of"),
+        (dict(bias="log"), "bias must be a number or one of"),
+        (dict(bias="neg_log_effective_length", position="rope"), "slopes of position 'alibi'"),
+        (dict(bias=-3.0, bias_offset=-1.0), "bias_offset moves"),
+        (dict(bias="neg_log_visible", bias_offset=-1.0), "bias_offset moves"),
+        (dict(bias="neg_log_visible", learn_bias=True), "learn_bias starts from one number"),
+        (dict(head_dim=5, position="rope"), "position 'rope' needs an even head_dim, got 5"),
+        (dict(dim=27, position="sincos"), "position 'sincos' needs an even dim, got 27"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_named(settings, match):
+    with pytest.raises(ValueError, match=match):
+        ModelConfig(**{**SIZES, **settings})
+
+
+def test_unknown_recipe():
+    with pytest.raises(ValueError, match="recipe must be 'paper' or 'recommended', got 'best'"):
+        ModelConfig.recipe("best", **SIZES)

@@ -1,0 +1,169 @@
+"""The attention layer: what it computes, what its two arms share, what it refuses."""
+
+import math
+
+import pytest
+import torch
+
+from sigmoid_attention.attention import (
+    Learned,
+    NegLogEffectiveLength,
+    NegLogLength,
+    NegLogVisible,
+)
+from sigmoid_attention.nn import ALiBi, Attention, RoPE, SinCos, alibi_slopes
+
+
+def by_definition(layer, x, bias):
+    """Causal attention with ALiBi slopes and no other setting, head by head."""
+    B, N, _ = x.shape
+    H, G = layer.heads, layer.kv_heads
+    query = (x @ layer.query.weight.T).view(B, N, H, -1)
+    key = (x @ layer.key.weight.T).view(B, N, G, -1)
+    value = (x @ layer.value.weight.T).view(B, N, G, -1)
+    distance = torch.arange(N)[:, None] - torch.arange(N)
+    heads = []
+    for h in range(H):
+        g = h // (H // G)
+        logits = query[:, :, h] @ key[:, :, g].mT / math.sqrt(query.shape[-1])
+        logits = logits - alibi_slopes(H)[h] * distance
+        hidden = distance < 0
+        if layer.activation == "softmax":
+            weights = logits.masked_fill(hidden, -math.inf).softmax(-1)
+        else:
+            weights = torch.sigmoid(logits + bias).masked_fill(hidden, 0.0)
+        heads.append(weights @ value[:, :, g])
+    return torch.cat(heads, -1) @ layer.output.weight.T
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("N, dim, H, G", [(1, 4, 1, 1), (7, 12, 3, 1), (9, 16, 4, 2)])
+def test_it_is_its_definition(activation, N, dim, H, G):
+    layer = Attention(
+        dim, H, kv_heads=G, max_seq_len=32, activation=activation, position=ALiBi()
+    ).double()
+    x = torch.randn(2, N, dim, dtype=torch.float64)
+    torch.testing.assert_close(
+        layer(x), by_definition(layer, x, -math.log(32)), atol=1e-6, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("qk_norm", [None, "rms", "layer"])
+@pytest.mark.parametrize("position", [None, RoPE(), ALiBi()], ids=str)
+def test_both_arms_have_the_same_parameters(qk_norm, position):
+    arms = [
+        Attention(24, 4, max_seq_len=8, activation=arm, qk_norm=qk_norm, position=position)
+        for arm in ("sigmoid", "softmax")
+    ]
+    shapes = [{k: v.shape for k, v in arm.state_dict().items()} for arm in arms]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    "settings, n",
+    [
+        ({}, 64),
+        ({"window_size": (15, 0)}, 16),
+        ({"window_size": (99, 0)}, 64),
+        ({"window_size": (3, 4)}, 4),
+        ({"window_size": (3, 4), "causal": False}, 8),
+        ({"window_size": (-1, 4), "causal": False}, 64),
+    ],
+    ids=str,
+)
+def test_default_bias_counts_the_most_keys_a_trained_query_sees(settings, n):
+    assert Attention(8, 2, max_seq_len=64, **settings).bias == NegLogLength(n)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [-3.0, NegLogVisible(), NegLogEffectiveLength(alibi_slopes(2), 16), Learned(-2.0, 2)],
+    ids=["number", "visible", "effective", "learned"],
+)
+def test_every_bias_reaches_the_operator(bias):
+    torch.manual_seed(0)
+    layer = Attention(8, 2, max_seq_len=16, bias=bias, position=ALiBi())
+    x = torch.randn(1, 5, 8)
+    other = Attention(8, 2, max_seq_len=16, position=ALiBi())
+    other.load_state_dict(layer.state_dict(), strict=False)
+    assert (layer(x) - other(x)).abs().max() > 1e-3
+
+
+def test_gradients_reach_the_learned_bias_and_the_norm_gains():
+    bias = Learned(NegLogLength(16), heads=4)
+    layer = Attention(16, 4, max_seq_len=16, bias=bias, qk_norm="rms", position=RoPE())
+    layer(torch.randn(2, 6, 16)).pow(2).sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+    assert "bias.value" in dict(layer.named_parameters())
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+def test_return_aux_gives_the_statistics_and_the_same_answer(activation, causal):
+    layer = Attention(8, 2, max_seq_len=8, activation=activation, causal=causal)
+    x, mask = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
+    mask[0, :2] = False
+    out, aux = layer(x, attention_mask=mask, return_aux=True)
+    torch.testing.assert_close(out, layer(x, attention_mask=mask))
+    expected = [[0, 0, 1, 2, 3], [1, 2, 3, 4, 5]] if causal else [[3] * 5, [5] * 5]
+    assert aux.visible[:, 0].tolist() == expected
+    assert aux.mass.shape == aux.largest.shape == (2, 2, 5)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_dropout_acts_in_training_only(activation):
+    layer = Attention(8, 2, max_seq_len=8, activation=activation, dropout=0.5)
+    x = torch.randn(1, 6, 8)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("qk_norm", ["rms", "layer"])
+def test_it_runs_under_bf16_autocast(activation, qk_norm):
+    layer = Attention(16, 2, max_seq_len=8, activation=activation, qk_norm=qk_norm, position=RoPE())
+    x = torch.randn(1, 6, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), layer(x), atol=0.03, rtol=0.05)
+
+
+def test_padding_queries_give_no_nan_to_the_gradients():
+    for activation in ("sigmoid", "softmax"):
+        layer = Attention(8, 2, max_seq_len=8, activation=activation, position=ALiBi())
+        mask = torch.tensor([[False, False, False, True]])
+        layer(torch.randn(1, 4, 8), attention_mask=mask).sum().backward()
+        assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        ({"dim": 10}, r"dim must be a multiple of heads \(4\), got 10"),
+        ({"heads": 0}, "heads must be positive, got 0"),
+        ({"max_seq_len": 0}, "max_seq_len must be positive, got 0"),
+        ({"kv_heads": 3}, r"kv_heads must divide heads \(4\), got 3"),
+        ({"kv_heads": -1}, "kv_heads must be positive, got -1"),
+        ({"activation": "relu"}, "activation must be one of .*got 'relu'"),
+        ({"qk_norm": "batch"}, "qk_norm must be"),
+        ({"position": SinCos(8)}, "SinCos, which belongs to the model's embeddings"),
+        ({"head_dim": 3, "position": RoPE()}, "even, got 3"),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
+)
+def test_bad_settings_are_named(settings, match):
+    with pytest.raises(ValueError, match=match):
+        Attention(**{"dim": 8, "heads": 4, "max_seq_len": 8, **settings})
+
+
+def test_bad_inputs_are_named():
+    layer = Attention(8, 2, max_seq_len=8, causal=False)
+    with pytest.raises(ValueError, match=r"x must be \(batch, tokens, 8\), got \(2, 3, 7\)"):
+        layer(torch.zeros(2, 3, 7))
+    with pytest.raises(ValueError, match="attention_mask must be boolean"):
+        layer(torch.zeros(2, 3, 8), attention_mask=torch.ones(2, 3))
+    with pytest.raises(ValueError, match="only causal attention"):
+        layer(torch.zeros(2, 3, 8), cache=layer.new_cache(2, 4))

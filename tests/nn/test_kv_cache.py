@@ -1,0 +1,47 @@
+"""The cache stores what it is given, refuses what does not fit, and changes nothing then."""
+
+import pytest
+import torch
+
+from sigmoid_attention.nn import KVCache
+
+
+def test_append_returns_everything_so_far():
+    cache = KVCache(batch=2, heads=3, capacity=7, head_dim=4)
+    keys, values = torch.randn(2, 2, 3, 6, 4).unbind(0)
+    cache.append(keys[:, :, :1], values[:, :, :1])
+    cache.append(keys[:, :, 1:4], values[:, :, 1:4])
+    all_keys, all_values = cache.append(keys[:, :, 4:], values[:, :, 4:])
+    assert cache.length == 6
+    assert torch.equal(all_keys, keys) and torch.equal(all_values, values)
+
+
+def test_overflow_is_refused_and_nothing_is_stored():
+    cache = KVCache(batch=1, heads=1, capacity=4, head_dim=2)
+    cache.append(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2))
+    with pytest.raises(ValueError, match=r"3 tokens are stored and 2 are new.*capacity is 4"):
+        cache.append(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+    assert cache.length == 3
+    keys, _ = cache.append(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))
+    assert keys[0, 0, :, 0].tolist() == [1, 1, 1, 0]
+
+
+def test_another_batch_or_number_of_heads_is_refused():
+    cache = KVCache(batch=2, heads=3, capacity=4, head_dim=2)
+    with pytest.raises(ValueError, match=r"\(2, 3\), got \(1, 3\)"):
+        cache.append(torch.zeros(1, 3, 1, 2), torch.zeros(1, 3, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["batch", "heads", "capacity", "head_dim"])
+def test_sizes_must_be_positive(name):
+    sizes = {"batch": 1, "heads": 1, "capacity": 1, "head_dim": 1, name: 0}
+    with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+        KVCache(**sizes)
+
+
+def test_reset_forgets_the_tokens():
+    cache = KVCache(batch=1, heads=1, capacity=2, head_dim=1, dtype=torch.bfloat16)
+    cache.append(torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1))
+    cache.reset()
+    keys, _ = cache.append(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+    assert keys.flatten().tolist() == [0] and keys.dtype == torch.bfloat16

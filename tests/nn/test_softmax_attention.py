@@ -1,0 +1,150 @@
+"""The softmax arm against torch's own operator and against a loop over rows."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sigmoid_attention.nn import alibi_slopes, softmax_attention
+
+
+def tensors(B=2, H=4, G=4, Q=5, K=5, D=8, E=8, dtype=torch.float64):
+    return (
+        torch.randn(B, H, Q, D, dtype=dtype),
+        torch.randn(B, G, K, D, dtype=dtype),
+        torch.randn(B, G, K, E, dtype=dtype),
+    )
+
+
+def by_rows(query, key, value, *, visible, slopes=None, softcap=None, float_mask=None):
+    """One row at a time; rows without keys are zero."""
+    B, H, Q, D = query.shape
+    G, K = key.shape[1:3]
+    out = torch.zeros(B, H, Q, value.shape[-1], dtype=query.dtype)
+    for b, h, i in itertools.product(range(B), range(H), range(Q)):
+        g = h // (H // G)
+        seen = [j for j in range(K) if visible(b, i + K - Q, j)]
+        if not seen:
+            continue
+        logits = []
+        for j in seen:
+            logit = query[b, h, i] @ key[b, g, j] / math.sqrt(D)
+            if softcap is not None:
+                logit = softcap * torch.tanh(logit / softcap)
+            if slopes is not None:
+                logit = logit - slopes[h] * abs(i + K - Q - j)
+            if float_mask is not None:
+                logit = logit + float_mask[i, j]
+            logits.append(logit)
+        weights = torch.stack(logits).softmax(0)
+        out[b, h, i] = weights @ value[b, g, seen]
+    return out
+
+
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("G", [4, 2, 1])
+def test_it_is_torchs_operator_where_that_needs_no_mask(is_causal, G):
+    query, key, value = tensors(G=G)
+    expected = F.scaled_dot_product_attention(
+        query, key, value, is_causal=is_causal, enable_gqa=True
+    )
+    out = softmax_attention(query, key, value, is_causal=is_causal, enable_gqa=True)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("Q, K", [(1, 1), (1, 7), (3, 7), (7, 7), (7, 3)])
+def test_causality_is_aligned_at_the_last_key(Q, K):
+    query, key, value = tensors(Q=Q, K=K)
+    expected = by_rows(query, key, value, visible=lambda b, i, j: j <= i)
+    torch.testing.assert_close(softmax_attention(query, key, value, is_causal=True), expected)
+    torch.testing.assert_close(softmax_attention(query, key, value, window_size=(-1, 0)), expected)
+
+
+@pytest.mark.parametrize("window", [(0, 0), (2, 0), (1, 2), (-1, 1), (3, -1)], ids=str)
+@pytest.mark.parametrize("softcap", [None, 3.0], ids=["plain", "softcap"])
+def test_window_alibi_and_groups(window, softcap):
+    query, key, value = tensors(G=2, Q=4, K=6, E=5)
+    left, right = window
+    slopes = alibi_slopes(4).double()
+    expected = by_rows(
+        query,
+        key,
+        value,
+        visible=lambda b, i, j: (left < 0 or i - j <= left) and (right < 0 or j - i <= right),
+        slopes=slopes,
+        softcap=softcap,
+    )
+    out = softmax_attention(
+        query,
+        key,
+        value,
+        window_size=window,
+        alibi_slopes=slopes,
+        softcap=softcap,
+        enable_gqa=True,
+    )
+    torch.testing.assert_close(out, expected, atol=2e-7, rtol=2e-7)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+@pytest.mark.parametrize("return_aux", [False, True], ids=["sdpa", "formed"])
+def test_a_row_without_keys_gives_zeros_and_finite_gradients(kind, return_aux):
+    query, key, value = (x.requires_grad_() for x in tensors(Q=4, K=4))
+    real = torch.tensor([[False, False, True, True], [True, True, True, True]])
+    mask = real[:, None, None]
+    if kind == "float":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
+    answer = softmax_attention(query, key, value, mask, is_causal=True, return_aux=return_aux)
+    out = answer[0] if return_aux else answer
+    expected = by_rows(query, key, value, visible=lambda b, i, j: j <= i and bool(real[b, j]))
+    torch.testing.assert_close(out, expected)
+    assert out[0, :, :2].count_nonzero() == 0
+    out.sum().backward()
+    for x in (query, key, value):
+        assert x.grad.isfinite().all()
+    assert key.grad[0, :, :2].count_nonzero() == 0 and value.grad[0, :, :2].count_nonzero() == 0
+
+
+def test_a_float_mask_is_added():
+    query, key, value = tensors(Q=3, K=5)
+    mask = torch.randn(3, 5, dtype=torch.float64)
+    expected = by_rows(query, key, value, visible=lambda b, i, j: True, float_mask=mask)
+    torch.testing.assert_close(softmax_attention(query, key, value, mask), expected)
+
+
+def test_statistics_of_the_rows():
+    query, key, value = tensors(Q=3, K=5)
+    real = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    real[0, ..., :4] = False
+    out, aux = softmax_attention(query, key, value, real, is_causal=True, return_aux=True)
+    assert aux.visible[1, 0].tolist() == [3, 4, 5]
+    assert aux.visible[0, 0].tolist() == [0, 0, 1]
+    torch.testing.assert_close(aux.mass, (aux.visible > 0).double())
+    torch.testing.assert_close(aux.largest[0, :, 2], torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(
+        out, softmax_attention(query, key, value, real, is_causal=True), atol=1e-12, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("softcap", [None, 5.0], ids=["sdpa", "formed"])
+def test_low_precision_comes_back_as_it_came(dtype, softcap):
+    query, key, value = tensors(dtype=dtype)
+    slopes = alibi_slopes(4)
+    settings = dict(is_causal=True, alibi_slopes=slopes, softcap=softcap)
+    out = softmax_attention(query, key, value, **settings)
+    exact = softmax_attention(query.double(), key.double(), value.double(), **settings)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), exact, atol=3e-2, rtol=3e-2)
+
+
+def test_dropout_keeps_the_expectation_on_both_paths():
+    query, key, value = tensors(B=1, H=1, G=1, Q=1, K=4)
+    repeated = [x.expand(4000, -1, -1, -1) for x in (query, key, value)]
+    plain = softmax_attention(query, key, value)[0]
+    for softcap in (None, 1e9):
+        out = softmax_attention(*repeated, dropout_p=0.3, softcap=softcap)
+        torch.testing.assert_close(out.mean(0), plain, atol=0.1, rtol=0)
+        assert out.std(0).min() > 0
