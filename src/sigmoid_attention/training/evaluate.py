@@ -37,7 +37,8 @@ def bits_per_byte(
     With `max_bytes`, only the head of every document is read, the same share of each.
 
     Raises:
-        ValueError: `seq_len` is not positive, or the stream is shorter than one sequence.
+        ValueError: `seq_len` is not positive, the stream is shorter than one sequence, or there
+            is no byte to score.
 
     Example:
         >>> from sigmoid_attention.training.data.tokenizer import ByteTokenizer
@@ -48,7 +49,7 @@ def bits_per_byte(
     """
     if seq_len < 1:
         raise ValueError(f"seq_len must be at least 1, got {seq_len}")
-    tokens = token_stream(tokenizer, _heads(documents, max_bytes))
+    tokens = token_stream(tokenizer, _heads(documents, max_bytes)).long()
     if len(tokens) < seq_len + 1:
         raise ValueError(
             f"the held-out text has {len(tokens)} tokens, which is shorter than one sequence: "
@@ -57,18 +58,20 @@ def bits_per_byte(
     bytes_of_V = torch.tensor(
         [len(tokenizer.decode([number])) for number in range(tokenizer.vocab_size)]
     )
+    scored_bytes = int(bytes_of_V[tokens[1:]].sum())
+    if scored_bytes == 0:
+        raise ValueError("the held-out text has no byte to score")
     was_training = model.training
     model.eval()
-    nats, count = 0.0, 0
-    for window_B in _windows(tokens.long(), seq_len):
+    nats = 0.0
+    for window_B in _windows(tokens, seq_len):
         inputs_BN, targets_BN = window_B[:, :-1], window_B[:, 1:]
         logits_BNV = model(inputs_BN.to(device)).float()
         loss_BN = F.cross_entropy(logits_BNV.mT, targets_BN.to(device), reduction="none").cpu()
         scored_BN = targets_BN != tokenizer.eos
         nats += loss_BN[scored_BN].double().sum().item()
-        count += int(bytes_of_V[targets_BN].sum())
     model.train(was_training)
-    return nats / (math.log(2) * count)
+    return nats / (math.log(2) * scored_bytes)
 
 
 def _heads(documents: Sequence[Document], max_bytes: int | None) -> list[Document]:

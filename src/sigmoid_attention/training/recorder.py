@@ -223,7 +223,7 @@ def read_records(path: Path) -> pa.Table:
     parts = _parts(Path(path))
     if not parts:
         raise ValueError(f"there are no records in {path}")
-    return pa.concat_tables(pq.read_table(part, schema=SCHEMA) for part in parts)
+    return pa.concat_tables(pq.ParquetFile(part).read() for part in parts)
 
 
 def _parts(path: Path) -> list[Path]:

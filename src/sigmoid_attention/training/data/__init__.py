@@ -1,0 +1,1 @@
+"""Text to train on: sources with their provenance, tokenizers, batches."""

@@ -39,7 +39,7 @@ def token_stream(tokenizer: Tokenizer, documents: Sequence[Document]) -> Tensor:
         torch.tensor([*tokenizer.encode(document.text), tokenizer.eos], dtype=torch.int32)
         for document in documents
     ]
-    return torch.cat(pieces)
+    return torch.cat([torch.empty(0, dtype=torch.int32), *pieces])
 
 
 class TextBatches:
