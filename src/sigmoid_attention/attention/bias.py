@@ -81,7 +81,8 @@ class NegLogLength(BiasPolicy):
 
     @property
     def value(self) -> float:
-        return self.offset - math.log(self.n)
+        # Tracing follows log2 of a symbolic length, where log would fix the length in the graph.
+        return self.offset - math.log2(self.n) * math.log(2)
 
     def resolve(self, rows: RowContext) -> float:
         return self.value
