@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from sigmoid_attention.training.checkpoint import CURRENT, PREVIOUS
+from sigmoid_attention.nn import DecoderLM, ModelConfig
+from sigmoid_attention.training.checkpoint import CURRENT, PREVIOUS, load_checkpoint
 from sigmoid_attention.training.tasks import Copying
 from sigmoid_attention.training.trainer import Diverged, train
 from tests.training.runs import digest, tiny_config, tiny_model, tiny_text
@@ -83,6 +84,14 @@ def test_killed_anywhere_and_resumed_a_run_ends_with_the_same_bits():
     resumed_from = {crash["point"]: crash["first"] for crash in crashes}
     assert [resumed_from[f"after step {step}"] for step in range(1, 5)] == [0, 2, 2, 4]
     assert [resumed_from[f"before rename {n}"] for n in range(1, 8)] == [0, 0, 0, 2, 2, 2, 2]
+
+
+def test_a_model_can_be_built_from_its_checkpoint_alone(tmp_path):
+    model, _ = trained(tmp_path)
+    checkpoint = load_checkpoint(tmp_path / CURRENT)
+    again = DecoderLM(ModelConfig.from_dict(checkpoint.config["model"]))
+    checkpoint.restore_model(again)
+    assert digest(again) == digest(model)
 
 
 def test_a_finished_run_resumes_to_nothing_left_to_do(tmp_path):

@@ -30,9 +30,9 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         _remove_if_there(temporary)
-        raise OSError(
-            error.errno, f"could not write {path} ({error.strerror}); nothing was overwritten"
-        ) from error
+        failure = OSError(f"could not write {path} ({error.strerror}); nothing was overwritten")
+        failure.errno = error.errno
+        raise failure from error
 
 
 def _remove_if_there(path: Path) -> None:

@@ -136,16 +136,17 @@ def train(
             optimizer.step()
 
             done = step + 1
-            if out and (done % config.checkpoint_every == 0 or done == config.steps):
+            if done % config.checkpoint_every == 0 or done == config.steps:
                 broken = non_finite_parameter(model)
                 if broken:
                     raise Diverged(step, losses[-1], f"the parameter {broken}")
                 if recorder:
                     # No part reaches over a checkpoint, so that resuming can drop whole parts.
                     recorder.flush()
-                save_checkpoint(
-                    out / CURRENT, model, optimizer, losses=losses, config=configuration
-                )
+                if out:
+                    save_checkpoint(
+                        out / CURRENT, model, optimizer, losses=losses, config=configuration
+                    )
             bar.update(done, losses[-1])
             if on_step:
                 on_step(done, losses[-1])
