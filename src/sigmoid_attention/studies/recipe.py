@@ -34,7 +34,6 @@ from sigmoid_attention.training.evaluate import bits_per_byte
 from sigmoid_attention.training.trainer import Diverged, TrainConfig, train
 
 METRIC = "validation_bits_per_byte"
-EFFECTIVE = {"bias": "neg_log_effective_length"}
 
 # Position, norm placement, and what is left of the model's configuration.
 CANDIDATES: dict[str, dict] = {
@@ -42,11 +41,9 @@ CANDIDATES: dict[str, dict] = {
     "rope softmax hybrid": {"activation": "softmax"},
     "rope sigmoid hybrid -log n": {},
     "rope sigmoid hybrid -log n - 2.5": {"bias_offset": -2.5},
-    "rope sigmoid hybrid -log n - 4": {"bias_offset": -4.0},
     "alibi softmax pre": {"activation": "softmax"},
     "alibi sigmoid hybrid -log n": {},
-    "alibi sigmoid pre -log L": {**EFFECTIVE},
-    "alibi sigmoid hybrid -log L - 2.5": {**EFFECTIVE, "bias_offset": -2.5},
+    "alibi sigmoid pre -log L": {"bias": "neg_log_effective_length"},
 }
 PAPER = {"rope": "rope sigmoid hybrid -log n", "alibi": "alibi sigmoid hybrid -log n"}
 
@@ -56,9 +53,9 @@ class RecipeSetting:
     """Sizes of the study; lengths in tokens, which are bytes here."""
 
     seeds: int = 3
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    steps: int = 300
-    warmup_steps: int = 30
+    learning_rates: tuple[float, ...] = (3e-3, 1e-2)
+    steps: int = 400
+    warmup_steps: int = 40
     batch_size: int = 8
     dim: int = 96
     layers: int = 3
