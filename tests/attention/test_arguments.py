@@ -1,0 +1,188 @@
+"""Bad arguments of sigmoid_attention and of the bias policies."""
+
+import math
+
+import pytest
+import torch
+
+from sigmoid_attention.attention import (
+    Learned,
+    NegLogEffectiveLength,
+    NegLogLength,
+    NegLogVisible,
+    RowLSE,
+    sigmoid_attention,
+)
+from tests.attention.complaints import SETTINGS, assert_sentence, complaint, ones, table
+
+GOOD = {
+    "query": ones(2, 4, 5, 3),
+    "key": ones(2, 4, 7, 3),
+    "value": ones(2, 4, 7, 6),
+    "bias": -1.0,
+}
+SHAPE = "(2, 4, 5, 7)"
+
+OPERATOR = SETTINGS | {
+    "query-integer": ({"query": ones(2, 4, 5, 3).long()}, "query", ("fp16", "torch.int64")),
+    "query-complex": ({"query": ones(2, 4, 5, 3).cfloat()}, "query", ("fp16", "torch.complex64")),
+    "query-of-three-dims": ({"query": ones(4, 5, 3)}, "query", ("(batch, heads,", "(4, 5, 3)")),
+    "key-of-three-dims": ({"key": ones(4, 7, 3)}, "key", ("(batch, heads,", "(4, 7, 3)")),
+    "value-of-five-dims": (
+        {"value": ones(1, 2, 4, 7, 3)},
+        "value",
+        ("(batch, heads,", "(1, 2, 4,"),
+    ),
+    "key-dtype": (
+        {"key": ones(2, 4, 7, 3).double()},
+        "key",
+        ("dtype", "torch.float64", "torch.float32"),
+    ),
+    "value-dtype": (
+        {"value": ones(2, 4, 7, 6).half()},
+        "value",
+        ("dtype", "torch.float16", "torch.float32"),
+    ),
+    "key-elsewhere": ({"key": ones(2, 4, 7, 3, device="meta")}, "key", ("device", "meta", "cpu")),
+    "value-elsewhere": (
+        {"value": ones(2, 4, 7, 6, device="meta")},
+        "value",
+        ("device", "meta", "cpu"),
+    ),
+    "key-batch": ({"key": ones(3, 4, 7, 3)}, "key", ("batch", "(3, 4, 7, 3)", "(2, 4, 5, 3)")),
+    "key-head-dim": (
+        {"key": ones(2, 4, 7, 5)},
+        "key",
+        ("head dim", "(2, 4, 7, 5)", "(2, 4, 5, 3)"),
+    ),
+    "value-length": (
+        {"value": ones(2, 4, 8, 6)},
+        "value",
+        ("length", "(2, 4, 8, 6)", "(2, 4, 7, 3)"),
+    ),
+    "value-heads": (
+        {"value": ones(2, 2, 7, 6)},
+        "value",
+        ("heads", "(2, 2, 7, 6)", "(2, 4, 7, 3)"),
+    ),
+    "value-batch": (
+        {"value": ones(1, 4, 7, 6)},
+        "value",
+        ("batch", "(1, 4, 7, 6)", "(2, 4, 7, 3)"),
+    ),
+    "fewer-key-heads-without-gqa": (
+        {"key": ones(2, 2, 7, 3), "value": ones(2, 2, 7, 6)},
+        "key",
+        ("2 heads", "4 query heads", "enable_gqa=True"),
+    ),
+    "key-heads-that-do-not-divide": (
+        {"key": ones(2, 3, 7, 3), "value": ones(2, 3, 7, 6), "enable_gqa": True},
+        "key",
+        ("3 heads", "do not divide", "4 query heads"),
+    ),
+    "more-key-heads-than-heads": (
+        {"key": ones(2, 8, 7, 3), "value": ones(2, 8, 7, 6), "enable_gqa": True},
+        "key",
+        ("8 heads", "do not divide", "4 query heads"),
+    ),
+    "no-key-heads": (
+        {"key": ones(2, 0, 7, 3), "value": ones(2, 0, 7, 6), "enable_gqa": True},
+        "key",
+        ("0 heads", "do not divide", "4 query heads"),
+    ),
+    "no-head-dim": (
+        {"query": ones(2, 4, 5, 0), "key": ones(2, 4, 7, 0)},
+        "query",
+        ("head dim", "positive", "0"),
+    ),
+    "dropout-of-all": ({"dropout_p": 1.0}, "dropout_p", ("below 1", "1.0")),
+    "dropout-negative": ({"dropout_p": -0.1}, "dropout_p", ("at least 0", "-0.1")),
+    "dropout-nan": ({"dropout_p": math.nan}, "dropout_p", ("below 1", "nan")),
+    "mask-integer": (
+        {"attn_mask": torch.ones(5, 7, dtype=torch.int64)},
+        "attn_mask",
+        ("boolean", "True = attend", "floating", "torch.int64"),
+    ),
+    "mask-of-other-keys": (
+        {"attn_mask": torch.ones(5, 8).bool()},
+        "attn_mask",
+        ("broadcast", SHAPE, "(5, 8)"),
+    ),
+    "mask-of-five-dims": (
+        {"attn_mask": ones(1, 2, 4, 5, 7)},
+        "attn_mask",
+        ("broadcast", SHAPE, "(1, 2, 4, 5, 7)"),
+    ),
+    "mask-turned": ({"attn_mask": ones(7, 5)}, "attn_mask", ("broadcast", SHAPE, "(7, 5)")),
+    "mask-elsewhere": (
+        {"attn_mask": ones(5, 7, device="meta")},
+        "attn_mask",
+        ("device", "meta", "cpu"),
+    ),
+    "bias-of-other-shape": ({"bias": ones(4, 5, 8)}, "bias", ("broadcast", SHAPE, "(4, 5, 8)")),
+    "bias-of-five-dims": ({"bias": ones(1, 1, 1, 1, 7)}, "bias", ("broadcast", SHAPE)),
+    "no-bias-Q5-K7": ({"bias": None}, "bias", ("None", "5 queries, 7 keys", "NegLogLength(1024)")),
+    "no-bias-with-a-mask": (
+        {"bias": None, "query": ones(2, 4, 7, 3), "attn_mask": ones(7, 7)},
+        "bias",
+        ("None", "a mask", "NegLogLength(1024)"),
+    ),
+}
+
+
+@table(OPERATOR)
+def test_sigmoid_attention_refuses(wrong, name, mentions):
+    assert sigmoid_attention(**GOOD).shape == (2, 4, 5, 6)
+    assert_sentence(complaint(sigmoid_attention, GOOD | wrong), name, mentions)
+
+
+POLICIES = {
+    "length-zero": (lambda: NegLogLength(0), "NegLogLength", ("n ", "positive", "0")),
+    "length-negative": (lambda: NegLogLength(-8), "NegLogLength", ("n ", "positive", "-8")),
+    "length-nan": (lambda: NegLogLength(math.nan), "NegLogLength", ("n ", "positive", "nan")),
+    "visible-at-least-zero": (
+        lambda: NegLogVisible(at_least=0),
+        "NegLogVisible",
+        ("at_least", "1 or more", "0"),
+    ),
+    "effective-length-zero": (
+        lambda: NegLogEffectiveLength((0.5,), 0),
+        "NegLogEffectiveLength",
+        ("n ", "positive", "0"),
+    ),
+    "effective-slope-negative": (
+        lambda: NegLogEffectiveLength((0.5, -0.25), 8),
+        "NegLogEffectiveLength",
+        ("slopes", "negative", "(0.5, -0.25)"),
+    ),
+    "effective-slopes-of-two-dims": (
+        lambda: NegLogEffectiveLength(ones(2, 2), 8),
+        "NegLogEffectiveLength",
+        ("slopes", "(2, 2)"),
+    ),
+    "learned-from-the-visible": (
+        lambda: Learned(NegLogVisible(), heads=2),
+        "Learned",
+        ("init", "Constant", "NegLogVisible"),
+    ),
+    "learned-from-row-lse": (
+        lambda: Learned(RowLSE(), heads=2),
+        "Learned",
+        ("init", "Constant", "RowLSE"),
+    ),
+    "learned-from-learned": (
+        lambda: Learned(Learned(0.0, heads=2), heads=2),
+        "Learned",
+        ("init", "Constant", "Learned"),
+    ),
+    "learned-from-other-heads": (
+        lambda: Learned(NegLogEffectiveLength((0.5,), 8), heads=2),
+        "Learned",
+        ("1 slopes", "2 heads"),
+    ),
+}
+
+
+@pytest.mark.parametrize("make, name, mentions", POLICIES.values(), ids=POLICIES.keys())
+def test_policies_refuse(make, name, mentions):
+    assert_sentence(complaint(make, {}), name, mentions)

@@ -1,0 +1,280 @@
+"""Bias policies: their values, that the operator never guesses n, and that an answer stays the
+same however the text reaches the operator: whole, in chunks, from a cache, padded or packed."""
+
+import math
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sigmoid_attention.attention import (
+    BiasPolicy,
+    Constant,
+    Learned,
+    NegLogEffectiveLength,
+    NegLogLength,
+    NegLogVisible,
+    RowLSE,
+    sigmoid_attention,
+    sigmoid_decode,
+    sigmoid_varlen_attention,
+)
+
+N, HEADS = 11, 3
+
+
+@pytest.fixture
+def text() -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of N tokens, (2, 3, 11, 5), in float64."""
+    chance = torch.Generator().manual_seed(2)
+    return torch.randn(3, 2, HEADS, N, 5, generator=chance, dtype=torch.float64).unbind(0)
+
+
+def mass_of_neutral_keys(bias, keys: int = 6, queries: int = 6, **arguments) -> Tensor:
+    """Row masses where every logit is the bias alone, (HEADS, queries)."""
+    query = torch.zeros(1, HEADS, queries, 2, dtype=torch.float64)
+    key = torch.ones(1, HEADS, keys, 2, dtype=torch.float64)
+    _, aux = sigmoid_attention(query, key, key, bias=bias, return_aux=True, **arguments)
+    return aux.mass[0]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_constant_and_plain_numbers_are_the_same():
+    expected = torch.full((HEADS, 6), 6 * sigmoid(-1.5), dtype=torch.float64)
+    torch.testing.assert_close(mass_of_neutral_keys(Constant(-1.5)), expected)
+    torch.testing.assert_close(mass_of_neutral_keys(-1.5), expected)
+    torch.testing.assert_close(mass_of_neutral_keys(Constant(-1)), mass_of_neutral_keys(-1))
+
+
+@pytest.mark.parametrize("n", [1, 6, 1000, 2**40])
+@pytest.mark.parametrize("offset", [0.0, -2.0])
+def test_minus_log_of_the_training_length(n, offset):
+    assert NegLogLength(n, offset).value == pytest.approx(offset - math.log(n))
+    # sigmoid(offset - log n) = 1 / (1 + n e^-offset): a row of n neutral keys sums to about one
+    expected = torch.full((HEADS, 6), 6 / (1 + n * math.exp(-offset)), dtype=torch.float64)
+    torch.testing.assert_close(mass_of_neutral_keys(NegLogLength(n, offset)), expected)
+
+
+def test_no_bias_is_minus_log_of_the_keys_where_that_is_no_guess():
+    for arguments in ({}, {"is_causal": True}, {"window_size": (2, 1)}):
+        torch.testing.assert_close(
+            mass_of_neutral_keys(None, **arguments),
+            mass_of_neutral_keys(NegLogLength(6), **arguments),
+        )
+
+
+@pytest.mark.parametrize("at_least", [1, 4])
+def test_minus_log_of_the_keys_in_sight(at_least):
+    mass = mass_of_neutral_keys(NegLogVisible(at_least), is_causal=True)
+    seen = torch.arange(1, 7, dtype=torch.float64)
+    torch.testing.assert_close(mass, (seen / (1 + seen.clamp(min=at_least))).expand(HEADS, 6))
+
+
+def test_minus_log_of_the_keys_in_sight_counts_windows_and_masks():
+    mask = torch.tensor([True, False, True, True, True, True])
+    mass = mass_of_neutral_keys(
+        NegLogVisible(), is_causal=True, window_size=(2, -1), attn_mask=mask
+    )
+    seen = torch.tensor([1, 1, 2, 2, 3, 3], dtype=torch.float64)
+    torch.testing.assert_close(mass, (seen / (1 + seen)).expand(HEADS, 6))
+
+
+def test_minus_log_of_the_effective_length():
+    slopes, n = (1.5, 0.25, 0.0), 7
+    policy = NegLogEffectiveLength(slopes, n, offset=0.5)
+    lengths = [sum(math.exp(-slope * t) for t in range(n)) for slope in slopes]
+    assert policy.values == pytest.approx([0.5 - math.log(length) for length in lengths])
+    expected = [6 * sigmoid(value) for value in policy.values]
+    torch.testing.assert_close(mass_of_neutral_keys(policy)[:, 0].tolist(), expected)
+
+
+def test_the_effective_length_of_slopes_near_zero_is_the_length():
+    tiny = NegLogEffectiveLength((1e-18, 1e-9, 0.0), 4096)
+    assert tiny.values == pytest.approx([-math.log(4096)] * 3, rel=1e-6)
+
+
+def test_the_effective_length_takes_slopes_as_a_tensor():
+    slopes = torch.tensor([0.5, 0.25])
+    assert NegLogEffectiveLength(slopes, 8) == NegLogEffectiveLength((0.5, 0.25), 8)
+
+
+def test_row_lse_turns_a_softmax_weight_into_p_over_one_plus_p(text):
+    query, key, value = text
+    for hidden in (torch.zeros(N, N, dtype=torch.bool), torch.ones(N, N).triu(1).bool()):
+        logits = query @ key.mT / 5**0.5
+        p = torch.softmax(logits.masked_fill(hidden, -math.inf), -1)
+        out = sigmoid_attention(query, key, value, ~hidden, bias=RowLSE())
+        torch.testing.assert_close(out, p / (1 + p) @ value)
+
+
+POLICIES: list[BiasPolicy] = [
+    Constant(-1.0),
+    NegLogLength(16, offset=0.5),
+    NegLogVisible(at_least=2),
+    NegLogEffectiveLength((0.5, 0.25, 0.0), 16),
+    Learned(NegLogLength(16), heads=HEADS),
+]
+each_policy = pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES[:4], RowLSE()], ids=lambda p: type(p).__name__)
+def test_policies_that_are_not_trained_are_values(policy):
+    with pytest.raises(AttributeError):
+        policy.b = 1.0
+    assert hash(policy) == hash(policy)
+    assert policy in {policy}
+
+
+# ------------------------------------------------------------------------------------- learned
+
+
+@pytest.mark.parametrize(
+    "init, start",
+    [
+        (-3.0, [-3.0] * 3),
+        (2, [2.0] * 3),
+        (Constant(-1.0), [-1.0] * 3),
+        (NegLogLength(8, offset=1.0), [1 - math.log(8)] * 3),
+        (NegLogEffectiveLength((0.0, 0.0, 100.0), 4), [-math.log(4), -math.log(4), 0.0]),
+    ],
+    ids=["float", "int", "Constant", "NegLogLength", "NegLogEffectiveLength"],
+)
+def test_learned_starts_where_it_was_told_to(init, start):
+    policy = Learned(init, heads=3)
+    torch.testing.assert_close(policy.value.tolist(), start, rtol=1e-6, atol=1e-6)
+    assert isinstance(policy.value, torch.nn.Parameter)
+
+
+def test_learned_is_trained_by_a_step(text):
+    policy = Learned(NegLogLength(N), heads=HEADS)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    before = policy.value.detach().clone()
+
+    def loss() -> Tensor:
+        return (sigmoid_attention(*text, bias=policy, is_causal=True) - text[2]).square().mean()
+
+    first = loss()
+    first.backward()
+    assert policy.value.grad.abs().min() > 0
+    optimizer.step()
+    assert (policy.value != before).all()
+    assert loss() < first
+
+
+def test_learned_is_saved_with_its_module(text):
+    policy, other = Learned(-1.0, heads=HEADS), Learned(-2.0, heads=HEADS)
+    other.load_state_dict(policy.state_dict())
+    assert torch.equal(other.value, policy.value)
+    assert "heads=3" in repr(policy)
+
+
+# ------------------------------------------------------------------ the operator refuses to guess
+
+REFUSED = {
+    "fewer-queries-Q1-K11": (slice(10, None), None),
+    "more-queries-Q11-K10": (slice(None), None),
+    "bool-mask": (slice(None), torch.ones(N, N, dtype=torch.bool)),
+    "float-mask": (slice(None), torch.zeros(N, N)),
+    "mask-that-broadcasts": (slice(None), torch.ones(2, 1, 1, N, dtype=torch.bool)),
+}
+
+
+@pytest.mark.parametrize("queries, mask", REFUSED.values(), ids=REFUSED.keys())
+def test_the_operator_refuses_to_guess_n(text, queries, mask):
+    query, key, value = text
+    if mask is None and queries == slice(None):
+        key, value = key[:, :, 1:], value[:, :, 1:]
+    sentence = r"bias: None .* give the training length, e\.g\. bias=NegLogLength"
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        sigmoid_attention(query[:, :, queries], key, value, mask, is_causal=True)
+    shown = f"{query[:, :, queries].shape[2]} queries, {key.shape[2]} keys"
+    assert shown in str(refusal.value)
+
+
+def test_decoding_refuses_to_guess_n(text):
+    query, key, value = text
+    for used in (N, 4):
+        seqused_k = torch.tensor([N, used])
+        with pytest.raises(ValueError, match=r"bias: .* give that length, e\.g\. .*NegLogLength"):
+            sigmoid_decode(query[:, :, -1:], key, value, seqused_k=seqused_k)
+
+
+def test_packed_sequences_refuse_to_guess_n(text):
+    packed = [tensor[0].transpose(0, 1) for tensor in text]
+    for ends in ([0, N], [0, 4, N]):
+        cu = torch.tensor(ends)
+        with pytest.raises(ValueError, match=r"bias: .* the training length, e\.g\. .*NegLogLengt"):
+            sigmoid_varlen_attention(*packed, cu, cu, N, N)
+
+
+@pytest.mark.parametrize("size", [HEADS, N, 1])
+def test_a_vector_could_mean_heads_or_keys_and_is_refused(text, size):
+    sentence = re.escape(f"bias: a vector of {size} could mean heads or keys")
+    vector = torch.zeros(size, dtype=torch.float64)
+    with pytest.raises(ValueError, match=sentence):
+        sigmoid_attention(*text, bias=vector)
+
+
+# ----------------------------------------------------------------- one answer on every way there
+
+
+def whole(text, policy, **arguments) -> Tensor:
+    return sigmoid_attention(*text, bias=policy, is_causal=True, **arguments)
+
+
+@each_policy
+def test_a_cached_decode_continues_the_same_answer(text, policy):
+    query, key, value = text
+    expected = whole(text, policy)
+    for step in range(N):
+        used = torch.full((2,), step + 1)
+        out = sigmoid_decode(query[:, :, step : step + 1], key, value, seqused_k=used, bias=policy)
+        torch.testing.assert_close(out, expected[:, :, step : step + 1])
+
+
+@each_policy
+@given(cuts=st.sets(st.integers(1, N - 1), max_size=4))
+def test_chunks_give_the_same_answer(policy, cuts):
+    chance = torch.Generator().manual_seed(2)
+    text = torch.randn(3, 2, HEADS, N, 5, generator=chance, dtype=torch.float64).unbind(0)
+    query, key, value = text
+    ends = [0, *sorted(cuts), N]
+    slopes = torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64)
+    arguments = {"alibi_slopes": slopes, "window_size": (6, -1)}
+    chunks = [
+        sigmoid_attention(
+            query[:, :, start:end],
+            key[:, :, :end],
+            value[:, :, :end],
+            bias=policy,
+            is_causal=True,
+            **arguments,
+        )
+        for start, end in pairwise(ends)
+    ]
+    torch.testing.assert_close(torch.cat(chunks, 2), whole(text, policy, **arguments))
+
+
+@each_policy
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_padding_gives_the_same_answer(text, policy, padding):
+    before, after = (4, 0) if padding == "left" else (0, 4)
+    padded = [torch.nn.functional.pad(tensor, (0, 0, before, after), value=9.0) for tensor in text]
+    real = torch.nn.functional.pad(torch.ones(N), (before, after)).bool()
+    out = sigmoid_attention(*padded, real[None, None, None], bias=policy, is_causal=True)
+    torch.testing.assert_close(out[:, :, before : before + N], whole(text, policy))
+
+
+@each_policy
+def test_packing_gives_the_same_answer(text, policy):
+    packed = [tensor.transpose(1, 2).flatten(0, 1) for tensor in text]
+    ends = torch.tensor([0, N, 2 * N])
+    out = sigmoid_varlen_attention(*packed, ends, ends, N, N, bias=policy, is_causal=True)
+    torch.testing.assert_close(out.unflatten(0, (2, N)).transpose(1, 2), whole(text, policy))

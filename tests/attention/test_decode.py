@@ -1,0 +1,239 @@
+"""Decoding from contiguous and paged caches, against the definition and against full calls."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sigmoid_attention.attention import NegLogVisible, RowLSE, sigmoid_attention, sigmoid_decode
+from tests.attention.calls import WINDOWS, Call
+from tests.attention.definition import Expected, define_cached, to_nearest
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Tokens in use of each sequence, page size (0: contiguous), and a call's rest.
+
+    ``call.keys`` is the capacity; a paged cache holds it in pages drawn at random, shared ones too.
+    """
+
+    used: tuple[int, ...]
+    page_size: int
+    call: Call
+
+    def build(self, dtype=torch.float64, index=torch.int64) -> tuple[tuple, dict]:
+        call = self.call.but(batch=len(self.used), strided=False)
+        if self.page_size:
+            pages = -(-call.keys // self.page_size)
+            call = call.but(keys=pages * self.page_size)
+        (query, key, value), arguments = call.build(dtype)
+        arguments["seqused_k"] = torch.tensor(self.used, dtype=index)
+        if not self.page_size:
+            return (query, key, value), arguments
+        chance = torch.Generator().manual_seed(self.call.seed)
+        stored = len(self.used) * pages
+        arguments["block_table"] = torch.randint(
+            stored, (len(self.used), pages), generator=chance, dtype=index
+        )
+        paged = [
+            cache.transpose(1, 2).reshape(stored, self.page_size, *cache.shape[1::2])
+            for cache in (key, value)
+        ]
+        return (query, *paged), arguments
+
+
+@st.composite
+def caches(draw) -> Cached:
+    capacity = draw(st.integers(1, 7))
+    biases = ("-2.5", "visible", "effective", "learned", "lse", "tensor BHQK", "tensor H11")
+    call = Call(
+        batch=1,
+        key_heads=draw(st.integers(1, 2)),
+        group=draw(st.sampled_from((1, 2))),
+        queries=draw(st.sampled_from((1, 1, 2, 4))),
+        keys=capacity,
+        head_dim=3,
+        value_dim=2,
+        bias=draw(st.sampled_from(biases)),
+        slopes=draw(st.sampled_from((None, "H", "BH"))),
+        is_causal=draw(st.booleans()),
+        window_size=draw(st.sampled_from(WINDOWS)),
+        softcap=draw(st.sampled_from((None, 0.7))),
+        seed=draw(st.integers(0, 2**16)),
+    )
+    used = draw(st.lists(st.integers(0, capacity), min_size=1, max_size=3))
+    return Cached(tuple(used), draw(st.sampled_from((0, 1, 2, 3))), call)
+
+
+def answer(positional, arguments) -> Expected:
+    out, aux = sigmoid_decode(*positional, **arguments, return_aux=True)
+    return Expected(out, *aux)
+
+
+@given(caches(), st.sampled_from((torch.int32, torch.int64)))
+def test_equals_the_definition_in_float64(cached: Cached, index):
+    positional, arguments = cached.build(index=index)
+    actual, expected = answer(positional, arguments), define_cached(*positional, **arguments)
+    torch.testing.assert_close(actual.out, expected.out, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(actual.mass, expected.mass, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(actual.largest, expected.largest, rtol=1e-11, atol=1e-13)
+    assert torch.equal(actual.visible, expected.visible)
+    assert torch.equal(actual.out, sigmoid_decode(*positional, **arguments))
+
+
+GROUPED = Call(
+    batch=1, key_heads=2, group=2, queries=2, keys=9, head_dim=3, value_dim=2, slopes="BH", seed=4
+)
+RAGGED = Cached((9, 5, 2), 0, GROUPED)
+PAGED = Cached((9, 5, 2), 4, GROUPED)
+
+
+def cut(positional, arguments, s: int) -> Tensor:
+    """Sequence s as a call of its own over the keys in use."""
+    query, key, value = (tensor[s : s + 1] for tensor in positional)
+    own = {name: argument for name, argument in arguments.items() if name != "seqused_k"}
+    used = int(arguments["seqused_k"][s])
+    own["alibi_slopes"] = own["alibi_slopes"][s : s + 1]
+    if isinstance(own["bias"], Tensor):
+        own["bias"] = own["bias"][s : s + 1, :, :, :used]
+    return sigmoid_attention(query, key[:, :, :used], value[:, :, :used], **own)
+
+
+@pytest.mark.parametrize("bias", ["-2.5", "visible", "lse", "learned", "tensor BHQK"])
+def test_gradients_equal_those_of_each_sequence_by_itself(bias):
+    cached = Cached(RAGGED.used, 0, RAGGED.call.but(bias=bias, is_causal=True))
+    positional, arguments = cached.build()
+    inputs = [*positional, arguments["alibi_slopes"]]
+    if isinstance(arguments["bias"], Tensor):
+        inputs.append(arguments["bias"])
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    if bias == "learned":
+        inputs.append(arguments["bias"].double().value)
+    actual = sigmoid_decode(*positional, **arguments)
+    expected = torch.cat([cut(positional, arguments, s) for s in range(3)])
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+    )
+
+
+@pytest.mark.parametrize("page_size", [0, 2])
+@pytest.mark.parametrize("bias", ["-2.5", "lse"])
+def test_derivatives_of_ragged_caches(bias, page_size):
+    call = GROUPED.but(key_heads=1, keys=4, bias=bias, slopes=None, value_dim=1)
+    positional, arguments = Cached((3, 1), page_size, call).build()
+
+    def function(query, key, value):
+        return sigmoid_decode(query, key, value, **arguments)
+
+    inputs = tuple(tensor.requires_grad_() for tensor in positional)
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+def contiguous(pages: Tensor, block_table: Tensor) -> Tensor:
+    """The same cache laid out (batch, key_heads, capacity, dim)."""
+    rows = [torch.cat([pages[page] for page in row], 0) for row in block_table.tolist()]
+    return torch.stack(rows).transpose(1, 2)
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 4, 16])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_paged_equals_contiguous(page_size, queries):
+    call = GROUPED.but(queries=queries, bias="visible", window_size=(6, -1))
+    (query, *pages), arguments = Cached((9, 5, 0), page_size, call).build(torch.float32)
+    paged = sigmoid_decode(query, *pages, **arguments)
+    block_table = arguments.pop("block_table")
+    laid_out = [contiguous(cache, block_table) for cache in pages]
+    assert torch.equal(paged, sigmoid_decode(query, *laid_out, **arguments))
+
+
+def test_sequences_may_share_the_pages_of_a_common_beginning():
+    (query, key, value), arguments = PAGED.build()
+    arguments["block_table"] = torch.tensor([[0, 1, 2], [0, 1, 3], [0, 4, 5]])
+    actual = sigmoid_decode(query, key, value, **arguments)
+    expected = define_cached(query, key, value, **arguments)
+    torch.testing.assert_close(actual, expected.out)
+    inputs = [key.requires_grad_(), value.requires_grad_()]
+    shared = torch.autograd.grad(sigmoid_decode(query, key, value, **arguments).sum(), inputs)
+    block_table = arguments.pop("block_table")
+    copies = [contiguous(cache, block_table) for cache in (key, value)]
+    apart = torch.autograd.grad(sigmoid_decode(query, *copies, **arguments).sum(), inputs)
+    torch.testing.assert_close(shared, apart)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("cached", [RAGGED, PAGED], ids=["contiguous", "paged"])
+def test_error_stays_below_that_of_a_straightforward_computation(cached, dtype):
+    positional, arguments = cached.build(dtype)
+    exact = define_cached(*positional, **arguments).out
+    rough = define_cached(*positional, **arguments, rounded=to_nearest(dtype)).out
+    actual = sigmoid_decode(*positional, **arguments)
+    assert actual.dtype == dtype
+    budget = (rough - exact).abs().max() + 2 * torch.finfo(dtype).eps * exact.abs().max()
+    assert (actual.double() - exact).abs().max() <= budget
+
+
+@pytest.mark.parametrize("bias", [0.0, NegLogVisible(), RowLSE()], ids=repr)
+@pytest.mark.parametrize("page_size", [0, 4], ids=["contiguous", "paged"])
+def test_an_empty_cache_gives_exact_zeros(page_size, bias):
+    positional, arguments = Cached((3, 0, 9), page_size, GROUPED).build()
+    for part in answer(positional, arguments | {"bias": bias}):
+        assert not part[1].any()
+        assert part[[0, 2]].all()
+
+
+def test_queries_before_the_first_token_see_nothing_when_causal():
+    positional, arguments = Cached((1, 9), 0, GROUPED.but(queries=3)).build()
+    for part in answer(positional, arguments | {"is_causal": True}):
+        assert not part[0, :, :2].any()
+        assert part[0, :, 2].all()
+        assert part[1].all()
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bias", ["-2.5", "visible", "lse"])
+def test_what_lies_beyond_the_tokens_in_use_does_not_matter(bias, poison):
+    cached = Cached(RAGGED.used, 0, RAGGED.call.but(bias=bias))
+    (query, key, value), arguments = cached.build()
+    clean = sigmoid_decode(query, key, value, **arguments)
+    beyond = torch.arange(9) >= arguments["seqused_k"][:, None]
+    spoilt = [cache.masked_fill(beyond[:, None, :, None], poison) for cache in (key, value)]
+    inputs = [tensor.requires_grad_() for tensor in (query, *spoilt)]
+    out = sigmoid_decode(*inputs, **arguments)
+    assert torch.equal(out, clean)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), inputs))
+
+
+def test_unused_pages_may_hold_anything():
+    (query, key, value), arguments = PAGED.build()
+    clean = sigmoid_decode(query, key, value, **arguments)
+    used_pages = {
+        int(page)
+        for row, used in zip(arguments["block_table"], PAGED.used, strict=True)
+        for page in row[: -(-used // 4)]
+    }
+    unused = [page for page in range(key.shape[0]) if page not in used_pages]
+    assert unused
+    key[unused], value[unused] = math.nan, math.nan
+    assert torch.equal(sigmoid_decode(query, key, value, **arguments), clean)
+
+
+def test_parts_of_a_cache_add_up():
+    call = GROUPED.but(slopes=None, queries=1, bias="constant")
+    (query, key, value), arguments = Cached((9, 9), 0, call).build()
+    expected = sigmoid_decode(query, key, value, **arguments)
+    parts = []
+    for own in (slice(0, 4), slice(4, 9)):
+        held = torch.full((2,), own.stop - own.start)
+        parts.append(
+            sigmoid_decode(
+                query, key[:, :, own], value[:, :, own], **(arguments | {"seqused_k": held})
+            )
+        )
+    torch.testing.assert_close(parts[0] + parts[1], expected)
