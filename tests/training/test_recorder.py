@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from sigmoid_attention.training import recorder as recorder_module
-from sigmoid_attention.training.attention_weights import attention_weights
 from sigmoid_attention.training.optimizer import schedule
 from sigmoid_attention.training.recorder import SCHEMA, Recorder, read_records
 from sigmoid_attention.training.trainer import Diverged, train
@@ -82,7 +81,7 @@ def test_attention_numbers_at_initialisation_are_those_of_the_layer(tmp_path):
     untouched = tiny_model(dropout=0.0).blocks[0].attention
     recorded(tmp_path, model=model, config=tiny_config(steps=1))
     x, out = seen[0]
-    weights_BHNN = attention_weights(untouched, x)
+    weights_BHNN = untouched.weights(x)
     wanted = {"module": "blocks.0.attention", "step": 0}
     frobenius = weights_BHNN.square().sum((-1, -2)).sqrt().mean().item()
     assert values(tmp_path, **wanted, statistic="frobenius") == pytest.approx([frobenius])

@@ -144,21 +144,34 @@ class Attention(nn.Module):
             raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
         if cache is not None and not self.causal:
             raise ValueError("cache: only causal attention can read a sequence in parts")
-        batch, tokens, _ = x.shape
-        start = 0 if cache is None else cache.length
-        positions_BN = token_positions(batch, tokens, start, attention_mask, x.device)
-
-        query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key = self.key(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        value = self.value(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        query, key = self.qk_norm(query, key)
-        query, key = self.position.rotate(query, key, positions_BN)
+        query, key, value = self._project(x, 0 if cache is None else cache.length, attention_mask)
         if cache is not None:
             key, value = cache.append(key, value)
-        answer = self._operate(query, key, value, attention_mask, return_aux)
+        dropout_p = self.dropout if self.training else 0.0
+        answer = self._operate(query, key, value, attention_mask, dropout_p, return_aux)
         out_BHND, aux = answer if isinstance(answer, tuple) else (answer, None)
         out = self.output(out_BHND.transpose(1, 2).flatten(2))
         return out if aux is None else (out, aux)
+
+    @torch.no_grad()
+    def weights(self, x: Tensor) -> Tensor:
+        """The attention matrix (B, H, N, N) for x (B, N, dim), before dropout; none is kept.
+
+        Attention is linear in its values, so with the identity in their place the operator's
+        output is the matrix: position, norms and bias are its own, for either activation.
+
+        Example:
+            >>> import torch
+            >>> layer = Attention(8, heads=2, max_seq_len=4, activation="softmax")
+            >>> layer.weights(torch.randn(1, 4, 8)).sum(-1).allclose(torch.ones(1, 2, 4))
+            True
+        """
+        query, key, _ = self._project(x, 0, None)
+        identity = torch.eye(x.shape[1], dtype=key.dtype, device=x.device)
+        value = identity.expand(x.shape[0], self.kv_heads, -1, -1)
+        weights = self._operate(query, key, value, None, 0.0, False)
+        assert isinstance(weights, Tensor)
+        return weights
 
     def new_cache(self, batch: int, length: int, *, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for ``length`` tokens, in ``dtype`` or that of the parameters."""
@@ -172,12 +185,26 @@ class Attention(nn.Module):
             device=weight.device,
         )
 
+    def _project(
+        self, x: Tensor, start: int, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value per head, normed and positioned, of the tokens from ``start`` on."""
+        batch, tokens, _ = x.shape
+        positions_BN = token_positions(batch, tokens, start, attention_mask, x.device)
+        query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key = self.key(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        value = self.value(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        query, key = self.qk_norm(query, key)
+        query, key = self.position.rotate(query, key, positions_BN)
+        return query, key, value
+
     def _operate(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None,
+        dropout_p: float,
         return_aux: bool,
     ) -> Tensor | tuple[Tensor, AttentionAux]:
         settings = {
@@ -187,7 +214,7 @@ class Attention(nn.Module):
             "alibi_slopes": self.position.slopes(self.heads, query.device),
             "softcap": self.softcap,
             "enable_gqa": self.heads != self.kv_heads,
-            "dropout_p": self.dropout if self.training else 0.0,
+            "dropout_p": dropout_p,
             "return_aux": return_aux,
         }
         if self.activation == "softmax":

@@ -33,7 +33,6 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.nn import Attention
-from sigmoid_attention.training.attention_weights import attention_weights
 from sigmoid_attention.training.files import write_whole
 
 SCHEMA = pa.schema(
@@ -162,7 +161,7 @@ class Recorder:
     def _weights_hook(self, name: str) -> Callable[..., None]:
         def hook(layer: Attention, inputs: tuple[Tensor, ...], _output: Any) -> None:
             if self._step is not None:
-                weights_BHNN = attention_weights(layer, inputs[0]).float()
+                weights_BHNN = layer.weights(inputs[0]).float()
                 mass_BHN = weights_BHNN.sum(-1)
                 statistics = {
                     "frobenius": weights_BHNN.norm(dim=(-2, -1)).mean(),

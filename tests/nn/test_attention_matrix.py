@@ -1,10 +1,9 @@
-"""The attention matrix that the recorder looks at is the one that the layer uses."""
+"""The attention matrix that a layer shows is the one that it uses."""
 
 import pytest
 import torch
 
 from sigmoid_attention.nn import ALiBi, Attention, RoPE
-from sigmoid_attention.training.attention_weights import attention_weights
 
 SETTINGS = {
     "plain": {},
@@ -19,7 +18,7 @@ def test_weights_times_values_is_the_layers_answer(activation, settings):
     torch.manual_seed(0)
     layer = Attention(12, heads=3, max_seq_len=7, activation=activation, **settings)
     x = torch.randn(2, 7, 12)
-    weights_BHNN = attention_weights(layer, x)
+    weights_BHNN = layer.weights(x)
     value = layer.value(x).unflatten(-1, (layer.kv_heads, -1)).transpose(1, 2)
     value = value.repeat_interleave(layer.heads // layer.kv_heads, 1)
     out = layer.output((weights_BHNN @ value).transpose(1, 2).flatten(2))
@@ -31,7 +30,7 @@ def test_weights_have_the_mass_of_the_operators_statistics(activation):
     torch.manual_seed(0)
     layer = Attention(12, heads=3, max_seq_len=7, activation=activation)
     x = torch.randn(2, 5, 12)
-    weights_BHNN = attention_weights(layer, x)
+    weights_BHNN = layer.weights(x)
     _, aux = layer(x, return_aux=True)
     torch.testing.assert_close(weights_BHNN.sum(-1), aux.mass)
     torch.testing.assert_close(weights_BHNN.amax(-1), aux.largest)
