@@ -3,7 +3,7 @@ same however the text reaches the operator: whole, in chunks, from a cache, padd
 
 import math
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
+from tests.attention.calls import WINDOWS
 
 N, HEADS = 11, 3
 
@@ -84,6 +85,21 @@ def test_minus_log_of_the_keys_in_sight_counts_windows_and_masks():
     )
     seen = torch.tensor([1, 1, 2, 2, 3, 3], dtype=torch.float64)
     torch.testing.assert_close(mass, (seen / (1 + seen)).expand(HEADS, 6))
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["both-sides", "causal"])
+def test_the_keys_in_sight_are_counted_whatever_the_lengths(window, is_causal):
+    left, right = (window[0], 0) if is_causal else window
+    for queries, keys in product((1, 4, 6), (0, 1, 3, 6)):
+        arguments = {"is_causal": is_causal, "window_size": window}
+        mass = mass_of_neutral_keys(NegLogVisible(), keys, queries, **arguments)
+        ahead = [[j - (i + keys - queries) for j in range(keys)] for i in range(queries)]
+        seen = [
+            sum((left < 0 or -by <= left) and (right < 0 or by <= right) for by in row)
+            for row in ahead
+        ]
+        torch.testing.assert_close(mass[0].tolist(), [count / (1 + count) for count in seen])
 
 
 def test_minus_log_of_the_effective_length():

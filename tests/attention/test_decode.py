@@ -196,6 +196,14 @@ def test_queries_before_the_first_token_see_nothing_when_causal():
         assert part[1].all()
 
 
+def test_queries_do_not_see_each_other_s_future_unless_asked_to():
+    positional, arguments = Cached((9, 5), 0, GROUPED.but(queries=3)).build()
+    del arguments["is_causal"]
+    default = sigmoid_decode(*positional, **arguments)
+    assert torch.equal(default, sigmoid_decode(*positional, **arguments, is_causal=True))
+    assert not torch.equal(default, sigmoid_decode(*positional, **arguments, is_causal=False))
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("bias", ["-2.5", "visible", "lse"])
 def test_what_lies_beyond_the_tokens_in_use_does_not_matter(bias, poison):

@@ -144,6 +144,20 @@ def test_hiding_by_minus_infinity_is_hiding_by_false(call: Call):
     assert all(torch.equal(*parts) for parts in zip(by_false, by_infinity, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=NAMES.get)
+def test_only_minus_infinity_hides(dtype):
+    """The lowest finite number leaves a key in sight, of no weight, and in the policies' count."""
+    tensors, _ = ODD.but(group=1).build(dtype)
+    lowest = torch.zeros(3, dtype=dtype)
+    lowest[1] = torch.finfo(dtype).min
+    low = answer(tensors, {"attn_mask": lowest, "bias": NegLogVisible()})
+    assert (low.visible == 3).all()
+    hidden = torch.tensor([True, False, True])
+    expected = answer(tensors, {"attn_mask": hidden, "bias": -math.log(3)})
+    assert (expected.visible == 2).all()
+    torch.testing.assert_close(low.out, expected.out)
+
+
 @given(calls(), st.integers(2, 4))
 def test_parts_over_disjoint_keys_add_up(call: Call, parts: int):
     """The bias must not depend on the row's keys; everything else may."""
