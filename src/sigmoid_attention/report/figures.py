@@ -161,7 +161,7 @@ def norms(measured: Measured) -> Figure:
         "−log\u00a0n begins much larger than softmax, and that is how training becomes unstable. "
         "Then look for layers that keep growing or fall silent.",
         tuple(panels),
-        measured.absent(NORM, "attention norm"),
+        (*measured.absent(NORM, "attention norm"), *measured.fewer_seeds(NORM, TRAINING_LOSS)),
     )
 
 

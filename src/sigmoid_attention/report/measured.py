@@ -94,6 +94,12 @@ class Measured:
         lacking = [arm for arm in ARMS if arm not in present and not self._not_finite[metric, arm]]
         return (*notes, *(f"{called}: {arm} has none." for arm in lacking))
 
+    def fewer_seeds(self, metric: str, than: str) -> tuple[str, ...]:
+        """Whether this metric was recorded with fewer seeds than another, in words."""
+        seeds = self.seeds(metric)
+        fewer = 0 < len(seeds) < len(self.seeds(than))
+        return (f"Recorded with {_seeds(seeds)} only.",) if fewer else ()
+
     def cut_short(self, metric: str) -> tuple[str, ...]:
         """Which runs ended before the others, in words."""
         last = {

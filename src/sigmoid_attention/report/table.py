@@ -5,22 +5,25 @@ from html import escape
 from itertools import groupby
 
 from ..studies.results import SIGMOID, SOFTMAX, SummaryRow
+from ..studies.verdict import learnt, standing
 from .format import difference, quantity
 
 HEADINGS = ("", "Softmax", "Sigmoid", "Sigmoid against softmax", "Reading")
 # By the beginning of a metric's name; the first that fits.
 GROUPS = (
-    (("validation", "train_loss"), "Language modelling"),
+    (("validation",), "Language modelling"),
     (("recall", "copy"), "Retrieval"),
-    (("attention", "largest", "residual", "gradient"), "Inside the network"),
-    (("",), "Cost"),
+    (("operator",), "Cost of the operator alone"),
+    (("",), "Cost of training"),
 )
+# Units that a number does not carry itself.
+NAMED_UNITS = ("bits/byte", "nats/token")
 
 
 def summary_table(rows: Sequence[SummaryRow]) -> str:
     """The `<table>` of the summary, in groups, in a box of its own that scrolls sideways."""
     if not rows:
-        return '<p class="absent">No summary: nothing was measured in both arms.</p>'
+        return '<p class="absent">Nothing to sum up: no run has finished.</p>'
     heads = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in HEADINGS)
     ordered = sorted(rows, key=lambda row: [name for _, name in GROUPS].index(_group(row)))
     bodies = "\n".join(_body(name, group) for name, group in groupby(ordered, key=_group))
@@ -31,41 +34,40 @@ def summary_table(rows: Sequence[SummaryRow]) -> str:
 
 
 def reading(row: SummaryRow) -> tuple[str, str, str]:
-    """What a row's difference says: which arm it favours (or none), in words, and why.
+    """What a row says: which arm it favours (or none), in words, and what the interval holds.
 
-    The interval decides: a difference whose interval holds no difference (0, or a ratio of 1) is
-    called none, whatever its mean.
+    The words are those of the verdict's rule, under which a difference inside a margin counts as
+    none; whether the interval excludes no difference (0, or a ratio of 1) is said beside them.
 
     Example:
         >>> from sigmoid_attention.studies.results import Interval, SummaryRow
-        >>> arm = Interval(2.0, 1.9, 2.1, 3)
-        >>> apart = Interval(0.03, 0.01, 0.05, 3)
-        >>> reading(SummaryRow("m", "M", "bits/byte", -1, True, arm, arm, apart, "difference"))
+        >>> arm = Interval(0.9, 0.8, 1.0, 3)
+        >>> apart = Interval(-0.3, -0.4, -0.2, 3)
+        >>> reading(SummaryRow("m", "M", "fraction", -1, False, arm, arm, apart, "difference"))
         ('softmax', 'Softmax better', 'interval excludes 0, n = 3')
     """
-    apart, ratio = row.difference, row.kind == "ratio"
-    same = 1.0 if ratio else 0.0
+    apart, same = row.difference, 1 if row.kind == "ratio" else 0
     if apart.n == 0:
         lacking = [a for a, i in ((SOFTMAX, row.softmax), (SIGMOID, row.sigmoid)) if not i.n]
         why = f"{' and '.join(lacking)} not measured" if lacking else "no seed is in both arms"
         return "", "Cannot be compared", why
-    if not apart.bounded:
-        words = "Measured once" if apart.n == 1 else "Undecided"
-        return "", words, f"no interval from n = {apart.n}"
-    if apart.low == apart.high == same:
-        return "", "Equal", f"n = {apart.n}"
-    if apart.low <= same <= apart.high:
-        return "", "No clear difference", f"interval includes {same:.0f}, n = {apart.n}"
-    sigmoid_wins = (apart.mean < same) == row.lower_is_better
-    if ratio:
-        words = "Sigmoid cheaper" if sigmoid_wins else "Softmax cheaper"
+    if apart.bounded:
+        holds = "includes" if apart.low <= same <= apart.high else "excludes"
+        why = f"interval {holds} {same}, n = {apart.n}"
     else:
-        words = "Sigmoid better" if sigmoid_wins else "Softmax better"
-    return (
-        SIGMOID if sigmoid_wins else SOFTMAX,
-        words,
-        f"interval excludes {same:.0f}, n = {apart.n}",
-    )
+        why = "measured once" if apart.n == 1 else f"no interval from n = {apart.n}"
+    if row.metric.endswith("_accuracy") and not learnt(row):
+        return "", "Tells nothing", "neither arm learnt it"
+    # A count that is the same in all runs needs no interval to be called equal.
+    exact = row.kind == "ratio" and apart.mean == same and not apart.low < apart.high
+    found = "equal" if exact else standing(row)
+    better = "cheaper" if row.kind == "ratio" else "better"
+    return {
+        "better": (SIGMOID, f"Sigmoid {better}", why),
+        "worse": (SOFTMAX, f"Softmax {better}", why),
+        "equal": ("", "Equal" if exact else "Equal within the margin", why),
+        "undecided": ("", "Undecided", why),
+    }[found]
 
 
 def _body(name: str, rows: Iterable[SummaryRow]) -> str:
@@ -79,7 +81,7 @@ def _line(row: SummaryRow) -> str:
     apart, around = difference(row.difference, row.unit, row.kind)
     arms = "".join(f"<td>{quantity(i.mean, row.unit)}</td>" for i in (row.softmax, row.sigmoid))
     better = "lower is better" if row.lower_is_better else "higher is better"
-    unit = "" if row.unit in ("seconds", "bytes", "fraction", "") else f"{row.unit}, "
+    unit = f"{row.unit}, " if row.unit in NAMED_UNITS else ""
     return (
         f'<tr><th scope="row">{escape(row.label)}<small>{escape(unit)}{better}</small></th>{arms}'
         f"<td>{apart}<small>{around}</small></td>"
