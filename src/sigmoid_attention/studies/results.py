@@ -12,6 +12,8 @@ import pyarrow as pa
 SOFTMAX = "softmax"
 SIGMOID = "sigmoid"
 ARMS = (SOFTMAX, SIGMOID)
+# The `arm` of a value that belongs to neither: a baseline, the whole run's memory.
+BOTH = "both"
 
 # Stands in `seed`, `step`, `length` and `layer` of a value that belongs to none.
 NONE = -1

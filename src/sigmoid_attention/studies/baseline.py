@@ -1,0 +1,45 @@
+"""What a text gives away without any attention: the loss of a table of byte pairs.
+
+A model that is not below this has learnt nothing that needed attention, and two such models say
+nothing about which attention is better.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..training.data.corpus import Corpus, Document
+
+BYTES = 256
+
+
+def bigram_bits_per_byte(corpus: Corpus) -> float:
+    """Bits per byte of the held-out text under p(byte | byte before), counted in the training text.
+
+    Every count starts at one, so that no pair is impossible. The first byte of a document has
+    none before it and is not scored.
+
+    Raises ``ValueError`` if no held-out document has two bytes.
+
+    Example:
+        >>> from sigmoid_attention.training.data.corpus import load_corpus
+        >>> 2 < bigram_bits_per_byte(load_corpus("stdlib")) < 5
+        True
+    """
+    heldout = _pair_counts(corpus.heldout)
+    if heldout.sum() == 0:
+        raise ValueError("the held-out text has no two bytes in a row")
+    counts = _pair_counts(corpus.train) + 1
+    probability = counts / counts.sum(1, keepdim=True)
+    return float(-(heldout * probability.log2()).sum() / heldout.sum())
+
+
+def _pair_counts(documents: Sequence[Document]) -> Tensor:
+    """How often each byte follows each, (256 before, 256 after), within documents."""
+    total = torch.zeros(BYTES * BYTES, dtype=torch.float64)
+    for document in documents:
+        if len(document.text) > 1:
+            text = torch.frombuffer(bytearray(document.text), dtype=torch.uint8).long()
+            total += torch.bincount(text[:-1] * BYTES + text[1:], minlength=BYTES * BYTES)
+    return total.view(BYTES, BYTES)

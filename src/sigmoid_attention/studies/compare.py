@@ -1,0 +1,167 @@
+"""Should I switch to sigmoid attention, and what does it cost? The two arms, side by side.
+
+The same small decoder is trained with softmax and with sigmoid attention on the same text, from
+the same initial weights and with the same batches, for every seed; then both read held-out text
+at 1, 2 and 4 times the training length. Smaller decoders learn associative recall and copying.
+At the end, with nothing else running, a training step and the operator alone are timed, by turns.
+
+The work is cut into units (part x arm x seed). A finished unit leaves a part file that never
+changes, an unfinished training its checkpoint; see `store`. The verdict's rule is in `verdict`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..nn.models import ModelConfig
+from ..training.data.corpus import load_corpus
+from ..training.trainer import Diverged
+from .baseline import bigram_bits_per_byte
+from .cost import run_cost
+from .environment import (
+    describe_machine,
+    describe_versions,
+    peak_process_bytes,
+    resolve_device,
+)
+from .language import Text, run_text
+from .progress import StudyProgress
+from .results import ARMS, BOTH, Comparison, Interval, SummaryRow, Verdict
+from .retrieval import COPYING, RECALL, run_task
+from .setting import CompareSetting, TaskSetting
+from .store import Row, Store
+from .summary import summarise
+from .verdict import judge
+
+__all__ = ["Comparison", "Interval", "SummaryRow", "Verdict", "compare", "units"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that is done as a whole; `work` is about how many operations it takes."""
+
+    name: str
+    label: str
+    work: float
+    run: Callable[[Callable[[float], None]], Iterable[Row]]
+
+
+def compare(
+    setting: CompareSetting, out: Path, *, resume: bool = False, console: Console | None = None
+) -> Comparison:
+    """Run what is missing of a comparison under `out`, and read the answer off its rows.
+
+    Raises:
+        ValueError: the data cannot be used, the device is not there, or `out` holds something
+            that this setting does not continue; nothing is overwritten then.
+        OSError: a file could not be written.
+        Diverged: a training run met a value that is not finite; a note says which run.
+    """
+    device = resolve_device(setting.device)
+    corpus = load_corpus(setting.data)
+    text = Text.prepare(corpus, setting.text.model.vocab_size)
+    text.check_lengths(setting.text)
+    described: dict[str, Any] = {
+        "machine": describe_machine(device),
+        "versions": describe_versions(),
+        "provenance": dataclasses.asdict(corpus.provenance),
+    }
+    # What two runs must share to be one: rows of another text or another torch are no replicates.
+    identity = setting.to_dict() | {
+        "text_sha256": corpus.provenance.sha256,
+        "measured_with": {name: described["versions"][name] for name in ("python", "torch")},
+    }
+    store = Store(out, identity, described, resume=resume)
+
+    todo = [unit for unit in units(setting, text, device, store) if not store.has(unit.name)]
+    with StudyProgress(
+        sum(unit.work for unit in todo), len(todo), console or Console(quiet=True)
+    ) as progress:
+        for unit in todo:
+            progress.begin(unit.label, unit.work)
+            try:
+                rows = list(unit.run(progress.advance))
+            except Diverged as error:
+                error.add_note(f"in the run: {unit.label}")
+                raise
+            peak = Row(BOTH, "process_peak_bytes", peak_process_bytes(), "bytes")
+            store.put(unit.name, [*rows, peak])
+            progress.end()
+
+    table = store.merge()
+    summary = summarise(table)
+    return Comparison(table, summary, judge(summary, table), setting.to_dict(), **described)
+
+
+def units(
+    setting: CompareSetting, text: Text, device: torch.device, store: Store
+) -> Iterator[Unit]:
+    """All units in the order in which they are done: seed by seed, so that pairs end early."""
+    yield Unit("baseline", "byte pairs", float(len(text.tokens)), partial(_baseline, text))
+    tasks = {RECALL: setting.recall, COPYING: setting.copying}
+    for seed in range(setting.seeds):
+        for arm in ARMS:
+            name = f"{arm}-seed{seed}"
+            yield Unit(
+                f"text-{name}",
+                f"text, {arm}, seed {seed}",
+                _text_work(setting),
+                partial(run_text, setting.text, text, arm, seed, store.run_folder(name), device),
+            )
+        for task, chosen in tasks.items():
+            for arm in ARMS:
+                name = f"{task}-{arm}-seed{seed}"
+                yield Unit(
+                    name,
+                    f"{task}, {arm}, seed {seed}",
+                    _task_work(chosen),
+                    partial(
+                        run_task, chosen, task, arm, seed, store.run_folder(name), device, store
+                    ),
+                )
+    yield Unit(
+        "cost", "time and memory", _cost_work(setting), partial(run_cost, setting, text, device)
+    )
+
+
+def _baseline(text: Text, _progress: Callable[[float], None]) -> Iterator[Row]:
+    bits = bigram_bits_per_byte(text.corpus)
+    yield Row(BOTH, "bigram_bits_per_byte", bits, "bits/byte")
+
+
+# Operations, counted roughly: two for each parameter and token, and for each pair of a query and
+# a key and each channel four (scores, sum of values); a backward pass takes two forward passes.
+def _forward_work(config: ModelConfig, tokens: int, length: int) -> float:
+    per_layer = 4 * config.dim**2 + 3 * config.dim * config.hidden_dim
+    parameters = config.layers * per_layer + config.vocab_size * config.dim
+    return tokens * (2 * parameters + 4 * config.layers * length * config.dim)
+
+
+def _text_work(setting: CompareSetting) -> float:
+    chosen = setting.text
+    n = chosen.model.max_seq_len
+    training = 3 * chosen.steps * _forward_work(chosen.model, chosen.batch_size * n, n)
+    reading = sum(_forward_work(chosen.model, chosen.heldout_bytes, t * n) for t in chosen.times)
+    return training + reading
+
+
+def _task_work(chosen: TaskSetting) -> float:
+    n = chosen.model.max_seq_len
+    batch = _forward_work(chosen.model, chosen.batch_size * n, n)
+    tests = chosen.test_batches * chosen.steps / chosen.test_every
+    return batch * (3 * chosen.steps + tests)
+
+
+def _cost_work(setting: CompareSetting) -> float:
+    config, chosen = setting.text.model, setting.cost
+    n = config.max_seq_len
+    steps = 3 * _forward_work(config, setting.text.batch_size * n, n)
+    # Forward alone, and forward with backward, is four forward passes.
+    operators = sum(4 * 4 * chosen.batch_size * config.dim * length**2 for length in chosen.lengths)
+    return len(ARMS) * chosen.rounds * (steps + operators)

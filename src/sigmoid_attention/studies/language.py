@@ -1,0 +1,132 @@
+"""The comparison's language-modelling part: one arm and seed trained on text, then tested.
+
+Gives the loss of every training step, bits per byte on held-out text at the training length and
+beyond it, and, for the first seed, what the recorder saw inside the network.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..nn.models import ModelConfig
+from ..training.data.batches import TextBatches, token_stream
+from ..training.data.corpus import Corpus
+from ..training.data.tokenizer import Tokenizer
+from ..training.evaluate import bits_per_byte
+from ..training.recorder import Recorder, read_records
+from ..training.trainer import TrainConfig, train
+from .results import SOFTMAX
+from .setting import TextSetting
+from .store import Row
+from .trained import describe_run, new_model, tokenizer_for
+
+# A row's metric, by the recorder's quantity and statistic; its steps count from 0, the
+# initialisation, because the recorder looks before the step's update.
+RECORDED = {
+    ("attention_output", "rms"): ("attention_output_norm", "rms"),
+    ("attention_weights", "row_mass_mean"): ("attention_mass", "weight"),
+    ("attention_weights", "max_abs"): ("largest_weight", "weight"),
+    ("residual_stream", "rms"): ("residual_norm", "rms"),
+    ("gradient_norm", "value"): ("gradient_norm", "norm"),
+}
+FIRST_SEED = 0
+
+
+@dataclass(frozen=True)
+class Text:
+    """A corpus with its tokenizer, and its training part as one stream of tokens."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    tokens: Tensor
+
+    @classmethod
+    def prepare(cls, corpus: Corpus, vocab_size: int) -> "Text":
+        """Tokenize a corpus for a vocabulary of at most `vocab_size`."""
+        tokenizer = tokenizer_for(vocab_size, corpus)
+        return cls(corpus, tokenizer, token_stream(tokenizer, corpus.train))
+
+    def check_lengths(self, setting: TextSetting) -> None:
+        """Raise ``ValueError``, before any training, if a part is shorter than one sequence."""
+        n = setting.model.max_seq_len
+        TextBatches(self.tokens, n, setting.batch_size, FIRST_SEED)
+        longest = n * max(setting.times)
+        held_out = self.corpus.provenance.heldout_bytes
+        if held_out <= longest:
+            raise ValueError(
+                f"the corpus holds out {held_out} bytes, which is shorter than one sequence of "
+                f"{longest}, {max(setting.times)} times the training length"
+            )
+
+
+def arm_config(config: ModelConfig, arm: str) -> ModelConfig:
+    """The arm's own configuration: nothing but the activation differs."""
+    return config.as_softmax() if arm == SOFTMAX else config
+
+
+def run_text(
+    setting: TextSetting,
+    text: Text,
+    arm: str,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    progress: Callable[[float], None],
+) -> Iterator[Row]:
+    """Train (or go on training, if `folder` has a checkpoint), test, and give the rows.
+
+    `progress` is told the share of the training that is done. Raises ``Diverged`` as the trainer.
+    """
+    config = TrainConfig(
+        steps=setting.steps,
+        lr=setting.lr,
+        warmup_steps=setting.warmup_steps,
+        seed=seed,
+        checkpoint_every=setting.checkpoint_every,
+        device=str(device),
+    )
+    model = new_model(arm_config(setting.model, arm), seed)
+    batches = TextBatches(text.tokens, setting.model.max_seq_len, setting.batch_size, seed)
+    describe_run(folder, model, batches, config, text.tokenizer, text.corpus.provenance)
+    records = folder / "records"
+    result = train(
+        model,
+        batches,
+        config,
+        out=folder,
+        resume=True,
+        recorder=Recorder(records, setting.record_every) if seed == FIRST_SEED else None,
+        progress=False,
+        on_step=lambda done, _: progress(done / setting.steps),
+    )
+    for step, loss in enumerate(result.losses, 1):
+        yield Row(arm, "train_loss", loss, "nats/token", seed, step=step)
+    for times in setting.times:
+        length = times * setting.model.max_seq_len
+        bits = bits_per_byte(
+            model, text.tokenizer, text.corpus.heldout, length, device, setting.heldout_bytes
+        )
+        yield Row(arm, "validation_bits_per_byte", bits, "bits/byte", seed, length=length)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    yield Row(arm, "parameters", count, "parameters", seed)
+    if seed == FIRST_SEED:
+        yield from _recorded(records, arm)
+
+
+def _recorded(records: Path, arm: str) -> Iterator[Row]:
+    for record in read_records(records).to_pylist():
+        found = RECORDED.get((record["quantity"], record["statistic"]))
+        if found:
+            metric, unit = found
+            yield Row(
+                arm,
+                metric,
+                record["value"],
+                unit,
+                FIRST_SEED,
+                step=record["step"],
+                layer=record["layer"],
+            )

@@ -1,0 +1,79 @@
+"""The most memory that a computation holds in tensors at once, on any device.
+
+On CUDA the allocator counts. On a CPU nothing does: the resident set never shrinks reliably, and
+differs from run to run. There every operation is watched instead and the bytes of the tensors that
+are alive are added up, which gives the same number every time. What an operation allocates and
+frees inside itself is not seen; the fused CPU kernels keep a few blocks per thread there.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations make under it, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if _is_tensor(t)}
+        for tensor in filter(_is_tensor, tree_leaves(out)):
+            storage = tensor.untyped_storage()
+            # A view, or a result written into an argument, makes nothing new.
+            if id(storage) not in known and id(storage) not in self._alive:
+                self._add(storage)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        size, key = storage.nbytes(), id(storage)
+        self._alive.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size).atexit = False
+
+    def _drop(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+def peak_tensor_bytes(compute: Callable[[], object], device: torch.device) -> int:
+    """The most bytes in tensors that `compute()` makes and holds at one moment.
+
+    What was there before does not count. The same on every call on a CPU; on CUDA as the
+    allocator rounds.
+
+    Example:
+        >>> def compute():
+        ...     a = torch.ones(1000)  # 4000 bytes
+        ...     b = a + a             # 4000 more beside it
+        ...     del a
+        ...     return b.sum()        # and one number
+        >>> peak_tensor_bytes(compute, torch.device("cpu"))
+        8000
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        compute()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _LiveBytes() as live:
+        compute()
+    return live.peak

@@ -1,0 +1,96 @@
+"""What a study shows while it works: one bar over all of its units, with the time left for all."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class StudyProgress:
+    """Counts work (in any one unit, such as operations) over the units of a study.
+
+    Time left is what the work so far took, extrapolated: units differ in kind, so it is an
+    estimate. On a terminal a bar; elsewhere a line for each finished unit. Nothing is drawn from
+    a thread of its own, which would run into what is being timed.
+
+    Example:
+        >>> with StudyProgress(total=10.0, units=1, console=Console(quiet=True)) as progress:
+        ...     progress.begin("text, softmax, seed 0", work=10.0)
+        ...     progress.advance(0.5)
+        ...     progress.end()
+    """
+
+    def __init__(self, total: float, units: int, console: Console) -> None:
+        self._total, self._units, self._console = total, units, console
+        self._finished_work, self._finished_units = 0.0, 0
+        self._label, self._work = "", 0.0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            auto_refresh=False,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, left="")
+
+    def __enter__(self) -> Self:
+        self._started = self._looked = time.monotonic()
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, label: str, work: float) -> None:
+        """A unit of `work` starts."""
+        self._label, self._work = label, work
+        self._unit_started = time.monotonic()
+        self._show(self._finished_work)
+
+    def advance(self, share: float) -> None:
+        """This share of the current unit is done, 0 to 1."""
+        if time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
+            self._show(self._finished_work + share * self._work)
+
+    def end(self) -> None:
+        """The current unit is finished."""
+        self._finished_work += self._work
+        self._finished_units += 1
+        self._show(self._finished_work)
+        if not self._console.is_terminal:
+            seconds = time.monotonic() - self._unit_started
+            self._console.print(
+                f"{self._finished_units}/{self._units} {self._label}: {seconds:.0f} s"
+                f"{', ' if self._left(self._finished_work) else ''}"
+                f"{self._left(self._finished_work)}",
+                highlight=False,
+            )
+
+    def _show(self, done: float) -> None:
+        self._looked = time.monotonic()
+        number = min(self._finished_units + 1, self._units)
+        self._bar.update(
+            self._task,
+            completed=done,
+            description=f"{number}/{self._units} {self._label}",
+            left=self._left(done),
+            refresh=True,
+        )
+
+    def _left(self, done: float) -> str:
+        elapsed = time.monotonic() - self._started
+        if done <= 0 or done >= self._total:
+            return ""
+        minutes, seconds = divmod(round(elapsed * (self._total - done) / done), 60)
+        return f"about {minutes} min {seconds:02d} s left" if minutes else f"about {seconds} s left"

@@ -1,0 +1,76 @@
+"""The comparison's retrieval part: associative recall and copying, each learnt from its own data.
+
+Published follow-ups suspect that sigmoid attention loses retrieval at equal language-modelling
+loss, so it is trained and tested by itself, with a small decoder for each task, arm and seed.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from ..training.tasks import Copying, MultiQueryRecall, accuracy
+from ..training.trainer import TrainConfig, train
+from .language import arm_config
+from .setting import TaskSetting
+from .store import Row, Store
+from .trained import new_model
+
+RECALL = "recall"
+COPYING = "copy"
+
+
+def task_batches(setting: TaskSetting, seed: int) -> MultiQueryRecall | Copying:
+    """The task's data for a seed: recall of `pairs`, or copying where there are none.
+
+    Example:
+        >>> from sigmoid_attention.studies.setting import compare_setting
+        >>> task_batches(compare_setting("tiny").copying, seed=0).batch(0)[0].shape
+        torch.Size([8, 8])
+    """
+    n, vocabulary = setting.model.max_seq_len, setting.model.vocab_size
+    if setting.pairs:
+        return MultiQueryRecall(n, setting.batch_size, setting.pairs, vocabulary, seed)
+    return Copying(n, setting.batch_size, vocabulary, seed)
+
+
+def run_task(
+    setting: TaskSetting,
+    task: str,
+    arm: str,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    store: Store,
+    progress: Callable[[float], None],
+) -> Iterator[Row]:
+    """Train on the task and give the accuracy of every test on the way, the last at the end.
+
+    A test's row is stored as soon as it is taken: when a run is continued from its checkpoint, the
+    tests before that are not taken again. Raises ``Diverged`` as the trainer.
+    """
+    batches = task_batches(setting, seed)
+    heldout = batches.heldout(setting.test_batches)
+    model = new_model(arm_config(setting.model, arm), seed)
+    config = TrainConfig(
+        steps=setting.steps,
+        lr=setting.lr,
+        warmup_steps=setting.warmup_steps,
+        seed=seed,
+        checkpoint_every=2 * setting.test_every,
+        device=str(device),
+    )
+
+    def on_step(done: int, _loss: float) -> None:
+        if done % setting.test_every == 0 and done < setting.steps:
+            part = f"{task}-{arm}-seed{seed}-step{done:06d}"
+            if not store.has(part):
+                store.put(part, [tested(done)])
+        progress(done / setting.steps)
+
+    def tested(done: int) -> Row:
+        share = accuracy(model, heldout)
+        return Row(arm, f"{task}_accuracy", share, "fraction", seed, step=done)
+
+    train(model, batches, config, out=folder, resume=True, progress=False, on_step=on_step)
+    yield tested(setting.steps)

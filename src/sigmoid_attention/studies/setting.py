@@ -1,0 +1,222 @@
+"""What a comparison is run with, and the named sizes of it: the one place to change either."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ..nn.models import PRESETS, ModelConfig
+
+
+@dataclass(frozen=True)
+class TextSetting:
+    """Language modelling: the decoder of the sigmoid arm and how both arms are trained.
+
+    `heldout_bytes` are read at each length in `times` (multiples of the training length);
+    `record_every` is the distance, in steps, of the measurements inside the network.
+    """
+
+    model: ModelConfig
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+    heldout_bytes: int
+    record_every: int
+    checkpoint_every: int
+    times: tuple[int, ...] = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class TaskSetting:
+    """A retrieval task with a small decoder of its own; `pairs` is 0 for copying.
+
+    Tested every `test_every` steps on `test_batches` held-out batches.
+    """
+
+    model: ModelConfig
+    pairs: int
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+    test_every: int
+    test_batches: int
+
+
+@dataclass(frozen=True)
+class CostSetting:
+    """The operator at `lengths` with the text model's heads, and `rounds` turns of every timing."""
+
+    lengths: tuple[int, ...]
+    batch_size: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class CompareSetting:
+    """Everything that decides a comparison's rows, but for the text itself."""
+
+    preset: str
+    data: str
+    seeds: int
+    device: str
+    text: TextSetting
+    recall: TaskSetting
+    copying: TaskSetting
+    cost: CostSetting
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the command that makes the comparison again."""
+        command = (
+            f"sigmoid-attention compare --data {self.data} --preset {self.preset} "
+            f"--steps {self.text.steps} --seeds {self.seeds} --device {self.device}"
+        )
+        return {"command": command, **dataclasses.asdict(self)}
+
+
+def _task_model(seq_len: int, vocab_size: int, **sizes: int) -> ModelConfig:
+    """The recommended recipe with branches that start small.
+
+    Without the LayerScale a branch is about dim^1/2 times as large as the token's embedding, and
+    what was read a layer ago is too faint to be matched: neither arm learns recall.
+    """
+    return ModelConfig.recipe(
+        "recommended", vocab_size=vocab_size, max_seq_len=seq_len, layer_scale=0.1, **sizes
+    )
+
+
+TINY_TASK = {"dim": 32, "layers": 2, "heads": 2, "ffn_dim": 64}
+SMALL_TASK = {"dim": 64, "layers": 2, "heads": 4, "ffn_dim": 128}
+
+# "tiny" only proves that everything works, in seconds. "small" is what a laptop finishes while
+# its owner has a coffee. "medium" wants a GPU, or patience.
+STUDIES: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSetting]] = {
+    "tiny": (
+        TextSetting(
+            model=PRESETS["tiny"],
+            steps=20,
+            batch_size=4,
+            lr=3e-3,
+            warmup_steps=5,
+            heldout_bytes=2048,
+            record_every=5,
+            checkpoint_every=5,
+        ),
+        TaskSetting(
+            model=_task_model(7, 9, **TINY_TASK),
+            pairs=2,
+            steps=10,
+            batch_size=8,
+            lr=3e-3,
+            warmup_steps=5,
+            test_every=5,
+            test_batches=1,
+        ),
+        TaskSetting(
+            model=_task_model(8, 9, **TINY_TASK),
+            pairs=0,
+            steps=10,
+            batch_size=8,
+            lr=3e-3,
+            warmup_steps=5,
+            test_every=5,
+            test_batches=1,
+        ),
+        CostSetting(lengths=(32, 64), batch_size=1, rounds=6),
+    ),
+    "small": (
+        TextSetting(
+            model=PRESETS["small"],
+            steps=200,
+            batch_size=8,
+            lr=1e-2,
+            warmup_steps=30,
+            heldout_bytes=65_536,
+            record_every=10,
+            checkpoint_every=50,
+        ),
+        TaskSetting(
+            model=_task_model(15, 33, **SMALL_TASK),
+            pairs=4,
+            steps=300,
+            batch_size=64,
+            lr=1e-2,
+            warmup_steps=50,
+            test_every=25,
+            test_batches=4,
+        ),
+        TaskSetting(
+            model=_task_model(64, 33, **SMALL_TASK),
+            pairs=0,
+            steps=150,
+            batch_size=32,
+            lr=1e-2,
+            warmup_steps=50,
+            test_every=15,
+            test_batches=4,
+        ),
+        CostSetting(lengths=(256, 512, 1024, 2048), batch_size=1, rounds=9),
+    ),
+    "medium": (
+        TextSetting(
+            model=PRESETS["medium"],
+            steps=3000,
+            batch_size=32,
+            lr=3e-3,
+            warmup_steps=200,
+            heldout_bytes=1 << 20,
+            record_every=100,
+            checkpoint_every=250,
+        ),
+        TaskSetting(
+            model=_task_model(63, 129, **SMALL_TASK),
+            pairs=16,
+            steps=2000,
+            batch_size=128,
+            lr=1e-2,
+            warmup_steps=100,
+            test_every=100,
+            test_batches=8,
+        ),
+        TaskSetting(
+            model=_task_model(256, 65, **SMALL_TASK),
+            pairs=0,
+            steps=1000,
+            batch_size=64,
+            lr=1e-2,
+            warmup_steps=100,
+            test_every=50,
+            test_batches=8,
+        ),
+        CostSetting(lengths=(256, 512, 1024, 2048, 4096), batch_size=4, rounds=15),
+    ),
+}
+
+
+def compare_setting(
+    preset: str = "small",
+    *,
+    data: str = "stdlib",
+    seeds: int = 3,
+    device: str = "cpu",
+    steps: int | None = None,
+) -> CompareSetting:
+    """The setting called `preset`; `steps` of language modelling in place of its own.
+
+    Raises:
+        ValueError: no such preset, or `seeds` or `steps` is not positive.
+
+    Example:
+        >>> compare_setting("tiny", steps=7).text.steps
+        7
+    """
+    if preset not in STUDIES:
+        raise ValueError(f"preset must be one of {', '.join(STUDIES)}, got {preset!r}")
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    text, recall, copying, cost = STUDIES[preset]
+    if steps is not None:
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        text = dataclasses.replace(text, steps=steps)
+    return CompareSetting(preset, data, seeds, device, text, recall, copying, cost)

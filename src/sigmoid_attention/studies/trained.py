@@ -1,0 +1,111 @@
+"""The folder of a trained language model: all that is needed to go on with it or to let it write.
+
+FOLDER/config.json             the run's configuration (model, training, data) and provenance
+FOLDER/tokenizer.json          the tokenizer
+FOLDER/checkpoint.safetensors  the weights and the optimiser's state
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..nn.models import DecoderLM, ModelConfig
+from ..training.checkpoint import latest_checkpoint, load_checkpoint
+from ..training.data.batches import Batches
+from ..training.data.corpus import Corpus, Provenance
+from ..training.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
+from ..training.files import write_whole
+from ..training.trainer import TrainConfig, run_configuration
+from .environment import describe_versions
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+
+
+def new_model(config: ModelConfig, seed: int) -> DecoderLM:
+    """A decoder whose initial weights are a function of `seed`; the caller's generator stays.
+
+    Both activations draw the same numbers, so the two arms of a seed start from equal weights.
+
+    Example:
+        >>> from sigmoid_attention.nn.models import PRESETS
+        >>> first = new_model(PRESETS["tiny"], 3).embedding.weight
+        >>> second = new_model(PRESETS["tiny"].as_softmax(), 3).embedding.weight
+        >>> torch.equal(first, second)
+        True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DecoderLM(config)
+
+
+def tokenizer_for(vocab_size: int, corpus: Corpus) -> Tokenizer:
+    """Bytes where the vocabulary has no room for more, else byte pairs learnt from `corpus`."""
+    if vocab_size == ByteTokenizer.vocab_size:
+        return ByteTokenizer()
+    return BPETokenizer.train((document.text for document in corpus.train), vocab_size)
+
+
+def describe_run(
+    folder: Path,
+    model: DecoderLM,
+    batches: Batches,
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    provenance: Provenance,
+) -> None:
+    """Write what a run is before it starts; nothing once there is a checkpoint.
+
+    Whether that one may be continued with this configuration the trainer finds out, field by
+    field, since a checkpoint holds its own.
+    """
+    if latest_checkpoint(folder) is not None:
+        return
+    described = {
+        "run": run_configuration(model, batches, config),
+        "provenance": dataclasses.asdict(provenance),
+        "versions": describe_versions(),
+    }
+    tokenizer.save(folder / TOKENIZER)
+    write_whole(folder / CONFIG, json.dumps(described, indent=1).encode())
+
+
+def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
+    """The model and the tokenizer of a folder, on the CPU and ready to evaluate.
+
+    Raises:
+        ValueError: the folder does not hold a trained model, one of its files is damaged, or the
+            checkpoint is of another configuration than `config.json`.
+    """
+    checkpoint = latest_checkpoint(folder)
+    for name, there in {
+        CONFIG: (folder / CONFIG).exists(),
+        TOKENIZER: (folder / TOKENIZER).exists(),
+        "checkpoint": checkpoint is not None,
+    }.items():
+        if not there:
+            raise ValueError(f"{folder} holds no trained model: there is no {name} in it")
+    assert checkpoint is not None
+    try:
+        run = json.loads((folder / CONFIG).read_text())["run"]
+        config = ModelConfig.from_dict(run["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged ({error!r})") from error
+    model = DecoderLM(config)
+    load_checkpoint(checkpoint, expect=run).restore_model(model)
+    return model.eval(), load_tokenizer(folder / TOKENIZER)
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> Tensor:
+    """The ids of `text`, (1, N) int64; of the end of a document where it is empty.
+
+    Documents follow one another in training, so that token is what a new one begins after.
+
+    Example:
+        >>> [encode_prompt(ByteTokenizer(), text).tolist() for text in ("hi", "")]
+        [[[104, 105]], [[256]]]
+    """
+    return torch.tensor([tokenizer.encode(text.encode()) or [tokenizer.eos]])
