@@ -245,3 +245,16 @@ def test_parts_of_a_cache_add_up():
             )
         )
     torch.testing.assert_close(parts[0] + parts[1], expected)
+
+
+def test_entries_of_the_table_beyond_the_used_tokens_are_not_read():
+    key, value = torch.randn(2, 6, 4, 2, 5).unbind(0)
+    query = torch.randn(2, 2, 1, 5)
+    used = torch.tensor([9, 4])
+    tidy = torch.tensor([[3, 1, 2], [5, 0, 0]])
+    padded = torch.tensor([[3, 1, 2], [5, -1, 999]])
+    answers = [
+        sigmoid_decode(query, key, value, seqused_k=used, block_table=table, bias=-2.0)
+        for table in (tidy, padded)
+    ]
+    torch.testing.assert_close(answers[0], answers[1])

@@ -76,6 +76,7 @@ def synthetic_comparison(
     `stopped` = (arm, seed, step) ends that run's training there; its validation is not finite.
     """
     rows = [row for arm in arms for row in (*_seeds(arm, seeds, layers), *_costs(arm))]
+    rows.append(Row("both", "bigram_bits_per_byte", 3.456, "bits/byte"))
     if stopped:
         rows = [_stop(row, *stopped) for row in rows if not _is_after(row, *stopped)]
     rows = [row for row in rows if not row.metric.startswith(without)]

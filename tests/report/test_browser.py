@@ -4,9 +4,9 @@ import shutil
 from itertools import pairwise
 
 import pytest
-from synthetic_comparison import synthetic_comparison
 
 from sigmoid_attention.report import render
+from tests.report.synthetic_comparison import synthetic_comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")

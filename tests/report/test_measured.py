@@ -1,9 +1,9 @@
 """Curves by seed: binned alike, averaged where all seeds are, paired by seed."""
 
 import pytest
-from synthetic_comparison import synthetic_comparison
 
 from sigmoid_attention.report.measured import Measured, Value, curves, gap, mean_curve
+from tests.report.synthetic_comparison import synthetic_comparison
 
 
 def run(seed: int, steps: int, height: float) -> list[Value]:

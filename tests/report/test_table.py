@@ -62,6 +62,12 @@ def test_reading(summary, arm, words, why):
     assert why in found[2]
 
 
+def test_text_that_byte_pairs_explain_tells_nothing():
+    summary = row(Interval(0.2, 0.1, 0.3, 3))
+    assert reading(summary, baseline=0.7)[:2] == ("", "Tells nothing")
+    assert reading(summary, baseline=0.9)[:2] == ("softmax", "Softmax better")
+
+
 def test_a_label_is_only_text():
     apart = Interval(0.2, 0.1, 0.3, 3)
     labelled = SummaryRow("m", "<i>a</i>", "<u>", -1, True, ARM, ARM, apart, "difference")

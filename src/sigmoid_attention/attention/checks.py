@@ -52,14 +52,14 @@ def dense_shapes(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, st
         )
 
 
-def head_groups(heads: int, key_heads: int, enable_gqa: bool) -> None:
+def head_groups(heads: int, key_heads: int, enable_gqa: bool, name: str = "key") -> None:
     """Query heads are a multiple of key heads, and equal to them unless GQA was asked for."""
     if not enable_gqa and heads != key_heads:
         raise ValueError(
-            f"key: has {key_heads} heads for {heads} query heads; enable_gqa=True shares them"
+            f"{name}: has {key_heads} heads for {heads} query heads; enable_gqa=True shares them"
         )
     if key_heads == 0 or heads % key_heads:
-        raise ValueError(f"key: {key_heads} heads do not divide {heads} query heads")
+        raise ValueError(f"{name}: {key_heads} heads do not divide {heads} query heads")
 
 
 def settings(

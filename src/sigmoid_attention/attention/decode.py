@@ -14,10 +14,18 @@ from sigmoid_attention.attention.problem import Problem
 
 def _gathered(pages_PSGD: Tensor, block_table_BM: Tensor) -> Tensor:
     """The pages of each sequence in order, (B, G, M * S, D)."""
-    return pages_PSGD[block_table_BM.long()].flatten(1, 2).transpose(1, 2)
+    return pages_PSGD[block_table_BM].flatten(1, 2).transpose(1, 2)
 
 
-def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor) -> None:
+def _used_pages(block_table_BM: Tensor, seqused_k: Tensor, page_size: int) -> Tensor:
+    """The table with page 0 in the places that no token has reached, which may hold anything."""
+    starts_M = torch.arange(block_table_BM.shape[1], device=block_table_BM.device) * page_size
+    return block_table_BM.long().masked_fill(starts_M >= seqused_k[:, None], 0)
+
+
+def _check_paged(
+    query: Tensor, key: Tensor, value: Tensor, block_table: Tensor, seqused_k: Tensor
+) -> None:
     for name, cache in (("key_cache", key), ("value_cache", value)):
         if cache.dim() != 4:
             raise ValueError(
@@ -30,9 +38,11 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
             f"got {tuple(block_table.shape)}"
         )
     checks.lengths("block_table", block_table, tuple(block_table.shape), query.device)
+    checks.lengths("seqused_k", seqused_k, (query.shape[0],), query.device)
     if torch.compiler.is_compiling() or block_table.numel() == 0:
         return
-    low, high = int(block_table.min()), int(block_table.max())
+    used = _used_pages(block_table, seqused_k, key.shape[1])
+    low, high = int(used.min()), int(used.max())
     if low < 0 or high >= key.shape[0]:
         raise ValueError(
             f"block_table: pages must lie in 0 to {key.shape[0] - 1}, got {low} to {high}"
@@ -68,7 +78,8 @@ def sigmoid_decode(
         key_cache: (batch, key_heads, capacity, head_dim), or with ``block_table`` the paged layout
             (pages, page_size, key_heads, head_dim). value_cache: likewise, with value_dim.
         seqused_k: (batch,) int, tokens in the cache, those of ``query`` included.
-        block_table: (batch, pages of a sequence) int, which page holds which part.
+        block_table: (batch, pages of a sequence) int, which page holds which part; entries that
+            ``seqused_k`` does not reach are not read.
         bias: required: a cache's current length is not the training length, so None raises
             ``ValueError``. A tensor is broadcastable to (batch, heads, queries, capacity).
         is_causal: matters for several queries only; True, unlike elsewhere, because these are
@@ -94,11 +105,12 @@ def sigmoid_decode(
     if query.dim() != 4:
         raise ValueError(f"query: must be (batch, heads, length, dim), got {tuple(query.shape)}")
     if block_table is not None:
-        _check_paged(query, key_cache, value_cache, block_table)
+        _check_paged(query, key_cache, value_cache, block_table, seqused_k)
+        block_table = _used_pages(block_table, seqused_k, key_cache.shape[1])
         key_cache = _gathered(key_cache, block_table)
         value_cache = _gathered(value_cache, block_table)
     checks.dense_shapes(query, key_cache, value_cache, names)
-    checks.head_groups(query.shape[1], key_cache.shape[1], enable_gqa)
+    checks.head_groups(query.shape[1], key_cache.shape[1], enable_gqa, name="key_cache")
     batch, heads, queries, head_dim = query.shape
     capacity = key_cache.shape[2]
     checks.lengths("seqused_k", seqused_k, (batch,), query.device)
