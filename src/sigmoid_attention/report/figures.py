@@ -1,9 +1,11 @@
 """The report's figures: which values each shows, and what its reader should look at."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..studies.results import ARMS, SIGMOID, SOFTMAX
+from ..studies.summary import LOSS
 from .chart import Panel, linear_axis, log_axis
 from .format import plain, quantity
 from .measured import Curve, Measured, curves, gap
@@ -22,14 +24,13 @@ from .panels import (
 MOST_POINTS = 80
 MOST_LAYERS = 4
 
-LOSS = "validation_bits_per_byte"
 TRAINING_LOSS = "train_loss"
 NORM = "attention_output_norm"
 TASKS = {"recall_accuracy": "recall", "copy_accuracy": "copying"}
 COSTS = {
     "operator_forward_seconds": ("Time, forward", "seconds"),
     "operator_training_seconds": ("Time, forward and backward", "seconds"),
-    "operator_peak_bytes": ("Peak memory", "bytes"),
+    "operator_peak_bytes": ("Peak memory in tensors", "bytes"),
 }
 
 
@@ -70,7 +71,7 @@ def validation(measured: Measured) -> Figure:
         "same batches. Look whether all links lean the same way, and whether the interval of the "
         "mean difference stays clear of zero. Lower is better.",
         tuple(panels),
-        measured.absent(LOSS, "validation loss"),
+        (*measured.absent(LOSS, "validation loss"), *_baseline(measured)),
     )
 
 
@@ -203,6 +204,13 @@ def _curves(
         arm: curves(measured.values(metric, arm, layer=layer), bins=bins)
         for arm in measured.arms(metric)
     }
+
+
+def _baseline(measured: Measured) -> tuple[str, ...]:
+    if math.isinf(measured.baseline):
+        return ()
+    bits = quantity(measured.baseline, "bits/byte")
+    return (f"For scale: a table of byte pairs reaches {bits} bits per byte without attention.",)
 
 
 def _heights(by_arm: dict[str, dict[int, Curve]]) -> list[float]:

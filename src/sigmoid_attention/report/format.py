@@ -68,6 +68,8 @@ def difference(interval: Interval, unit: str, kind: str) -> tuple[str, str]:
         ('−2.0 points', '')
         >>> difference(Interval(-0.0157, -0.0310, -0.0004, 9), "fraction", "difference")
         ('−1.57 points', '−3.10 to −0.04')
+        >>> difference(Interval(-0.0001, -0.014, 0.013, 3), "bits/byte", "difference")
+        ('+0.000', '−0.014 to +0.013')
     """
     if not math.isfinite(interval.mean):
         return ABSENT, ""
@@ -77,7 +79,7 @@ def difference(interval: Interval, unit: str, kind: str) -> tuple[str, str]:
         digits = min(max(1 - math.floor(math.log10((high - low) / 2)), 0), most)
         # A bound that only rounding puts on the level of no difference gets one digit more.
         digits += any(round(x, digits) == same != x for x in (low, high))
-    middle, bottom, top = (_minus(f"{x:{sign}.{digits}f}") for x in (mean, low, high))
+    middle, bottom, top = (_minus(f"{x:{sign}z.{digits}f}") for x in (mean, low, high))
     return f"{middle}{suffix}", f"{bottom} to {top}" if interval.bounded else ""
 
 

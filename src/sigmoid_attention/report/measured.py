@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from ..studies.results import ARMS, NONE, SIGMOID, SOFTMAX, Comparison, Interval
+from ..studies.summary import select_values
 
 Curve = tuple[tuple[float, float], ...]
 
@@ -36,6 +37,10 @@ class Measured:
                 self._not_finite[metric, arm].add(value.seed)
         for values in self._values.values():
             values.sort()
+        # Bits per byte of a table of byte pairs: what needs no attention at all.
+        self.baseline: float = max(
+            select_values(comparison.rows, "bigram_bits_per_byte", "value"), default=math.inf
+        )
         self._summary = {(row.metric, row.length): row for row in comparison.summary}
 
     def values(self, metric: str, arm: str, *, layer: int | None = None) -> list[Value]:

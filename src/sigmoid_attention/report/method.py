@@ -28,7 +28,7 @@ def method(comparison: Comparison, measured: Measured) -> str:
     command = setting.pop("command", None)
     parts = {name: part for name, part in setting.items() if isinstance(part, Mapping)}
     again = (
-        f"<pre><code>{escape(str(command))}</code></pre>"
+        f"<pre><code>{_breakable(str(command))}</code></pre>"
         if command
         else '<p class="absent">The command was not recorded.</p>'
     )
@@ -53,6 +53,11 @@ def method(comparison: Comparison, measured: Measured) -> str:
 {_lists(facts)}
 </div>
 {every + "</details>" if parts else ""}"""
+
+
+def _breakable(command: str) -> str:
+    """A command that a narrow screen breaks between its words, never inside `--option`."""
+    return " ".join(f"<span>{escape(word)}</span>" for word in command.split(" "))
 
 
 def _finished(comparison: Comparison, measured: Measured) -> dict[str, Any]:

@@ -67,9 +67,10 @@ def page(comparison: Comparison) -> str:
 <h2 id="numbers">The numbers</h2>
 <p class="intro">Differences are sigmoid − softmax, ratios sigmoid ÷ softmax, both paired (by seed,
 or by turn where times were taken), with 95% intervals. Where an interval excludes 0 (for a ratio:
-1), chance alone is a poor explanation. The reading follows the rule stated below, by which a
+1), chance alone is a poor explanation. A ratio of times is the median over turns, not the quotient
+of the two columns. The reading follows the rule stated below, by which a
 difference within a small margin counts as none.</p>
-{summary_table(comparison.summary)}
+{summary_table(comparison.summary, measured.baseline)}
 </section>
 <section aria-labelledby="pictures">
 <h2 id="pictures">The pictures</h2>

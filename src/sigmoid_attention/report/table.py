@@ -1,10 +1,12 @@
 """The summary as a table: what each arm measured, how far apart, and how to read that."""
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import groupby
 
 from ..studies.results import SIGMOID, SOFTMAX, SummaryRow
+from ..studies.summary import LOSS
 from ..studies.verdict import learnt, standing
 from .format import difference, quantity
 
@@ -20,20 +22,23 @@ GROUPS = (
 NAMED_UNITS = ("bits/byte", "nats/token")
 
 
-def summary_table(rows: Sequence[SummaryRow]) -> str:
-    """The `<table>` of the summary, in groups, in a box of its own that scrolls sideways."""
+def summary_table(rows: Sequence[SummaryRow], baseline: float = math.inf) -> str:
+    """The `<table>` of the summary, in groups, in a box of its own that scrolls sideways.
+
+    `baseline` is the loss that a table of byte pairs reaches, in bits per byte.
+    """
     if not rows:
         return '<p class="absent">Nothing to sum up: no run has finished.</p>'
     heads = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in HEADINGS)
     ordered = sorted(rows, key=lambda row: [name for _, name in GROUPS].index(_group(row)))
-    bodies = "\n".join(_body(name, group) for name, group in groupby(ordered, key=_group))
+    bodies = "\n".join(_body(name, group, baseline) for name, group in groupby(ordered, key=_group))
     return (
         '<div class="scroll" role="region" aria-label="Summary table" tabindex="0">\n'
         f'<table class="summary">\n<thead><tr>{heads}</tr></thead>\n{bodies}\n</table>\n</div>'
     )
 
 
-def reading(row: SummaryRow) -> tuple[str, str, str]:
+def reading(row: SummaryRow, baseline: float = math.inf) -> tuple[str, str, str]:
     """What a row says: which arm it favours (or none), in words, and what the interval holds.
 
     The words are those of the verdict's rule, under which a difference inside a margin counts as
@@ -58,6 +63,8 @@ def reading(row: SummaryRow) -> tuple[str, str, str]:
         why = "measured once" if apart.n == 1 else f"no interval from n = {apart.n}"
     if row.metric.endswith("_accuracy") and not learnt(row):
         return "", "Tells nothing", "neither arm learnt it"
+    if row.metric == LOSS and min(row.softmax.mean, row.sigmoid.mean) >= baseline:
+        return "", "Tells nothing", "neither arm beats a table of byte pairs"
     # A count that is the same in all runs needs no interval to be called equal.
     exact = row.kind == "ratio" and apart.mean == same and not apart.low < apart.high
     found = "equal" if exact else standing(row)
@@ -70,14 +77,14 @@ def reading(row: SummaryRow) -> tuple[str, str, str]:
     }[found]
 
 
-def _body(name: str, rows: Iterable[SummaryRow]) -> str:
-    lines = "\n".join(_line(row) for row in rows)
+def _body(name: str, rows: Iterable[SummaryRow], baseline: float) -> str:
+    lines = "\n".join(_line(row, baseline) for row in rows)
     head = f'<tr><th scope="rowgroup" colspan="{len(HEADINGS)}">{escape(name)}</th></tr>'
     return f"<tbody>\n{head}\n{lines}\n</tbody>"
 
 
-def _line(row: SummaryRow) -> str:
-    arm, words, why = reading(row)
+def _line(row: SummaryRow, baseline: float) -> str:
+    arm, words, why = reading(row, baseline)
     apart, around = difference(row.difference, row.unit, row.kind)
     arms = "".join(f"<td>{quantity(i.mean, row.unit)}</td>" for i in (row.softmax, row.sigmoid))
     better = "lower is better" if row.lower_is_better else "higher is better"
