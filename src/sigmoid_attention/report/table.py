@@ -15,8 +15,8 @@ HEADINGS = ("", "Softmax", "Sigmoid", "Sigmoid against softmax", "Reading")
 GROUPS = (
     (("validation",), "Language modelling"),
     (("recall", "copy"), "Retrieval"),
-    (("operator",), "Cost of the operator alone"),
-    (("",), "Cost of training"),
+    (("step", "peak", "parameters"), "Cost of training"),
+    (("",), "Cost of the operator alone"),
 )
 # Units that a number does not carry itself.
 NAMED_UNITS = ("bits/byte", "nats/token")
