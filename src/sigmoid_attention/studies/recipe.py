@@ -58,7 +58,7 @@ class RecipeSetting:
     warmup_steps: int = 40
     batch_size: int = 8
     dim: int = 96
-    layers: int = 3
+    layers: int = 2
     heads: int = 4
     ffn_dim: int = 256
     seq_len: int = 256

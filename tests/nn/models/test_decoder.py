@@ -24,7 +24,7 @@ def changed(config, **changes):
 @pytest.mark.parametrize(
     "changes, above",
     [
-        (dict(norm_placement="pre"), 0.5),
+        (dict(norm_placement="pre"), 1.1),
         (dict(norm_placement="hybrid"), 0.5),
         (dict(norm_placement="hybrid", tie_embeddings=False), 0.5),
         (dict(norm_placement="post"), 0.0),

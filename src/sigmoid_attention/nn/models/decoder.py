@@ -84,11 +84,16 @@ class DecoderLM(nn.Module):
     ``blocks.{i}.feed_forward``, ``norm`` and, unless the embedding is tied, ``head``.
 
     Initialisation follows P1's language models (section 6.2): linear weights are normal with
-    variance 1 / fan_in, the embedding with variance 1 / dim, gains are one. Rows of the embedding
-    then have length one and the last norm gives length dim^1/2, so tied logits have unit variance
-    and the first loss is about log V + 1/2. With LayerScale or post norm the residual stream is at
-    first mostly the embedding itself, and a token would predict itself with a logit near dim^1/2;
-    there the gain of the last norm starts at dim^-1/2, and the first loss is about log V.
+    variance 1 / fan_in, the embedding with variance 1 / dim, gains are one. What is read of the
+    embedding is multiplied by dim^1/2 (Vaswani et al. 2017, section 3.4), so that a token enters
+    the residual stream as large as what a branch adds to it. Without that factor a token is a
+    faint part of the stream after one layer, and neither arm learns to recall (docs/log.md).
+
+    The last norm gives a state of length dim^1/2, so tied logits have unit variance. What is left
+    of the token in its own state lets it predict itself: the first loss is about log V + 1/2 under
+    hybrid norm, a little more under pre norm. With LayerScale or post norm the stream is at first
+    mostly the embedding itself; there the gain of the last norm starts at dim^-1/2, and the first
+    loss is about log V.
 
     Example:
         >>> from sigmoid_attention.nn import PRESETS
@@ -142,7 +147,7 @@ class DecoderLM(nn.Module):
                 f"tokens: the learned position table ends at {longest} tokens, got {start + new}"
             )
         positions_BN = token_positions(batch, new, start, attention_mask, tokens.device)
-        x_BNC = self.position(self.embedding(tokens), positions_BN)
+        x_BNC = self.position(self.embedding(tokens), positions_BN) * self.config.dim**0.5
         for i, block in enumerate(self.blocks):
             layer_cache = None if cache is None else cache[i]
             x_BNC = block(x_BNC, cache=layer_cache, attention_mask=attention_mask)
