@@ -70,10 +70,9 @@ class Store:
         self.out = out
         # Through JSON and back, so that tuples compare equal to the lists they come back as.
         text = json.dumps(setting, indent=1, sort_keys=True)
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"--out: {out} is a file; nothing was overwritten")
+        refuse_occupied(out, resume)
         if out.exists() and any(out.iterdir()):
-            self._check(json.loads(text), resume)
+            self._check(json.loads(text))
         else:
             write_whole(out / SETTING, text.encode())
         described = {"setting": setting, **stamp}
@@ -82,12 +81,7 @@ class Store:
             for name in ("setting", "machine", "versions", "provenance")
         }
 
-    def _check(self, setting: dict[str, Any], resume: bool) -> None:
-        if not resume:
-            raise ValueError(
-                f"--out: {self.out} is not empty; nothing was overwritten "
-                f"(continue it with --resume, or name another folder)"
-            )
+    def _check(self, setting: dict[str, Any]) -> None:
         if not (self.out / SETTING).exists():
             raise ValueError(f"--resume: {self.out} holds no study (there is no {SETTING} in it)")
         before = json.loads((self.out / SETTING).read_text())
@@ -126,6 +120,17 @@ class Store:
 
     def _part(self, name: str) -> Path:
         return self.out / "rows" / f"{name}.parquet"
+
+
+def refuse_occupied(out: Path, resume: bool) -> None:
+    """Raise ``ValueError`` if `out` is a file, or holds anything and is not to be continued."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: {out} is a file; nothing was overwritten")
+    if not resume and out.exists() and any(out.iterdir()):
+        raise ValueError(
+            f"--out: {out} is not empty; nothing was overwritten "
+            f"(continue it with --resume, or name another folder)"
+        )
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -1,0 +1,80 @@
+"""The command `sigmoid-attention`: compare, train, generate, doctor.
+
+Only this file and `doctor` work without the lab extra; every other command is imported when it is
+run, so that asking for help loads nothing heavy.
+"""
+
+import sys
+from collections.abc import Sequence
+
+NAME = "sigmoid-attention"
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for bad input, 130 if interrupted.
+
+    What a user can get wrong, or a machine can refuse, is one sentence on standard error.
+    """
+    try:
+        _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        return _say("interrupted; with --resume it goes on from its last checkpoint", INTERRUPTED)
+    except ModuleNotFoundError as error:
+        from ..doctor import lab_packages
+
+        if error.name not in lab_packages():
+            raise
+        return _say(
+            f"{error.name} is not installed; the command line needs the lab extra: "
+            f"pip install 'sigmoid-attention[lab]'",
+            BAD_INPUT,
+        )
+    except (ValueError, OSError) as error:
+        return _say(_sentence(error), BAD_INPUT)
+    except RuntimeError as error:
+        from ..training.divergence import Diverged
+
+        if not isinstance(error, Diverged):
+            raise
+        return _say(_sentence(error), BAD_INPUT)
+    return 0
+
+
+def _run(argv: list[str]) -> None:
+    # By name and before anything else: a doctor who needs the patient's help is of no use.
+    if argv == ["doctor"]:
+        from ..doctor import doctor
+
+        doctor()
+        return
+    from .arguments import Compare, Generate, Train, parse
+
+    match parse(argv):
+        case Compare() as asked:
+            from .compare import compare
+
+            compare(asked)
+        case Train() as asked:
+            from .train import train
+
+            train(asked)
+        case Generate() as asked:
+            from .generate import generate
+
+            generate(asked)
+
+
+def _sentence(error: Exception) -> str:
+    parts = [str(error), *getattr(error, "__notes__", [])]
+    if isinstance(error, OSError) and error.strerror:
+        named = f" ({error.filename})" if error.filename else ""
+        parts[0] = f"{error.strerror}{named}"
+    # Libraries wrap their messages; one line is one line.
+    return " ".join(" ".join(parts).split())
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"{NAME}: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,118 @@
+"""What each command takes: one frozen dataclass each, from which tyro makes options and help."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train the same small transformer with softmax and with sigmoid attention, and compare.
+
+    Both arms get the same text, parameters, steps and seeds. Measures held-out loss at 1, 2 and 4
+    times the training length, associative recall and copying, what goes on inside the network,
+    time and memory; prints a table and a verdict and writes OUT/report.html and OUT/rows.parquet.
+    """
+
+    data: str = "stdlib"
+    """Text to train on: "stdlib" (the source of Python's standard library, no download),
+    "shakespeare" (one download of 5 MB), or the path of a file or folder."""
+    preset: str = "small"
+    """Size of the comparison: tiny (seconds, proves nothing), small (minutes on a laptop), medium
+    (wants a GPU)."""
+    seeds: int = 3
+    """How many times each arm is trained; intervals need 3 or more."""
+    steps: int | None = None
+    """Training steps on text, in place of the preset's."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, or cuda."""
+    out: Path = Path("runs/compare")
+    """Folder for everything that is written; it must be empty or new unless --resume."""
+    resume: bool = False
+    """Go on with what OUT has: finished parts are kept, an unfinished training continues."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one small language model; OUT then holds all that `generate` needs."""
+
+    out: Path
+    """Folder for checkpoint, tokenizer and configuration; empty or new unless --resume."""
+    data: str = "stdlib"
+    """"stdlib", "shakespeare", or the path of a file or folder."""
+    preset: str = "small"
+    """Size of the model: tiny, small, medium, gala-85m, gala-1b, gala-7b."""
+    recipe: str | None = None
+    """Position, norms and bias: recommended or paper; the preset's own if not given."""
+    activation: str = "sigmoid"
+    """sigmoid or softmax."""
+    vocab_size: int | None = None
+    """257 reads bytes; more trains byte pairs on the text. The preset's own if not given."""
+    steps: int = 1000
+    """Training steps."""
+    batch_size: int = 16
+    """Sequences a step."""
+    lr: float = 3e-3
+    """Peak learning rate, reached after the warm-up; a cosine then takes it to a tenth."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    bf16: bool = False
+    """Compute the forward pass in bfloat16; parameters stay in float32."""
+    seed: int = 0
+    """Of the initial weights and of the order of the data."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, or cuda."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    record: int = 0
+    """Keep norms and extremes of everything inside the network every so many steps, as Parquet
+    under OUT/records; 0 keeps none."""
+    resume: bool = False
+    """Go on from the checkpoint in OUT."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Let a trained model write."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of a trained model: the --out of `train`, or one of runs/ in that of `compare`."""
+    prompt: str = ""
+    """What the text begins with."""
+    max_new_tokens: int = 200
+    """Stop after this many tokens, or where the model ends the document."""
+    temperature: float = 0.8
+    """0 always takes the likeliest token; 1 draws as the model thinks."""
+    top_p: float = 0.95
+    """Draw from the likeliest tokens that together reach this probability."""
+    seed: int = 0
+    """Of the draw."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, or cuda."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what this machine has, and what to do about what is missing."""
+
+
+Command = (
+    Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+)
+
+
+def parse(arguments: Sequence[str]) -> Compare | Train | Generate | Doctor:
+    """The command that was asked for; prints help or a complaint and exits where there is none."""
+    return tyro.cli(
+        Command,  # pyright: ignore[reportArgumentType]
+        prog="sigmoid-attention",
+        description="Sigmoid attention: should I switch, and what does it cost?",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )

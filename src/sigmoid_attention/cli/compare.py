@@ -1,0 +1,63 @@
+"""`sigmoid-attention compare`: the study, a table in the terminal, and the report."""
+
+from rich.console import Console
+from rich.table import Table
+
+from ..report import render
+from ..report.format import difference, quantity
+from ..report.table import reading
+from ..studies.compare import compare as run_comparison
+from ..studies.environment import resolve_device
+from ..studies.results import Comparison
+from ..studies.setting import compare_setting
+from ..studies.store import ROWS
+from ..studies.summary import whole_run_peak
+from .arguments import Compare
+
+REPORT = "report.html"
+NARROWEST_TABLE = 100
+
+
+def compare(asked: Compare) -> None:
+    """Run or continue a comparison and show what came out of it."""
+    setting = compare_setting(
+        asked.preset,
+        data=asked.data,
+        seeds=asked.seeds,
+        steps=asked.steps,
+        # What "auto" found belongs to the setting: a run begun on a GPU is not continued without.
+        device=str(resolve_device(asked.device)),
+    )
+    comparison = run_comparison(
+        setting, asked.out, resume=asked.resume, console=Console(stderr=True)
+    )
+    report = asked.out / REPORT
+    render(comparison, report)
+    show(comparison, Console())
+    print(f"report: {report}")
+    print(f"rows:   {asked.out / ROWS}")
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print the summary as a table, and the verdict."""
+    console.width = max(console.width, NARROWEST_TABLE)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for heading in ("softmax", "sigmoid", "sigmoid against softmax"):
+        table.add_column(heading, justify="right")
+    table.add_column("reading")
+    for row in comparison.summary:
+        apart, around = difference(row.difference, row.unit, row.kind)
+        table.add_row(
+            row.label,
+            quantity(row.softmax.mean, row.unit),
+            quantity(row.sigmoid.mean, row.unit),
+            f"{apart} ({around})" if around else apart,
+            reading(row)[1],
+        )
+    console.print(table)
+    console.print()
+    console.print(comparison.verdict.headline, style="bold", highlight=False)
+    console.print(comparison.verdict.paragraph, highlight=False)
+    peak = quantity(whole_run_peak(comparison.rows), "bytes")
+    console.print(f"The run held at most {peak} of memory.\n", highlight=False)

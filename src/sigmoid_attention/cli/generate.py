@@ -1,0 +1,25 @@
+"""`sigmoid-attention generate`: text from a trained model's folder."""
+
+import torch
+
+from ..nn.models import generate as continue_tokens
+from ..studies.environment import resolve_device
+from ..studies.trained import encode_prompt, load_trained
+from .arguments import Generate
+
+
+def generate(asked: Generate) -> None:
+    """Print the prompt and what the model makes of it."""
+    device = resolve_device(asked.device)
+    model, tokenizer = load_trained(asked.folder)
+    tokens = continue_tokens(
+        model.to(device),
+        encode_prompt(tokenizer, asked.prompt).to(device),
+        max_new_tokens=asked.max_new_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        generator=torch.Generator(device).manual_seed(asked.seed),
+        stop_token=tokenizer.eos,
+    )
+    # A model that writes bytes may end within a character.
+    print(tokenizer.decode(tokens[0].tolist()).decode("utf-8", errors="replace"))
