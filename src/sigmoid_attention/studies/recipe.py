@@ -9,8 +9,7 @@ then judged at the learning rate that suits it best.
 Rule: at each candidate's best learning rate (lowest mean over seeds of the held-out bits per byte
 at the training length) the candidate of a position is *recommended* whose mean is lowest among the
 sigmoid ones. Its gap to softmax is the paired difference over seeds to the better softmax
-candidate of the same position, with its 95% t-interval; it *closes* P1's gap by the share that
-it takes off the same difference for P1's recipe.
+candidate of the same position, with its 95% t-interval, beside the same difference for P1's recipe.
 """
 
 import dataclasses
@@ -205,3 +204,33 @@ def recommended(found: list[Standing]) -> dict[str, Standing]:
         )
         for position in PAPER
     }
+
+
+def report(found: list[Standing]) -> str:
+    """The standings as a Markdown table, and the recommendation in words."""
+    lengths = sorted(found[0].at)
+    lines = [
+        f"| candidate | best rate | {' | '.join(f'n = {length}' for length in lengths)} "
+        f"| to softmax |",
+        f"|---|---|{'---|' * len(lengths)}---|",
+    ]
+    for standing in found:
+        values = " | ".join(f"{standing.at[length].mean:.3f}" for length in lengths)
+        lines.append(
+            f"| {standing.candidate} | {standing.lr:g} | {values} | {_signed(standing.gap)} |"
+        )
+    gaps = {standing.candidate: standing.gap for standing in found}
+    for position, choice in recommended(found).items():
+        paper = gaps[PAPER[position]]
+        lines += [
+            "",
+            f"{position}: recommended is *{choice.candidate}*, {_signed(choice.gap)} bits per byte "
+            f"to softmax, where P1's recipe is at {_signed(paper)}.",
+        ]
+    return "\n".join(lines)
+
+
+def _signed(interval: Interval) -> str:
+    if not interval.bounded:
+        return f"{interval.mean:+.3f}"
+    return f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
