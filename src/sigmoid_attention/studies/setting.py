@@ -1,6 +1,7 @@
 """What a comparison is run with, and the named sizes of it: the one place to change either."""
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,22 +68,20 @@ class CompareSetting:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the command that makes the comparison again."""
-        command = (
-            f"sigmoid-attention compare --data {self.data} --preset {self.preset} "
-            f"--steps {self.text.steps} --seeds {self.seeds} --device {self.device}"
-        )
+        options = {
+            "data": self.data,
+            "preset": self.preset,
+            "steps": self.text.steps,
+            "seeds": self.seeds,
+            "device": self.device,
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        command = shlex.join(["sigmoid-attention", "compare", *words])
         return {"command": command, **dataclasses.asdict(self)}
 
 
 def _task_model(seq_len: int, vocab_size: int, **sizes: int) -> ModelConfig:
-    """The recommended recipe with branches that start small.
-
-    Without the LayerScale a branch is about dim^1/2 times as large as the token's embedding, and
-    what was read a layer ago is too faint to be matched: neither arm learns recall.
-    """
-    return ModelConfig.recipe(
-        "recommended", vocab_size=vocab_size, max_seq_len=seq_len, layer_scale=0.1, **sizes
-    )
+    return ModelConfig.recipe("recommended", vocab_size=vocab_size, max_seq_len=seq_len, **sizes)
 
 
 TINY_TASK = {"dim": 32, "layers": 2, "heads": 2, "ffn_dim": 64}
@@ -138,7 +137,7 @@ STUDIES: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSetting]] = 
         TaskSetting(
             model=_task_model(15, 33, **SMALL_TASK),
             pairs=4,
-            steps=300,
+            steps=250,
             batch_size=64,
             lr=1e-2,
             warmup_steps=50,
@@ -148,11 +147,11 @@ STUDIES: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSetting]] = 
         TaskSetting(
             model=_task_model(64, 33, **SMALL_TASK),
             pairs=0,
-            steps=150,
+            steps=120,
             batch_size=32,
             lr=1e-2,
             warmup_steps=50,
-            test_every=15,
+            test_every=10,
             test_batches=4,
         ),
         CostSetting(lengths=(256, 512, 1024, 2048), batch_size=1, rounds=9),

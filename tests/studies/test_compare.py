@@ -1,0 +1,191 @@
+"""The comparison from end to end, at a size that takes seconds and proves nothing else."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sigmoid_attention.studies.compare import compare
+from sigmoid_attention.studies.results import ARMS, NONE, ROW_SCHEMA
+from sigmoid_attention.studies.setting import compare_setting
+from sigmoid_attention.studies.summary import select_values
+from sigmoid_attention.training.checkpoint import load_checkpoint
+from sigmoid_attention.training.trainer import Diverged
+
+STEPS = 40
+MEASURED_ANEW = {
+    "step_seconds",
+    "operator_forward_seconds",
+    "operator_training_seconds",
+    "process_peak_bytes",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    draw = random.Random(0)
+    words = ["sigmoid", "softmax", "row", "key", "\n", "attends", "to", "no", "other"]
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text(" ".join(draw.choice(words) for _ in range(4000)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """An uninterrupted run: its folder and what it returned."""
+    out = tmp_path_factory.mktemp("compare") / "out"
+    setting = compare_setting("tiny", data=str(corpus), seeds=1, steps=STEPS)
+    return out, compare(setting, out)
+
+
+def reproducible(table):
+    names = [name for name in ROW_SCHEMA.names if name not in ("machine", "versions")]
+    rows = zip(*(table[name].to_pylist() for name in names), strict=True)
+    return sorted(row for row in rows if row[names.index("metric")] not in MEASURED_ANEW)
+
+
+def test_rows_hold_every_measurement_of_both_arms(finished):
+    out, comparison = finished
+    table = pq.read_table(out / "rows.parquet")
+    assert table.schema.equals(ROW_SCHEMA) and table.equals(comparison.rows)
+    by_arm = {
+        arm: {m for m, a in zip(table["metric"].to_pylist(), table["arm"].to_pylist(), strict=True)
+              if a == arm}
+        for arm in (*ARMS, "both")
+    }  # fmt: skip
+    assert by_arm["softmax"] == by_arm["sigmoid"] == {
+        "train_loss", "validation_bits_per_byte", "recall_accuracy", "copy_accuracy",
+        "attention_output_norm", "attention_mass", "largest_weight", "residual_norm",
+        "gradient_norm", "step_seconds", "operator_forward_seconds", "operator_training_seconds",
+        "operator_peak_bytes", "peak_memory_bytes", "parameters",
+    }  # fmt: skip
+    assert by_arm["both"] == {"bigram_bits_per_byte", "process_peak_bytes"}
+
+
+def test_rows_carry_where_they_came_from(finished, corpus):
+    _, comparison = finished
+    row = comparison.rows.slice(0, 1).to_pylist()[0]
+    assert json.loads(row["setting"])["text"]["model"]["max_seq_len"] == 32
+    assert json.loads(row["machine"])["cores"] >= 1
+    assert json.loads(row["versions"])["torch"]
+    assert json.loads(row["provenance"])["source"] == str(corpus)
+    assert comparison.provenance["source"] == str(corpus)
+    assert "--preset tiny --steps 40 --seeds 1" in comparison.setting["command"]
+
+
+def test_lengths_steps_and_layers_are_as_asked(finished):
+    _, comparison = finished
+    rows = comparison.rows
+    assert set(select_values(rows, "validation_bits_per_byte", "length")) == {32, 64, 128}
+    assert set(select_values(rows, "train_loss", "step")) == set(range(1, STEPS + 1))
+    assert set(select_values(rows, "recall_accuracy", "step")) == {5, 10}
+    assert set(select_values(rows, "attention_output_norm", "layer")) == {0, 1}
+    # At the initialisation, before the first update.
+    assert min(select_values(rows, "attention_output_norm", "step")) == 0
+    assert set(select_values(rows, "step_seconds", "seed")) == {NONE}
+
+
+def test_arms_start_from_equal_weights_and_read_equal_batches(finished):
+    out, _ = finished
+    runs = [load_checkpoint(out / "runs" / f"{arm}-seed0" / "checkpoint.safetensors").config
+            for arm in ARMS]  # fmt: skip
+    differing = {key for key in runs[0]["model"] if runs[0]["model"][key] != runs[1]["model"][key]}
+    assert differing == {"activation"}
+    assert runs[0]["data"] == runs[1]["data"] and runs[0]["train"] == runs[1]["train"]
+
+
+def test_one_seed_gives_no_verdict(finished):
+    _, comparison = finished
+    assert comparison.verdict.headline == "No verdict: 1 seed gives no interval, 3 would"
+    assert not any(r.difference.bounded for r in comparison.summary if r.kind == "difference")
+
+
+def test_a_finished_run_is_read_and_not_repeated(finished, corpus):
+    out, comparison = finished
+    parts = {part: part.stat().st_mtime_ns for part in (out / "rows").iterdir()}
+    setting = compare_setting("tiny", data=str(corpus), seeds=1, steps=STEPS)
+    again = compare(setting, out, resume=True)
+    assert again.rows.equals(comparison.rows)
+    assert {part: part.stat().st_mtime_ns for part in (out / "rows").iterdir()} == parts
+
+
+def test_another_text_is_refused(finished, corpus, tmp_path):
+    out, _ = finished
+    other = tmp_path / "corpus.txt"
+    other.write_text(corpus.read_text()[::-1])
+    setting = compare_setting("tiny", data=str(corpus), seeds=1, steps=STEPS)
+    with pytest.raises(ValueError, match=r"command was .* is .* now"):
+        compare(dataclasses.replace(setting, data=str(other)), out, resume=True)
+    before = corpus.read_text()
+    corpus.write_text(before[::-1])
+    try:
+        with pytest.raises(ValueError, match="text_sha256 was"):
+            compare(setting, out, resume=True)
+    finally:
+        corpus.write_text(before)
+
+
+# Dies as if the machine had been switched off, in the middle of the second arm's training: its
+# third checkpoint is written, the first arm wrote eight.
+DIES = """
+import os, signal
+from sigmoid_attention.cli import main
+from sigmoid_attention.training import trainer
+
+save, saved = trainer.save_checkpoint, []
+
+def save_and_die(*arguments, **named):
+    save(*arguments, **named)
+    saved.append(1)
+    if len(saved) == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trainer.save_checkpoint = save_and_die
+main()
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_rows(finished, corpus, tmp_path):
+    whole, comparison = finished
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", DIES, "compare", "--preset", "tiny", "--seeds", "1"]
+    command += ["--steps", str(STEPS), "--device", "cpu", "--data", str(corpus), "--out", str(out)]
+    died = subprocess.run(
+        command, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert {part.stem for part in (out / "rows").iterdir()} == {"baseline", "text-softmax-seed0"}
+
+    setting = compare_setting("tiny", data=str(corpus), seeds=1, steps=STEPS)
+    resumed = compare(setting, out, resume=True)
+    assert reproducible(resumed.rows) == reproducible(comparison.rows)
+    # The trained weights too, to the bit.
+    for arm in ARMS:
+        ours, theirs = (
+            load_checkpoint(folder / "runs" / f"{arm}-seed0" / "checkpoint.safetensors").tensors
+            for folder in (out, whole)
+        )
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_that_diverges_is_named(corpus, tmp_path):
+    setting = compare_setting("tiny", data=str(corpus), seeds=1)
+    text = dataclasses.replace(setting.text, lr=1e30)
+    with pytest.raises(Diverged, match="diverged at step") as caught:
+        compare(dataclasses.replace(setting, text=text), tmp_path / "out")
+    assert caught.value.__notes__ == ["in the run: text, softmax, seed 0"]
+
+
+def test_a_short_corpus_is_refused_before_anything_is_written(tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("too short to hold out four sequences " * 20)
+    with pytest.raises(ValueError, match="shorter than one sequence"):
+        compare(compare_setting("tiny", data=str(short)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,97 @@
+"""A trained model's folder."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from sigmoid_attention.nn.models import PRESETS
+from sigmoid_attention.studies.trained import (
+    describe_run,
+    encode_prompt,
+    load_trained,
+    new_model,
+    tokenizer_for,
+)
+from sigmoid_attention.training.data.batches import TextBatches, token_stream
+from sigmoid_attention.training.data.corpus import Corpus, Document, load_corpus
+from sigmoid_attention.training.data.tokenizer import BPETokenizer, ByteTokenizer
+from sigmoid_attention.training.trainer import TrainConfig, train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    source = folder / "text.txt"
+    source.write_text("to be or not to be, " * 100)
+    corpus = load_corpus(source)
+    tokens = token_stream(ByteTokenizer(), corpus.train)
+    model = new_model(PRESETS["tiny"], seed=3)
+    batches, config = TextBatches(tokens, 32, 2, seed=3), TrainConfig(steps=3)
+    out = folder / "run"
+    describe_run(out, model, batches, config, ByteTokenizer(), corpus.provenance)
+    train(model, batches, config, out=out, progress=False)
+    return out, model.eval()
+
+
+def test_the_folder_gives_the_model_back(trained):
+    folder, model = trained
+    loaded, tokenizer = load_trained(folder)
+    prompt = encode_prompt(tokenizer, "to be")
+    assert torch.equal(loaded(prompt), model(prompt))
+    assert not loaded.training
+
+
+def test_a_seed_decides_the_weights_and_the_generator_stays():
+    before = torch.get_rng_state()
+    weights = [new_model(PRESETS["tiny"], seed).embedding.weight for seed in (1, 1, 2)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_both_arms_of_a_seed_start_equal():
+    ours = new_model(PRESETS["tiny"], 5).state_dict()
+    theirs = new_model(PRESETS["tiny"].as_softmax(), 5).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "checkpoint.safetensors"])
+def test_an_incomplete_folder_is_refused(trained, tmp_path, missing):
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "run" / missing).unlink()
+    with pytest.raises(ValueError, match=f"no {missing.split('.safetensors')[0]} in it"):
+        load_trained(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [("{not json", "is damaged"), ('{"run": {}}', "is damaged"), ("[]", "is damaged")],
+)
+def test_a_damaged_configuration_is_refused(trained, tmp_path, content, sentence):
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=sentence):
+        load_trained(tmp_path / "run")
+
+
+def test_weights_of_another_configuration_are_refused(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    described = json.loads(path.read_text())
+    described["run"]["model"]["heads"] = 4
+    path.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"another configuration: model\.heads"):
+        load_trained(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("vocab_size", "kind"), [(257, ByteTokenizer), (263, BPETokenizer)])
+def test_the_vocabulary_decides_the_tokenizer(vocab_size, kind):
+    corpus = Corpus([Document("a", b"lower lowest low " * 30)], [], None)
+    tokenizer = tokenizer_for(vocab_size, corpus)
+    assert isinstance(tokenizer, kind) and tokenizer.vocab_size <= vocab_size
+
+
+def test_an_empty_prompt_is_the_end_of_a_document():
+    assert encode_prompt(ByteTokenizer(), "").tolist() == [[256]]
