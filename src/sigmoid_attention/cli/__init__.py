@@ -4,8 +4,13 @@ Only this file and `doctor` work without the lab extra; every other command is i
 run, so that asking for help loads nothing heavy.
 """
 
+import os
 import sys
 from collections.abc import Sequence
+
+# Read once, when torch loads its thread pool. Threads that spin while they wait for one another
+# are many times slower as soon as any other process wants a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 NAME = "sigmoid-attention"
 BAD_INPUT = 2

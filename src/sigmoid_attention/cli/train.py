@@ -21,6 +21,8 @@ HELDOUT_BYTES = 1 << 18
 
 def train(asked: Train) -> None:
     """Train, or continue, and say how well the model predicts the text that was held out."""
+    if asked.record < 0:
+        raise ValueError(f"record must be 0 (none) or a number of steps, got {asked.record}")
     config = model_config(asked)
     device = resolve_device(asked.device)
     training = TrainConfig(

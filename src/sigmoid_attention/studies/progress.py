@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 SECONDS_BETWEEN_LOOKS = 0.2
+# Earlier than at this share of the work an estimate would only frighten.
+FIRST_ESTIMATE = 0.01
 
 
 class StudyProgress:
@@ -90,7 +92,7 @@ class StudyProgress:
 
     def _left(self, done: float) -> str:
         elapsed = time.monotonic() - self._started
-        if done <= 0 or done >= self._total:
+        if not FIRST_ESTIMATE * self._total < done < self._total:
             return ""
         minutes, seconds = divmod(round(elapsed * (self._total - done) / done), 60)
         return f"about {minutes} min {seconds:02d} s left" if minutes else f"about {seconds} s left"

@@ -126,11 +126,11 @@ STUDIES: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSetting]] = 
     "small": (
         TextSetting(
             model=PRESETS["small"],
-            steps=200,
-            batch_size=8,
+            steps=350,
+            batch_size=4,
             lr=1e-2,
             warmup_steps=30,
-            heldout_bytes=65_536,
+            heldout_bytes=32_768,
             record_every=10,
             checkpoint_every=50,
         ),

@@ -1,0 +1,7 @@
+"""`python -m sigmoid_attention.cli`, where the command itself is not on the path."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

@@ -1,0 +1,214 @@
+"""The command line: what it does, and that whatever goes wrong is one sentence and exit code 2."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sigmoid_attention.cli import main
+
+QUICK = ["--steps", "6", "--batch-size", "2", "--warmup-steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog. " * 120)
+    return str(path)
+
+
+@pytest.fixture
+def trained(corpus, tmp_path):
+    out = str(tmp_path / "trained")
+    assert main(["train", "--preset", "tiny", "--data", corpus, "--out", out, *QUICK]) == 0
+    return out
+
+
+def complaint(capsys, *argv):
+    """What standard error says after a run that must fail as bad input."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("sigmoid-attention: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", ["compare", "train"])
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: folder / "absent", "there is none at"),
+        (lambda folder: (folder / "nothing.txt").touch() or folder / "nothing.txt", "no text"),
+        (lambda folder: (folder / "nothing").mkdir() or folder / "nothing", "no text"),
+        (lambda folder: (folder / "a").write_bytes(b"short") and folder / "a", "shorter than one"),
+    ],
+    ids=["missing", "empty file", "empty folder", "shorter than one sequence"],
+)
+def test_data_that_cannot_be_used(command, make, says, tmp_path, capsys):
+    out = tmp_path / "out"
+    data = str(make(tmp_path))
+    said = complaint(capsys, command, "--preset", "tiny", "--data", data, "--out", str(out))
+    assert says in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["compare", "--preset", "huge"], "preset must be one of tiny, small, medium, got 'huge'"),
+        (["compare", "--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["compare", "--steps", "-3"], "steps must be at least 1, got -3"),
+        (["compare", "--device", "abacus"], "device must be one of auto, cpu, cuda"),
+        (["train", "--preset", "huge"], "preset must be one of tiny"),
+        (["train", "--recipe", "secret"], "recipe must be 'paper' or 'recommended'"),
+        (["train", "--activation", "tanh"], "activation must be one of"),
+        (["train", "--preset", "tiny", "--vocab-size", "9"], "vocab_size must be at least 257"),
+        (["train", "--steps", "0"], "steps must be at least 1"),
+        (["train", "--lr", "-1"], "lr must be positive"),
+        (["train", "--record", "-1"], "record must be 0 (none) or a number of steps"),
+    ],
+)
+def test_values_that_cannot_be_meant(argv, says, corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert says in complaint(capsys, *argv, "--data", corpus, "--out", str(out))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "train"])
+def test_an_occupied_folder_is_left_alone(command, corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    said = complaint(capsys, command, "--preset", "tiny", "--data", corpus, "--out", str(out))
+    assert "nothing was overwritten" in said
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_a_full_disk(corpus, tmp_path, capsys, monkeypatch):
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    said = complaint(
+        capsys, "train", "--preset", "tiny", "--data", corpus, "--out", str(tmp_path / "out")
+    )
+    assert "No space left on device" in said
+
+
+def test_a_run_that_diverges_says_where(corpus, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert main(["train", "--preset", "tiny", "--data", corpus, "--out", out, "--lr", "1e30"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "diverged at step" in said and "is not finite" in said
+
+
+def test_an_interrupt_is_no_error_of_the_input(monkeypatch, capsys):
+    def interrupt(_argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sigmoid_attention.cli._run", interrupt)
+    assert main(["compare"]) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_library_is_not_dressed_up_as_the_users(monkeypatch):
+    def fault(_argv):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("sigmoid_attention.cli._run", fault)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["compare"])
+
+
+def test_without_the_lab_extra_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "sigmoid_attention.cli.arguments", raising=False)
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    said = complaint(capsys, "compare")
+    assert "tyro is not installed" in said and "sigmoid-attention[lab]" in said
+
+
+def test_train_then_generate(trained, capsys):
+    capsys.readouterr()
+    argv = ["generate", trained, "--prompt", "the quick", "--max-new-tokens", "9"]
+    assert main([*argv, "--device", "cpu", "--temperature", "0"]) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("the quick")
+    assert main([*argv, "--device", "cpu", "--temperature", "0", "--seed", "5"]) == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--temperature", "-1"], "temperature must be 0"),
+        (["--top-p", "0"], "top_p must be above 0"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be positive"),
+    ],
+)
+def test_generate_refuses_what_cannot_be_meant(argv, says, trained, capsys):
+    assert says in complaint(capsys, "generate", trained, "--device", "cpu", *argv)
+
+
+def test_generate_wants_a_trained_model(tmp_path, capsys):
+    assert "holds no trained model" in complaint(capsys, "generate", str(tmp_path))
+
+
+def test_training_resumes_only_as_it_began(trained, corpus, capsys):
+    same = ["train", "--preset", "tiny", "--data", corpus, "--out", trained, *QUICK]
+    assert main([*same, "--resume"]) == 0
+    for change, field in ((["--lr", "1e-4"], "train.lr"), (["--activation", "softmax"], "model.")):
+        said = complaint(capsys, *same, "--resume", *change)
+        assert "belongs to another configuration" in said and field in said
+
+
+def test_training_with_byte_pairs_and_records(corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["train", "--preset", "tiny", "--data", corpus, "--out", str(out), *QUICK]
+    assert main([*argv, "--vocab-size", "270", "--record", "2", "--recipe", "paper"]) == 0
+    assert "bits a byte" in capsys.readouterr().out
+    assert list((out / "records").glob("*.parquet"))
+    assert main(["generate", str(out), "--max-new-tokens", "3", "--device", "cpu"]) == 0
+
+
+def test_compare_shows_a_table_and_a_verdict_and_writes_the_report(corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["compare", "--preset", "tiny", "--seeds", "1", "--steps", "6", "--device", "cpu"]
+    assert main([*argv, "--data", corpus, "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    for said in (
+        "Held-out text at 32 tokens",
+        "Associative recall, at the end",
+        "Training step",
+        "No verdict: 1 seed gives no interval, 3 would",
+        f"report: {out / 'report.html'}",
+    ):
+        assert said in captured.out
+    assert "text, sigmoid, seed 0" in captured.err
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
+    assert (out / "rows.parquet").exists()
+    assert "folder" in complaint(
+        capsys, *argv, "--seeds", "2", "--data", corpus, "--out", str(out), "--resume"
+    )
+    # The models that it trained can write, too.
+    assert main(["generate", str(out / "runs" / "sigmoid-seed0"), "--device", "cpu"]) == 0
+
+
+def test_the_command_itself_exits_with_the_code(tmp_path):
+    command = [sys.executable, "-m", "sigmoid_attention.cli", "generate", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"sigmoid-attention: {tmp_path} holds no trained model: there is no config.json in it\n"
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["compare"], ["train"], ["generate"], ["doctor"]])
+def test_help_for_every_command(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: sigmoid-attention" in capsys.readouterr().out
