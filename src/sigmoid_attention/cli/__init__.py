@@ -1,4 +1,4 @@
-"""The command `sigmoid-attention`: compare, train, generate, doctor.
+"""The command `sigmoid-attention`: compare, train, generate, recipe, doctor.
 
 Only this file and `doctor` work without the lab extra; every other command is imported when it is
 run, so that asking for help loads nothing heavy.
@@ -54,7 +54,7 @@ def _run(argv: list[str]) -> None:
 
         doctor()
         return
-    from .arguments import Compare, Generate, Train, parse
+    from .arguments import Compare, Generate, Recipe, Train, parse
 
     match parse(argv):
         case Compare() as asked:
@@ -69,6 +69,10 @@ def _run(argv: list[str]) -> None:
             from .generate import generate
 
             generate(asked)
+        case Recipe() as asked:
+            from .recipe import recipe
+
+            recipe(asked)
 
 
 def _sentence(error: Exception) -> str:

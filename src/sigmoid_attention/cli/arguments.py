@@ -95,6 +95,23 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """Train candidates for the recommended recipe over learning rates and seeds, and rank them.
+
+    Seven candidates for each learning rate and seed, each about a minute of one core.
+    """
+
+    seeds: int = 3
+    """How many times each candidate is trained at each learning rate."""
+    learning_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    """Peak learning rates; each candidate is judged at its best."""
+    out: Path = Path("runs/recipe")
+    """Folder for the rows; it must be empty or new unless --resume."""
+    resume: bool = False
+    """Go on with what OUT has; more seeds and learning rates may be asked for."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Say what this machine has, and what to do about what is missing."""
 
@@ -103,11 +120,12 @@ Command = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Recipe, tyro.conf.subcommand("recipe")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 
-def parse(arguments: Sequence[str]) -> Compare | Train | Generate | Doctor:
+def parse(arguments: Sequence[str]) -> Compare | Train | Generate | Recipe | Doctor:
     """The command that was asked for; prints help or a complaint and exits where there is none."""
     return tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]

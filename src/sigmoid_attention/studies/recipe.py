@@ -49,10 +49,13 @@ PAPER = {"rope": "rope sigmoid hybrid -log n", "alibi": "alibi sigmoid hybrid -l
 
 @dataclass(frozen=True)
 class RecipeSetting:
-    """Sizes of the study; lengths in tokens, which are bytes here."""
+    """Sizes of the study; lengths in tokens, which are bytes here.
+
+    Raises ``ValueError`` if there are no seeds or no learning rates, or one is not positive.
+    """
 
     seeds: int = 3
-    learning_rates: tuple[float, ...] = (3e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     steps: int = 400
     warmup_steps: int = 40
     batch_size: int = 8
@@ -63,6 +66,12 @@ class RecipeSetting:
     seq_len: int = 256
     heldout_bytes: int = 65_536
     source: str = "stdlib"
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}")
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise ValueError(f"learning_rates must be positive numbers, got {self.learning_rates}")
 
 
 def model_config(candidate: str, setting: RecipeSetting) -> ModelConfig:
@@ -104,7 +113,10 @@ def run(out: Path, setting: RecipeSetting, *, resume: bool = False) -> Store:
         "versions": describe_versions(),
         "provenance": dataclasses.asdict(corpus.provenance),
     }
-    store = Store(out, dataclasses.asdict(setting), stamp, resume=resume)
+    # Seeds and learning rates only say which runs there are, so a study may grow by more of them.
+    fixed = dataclasses.asdict(setting)
+    del fixed["seeds"], fixed["learning_rates"]
+    store = Store(out, fixed, stamp, resume=resume)
     todo = [unit for unit in units(setting) if not store.has(unit_name(*unit))]
     for number, (candidate, lr, seed) in enumerate(todo, 1):
         torch.manual_seed(seed)

@@ -1,0 +1,11 @@
+"""`sigmoid-attention recipe`: which bias and norms train best, as a table and a recommendation."""
+
+from ..studies.recipe import RecipeSetting, report, run, standings
+from .arguments import Recipe
+
+
+def recipe(asked: Recipe) -> None:
+    """Run or continue the study and print where the candidates stand."""
+    setting = RecipeSetting(seeds=asked.seeds, learning_rates=asked.learning_rates)
+    store = run(asked.out, setting, resume=asked.resume)
+    print(report(standings(store, setting)))
