@@ -53,7 +53,8 @@ def test_the_lowest_sigmoid_of_each_position_is_recommended(store):
         "alibi": "alibi sigmoid pre -log L",
     }
     text = report(found)
-    assert "rope: recommended is *rope sigmoid hybrid -log n - 2.5*, -0.200" in text
+    assert "rope: recommended is *rope sigmoid hybrid -log n - 2.5*, -0.200 (" in text
+    assert "bits per byte to softmax and -0.100 (" in text
     assert text.count("\n| ") == len(CANDIDATES)
 
 

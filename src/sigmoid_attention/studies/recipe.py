@@ -9,7 +9,8 @@ then judged at the learning rate that suits it best.
 Rule: at each candidate's best learning rate (lowest mean over seeds of the held-out bits per byte
 at the training length) the candidate of a position is *recommended* whose mean is lowest among the
 sigmoid ones. Its gap to softmax is the paired difference over seeds to the better softmax
-candidate of the same position, with its 95% t-interval, beside the same difference for P1's recipe.
+candidate of the same position, with its 95% t-interval; its gain over P1 is the same difference to
+P1's bias and norms.
 """
 
 import dataclasses
@@ -152,10 +153,14 @@ def run(out: Path, setting: RecipeSetting, *, resume: bool = False) -> Store:
 
 @dataclass(frozen=True)
 class Standing:
-    """A candidate at its best learning rate: bits per byte at n, 2n and 4n, and the gap at n."""
+    """A candidate at its best learning rate: bits per byte at n, 2n and 4n, and the gap at n.
+
+    ``by_seed`` are the values at n themselves.
+    """
 
     candidate: str
     lr: float
+    by_seed: list[float]
     at: dict[int, Interval]
     gap: Interval
 
@@ -190,17 +195,15 @@ def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
     answer = []
     for candidate, lr in best.items():
         rival = softmax[candidate.split()[0]]
+        by_seed = at(candidate, lr, setting.seq_len)
+        lengths = [times * setting.seq_len for times in (1, 2, 4)]
         answer.append(
             Standing(
                 candidate,
                 lr,
-                {
-                    times * setting.seq_len: t_interval(at(candidate, lr, times * setting.seq_len))
-                    for times in (1, 2, 4)
-                },
-                paired_difference(
-                    at(rival, best[rival], setting.seq_len), at(candidate, lr, setting.seq_len)
-                ),
+                by_seed,
+                {length: t_interval(at(candidate, lr, length)) for length in lengths},
+                paired_difference(at(rival, best[rival], setting.seq_len), by_seed),
             )
         )
     return answer
@@ -231,13 +234,14 @@ def report(found: list[Standing]) -> str:
         lines.append(
             f"| {standing.candidate} | {standing.lr:g} | {values} | {_signed(standing.gap)} |"
         )
-    gaps = {standing.candidate: standing.gap for standing in found}
+    by_name = {standing.candidate: standing for standing in found}
     for position, choice in recommended(found).items():
-        paper = gaps[PAPER[position]]
+        paper = by_name[PAPER[position]]
+        change = paired_difference(paper.by_seed, choice.by_seed)
         lines += [
             "",
             f"{position}: recommended is *{choice.candidate}*, {_signed(choice.gap)} bits per byte "
-            f"to softmax, where P1's recipe is at {_signed(paper)}.",
+            f"to softmax and {_signed(change)} to P1's bias and norms.",
         ]
     return "\n".join(lines)
 
