@@ -14,8 +14,9 @@ from sigmoid_attention.attention.reference import AttentionAux
 Bias = float | Tensor | BiasPolicy
 Answer = Tensor | tuple[Tensor, AttentionAux]
 
-# Above this many scores "auto" prefers tiles, whose memory does not grow with queries x keys.
-DENSE_SCORES = 2**26
+# Above this many scores the definition's (Q, K) arrays no longer stay near the processor, and tiles
+# are both smaller and faster (docs/log.md).
+DENSE_SCORES = 2**23
 
 
 def _reference(problem: Problem, return_aux: bool) -> Answer:
