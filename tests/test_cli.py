@@ -180,8 +180,8 @@ def test_compare_shows_a_table_and_a_verdict_and_writes_the_report(corpus, tmp_p
     assert main([*argv, "--data", corpus, "--out", str(out)]) == 0
     captured = capsys.readouterr()
     for said in (
-        "Held-out text at 32 tokens",
-        "Associative recall, at the end",
+        "Text, 32 tokens (n)",
+        "Associative recall, in the end",
         "Training step",
         "No verdict: 1 seed gives no interval, 3 would",
         f"report: {out / 'report.html'}",

@@ -7,10 +7,10 @@ import pytest
 
 from sigmoid_attention.nn.models import PRESETS
 from sigmoid_attention.studies.retrieval import task_batches
-from sigmoid_attention.studies.setting import STUDIES, compare_setting
+from sigmoid_attention.studies.setting import COMPARE_PRESETS, compare_setting
 
 
-@pytest.mark.parametrize("preset", STUDIES)
+@pytest.mark.parametrize("preset", COMPARE_PRESETS)
 def test_every_preset_fits_together(preset):
     setting = compare_setting(preset)
     assert setting.text.model == PRESETS[preset]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from ..studies.registry import STUDIES
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -130,7 +132,7 @@ def parse(arguments: Sequence[str]) -> Compare | Train | Generate | Recipe | Doc
     return tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]
         prog="sigmoid-attention",
-        description="Sigmoid attention: should I switch, and what does it cost?",
+        description="\n\n".join(f"{study.name}: {study.question}" for study in STUDIES),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )

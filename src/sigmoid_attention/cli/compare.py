@@ -15,7 +15,7 @@ from ..studies.summary import whole_run_peak
 from .arguments import Compare
 
 REPORT = "report.html"
-NARROWEST_TABLE = 100
+NARROWEST_TABLE = 112
 
 
 def compare(asked: Compare) -> None:
@@ -42,9 +42,9 @@ def show(comparison: Comparison, console: Console) -> None:
     """Print the summary as a table, and the verdict."""
     console.width = max(console.width, NARROWEST_TABLE)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("softmax", "sigmoid", "sigmoid against softmax"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("reading")
     for row in comparison.summary:
         apart, around = difference(row.difference, row.unit, row.kind)

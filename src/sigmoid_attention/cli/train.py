@@ -36,7 +36,7 @@ def train(asked: Train) -> None:
     )
     recorder = Recorder(asked.out / "records", asked.record) if asked.record else None
     refuse_occupied(asked.out, asked.resume)
-    text = Text.prepare(load_corpus(asked.data), config.vocab_size)
+    text = Text.prepare(load_corpus(asked.data), config.vocab_size, HELDOUT_BYTES)
     # The text may be too short for as many byte pairs as were asked for.
     config = dataclasses.replace(config, vocab_size=text.tokenizer.vocab_size)
     batches = TextBatches(text.tokens, config.max_seq_len, asked.batch_size, asked.seed)
@@ -45,14 +45,7 @@ def train(asked: Train) -> None:
     result = run_training(
         model, batches, training, out=asked.out, resume=asked.resume, recorder=recorder
     )
-    bits = bits_per_byte(
-        model,
-        text.tokenizer,
-        text.corpus.heldout,
-        config.max_seq_len,
-        device,
-        HELDOUT_BYTES,
-    )
+    bits = bits_per_byte(model, text.tokenizer, text.heldout, config.max_seq_len, device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters:,} parameters, {result.steps} steps, {result.seconds:.0f} s")
     print(f"training loss {result.losses[-1]:.4f} nats a token, held-out {bits:.4f} bits a byte")

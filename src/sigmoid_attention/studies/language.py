@@ -4,8 +4,9 @@ Gives the loss of every training step, bits per byte on held-out text at the tra
 beyond it, and, for the first seed, what the recorder saw inside the network.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..nn.models import ModelConfig
 from ..training.data.batches import TextBatches, token_stream
-from ..training.data.corpus import Corpus
+from ..training.data.corpus import Corpus, Document
 from ..training.data.tokenizer import Tokenizer
 from ..training.evaluate import bits_per_byte
 from ..training.recorder import Recorder, read_records
@@ -37,29 +38,53 @@ FIRST_SEED = 0
 
 @dataclass(frozen=True)
 class Text:
-    """A corpus with its tokenizer, and its training part as one stream of tokens."""
+    """A corpus with its tokenizer, its training part as tokens, and what is tested on."""
 
     corpus: Corpus
     tokenizer: Tokenizer
     tokens: Tensor
+    heldout: list[Document]
 
     @classmethod
-    def prepare(cls, corpus: Corpus, vocab_size: int) -> "Text":
-        """Tokenize a corpus for a vocabulary of at most `vocab_size`."""
+    def prepare(cls, corpus: Corpus, vocab_size: int, heldout_bytes: int) -> "Text":
+        """Tokenize a corpus for a vocabulary of `vocab_size`, and choose what to test on."""
         tokenizer = tokenizer_for(vocab_size, corpus)
-        return cls(corpus, tokenizer, token_stream(tokenizer, corpus.train))
+        tokens = token_stream(tokenizer, corpus.train)
+        return cls(corpus, tokenizer, tokens, sample(corpus.heldout, heldout_bytes))
 
     def check_lengths(self, setting: TextSetting) -> None:
         """Raise ``ValueError``, before any training, if a part is shorter than one sequence."""
         n = setting.model.max_seq_len
         TextBatches(self.tokens, n, setting.batch_size, FIRST_SEED)
         longest = n * max(setting.times)
-        held_out = self.corpus.provenance.heldout_bytes
+        held_out = sum(len(document.text) for document in self.heldout)
         if held_out <= longest:
             raise ValueError(
                 f"the corpus holds out {held_out} bytes, which is shorter than one sequence of "
                 f"{longest}, {max(setting.times)} times the training length"
             )
+
+
+def sample(documents: Sequence[Document], most: int) -> list[Document]:
+    """Documents with at most `most` bytes together, the last of them cut short.
+
+    In the order of their names' hashes: that is neither the alphabet's nor chance, and whole
+    documents are read where the heads of all would be a text of nothing but beginnings.
+
+    Example:
+        >>> documents = [Document(name, b"text of " + name.encode()) for name in "abc"]
+        >>> [document.text for document in sample(documents, 12)]
+        [b'text of c', b'tex']
+    """
+    chosen, left = [], most
+    for document in sorted(
+        documents, key=lambda d: sha256(d.name.encode(errors="surrogateescape")).digest()
+    ):
+        if left <= 0:
+            break
+        chosen.append(Document(document.name, document.text[:left]))
+        left -= len(document.text)
+    return chosen
 
 
 def arm_config(config: ModelConfig, arm: str) -> ModelConfig:
@@ -106,9 +131,7 @@ def run_text(
         yield Row(arm, "train_loss", loss, "nats/token", seed, step=step)
     for times in setting.times:
         length = times * setting.model.max_seq_len
-        bits = bits_per_byte(
-            model, text.tokenizer, text.corpus.heldout, length, device, setting.heldout_bytes
-        )
+        bits = bits_per_byte(model, text.tokenizer, text.heldout, length, device)
         yield Row(arm, "validation_bits_per_byte", bits, "bits/byte", seed, length=length)
     count = sum(parameter.numel() for parameter in model.parameters())
     yield Row(arm, "parameters", count, "parameters", seed)

@@ -89,7 +89,7 @@ SMALL_TASK = {"dim": 64, "layers": 2, "heads": 4, "ffn_dim": 128}
 
 # "tiny" only proves that everything works, in seconds. "small" is what a laptop finishes while
 # its owner has a coffee. "medium" wants a GPU, or patience.
-STUDIES: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSetting]] = {
+COMPARE_PRESETS: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSetting]] = {
     "tiny": (
         TextSetting(
             model=PRESETS["tiny"],
@@ -126,20 +126,20 @@ STUDIES: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSetting]] = 
     "small": (
         TextSetting(
             model=PRESETS["small"],
-            steps=350,
+            steps=300,
             batch_size=4,
             lr=1e-2,
             warmup_steps=30,
-            heldout_bytes=32_768,
+            heldout_bytes=49_152,
             record_every=10,
             checkpoint_every=50,
         ),
         TaskSetting(
-            model=_task_model(15, 33, **SMALL_TASK),
-            pairs=4,
-            steps=250,
+            model=_task_model(31, 65, **SMALL_TASK),
+            pairs=8,
+            steps=300,
             batch_size=64,
-            lr=1e-2,
+            lr=5e-3,
             warmup_steps=50,
             test_every=25,
             test_batches=4,
@@ -172,7 +172,7 @@ STUDIES: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSetting]] = 
             pairs=16,
             steps=2000,
             batch_size=128,
-            lr=1e-2,
+            lr=5e-3,
             warmup_steps=100,
             test_every=100,
             test_batches=8,
@@ -209,11 +209,11 @@ def compare_setting(
         >>> compare_setting("tiny", steps=7).text.steps
         7
     """
-    if preset not in STUDIES:
-        raise ValueError(f"preset must be one of {', '.join(STUDIES)}, got {preset!r}")
+    if preset not in COMPARE_PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(COMPARE_PRESETS)}, got {preset!r}")
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    text, recall, copying, cost = STUDIES[preset]
+    text, recall, copying, cost = COMPARE_PRESETS[preset]
     if steps is not None:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")

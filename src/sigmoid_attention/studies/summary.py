@@ -19,8 +19,8 @@ Values = dict[str, dict[int, float]]
 LOSS = "validation_bits_per_byte"
 TASKS = {"recall": "Associative recall", "copy": "Copying"}
 TIMES = {
-    "operator_forward_seconds": "Operator, forward",
-    "operator_training_seconds": "Operator, forward and backward",
+    "operator_forward_seconds": "Operator forward",
+    "operator_training_seconds": "Operator forward + backward",
 }
 
 
@@ -30,9 +30,9 @@ def summarise(rows: pa.Table) -> list[SummaryRow]:
         *_losses(rows),
         *_retrieval(rows),
         *_timings(rows, "step_seconds", "Training step"),
-        *_once(rows, "peak_memory_bytes", "Memory in tensors, training", "bytes"),
+        *_once(rows, "peak_memory_bytes", "Training step, memory", "bytes"),
         *(row for metric, label in TIMES.items() for row in _timings(rows, metric, label)),
-        *_once(rows, "operator_peak_bytes", "Operator, memory in tensors", "bytes"),
+        *_once(rows, "operator_peak_bytes", "Operator memory", "bytes"),
         *_once(rows, "parameters", "Parameters", "parameters"),
     ]
 
@@ -61,8 +61,8 @@ def _losses(rows: pa.Table) -> list[SummaryRow]:
     return [
         _difference(
             LOSS,
-            f"Held-out text at {length} tokens"
-            + (f", {length // shortest} × the training length" if length > shortest else ""),
+            f"Text, {length} tokens"
+            + (f" ({length // shortest} n)" if length > shortest else " (n)"),
             "bits/byte",
             values,
             length=length,
@@ -83,9 +83,9 @@ def _retrieval(rows: pa.Table) -> list[SummaryRow]:
         }
         if any(at_the_end.values()):
             answer += [
-                _difference(metric, f"{label}, at the end", "fraction", at_the_end),
+                _difference(metric, f"{label}, in the end", "fraction", at_the_end),
                 _difference(
-                    f"{metric}_over_training", f"{label}, mean over training", "fraction", overall
+                    f"{metric}_over_training", f"{label}, over training", "fraction", overall
                 ),
             ]
     return answer

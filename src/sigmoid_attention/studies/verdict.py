@@ -153,8 +153,8 @@ def _text_sentence(row: SummaryRow, baseline: float) -> str:
     beside = "" if math.isinf(baseline) else f" (a table of byte pairs: {baseline:.3f})"
     return (
         f"On held-out text sigmoid attention takes {_signed(apart.mean)} bits a byte against "
-        f"softmax's {row.softmax.mean:.3f}{beside}{_around(apart)}: {standing(row)}, "
-        f"by a margin of {_margin(row):.3f}."
+        f"softmax's {row.softmax.mean:.3f}{beside}{_around(apart)}: {standing(row)} "
+        f"(margin {_margin(row):.3f})."
     )
 
 

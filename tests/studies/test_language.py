@@ -1,0 +1,54 @@
+"""What the language-modelling part reads, and what a text gives away without attention."""
+
+import math
+
+import pytest
+
+from sigmoid_attention.studies.baseline import bigram_bits_per_byte
+from sigmoid_attention.studies.language import Text, sample
+from sigmoid_attention.training.data.corpus import Document, load_corpus
+
+
+def documents(*texts):
+    return [Document(str(i), text) for i, text in enumerate(texts)]
+
+
+def test_a_sample_is_whole_documents_and_part_of_the_last():
+    held = documents(*(bytes([65 + i]) * 7 for i in range(9)))
+    chosen = sample(held, 24)
+    assert [len(document.text) for document in chosen] == [7, 7, 7, 3]
+    assert all(document.text == document.text[:1] * len(document.text) for document in chosen)
+    assert [d.name for d in chosen] == [d.name for d in sample(held[::-1], 24)]
+    assert [d.name for d in chosen] != sorted(d.name for d in chosen)
+
+
+def test_a_sample_larger_than_all_is_all():
+    held = documents(b"one", b"two")
+    assert {d.text for d in sample(held, 10**9)} == {b"one", b"two"}
+
+
+def test_pairs_of_a_text_without_structure_cost_their_entropy():
+    # Each of two bytes follows each equally often: one bit a byte.
+    train = documents(b"aabb" * 5000)
+    assert bigram_bits_per_byte(train, documents(b"aabbaabba")) == pytest.approx(1, abs=0.08)
+
+
+def test_a_pair_that_training_never_saw_is_unlikely_but_possible():
+    assert bigram_bits_per_byte(documents(b"aaaa"), documents(b"xy")) == math.log2(256)
+
+
+def test_pairs_do_not_reach_over_the_end_of_a_document():
+    assert bigram_bits_per_byte(documents(b"ab", b"ab"), documents(b"ab")) == pytest.approx(
+        -math.log2(3 / 258)
+    )
+    with pytest.raises(ValueError, match="no two bytes"):
+        bigram_bits_per_byte(documents(b"ab"), documents(b"a", b"b"))
+
+
+def test_a_text_knows_what_it_is_tested_on(tmp_path):
+    for name in "abcdefghijklmnopqrst":
+        (tmp_path / name).write_text(f"the text of {name} " * 20)
+    text = Text.prepare(load_corpus(tmp_path), 257, heldout_bytes=500)
+    assert sum(len(document.text) for document in text.heldout) <= 500
+    trained_on = {document.name for document in text.corpus.train}
+    assert not trained_on & {document.name for document in text.heldout}
