@@ -45,8 +45,9 @@ def complaint(capsys, *argv):
         (lambda folder: (folder / "nothing.txt").touch() or folder / "nothing.txt", "no text"),
         (lambda folder: (folder / "nothing").mkdir() or folder / "nothing", "no text"),
         (lambda folder: (folder / "a").write_bytes(b"short") and folder / "a", "shorter than one"),
+        (lambda folder: (folder / "a").write_bytes(b"b" * 200) and folder / "a", "held-out part"),
     ],
-    ids=["missing", "empty file", "empty folder", "shorter than one sequence"],
+    ids=["missing", "empty file", "empty folder", "shorter than one sequence", "little held out"],
 )
 def test_data_that_cannot_be_used(command, make, says, tmp_path, capsys):
     out = tmp_path / "out"

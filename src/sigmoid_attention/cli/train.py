@@ -37,6 +37,7 @@ def train(asked: Train) -> None:
     recorder = Recorder(asked.out / "records", asked.record) if asked.record else None
     refuse_occupied(asked.out, asked.resume)
     text = Text.prepare(load_corpus(asked.data), config.vocab_size, HELDOUT_BYTES)
+    text.check_lengths(config.max_seq_len, config.max_seq_len)
     # The text may be too short for as many byte pairs as were asked for.
     config = dataclasses.replace(config, vocab_size=text.tokenizer.vocab_size)
     batches = TextBatches(text.tokens, config.max_seq_len, asked.batch_size, asked.seed)

@@ -66,7 +66,8 @@ def compare(
     device = resolve_device(setting.device)
     corpus = load_corpus(setting.data)
     text = Text.prepare(corpus, setting.text.model.vocab_size, setting.text.heldout_bytes)
-    text.check_lengths(setting.text)
+    n = setting.text.model.max_seq_len
+    text.check_lengths(n, n * max(setting.text.times))
     described: dict[str, Any] = {
         "machine": describe_machine(device),
         "versions": describe_versions(),

@@ -52,16 +52,17 @@ class Text:
         tokens = token_stream(tokenizer, corpus.train)
         return cls(corpus, tokenizer, tokens, sample(corpus.heldout, heldout_bytes))
 
-    def check_lengths(self, setting: TextSetting) -> None:
-        """Raise ``ValueError``, before any training, if a part is shorter than one sequence."""
-        n = setting.model.max_seq_len
-        TextBatches(self.tokens, n, setting.batch_size, FIRST_SEED)
-        longest = n * max(setting.times)
-        held_out = sum(len(document.text) for document in self.heldout)
-        if held_out <= longest:
+    def check_lengths(self, training: int, longest: int) -> None:
+        """Raise ``ValueError``, before any training, if a part is shorter than one sequence.
+
+        `training` is the length in tokens that is trained at, `longest` the longest tested.
+        """
+        TextBatches(self.tokens, training, batch_size=1, seed=0)
+        held_out = len(token_stream(self.tokenizer, self.heldout))
+        if held_out < longest + 1:
             raise ValueError(
-                f"the corpus holds out {held_out} bytes, which is shorter than one sequence of "
-                f"{longest}, {max(setting.times)} times the training length"
+                f"the held-out part of the corpus has {held_out} tokens, which is shorter than one "
+                f"sequence of {longest} and the token after it"
             )
 
 

@@ -72,10 +72,10 @@ class StudyProgress:
         self._show(self._finished_work)
         if not self._console.is_terminal:
             seconds = time.monotonic() - self._unit_started
+            said = [f"{seconds:.0f} s", self._left(self._finished_work)]
             self._console.print(
-                f"{self._finished_units}/{self._units} {self._label}: {seconds:.0f} s"
-                f"{', ' if self._left(self._finished_work) else ''}"
-                f"{self._left(self._finished_work)}",
+                f"{self._finished_units}/{self._units} {self._label}: "
+                f"{', '.join(filter(None, said))}",
                 highlight=False,
             )
 
