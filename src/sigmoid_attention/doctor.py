@@ -14,12 +14,11 @@ from importlib.metadata import requires
 
 import torch
 
-from .attention import NegLogLength, sigmoid_attention
-from .attention.api import IMPLEMENTATIONS
+from sigmoid_attention.attention import NegLogLength, sigmoid_attention
+from sigmoid_attention.attention.api import IMPLEMENTATIONS
 
 LAB = (
     "numpy",
-    "matplotlib",
     "platformdirs",
     "pyarrow",
     "rich",
@@ -156,9 +155,9 @@ def _data() -> Iterator[Finding]:
     if missing_lab():
         yield Finding("data", "not looked at without the lab extra")
         return
-    from .training.data.cache import cache_dir
-    from .training.data.corpus import load_corpus
-    from .training.data.shakespeare import ARCHIVE
+    from sigmoid_attention.training.data.cache import cache_dir
+    from sigmoid_attention.training.data.corpus import load_corpus
+    from sigmoid_attention.training.data.shakespeare import ARCHIVE
 
     try:
         found = load_corpus("stdlib").provenance

@@ -28,7 +28,7 @@ def text(difference, length=256, softmax=2.0):
     )  # fmt: skip
 
 
-def task(name, difference, softmax=0.9, sigmoid=0.9):
+def task(name, difference, softmax=0.9, sigmoid=0.9, overall=None):
     def row(metric, apart):
         return SummaryRow(
             metric, name, "fraction", -1, False, around(softmax, 0.01), around(sigmoid, 0.01),
@@ -37,7 +37,7 @@ def task(name, difference, softmax=0.9, sigmoid=0.9):
 
     return [
         row(f"{name}_accuracy", difference),
-        row(f"{name}_accuracy_over_training", around(-0.2, 0.01)),
+        row(f"{name}_accuracy_over_training", overall or around(-0.2, 0.01)),
     ]
 
 
@@ -118,8 +118,15 @@ def good():
         ([text(around(0.1, 0.3)), *task("recall", around(-0.3, 0.1))],
          "Keep softmax here: sigmoid attention is worse at associative recall; "
          "its cost was not measured"),
-        ([text(around(-0.2, 0.1)), *task("copy", around(0.1, 0.3))],
+        ([text(around(-0.2, 0.1)), *task("copy", around(0.1, 0.3), overall=around(0.1, 0.3))],
          "Not decided: the runs differ too much at copying; its cost was not measured"),
+        # What the end leaves open is judged by the whole of training.
+        ([text(SAME), *task("recall", around(-0.6, 0.7), overall=around(-0.4, 0.1))],
+         "Keep softmax here: sigmoid attention is worse at associative recall; "
+         "its cost was not measured"),
+        # Learnt later but as well in the end is as good.
+        ([text(SAME), *task("recall", SAME, overall=around(-0.4, 0.1))],
+         "Sigmoid attention is as good here; its cost was not measured"),
         ([text(SAME), text(around(0.3, 0.1), 512)],
          "Sigmoid attention is as good up to the training length, worse beyond it; "
          "its cost was not measured"),
@@ -152,7 +159,7 @@ def test_paragraph_is_read_off_the_rows():
         "+0.031 bits a byte against softmax's 2.000 (a table of byte pairs: 3.456)",
         "95% interval +0.021 to +0.041, 3 seeds",
         "−0.250 at 512 tokens (better)",
-        "Associative recall: 70.0% right against softmax's 90.0%: worse, learnt later.",
+        "Associative recall: 70.0% right in the end against softmax's 90.0%, learnt later: worse.",
         "Copying: neither arm learnt it (softmax 20%, sigmoid 20%)",
         "a training step takes 1.40 times (1.30 to 1.50) the time",
         "it holds 1.20 times the memory",

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("interrupted; with --resume it goes on from its last checkpoint", INTERRUPTED)
     except ModuleNotFoundError as error:
-        from ..doctor import lab_packages
+        from sigmoid_attention.doctor import lab_packages
 
         if error.name not in lab_packages():
             raise
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _say(_sentence(error), BAD_INPUT)
     except RuntimeError as error:
-        from ..training.divergence import Diverged
+        from sigmoid_attention.training.divergence import Diverged
 
         if not isinstance(error, Diverged):
             raise
@@ -50,27 +50,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> None:
     # By name and before anything else: a doctor who needs the patient's help is of no use.
     if argv == ["doctor"]:
-        from ..doctor import doctor
+        from sigmoid_attention.doctor import doctor
 
         doctor()
         return
-    from .arguments import Compare, Generate, Recipe, Train, parse
+    from sigmoid_attention.cli.arguments import Compare, Generate, Recipe, Train, parse
 
     match parse(argv):
         case Compare() as asked:
-            from .compare import compare
+            from sigmoid_attention.cli.compare import compare
 
             compare(asked)
         case Train() as asked:
-            from .train import train
+            from sigmoid_attention.cli.train import train
 
             train(asked)
         case Generate() as asked:
-            from .generate import generate
+            from sigmoid_attention.cli.generate import generate
 
             generate(asked)
         case Recipe() as asked:
-            from .recipe import recipe
+            from sigmoid_attention.cli.recipe import recipe
 
             recipe(asked)
 

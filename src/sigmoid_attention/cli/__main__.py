@@ -2,6 +2,6 @@
 
 import sys
 
-from . import main
+from sigmoid_attention.cli import main
 
 sys.exit(main())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from ..studies.registry import STUDIES
+from sigmoid_attention.studies.registry import STUDIES
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,19 @@
 from rich.console import Console
 from rich.table import Table
 
-from ..report import render
-from ..report.format import difference, quantity
-from ..report.table import reading
-from ..studies.compare import compare as run_comparison
-from ..studies.environment import resolve_device
-from ..studies.results import Comparison
-from ..studies.setting import compare_setting
-from ..studies.store import ROWS
-from ..studies.summary import whole_run_peak
-from .arguments import Compare
+from sigmoid_attention.cli.arguments import Compare
+from sigmoid_attention.report import render
+from sigmoid_attention.report.format import difference, quantity
+from sigmoid_attention.report.table import reading
+from sigmoid_attention.studies.compare import compare as run_comparison
+from sigmoid_attention.studies.environment import resolve_device
+from sigmoid_attention.studies.results import Comparison
+from sigmoid_attention.studies.setting import compare_setting
+from sigmoid_attention.studies.store import ROWS
+from sigmoid_attention.studies.summary import whole_run_peak
 
 REPORT = "report.html"
-NARROWEST_TABLE = 112
+WIDTH_OF_A_FILE = 124
 
 
 def compare(asked: Compare) -> None:
@@ -40,11 +40,12 @@ def compare(asked: Compare) -> None:
 
 def show(comparison: Comparison, console: Console) -> None:
     """Print the summary as a table, and the verdict."""
-    console.width = max(console.width, NARROWEST_TABLE)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_A_FILE
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for heading in ("softmax", "sigmoid", "sigmoid against softmax"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     table.add_column("reading")
     for row in comparison.summary:
         apart, around = difference(row.difference, row.unit, row.kind)

@@ -2,10 +2,10 @@
 
 import torch
 
-from ..nn.models import generate as continue_tokens
-from ..studies.environment import resolve_device
-from ..studies.trained import encode_prompt, load_trained
-from .arguments import Generate
+from sigmoid_attention.cli.arguments import Generate
+from sigmoid_attention.nn.models import generate as continue_tokens
+from sigmoid_attention.studies.environment import resolve_device
+from sigmoid_attention.studies.trained import encode_prompt, load_trained
 
 
 def generate(asked: Generate) -> None:

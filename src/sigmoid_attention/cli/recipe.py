@@ -1,7 +1,7 @@
 """`sigmoid-attention recipe`: which bias and norms train best, as a table and a recommendation."""
 
-from ..studies.recipe import RecipeSetting, report, run, standings
-from .arguments import Recipe
+from sigmoid_attention.cli.arguments import Recipe
+from sigmoid_attention.studies.recipe import RecipeSetting, report, run, standings
 
 
 def recipe(asked: Recipe) -> None:

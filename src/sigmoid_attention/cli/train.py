@@ -2,19 +2,19 @@
 
 import dataclasses
 
-from ..nn.models import PRESETS, ModelConfig
-from ..nn.models.recipes import recipe_settings
-from ..studies.environment import resolve_device
-from ..studies.language import Text
-from ..studies.store import refuse_occupied
-from ..studies.trained import describe_run, new_model
-from ..training.data.batches import TextBatches
-from ..training.data.corpus import load_corpus
-from ..training.evaluate import bits_per_byte
-from ..training.recorder import Recorder
-from ..training.trainer import TrainConfig
-from ..training.trainer import train as run_training
-from .arguments import Train
+from sigmoid_attention.cli.arguments import Train
+from sigmoid_attention.nn.models import PRESETS, ModelConfig
+from sigmoid_attention.nn.models.recipes import recipe_settings
+from sigmoid_attention.studies.environment import resolve_device
+from sigmoid_attention.studies.language import Text
+from sigmoid_attention.studies.store import refuse_occupied
+from sigmoid_attention.studies.trained import describe_run, new_model
+from sigmoid_attention.training.data.batches import TextBatches
+from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.evaluate import bits_per_byte
+from sigmoid_attention.training.recorder import Recorder
+from sigmoid_attention.training.trainer import TrainConfig
+from sigmoid_attention.training.trainer import train as run_training
 
 HELDOUT_BYTES = 1 << 18
 

@@ -1,5 +1,5 @@
 """The comparison as a page to read: `render` writes one self-contained HTML file."""
 
-from .page import render
+from sigmoid_attention.report.page import render
 
 __all__ = ["render"]

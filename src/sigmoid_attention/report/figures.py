@@ -4,12 +4,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..studies.results import ARMS, SIGMOID, SOFTMAX
-from ..studies.summary import LOSS
-from .chart import Panel, linear_axis, log_axis
-from .format import plain, quantity
-from .measured import Curve, Measured, curves, gap
-from .panels import (
+from sigmoid_attention.report.chart import Panel, linear_axis, log_axis
+from sigmoid_attention.report.format import plain, quantity
+from sigmoid_attention.report.measured import Curve, Measured, curves, gap
+from sigmoid_attention.report.panels import (
     apart_panel,
     arms_panel,
     cost_panel,
@@ -19,6 +17,8 @@ from .panels import (
     lengths_panels,
     percent,
 )
+from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX
+from sigmoid_attention.studies.summary import LOSS
 
 # Of a curve; more would not be told apart at this size.
 MOST_POINTS = 80

@@ -2,7 +2,7 @@
 
 import math
 
-from ..studies.results import Interval
+from sigmoid_attention.studies.results import Interval
 
 ABSENT = "not measured"
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from ..studies.results import ARMS, NONE, SIGMOID, SOFTMAX, Comparison, Interval
-from ..studies.summary import select_values
+from sigmoid_attention.studies.results import ARMS, NONE, SIGMOID, SOFTMAX, Comparison, Interval
+from sigmoid_attention.studies.summary import select_values
 
 Curve = tuple[tuple[float, float], ...]
 

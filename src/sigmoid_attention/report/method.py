@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from ..studies.results import Comparison
-from ..studies.summary import whole_run_peak
-from .format import plain, quantity
-from .measured import Measured
+from sigmoid_attention.report.format import plain, quantity
+from sigmoid_attention.report.measured import Measured
+from sigmoid_attention.studies.results import Comparison
+from sigmoid_attention.studies.summary import whole_run_peak
 
 LIMITS = (
     "Both arms share every setting, the learning rate among them. An arm that would do better "

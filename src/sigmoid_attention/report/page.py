@@ -4,13 +4,13 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from ..studies.results import SIGMOID, SOFTMAX, Comparison
-from ..training.files import write_whole
-from .chart import marker
-from .figures import Figure, figures
-from .measured import Measured
-from .method import method
-from .table import summary_table
+from sigmoid_attention.report.chart import marker
+from sigmoid_attention.report.figures import Figure, figures
+from sigmoid_attention.report.measured import Measured
+from sigmoid_attention.report.method import method
+from sigmoid_attention.report.table import summary_table
+from sigmoid_attention.studies.results import SIGMOID, SOFTMAX, Comparison
+from sigmoid_attention.training.files import write_whole
 
 # The browser itself then refuses whatever is not in the file.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..studies.results import ARMS, SIGMOID, SOFTMAX, Interval
-from .chart import (
+from sigmoid_attention.report.chart import (
     Axis,
     Dot,
     Form,
@@ -18,8 +17,9 @@ from .chart import (
     log_axis,
     ticked_axis,
 )
-from .format import plain, quantity, signed, tick, token_count
-from .measured import Curve, Measured, mean, mean_curve
+from sigmoid_attention.report.format import plain, quantity, signed, tick, token_count
+from sigmoid_attention.report.measured import Curve, Measured, mean, mean_curve
+from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX, Interval
 
 # The class of a mark that belongs to no arm but to how far the two lie apart.
 APART = "difference"

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import groupby
 
-from ..studies.results import SIGMOID, SOFTMAX, SummaryRow
-from ..studies.summary import LOSS
-from ..studies.verdict import learnt, standing
-from .format import difference, quantity
+from sigmoid_attention.report.format import difference, quantity
+from sigmoid_attention.studies.results import SIGMOID, SOFTMAX, SummaryRow
+from sigmoid_attention.studies.summary import LOSS
+from sigmoid_attention.studies.verdict import learnt, standing
 
 HEADINGS = ("", "Softmax", "Sigmoid", "Sigmoid against softmax", "Reading")
 # By the beginning of a metric's name; the first that fits.

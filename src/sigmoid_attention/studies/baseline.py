@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..training.data.corpus import Document
+from sigmoid_attention.training.data.corpus import Document
 
 BYTES = 256
 

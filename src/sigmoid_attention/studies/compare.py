@@ -19,25 +19,25 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..nn.models import ModelConfig
-from ..training.data.corpus import load_corpus
-from ..training.trainer import Diverged
-from .baseline import bigram_bits_per_byte
-from .cost import run_cost
-from .environment import (
+from sigmoid_attention.nn.models import ModelConfig
+from sigmoid_attention.studies.baseline import bigram_bits_per_byte
+from sigmoid_attention.studies.cost import run_cost
+from sigmoid_attention.studies.environment import (
     describe_machine,
     describe_versions,
     peak_process_bytes,
     resolve_device,
 )
-from .language import Text, run_text
-from .progress import StudyProgress
-from .results import ARMS, BOTH, Comparison, Interval, SummaryRow, Verdict
-from .retrieval import COPYING, RECALL, run_task
-from .setting import CompareSetting, TaskSetting
-from .store import Row, Store
-from .summary import summarise
-from .verdict import judge
+from sigmoid_attention.studies.language import Text, run_text
+from sigmoid_attention.studies.progress import StudyProgress
+from sigmoid_attention.studies.results import ARMS, BOTH, Comparison, Interval, SummaryRow, Verdict
+from sigmoid_attention.studies.retrieval import COPYING, RECALL, run_task
+from sigmoid_attention.studies.setting import CompareSetting, TaskSetting
+from sigmoid_attention.studies.store import Row, Store
+from sigmoid_attention.studies.summary import summarise
+from sigmoid_attention.studies.verdict import judge
+from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.trainer import Diverged
 
 __all__ = ["Comparison", "Interval", "SummaryRow", "Verdict", "compare", "units"]
 

@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import sigmoid_attention
-from ..training.data.batches import TextBatches
-from ..training.optimizer import decoupled_adamw
-from ..training.trainer import TrainConfig
-from .language import Text, arm_config
-from .memory import peak_tensor_bytes
-from .results import ARMS, SIGMOID, SOFTMAX
-from .setting import CompareSetting
-from .store import Row
-from .trained import new_model
+from sigmoid_attention.attention import sigmoid_attention
+from sigmoid_attention.studies.language import Text, arm_config
+from sigmoid_attention.studies.memory import peak_tensor_bytes
+from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX
+from sigmoid_attention.studies.setting import CompareSetting
+from sigmoid_attention.studies.store import Row
+from sigmoid_attention.studies.trained import new_model
+from sigmoid_attention.training.data.batches import TextBatches
+from sigmoid_attention.training.optimizer import decoupled_adamw
+from sigmoid_attention.training.trainer import TrainConfig
 
 # A clock read around less than this would measure the clock, and whatever else woke up.
 SHORTEST_SECONDS = 0.01

@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..nn.models import ModelConfig
-from ..training.data.batches import TextBatches, token_stream
-from ..training.data.corpus import Corpus, Document
-from ..training.data.tokenizer import Tokenizer
-from ..training.evaluate import bits_per_byte
-from ..training.recorder import Recorder, read_records
-from ..training.trainer import TrainConfig, train
-from .results import SOFTMAX
-from .setting import TextSetting
-from .store import Row
-from .trained import describe_run, new_model, tokenizer_for
+from sigmoid_attention.nn.models import ModelConfig
+from sigmoid_attention.studies.results import SOFTMAX
+from sigmoid_attention.studies.setting import TextSetting
+from sigmoid_attention.studies.store import Row
+from sigmoid_attention.studies.trained import describe_run, new_model, tokenizer_for
+from sigmoid_attention.training.data.batches import TextBatches, token_stream
+from sigmoid_attention.training.data.corpus import Corpus, Document
+from sigmoid_attention.training.data.tokenizer import Tokenizer
+from sigmoid_attention.training.evaluate import bits_per_byte
+from sigmoid_attention.training.recorder import Recorder, read_records
+from sigmoid_attention.training.trainer import TrainConfig, train
 
 # A row's metric, by the recorder's quantity and statistic; its steps count from 0, the
 # initialisation, because the recorder looks before the step's update.

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from ..training.tasks import Copying, MultiQueryRecall, accuracy
-from ..training.trainer import TrainConfig, train
-from .language import arm_config
-from .setting import TaskSetting
-from .store import Row, Store
-from .trained import new_model
+from sigmoid_attention.studies.language import arm_config
+from sigmoid_attention.studies.setting import TaskSetting
+from sigmoid_attention.studies.store import Row, Store
+from sigmoid_attention.studies.trained import new_model
+from sigmoid_attention.training.tasks import Copying, MultiQueryRecall, accuracy
+from sigmoid_attention.training.trainer import TrainConfig, train
 
 RECALL = "recall"
 COPYING = "copy"

@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from ..nn.models import PRESETS, ModelConfig
+from sigmoid_attention.nn.models import PRESETS, ModelConfig
 
 
 @dataclass(frozen=True)

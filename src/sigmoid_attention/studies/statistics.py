@@ -9,7 +9,7 @@ only ever adds), so they get their median and an interval that assumes no shape 
 import math
 from collections.abc import Sequence
 
-from .results import Interval
+from sigmoid_attention.studies.results import Interval
 
 CONFIDENCE = 0.95
 # Below this many seeds an interval would be wider than any question asked of it.

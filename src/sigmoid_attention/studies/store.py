@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..training.files import write_whole
-from .results import NONE, ROW_SCHEMA
+from sigmoid_attention.studies.results import NONE, ROW_SCHEMA
+from sigmoid_attention.training.files import write_whole
 
 SETTING = "setting.json"
 ROWS = "rows.parquet"

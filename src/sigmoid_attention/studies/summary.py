@@ -10,8 +10,13 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from .results import ARMS, NONE, SIGMOID, SOFTMAX, Interval, SummaryRow
-from .statistics import median_interval, paired_difference, paired_ratio, t_interval
+from sigmoid_attention.studies.results import ARMS, NONE, SIGMOID, SOFTMAX, Interval, SummaryRow
+from sigmoid_attention.studies.statistics import (
+    median_interval,
+    paired_difference,
+    paired_ratio,
+    t_interval,
+)
 
 # Values of one metric and length, by arm and by seed (or by round).
 Values = dict[str, dict[int, float]]

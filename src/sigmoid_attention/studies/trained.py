@@ -12,14 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..nn.models import DecoderLM, ModelConfig
-from ..training.checkpoint import latest_checkpoint, load_checkpoint
-from ..training.data.batches import Batches
-from ..training.data.corpus import Corpus, Provenance
-from ..training.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
-from ..training.files import write_whole
-from ..training.trainer import TrainConfig, run_configuration
-from .environment import describe_versions
+from sigmoid_attention.nn.models import DecoderLM, ModelConfig
+from sigmoid_attention.studies.environment import describe_versions
+from sigmoid_attention.training.checkpoint import latest_checkpoint, load_checkpoint
+from sigmoid_attention.training.data.batches import Batches
+from sigmoid_attention.training.data.corpus import Corpus, Provenance
+from sigmoid_attention.training.data.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
+from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.trainer import TrainConfig, run_configuration
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"

@@ -9,7 +9,9 @@ and a margin below which a difference does not matter:
     undecided  otherwise, and wherever there is no interval
 
 Margins: 1% of softmax's loss for text, 5 points of accuracy for retrieval, 5% for times and memory
-(single measurements, as memory is, count as exact).
+(single measurements, as memory is, count as exact). A task that is undecided by the accuracy in
+the end is judged by the mean accuracy over training: whether a seed learns just before or just
+after the last step is luck, how late it learns is less so.
 
 A question tells nothing as long as neither arm has learnt anything there that needs attention: on
 text, below the loss of a table of byte pairs; in retrieval, right in half of the cases. Without
@@ -24,9 +26,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-from .results import Interval, SummaryRow, Verdict
-from .statistics import CONFIDENCE, FEWEST_FOR_INTERVAL
-from .summary import LOSS, TASKS, select_values
+from sigmoid_attention.studies.results import Interval, SummaryRow, Verdict
+from sigmoid_attention.studies.statistics import CONFIDENCE, FEWEST_FOR_INTERVAL
+from sigmoid_attention.studies.summary import LOSS, TASKS, select_values
 
 LOSS_MARGIN = 0.01
 ACCURACY_MARGIN = 0.05
@@ -41,11 +43,13 @@ RULE = (
     f"({LOSS_MARGIN:.0%} of softmax's loss; {100 * ACCURACY_MARGIN:.0f} points of accuracy; "
     f"{COST_MARGIN:.0%} of time or memory). Otherwise worse or better, if all of it lies on one "
     f"side of no difference; otherwise undecided, as is everything with fewer than "
-    f"{FEWEST_FOR_INTERVAL} seeds. A question tells nothing while neither arm has learnt what "
-    f"needs attention: text below the loss of a table of byte pairs, retrieval right in half of "
-    f"the cases. The headline is the first that holds of: no text that tells something; a quality "
-    f"(text at the training length, a retrieval task) worse; one undecided; longer text worse; "
-    f"one better; none of these. Cost is said beside it, not weighed against quality."
+    f"{FEWEST_FOR_INTERVAL} seeds. Retrieval is judged by the accuracy in the end and, where that "
+    f"is undecided, by the mean accuracy over training. A question tells nothing while neither arm "
+    f"has learnt what needs attention: text below the loss of a table of byte pairs, retrieval "
+    f"right in half of the cases. The headline is the first that holds of: no text that tells "
+    f"something; a quality (text at the training length, a retrieval task) worse; one undecided; "
+    f"longer text worse; one better; none of these. Cost is said beside it, not weighed against "
+    f"quality."
 )
 """The same rule in a paragraph, which the report prints."""
 
@@ -90,13 +94,12 @@ def learnt(row: SummaryRow) -> bool:
 def judge(summary: Sequence[SummaryRow], rows: pa.Table) -> Verdict:
     """The verdict on a summary; of `rows` it reads the baseline and the size of the runs."""
     text = [row for row in summary if row.metric == LOSS]
-    tasks = [row for row in summary if row.metric in {f"{task}_accuracy" for task in TASKS}]
-    speeds = [row for row in summary if row.metric.endswith("_over_training")]
+    tasks = _tasks(summary)
     baseline = max(select_values(rows, "bigram_bits_per_byte", "value"), default=math.inf)
     sentences = [
         *(_text_sentence(row, baseline) for row in text[:1]),
         *_longer_sentence(text[1:]),
-        *(_task_sentence(row, speed) for row, speed in zip(tasks, speeds, strict=True)),
+        *(_task_sentence(name, end, overall) for name, (end, overall) in tasks.items()),
         *_cost_sentence(summary),
         _limits_sentence(rows, text),
     ]
@@ -106,7 +109,7 @@ def judge(summary: Sequence[SummaryRow], rows: pa.Table) -> Verdict:
 def _headline(
     summary: Sequence[SummaryRow],
     text: Sequence[SummaryRow],
-    tasks: Sequence[SummaryRow],
+    tasks: dict[str, tuple[SummaryRow, SummaryRow]],
     baseline: float,
 ) -> str:
     if not text or not text[0].difference.n:
@@ -117,8 +120,8 @@ def _headline(
         return f"No verdict: {given} no interval, {FEWEST_FOR_INTERVAL} would"
     if min(text[0].softmax.mean, text[0].sigmoid.mean) >= baseline:
         return "No verdict: neither arm has learnt more of the text than its byte pairs"
-    questions = {"text": text[0]} | {_task(row): row for row in tasks if learnt(row)}
-    by = {name: standing(row) for name, row in questions.items()}
+    by = {"text": standing(text[0])}
+    by |= {name.lower(): _task_standing(*rows) for name, rows in tasks.items() if learnt(rows[0])}
     lost = [name for name, found in by.items() if found == "worse"]
     still_open = [name for name, found in by.items() if found == "undecided"]
     gained = [name for name, found in by.items() if found == "better"]
@@ -167,17 +170,31 @@ def _longer_sentence(longer: Sequence[SummaryRow]) -> list[str]:
     return [f"Beyond the training length the difference is {_list(parts)}."]
 
 
-def _task_sentence(row: SummaryRow, speed: SummaryRow) -> str:
-    task = TASKS[_key(row)]
-    if not learnt(row):
+def _tasks(summary: Sequence[SummaryRow]) -> dict[str, tuple[SummaryRow, SummaryRow]]:
+    """Each retrieval task by name: its accuracy in the end, and over training."""
+    by_metric = {row.metric: row for row in summary}
+    return {
+        name: (by_metric[end], by_metric[f"{end}_over_training"])
+        for task, name in TASKS.items()
+        if (end := f"{task}_accuracy") in by_metric
+    }
+
+
+def _task_standing(end: SummaryRow, overall: SummaryRow) -> Standing:
+    found = standing(end)
+    return standing(overall) if found == "undecided" else found
+
+
+def _task_sentence(name: str, end: SummaryRow, overall: SummaryRow) -> str:
+    if not learnt(end):
         return (
-            f"{task}: neither arm learnt it (softmax {row.softmax.mean:.0%}, "
-            f"sigmoid {row.sigmoid.mean:.0%}), so it tells nothing here."
+            f"{name}: neither arm learnt it (softmax {end.softmax.mean:.0%}, "
+            f"sigmoid {end.sigmoid.mean:.0%}), so it tells nothing here."
         )
-    slower = {"worse": ", learnt later", "better": ", learnt sooner"}.get(standing(speed), "")
+    timing = {"worse": ", learnt later", "better": ", learnt sooner"}.get(standing(overall), "")
     return (
-        f"{task}: {row.sigmoid.mean:.1%} right against softmax's "
-        f"{row.softmax.mean:.1%}: {standing(row)}{slower}."
+        f"{name}: {end.sigmoid.mean:.1%} right in the end against softmax's "
+        f"{end.softmax.mean:.1%}{timing}: {_task_standing(end, overall)}."
     )
 
 
@@ -210,14 +227,6 @@ def _limits_sentence(rows: pa.Table, text: Sequence[SummaryRow]) -> str:
         f"whether a difference grows or closes with size, with longer training or with a learning "
         f"rate of each arm's own.{few}"
     )
-
-
-def _key(row: SummaryRow) -> str:
-    return row.metric.removesuffix("_accuracy")
-
-
-def _task(row: SummaryRow) -> str:
-    return TASKS[_key(row)].lower()
 
 
 def _times(row: SummaryRow) -> str:
