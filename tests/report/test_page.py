@@ -106,7 +106,7 @@ def test_the_order_is_verdict_numbers_pictures_method():
             "stay with softmax at this size",
             "measured by nobody",
             "The numbers",
-            "Held-out text at 256 tokens",
+            "Text, 256 tokens",
             "The pictures",
             "How this was measured",
             "Synthetic rule",
