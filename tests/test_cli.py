@@ -188,14 +188,14 @@ def test_compare_shows_a_table_and_a_verdict_and_writes_the_report(corpus, tmp_p
         f"report: {out / 'report.html'}",
     ):
         assert said in captured.out
-    assert "text, sigmoid, seed 0" in captured.err
+    assert "text, sigmoid, seed 100" in captured.err
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert (out / "rows.parquet").exists()
     assert "folder" in complaint(
         capsys, *argv, "--seeds", "2", "--data", corpus, "--out", str(out), "--resume"
     )
     # The models that it trained can write, too.
-    assert main(["generate", str(out / "runs" / "sigmoid-seed0"), "--device", "cpu"]) == 0
+    assert main(["generate", str(out / "runs" / "sigmoid-seed100"), "--device", "cpu"]) == 0
 
 
 def test_the_command_itself_exits_with_the_code(tmp_path):

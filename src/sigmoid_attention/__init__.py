@@ -7,19 +7,22 @@
 torch.Size([2, 4, 16, 32])
 """
 
-from sigmoid_attention.attention import (
-    AttentionAux,
-    BiasPolicy,
-    Constant,
-    Learned,
-    NegLogEffectiveLength,
-    NegLogLength,
-    NegLogVisible,
-    RowLSE,
-    sigmoid_attention,
-    sigmoid_decode,
-    sigmoid_varlen_attention,
-)
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sigmoid_attention.attention import (
+        AttentionAux,
+        BiasPolicy,
+        Constant,
+        Learned,
+        NegLogEffectiveLength,
+        NegLogLength,
+        NegLogVisible,
+        RowLSE,
+        sigmoid_attention,
+        sigmoid_decode,
+        sigmoid_varlen_attention,
+    )
 
 __version__ = "0.1.0"
 
@@ -36,3 +39,14 @@ __all__ = [
     "sigmoid_decode",
     "sigmoid_varlen_attention",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to load. Whoever asks the command line for help should not wait for it,
+    # and the command line sets how torch's threads wait before it is there.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sigmoid_attention import attention
+
+    globals()[name] = getattr(attention, name)
+    return globals()[name]

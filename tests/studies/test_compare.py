@@ -94,7 +94,7 @@ def test_lengths_steps_and_layers_are_as_asked(finished):
 
 def test_arms_start_from_equal_weights_and_read_equal_batches(finished):
     out, _ = finished
-    runs = [load_checkpoint(out / "runs" / f"{arm}-seed0" / "checkpoint.safetensors").config
+    runs = [load_checkpoint(out / "runs" / f"{arm}-seed100" / "checkpoint.safetensors").config
             for arm in ARMS]  # fmt: skip
     differing = {key for key in runs[0]["model"] if runs[0]["model"][key] != runs[1]["model"][key]}
     assert differing == {"activation"}
@@ -161,7 +161,7 @@ def test_a_killed_run_resumes_to_the_same_rows(finished, corpus, tmp_path):
         command, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert died.returncode == -signal.SIGKILL
-    assert {part.stem for part in (out / "rows").iterdir()} == {"baseline", "text-softmax-seed0"}
+    assert {part.stem for part in (out / "rows").iterdir()} == {"baseline", "text-softmax-seed100"}
 
     setting = compare_setting("tiny", data=str(corpus), seeds=1, steps=STEPS)
     resumed = compare(setting, out, resume=True)
@@ -169,7 +169,7 @@ def test_a_killed_run_resumes_to_the_same_rows(finished, corpus, tmp_path):
     # The trained weights too, to the bit.
     for arm in ARMS:
         ours, theirs = (
-            load_checkpoint(folder / "runs" / f"{arm}-seed0" / "checkpoint.safetensors").tensors
+            load_checkpoint(folder / "runs" / f"{arm}-seed100" / "checkpoint.safetensors").tensors
             for folder in (out, whole)
         )
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -180,7 +180,7 @@ def test_a_run_that_diverges_is_named(corpus, tmp_path):
     text = dataclasses.replace(setting.text, lr=1e30)
     with pytest.raises(Diverged, match="diverged at step") as caught:
         compare(dataclasses.replace(setting, text=text), tmp_path / "out")
-    assert caught.value.__notes__ == ["in the run: text, softmax, seed 0"]
+    assert caught.value.__notes__ == ["in the run: text, softmax, seed 100"]
 
 
 def test_a_short_corpus_is_refused_before_anything_is_written(tmp_path):

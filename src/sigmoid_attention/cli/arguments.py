@@ -25,7 +25,7 @@ class Compare:
     preset: str = "small"
     """Size of the comparison: tiny (seconds, proves nothing), small (minutes on a laptop), medium
     (wants a GPU)."""
-    seeds: int = 3
+    seeds: int = 4
     """How many times each arm is trained; intervals need 3 or more."""
     steps: int | None = None
     """Training steps on text, in place of the preset's."""

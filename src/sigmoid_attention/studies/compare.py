@@ -106,7 +106,7 @@ def units(
     """All units in the order in which they are done: seed by seed, so that pairs end early."""
     yield Unit("baseline", "byte pairs", _baseline_work(text), partial(_baseline, text))
     tasks = {RECALL: setting.recall, COPYING: setting.copying}
-    for seed in range(setting.seeds):
+    for seed in range(setting.first_seed, setting.first_seed + setting.seeds):
         for arm in ARMS:
             name = f"{arm}-seed{seed}"
             yield Unit(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sigmoid_attention.nn.models import ModelConfig
 from sigmoid_attention.studies.results import SOFTMAX
-from sigmoid_attention.studies.setting import TextSetting
+from sigmoid_attention.studies.setting import FIRST_SEED, TextSetting
 from sigmoid_attention.studies.store import Row
 from sigmoid_attention.studies.trained import describe_run, new_model, tokenizer_for
 from sigmoid_attention.training.data.batches import TextBatches, token_stream
@@ -33,7 +33,6 @@ RECORDED = {
     ("residual_stream", "rms"): ("residual_norm", "rms"),
     ("gradient_norm", "value"): ("gradient_norm", "norm"),
 }
-FIRST_SEED = 0
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class CompareSetting:
     preset: str
     data: str
     seeds: int
+    first_seed: int
     device: str
     text: TextSetting
     recall: TaskSetting
@@ -86,6 +87,11 @@ def _task_model(seq_len: int, vocab_size: int, **sizes: int) -> ModelConfig:
 
 TINY_TASK = {"dim": 32, "layers": 2, "heads": 2, "ffn_dim": 64}
 SMALL_TASK = {"dim": 64, "layers": 2, "heads": 4, "ffn_dim": 128}
+
+# Sizes, learning rates and the verdict's rule were chosen with seeds 0 to 9 in view. A comparison
+# takes others, so that its verdict is not the one that those choices were made with.
+FIRST_SEED = 100
+SEEDS = 4
 
 # "tiny" only proves that everything works, in seconds. "small" is what a laptop finishes while
 # its owner has a coffee. "medium" wants a GPU, or patience.
@@ -196,7 +202,7 @@ def compare_setting(
     preset: str = "small",
     *,
     data: str = "stdlib",
-    seeds: int = 3,
+    seeds: int = SEEDS,
     device: str = "cpu",
     steps: int | None = None,
 ) -> CompareSetting:
@@ -218,4 +224,4 @@ def compare_setting(
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         text = dataclasses.replace(text, steps=steps)
-    return CompareSetting(preset, data, seeds, device, text, recall, copying, cost)
+    return CompareSetting(preset, data, seeds, FIRST_SEED, device, text, recall, copying, cost)
