@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-# Read once, when torch loads its thread pool. Threads that spin while they wait for one another
-# are many times slower as soon as any other process wants a core.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read once, when torch loads its thread pool: how often a thread looks again before it sleeps.
+# By default that is for milliseconds, and a training step becomes ten times slower as soon as
+# another process wants a core; asleep at once it is slower alone (docs/log.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 NAME = "sigmoid-attention"
 BAD_INPUT = 2
