@@ -8,7 +8,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from sigmoid_attention import NegLogLength, NegLogVisible, sigmoid_attention
-from sigmoid_attention.attention import tiled, tiled_operator
+from sigmoid_attention.attention import api, tiled, tiled_operator
 from sigmoid_attention.attention.bounds import TileClass, classify
 from sigmoid_attention.attention.tiles import Tiles
 
@@ -223,8 +223,6 @@ def _expand(tiles, n):
 
 
 def test_auto_takes_tiles_only_where_the_scores_are_many(monkeypatch):
-    from sigmoid_attention.attention import api
-
     q, k, v = tensors()
     calls = []
     monkeypatch.setattr(
@@ -244,3 +242,17 @@ def test_refuses_what_it_lacks(argument, given):
     q, k, v = tensors()
     with pytest.raises(NotImplementedError, match=argument):
         sigmoid_attention(q, k, v, bias=-1.0, enable_gqa=True, impl="tiled", **given)
+
+
+def test_auto_keeps_to_the_definition_under_transforms(monkeypatch):
+    monkeypatch.setattr(api, "DENSE_SCORES", 10)
+    q, k, v = (x[:, :2] for x in tensors(h=2))
+
+    def call(q, k, v):
+        return sigmoid_attention(q, k, v, bias=-1.0)
+
+    expected = call(q, k, v)
+    mapped = torch.func.vmap(call)(*(torch.stack([x, x]) for x in (q, k, v)))
+    torch.testing.assert_close(mapped, torch.stack([expected, expected]))
+    _, change = torch.func.jvp(call, (q, k, v), (q, k, v))
+    assert change.shape == expected.shape and bool(change.abs().sum() > 0)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal, overload
 
+import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import checks, geometry, reference, tiled_operator
@@ -43,9 +44,15 @@ IMPLEMENTATIONS: dict[str, Callable[[Problem, bool], Answer]] = {
 }
 
 
+def _transformed() -> bool:
+    """Whether vmap, jvp or another of torch.func is at work, which only the definition follows."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def _automatic(problem: Problem, return_aux: bool) -> Answer:
     batch, heads, queries, _ = problem.query.shape
-    if batch * heads * queries * problem.key.shape[2] > DENSE_SCORES:
+    many = batch * heads * queries * problem.key.shape[2] > DENSE_SCORES
+    if many and not _transformed():
         try:
             return tiled_operator.attend(problem, return_aux)
         except NotImplementedError:
