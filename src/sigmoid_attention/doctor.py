@@ -17,15 +17,6 @@ import torch
 from sigmoid_attention.attention import NegLogLength, sigmoid_attention
 from sigmoid_attention.attention.api import IMPLEMENTATIONS
 
-LAB = (
-    "numpy",
-    "platformdirs",
-    "pyarrow",
-    "rich",
-    "safetensors",
-    "tokenizers",
-    "tyro",
-)
 ENOUGH_DISK = 2 << 30
 
 

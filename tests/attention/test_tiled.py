@@ -130,7 +130,19 @@ def test_opcheck(case):
     forward = (q, k, v, bias.clone().requires_grad_(), mask, slopes, *settings)
     torch.library.opcheck(tiled_operator.tiled_forward, (*forward, 2.0**-53, True))
     out, visits = tiled_operator.tiled_forward(*forward, 2.0**-53, True)
-    torch.library.opcheck(tiled_operator.tiled_backward, (torch.randn_like(out), visits, *forward))
+    backward = (torch.randn_like(out), visits, *forward)
+    torch.library.opcheck(tiled_operator.tiled_backward, backward)
+    with torch.no_grad():
+        directions = [torch.randn_like(grad) for grad in tiled_operator.tiled_backward(*backward)]
+        # Nothing is differentiated a third time, so this one is checked without gradients.
+        torch.library.opcheck(
+            tiled_operator.tiled_double_backward,
+            (*directions, *(_detached(argument) for argument in backward)),
+        )
+
+
+def _detached(argument):
+    return argument.detach() if isinstance(argument, torch.Tensor) else argument
 
 
 def test_compiles_as_one_graph():
