@@ -1,0 +1,188 @@
+"""From the kernel's source to a shared library: vector paths, the compiler, its command, a seal.
+
+The build hook of the wheel reads this file by its path, where torch may be missing: at its top it
+imports the standard library alone.
+"""
+
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+KERNEL = Path(__file__).parent / "kernel"
+SOURCE = "kernel.cpp"
+
+# Best first. What a path needs of the processor is what its flags let the compiler use.
+PATHS = ("avx512_bf16", "avx512", "avx2", "generic")
+_AVX2 = ("avx2", "fma", "f16c")
+_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c")
+_FEATURES = {
+    "avx512_bf16": (*_AVX512, "avx512bf16"),
+    "avx512": _AVX512,
+    "avx2": _AVX2,
+    "generic": (),
+}
+
+# Not -ffast-math, which may assume that there is no NaN and no infinity.
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+
+
+class CannotBuild(Exception):
+    """There is no library, and the message says why in one line."""
+
+
+class NoCompiler(CannotBuild):
+    """No C++ compiler is on the PATH, or the one that CXX names is not."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler: the command that starts it, and what tells it from every other."""
+
+    command: tuple[str, ...]
+    identity: str
+
+    @property
+    def openmp(self) -> tuple[str, ...]:
+        """The flag for threads, where they come from libgomp, the pool that torch's are from.
+
+        Clang's would come from libomp, a second pool of as many threads beside torch's.
+        """
+        return () if "clang" in self.identity else ("-fopenmp",)
+
+
+def runs(path: str) -> bool:
+    """Whether this processor, under this operating system, can execute the vector path.
+
+    Example:
+        >>> runs("generic")
+        True
+    """
+    return _processor_features().issuperset(_FEATURES[path])
+
+
+@functools.cache
+def _processor_features() -> frozenset[str]:
+    import torch
+
+    # Releases of torch without it get the same list, in Linux's spelling, from the kernel.
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        names = [name.replace("fma3", "fma") for name, has in found.items() if has is True]
+    elif os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = next((line.split() for line in lines if line.startswith("flags")), [])
+    else:
+        names = []
+    return frozenset(name.replace("_", "") for name in names)
+
+
+def flags(path: str) -> tuple[str, ...]:
+    """The compiler's flags for a vector path, `SIGMOID_ATTENTION_CXXFLAGS` last.
+
+    Example:
+        >>> "-mavx2" in flags("avx2"), "-mavx2" in flags("generic")
+        (True, False)
+    """
+    vector = tuple(f"-m{feature}" for feature in _FEATURES[path])
+    return (*_FLAGS, *vector, *shlex.split(os.environ.get("SIGMOID_ATTENTION_CXXFLAGS", "")))
+
+
+def find_compiler() -> Compiler:
+    """The compiler that `CXX` names, else the first of c++, g++ and clang++ on the PATH.
+
+    Raises:
+        NoCompiler: there is none.
+        CannotBuild: it does not start.
+    """
+    named = shlex.split(os.environ.get("CXX", ""))
+    for program, *options in [named] if named else [["c++"], ["g++"], ["clang++"]]:
+        if found := shutil.which(program):
+            # Started by the name it was found under: ccache's links know their compiler by it.
+            version = _run((found, *options, "--version")).stdout
+            resolved = os.path.realpath(found)
+            return Compiler((found, *options), "\n".join((resolved, *options, version)))
+    raise NoCompiler(
+        f"CXX names {named[0]}, which is not there" if named else "no C++ compiler was found"
+    )
+
+
+def library_name(path: str, compiler: Compiler | None, kernel: Path = KERNEL) -> str:
+    """The file name of a library: a hash of all that goes into it, so that no name is ever stale.
+
+    Without a compiler, it is the name under which a wheel ships it to machines that have none.
+    """
+    made_of = [platform.machine().encode(), sys.platform.encode()]
+    for file in sorted(file for file in kernel.rglob("*") if file.is_file()):
+        made_of += [file.relative_to(kernel).as_posix().encode(), file.read_bytes()]
+    made_of += [flag.encode() for flag in flags(path)]
+    if compiler:
+        made_of.append(compiler.identity.encode())
+    # Each part by its own hash, so that no byte can move from one part to the next unseen.
+    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in made_of))
+    return f"kernel-{path}-{digest.hexdigest()[:16]}.so"
+
+
+def compile_library(path: str, compiler: Compiler, out: Path, kernel: Path = KERNEL) -> None:
+    """Compile the kernel for a vector path into `out`; without threads if with them it fails.
+
+    Raises:
+        CannotBuild: with the compiler's first error.
+    """
+    command = (*compiler.command, *flags(path))
+    for openmp in dict.fromkeys((compiler.openmp, ())):
+        done = _run((*command, *openmp, str(kernel / SOURCE), "-o", str(out)))
+        if done.returncode == 0:
+            return
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line]
+    first = next(iter(errors + lines), f"exit status {done.returncode} and no message")
+    raise CannotBuild(f"the C++ compiler {compiler.command[0]} failed: {first}")
+
+
+def _run(command: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
+    # In English: the compiler's version is part of a name, its errors are searched.
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        return subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+    except OSError as error:
+        raise CannotBuild(
+            f"the C++ compiler {command[0]} does not start: {error.strerror}"
+        ) from error
+
+
+def seal(file: Path) -> None:
+    """Write down the checksum of a finished library, beside it."""
+    _seal_of(file).write_text(_checksum(file))
+
+
+def intact(file: Path) -> bool:
+    """Whether a library is there and whole: loading half a one would end the process."""
+    try:
+        return _seal_of(file).read_bytes() == _checksum(file).encode()
+    except OSError:
+        return False
+
+
+def move(file: Path, folder: Path) -> None:
+    """Put a sealed library into a folder in which others may be looking for it."""
+    # The seal last: between the two, others find the library not yet intact, never wrongly so.
+    for part in (file, _seal_of(file)):
+        os.replace(part, folder / part.name)
+
+
+def _seal_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
