@@ -141,7 +141,8 @@ def compile_library(path: str, compiler: Compiler, out: Path, kernel: Path = KER
         if done.returncode == 0:
             return
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line]
+    # What the linker says stands before collect2's report that it failed.
+    errors = [line for line in lines if "error:" in line and not line.startswith("collect2")]
     first = next(iter(errors + lines), f"exit status {done.returncode} and no message")
     raise CannotBuild(f"the C++ compiler {compiler.command[0]} failed: {first}")
 
