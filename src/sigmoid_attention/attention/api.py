@@ -1,6 +1,7 @@
 """The public operator: check once, resolve the bias, pick an implementation."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal, overload
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from sigmoid_attention.attention import checks, geometry, reference, tiled_operator
 from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength
-from sigmoid_attention.attention.problem import Problem, resolve_bias
+from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.reference import AttentionAux
 
 Bias = float | Tensor | BiasPolicy
@@ -20,12 +21,24 @@ Answer = Tensor | tuple[Tensor, AttentionAux]
 DENSE_SCORES = 2**23
 
 
+Implementation = Callable[[Problem, bool], Answer]
+
+
+def each_part(answer: Answer, change: Callable[[Tensor], Tensor]) -> Answer:
+    """The answer with every tensor of it changed: the output, and the statistics if any."""
+    if isinstance(answer, Tensor):
+        return change(answer)
+    out, aux = answer
+    return change(out), AttentionAux(*map(change, aux))
+
+
 def _reference(problem: Problem, return_aux: bool) -> Answer:
-    offset_QK, visible = problem.offset_and_visible()
-    return reference.attend(
-        problem.query,
-        problem.key,
-        problem.value,
+    dense = problem.padded()
+    offset_QK, visible = dense.offset_and_visible()
+    answer = reference.attend(
+        dense.query,
+        dense.key,
+        dense.value,
         scale=problem.scale,
         softcap=problem.softcap,
         bias=problem.bias,
@@ -36,9 +49,10 @@ def _reference(problem: Problem, return_aux: bool) -> Answer:
         dropout_p=problem.dropout_p,
         return_aux=return_aux,
     )
+    return each_part(answer, problem.unpadded)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Problem, bool], Answer]] = {
+IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": _reference,
     "tiled": tiled_operator.attend,
 }
@@ -49,19 +63,27 @@ def _transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def _candidates(problem: Problem) -> list[Implementation]:
+    """What may beat the definition on this problem, the fastest first; each may still refuse."""
+    if _transformed():
+        return []
+    return [tiled_operator.attend] if math.prod(problem.shape) > DENSE_SCORES else []
+
+
 def _automatic(problem: Problem, return_aux: bool) -> Answer:
-    batch, heads, queries, _ = problem.query.shape
-    many = batch * heads * queries * problem.key.shape[2] > DENSE_SCORES
-    if many and not _transformed():
+    for implementation in _candidates(problem):
         try:
-            return tiled_operator.attend(problem, return_aux)
+            return implementation(problem, return_aux)
         except NotImplementedError:
-            pass
+            continue
     return _reference(problem, return_aux)
 
 
 def run(problem: Problem, impl: str, return_aux: bool) -> Answer:
-    """Hand a checked problem to the implementation that was asked for."""
+    """Hand a checked problem to the implementation that was asked for.
+
+    The answer has the layout of the problem's query: (1, H, T, E) for packed sequences.
+    """
     if impl == "auto":
         return _automatic(problem, return_aux)
     if impl not in IMPLEMENTATIONS:
@@ -72,11 +94,9 @@ def run(problem: Problem, impl: str, return_aux: bool) -> Answer:
 def with_bias(problem: Problem, bias: Bias) -> Problem:
     """The problem with its bias resolved; a resolved policy must fit like any other tensor."""
     if isinstance(bias, BiasPolicy):
-        bias = resolve_bias(bias, problem)
+        bias = bias.resolve(problem)
     if isinstance(bias, Tensor):
-        batch, heads, queries, _ = problem.query.shape
-        shape = (batch, heads, queries, problem.key.shape[2])
-        checks.bias_tensor(bias, shape, problem.query.device)
+        checks.bias_tensor(bias, problem.shape, problem.device)
     return dataclasses.replace(problem, bias=bias)
 
 

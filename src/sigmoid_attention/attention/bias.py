@@ -8,26 +8,35 @@ Shape letters: B batch, H query heads, Q queries, K keys.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class RowContext:
-    """What a policy may ask about the rows it is resolved for; each answer is computed on demand.
+class RowContext(Protocol):
+    """What a policy may ask about the rows of a call; whatever costs work is computed on demand."""
 
-    ``visible_counts()`` is (..., Q, 1), the number of keys that each query may see;
-    ``row_lse()`` is (B, H, Q, 1), the log-sum-exp of each row's visible logits before the bias.
-    """
+    @property
+    def heads(self) -> int: ...
 
-    heads: int
-    dtype: torch.dtype
-    device: torch.device
-    visible_counts: Callable[[], Tensor]
-    row_lse: Callable[[], Tensor]
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision in which the bias is added."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def visible_counts(self) -> Tensor:
+        """(..., Q, 1), the number of keys that each query may see."""
+        ...
+
+    def row_lse(self) -> Tensor:
+        """(B, H, Q, 1), the log-sum-exp of each row's visible logits before the bias."""
+        ...
 
 
 class BiasPolicy:

@@ -1,51 +1,61 @@
 """A few new queries against a cache of keys and values, contiguous or paged.
 
-Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim,
-P pages in the cache, S tokens a page, M pages a sequence.
+Shape letters: B batch, M pages of a sequence.
 """
 
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import checks, geometry
+from sigmoid_attention.attention import checks, geometry, sequences
 from sigmoid_attention.attention.api import Answer, Bias, run, with_bias
 from sigmoid_attention.attention.problem import Problem
 
 
-def _gathered(pages_PSGD: Tensor, block_table_BM: Tensor) -> Tensor:
-    """The pages of each sequence in order, (B, G, M * S, D)."""
-    return pages_PSGD[block_table_BM].flatten(1, 2).transpose(1, 2)
-
-
-def _used_pages(block_table_BM: Tensor, seqused_k: Tensor, page_size: int) -> Tensor:
-    """The table with page 0 in the places that no token has reached, which may hold anything."""
-    starts_M = torch.arange(block_table_BM.shape[1], device=block_table_BM.device) * page_size
-    return block_table_BM.long().masked_fill(starts_M >= seqused_k[:, None], 0)
-
-
-def _check_paged(
-    query: Tensor, key: Tensor, value: Tensor, block_table: Tensor, seqused_k: Tensor
-) -> None:
+def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor) -> None:
     for name, cache in (("key_cache", key), ("value_cache", value)):
         if cache.dim() != 4:
             raise ValueError(
                 f"{name}: with a block_table must be (pages, page_size, key_heads, dim), "
                 f"got {tuple(cache.shape)}"
             )
+    if key.shape[3] != query.shape[3]:
+        raise ValueError(
+            f"key_cache: head dim must equal query's, "
+            f"got {tuple(key.shape)} and {tuple(query.shape)}"
+        )
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(
+            f"value_cache: pages, page size and heads must equal key_cache's, "
+            f"got {tuple(value.shape)} and {tuple(key.shape)}"
+        )
     if block_table.dim() != 2 or block_table.shape[0] != query.shape[0]:
         raise ValueError(
             f"block_table: must be (batch, pages of a sequence) with batch {query.shape[0]}, "
             f"got {tuple(block_table.shape)}"
         )
     checks.lengths("block_table", block_table, tuple(block_table.shape), query.device)
-    checks.lengths("seqused_k", seqused_k, (query.shape[0],), query.device)
-    if torch.compiler.is_compiling() or block_table.numel() == 0:
-        return
-    used = _used_pages(block_table, seqused_k, key.shape[1])
-    low, high = int(used.min()), int(used.max())
-    if low < 0 or high >= key.shape[0]:
+
+
+def _used_pages(block_table_BM: Tensor, seqused_k: Tensor, pages: int, page_size: int) -> Tensor:
+    """The table with page 0 in the places that no token has reached, which may hold anything."""
+    starts_M = torch.arange(block_table_BM.shape[1], device=block_table_BM.device) * page_size
+    used = block_table_BM.long().masked_fill(starts_M >= seqused_k[:, None], 0).contiguous()
+    if not torch.compiler.is_compiling() and used.numel() > 0:
+        low, high = (int(edge) for edge in used.aminmax())
+        if low < 0 or high >= pages:
+            raise ValueError(
+                f"block_table: pages must lie in 0 to {pages - 1}, got {low} to {high}"
+            )
+    return used
+
+
+def _check_used(seqused_k: Tensor, capacity: int) -> None:
+    """What a compiled graph cannot look at: the numbers inside."""
+    used = seqused_k.tolist()
+    if used and (min(used) < 0 or max(used) > capacity):
         raise ValueError(
-            f"block_table: pages must lie in 0 to {key.shape[0] - 1}, got {low} to {high}"
+            f"seqused_k: must lie in 0 to the cache's capacity {capacity}, "
+            f"got {min(used)} to {max(used)}"
         )
 
 
@@ -104,23 +114,21 @@ def sigmoid_decode(
     checks.same_kind(query, key_cache, value_cache, names)
     if query.dim() != 4:
         raise ValueError(f"query: must be (batch, heads, length, dim), got {tuple(query.shape)}")
-    if block_table is not None:
-        _check_paged(query, key_cache, value_cache, block_table, seqused_k)
-        block_table = _used_pages(block_table, seqused_k, key_cache.shape[1])
-        key_cache = _gathered(key_cache, block_table)
-        value_cache = _gathered(value_cache, block_table)
-    checks.dense_shapes(query, key_cache, value_cache, names)
-    checks.head_groups(query.shape[1], key_cache.shape[1], enable_gqa, name="key_cache")
+    if block_table is None:
+        checks.dense_shapes(query, key_cache, value_cache, names)
+        capacity = key_cache.shape[2]
+    else:
+        _check_paged(query, key_cache, value_cache, block_table)
+        pages, page_size = key_cache.shape[:2]
+        capacity = block_table.shape[1] * page_size
+        key_cache, value_cache = key_cache.transpose(1, 2), value_cache.transpose(1, 2)
     batch, heads, queries, head_dim = query.shape
-    capacity = key_cache.shape[2]
+    checks.head_groups(heads, key_cache.shape[1], enable_gqa, name="key_cache")
     checks.lengths("seqused_k", seqused_k, (batch,), query.device)
-    if not torch.compiler.is_compiling() and batch > 0:
-        least, most = int(seqused_k.min()), int(seqused_k.max())
-        if least < 0 or most > capacity:
-            raise ValueError(
-                f"seqused_k: must lie in 0 to the cache's capacity {capacity}, "
-                f"got {least} to {most}"
-            )
+    if block_table is not None:
+        block_table = _used_pages(block_table, seqused_k, pages, page_size)
+    if not torch.compiler.is_compiling():
+        _check_used(seqused_k, capacity)
     if bias is None:
         raise ValueError(
             "bias: a cache's current length is not the length that the model was trained with; "
@@ -132,12 +140,6 @@ def sigmoid_decode(
         head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=0.0
     )
     tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
-    used = seqused_k[:, None, None, None]
-    within = torch.arange(capacity, device=query.device) < used
-    # A cache is allocated, not filled: what lies beyond the used part may be anything, and even a
-    # weight of zero would carry its NaN into the answer.
-    beyond = ~within.mT
-    key_cache, value_cache = (c.masked_fill(beyond, 0) for c in (key_cache, value_cache))
     problem = Problem(
         query=query,
         key=key_cache,
@@ -151,7 +153,6 @@ def sigmoid_decode(
         dropout_p=0.0,
         tolerance=tolerance,
         tolerance_is_relative=relative,
-        position_Q1=torch.arange(queries, device=query.device)[:, None] + (used - queries),
-        extra_visible=within,
+        sequences=sequences.cached(queries, seqused_k, capacity, block_table),
     )
     return run(with_bias(problem, bias), impl, return_aux)

@@ -49,19 +49,9 @@ def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return first & second
 
 
-def visible_counts(
-    position_Q1: Tensor, keys: int, window: Window, attn_mask: Tensor | None
-) -> Tensor:
-    """Number of keys that each query may see, (..., Q, 1), without a (Q, K) array if unmasked."""
-    if attn_mask is None:
-        left, right = window
-        first = (position_Q1 - left).clamp(min=0) if left >= 0 else torch.zeros_like(position_Q1)
-        last = torch.full_like(position_Q1, keys - 1)
-        if right >= 0:
-            last = torch.minimum(last, position_Q1 + right)
-        return (last - first + 1).clamp(min=0)
-    offset_QK = offsets(position_Q1, keys)
-    seen = both(attended(attn_mask), in_window(offset_QK, window))
-    assert seen is not None
-    # A mask may broadcast along queries and keys; the counts need both of them.
-    return torch.broadcast_to(seen, (*seen.shape[:-2], *offset_QK.shape)).sum(-1, keepdim=True)
+def counts_in_window(position_Q1: Tensor, keys: int | Tensor, window: Window) -> Tensor:
+    """Number of keys in each query's window, (..., Q, 1), without a (Q, K) array."""
+    left, right = window
+    first = (position_Q1 - left).clamp(min=0) if left >= 0 else torch.zeros_like(position_Q1)
+    last = keys - 1 if right < 0 else (position_Q1 + right).clamp(max=keys - 1)
+    return (last - first + 1).clamp(min=0)

@@ -1,26 +1,34 @@
 """One checked call of the operator: what every implementation is handed.
 
-Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
+Shape letters: B batch or sequences, H query heads, G key heads, Q queries, K keys, D head dim,
+E value dim, T tokens of packed sequences, P pages of a cache, S tokens a page.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import geometry
-from sigmoid_attention.attention.bias import BiasPolicy, RowContext
 from sigmoid_attention.attention.reference import compute_dtype, logits
+from sigmoid_attention.attention.sequences import Sequences
 
 
 @dataclass(frozen=True)
 class Problem:
     """Tensors and settings of one call, checked, with the bias resolved to numbers.
 
-    ``position_Q1`` is (..., Q, 1), the queries' places on the key axis; it is None for the plain
-    bottom-right alignment, which is all that fused implementations need. ``extra_visible`` limits
-    the keys further where sequences of a batch end early.
+    Without ``sequences`` query is (B, H, Q, D), key (B, G, K, D), value (B, G, K, E), and the last
+    query stands on the last key. With them the tensors are views of what the caller gave:
+
+        packed  query (1, H, T, D), key and value (1, G, T, ...)
+        cached  query (B, H, Q, D), key and value (B, G, K, ...) with K the cache's capacity
+        paged   query (B, H, Q, D), key and value (P, G, S, ...)
+
+    Bias, mask and slopes broadcast to ``shape`` in any case. An implementation answers in the
+    layout of ``query``: (1, H, T, E) or (B, H, Q, E). It is what a bias policy is resolved with,
+    too: a :class:`RowContext`.
     """
 
     query: Tensor
@@ -35,13 +43,28 @@ class Problem:
     dropout_p: float
     tolerance: float
     tolerance_is_relative: bool
-    position_Q1: Tensor | None = None
-    extra_visible: Tensor | None = None
+    sequences: Sequences | None = None
 
     @property
-    def plain(self) -> bool:
-        """Whether positions are bottom right and nothing but window and mask limits the keys."""
-        return self.position_Q1 is None and self.extra_visible is None
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, Q, K), with the longest query and key where sequences differ."""
+        batch, heads, queries, _ = self.query.shape
+        if self.sequences is None:
+            return batch, heads, queries, self.key.shape[2]
+        return self.sequences.count, heads, self.sequences.max_q, self.sequences.max_k
+
+    @property
+    def heads(self) -> int:
+        return self.query.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of logits, bias and weights."""
+        return compute_dtype(self.query.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.query.device
 
     @property
     def float_mask(self) -> Tensor | None:
@@ -49,56 +72,67 @@ class Problem:
         mask = self.attn_mask
         return None if mask is None or mask.dtype == torch.bool else mask
 
-    def positions(self) -> Tensor:
-        if self.position_Q1 is not None:
-            return self.position_Q1
-        return geometry.query_positions(
-            self.query.shape[2], self.key.shape[2], device=self.query.device
+    def padded(self) -> "Problem":
+        """The same call with a row of the batch for each sequence and zeros past its end."""
+        own = self.sequences
+        if own is None:
+            return self
+        return replace(
+            self,
+            query=own.padded_queries(self.query),
+            key=own.padded_keys(self.key),
+            value=own.padded_keys(self.value),
+            sequences=own.padded(),
         )
+
+    def unpadded(self, rows_BHQ: Tensor) -> Tensor:
+        """What was computed for the rows of ``padded()``, in the layout of this call's query."""
+        if self.sequences is None:
+            return rows_BHQ
+        return self.sequences.unpadded(rows_BHQ, self.query.shape[2])
+
+    def positions(self) -> Tensor:
+        """The queries' places on the key axis, (Q, 1) or (B, 1, Q, 1)."""
+        if self.sequences is not None:
+            return self.sequences.positions()
+        queries, keys = self.shape[2:]
+        return geometry.query_positions(queries, keys, self.device)
 
     def offset_and_visible(self) -> tuple[Tensor, Tensor | None]:
         """Offsets (..., Q, K), and the boolean of what may be seen, None for everything."""
-        offset_QK = geometry.offsets(self.positions(), self.key.shape[2])
-        visible = geometry.both(geometry.in_window(offset_QK, self.window), self.extra_visible)
+        offset_QK = geometry.offsets(self.positions(), self.shape[3])
+        visible = geometry.in_window(offset_QK, self.window)
+        if self.sequences is not None:
+            visible = geometry.both(visible, self.sequences.within())
         if self.attn_mask is not None:
             visible = geometry.both(visible, geometry.attended(self.attn_mask))
         return offset_QK, visible
 
-
-def resolve_bias(policy: BiasPolicy, problem: Problem) -> float | Tensor:
-    """Numbers for a policy, (B, H, Q, 1) broadcastable; ``problem`` carries every other setting."""
-    dtype = compute_dtype(problem.query.dtype)
-
-    def visible_counts() -> Tensor:
-        if problem.plain:
-            return geometry.visible_counts(
-                problem.positions(), problem.key.shape[2], problem.window, problem.attn_mask
-            )
-        offset_QK, visible = problem.offset_and_visible()
+    def visible_counts(self) -> Tensor:
+        """Number of keys that each query may see, (..., Q, 1)."""
+        if self.attn_mask is None:
+            keys = self.shape[3] if self.sequences is None else self.sequences.keys()
+            return geometry.counts_in_window(self.positions(), keys, self.window)
+        offset_QK, visible = self.offset_and_visible()
         assert visible is not None
-        return visible.expand(*visible.shape[:-2], *offset_QK.shape[-2:]).sum(-1, keepdim=True)
+        # A mask may broadcast along queries and keys; the counts need both of them.
+        seen = visible.expand(*visible.shape[:-2], *offset_QK.shape[-2:])
+        return seen.sum(-1, keepdim=True)
 
-    def row_lse() -> Tensor:
-        offset_QK, visible = problem.offset_and_visible()
+    def row_lse(self) -> Tensor:
+        """Log-sum-exp of each row's visible logits before the bias, (B, H, Q, 1)."""
+        dense = self.padded()
+        offset_QK, visible = dense.offset_and_visible()
         logits_BHQK = logits(
-            problem.query.to(dtype),
-            problem.key.to(dtype),
-            scale=problem.scale,
-            softcap=problem.softcap,
+            dense.query.to(self.dtype),
+            dense.key.to(self.dtype),
+            scale=self.scale,
+            softcap=self.softcap,
             bias=0.0,
-            float_mask=problem.float_mask,
-            alibi_slopes=problem.alibi_slopes,
+            float_mask=self.float_mask,
+            alibi_slopes=self.alibi_slopes,
             offset_QK=offset_QK,
         )
         if visible is not None:
             logits_BHQK = logits_BHQK.masked_fill(~visible, -math.inf)
         return logits_BHQK.logsumexp(-1, keepdim=True)
-
-    rows = RowContext(
-        heads=problem.query.shape[1],
-        dtype=dtype,
-        device=problem.query.device,
-        visible_counts=visible_counts,
-        row_lse=row_lse,
-    )
-    return policy.resolve(rows)

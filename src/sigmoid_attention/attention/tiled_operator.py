@@ -26,7 +26,7 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
         raise NotImplementedError("return_aux: the tiled implementation keeps no row statistics")
     if problem.dropout_p > 0:
         raise NotImplementedError("dropout_p: the tiled implementation has no dropout")
-    if not problem.plain:
+    if problem.sequences is not None:
         raise NotImplementedError(
             "cu_seq_q, seqused_k: the tiled implementation takes one sequence a row"
         )

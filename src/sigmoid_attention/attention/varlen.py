@@ -1,16 +1,16 @@
 """Packed sequences of different lengths, without padding in the arguments.
 
-Shape letters: T all tokens, B sequences, H query heads, G key heads, Q longest query,
-K longest key, D head dim, E value dim.
+Shape letters: T tokens of all sequences, H heads, D head or value dim.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import checks, geometry
-from sigmoid_attention.attention.api import Answer, Bias, run, with_bias
+from sigmoid_attention.attention import checks, geometry, sequences
+from sigmoid_attention.attention.api import Answer, Bias, each_part, run, with_bias
 from sigmoid_attention.attention.problem import Problem
-from sigmoid_attention.attention.reference import AttentionAux
 
 
 def _check_packed(
@@ -34,28 +34,30 @@ def _check_packed(
         )
     checks.lengths("cu_seq_q", cu_seq_q, tuple(cu_seq_q.shape), query.device)
     checks.lengths("cu_seq_k", cu_seq_k, tuple(cu_seq_q.shape), query.device)
-    if torch.compiler.is_compiling():
-        return  # the numbers inside are data, which a compiled graph must not look at
-    for name, ends, tokens in (
-        ("cu_seq_q", cu_seq_q, query.shape[0]),
-        ("cu_seq_k", cu_seq_k, key.shape[0]),
-    ):
-        steps = ends.diff()
-        if int(ends[0]) != 0 or int(ends[-1]) != tokens or bool((steps < 0).any()):
-            raise ValueError(
-                f"{name}: must rise from 0 to the number of tokens, {tokens}, got {ends.tolist()}"
-            )
 
 
-def _padded(packed_THD: Tensor, starts_B: Tensor, lengths_B: Tensor, longest: int) -> Tensor:
-    """(B, H, longest, D), with zeros past the end of a sequence."""
-    place = torch.arange(longest, device=packed_THD.device)
-    # The row appended is what every place past an end points to.
-    with_zero = torch.cat([packed_THD, packed_THD.new_zeros(1, *packed_THD.shape[1:])])
-    index_BQ = torch.where(
-        place < lengths_B[:, None], starts_B[:, None] + place, packed_THD.shape[0]
-    )
-    return with_zero[index_BQ].transpose(1, 2)
+def _check_lengths(side: str, cu_seq: Tensor, tokens: int, longest: int) -> None:
+    """What a compiled graph cannot look at: the numbers inside."""
+    ends = cu_seq.tolist()
+    lengths = [end - start for start, end in pairwise(ends)]
+    if ends[0] != 0 or ends[-1] != tokens or min(lengths) < 0:
+        raise ValueError(
+            f"cu_seq_{side}: must rise from 0 to the number of tokens, {tokens}, got {ends}"
+        )
+    if longest < max(lengths):
+        raise ValueError(
+            f"max_{side}: must be at least the longest sequence, {max(lengths)}, got {longest}"
+        )
+
+
+def _row(packed_THD: Tensor) -> Tensor:
+    """(1, H, T, D): the tokens of all sequences as the one row of a batch."""
+    return packed_THD.transpose(0, 1)[None]
+
+
+def _tokens(row_1HTD: Tensor) -> Tensor:
+    """(T, H, D), or (T, H) of (1, H, T)."""
+    return row_1HTD[0].transpose(0, 1)
 
 
 def sigmoid_varlen_attention(
@@ -119,28 +121,18 @@ def sigmoid_varlen_attention(
             "length, e.g. bias=NegLogLength(1024)"
         )
     checks.bias_kind(bias)
-    lengths_q, lengths_k = cu_seq_q.diff(), cu_seq_k.diff()
     if not torch.compiler.is_compiling():
-        for name, longest, lengths in (("max_q", max_q, lengths_q), ("max_k", max_k, lengths_k)):
-            if longest < int(lengths.max()):
-                raise ValueError(
-                    f"{name}: must be at least the longest sequence, {int(lengths.max())}, "
-                    f"got {longest}"
-                )
-    sequences = lengths_q.shape[0]
-    checks.slopes(alibi_slopes, sequences, heads, query.device)
+        _check_lengths("q", cu_seq_q, query.shape[0], max_q)
+        _check_lengths("k", cu_seq_k, key.shape[0], max_k)
+    checks.slopes(alibi_slopes, cu_seq_q.shape[0] - 1, heads, query.device)
     scale = checks.settings(
         head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=dropout_p
     )
     tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
-    starts_q, starts_k = cu_seq_q[:-1], cu_seq_k[:-1]
-    place = torch.arange(max_q, device=query.device)[:, None]
-    shift = (lengths_k - lengths_q)[:, None, None, None]
-    within = torch.arange(max_k, device=query.device) < lengths_k[:, None, None, None]
     problem = Problem(
-        query=_padded(query, starts_q, lengths_q, max_q),
-        key=_padded(key, starts_k, lengths_k, max_k),
-        value=_padded(value, starts_k, lengths_k, max_k),
+        query=_row(query),
+        key=_row(key),
+        value=_row(value),
         scale=scale,
         softcap=softcap,
         bias=0.0,
@@ -150,18 +142,6 @@ def sigmoid_varlen_attention(
         dropout_p=dropout_p,
         tolerance=tolerance,
         tolerance_is_relative=relative,
-        position_Q1=place + shift,
-        extra_visible=within,
+        sequences=sequences.packed(cu_seq_q, cu_seq_k, max_q, max_k),
     )
-    answer = run(with_bias(problem, bias), impl, return_aux)
-    token = torch.arange(query.shape[0], device=query.device)
-    sequence = torch.searchsorted(cu_seq_q, token, right=True) - 1
-    inside = token - starts_q[sequence]
-
-    def packed(padded: Tensor) -> Tensor:
-        return padded.transpose(1, 2)[sequence, inside]
-
-    if isinstance(answer, Tensor):
-        return packed(answer)
-    out, aux = answer
-    return packed(out), AttentionAux(*(packed(rows) for rows in aux))
+    return each_part(run(with_bias(problem, bias), impl, return_aux), _tokens)

@@ -1,0 +1,117 @@
+"""Where each sequence of a packed or cached call keeps its queries and keys.
+
+Shape letters: B sequences, H query or key heads, T tokens of a row, Q longest query, K longest
+key, D head or value dim, P pages in the cache, S tokens a page, M pages a sequence.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The tokens of each sequence, of its row or, ``packed``, of the one row that all share.
+
+    Sequence s owns the queries ``start_q_B[s] : start_q_B[s] + length_q_B[s]`` and its keys
+    likewise; its last query stands on its last key. A row without packing starts at 0, and what
+    lies beyond its length may hold anything. With ``block_table_BM`` key and value are (P, H, S, D)
+    and token t of sequence s is token t % S of page ``block_table_BM[s, t // S]``; where no token
+    is, the table says 0. All tensors are contiguous int64 on the device of the query.
+    """
+
+    start_q_B: Tensor
+    length_q_B: Tensor
+    start_k_B: Tensor
+    length_k_B: Tensor
+    max_q: int
+    max_k: int
+    block_table_BM: Tensor | None = None
+    packed: bool = False
+
+    @property
+    def count(self) -> int:
+        return self.length_q_B.shape[0]
+
+    def positions(self) -> Tensor:
+        """The queries' places on the key axis of their sequence, (B, 1, Q, 1)."""
+        place = torch.arange(self.max_q, device=self.length_q_B.device)[:, None]
+        return place + (self.length_k_B - self.length_q_B)[:, None, None, None]
+
+    def keys(self) -> Tensor:
+        """The number of keys of each sequence, (B, 1, 1, 1)."""
+        return self.length_k_B[:, None, None, None]
+
+    def within(self) -> Tensor:
+        """Which places of the key axis hold a key, (B, 1, 1, K)."""
+        return torch.arange(self.max_k, device=self.length_k_B.device) < self.keys()
+
+    def padded(self) -> "Sequences":
+        """The same sequences with a row of the batch for each, as the methods below give it."""
+        zeros = torch.zeros_like(self.start_q_B)
+        return replace(self, start_q_B=zeros, start_k_B=zeros, block_table_BM=None, packed=False)
+
+    def padded_queries(self, query: Tensor) -> Tensor:
+        """(B, H, Q, D), with zeros past the end of a sequence."""
+        return _rows(query, self.start_q_B, self.length_q_B, self.max_q) if self.packed else query
+
+    def padded_keys(self, key: Tensor) -> Tensor:
+        """(B, H, K, D), with zeros past the end of a sequence."""
+        if self.packed:
+            return _rows(key, self.start_k_B, self.length_k_B, self.max_k)
+        if self.block_table_BM is not None:
+            key = key.transpose(1, 2)[self.block_table_BM].flatten(1, 2).transpose(1, 2)
+        # A cache is allocated, not filled: what lies beyond its tokens may be anything, and even a
+        # weight of zero would carry its NaN into the answer.
+        return key.masked_fill(~self.within().mT, 0)
+
+    def unpadded(self, rows_BHQ: Tensor, tokens: int) -> Tensor:
+        """What was computed for padded queries, (B, H, Q, ...), in the layout of the query."""
+        if not self.packed:
+            return rows_BHQ
+        token_T = torch.arange(tokens, device=rows_BHQ.device)
+        sequence_T = torch.searchsorted(self.start_q_B, token_T, right=True) - 1
+        inside_T = token_T - self.start_q_B[sequence_T]
+        return rows_BHQ.transpose(1, 2)[sequence_T, inside_T].transpose(0, 1)[None]
+
+
+def _rows(packed_1HTD: Tensor, start_B: Tensor, length_B: Tensor, longest: int) -> Tensor:
+    """(B, H, longest, D), with zeros past the end of a sequence."""
+    packed_THD = packed_1HTD[0].transpose(0, 1)
+    place = torch.arange(longest, device=packed_THD.device)
+    # The row appended is what every place past an end points to.
+    with_zero = torch.cat([packed_THD, packed_THD.new_zeros(1, *packed_THD.shape[1:])])
+    index = torch.where(place < length_B[:, None], start_B[:, None] + place, packed_THD.shape[0])
+    return with_zero[index].transpose(1, 2)
+
+
+def packed(cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int) -> Sequences:
+    """Sequences one behind the other, given by their cumulative lengths (B + 1,)."""
+    ends_q, ends_k = cu_seq_q.long().contiguous(), cu_seq_k.long().contiguous()
+    return Sequences(
+        start_q_B=ends_q[:-1],
+        length_q_B=ends_q.diff(),
+        start_k_B=ends_k[:-1],
+        length_k_B=ends_k.diff(),
+        max_q=max_q,
+        max_k=max_k,
+        packed=True,
+    )
+
+
+def cached(
+    queries: int, seqused_k: Tensor, capacity: int, block_table_BM: Tensor | None = None
+) -> Sequences:
+    """A row of queries for each sequence against its part of a contiguous or a paged cache."""
+    length_k_B = seqused_k.long().contiguous()
+    zeros = torch.zeros_like(length_k_B)
+    return Sequences(
+        start_q_B=zeros,
+        length_q_B=torch.full_like(length_k_B, queries),
+        start_k_B=zeros,
+        length_k_B=length_k_B,
+        max_q=queries,
+        max_k=capacity,
+        block_table_BM=block_table_BM,
+    )
