@@ -49,17 +49,25 @@ def library(struct_size: int) -> ctypes.CDLL | None:
 
 def choose(struct_size: int) -> Choice:
     """What `library` decides, with the reasons; raises what it raises."""
-    forced = os.environ.get("SIGMOID_ATTENTION_CPU") or None
-    if forced not in _choices:
+    if (decided := decision()) is None:
         with _choosing:
-            if forced not in _choices:
-                _choices[forced] = _choose(forced, struct_size)
-    return _choices[forced]
+            if (decided := decision()) is None:
+                decided = _choices[_forced()] = _choose(_forced(), struct_size)
+    return decided
+
+
+def decision() -> Choice | None:
+    """The choice that holds for this process now, if it has needed one so far."""
+    return _choices.get(_forced())
+
+
+def _forced() -> str | None:
+    return os.environ.get("SIGMOID_ATTENTION_CPU") or None
 
 
 def _choose(forced: str | None, struct_size: int) -> Choice:
     if forced == "off":
-        return Choice(problem="switched off by SIGMOID_ATTENTION_CPU")
+        return Choice(problem="switched off by SIGMOID_ATTENTION_CPU", remedy="unset it")
     candidates = _candidates(forced)
     problem = ""
     for path in candidates:
@@ -71,9 +79,10 @@ def _choose(forced: str | None, struct_size: int) -> Choice:
             # An older compiler may lack only the newest instructions.
             problem = problem or str(error)
         else:
-            if problem:
-                _log(f"the CPU kernel falls back to {path}: {problem}")
-            return Choice(loaded, path, built.origin, problem)
+            if not problem:
+                return Choice(loaded, path, built.origin)
+            _log(f"the CPU kernel falls back to {path}: {problem}")
+            return Choice(loaded, path, built.origin, problem, "install a newer compiler")
     return _none(problem, "repair the compiler, or name another in CXX")
 
 
