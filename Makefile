@@ -1,13 +1,21 @@
 # `make compare` answers "should I switch to sigmoid attention, and what does it cost?".
 # `make test` runs the tests. Both make .venv first; `make env` does only that.
+# `make sanitize` runs the CPU kernel's tests with its memory and its arithmetic watched.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := src tests
+SOURCES := src tests hatch_build.py
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: env compare test check format clean
+# What depends on the kernel's vector path; how a kernel is built does not.
+KERNEL_TESTS := tests/attention/cpu --ignore=tests/attention/cpu/building
+SANITIZED := $(KERNEL_TESTS)
+SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+  -fno-omit-frame-pointer
+
+.PHONY: env compare test sanitize check format clean
 
 env: $(READY)
 
@@ -24,7 +32,20 @@ compare: $(READY)
 	$(BIN)/sigmoid-attention compare --out runs/compare --resume
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+	@# The best vector path has been tested by now; here are the others that this processor runs.
+	@paths=$$($(BIN)/python -m sigmoid_attention.attention.cpu) && set -- $$paths && shift && \
+	for path; do \
+	  echo "The CPU kernel's vector path $$path:"; \
+	  SIGMOID_ATTENTION_CPU=$$path $(PYTEST) $(KERNEL_TESTS) || exit 1; \
+	done
+
+# Python itself leaks. Capturing by file descriptor would swallow the report of a process that dies.
+sanitize: $(READY)
+	SIGMOID_ATTENTION_CXXFLAGS="$(SANITIZERS)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libubsan.so)" \
+	$(PYTEST) --capture=sys $(SANITIZED)
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
