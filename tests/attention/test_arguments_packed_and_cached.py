@@ -123,6 +123,31 @@ DECODE = SETTINGS | {
         "key_cache",
         ("pages", "(5, 2, 3)"),
     ),
+    "pages-head-dim": (
+        PAGES | {"key_cache": ones(5, 2, 4, 7)},
+        "key_cache",
+        ("head dim", "(5, 2, 4, 7)", "(2, 4, 1, 3)"),
+    ),
+    "pages-of-other-size": (
+        PAGES | {"value_cache": ones(5, 3, 4, 6)},
+        "value_cache",
+        ("page size", "(5, 3, 4, 6)", "(5, 2, 4, 3)"),
+    ),
+    "fewer-pages-of-values": (
+        PAGES | {"value_cache": ones(4, 2, 4, 6)},
+        "value_cache",
+        ("pages", "(4, 2, 4, 6)", "(5, 2, 4, 3)"),
+    ),
+    "pages-of-fewer-key-heads-without-gqa": (
+        PAGES | {"key_cache": ones(5, 2, 2, 3), "value_cache": ones(5, 2, 2, 6)},
+        "key_cache",
+        ("2 heads", "4 query heads", "enable_gqa=True"),
+    ),
+    "used-beyond-the-table": (
+        PAGES | {"seqused_k": longs(9, 4)},
+        "seqused_k",
+        ("capacity 8", "4 to 9"),
+    ),
     "table-without-a-row": (
         PAGES | {"block_table": longs(0, 1)[None]},
         "block_table",

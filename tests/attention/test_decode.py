@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sigmoid_attention.attention import NegLogVisible, RowLSE, sigmoid_attention, sigmoid_decode
-from tests.attention.calls import WINDOWS, Call
+from tests.attention.calls import BIAS_SHAPES, WINDOWS, Call
 from tests.attention.definition import Expected, define_cached, to_nearest
 
 
@@ -49,7 +49,9 @@ class Cached:
 @st.composite
 def caches(draw) -> Cached:
     capacity = draw(st.integers(1, 7))
-    biases = ("-2.5", "visible", "effective", "learned", "lse", "tensor BHQK", "tensor H11")
+    policies = ("visible", "effective", "learned", "lse")
+    tensors = (f"tensor {letters}" for letters in BIAS_SHAPES)
+    biases = ("-2.5", *policies, *tensors)
     call = Call(
         batch=1,
         key_heads=draw(st.integers(1, 2)),

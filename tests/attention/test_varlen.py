@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sigmoid_attention.attention import NegLogVisible, RowLSE, sigmoid_attention
 from sigmoid_attention.attention import sigmoid_varlen_attention as packed_attention
-from tests.attention.calls import WINDOWS, Call
+from tests.attention.calls import BIAS_SHAPES, WINDOWS, Call
 from tests.attention.definition import Expected, define_packed, to_nearest
 
 
@@ -53,7 +53,9 @@ def packs(draw) -> Packed:
     length = st.integers(0, 5)
     lengths_q = draw(st.lists(length, min_size=sequences, max_size=sequences))
     lengths_k = draw(st.just(lengths_q) | st.lists(length, min_size=sequences, max_size=sequences))
-    biases = ("-2.5", "visible", "effective", "learned", "lse", "tensor BHQK", "tensor H11")
+    policies = ("visible", "effective", "learned", "lse")
+    tensors = (f"tensor {letters}" for letters in BIAS_SHAPES)
+    biases = ("-2.5", *policies, *tensors)
     call = Call(
         batch=1,
         key_heads=draw(st.integers(1, 2)),
