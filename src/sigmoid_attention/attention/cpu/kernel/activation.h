@@ -1,0 +1,104 @@
+// The sigmoid and what it stands on, accurate in relative terms however negative the logit is.
+//
+// sigmoid(u) = e / (1 + e) with e = exp(u): no cancellation, and exact zero where e vanishes. From
+// 0.5 (1 + tanh(u / 2)) a weight near 1 / n would keep only the digits that n leaves of 1.
+#pragma once
+#include "vector.h"
+
+// Beyond these a float's sigmoid is 1, or below every float.
+constexpr float HIGHEST_LOGIT = 30.0f;
+#if defined(__AVX512F__)
+constexpr float LOWEST_LOGIT = -150.0f;
+#else
+constexpr float LOWEST_LOGIT = -87.0f;
+#endif
+constexpr float LOG2_E = 1.44269504f;
+// log 2 in two parts, the first of few bits, so that n times it is exact.
+constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
+
+static inline Vector nearest_integer(Vector v) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_roundscale_ps((__m512)v, 8);
+#elif defined(__AVX2__)
+    return (Vector)_mm256_round_ps((__m256)v, 8);
+#else
+    const Vector shift = broadcast(12582912.0f);  // 1.5 * 2^23: no bits are left for a fraction
+    Vector shifted = v + shift;
+    __asm__("" : "+m"(shifted));  // keeps the compiler from cancelling the two
+    return shifted - shift;
+#endif
+}
+
+// v * 2^n for an integer n in a float.
+static inline Vector times_power_of_two(Vector v, Vector n) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_scalef_ps((__m512)v, (__m512)n);
+#else
+    Integers exponent = __builtin_convertvector(n, Integers);
+    return v * as_floats((exponent + 127) << 23);
+#endif
+}
+
+// exp(u) for LOWEST_LOGIT <= u <= 88, to 1.2e-7, relatively; a NaN stays a NaN.
+static inline Vector exponential(Vector u) {
+    Vector n = nearest_integer(u * LOG2_E);
+    Vector f = u - n * LN2_HIGH;
+    f = f - n * LN2_LOW;
+    Vector p = f * 0.00829765573f + 0.0419153832f;
+    p = p * f + 0.166675746f;
+    p = p * f + 0.499988943f;
+    p = p * f + 0.999999702f;
+    p = p * f + 1.00000012f;
+    return times_power_of_two(p, n);
+}
+
+// The same to 1e-4, which is a twentieth of what rounding to bfloat16 costs.
+static inline Vector coarse_exponential(Vector u) {
+    Vector t = u * LOG2_E;
+    Vector n = nearest_integer(t);
+    Vector f = t - n;
+    Vector p = f * 0.0551716723f + 0.242611125f;
+    p = p * f + 0.693260968f;
+    p = p * f + 0.999928057f;
+    return times_power_of_two(p, n);
+}
+
+static inline Vector reciprocal(Vector v) {
+#if defined(__AVX512F__)
+    Vector r = (Vector)_mm512_rcp14_ps((__m512)v);
+    return r * (2.0f - v * r);
+#else
+    return 1.0f / v;
+#endif
+}
+
+static inline Vector coarse_reciprocal(Vector v) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_rcp14_ps((__m512)v);
+#else
+    return 1.0f / v;
+#endif
+}
+
+template <bool COARSE> static inline Vector sigmoid(Vector u) {
+    Vector x = at_least(at_most(u, HIGHEST_LOGIT), LOWEST_LOGIT);
+    Vector e = COARSE ? coarse_exponential(x) : exponential(x);
+#if !defined(__AVX512F__)
+    e = where(~(u < LOWEST_LOGIT), e);
+#endif
+    return e * (COARSE ? coarse_reciprocal(1.0f + e) : reciprocal(1.0f + e));
+}
+
+// tanh: a polynomial near 0, where the exponential form would lose digits.
+static inline Vector tangent(Vector y) {
+    Vector a = absolute(y);
+    Vector square = a * a;
+    Vector p = square * 0.0150509449f - 0.0518218651f;
+    p = p * square + 0.133045256f;
+    p = p * square - 0.333319545f;
+    p = p * square + 0.999999881f;
+    Vector near = a * p;
+    Vector far = 1.0f - 2.0f * reciprocal(1.0f + exponential(at_most(2.0f * a, 40.0f)));
+    Vector t = choose(a < 0.625f, near, far);
+    return as_floats(as_bits(t) | (as_bits(y) & (int32_t)0x80000000));
+}

@@ -1,0 +1,81 @@
+// One call of the operator, as Python hands it over: pointers, strides and settings.
+//
+// The struct is filled by ../call.py, field by field in this order. Every integer is an int64, every
+// real number a double, so that the layout is the same for every compiler.
+#pragma once
+#include <cstdint>
+
+enum DataType : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+// A tensor (batch, head, row, dim), strides in elements; the elements of a row are contiguous.
+struct Rows {
+    char *data;
+    int64_t batch, head, row;
+};
+
+// Something broadcastable to (batch, head, query, key); a stride is 0 along what is broadcast.
+struct Term {
+    float *data;
+    int64_t batch, head, query, key;
+};
+
+struct Flags {
+    const uint8_t *data;
+    int64_t batch, head, query, key;
+};
+
+struct Call {
+    int64_t dtype, threads;
+    int64_t sequences, heads, key_heads, queries, keys, head_dim, value_dim;
+    int64_t left, right;  // the window, -1 for no limit
+    int64_t block_queries, relative;
+
+    Rows query, key, value, out;
+    Term bias, mask;  // both are added to the logit; -inf in the mask hides
+    Flags attend;     // the boolean mask
+    const float *slopes;
+    int64_t slopes_batch, slopes_head;
+
+    // Null for a dense call, in which every sequence has all queries and all keys.
+    const int64_t *start_q, *length_q, *start_k, *length_k;
+    const int64_t *block_table;  // null unless keys are in pages of page_size tokens
+    int64_t block_table_row, page_size;
+
+    int64_t *visits;  // (sequence, head, query block): how many key blocks were visited
+
+    // Backward only. What is null is not asked for.
+    Rows grad_out, grad_query, grad_key, grad_value;
+    int64_t splits;       // parts into which the keys of a head are dealt out
+    float *grad_rows;     // (sequence, head, split, query): gradient of a bias per row, in parts
+    float *grad_columns;  // (sequence, head, key): gradient of a bias per key
+    Term grad_pairs;      // gradient of a bias per pair
+    double *grad_slopes;  // (sequence, head, split): gradient of a slope, in parts
+
+    double scale, constant;  // constant is added to every logit
+    double softcap;          // 0 for none
+    double tolerance;        // 0 skips nothing that is visible
+
+    int64_t group() const { return heads / key_heads; }
+    int64_t queries_of(int64_t sequence) const { return length_q ? length_q[sequence] : queries; }
+    int64_t keys_of(int64_t sequence) const { return length_k ? length_k[sequence] : keys; }
+    int64_t element_size() const { return dtype == FLOAT32 ? 4 : 2; }
+
+    // Row i of a head in a tensor of queries (query, out and their gradients).
+    char *query_row(const Rows &rows, int64_t sequence, int64_t head, int64_t i) const {
+        if (start_q) i += start_q[sequence];
+        return rows.data + (sequence * rows.batch + head * rows.head + i * rows.row) * element_size();
+    }
+
+    // Row j of a head in a tensor of keys (key, value and their gradients).
+    char *key_row(const Rows &rows, int64_t sequence, int64_t head, int64_t j) const {
+        int64_t place;
+        if (block_table) {
+            int64_t page = block_table[sequence * block_table_row + j / page_size];
+            place = page * rows.batch + (j % page_size) * rows.row;
+        } else {
+            if (start_k) j += start_k[sequence];
+            place = sequence * rows.batch + j * rows.row;
+        }
+        return rows.data + (place + head * rows.head) * element_size();
+    }
+};

@@ -1,0 +1,177 @@
+// In which order a block of queries visits the keys, and when it may stop: ../../bounds.py, whose
+// text has the proof, for one block of queries at a time.
+#pragma once
+#include <vector>
+
+#include "tile.h"
+
+constexpr double NORM_SLACK = 0x1p-14;
+constexpr double MASS_SLACK = 0x1p-7;
+
+// Blocks of keys from near to far. The first visited ones are always neighbours.
+struct Order {
+    int64_t blocks, turn = 0;
+    int64_t position, keys;  // of the first query; of the sequence
+    int64_t next, near_end;  // the blocks that overlap the queries, ascending
+    int64_t left, right;     // then whichever side is nearer
+
+    Order(const QueryBlock &block) : position(block.position), keys(block.keys) {
+        blocks = parts(keys, BLOCK_KEYS);
+        int64_t last_position = position + block.rows - 1;
+        next = position < 0 ? 0 : position / BLOCK_KEYS;
+        near_end = last_position < 0 ? 0 : last_position / BLOCK_KEYS + 1;
+        if (near_end > blocks) near_end = blocks;
+        left = next - 1;
+        right = near_end;
+        last = last_position;
+    }
+
+    bool more() const { return turn < blocks; }
+
+    int64_t take() {
+        ++turn;
+        if (next < near_end) return next++;
+        if (left < 0) return right++;
+        if (right >= blocks) return left--;
+        int64_t to_left = position - (left * BLOCK_KEYS + BLOCK_KEYS - 1);
+        int64_t to_right = right * BLOCK_KEYS - last;
+        return to_left <= to_right ? left-- : right++;
+    }
+
+    // After any number of turns: the visited blocks are first <= j < end.
+    int64_t visited_first() const { return left + 1; }
+    int64_t visited_end() const { return next < near_end ? next : right; }
+
+  private:
+    int64_t last;
+};
+
+// The largest number of a term over a range of queries and keys, and whether one is a NaN. What
+// hides (-inf) is no number.
+struct Range {
+    double most = -INFINITY;
+    bool hides_all = true;
+
+    void include(float x) {
+        if (x == -INFINITY) return;
+        hides_all = false;
+        most = larger(most, x);
+    }
+};
+
+static Range range_of(const Term &term, const QueryBlock &block, int64_t key, int64_t keys) {
+    Range range;
+    const float *from = term.data + block.sequence * term.batch + block.head * term.head +
+                        block.first * term.query + key * term.key;
+    int64_t rows = term.query ? block.rows : 1, columns = term.key ? keys : 1;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) range.include(from[r * term.query + c * term.key]);
+    return range;
+}
+
+static bool any_attended(const Flags &flags, const QueryBlock &block, int64_t key, int64_t keys) {
+    const uint8_t *from = flags.data + block.sequence * flags.batch + block.head * flags.head +
+                          block.first * flags.query + key * flags.key;
+    int64_t rows = flags.query ? block.rows : 1, columns = flags.key ? keys : 1;
+    for (int64_t r = 0; r < rows; ++r) {
+        uint8_t any = 0;
+        for (int64_t c = 0; c < columns; ++c) any |= from[r * flags.query + c * flags.key];
+        if (any) return true;
+    }
+    return false;
+}
+
+// The most keys from `first` to `last` that one row of the block sees.
+static int64_t most_visible(const Call &call, const QueryBlock &block, int64_t first, int64_t last) {
+    auto seen = [&](int64_t p) {
+        int64_t from = call.left < 0 || p - call.left < first ? first : p - call.left;
+        int64_t to = call.right < 0 || p + call.right > last ? last : p + call.right;
+        return to < from ? 0 : to - from + 1;
+    };
+    int64_t top = block.position, bottom = top + block.rows - 1;
+    int64_t most = std::max(seen(top), seen(bottom));
+    // What a row sees is concave in its position: otherwise the most is where it changes slope.
+    for (int64_t p : {last - call.right, first + call.left})
+        if (p > top && p < bottom) most = std::max(most, seen(p));
+    return most;
+}
+
+struct Certificate {
+    std::vector<int64_t> blocks;    // of keys, in the order of the visit
+    std::vector<bool> visible;      // by turn
+    std::vector<double> remaining;  // by turn: what the rest can weigh in a row, at most
+    std::vector<bool> may_stop;     // by turn: whether that could be small enough
+    bool needs_mass = false;
+
+    // key_norms: the largest norm in each block of keys.
+    void prepare(const Call &call, const QueryBlock &block, double query_norm,
+                 const double *key_norms) {
+        Order order(block);
+        int64_t count = order.blocks;
+        blocks.resize(count);
+        visible.assign(count, false);
+        remaining.assign(count, 0.0);
+        may_stop.assign(count, false);
+        needs_mass = false;
+        for (int64_t t = 0; t < count; ++t) {
+            int64_t j = blocks[t] = order.take();
+            int64_t first = j * BLOCK_KEYS, last = std::min(first + BLOCK_KEYS, block.keys) - 1;
+            int64_t most = most_visible(call, block, first, last);
+            if (most > 0 && call.attend.data &&
+                !any_attended(call.attend, block, first, last - first + 1))
+                most = 0;
+            if (most == 0) continue;
+            double reach = query_norm * key_norms[j] * std::fabs(call.scale) * (1 + NORM_SLACK);
+            if (call.softcap > 0) reach = call.softcap * std::tanh(reach / call.softcap);
+            double above = reach + call.constant;
+            bool hidden = false;
+            for (const Term *term : {&call.bias, &call.mask}) {
+                if (!term->data) continue;
+                Range range = range_of(*term, block, first, last - first + 1);
+                hidden |= range.hides_all;
+                above += range.most;
+            }
+            if (hidden) continue;
+            if (call.slopes) above -= least_penalty(call, block, first, last);
+            visible[t] = true;
+            remaining[t] = most * std::exp(above > 0 ? 0.0 : above);
+        }
+        bound(call);
+    }
+
+    bool stop(const Call &call, int64_t turn, double least_mass) const {
+        if (!may_stop[turn]) return false;
+        if (!call.relative) return true;
+        return remaining[turn] <= call.tolerance * (1 - MASS_SLACK) * least_mass;
+    }
+
+  private:
+    static double least_penalty(const Call &call, const QueryBlock &block, int64_t first,
+                                int64_t last) {
+        int64_t low = block.position - last, high = block.position + block.rows - 1 - first;
+        if (call.left >= 0) high = std::min(high, call.left);
+        if (call.right >= 0) low = std::max(low, -call.right);
+        int64_t nearest = std::max({low, -high, int64_t(0)});
+        int64_t farthest = std::max(std::llabs(low), std::llabs(high));
+        return std::min(double(block.slope) * nearest, double(block.slope) * farthest);
+    }
+
+    void bound(const Call &call) {
+        int64_t count = (int64_t)blocks.size();
+        double before = 0.0;
+        for (int64_t t = 0; t < count; ++t) before += remaining[t];
+        double rest = 0.0;
+        for (int64_t t = count - 1; t >= 0; --t) {
+            // What the tiles before this turn can weigh at most: no row collects more.
+            before -= remaining[t];
+            rest += remaining[t];
+            remaining[t] = rest;
+            if (call.tolerance > 0) {
+                double limit = call.relative ? call.tolerance * std::max(before, 0.0) * 2 : call.tolerance;
+                may_stop[t] = rest <= limit;
+            }
+        }
+        for (int64_t t = 0; t < count; ++t)
+            needs_mass |= call.relative && may_stop[t] && remaining[t] > 0;
+    }
+};

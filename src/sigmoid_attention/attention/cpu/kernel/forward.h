@@ -1,0 +1,243 @@
+// The forward pass: blocks of queries against packed keys and values, in parallel over blocks.
+#pragma once
+#include <algorithm>
+
+#include "certificate.h"
+#include "memory.h"
+
+// Keys and values of some key heads in the forms that the micro-kernel reads.
+template <bool PAIRS> struct PackedKeys {
+    Word *panels, *steps;   // keys in panel form, values in step form
+    double *norms;          // the largest key norm in each block
+    int64_t key_words, value_steps;
+    Columns value_columns;
+    int64_t blocks;
+
+    PackedKeys(const Call &call, int64_t longest)
+        : key_words(words<PAIRS>(call.head_dim)), value_columns(call.value_dim),
+          blocks(parts(longest, BLOCK_KEYS)) {
+        value_steps = words<PAIRS>(blocks * BLOCK_KEYS);
+    }
+
+    int64_t panel_words() const { return blocks * BLOCK_KEYS * key_words; }
+    int64_t step_words() const { return value_steps * value_columns.padded(); }
+    int64_t bytes() const {
+        return Arena::rounded(panel_words() * 4) + Arena::rounded(step_words() * 4) +
+               Arena::rounded(blocks * 8);
+    }
+
+    void place(Arena &arena) {
+        panels = arena.take<Word>(panel_words());
+        steps = arena.take<Word>(step_words());
+        norms = arena.take<double>(blocks);
+    }
+
+    // What `pack` needs to bring a panel of rows into row form.
+    static int64_t room_words(const Call &call) {
+        return PANEL * row_words<PAIRS>(std::max(call.head_dim, call.value_dim));
+    }
+
+    void pack(const Call &call, int64_t sequence, int64_t head, int64_t block, Word *room) {
+        int64_t keys = call.keys_of(sequence), first = block * BLOCK_KEYS;
+        int64_t count = std::min(BLOCK_KEYS, keys - first);
+        double most = 0.0;
+        for (int64_t p = 0; p < count; p += PANEL) {
+            int64_t rows = std::min<int64_t>(PANEL, count - p);
+            int64_t stride = row_words<PAIRS>(call.head_dim);
+            for (int64_t r = 0; r < rows; ++r) {
+                const char *from = call.key_row(call.key, sequence, head, first + p + r);
+                pack_row<PAIRS>(room + r * stride, stride, from, call.head_dim, call.dtype);
+                most = larger(most, row_norm<PAIRS>(room + r * stride, stride));
+            }
+            std::memset(room + rows * stride, 0, (PANEL - rows) * stride * 4);
+            pack_panel(panels + (first + p) * key_words, room, stride, key_words);
+            stride = row_words<PAIRS>(call.value_dim);
+            for (int64_t r = 0; r < rows; ++r) {
+                const char *from = call.key_row(call.value, sequence, head, first + p + r);
+                pack_row<PAIRS>(room + r * stride, stride, from, call.value_dim, call.dtype);
+            }
+            pack_steps<PAIRS>(steps, value_steps, words<PAIRS>(first + p), room, stride, rows,
+                              value_columns);
+        }
+        norms[block] = most;
+    }
+};
+
+// Rows of weights: floats, or pairs of neighbouring keys. The odd length spreads rows over the cache.
+template <bool PAIRS> constexpr int64_t WEIGHTS_ROW = (PAIRS ? BLOCK_KEYS / 2 : BLOCK_KEYS) + 16;
+
+template <bool PAIRS> static inline void store_weights(Word *to, const Vector (&w)[COLUMNS]) {
+#if defined(__AVX512BF16__)
+    if constexpr (PAIRS) {
+        for (int n = 0; n < COLUMNS; n += 2) {
+            __m512bh both = _mm512_cvtne2ps_pbh((__m512)w[n + 1], (__m512)w[n]);
+            std::memcpy(to + n / 2 * LANES, &both, 64);
+        }
+        return;
+    }
+#endif
+    for (int n = 0; n < COLUMNS; ++n) store(to + n * LANES, w[n]);
+}
+
+template <bool PAIRS> struct ForwardRoom {
+    Word *query, *weights;
+    float *out, *extra;
+    Vector *mass;
+    Certificate certificate;
+
+    static int64_t bytes(const Call &call) {
+        return Arena::rounded(BLOCK_QUERIES * row_words<PAIRS>(call.head_dim) * 4) +
+               Arena::rounded(BLOCK_QUERIES * WEIGHTS_ROW<PAIRS> * 4) +
+               Arena::rounded(BLOCK_QUERIES * Columns(call.value_dim).padded() * 4) +
+               Arena::rounded(BLOCK_QUERIES * BLOCK_KEYS * 4) +
+               Arena::rounded(BLOCK_QUERIES * sizeof(Vector));
+    }
+
+    void place(const Call &call, Arena &arena) {
+        query = arena.take<Word>(BLOCK_QUERIES * row_words<PAIRS>(call.head_dim));
+        weights = arena.take<Word>(BLOCK_QUERIES * WEIGHTS_ROW<PAIRS>);
+        out = arena.take<float>(BLOCK_QUERIES * Columns(call.value_dim).padded());
+        extra = arena.take<float>(BLOCK_QUERIES * BLOCK_KEYS);
+        mass = arena.take<Vector>(BLOCK_QUERIES);
+    }
+};
+
+template <bool PAIRS, bool EXTRA>
+static void weigh_tile(const Tile &tile, const Word *query, int64_t query_row, const Word *panels,
+                       int64_t key_words, Word *weights, Vector *mass) {
+    for (int64_t c = 0; c < tile.columns; c += PANEL) {
+        const Word *panel = panels + c * key_words;
+        for (int64_t g = 0; g < tile.groups(); ++g) {
+            if (tile.group_first[g] >= c + PANEL || tile.group_last[g] <= c) continue;
+            Vector x[ROWS][COLUMNS] = {};
+            multiply<PAIRS, COLUMNS>(x, query + g * ROWS * query_row, query_row, 1, panel, PANEL,
+                                     key_words);
+#pragma GCC unroll 6
+            for (int m = 0; m < ROWS; ++m) {
+                int64_t r = g * ROWS + m;
+                weigh<EXTRA, PAIRS>(x[m], tile, r, c, nullptr);
+                if (mass)
+                    for (int n = 0; n < COLUMNS; ++n) mass[r] += x[m][n];
+                store_weights<PAIRS>(weights + r * WEIGHTS_ROW<PAIRS> + words<PAIRS>(c), x[m]);
+            }
+        }
+    }
+}
+
+template <bool PAIRS>
+static void add_values(const Tile &tile, const Word *weights, const Word *steps, int64_t value_steps,
+                       Columns columns, float *out) {
+    int64_t first_step = words<PAIRS>(tile.first_key);
+    for (int64_t panel = 0; panel < columns.panels(); ++panel) {
+        int vectors = columns.vectors_in(panel);
+        int64_t width = vectors * LANES;
+        const Word *values = steps + panel_start(panel, value_steps) + first_step * width;
+        for (int64_t g = 0; g < tile.groups(); ++g) {
+            if (tile.group_last[g] <= tile.group_first[g]) continue;
+            int64_t from = PAIRS ? tile.group_first[g] / 2 : tile.group_first[g];
+            int64_t to = words<PAIRS>(tile.group_last[g]);
+            accumulate<PAIRS>(vectors, out + g * ROWS * columns.padded() + panel * PANEL,
+                              columns.padded(), weights + g * ROWS * WEIGHTS_ROW<PAIRS> + from,
+                              WEIGHTS_ROW<PAIRS>, 1, values + from * width, width, to - from);
+        }
+    }
+}
+
+template <bool PAIRS>
+static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const PackedKeys<PAIRS> &packed,
+                          int64_t sequence, int64_t head, int64_t i) {
+    QueryBlock block(call, sequence, head, i);
+    int64_t stride = row_words<PAIRS>(call.head_dim), out_row = packed.value_columns.padded();
+    int64_t padded_rows = round_up(block.rows, ROWS);
+    double query_norm = 0.0;
+    for (int64_t r = 0; r < block.rows; ++r) {
+        Word *row = room.query + r * stride;
+        const char *from = call.query_row(call.query, sequence, head, block.first + r);
+        pack_row<PAIRS>(row, stride, from, call.head_dim, call.dtype);
+        query_norm = larger(query_norm, row_norm<PAIRS>(row, stride));
+    }
+    std::memset(room.query + block.rows * stride, 0, (padded_rows - block.rows) * stride * 4);
+    std::memset(room.out, 0, padded_rows * out_row * 4);
+    std::memset(room.mass, 0, padded_rows * sizeof(Vector));
+
+    Certificate &certificate = room.certificate;
+    certificate.prepare(call, block, query_norm, packed.norms);
+    bool extra = call.softcap > 0 || differs_by_key(call);
+    int64_t turns = (int64_t)certificate.blocks.size(), turn = 0;
+    for (; turn < turns; ++turn) {
+        if (certificate.may_stop[turn]) {
+            double least = INFINITY;
+            for (int64_t r = 0; certificate.needs_mass && r < block.rows; ++r)
+                least = std::min(least, (double)sum(room.mass[r]));
+            if (certificate.stop(call, turn, least)) break;
+        }
+        if (!certificate.visible[turn]) continue;
+        Tile tile(call, block, certificate.blocks[turn], room.extra);
+        const Word *panels = packed.panels + tile.first_key * packed.key_words;
+        (extra ? weigh_tile<PAIRS, true> : weigh_tile<PAIRS, false>)(
+            tile, room.query, stride, panels, packed.key_words, room.weights,
+            certificate.needs_mass ? room.mass : nullptr);
+        add_values<PAIRS>(tile, room.weights, packed.steps, packed.value_steps,
+                          packed.value_columns, room.out);
+    }
+    int64_t blocks = parts(call.queries, call.block_queries);
+    call.visits[(sequence * call.heads + head) * blocks + i] = turn;
+    for (int64_t r = 0; r < block.rows; ++r)
+        from_floats(call.query_row(call.out, sequence, head, block.first + r),
+                    room.out + r * out_row, call.value_dim, call.dtype, 1.0f);
+}
+
+// Packed keys of one chunk of heads stay near the processor.
+constexpr int64_t CHUNK_BYTES = int64_t(4) << 20;
+
+template <bool PAIRS> static int forward(const Call &call) {
+    thread_local Arena shared;
+    int64_t longest = 0;
+    for (int64_t s = 0; s < call.sequences; ++s) longest = std::max(longest, call.keys_of(s));
+    PackedKeys<PAIRS> like(call, longest);
+    int64_t pairs = call.sequences * call.key_heads;
+    int64_t chunk = std::clamp<int64_t>(CHUNK_BYTES / std::max<int64_t>(like.bytes(), 1), 1, pairs);
+    if (!shared.reserve(chunk * like.bytes())) return 1;
+    std::vector<PackedKeys<PAIRS>> packed(chunk, like);
+    for (PackedKeys<PAIRS> &one : packed) one.place(shared);
+    int64_t blocks = parts(call.queries, call.block_queries), group = call.group();
+    int failed = 0;
+
+#pragma omp parallel num_threads((int)call.threads)
+    {
+        thread_local Arena arena;
+        int64_t pack_bytes = Arena::rounded(PackedKeys<PAIRS>::room_words(call) * 4);
+        bool ready = arena.reserve(std::max(ForwardRoom<PAIRS>::bytes(call), pack_bytes));
+        if (!ready) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        ForwardRoom<PAIRS> room;
+        if (ready) room.place(call, arena);
+        for (int64_t start = 0; start < pairs; start += chunk) {
+            int64_t many = std::min(chunk, pairs - start);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t task = 0; task < many * like.blocks; ++task) {
+                int64_t pair = task / like.blocks, block = task % like.blocks;
+                int64_t sequence = (start + pair) / call.key_heads;
+                if (!ready || block * BLOCK_KEYS >= call.keys_of(sequence)) continue;
+                arena.used = 0;
+                Word *rows = arena.take<Word>(PackedKeys<PAIRS>::room_words(call));
+                packed[pair].pack(call, sequence, (start + pair) % call.key_heads, block, rows);
+            }
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t task = 0; task < many * group * blocks; ++task) {
+                // Under causality the last queries see most: they go first, and the small end last.
+                int64_t i = blocks - 1 - task % blocks, rest = task / blocks;
+                int64_t pair = rest / group;
+                int64_t sequence = (start + pair) / call.key_heads;
+                int64_t head = (start + pair) % call.key_heads * group + rest % group;
+                if (!ready || i * call.block_queries >= call.queries_of(sequence)) continue;
+                forward_block<PAIRS>(call, room, packed[pair], sequence, head, i);
+            }
+        }
+        arena.trim();
+    }
+    shared.trim();
+    return failed;
+}

@@ -1,0 +1,203 @@
+// From rows of the caller's tensors to the operands of the micro-kernel, and back.
+//
+// Three forms. Row form: the words of each row side by side, rows a multiple of LANES apart; the
+// broadcast operand. Panel form: PANEL rows transposed, (word, row); the operand whose columns are
+// those rows. Step form: (panel of columns, step, column), a step being a row, or two interleaved
+// rows of bfloat16; the operand whose columns are the columns.
+#pragma once
+#include <utility>
+
+#include "call.h"
+#include "multiply.h"
+
+static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+static inline int64_t parts(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+
+// How many words (or steps) hold n elements (or rows).
+template <bool PAIRS> static inline int64_t words(int64_t n) { return PAIRS ? (n + 1) / 2 : n; }
+// How far apart rows of n elements lie in row form.
+template <bool PAIRS> static inline int64_t row_words(int64_t n) {
+    return round_up(words<PAIRS>(n), LANES);
+}
+
+static inline float float_of_bits(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+static inline uint32_t bits_of_float(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+
+static inline float from_half(uint16_t half) {
+    uint32_t magnitude = half & 0x7fffu, sign = uint32_t(half & 0x8000u) << 16;
+    if (magnitude >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (magnitude << 13));
+    // The exponents' bases differ by 112; the product is exact, also for what half calls subnormal.
+    return float_of_bits(sign | bits_of_float(float_of_bits(magnitude << 13) * 0x1p112f));
+}
+
+static inline uint16_t to_half(float x) {
+    uint32_t bits = bits_of_float(x), sign = (bits >> 16) & 0x8000u;
+    bits &= 0x7fffffffu;
+    if (bits > 0x7f800000u) return uint16_t(sign | 0x7e00u);
+    if (bits >= 0x477ff000u) return uint16_t(sign | 0x7c00u);
+    if (bits < 0x38800000u) {
+        // Adding one half lets the addition round to the spacing of subnormal halves.
+        float shifted = float_of_bits(bits) + 0.5f;
+        return uint16_t(sign | (bits_of_float(shifted) - 0x3f000000u));
+    }
+    return uint16_t(sign | ((bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1)) >> 13));
+}
+
+static inline uint16_t to_bfloat(float x) {
+    uint32_t bits = bits_of_float(x);
+    uint16_t rounded = uint16_t((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+    return x != x ? uint16_t((bits >> 16) | 0x40u) : rounded;
+}
+
+static void to_floats(float *to, const char *from, int64_t count, int64_t dtype) {
+    const uint16_t *halves = reinterpret_cast<const uint16_t *>(from);
+    if (dtype == FLOAT32) {
+        std::memcpy(to, from, count * 4);
+    } else if (dtype == BFLOAT16) {
+        for (int64_t c = 0; c < count; ++c) {
+            uint32_t bits = uint32_t(halves[c]) << 16;
+            std::memcpy(to + c, &bits, 4);
+        }
+    } else {
+        int64_t c = 0;
+#if defined(__F16C__)
+        for (; c + 8 <= count; c += 8)
+            _mm256_storeu_ps(to + c, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(halves + c))));
+#endif
+        for (; c < count; ++c) to[c] = from_half(halves[c]);
+    }
+}
+
+static void from_floats(char *to, const float *from, int64_t count, int64_t dtype, float factor) {
+    uint16_t *halves = reinterpret_cast<uint16_t *>(to);
+    if (dtype == FLOAT32) {
+        float *floats = reinterpret_cast<float *>(to);
+        for (int64_t c = 0; c < count; ++c) floats[c] = from[c] * factor;
+    } else if (dtype == BFLOAT16) {
+        for (int64_t c = 0; c < count; ++c) halves[c] = to_bfloat(from[c] * factor);
+    } else {
+        int64_t c = 0;
+#if defined(__F16C__)
+        for (; c + 8 <= count; c += 8) {
+            __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(from + c), _mm256_set1_ps(factor));
+            _mm_storeu_si128((__m128i *)(halves + c), _mm256_cvtps_ph(scaled, 0));
+        }
+#endif
+        for (; c < count; ++c) halves[c] = to_half(from[c] * factor);
+    }
+}
+
+// One row in row form, zeros up to `stride` words.
+template <bool PAIRS>
+static inline void pack_row(Word *to, int64_t stride, const char *from, int64_t dim, int64_t dtype) {
+    if (PAIRS) {
+        std::memcpy(to, from, dim * 2);
+        std::memset(reinterpret_cast<char *>(to) + dim * 2, 0, stride * 4 - dim * 2);
+    } else {
+        to_floats(reinterpret_cast<float *>(to), from, dim, dtype);
+        std::memset(to + dim, 0, (stride - dim) * 4);
+    }
+}
+
+// Euclidean length of a row that lies in row form.
+template <bool PAIRS> static inline double row_norm(const Word *row, int64_t stride) {
+    Vector total{};
+    for (int64_t w = 0; w < stride; w += LANES) {
+        if (PAIRS) {
+            Integers pairs = as_bits(load(row + w));
+            Vector low = as_floats(pairs << 16), high = as_floats(pairs & (int32_t)0xffff0000);
+            total += low * low + high * high;
+        } else {
+            Vector v = load(row + w);
+            total += v * v;
+        }
+    }
+    return std::sqrt((double)sum(total));
+}
+
+// The larger of two, or a NaN where one is.
+static inline double larger(double a, double b) { return a != a || a >= b ? a : b; }
+
+template <int D, int... I>
+static inline Vector mix_low(Vector a, Vector b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, ((I & D) ? LANES + I - D : I)...);
+}
+
+template <int D, int... I>
+static inline Vector mix_high(Vector a, Vector b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, ((I & D) ? LANES + I : I + D)...);
+}
+
+// Swaps the blocks of size D beside the diagonal; over all powers of two this transposes.
+template <int D> static inline void transpose_blocks(Vector (&rows)[LANES]) {
+    constexpr auto lanes = std::make_integer_sequence<int, LANES>();
+    for (int i = 0; i < LANES; ++i) {
+        if (i & D) continue;
+        Vector a = rows[i], b = rows[i + D];
+        rows[i] = mix_low<D>(a, b, lanes);
+        rows[i + D] = mix_high<D>(a, b, lanes);
+    }
+    if constexpr (D > 1) transpose_blocks<D / 2>(rows);
+}
+
+// Row form (PANEL rows) to panel form.
+static void pack_panel(Word *to, const Word *rows, int64_t stride, int64_t row_length) {
+    for (int64_t r = 0; r < PANEL; r += LANES) {
+        for (int64_t w = 0; w < row_length; w += LANES) {
+            Vector block[LANES];
+            for (int i = 0; i < LANES; ++i) block[i] = load(rows + (r + i) * stride + w);
+            transpose_blocks<LANES / 2>(block);
+            int64_t many = row_length - w < LANES ? row_length - w : LANES;
+            for (int64_t i = 0; i < many; ++i) store(to + (w + i) * PANEL + r, block[i]);
+        }
+    }
+}
+
+// How the columns of a matrix in step form are cut into panels.
+struct Columns {
+    int64_t vectors;
+
+    explicit Columns(int64_t dim) : vectors(parts(dim, LANES)) {}
+    int64_t padded() const { return vectors * LANES; }
+    int64_t panels() const { return parts(vectors, COLUMNS); }
+    int vectors_in(int64_t panel) const {
+        int64_t left = vectors - panel * COLUMNS;
+        return left < COLUMNS ? (int)left : COLUMNS;
+    }
+};
+
+// Where a panel of a matrix of so many steps begins in step form.
+static inline int64_t panel_start(int64_t panel, int64_t steps) { return panel * PANEL * steps; }
+
+// Row form to step form: `count` rows (in pairs, the last perhaps alone) to the steps from `first`.
+template <bool PAIRS>
+static void pack_steps(Word *to, int64_t steps, int64_t first, const Word *rows, int64_t stride,
+                       int64_t count, Columns columns) {
+    for (int64_t panel = 0; panel < columns.panels(); ++panel) {
+        int64_t width = columns.vectors_in(panel) * LANES;
+        Word *place = to + panel_start(panel, steps) + first * width;
+        if (PAIRS) {
+            const uint16_t *from = reinterpret_cast<const uint16_t *>(rows) + panel * PANEL;
+            for (int64_t r = 0; r < count; r += 2, place += width) {
+                const uint16_t *even = from + r * stride * 2, *odd = even + stride * 2;
+                if (r + 1 < count)
+                    for (int64_t c = 0; c < width; ++c) place[c] = even[c] | uint32_t(odd[c]) << 16;
+                else
+                    for (int64_t c = 0; c < width; ++c) place[c] = even[c];
+            }
+        } else {
+            const Word *from = rows + panel * PANEL;
+            for (int64_t r = 0; r < count; ++r, place += width)
+                std::memcpy(place, from + r * stride, width * 4);
+        }
+    }
+}
