@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sigmoid_attention.attention import checks, geometry, reference, tiled_operator
 from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength
+from sigmoid_attention.attention.cpu import operator as cpu_operator
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.reference import AttentionAux
 
@@ -55,6 +56,7 @@ def _reference(problem: Problem, return_aux: bool) -> Answer:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": _reference,
     "tiled": tiled_operator.attend,
+    "cpu": cpu_operator.attend,
 }
 
 
@@ -67,7 +69,8 @@ def _candidates(problem: Problem) -> list[Implementation]:
     """What may beat the definition on this problem, the fastest first; each may still refuse."""
     if _transformed():
         return []
-    return [tiled_operator.attend] if math.prod(problem.shape) > DENSE_SCORES else []
+    many = math.prod(problem.shape) > DENSE_SCORES
+    return [cpu_operator.attend, tiled_operator.attend] if many else [cpu_operator.attend]
 
 
 def _automatic(problem: Problem, return_aux: bool) -> Answer:

@@ -30,7 +30,15 @@ _FEATURES = {
 }
 
 # Not -ffast-math, which may assume that there is no NaN and no infinity.
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+)
 
 
 class CannotBuild(Exception):

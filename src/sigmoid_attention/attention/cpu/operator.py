@@ -1,0 +1,330 @@
+"""The fused kernel as operators of torch's library: forward, backward, and the backward of that.
+
+Shape letters: B sequences, H query heads, G key heads, Q queries, K keys, D head dim, E value dim,
+I query blocks, S parts of the keys.
+"""
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.attention.cpu import double_backward, extra
+from sigmoid_attention.attention.cpu.call import (
+    BLOCK_QUERIES,
+    Arguments,
+    Gradients,
+    Layout,
+    Settings,
+    loaded,
+    readable,
+    run,
+    supports,
+)
+from sigmoid_attention.attention.problem import Problem
+
+# Blocks of queries a thread should find, so that the last one to finish is not waited for long.
+_BLOCKS_A_THREAD = 4
+
+
+def attend(problem: Problem, return_aux: bool) -> Tensor:
+    """The operator on a checked problem, in the layout of its query.
+
+    Raises:
+        NotImplementedError: statistics, dropout, fp64, another device, no kernel on this machine,
+            or gradients of a paged cache.
+    """
+    _refuse(problem, return_aux)
+    own = problem.sequences
+    bias = problem.bias
+    by_number = not isinstance(bias, Tensor)
+    out, _ = forward(
+        problem.query,
+        problem.key,
+        problem.value,
+        None if by_number else bias,
+        problem.attn_mask,
+        problem.alibi_slopes,
+        None if own is None else own.start_q_B,
+        None if own is None else own.length_q_B,
+        None if own is None else own.start_k_B,
+        None if own is None else own.length_k_B,
+        None if own is None else own.block_table_BM,
+        *problem.shape[2:],
+        own is not None and own.packed,
+        problem.scale,
+        problem.softcap,
+        bias if by_number else 0.0,
+        *problem.window,
+        _block_queries(problem),
+        problem.tolerance,
+        problem.tolerance_is_relative,
+    )
+    return out
+
+
+def _refuse(problem: Problem, return_aux: bool) -> None:
+    if return_aux:
+        raise NotImplementedError("return_aux: the CPU kernel keeps no row statistics")
+    if problem.dropout_p > 0:
+        raise NotImplementedError("dropout_p: the CPU kernel has no dropout")
+    if problem.device.type != "cpu":
+        raise NotImplementedError(f"query: is on {problem.device}, the CPU kernel needs the CPU")
+    if not supports(problem.query.dtype):
+        raise NotImplementedError(f"query: the CPU kernel has no {problem.query.dtype}")
+    if not available():
+        raise NotImplementedError("impl: there is no CPU kernel on this machine (see the log)")
+    own = problem.sequences
+    paged = own is not None and own.block_table_BM is not None
+    learns = problem.key.requires_grad or problem.value.requires_grad
+    if paged and learns and torch.is_grad_enabled():
+        # Sequences may share a page: two units of work would write one gradient.
+        raise NotImplementedError("key_cache: the CPU kernel has no gradient of a paged cache")
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Whether this machine has a kernel; builds it where that was not done yet."""
+    return loaded() is not None
+
+
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _block_queries(problem: Problem) -> int:
+    """Rows of a block: as many as the kernel takes, fewer where threads would find too few."""
+    batch, heads, queries, _ = problem.shape
+    block, threads = BLOCK_QUERIES, _threads()
+    if threads > 1:
+        wanted = threads * _BLOCKS_A_THREAD
+        while block > BLOCK_QUERIES // 4 and batch * heads * -(-queries // block) < wanted:
+            block //= 2
+    return block
+
+
+def _like(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Room for a result with the tensor's rows, and its order of heads and tokens in memory."""
+    batch, heads, rows, _ = tensor.shape
+    if tensor.stride(1) < tensor.stride(2):
+        return tensor.new_empty(batch, rows, heads, dim, dtype=dtype).transpose(1, 2)
+    return tensor.new_empty(batch, heads, rows, dim, dtype=dtype)
+
+
+def _visits(query: Tensor, length_q: Tensor | None, max_q: int, block_q: int) -> Tensor:
+    batch = query.shape[0] if length_q is None else length_q.shape[0]
+    blocks = (max_q + block_q - 1) // block_q
+    return query.new_empty(batch, query.shape[1], blocks, dtype=torch.int64)
+
+
+@torch.library.custom_op("sigmoid_attention::cpu_forward", mutates_args=())
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    start_q: Tensor | None,
+    length_q: Tensor | None,
+    start_k: Tensor | None,
+    length_k: Tensor | None,
+    block_table: Tensor | None,
+    max_q: int,
+    max_k: int,
+    packed: bool,
+    scale: float,
+    softcap: float | None,
+    constant: float,
+    left: int,
+    right: int,
+    block_q: int,
+    tolerance: float,
+    relative: bool,
+) -> tuple[Tensor, Tensor]:
+    """Output (B, H, Q, E), and how many key blocks each query block visits, (B, H, I)."""
+    layout = Layout(
+        start_q, length_q, start_k, length_k, block_table, max_q, max_k, packed
+    )  # fmt: skip
+    settings = Settings(scale, softcap, constant, left, right, block_q, tolerance, relative)
+    call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
+    out = _like(query, value.shape[3])
+    visits = _visits(query, length_q, max_q, block_q)
+    run("sigmoid_attention_forward", call.bytes(out, visits))
+    return out, visits
+
+
+@forward.register_fake
+def _(query, key, value, *arguments):
+    length_q, max_q, block_q = arguments[4], arguments[8], arguments[16]
+    return _like(query, value.shape[3]), _visits(query, length_q, max_q, block_q)
+
+
+@torch.library.custom_op("sigmoid_attention::cpu_backward", mutates_args=())
+def backward(
+    grad_out: Tensor,
+    visits: Tensor,
+    bias_wanted: bool,
+    mask_wanted: bool,
+    slopes_wanted: bool,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    start_q: Tensor | None,
+    length_q: Tensor | None,
+    start_k: Tensor | None,
+    length_k: Tensor | None,
+    block_table: Tensor | None,
+    max_q: int,
+    max_k: int,
+    packed: bool,
+    scale: float,
+    softcap: float | None,
+    constant: float,
+    left: int,
+    right: int,
+    block_q: int,
+    tolerance: float,
+    relative: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
+    layout = Layout(
+        start_q, length_q, start_k, length_k, block_table, max_q, max_k, packed
+    )  # fmt: skip
+    settings = Settings(scale, softcap, constant, left, right, block_q, tolerance, relative)
+    call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
+    on_query, on_key, on_value = (_like(x, x.shape[3]) for x in (query, key, value))
+    if length_k is not None and not packed:
+        on_key.zero_()  # a cache is longer than what it holds
+        on_value.zero_()
+    shape = (visits.shape[0], query.shape[1], max_q, max_k)
+    room = extra.Room(
+        shape,
+        key.shape[1],
+        bias if bias_wanted else None,
+        attn_mask if mask_wanted else None,
+        alibi_slopes if slopes_wanted else None,
+    )
+    gradients = Gradients(
+        readable(grad_out),
+        on_query,
+        on_key,
+        on_value,
+        room.splits,
+        rows=room.rows,
+        columns=room.columns,
+        pairs=room.pairs,
+        slopes=room.parts_of_slopes,
+    )
+    run("sigmoid_attention_backward", call.bytes(None, visits, gradients.places(packed)))
+    return on_query, on_key, on_value, room.of_bias(), room.of_mask(), room.of_slopes()
+
+
+def _like_or_empty(wanted: bool, tensor: Tensor | None, query: Tensor) -> Tensor:
+    if tensor is None or not wanted:
+        return query.new_empty(0)
+    return tensor.new_empty(tensor.shape)
+
+
+@backward.register_fake
+def _(grad_out, visits, bias_wanted, mask_wanted, slopes_wanted, *arguments):
+    query, key, value, bias, mask, slopes = arguments[:6]
+    return (
+        *(_like(x, x.shape[3]) for x in (query, key, value)),
+        _like_or_empty(bias_wanted, bias, query),
+        _like_or_empty(mask_wanted, mask, query),
+        _like_or_empty(slopes_wanted, slopes, query),
+    )
+
+
+@torch.library.custom_op("sigmoid_attention::cpu_double_backward", mutates_args=())
+def backward_of_backward(
+    on_query: Tensor,
+    on_key: Tensor,
+    on_value: Tensor,
+    on_bias: Tensor,
+    on_mask: Tensor,
+    on_slopes: Tensor,
+    grad_out: Tensor,
+    visits: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    start_q: Tensor | None,
+    length_q: Tensor | None,
+    start_k: Tensor | None,
+    length_k: Tensor | None,
+    block_table: Tensor | None,
+    max_q: int,
+    max_k: int,
+    packed: bool,
+    scale: float,
+    softcap: float | None,
+    constant: float,
+    left: int,
+    right: int,
+    block_q: int,
+    tolerance: float,
+    relative: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``backward``'s results, weighted by ``on_...``, for its inputs."""
+    return double_backward.gradients(  # pyright: ignore[reportReturnType]
+        (on_query, on_key, on_value, on_bias, on_mask, on_slopes),
+        grad_out,
+        visits,
+        (query, key, value, bias, attn_mask, alibi_slopes),
+        Layout(start_q, length_q, start_k, length_k, block_table, max_q, max_k, packed),
+        Settings(scale, softcap, constant, left, right, block_q, tolerance, relative),
+    )
+
+
+@backward_of_backward.register_fake
+def _(*arguments):
+    grad_out, tensors = arguments[6], arguments[8:14]
+    return *(_like_or_empty(True, x, grad_out) for x in tensors), torch.empty_like(grad_out)
+
+
+def _wanted(grads, tensors) -> list[Tensor | None]:
+    return [
+        grad if tensor is not None and grad.numel() == tensor.numel() else None
+        for grad, tensor in zip(grads, tensors, strict=True)
+    ]
+
+
+def _save_forward(ctx, inputs, output):
+    ctx.save_for_backward(output[1], *inputs[:11])
+    ctx.settings = inputs[11:]
+    ctx.mark_non_differentiable(output[1])
+
+
+def _forward_gradients(ctx, grad_out, _grad_visits):
+    visits, *tensors = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[3:6]
+    grads = backward(grad_out, visits, *wanted, *tensors, *ctx.settings)
+    found = _wanted(grads, tensors[:6])
+    found[3:] = [grad if want else None for grad, want in zip(found[3:], wanted, strict=True)]
+    return *found, *([None] * 16)
+
+
+def _save_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:2], *inputs[5:16])
+    ctx.settings = inputs[16:]
+
+
+def _backward_gradients(ctx, *directions):
+    grad_out, visits, *tensors = ctx.saved_tensors
+    answer = backward_of_backward(*directions, grad_out, visits, *tensors, *ctx.settings)
+    found = [
+        grad if tensor is not None and tensor.is_floating_point() else None
+        for grad, tensor in zip(answer[:6], tensors[:6], strict=True)
+    ]
+    return answer[6], None, None, None, None, *found, *([None] * 16)
+
+
+forward.register_autograd(_forward_gradients, setup_context=_save_forward)
+backward.register_autograd(_backward_gradients, setup_context=_save_backward)
