@@ -1,12 +1,13 @@
 # `make compare` answers "should I switch to sigmoid attention, and what does it cost?".
 # `make test` runs the tests. Both make .venv first; `make env` does only that.
+# `make bench-cpu` measures how fast the operator is on this CPU and writes that into the README.
 # `make sanitize` runs the CPU kernel's tests with its memory and its arithmetic watched.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := src tests hatch_build.py
+SOURCES := src tests benchmarks hatch_build.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What depends on the kernel's vector path; how a kernel is built does not.
@@ -15,7 +16,7 @@ SANITIZED := $(KERNEL_TESTS)
 SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
   -fno-omit-frame-pointer
 
-.PHONY: env compare test sanitize check format clean
+.PHONY: env compare bench-cpu test sanitize check format clean
 
 env: $(READY)
 
@@ -30,6 +31,12 @@ $(READY): pyproject.toml constraints/ci.txt
 
 compare: $(READY)
 	$(BIN)/sigmoid-attention compare --out runs/compare --resume
+
+# Goes on where it was interrupted; what changed since, the operator or the machine, is measured
+# again. Nothing else should run meanwhile, for about an hour on two cores.
+bench-cpu: $(READY)
+	$(BIN)/python -m benchmarks cpu --long --resume --out benchmarks/results
+	$(BIN)/python -m benchmarks publish benchmarks/results
 
 test: $(READY)
 	$(PYTEST)

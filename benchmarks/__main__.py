@@ -1,0 +1,217 @@
+"""`python -m benchmarks`: measure, judge by the targets, publish."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.listing import listing, standings_table
+from benchmarks.measure import guessed_seconds, measure
+from benchmarks.memory import ROOT
+from benchmarks.plot import plot
+from benchmarks.rows import Key, Row, merged, read, results_file, write
+from benchmarks.stamp import same_conditions, stamp
+from benchmarks.suites import SUITES, Choice, Suite, Task, chosen
+from benchmarks.table import readme_block, with_block
+from benchmarks.targets import MET, read_targets, standing
+from sigmoid_attention.studies.environment import usable_cores
+from sigmoid_attention.studies.progress import StudyProgress
+from sigmoid_attention.training.files import write_whole
+
+NOT_ALL_MET, BAD_INPUT, INTERRUPTED = 1, 2, 130
+# Where no terminal says how wide it is.
+WIDE = 200
+IMAGE = "docs/benchmarks/cpu.svg"
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """Measure the operator and its peers on this machine's processor.
+
+    Lists are separated by commas; what is not given is everything that the suite has. All of it
+    takes about an hour on two cores; nothing else should run meanwhile.
+    """
+
+    only: str = ""
+    """Operations: gemm, forward, forward+backward, decode, alibi-forward, alibi-forward+backward,
+    memory-forward, memory-forward+backward, headline."""
+    dtype: str = ""
+    """fp32, bf16, fp16."""
+    length: str = ""
+    """Numbers of keys."""
+    dim: str = ""
+    """Head dims."""
+    mask: str = ""
+    """full, causal."""
+    peers: str = ""
+    """sdpa, flex, eager-softmax, eager-sigmoid, tiled, dense, ours, mm, onednn."""
+    threads: str = ""
+    """Numbers of threads; one and all cores if not given."""
+    quick: bool = False
+    """One small shape of everything and few rounds: whether it works, not how fast it is."""
+    long: bool = False
+    """Also the headline, which takes minutes."""
+    out: Path | None = None
+    """A .jsonl file, or a folder in which it is named after the processor. Its rows are replaced
+    by those measured now, one by one. Nothing is written if not given."""
+    resume: bool = False
+    """Leave out what OUT has already from this machine, these versions and this source."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Say which targets the measured rows meet; exit code 1 unless it is all."""
+
+    results: Annotated[Path, tyro.conf.Positional]
+    """A .jsonl file, or the folder that holds this machine's."""
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Write the README's benchmark table and docs/benchmarks/cpu.svg from measured rows."""
+
+    results: Annotated[Path, tyro.conf.Positional]
+    """A .jsonl file, or the folder that holds this machine's."""
+
+
+Command = (
+    Annotated[Cpu, tyro.conf.subcommand("cpu")]
+    | Annotated[Targets, tyro.conf.subcommand("targets")]
+    | Annotated[Publish, tyro.conf.subcommand("publish")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; what went wrong is one sentence."""
+    asked = tyro.cli(
+        Command,  # pyright: ignore[reportArgumentType]
+        prog="python -m benchmarks",
+        args=argv,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    try:
+        match asked:
+            case Cpu():
+                return cpu(asked)
+            case Targets():
+                return targets(asked)
+            case Publish():
+                return publish(asked)
+    except KeyboardInterrupt:
+        print("interrupted; with --resume it goes on from the rows that OUT has", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def cpu(asked: Cpu) -> int:
+    """Measure what was asked for, print it, and keep it in OUT."""
+    choice = Choice(
+        only=_names(asked.only),
+        dtypes=_names(asked.dtype),
+        lengths=_numbers("--length", asked.length),
+        dims=_numbers("--dim", asked.dim),
+        masks=_names(asked.mask),
+        peers=_names(asked.peers),
+        quick=asked.quick,
+        long=asked.long,
+    )
+    threads = _numbers("--threads", asked.threads) or tuple(sorted({1, usable_cores()}))
+    if asked.resume and not asked.out:
+        raise ValueError("--resume: needs --out")
+    out = results_file(asked.out, "cpu") if asked.out else None
+    suite = SUITES["cpu"]
+    rows = run(suite, chosen(suite, choice), threads, out, resume=asked.resume)
+    _print(listing(rows))
+    return 0
+
+
+def run(
+    suite: Suite, tasks: Sequence[Task], threads: Sequence[int], out: Path | None, *, resume: bool
+) -> list[Row]:
+    """Measure every task with every number of threads; after each `out` holds its rows too."""
+    kept = read(out) if out else {}
+    todo = [(task, count) for task in tasks for count in threads]
+    if resume:
+        now = stamp(suite.device)
+        todo = [unit for unit in todo if not _has(kept, now, *unit)]
+    found: list[Row] = []
+    guess = sum(guessed_seconds(task) for task, _ in todo)
+    with StudyProgress(guess, len(todo), Console(stderr=True)) as progress:
+        for task, count in todo:
+            progress.begin(f"{task.case}, threads {count}", guessed_seconds(task))
+            new = measure(suite, task, count)
+            progress.end()
+            found += new
+            if out:
+                kept = merged(kept, new)
+                write(out, kept)
+    return found
+
+
+def targets(asked: Targets) -> int:
+    """Print how every target stands."""
+    rows = _rows(asked.results)
+    standings = [standing(target, rows) for target in read_targets()]
+    _print(standings_table(standings))
+    met = sum(s.verdict == MET for s in standings)
+    print(f"{met} of {len(standings)} targets met")
+    return 0 if met == len(standings) else NOT_ALL_MET
+
+
+def publish(asked: Publish) -> int:
+    """Draw the plot and put the table into the README."""
+    rows = _rows(asked.results)
+    picture = plot(rows)
+    readme = ROOT / "README.md"
+    text = with_block(readme.read_text(encoding="utf-8"), readme_block(rows, IMAGE))
+    write_whole(ROOT / IMAGE, picture.encode())
+    write_whole(readme, text.encode())
+    return 0
+
+
+def _has(rows: dict[Key, Row], now: dict[str, Any], task: Task, threads: int) -> bool:
+    """Whether every peer's row is there, measured as it would be now, in as many rounds."""
+    found = [rows.get((task.case, peer, threads)) for peer in task.peers]
+    return all(
+        row
+        and same_conditions(row.stamp, now)
+        and (row.refused or len(row.costs) >= task.budget.least)
+        for row in found
+    )
+
+
+def _rows(results: Path) -> dict[Key, Row]:
+    path = results_file(results, "cpu")
+    if not path.exists():
+        raise ValueError(f"there are no results at {path}; make bench-cpu measures them")
+    return read(path)
+
+
+def _print(table: Table) -> None:
+    width = None if sys.stdout.isatty() else WIDE
+    Console(width=width).print(table)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in _names(text))
+    except ValueError:
+        raise ValueError(f"{option}: must be whole numbers, got {text!r}") from None
+    if any(number < 1 for number in numbers):
+        raise ValueError(f"{option}: must be positive, got {text!r}")
+    return numbers
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Rows and standings as tables for the terminal, nothing left out."""
+
+from collections.abc import Iterable
+
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.operations import OPERATIONS
+from benchmarks.rows import Row
+from benchmarks.targets import INCOMPLETE, MET, Standing
+from sigmoid_attention.report.format import quantity
+
+ABSENT = "–"
+
+
+def listing(rows: Iterable[Row]) -> Table:
+    """Every row; what was refused with its reason."""
+    table = _table(("case", "threads", "peer"), ("cost", "GFLOP/s", "ratio", "of rounds"), ("",))
+    for row in rows:
+        where = str(row.case), str(row.threads), row.peer
+        if row.refused:
+            table.add_row(*where, *[ABSENT] * 4, Text(row.refused))
+            continue
+        unit = OPERATIONS[row.case.operation].quantity
+        rate = ABSENT if row.bytes else f"{row.flops_per_second / 1e9:.0f}"
+        ratio, spread = ABSENT, ABSENT
+        if row.ratio:
+            ratio = f"{times(row.ratio.value)}x"
+            spread = f"{times(row.ratio.low)} to {times(row.ratio.high)}"
+        errors = [f"{part} {error:.2g}" for part, error in (row.error or {}).items()]
+        said = f"error: {', '.join(errors)}" if errors else ""
+        table.add_row(*where, quantity(row.cost, unit), rate, ratio, spread, said)
+    return table
+
+
+def standings_table(standings: Iterable[Standing]) -> Table:
+    """Each target, its worst value, and where that is."""
+    table = _table(("target",), ("bound", "worst"), ("", "rows", "worst at"))
+    for standing in standings:
+        target = standing.target
+        bound = f"{'>=' if target.at_least else '<='} {target.bound:g}"
+        worst, where = ABSENT, ""
+        if standing.worst:
+            (case, _, threads), value = standing.worst
+            worst, where = f"{value:.3g}", f"{case}, threads {threads}"
+        color = {MET: "green", INCOMPLETE: "yellow"}.get(standing.verdict, "red")
+        rows = f"{standing.measured} of {len(target.keys)}"
+        if standing.refused:
+            rows += f", {standing.refused} refused"
+        table.add_row(target.name, bound, worst, Text(standing.verdict, color), rows, where)
+    return table
+
+
+def times(value: float) -> str:
+    """A ratio in three digits or so.
+
+    Example:
+        >>> times(0.126), times(2.456), times(14.72), times(123.4)
+        ('0.13', '2.46', '14.7', '123')
+    """
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def _table(left: Iterable[str], right: Iterable[str], rest: Iterable[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in left:
+        table.add_column(heading)
+    for heading in right:
+        table.add_column(heading, justify="right")
+    for heading in rest:
+        table.add_column(heading)
+    return table

@@ -1,0 +1,143 @@
+"""What is measured: operations, their shapes, the tensors they work on, the flops they take.
+
+Shape letters: B batch, H heads, Q queries, K keys, D head dim.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MASKS = ("full", "causal")
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Answer = Tensor | tuple[Tensor, ...]
+Work = Callable[[], Answer]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one shape. `length` counts the keys, and the queries where not decoding."""
+
+    operation: str
+    dtype: str
+    length: int
+    dim: int = 64
+    mask: str = "full"
+    heads: int = 8
+    batch: int = 1
+
+    @property
+    def queries(self) -> int:
+        return 1 if self.operation == "decode" else self.length
+
+    @property
+    def is_causal(self) -> bool:
+        return self.mask == "causal"
+
+    def __str__(self) -> str:
+        if self.operation == "gemm":
+            return f"gemm {self.dtype} {self.length}^3"
+        return f"{self.operation} {self.dtype} {self.mask} N={self.length} D={self.dim}"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """How one operation is measured.
+
+    `quantity` is "seconds" or "bytes" (the rise of a fresh process' peak memory). A row's ratio is
+    `baseline`'s quantity over the row's own. With `has_error` the peers that compute sigmoid
+    attention are also compared with float64, on a sample of rows.
+    """
+
+    baseline: str | None = "sdpa"
+    quantity: str = "seconds"
+    backward: bool = False
+    alibi: bool = False
+    has_error: bool = False
+
+
+OPERATIONS = {
+    "forward": Operation(),
+    "forward+backward": Operation(backward=True),
+    "decode": Operation(),
+    "alibi-forward": Operation(baseline="dense", alibi=True, has_error=True),
+    "alibi-forward+backward": Operation("dense", backward=True, alibi=True, has_error=True),
+    # Its SDPA is plain causal softmax: no slopes, which it would only take as an N x N mask.
+    "headline": Operation(alibi=True),
+    "memory-forward": Operation(quantity="bytes"),
+    "memory-forward+backward": Operation(quantity="bytes", backward=True),
+    "gemm": Operation(baseline=None),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors that all peers of a case work on: query (B, H, Q, D), the others alike."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    upstream: Tensor
+
+
+def inputs(case: Case, device: torch.device) -> Inputs:
+    """Gaussian tensors of the case, the same in every process; of a product, its two matrices."""
+    generator = torch.Generator().manual_seed(case.length)
+
+    def gaussian(*shape: int) -> Tensor:
+        # Drawn in the dtype itself: a copy in another would count as memory that was there before.
+        return torch.randn(shape, generator=generator, dtype=DTYPES[case.dtype]).to(device)
+
+    if case.operation == "gemm":
+        left, right = gaussian(case.length, case.length), gaussian(case.length, case.length)
+        return Inputs(left, right, right, right)
+    queries_shape = case.batch, case.heads, case.queries, case.dim
+    keys_shape = case.batch, case.heads, case.length, case.dim
+    return Inputs(
+        query=gaussian(*queries_shape),
+        key=gaussian(*keys_shape),
+        value=gaussian(*keys_shape),
+        upstream=gaussian(*queries_shape),
+    )
+
+
+def work(case: Case, tensors: Inputs, attend: Attend) -> Work:
+    """What is timed: one forward pass, or one with the gradients of query, key and value."""
+    if not OPERATIONS[case.operation].backward:
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return attend(tensors.query, tensors.key, tensors.value)
+
+        return forward
+
+    leaves = [x.detach().requires_grad_() for x in (tensors.query, tensors.key, tensors.value)]
+
+    def forward_and_backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(attend(*leaves), leaves, tensors.upstream)
+
+    return forward_and_backward
+
+
+def flops(case: Case) -> float:
+    """Of the matrix products alone, without what a mask hides: 2 forward, 5 more backward."""
+    if case.operation == "gemm":
+        return 2.0 * case.length**3
+    pairs = case.queries * case.length
+    if case.is_causal and case.queries > 1:
+        pairs = case.length * (case.length + 1) // 2
+    products = 7 if OPERATIONS[case.operation].backward else 2
+    return 2.0 * products * case.batch * case.heads * pairs * case.dim
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """2^-1, 2^-2, ... one a head.
+
+    Example:
+        >>> alibi_slopes(3)
+        tensor([0.5000, 0.2500, 0.1250])
+    """
+    return 2.0 ** -torch.arange(1.0, heads + 1)

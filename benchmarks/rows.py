@@ -1,0 +1,127 @@
+"""A measurement as one line of JSON that says by itself what was measured, where and with what.
+
+A file holds one row for each operation, shape, dtype, peer and number of threads; a newer one takes
+the place of the older.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.operations import Case, flops
+from benchmarks.timing import Seconds
+from sigmoid_attention.studies.environment import processor_name
+from sigmoid_attention.training.files import write_whole
+
+Key = tuple[Case, str, int]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The baseline's cost over the peer's, so more is better: of medians, and over the rounds."""
+
+    baseline: str
+    of: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One peer's measurement of one case; `refused` says in words why there is none.
+
+    `wall` and `cpu` are seconds a call, one a round; `bytes` one a repetition. The ratio of one
+    thread is that of CPU times, which other work on the machine hardly changes.
+    """
+
+    case: Case
+    peer: str
+    threads: int
+    wall: tuple[float, ...] = ()
+    cpu: tuple[float, ...] = ()
+    bytes: tuple[int, ...] = ()
+    ratio: Ratio | None = None
+    error: dict[str, float] | None = None
+    refused: str | None = None
+    stamp: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        return self.case, self.peer, self.threads
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """What ratios are taken of, one a round."""
+        return self.bytes or (self.cpu if self.threads == 1 else self.wall)
+
+    @property
+    def cost(self) -> float:
+        """The median of the costs, in seconds or bytes."""
+        return statistics.median(self.costs)
+
+    @property
+    def flops_per_second(self) -> float:
+        return flops(self.case) / self.cost
+
+    def to_json(self) -> str:
+        """One line."""
+        values = asdict(self)
+        return json.dumps(values.pop("case") | values.pop("stamp") | values)
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """The row of a line that `to_json` wrote."""
+        values = json.loads(line)
+        case = Case(**{f.name: values.pop(f.name) for f in fields(Case)})
+        named = {f.name for f in fields(cls)}
+        own = {name: values.pop(name) for name in list(values) if name in named}
+        for name in ("wall", "cpu", "bytes"):
+            own[name] = tuple(own[name])
+        if own["ratio"] is not None:
+            own["ratio"] = Ratio(**own["ratio"])
+        return cls(case=case, stamp=values, **own)
+
+
+def times(turns: Sequence[Seconds]) -> dict[str, tuple[float, ...]]:
+    """The turns as a row holds them: six digits, more would be noise."""
+    return {
+        "wall": tuple(float(f"{turn.wall:.6g}") for turn in turns),
+        "cpu": tuple(float(f"{turn.cpu:.6g}") for turn in turns),
+    }
+
+
+def ratio_to(baseline: Row, row: Row) -> Ratio:
+    """How many times the baseline's cost the row's is, from rounds that they shared."""
+    by_round = [theirs / own for theirs, own in zip(baseline.costs, row.costs, strict=True)]
+    of = "bytes" if row.bytes else "cpu" if row.threads == 1 else "wall"
+    return Ratio(baseline.peer, of, baseline.cost / row.cost, min(by_round), max(by_round))
+
+
+def read(path: Path) -> dict[Key, Row]:
+    """The rows of a file by their keys; none if there is no such file."""
+    if not path.exists():
+        return {}
+    return merged({}, (Row.from_json(line) for line in path.read_text().splitlines()))
+
+
+def merged(old: dict[Key, Row], new: Iterable[Row]) -> dict[Key, Row]:
+    """The rows of both: a new row stands in the place of the old one of its key."""
+    return old | {row.key: row for row in new}
+
+
+def write(path: Path, rows: dict[Key, Row]) -> None:
+    """All rows to `path`, whole or not at all."""
+    write_whole(path, "".join(row.to_json() + "\n" for row in rows.values()).encode())
+
+
+def results_file(path: Path, suite: str) -> Path:
+    """`path` itself if it names a file, else this machine's results of the suite in that folder."""
+    if path.suffix == ".jsonl":
+        return path
+    name = re.sub(r"[^a-z0-9]+", "-", processor_name().lower()).strip("-")
+    return path / f"{suite}-{name}.jsonl"

@@ -1,0 +1,63 @@
+"""What a row was measured with: machine, versions, switches, source and kernel, and when."""
+
+import hashlib
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sigmoid_attention.attention
+from sigmoid_attention.attention.cpu.call import loaded
+from sigmoid_attention.attention.cpu.library import decision
+from sigmoid_attention.studies.environment import describe_machine, describe_versions
+
+# Settings of the environment that change what is measured.
+SWITCHES = (
+    "SIGMOID_ATTENTION_CPU",
+    "SIGMOID_ATTENTION_CXXFLAGS",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+)
+SOURCES = (".py", ".cpp", ".h")
+
+
+def stamp(device: torch.device) -> dict[str, Any]:
+    """What a row that is measured now carries beside its numbers."""
+    machine = describe_machine(device)
+    # A row has its own.
+    del machine["threads"]
+    return {
+        "machine": machine,
+        "versions": describe_versions(),
+        "switches": {name: os.environ[name] for name in SWITCHES if name in os.environ},
+        "source": source_hash(),
+        "kernel": kernel_path(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        # Over the last minute, this process included: more than its threads is other people's work.
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def same_conditions(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two stamps differ in nothing but the moment."""
+    lasting = ("machine", "versions", "switches", "source", "kernel")
+    return all(one[name] == other[name] for name in lasting)
+
+
+def kernel_path() -> str:
+    """The vector path of the fused kernel that this process uses; "none" where it has none."""
+    loaded()
+    chosen = decision()
+    return chosen.path if chosen and chosen.library else "none"
+
+
+def source_hash() -> str:
+    """A short hash of the operator's own files, whatever git knows of them."""
+    folder = Path(sigmoid_attention.attention.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in SOURCES):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]

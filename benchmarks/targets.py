@@ -1,0 +1,118 @@
+"""What must be reached, and whether measured rows reach it: the worst of them decides."""
+
+import tomllib
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from benchmarks.operations import Case
+from benchmarks.rows import Key, Row
+
+TARGETS = Path(__file__).with_name("targets.toml")
+OURS, DENSE = "ours", "dense"
+
+MET, NOT_MET, INCOMPLETE, NOT_MEASURED = "met", "not met", "incomplete", "not measured"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound that a measure keeps at each of `keys`."""
+
+    name: str
+    measure: str
+    keys: tuple[Key, ...]
+    bound: float
+    at_least: bool
+
+    def kept_by(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def worst(self, values: dict[Key, float]) -> Key:
+        """Where the measure is farthest on the wrong side."""
+        return (min if self.at_least else max)(values, key=values.__getitem__)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a target stands: the worst value and where, and how many of its rows there are."""
+
+    target: Target
+    verdict: str
+    worst: tuple[Key, float] | None
+    measured: int
+    refused: int
+
+
+def read_targets(path: Path = TARGETS) -> list[Target]:
+    """The targets of a file."""
+    return [_target(entry) for entry in tomllib.loads(path.read_text())["target"]]
+
+
+def standing(target: Target, rows: dict[Key, Row]) -> Standing:
+    """Judge a target by its rows.
+
+    "met": all rows are there and keep the bound; "not met": a row does not, or refused;
+    "incomplete": those that there are keep it; "not measured": there are none.
+    """
+    found = [rows[key] for key in target.keys if key in rows]
+    refused = [row for row in found if row.refused]
+    values = {
+        row.key: value
+        for row in found
+        if not row.refused and (value := MEASURES[target.measure](row, rows)) is not None
+    }
+    worst = target.worst(values) if values else None
+    if refused or (worst and not target.kept_by(values[worst])):
+        verdict = NOT_MET
+    elif not values:
+        verdict = NOT_MEASURED
+    else:
+        verdict = MET if len(values) == len(target.keys) else INCOMPLETE
+    at = (worst, values[worst]) if worst else None
+    return Standing(target, verdict, at, len(values), len(refused))
+
+
+def share_of_peak(row: Row, rows: dict[Key, Row]) -> float | None:
+    """The row's rate over that of the fastest matrix product with its dtype and threads."""
+    peaks = [
+        other.flops_per_second
+        for other in rows.values()
+        if other.case.operation == "gemm"
+        and (other.case.dtype, other.threads) == (row.case.dtype, row.threads)
+        and not other.refused
+    ]
+    return row.flops_per_second / max(peaks) if peaks else None
+
+
+def _ratio(row: Row, rows: dict[Key, Row]) -> float | None:
+    return row.ratio.value if row.ratio else None
+
+
+def _error_ratio(row: Row, rows: dict[Key, Row]) -> float | None:
+    dense = rows.get((row.case, DENSE, row.threads))
+    if not (row.error and dense and dense.error):
+        return None
+    return max(row.error[part] / dense.error[part] for part in row.error)
+
+
+def _memory(row: Row, rows: dict[Key, Row]) -> float | None:
+    return 1 / row.ratio.value if row.ratio else None
+
+
+MEASURES = {
+    "ratio": _ratio,
+    "share_of_peak": share_of_peak,
+    "error_ratio": _error_ratio,
+    "memory": _memory,
+}
+
+
+def _target(entry: dict[str, Any]) -> Target:
+    where = entry["where"]
+    threads = where.pop("threads")
+    cases = [Case(**dict(zip(where, values, strict=True))) for values in product(*where.values())]
+    keys = tuple((case, OURS, count) for case in cases for count in threads)
+    at_least = "at_least" in entry
+    bound = entry["at_least"] if at_least else entry["at_most"]
+    return Target(entry["name"], entry["measure"], keys, bound, at_least)
