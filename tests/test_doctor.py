@@ -1,5 +1,6 @@
 """The examination: complete here, and of use where something is missing."""
 
+import ctypes
 import importlib.util
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import torch
 
 from sigmoid_attention import doctor
 from sigmoid_attention.attention.api import IMPLEMENTATIONS
+from sigmoid_attention.attention.cpu import library
 from sigmoid_attention.cli import main
 
 
@@ -20,7 +22,7 @@ def findings():
 
 def test_everything_is_looked_at():
     found = findings()
-    topics = {"python", "torch", "lab extra", "cpu", "c++ compiler", "triton", "disk"}
+    topics = {"python", "torch", "lab extra", "cpu", "c++ compiler", "cpu kernel", "triton", "disk"}
     assert topics <= found.keys()
     assert {f"impl={name!r}" for name in IMPLEMENTATIONS} <= found.keys()
     assert {"data stdlib", "data shakespeare"} <= found.keys()
@@ -64,12 +66,56 @@ sys.exit(main(["doctor"]))
     assert "pip install 'sigmoid-attention[lab]'" in done.stdout
 
 
-def test_no_compiler_and_no_room(monkeypatch):
+@pytest.fixture
+def undecided(monkeypatch, tmp_path):
+    """A process that has not chosen a kernel yet, and an empty cache."""
+    monkeypatch.setattr(library, "_choices", {})
+    monkeypatch.setenv("SIGMOID_ATTENTION_CACHE", str(tmp_path))
+    monkeypatch.delenv("SIGMOID_ATTENTION_CPU", raising=False)
+
+
+def test_the_kernel_is_named_by_its_path_and_origin(monkeypatch, undecided):
+    monkeypatch.setenv("SIGMOID_ATTENTION_CPU", "generic")
+    found = [doctor._kernel()]
+    monkeypatch.setattr(library, "_choices", {})
+    found.append(doctor._kernel())
+    assert [kernel.found for kernel in found] == [
+        "generic, compiled just now",
+        "generic, compiled earlier",
+    ]
+    assert not found[0].advice and not found[1].advice
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found", "advice"),
+    [
+        ("SIGMOID_ATTENTION_CPU", "off", "none; switched off", "unset it"),
+        ("SIGMOID_ATTENTION_CPU", "sse", "none", "must be one of avx512_bf16,"),
+        ("CXX", "/nowhere/g++", "none; CXX names /nowhere/g++, which", "install g++ or clang++"),
+        ("CXX", "/bin/false", "none; the C++ compiler /bin/false failed", "name another in CXX"),
+    ],
+)
+def test_a_missing_kernel_is_explained(monkeypatch, undecided, name, value, found, advice):
+    monkeypatch.setenv(name, value)
+    kernel = doctor._kernel()
+    assert kernel.found.startswith(found) and advice in kernel.advice
+
+
+def test_a_kernel_below_the_best_is_explained(monkeypatch):
+    fallback = library.Choice(ctypes.CDLL(None), "avx2", "cached", "g++ failed: x", "a newer g++")
+    monkeypatch.setattr(doctor, "decision", lambda: fallback)
+    assert doctor._kernel() == doctor.Finding(
+        "cpu kernel", "avx2, compiled earlier; g++ failed: x", "a newer g++"
+    )
+
+
+def test_no_compiler_and_no_room(monkeypatch, undecided):
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(9, 8, 1))
     found = findings()
     assert "g++" in found["c++ compiler"].advice
+    assert "install g++ or clang++" in found["cpu kernel"].advice
     assert "make room" in found["disk"].advice
 
 
@@ -90,3 +136,16 @@ def test_an_implementation_that_computes_something_else_is_reported(monkeypatch)
     found = findings()
     assert "report this machine" in found["impl='tiled'"].advice
     assert not found["impl='reference'"].advice
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, RuntimeError, ValueError])
+def test_an_implementation_that_does_not_run_here_says_why(monkeypatch, error):
+    real = doctor.sigmoid_attention
+
+    def refuse(*arguments, impl, **named):
+        if impl == "tiled":
+            raise error("for a reason")
+        return real(*arguments, impl=impl, **named)
+
+    monkeypatch.setattr(doctor, "sigmoid_attention", refuse)
+    assert findings()["impl='tiled'"].found == "does not run here: for a reason"

@@ -4,7 +4,6 @@ Needs nothing but torch: it is the command for a machine on which the others do 
 """
 
 import importlib.util
-import os
 import platform
 import re
 import shutil
@@ -16,8 +15,17 @@ import torch
 
 from sigmoid_attention.attention import NegLogLength, sigmoid_attention
 from sigmoid_attention.attention.api import IMPLEMENTATIONS
+from sigmoid_attention.attention.cpu.call import loaded
+from sigmoid_attention.attention.cpu.compiler import CannotBuild, find_compiler
+from sigmoid_attention.attention.cpu.library import Choice, decision
 
 ENOUGH_DISK = 2 << 30
+
+_ORIGINS = {
+    "prebuilt": "as the wheel brought it",
+    "cached": "compiled earlier",
+    "compiled": "compiled just now",
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,9 @@ def examine() -> Iterator[Finding]:
     """All findings, in the order in which a problem would show."""
     yield from _software()
     yield from _device()
-    yield from _implementations()
     yield from _compilers()
+    yield _kernel()
+    yield from _implementations()
     yield from _disk()
     yield from _data()
 
@@ -109,7 +118,11 @@ def _implementations() -> Iterator[Finding]:
         query.double(), key.double(), value.double(), bias=bias, impl="reference"
     )
     for name in IMPLEMENTATIONS:
-        out = sigmoid_attention(query, key, value, bias=bias, impl=name)
+        try:
+            out = sigmoid_attention(query, key, value, bias=bias, impl=name)
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            yield Finding(f"impl={name!r}", f"does not run here: {error}")
+            continue
         error = (out - expected).abs().max().item()
         agrees = error < 1e-5
         yield Finding(
@@ -120,15 +133,26 @@ def _implementations() -> Iterator[Finding]:
 
 
 def _compilers() -> Iterator[Finding]:
-    named = os.environ.get("CXX")
-    compiler = next(filter(None, map(shutil.which, filter(None, (named, "g++", "clang++")))), None)
-    yield Finding(
-        "c++ compiler",
-        compiler or "none",
-        "" if compiler else "only torch.compile on the cpu needs one (Debian, Ubuntu: g++)",
-    )
+    try:
+        yield Finding("c++ compiler", " ".join(find_compiler().command))
+    except CannotBuild as error:
+        yield Finding(
+            "c++ compiler",
+            str(error),
+            "the cpu kernel and torch.compile on the cpu need one (Debian, Ubuntu: g++)",
+        )
     triton = importlib.util.find_spec("triton") is not None
     yield Finding("triton", "installed" if triton else "not installed; nothing needs it on a cpu")
+
+
+def _kernel() -> Finding:
+    try:
+        loaded()
+    except (ValueError, RuntimeError) as error:
+        return Finding("cpu kernel", "none", str(error))
+    chosen = decision() or Choice()
+    found = f"{chosen.path}, {_ORIGINS[chosen.origin]}" if chosen.library else "none"
+    return Finding("cpu kernel", "; ".join(filter(None, (found, chosen.problem))), chosen.remedy)
 
 
 def _disk() -> Iterator[Finding]:

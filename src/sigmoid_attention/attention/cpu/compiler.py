@@ -51,10 +51,16 @@ class NoCompiler(CannotBuild):
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler: the command that starts it, and what tells it from every other."""
+    """A C++ compiler: the command that starts it, and what it says of its version."""
 
     command: tuple[str, ...]
-    identity: str
+    version: str
+
+    @property
+    def identity(self) -> str:
+        """What tells it from every other compiler on this machine."""
+        program, *options = self.command
+        return "\n".join((os.path.realpath(program), *options, self.version))
 
     @property
     def openmp(self) -> tuple[str, ...]:
@@ -62,7 +68,7 @@ class Compiler:
 
         Clang's would come from libomp, a second pool of as many threads beside torch's.
         """
-        return () if "clang" in self.identity else ("-fopenmp",)
+        return () if "clang" in self.version else ("-fopenmp",)
 
 
 def runs(path: str) -> bool:
@@ -113,9 +119,8 @@ def find_compiler() -> Compiler:
     for program, *options in [named] if named else [["c++"], ["g++"], ["clang++"]]:
         if found := shutil.which(program):
             # Started by the name it was found under: ccache's links know their compiler by it.
-            version = _run((found, *options, "--version")).stdout
-            resolved = os.path.realpath(found)
-            return Compiler((found, *options), "\n".join((resolved, *options, version)))
+            command = (found, *options)
+            return Compiler(command, _run((*command, "--version")).stdout)
     raise NoCompiler(
         f"CXX names {named[0]}, which is not there" if named else "no C++ compiler was found"
     )

@@ -95,12 +95,14 @@ def test_the_named_compiler_comes_first_with_its_options(counting, monkeypatch):
 
 @pytest.mark.parametrize("present", [("c++", "g++", "clang++"), ("g++", "clang++"), ("clang++",)])
 def test_else_the_first_of_the_three_on_the_path(tmp_path, monkeypatch, present):
+    folder = tmp_path / "not-clang"
+    folder.mkdir()
     for name in present:
-        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} 1.0\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+        (folder / name).write_text(f"#!/bin/sh\necho {name} 1.0\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
     found = compiler.find_compiler()
-    assert found.command == (str(tmp_path / present[0]),)
+    assert found.command == (str(folder / present[0]),)
     assert bool(found.openmp) == (present[0] != "clang++")
 
 
