@@ -10,6 +10,7 @@ from benchmarks.operations import Case
 from benchmarks.rows import Key, Row
 
 TARGETS = Path(__file__).with_name("targets.toml")
+AXES = ("operation", "mask", "dtype", "length", "dim", "heads")
 OURS, DENSE = "ours", "dense"
 
 MET, NOT_MET, INCOMPLETE, NOT_MEASURED = "met", "not met", "incomplete", "not measured"
@@ -46,7 +47,8 @@ class Standing:
 
 def read_targets(path: Path = TARGETS) -> list[Target]:
     """The targets of a file."""
-    return [_target(entry) for entry in tomllib.loads(path.read_text())["target"]]
+    groups = tomllib.loads(path.read_text())["group"]
+    return [_target(group, own) for group in groups for own in group["target"]]
 
 
 def standing(target: Target, rows: dict[Key, Row]) -> Standing:
@@ -108,11 +110,20 @@ MEASURES = {
 }
 
 
-def _target(entry: dict[str, Any]) -> Target:
-    where = entry["where"]
-    threads = where.pop("threads")
-    cases = [Case(**dict(zip(where, values, strict=True))) for values in product(*where.values())]
-    keys = tuple((case, OURS, count) for case in cases for count in threads)
-    at_least = "at_least" in entry
-    bound = entry["at_least"] if at_least else entry["at_most"]
-    return Target(entry["name"], entry["measure"], keys, bound, at_least)
+def _target(group: dict[str, Any], own: dict[str, Any]) -> Target:
+    axes = {name: group[name] for name in AXES if name in group}
+    axes |= {name: [own[name]] for name in AXES if name in own}
+    keys = tuple(
+        (Case(**dict(zip(axes, values, strict=True))), OURS, count)
+        for values in product(*axes.values())
+        for count in group["threads"]
+    )
+    named = [str(own[name]) for name in AXES if name in own]
+    at_least = "at_least" in own
+    return Target(
+        name=" ".join([f"{group['name']}:", *named]),
+        measure=group["measure"],
+        keys=keys,
+        bound=own["at_least"] if at_least else own["at_most"],
+        at_least=at_least,
+    )
