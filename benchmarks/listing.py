@@ -42,7 +42,7 @@ def standings_table(standings: Iterable[Standing]) -> Table:
         worst, where = ABSENT, ""
         if standing.worst:
             (case, _, threads), value = standing.worst
-            worst, where = f"{value:.3g}", f"{case}, threads {threads}"
+            worst, where = f"{value:.4g}", f"{case}, threads {threads}"
         color = {MET: "green", INCOMPLETE: "yellow"}.get(standing.verdict, "red")
         rows = f"{standing.measured} of {len(target.keys)}"
         if standing.refused:

@@ -106,7 +106,7 @@ def mm(case: Case) -> Attend:
 
 
 def onednn(case: Case) -> Attend:
-    """oneDNN's product, which torch otherwise uses for half precisions only."""
+    """oneDNN's product with a transposed matrix; torch has it as part of a linear layer."""
     product = torch.ops.mkldnn._linear_pointwise
     return lambda left, right, _: product(left, right, None, "none", [], "")
 

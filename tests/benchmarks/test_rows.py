@@ -1,0 +1,62 @@
+"""Rows survive their file, ratios keep to their rounds, and newer rows take older ones' places."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.operations import Case
+from benchmarks.rows import Row, merged, ratio_to, read, results_file, write
+from tests.benchmarks.made import STAMP, made
+
+CASE = Case("forward", "bf16", 1024)
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    rows = made(CASE, sdpa=(2.0, 3.0), ours=(0.5, 0.4))
+    refused = Row(CASE, "flex", 2, refused="NotImplementedError: no", stamp=STAMP)
+    memory = Row(replace(CASE, operation="memory-forward"), "ours", 1, bytes=(5, 6), stamp=STAMP)
+    rows = merged(rows, [refused, memory, replace(refused, peer="x", error={"output": 1e-3})])
+    write(tmp_path / "rows.jsonl", rows)
+    assert read(tmp_path / "rows.jsonl") == rows
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 5
+
+
+def test_no_file_has_no_rows(tmp_path):
+    assert read(tmp_path / "none.jsonl") == {}
+
+
+@pytest.mark.parametrize(
+    ("threads", "of", "value", "low", "high"),
+    [(2, "wall", 2.0, 2.0, 4.0), (1, "cpu", 5.0, 2.5, 10.0)],
+    ids=["two-threads-by-wall", "one-thread-by-cpu"],
+)
+def test_ratio_is_of_medians_and_spreads_over_rounds(threads, of, value, low, high):
+    sdpa = Row(CASE, "sdpa", threads, wall=(4.0, 4.0, 8.0), cpu=(5.0, 5.0, 10.0))
+    ours = Row(CASE, "ours", threads, wall=(2.0, 2.0, 2.0), cpu=(1.0, 2.0, 1.0))
+    ratio = ratio_to(sdpa, ours)
+    assert (ratio.baseline, ratio.of) == ("sdpa", of)
+    assert (ratio.value, ratio.low, ratio.high) == (value, low, high)
+
+
+def test_ratio_of_memory_is_of_bytes():
+    memory = replace(CASE, operation="memory-forward")
+    ratio = ratio_to(Row(memory, "sdpa", 1, bytes=(30, 20)), Row(memory, "ours", 1, bytes=(10, 10)))
+    assert (ratio.of, ratio.value, ratio.low, ratio.high) == ("bytes", 2.5, 2.0, 3.0)
+
+
+def test_newest_row_of_a_key_wins_and_the_others_stay():
+    old = made(CASE, sdpa=2.0, ours=1.0)
+    other = made(CASE, threads=1, sdpa=2.0, ours=1.0)
+    new = made(CASE, sdpa=3.0, ours=0.5)
+    both = merged(old | other, new.values())
+    assert len(both) == 4
+    assert both[CASE, "ours", 2].cost == 0.5
+    assert both[CASE, "ours", 1].cost == 1.0
+    # In the old places, so that a file's history shows what was measured anew.
+    assert list(both) == [*old, *other]
+
+
+def test_results_are_named_after_the_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.rows.processor_name", lambda: "AMD EPYC(TM) 9B45, 2 GHz")
+    assert results_file(tmp_path, "cpu").name == "cpu-amd-epyc-tm-9b45-2-ghz.jsonl"
+    assert results_file(tmp_path / "my.jsonl", "cpu") == tmp_path / "my.jsonl"
