@@ -15,7 +15,7 @@ HALVES = ("fp32", "bf16")
 ALL_PEERS = ("sdpa", "flex", "eager-softmax", "eager-sigmoid", "tiled", "ours")
 
 
-UP_TO_TEN_SECONDS = Budget()
+USUAL = Budget()
 GLANCE = Budget(seconds=0.1, least=2, least_short=3, most=3)
 
 
@@ -33,7 +33,7 @@ class Grid:
     dtypes: tuple[str, ...] = HALVES
     masks: tuple[str, ...] = ("full",)
     heads: int = 8
-    budget: Budget = UP_TO_TEN_SECONDS
+    budget: Budget = USUAL
     long: bool = False
     quick_length: int = 128
 

@@ -33,7 +33,7 @@ class Budget:
     Whatever the time, there are `least` rounds, and `least_short` where so many fit.
     """
 
-    seconds: float = 10.0
+    seconds: float = 6.0
     least: int = 3
     least_short: int = 5
     most: int = 15
