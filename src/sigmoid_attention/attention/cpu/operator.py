@@ -35,6 +35,9 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     _refuse(problem, return_aux)
     own = problem.sequences
     bias = problem.bias
+    if not isinstance(bias, Tensor) and torch.compiler.is_compiling():
+        # A graph serves one value of an operator's number, and this may vary with the lengths.
+        bias = torch.full((), bias)
     by_number = not isinstance(bias, Tensor)
     out, _ = forward(
         problem.query,
