@@ -1,18 +1,14 @@
 // The sigmoid and what it stands on, accurate in relative terms however negative the logit is.
 //
-// sigmoid(u) = e / (1 + e) with e = exp(u): no cancellation, and exact zero where e vanishes. From
-// 0.5 (1 + tanh(u / 2)) a weight near 1 / n would keep only the digits that n leaves of 1.
+// sigmoid(u) = 1 / (1 + exp(-u)): no cancellation. From 0.5 (1 + tanh(u / 2)) a weight near 1 / n
+// would keep only the digits that n leaves of 1.
 #pragma once
 #include "vector.h"
 
-// Beyond these a float's sigmoid is 1, or below every float.
-constexpr float HIGHEST_LOGIT = 30.0f;
-#if defined(__AVX512F__)
-constexpr float LOWEST_LOGIT = -150.0f;
-#else
-constexpr float LOWEST_LOGIT = -87.0f;
-#endif
+// Logits are clamped to this. Beyond it a float's sigmoid is 1, or near the smallest of all floats.
+constexpr float FARTHEST_LOGIT = 87.0f;
 constexpr float LOG2_E = 1.44269504f;
+constexpr float LN2 = 0.693147182f;
 // log 2 in two parts, the first of few bits, so that n times it is exact.
 constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
 
@@ -39,22 +35,25 @@ static inline Vector times_power_of_two(Vector v, Vector n) {
 #endif
 }
 
-// exp(u) for LOWEST_LOGIT <= u <= 88, to 1.2e-7, relatively; a NaN stays a NaN.
-static inline Vector exponential(Vector u) {
-    Vector n = nearest_integer(u * LOG2_E);
-    Vector f = u - n * LN2_HIGH;
-    f = f - n * LN2_LOW;
-    Vector p = f * 0.00829765573f + 0.0419153832f;
-    p = p * f + 0.166675746f;
+// exp(-u) for |u| <= FARTHEST_LOGIT, to 1.2e-7, relatively; a NaN stays a NaN.
+static inline Vector inverse_exponential(Vector u) {
+    Vector n = nearest_integer(u * -LOG2_E);
+#if defined(__FMA__) || defined(__aarch64__)
+    Vector f = n * LN2 + u;
+#else
+    Vector f = n * LN2_HIGH + u;
+    f = n * LN2_LOW + f;
+#endif
+    Vector p = f * -0.00829765573f + 0.0419153832f;
+    p = p * f - 0.166675746f;
     p = p * f + 0.499988943f;
-    p = p * f + 0.999999702f;
+    p = p * f - 0.999999702f;
     p = p * f + 1.00000012f;
     return times_power_of_two(p, n);
 }
 
-// The same to 1e-4, which is a twentieth of what rounding to bfloat16 costs.
-static inline Vector coarse_exponential(Vector u) {
-    Vector t = u * LOG2_E;
+// 2^t to 1e-4, which is a twentieth of what rounding to bfloat16 costs.
+static inline Vector coarse_power_of_two(Vector t) {
     Vector n = nearest_integer(t);
     Vector f = t - n;
     Vector p = f * 0.0551716723f + 0.242611125f;
@@ -66,7 +65,7 @@ static inline Vector coarse_exponential(Vector u) {
 static inline Vector reciprocal(Vector v) {
 #if defined(__AVX512F__)
     Vector r = (Vector)_mm512_rcp14_ps((__m512)v);
-    return r * (2.0f - v * r);
+    return r + r * (1.0f - v * r);
 #else
     return 1.0f / v;
 #endif
@@ -80,13 +79,17 @@ static inline Vector coarse_reciprocal(Vector v) {
 #endif
 }
 
+// A coarse sigmoid takes its logits in this unit: what a power of two wants instead of exp.
+template <bool COARSE> constexpr float LOGIT_UNIT = COARSE ? -LOG2_E : 1.0f;
+
 template <bool COARSE> static inline Vector sigmoid(Vector u) {
-    Vector x = at_least(at_most(u, HIGHEST_LOGIT), LOWEST_LOGIT);
-    Vector e = COARSE ? coarse_exponential(x) : exponential(x);
-#if !defined(__AVX512F__)
-    e = where(~(u < LOWEST_LOGIT), e);
-#endif
-    return e * (COARSE ? coarse_reciprocal(1.0f + e) : reciprocal(1.0f + e));
+    if (COARSE) {
+        constexpr float farthest = FARTHEST_LOGIT * LOG2_E;
+        Vector t = at_least(at_most(u, farthest), -farthest);
+        return coarse_reciprocal(1.0f + coarse_power_of_two(t));
+    }
+    Vector x = at_least(at_most(u, FARTHEST_LOGIT), -FARTHEST_LOGIT);
+    return reciprocal(1.0f + inverse_exponential(x));
 }
 
 // tanh: a polynomial near 0, where the exponential form would lose digits.
@@ -98,7 +101,7 @@ static inline Vector tangent(Vector y) {
     p = p * square - 0.333319545f;
     p = p * square + 0.999999881f;
     Vector near = a * p;
-    Vector far = 1.0f - 2.0f * reciprocal(1.0f + exponential(at_most(2.0f * a, 40.0f)));
+    Vector far = 1.0f - 2.0f * reciprocal(1.0f + inverse_exponential(at_least(-2.0f * a, -40.0f)));
     Vector t = choose(a < 0.625f, near, far);
     return as_floats(as_bits(t) | (as_bits(y) & (int32_t)0x80000000));
 }

@@ -19,7 +19,7 @@ template <bool PAIRS> struct BackwardRoom {
     Columns head_columns, value_columns;
     int64_t head_words, value_words, owned;  // owned: key blocks of a unit that are kept at once
 
-    Word *query, *grad;              // row form
+    Word *query, *grad;              // row form; of one panel only, for floats
     Word *query_steps, *grad_steps;  // step form
     float *grad_query;               // sums, where the unit has no part of its own
     Word *key_panels, *value_panels, *key_steps, *rows;
@@ -41,8 +41,8 @@ template <bool PAIRS> struct BackwardRoom {
     static constexpr int64_t KEY_ROWS = (BLOCK_KEYS + ROWS - 1) / ROWS * ROWS;
 
     template <class Take> void each(const Call &call, Take take) {
-        take(query, padded_queries * query_row);
-        take(grad, padded_queries * grad_row);
+        take(query, (PAIRS ? padded_queries : PANEL) * query_row);
+        take(grad, (PAIRS ? padded_queries : PANEL) * grad_row);
         take(query_steps, steps * head_columns.padded());
         take(grad_steps, steps * value_columns.padded());
         take(grad_query, call.splits > 1 ? 0 : padded_queries * head_columns.padded());
@@ -80,18 +80,27 @@ template <bool PAIRS> struct BackwardRoom {
     }
 
     void pack_head(const Call &call, int64_t sequence, int64_t head) {
+        pack_queries(call, call.query, sequence, head, call.head_dim, query, query_row, query_steps,
+                     head_columns);
+        pack_queries(call, call.grad_out, sequence, head, call.value_dim, grad, grad_row, grad_steps,
+                     value_columns);
+    }
+
+    void pack_queries(const Call &call, const Rows &from, int64_t sequence, int64_t head,
+                      int64_t dim, Word *rows, int64_t stride, Word *to, Columns columns) {
         int64_t queries = call.queries_of(sequence), padded = round_up(queries, ROWS);
-        for (int64_t r = 0; r < queries; ++r) {
-            pack_row<PAIRS>(query + r * query_row, query_row,
-                            call.query_row(call.query, sequence, head, r), call.head_dim, call.dtype);
-            pack_row<PAIRS>(grad + r * grad_row, grad_row,
-                            call.query_row(call.grad_out, sequence, head, r), call.value_dim,
-                            call.dtype);
+        for (int64_t first = 0; first < padded; first += PANEL) {
+            Word *place = rows + (PAIRS ? first * stride : 0);
+            int64_t many = std::min<int64_t>(PANEL, padded - first);
+            for (int64_t r = 0; r < many; ++r) {
+                if (first + r < queries)
+                    pack_row<PAIRS>(place + r * stride, stride,
+                                    call.query_row(from, sequence, head, first + r), dim, call.dtype);
+                else
+                    std::memset(place + r * stride, 0, stride * 4);
+            }
+            pack_steps<PAIRS>(to, steps, words<PAIRS>(first), place, stride, many, columns);
         }
-        std::memset(query + queries * query_row, 0, (padded - queries) * query_row * 4);
-        std::memset(grad + queries * grad_row, 0, (padded - queries) * grad_row * 4);
-        pack_steps<PAIRS>(query_steps, steps, 0, query, query_row, padded, head_columns);
-        pack_steps<PAIRS>(grad_steps, steps, 0, grad, grad_row, padded, value_columns);
     }
 
     void pack_block(const Call &call, int64_t sequence, int64_t head, int64_t block) {
@@ -160,10 +169,13 @@ static inline void store_steps(Word *steps, int64_t r, int64_t c, const Vector (
 #if defined(__AVX512BF16__)
     if constexpr (PAIRS) {
         Word *to = steps + r / 2 * STEP_ROW<PAIRS> + c;
+        // 0, 16, 1, 17, ...: an even row's number, then the odd row's.
+        const __m512i interleaved = _mm512_add_epi32(
+            _mm512_set1_epi32(0x00100000),
+            _mm512_mullo_epi32(_mm512_set1_epi32(0x00010001), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
         for (int n = 0; n < COLUMNS; ++n) {
-            __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)even[n]));
-            __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)odd[n]));
-            __m512i both = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+            __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd[n], (__m512)even[n]);
+            both = _mm512_permutexvar_epi16(interleaved, both);
             std::memcpy(to + n * LANES, &both, 64);
         }
         return;
@@ -175,10 +187,28 @@ static inline void store_steps(Word *steps, int64_t r, int64_t c, const Vector (
     }
 }
 
+// x += the product of a group's rows, which are the block's from `row` on, with a panel. Floats lie
+// in step form as they do in row form, panel by panel, and are kept once.
+template <bool PAIRS>
+static inline __attribute__((always_inline)) void multiply_rows(
+    Vector (&x)[ROWS][COLUMNS], const Word *rows, int64_t stride, const Word *steps_form,
+    int64_t steps, int64_t row, const Word *panel, int64_t length, Columns columns) {
+    if constexpr (PAIRS) {
+        multiply<PAIRS, COLUMNS>(x, rows + row * stride, stride, 1, panel, PANEL, length);
+    } else {
+        for (int64_t p = 0; p < columns.panels(); ++p) {
+            int64_t width = columns.vectors_in(p) * LANES;
+            multiply<PAIRS, COLUMNS>(x, steps_form + panel_start(p, steps) + row * width, width, 1,
+                                     panel + p * PANEL * PANEL, PANEL,
+                                     std::min<int64_t>(PANEL, length - p * PANEL));
+        }
+    }
+}
+
 // Weights and dS of a tile. The weights of a group wait in memory while dO V^T takes the registers.
 template <bool PAIRS, bool EXTRA>
-static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room, const Word *query,
-                               const Word *grad, ExtraGradients &extra) {
+static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room,
+                               int64_t first_query, ExtraGradients &extra) {
     alignas(64) float weights[ROWS][PANEL], bend[ROWS][PANEL];
     for (int64_t c = 0; c < tile.columns; c += PANEL) {
         const Word *keys = room.key_panels + c * room.head_words;
@@ -191,8 +221,9 @@ static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room
             if (tile.group_last[g] <= tile.group_first[g] || from >= c + PANEL || to <= c) continue;
             {
                 Vector x[ROWS][COLUMNS] = {};
-                multiply<PAIRS, COLUMNS>(x, query + g * ROWS * room.query_row, room.query_row, 1,
-                                         keys, PANEL, room.head_words);
+                multiply_rows<PAIRS>(x, room.query, room.query_row, room.query_steps, room.steps,
+                                     first_query + g * ROWS, keys, room.head_words,
+                                     room.head_columns);
 #pragma GCC unroll 6
                 for (int m = 0; m < ROWS; ++m) {
                     weigh<EXTRA, PAIRS>(x[m], tile, g * ROWS + m, c, bend[m]);
@@ -200,8 +231,9 @@ static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room
                 }
             }
             Vector x[ROWS][COLUMNS] = {};
-            multiply<PAIRS, COLUMNS>(x, grad + g * ROWS * room.grad_row, room.grad_row, 1, values,
-                                     PANEL, room.value_words);
+            multiply_rows<PAIRS>(x, room.grad, room.grad_row, room.grad_steps, room.steps,
+                                 first_query + g * ROWS, values, room.value_words,
+                                 room.value_columns);
 #pragma GCC unroll 6
             for (int m = 0; m < ROWS; ++m) {
                 int64_t r = g * ROWS + m;
@@ -214,7 +246,7 @@ static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room
                 }
                 if (extra.any()) extra.add(tile, r, c, x[m]);
                 if constexpr (EXTRA)
-                    if (tile.cap > 0)
+                    if (tile.to_cap > 0)
                         for (int n = 0; n < COLUMNS; ++n) x[m][n] *= load(bend[m] + n * LANES);
                 if constexpr (PAIRS)
                     store_weights<PAIRS>(
@@ -268,6 +300,11 @@ static void add_over_keys(const Tile &tile, const BackwardRoom<PAIRS> &room, flo
             if (tile.group_last[g] <= tile.group_first[g]) continue;
             int64_t from = PAIRS ? tile.group_first[g] / 2 : tile.group_first[g];
             int64_t to = words<PAIRS>(tile.group_last[g]);
+            // The sums of a whole head are far away; those of the next group are asked for early.
+            for (int64_t r = ROWS; g + 1 < tile.groups() && r < 2 * ROWS; ++r)
+                for (int n = 0; n < vectors; ++n)
+                    __builtin_prefetch(sums + (g * ROWS + r) * columns.padded() + panel * PANEL +
+                                       n * LANES);
             accumulate<PAIRS>(vectors, sums + g * ROWS * columns.padded() + panel * PANEL,
                               columns.padded(), scores + g * ROWS * row + from, row, 1,
                               keys + from * width, width, to - from);
@@ -324,7 +361,7 @@ template <bool PAIRS> struct BackwardUnit {
         const int64_t *visits = call.visits + (sequence * call.heads + head) *
                                                   parts(call.queries, call.block_queries);
         for (int64_t i = 0; i < query_blocks; ++i) {
-            Order order(QueryBlock(call, sequence, head, i));
+            Order order(QueryBlock(call, sequence, head, i, 1.0f));
             while (order.turn < visits[i]) order.take();
             room.first[i] = order.visited_first();
             room.end[i] = order.visited_end();
@@ -335,7 +372,7 @@ template <bool PAIRS> struct BackwardUnit {
         bool packed = false;
         for (int64_t i = 0; i < query_blocks; ++i) {
             if (j < room.first[i] || j >= room.end[i]) continue;
-            QueryBlock block(call, sequence, head, i);
+            QueryBlock block(call, sequence, head, i, LOGIT_UNIT<PAIRS>);
             int64_t first = j * BLOCK_KEYS, last = std::min(first + BLOCK_KEYS, block.keys) - 1;
             if (most_visible(call, block, first, last) == 0) continue;
             if (call.attend.data && !any_attended(call.attend, block, first, last - first + 1))
@@ -349,11 +386,9 @@ template <bool PAIRS> struct BackwardUnit {
     void tile(const QueryBlock &block, int64_t j, float *grad_query, float *keys, float *values) {
         Tile tile(call, block, j, room.extra);
         ExtraGradients extra = gradients_of(block, tile);
-        const Word *query = room.query + block.first * room.query_row;
-        const Word *grad = room.grad + block.first * room.grad_row;
         bool more = call.softcap > 0 || differs_by_key(call);
         (more ? differentiate_tile<PAIRS, true> : differentiate_tile<PAIRS, false>)(
-            tile, room, query, grad, extra);
+            tile, room, block.first, extra);
         if (call.grad_slopes)
             call.grad_slopes[(sequence * call.heads + block.head) * call.splits + split] +=
                 extra.slope;

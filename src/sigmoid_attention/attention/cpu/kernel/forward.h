@@ -146,7 +146,7 @@ static void add_values(const Tile &tile, const Word *weights, const Word *steps,
 template <bool PAIRS>
 static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const PackedKeys<PAIRS> &packed,
                           int64_t sequence, int64_t head, int64_t i) {
-    QueryBlock block(call, sequence, head, i);
+    QueryBlock block(call, sequence, head, i, LOGIT_UNIT<PAIRS>);
     int64_t stride = row_words<PAIRS>(call.head_dim), out_row = packed.value_columns.padded();
     int64_t padded_rows = round_up(block.rows, ROWS);
     double query_norm = 0.0;

@@ -3,10 +3,15 @@
 #pragma once
 #include <cstdint>
 #include <cstdlib>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 struct Arena {
     // What is larger goes back to the system after the call.
     static constexpr int64_t KEPT = int64_t(64) << 20;
+
+    static constexpr int64_t HUGE_PAGE = int64_t(2) << 20;
 
     char *base = nullptr;
     int64_t size = 0, used = 0;
@@ -19,7 +24,10 @@ struct Arena {
         if (bytes <= size) return true;
         release();
         void *fresh = nullptr;
-        if (posix_memalign(&fresh, 64, bytes)) return false;
+        if (posix_memalign(&fresh, bytes < HUGE_PAGE ? 64 : HUGE_PAGE, bytes)) return false;
+#if defined(__linux__)
+        if (bytes >= HUGE_PAGE) madvise(fresh, bytes, MADV_HUGEPAGE);
+#endif
         base = static_cast<char *>(fresh);
         size = bytes;
         return true;

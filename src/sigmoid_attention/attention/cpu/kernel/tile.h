@@ -14,11 +14,13 @@ struct QueryBlock {
     int64_t first, rows;           // queries of the sequence
     int64_t position;              // of the first on the key axis
     int64_t keys;                  // of the sequence
-    float row_bias[BLOCK_QUERIES];
+    float unit;                    // of what a tile adds up: LOGIT_UNIT
+    float row_bias[BLOCK_QUERIES];  // in that unit
+    bool hides_rows = false;       // whether a row's bias is infinite
     float slope;
 
-    QueryBlock(const Call &call, int64_t sequence, int64_t head, int64_t block)
-        : sequence(sequence), head(head), first(block * call.block_queries) {
+    QueryBlock(const Call &call, int64_t sequence, int64_t head, int64_t block, float unit)
+        : sequence(sequence), head(head), first(block * call.block_queries), unit(unit) {
         int64_t left = call.queries_of(sequence) - first;
         rows = left < call.block_queries ? left : call.block_queries;
         keys = call.keys_of(sequence);
@@ -30,8 +32,12 @@ struct QueryBlock {
         for (const Term *term : {&call.bias, &call.mask}) {
             if (!term->data || term->key) continue;
             const float *from = term->data + sequence * term->batch + head * term->head;
-            for (int64_t r = 0; r < rows; ++r) row_bias[r] += from[(first + r) * term->query];
+            for (int64_t r = 0; r < rows; ++r) {
+                row_bias[r] += from[(first + r) * term->query];
+                hides_rows |= row_bias[r] == -INFINITY;
+            }
         }
+        for (int64_t r = 0; r < rows; ++r) row_bias[r] *= unit;
     }
 };
 
@@ -49,12 +55,15 @@ struct Tile {
     const float *row_bias;
     const float *extra;  // added to the logits, (row, column); null for nothing
     int64_t extra_row;
-    float scale, slope, cap;
+    float scale, slope, cap;  // in the block's unit
+    float to_cap;             // from a product to the argument of tanh; 0 for no cap
 
     Tile(const Call &call, const QueryBlock &block, int64_t j, float *extra_room)
         : rows(block.rows), first_key(j * BLOCK_KEYS), offset(block.position - first_key),
-          row_bias(block.row_bias), extra(nullptr), extra_row(0), scale((float)call.scale),
-          slope(block.slope), cap((float)call.softcap) {
+          row_bias(block.row_bias), extra(nullptr), extra_row(0),
+          scale((float)call.scale * block.unit), slope(block.slope * block.unit),
+          cap((float)call.softcap * block.unit),
+          to_cap(call.softcap > 0 ? (float)(call.scale / call.softcap) : 0.0f) {
         int64_t left = block.keys - first_key;
         columns = left < BLOCK_KEYS ? left : BLOCK_KEYS;
         bool inside = (call.left < 0 || offset + rows - 1 <= call.left) &&
@@ -71,6 +80,11 @@ struct Tile {
             int64_t top = g * ROWS, bottom = top + ROWS < rows ? top + ROWS - 1 : rows - 1;
             group_first[g] = first[top];
             group_last[g] = last[bottom];
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+            // The clamp of the activation would leave a trace of what is hidden.
+            if (!block.hides_rows || std::fabs(row_bias[r]) != INFINITY) continue;
+            if (row_bias[r] * block.unit < 0) first[r] = last[r] = 0, edge = true;
         }
         if (differs_by_key(call)) gather_extra(call, block, extra_room);
     }
@@ -133,15 +147,15 @@ static inline __attribute__((always_inline)) void weigh(Vector (&x)[COLUMNS], co
         Vector u = x[n] * tile.scale + bias;
         [[maybe_unused]] Integers seen;
         if constexpr (EXTRA) {
-            if (tile.cap > 0) {
-                Vector t = tangent(x[n] * tile.scale * (1.0f / tile.cap));
+            if (tile.to_cap > 0) {
+                Vector t = tangent(x[n] * tile.to_cap);
                 u = t * tile.cap + bias;
                 if (bend) store(bend + n * LANES, 1.0f - t * t);
             }
             if (tile.extra) {
                 Vector extra = load(tile.extra + r * tile.extra_row + c + n * LANES);
                 seen = ~(extra == -INFINITY);
-                u += extra;
+                u += extra * LOGIT_UNIT<COARSE>;
             }
         }
         if (tile.slope != 0) {
