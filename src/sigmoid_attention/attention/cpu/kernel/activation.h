@@ -82,14 +82,16 @@ static inline Vector coarse_reciprocal(Vector v) {
 // A coarse sigmoid takes its logits in this unit: what a power of two wants instead of exp.
 template <bool COARSE> constexpr float LOGIT_UNIT = COARSE ? -LOG2_E : 1.0f;
 
-template <bool COARSE> static inline Vector sigmoid(Vector u) {
+// The sigmoid, and in `odds` exp(-u) = (1 - sigmoid) / sigmoid: where the sigmoid is near 1, only
+// that still knows how far it is from it.
+template <bool COARSE> static inline Vector sigmoid(Vector u, Vector &odds) {
     if (COARSE) {
         constexpr float farthest = FARTHEST_LOGIT * LOG2_E;
-        Vector t = at_least(at_most(u, farthest), -farthest);
-        return coarse_reciprocal(1.0f + coarse_power_of_two(t));
+        odds = coarse_power_of_two(at_least(at_most(u, farthest), -farthest));
+        return coarse_reciprocal(1.0f + odds);
     }
-    Vector x = at_least(at_most(u, FARTHEST_LOGIT), -FARTHEST_LOGIT);
-    return reciprocal(1.0f + inverse_exponential(x));
+    odds = inverse_exponential(at_least(at_most(u, FARTHEST_LOGIT), -FARTHEST_LOGIT));
+    return reciprocal(1.0f + odds);
 }
 
 // tanh: a polynomial near 0, where the exponential form would lose digits.

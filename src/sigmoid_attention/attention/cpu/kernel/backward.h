@@ -6,186 +6,7 @@
 // and a part of its key blocks, so that no two units write the same dK and dV; where there are
 // several parts, each has a dQ of its own, and these are summed in their order.
 #pragma once
-#include "forward.h"
-
-// A tile's weights and dS: by rows of queries where queries are the rows of a product, by steps of
-// queries (pairs of them in bfloat16) where they are what is summed over.
-template <bool PAIRS> constexpr int64_t STEP_ROW = BLOCK_KEYS + 16;
-
-template <bool PAIRS> struct BackwardRoom {
-    int64_t padded_queries;                  // rows of a head, up to whole groups
-    int64_t query_row, grad_row;             // words of a row of query and of the gradient
-    int64_t steps;                           // of queries
-    Columns head_columns, value_columns;
-    int64_t head_words, value_words, owned;  // owned: key blocks of a unit that are kept at once
-
-    Word *query, *grad;              // row form; of one panel only, for floats
-    Word *query_steps, *grad_steps;  // step form
-    float *grad_query;               // sums, where the unit has no part of its own
-    Word *key_panels, *value_panels, *key_steps, *rows;
-    float *grad_key, *grad_value;    // sums for each owned block
-    Word *weight_steps, *score_steps, *score_rows;
-    float *extra, *column_sums;
-    int64_t *first, *end;            // the key blocks that each query block visited
-
-    explicit BackwardRoom(const Call &call)
-        : padded_queries(round_up(call.queries, BLOCK_QUERIES)),
-          query_row(row_words<PAIRS>(call.head_dim)), grad_row(row_words<PAIRS>(call.value_dim)),
-          steps(words<PAIRS>(padded_queries)), head_columns(call.head_dim),
-          value_columns(call.value_dim), head_words(words<PAIRS>(call.head_dim)),
-          value_words(words<PAIRS>(call.value_dim)) {
-        owned = call.group() > 1 ? parts(parts(call.keys, BLOCK_KEYS), call.splits) : 1;
-    }
-
-    // Key rows in whole groups: the last group's sums may run past the block.
-    static constexpr int64_t KEY_ROWS = (BLOCK_KEYS + ROWS - 1) / ROWS * ROWS;
-
-    template <class Take> void each(const Call &call, Take take) {
-        take(query, (PAIRS ? padded_queries : PANEL) * query_row);
-        take(grad, (PAIRS ? padded_queries : PANEL) * grad_row);
-        take(query_steps, steps * head_columns.padded());
-        take(grad_steps, steps * value_columns.padded());
-        take(grad_query, call.splits > 1 ? 0 : padded_queries * head_columns.padded());
-        take(key_panels, BLOCK_KEYS * head_words);
-        take(value_panels, BLOCK_KEYS * value_words);
-        take(key_steps, words<PAIRS>(BLOCK_KEYS) * head_columns.padded());
-        take(rows, PANEL * std::max(query_row, grad_row));
-        take(grad_key, owned * KEY_ROWS * head_columns.padded());
-        take(grad_value, owned * KEY_ROWS * value_columns.padded());
-        take(weight_steps, words<PAIRS>(BLOCK_QUERIES) * STEP_ROW<PAIRS>);
-        take(score_steps, words<PAIRS>(BLOCK_QUERIES) * STEP_ROW<PAIRS>);
-        take(score_rows, PAIRS ? BLOCK_QUERIES * WEIGHTS_ROW<PAIRS> : 0);
-        take(extra, BLOCK_QUERIES * BLOCK_KEYS);
-        take(column_sums, BLOCK_KEYS);
-        take(first, parts(call.queries, call.block_queries));
-        take(end, parts(call.queries, call.block_queries));
-    }
-
-    int64_t bytes(const Call &call) {
-        int64_t total = 0;
-        each(call, [&](auto *&place, int64_t count) {
-            total += Arena::rounded(count * int64_t(sizeof(*place)));
-        });
-        return total;
-    }
-
-    void place(const Call &call, Arena &arena) {
-        each(call, [&](auto *&place, int64_t count) {
-            place = arena.take<std::remove_reference_t<decltype(*place)>>(count);
-        });
-        // What lies beside a ragged tile is multiplied too, and its products dropped: any number
-        // will do.
-        std::memset(weight_steps, 0, words<PAIRS>(BLOCK_QUERIES) * STEP_ROW<PAIRS> * 4);
-        std::memset(score_steps, 0, words<PAIRS>(BLOCK_QUERIES) * STEP_ROW<PAIRS> * 4);
-    }
-
-    void pack_head(const Call &call, int64_t sequence, int64_t head) {
-        pack_queries(call, call.query, sequence, head, call.head_dim, query, query_row, query_steps,
-                     head_columns);
-        pack_queries(call, call.grad_out, sequence, head, call.value_dim, grad, grad_row, grad_steps,
-                     value_columns);
-    }
-
-    void pack_queries(const Call &call, const Rows &from, int64_t sequence, int64_t head,
-                      int64_t dim, Word *rows, int64_t stride, Word *to, Columns columns) {
-        int64_t queries = call.queries_of(sequence), padded = round_up(queries, ROWS);
-        for (int64_t first = 0; first < padded; first += PANEL) {
-            Word *place = rows + (PAIRS ? first * stride : 0);
-            int64_t many = std::min<int64_t>(PANEL, padded - first);
-            for (int64_t r = 0; r < many; ++r) {
-                if (first + r < queries)
-                    pack_row<PAIRS>(place + r * stride, stride,
-                                    call.query_row(from, sequence, head, first + r), dim, call.dtype);
-                else
-                    std::memset(place + r * stride, 0, stride * 4);
-            }
-            pack_steps<PAIRS>(to, steps, words<PAIRS>(first), place, stride, many, columns);
-        }
-    }
-
-    void pack_block(const Call &call, int64_t sequence, int64_t head, int64_t block) {
-        int64_t first_key = block * BLOCK_KEYS;
-        int64_t count = std::min(BLOCK_KEYS, call.keys_of(sequence) - first_key);
-        for (int64_t p = 0; p < count; p += PANEL) {
-            int64_t many = std::min<int64_t>(PANEL, count - p);
-            for (int64_t r = 0; r < many; ++r)
-                pack_row<PAIRS>(rows + r * query_row, query_row,
-                                call.key_row(call.key, sequence, head, first_key + p + r),
-                                call.head_dim, call.dtype);
-            std::memset(rows + many * query_row, 0, (PANEL - many) * query_row * 4);
-            pack_panel(key_panels + p * head_words, rows, query_row, head_words);
-            pack_steps<PAIRS>(key_steps, words<PAIRS>(BLOCK_KEYS), words<PAIRS>(p), rows, query_row,
-                              many, head_columns);
-            for (int64_t r = 0; r < many; ++r)
-                pack_row<PAIRS>(rows + r * grad_row, grad_row,
-                                call.key_row(call.value, sequence, head, first_key + p + r),
-                                call.value_dim, call.dtype);
-            std::memset(rows + many * grad_row, 0, (PANEL - many) * grad_row * 4);
-            pack_panel(value_panels + p * value_words, rows, grad_row, value_words);
-        }
-    }
-};
-
-// Gradients of what is added to the logits, collected while dU is in registers.
-struct ExtraGradients {
-    float *rows = nullptr;     // of the tile's first row
-    float *columns = nullptr;  // of the tile's first column
-    float *pairs = nullptr;    // of the tile's first pair
-    int64_t pairs_row = 0, pairs_column = 0;
-    bool slopes = false;
-    double slope = 0.0;        // of this tile
-
-    bool any() const { return rows || columns || pairs || slopes; }
-
-    void add(const Tile &tile, int64_t r, int64_t c, const Vector (&grad)[COLUMNS]) {
-        if (r >= tile.rows) return;
-        Vector total{}, far{};
-        const Vector lanes = lane_numbers();
-        for (int n = 0; n < COLUMNS; ++n) {
-            total += grad[n];
-            if (slopes) {
-                Vector away = (float)(tile.offset + r - c - n * LANES) - lanes;
-                far += grad[n] * absolute(away);
-            }
-            if (columns) {
-                float *place = columns + c + n * LANES;
-                store(place, load(place) + grad[n]);
-            }
-        }
-        if (rows) rows[r] += sum(total);
-        if (slopes) slope -= (double)sum(far);
-        if (pairs) {
-            float *row = pairs + r * pairs_row + c * pairs_column;
-            int64_t many = std::min<int64_t>(PANEL, tile.columns - c);
-            for (int64_t k = 0; k < many; ++k) row[k * pairs_column] += grad[k / LANES][k % LANES];
-        }
-    }
-};
-
-// Two rows of a panel to one step: as they are, or interleaved in bfloat16.
-template <bool PAIRS>
-static inline void store_steps(Word *steps, int64_t r, int64_t c, const Vector (&even)[COLUMNS],
-                               const Vector (&odd)[COLUMNS]) {
-#if defined(__AVX512BF16__)
-    if constexpr (PAIRS) {
-        Word *to = steps + r / 2 * STEP_ROW<PAIRS> + c;
-        // 0, 16, 1, 17, ...: an even row's number, then the odd row's.
-        const __m512i interleaved = _mm512_add_epi32(
-            _mm512_set1_epi32(0x00100000),
-            _mm512_mullo_epi32(_mm512_set1_epi32(0x00010001), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
-        for (int n = 0; n < COLUMNS; ++n) {
-            __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd[n], (__m512)even[n]);
-            both = _mm512_permutexvar_epi16(interleaved, both);
-            std::memcpy(to + n * LANES, &both, 64);
-        }
-        return;
-    }
-#endif
-    for (int n = 0; n < COLUMNS; ++n) {
-        store(steps + r * STEP_ROW<PAIRS> + c + n * LANES, even[n]);
-        store(steps + (r + 1) * STEP_ROW<PAIRS> + c + n * LANES, odd[n]);
-    }
-}
+#include "backward_room.h"
 
 // x += the product of a group's rows, which are the block's from `row` on, with a panel. Floats lie
 // in step form as they do in row form, panel by panel, and are kept once.
@@ -208,11 +29,12 @@ static inline __attribute__((always_inline)) void multiply_rows(
 // Weights and dS of a tile. The weights of a group wait in memory while dO V^T takes the registers.
 template <bool PAIRS, bool EXTRA>
 static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room,
-                               int64_t first_query, ExtraGradients &extra) {
-    alignas(64) float weights[ROWS][PANEL], bend[ROWS][PANEL];
+                               const KeyBlock<PAIRS> &block, int64_t first_query,
+                               ExtraGradients &extra) {
+    alignas(64) float weights[ROWS][PANEL], steep[ROWS][PANEL], bend[ROWS][PANEL];
     for (int64_t c = 0; c < tile.columns; c += PANEL) {
-        const Word *keys = room.key_panels + c * room.head_words;
-        const Word *values = room.value_panels + c * room.value_words;
+        const Word *keys = block.panels + c * room.head_words;
+        const Word *values = block.value_panels + c * room.value_words;
         for (int64_t g = 0; g < tile.groups(); ++g) {
             // Groups of keys reach over the border between panels: whoever reads one of them must
             // find all of it.
@@ -226,7 +48,7 @@ static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room
                                      room.head_columns);
 #pragma GCC unroll 6
                 for (int m = 0; m < ROWS; ++m) {
-                    weigh<EXTRA, PAIRS>(x[m], tile, g * ROWS + m, c, bend[m]);
+                    weigh<EXTRA, PAIRS, true>(x[m], tile, g * ROWS + m, c, {steep[m], bend[m]});
                     for (int n = 0; n < COLUMNS; ++n) store(weights[m] + n * LANES, x[m][n]);
                 }
             }
@@ -239,10 +61,10 @@ static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room
                 int64_t r = g * ROWS + m;
 #pragma GCC unroll 4
                 for (int n = 0; n < COLUMNS; ++n) {
-                    Vector w = load(weights[m] + n * LANES);
-                    x[m][n] *= w - w * w;
+                    Vector slope = load(steep[m] + n * LANES);
+                    x[m][n] *= slope;
                     // A key that is hidden has no gradient, whatever its value is.
-                    if (EXTRA || tile.edge) x[m][n] = where(w != 0.0f, x[m][n]);
+                    if (EXTRA || tile.edge) x[m][n] = where(slope != 0.0f, x[m][n]);
                 }
                 if (extra.any()) extra.add(tile, r, c, x[m]);
                 if constexpr (EXTRA)
@@ -288,14 +110,15 @@ static void add_over_queries(const Call &call, const Tile &tile, const Word *lef
 
 // sums += dS K over the tile's keys, for its queries.
 template <bool PAIRS>
-static void add_over_keys(const Tile &tile, const BackwardRoom<PAIRS> &room, float *sums) {
+static void add_over_keys(const Tile &tile, const BackwardRoom<PAIRS> &room,
+                          const KeyBlock<PAIRS> &block, float *sums) {
     const Word *scores = PAIRS ? room.score_rows : room.score_steps;
     constexpr int64_t row = PAIRS ? WEIGHTS_ROW<PAIRS> : STEP_ROW<PAIRS>;
     Columns columns = room.head_columns;
     for (int64_t panel = 0; panel < columns.panels(); ++panel) {
         int vectors = columns.vectors_in(panel);
         int64_t width = vectors * LANES;
-        const Word *keys = room.key_steps + panel_start(panel, words<PAIRS>(BLOCK_KEYS));
+        const Word *keys = block.steps + panel_start(panel, words<PAIRS>(BLOCK_KEYS));
         for (int64_t g = 0; g < tile.groups(); ++g) {
             if (tile.group_last[g] <= tile.group_first[g]) continue;
             int64_t from = PAIRS ? tile.group_first[g] / 2 : tile.group_first[g];
@@ -334,16 +157,19 @@ template <bool PAIRS> struct BackwardUnit {
             float *grad_query = grad_queries(head);
             std::memset(grad_query, 0,
                         round_up(call.queries_of(sequence), ROWS) * room.head_columns.padded() * 4);
-            for (int64_t j = split, turn = 0; j < key_blocks; j += call.splits, ++turn) {
-                int64_t place = group > 1 ? turn : 0;
-                float *keys = room.grad_key + place * room.KEY_ROWS * room.head_columns.padded();
-                float *values = room.grad_value + place * room.KEY_ROWS * room.value_columns.padded();
-                if (member == 0) {
-                    std::memset(keys, 0, room.KEY_ROWS * room.head_columns.padded() * 4);
-                    std::memset(values, 0, room.KEY_ROWS * room.value_columns.padded() * 4);
+            for (int64_t j = split, turn = 0; j < key_blocks; j += TOGETHER * call.splits) {
+                KeyBlock<PAIRS> blocks[TOGETHER];
+                int64_t many = 0;
+                for (; many < TOGETHER && j + many * call.splits < key_blocks; ++many, ++turn) {
+                    int64_t place = group > 1 ? turn : many;
+                    blocks[many] = room.key_block(j + many * call.splits, many, place);
+                    if (member == 0)
+                        std::memset(blocks[many].grad_key, 0, room.key_sums_size() * 4);
                 }
-                key_block(head, j, grad_query, keys, values);
-                if (member == group - 1) write_keys(j, keys, values);
+                for (int64_t i = 0; i < query_blocks; ++i)
+                    for (int64_t m = 0; m < many; ++m) visit(head, i, blocks[m], grad_query);
+                for (int64_t m = 0; m < many; ++m)
+                    if (member == group - 1) write_keys(blocks[m]);
             }
             if (call.splits == 1) write_queries(call, room.head_columns, sequence, head, grad_query);
         }
@@ -368,27 +194,22 @@ template <bool PAIRS> struct BackwardUnit {
         }
     }
 
-    void key_block(int64_t head, int64_t j, float *grad_query, float *keys, float *values) {
-        bool packed = false;
-        for (int64_t i = 0; i < query_blocks; ++i) {
-            if (j < room.first[i] || j >= room.end[i]) continue;
-            QueryBlock block(call, sequence, head, i, LOGIT_UNIT<PAIRS>);
-            int64_t first = j * BLOCK_KEYS, last = std::min(first + BLOCK_KEYS, block.keys) - 1;
-            if (most_visible(call, block, first, last) == 0) continue;
-            if (call.attend.data && !any_attended(call.attend, block, first, last - first + 1))
-                continue;
-            if (!packed) room.pack_block(call, sequence, key_head, j);
-            packed = true;
-            tile(block, j, grad_query + block.first * room.head_columns.padded(), keys, values);
-        }
+    void visit(int64_t head, int64_t i, KeyBlock<PAIRS> &keys, float *grad_query) {
+        if (keys.j < room.first[i] || keys.j >= room.end[i]) return;
+        QueryBlock block(call, sequence, head, i, LOGIT_UNIT<PAIRS>);
+        int64_t first = keys.j * BLOCK_KEYS, last = std::min(first + BLOCK_KEYS, block.keys) - 1;
+        if (most_visible(call, block, first, last) == 0) return;
+        if (call.attend.data && !any_attended(call.attend, block, first, last - first + 1)) return;
+        if (!keys.packed) room.pack_block(call, sequence, key_head, keys);
+        tile(block, keys, grad_query + block.first * room.head_columns.padded());
     }
 
-    void tile(const QueryBlock &block, int64_t j, float *grad_query, float *keys, float *values) {
-        Tile tile(call, block, j, room.extra);
+    void tile(const QueryBlock &block, const KeyBlock<PAIRS> &keys, float *grad_query) {
+        Tile tile(call, block, keys.j, room.extra);
         ExtraGradients extra = gradients_of(block, tile);
         bool more = call.softcap > 0 || differs_by_key(call);
         (more ? differentiate_tile<PAIRS, true> : differentiate_tile<PAIRS, false>)(
-            tile, room, block.first, extra);
+            tile, room, keys, block.first, extra);
         if (call.grad_slopes)
             call.grad_slopes[(sequence * call.heads + block.head) * call.splits + split] +=
                 extra.slope;
@@ -399,10 +220,10 @@ template <bool PAIRS> struct BackwardUnit {
         }
         int64_t step = words<PAIRS>(block.first);
         add_over_queries<PAIRS>(call, tile, room.weight_steps, room.grad_steps, room.steps, step,
-                                room.value_columns, values);
+                                room.value_columns, keys.grad_value);
         add_over_queries<PAIRS>(call, tile, room.score_steps, room.query_steps, room.steps, step,
-                                room.head_columns, keys);
-        add_over_keys<PAIRS>(tile, room, grad_query);
+                                room.head_columns, keys.grad_key);
+        add_over_keys<PAIRS>(tile, room, keys, grad_query);
     }
 
     ExtraGradients gradients_of(const QueryBlock &block, const Tile &tile) {
@@ -425,15 +246,16 @@ template <bool PAIRS> struct BackwardUnit {
         return extra;
     }
 
-    void write_keys(int64_t j, const float *keys, const float *values) {
-        int64_t first = j * BLOCK_KEYS;
+    void write_keys(const KeyBlock<PAIRS> &block) {
+        int64_t first = block.j * BLOCK_KEYS;
         int64_t count = std::min(BLOCK_KEYS, call.keys_of(sequence) - first);
         for (int64_t r = 0; r < count; ++r) {
             from_floats(call.key_row(call.grad_key, sequence, key_head, first + r),
-                        keys + r * room.head_columns.padded(), call.head_dim, call.dtype,
+                        block.grad_key + r * room.head_columns.padded(), call.head_dim, call.dtype,
                         (float)call.scale);
             from_floats(call.key_row(call.grad_value, sequence, key_head, first + r),
-                        values + r * room.value_columns.padded(), call.value_dim, call.dtype, 1.0f);
+                        block.grad_value + r * room.value_columns.padded(), call.value_dim,
+                        call.dtype, 1.0f);
         }
     }
 };

@@ -115,7 +115,7 @@ static void weigh_tile(const Tile &tile, const Word *query, int64_t query_row, c
 #pragma GCC unroll 6
             for (int m = 0; m < ROWS; ++m) {
                 int64_t r = g * ROWS + m;
-                weigh<EXTRA, PAIRS>(x[m], tile, r, c, nullptr);
+                weigh<EXTRA, PAIRS, false>(x[m], tile, r, c, Slopes{});
                 if (mass)
                     for (int n = 0; n < COLUMNS; ++n) mass[r] += x[m][n];
                 store_weights<PAIRS>(weights + r * WEIGHTS_ROW<PAIRS> + words<PAIRS>(c), x[m]);

@@ -40,16 +40,17 @@ static inline __attribute__((always_inline)) void multiply(
 template <bool PAIRS, int N>
 static void accumulate(float *sums, int64_t sums_row, const Word *a, int64_t a_row, int64_t a_step,
                        const Word *b, int64_t b_step, int64_t steps) {
-    Vector registers[ROWS][N];
-#pragma GCC unroll 6
-    for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) registers[m][n] = load(sums + m * sums_row + n * LANES);
+    // From zero, so that a long sum is a sum of short ones: in one chain over all keys the rounding
+    // would grow with the square root of their number.
+    Vector registers[ROWS][N] = {};
     multiply<PAIRS, N>(registers, a, a_row, a_step, b, b_step, steps);
 #pragma GCC unroll 6
     for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) store(sums + m * sums_row + n * LANES, registers[m][n]);
+        for (int n = 0; n < N; ++n) {
+            float *place = sums + m * sums_row + n * LANES;
+            store(place, load(place) + registers[m][n]);
+        }
 }
 
 // The same for a number of column vectors that is known only when it runs: 1 to COLUMNS.

@@ -135,11 +135,16 @@ struct Tile {
     }
 };
 
+// Where a group's derivatives wait: of the weights by their logits, of the cap by the products.
+struct Slopes {
+    float *steep, *bend;
+};
+
 // From products q.k of row r and the columns from c on to weights, in place. EXTRA: the tile has
-// extra logits or a cap; then `bend` receives the derivative of the cap.
-template <bool EXTRA, bool COARSE>
+// extra logits or a cap. BACKWARD: the derivatives are wanted too.
+template <bool EXTRA, bool COARSE, bool BACKWARD>
 static inline __attribute__((always_inline)) void weigh(Vector (&x)[COLUMNS], const Tile &tile,
-                                                        int64_t r, int64_t c, float *bend) {
+                                                        int64_t r, int64_t c, Slopes slopes) {
     const Vector lanes = lane_numbers();
     const float bias = tile.row_bias[r];
 #pragma GCC unroll 4
@@ -150,7 +155,7 @@ static inline __attribute__((always_inline)) void weigh(Vector (&x)[COLUMNS], co
             if (tile.to_cap > 0) {
                 Vector t = tangent(x[n] * tile.to_cap);
                 u = t * tile.cap + bias;
-                if (bend) store(bend + n * LANES, 1.0f - t * t);
+                if (BACKWARD) store(slopes.bend + n * LANES, 1.0f - t * t);
             }
             if (tile.extra) {
                 Vector extra = load(tile.extra + r * tile.extra_row + c + n * LANES);
@@ -163,13 +168,14 @@ static inline __attribute__((always_inline)) void weigh(Vector (&x)[COLUMNS], co
             Vector away = (float)(tile.offset + r - c - n * LANES) - lanes;
             u -= tile.slope * absolute(away);
         }
-        Vector w = sigmoid<COARSE>(u);
+        Vector odds, w = sigmoid<COARSE>(u, odds);
         if constexpr (EXTRA)
             if (tile.extra) w = where(seen, w);
         if (tile.edge) {
             Integers column = __builtin_convertvector(lanes, Integers) + (int32_t)(c + n * LANES);
             w = where((column >= tile.first[r]) & (column < tile.last[r]), w);
         }
+        if (BACKWARD) store(slopes.steep + n * LANES, odds * w * w);
         x[n] = w;
     }
 }
