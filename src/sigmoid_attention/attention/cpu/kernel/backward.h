@@ -68,7 +68,7 @@ static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room
                 }
                 if (extra.any()) extra.add(tile, r, c, x[m]);
                 if constexpr (EXTRA)
-                    if (tile.to_cap > 0)
+                    if (tile.to_cap != 0)
                         for (int n = 0; n < COLUMNS; ++n) x[m][n] *= load(bend[m] + n * LANES);
                 if constexpr (PAIRS)
                     store_weights<PAIRS>(

@@ -152,7 +152,7 @@ static inline __attribute__((always_inline)) void weigh(Vector (&x)[COLUMNS], co
         Vector u = x[n] * tile.scale + bias;
         [[maybe_unused]] Integers seen;
         if constexpr (EXTRA) {
-            if (tile.to_cap > 0) {
+            if (tile.to_cap != 0) {
                 Vector t = tangent(x[n] * tile.to_cap);
                 u = t * tile.cap + bias;
                 if (BACKWARD) store(slopes.bend + n * LANES, 1.0f - t * t);

@@ -1,0 +1,138 @@
+"""What rounding excuses: the exact answer in float64, and the errors of two plain computations.
+
+``eager`` is the formula in torch, in the precision that it is given. ``floor`` is what a product
+of matrices in the dtype has to cost: everything exact, but the weights and the gradients of the
+scores rounded to the dtype, since such a product takes its operands in it, and so the results.
+
+Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Named = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors of a call and of its gradient; ``terms`` may hold bias, mask and slopes."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    grad_out: Tensor
+    terms: Named = field(default_factory=dict)
+    is_causal: bool = False
+    constant: float = 0.0
+
+    def to(self, dtype: torch.dtype) -> "Inputs":
+        tensors = (self.query, self.key, self.value, self.grad_out)
+        terms = {name: term.to(dtype) for name, term in self.terms.items()}
+        return Inputs(*(x.to(dtype) for x in tensors), terms, self.is_causal, self.constant)
+
+    def leaves(self) -> Named:
+        """What gets a gradient."""
+        return {"query": self.query, "key": self.key, "value": self.value, **self.terms}
+
+    def distance(self) -> Tensor:
+        queries, keys = self.query.shape[2], self.key.shape[2]
+        return (torch.arange(queries)[:, None] + keys - queries - torch.arange(keys)).abs()
+
+    def hidden(self) -> Tensor:
+        queries, keys = self.query.shape[2], self.key.shape[2]
+        return torch.ones(queries, keys, dtype=torch.bool).triu(1 + keys - queries)
+
+
+def weights(inputs: Inputs) -> Tensor:
+    """(B, H, Q, K), in the precision of the inputs."""
+    group = inputs.query.shape[1] // inputs.key.shape[1]
+    key = inputs.key.repeat_interleave(group, 1)
+    logits = inputs.query @ key.mT * inputs.query.shape[3] ** -0.5
+    for name in ("bias", "mask"):
+        if name in inputs.terms:
+            logits = logits + inputs.terms[name]
+    if "slopes" in inputs.terms:
+        slopes = inputs.terms["slopes"][:, None, None]
+        logits = logits - slopes * inputs.distance().to(slopes.dtype)
+    weights = torch.sigmoid(logits + inputs.constant)
+    return weights.masked_fill(inputs.hidden(), 0) if inputs.is_causal else weights
+
+
+def eager(inputs: Inputs) -> Named:
+    """Output and gradients, by torch and its autograd."""
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in inputs.leaves().items()}
+    terms = {name: leaves[name] for name in inputs.terms}
+    tensors = (leaves["query"], leaves["key"], leaves["value"], inputs.grad_out)
+    tracked = Inputs(*tensors, terms, inputs.is_causal, inputs.constant)
+    group = inputs.query.shape[1] // inputs.key.shape[1]
+    out = weights(tracked) @ tracked.value.repeat_interleave(group, 1)
+    grads = torch.autograd.grad(out, list(leaves.values()), inputs.grad_out)
+    return {"out": out.detach(), **dict(zip(leaves, grads, strict=True))}
+
+
+def floor(inputs: Inputs) -> Named:
+    """Output and gradients of the inputs, given in a narrow dtype, with the least of roundings."""
+    dtype = inputs.query.dtype
+    exact = inputs.to(torch.float64)
+    heads, key_heads = exact.query.shape[1], exact.key.shape[1]
+
+    def spread(tensor: Tensor) -> Tensor:
+        return tensor.repeat_interleave(heads // key_heads, 1)
+
+    def gathered(tensor: Tensor) -> Tensor:
+        return tensor.unflatten(1, (key_heads, -1)).sum(2)
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype).double()
+
+    scale = exact.query.shape[3] ** -0.5
+    weight = weights(exact)
+    grad = exact.grad_out @ spread(exact.value).mT
+    grad = rounded(grad.mul_(weight).mul_(1 - weight))
+    weight = rounded(weight)
+    results = {
+        "out": weight @ spread(exact.value),
+        "query": grad @ spread(exact.key) * scale,
+        "key": gathered(grad.mT @ exact.query) * scale,
+        "value": gathered(weight.mT @ exact.grad_out),
+    }
+    for name, term in exact.terms.items():
+        summed = -(grad * exact.distance()).sum((2, 3)) if name == "slopes" else grad
+        results[name] = summed.sum_to_size(term.shape)
+    return {name: rounded(result) for name, result in results.items()}
+
+
+def error(actual: Tensor, exact: Tensor) -> float:
+    """Relative, in the Euclidean norm of each sequence, and of these errors the root mean square.
+
+    In short sequences a few large weights decide; no single one of them decides for the others.
+    """
+    wrong = (actual.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    return float(wrong.square().mean().sqrt())
+
+
+def normal(*sizes: int, seed: int = 0) -> Tensor:
+    """Normal numbers in float64, the same wherever they are asked for."""
+    return torch.randn(
+        sizes, generator=torch.Generator().manual_seed(seed + math.prod(sizes)), dtype=torch.float64
+    )
+
+
+def drawn(
+    length: int,
+    *,
+    batch: int = 1,
+    heads: int = 1,
+    head_dim: int = 64,
+    spread: float = 1.0,
+    constant: float = 0.0,
+    is_causal: bool = False,
+    seed: int = 0,
+) -> Inputs:
+    """Self-attention whose scaled products have the standard deviation ``spread``."""
+    sizes = (batch, heads, length, head_dim)
+    query, key, value, grad_out = (normal(*sizes, seed=seed + i) for i in range(4))
+    return Inputs(query * spread, key, value, grad_out, {}, is_causal, constant)
