@@ -18,13 +18,11 @@ class Sequences:
     likewise; its last query stands on its last key. A row without packing starts at 0, and what
     lies beyond its length may hold anything. With ``block_table_BM`` key and value are (P, H, S, D)
     and token t of sequence s is token t % S of page ``block_table_BM[s, t // S]``; where no token
-    is, the table says 0. All tensors are contiguous int64 on the device of the query.
+    is, the table says 0. All tensors are contiguous int64 on the device of the query; the rows of
+    ``places_4B`` are start_q, length_q, start_k and length_k.
     """
 
-    start_q_B: Tensor
-    length_q_B: Tensor
-    start_k_B: Tensor
-    length_k_B: Tensor
+    places_4B: Tensor
     max_q: int
     max_k: int
     block_table_BM: Tensor | None = None
@@ -32,7 +30,23 @@ class Sequences:
 
     @property
     def count(self) -> int:
-        return self.length_q_B.shape[0]
+        return self.places_4B.shape[1]
+
+    @property
+    def start_q_B(self) -> Tensor:
+        return self.places_4B[0]
+
+    @property
+    def length_q_B(self) -> Tensor:
+        return self.places_4B[1]
+
+    @property
+    def start_k_B(self) -> Tensor:
+        return self.places_4B[2]
+
+    @property
+    def length_k_B(self) -> Tensor:
+        return self.places_4B[3]
 
     def positions(self) -> Tensor:
         """The queries' places on the key axis of their sequence, (B, 1, Q, 1)."""
@@ -50,7 +64,8 @@ class Sequences:
     def padded(self) -> "Sequences":
         """The same sequences with a row of the batch for each, as the methods below give it."""
         zeros = torch.zeros_like(self.start_q_B)
-        return replace(self, start_q_B=zeros, start_k_B=zeros, block_table_BM=None, packed=False)
+        places = torch.stack((zeros, self.length_q_B, zeros, self.length_k_B))
+        return replace(self, places_4B=places, block_table_BM=None, packed=False)
 
     def padded_queries(self, query: Tensor) -> Tensor:
         """(B, H, Q, D), with zeros past the end of a sequence."""
@@ -90,10 +105,7 @@ def packed(cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int) -> Sequen
     """Sequences one behind the other, given by their cumulative lengths (B + 1,)."""
     ends_q, ends_k = cu_seq_q.long().contiguous(), cu_seq_k.long().contiguous()
     return Sequences(
-        start_q_B=ends_q[:-1],
-        length_q_B=ends_q.diff(),
-        start_k_B=ends_k[:-1],
-        length_k_B=ends_k.diff(),
+        places_4B=torch.stack((ends_q[:-1], ends_q.diff(), ends_k[:-1], ends_k.diff())),
         max_q=max_q,
         max_k=max_k,
         packed=True,
@@ -104,13 +116,11 @@ def cached(
     queries: int, seqused_k: Tensor, capacity: int, block_table_BM: Tensor | None = None
 ) -> Sequences:
     """A row of queries for each sequence against its part of a contiguous or a paged cache."""
-    length_k_B = seqused_k.long().contiguous()
-    zeros = torch.zeros_like(length_k_B)
+    places = seqused_k.new_zeros(4, seqused_k.shape[0], dtype=torch.int64)
+    places[1] = queries
+    places[3] = seqused_k
     return Sequences(
-        start_q_B=zeros,
-        length_q_B=torch.full_like(length_k_B, queries),
-        start_k_B=zeros,
-        length_k_B=length_k_B,
+        places_4B=places,
         max_q=queries,
         max_k=capacity,
         block_table_BM=block_table_BM,

@@ -62,44 +62,44 @@ def _term(tensor: Tensor | None) -> Places:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where sequences lie in query, key and value; tensors are int64, None for a dense call."""
+    """Where sequences lie in query, key and value, as :class:`Sequences` has it.
 
-    start_q_B: Tensor | None
-    length_q_B: Tensor | None
-    start_k_B: Tensor | None
-    length_k_B: Tensor | None
+    ``places_4B`` is None for a dense call, ``block_table_BM`` where keys are not in pages.
+    """
+
+    places_4B: Tensor | None
     block_table_BM: Tensor | None
     max_q: int
     max_k: int
     packed: bool
 
     def places(self) -> Places:
+        if self.places_4B is None:
+            return (0,) * 6
+        first, step = self.places_4B.data_ptr(), self.places_4B.stride(0) * 8
         table = self.block_table_BM
         return (
-            _address(self.start_q_B),
-            _address(self.length_q_B),
-            _address(self.start_k_B),
-            _address(self.length_k_B),
+            *(first + i * step for i in range(4)),
             _address(table),
             0 if table is None else table.stride(0),
         )
 
     def sequences(self, query: Tensor) -> int:
-        return query.shape[0] if self.length_q_B is None else self.length_q_B.shape[0]
+        return query.shape[0] if self.places_4B is None else self.places_4B.shape[1]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of a call; ``constant`` is added to every logit."""
+    """The numbers of a call; ``constant`` is added to every logit, a softcap of 0 is none."""
 
-    scale: float
-    softcap: float | None
-    constant: float
     left: int
     right: int
     block_q: int
-    tolerance: float
     relative: bool
+    scale: float
+    softcap: float
+    constant: float
+    tolerance: float
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Arguments:
             *gradients,
             settings.scale,
             settings.constant,
-            settings.softcap or 0.0,
+            settings.softcap,
             settings.tolerance,
         )
 

@@ -46,7 +46,7 @@ def gradients(
             query, key, value, bias,
             None if tensors[4] is None else mask,
             None if tensors[5] is None else slopes,
-            settings.scale, settings.softcap, settings.left, settings.right,
+            settings.scale, settings.softcap or None, settings.left, settings.right,
             settings.block_q, BLOCK_KEYS,
         )  # fmt: skip
         part = tiled.double_backward(
@@ -62,13 +62,10 @@ def gradients(
 
 
 def _cuts(layout: Layout, block_q: int) -> Iterator[Cut]:
-    if layout.length_q_B is None:
+    if layout.places_4B is None:
         yield list
         return
-    ends = (layout.start_q_B, layout.length_q_B, layout.start_k_B, layout.length_k_B)
-    for s, places in enumerate(
-        zip(*(end.tolist() for end in ends if end is not None), strict=True)
-    ):
+    for s, places in enumerate(layout.places_4B.mT.tolist()):
         start_q, queries, start_k, keys = places
         if queries and keys:
             row = slice(None) if layout.packed else slice(s, s + 1)

@@ -4,8 +4,11 @@ Shape letters: B sequences, H query heads, G key heads, Q queries, K keys, D hea
 I query blocks, S parts of the keys.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from sigmoid_attention.attention.cpu import double_backward, extra
 from sigmoid_attention.attention.cpu.call import (
@@ -39,29 +42,45 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
         # A graph serves one value of an operator's number, and this may vary with the lengths.
         bias = torch.full((), bias)
     by_number = not isinstance(bias, Tensor)
-    out, _ = forward(
+    tensors = (
         problem.query,
         problem.key,
         problem.value,
         None if by_number else bias,
         problem.attn_mask,
         problem.alibi_slopes,
-        None if own is None else own.start_q_B,
-        None if own is None else own.length_q_B,
-        None if own is None else own.start_k_B,
-        None if own is None else own.length_k_B,
+    )
+    out, _ = (_forward if _unwatched(tensors) else forward)(
+        *tensors,
+        None if own is None else own.places_4B,
         None if own is None else own.block_table_BM,
-        *problem.shape[2:],
-        own is not None and own.packed,
-        problem.scale,
-        problem.softcap,
-        bias if by_number else 0.0,
-        *problem.window,
-        _block_queries(problem),
-        problem.tolerance,
-        problem.tolerance_is_relative,
+        (
+            *problem.shape[2:],
+            int(own is not None and own.packed),
+            *problem.window,
+            _block_queries(problem),
+            int(problem.tolerance_is_relative),
+        ),
+        (
+            problem.scale,
+            problem.softcap or 0.0,
+            bias if by_number else 0.0,
+            problem.tolerance,
+        ),
     )
     return out
+
+
+def _unpack(
+    places: Tensor | None,
+    block_table: Tensor | None,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
+) -> tuple[Layout, Settings]:
+    """What ``attend`` packed: an operator's schema is walked once for each of its arguments."""
+    max_q, max_k, packed, left, right, block_q, relative = sizes
+    layout = Layout(places, block_table, max_q, max_k, bool(packed))
+    return layout, Settings(left, right, block_q, bool(relative), *numbers)
 
 
 def _refuse(problem: Problem, return_aux: bool) -> None:
@@ -81,6 +100,24 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
     if paged and learns and torch.is_grad_enabled():
         # Sequences may share a page: two units of work would write one gradient.
         raise NotImplementedError("key_cache: the CPU kernel has no gradient of a paged cache")
+
+
+def _unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether neither autograd nor a tracer nor a mode follows this call.
+
+    It then goes straight to the kernel: on its way through torch's dispatcher it would spend as
+    long as a short decoding step takes.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    learning = torch.is_grad_enabled()
+    return all(
+        tensor is None
+        or (type(tensor) in (Tensor, Parameter) and not (learning and tensor.requires_grad))
+        for tensor in tensors
+    )
 
 
 @torch.compiler.assume_constant_result
@@ -113,53 +150,39 @@ def _like(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     return tensor.new_empty(batch, heads, rows, dim, dtype=dtype)
 
 
-def _visits(query: Tensor, length_q: Tensor | None, max_q: int, block_q: int) -> Tensor:
-    batch = query.shape[0] if length_q is None else length_q.shape[0]
-    blocks = (max_q + block_q - 1) // block_q
-    return query.new_empty(batch, query.shape[1], blocks, dtype=torch.int64)
+def _visits(query: Tensor, layout: Layout, block_q: int) -> Tensor:
+    blocks = (layout.max_q + block_q - 1) // block_q
+    return query.new_empty(layout.sequences(query), query.shape[1], blocks, dtype=torch.int64)
 
 
-@torch.library.custom_op("sigmoid_attention::cpu_forward", mutates_args=())
-def forward(
+def _forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    start_q: Tensor | None,
-    length_q: Tensor | None,
-    start_k: Tensor | None,
-    length_k: Tensor | None,
+    places: Tensor | None,
     block_table: Tensor | None,
-    max_q: int,
-    max_k: int,
-    packed: bool,
-    scale: float,
-    softcap: float | None,
-    constant: float,
-    left: int,
-    right: int,
-    block_q: int,
-    tolerance: float,
-    relative: bool,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Q, E), and how many key blocks each query block visits, (B, H, I)."""
-    layout = Layout(
-        start_q, length_q, start_k, length_k, block_table, max_q, max_k, packed
-    )  # fmt: skip
-    settings = Settings(scale, softcap, constant, left, right, block_q, tolerance, relative)
+    layout, settings = _unpack(places, block_table, sizes, numbers)
     call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
     out = _like(query, value.shape[3])
-    visits = _visits(query, length_q, max_q, block_q)
+    visits = _visits(query, layout, settings.block_q)
     run("sigmoid_attention_forward", call.bytes(out, visits))
     return out, visits
 
 
+forward = torch.library.custom_op("sigmoid_attention::cpu_forward", _forward, mutates_args=())
+
+
 @forward.register_fake
 def _(query, key, value, *arguments):
-    length_q, max_q, block_q = arguments[4], arguments[8], arguments[16]
-    return _like(query, value.shape[3]), _visits(query, length_q, max_q, block_q)
+    layout, settings = _unpack(*arguments[3:])
+    return _like(query, value.shape[3]), _visits(query, layout, settings.block_q)
 
 
 @torch.library.custom_op("sigmoid_attention::cpu_backward", mutates_args=())
@@ -175,34 +198,19 @@ def backward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    start_q: Tensor | None,
-    length_q: Tensor | None,
-    start_k: Tensor | None,
-    length_k: Tensor | None,
+    places: Tensor | None,
     block_table: Tensor | None,
-    max_q: int,
-    max_k: int,
-    packed: bool,
-    scale: float,
-    softcap: float | None,
-    constant: float,
-    left: int,
-    right: int,
-    block_q: int,
-    tolerance: float,
-    relative: bool,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
-    layout = Layout(
-        start_q, length_q, start_k, length_k, block_table, max_q, max_k, packed
-    )  # fmt: skip
-    settings = Settings(scale, softcap, constant, left, right, block_q, tolerance, relative)
+    layout, settings = _unpack(places, block_table, sizes, numbers)
     call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
     on_query, on_key, on_value = (_like(x, x.shape[3]) for x in (query, key, value))
-    if length_k is not None and not packed:
+    if places is not None and not layout.packed:
         on_key.zero_()  # a cache is longer than what it holds
         on_value.zero_()
-    shape = (visits.shape[0], query.shape[1], max_q, max_k)
+    shape = (visits.shape[0], query.shape[1], layout.max_q, layout.max_k)
     room = extra.Room(
         shape,
         key.shape[1],
@@ -221,7 +229,7 @@ def backward(
         pairs=room.pairs,
         slopes=room.parts_of_slopes,
     )
-    run("sigmoid_attention_backward", call.bytes(None, visits, gradients.places(packed)))
+    run("sigmoid_attention_backward", call.bytes(None, visits, gradients.places(layout.packed)))
     return on_query, on_key, on_value, room.of_bias(), room.of_mask(), room.of_slopes()
 
 
@@ -258,22 +266,10 @@ def backward_of_backward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    start_q: Tensor | None,
-    length_q: Tensor | None,
-    start_k: Tensor | None,
-    length_k: Tensor | None,
+    places: Tensor | None,
     block_table: Tensor | None,
-    max_q: int,
-    max_k: int,
-    packed: bool,
-    scale: float,
-    softcap: float | None,
-    constant: float,
-    left: int,
-    right: int,
-    block_q: int,
-    tolerance: float,
-    relative: bool,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``backward``'s results, weighted by ``on_...``, for its inputs."""
     return double_backward.gradients(  # pyright: ignore[reportReturnType]
@@ -281,8 +277,7 @@ def backward_of_backward(
         grad_out,
         visits,
         (query, key, value, bias, attn_mask, alibi_slopes),
-        Layout(start_q, length_q, start_k, length_k, block_table, max_q, max_k, packed),
-        Settings(scale, softcap, constant, left, right, block_q, tolerance, relative),
+        *_unpack(places, block_table, sizes, numbers),
     )
 
 
@@ -300,8 +295,8 @@ def _wanted(grads, tensors) -> list[Tensor | None]:
 
 
 def _save_forward(ctx, inputs, output):
-    ctx.save_for_backward(output[1], *inputs[:11])
-    ctx.settings = inputs[11:]
+    ctx.save_for_backward(output[1], *inputs[:8])
+    ctx.settings = inputs[8:]
     ctx.mark_non_differentiable(output[1])
 
 
@@ -311,12 +306,12 @@ def _forward_gradients(ctx, grad_out, _grad_visits):
     grads = backward(grad_out, visits, *wanted, *tensors, *ctx.settings)
     found = _wanted(grads, tensors[:6])
     found[3:] = [grad if want else None for grad, want in zip(found[3:], wanted, strict=True)]
-    return *found, *([None] * 16)
+    return *found, *([None] * 4)
 
 
 def _save_backward(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:2], *inputs[5:16])
-    ctx.settings = inputs[16:]
+    ctx.save_for_backward(*inputs[:2], *inputs[5:13])
+    ctx.settings = inputs[13:]
 
 
 def _backward_gradients(ctx, *directions):
@@ -326,7 +321,7 @@ def _backward_gradients(ctx, *directions):
         grad if tensor is not None and tensor.is_floating_point() else None
         for grad, tensor in zip(answer[:6], tensors[:6], strict=True)
     ]
-    return answer[6], None, None, None, None, *found, *([None] * 16)
+    return answer[6], None, None, None, None, *found, *([None] * 4)
 
 
 forward.register_autograd(_forward_gradients, setup_context=_save_forward)
