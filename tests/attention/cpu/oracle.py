@@ -71,12 +71,14 @@ def sizes(positional: tuple, arguments: dict) -> Named:
     group, keys = query.shape[1] // key.shape[1], key.shape[2]
     identity = torch.eye(keys, dtype=torch.float64).expand(*key.shape[:2], keys, keys)
     wide = {name: in_float64(value) for name, value in arguments.items()}
-    weights = sigmoid_attention(query, key, identity, **wide, impl="reference")
-    weights = weights.clamp(min=LEAST_WEIGHT)
+    exact_weights = sigmoid_attention(query, key, identity, **wide, impl="reference")
+    weights = exact_weights.clamp(min=LEAST_WEIGHT)
+    # The farther a logit is from 0, the coarser are the numbers there.
+    weights = weights * (1 - weights.log() / 16)
     spread = [tensor.abs().repeat_interleave(group, 1) for tensor in (key, value)]
     out = weights @ spread[1]
     grad_out = direction(out).abs()
-    steep = weights * (1 - weights) * (grad_out @ spread[1].mT)
+    steep = weights * (1 - exact_weights) * (grad_out @ spread[1].mT)
     scale = arguments.get("scale")
     scale = query.shape[3] ** -0.5 if scale is None else abs(scale)
     distance = torch.arange(query.shape[2])[:, None] + keys - query.shape[2] - torch.arange(keys)

@@ -175,7 +175,8 @@ static inline __attribute__((always_inline)) void weigh(Vector (&x)[COLUMNS], co
             Integers column = __builtin_convertvector(lanes, Integers) + (int32_t)(c + n * LANES);
             w = where((column >= tile.first[r]) & (column < tile.last[r]), w);
         }
-        if (BACKWARD) store(slopes.steep + n * LANES, odds * w * w);
+        // What is hidden has no slope either, even where its logit is a NaN.
+        if (BACKWARD) store(slopes.steep + n * LANES, where(w != 0.0f, odds * w * w));
         x[n] = w;
     }
 }
