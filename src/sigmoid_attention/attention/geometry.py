@@ -38,8 +38,8 @@ def in_window(offset_QK: Tensor, window: Window) -> Tensor | None:
 
 
 def attended(attn_mask: Tensor) -> Tensor:
-    """The boolean meaning of a mask: True, or any float above -inf, may be seen."""
-    return attn_mask if attn_mask.dtype == torch.bool else attn_mask > float("-inf")
+    """The boolean meaning of a mask: True, or any float but -inf, may be seen."""
+    return attn_mask if attn_mask.dtype == torch.bool else attn_mask != float("-inf")
 
 
 def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:

@@ -5,8 +5,9 @@
 #pragma once
 #include "vector.h"
 
-// Logits are clamped to this. Beyond it a float's sigmoid is 1, or near the smallest of all floats.
-constexpr float FARTHEST_LOGIT = 87.0f;
+// Logits are clamped to this. Beyond it a float's sigmoid is 1, or below 2e-35: small enough to be
+// nothing, and large enough that its products are not subnormal, which some processors are slow at.
+constexpr float FARTHEST_LOGIT = 80.0f;
 constexpr float LOG2_E = 1.44269504f;
 constexpr float LN2 = 0.693147182f;
 // log 2 in two parts, the first of few bits, so that n times it is exact.
@@ -38,8 +39,11 @@ static inline Vector times_power_of_two(Vector v, Vector n) {
 // exp(-u) for |u| <= FARTHEST_LOGIT, to 1.2e-7, relatively; a NaN stays a NaN.
 static inline Vector inverse_exponential(Vector u) {
     Vector n = nearest_integer(u * -LOG2_E);
-#if defined(__FMA__) || defined(__aarch64__)
-    Vector f = n * LN2 + u;
+    // What is left is small beside the two, and must not carry the rounding of their product.
+#if defined(__AVX512F__)
+    Vector f = (Vector)_mm512_fmadd_ps((__m512)n, _mm512_set1_ps(LN2), (__m512)u);
+#elif defined(__FMA__)
+    Vector f = (Vector)_mm256_fmadd_ps((__m256)n, _mm256_set1_ps(LN2), (__m256)u);
 #else
     Vector f = n * LN2_HIGH + u;
     f = n * LN2_LOW + f;

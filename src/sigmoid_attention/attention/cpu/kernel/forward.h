@@ -196,7 +196,8 @@ template <bool PAIRS> static int forward(const Call &call) {
     for (int64_t s = 0; s < call.sequences; ++s) longest = std::max(longest, call.keys_of(s));
     PackedKeys<PAIRS> like(call, longest);
     int64_t pairs = call.sequences * call.key_heads;
-    int64_t chunk = std::clamp<int64_t>(CHUNK_BYTES / std::max<int64_t>(like.bytes(), 1), 1, pairs);
+    int64_t fitting = std::max<int64_t>(CHUNK_BYTES / std::max<int64_t>(like.bytes(), 1), 1);
+    int64_t chunk = std::min(fitting, pairs);
     if (!shared.reserve(chunk * like.bytes())) return 1;
     std::vector<PackedKeys<PAIRS>> packed(chunk, like);
     for (PackedKeys<PAIRS> &one : packed) one.place(shared);
@@ -206,14 +207,18 @@ template <bool PAIRS> static int forward(const Call &call) {
 #pragma omp parallel num_threads((int)call.threads)
     {
         thread_local Arena arena;
-        int64_t pack_bytes = Arena::rounded(PackedKeys<PAIRS>::room_words(call) * 4);
-        bool ready = arena.reserve(std::max(ForwardRoom<PAIRS>::bytes(call), pack_bytes));
+        int64_t row_bytes = Arena::rounded(PackedKeys<PAIRS>::room_words(call) * 4);
+        bool ready = arena.reserve(ForwardRoom<PAIRS>::bytes(call) + row_bytes);
         if (!ready) {
 #pragma omp atomic write
             failed = 1;
         }
         ForwardRoom<PAIRS> room;
-        if (ready) room.place(call, arena);
+        Word *rows = nullptr;
+        if (ready) {
+            room.place(call, arena);
+            rows = arena.take<Word>(PackedKeys<PAIRS>::room_words(call));
+        }
         for (int64_t start = 0; start < pairs; start += chunk) {
             int64_t many = std::min(chunk, pairs - start);
 #pragma omp for schedule(dynamic, 1)
@@ -221,8 +226,6 @@ template <bool PAIRS> static int forward(const Call &call) {
                 int64_t pair = task / like.blocks, block = task % like.blocks;
                 int64_t sequence = (start + pair) / call.key_heads;
                 if (!ready || block * BLOCK_KEYS >= call.keys_of(sequence)) continue;
-                arena.used = 0;
-                Word *rows = arena.take<Word>(PackedKeys<PAIRS>::room_words(call));
                 packed[pair].pack(call, sequence, (start + pair) % call.key_heads, block, rows);
             }
 #pragma omp for schedule(dynamic, 1)

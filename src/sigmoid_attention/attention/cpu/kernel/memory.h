@@ -7,6 +7,12 @@
 #include <sys/mman.h>
 #endif
 
+// Under the address sanitizer, no piece may be read past its end into the next one.
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define SIGMOID_ATTENTION_GAP 64
+#endif
+
 struct Arena {
     // What is larger goes back to the system after the call.
     static constexpr int64_t KEPT = int64_t(64) << 20;
@@ -16,11 +22,11 @@ struct Arena {
     char *base = nullptr;
     int64_t size = 0, used = 0;
 
-    ~Arena() { std::free(base); }
+    ~Arena() { release(); }
 
     // Room for this many bytes from here on; false where the system has none.
     bool reserve(int64_t bytes) {
-        used = 0;
+        rewind();
         if (bytes <= size) return true;
         release();
         void *fresh = nullptr;
@@ -38,16 +44,33 @@ struct Arena {
     }
 
     void release() {
+        rewind();
         std::free(base);
         base = nullptr;
         size = 0;
     }
 
-    static int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+    static int64_t rounded(int64_t bytes) {
+#if defined(SIGMOID_ATTENTION_GAP)
+        bytes += SIGMOID_ATTENTION_GAP;
+#endif
+        return (bytes + 63) / 64 * 64;
+    }
 
     template <class T> T *take(int64_t count) {
         T *place = reinterpret_cast<T *>(base + used);
         used += rounded(count * int64_t(sizeof(T)));
+#if defined(SIGMOID_ATTENTION_GAP)
+        ASAN_POISON_MEMORY_REGION(base + used - SIGMOID_ATTENTION_GAP, SIGMOID_ATTENTION_GAP);
+#endif
         return place;
+    }
+
+    // Takes the next pieces from the start again.
+    void rewind() {
+        used = 0;
+#if defined(SIGMOID_ATTENTION_GAP)
+        ASAN_UNPOISON_MEMORY_REGION(base, size);
+#endif
     }
 };
