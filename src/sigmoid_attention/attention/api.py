@@ -195,7 +195,8 @@ def sigmoid_attention(
         skip_tolerance: what an implementation may leave out. "rounding": keys whose weights
             together are provably below half a unit of the output dtype's precision of the row's
             mass; a number t: an error of at most t max|value|; 0: nothing but what is hidden.
-        impl: "auto", "reference" (the definition; skips nothing) or "tiled" (linear memory).
+        impl: "auto", "cpu" (the fused kernel), "tiled" (PyTorch by tiles, linear memory) or
+            "reference" (the definition; skips nothing).
         return_aux: also return the rows' mass, largest weight and number of visible keys.
 
     Returns:
