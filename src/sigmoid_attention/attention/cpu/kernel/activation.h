@@ -36,42 +36,59 @@ static inline Vector times_power_of_two(Vector v, Vector n) {
 #endif
 }
 
-// exp(-u) for |u| <= FARTHEST_LOGIT, to 1.2e-7, relatively; a NaN stays a NaN.
-static inline Vector inverse_exponential(Vector u) {
-    Vector n = nearest_integer(u * -LOG2_E);
+// The numbers of an activation, which a tile carries with it. As constants they would be lifted out
+// of the loops into registers, where the products' sums are.
+struct Numbers {
+    float farthest, one, to_power, back;
+    float p0, p1, p2, p3, p4, p5, p6;
+};
+
+constexpr Numbers EXACT = {
+    FARTHEST_LOGIT, 1.0f,         -LOG2_E,      LN2,           1.0f,        -1.0f,
+    0.4999999f,     -0.1666642f,  0.041668225f, -0.008374816f, 0.001383684f,
+};
+constexpr Numbers ROUGH = {
+    FARTHEST_LOGIT * LOG2_E, 1.0f,         1.0f,          0.0f, 0.999928057f,
+    0.693260968f,            0.242611125f, 0.0551716723f, 0.0f, 0.0f, 0.0f,
+};
+
+// exp(-u) for |u| <= FARTHEST_LOGIT, to 6e-8, relatively; a NaN stays a NaN.
+static inline Vector inverse_exponential(Vector u, const Numbers &k) {
+    Vector n = nearest_integer(u * k.to_power);
     // What is left is small beside the two, and must not carry the rounding of their product.
 #if defined(__AVX512F__)
-    Vector f = (Vector)_mm512_fmadd_ps((__m512)n, _mm512_set1_ps(LN2), (__m512)u);
+    Vector f = (Vector)_mm512_fmadd_ps((__m512)n, _mm512_set1_ps(k.back), (__m512)u);
 #elif defined(__FMA__)
-    Vector f = (Vector)_mm256_fmadd_ps((__m256)n, _mm256_set1_ps(LN2), (__m256)u);
+    Vector f = (Vector)_mm256_fmadd_ps((__m256)n, _mm256_set1_ps(k.back), (__m256)u);
 #else
     Vector f = n * LN2_HIGH + u;
     f = n * LN2_LOW + f;
 #endif
-    Vector p = f * -0.00829765573f + 0.0419153832f;
-    p = p * f - 0.166675746f;
-    p = p * f + 0.499988943f;
-    p = p * f - 0.999999702f;
-    p = p * f + 1.00000012f;
+    Vector p = f * k.p6 + k.p5;
+    p = p * f + k.p4;
+    p = p * f + k.p3;
+    p = p * f + k.p2;
+    p = p * f + k.p1;
+    p = p * f + k.p0;
     return times_power_of_two(p, n);
 }
 
 // 2^t to 1e-4, which is a twentieth of what rounding to bfloat16 costs.
-static inline Vector coarse_power_of_two(Vector t) {
+static inline Vector coarse_power_of_two(Vector t, const Numbers &k) {
     Vector n = nearest_integer(t);
     Vector f = t - n;
-    Vector p = f * 0.0551716723f + 0.242611125f;
-    p = p * f + 0.693260968f;
-    p = p * f + 0.999928057f;
+    Vector p = f * k.p3 + k.p2;
+    p = p * f + k.p1;
+    p = p * f + k.p0;
     return times_power_of_two(p, n);
 }
 
-static inline Vector reciprocal(Vector v) {
+static inline Vector reciprocal(Vector v, float one) {
 #if defined(__AVX512F__)
     Vector r = (Vector)_mm512_rcp14_ps((__m512)v);
-    return r + r * (1.0f - v * r);
+    return r + r * (one - v * r);
 #else
-    return 1.0f / v;
+    return one / v;
 #endif
 }
 
@@ -88,14 +105,11 @@ template <bool COARSE> constexpr float LOGIT_UNIT = COARSE ? -LOG2_E : 1.0f;
 
 // The sigmoid, and in `odds` exp(-u) = (1 - sigmoid) / sigmoid: where the sigmoid is near 1, only
 // that still knows how far it is from it.
-template <bool COARSE> static inline Vector sigmoid(Vector u, Vector &odds) {
-    if (COARSE) {
-        constexpr float farthest = FARTHEST_LOGIT * LOG2_E;
-        odds = coarse_power_of_two(at_least(at_most(u, farthest), -farthest));
-        return coarse_reciprocal(1.0f + odds);
-    }
-    odds = inverse_exponential(at_least(at_most(u, FARTHEST_LOGIT), -FARTHEST_LOGIT));
-    return reciprocal(1.0f + odds);
+template <bool COARSE> static inline Vector sigmoid(Vector u, const Numbers &k, Vector &odds) {
+    Vector x = at_least(at_most(u, k.farthest), -k.farthest);
+    odds = COARSE ? coarse_power_of_two(x, k) : inverse_exponential(x, k);
+    Vector whole = k.one + odds;
+    return COARSE ? coarse_reciprocal(whole) : reciprocal(whole, k.one);
 }
 
 // tanh: a polynomial near 0, where the exponential form would lose digits.
@@ -107,7 +121,8 @@ static inline Vector tangent(Vector y) {
     p = p * square - 0.333319545f;
     p = p * square + 0.999999881f;
     Vector near = a * p;
-    Vector far = 1.0f - 2.0f * reciprocal(1.0f + inverse_exponential(at_least(-2.0f * a, -40.0f)));
+    Vector odds = inverse_exponential(at_least(-2.0f * a, -40.0f), EXACT);
+    Vector far = 1.0f - 2.0f * reciprocal(1.0f + odds, 1.0f);
     Vector t = choose(a < 0.625f, near, far);
     return as_floats(as_bits(t) | (as_bits(y) & (int32_t)0x80000000));
 }

@@ -27,7 +27,7 @@ static inline __attribute__((always_inline)) void multiply_rows(
 }
 
 // Weights and dS of a tile. The weights of a group wait in memory while dO V^T takes the registers.
-template <bool PAIRS, bool EXTRA>
+template <bool PAIRS, int TERMS>
 static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room,
                                const KeyBlock<PAIRS> &block, int64_t first_query,
                                ExtraGradients &extra) {
@@ -48,7 +48,7 @@ static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room
                                      room.head_columns);
 #pragma GCC unroll 6
                 for (int m = 0; m < ROWS; ++m) {
-                    weigh<EXTRA, PAIRS, true>(x[m], tile, g * ROWS + m, c, {steep[m], bend[m]});
+                    weigh<TERMS, PAIRS, true>(x[m], tile, g * ROWS + m, c, {steep[m], bend[m]});
                     for (int n = 0; n < COLUMNS; ++n) store(weights[m] + n * LANES, x[m][n]);
                 }
             }
@@ -64,10 +64,10 @@ static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room
                     Vector slope = load(steep[m] + n * LANES);
                     x[m][n] *= slope;
                     // A key that is hidden has no gradient, whatever its value is.
-                    if (EXTRA || tile.edge) x[m][n] = where(slope != 0.0f, x[m][n]);
+                    if (TERMS != PLAIN) x[m][n] = where(slope != 0.0f, x[m][n]);
                 }
                 if (extra.any()) extra.add(tile, r, c, x[m]);
-                if constexpr (EXTRA)
+                if constexpr (TERMS == EXTRA)
                     if (tile.to_cap != 0)
                         for (int n = 0; n < COLUMNS; ++n) x[m][n] *= load(bend[m] + n * LANES);
                 if constexpr (PAIRS)
@@ -207,9 +207,10 @@ template <bool PAIRS> struct BackwardUnit {
     void tile(const QueryBlock &block, const KeyBlock<PAIRS> &keys, float *grad_query) {
         Tile tile(call, block, keys.j, room.extra);
         ExtraGradients extra = gradients_of(block, tile);
-        bool more = call.softcap > 0 || differs_by_key(call);
-        (more ? differentiate_tile<PAIRS, true> : differentiate_tile<PAIRS, false>)(
-            tile, room, keys, block.first, extra);
+        auto differentiate = tile.has_extra()   ? differentiate_tile<PAIRS, EXTRA>
+                             : tile.is_plain() ? differentiate_tile<PAIRS, PLAIN>
+                                               : differentiate_tile<PAIRS, PLACED>;
+        differentiate(tile, room, keys, block.first, extra);
         if (call.grad_slopes)
             call.grad_slopes[(sequence * call.heads + block.head) * call.splits + split] +=
                 extra.slope;

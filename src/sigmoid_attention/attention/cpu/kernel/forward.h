@@ -102,7 +102,7 @@ template <bool PAIRS> struct ForwardRoom {
     }
 };
 
-template <bool PAIRS, bool EXTRA>
+template <bool PAIRS, int TERMS>
 static void weigh_tile(const Tile &tile, const Word *query, int64_t query_row, const Word *panels,
                        int64_t key_words, Word *weights, Vector *mass) {
     for (int64_t c = 0; c < tile.columns; c += PANEL) {
@@ -115,10 +115,11 @@ static void weigh_tile(const Tile &tile, const Word *query, int64_t query_row, c
 #pragma GCC unroll 6
             for (int m = 0; m < ROWS; ++m) {
                 int64_t r = g * ROWS + m;
-                weigh<EXTRA, PAIRS, false>(x[m], tile, r, c, Slopes{});
-                if (mass)
+                weigh<TERMS, PAIRS, false>(x[m], tile, r, c, Slopes{});
+                if (TERMS != PLAIN && mass)
                     for (int n = 0; n < COLUMNS; ++n) mass[r] += x[m][n];
                 store_weights<PAIRS>(weights + r * WEIGHTS_ROW<PAIRS> + words<PAIRS>(c), x[m]);
+                one_after_another();
             }
         }
     }
@@ -162,7 +163,6 @@ static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const Pack
 
     Certificate &certificate = room.certificate;
     certificate.prepare(call, block, query_norm, packed.norms);
-    bool extra = call.softcap > 0 || differs_by_key(call);
     int64_t turns = (int64_t)certificate.blocks.size(), turn = 0;
     for (; turn < turns; ++turn) {
         if (certificate.may_stop[turn]) {
@@ -174,9 +174,11 @@ static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const Pack
         if (!certificate.visible[turn]) continue;
         Tile tile(call, block, certificate.blocks[turn], room.extra);
         const Word *panels = packed.panels + tile.first_key * packed.key_words;
-        (extra ? weigh_tile<PAIRS, true> : weigh_tile<PAIRS, false>)(
-            tile, room.query, stride, panels, packed.key_words, room.weights,
-            certificate.needs_mass ? room.mass : nullptr);
+        Vector *mass = certificate.needs_mass ? room.mass : nullptr;
+        auto weigh_all = tile.has_extra()             ? weigh_tile<PAIRS, EXTRA>
+                         : mass || !tile.is_plain() ? weigh_tile<PAIRS, PLACED>
+                                                    : weigh_tile<PAIRS, PLAIN>;
+        weigh_all(tile, room.query, stride, panels, packed.key_words, room.weights, mass);
         add_values<PAIRS>(tile, room.weights, packed.steps, packed.value_steps,
                           packed.value_columns, room.out);
     }

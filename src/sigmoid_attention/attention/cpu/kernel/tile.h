@@ -57,13 +57,15 @@ struct Tile {
     int64_t extra_row;
     float scale, slope, cap;  // in the block's unit
     float to_cap;             // from a product to the argument of tanh; 0 for no cap
+    Numbers numbers;
 
     Tile(const Call &call, const QueryBlock &block, int64_t j, float *extra_room)
         : rows(block.rows), first_key(j * BLOCK_KEYS), offset(block.position - first_key),
           row_bias(block.row_bias), extra(nullptr), extra_row(0),
           scale((float)call.scale * block.unit), slope(block.slope * block.unit),
           cap((float)call.softcap * block.unit),
-          to_cap(call.softcap > 0 ? (float)(call.scale / call.softcap) : 0.0f) {
+          to_cap(call.softcap > 0 ? (float)(call.scale / call.softcap) : 0.0f),
+          numbers(block.unit == 1.0f ? EXACT : ROUGH) {
         int64_t left = block.keys - first_key;
         columns = left < BLOCK_KEYS ? left : BLOCK_KEYS;
         bool inside = (call.left < 0 || offset + rows - 1 <= call.left) &&
@@ -90,6 +92,8 @@ struct Tile {
     }
 
     int64_t groups() const { return parts(rows, ROWS); }
+    bool has_extra() const { return extra || to_cap != 0; }
+    bool is_plain() const { return !has_extra() && !edge && slope == 0; }
 
     // The rows that see any of the columns from `low` to `high`, both included.
     int64_t first_row(const Call &call, int64_t low) const {
@@ -140,9 +144,17 @@ struct Slopes {
     float *steep, *bend;
 };
 
-// From products q.k of row r and the columns from c on to weights, in place. EXTRA: the tile has
-// extra logits or a cap. BACKWARD: the derivatives are wanted too.
-template <bool EXTRA, bool COARSE, bool BACKWARD>
+// What a tile's logits depend on beside product and row. PLAIN is most tiles of most calls, and has
+// no question left to ask for each vector.
+enum Terms : int {
+    PLACED = 0,  // a slope, or something is hidden
+    EXTRA = 1,   // that, extra logits, or a cap
+    PLAIN = 2,
+};
+
+// From products q.k of row r and the columns from c on to weights, in place. BACKWARD: the
+// derivatives are wanted too.
+template <int TERMS, bool COARSE, bool BACKWARD>
 static inline __attribute__((always_inline)) void weigh(Vector (&x)[COLUMNS], const Tile &tile,
                                                         int64_t r, int64_t c, Slopes slopes) {
     const Vector lanes = lane_numbers();
@@ -151,7 +163,7 @@ static inline __attribute__((always_inline)) void weigh(Vector (&x)[COLUMNS], co
     for (int n = 0; n < COLUMNS; ++n) {
         Vector u = x[n] * tile.scale + bias;
         [[maybe_unused]] Integers seen;
-        if constexpr (EXTRA) {
+        if constexpr (TERMS == EXTRA) {
             if (tile.to_cap != 0) {
                 Vector t = tangent(x[n] * tile.to_cap);
                 u = t * tile.cap + bias;
@@ -163,20 +175,25 @@ static inline __attribute__((always_inline)) void weigh(Vector (&x)[COLUMNS], co
                 u += extra * LOGIT_UNIT<COARSE>;
             }
         }
-        if (tile.slope != 0) {
+        if (TERMS != PLAIN && tile.slope != 0) {
             // The distance is exact: its two ends alone would lose the digits that it needs.
             Vector away = (float)(tile.offset + r - c - n * LANES) - lanes;
             u -= tile.slope * absolute(away);
         }
-        Vector odds, w = sigmoid<COARSE>(u, odds);
-        if constexpr (EXTRA)
+        Vector odds, w = sigmoid<COARSE>(u, tile.numbers, odds);
+        if constexpr (TERMS == EXTRA)
             if (tile.extra) w = where(seen, w);
-        if (tile.edge) {
+        if (TERMS != PLAIN && tile.edge) {
             Integers column = __builtin_convertvector(lanes, Integers) + (int32_t)(c + n * LANES);
             w = where((column >= tile.first[r]) & (column < tile.last[r]), w);
         }
-        // What is hidden has no slope either, even where its logit is a NaN.
-        if (BACKWARD) store(slopes.steep + n * LANES, where(w != 0.0f, odds * w * w));
+        if (BACKWARD) {
+            // What is hidden has no slope either, even where its logit is a NaN.
+            Vector steep = odds * w * w;
+            // Far from 1 this has the weight's rounding once, not twice.
+            if (!COARSE) steep = choose(w < 0.5f, w - w * w, steep);
+            store(slopes.steep + n * LANES, TERMS == PLAIN ? steep : where(w != 0.0f, steep));
+        }
         x[n] = w;
     }
 }

@@ -67,6 +67,9 @@ static inline Vector choose(Integers mask, Vector yes, Vector no) {
     return as_floats((as_bits(yes) & mask) | (as_bits(no) & ~mask));
 }
 
+// Keeps the compiler from working on several rows at a time, for which registers do not suffice.
+static inline void one_after_another() { __asm__ volatile("" ::: "memory"); }
+
 // In both, a NaN in v comes out as a NaN.
 static inline Vector at_most(Vector v, float limit) {
 #if defined(__AVX512F__)
