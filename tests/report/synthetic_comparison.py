@@ -12,11 +12,13 @@ from collections.abc import Collection, Iterator
 
 import pyarrow as pa
 
+from sigmoid_attention.studies.fused import OPERATOR, fusion
 from sigmoid_attention.studies.results import (
     ARMS,
     ROW_SCHEMA,
     SIGMOID,
     SOFTMAX,
+    UNFUSED,
     Comparison,
     Verdict,
 )
@@ -41,6 +43,9 @@ SETTING = {
     "cost": {"lengths": [256, 512, 1024, 2048, 4096], "rounds": TURNS},
 }
 MACHINE = {"device": "cpu", "processor": "a synthetic processor", "cores": 2, "memory_bytes": 2**34}
+# Words and whether they tell of something fused.
+KERNEL = ("the fused C++ kernel (vector path avx512)", True)
+NO_KERNEL = ("PyTorch alone (no fused kernel: no C++ compiler was found)", False)
 VERSIONS = {"python": "3.11.2", "torch": "2.13.0", "sigmoid-attention": "0.1.0"}
 PROVENANCE = {
     "source": "stdlib",
@@ -69,29 +74,36 @@ def synthetic_comparison(
     layers: int = LAYERS,
     stopped: tuple[str, int, int] | None = None,
     provenance: dict | None = None,
+    operator: tuple[str, bool] = KERNEL,
     headline: str = VERDICT.headline,
 ) -> Comparison:
     """A comparison over `seeds` seeds; rows whose metric begins with one of `without` are left out.
 
     `stopped` = (arm, seed, step) ends that run's training there; its validation is not finite.
     """
+    words, fused = operator
     rows = [row for arm in arms for row in (*_seeds(arm, seeds, layers), *_costs(arm))]
+    if fused and SIGMOID in arms:
+        rows += _unfused()
     rows.append(Row("both", "bigram_bits_per_byte", 3.456, "bits/byte"))
     if stopped:
         rows = [_stop(row, *stopped) for row in rows if not _is_after(row, *stopped)]
     rows = [row for row in rows if not row.metric.startswith(without)]
+    machine = MACHINE | {OPERATOR: words}
     stamp = {
         "setting": json.dumps(SETTING),
-        "machine": json.dumps(MACHINE),
+        "machine": json.dumps(machine),
         "versions": json.dumps(VERSIONS),
         "provenance": json.dumps(provenance or PROVENANCE),
     }
+    table = _table(rows, stamp)
     return Comparison(
-        _table(rows, stamp),
+        table,
         summarise(_table([row for row in rows if math.isfinite(row.value)], stamp)),
+        fusion(table),
         dataclasses.replace(VERDICT, headline=headline),
         SETTING,
-        MACHINE,
+        machine,
         VERSIONS,
         provenance or PROVENANCE,
     )
@@ -163,6 +175,15 @@ def _costs(arm: str) -> Iterator[Row]:
         yield Row(arm, "operator_peak_bytes", memory, "bytes", length=length)
     yield Row(arm, "peak_memory_bytes", 6.1e8 if sigmoid else 5.9e8, "bytes")
     yield Row(arm, "parameters", 812_345, "parameters", 0)
+
+
+def _unfused() -> Iterator[Row]:
+    """The sigmoid arm's times without its kernel: longer by a factor that grows with length."""
+    for row in _costs(SIGMOID):
+        if row.unit == "seconds":
+            factor = 1.6 if row.metric == "step_seconds" else 1.9 + row.length / 2048
+            jitter = 1 + 0.04 * random.Random(f"{row.metric}{row.length}{row.step}").random()
+            yield dataclasses.replace(row, arm=UNFUSED, value=factor * jitter * row.value)
 
 
 def _is_after(row: Row, arm: str, seed: int, step: int) -> bool:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from sigmoid_attention.report import render
-from tests.report.synthetic_comparison import synthetic_comparison
+from tests.report.synthetic_comparison import NO_KERNEL, synthetic_comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -24,6 +24,7 @@ CASES = {
     "3-seeds": {},
     "11-seeds": {"seeds": 11},
     "1-seed-diverged": {"seeds": 1, "stopped": ("sigmoid", 0, 90), "without": ("operator",)},
+    "no-kernel": {"operator": NO_KERNEL},
 }
 # Boxes of every figure's panels and of the words in them, in CSS pixels of the window.
 BOXES = """
@@ -102,6 +103,17 @@ def test_every_figure_is_in_sight(browser, report, case, width, scheme):
         # Neighbouring labels on the horizontal axis leave a gap between them.
         ticks = panel["ticks"]
         assert all(a[1] < b[0] for a, b in pairwise(ticks)), panel["name"]
+
+
+@pytest.mark.parametrize("width", [1200, 400], ids=lambda width: f"{width}px")
+def test_why_nothing_fused_ran_is_read_without_scrolling_sideways(browser, report, width):
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(report("no-kernel").as_uri())
+    script = "const cell = document.querySelector('.summary td[colspan] > span');"
+    script += "return [cell.textContent, cell.getBoundingClientRect().right];"
+    text, right = browser.execute_script(script)
+    assert NO_KERNEL[0] in text and right <= width
 
 
 def test_dark_is_dark(browser, report):

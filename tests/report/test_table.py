@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from sigmoid_attention.report.table import reading, summary_table
-from sigmoid_attention.studies.results import Interval, SummaryRow
+from sigmoid_attention.report.table import gain_reading, reading, summary_table
+from sigmoid_attention.studies.results import Fusion, Gain, Interval, SummaryRow
 
 ARM = Interval(0.8, 0.7, 0.9, 3)
 LOW = Interval(0.2, 0.1, 0.3, 3)
@@ -74,3 +74,25 @@ def test_a_label_is_only_text():
     table = summary_table([labelled])
     assert "&lt;i&gt;a&lt;/i&gt;" in table
     assert "<i>" not in table and "<u>" not in table
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words", "why"),
+    [
+        (Interval(0.6, 0.5, 0.7, 9), "Fused faster", "interval excludes 1, n = 9"),
+        (Interval(1.2, 1.1, 1.3, 9), "Fused slower", "interval excludes 1, n = 9"),
+        (Interval(0.98, 0.96, 0.99, 9), "Equal within the margin", "interval excludes 1, n = 9"),
+        (Interval(0.9, 0.8, 1.2, 9), "Undecided", "interval includes 1, n = 9"),
+        (Interval(0.6, math.nan, math.nan, 4), "Undecided", "no interval from n = 4"),
+    ],
+)
+def test_a_gain_is_read_by_the_same_rule(ratio, words, why):
+    assert gain_reading(Gain("m", "M", -1, ARM, ARM, ratio)) == (words, why)
+
+
+@pytest.mark.parametrize("gained", [True, False])
+def test_the_operators_words_and_labels_are_only_text(gained):
+    gains = [Gain("m", "<i>m</i>", -1, ARM, ARM, LOW)] if gained else []
+    summary = [row(Interval(0.2, 0.1, 0.3, 3))]
+    table = summary_table(summary, Fusion("<i>a kernel</i>", gains))
+    assert "&lt;i&gt;" in table and "<i>" not in table

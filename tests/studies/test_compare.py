@@ -12,8 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from sigmoid_attention.attention.cpu import library
+from sigmoid_attention.attention.cpu.call import loaded
+from sigmoid_attention.studies import compare as compare_module
 from sigmoid_attention.studies.compare import compare
-from sigmoid_attention.studies.results import ARMS, NONE, ROW_SCHEMA
+from sigmoid_attention.studies.results import ARMS, NONE, ROW_SCHEMA, SIGMOID, UNFUSED
 from sigmoid_attention.studies.setting import compare_setting
 from sigmoid_attention.studies.summary import select_values
 from sigmoid_attention.training.checkpoint import load_checkpoint
@@ -67,6 +70,60 @@ def test_rows_hold_every_measurement_of_both_arms(finished):
         "operator_peak_bytes", "peak_memory_bytes", "parameters",
     }  # fmt: skip
     assert by_arm["both"] == {"bigram_bits_per_byte", "process_peak_bytes"}
+
+
+def test_the_unfused_operator_is_measured_beside_the_kernel(finished):
+    _, comparison = finished
+    turns = select_values(comparison.rows, "step_seconds", "step", arm=UNFUSED)
+    if loaded() is None:
+        assert not turns and not comparison.fusion.gains
+        return
+    assert turns == select_values(comparison.rows, "step_seconds", "step", arm=SIGMOID)
+    assert [(gain.metric, gain.length) for gain in comparison.fusion.gains] == [
+        ("step_seconds", NONE),
+        *((f"operator_{p}_seconds", n) for p in ("forward", "training") for n in (32, 64)),
+    ]
+    assert all(gain.ratio.bounded for gain in comparison.fusion.gains)
+    path = library.decision().path
+    assert path in comparison.fusion.operator
+    assert comparison.machine["sigmoid_operator"] == comparison.fusion.operator
+
+
+def test_without_a_kernel_all_else_is_measured(finished, corpus, tmp_path, monkeypatch):
+    _, with_kernel = finished
+    monkeypatch.setenv("SIGMOID_ATTENTION_CPU", "off")
+    setting = compare_setting("tiny", data=str(corpus), seeds=1, steps=STEPS)
+    comparison = compare(setting, tmp_path / "out")
+    assert set(comparison.rows["arm"].to_pylist()) == {*ARMS, "both"}
+    assert comparison.fusion.gains == []
+    assert "switched off" in comparison.fusion.operator
+    asked = [(row.metric, row.length) for row in comparison.summary]
+    assert asked == [(row.metric, row.length) for row in with_kernel.summary]
+
+
+def test_a_run_is_not_continued_with_another_operator(finished, corpus, monkeypatch):
+    if loaded() is None:
+        pytest.skip("there is no CPU kernel here")
+    out, _ = finished
+    monkeypatch.setenv("SIGMOID_ATTENTION_CPU", "off")
+    setting = compare_setting("tiny", data=str(corpus), seeds=1, steps=STEPS)
+    with pytest.raises(ValueError, match=r'cpu_kernel was ".*" .* is "none" now'):
+        compare(setting, out, resume=True)
+
+
+def test_the_kernel_is_there_before_any_work_begins(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "_choices", {})
+    decided = []
+
+    def nothing(*arguments):
+        decided.append(library.decision())
+        return iter(())
+
+    monkeypatch.setattr(compare_module, "units", nothing)
+    assert library.decision() is None
+    comparison = compare(compare_setting("tiny", data=str(corpus)), tmp_path / "out")
+    assert decided != [None] and len(decided) == 1
+    assert comparison.fusion is None and comparison.summary == []
 
 
 def test_rows_carry_where_they_came_from(finished, corpus):

@@ -173,7 +173,8 @@ def operator(measured: Measured) -> Figure:
         "Cost of the operator",
         "Attention alone, on the same tensors and by turns; softmax is torch’s own fused operator. "
         "Both axes are logarithmic. The figure above each pair is sigmoid divided by softmax: "
-        "above 1× sigmoid costs more. Look at the lengths that you train at.",
+        "above 1× sigmoid costs more. Look at the lengths that you train at. Memory is that of "
+        "tensors; on a CPU, what a fused operator of either arm works in is not in it.",
         tuple(
             cost_panel(measured, metric, title, unit)
             for metric, (title, unit) in COSTS.items()

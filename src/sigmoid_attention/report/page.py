@@ -9,7 +9,7 @@ from sigmoid_attention.report.figures import Figure, figures
 from sigmoid_attention.report.measured import Measured
 from sigmoid_attention.report.method import method
 from sigmoid_attention.report.table import summary_table
-from sigmoid_attention.studies.results import SIGMOID, SOFTMAX, Comparison
+from sigmoid_attention.studies.results import SIGMOID, SOFTMAX, Comparison, Fusion
 from sigmoid_attention.training.files import write_whole
 
 # The browser itself then refuses whatever is not in the file.
@@ -29,7 +29,7 @@ def render(comparison: Comparison, path: str | Path) -> None:
         >>> import tempfile
         >>> from sigmoid_attention.studies.results import ROW_SCHEMA, Verdict
         >>> verdict = Verdict("Nothing to compare", "No run has finished.", "needs two runs")
-        >>> empty = Comparison(ROW_SCHEMA.empty_table(), [], verdict, {}, {}, {}, {})
+        >>> empty = Comparison(ROW_SCHEMA.empty_table(), [], None, verdict, {}, {}, {}, {})
         >>> report = Path(tempfile.mkdtemp()) / "report.html"
         >>> render(empty, report)
         >>> "<h1>Nothing to compare</h1>" in report.read_text()
@@ -70,7 +70,8 @@ or by turn where times were taken), with 95% intervals. Where an interval exclud
 1), chance alone is a poor explanation. A ratio of times is the median over turns, not the quotient
 of the two columns. The reading follows the rule stated below, by which a
 difference within a small margin counts as none.</p>
-{summary_table(comparison.summary, measured.baseline)}
+{summary_table(comparison.summary, comparison.fusion, measured.baseline)}
+{_operator(comparison.fusion)}
 </section>
 <section aria-labelledby="pictures">
 <h2 id="pictures">The pictures</h2>
@@ -85,6 +86,17 @@ difference within a small margin counts as none.</p>
 </body>
 </html>
 """
+
+
+def _operator(fusion: Fusion | None) -> str:
+    """What computed sigmoid attention, below the table whose last group says what that gains."""
+    if fusion is None or not fusion.gains:
+        return ""
+    return (
+        f'<p class="intro">Sigmoid attention ran in {escape(fusion.operator)}. Unfused is what it '
+        "would run in on a machine without that: the definition in PyTorch, or tiles of it where "
+        "the scores are many. It took turns with the other two, and no verdict hangs on it.</p>"
+    )
 
 
 def _figure(figure: Figure) -> str:

@@ -21,13 +21,14 @@ from rich.console import Console
 
 from sigmoid_attention.nn.models import ModelConfig
 from sigmoid_attention.studies.baseline import bigram_bits_per_byte
-from sigmoid_attention.studies.cost import run_cost
+from sigmoid_attention.studies.cost import run_cost, timed
 from sigmoid_attention.studies.environment import (
     describe_machine,
     describe_versions,
     peak_process_bytes,
     resolve_device,
 )
+from sigmoid_attention.studies.fused import OPERATOR, Operator, fusion, operator_in_use
 from sigmoid_attention.studies.language import Text, run_text
 from sigmoid_attention.studies.progress import StudyProgress
 from sigmoid_attention.studies.results import ARMS, BOTH, Comparison, Interval, SummaryRow, Verdict
@@ -58,8 +59,9 @@ def compare(
     """Run what is missing of a comparison under `out`, and read the answer off its rows.
 
     Raises:
-        ValueError: the data cannot be used, the device is not there, or `out` holds something
-            that this setting does not continue; nothing is overwritten then.
+        ValueError: the data cannot be used, the device or the CPU kernel that is asked for is not
+            there, or `out` holds something that this setting does not continue; nothing is
+            overwritten then.
         OSError: a file could not be written.
         Diverged: a training run met a value that is not finite; a note says which run.
     """
@@ -68,22 +70,25 @@ def compare(
     text = Text.prepare(corpus, setting.text.model.vocab_size, setting.text.heldout_bytes)
     n = setting.text.model.max_seq_len
     text.check_lengths(n, n * max(setting.text.times))
+    console = console or Console(quiet=True)
+    operator = operator_in_use(device, console)
     described: dict[str, Any] = {
-        "machine": describe_machine(device),
+        "machine": describe_machine(device) | {OPERATOR: operator.words},
         "versions": describe_versions(),
         "provenance": dataclasses.asdict(corpus.provenance),
     }
-    # What two runs must share to be one: rows of another text or another torch are no replicates.
+    # What two runs must share to be one: rows of another text, torch or operator are no replicates.
+    versions = {name: described["versions"][name] for name in ("python", "torch")}
     identity = setting.to_dict() | {
         "text_sha256": corpus.provenance.sha256,
-        "measured_with": {name: described["versions"][name] for name in ("python", "torch")},
+        "measured_with": versions | {"cpu_kernel": operator.path or "none"},
     }
     store = Store(out, identity, described, resume=resume)
 
-    todo = [unit for unit in units(setting, text, device, store) if not store.has(unit.name)]
-    with StudyProgress(
-        sum(unit.work for unit in todo), len(todo), console or Console(quiet=True)
-    ) as progress:
+    todo = [
+        unit for unit in units(setting, text, device, operator, store) if not store.has(unit.name)
+    ]
+    with StudyProgress(sum(unit.work for unit in todo), len(todo), console) as progress:
         for unit in todo:
             progress.begin(unit.label, unit.work)
             try:
@@ -97,11 +102,13 @@ def compare(
 
     table = store.merge()
     summary = summarise(table)
-    return Comparison(table, summary, judge(summary, table), setting.to_dict(), **described)
+    return Comparison(
+        table, summary, fusion(table), judge(summary, table), setting.to_dict(), **described
+    )
 
 
 def units(
-    setting: CompareSetting, text: Text, device: torch.device, store: Store
+    setting: CompareSetting, text: Text, device: torch.device, operator: Operator, store: Store
 ) -> Iterator[Unit]:
     """All units in the order in which they are done: seed by seed, so that pairs end early."""
     yield Unit("baseline", "byte pairs", _baseline_work(text), partial(_baseline, text))
@@ -127,7 +134,10 @@ def units(
                     ),
                 )
     yield Unit(
-        "cost", "time and memory", _cost_work(setting), partial(run_cost, setting, text, device)
+        "cost",
+        "time and memory",
+        _cost_work(setting, operator),
+        partial(run_cost, setting, text, device, operator),
     )
 
 
@@ -164,10 +174,10 @@ def _task_work(chosen: TaskSetting) -> float:
     return batch * (3 * chosen.steps + tests)
 
 
-def _cost_work(setting: CompareSetting) -> float:
+def _cost_work(setting: CompareSetting, operator: Operator) -> float:
     config, chosen = setting.text.model, setting.cost
     n = config.max_seq_len
     steps = 3 * _forward_work(config, setting.text.batch_size * n, n)
     # Forward alone, and forward with backward, is four forward passes.
     operators = sum(4 * 4 * chosen.batch_size * config.dim * length**2 for length in chosen.lengths)
-    return len(ARMS) * chosen.rounds * (steps + operators)
+    return len(timed(operator)) * chosen.rounds * (steps + operators)

@@ -1,7 +1,8 @@
 """The comparison's cost part: time and memory of a training step and of the operator alone.
 
-The arms take turns, round by round and in alternating order, so that whatever slows the machine
-for a while slows both; a ratio is taken within a round. Nothing else runs in the process meanwhile.
+The arms take turns, round by round and each time another first, so that whatever slows the machine
+for a while slows all; a ratio is taken within a round. Nothing else runs in the process meanwhile.
+Where a fused kernel serves the sigmoid arm, that arm takes a further turn without it.
 
 Shape letters: B batch, H heads, N tokens, D head dim.
 """
@@ -9,18 +10,21 @@ Shape letters: B batch, H heads, N tokens, D head dim.
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sigmoid_attention.attention import sigmoid_attention
+from sigmoid_attention.nn import Attention
+from sigmoid_attention.studies.fused import Operator, unfused
 from sigmoid_attention.studies.language import Text, arm_config
 from sigmoid_attention.studies.memory import peak_tensor_bytes
-from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX
+from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX, UNFUSED
 from sigmoid_attention.studies.setting import CompareSetting
 from sigmoid_attention.studies.store import Row
+from sigmoid_attention.studies.summary import STEP
 from sigmoid_attention.studies.trained import new_model
 from sigmoid_attention.training.data.batches import TextBatches
 from sigmoid_attention.training.optimizer import decoupled_adamw
@@ -33,23 +37,32 @@ Work = Callable[[], object]
 
 
 def run_cost(
-    setting: CompareSetting, text: Text, device: torch.device, progress: Callable[[float], None]
+    setting: CompareSetting,
+    text: Text,
+    device: torch.device,
+    operator: Operator,
+    progress: Callable[[float], None],
 ) -> Iterator[Row]:
     """All times and memory, one row a round and arm for times (`step` counts the rounds)."""
     lengths = setting.cost.lengths
     parts = 1 + 2 * len(lengths)
-    yield from _training_step(setting, text, device)
+    arms = timed(operator)
+    yield from _training_step(setting, text, device, arms)
     progress(1 / parts)
     for i, length in enumerate(lengths):
-        for j, (metric, work) in enumerate(_operators(setting, length, device).items()):
+        operators = _operators(setting, length, device, arms)
+        for j, (metric, work) in enumerate(operators.items()):
             for row in by_turns(work, setting.cost.rounds, device):
                 yield Row(row.arm, metric, row.value, row.unit, step=row.step, length=length)
             progress((2 + 2 * i + j) / parts)
-        for arm, compute in _operators(setting, length, device)[
-            "operator_training_seconds"
-        ].items():
-            peak = peak_tensor_bytes(compute, device)
+        for arm in ARMS:
+            peak = peak_tensor_bytes(operators["operator_training_seconds"][arm], device)
             yield Row(arm, "operator_peak_bytes", peak, "bytes", length=length)
+
+
+def timed(operator: Operator) -> tuple[str, ...]:
+    """The arms that take turns: where a fused operator serves the sigmoid arm, also without it."""
+    return (*ARMS, UNFUSED) if operator.path else ARMS
 
 
 def by_turns(work: dict[str, Work], rounds: int, device: torch.device) -> Iterator[Row]:
@@ -58,9 +71,11 @@ def by_turns(work: dict[str, Work], rounds: int, device: torch.device) -> Iterat
     Work that is too short to time is repeated within its turn, and its mean is given.
     """
     repeats = {arm: _repeats(compute, device) for arm, compute in work.items()}
+    arms = list(work)
     gc.collect()
     for turn in range(rounds):
-        for arm in list(work)[:: 1 if turn % 2 else -1]:
+        first = turn % len(arms)
+        for arm in arms[first:] + arms[:first]:
             seconds = _seconds(work[arm], repeats[arm], device)
             yield Row(arm, "", seconds, "seconds", step=turn)
 
@@ -86,7 +101,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _operators(
-    setting: CompareSetting, length: int, device: torch.device
+    setting: CompareSetting, length: int, device: torch.device, timed_arms: Sequence[str]
 ) -> dict[str, dict[str, Work]]:
     """Each arm's operator forward, and forward with backward, on the same tensors."""
     config = setting.text.model
@@ -102,8 +117,8 @@ def _operators(
     def softmax() -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
-    def sigmoid() -> Tensor:
-        return sigmoid_attention(query, key, value, bias=bias, is_causal=True)
+    def sigmoid(impl: str) -> Callable[[], Tensor]:
+        return lambda: sigmoid_attention(query, key, value, bias=bias, is_causal=True, impl=impl)
 
     def forward(operator: Callable[[], Tensor]) -> Work:
         def compute() -> None:
@@ -115,19 +130,24 @@ def _operators(
     def training(operator: Callable[[], Tensor]) -> Work:
         return lambda: torch.autograd.grad(operator(), inputs, upstream)
 
-    arms = {SOFTMAX: softmax, SIGMOID: sigmoid}
+    operators = {
+        SOFTMAX: softmax,
+        SIGMOID: sigmoid("auto"),
+        UNFUSED: sigmoid(unfused(*shape[:3])),
+    }
     return {
-        "operator_forward_seconds": {arm: forward(operator) for arm, operator in arms.items()},
-        "operator_training_seconds": {arm: training(operator) for arm, operator in arms.items()},
+        "operator_forward_seconds": {arm: forward(operators[arm]) for arm in timed_arms},
+        "operator_training_seconds": {arm: training(operators[arm]) for arm in timed_arms},
     }
 
 
-def _training_step(setting: CompareSetting, text: Text, device: torch.device) -> Iterator[Row]:
+def _training_step(
+    setting: CompareSetting, text: Text, device: torch.device, arms: Sequence[str]
+) -> Iterator[Row]:
     """The whole model's training step in each arm: its seconds by round, and its memory."""
-    for row in by_turns(
-        {arm: _stepper(setting, text, arm, device) for arm in ARMS}, setting.cost.rounds, device
-    ):
-        yield Row(row.arm, "step_seconds", row.value, row.unit, step=row.step)
+    steps = {arm: _stepper(setting, text, arm, device) for arm in arms}
+    for row in by_turns(steps, setting.cost.rounds, device):
+        yield Row(row.arm, STEP, row.value, row.unit, step=row.step)
     for arm in ARMS:
 
         def two_steps(arm: str = arm) -> None:
@@ -142,6 +162,10 @@ def _training_step(setting: CompareSetting, text: Text, device: torch.device) ->
 def _stepper(setting: CompareSetting, text: Text, arm: str, device: torch.device) -> Work:
     chosen = setting.text
     model = new_model(arm_config(chosen.model, arm), seed=0).to(device)
+    if arm == UNFUSED:
+        for layer in model.modules():
+            if isinstance(layer, Attention):
+                layer.impl = unfused(chosen.batch_size, layer.heads, chosen.model.max_seq_len)
     config = TrainConfig(steps=1, lr=chosen.lr, warmup_steps=0)
     optimizer = decoupled_adamw(model, config)
     batches = TextBatches(text.tokens, chosen.model.max_seq_len, chosen.batch_size, seed=0)

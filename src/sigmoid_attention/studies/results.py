@@ -12,6 +12,8 @@ import pyarrow as pa
 SOFTMAX = "softmax"
 SIGMOID = "sigmoid"
 ARMS = (SOFTMAX, SIGMOID)
+# The sigmoid arm again, timed with what would compute its attention if nothing were fused.
+UNFUSED = "sigmoid_unfused"
 # The `arm` of a value that belongs to neither: a baseline, the whole run's memory.
 BOTH = "both"
 
@@ -83,6 +85,32 @@ class SummaryRow:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """A time that the sigmoid arm takes unfused and fused, in seconds; `ratio` is fused / unfused.
+
+    `ratio` is paired by round; `length` is in tokens, -1 where the question has none.
+    """
+
+    metric: str
+    label: str
+    length: int
+    unfused: Interval
+    fused: Interval
+    ratio: Interval
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What computed the sigmoid arm's attention, in words, and what its being fused gained.
+
+    `gains` is empty where nothing fused ran.
+    """
+
+    operator: str
+    gains: list[Gain]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The answer in a line and in a paragraph, and the rule by which it was computed."""
 
@@ -96,11 +124,12 @@ class Comparison:
     """A finished comparison: `rows` has the columns of `ROW_SCHEMA`, the rest is read off it.
 
     `setting`, `machine`, `versions` and `provenance` are what the rows carry as JSON; `provenance`
-    is that of the text the models were trained on.
+    is that of the text the models were trained on. `fusion` is None where no times were taken.
     """
 
     rows: pa.Table
     summary: list[SummaryRow]
+    fusion: Fusion | None
     verdict: Verdict
     setting: dict[str, Any]
     machine: dict[str, Any]

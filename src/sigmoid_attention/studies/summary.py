@@ -6,7 +6,7 @@ timed is paired by round and compared as a ratio with an interval of order stati
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
@@ -22,6 +22,7 @@ from sigmoid_attention.studies.statistics import (
 Values = dict[str, dict[int, float]]
 
 LOSS = "validation_bits_per_byte"
+STEP = "step_seconds"
 TASKS = {"recall": "Associative recall", "copy": "Copying"}
 TIMES = {
     "operator_forward_seconds": "Operator forward",
@@ -34,22 +35,24 @@ def summarise(rows: pa.Table) -> list[SummaryRow]:
     return [
         *_losses(rows),
         *_retrieval(rows),
-        *_timings(rows, "step_seconds", "Training step"),
-        *_once(rows, "peak_memory_bytes", "Training step, memory", "bytes"),
+        *_timings(rows, STEP, "Training step"),
+        *_once(rows, "peak_memory_bytes", "Training step, memory in tensors", "bytes"),
         *(row for metric, label in TIMES.items() for row in _timings(rows, metric, label)),
-        *_once(rows, "operator_peak_bytes", "Operator memory", "bytes"),
+        *_once(rows, "operator_peak_bytes", "Operator, memory in tensors", "bytes"),
         *_once(rows, "parameters", "Parameters", "parameters"),
     ]
 
 
-def select(rows: pa.Table, metric: str, *, by: str) -> dict[int, Values]:
+def select(
+    rows: pa.Table, metric: str, *, by: str, arms: Sequence[str] = ARMS
+) -> dict[int, Values]:
     """A metric's values by length, arm and the column `by` ("seed" or "step")."""
-    found: dict[int, Values] = defaultdict(lambda: {arm: {} for arm in ARMS})
+    found: dict[int, Values] = defaultdict(lambda: {arm: {} for arm in arms})
     columns = ("metric", "arm", "length", by, "value")
     for name, arm, length, place, value in zip(
         *(rows[column].to_pylist() for column in columns), strict=True
     ):
-        if name == metric and arm in ARMS:
+        if name == metric and arm in arms:
             found[length][arm][place] = value
     return dict(sorted(found.items()))
 
@@ -165,10 +168,14 @@ def _ratio(
     )
 
 
-def select_values(rows: pa.Table, metric: str, column: str) -> list:
-    """What stands in `column` of every row of a metric."""
-    names = rows["metric"].to_pylist()
-    return [x for name, x in zip(names, rows[column].to_pylist(), strict=True) if name == metric]
+def select_values(rows: pa.Table, metric: str, column: str, *, arm: str | None = None) -> list:
+    """What stands in `column` of every row of a metric, or of those of one arm."""
+    names, arms, values = (rows[name].to_pylist() for name in ("metric", "arm", column))
+    return [
+        value
+        for name, of, value in zip(names, arms, values, strict=True)
+        if name == metric and arm in (None, of)
+    ]
 
 
 def whole_run_peak(rows: pa.Table) -> float:

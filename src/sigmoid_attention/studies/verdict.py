@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from sigmoid_attention.studies.results import Interval, SummaryRow, Verdict
 from sigmoid_attention.studies.statistics import CONFIDENCE, FEWEST_FOR_INTERVAL
-from sigmoid_attention.studies.summary import LOSS, TASKS, select_values
+from sigmoid_attention.studies.summary import LOSS, STEP, TASKS, select_values
 
 LOSS_MARGIN = 0.01
 ACCURACY_MARGIN = 0.05
@@ -64,13 +64,26 @@ def standing(row: SummaryRow) -> Standing:
         'equal'
     """
     apart = row.difference
-    neutral = 1.0 if row.kind == "ratio" else 0.0
-    low, high = apart.low - neutral, apart.high - neutral
-    if row.kind == "ratio" and apart.n == 1:
-        low = high = apart.mean - neutral
-    if not row.lower_is_better:
-        low, high = -high, -low
-    margin = _margin(row)
+    if row.kind == "ratio":
+        return cost_standing(apart)
+    low, high = (apart.low, apart.high) if row.lower_is_better else (-apart.high, -apart.low)
+    return _stand(low, high, _margin(row))
+
+
+def cost_standing(ratio: Interval) -> Standing:
+    """Where the second of two times or memories stands, by the same rule; `ratio` is to the first.
+
+    Example:
+        >>> cost_standing(Interval(0.7, 0.6, 0.8, 9)), cost_standing(Interval(1.0, 0.98, 1.02, 9))
+        ('better', 'equal')
+    """
+    low, high = ratio.low - 1, ratio.high - 1
+    if ratio.n == 1:
+        low = high = ratio.mean - 1
+    return _stand(low, high, COST_MARGIN)
+
+
+def _stand(low: float, high: float, margin: float) -> Standing:
     if math.isnan(low) or math.isnan(high):
         return "undecided"
     if -margin <= low and high <= margin:
@@ -81,9 +94,7 @@ def standing(row: SummaryRow) -> Standing:
 
 
 def _margin(row: SummaryRow) -> float:
-    if row.metric == LOSS:
-        return LOSS_MARGIN * row.softmax.mean
-    return ACCURACY_MARGIN if row.unit == "fraction" else COST_MARGIN
+    return LOSS_MARGIN * row.softmax.mean if row.metric == LOSS else ACCURACY_MARGIN
 
 
 def learnt(row: SummaryRow) -> bool:
@@ -140,7 +151,7 @@ def _headline(
 
 
 def _cost_clause(summary: Sequence[SummaryRow]) -> str:
-    step = next((row for row in summary if row.metric == "step_seconds"), None)
+    step = next((row for row in summary if row.metric == STEP), None)
     if step is None or not step.difference.n:
         return "its cost was not measured"
     found = standing(step)
@@ -205,7 +216,7 @@ def _cost_sentence(summary: Sequence[SummaryRow]) -> list[str]:
         if row.kind == "ratio" and row.difference.n:
             by_metric[row.metric] = row
     parts = []
-    if step := by_metric.get("step_seconds"):
+    if step := by_metric.get(STEP):
         parts.append(f"a training step takes {_times(step)} the time")
     if memory := by_metric.get("peak_memory_bytes"):
         parts.append(f"it holds {_times(memory)} the memory")
