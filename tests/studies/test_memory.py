@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sigmoid_attention import sigmoid_attention
+from sigmoid_attention.attention.cpu.call import loaded
 from sigmoid_attention.studies.memory import peak_tensor_bytes
 
 CPU = torch.device("cpu")
@@ -50,6 +51,23 @@ def test_a_formed_score_matrix_is_seen_and_a_fused_one_is_not(length):
 
     assert peak_tensor_bytes(formed, CPU) >= 2 * scores
     assert peak_tensor_bytes(fused, CPU) < scores
+
+
+@pytest.mark.parametrize("length", [33, 96])
+def test_the_kernel_is_seen_by_its_results(length):
+    if loaded() is None:
+        pytest.skip("there is no CPU kernel here")
+    inputs = [torch.randn(1, 3, length, 8).requires_grad_() for _ in range(3)]
+    result = 4 * 3 * length * 8
+
+    def training():
+        out = sigmoid_attention(*inputs, is_causal=True, impl="cpu")
+        return torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+    # The output, its gradient, and those of the inputs; a count of 8 bytes a block of queries.
+    blocks = peak_tensor_bytes(training, CPU) - 5 * result
+    assert 0 < blocks <= 8 * 3 * length
+    assert blocks % 24 == 0
 
 
 def test_the_same_number_every_time():

@@ -3,7 +3,10 @@
 On CUDA the allocator counts. On a CPU nothing does: the resident set never shrinks reliably, and
 differs from run to run. There every operation is watched instead and the bytes of the tensors that
 are alive are added up, which gives the same number every time. What an operation allocates and
-frees inside itself is not seen; the fused CPU kernels keep a few blocks per thread there.
+frees inside itself is not seen, and fused operators do work in arrays of their own: of a forward
+and backward pass over 2048 tokens (fp32, 4 heads of 32 channels, two threads) 4 MiB are seen, and
+beside them scaled_dot_product_attention takes 3 MiB, the sigmoid kernel 5 MiB, which it keeps for
+its next call. Both grow with the length, not with its square. Whoever shows these numbers says so.
 """
 
 import weakref
