@@ -193,8 +193,8 @@ def sigmoid_attention(
         enable_gqa: let ``heads`` be a multiple of ``key_heads``.
         dropout_p: probability with which a weight is dropped; the others grow by 1 / (1 - p).
         skip_tolerance: what an implementation may leave out. "rounding": keys whose weights
-            together are provably below half a unit of the output dtype's precision of the row's
-            mass; a number t: an error of at most t max|value|; 0: nothing but what is hidden.
+            together are provably below what rounding the row's other weights to the output's
+            dtype costs; a number t: an error of at most t max|value|; 0: nothing that is visible.
         impl: "auto", "cpu" (the fused kernel), "tiled" (PyTorch by tiles, linear memory) or
             "reference" (the definition; skips nothing).
         return_aux: also return the rows' mass, largest weight and number of visible keys.

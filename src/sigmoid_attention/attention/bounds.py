@@ -20,34 +20,39 @@ first t of them, everything that is left, *summed*, weighs in row i at most
 The rest of the row is skipped as soon as
 
     R_I(t) <= tolerance                     (a number), or
-    R_I(t) <= unit * min_{i in I} M_i(t)    ("rounding"; unit = half the output dtype's epsilon),
+    R_I(t) <= unit * min_{i in I} N_i(t)    ("rounding"; unit = half the output dtype's epsilon),
 
-where M_i(t) is a lower bound of the weight that row i has collected in the visited tiles: the
-mass itself, as summed by the pass that visits them, or, in advance, a bound from the norms alone.
-For the latter let every row of I see at least c keys of J, the nearest at a distance of at most t;
-without a mask a row's keys lie side by side, so its s-th nearest is no farther than t + s. With
-L = min b + min m - cap(|s| max|q| max|k|), and as sigmoid(u - x) >= e^-x sigmoid(u) for x >= 0,
+where N_i(t) is a lower bound of the norm sqrt(sum_j w_ij^2) of what row i has collected in the
+visited tiles: the norm itself, as summed by the pass that visits them, or, in advance, a bound
+from the norms of queries and keys alone. For the latter let every row of I see at least c keys of
+J, the nearest at a distance of at most t; without a mask a row's keys lie side by side, so its s-th
+nearest is no farther than t + s. With L = min b + min m - cap(|s| max|q| max|k|), and as
+sigmoid(u - x) >= e^-x sigmoid(u) for x >= 0,
 
-    sum_j w_ij >= sum_{s < c} sigmoid(L - a (t + s)) >= sigmoid(L - a t) sum_{s < c} e^(-a s).
+    sum_j w_ij >= sum_{s < c} sigmoid(L - a (t + s))
+               >= sigmoid(L - a t) sum_{s < c} e^(-a s)  =: l_IJ.
 
-Under a mask, which may hide the near keys, all c are taken to be the farthest of the tile.
+Under a mask, which may hide the near keys, all c are taken to be the farthest of the tile. With
+c_IJ as above, sum_j w_ij^2 >= l_IJ^2 / c_IJ by Cauchy-Schwarz, and the tiles' squares add up.
 
 **What that proves.** With S the skipped keys of row i and V the largest |v|,
 
     |sum_{j in S} w_ij v_j| <= V sum_{j in S} w_ij <= V R_I(t),
 
-so a number t as tolerance costs at most t V. Under "rounding" it is at most unit V sum_kept w_ij.
-That is the bound on what rounding the kept weights to the output's dtype, each by a relative unit,
-can do to the output: |sum_kept (w~_ij - w_ij) v_j| <= unit V sum_kept w_ij. It holds for the sum
-of what is skipped, not for each term: n terms just below a unit would be n units.
+so a number t as tolerance costs at most t V. Under "rounding" it is at most unit V sqrt(sum_kept
+w_ij^2): the size of what rounding the kept weights to the output's dtype does to the output, each
+weight by a relative unit of its own, since errors that do not know of each other add up like that.
+(Their worst case, unit V sum_kept w_ij, would be too generous: of 513 equal weights in bf16 it
+lets the last be dropped, which costs 20 times as much as rounding all of them.) The bound holds
+for the sum of what is skipped, not for each term: n terms just below a unit would be n units.
 
 The bound counts weights and not |v|: a tile of small values still passes gradient to them.
 In the backward pass |dL/du_ij| <= w_ij |dO_i . v_j|, so the same bound limits what is lost
 there; the backward pass visits the same tiles, and so differentiates what was computed.
 
 Rounding of the bounds themselves is covered by NORM_SLACK (a relative 2^-14 on the product of two
-norms, each computed from at most a few thousand terms in fp32) and MASS_SLACK (a relative 2^-7 on
-the collected mass). A NaN anywhere makes every comparison false, and nothing is skipped.
+norms, each computed from at most a few thousand terms in fp32) and KEPT_SLACK (a relative 2^-7 on
+the collected norm). A NaN anywhere makes every comparison false, and nothing is skipped.
 
 Source: the project's own; that sigmoid(u) <= e^u bounds a tile is used by no published kernel
 known to us.
@@ -66,7 +71,7 @@ from sigmoid_attention.attention import geometry
 from sigmoid_attention.attention.reference import compute_dtype
 
 NORM_SLACK = 2.0**-14
-MASS_SLACK = 2.0**-7
+KEPT_SLACK = 2.0**-7
 # Below this logit, sigmoid(u) = e - e^2 + e^3 with e = e^u is exact to 1e-5, relatively.
 TAIL_LOGIT = -4.0
 
@@ -106,9 +111,9 @@ class TileBounds:
         return weighs.flip(-1).cumsum(-1).flip(-1)
 
     def kept_in_advance(self) -> Tensor:
-        """M_I(t) from the norms alone, (B, H, I, J): what the tiles before the visited t weigh."""
-        weighs = self.visited(self.least)
-        return weighs.cumsum(-1) - weighs
+        """min N_i(t) in advance, (B, H, I, J): the norm of the weights before the visited t."""
+        squares = self.visited(self.least.square() / self.most.clamp(min=1))
+        return (squares.cumsum(-1) - squares).sqrt()
 
 
 def may_stop(
@@ -118,7 +123,7 @@ def may_stop(
     if tolerance == 0.0:
         return torch.zeros_like(remaining, dtype=torch.bool)
     if tolerance_is_relative:
-        return remaining <= tolerance * (1 - MASS_SLACK) * kept
+        return remaining <= tolerance * (1 - KEPT_SLACK) * kept
     return remaining <= tolerance
 
 

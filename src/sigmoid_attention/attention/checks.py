@@ -163,7 +163,7 @@ def bias_kind(bias: object) -> None:
 
 
 def tolerance(skip_tolerance: str | float, dtype: torch.dtype) -> tuple[float, bool]:
-    """The tolerance as a number, and whether it is relative to the mass that a row keeps."""
+    """The tolerance as a number, and whether it is relative to the weights that a row keeps."""
     if skip_tolerance == "rounding":
         # Half the spacing of the output's numbers: what rounding a weight to that dtype costs.
         return torch.finfo(dtype).eps / 2, True

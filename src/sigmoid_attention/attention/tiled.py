@@ -84,12 +84,12 @@ def forward(tiles: Tiles, tolerance: float, relative: bool) -> tuple[Tensor, Ten
     visits = bounds.order.new_full((batch * heads, len(order)), bounds.order.shape[1])
     for i, turns in enumerate(order):
         rows = tiles.rows(i)
-        mass = out.new_zeros(batch * heads, rows.stop - rows.start)
+        squares = out.new_zeros(batch * heads, rows.stop - rows.start)
         going = torch.ones(batch * heads, dtype=torch.bool, device=out.device)
         for turn, j in enumerate(turns):
             stop = going & may_stop(
                 remaining[:, i, turn],
-                mass.amin(-1).double(),
+                squares.amin(-1).double().sqrt(),
                 tolerance=tolerance,
                 tolerance_is_relative=relative,
             )
@@ -99,7 +99,7 @@ def forward(tiles: Tiles, tolerance: float, relative: bool) -> tuple[Tensor, Ten
             if active.numel():
                 tile = tiles.cut(i, j, active)
                 step = Pass(tile)
-                mass[active] += step.weights.sum(-1)
+                squares[active] += step.weights.square().sum(-1)
                 tile.add_to_rows(out, step.output())
     return out.to(tiles.query.dtype), visits.view(batch, heads, -1)
 

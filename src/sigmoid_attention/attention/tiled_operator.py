@@ -1,6 +1,6 @@
 """The tiled mode as operators of torch's library: forward, backward, and the backward of that.
 
-Which tiles a block of queries visits depends on the mass that it has collected, so tracing cannot
+Which tiles a block of queries visits depends on the weights it has collected, so tracing cannot
 follow the loop. As operators the three passes are opaque to it, and compile, export and
 higher-order gradients work around them.
 

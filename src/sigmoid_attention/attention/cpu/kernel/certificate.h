@@ -6,7 +6,7 @@
 #include "tile.h"
 
 constexpr double NORM_SLACK = 0x1p-14;
-constexpr double MASS_SLACK = 0x1p-7;
+constexpr double KEPT_SLACK = 0x1p-7;
 
 // Blocks of keys from near to far. The first visited ones are always neighbours.
 struct Order {
@@ -100,8 +100,9 @@ struct Certificate {
     std::vector<int64_t> blocks;    // of keys, in the order of the visit
     std::vector<bool> visible;      // by turn
     std::vector<double> remaining;  // by turn: what the rest can weigh in a row, at most
+    std::vector<double> squares;    // by turn: of its weights in a row, at most
     std::vector<bool> may_stop;     // by turn: whether that could be small enough
-    bool needs_mass = false;
+    bool needs_squares = false;  // of the weights that each row collects
 
     // key_norms: the largest norm in each block of keys.
     void prepare(const Call &call, const QueryBlock &block, double query_norm,
@@ -111,8 +112,9 @@ struct Certificate {
         blocks.resize(count);
         visible.assign(count, false);
         remaining.assign(count, 0.0);
+        squares.assign(count, 0.0);
         may_stop.assign(count, false);
-        needs_mass = false;
+        needs_squares = false;
         for (int64_t t = 0; t < count; ++t) {
             int64_t j = blocks[t] = order.take();
             int64_t first = j * BLOCK_KEYS, last = std::min(first + BLOCK_KEYS, block.keys) - 1;
@@ -134,15 +136,18 @@ struct Certificate {
             if (hidden) continue;
             if (call.slopes) above -= least_penalty(call, block, first, last);
             visible[t] = true;
-            remaining[t] = most * std::exp(above > 0 ? 0.0 : above);
+            double heaviest = std::exp(above > 0 ? 0.0 : above);
+            remaining[t] = most * heaviest;
+            squares[t] = remaining[t] * heaviest;
         }
         bound(call);
     }
 
-    bool stop(const Call &call, int64_t turn, double least_mass) const {
+    // least_kept: the least norm of a row's weights so far.
+    bool stop(const Call &call, int64_t turn, double least_kept) const {
         if (!may_stop[turn]) return false;
         if (!call.relative) return true;
-        return remaining[turn] <= call.tolerance * (1 - MASS_SLACK) * least_mass;
+        return remaining[turn] <= call.tolerance * (1 - KEPT_SLACK) * least_kept;
     }
 
   private:
@@ -159,19 +164,21 @@ struct Certificate {
     void bound(const Call &call) {
         int64_t count = (int64_t)blocks.size();
         double before = 0.0;
-        for (int64_t t = 0; t < count; ++t) before += remaining[t];
+        for (int64_t t = 0; t < count; ++t) before += squares[t];
         double rest = 0.0;
         for (int64_t t = count - 1; t >= 0; --t) {
-            // What the tiles before this turn can weigh at most: no row collects more.
-            before -= remaining[t];
+            // The squares that a row can have collected before this turn, at most.
+            before -= squares[t];
             rest += remaining[t];
             remaining[t] = rest;
             if (call.tolerance > 0) {
-                double limit = call.relative ? call.tolerance * std::max(before, 0.0) * 2 : call.tolerance;
+                double limit = call.tolerance;
+                // Twice, for the rounding of these sums.
+                if (call.relative) limit *= 2 * std::sqrt(std::max(before, 0.0));
                 may_stop[t] = rest <= limit;
             }
         }
         for (int64_t t = 0; t < count; ++t)
-            needs_mass |= call.relative && may_stop[t] && remaining[t] > 0;
+            needs_squares |= call.relative && may_stop[t] && remaining[t] > 0;
     }
 };

@@ -82,7 +82,7 @@ template <bool PAIRS> static inline void store_weights(Word *to, const Vector (&
 template <bool PAIRS> struct ForwardRoom {
     Word *query, *weights;
     float *out, *extra;
-    Vector *mass;
+    Vector *squares;  // of the weights that each row has collected
     Certificate certificate;
 
     static int64_t bytes(const Call &call) {
@@ -98,13 +98,13 @@ template <bool PAIRS> struct ForwardRoom {
         weights = arena.take<Word>(BLOCK_QUERIES * WEIGHTS_ROW<PAIRS>);
         out = arena.take<float>(BLOCK_QUERIES * Columns(call.value_dim).padded());
         extra = arena.take<float>(BLOCK_QUERIES * BLOCK_KEYS);
-        mass = arena.take<Vector>(BLOCK_QUERIES);
+        squares = arena.take<Vector>(BLOCK_QUERIES);
     }
 };
 
 template <bool PAIRS, int TERMS>
 static void weigh_tile(const Tile &tile, const Word *query, int64_t query_row, const Word *panels,
-                       int64_t key_words, Word *weights, Vector *mass) {
+                       int64_t key_words, Word *weights, Vector *squares) {
     for (int64_t c = 0; c < tile.columns; c += PANEL) {
         const Word *panel = panels + c * key_words;
         for (int64_t g = 0; g < tile.groups(); ++g) {
@@ -116,8 +116,8 @@ static void weigh_tile(const Tile &tile, const Word *query, int64_t query_row, c
             for (int m = 0; m < ROWS; ++m) {
                 int64_t r = g * ROWS + m;
                 weigh<TERMS, PAIRS, false>(x[m], tile, r, c, Slopes{});
-                if (TERMS != PLAIN && mass)
-                    for (int n = 0; n < COLUMNS; ++n) mass[r] += x[m][n];
+                if (TERMS != PLAIN && squares)
+                    for (int n = 0; n < COLUMNS; ++n) squares[r] += x[m][n] * x[m][n];
                 store_weights<PAIRS>(weights + r * WEIGHTS_ROW<PAIRS> + words<PAIRS>(c), x[m]);
                 one_after_another();
             }
@@ -159,7 +159,7 @@ static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const Pack
     }
     std::memset(room.query + block.rows * stride, 0, (padded_rows - block.rows) * stride * 4);
     std::memset(room.out, 0, padded_rows * out_row * 4);
-    std::memset(room.mass, 0, padded_rows * sizeof(Vector));
+    std::memset(room.squares, 0, padded_rows * sizeof(Vector));
 
     Certificate &certificate = room.certificate;
     certificate.prepare(call, block, query_norm, packed.norms);
@@ -167,18 +167,18 @@ static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const Pack
     for (; turn < turns; ++turn) {
         if (certificate.may_stop[turn]) {
             double least = INFINITY;
-            for (int64_t r = 0; certificate.needs_mass && r < block.rows; ++r)
-                least = std::min(least, (double)sum(room.mass[r]));
-            if (certificate.stop(call, turn, least)) break;
+            for (int64_t r = 0; certificate.needs_squares && r < block.rows; ++r)
+                least = std::min(least, (double)sum(room.squares[r]));
+            if (certificate.stop(call, turn, std::sqrt(least))) break;
         }
         if (!certificate.visible[turn]) continue;
         Tile tile(call, block, certificate.blocks[turn], room.extra);
         const Word *panels = packed.panels + tile.first_key * packed.key_words;
-        Vector *mass = certificate.needs_mass ? room.mass : nullptr;
+        Vector *squares = certificate.needs_squares ? room.squares : nullptr;
         auto weigh_all = tile.has_extra()             ? weigh_tile<PAIRS, EXTRA>
-                         : mass || !tile.is_plain() ? weigh_tile<PAIRS, PLACED>
+                         : squares || !tile.is_plain() ? weigh_tile<PAIRS, PLACED>
                                                     : weigh_tile<PAIRS, PLAIN>;
-        weigh_all(tile, room.query, stride, panels, packed.key_words, room.weights, mass);
+        weigh_all(tile, room.query, stride, panels, packed.key_words, room.weights, squares);
         add_values<PAIRS>(tile, room.weights, packed.steps, packed.value_steps,
                           packed.value_columns, room.out);
     }
