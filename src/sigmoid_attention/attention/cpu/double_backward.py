@@ -1,9 +1,11 @@
 """Second derivatives of the fused kernel: the tiled mode's, sequence by sequence.
 
-Shape letters: B sequences, H query heads, T tokens of a row, Q queries, K keys, I query blocks.
+Shape letters: B sequences, H query heads, T tokens of a row, Q queries, K keys, I query blocks,
+M pages of a sequence.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,8 +29,14 @@ def gradients(
     """Gradients of the backward pass's results for query, key, value, bias, mask, slopes, grad_out.
 
     ``directions`` weigh those results, empty where one was not wanted. What is None has an empty
-    gradient, a boolean mask zeros.
+    gradient; a boolean mask has zeros, and so have the pages of a cache.
     """
+    if layout.block_table_BM is not None:
+        unpaged = replace(layout, block_table_BM=None)
+        along, rows = (_without_pages(x, layout.block_table_BM) for x in (directions, tensors))
+        found = gradients(along, grad_out, visits_BHI, rows, unpaged, settings)
+        pages = [torch.zeros_like(on) for on in directions[1:3]]
+        return found[0], *pages, *found[3:]
     nothing = grad_out.new_empty(0)
     given = [nothing if tensor is None else tensor for tensor in tensors]
     if tensors[3] is None:
@@ -59,6 +67,13 @@ def gradients(
         grad_out.new_empty(0) if like is None else whole.to(like.dtype, copy=True)
         for whole, like in zip(total, (*tensors, grad_out), strict=True)
     )
+
+
+def _without_pages(tensors: Sequence, table_BM: Tensor) -> list:
+    """The same tensors with keys and values copied to a row for each sequence."""
+    query, key, value, *others = tensors
+    rows = [pages.transpose(1, 2)[table_BM].flatten(1, 2).transpose(1, 2) for pages in (key, value)]
+    return [query, *rows, *others]
 
 
 def _cuts(layout: Layout, block_q: int) -> Iterator[Cut]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from sigmoid_attention.attention.cpu import double_backward, extra
@@ -33,7 +34,7 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
 
     Raises:
         NotImplementedError: statistics, dropout, fp64, another device, no kernel on this machine,
-            or gradients of a paged cache.
+            forward-mode derivatives, or gradients of a paged cache.
     """
     _refuse(problem, return_aux)
     own = problem.sequences
@@ -94,6 +95,8 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
         raise NotImplementedError(f"query: the CPU kernel has no {problem.query.dtype}")
     if not available():
         raise NotImplementedError("impl: there is no CPU kernel on this machine (see the log)")
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        raise NotImplementedError("query: the CPU kernel has no forward-mode derivative")
     own = problem.sequences
     paged = own is not None and own.block_table_BM is not None
     learns = problem.key.requires_grad or problem.value.requires_grad
