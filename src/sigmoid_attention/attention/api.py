@@ -7,6 +7,7 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sigmoid_attention.attention import checks, geometry, reference, tiled_operator
 from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength
@@ -61,8 +62,14 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 
 def _transformed() -> bool:
-    """Whether vmap, jvp or another of torch.func is at work, which only the definition follows."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    """Whether torch.func, forward mode or a trace is at work, which only the definition follows."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def _candidates(problem: Problem) -> list[Implementation]:
