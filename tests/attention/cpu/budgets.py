@@ -1,13 +1,16 @@
-"""What rounding excuses: the exact answer in float64, and the errors of two plain computations.
+"""What rounding excuses: the exact answer in float64, and the errors of plain computations.
 
-``eager`` is the formula in torch, in the precision that it is given. ``floor`` is what a product
-of matrices in the dtype has to cost: everything exact, but the weights and the gradients of the
-scores rounded to the dtype, since such a product takes its operands in it, and so the results.
+``eager`` is the formula in torch, in the precision that it is given; ``one_by_one`` sums its
+products in their order, as torch's products of large matrices do along a dot product, while those
+of small ones do not. ``floor`` is what a product of matrices in the dtype has to cost: everything
+exact, but the weights and the gradients of the scores rounded to the dtype, since such a product
+takes its operands in it, and so the results.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -46,11 +49,22 @@ class Inputs:
         return torch.ones(queries, keys, dtype=torch.bool).triu(1 + keys - queries)
 
 
-def weights(inputs: Inputs) -> Tensor:
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def in_order(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, one product after the other."""
+    total = left[..., :1] * right[..., :1, :]
+    for k in range(1, left.shape[-1]):
+        total = total + left[..., k : k + 1] * right[..., k : k + 1, :]
+    return total
+
+
+def weights(inputs: Inputs, product: Product = torch.matmul) -> Tensor:
     """(B, H, Q, K), in the precision of the inputs."""
     group = inputs.query.shape[1] // inputs.key.shape[1]
     key = inputs.key.repeat_interleave(group, 1)
-    logits = inputs.query @ key.mT * inputs.query.shape[3] ** -0.5
+    logits = product(inputs.query, key.mT) * inputs.query.shape[3] ** -0.5
     for name in ("bias", "mask"):
         if name in inputs.terms:
             logits = logits + inputs.terms[name]
@@ -61,16 +75,20 @@ def weights(inputs: Inputs) -> Tensor:
     return weights.masked_fill(inputs.hidden(), 0) if inputs.is_causal else weights
 
 
-def eager(inputs: Inputs) -> Named:
+def eager(inputs: Inputs, product: Product = torch.matmul) -> Named:
     """Output and gradients, by torch and its autograd."""
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in inputs.leaves().items()}
     terms = {name: leaves[name] for name in inputs.terms}
     tensors = (leaves["query"], leaves["key"], leaves["value"], inputs.grad_out)
     tracked = Inputs(*tensors, terms, inputs.is_causal, inputs.constant)
     group = inputs.query.shape[1] // inputs.key.shape[1]
-    out = weights(tracked) @ tracked.value.repeat_interleave(group, 1)
+    out = product(weights(tracked, product), tracked.value.repeat_interleave(group, 1))
     grads = torch.autograd.grad(out, list(leaves.values()), inputs.grad_out)
     return {"out": out.detach(), **dict(zip(leaves, grads, strict=True))}
+
+
+def one_by_one(inputs: Inputs) -> Named:
+    return eager(inputs, in_order)
 
 
 def floor(inputs: Inputs) -> Named:
@@ -106,19 +124,19 @@ def floor(inputs: Inputs) -> Named:
 
 
 def error(actual: Tensor, exact: Tensor) -> float:
-    """Relative, in the Euclidean norm of each sequence, and of these errors the root mean square.
+    """Relative, in the Euclidean norm; of a batch, the root mean square over its sequences.
 
     In short sequences a few large weights decide; no single one of them decides for the others.
     """
-    wrong = (actual.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
-    return float(wrong.square().mean().sqrt())
+    rows = exact.shape[0] if exact.dim() == 4 else 1
+    wrong = (actual.double() - exact).reshape(rows, -1).norm(dim=1)
+    return float((wrong / exact.reshape(rows, -1).norm(dim=1)).square().mean().sqrt())
 
 
 def normal(*sizes: int, seed: int = 0) -> Tensor:
     """Normal numbers in float64, the same wherever they are asked for."""
-    return torch.randn(
-        sizes, generator=torch.Generator().manual_seed(seed + math.prod(sizes)), dtype=torch.float64
-    )
+    chance = torch.Generator("cpu").manual_seed(seed + math.prod(sizes))
+    return torch.randn(sizes, generator=chance, dtype=torch.float64, device="cpu")
 
 
 def drawn(

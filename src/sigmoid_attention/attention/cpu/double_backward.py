@@ -6,6 +6,7 @@ M pages of a sequence.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,12 +41,13 @@ def gradients(
     nothing = grad_out.new_empty(0)
     given = [nothing if tensor is None else tensor for tensor in tensors]
     if tensors[3] is None:
-        given[3] = torch.full((), settings.constant)
+        given[3] = grad_out.new_full((), settings.constant, dtype=torch.float32)
+    zeros = partial(grad_out.new_zeros, dtype=torch.float32)
     along = [
-        torch.zeros(like.shape) if on.numel() != like.numel() else on
+        zeros(like.shape) if on.numel() != like.numel() else on
         for on, like in zip(directions, given, strict=True)
     ]
-    total = [torch.zeros(like.shape) for like in (*given, grad_out)]
+    total = [zeros(like.shape) for like in (*given, grad_out)]
     for cut in _cuts(layout, settings.block_q):
         query, key, value, bias, mask, slopes, part_grad_out, visits = cut(
             [*given, grad_out, visits_BHI]

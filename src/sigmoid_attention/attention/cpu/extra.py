@@ -6,6 +6,8 @@ without a key dimension, per key for one without a query dimension, per pair for
 Shape letters: B sequences, H query heads, Q queries, K keys, S parts of the keys.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -37,10 +39,11 @@ def splits(units: int, threads: int, keys: int) -> int:
 
 
 class Room:
-    """What the kernel adds gradients to; a tensor that is None is not wanted."""
+    """What the kernel adds gradients to, always in fp32; a tensor that is None is not wanted."""
 
     def __init__(
         self,
+        query: Tensor,
         shape: tuple[int, int, int, int],
         key_heads: int,
         bias: Tensor | None,
@@ -48,21 +51,23 @@ class Room:
         slopes: Tensor | None,
     ) -> None:
         batch, heads, queries, keys = shape
-        self.bias, self.mask, self.slopes = bias, mask, slopes
+        self.query, self.bias, self.mask, self.slopes = query, bias, mask, slopes
+        # Not torch.zeros: the caller's default dtype and device may be others.
+        zeros = partial(query.new_zeros, dtype=torch.float32)
         wanted = {_form(term): term for term in (bias, mask) if term is not None}
         paired = [_as_four(t) for t in (bias, mask) if t is not None and _form(t) == "pairs"]
         self.pairs = None
         units = batch * key_heads
         if paired:
             outer = tuple(max(sizes) for sizes in list(zip(*paired, strict=True))[:2])
-            self.pairs = torch.zeros(*outer, queries, keys)
+            self.pairs = zeros((*outer, queries, keys))
             # Units that share a gradient run one after the other.
             units = (batch if outer[0] > 1 else 1) * (key_heads if outer[1] > 1 else 1)
         self.splits = splits(max(1, units), torch.get_num_threads(), keys)
-        self.rows = torch.zeros(batch, heads, self.splits, queries) if "rows" in wanted else None
-        self.columns = torch.zeros(batch, heads, keys) if "columns" in wanted else None
+        self.rows = zeros((batch, heads, self.splits, queries)) if "rows" in wanted else None
+        self.columns = zeros((batch, heads, keys)) if "columns" in wanted else None
         self.parts_of_slopes = (
-            None if slopes is None else torch.zeros(batch, heads, self.splits, dtype=torch.float64)
+            None if slopes is None else zeros((batch, heads, self.splits), dtype=torch.float64)
         )
 
     def of_bias(self) -> Tensor:
@@ -73,13 +78,13 @@ class Room:
 
     def of_slopes(self) -> Tensor:
         if self.slopes is None or self.parts_of_slopes is None:
-            return torch.empty(0)
+            return self.query.new_empty(0)
         total_BH = self.parts_of_slopes.sum(-1)
         return (total_BH if self.slopes.dim() == 2 else total_BH.sum(0)).to(self.slopes.dtype)
 
     def _of(self, term: Tensor | None) -> Tensor:
         if term is None:
-            return torch.empty(0)
+            return self.query.new_empty(0)
         forms = {
             "rows": lambda: self.rows.sum(2)[..., None],  # pyright: ignore
             "columns": lambda: self.columns[:, :, None],  # pyright: ignore

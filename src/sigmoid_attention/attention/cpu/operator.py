@@ -41,7 +41,7 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     bias = problem.bias
     if not isinstance(bias, Tensor) and torch.compiler.is_compiling():
         # A graph serves one value of an operator's number, and this may vary with the lengths.
-        bias = torch.full((), bias)
+        bias = problem.query.new_full((), bias, dtype=torch.float32)
     by_number = not isinstance(bias, Tensor)
     tensors = (
         problem.query,
@@ -154,7 +154,9 @@ def _like(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def _visits(query: Tensor, layout: Layout, block_q: int) -> Tensor:
-    blocks = (layout.max_q + block_q - 1) // block_q
+    # One block more than needed at least, as in `kernel/call.h`: torch makes a size of 1 a case of
+    # its own, and a compiled graph would serve short lengths or long ones.
+    blocks = layout.max_q // block_q + 2
     return query.new_empty(layout.sequences(query), query.shape[1], blocks, dtype=torch.int64)
 
 
@@ -215,6 +217,7 @@ def backward(
         on_value.zero_()
     shape = (visits.shape[0], query.shape[1], layout.max_q, layout.max_k)
     room = extra.Room(
+        query,
         shape,
         key.shape[1],
         bias if bias_wanted else None,
