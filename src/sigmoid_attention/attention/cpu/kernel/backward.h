@@ -184,8 +184,8 @@ template <bool PAIRS> struct BackwardUnit {
 
   private:
     void find_visits(int64_t head) {
-        const int64_t *visits = call.visits + (sequence * call.heads + head) *
-                                                  parts(call.queries, call.block_queries);
+        const int64_t *visits =
+            call.visits + (sequence * call.heads + head) * call.visits_row();
         for (int64_t i = 0; i < query_blocks; ++i) {
             Order order(QueryBlock(call, sequence, head, i, 1.0f));
             while (order.turn < visits[i]) order.take();
@@ -217,7 +217,9 @@ template <bool PAIRS> struct BackwardUnit {
         if (extra.columns) {
             float *to = call.grad_columns +
                         (sequence * call.heads + block.head) * call.keys + tile.first_key;
-            for (int64_t c = 0; c < tile.columns; ++c) to[c] += extra.columns[c];
+            for (int64_t chain = 0; chain < CHAINS; ++chain)
+                for (int64_t c = 0; c < tile.columns; ++c)
+                    to[c] += extra.columns[chain * BLOCK_KEYS + c];
         }
         int64_t step = words<PAIRS>(block.first);
         add_over_queries<PAIRS>(call, tile, room.weight_steps, room.grad_steps, room.steps, step,
@@ -234,7 +236,7 @@ template <bool PAIRS> struct BackwardUnit {
             extra.rows = call.grad_rows + (head * call.splits + split) * call.queries + block.first;
         if (call.grad_columns) {
             extra.columns = room.column_sums;
-            std::memset(extra.columns, 0, BLOCK_KEYS * 4);
+            std::memset(extra.columns, 0, CHAINS * BLOCK_KEYS * 4);
         }
         if (call.grad_pairs.data) {
             const Term &term = call.grad_pairs;

@@ -12,6 +12,9 @@ constexpr int64_t KEY_ROWS = (BLOCK_KEYS + ROWS - 1) / ROWS * ROWS;
 // So many blocks of keys are kept near while the queries of a head go by, which come from afar.
 constexpr int64_t TOGETHER = 4;
 
+// A key's gradients over a tile's queries are added in so many sums, which rounds less than one.
+constexpr int64_t CHAINS = 4;
+
 // One block of keys in its three forms, and the sums of its gradients.
 template <bool PAIRS> struct KeyBlock {
     int64_t j;
@@ -79,7 +82,7 @@ template <bool PAIRS> struct BackwardRoom {
         take(score_steps, words<PAIRS>(BLOCK_QUERIES) * STEP_ROW<PAIRS>);
         take(score_rows, PAIRS ? BLOCK_QUERIES * WEIGHTS_ROW<PAIRS> : 0);
         take(extra, BLOCK_QUERIES * BLOCK_KEYS);
-        take(column_sums, BLOCK_KEYS);
+        take(column_sums, CHAINS * BLOCK_KEYS);
         take(first, parts(call.queries, call.block_queries));
         take(end, parts(call.queries, call.block_queries));
     }
@@ -153,7 +156,7 @@ template <bool PAIRS> struct BackwardRoom {
 // Gradients of what is added to the logits, collected while dU is in registers.
 struct ExtraGradients {
     float *rows = nullptr;     // of the tile's first row
-    float *columns = nullptr;  // of the tile's first column
+    float *columns = nullptr;  // of the tile's first column, CHAINS times
     float *pairs = nullptr;    // of the tile's first pair
     int64_t pairs_row = 0, pairs_column = 0;
     bool slopes = false;
@@ -172,7 +175,7 @@ struct ExtraGradients {
                 far += grad[n] * absolute(away);
             }
             if (columns) {
-                float *place = columns + c + n * LANES;
+                float *place = columns + r % CHAINS * BLOCK_KEYS + c + n * LANES;
                 store(place, load(place) + grad[n]);
             }
         }

@@ -41,7 +41,7 @@ struct Call {
     const int64_t *block_table;  // null unless keys are in pages of page_size tokens
     int64_t block_table_row, page_size;
 
-    int64_t *visits;  // (sequence, head, query block): how many key blocks were visited
+    int64_t *visits;  // (sequence, head, visits_row()): key blocks that each query block visited
 
     // Backward only. What is null is not asked for.
     Rows grad_out, grad_query, grad_key, grad_value;
@@ -56,6 +56,8 @@ struct Call {
     double tolerance;        // 0 skips nothing that is visible
 
     int64_t group() const { return heads / key_heads; }
+    // How far apart rows of `visits` lie: never 1, which torch would make a case of its own.
+    int64_t visits_row() const { return queries / block_queries + 2; }
     int64_t queries_of(int64_t sequence) const { return length_q ? length_q[sequence] : queries; }
     int64_t keys_of(int64_t sequence) const { return length_k ? length_k[sequence] : keys; }
     int64_t element_size() const { return dtype == FLOAT32 ? 4 : 2; }

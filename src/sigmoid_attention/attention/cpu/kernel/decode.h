@@ -4,6 +4,8 @@
 // that share a key head pass over its keys together, so that a key comes from memory once. Chunks
 // of keys are dealt out to the threads; nothing is normalised, so a row is the sum of its chunks.
 #pragma once
+#include <atomic>
+
 #include "in_place.h"
 
 // Keys whose weighted values one task sums up. Their number is fixed, so that a row has the same
@@ -136,7 +138,7 @@ static void write_answers(const Call &call, int64_t sequence, int64_t key_head, 
     // A certificate would need the norms of all keys, which cost as much as attending to them. To
     // visit all blocks is always right, and the backward pass leaves out what is hidden.
     int64_t visits = parts(call.keys_of(sequence), BLOCK_KEYS);
-    int64_t blocks = parts(call.queries, call.block_queries);
+    int64_t blocks = call.visits_row();
     for (int64_t member = 0; member < call.group(); ++member) {
         int64_t head = key_head * call.group() + member;
         for (int64_t r = 0; r < call.queries_of(sequence); ++r, sums += out_row)
@@ -167,6 +169,7 @@ template <DataType T> static int decode(const Call &call) {
     int64_t sums = like.rows * like.out_row;
     if (!shared.reserve(chunks.count() * sums * 4)) return 1;
     float *partial = shared.take<float>(chunks.count() * sums);
+    std::vector<std::atomic<int64_t>> finished(call.sequences * call.key_heads);
     int64_t bytes = chunks.keys * (call.head_dim + call.value_dim) * SIZE<T>;
     bool shares = bytes * parts(like.rows, BATCH) > SERIAL_BYTES;
     int failed = 0;
@@ -182,25 +185,21 @@ template <DataType T> static int decode(const Call &call) {
 #pragma omp atomic write
             failed = 1;
         }
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
         for (int64_t task = 0; task < chunks.count(); ++task) {
             if (!ready) continue;
             auto after = std::upper_bound(chunks.before.begin(), chunks.before.end(), task);
             int64_t sequence = after - chunks.before.begin() - 1;
             int64_t own = task - chunks.before[sequence], many = Chunks::of_head(call, sequence);
             int64_t key_head = own / many, chunk = Chunks::first(call, sequence) + own % many;
-            float *to = many > 1 ? partial + task * sums : room.sums;
-            decode_chunk<T>(call, room, sequence, key_head, chunk, to);
-            if (many == 1) write_answers(call, sequence, key_head, to, room.out_row);
-        }
-#pragma omp for schedule(static)
-        for (int64_t head = 0; head < call.sequences * call.key_heads; ++head) {
-            int64_t sequence = head / call.key_heads, key_head = head % call.key_heads;
-            int64_t many = Chunks::of_head(call, sequence);
-            if (many == 1) continue;
-            float *total = partial + (chunks.before[sequence] + key_head * many) * sums;
-            for (int64_t chunk = 1; chunk < many; ++chunk)
-                for (int64_t k = 0; k < sums; ++k) total[k] += total[chunk * sums + k];
+            decode_chunk<T>(call, room, sequence, key_head, chunk,
+                            many > 1 ? partial + task * sums : room.sums);
+            // Whoever comes last adds up, in the order of the chunks. To let all wait for all
+            // instead would cost a call on a busy machine as much again as its end does.
+            if (++finished[sequence * call.key_heads + key_head] < many) continue;
+            float *total = many > 1 ? partial + (task - own % many) * sums : room.sums;
+            for (int64_t other = 1; other < many; ++other)
+                for (int64_t k = 0; k < sums; ++k) total[k] += total[other * sums + k];
             write_answers(call, sequence, key_head, total, room.out_row);
         }
         arena.trim();
