@@ -238,8 +238,7 @@ def forgotten_graphs():
 
 
 @each_dtype
-@pytest.mark.parametrize("lengths", [(7, 48, 130), (193, 401, 640)], ids=["short", "long"])
-def test_compiles_into_one_graph_for_all_lengths(dtype, lengths, forgotten_graphs):
+def test_compiles_into_one_graph_for_all_lengths(dtype, forgotten_graphs):
     def function(query, key, value, mask):
         return sigmoid_attention(
             query, key, value, mask, bias=-2.0, is_causal=True, enable_gqa=True, impl="cpu"
@@ -247,7 +246,7 @@ def test_compiles_into_one_graph_for_all_lengths(dtype, lengths, forgotten_graph
 
     graph = compiled(function)
     with one_graph_only:
-        for length in lengths:
+        for length in (7, 192, 401):
             query, key, value = (normal(2, heads, length, 16).to(dtype) for heads in (4, 2, 2))
             inputs = [query, key, value, normal(length, length).to(dtype)]
             leaves = [tensor.requires_grad_() for tensor in changing(inputs, length)]
