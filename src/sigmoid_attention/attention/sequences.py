@@ -117,8 +117,8 @@ def cached(
 ) -> Sequences:
     """A row of queries for each sequence against its part of a contiguous or a paged cache."""
     places = seqused_k.new_zeros(4, seqused_k.shape[0], dtype=torch.int64)
-    places[1] = queries
-    places[3] = seqused_k
+    places[1].fill_(queries)
+    places[3].copy_(seqused_k)
     return Sequences(
         places_4B=places,
         max_q=queries,

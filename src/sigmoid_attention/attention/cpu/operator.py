@@ -157,7 +157,7 @@ def _visits(query: Tensor, layout: Layout, block_q: int) -> Tensor:
     # One block more than needed at least, as in `kernel/call.h`: torch makes a size of 1 a case of
     # its own, and a compiled graph would serve short lengths or long ones.
     blocks = layout.max_q // block_q + 2
-    return query.new_empty(layout.sequences(query), query.shape[1], blocks, dtype=torch.int64)
+    return query.new_zeros(layout.sequences(query), query.shape[1], blocks, dtype=torch.int64)
 
 
 def _forward(
