@@ -256,4 +256,4 @@ def test_checks_stay_off_the_tensors(bias, monkeypatch):
     assert dense.names == []
     with Operations() as decoding:
         sigmoid_decode(last, key, value, seqused_k=used, bias=bias, impl="no-op")
-    assert sorted(decoding.names) == ["copy_", "fill_", "new_zeros", "select", "select"]
+    assert decoding.names == ["lift_fresh"]  # a tensor made of numbers

@@ -116,9 +116,14 @@ def cached(
     queries: int, seqused_k: Tensor, capacity: int, block_table_BM: Tensor | None = None
 ) -> Sequences:
     """A row of queries for each sequence against its part of a contiguous or a paged cache."""
-    places = seqused_k.new_zeros(4, seqused_k.shape[0], dtype=torch.int64)
-    places[1].fill_(queries)
-    places[3].copy_(seqused_k)
+    if torch.compiler.is_compiling():
+        starts = torch.zeros_like(seqused_k, dtype=torch.int64)
+        places = torch.stack((starts, starts + queries, starts, seqused_k.long()))
+    else:
+        # One operation: each costs a decoding step as much as some hundred keys.
+        used = seqused_k.tolist()
+        rows = ([0] * len(used), [queries] * len(used), [0] * len(used), used)
+        places = torch.tensor(rows, dtype=torch.int64, device=seqused_k.device)
     return Sequences(
         places_4B=places,
         max_q=queries,

@@ -161,7 +161,9 @@ class Arguments:
             return tensor
         return self._kept(tensor.float())
 
-    def bytes(self, out: Tensor | None, visits: Tensor, gradients: Places = _NO_GRADIENTS) -> bytes:
+    def bytes(
+        self, out: Tensor | None, visits: Tensor | None, gradients: Places = _NO_GRADIENTS
+    ) -> bytes:
         """The struct; ``out`` is filled by a forward pass, ``visits`` by it for the backward."""
         layout, settings = self.layout, self.settings
         query, key, value = (self._kept(readable(x)) for x in (self.query, self.key, self.value))
@@ -196,7 +198,7 @@ class Arguments:
             0 if slopes is None else slopes.stride(-1),
             *layout.places(),
             key.shape[2] if paged else 0,
-            visits.data_ptr(),
+            _address(visits),
             *gradients,
             settings.scale,
             settings.constant,

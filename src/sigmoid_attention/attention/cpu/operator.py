@@ -51,7 +51,7 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
         problem.attn_mask,
         problem.alibi_slopes,
     )
-    out, _ = (_forward if _unwatched(tensors) else forward)(
+    arguments = (
         *tensors,
         None if own is None else own.places_4B,
         None if own is None else own.block_table_BM,
@@ -69,7 +69,7 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
             problem.tolerance,
         ),
     )
-    return out
+    return _compute(None, *arguments) if _unwatched(tensors) else forward(*arguments)[0]
 
 
 def _unpack(
@@ -160,7 +160,29 @@ def _visits(query: Tensor, layout: Layout, block_q: int) -> Tensor:
     return query.new_zeros(layout.sequences(query), query.shape[1], blocks, dtype=torch.int64)
 
 
-def _forward(
+def _compute(
+    visits: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    places: Tensor | None,
+    block_table: Tensor | None,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
+) -> Tensor:
+    """Output (B, H, Q, E); ``visits`` are filled where a backward pass may want them."""
+    layout, settings = _unpack(places, block_table, sizes, numbers)
+    call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
+    out = _like(query, value.shape[3])
+    run("sigmoid_attention_forward", call.bytes(out, visits))
+    return out
+
+
+@torch.library.custom_op("sigmoid_attention::cpu_forward", mutates_args=())
+def forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -174,14 +196,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Q, E), and how many key blocks each query block visits, (B, H, I)."""
     layout, settings = _unpack(places, block_table, sizes, numbers)
-    call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
-    out = _like(query, value.shape[3])
     visits = _visits(query, layout, settings.block_q)
-    run("sigmoid_attention_forward", call.bytes(out, visits))
-    return out, visits
-
-
-forward = torch.library.custom_op("sigmoid_attention::cpu_forward", _forward, mutates_args=())
+    tensors = (query, key, value, bias, attn_mask, alibi_slopes, places, block_table)
+    return _compute(visits, *tensors, sizes, numbers), visits
 
 
 @forward.register_fake

@@ -41,7 +41,9 @@ struct Call {
     const int64_t *block_table;  // null unless keys are in pages of page_size tokens
     int64_t block_table_row, page_size;
 
-    int64_t *visits;  // (sequence, head, visits_row()): key blocks that each query block visited
+    // (sequence, head, visits_row()): the key blocks that each query block visited. Null where no
+    // backward pass will ask.
+    int64_t *visits;
 
     // Backward only. What is null is not asked for.
     Rows grad_out, grad_query, grad_key, grad_value;

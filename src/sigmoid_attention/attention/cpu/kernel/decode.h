@@ -144,7 +144,8 @@ static void write_answers(const Call &call, int64_t sequence, int64_t key_head, 
         for (int64_t r = 0; r < call.queries_of(sequence); ++r, sums += out_row)
             from_floats(call.query_row(call.out, sequence, head, r), sums, call.value_dim,
                         call.dtype, 1.0f);
-        std::fill_n(call.visits + (sequence * call.heads + head) * blocks, blocks, visits);
+        if (call.visits)
+            std::fill_n(call.visits + (sequence * call.heads + head) * blocks, blocks, visits);
     }
 }
 

@@ -182,7 +182,7 @@ static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const Pack
         add_values<PAIRS>(tile, room.weights, packed.steps, packed.value_steps,
                           packed.value_columns, room.out);
     }
-    call.visits[(sequence * call.heads + head) * call.visits_row() + i] = turn;
+    if (call.visits) call.visits[(sequence * call.heads + head) * call.visits_row() + i] = turn;
     for (int64_t r = 0; r < block.rows; ++r)
         from_floats(call.query_row(call.out, sequence, head, block.first + r),
                     room.out + r * out_row, call.value_dim, call.dtype, 1.0f);
