@@ -40,6 +40,14 @@ class Inputs:
         """What gets a gradient."""
         return {"query": self.query, "key": self.key, "value": self.value, **self.terms}
 
+    def spread(self, keys: Tensor) -> Tensor:
+        """(B, G, ...) to (B, H, ...)."""
+        return keys.repeat_interleave(self.query.shape[1] // self.key.shape[1], 1)
+
+    def gathered(self, heads: Tensor) -> Tensor:
+        """(B, H, ...) to (B, G, ...)."""
+        return heads.unflatten(1, (self.key.shape[1], -1)).sum(2)
+
     def distance(self) -> Tensor:
         queries, keys = self.query.shape[2], self.key.shape[2]
         return (torch.arange(queries)[:, None] + keys - queries - torch.arange(keys)).abs()
@@ -62,9 +70,7 @@ def in_order(left: Tensor, right: Tensor) -> Tensor:
 
 def weights(inputs: Inputs, product: Product = torch.matmul) -> Tensor:
     """(B, H, Q, K), in the precision of the inputs."""
-    group = inputs.query.shape[1] // inputs.key.shape[1]
-    key = inputs.key.repeat_interleave(group, 1)
-    logits = product(inputs.query, key.mT) * inputs.query.shape[3] ** -0.5
+    logits = product(inputs.query, inputs.spread(inputs.key).mT) * inputs.query.shape[3] ** -0.5
     for name in ("bias", "mask"):
         if name in inputs.terms:
             logits = logits + inputs.terms[name]
@@ -75,52 +81,45 @@ def weights(inputs: Inputs, product: Product = torch.matmul) -> Tensor:
     return weights.masked_fill(inputs.hidden(), 0) if inputs.is_causal else weights
 
 
-def eager(inputs: Inputs, product: Product = torch.matmul) -> Named:
+def eager(inputs: Inputs) -> Named:
     """Output and gradients, by torch and its autograd."""
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in inputs.leaves().items()}
     terms = {name: leaves[name] for name in inputs.terms}
     tensors = (leaves["query"], leaves["key"], leaves["value"], inputs.grad_out)
     tracked = Inputs(*tensors, terms, inputs.is_causal, inputs.constant)
-    group = inputs.query.shape[1] // inputs.key.shape[1]
-    out = product(weights(tracked, product), tracked.value.repeat_interleave(group, 1))
+    out = weights(tracked) @ tracked.spread(tracked.value)
     grads = torch.autograd.grad(out, list(leaves.values()), inputs.grad_out)
     return {"out": out.detach(), **dict(zip(leaves, grads, strict=True))}
 
 
+def by_hand(inputs: Inputs, product: Product, rounded: Callable[[Tensor], Tensor]) -> Named:
+    """The five products of a forward and a backward pass, their operands and results rounded."""
+    scale = inputs.query.shape[3] ** -0.5
+    weight = weights(inputs, product)
+    grad = product(inputs.grad_out, inputs.spread(inputs.value).mT)
+    grad = rounded(grad * weight * (1 - weight))
+    weight = rounded(weight)
+    results = {
+        "out": product(weight, inputs.spread(inputs.value)),
+        "query": product(grad, inputs.spread(inputs.key)) * scale,
+        "key": inputs.gathered(product(grad.mT, inputs.query)) * scale,
+        "value": inputs.gathered(product(weight.mT, inputs.grad_out)),
+    }
+    for name, term in inputs.terms.items():
+        summed = -(grad * inputs.distance()).sum((2, 3)) if name == "slopes" else grad
+        results[name] = summed.sum_to_size(term.shape)
+    return {name: rounded(result) for name, result in results.items()}
+
+
 def one_by_one(inputs: Inputs) -> Named:
-    return eager(inputs, in_order)
+    """In the precision of the inputs."""
+    return by_hand(inputs, in_order, lambda result: result)
 
 
 def floor(inputs: Inputs) -> Named:
-    """Output and gradients of the inputs, given in a narrow dtype, with the least of roundings."""
+    """For inputs in a narrow dtype."""
     dtype = inputs.query.dtype
-    exact = inputs.to(torch.float64)
-    heads, key_heads = exact.query.shape[1], exact.key.shape[1]
-
-    def spread(tensor: Tensor) -> Tensor:
-        return tensor.repeat_interleave(heads // key_heads, 1)
-
-    def gathered(tensor: Tensor) -> Tensor:
-        return tensor.unflatten(1, (key_heads, -1)).sum(2)
-
-    def rounded(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype).double()
-
-    scale = exact.query.shape[3] ** -0.5
-    weight = weights(exact)
-    grad = exact.grad_out @ spread(exact.value).mT
-    grad = rounded(grad.mul_(weight).mul_(1 - weight))
-    weight = rounded(weight)
-    results = {
-        "out": weight @ spread(exact.value),
-        "query": grad @ spread(exact.key) * scale,
-        "key": gathered(grad.mT @ exact.query) * scale,
-        "value": gathered(weight.mT @ exact.grad_out),
-    }
-    for name, term in exact.terms.items():
-        summed = -(grad * exact.distance()).sum((2, 3)) if name == "slopes" else grad
-        results[name] = summed.sum_to_size(term.shape)
-    return {name: rounded(result) for name, result in results.items()}
+    return by_hand(inputs.to(torch.float64), torch.matmul, lambda result: result.to(dtype).double())
 
 
 def error(actual: Tensor, exact: Tensor) -> float:

@@ -147,7 +147,7 @@ def with_terms(inputs: Inputs, kind: str, seed: int) -> Inputs:
 
 
 @each_dtype
-@pytest.mark.parametrize(("length", "draws"), [(100, 8), (300, 3)], ids=["N100", "N300"])
+@pytest.mark.parametrize(("length", "draws"), [(50, 16), (200, 8)], ids=["N50", "N200"])
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("kind", TERMS)
 def test_what_is_added_to_the_logits(kind, is_causal, length, draws, dtype):
