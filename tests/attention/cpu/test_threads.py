@@ -54,9 +54,9 @@ def in_a_process(script: str) -> str:
 def test_a_batch_of_one_occupies_all_threads(length, heads, count, monkeypatch):
     """No thread is left without work while another has more than a fair share and one piece."""
     seen = []
-    forward = operator._forward
+    forward = operator._compute
     monkeypatch.setattr(
-        operator, "_forward", lambda *given: seen.append(given[-2]) or forward(*given)
+        operator, "_compute", lambda *given: seen.append(given[-2]) or forward(*given)
     )
     query = torch.zeros(1, heads, length, 1)
     with threads(count):
