@@ -264,6 +264,7 @@ template <bool PAIRS> struct BackwardUnit {
 };
 
 template <bool PAIRS> static int backward(const Call &call) {
+    if (call.sequences == 0) return 0;
     thread_local Arena shared;
     BackwardRoom<PAIRS> like(call);
     int64_t head_size = like.padded_queries * like.head_columns.padded();
