@@ -58,10 +58,15 @@ static inline uint16_t to_bfloat(float x) {
     return x != x ? uint16_t((bits >> 16) | 0x40u) : rounded;
 }
 
+// A tensor without elements may have no address, which memcpy must not see even for no bytes.
+static inline void copy(void *to, const void *from, int64_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
 static void to_floats(float *to, const char *from, int64_t count, int64_t dtype) {
     const uint16_t *halves = reinterpret_cast<const uint16_t *>(from);
     if (dtype == FLOAT32) {
-        std::memcpy(to, from, count * 4);
+        copy(to, from, count * 4);
     } else if (dtype == BFLOAT16) {
         for (int64_t c = 0; c < count; ++c) {
             uint32_t bits = uint32_t(halves[c]) << 16;
@@ -100,7 +105,7 @@ static void from_floats(char *to, const float *from, int64_t count, int64_t dtyp
 template <bool PAIRS>
 static inline void pack_row(Word *to, int64_t stride, const char *from, int64_t dim, int64_t dtype) {
     if (PAIRS) {
-        std::memcpy(to, from, dim * 2);
+        copy(to, from, dim * 2);
         std::memset(reinterpret_cast<char *>(to) + dim * 2, 0, stride * 4 - dim * 2);
     } else {
         to_floats(reinterpret_cast<float *>(to), from, dim, dtype);
