@@ -165,6 +165,25 @@ def test_what_is_added_to_the_logits(kind, is_causal, length, draws, dtype):
 
 
 @each_dtype
+def test_the_sigmoid_and_its_slope_in_relative_terms(dtype):
+    """One neutral key and a value of one: the output is the sigmoid of the bias, and a bias in fp32
+    gets the slope without a rounding to the dtype."""
+    bias = torch.linspace(-79, 30, 30001).view(-1, 1).requires_grad_()
+    zeros, ones = torch.zeros(1, 1, 30001, 1, dtype=dtype), torch.ones(1, 1, 1, 1, dtype=dtype)
+    out = sigmoid_attention(zeros, ones, ones, bias=bias, impl="cpu")
+    (slope,) = torch.autograd.grad(out, bias, torch.ones_like(out))
+    logit = bias.detach().double().flatten()
+    weight = logit.sigmoid()
+    # A product of bfloat16 forgives a coarse weight; a logit is a number of fp32 in any case.
+    within = 2e-4 if dtype == torch.bfloat16 else 6 * 2.0**-24
+    within = within + logit.abs() * 2.0**-24
+    exact = weight * (-logit).sigmoid()
+    assert ((slope.flatten() - exact).abs() <= within * exact).all()
+    if dtype == torch.float32:
+        assert ((out.detach().flatten() - weight).abs() <= within * weight).all()
+
+
+@each_dtype
 def test_shared_keys(dtype):
     inputs = drawn(300, heads=8, spread=2, constant=-5)
     check(replace(inputs, key=inputs.key[:, ::4], value=inputs.value[:, ::4]), dtype)

@@ -98,7 +98,7 @@ FADING = {
     "wide-logits": Fading(spread=2.0),
     "softcap": Fading(spread=2.0, softcap=1.5),
     "open-gates": Fading(constant=3.0, slopes=(1.0, 0.3, 0.0, 0.01)),
-    "growing-with-distance": Fading(slopes=(1.0, 0.3, -0.01, 0.0)),
+    "growing-with-distance": Fading(constant=-17.0, slopes=(0.3, -0.008, -0.01, -0.012)),
     "bias-per-head": Fading(terms={"bias": (4, 1, 1)}),
     "bias-per-row": Fading(terms={"bias": (1, 4, 700, 1)}),
     "bias-per-key": Fading(terms={"bias": (1, 1, 1, 700)}),
