@@ -12,7 +12,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What depends on the kernel's vector path; how a kernel is built does not.
 KERNEL_TESTS := tests/attention/cpu --ignore=tests/attention/cpu/building
-SANITIZED := $(KERNEL_TESTS)
+# At 16384 keys the kernel walks as at 4096, which takes minutes while it is watched.
+SANITIZED := $(KERNEL_TESTS) -k "not sixteen_thousand"
 SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
   -fno-omit-frame-pointer
 
@@ -47,12 +48,13 @@ test: $(READY)
 	  SIGMOID_ATTENTION_CPU=$$path $(PYTEST) $(KERNEL_TESTS) || exit 1; \
 	done
 
-# Python itself leaks. Capturing by file descriptor would swallow the report of a process that dies.
+# Python itself leaks. Capturing by file descriptor would swallow the report of a process that dies,
+# and with that process the run should end.
 sanitize: $(READY)
 	SIGMOID_ATTENTION_CXXFLAGS="$(SANITIZERS)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libubsan.so)" \
-	$(PYTEST) --capture=sys $(SANITIZED)
+	$(PYTEST) --max-worker-restart=0 --capture=sys $(SANITIZED)
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
