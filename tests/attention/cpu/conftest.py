@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from sigmoid_attention.attention.cpu import repeated
 from sigmoid_attention.attention.cpu.call import loaded
 from sigmoid_attention.attention.cpu.compiler import NoCompiler, find_compiler
 
@@ -19,3 +20,9 @@ def kernel() -> None:
         except NoCompiler as error:
             pytest.skip(str(error))
         pytest.fail("there is a compiler, and yet no CPU kernel: see the log")
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch) -> None:
+    """A test that changes how calls are made must not meet one made before."""
+    monkeypatch.setattr(repeated, "_known", {})

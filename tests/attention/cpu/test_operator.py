@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sigmoid_attention.attention import sigmoid_attention
-from sigmoid_attention.attention.cpu import extra, operator
+from sigmoid_attention.attention.cpu import extra, operator, repeated
 from tests.attention.calls import BIAS_SHAPES, WINDOWS, Call, masks
 from tests.attention.cpu.oracle import (
     assert_within_rounding,
@@ -63,6 +63,7 @@ def cut(block_queries: int, splits: int):
     with (
         mock.patch.object(operator, "_block_queries", lambda problem: block_queries),
         mock.patch.object(extra, "splits", lambda units, threads, keys: splits),
+        mock.patch.object(repeated, "_known", {}),
     ):
         yield
 

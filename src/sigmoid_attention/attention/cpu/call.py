@@ -6,6 +6,7 @@ I query blocks, S parts of the keys.
 
 import ctypes
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,10 @@ _FIELDS = struct.Struct("=80q4d")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 Places = tuple[int, ...]
+
+# Where the struct holds what changes from one call to the next of the same shape: the bytes from
+# its start to each address.
+QUERY, KEY, VALUE, OUT, SLOPES, LENGTH_K = (8 * field for field in (13, 17, 21, 25, 44, 50))
 
 
 def supports(dtype: torch.dtype) -> bool:
@@ -207,13 +212,24 @@ class Arguments:
         )
 
 
-def run(function: str, call: bytes) -> None:
-    """Call the kernel; the interpreter's lock is released meanwhile.
+def kernel(function: str) -> Callable[[bytes], None]:
+    """What calls the kernel; the interpreter's lock is released meanwhile.
 
-    Raises:
-        MemoryError: there was no memory to work in.
+    It raises ``MemoryError`` where there is no memory to work in.
     """
-    kernel = loaded()
-    assert kernel is not None
-    if getattr(kernel, function)(call):
-        raise MemoryError("sigmoid attention: not enough memory for the operator's working arrays")
+    library = loaded()
+    assert library is not None
+    compute = getattr(library, function)
+
+    def run(call: bytes) -> None:
+        if compute(call):
+            raise MemoryError(
+                "sigmoid attention: not enough memory for the operator's working arrays"
+            )
+
+    return run
+
+
+def run(function: str, call: bytes) -> None:
+    """Call the kernel once."""
+    kernel(function)(call)

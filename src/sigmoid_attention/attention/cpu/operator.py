@@ -55,21 +55,33 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
         *tensors,
         None if own is None else own.places_4B,
         None if own is None else own.block_table_BM,
-        (
-            *problem.shape[2:],
-            int(own is not None and own.packed),
-            *problem.window,
-            _block_queries(problem),
-            int(problem.tolerance_is_relative),
-        ),
-        (
-            problem.scale,
-            problem.softcap or 0.0,
-            bias if by_number else 0.0,
-            problem.tolerance,
-        ),
+        *_pack(problem, bias if by_number else 0.0),
     )
-    return _compute(None, *arguments) if _unwatched(tensors) else forward(*arguments)[0]
+    return _compute(None, *arguments) if unwatched(tensors) else forward(*arguments)[0]
+
+
+def struct(problem: Problem) -> bytes:
+    """The kernel's struct for a call without bias tensor, mask and backward pass.
+
+    Where the sequences of a cache end is left out.
+    """
+    layout, settings = _unpack(None, None, *_pack(problem, problem.bias))
+    query, key, value = problem.query, problem.key, problem.value
+    call = Arguments(query, key, value, None, None, problem.alibi_slopes, layout, settings)
+    return call.bytes(like(query, value.shape[3]), None)
+
+
+def _pack(problem: Problem, constant) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Sizes and numbers: an operator's schema is walked once for each of its arguments."""
+    own = problem.sequences
+    sizes = (
+        *problem.shape[2:],
+        int(own is not None and own.packed),
+        *problem.window,
+        _block_queries(problem),
+        int(problem.tolerance_is_relative),
+    )
+    return sizes, (problem.scale, problem.softcap or 0.0, constant, problem.tolerance)
 
 
 def _unpack(
@@ -78,7 +90,7 @@ def _unpack(
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> tuple[Layout, Settings]:
-    """What ``attend`` packed: an operator's schema is walked once for each of its arguments."""
+    """What ``_pack`` packed."""
     max_q, max_k, packed, left, right, block_q, relative = sizes
     layout = Layout(places, block_table, max_q, max_k, bool(packed))
     return layout, Settings(left, right, block_q, bool(relative), *numbers)
@@ -105,13 +117,15 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
         raise NotImplementedError("key_cache: the CPU kernel has no gradient of a paged cache")
 
 
-def _unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
+def unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether neither autograd nor a tracer nor a mode follows this call.
 
     It then goes straight to the kernel: on its way through torch's dispatcher it would spend as
     long as a short decoding step takes.
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if forward_ad._current_level >= 0:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
@@ -145,7 +159,7 @@ def _block_queries(problem: Problem) -> int:
     return block
 
 
-def _like(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def like(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Room for a result with the tensor's rows, and its order of heads and tokens in memory."""
     batch, heads, rows, _ = tensor.shape
     if tensor.stride(1) < tensor.stride(2):
@@ -176,7 +190,7 @@ def _compute(
     """Output (B, H, Q, E); ``visits`` are filled where a backward pass may want them."""
     layout, settings = _unpack(places, block_table, sizes, numbers)
     call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
-    out = _like(query, value.shape[3])
+    out = like(query, value.shape[3])
     run("sigmoid_attention_forward", call.bytes(out, visits))
     return out
 
@@ -204,7 +218,7 @@ def forward(
 @forward.register_fake
 def _(query, key, value, *arguments):
     layout, settings = _unpack(*arguments[3:])
-    return _like(query, value.shape[3]), _visits(query, layout, settings.block_q)
+    return like(query, value.shape[3]), _visits(query, layout, settings.block_q)
 
 
 @torch.library.custom_op("sigmoid_attention::cpu_backward", mutates_args=())
@@ -228,7 +242,7 @@ def backward(
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
     layout, settings = _unpack(places, block_table, sizes, numbers)
     call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
-    on_query, on_key, on_value = (_like(x, x.shape[3]) for x in (query, key, value))
+    on_query, on_key, on_value = (like(x, x.shape[3]) for x in (query, key, value))
     if places is not None and not layout.packed:
         on_key.zero_()  # a cache is longer than what it holds
         on_value.zero_()
@@ -266,7 +280,7 @@ def _like_or_empty(wanted: bool, tensor: Tensor | None, query: Tensor) -> Tensor
 def _(grad_out, visits, bias_wanted, mask_wanted, slopes_wanted, *arguments):
     query, key, value, bias, mask, slopes = arguments[:6]
     return (
-        *(_like(x, x.shape[3]) for x in (query, key, value)),
+        *(like(x, x.shape[3]) for x in (query, key, value)),
         _like_or_empty(bias_wanted, bias, query),
         _like_or_empty(mask_wanted, mask, query),
         _like_or_empty(slopes_wanted, slopes, query),

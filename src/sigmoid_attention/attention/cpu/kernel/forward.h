@@ -40,12 +40,15 @@ template <bool PAIRS> struct PackedKeys {
     void pack(const Call &call, int64_t sequence, int64_t head, int64_t block, Word *room) {
         int64_t keys = call.keys_of(sequence), first = block * BLOCK_KEYS;
         int64_t count = std::min(BLOCK_KEYS, keys - first);
+        auto later = [&](int64_t row) { return std::min(first + row + AHEAD, keys - 1); };
         double most = 0.0;
         for (int64_t p = 0; p < count; p += PANEL) {
             int64_t rows = std::min<int64_t>(PANEL, count - p);
             int64_t stride = row_words<PAIRS>(call.head_dim);
             for (int64_t r = 0; r < rows; ++r) {
                 const char *from = call.key_row(call.key, sequence, head, first + p + r);
+                fetch_row(call.key_row(call.key, sequence, head, later(p + r)),
+                          call.head_dim * call.element_size());
                 pack_row<PAIRS>(room + r * stride, stride, from, call.head_dim, call.dtype);
                 most = larger(most, row_norm<PAIRS>(room + r * stride, stride));
             }
@@ -54,6 +57,8 @@ template <bool PAIRS> struct PackedKeys {
             stride = row_words<PAIRS>(call.value_dim);
             for (int64_t r = 0; r < rows; ++r) {
                 const char *from = call.key_row(call.value, sequence, head, first + p + r);
+                fetch_row(call.key_row(call.value, sequence, head, later(p + r)),
+                          call.value_dim * call.element_size());
                 pack_row<PAIRS>(room + r * stride, stride, from, call.value_dim, call.dtype);
             }
             pack_steps<PAIRS>(steps, value_steps, words<PAIRS>(first + p), room, stride, rows,
@@ -154,6 +159,9 @@ static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const Pack
     for (int64_t r = 0; r < block.rows; ++r) {
         Word *row = room.query + r * stride;
         const char *from = call.query_row(call.query, sequence, head, block.first + r);
+        int64_t later = block.first + std::min(r + AHEAD, block.rows - 1);
+        fetch_row(call.query_row(call.query, sequence, head, later),
+                  call.head_dim * call.element_size());
         pack_row<PAIRS>(row, stride, from, call.head_dim, call.dtype);
         query_norm = larger(query_norm, row_norm<PAIRS>(row, stride));
     }
@@ -231,8 +239,9 @@ template <bool PAIRS> static int forward(const Call &call) {
             }
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < many * group * blocks; ++task) {
-                // Under causality the last queries see most: they go first, and the small end last.
-                int64_t i = blocks - 1 - task % blocks, rest = task / blocks;
+                // The most work goes first: of causal blocks the last one, else those without a rest.
+                int64_t turn = task % blocks, rest = task / blocks;
+                int64_t i = call.right < 0 ? turn : blocks - 1 - turn;
                 int64_t pair = rest / group;
                 int64_t sequence = (start + pair) / call.key_heads;
                 int64_t head = (start + pair) % call.key_heads * group + rest % group;

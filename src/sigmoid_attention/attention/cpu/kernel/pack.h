@@ -101,6 +101,13 @@ static void from_floats(char *to, const float *from, int64_t count, int64_t dtyp
     }
 }
 
+// Rows are asked for this long before they are read: processors foresee no page but the one at hand.
+constexpr int64_t AHEAD = 32;
+
+static inline void fetch_row(const char *row, int64_t bytes) {
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
+}
+
 // One row in row form, zeros up to `stride` words.
 template <bool PAIRS>
 static inline void pack_row(Word *to, int64_t stride, const char *from, int64_t dim, int64_t dtype) {

@@ -191,7 +191,7 @@ static inline __attribute__((always_inline)) void weigh(Vector (&x)[COLUMNS], co
             // What is hidden has no slope either, even where its logit is a NaN.
             Vector steep = odds * w * w;
             // Far from 1 this has the weight's rounding once, not twice.
-            if (!COARSE) steep = choose(w < 0.5f, w - w * w, steep);
+            if (!COARSE) steep = choose(w < 0.7f, w - w * w, steep);
             store(slopes.steep + n * LANES, TERMS == PLAIN ? steep : where(w != 0.0f, steep));
         }
         x[n] = w;
