@@ -139,10 +139,10 @@ def test_gradients_and_transforms_are_followed_after_calls_without():
 def test_the_environment_and_threads_are_looked_at(monkeypatch, remembered):
     tensors = drawn()
     sigmoid_attention(*tensors, bias=-2.0)
-    monkeypatch.setenv("SIGMOID_ATTENTION_CPU", "off")
-    with pytest.raises(NotImplementedError, match=r"^impl: there is no CPU kernel"):
-        sigmoid_attention(*tensors, bias=-2.0, impl="cpu")
-    monkeypatch.undo()
+    with monkeypatch.context() as changed:
+        changed.setenv("SIGMOID_ATTENTION_CPU", "off")
+        with pytest.raises(NotImplementedError, match=r"^impl: there is no CPU kernel"):
+            sigmoid_attention(*tensors, bias=-2.0, impl="cpu")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before + 1)

@@ -6,6 +6,9 @@
 // and a part of its key blocks, so that no two units write the same dK and dV; where there are
 // several parts, each has a dQ of its own, and these are summed in their order.
 #pragma once
+#include <algorithm>
+#include <vector>
+
 #include "backward_room.h"
 
 // x += the product of a group's rows, which are the block's from `row` on, with a panel. Floats lie
@@ -263,6 +266,28 @@ template <bool PAIRS> struct BackwardUnit {
     }
 };
 
+// The key heads of all sequences, in turns that exclude each other. In a turn those go first whose
+// queries visited most, so that at the end nobody waits long for the last.
+static std::vector<int64_t> in_order(const Call &call, int64_t turns, int64_t serial_heads) {
+    int64_t pairs = call.sequences * call.key_heads, group = call.group();
+    int64_t serial_sequences = turns / serial_heads;
+    std::vector<int64_t> work(pairs, 0), order(pairs);
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+        const int64_t *visits = call.visits + pair * group * call.visits_row();
+        for (int64_t i = 0; i < group * call.visits_row(); ++i) work[pair] += visits[i];
+        order[pair] = pair;
+    }
+    auto turn_of = [&](int64_t pair) {
+        int64_t sequence = pair / call.key_heads, head = pair % call.key_heads;
+        return sequence % serial_sequences * serial_heads + head % serial_heads;
+    };
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+        int64_t turn_a = turn_of(a), turn_b = turn_of(b);
+        return turn_a != turn_b ? turn_a < turn_b : work[a] > work[b];
+    });
+    return order;
+}
+
 template <bool PAIRS> static int backward(const Call &call) {
     if (call.sequences == 0) return 0;
     thread_local Arena shared;
@@ -275,7 +300,9 @@ template <bool PAIRS> static int backward(const Call &call) {
     bool pairs = call.grad_pairs.data;
     int64_t serial_sequences = pairs && call.grad_pairs.batch == 0 ? call.sequences : 1;
     int64_t serial_heads = pairs && call.grad_pairs.head == 0 ? call.key_heads : 1;
-    int64_t sequences = call.sequences / serial_sequences, key_heads = call.key_heads / serial_heads;
+    int64_t turns = serial_sequences * serial_heads;
+    int64_t units = call.sequences * call.key_heads / turns;
+    std::vector<int64_t> order = in_order(call, turns, serial_heads);
     int failed = 0;
 
 #pragma omp parallel num_threads((int)call.threads)
@@ -289,12 +316,12 @@ template <bool PAIRS> static int backward(const Call &call) {
 #pragma omp atomic write
             failed = 1;
         }
-        for (int64_t turn = 0; turn < serial_sequences * serial_heads; ++turn) {
+        for (int64_t turn = 0; turn < turns; ++turn) {
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t task = 0; task < sequences * key_heads * call.splits; ++task) {
+            for (int64_t task = 0; task < units * call.splits; ++task) {
                 if (!ready) continue;
-                int64_t sequence = task / (key_heads * call.splits) + turn / serial_heads;
-                int64_t key_head = task / call.splits % key_heads + turn % serial_heads;
+                int64_t pair = order[turn * units + task / call.splits];
+                int64_t sequence = pair / call.key_heads, key_head = pair % call.key_heads;
                 int64_t split = task % call.splits;
                 BackwardUnit<PAIRS> unit(call, room, sequence, key_head, split);
                 unit.run([&](int64_t head) {
