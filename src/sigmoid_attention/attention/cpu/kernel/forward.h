@@ -108,37 +108,66 @@ template <bool PAIRS> struct ForwardRoom {
 };
 
 template <bool PAIRS, int TERMS>
+static inline __attribute__((always_inline)) void weigh_group(
+    const Tile &tile, int64_t g, int64_t c, const Word *query, int64_t query_row, const Word *panel,
+    int64_t key_words, Word *weights, Vector *squares) {
+    Vector x[ROWS][COLUMNS] = {};
+    multiply<PAIRS, COLUMNS>(x, query + g * ROWS * query_row, query_row, 1, panel, PANEL, key_words);
+#pragma GCC unroll 6
+    for (int m = 0; m < ROWS; ++m) {
+        int64_t r = g * ROWS + m;
+        weigh<TERMS, PAIRS, false>(x[m], tile, r, c, Slopes{});
+        if (TERMS != PLAIN && squares)
+            for (int n = 0; n < COLUMNS; ++n) squares[r] += x[m][n] * x[m][n];
+        store_weights<PAIRS>(weights + r * WEIGHTS_ROW<PAIRS> + words<PAIRS>(c), x[m]);
+        one_after_another();
+    }
+}
+
+// `next` is what will be read after this tile's keys.
+template <bool PAIRS, int TERMS>
 static void weigh_tile(const Tile &tile, const Word *query, int64_t query_row, const Word *panels,
-                       int64_t key_words, Word *weights, Vector *squares) {
+                       int64_t key_words, Word *weights, Vector *squares, const Word *next) {
+    // Where only a window cuts the tile, most groups see all of a panel.
+    const bool may_be_plain = TERMS == PLACED && tile.slope == 0 && !squares;
     for (int64_t c = 0; c < tile.columns; c += PANEL) {
         const Word *panel = panels + c * key_words;
+        bool last = c + PANEL >= tile.columns;
+        Later later(last ? next : panel + PANEL * key_words, PANEL * key_words, tile.groups());
         for (int64_t g = 0; g < tile.groups(); ++g) {
+            later.fetch_part();
             if (tile.group_first[g] >= c + PANEL || tile.group_last[g] <= c) continue;
-            Vector x[ROWS][COLUMNS] = {};
-            multiply<PAIRS, COLUMNS>(x, query + g * ROWS * query_row, query_row, 1, panel, PANEL,
-                                     key_words);
-#pragma GCC unroll 6
-            for (int m = 0; m < ROWS; ++m) {
-                int64_t r = g * ROWS + m;
-                weigh<TERMS, PAIRS, false>(x[m], tile, r, c, Slopes{});
-                if (TERMS != PLAIN && squares)
-                    for (int n = 0; n < COLUMNS; ++n) squares[r] += x[m][n] * x[m][n];
-                store_weights<PAIRS>(weights + r * WEIGHTS_ROW<PAIRS> + words<PAIRS>(c), x[m]);
-                one_after_another();
-            }
+            if (may_be_plain && tile.group_sees(g, c, c + PANEL))
+                weigh_group<PAIRS, PLAIN>(tile, g, c, query, query_row, panel, key_words, weights,
+                                          nullptr);
+            else
+                weigh_group<PAIRS, TERMS>(tile, g, c, query, query_row, panel, key_words, weights,
+                                          squares);
         }
     }
 }
 
+// Where the values of the keys from `key` on lie, in their panel of columns.
 template <bool PAIRS>
-static void add_values(const Tile &tile, const Word *weights, const Word *steps, int64_t value_steps,
-                       Columns columns, float *out) {
-    int64_t first_step = words<PAIRS>(tile.first_key);
+static const Word *values_at(const PackedKeys<PAIRS> &packed, int64_t key, int64_t panel) {
+    int64_t width = packed.value_columns.vectors_in(panel) * LANES;
+    return packed.steps + panel_start(panel, packed.value_steps) + words<PAIRS>(key) * width;
+}
+
+template <bool PAIRS>
+static void add_values(const Tile &tile, const PackedKeys<PAIRS> &packed, const Word *weights,
+                       float *out, const Word *next) {
+    Columns columns = packed.value_columns;
     for (int64_t panel = 0; panel < columns.panels(); ++panel) {
         int vectors = columns.vectors_in(panel);
         int64_t width = vectors * LANES;
-        const Word *values = steps + panel_start(panel, value_steps) + first_step * width;
+        const Word *values = values_at(packed, tile.first_key, panel);
+        bool last = panel + 1 == columns.panels();
+        Later later = last ? Later(next, PANEL * packed.key_words, tile.groups())
+                           : Later(values_at(packed, tile.first_key, panel + 1),
+                                   words<PAIRS>(BLOCK_KEYS) * width, tile.groups());
         for (int64_t g = 0; g < tile.groups(); ++g) {
+            later.fetch_part();
             if (tile.group_last[g] <= tile.group_first[g]) continue;
             int64_t from = PAIRS ? tile.group_first[g] / 2 : tile.group_first[g];
             int64_t to = words<PAIRS>(tile.group_last[g]);
@@ -186,9 +215,11 @@ static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const Pack
         auto weigh_all = tile.has_extra()             ? weigh_tile<PAIRS, EXTRA>
                          : squares || !tile.is_plain() ? weigh_tile<PAIRS, PLACED>
                                                     : weigh_tile<PAIRS, PLAIN>;
-        weigh_all(tile, room.query, stride, panels, packed.key_words, room.weights, squares);
-        add_values<PAIRS>(tile, room.weights, packed.steps, packed.value_steps,
-                          packed.value_columns, room.out);
+        weigh_all(tile, room.query, stride, panels, packed.key_words, room.weights, squares,
+                  values_at(packed, tile.first_key, 0));
+        int64_t then = certificate.blocks[std::min(turn + 1, turns - 1)];
+        add_values<PAIRS>(tile, packed, room.weights, room.out,
+                          packed.panels + then * BLOCK_KEYS * packed.key_words);
     }
     if (call.visits) call.visits[(sequence * call.heads + head) * call.visits_row() + i] = turn;
     for (int64_t r = 0; r < block.rows; ++r)

@@ -108,6 +108,22 @@ static inline void fetch_row(const char *row, int64_t bytes) {
     for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
 }
 
+// Words that are read next, asked for in as many parts as there is work to do meanwhile: where they
+// come from far away, the first group of rows would wait for all of them.
+struct Later {
+    const char *at, *end;
+    int64_t part;
+
+    Later(const Word *from, int64_t count, int64_t turns)
+        : at(reinterpret_cast<const char *>(from)), end(at + count * 4),
+          part(round_up(parts(count * 4, turns), 64)) {}
+
+    void fetch_part() {
+        const char *stop = at + part < end ? at + part : end;
+        for (; at < stop; at += 64) __builtin_prefetch(at, 0, 2);
+    }
+};
+
 // One row in row form, zeros up to `stride` words.
 template <bool PAIRS>
 static inline void pack_row(Word *to, int64_t stride, const char *from, int64_t dim, int64_t dtype) {

@@ -95,6 +95,13 @@ struct Tile {
     bool has_extra() const { return extra || to_cap != 0; }
     bool is_plain() const { return !has_extra() && !edge && slope == 0; }
 
+    // Whether every row of a group sees every column from `low` to before `high`.
+    bool group_sees(int64_t g, int64_t low, int64_t high) const {
+        for (int64_t r = g * ROWS; r < (g + 1) * ROWS; ++r)
+            if (first[r] > low || last[r] < high) return false;
+        return true;
+    }
+
     // The rows that see any of the columns from `low` to `high`, both included.
     int64_t first_row(const Call &call, int64_t low) const {
         int64_t r = call.right < 0 ? 0 : low - call.right - offset;
