@@ -1,0 +1,199 @@
+"""Data for weighted least squares: what a solver sees of n observations.
+
+Shape letters: B problems (replicates times sample sizes), Q inputs or rows of a chunk, d dimension.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Means of observations at inputs: those shared by all problems are (Q, d), else (B, Q, d)."""
+
+    inputs: Tensor
+    mean_BQ: Tensor
+    weight_BQ: Tensor
+
+
+class LeastSquares(Protocol):
+    """B problems: sum over q of weight (mean - f(input))^2, and what no f can change beside it."""
+
+    @property
+    def n_B(self) -> Tensor:
+        """Observations of each problem, float64."""
+        ...
+
+    @property
+    def within_B(self) -> Tensor:
+        """Sum of squares of the observations about the means."""
+        ...
+
+    def chunks(self, which: Tensor) -> Iterator[Chunk]:
+        """The data of the problems with these indices, piece by piece."""
+        ...
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """Problems of which only counts and means at shared inputs are kept: all that a fit can use."""
+
+    inputs_Qd: Tensor
+    mean_BQ: Tensor
+    count_BQ: Tensor
+    within_B: Tensor
+
+    @property
+    def n_B(self) -> Tensor:
+        return self.count_BQ.sum(-1)
+
+    def chunks(self, which: Tensor) -> Iterator[Chunk]:
+        yield Chunk(self.inputs_Qd, self.mean_BQ[which], self.count_BQ[which])
+
+
+@dataclass(frozen=True)
+class FiniteDesign:
+    """Inputs drawn uniformly from finitely many nodes.
+
+    The counts and means at the nodes are sufficient, and are drawn exactly from their law, so that
+    the cost does not depend on n: 1e13 observations cost what 1e3 do. It is a law of bounded inputs
+    as the papers assume one, though not a continuous one; ``RawData`` is there to compare with.
+
+    Raises:
+        ValueError: fewer than two nodes, or a number that is not finite.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.mixtures import FiniteDesign
+        >>> design = FiniteDesign.sobol(64, d=2)
+        >>> data = design.draw(torch.zeros(64), [100, 10**12], sigma=0.1, seed=0)
+        >>> data.n_B.tolist()
+        [100.0, 1000000000000.0]
+    """
+
+    inputs_Qd: Tensor
+
+    def __post_init__(self) -> None:
+        if self.inputs_Qd.dim() != 2 or self.inputs_Qd.shape[0] < 2:
+            raise ValueError(
+                f"inputs: must be (nodes, d) with 2 nodes or more, "
+                f"got {tuple(self.inputs_Qd.shape)}"
+            )
+        if not self.inputs_Qd.isfinite().all():
+            raise ValueError("inputs: must be finite")
+
+    @classmethod
+    def sobol(cls, nodes: int = 256, *, d: int, seed: int = 0, half_width: float = 1.0):
+        """Scrambled Sobol points of [-half_width, half_width]^d; an even grid where d is 1."""
+        if d == 1:
+            return cls(torch.linspace(-half_width, half_width, nodes, dtype=torch.float64)[:, None])
+        points = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed).draw(nodes)
+        return cls((points.double() * 2 - 1) * half_width)
+
+    def draw(self, truth_Q: Tensor, sizes: list[int], *, sigma: float, seed: int) -> Summaries:
+        """A data set of each size with Gaussian noise of standard deviation ``sigma``.
+
+        Args:
+            truth_Q: the regression function at the nodes.
+            seed: a data set depends on it and its place in ``sizes`` only.
+        """
+        nodes = self.inputs_Qd.shape[0]
+        even = np.full(nodes, 1.0 / nodes)
+        counts, noise, within = [], [], []
+        for place, size in enumerate(sizes):
+            if size < 1:
+                raise ValueError(f"sizes: must be 1 or more, got {size}")
+            rng = np.random.default_rng([seed, place])
+            count = rng.multinomial(size, even)
+            # Of a node without observations the mean does not matter; its count is 0.
+            noise.append(rng.standard_normal(nodes) / np.sqrt(np.maximum(count, 1)))
+            spare = size - int((count > 0).sum())
+            within.append(rng.chisquare(spare) if spare > 0 else 0.0)
+            counts.append(count)
+        means = truth_Q.double() + sigma * torch.from_numpy(np.stack(noise))
+        return Summaries(
+            self.inputs_Qd,
+            means,
+            torch.from_numpy(np.stack(counts)).double(),
+            sigma**2 * torch.tensor(within, dtype=torch.float64),
+        )
+
+
+Source = Callable[[int], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class RawData:
+    """One data set, read in chunks so that n does not matter for memory.
+
+    ``read(i)`` gives inputs (rows, d) and observations (rows,) of chunk i, the same ones whenever
+    it is asked: arrays, memory maps, or a simulation seeded by i.
+    """
+
+    read: Source
+    count: int
+    n: int
+
+    @classmethod
+    def of(cls, inputs: np.ndarray, observations: np.ndarray, chunk: int = 8192) -> "RawData":
+        """Of arrays or memory maps (n, d) and (n,).
+
+        Raises:
+            ValueError: shapes that do not fit, no rows, or numbers that are not finite.
+        """
+        if inputs.ndim != 2 or observations.shape != inputs.shape[:1] or len(inputs) == 0:
+            raise ValueError(
+                f"data: must be (n, d) and (n,) with n of 1 or more, "
+                f"got {inputs.shape} and {observations.shape}"
+            )
+        count = -(-len(inputs) // chunk)
+
+        def read(i: int) -> tuple[np.ndarray, np.ndarray]:
+            rows = slice(i * chunk, (i + 1) * chunk)
+            return inputs[rows], observations[rows]
+
+        for i in range(count):
+            if not all(np.isfinite(part).all() for part in read(i)):
+                raise ValueError(f"data: must be finite, but is not in rows from {i * chunk} on")
+        return cls(read, count, len(inputs))
+
+    @property
+    def n_B(self) -> Tensor:
+        return torch.tensor([float(self.n)], dtype=torch.float64)
+
+    @property
+    def within_B(self) -> Tensor:
+        return torch.zeros(1, dtype=torch.float64)
+
+    def chunks(self, which: Tensor) -> Iterator[Chunk]:
+        for i in range(self.count):
+            inputs, observations = (
+                torch.from_numpy(np.ascontiguousarray(part, dtype=np.float64))
+                for part in self.read(i)
+            )
+            mean = observations.expand(len(which), -1)
+            yield Chunk(inputs, mean, torch.ones_like(mean))
+
+
+def binned(inputs: np.ndarray, observations: np.ndarray, bins: int = 2000) -> Summaries:
+    """Means over equally wide bins of one-dimensional inputs: smaller, and nearly the same fit."""
+    if inputs.ndim != 2 or inputs.shape[1] != 1:
+        raise ValueError(f"inputs: bins need one dimension, (n, 1), got {inputs.shape}")
+    x = inputs[:, 0]
+    edges = np.linspace(x.min(), x.max(), bins + 1)
+    place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    full = count > 0
+    mean_x = np.bincount(place, x, bins)[full] / count[full]
+    mean_y = np.bincount(place, observations, bins)[full] / count[full]
+    within = np.bincount(place, observations**2, bins)[full].sum() - (count[full] * mean_y**2).sum()
+    as_row = lambda values: torch.from_numpy(values.astype(np.float64))[None]  # noqa: E731
+    return Summaries(
+        torch.from_numpy(mean_x)[:, None], as_row(mean_y), as_row(count[full]),
+        torch.tensor([max(float(within), 0.0)], dtype=torch.float64),
+    )  # fmt: skip

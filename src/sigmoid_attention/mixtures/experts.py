@@ -1,0 +1,131 @@
+"""Experts: what each component of a mixture answers.
+
+Shape letters: Q inputs, d their dimension, k experts, E parameters of an expert.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Expert(ABC):
+    """A function h(x, eta) of an input and an expert's parameters."""
+
+    name: str
+
+    @abstractmethod
+    def parts(self, dim: int) -> dict[str, int]:
+        """The names of its parameters' parts in order, and how many numbers each has."""
+
+    def count(self, dim: int) -> int:
+        return sum(self.parts(dim).values())
+
+    @abstractmethod
+    def value_and_slopes(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
+        """h, (..., Q, k), and its derivatives by eta, (..., Q, k, E)."""
+
+    def value(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> Tensor:
+        """h, (..., Q, k)."""
+        return self.value_and_slopes(parameters_kE, inputs_Qd)[0]
+
+
+# Of z: the activation and its derivative.
+Activation = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _relu(z: Tensor) -> tuple[Tensor, Tensor]:
+    return z.relu(), (z > 0).to(z.dtype)
+
+
+def _gelu(z: Tensor) -> tuple[Tensor, Tensor]:
+    below = torch.special.ndtr(z)
+    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    return z * below, below + z * density
+
+
+def _tanh(z: Tensor) -> tuple[Tensor, Tensor]:
+    t = z.tanh()
+    return t, 1 - t * t
+
+
+def _silu(z: Tensor) -> tuple[Tensor, Tensor]:
+    w = z.sigmoid()
+    return z * w, w * (1 + z * (1 - w))
+
+
+def _identity(z: Tensor) -> tuple[Tensor, Tensor]:
+    return z, torch.ones_like(z)
+
+
+def _power(degree: int) -> Activation:
+    return lambda z: (z**degree, degree * z ** (degree - 1))
+
+
+@dataclass(frozen=True)
+class Ridge(Expert):
+    """h = phi(a . x + b), or phi(a . x) without bias: a feed-forward expert of one unit.
+
+    With a bias dh/da = x dh/db, so that no such expert is strongly identifiable; without one GELU
+    and tanh are (P2, definition 1; docs/mixtures.md has the check).
+    """
+
+    name: str
+    activation: Activation
+    bias: bool = False
+
+    def parts(self, dim: int) -> dict[str, int]:
+        return {"a": dim, "b": 1} if self.bias else {"a": dim}
+
+    def value_and_slopes(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
+        dim = inputs_Qd.shape[-1]
+        z = inputs_Qd @ parameters_kE[..., :dim].mT
+        if self.bias:
+            z = z + parameters_kE[..., None, :, dim]
+        value, slope = self.activation(z)
+        slopes = slope[..., None] * inputs_Qd[..., :, None, :]
+        if self.bias:
+            slopes = torch.cat((slopes, slope[..., None]), -1)
+        return value, slopes
+
+
+@dataclass(frozen=True)
+class Constant(Expert):
+    """h = c, whatever the input: P2's input-independent expert."""
+
+    name = "constant"
+
+    def parts(self, dim: int) -> dict[str, int]:
+        return {"c": 1}
+
+    def value_and_slopes(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
+        value = parameters_kE[..., None, :, 0].expand(
+            *parameters_kE.shape[:-2], inputs_Qd.shape[-2], parameters_kE.shape[-2]
+        )
+        return value, torch.ones_like(value)[..., None]
+
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "relu": _relu, "gelu": _gelu, "tanh": _tanh, "silu": _silu,
+}  # fmt: skip
+
+EXPERTS: dict[str, Expert] = {
+    **{name: Ridge(name, activation) for name, activation in _ACTIVATIONS.items()},
+    **{
+        f"{name}+bias": Ridge(f"{name}+bias", activation, bias=True)
+        for name, activation in _ACTIVATIONS.items()
+    },
+    "linear": Ridge("linear", _identity, bias=True),
+    **{f"poly{p}": Ridge(f"poly{p}", _power(p), bias=True) for p in (2, 3, 4)},
+    "constant": Constant(),
+}
+
+
+def expert(name: str) -> Expert:
+    """The expert of this name; ``ValueError`` with the names there are for any other."""
+    if name not in EXPERTS:
+        raise ValueError(f"expert: must be one of {', '.join(EXPERTS)}, got {name!r}")
+    return EXPERTS[name]

@@ -1,0 +1,169 @@
+"""Gates: from the scores of k experts to their weights, and how an answer follows the scores.
+
+They are defined here once; routers use them too. Shape letters: ... any leading, k experts.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Gate(ABC):
+    """A gate g, by which a mixture answers f = sum_i g(s)_i v_i for experts' values v.
+
+    ``shift`` says whether adding a number to all scores leaves the weights as they are, so that one
+    expert's score is a reference and not a parameter.
+    """
+
+    name: str
+    shift: bool = False
+
+    @abstractmethod
+    def weights(self, scores: Tensor) -> Tensor:
+        """(..., k) weights of (..., k) scores."""
+
+    @abstractmethod
+    def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        """(..., k), the derivatives of f = sum_i weights_i values_i by the scores."""
+
+
+@dataclass(frozen=True)
+class Sigmoid(Gate):
+    """g_i = 1 / (1 + exp(-s_i)), each expert for itself (P2, section 2)."""
+
+    name = "sigmoid"
+
+    def weights(self, scores: Tensor) -> Tensor:
+        return scores.sigmoid()
+
+    def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        return weights * (1 - weights) * values
+
+
+@dataclass(frozen=True)
+class Tanh(Gate):
+    """g_i = tanh(s_i); weights may be negative."""
+
+    name = "tanh"
+
+    def weights(self, scores: Tensor) -> Tensor:
+        return scores.tanh()
+
+    def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        return (1 - weights * weights) * values
+
+
+@dataclass(frozen=True)
+class Relu(Gate):
+    """g_i = max(s_i, 0)."""
+
+    name = "relu"
+
+    def weights(self, scores: Tensor) -> Tensor:
+        return scores.relu()
+
+    def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        return (scores > 0) * values
+
+
+@dataclass(frozen=True)
+class HardSigmoid(Gate):
+    """g_i = s_i / 4 + 1 / 2, cut off at 0 and 1: the sigmoid's tangent at 0."""
+
+    name = "hard_sigmoid"
+
+    def weights(self, scores: Tensor) -> Tensor:
+        return (scores / 4 + 0.5).clamp(0, 1)
+
+    def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        return (scores.abs() < 2) * values / 4
+
+
+@dataclass(frozen=True)
+class Softmax(Gate):
+    """g_i = exp(s_i) / sum_j exp(s_j)."""
+
+    name = "softmax"
+    shift = True
+
+    def weights(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+    def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        return weights * (values - (weights * values).sum(-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class NormalisedSigmoid(Gate):
+    """g_i = sigmoid(s_i) / sum_j sigmoid(s_j)."""
+
+    name = "normalised_sigmoid"
+
+    def weights(self, scores: Tensor) -> Tensor:
+        # Through logarithms, so that scores that are all very negative still have a quotient.
+        return torch.nn.functional.logsigmoid(scores).softmax(-1)
+
+    def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        answer = (weights * values).sum(-1, keepdim=True)
+        return weights * (-scores).sigmoid() * (values - answer)
+
+
+@dataclass(frozen=True)
+class Sparsemax(Gate):
+    """The point of the simplex that is nearest to the scores (arXiv 1602.02068)."""
+
+    name = "sparsemax"
+    shift = True
+
+    def weights(self, scores: Tensor) -> Tensor:
+        ordered = scores.sort(-1, descending=True).values
+        rank = torch.arange(1, scores.shape[-1] + 1, dtype=scores.dtype, device=scores.device)
+        threshold = (ordered.cumsum(-1) - 1) / rank
+        last = (ordered > threshold).sum(-1, keepdim=True) - 1
+        return (scores - threshold.gather(-1, last)).clamp(min=0)
+
+    def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        inside = (weights > 0).to(values.dtype)
+        mean = (inside * values).sum(-1, keepdim=True) / inside.sum(-1, keepdim=True)
+        return inside * (values - mean)
+
+
+@dataclass(frozen=True)
+class Entmax15(Gate):
+    """g_i = max(s_i / 2 - t, 0)^2 with t such that they sum to 1 (arXiv 1905.05702)."""
+
+    name = "entmax15"
+    shift = True
+
+    def weights(self, scores: Tensor) -> Tensor:
+        halves = (scores - scores.amax(-1, keepdim=True)) / 2
+        ordered = halves.sort(-1, descending=True).values
+        rank = torch.arange(1, scores.shape[-1] + 1, dtype=scores.dtype, device=scores.device)
+        mean = ordered.cumsum(-1) / rank
+        spread = (ordered * ordered).cumsum(-1) - rank * mean * mean
+        threshold = mean - ((1 - spread) / rank).clamp(min=0).sqrt()
+        last = (threshold <= ordered).sum(-1, keepdim=True) - 1
+        return (halves - threshold.gather(-1, last)).clamp(min=0).square()
+
+    def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        root = weights.sqrt()
+        mean = (root * values).sum(-1, keepdim=True) / root.sum(-1, keepdim=True)
+        return root * (values - mean)
+
+
+GATES: dict[str, Gate] = {
+    gate.name: gate
+    for gate in (
+        Sigmoid(), Softmax(), NormalisedSigmoid(), Tanh(), Relu(), HardSigmoid(), Sparsemax(),
+        Entmax15(),
+    )
+}  # fmt: skip
+
+
+def gate(name: str) -> Gate:
+    """The gate of this name; ``ValueError`` with the names there are for any other."""
+    if name not in GATES:
+        raise ValueError(f"gate: must be one of {', '.join(GATES)}, got {name!r}")
+    return GATES[name]

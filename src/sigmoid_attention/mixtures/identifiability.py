@@ -1,0 +1,108 @@
+"""Whether data can tell parameters apart at all: the Jacobian at the truth, and an expert's own.
+
+Shape letters: Q inputs, P parameters, E parameters of an expert.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.mixtures.experts import expert
+from sigmoid_attention.mixtures.model import Mixture
+
+# Smallest singular value over largest, of columns of length one, from which on a direction is taken
+# for one that the data see: exact deficiencies come out near 1e-16, slow but regular ones above
+# 1e-9.
+SEEN = 1e-11
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rank and conditioning of a matrix whose columns were scaled to length one."""
+
+    rank: int
+    columns: int
+    smallest: float
+
+    @property
+    def full(self) -> bool:
+        return self.rank == self.columns
+
+    @property
+    def missing(self) -> int:
+        return self.columns - self.rank
+
+
+def rank_of(columns_QP: Tensor) -> Rank:
+    """Number of independent columns; ``smallest`` is the least singular value over the first."""
+    norm = torch.linalg.vector_norm(columns_QP, dim=0)
+    values = torch.linalg.svdvals(columns_QP / norm.clamp(min=torch.finfo(columns_QP.dtype).tiny))
+    relative = values / values[0]
+    count = columns_QP.shape[1]
+    smallest = float(relative[-1]) if len(relative) == count else 0.0
+    return Rank(int((relative > SEEN).sum()), count, smallest)
+
+
+def jacobian_rank(
+    family: Mixture, theta_P: Tensor, inputs_Qd: Tensor, free_P: Tensor | None = None
+) -> Rank:
+    """Rank of df/dtheta over the inputs: below full, no amount of data finds theta.
+
+    Args:
+        free_P: which parameters are estimated, all by default. Under a gate that is blind to a
+            shift of its scores, one expert's score has to be held.
+    """
+    _, jacobian = family.predict_with_jacobian(theta_P, inputs_Qd)
+    return rank_of(jacobian if free_P is None else jacobian[:, free_P])
+
+
+def weakly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Rank:
+    """{dh/deta_u(x, eta_i)} at distinct eta_i (P2, definition of weak identifiability)."""
+    return rank_of(_first(name, parameters_kE, inputs_Qd).flatten(1))
+
+
+def strongly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Rank:
+    """{x^nu d^gamma h/deta^gamma : |nu| + |gamma| <= 2} at distinct eta_i.
+
+    P2's strong identifiability with what the gate's own derivatives bring in under regime 1
+    (derived from the Taylor expansion of its proof; the paper states the set for the expert alone).
+    Second derivatives are those of automatic differentiation.
+    """
+    dim = inputs_Qd.shape[1]
+    value = expert(name).value(parameters_kE, inputs_Qd)[..., None]
+    first = _first(name, parameters_kE, inputs_Qd)
+    second = _second(name, parameters_kE, inputs_Qd)
+    row, column = torch.triu_indices(dim, dim)
+    once, twice = inputs_Qd, inputs_Qd[:, row] * inputs_Qd[:, column]
+    terms = [
+        value,
+        _times(value, once),
+        _times(value, twice),
+        first,
+        _times(first, once),
+        second,
+    ]
+    return rank_of(torch.cat(terms, -1).flatten(1))
+
+
+def _times(terms: Tensor, factors_Qu: Tensor) -> Tensor:
+    """(Q, k, terms * u): every term times every factor."""
+    return (terms[..., None] * factors_Qu[:, None, None, :]).flatten(-2)
+
+
+def _first(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Tensor:
+    return expert(name).value_and_slopes(parameters_kE, inputs_Qd)[1]
+
+
+def _second(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Tensor:
+    """(Q, k, E (E + 1) / 2)."""
+    size = parameters_kE.shape[-1]
+    found = []
+    for parameters_E in parameters_kE:
+        slopes = torch.func.jacfwd(
+            lambda eta: expert(name).value_and_slopes(eta[None], inputs_Qd)[1][:, 0]
+        )(parameters_E)
+        row, column = torch.triu_indices(size, size)
+        found.append(slopes[:, row, column])
+    return torch.stack(found, 1)

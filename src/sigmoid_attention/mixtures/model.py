@@ -1,0 +1,132 @@
+"""A mixture of experts as a regression function of one flat vector of parameters.
+
+Shape letters: B problems, Q inputs, d their dimension, k experts, F parameters of a score, E of an
+expert, P = k (F + E) of a mixture, and one more with a temperature.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.mixtures import experts, gates, scores
+
+
+@dataclass(frozen=True)
+class Mixture:
+    r"""A family of regression functions with k experts in d dimensions.
+
+    .. math::
+        f_\theta(x) = \sum_{i=1}^k g(s_1(x), \dots, s_k(x))_i\, h(x, \eta_i), \qquad
+        s_i(x) = \frac{1}{\tau} t(x, \beta_i) + \beta_{0 i}
+
+    with gate g, score shape t, intercepts and expert h; the temperature is 1 unless ``temperature``
+    makes its logarithm a parameter. Source: P2 (arXiv 2405.13997) section 2, P3 (arXiv 2502.00281)
+    section 2 for quadratic scores.
+
+    A vector of parameters holds expert after expert, for each the score's, then the expert's; the
+    logarithm of the temperature comes last.
+
+    Args:
+        gate, expert, score: names; see ``GATES``, ``EXPERTS``, ``SCORES``.
+        k: number of experts. d: dimension of the inputs.
+
+    Raises:
+        ValueError: an unknown name, k or d below 1.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.mixtures import Mixture
+        >>> family = Mixture("sigmoid", "gelu", k=2, d=3)
+        >>> family.size
+        14
+        >>> family.predict(torch.zeros(14, dtype=torch.float64), torch.ones(5, 3).double()).shape
+        torch.Size([5])
+    """
+
+    gate: str
+    expert: str
+    score: str = "linear"
+    k: int = 2
+    d: int = 1
+    temperature: bool = False
+
+    def __post_init__(self) -> None:
+        for find, name in (
+            (gates.gate, self.gate),
+            (experts.expert, self.expert),
+            (scores.score, self.score),
+        ):
+            find(name)
+        for name, number in (("k", self.k), ("d", self.d)):
+            if number < 1:
+                raise ValueError(f"{name}: must be 1 or more, got {number}")
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Where an expert's named parts lie among its F + E parameters."""
+        found: dict[str, slice] = {}
+        start = 0
+        of_score = scores.score(self.score).parts(self.d)
+        of_expert = experts.expert(self.expert).parts(self.d)
+        for prefix, parts in (("", of_score), ("eta_", of_expert)):
+            for name, count in parts.items():
+                found[prefix + name] = slice(start, start + count)
+                start += count
+        return found
+
+    @property
+    def score_size(self) -> int:
+        return scores.score(self.score).count(self.d)
+
+    @property
+    def atom_size(self) -> int:
+        return self.score_size + experts.expert(self.expert).count(self.d)
+
+    @property
+    def size(self) -> int:
+        """Number of parameters, P."""
+        return self.k * self.atom_size + int(self.temperature)
+
+    def atoms(self, theta_P: Tensor) -> Tensor:
+        """(..., k, F + E), an expert a row."""
+        whole = theta_P[..., : self.k * self.atom_size]
+        return whole.unflatten(-1, (self.k, self.atom_size))
+
+    def predict(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
+        """f, (..., Q); leading dimensions of both broadcast."""
+        return self._run(theta_P, inputs_Qd)[0]
+
+    def contributions(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
+        """Each expert's part of f, (..., Q, k)."""
+        _, weights, values, *_ = self._run(theta_P, inputs_Qd)
+        return weights * values
+
+    def gate_weights(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
+        """(..., Q, k)."""
+        return self._run(theta_P, inputs_Qd)[1]
+
+    def predict_with_jacobian(self, theta_P: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
+        """f, (..., Q), and its derivatives by the parameters, (..., Q, P)."""
+        answer, weights, values, slopes, all_scores, shape, rate = self._run(theta_P, inputs_Qd)
+        score_k = self.atoms(theta_P)[..., : self.score_size]
+        by_score = gates.gate(self.gate).pull(all_scores, weights, values)[..., None]
+        by_shape = by_score * rate[..., None, None, None]
+        of_shape = scores.score(self.score).slopes(score_k, inputs_Qd)
+        by_atom = torch.cat((by_shape * of_shape, by_score, weights[..., None] * slopes), -1)
+        jacobian = by_atom.flatten(-2)
+        if self.temperature:
+            by_log = -(by_score[..., 0] * shape).sum(-1, keepdim=True) * rate[..., None, None]
+            jacobian = torch.cat((jacobian, by_log), -1)
+        return answer, jacobian
+
+    def _run(self, theta_P: Tensor, inputs_Qd: Tensor):
+        atoms = self.atoms(theta_P)
+        score_k, expert_k = atoms.tensor_split([self.score_size], -1)
+        rate = torch.exp(-theta_P[..., -1]) if self.temperature else theta_P.new_ones(())
+        shape = scores.score(self.score).shape(score_k, inputs_Qd)
+        all_scores = shape * rate[..., None, None] + score_k[..., None, :, -1]
+        gate, expert = gates.gate(self.gate), experts.expert(self.expert)
+        weights = gate.weights(all_scores)
+        values, slopes = expert.value_and_slopes(expert_k, inputs_Qd)
+        return (weights * values).sum(-1), weights, values, slopes, all_scores, shape, rate

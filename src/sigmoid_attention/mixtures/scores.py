@@ -1,0 +1,126 @@
+"""Scores: how well an expert suits an input, before the gate.
+
+Shape letters: Q inputs, d their dimension, k experts, F parameters of a score.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Score(ABC):
+    """A score s_i(x) of an expert's parameters; the last of these is the intercept."""
+
+    name: str
+
+    @abstractmethod
+    def parts(self, dim: int) -> dict[str, int]:
+        """The names of its parameters' parts in order, and how many numbers each has."""
+
+    def count(self, dim: int) -> int:
+        return sum(self.parts(dim).values())
+
+    @abstractmethod
+    def shape(self, parameters_kF: Tensor, inputs_Qd: Tensor) -> Tensor:
+        """(..., Q, k), the score without its intercept."""
+
+    @abstractmethod
+    def slopes(self, parameters_kF: Tensor, inputs_Qd: Tensor) -> Tensor:
+        """Derivatives of ``shape`` by all but the intercept, broadcasting to (..., Q, k, F - 1)."""
+
+
+class _OfFeatures(Score):
+    """A score that is linear in its parameters: shape = features(x) . parameters."""
+
+    @abstractmethod
+    def features(self, inputs_Qd: Tensor) -> Tensor:
+        """(..., Q, F - 1)."""
+
+    def shape(self, parameters_kF: Tensor, inputs_Qd: Tensor) -> Tensor:
+        return self.features(inputs_Qd) @ parameters_kF[..., :-1].mT
+
+    def slopes(self, parameters_kF: Tensor, inputs_Qd: Tensor) -> Tensor:
+        return self.features(inputs_Qd)[..., :, None, :]
+
+
+@dataclass(frozen=True)
+class Linear(_OfFeatures):
+    """s = beta1 . x + beta0 (P2, section 2)."""
+
+    name = "linear"
+
+    def parts(self, dim: int) -> dict[str, int]:
+        return {"beta1": dim, "beta0": 1}
+
+    def features(self, inputs_Qd: Tensor) -> Tensor:
+        return inputs_Qd
+
+
+def _products(inputs_Qd: Tensor) -> Tensor:
+    """(..., Q, d (d + 1) / 2): x_u x_v, those off the diagonal times sqrt 2.
+
+    The numbers that belong to them have then the Frobenius norm of the symmetric matrix.
+    """
+    row, column = torch.triu_indices(inputs_Qd.shape[-1], inputs_Qd.shape[-1])
+    factor = torch.where(row == column, 1.0, math.sqrt(2.0)).to(inputs_Qd.dtype)
+    return inputs_Qd[..., row] * inputs_Qd[..., column] * factor
+
+
+@dataclass(frozen=True)
+class PartiallyQuadratic(_OfFeatures):
+    """s = x' A x + c with a symmetric A: P3's monomial gate."""
+
+    name = "partially_quadratic"
+
+    def parts(self, dim: int) -> dict[str, int]:
+        return {"A": dim * (dim + 1) // 2, "c": 1}
+
+    def features(self, inputs_Qd: Tensor) -> Tensor:
+        return _products(inputs_Qd)
+
+
+@dataclass(frozen=True)
+class FullyQuadratic(_OfFeatures):
+    """s = x' A x + b . x + c with a symmetric A: P3's polynomial gate."""
+
+    name = "fully_quadratic"
+
+    def parts(self, dim: int) -> dict[str, int]:
+        return {"A": dim * (dim + 1) // 2, "b": dim, "c": 1}
+
+    def features(self, inputs_Qd: Tensor) -> Tensor:
+        return torch.cat((_products(inputs_Qd), inputs_Qd), -1)
+
+
+@dataclass(frozen=True)
+class Euclidean(Score):
+    """s = beta0 - |x - beta1|^2: an expert suits what is near its centre."""
+
+    name = "euclidean"
+
+    def parts(self, dim: int) -> dict[str, int]:
+        return {"beta1": dim, "beta0": 1}
+
+    def _away(self, parameters_kF: Tensor, inputs_Qd: Tensor) -> Tensor:
+        return inputs_Qd[..., :, None, :] - parameters_kF[..., None, :, :-1]
+
+    def shape(self, parameters_kF: Tensor, inputs_Qd: Tensor) -> Tensor:
+        return -self._away(parameters_kF, inputs_Qd).square().sum(-1)
+
+    def slopes(self, parameters_kF: Tensor, inputs_Qd: Tensor) -> Tensor:
+        return 2 * self._away(parameters_kF, inputs_Qd)
+
+
+SCORES: dict[str, Score] = {
+    score.name: score for score in (Linear(), PartiallyQuadratic(), FullyQuadratic(), Euclidean())
+}
+
+
+def score(name: str) -> Score:
+    """The score of this name; ``ValueError`` with the names there are for any other."""
+    if name not in SCORES:
+        raise ValueError(f"score: must be one of {', '.join(SCORES)}, got {name!r}")
+    return SCORES[name]
