@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sigmoid_attention import Constant, NegLogLength
 from sigmoid_attention.attention import checks, sigmoid_attention, sigmoid_decode
-from sigmoid_attention.attention.cpu import repeated
+from sigmoid_attention.attention.cpu import call, operator, repeated
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -75,6 +75,37 @@ def test_shapes_strides_and_types_are_told_apart(remembered):
             assert_equals_the_definition((gapped, key, value), {})
             assert_equals_the_definition((query, key[:, :1].expand_as(key), value), {})
     assert len(remembered) == 4 * 2 * 3
+
+
+@pytest.mark.parametrize("policy", (Constant, NegLogLength))
+def test_a_policy_is_asked_for_its_number_every_time(policy):
+    number, tensors = torch.tensor(2.0), drawn()
+    for value in (2.0, 5.0):
+        number.fill_(value)
+        assert_equals_the_definition(tensors, {"bias": policy(number)})
+
+
+def test_a_view_of_negative_numbers_keeps_its_sign():
+    numbers = torch.randn(2, 4, 9, 1, dtype=torch.complex64)
+    key, value = torch.randn(2, 4, 9, 1), torch.randn(2, 4, 9, 5)
+    for query in (numbers.imag, numbers.conj().imag, numbers.imag):
+        assert_equals_the_definition((query, key, value), {})
+
+
+def test_a_remembered_struct_is_the_one_that_would_be_written_anew(monkeypatch):
+    seen = []
+    monkeypatch.setattr(call, "kernel", lambda name: seen.append)
+    query, key, value = drawn()
+    for tensors in (drawn(), (query, key, value)):
+        out = sigmoid_attention(*tensors, bias=-2.0, alibi_slopes=SLOPES.clone())
+    assert isinstance(out, Tensor)
+    slopes = SLOPES.clone()
+    again = sigmoid_attention(query, key, value, bias=-2.0, alibi_slopes=slopes)
+    remembered = seen[-1]
+    monkeypatch.setattr(repeated, "_known", {})
+    monkeypatch.setattr(operator, "like", lambda *_: again)
+    sigmoid_attention(query, key, value, bias=-2.0, alibi_slopes=slopes)
+    assert seen[-1] == remembered
 
 
 def test_the_lengths_of_a_cache_are_looked_at_every_time(remembered):

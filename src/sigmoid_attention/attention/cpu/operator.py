@@ -132,7 +132,12 @@ def unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
     learning = torch.is_grad_enabled()
     return all(
         tensor is None
-        or (type(tensor) in (Tensor, Parameter) and not (learning and tensor.requires_grad))
+        or (
+            type(tensor) in (Tensor, Parameter)
+            and not (learning and tensor.requires_grad)
+            # A view whose sign torch has yet to turn: on its way through the dispatcher it does.
+            and not tensor.is_neg()
+        )
         for tensor in tensors
     )
 

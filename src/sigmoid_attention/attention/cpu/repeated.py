@@ -22,8 +22,6 @@ from sigmoid_attention.attention.problem import Problem
 IMPLEMENTATIONS = ("auto", "cpu")
 # What cannot change behind its back: a tensor, as an odd scale may be, has a value that could.
 _PLAIN = frozenset((float, int, bool, str, type(None)))
-# Policies among them: they resolve to a number, the same one whatever they are asked about.
-_NUMBERS = _PLAIN | {Constant, NegLogLength}
 _ADDRESS = Struct("=q")
 # A cache that grows by a token a step brings a new shape with each; old ones do not come back.
 _MOST = 4096
@@ -54,9 +52,13 @@ def kind(
         lengths: the keys in use of each sequence of a cache. They are looked at in every call.
         settings: every other argument that changes the answer or that a check looks at.
     """
-    if type(bias) not in _NUMBERS or not unwatched((query, key, value, lengths, slopes)):
+    if type(window) is not tuple or not unwatched((query, key, value, lengths, slopes)):
         return None
-    if type(window) is not tuple or not _PLAIN.issuperset(map(type, window + settings)):
+    if type(bias) is NegLogLength:
+        bias = bias.value
+    elif type(bias) is Constant:
+        bias = float(bias.b)
+    if not _PLAIN.issuperset(map(type, (bias, *window, *settings))):
         return None
     tensors = []
     for tensor in (query, key, value, lengths, slopes):
