@@ -4,25 +4,18 @@ Shape letters: Q inputs, d their dimension, k experts, E parameters of an expert
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.mixtures.parts import Parametric, named
 
-class Expert(ABC):
+
+class Expert(Parametric):
     """A function h(x, eta) of an input and an expert's parameters."""
-
-    name: str
-
-    @abstractmethod
-    def parts(self, dim: int) -> dict[str, int]:
-        """The names of its parameters' parts in order, and how many numbers each has."""
-
-    def count(self, dim: int) -> int:
-        return sum(self.parts(dim).values())
 
     @abstractmethod
     def value_and_slopes(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,6 +119,4 @@ EXPERTS: dict[str, Expert] = {
 
 def expert(name: str) -> Expert:
     """The expert of this name; ``ValueError`` with the names there are for any other."""
-    if name not in EXPERTS:
-        raise ValueError(f"expert: must be one of {', '.join(EXPERTS)}, got {name!r}")
-    return EXPERTS[name]
+    return named("expert", EXPERTS, name)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sigmoid_attention.mixtures.parts import named
+
 
 class Gate(ABC):
     """A gate g, by which a mixture answers f = sum_i g(s)_i v_i for experts' values v.
@@ -164,6 +166,4 @@ GATES: dict[str, Gate] = {
 
 def gate(name: str) -> Gate:
     """The gate of this name; ``ValueError`` with the names there are for any other."""
-    if name not in GATES:
-        raise ValueError(f"gate: must be one of {', '.join(GATES)}, got {name!r}")
-    return GATES[name]
+    return named("gate", GATES, name)

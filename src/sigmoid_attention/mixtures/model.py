@@ -52,23 +52,32 @@ class Mixture:
     temperature: bool = False
 
     def __post_init__(self) -> None:
-        for find, name in (
-            (gates.gate, self.gate),
-            (experts.expert, self.expert),
-            (scores.score, self.score),
-        ):
-            find(name)
+        gates.gate(self.gate)
+        scores.score(self.score)
+        experts.expert(self.expert)
         for name, number in (("k", self.k), ("d", self.d)):
             if number < 1:
                 raise ValueError(f"{name}: must be 1 or more, got {number}")
+
+    @property
+    def _gate(self) -> gates.Gate:
+        return gates.gate(self.gate)
+
+    @property
+    def _score(self) -> scores.Score:
+        return scores.score(self.score)
+
+    @property
+    def _expert(self) -> experts.Expert:
+        return experts.expert(self.expert)
 
     @property
     def parts(self) -> dict[str, slice]:
         """Where an expert's named parts lie among its F + E parameters."""
         found: dict[str, slice] = {}
         start = 0
-        of_score = scores.score(self.score).parts(self.d)
-        of_expert = experts.expert(self.expert).parts(self.d)
+        of_score = self._score.parts(self.d)
+        of_expert = self._expert.parts(self.d)
         for prefix, parts in (("", of_score), ("eta_", of_expert)):
             for name, count in parts.items():
                 found[prefix + name] = slice(start, start + count)
@@ -77,11 +86,11 @@ class Mixture:
 
     @property
     def score_size(self) -> int:
-        return scores.score(self.score).count(self.d)
+        return self._score.count(self.d)
 
     @property
     def atom_size(self) -> int:
-        return self.score_size + experts.expert(self.expert).count(self.d)
+        return self.score_size + self._expert.count(self.d)
 
     @property
     def size(self) -> int:
@@ -110,9 +119,9 @@ class Mixture:
         """f, (..., Q), and its derivatives by the parameters, (..., Q, P)."""
         answer, weights, values, slopes, all_scores, shape, rate = self._run(theta_P, inputs_Qd)
         score_k = self.atoms(theta_P)[..., : self.score_size]
-        by_score = gates.gate(self.gate).pull(all_scores, weights, values)[..., None]
+        by_score = self._gate.pull(all_scores, weights, values)[..., None]
         by_shape = by_score * rate[..., None, None, None]
-        of_shape = scores.score(self.score).slopes(score_k, inputs_Qd)
+        of_shape = self._score.slopes(score_k, inputs_Qd)
         by_atom = torch.cat((by_shape * of_shape, by_score, weights[..., None] * slopes), -1)
         jacobian = by_atom.flatten(-2)
         if self.temperature:
@@ -124,9 +133,8 @@ class Mixture:
         atoms = self.atoms(theta_P)
         score_k, expert_k = atoms.tensor_split([self.score_size], -1)
         rate = torch.exp(-theta_P[..., -1]) if self.temperature else theta_P.new_ones(())
-        shape = scores.score(self.score).shape(score_k, inputs_Qd)
+        shape = self._score.shape(score_k, inputs_Qd)
         all_scores = shape * rate[..., None, None] + score_k[..., None, :, -1]
-        gate, expert = gates.gate(self.gate), experts.expert(self.expert)
-        weights = gate.weights(all_scores)
-        values, slopes = expert.value_and_slopes(expert_k, inputs_Qd)
+        weights = self._gate.weights(all_scores)
+        values, slopes = self._expert.value_and_slopes(expert_k, inputs_Qd)
         return (weights * values).sum(-1), weights, values, slopes, all_scores, shape, rate

@@ -4,24 +4,17 @@ Shape letters: Q inputs, d their dimension, k experts, F parameters of a score.
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.mixtures.parts import Parametric, named
 
-class Score(ABC):
+
+class Score(Parametric):
     """A score s_i(x) of an expert's parameters; the last of these is the intercept."""
-
-    name: str
-
-    @abstractmethod
-    def parts(self, dim: int) -> dict[str, int]:
-        """The names of its parameters' parts in order, and how many numbers each has."""
-
-    def count(self, dim: int) -> int:
-        return sum(self.parts(dim).values())
 
     @abstractmethod
     def shape(self, parameters_kF: Tensor, inputs_Qd: Tensor) -> Tensor:
@@ -121,6 +114,4 @@ SCORES: dict[str, Score] = {
 
 def score(name: str) -> Score:
     """The score of this name; ``ValueError`` with the names there are for any other."""
-    if name not in SCORES:
-        raise ValueError(f"score: must be one of {', '.join(SCORES)}, got {name!r}")
-    return SCORES[name]
+    return named("score", SCORES, name)

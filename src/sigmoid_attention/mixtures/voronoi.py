@@ -5,12 +5,10 @@ Q inputs.
 """
 
 from dataclasses import dataclass
-from itertools import permutations
 
 import torch
 from torch import Tensor
 
-from sigmoid_attention.mixtures.gates import gate
 from sigmoid_attention.mixtures.model import Mixture
 
 
@@ -131,30 +129,6 @@ def voronoi(
         cell_Bk, crowd, mass, per_cell(exact), per_cell(over), per_cell(share * crowded_error),
         largest,
     )  # fmt: skip
-
-
-def distance_to(theta_BP: Tensor, minimisers_MP: Tensor, family: Mixture) -> Tensor:
-    """D3: the distance to the nearest of a set of minimisers, over all orders of the experts, (B,).
-
-    Source: P2, D3; a set, because a minimiser need not be unique. Softmax is compared with its
-    shift taken out.
-    """
-    fitted, others = _unshifted(family, theta_BP), _unshifted(family, minimisers_MP)
-    best = theta_BP.new_full((len(theta_BP),), torch.inf)
-    for order in permutations(range(family.k)):
-        gap = fitted[:, None, list(order)] - others
-        apart = torch.zeros_like(gap[..., 0])
-        for place in family.parts.values():
-            apart = apart + torch.linalg.vector_norm(gap[..., place], dim=-1)
-        best = torch.minimum(best, apart.sum(-1).amin(-1))
-    return best
-
-
-def _unshifted(family: Mixture, theta: Tensor) -> Tensor:
-    atoms = family.atoms(theta).clone()
-    if gate(family.gate).shift and family.score != "euclidean":
-        atoms[..., : family.score_size] -= atoms[..., : family.score_size].mean(-2, keepdim=True)
-    return atoms
 
 
 def contribution_loss(family: Mixture, theta_BP: Tensor, truth: Truth, inputs_Qd: Tensor) -> Tensor:

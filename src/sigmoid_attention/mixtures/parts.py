@@ -1,0 +1,28 @@
+"""What gates, scores and experts share: named parts of parameters, and being found by name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TypeVar
+
+Kind = TypeVar("Kind")
+
+
+class Parametric(ABC):
+    """A function with parameters of its own, which fall into named parts."""
+
+    name: str
+
+    @abstractmethod
+    def parts(self, dim: int) -> dict[str, int]:
+        """The parts in order, and how many numbers each has, for inputs of ``dim`` dimensions."""
+
+    def count(self, dim: int) -> int:
+        """Number of parameters."""
+        return sum(self.parts(dim).values())
+
+
+def named(what: str, table: Mapping[str, Kind], name: str) -> Kind:
+    """The entry of this name; ``ValueError`` with the names there are for any other."""
+    if name not in table:
+        raise ValueError(f"{what}: must be one of {', '.join(table)}, got {name!r}")
+    return table[name]
