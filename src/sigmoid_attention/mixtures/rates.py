@@ -74,9 +74,12 @@ class Setting:
 
 
 def free_parameters(family: Mixture) -> Tensor:
-    """Which parameters a fit may move, (P,): under a shift-blind gate not the last one's score."""
+    """Which parameters a fit may move, (P,): under a shift-blind gate not the last one's score.
+
+    That holds for Euclidean scores too: |x|^2 cancels, and what is left is linear in x.
+    """
     free = torch.ones(family.size, dtype=torch.bool)
-    if gate(family.gate).shift and family.score != "euclidean":
+    if gate(family.gate).shift:
         last = (family.k - 1) * family.atom_size
         free[last : last + family.score_size] = False
     return free
