@@ -1,0 +1,1 @@
+"""The studies of the mixtures laboratory, one file a claim."""
