@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("sigmoid-attention", "torch", "triton", "numpy", "pyarrow", "tokenizers")
+PACKAGES = (
+    "sigmoid-attention",
+    "torch",
+    "triton",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pyarrow",
+    "tokenizers",
+)
 DEVICES = ("auto", "cpu", "cuda")
 
 

@@ -91,8 +91,17 @@ class StudyProgress:
         )
 
     def _left(self, done: float) -> str:
-        elapsed = time.monotonic() - self._started
-        if not FIRST_ESTIMATE * self._total < done < self._total:
-            return ""
-        minutes, seconds = divmod(round(elapsed * (self._total - done) / done), 60)
-        return f"about {minutes} min {seconds:02d} s left" if minutes else f"about {seconds} s left"
+        return time_left(time.monotonic() - self._started, done, self._total)
+
+
+def time_left(elapsed: float, done: float, total: float) -> str:
+    """What the work so far took, extrapolated to all of it, in words; "" where it says nothing.
+
+    Example:
+        >>> time_left(elapsed=30.0, done=10.0, total=40.0)
+        'about 1 min 30 s left'
+    """
+    if not FIRST_ESTIMATE * total < done < total:
+        return ""
+    minutes, seconds = divmod(round(elapsed * (total - done) / done), 60)
+    return f"about {minutes} min {seconds:02d} s left" if minutes else f"about {seconds} s left"

@@ -135,9 +135,14 @@ def refuse_occupied(out: Path, resume: bool) -> None:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write `table` as Parquet, whole or not at all."""
+    write_whole(path, parquet_bytes(table))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The content of a Parquet file, with checksums by which a reader can tell damage."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_whole(path, buffer.getvalue())
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
 
 
 def first_difference(before: Any, now: Any, where: str = "") -> str | None:
