@@ -21,6 +21,9 @@ from sigmoid_attention.attention.cpu.library import Choice, decision
 
 ENOUGH_DISK = 2 << 30
 
+# Packages that are imported under another name than they are installed under.
+_IMPORTED_AS = {"scikit-learn": "sklearn"}
+
 _ORIGINS = {
     "prebuilt": "as the wheel brought it",
     "cached": "compiled earlier",
@@ -60,7 +63,7 @@ def examine() -> Iterator[Finding]:
 
 
 def lab_packages() -> list[str]:
-    """What the lab extra brings, as this distribution itself declares it.
+    """What the lab extra brings, as this distribution declares it, by the names it is imported by.
 
     Example:
         >>> "tyro" in lab_packages()
@@ -68,7 +71,7 @@ def lab_packages() -> list[str]:
     """
     declared = (requirement.partition(";") for requirement in requires("sigmoid-attention") or [])
     return [
-        found[0]
+        _IMPORTED_AS.get(found[0], found[0])
         for name, _, condition in declared
         if re.search(r"extra == .lab.", condition) and (found := re.match(r"[\w-]+", name))
     ]
