@@ -1,0 +1,134 @@
+"""How the figures of the studies look: sizes, colours, log-log axes, and SVG that never varies.
+
+Shape letters: N sample sizes, R replicates.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# The papers' blue and green for the two gates; these and the others in shades that readers of any
+# colour vision can tell apart (after Okabe and Ito).
+COLOURS = {
+    "sigmoid": "#0072b2",
+    "softmax": "#009e73",
+    "normalised_sigmoid": "#56b4e9",
+    "tanh": "#d55e00",
+    "relu": "#cc79a7",
+    "hard_sigmoid": "#e69f00",
+    "sparsemax": "#7f7f7f",
+    "entmax15": "#000000",
+}
+OTHERS = ("#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
+PANEL_INCHES = (3.6, 3.0)
+COLUMNS = 3
+
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.prop_cycle": cycler(color=OTHERS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "errorbar.capsize": 2.0,
+    # White, not transparent, so that black text can be read on a dark page too.
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "figure.figsize": PANEL_INCHES,
+    "font.size": 9.0,
+    "grid.color": "#e6e6e6",
+    "legend.fontsize": "small",
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.0,
+    "savefig.facecolor": "white",
+    # Text as text; and names of clip paths that hang on nothing but the figure.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sigmoid-attention",
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Within it figures are made and written in the style of the studies."""
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def panels(count: int, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels side by side, in rows of at most ``columns``.
+
+    Example:
+        >>> figure, axes = panels(4)
+        >>> len(axes), figure.get_size_inches().round(1).tolist()
+        (4, [10.8, 6.0])
+    """
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    width, height = PANEL_INCHES
+    with styled():
+        figure = Figure(figsize=(width * columns, height * rows))
+        axes = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+    return figure, axes
+
+
+def loglog(
+    ax: Axes,
+    sizes_N: np.ndarray,
+    values_NR: np.ndarray,
+    label: str | None,
+    slope: float | None = None,
+    *,
+    colour: str | None = None,
+    dashed: bool = False,
+) -> None:
+    """Medians over replicates against n on logarithmic axes, with bars from quartile to quartile.
+
+    Args:
+        sizes_N: numbers of observations.
+        values_NR: a loss; NaN is left out, and so is a size that has nothing else.
+        label: for the legend, which shows once one is given.
+        slope: of the line that is drawn through the middle of the logarithms of the medians, as
+            least squares has it; none without.
+        colour: a gate's name, or a colour of matplotlib's; the next of the palette if not given.
+        dashed: of the line.
+    """
+    seen = np.isfinite(values_NR).any(axis=1)
+    sizes = np.asarray(sizes_N, dtype=float)[seen]
+    if len(sizes) == 0:
+        return
+    low, middle, high = np.nanquantile(values_NR[seen], (0.25, 0.5, 0.75), axis=1)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("n")
+    points, *_ = ax.errorbar(
+        sizes,
+        middle,
+        (middle - low, high - middle),
+        fmt="o",
+        color=COLOURS.get(colour, colour) if colour else None,
+        label=label,
+    )
+    if slope is not None:
+        log_n = np.log(sizes)
+        height = np.log(np.maximum(middle, 1e-300)).mean()
+        line = np.exp(height + slope * (log_n - log_n.mean()))
+        ax.plot(sizes, line, color=points.get_color(), linestyle="--" if dashed else "-")
+    if label:
+        ax.legend()
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes whenever it is the same figure."""
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
