@@ -1,4 +1,4 @@
-"""The command `sigmoid-attention`: compare, train, generate, recipe, doctor.
+"""The command `sigmoid-attention`: compare, train, generate, recipe, studies, rates, doctor.
 
 Only this file and `doctor` work without the lab extra; every other command is imported when it is
 run, so that asking for help loads nothing heavy.
@@ -16,17 +16,23 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 NAME = "sigmoid-attention"
 BAD_INPUT = 2
 INTERRUPTED = 130
+INTERRUPTION = (
+    "interrupted; what is finished is kept, and the same command goes on with it "
+    "(compare, train and recipe with --resume)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for bad input, 130 if interrupted.
+    """Run the command line and return its exit code.
+
+    0; 2 for bad input and for tasks of a study that failed; 130 if interrupted.
 
     What a user can get wrong, or a machine can refuse, is one sentence on standard error.
     """
     try:
-        _run(list(sys.argv[1:] if argv is None else argv))
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        return _say("interrupted; with --resume it goes on from its last checkpoint", INTERRUPTED)
+        return _say(INTERRUPTION, INTERRUPTED)
     except ModuleNotFoundError as error:
         from sigmoid_attention.doctor import lab_packages
 
@@ -45,17 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, Diverged):
             raise
         return _say(_sentence(error), BAD_INPUT)
-    return 0
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str]) -> int:
     # By name and before anything else: a doctor who needs the patient's help is of no use.
     if argv == ["doctor"]:
         from sigmoid_attention.doctor import doctor
 
         doctor()
-        return
-    from sigmoid_attention.cli.arguments import Compare, Generate, Recipe, Train, parse
+        return 0
+    from sigmoid_attention.cli.arguments import (
+        Compare,
+        Generate,
+        Rates,
+        Recipe,
+        Studies,
+        Train,
+        parse,
+    )
 
     match parse(argv):
         case Compare() as asked:
@@ -74,6 +87,15 @@ def _run(argv: list[str]) -> None:
             from sigmoid_attention.cli.recipe import recipe
 
             recipe(asked)
+        case Studies() as asked:
+            from sigmoid_attention.cli.studies import studies
+
+            return studies(asked.action)
+        case Rates() as asked:
+            from sigmoid_attention.cli.rates import rates
+
+            return rates(asked)
+    return 0
 
 
 def _sentence(error: Exception) -> str:

@@ -114,6 +114,90 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class RunStudies:
+    """Do what is missing of some studies, and show what they found.
+
+    There is no --resume, because it always does: every finished task is a file of OUT/rows, named
+    by a hash of its setting, and a task whose file is there is not done again. Interrupting loses
+    only the tasks in flight. To measure afresh, name another folder.
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Studies, as `studies list` names them."""
+    all: bool = False
+    """All of them."""
+    out: Path = Path("runs/studies")
+    """Folder of the rows; it may hold those of other studies."""
+    workers: int | None = None
+    """Processes; one a usable core if not given."""
+
+
+@dataclass(frozen=True)
+class ListStudies:
+    """Show every study, whose claim it tests, and how many of its tasks are done."""
+
+    out: Path = Path("runs/studies")
+    """Folder of the rows."""
+
+
+@dataclass(frozen=True)
+class ReportStudies:
+    """Write OUT/report: a page in Markdown with every finding, and a figure a study."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Studies, which must be complete; all complete ones if not given."""
+    out: Path = Path("runs/studies")
+    """Folder of the rows."""
+    docs: Path | None = None
+    """Another folder for the same page and figures."""
+
+
+@dataclass(frozen=True)
+class Studies:
+    """Put published claims about mixtures of experts to the test."""
+
+    action: tyro.conf.OmitArgPrefixes[
+        Annotated[RunStudies, tyro.conf.subcommand("run", prefix_name=False)]
+        | Annotated[ListStudies, tyro.conf.subcommand("list", prefix_name=False)]
+        | Annotated[ReportStudies, tyro.conf.subcommand("report", prefix_name=False)]
+    ]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measure how fast estimates of a mixture of experts converge, with controls and a verdict.
+
+    Lists between commas make cells of all combinations. Each is fitted in two windows of n on
+    three random truths with 20 replicates, and judged as the studies of the papers' tables are.
+    Rows are kept as those of `studies run` are: the same command goes on with what OUT has.
+    """
+
+    gate: str = "sigmoid,softmax"
+    """sigmoid, softmax, normalised_sigmoid, tanh, relu, hard_sigmoid, sparsemax, entmax15."""
+    expert: str = "gelu"
+    """relu, gelu, tanh, silu (each also +bias), linear, poly2, poly3, poly4, constant."""
+    regime: str = "dense"
+    """What the over-specified expert's score is at the truth: sparse (zero) or dense."""
+    score: str = "linear"
+    """linear, partially_quadratic, fully_quadratic, euclidean."""
+    d: str = "2"
+    """Dimensions of the inputs."""
+    k: str = "2"
+    """True experts."""
+    extra: str = "1"
+    """Experts fitted beyond the true ones. With some the loss is that of the over-specified
+    expert, with 0 that of all."""
+    claim: float = -0.5
+    """Exponent of n that verdicts are given on; 0 is slower than any power."""
+    quick: bool = False
+    """One truth and a third of the sizes, to try things out."""
+    out: Path = Path("runs/rates")
+    """Folder of the rows, and of the report."""
+    workers: int | None = None
+    """Processes; one a usable core if not given."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Say what this machine has, and what to do about what is missing."""
 
@@ -123,11 +207,15 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Recipe, tyro.conf.subcommand("recipe")]
+    | Annotated[Studies, tyro.conf.subcommand("studies")]
+    | Annotated[Rates, tyro.conf.subcommand("rates")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 
-def parse(arguments: Sequence[str]) -> Compare | Train | Generate | Recipe | Doctor:
+def parse(
+    arguments: Sequence[str],
+) -> Compare | Train | Generate | Recipe | Studies | Rates | Doctor:
     """The command that was asked for; prints help or a complaint and exits where there is none."""
     return tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,64 @@
+"""`sigmoid-attention rates`: rates of the cells that are asked for, with controls and verdicts."""
+
+import itertools
+
+from sigmoid_attention.cli.arguments import Rates
+from sigmoid_attention.cli.studies import carry_out
+from sigmoid_attention.mixtures import Mixture
+from sigmoid_attention.studies.mixtures.cells import Cell, rate_study
+from sigmoid_attention.studies.mixtures.page import write
+from sigmoid_attention.studies.mixtures.study import Study
+
+
+def rates(asked: Rates) -> int:
+    """Measure what is missing, print the table and write figure and page; 2 if a task raised."""
+    study = asked_study(asked)
+    answers, code = carry_out([study], asked.out, asked.workers)
+    if answers:
+        page = write(answers, asked.out / "report", _command(asked))
+        print(f"report: {page}")
+        print(f"figure: {page.with_name(f'{study.name}.svg')}")
+    return code
+
+
+def asked_study(asked: Rates) -> Study:
+    """The study of all combinations; ``ValueError`` for a name or a number that cannot be meant."""
+    cells = [
+        Cell(
+            gate, expert, score, regime, d, k, extra, asked.claim,
+            quantity="over" if extra else "exact",
+        )
+        for gate, expert, score, regime, d, k, extra in itertools.product(
+            _names(asked.gate), _names(asked.expert), _names(asked.score), _names(asked.regime),
+            _numbers("d", asked.d), _numbers("k", asked.k), _numbers("extra", asked.extra),
+        )
+    ]  # fmt: skip
+    for cell in cells:
+        # What these refuse is to be said before anything is measured.
+        Mixture(cell.gate, cell.expert, cell.score, cell.k, cell.d)
+        cell.setting(truth_seed=0)
+    return rate_study(
+        "rates",
+        "Rates of mixtures of experts",
+        f"Experts are estimated at n^{asked.claim:g}.",
+        "the command line",
+        tuple(dict.fromkeys(cells)),
+        quick=asked.quick,
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name}: must be whole numbers between commas, got {text!r}") from None
+
+
+def _command(asked: Rates) -> str:
+    options = ("gate", "expert", "regime", "score", "d", "k", "extra", "claim")
+    said = " ".join(f"--{name} {getattr(asked, name)}" for name in options)
+    return f"sigmoid-attention rates {said}{' --quick' * asked.quick}"

@@ -1,0 +1,111 @@
+"""`sigmoid-attention studies run|list|report`: claims about mixtures, put to the test."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sigmoid_attention.cli.arguments import ListStudies, ReportStudies, RunStudies
+from sigmoid_attention.studies.mixtures import registry
+from sigmoid_attention.studies.mixtures.archive import Archive
+from sigmoid_attention.studies.mixtures.page import Answer, answer, write
+from sigmoid_attention.studies.mixtures.study import Study
+from sigmoid_attention.studies.mixtures.sweep import sweep
+
+COMMAND = "sigmoid-attention studies run {name}"
+SHOWN = ("cell", "claim", "measured", "verdict", "because")
+WIDTH_OF_A_FILE = 160
+FAILED = 2
+
+
+def studies(action: RunStudies | ListStudies | ReportStudies) -> int:
+    """The exit code of what was asked for."""
+    match action:
+        case RunStudies():
+            return run(action)
+        case ListStudies():
+            return list_studies(action)
+        case ReportStudies():
+            return report(action)
+
+
+def run(asked: RunStudies) -> int:
+    """Do what is missing of the studies and show what they found; 2 if a task raised, else 0."""
+    if not asked.names and not asked.all:
+        there = ", ".join(registry.names())
+        raise ValueError(f"name: say which of {there}, or --all")
+    chosen = registry.chosen(() if asked.all else asked.names)
+    return carry_out(chosen, asked.out, asked.workers)[1]
+
+
+def carry_out(studies: Sequence[Study], out: Path, workers: int | None) -> tuple[list[Answer], int]:
+    """Sweep over studies, print the findings of those that are complete, and name what failed."""
+    failures = sweep(studies, out, workers=workers, console=Console(stderr=True))
+    answers = [found for study in studies if (found := answer(study, Archive(out)))]
+    for one in answers:
+        show(one, Console())
+    for sentence in failures:
+        print(f"sigmoid-attention: {sentence}", file=sys.stderr)
+    return answers, FAILED if failures else 0
+
+
+def show(one: Answer, console: Console) -> None:
+    """Print a study's findings as a table."""
+    table = Table(title=one.study.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in SHOWN:
+        table.add_column(heading)
+    for finding in one.findings:
+        table.add_row(*(getattr(finding, heading) for heading in SHOWN))
+    _print(table, console)
+
+
+def list_studies(asked: ListStudies) -> int:
+    """Print every study with its source, and how many of its tasks are done in a folder."""
+    archive = Archive(asked.out)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("study", "question", "claim of"):
+        table.add_column(heading)
+    table.add_column("tasks", justify="right")
+    table.add_column("done", justify="right")
+    for study in registry.chosen(()):
+        tasks, done = progress_of(study, archive)
+        table.add_row(study.name, study.title, study.source, str(tasks), str(done))
+    _print(table, Console())
+    return 0
+
+
+def report(asked: ReportStudies) -> int:
+    """Write the page and figures of the complete studies; ``ValueError`` where there are none."""
+    archive = Archive(asked.out)
+    answers = []
+    for study in registry.chosen(asked.names):
+        found = answer(study, archive)
+        if found:
+            answers.append(found)
+            continue
+        tasks, done = progress_of(study, archive)
+        said = f"{study.name} is not complete in {asked.out}: {done} of {tasks} tasks are done"
+        if asked.names:
+            raise ValueError(f"{said} ({COMMAND.format(name=study.name)} goes on)")
+        if done:
+            print(f"left out: {said}", file=sys.stderr)
+    if not answers:
+        raise ValueError(f"out: {asked.out} holds no complete study; start with studies run")
+    for folder in filter(None, (asked.out / "report", asked.docs)):
+        print(f"report: {write(answers, folder, COMMAND)}")
+    return 0
+
+
+def progress_of(study: Study, archive: Archive) -> tuple[int, int]:
+    """How many tasks a study has, and how many of them are done."""
+    tasks = study.tasks()
+    return len(tasks), len(tasks) - sum(1 for _ in archive.missing(tasks))
+
+
+def _print(table: Table, console: Console) -> None:
+    if not console.is_terminal:
+        console.width = WIDTH_OF_A_FILE
+    console.print(table)
+    console.print()

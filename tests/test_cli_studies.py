@@ -1,0 +1,121 @@
+"""`studies` and `rates` on the command line: tables, reports, going on, and bad input."""
+
+import pytest
+
+from sigmoid_attention.cli import main
+from sigmoid_attention.studies.mixtures import registry
+from tests.studies.mixtures import made
+from tests.test_cli import complaint
+
+
+@pytest.fixture
+def squares(monkeypatch):
+    """The registry with one study, which takes no time."""
+    monkeypatch.setattr(registry, "NAMES", ("squares",))
+    monkeypatch.setattr(registry, "_module", lambda name: made.__name__)
+
+
+def test_run_list_report(squares, tmp_path, capsys):
+    out, docs = tmp_path / "out", tmp_path / "docs"
+    assert main(["studies", "list", "--out", str(out)]) == 0
+    line = capsys.readouterr().out.splitlines()[1].split()
+    assert line[0] == "squares" and line[-2:] == ["3", "0"]
+    assert not out.exists()
+
+    assert main(["studies", "run", "squares", "--out", str(out), "--workers", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "The squares" in captured.out and "not reproduced" in captured.out
+    assert "3/3 squares" in captured.err
+    before = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    assert len(before) == 3
+    assert main(["studies", "run", "--all", "--out", str(out)]) == 0
+    assert "3 of 3 tasks are done already" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == before
+
+    assert main(["studies", "report", "--out", str(out), "--docs", str(docs)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"report: {out / 'report' / 'studies.md'}",
+        f"report: {docs / 'studies.md'}",
+    ]
+    for name in ("studies.md", "squares.svg"):
+        assert (out / "report" / name).read_bytes() == (docs / name).read_bytes()
+    assert main(["studies", "list", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["3", "3"]
+
+
+def test_a_task_that_fails_is_named_and_the_exit_code_is_2(squares, tmp_path, capsys, monkeypatch):
+    tasks = [made.task(1), made.task(2, run=made.broken)]
+    monkeypatch.setattr(made, "STUDY", made.study(*tasks))
+    out = str(tmp_path / "out")
+    assert main(["studies", "run", "squares", "--out", out, "--workers", "1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == (
+        "sigmoid-attention: squares, cell 2, late: ZeroDivisionError: nothing goes into nothing"
+    )
+    assert captured.out == ""
+    said = complaint(capsys, "studies", "report", "squares", "--out", out)
+    assert "squares is not complete" in said and "1 of 2 tasks are done" in said
+    assert "sigmoid-attention studies run squares goes on" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["studies", "run"], "name: say which of p2_table, "),
+        (["studies", "run", "p4"], "name: must be one of p2_table, "),
+        (["studies", "run", "p2_table", "--workers", "0"], "workers: must be 1 or more, got 0"),
+        (["studies", "report", "p4"], "name: must be one of p2_table, "),
+        (["studies", "report"], "holds no complete study"),
+        (["rates", "--gate", "sigmoid,gumbel"], "gate: must be one of sigmoid, softmax, "),
+        (["rates", "--expert", "lstm"], "expert: must be one of relu, "),
+        (["rates", "--regime", "thin"], "regime: must be one of sparse, dense, got 'thin'"),
+        (["rates", "--score", "cubic"], "score: must be one of linear, "),
+        (["rates", "--k", "0"], "k: must be 1 or more, got 0"),
+        (["rates", "--d", "2,-1"], "d: must be 1 or more, got -1"),
+        (["rates", "--extra", "-1"], "extra: must be 0 or more, got -1"),
+        (["rates", "--d", "two"], "d: must be whole numbers between commas, got 'two'"),
+        (["rates", "--workers", "-1"], "workers: must be 1 or more, got -1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_meant(argv, says, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert says in complaint(capsys, *argv, "--out", str(out))
+    assert not out.exists()
+
+
+def test_a_file_in_the_place_of_the_folder(squares, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.write_text("mine")
+    for command in (["run", "squares"], ["list"], ["report"]):
+        assert "must be a folder" in complaint(capsys, "studies", *command, "--out", str(out))
+    assert out.read_text() == "mine"
+
+
+def test_rates_of_what_is_asked_for(tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["rates", "--gate", "sigmoid,softmax", "--extra", "0", "--quick", "--workers", "1"]
+    assert main([*argv, "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    for said in ("sigmoid gelu dense +0", "softmax gelu dense +0", "exact: n^-0.5", "reproduced"):
+        assert said in captured.out
+    page = (out / "report" / "studies.md").read_text()
+    assert "`sigmoid-attention rates --gate sigmoid,softmax --expert gelu" in page
+    assert "--extra 0 --claim -0.5 --quick`" in page
+    assert b"<svg" in (out / "report" / "rates.svg").read_bytes()
+    rows = len(list((out / "rows").iterdir()))
+    assert main([*argv, "--out", str(out)]) == 0
+    assert f"{rows} of {rows} tasks are done already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["rates"], ["studies"], ["studies", "run"], ["studies", "list"], ["studies", "report"]],
+)
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: sigmoid-attention {' '.join(command)}" in shown
+    assert "action." not in shown
