@@ -62,16 +62,19 @@ def _power(degree: int) -> Activation:
 class Ridge(Expert):
     """h = phi(a . x + b), or phi(a . x) without bias: a feed-forward expert of one unit.
 
-    With a bias dh/da = x dh/db, so that no such expert is strongly identifiable; without one GELU
-    and tanh are (P2, definition 1; docs/mixtures.md has the check).
+    With ``scale`` it is c phi(...), the unit's outgoing weight being a parameter too. With a bias
+    dh/da = x dh/db, so that no such expert is strongly identifiable; without one GELU and tanh are
+    (P2, definition 1; docs/mixtures.md has the check). With a scale ReLU is not even weakly so,
+    since r phi(a . x / r) = phi(a . x) for r > 0.
     """
 
     name: str
     activation: Activation
     bias: bool = False
+    scale: bool = False
 
     def parts(self, dim: int) -> dict[str, int]:
-        return {"a": dim, "b": 1} if self.bias else {"a": dim}
+        return {"a": dim} | ({"b": 1} if self.bias else {}) | ({"c": 1} if self.scale else {})
 
     def value_and_slopes(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
         dim = inputs_Qd.shape[-1]
@@ -82,6 +85,10 @@ class Ridge(Expert):
         slopes = slope[..., None] * inputs_Qd[..., :, None, :]
         if self.bias:
             slopes = torch.cat((slopes, slope[..., None]), -1)
+        if self.scale:
+            factor = parameters_kE[..., None, :, -1]
+            slopes = torch.cat((factor[..., None] * slopes, value[..., None]), -1)
+            value = factor * value
         return value, slopes
 
 
@@ -110,6 +117,11 @@ EXPERTS: dict[str, Expert] = {
     **{
         f"{name}+bias": Ridge(f"{name}+bias", activation, bias=True)
         for name, activation in _ACTIVATIONS.items()
+    },
+    **{
+        f"{name}{bias}+scale": Ridge(f"{name}{bias}+scale", _ACTIVATIONS[name], bool(bias), True)
+        for name in ("relu", "gelu")
+        for bias in ("", "+bias")
     },
     "linear": Ridge("linear", _identity, bias=True),
     **{f"poly{p}": Ridge(f"poly{p}", _power(p), bias=True) for p in (2, 3, 4)},

@@ -1,0 +1,254 @@
+"""Mixtures of Gaussian experts: densities of an answer given an input, and their derivatives.
+
+Shape letters: Q observations, d dimension of an input, k routed and s shared experts, c all of them
+(routed first), F parameters of a score, E of a routed and G of a shared expert, P of all.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.mixtures import experts, gates, scores
+from sigmoid_attention.mixtures.model import Mixture
+
+# Of these the weights are positive and sum to 1.
+GATES = ("softmax", "normalised_sigmoid")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Experts that answer whatever the input is, each with a weight of its own.
+
+    Args:
+        expert: a name; see ``EXPERTS``.
+        k: how many.
+
+    Raises:
+        ValueError: an unknown name, or k below 1.
+    """
+
+    expert: str
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        experts.expert(self.expert)
+        if self.k < 1:
+            raise ValueError(f"k: of shared experts must be 1 or more, got {self.k}")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the parameters of each kind lie in a vector of all."""
+
+    scores_kF: Tensor
+    routed_kE: Tensor
+    shared_sG: Tensor
+    log_variances_c: Tensor
+    log_weights_s: Tensor
+
+
+@dataclass(frozen=True)
+class Look:
+    """What likelihoods, their derivatives and the steps of EM are made of, at some observations.
+
+    ``share`` is each expert's share of the density, ``standard`` the residual from it in its
+    standard deviations, ``features`` the derivatives of the scores by their parameters.
+    """
+
+    log_density_Q: Tensor
+    share_Qc: Tensor
+    standard_Qc: Tensor
+    deviation_c: Tensor
+    routed_slopes_QkE: Tensor
+    shared_slopes_QsG: Tensor | None
+    features_QkF: Tensor
+    scores_Qk: Tensor
+    weights_Qk: Tensor
+    shared_weights_s: Tensor | None
+
+
+@dataclass(frozen=True)
+class GaussianExperts:
+    r"""A family of conditional densities: k routed Gaussian experts, and shared ones if wanted.
+
+    .. math::
+        p(y \mid x) = \frac12 \sum_{j=1}^{s} \omega_j\, N(y;\, h_1(x, \kappa_j), \tau_j)
+                    + \frac12 \sum_{i=1}^{k} g(s(x))_i\, N(y;\, h_2(x, \eta_i), \nu_i)
+
+    with variances tau and nu and weights omega that sum to 1; without shared experts the second sum
+    alone, with factor 1. Source: arXiv 2505.10860, its density with shared and routed experts.
+
+    A vector of parameters holds routed expert after routed expert, for each the score's, the
+    expert's and the logarithm of the variance; then shared expert after shared expert, for each the
+    expert's, the logarithm of the variance and that of the weight, up to a constant of all weights.
+
+    Args:
+        routed: gate, score, expert and number of the routed experts.
+        shared: the shared experts.
+
+    Raises:
+        ValueError: a gate whose weights do not sum to 1 or may be 0, or a temperature.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.mixtures import Mixture
+        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, Shared
+        >>> family = GaussianExperts(Mixture("softmax", "linear", k=2), Shared("linear", k=1))
+        >>> family.size
+        14
+        >>> theta, x = torch.zeros(14).double(), torch.zeros(3, 1).double()
+        >>> family.log_density(theta, x, x[:, 0]).exp().numpy().round(3).tolist()
+        [0.399, 0.399, 0.399]
+    """
+
+    routed: Mixture
+    shared: Shared | None = None
+
+    def __post_init__(self) -> None:
+        if self.routed.gate not in GATES:
+            raise ValueError(
+                f"gate: of a density must be one of {', '.join(GATES)}, got {self.routed.gate!r}"
+            )
+        if self.routed.temperature:
+            raise ValueError("temperature: must be False for Gaussian experts, got True")
+
+    @property
+    def routed_size(self) -> int:
+        """Parameters of a routed expert, F + E + 1."""
+        return self.routed.atom_size + 1
+
+    @property
+    def shared_size(self) -> int:
+        """Parameters of a shared expert, G + 2."""
+        name = self.shared.expert if self.shared else self.routed.expert
+        return experts.expert(name).count(self.routed.d) + 2
+
+    @property
+    def size(self) -> int:
+        """Number of parameters, P."""
+        count = self.shared.k if self.shared else 0
+        return self.routed.k * self.routed_size + count * self.shared_size
+
+    def atoms(self, theta_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Routed experts (..., k, F + E + 1) and shared ones (..., s, G + 2), an expert a row."""
+        routed, shared = theta_P.tensor_split([self.routed.k * self.routed_size], -1)
+        count = self.shared.k if self.shared else 0
+        return (
+            routed.unflatten(-1, (self.routed.k, self.routed_size)),
+            shared.unflatten(-1, (count, self.shared_size)),
+        )
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the parameters of each kind lie in a vector of all."""
+        routed, shared = self.atoms(torch.arange(self.size))
+        of_score = self.routed.score_size
+        variances = torch.cat((routed[:, -1], shared[:, -2]))
+        return Places(
+            routed[:, :of_score], routed[:, of_score:-1], shared[:, :-2], variances, shared[:, -1]
+        )
+
+    def log_density(self, theta_P: Tensor, inputs_Qd: Tensor, answers_Q: Tensor) -> Tensor:
+        """log p(y | x), (..., Q); leading dimensions of all three broadcast."""
+        return self.look(theta_P, inputs_Qd, answers_Q).log_density_Q
+
+    def score(self, theta_P: Tensor, inputs_Qd: Tensor, answers_Q: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(y | x), (..., Q), and its derivatives by the parameters, (..., Q, P)."""
+        seen = self.look(theta_P, inputs_Qd, answers_Q)
+        return seen.log_density_Q, self.score_of(seen)
+
+    def look(self, theta_P: Tensor, inputs_Qd: Tensor, answers_Q: Tensor) -> Look:
+        """The density at each observation, in its pieces."""
+        routed, shared = self.atoms(theta_P)
+        score_k, expert_k, log_variance = routed.tensor_split(
+            [self.routed.score_size, self.routed.atom_size], -1
+        )
+        score = scores.score(self.routed.score)
+        all_scores = score.shape(score_k, inputs_Qd) + score_k[..., None, :, -1]
+        weights = gates.gate(self.routed.gate).weights(all_scores)
+        means, slopes = experts.expert(self.routed.expert).value_and_slopes(expert_k, inputs_Qd)
+        log_weights, omega, shared_slopes = weights.log(), None, None
+        if self.shared is not None:
+            expert_s, log_variance_s, log_weight = shared.tensor_split([-2, -1], -1)
+            expert = experts.expert(self.shared.expert)
+            shared_means, shared_slopes = expert.value_and_slopes(expert_s, inputs_Qd)
+            omega = log_weight[..., None, :, 0].softmax(-1)
+            both = (log_weights, omega.log().expand(shared_means.shape))
+            log_weights = torch.cat(both, -1) - math.log(2)
+            means = torch.cat((means, shared_means), -1)
+            log_variance = torch.cat((log_variance, log_variance_s), -2)
+        log_variance = log_variance[..., None, :, 0]
+        deviation = torch.exp(0.5 * log_variance)
+        standard = (answers_Q[..., None] - means) / deviation
+        joint = log_weights - 0.5 * (standard.square() + (log_variance + math.log(2 * math.pi)))
+        # One exponential serves the sum and the shares in it.
+        largest = joint.amax(-1, keepdim=True)
+        parts = torch.exp(joint - largest)
+        total = parts.sum(-1, keepdim=True)
+        of_shape = score.slopes(score_k, inputs_Qd)
+        ones = of_shape.new_ones(()).expand(*of_shape.shape[:-1], 1)
+        return Look(
+            (largest + total.log())[..., 0],
+            parts / total,
+            standard,
+            deviation,
+            slopes,
+            shared_slopes,
+            torch.cat((of_shape, ones), -1),
+            all_scores,
+            weights,
+            omega,
+        )
+
+    def score_of(self, seen: Look) -> Tensor:
+        """Derivatives of the log density by the parameters, (..., Q, P)."""
+        share_k, share_s = seen.share_Qc.tensor_split([self.routed.k], -1)
+        # p holds sum_i g_i v_i; divided by p that is sum_i g_i (share_i / g_i).
+        tiny = torch.finfo(share_k.dtype).tiny
+        values = share_k / seen.weights_Qk.clamp(min=tiny)
+        by_score = gates.gate(self.routed.gate).pull(seen.scores_Qk, seen.weights_Qk, values)
+        by_mean = seen.share_Qc * seen.standard_Qc / seen.deviation_c
+        by_log_variance = 0.5 * seen.share_Qc * (seen.standard_Qc.square() - 1)
+        mean_k, mean_s = by_mean[..., None].tensor_split([self.routed.k], -2)
+        variance_k, variance_s = by_log_variance[..., None].tensor_split([self.routed.k], -2)
+        found = torch.cat(
+            (by_score[..., None] * seen.features_QkF, mean_k * seen.routed_slopes_QkE, variance_k),
+            -1,
+        ).flatten(-2)
+        if seen.shared_slopes_QsG is None or seen.shared_weights_s is None:
+            return found
+        by_weight = share_s - seen.shared_weights_s * share_s.sum(-1, keepdim=True)
+        shared = torch.cat(
+            (mean_s * seen.shared_slopes_QsG, variance_s, by_weight[..., None]), -1
+        ).flatten(-2)
+        return torch.cat((found, shared), -1)
+
+    def means_and_weights(self, theta_P: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of each expert's answer and its weight in the density, both (..., Q, c)."""
+        seen = self.look(theta_P, inputs_Qd, inputs_Qd.new_zeros(inputs_Qd.shape[:-1]))
+        means = -seen.standard_Qc * seen.deviation_c
+        if seen.shared_weights_s is None:
+            return means, seen.weights_Qk
+        omega = seen.shared_weights_s.expand(*means.shape[:-1], -1)
+        return means, torch.cat((seen.weights_Qk, omega), -1) / 2
+
+    def sample(self, theta_P: Tensor, inputs_Qd: Tensor, rng: torch.Generator) -> Tensor:
+        """An answer for each input, (..., Q)."""
+        means, weights = self.means_and_weights(theta_P, inputs_Qd)
+        chosen = torch.multinomial(weights.flatten(0, -2), 1, generator=rng)
+        chosen = chosen.reshape(*weights.shape[:-1], 1)
+        deviation = torch.exp(0.5 * theta_P[..., None, self.places.log_variances_c])
+        noise = torch.randn(means.shape[:-1], generator=rng, dtype=means.dtype)
+        mean = means.gather(-1, chosen)[..., 0]
+        return mean + noise * deviation.expand(means.shape).gather(-1, chosen)[..., 0]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """True Gaussian experts: their family and parameters."""
+
+    family: GaussianExperts
+    theta_P: Tensor
