@@ -1,0 +1,328 @@
+"""Sigmoid against softmax gates on the same truths: the sigmoid's own, the softmax's, neither's.
+
+The papers plot each gate's loss where the truth has that gate, or let both fit a truth with two
+experts, which a sigmoid gate expresses exactly whatever the gate of the truth.
+
+Shape letters: P parameters, Q inputs, N sample sizes, R replicates, S starts, T truths.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from sigmoid_attention.mixtures import gates
+from sigmoid_attention.mixtures.data import FiniteDesign, Summaries
+from sigmoid_attention.mixtures.equivalence import shift_scores
+from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.multistart import multistart, spread, uniform_starts
+from sigmoid_attention.mixtures.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.solver import Box
+from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from sigmoid_attention.mixtures.voronoi import Truth, l2
+from sigmoid_attention.studies.mixtures.figure import loglog, panels
+from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
+
+FITS = ("sigmoid", "softmax")
+NEITHER = "normalised_sigmoid"
+TRUTHS = 3
+SIGMA = 0.1
+# Errors that are to be reached, in units of the noise.
+TARGETS = (1 / 5, 1 / 20, 1 / 100)
+DRAWS = 400
+# Observations of the noiseless problem: so many that no difference of floors is lost to its stop.
+POPULATION = 1e8
+# An approximation as good as this is taken for the truth itself.
+EXPRESSED = 1e-5
+# What an expert's intercept loses to be next to idle in a start.
+IDLE = 6.0
+# Of the random starts: scores and arguments of experts of this size.
+SPREAD = 3.0
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One truth, to be fitted by both families with k + extra experts.
+
+    ``candidates`` starts look for the best approximation of the truth itself; data sets are then
+    fitted from the best ``starts`` of these.
+    """
+
+    truth_gate: str
+    expert: str = "gelu"
+    k: int = 3
+    extra: int = 0
+    d: int = 2
+    nodes: int = 256
+    sizes: tuple[int, ...] = tuple(round(10 ** (2 + 2 * i / 3)) for i in range(7))
+    replicates: int = 20
+    candidates: int = 24
+    starts: int = 2
+    truth_seed: int = 0
+    half_width: float = 15.0
+
+    @property
+    def truth(self) -> Setting:
+        return Setting(
+            self.truth_gate, self.expert, d=self.d, k=self.k, extra=0, nodes=self.nodes,
+            truth_seed=self.truth_seed,
+        )  # fmt: skip
+
+
+def measure(setting: Shared) -> Iterator[Row]:
+    """Floors of both families, and the errors of their fits to the same data sets."""
+    truth = draw_truth(setting.truth)
+    design = FiniteDesign.sobol(setting.nodes, d=setting.d)
+    truth_Q = truth.family.predict(truth.theta_P, design.inputs_Qd)
+    sizes = [n for n in setting.sizes for _ in range(setting.replicates)]
+    data = design.draw(truth_Q, sizes, sigma=SIGMA, seed=setting.truth_seed)
+    for fit_gate in FITS:
+        family = Mixture(fit_gate, setting.expert, k=setting.k + setting.extra, d=setting.d)
+        box = _box(setting, family)
+        nearest_SP = _approximations(setting, family, box, truth, truth_Q)
+        floor = l2(family, nearest_SP[:1], truth_Q, design.inputs_Qd)
+        yield Row(f"floor {fit_gate}", float(floor[0]))
+        start_BSP = nearest_SP[: setting.starts].expand(len(sizes), -1, -1)
+        fit = multistart(family, data, start_BSP, sigma=SIGMA, box=box).best
+        errors = l2(family, fit.theta_BP, truth_Q, design.inputs_Qd)
+        for place, error in enumerate(errors.tolist()):
+            yield Row(
+                f"L2 {fit_gate}", error, n=sizes[place], replicate=place % setting.replicates,
+                converged=bool(fit.converged_B[place]), at_box=bool(fit.at_box_B[place]),
+            )  # fmt: skip
+
+
+def _box(setting: Shared, family: Mixture) -> Box:
+    box = Box.around_zero(family.size, setting.half_width)
+    held = ~free_parameters(family)
+    return box.pinned(held, torch.zeros(int(held.sum()), dtype=torch.float64))
+
+
+def _approximations(
+    setting: Shared, family: Mixture, box: Box, truth: Truth, truth_Q: Tensor
+) -> Tensor:
+    """Local minimisers of |f - f*| over the family, (S, P), the nearest first."""
+    seed, starts = setting.truth_seed, setting.candidates
+    start_BSP = uniform_starts(spread(family, SPREAD), problems=1, starts=starts, seed=seed)
+    if family.gate == truth.family.gate:
+        start_BSP[0, 0] = _at_truth(family, truth)
+    inputs_Qd = setting.truth.inputs_Qd
+    count = torch.full((1, len(inputs_Qd)), POPULATION / len(inputs_Qd), dtype=torch.float64)
+    noiseless = Summaries(inputs_Qd, truth_Q[None], count, torch.zeros(1, dtype=torch.float64))
+    found = multistart(family, noiseless, start_BSP, sigma=SIGMA, box=box)
+    return found.theta_BSP[0, found.cost_BS[0].argsort()]
+
+
+def _at_truth(family: Mixture, truth: Truth) -> Tensor:
+    """The true experts after copies of the first that are next to idle, (P,).
+
+    Where only differences of scores matter the last one's is moved to 0, where the box holds it.
+    """
+    idle = truth.atoms[:1].clone()
+    idle[:, family.score_size - 1] -= IDLE
+    atoms = torch.cat((idle.expand(family.k - truth.family.k, -1), truth.atoms))
+    if gates.gate(family.gate).shift:
+        return shift_scores(family, atoms.flatten(), -atoms[-1, : family.score_size])
+    return atoms.flatten()
+
+
+# Samples needed -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Samples that one family needs over those of another for one error, with an interval."""
+
+    target: float
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        said = ("never" if math.isinf(x) else f"{x:.2g}" for x in (self.value, self.low, self.high))
+        return "{} [{}, {}]".format(*said)
+
+
+def samples_needed(sizes_N: np.ndarray, errors_N: np.ndarray, target: float) -> float:
+    """The n from which on an error stays at or below a target, on straight log-log lines.
+
+    Infinite where the largest size does not reach it; the smallest size where every one does.
+
+    Example:
+        >>> sizes = np.array([100.0, 10000.0])
+        >>> round(samples_needed(sizes, np.array([0.1, 0.01]), 0.05))
+        400
+        >>> samples_needed(sizes, np.array([0.1, 0.05]), 0.01)
+        inf
+    """
+    above = np.flatnonzero(errors_N > target)
+    if len(above) == 0:
+        return float(sizes_N[0])
+    last = int(above[-1])
+    if last == len(sizes_N) - 1:
+        return math.inf
+    pair = slice(last, last + 2)
+    return float(np.exp(np.interp(
+        -math.log(target), -np.log(errors_N[pair]), np.log(sizes_N[pair])
+    )))  # fmt: skip
+
+
+def needed_ratios(
+    sizes_N: np.ndarray,
+    first_TNR: np.ndarray,
+    second_TNR: np.ndarray,
+    targets: Sequence[float],
+    seed: int = 0,
+) -> list[Needed]:
+    """For each target the samples that the first need over those of the second.
+
+    Of replicates the median counts, of truths the middle one of the ratios. The interval is a
+    bootstrap over replicates, which both share. Where neither reaches a target the ratio is 1.
+    """
+    rng = np.random.default_rng(seed)
+    count = first_TNR.shape[-1]
+    places_SR = np.vstack([np.arange(count), rng.integers(0, count, (DRAWS, count))])
+    pair = [np.nanmedian(errors[..., places_SR], axis=-1) for errors in (first_TNR, second_TNR)]
+    found = []
+    for target in targets:
+        needed = [
+            np.apply_along_axis(lambda errors_N: samples_needed(sizes_N, errors_N, target), 1, one)  # noqa: B023
+            for one in pair
+        ]
+        same = needed[0] == needed[1]
+        ratios_TS = np.where(same, 1.0, needed[0] / np.where(same, 1.0, needed[1]))
+        # The middle one and never a mean: some may be infinite.
+        ratio_S = np.quantile(ratios_TS, 0.5, axis=0, method="inverted_cdf")
+        low, high = np.quantile(ratio_S[1:], (0.025, 0.975), method="inverted_cdf")
+        found.append(Needed(target, float(ratio_S[0]), float(low), float(high)))
+    return found
+
+
+# Verdicts -------------------------------------------------------------------------------------
+
+RULE = f"""Both families have the same number and kind of experts and fit the same data sets, from
+the {Shared("sigmoid").starts} best approximations of the truth that {Shared("sigmoid").candidates}
+starts find. For errors of the regression function of {", ".join(f"{t * SIGMA:g}" for t in TARGETS)}
+(noise {SIGMA:g}) the samples that the sigmoid family needs are divided by those that the softmax
+family needs: medians of replicates, the middle one of {TRUTHS} truths, bootstrap over replicates.
+*{REPRODUCED}*: the interval is below 1 at every error. *{NOT_REPRODUCED}*: it is above 1 at one or
+more. *{UNDECIDED}* otherwise. "Both ways" is {REPRODUCED} only if sigmoid needs fewer on truths of
+either gate; {NOT_REPRODUCED} if it needs more on those of one."""
+
+
+def judge(results: Results) -> list[Finding]:
+    """A line for each cell and gate of the truth, and what follows for both ways together."""
+    findings = []
+    for cell in dict.fromkeys(cell for cell, _ in results):
+        found = {part: truths for (named, part), truths in results.items() if named == cell}
+        lines = {gate: _finding(cell, gate, truths) for gate, truths in found.items()}
+        findings += lines.values()
+        if set(FITS) <= set(lines):
+            findings.append(_both_ways(cell, [lines[gate].verdict for gate in FITS]))
+    return findings
+
+
+def verdict_of(ratios: Sequence[Needed]) -> str:
+    """The rule for truths of one gate, from the ratios at every target."""
+    if all(ratio.high < 1 for ratio in ratios):
+        return REPRODUCED
+    return NOT_REPRODUCED if any(ratio.low > 1 for ratio in ratios) else UNDECIDED
+
+
+def _both_ways(cell: str, verdicts: Sequence[str]) -> Finding:
+    if NOT_REPRODUCED in verdicts:
+        verdict = NOT_REPRODUCED
+    else:
+        verdict = REPRODUCED if set(verdicts) == {REPRODUCED} else UNDECIDED
+    said = ", ".join(f"{gate} truths: {one}" for gate, one in zip(FITS, verdicts, strict=True))
+    return Finding(
+        f"{cell}, both ways", "fewer samples whatever the truth's gate", said, verdict,
+        "of the lines above",
+    )  # fmt: skip
+
+
+def _finding(cell: str, gate: str, truths: Sequence[Measured]) -> Finding:
+    sizes, _ = truths[0].grid("L2 sigmoid")
+    sigmoid, softmax = (np.stack([one.grid(f"L2 {fit}")[1] for one in truths]) for fit in FITS)
+    ratios = needed_ratios(sizes, sigmoid, softmax, [target * SIGMA for target in TARGETS])
+    converged = [one.share(f"L2 {fit}") for one in truths for fit in FITS]
+    said = "; ".join(f"error {ratio.target:g}: {ratio}" for ratio in ratios)
+    return Finding(
+        f"{cell}, {gate.replace('_', ' ')} truths",
+        "sigmoid needs fewer samples",
+        f"samples of sigmoid over softmax at {said}",
+        verdict_of(ratios),
+        _because(truths),
+        f"{len(truths)} truths, converged {min(converged):.0%} or more",
+    )
+
+
+def _because(truths: Sequence[Measured]) -> str:
+    floors = {fit: [float(one.values(f"floor {fit}")[0]) for one in truths] for fit in FITS}
+    exact = [fit for fit, values in floors.items() if max(values) < EXPRESSED]
+    said = ", ".join(f"{fit} {np.median(values):.1e}" for fit, values in floors.items())
+    match exact:
+        case [_, _]:
+            why = "both families express the truth, so that numbers of parameters decide"
+        case [one]:
+            why = f"the {one} family expresses the truth, the other does not"
+        case _:
+            why = "neither family expresses the truth"
+    return f"{why} (floors of the error: {said})"
+
+
+# Tasks and figure -----------------------------------------------------------------------------
+
+CASES = (("gelu", 2, 0), ("gelu", 3, 0), ("gelu", 3, 1), ("relu", 3, 0))
+
+
+def cell_of(expert: str, k: int, extra: int) -> str:
+    """The name of a line of the table."""
+    fitted = f"fitted with {k + extra}" if extra else "fitted with as many"
+    return f"{k} {expert} experts, {fitted}"
+
+
+def tasks() -> list[Task]:
+    """Every case with truths of either gate, and with more than two experts of a third gate."""
+    return [
+        Task(
+            cell_of(expert, k, extra), gate, Shared(gate, expert, k, extra, truth_seed=seed),
+            measure, work=float((k + extra) ** 2),
+        )
+        for expert, k, extra in CASES
+        for gate in (*FITS, NEITHER)[: 2 if k == 2 else 3]
+        for seed in range(TRUTHS)
+    ]  # fmt: skip
+
+
+def draw(results: Results) -> Figure:
+    """L2 error against n of both families: a row of panels a case, a panel a gate of the truth."""
+    figure, axes = panels(len(results))
+    for axis, ((cell, gate), truths) in zip(axes, results.items(), strict=True):
+        axis.set_title(f"{cell},\n{gate.replace('_', ' ')} truths")
+        for fit in FITS:
+            grids = [one.grid(f"L2 {fit}") for one in truths]
+            values = np.concatenate([errors for _, errors in grids], axis=1)
+            loglog(axis, grids[0][0], values, f"{fit} gate fitted", colour=fit)
+        axis.set_ylabel("error of the regression function")
+    return figure
+
+
+STUDY = Study(
+    "same_truth",
+    "Both gates on the same truths",
+    "A sigmoid gate needs fewer samples than a softmax gate. The papers compare rates under truths "
+    "of different gates; here both families fit the same data, whose truth has the one gate, the "
+    "other, or a third one (normalised sigmoid). Truths with two experts favour the sigmoid by "
+    "construction: softmax with two experts is sigma(s) and sigma(-s), which the sigmoid family "
+    "holds, and not the other way round.",
+    "arXiv 2405.13997, abstract and figure 1; arXiv 2502.00281, figure 1",
+    RULE,
+    tasks,
+    judge,
+    draw,
+)

@@ -1,0 +1,250 @@
+"""What a slope owes to the optimiser: fixed epochs of mini-batches against least squares.
+
+Shape letters: B fits, P parameters, N sample sizes, R replicates, T truths.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from sigmoid_attention.mixtures import gates
+from sigmoid_attention.mixtures.data import Samples
+from sigmoid_attention.mixtures.equivalence import shift_scores
+from sigmoid_attention.mixtures.rates import UNIT_WITHOUT_NOISE, losses_of
+from sigmoid_attention.mixtures.setting import Setting, box, draw_truth, start
+from sigmoid_attention.mixtures.slopes import Slope, slope
+from sigmoid_attention.mixtures.solver import Fit, minimise
+from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
+from sigmoid_attention.mixtures.verdict import (
+    BEND,
+    DEPENDS_ON_THE_START,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    UNDECIDED,
+)
+from sigmoid_attention.mixtures.voronoi import Truth
+from sigmoid_attention.studies.mixtures.figure import loglog, panels
+from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
+
+SIZES = tuple(round(10 ** (2 + i / 2)) for i in range(5))  # 1e2 .. 1e4
+TRUTHS = 3
+# Of chi2: what a fit may lie above the least-squares estimate and still pass for it.
+CLOSE = 1.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A setting of a rate study with continuous inputs, and how it is fitted; no recipe is LM."""
+
+    setting: Setting
+    recipe: Recipe | None = None
+
+
+def measure(trained: Trained) -> Iterator[Row]:
+    """Losses of every fit and its chi2; data depend on the setting and not on the recipe."""
+    setting = trained.setting
+    truth = draw_truth(setting)
+    rng = torch.Generator().manual_seed(setting.seed + 1)
+    for place, n in enumerate(setting.sizes):
+        data = Samples.draw(
+            lambda inputs: truth.family.predict(truth.theta_P, inputs),
+            count=setting.replicates,
+            n=n,
+            d=setting.d,
+            sigma=setting.sigma,
+            seed=setting.seed + place,
+        )
+        begin = torch.stack([start(setting, truth, rng) for _ in range(setting.replicates)])
+        fit = _fit(trained, data, begin, truth)
+        theta = _with_reference(setting, fit.theta_BP, truth)
+        losses = losses_of(setting.family, theta, truth, setting.inputs_Qd)
+        measured = {"D2": losses["D2"], "L2": losses["L2"], "chi2": fit.chi2_B}
+        for quantity, values in measured.items():
+            for replicate, value in enumerate(values.tolist()):
+                done = bool(fit.converged_B[replicate])
+                yield Row(quantity, value, n=n, replicate=replicate, converged=done)
+
+
+def _fit(trained: Trained, data: Samples, begin_BP: Tensor, truth: Truth) -> Fit:
+    setting, family = trained.setting, trained.setting.family
+    unit = setting.sigma or UNIT_WITHOUT_NOISE
+    if trained.recipe is None:
+        return minimise(family, data, begin_BP, sigma=unit, box=box(setting, truth))
+    return paper_mode(family, data, begin_BP, sigma=unit, recipe=trained.recipe, seed=setting.seed)
+
+
+def _with_reference(setting: Setting, theta_BP: Tensor, truth: Truth) -> Tensor:
+    """The same functions with the last expert's score the true one where only differences matter.
+
+    Training moves it with the others, which no loss of parameters should count.
+    """
+    if not gates.gate(setting.gate).shift:
+        return theta_BP
+    size = setting.family.score_size
+    by_BF = truth.atoms[-1, :size] - setting.family.atoms(theta_BP)[:, -1, :size]
+    return shift_scores(setting.family, theta_BP, by_BF)
+
+
+# Verdicts -------------------------------------------------------------------------------------
+
+RULE = f"""All fits start near {TRUTHS} truths with one expert too many, and have the same data. The
+slope is that of the median loss D2 on log n, averaged over truths, with a bootstrap interval over
+replicates. A recipe's line is *{REPRODUCED}* if at every n and truth half of its fits lie no more
+than {CLOSE:g} chi2 above the least-squares fit to the same data: then it is that estimate. Else
+*{NOT_REPRODUCED}* if its slope's interval lies more than {BEND:g} away from that of least squares,
+and *{UNDECIDED}* if not. The line of all recipes is *{DEPENDS_ON_THE_START}* if the intervals of
+two of them, which differ in nothing but how they start and step, lie more than {BEND:g} apart; else
+it is what the lines of the recipes agree on, and *{UNDECIDED}* where they do not."""
+
+
+def judge(results: Results) -> list[Finding]:
+    """For each family a line for every recipe and one for all of them together."""
+    findings = []
+    for cell in dict.fromkeys(cell for cell, _ in results):
+        of = {part: truths for (named, part), truths in results.items() if named == cell}
+        recipes = [part for part in of if part != LEAST_SQUARES and not part.endswith(NOISELESS)]
+        lines = [_finding(cell, part, of) for part in recipes]
+        findings += [*lines, _together(cell, lines, [_slope(of[part], "D2") for part in recipes])]
+    return findings
+
+
+def verdict_of(missed: float, own: Slope, least_squares: Slope) -> str:
+    """The rule for one recipe, from the chi2 above least squares at worst and the slopes."""
+    if missed <= CLOSE:
+        return REPRODUCED
+    return NOT_REPRODUCED if own.apart(least_squares) > BEND else UNDECIDED
+
+
+def _finding(cell: str, part: str, of: dict[str, Sequence[Measured]]) -> Finding:
+    own, least_squares = _slope(of[part], "D2"), _slope(of[LEAST_SQUARES], "D2")
+    missed = _missed(of[part], of[LEAST_SQUARES])
+    noiseless = of.get(f"{part}{NOISELESS}")
+    because = f"lies up to {missed:.2g} chi2 above least squares, whose slope is {least_squares}"
+    if noiseless:
+        because += f"; without any noise the slope is {_slope(noiseless, 'D2')}"
+    lost = np.mean([np.isinf(one.values("chi2")).mean() for one in of[part]])
+    return Finding(
+        f"{cell}, {part}",
+        "the slope is that of least squares",
+        f"D2 {own}, L2 {_slope(of[part], 'L2')}",
+        verdict_of(missed, own, least_squares),
+        because,
+        f"diverged {lost:.0%}",
+    )
+
+
+def _together(cell: str, lines: Sequence[Finding], slopes: Sequence[Slope]) -> Finding:
+    gap = max(one.apart(other) for one in slopes for other in slopes)
+    words = {line.verdict for line in lines}
+    agreed = words.pop() if len(words) == 1 else UNDECIDED
+    low, high = min(one.value for one in slopes), max(one.value for one in slopes)
+    return Finding(
+        f"{cell}, all recipes",
+        "the slope is the same however one starts and steps",
+        f"D2 from {low:+.2f} to {high:+.2f}",
+        DEPENDS_ON_THE_START if gap > BEND else agreed,
+        f"two recipes' intervals lie {gap:.2f} apart",
+    )
+
+
+def _grid(
+    measured: Measured, quantity: str, diverged: float = np.nan
+) -> tuple[list[float], np.ndarray]:
+    """Sizes, and values (N, R) wherever training ended: that it did not converge is the matter."""
+    rows = [row for row in measured.rows if row.quantity == quantity]
+    sizes = sorted({row.n for row in rows})
+    values = [[row.value for row in rows if row.n == n] for n in sizes]
+    found = np.array(values)
+    return sizes, np.where(np.isfinite(found), found, diverged)
+
+
+def _slope(truths: Sequence[Measured], quantity: str) -> Slope:
+    grids = [_grid(one, quantity) for one in truths]
+    return slope(grids[0][0], np.stack([values for _, values in grids]))
+
+
+def _missed(truths: Sequence[Measured], least_squares: Sequence[Measured]) -> float:
+    """The largest over sizes and truths of the median chi2 above least squares on the same data.
+
+    What diverged counts as infinite; data on which least squares did not converge do not count.
+    """
+    medians = []
+    for one, reference in zip(truths, least_squares, strict=True):
+        _, best = reference.grid("chi2")
+        _, reached = _grid(one, "chi2", diverged=np.inf)
+        medians.extend(np.nanmedian(reached - best, axis=1))
+    return float(max(medians))
+
+
+# Tasks and figure -----------------------------------------------------------------------------
+
+LEAST_SQUARES, NOISELESS = "least squares", ", no noise"
+BASE = Recipe("sgd", learning_rate=0.1, epochs=10, batch=128)
+USUAL_JITTER = 0.1
+# What each recipe is called, how it trains, how far from the truth it starts, and whether it is
+# run without noise as well.
+RECIPES: tuple[tuple[str, Recipe, float, bool], ...] = (
+    ("SGD", BASE, USUAL_JITTER, True),
+    ("SGD, a fifth of the rate", replace(BASE, learning_rate=0.02), USUAL_JITTER, True),
+    ("SGD, three times the epochs", replace(BASE, epochs=30), USUAL_JITTER, False),
+    ("SGD, start five times nearer", BASE, USUAL_JITTER / 5, False),
+    ("SGD, start five times farther", BASE, USUAL_JITTER * 5, False),
+    ("Adam", Recipe("adam", learning_rate=0.01, epochs=10, batch=128), USUAL_JITTER, True),
+)
+FAMILIES = (("softmax", "gelu"), ("sigmoid", "relu"))
+
+
+def tasks() -> list[Task]:
+    """Both families by least squares and by every recipe."""
+    found = []
+    for gate_name, expert in FAMILIES:
+        cell = f"{gate_name} {expert}"
+        for truth_seed in range(TRUTHS):
+            plain = Setting(
+                gate_name, expert, sizes=SIZES, jitter=USUAL_JITTER, truth_seed=truth_seed
+            )
+            found.append(Task(cell, LEAST_SQUARES, Trained(plain), measure))
+            for name, recipe, jitter, also_noiseless in RECIPES:
+                setting = replace(plain, jitter=jitter)
+                work = recipe.epochs / 5
+                found.append(Task(cell, name, Trained(setting, recipe), measure, work))
+                if also_noiseless:
+                    silent = Trained(replace(setting, sigma=0.0), recipe)
+                    found.append(Task(cell, f"{name}{NOISELESS}", silent, measure, work))
+    return found
+
+
+def draw(results: Results) -> Figure:
+    """D2 against n, a panel a family: least squares, and training with noise and without."""
+    cells = list(dict.fromkeys(cell for cell, _ in results))
+    figure, axes = panels(len(cells))
+    for axis, cell in zip(axes, cells, strict=True):
+        axis.set_title(f"{cell}, one expert too many")
+        axis.set_ylabel("Voronoi loss D2")
+        for part in (LEAST_SQUARES, "SGD", f"SGD{NOISELESS}", "SGD, start five times farther"):
+            truths = results[cell, part]
+            grids = [_grid(one, "D2") for one in truths]
+            values = np.concatenate([losses for _, losses in grids], axis=1)
+            fitted = _slope(truths, "D2")
+            label = f"{part} {fitted.value:+.2f}"
+            loglog(axis, np.array(grids[0][0]), values, label, slope=fitted.value)
+    return figure
+
+
+STUDY = Study(
+    "sensitivity",
+    "Sensitivity to start and step size",
+    "The papers estimate by SGD from starts near the truth and read rates off the slopes. Their "
+    "learning rates, epochs and starts were not recovered; the recipes here are of the kind that "
+    "they report. A fixed number of epochs makes more steps for a larger n, so that a loss falls "
+    "with n even where there is no noise to average out.",
+    "arXiv 2405.13997, experiments; arXiv 2502.00281, experiments",
+    RULE,
+    tasks,
+    judge,
+    draw,
+)

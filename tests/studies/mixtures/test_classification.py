@@ -1,0 +1,149 @@
+"""Rates in classification: where truths are, what is lost, and the rule."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sigmoid_attention.mixtures.slopes import Slope
+from sigmoid_attention.mixtures.verdict import (
+    DEPENDS_ON_THE_START,
+    NOT_IDENTIFIABLE,
+    NOT_REPRODUCED,
+    PRE_ASYMPTOTIC,
+    REPRODUCED,
+    UNDECIDED,
+)
+from sigmoid_attention.studies.mixtures.classification import (
+    EARLY,
+    GATES,
+    LATE,
+    PARTS,
+    STUDY,
+    Evidence,
+    Labels,
+    _repeated,
+    cell_of,
+    cells,
+    draw_truth,
+    judge,
+    losses,
+    measure,
+    verdict_of,
+)
+from sigmoid_attention.studies.mixtures.study import Measured, Row
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_the_gain_of_an_exact_family_is_its_number_of_parameters(gate):
+    found = Measured(list(measure(Labels(gate, sizes=(10**7,), replicates=40))))
+    free = found.values("free")[0]
+    assert found.share("gain") == 1
+    assert abs(found.values("gain").mean() - free) < 4 * np.sqrt(2 * free / 40)
+
+
+def test_an_expert_too_many_starts_as_the_truth():
+    for gate in ("softmax", "sigmoid"):
+        setting = Labels(gate, extra=1)
+        truth_P, _ = draw_truth(setting.truth_family, setting.nodes, 0)
+        whole = _repeated(setting, truth_P)
+        inputs = torch.zeros(1, 2, dtype=torch.float64)
+        torch.testing.assert_close(
+            setting.family.logits(whole, inputs), setting.truth_family.logits(truth_P, inputs)
+        )
+        found = losses(setting.family, whole[None], setting.truth_family.atoms(truth_P))
+        assert found["exact"] == found["over"] == 0
+
+
+def test_losses_see_what_moves_and_where():
+    setting = Labels("sigmoid", extra=1)
+    truth_P, _ = draw_truth(setting.truth_family, setting.nodes, 0)
+    atoms = setting.truth_family.atoms(truth_P)
+    whole = torch.cat((atoms[:1], atoms[:1], atoms[1:]))
+    moved = whole.clone()
+    moved[2, 0] += 0.01  # of the expert that is alone
+    moved[1, -1] += 0.02  # of one of the two
+    moved[0, setting.family.score_size - 1] += 3.0  # an intercept, by which no cell goes
+    found = losses(setting.family, moved.flatten()[None], atoms)
+    assert found["exact"].item() == pytest.approx(0.01)
+    assert found["over"].item() == pytest.approx(0.02)
+    alone = losses(setting.truth_family, truth_P[None], atoms)
+    assert set(alone) == {"exact"}
+
+
+def test_truths_differ_and_are_well_conditioned():
+    family = Labels("softmax").truth_family
+    found = [draw_truth(family, 64, seed) for seed in range(3)]
+    assert all(smallest > 1e-4 for _, smallest in found)
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+FLAT, HALF = Slope(0.0, -0.05, 0.05), Slope(-0.5, -0.55, -0.45)
+GOOD = Evidence(-0.5, 1e-3, 0.9, HALF, HALF, Slope(1.0, 0.8, 1.2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, REPRODUCED),
+        ({"smallest": 1e-14}, NOT_IDENTIFIABLE),
+        ({"converged": 0.6}, UNDECIDED),
+        ({"late": Slope(-0.5, -0.8, -0.2)}, UNDECIDED),
+        ({"far_start": Slope(4.0, 3.0, 5.0)}, DEPENDS_ON_THE_START),
+        ({"early": FLAT}, PRE_ASYMPTOTIC),
+        ({"claim": -0.25}, NOT_REPRODUCED),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+)
+def test_the_rule(changes, verdict):
+    assert verdict_of(replace(GOOD, **changes))[0] == verdict
+
+
+def made(power: float, sizes: tuple[int, ...], converged: float = 1.0) -> Measured:
+    rng = np.random.default_rng(0)
+    rows = [Row("free", 12.0), Row("smallest", 1e-3)]
+    for n in sizes:
+        for replicate in range(20):
+            value = float(n**power * np.exp(0.1 * rng.standard_normal()))
+            there = replicate < 20 * converged
+            # What did not converge would spoil every slope.
+            loss = value if there else 1e6
+            rows += [Row(q, loss, n, replicate, converged=there)
+                     for q in ("hellinger", "exact", "over")]  # fmt: skip
+            rows.append(Row("gain", 12.0, n, replicate, converged=there))
+    return Measured(rows)
+
+
+def results_of(power: float, converged: float = 1.0):
+    sizes = {"early": EARLY, "late": LATE, "near start": LATE[-1:], "far start": LATE[-1:]}
+    return {
+        (cell_of(cell), part): [made(power, sizes[part], converged)] * 3
+        for cell in cells()
+        for part in PARTS
+    }
+
+
+def test_unconverged_fits_enter_no_slope_and_too_many_no_verdict():
+    for converged, word in ((0.85, REPRODUCED), (0.5, UNDECIDED)):
+        found = {one.cell: one for one in judge(results_of(-0.5, converged))}
+        line = found["sigmoid, 2 experts fitted by 2: hellinger"]
+        assert line.verdict == word
+        assert re.search(r"then -0\.(49|50) ", line.measured)
+        assert f"converged {converged:.0%}" in line.controls
+
+
+def test_softmax_is_held_to_its_own_claim():
+    found = {one.cell: one for one in judge(results_of(-0.25))}
+    assert found["softmax, 2 experts fitted by 3: over"].verdict == REPRODUCED
+    assert found["sigmoid, 2 experts fitted by 3: over"].verdict == NOT_REPRODUCED
+    assert found["softmax, 2 experts fitted by 3: exact"].verdict == NOT_REPRODUCED
+    assert "softmax, 2 experts fitted by 2: over" not in found
+
+
+def test_tasks_and_figure():
+    tasks = STUDY.tasks()
+    assert len({task.key for task in tasks}) == len(tasks)
+    assert {(task.cell, task.part) for task in tasks} == set(results_of(-0.5))
+    assert len(STUDY.draw(results_of(-0.5)).axes) == len(cells())

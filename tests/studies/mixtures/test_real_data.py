@@ -1,0 +1,126 @@
+"""Real data: the sets are what their names say, gates are compared on the same resamples."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from sigmoid_attention.studies.mixtures import real_data
+from sigmoid_attention.studies.mixtures.real_data import (
+    GATES,
+    SETS,
+    STUDY,
+    Learned,
+    judge,
+    measure,
+    stability,
+    table,
+    verdict_of,
+)
+from sigmoid_attention.studies.mixtures.study import Measured, Row
+from sigmoid_attention.studies.results import Interval
+
+IRIS = "iris: species (d = 4)"
+DIABETES = "diabetes: progression (d = 10)"
+QUICK = {"resamples": 3, "starts": 1, "max_iter": 30}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_is_what_its_name_says(name):
+    features, target = table(name)
+    assert features.ndim == 2 and target.shape == features.shape[:1]
+    assert np.isfinite(features).all()
+    said = name.partition("d = ")[2].rstrip(")")
+    assert features.shape[1] == (int(said) if said else 16)
+    assert (len(np.unique(target)) <= 3) == SETS[name][1]
+    # No feature gives the target away.
+    if not SETS[name][1]:
+        assert all(abs(np.corrcoef(column, target)[0, 1]) < 0.999 for column in features.T)
+
+
+def test_there_are_four_sets_of_each_kind_from_4_to_64_dimensions():
+    kinds = [is_classes for _, is_classes in SETS.values()]
+    assert min(kinds.count(True), kinds.count(False)) >= 4
+    dims = {table(name)[0].shape[1] for name in SETS}
+    assert (min(dims), max(dims)) == (4, 64)
+
+
+@pytest.mark.parametrize("name", (IRIS, DIABETES))
+def test_more_data_help(name):
+    found = Measured(list(measure(Learned(name, "sigmoid", **QUICK, shares=(0.15, 0.6)))))
+    small, large = (
+        np.median([row.value for row in found.rows if row.quantity == "error" and row.n == n])
+        for n in sorted({row.n for row in found.rows})
+    )
+    assert large < small
+    assert large < {IRIS: 0.4, DIABETES: 0.7}[name]
+    assert len(found.values("stability")) == 2
+
+
+def test_gates_see_the_same_resamples_and_answer_differently():
+    rows = {
+        gate: list(measure(replace(Learned(IRIS, gate, **QUICK), shares=(0.3,)))) for gate in GATES
+    }
+    places = [[(row.quantity, row.n, row.replicate) for row in rows[gate]] for gate in GATES]
+    assert places[0] == places[1]
+    assert [row.value for row in rows["softmax"]] != [row.value for row in rows["sigmoid"]]
+    again = list(measure(replace(Learned(IRIS, "sigmoid", **QUICK), shares=(0.3,))))
+    assert again == rows["sigmoid"]
+
+
+def test_stability_does_not_mind_the_order_or_the_size():
+    fit = np.random.default_rng(0).standard_normal((3, 50))
+    assert stability(fit, 7 * fit[[2, 0, 1]]) == pytest.approx(1)
+    # An expert that answers nothing is found again by nothing.
+    assert stability(fit, np.vstack([fit[:2], np.zeros(50)])) == pytest.approx(2 / 3)
+    assert stability(fit, -fit) < 0.3
+
+
+def between(*pairs: tuple[float, float]) -> list[Interval]:
+    return [Interval((low + high) / 2, low, high, 20) for low, high in pairs]
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        (between((-2, -1), (-1, 1)), REPRODUCED),
+        (between((-2, -1), (1, 2)), UNDECIDED),
+        (between((-1, 1), (-1, 1)), UNDECIDED),
+        (between((-1, 1), (1, 2)), NOT_REPRODUCED),
+    ],
+    ids=["lower once", "both", "neither", "higher once"],
+)
+def test_the_rule(differences, verdict):
+    assert verdict_of(differences, less_is_claimed=True) == verdict
+    opposite = {REPRODUCED: NOT_REPRODUCED, NOT_REPRODUCED: REPRODUCED}
+    assert verdict_of(differences, less_is_claimed=False) == opposite.get(verdict, verdict)
+
+
+def made(error: float, alike: float) -> Measured:
+    rng = np.random.default_rng(0)
+    rows = []
+    for replicate in range(20):
+        hard = rng.standard_normal()
+        for n in (50.0, 100.0):
+            value = error + hard + 1e-3 * rng.standard_normal()
+            rows.append(Row("error", value, n, replicate, converged=replicate > 0))
+        rows.append(Row("stability", alike + hard, 100.0, replicate))
+    return Measured(rows)
+
+
+def test_resamples_are_paired():
+    results = {(IRIS, "softmax"): [made(1.0, 0.5)], (IRIS, "sigmoid"): [made(1.1, 0.6)]}
+    curve, steady = judge(results)
+    # A tenth between the gates is seen although resamples scatter by one.
+    assert (curve.verdict, steady.verdict) == (NOT_REPRODUCED, REPRODUCED)
+    assert "0 sizes of 2 lower under sigmoid, 2 higher" in curve.because
+    assert curve.controls == "converged 95% and 95%"
+
+
+def test_every_set_is_a_task_for_either_gate_and_a_panel():
+    tasks = STUDY.tasks()
+    assert {(task.cell, task.part) for task in tasks} == {(s, g) for s in SETS for g in GATES}
+    results = {(task.cell, task.part): [made(2.0, 0.5)] for task in tasks}
+    assert len(STUDY.draw(results).axes) == len(SETS)
+    assert real_data.RESAMPLES >= 20
