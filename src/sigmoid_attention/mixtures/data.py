@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ROWS_OF_A_CHUNK = 8192
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -124,6 +126,51 @@ class FiniteDesign:
         )
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Data sets of the same n, each with inputs of its own, uniform on [-w, w]^d."""
+
+    inputs_BQd: Tensor
+    observations_BQ: Tensor
+
+    @classmethod
+    def draw(
+        cls,
+        function: Callable[[Tensor], Tensor],
+        *,
+        count: int,
+        n: int,
+        d: int,
+        sigma: float,
+        seed: int,
+        half_width: float = 1.0,
+    ) -> "Samples":
+        """``count`` data sets of n observations function(x) + sigma times a standard normal."""
+        rng = torch.Generator().manual_seed(seed)
+        inputs = torch.rand(count, n, d, generator=rng, dtype=torch.float64) * 2 - 1
+        inputs = inputs * half_width
+        noise = torch.randn(count, n, generator=rng, dtype=torch.float64)
+        return cls(inputs, function(inputs) + sigma * noise)
+
+    @property
+    def n_B(self) -> Tensor:
+        count, n = self.observations_BQ.shape
+        return torch.full((count,), float(n), dtype=torch.float64)
+
+    @property
+    def within_B(self) -> Tensor:
+        return torch.zeros(len(self.observations_BQ), dtype=torch.float64)
+
+    def chunks(self, which: Tensor) -> Iterator[Chunk]:
+        rows = self.observations_BQ.shape[1]
+        # A chunk's Jacobians should stay in the caches, whatever the number of problems.
+        size = max(1, ROWS_OF_A_CHUNK // max(len(which), 1))
+        for first in range(0, rows, size):
+            part = slice(first, first + size)
+            mean = self.observations_BQ[which, part]
+            yield Chunk(self.inputs_BQd[which, part], mean, torch.ones_like(mean))
+
+
 Source = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -140,7 +187,9 @@ class RawData:
     n: int
 
     @classmethod
-    def of(cls, inputs: np.ndarray, observations: np.ndarray, chunk: int = 8192) -> "RawData":
+    def of(
+        cls, inputs: np.ndarray, observations: np.ndarray, chunk: int = ROWS_OF_A_CHUNK
+    ) -> "RawData":
         """Of arrays or memory maps (n, d) and (n,).
 
         Raises:

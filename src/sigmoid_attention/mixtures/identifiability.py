@@ -68,7 +68,7 @@ def strongly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -
     P2's strong identifiability with what the gate's own derivatives bring in under regime 1
     (derived from the Taylor expansion of its proof; the paper states the set for the expert alone).
     By the letter no ridge expert h(a'x) passes in d > 1, since x_u dh/da_v = x_v dh/da_u: there$
-    d (d - 1) / 2 such relations an expert. Second derivatives are those of automatic differentiation.
+    d (d - 1) / 2 such relations an expert. Second derivatives come by automatic differentiation.
     """
     dim = inputs_Qd.shape[1]
     value = expert(name).value(parameters_kE, inputs_Qd)[..., None]

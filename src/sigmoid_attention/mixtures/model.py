@@ -137,4 +137,5 @@ class Mixture:
         all_scores = shape * rate[..., None, None] + score_k[..., None, :, -1]
         weights = self._gate.weights(all_scores)
         values, slopes = self._expert.value_and_slopes(expert_k, inputs_Qd)
-        return (weights * values).sum(-1), weights, values, slopes, all_scores, shape, rate
+        answer = (weights * values) @ weights.new_ones(self.k)
+        return answer, weights, values, slopes, all_scores, shape, rate

@@ -1,152 +1,22 @@
-"""Convergence rates: how fast a loss falls with n, with an interval and the controls beside it.
+"""Convergence rates: the losses of many fits over n, with what tells whether to believe them.
 
 Shape letters: N sample sizes, R replicates, B = N R fits, P parameters, Q inputs.
 """
 
-import hashlib
-import json
-import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sigmoid_attention.mixtures import voronoi
-from sigmoid_attention.mixtures.data import FiniteDesign
-from sigmoid_attention.mixtures.gates import gate
-from sigmoid_attention.mixtures.identifiability import jacobian_rank
+from sigmoid_attention.mixtures.data import FiniteDesign, LeastSquares, Samples
 from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.solver import Box, Fit, chi2, minimise
+from sigmoid_attention.mixtures.setting import Setting, box, draw_truth, start
+from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, Settings, chi2, minimise
 
-CANDIDATES = 200
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One cell of a study: everything that its numbers depend on.
-
-    ``regime`` says what the over-specified expert's score is at the truth: "sparse" is zero beside
-    the intercept (P2's regime 1), "dense" is not (regime 2). ``extra`` experts beyond the true k
-    are fitted. ``jitter`` is the standard deviation of a start around the truth; a start for an
-    extra expert shares the first one's place and mass.
-    """
-
-    gate: str
-    expert: str
-    score: str = "linear"
-    regime: str = "dense"
-    d: int = 2
-    k: int = 2
-    extra: int = 1
-    sigma: float = 0.1
-    jitter: float = 0.1
-    starts: int = 1
-    nodes: int = 256
-    sizes: tuple[int, ...] = tuple(int(10 ** (2 + i / 3)) for i in range(10))
-    replicates: int = 20
-    truth_seed: int = 0
-    seed: int = 0
-    half_width: float = 10.0
-
-    def __post_init__(self) -> None:
-        if self.regime not in ("sparse", "dense"):
-            raise ValueError(f"regime: must be sparse or dense, got {self.regime!r}")
-        if self.extra < 0:
-            raise ValueError(f"extra: must be 0 or more, got {self.extra}")
-
-    @property
-    def truth_family(self) -> Mixture:
-        return Mixture(self.gate, self.expert, self.score, self.k, self.d)
-
-    @property
-    def family(self) -> Mixture:
-        return replace(self.truth_family, k=self.k + self.extra)
-
-    @property
-    def key(self) -> str:
-        """A hash of all of it: rows of the same key are rows of the same experiment."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# Truths ---------------------------------------------------------------------------------------
-
-
-def free_parameters(family: Mixture) -> Tensor:
-    """Which parameters a fit may move, (P,): under a shift-blind gate not the last one's score.
-
-    That holds for Euclidean scores too: |x|^2 cancels, and what is left is linear in x.
-    """
-    free = torch.ones(family.size, dtype=torch.bool)
-    if gate(family.gate).shift:
-        last = (family.k - 1) * family.atom_size
-        free[last : last + family.score_size] = False
-    return free
-
-
-def draw_truth(setting: Setting, inputs_Qd: Tensor) -> voronoi.Truth:
-    """The best conditioned of some random mixtures: of a poor one, no n within reach says much."""
-    family = setting.truth_family
-    rng = torch.Generator().manual_seed(setting.truth_seed)
-    free = free_parameters(family)
-    best, best_value = None, -1.0
-    for _ in range(CANDIDATES):
-        theta = _random(family, rng)
-        if setting.regime == "sparse":
-            theta[: family.score_size - 1] = 0.0
-        value = jacobian_rank(family, theta, inputs_Qd, free).smallest
-        if value > best_value:
-            best, best_value = theta, value
-    assert best is not None
-    return voronoi.Truth(family, best)
-
-
-def _random(family: Mixture, rng: torch.Generator) -> Tensor:
-    normal = torch.randn(family.k, family.atom_size, generator=rng, dtype=torch.float64)
-    normal[:, : family.score_size - 1] *= 2.0
-    normal[:, family.score_size - 1] *= 0.5
-    normal[:, family.score_size :] *= 1.5
-    return normal.flatten()
-
-
-# Starts ---------------------------------------------------------------------------------------
-
-
-def near_truth(setting: Setting, truth: voronoi.Truth, rng: torch.Generator) -> Tensor:
-    """A start: the true experts, the first one's mass shared with the extra ones, and jitter."""
-    family, atoms = setting.family, truth.atoms
-    shares = 1 + setting.extra
-    first = atoms[0].clone()
-    intercept = family.score_size - 1
-    first[intercept] = _shared_intercept(family.gate, float(first[intercept]), shares)
-    # Extra experts come first, so that the last one stays the reference of a shift-blind gate.
-    whole = torch.cat((first.expand(shares, -1), atoms[1:])).flatten()
-    jitter = torch.randn(whole.shape, generator=rng, dtype=torch.float64) * setting.jitter
-    return whole + jitter * free_parameters(family)
-
-
-def _shared_intercept(gate_name: str, intercept: float, shares: int) -> float:
-    if gate_name == "softmax":
-        return intercept - math.log(shares)
-    if gate_name in ("sigmoid", "normalised_sigmoid"):
-        mass = 1 / (1 + math.exp(-intercept)) / shares
-        return math.log(mass / (1 - mass))
-    return intercept / shares
-
-
-def box(setting: Setting, truth: voronoi.Truth) -> Box:
-    """The compact set that the theory asks for, with a shift-blind gate's reference held."""
-    family = setting.family
-    whole = Box.around_zero(family.size, setting.half_width)
-    held = ~free_parameters(family)
-    if not held.any():
-        return whole
-    atoms = torch.cat((truth.atoms[:1].expand(1 + setting.extra, -1), truth.atoms[1:])).flatten()
-    return whole.pinned(held, atoms[held])
-
-
-# Fits and losses ------------------------------------------------------------------------------
+# The unit of the stopping rule where there is no noise to measure in.
+UNIT_WITHOUT_NOISE = 0.1
 
 
 @dataclass(frozen=True)
@@ -155,6 +25,7 @@ class Curve:
 
     ``gain`` is (RSS(truth) - RSS(fit)) / sigma^2. Of an exactly specified, regular family its mean
     is the number of free parameters; below zero the fit is certainly no least-squares estimate.
+    ``theta`` holds the estimates, (N, R, P).
     """
 
     setting: Setting
@@ -162,53 +33,113 @@ class Curve:
     gain: np.ndarray
     converged: np.ndarray
     at_box: np.ndarray
+    theta: np.ndarray
     free: int
 
 
-def measure(setting: Setting) -> Curve:
-    """All sizes and replicates of a setting, fitted together."""
-    design = FiniteDesign.sobol(setting.nodes, d=setting.d)
-    truth = draw_truth(setting, design.inputs_Qd)
-    truth_Q = truth.family.predict(truth.theta_P, design.inputs_Qd)
+def measure(setting: Setting, settings: Settings = DEFAULTS) -> Curve:
+    """All sizes and replicates of a setting on its finite design, fitted together.
+
+    Example:
+        >>> from sigmoid_attention.mixtures.setting import Setting
+        >>> curve = measure(Setting("sigmoid", "gelu", extra=0, sizes=(1000,), replicates=3))
+        >>> curve.losses["L2"].shape
+        (1, 3)
+    """
+    truth = draw_truth(setting)
+    inputs = setting.inputs_Qd
+    truth_Q = truth.family.predict(truth.theta_P, inputs)
     sizes = [n for n in setting.sizes for _ in range(setting.replicates)]
-    noise = setting.sigma
-    data = design.draw(truth_Q, sizes, sigma=noise, seed=setting.seed)
-    unit = noise or 0.1
-    rng = torch.Generator().manual_seed(setting.seed + 1)
+    data = FiniteDesign(inputs).draw(truth_Q, sizes, sigma=setting.sigma, seed=setting.seed)
+    return _curve(setting, data, truth, settings)
+
+
+def measure_continuous(setting: Setting, settings: Settings = DEFAULTS) -> list[Curve]:
+    """The same with inputs that are uniform on the cube, for each size: the law of the papers.
+
+    Losses that are averages over inputs take the nodes of the finite design, so that both can be
+    compared. The cost grows with n.
+    """
+    truth = draw_truth(setting)
+    curves = []
+    for place, n in enumerate(setting.sizes):
+        data = Samples.draw(
+            lambda inputs: truth.family.predict(truth.theta_P, inputs),
+            count=setting.replicates,
+            n=n,
+            d=setting.d,
+            sigma=setting.sigma,
+            seed=setting.seed + place,
+        )
+        curves.append(_curve(replace(setting, sizes=(n,)), data, truth, settings))
+    return curves
+
+
+def _curve(setting: Setting, data: LeastSquares, truth: voronoi.Truth, settings: Settings) -> Curve:
+    unit = setting.sigma or UNIT_WITHOUT_NOISE
     bounds = box(setting, truth)
-    best: Fit | None = None
-    for _ in range(setting.starts):
-        starts = torch.stack([near_truth(setting, truth, rng) for _ in sizes])
-        fit = minimise(setting.family, data, starts, sigma=unit, box=bounds)
-        best = fit if best is None else _better(best, fit)
-    assert best is not None
-    at_truth = chi2(truth.family, data, truth.theta_P.expand(len(sizes), -1), unit)
+    fit = _best_of_starts(setting, data, truth, unit, bounds, settings)
+    count = len(fit.theta_BP)
+    at_truth = chi2(truth.family, data, truth.theta_P.expand(count, -1), unit)
     shape = (len(setting.sizes), setting.replicates)
-    as_grid = lambda values: values.reshape(shape).numpy()  # noqa: E731
-    losses = losses_of(setting.family, best.theta_BP, truth, truth_Q, design.inputs_Qd)
+    as_grid = lambda values: values.reshape(*shape, *values.shape[1:]).numpy()  # noqa: E731
+    inputs = setting.inputs_Qd
+    losses = losses_of(setting.family, fit.theta_BP, truth, inputs)
     return Curve(
         setting,
         {name: as_grid(loss) for name, loss in losses.items()},
-        as_grid(at_truth - best.chi2_B),
-        as_grid(best.converged_B),
-        as_grid(best.at_box_B),
+        as_grid(at_truth - fit.chi2_B),
+        as_grid(fit.converged_B),
+        as_grid(fit.at_box_B),
+        as_grid(fit.theta_BP),
         bounds.free,
     )
 
 
+def _best_of_starts(
+    setting: Setting,
+    data: LeastSquares,
+    truth: voronoi.Truth,
+    unit: float,
+    bounds: Box,
+    settings: Settings,
+) -> Fit:
+    rng = torch.Generator().manual_seed(setting.seed + 1)
+    count = len(data.n_B)
+    best: Fit | None = None
+    for _ in range(setting.starts):
+        starts = torch.stack([start(setting, truth, rng) for _ in range(count)])
+        fit = minimise(setting.family, data, starts, sigma=unit, box=bounds, settings=settings)
+        best = fit if best is None else _better(best, fit)
+    assert best is not None
+    return best
+
+
 def _better(one: Fit, other: Fit) -> Fit:
+    """For each problem the one of less chi2."""
     second = other.chi2_B < one.chi2_B
-    choose = lambda a, b: torch.where(second[:, None] if a.dim() == 2 else second, b, a)  # noqa: E731
-    fields = ("theta_BP", "chi2_B", "converged_B", "iterations_B", "at_box_B")
-    return Fit(*(choose(getattr(one, name), getattr(other, name)) for name in fields))
+    return Fit(
+        torch.where(second[:, None], other.theta_BP, one.theta_BP),
+        *(
+            torch.where(second, getattr(other, name), getattr(one, name))
+            for name in ("chi2_B", "converged_B", "iterations_B", "at_box_B")
+        ),
+    )
 
 
 def losses_of(
-    family: Mixture, theta_BP: Tensor, truth: voronoi.Truth, truth_Q: Tensor, inputs_Qd: Tensor
+    family: Mixture, theta_BP: Tensor, truth: voronoi.Truth, inputs_Qd: Tensor
 ) -> dict[str, Tensor]:
-    """Never one number: the papers' losses, their parts, and two that no split can fool."""
+    """Never one number: the papers' losses, their parts, and two that no split can fool, (B,).
+
+    "exact" sums the errors in cells with one fitted expert; "over" is the largest error of an
+    expert's parameters in a cell with several, which is what the papers' tables give rates of;
+    "over_weighted" is its mean by mass. D1 and D2 are the losses with powers 1 and 2 in crowded
+    cells.
+    """
     square = voronoi.voronoi(family, theta_BP, truth)
     plain = voronoi.voronoi(family, theta_BP, truth, powers=dict.fromkeys(family.parts, 1.0))
+    truth_Q = truth.family.predict(truth.theta_P, inputs_Qd)
     return {
         "L2": voronoi.l2(family, theta_BP, truth_Q, inputs_Qd),
         "contribution": voronoi.contribution_loss(family, theta_BP, truth, inputs_Qd),
@@ -219,46 +150,3 @@ def losses_of(
         "D1": plain.total_B,
         "D2": square.total_B,
     }
-
-
-# Slopes ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Slope:
-    """The slope of log loss on log n, with a 95 % bootstrap interval over replicates."""
-
-    value: float
-    low: float
-    high: float
-
-    def holds(self, claim: float) -> bool:
-        return self.low <= claim <= self.high
-
-
-def slope(
-    sizes: tuple[int, ...],
-    losses_NR: np.ndarray,
-    *,
-    statistic: str = "median",
-    draws: int = 1000,
-    seed: int = 0,
-) -> Slope:
-    """Least squares of the log of the replicates' median (or mean) on log n.
-
-    Replicates are drawn anew within each n; a fit that is not finite is left out.
-    """
-    centre = {"median": np.nanmedian, "mean": np.nanmean}[statistic]
-    log_n = np.log(np.asarray(sizes, dtype=float))
-    log_n = log_n - log_n.mean()
-
-    def line(values: np.ndarray) -> np.ndarray:
-        heights = np.log(np.maximum(centre(values, axis=-1), 1e-300))
-        return (heights * log_n).sum(-1) / (log_n**2).sum()
-
-    rng = np.random.default_rng(seed)
-    count = losses_NR.shape[1]
-    chosen = rng.integers(0, count, (draws, *losses_NR.shape))
-    resampled = np.take_along_axis(losses_NR[None], chosen, axis=-1)
-    low, high = np.quantile(line(resampled), (0.025, 0.975))
-    return Slope(float(line(losses_NR)), float(low), float(high))

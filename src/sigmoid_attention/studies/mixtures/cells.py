@@ -1,0 +1,288 @@
+"""Rate studies over cells of gate, expert, score and regime: tasks, evidence, verdict, figure.
+
+Shape letters: T truths, N sample sizes, R replicates.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sigmoid_attention.mixtures.identifiability import jacobian_rank
+from sigmoid_attention.mixtures.rates import Curve, measure, measure_continuous
+from sigmoid_attention.mixtures.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.slopes import Slope, ratio, slope
+from sigmoid_attention.mixtures.verdict import RULE, Evidence, judge
+from sigmoid_attention.studies.mixtures.figure import loglog, panels
+from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
+
+EARLY = tuple(round(10 ** (2 + i / 2)) for i in range(7))  # 1e2 .. 1e5
+LATE = tuple(round(10 ** (4 + 2 * i / 3)) for i in range(7))  # 1e4 .. 1e8
+TRUTHS = 3
+REPLICATES = 20
+NEAR, FAR = 0.01, 0.5
+# Continuous inputs cost in proportion to n.
+CONTINUOUS = (3000,)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A line of a table of rates.
+
+    Args:
+        claim: the exponent that is claimed for ``quantity``; 0 is slower than any power of n.
+        quantity: a loss of `mixtures.rates.losses_of`.
+    """
+
+    gate: str
+    expert: str
+    score: str = "linear"
+    regime: str = "dense"
+    d: int = 2
+    k: int = 2
+    extra: int = 1
+    claim: float = -0.5
+    quantity: str = "over"
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other cells of a study."""
+        parts = [self.gate, self.expert, self.regime]
+        parts += [self.score] if self.score != "linear" else []
+        parts += [f"d={self.d}"] if self.d != 2 else []
+        parts += [f"k*={self.k}"] if self.k != 2 else []
+        parts += [f"+{self.extra}"] if self.extra != 1 else []
+        return " ".join(parts)
+
+    @property
+    def claimed(self) -> str:
+        if self.claim == 0:
+            return "slower than any power of n"
+        return f"n^{self.claim:.3g}"
+
+    def setting(self, truth_seed: int, **changes: object) -> Setting:
+        fixed = Setting(
+            self.gate, self.expert, self.score, self.regime, self.d, self.k, self.extra,
+            sizes=LATE, replicates=REPLICATES, truth_seed=truth_seed,
+        )  # fmt: skip
+        return replace(fixed, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def rate_study(
+    name: str,
+    title: str,
+    claim: str,
+    source: str,
+    cells: Sequence[Cell],
+    *,
+    windows: tuple[tuple[int, ...], tuple[int, ...]] = (EARLY, LATE),
+    draw: Callable[[Results], Figure] | None = None,
+    quick: bool = False,
+) -> Study:
+    """A study that measures every cell's rate with all controls and judges it by `verdict.RULE`.
+
+    Args:
+        windows: the sizes of the earlier and of the later window.
+        quick: one truth and a third of the sizes, to try things out; verdicts are then worth less.
+    """
+    count = 1 if quick else TRUTHS
+    early, late = (window[::3] if quick else window for window in windows)
+    return Study(
+        name,
+        title,
+        claim,
+        source,
+        RULE,
+        partial(_tasks, tuple(cells), early, late, count),
+        partial(findings, tuple(cells)),
+        draw or partial(draw_cells, tuple(cells)),
+    )
+
+
+# Tasks ----------------------------------------------------------------------------------------
+
+
+def _tasks(
+    cells: Sequence[Cell], early: tuple[int, ...], late: tuple[int, ...], truths: int
+) -> list[Task]:
+    return [
+        task
+        for cell, truth in itertools.product(cells, range(truths))
+        for task in _of_truth(cell, early, late, truth)
+    ]
+
+
+def _of_truth(
+    cell: Cell, early: tuple[int, ...], late: tuple[int, ...], truth: int
+) -> Iterator[Task]:
+    """The two windows, and a task for each control; data of all parts and truths are independent.
+
+    But for the two starts, which fit the same data.
+    """
+    largest = late[-1:]
+    parts = {
+        "early": {"sizes": early, "seed": 1000},
+        "late": {"sizes": late, "seed": 2000},
+        "noiseless": {"sizes": largest, "sigma": 0.0, "seed": 3000},
+        "near start": {"sizes": largest, "jitter": NEAR, "seed": 4000},
+        "far start": {"sizes": largest, "jitter": FAR, "seed": 4000},
+        "exact": {"sizes": late[::2], "extra": 0, "seed": 5000},
+        "finite": {"sizes": CONTINUOUS, "seed": 6000},
+    }
+    for part, changes in parts.items():
+        setting = cell.setting(truth, **changes | {"seed": changes["seed"] + truth})
+        yield Task(cell.name, part, setting, run, float(len(setting.sizes)))
+    setting = cell.setting(truth, sizes=CONTINUOUS, seed=7000 + truth)
+    yield Task(cell.name, "continuous", setting, run_continuous, 4.0)
+
+
+def run(setting: Setting) -> Iterator[Row]:
+    """Rows of one setting on its finite design."""
+    truth = draw_truth(setting)
+    free = free_parameters(truth.family)
+    rank = jacobian_rank(truth.family, truth.theta_P, setting.inputs_Qd, free)
+    yield Row("missing", float(rank.missing))
+    yield Row("smallest", rank.smallest)
+    yield from rows_of(measure(setting))
+
+
+def run_continuous(setting: Setting) -> Iterator[Row]:
+    """Rows of the same with inputs of a continuous law."""
+    for curve in measure_continuous(setting):
+        yield from rows_of(curve)
+
+
+def rows_of(curve: Curve) -> Iterator[Row]:
+    """Every loss and the gain of every fit."""
+    yield Row("free", float(curve.free))
+    for quantity, values in {**curve.losses, "gain": curve.gain}.items():
+        for (i, r), value in np.ndenumerate(values):
+            yield Row(
+                quantity,
+                float(value),
+                n=float(curve.setting.sizes[i]),
+                replicate=r,
+                converged=bool(curve.converged[i, r]),
+                at_box=bool(curve.at_box[i, r]),
+            )
+
+
+# Verdicts -------------------------------------------------------------------------------------
+
+
+def findings(cells: Sequence[Cell], results: Results) -> list[Finding]:
+    """One line a cell."""
+    return [_finding(cell, results) for cell in cells]
+
+
+def _finding(cell: Cell, results: Results) -> Finding:
+    seen = evidence(cell, results)
+    verdict, because = judge(seen)
+    others = ", ".join(
+        f"{quantity} {slope_of(results[cell.name, 'late'], quantity).value:+.2f}"
+        for quantity in ("L2", "contribution", "exact", "over", "D1", "D2")
+        if quantity != cell.quantity
+    )
+    boxed = np.mean([row.at_box for one in results[cell.name, "late"] for row in one.rows])
+    return Finding(
+        cell.name,
+        f"{cell.quantity}: {cell.claimed}",
+        f"{seen.early} then {seen.late}; {others}",
+        verdict,
+        because,
+        f"{seen.controls}, at the box {boxed:.0%}",
+    )
+
+
+def evidence(cell: Cell, results: Results) -> Evidence:
+    """What the rows of a cell say, for the rule to judge."""
+    of = lambda part: results[cell.name, part]  # noqa: E731
+    quantity = cell.quantity
+    gains = np.concatenate([one.values("gain") for one in of("exact")])
+    largest = [_at_largest(one, quantity) for one in of("late")]
+    return Evidence(
+        claim=cell.claim,
+        early=slope_of(of("early"), quantity),
+        late=slope_of(of("late"), quantity),
+        missing=int(max(one.values("missing")[0] for one in of("late"))),
+        noiseless=_middle(
+            np.nanmedian(_at_largest(one, quantity)) / np.nanmedian(noisy)
+            for one, noisy in zip(of("noiseless"), largest, strict=True)
+        ),
+        far_start=ratio(
+            *(_relative(of(part), largest, quantity) for part in ("near start", "far start"))
+        ),
+        converged=min(one.share(quantity) for part in ("early", "late") for one in of(part)),
+        gain=float(gains.mean()),
+        gain_error=float(gains.std(ddof=1) / np.sqrt(len(gains))),
+        free=float(np.mean([one.values("free")[0] for one in of("exact")])),
+        continuous=_middle(
+            np.nanmedian(other.values("L2")) / np.nanmedian(one.values("L2"))
+            for one, other in zip(of("finite"), of("continuous"), strict=True)
+        ),
+    )
+
+
+def slope_of(measured: Sequence[Measured], quantity: str) -> Slope:
+    """The slope of a quantity, averaged over the truths that were measured."""
+    grids = [one.grid(quantity) for one in measured]
+    return slope(grids[0][0].tolist(), np.stack([values for _, values in grids]))
+
+
+def _at_largest(measured: Measured, quantity: str) -> np.ndarray:
+    """(R,), at the largest n; a control that did not converge still is where fits end up."""
+    rows = [row for row in measured.rows if row.quantity == quantity]
+    largest = max(row.n for row in rows)
+    return np.array([row.value for row in rows if row.n == largest])
+
+
+def _relative(
+    measured: Sequence[Measured], reference: Sequence[np.ndarray], quantity: str
+) -> np.ndarray:
+    """Losses of all truths, each in units of its own usual one."""
+    return np.concatenate(
+        [
+            _at_largest(one, quantity) / np.median(usual)
+            for one, usual in zip(measured, reference, strict=True)
+        ]
+    )
+
+
+def _middle(values: Iterator[float]) -> float:
+    return float(np.median(list(values)))
+
+
+# Figure ---------------------------------------------------------------------------------------
+
+
+def draw_cells(cells: Sequence[Cell], results: Results) -> Figure:
+    """A panel for each expert and score, a line for each gate and regime."""
+    kinds = list(dict.fromkeys((cell.expert, cell.score) for cell in cells))
+    figure, axes = panels(len(kinds))
+    for axis, (expert, score) in zip(axes, kinds, strict=True):
+        axis.set_title(expert if score == "linear" else f"{expert}, {score.replace('_', ' ')}")
+        for cell in cells:
+            if (cell.expert, cell.score) == (expert, score):
+                draw_cell(axis, cell, results)
+    return figure
+
+
+def draw_cell(axis, cell: Cell, results: Results) -> None:
+    """Both windows of a cell: points with their spread, and a fitted line for each window."""
+    for part in ("early", "late"):
+        grids = [one.grid(cell.quantity) for one in results[cell.name, part]]
+        values = np.concatenate([values for _, values in grids], axis=-1)
+        fitted = slope_of(results[cell.name, part], cell.quantity)
+        label = f"{cell.gate} {cell.regime} {fitted.value:+.2f}" if part == "late" else None
+        loglog(
+            axis,
+            grids[0][0],
+            values,
+            label,
+            slope=fitted.value,
+            colour=cell.gate,
+            dashed=cell.regime == "sparse",
+        )

@@ -1,0 +1,131 @@
+"""Near the truth or anywhere: the estimate that the theory speaks of is the global minimum.
+
+The papers' theorems are about the least-squares estimate over a compact set, their experiments
+start near the truth. Here the same data are fitted from both, and the better fit counts.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sigmoid_attention.mixtures import verdict
+from sigmoid_attention.mixtures.slopes import Slope, slope
+from sigmoid_attention.studies.mixtures.cells import REPLICATES, TRUTHS, Cell, run
+from sigmoid_attention.studies.mixtures.figure import loglog, panels
+from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Study, Task
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+STARTS = 16
+# How much better in chi2 another start must be to be another minimum, and how often that may be.
+BETTER, OFTEN = 0.5, 0.1
+
+CELLS = (
+    Cell("softmax", "gelu", claim=-0.25, quantity="over_weighted"),
+    Cell("softmax", "relu", claim=-0.25, quantity="over_weighted"),
+    Cell("sigmoid", "gelu", regime="sparse", claim=-0.25, quantity="over_weighted"),
+    Cell("sigmoid", "gelu", regime="dense", claim=-0.5, quantity="over_weighted"),
+)
+
+RULE = f"""Each data set is fitted from one start near the truth and from {STARTS} random ones, in
+the same box. The global fit is the best of all {STARTS + 1}. If it is better than the one near the
+truth by more than {BETTER:g} chi2 in more than {OFTEN:.0%} of the data sets, and the slopes of the
+two lie more than {verdict.BEND:g} apart beyond their intervals: *{verdict.DEPENDS_ON_THE_START}*.
+Else the slope of the global fit is judged against the claim, by the margin of {verdict.MARGIN:g}
+that the tables have, and *{verdict.UNDECIDED}* where its interval is wider than plus or minus
+{verdict.WIDEST:g}."""
+
+
+def tasks() -> list[Task]:
+    found = []
+    for cell in CELLS:
+        for seed in range(TRUTHS):
+            near = cell.setting(seed, sizes=SIZES, seed=8000 + seed, replicates=REPLICATES)
+            found.append(Task(cell.name, "near", near, run, 4.0))
+            far = cell.setting(
+                seed,
+                sizes=SIZES,
+                seed=8000 + seed,
+                replicates=REPLICATES,
+                start="random",
+                starts=STARTS,
+            )
+            found.append(Task(cell.name, "random", far, run, 4.0 * STARTS))
+    return found
+
+
+def judge(results: Results) -> list[Finding]:
+    return [_finding(cell, results) for cell in CELLS]
+
+
+def _finding(cell: Cell, results: Results) -> Finding:
+    sizes, near, best, better = _both(cell, results)
+    locally, globally = slope(sizes, near), slope(sizes, best)
+    share = float(np.mean(better))
+    word, because = _verdict(cell.claim, locally, globally, share)
+    return Finding(
+        cell.name,
+        f"{cell.quantity}: {cell.claimed}",
+        f"near the truth {locally}, global {globally}",
+        word,
+        because,
+        f"another minimum is better in {share:.0%} of the data sets",
+    )
+
+
+def _verdict(claim: float, locally: Slope, globally: Slope, share: float) -> tuple[str, str]:
+    if share > OFTEN and locally.apart(globally) > verdict.BEND:
+        return verdict.DEPENDS_ON_THE_START, f"near the truth {locally}, global {globally}"
+    if not (globally.high - globally.low) / 2 <= verdict.WIDEST:
+        return verdict.UNDECIDED, f"the interval of the global fit's slope, {globally}, is too wide"
+    near = globally.near(claim, verdict.MARGIN)
+    said = f"slope {globally} against {claim:+.2f}"
+    return (verdict.REPRODUCED if near else verdict.NOT_REPRODUCED), said
+
+
+def _both(
+    cell: Cell, results: Results
+) -> tuple[Sequence[float], np.ndarray, np.ndarray, np.ndarray]:
+    """Sizes, losses near the truth and of the best fit (T, N, R), and where that is another."""
+    near = [_grids(one, cell.quantity) for one in results[cell.name, "near"]]
+    far = [_grids(one, cell.quantity) for one in results[cell.name, "random"]]
+    sizes = near[0][0].tolist()
+    losses, gains = (np.stack([grids[i] for grids in near]) for i in (1, 2))
+    other_losses, other_gains = (np.stack([grids[i] for grids in far]) for i in (1, 2))
+    better = other_gains > gains + BETTER
+    return sizes, losses, np.where(other_gains > gains, other_losses, losses), better
+
+
+def _grids(measured: Measured, quantity: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    sizes, losses = measured.grid(quantity)
+    _, gains = measured.grid("gain")
+    # A fit that did not converge is no minimum.
+    return sizes, losses, np.where(np.isnan(gains), -np.inf, gains)
+
+
+def draw(results: Results) -> Figure:
+    """A panel a cell: the fit near the truth and the global one."""
+    figure, axes = panels(len(CELLS), columns=4)
+    for axis, cell in zip(axes, CELLS, strict=True):
+        sizes, near, best, _ = _both(cell, results)
+        axis.set_title(cell.name)
+        for label, values, dashed in (("near the truth", near, True), ("global", best, False)):
+            fitted = slope(sizes, values)
+            pooled = np.concatenate(list(values), axis=-1)
+            loglog(
+                axis, np.array(sizes), pooled, f"{label} {fitted.value:+.2f}", slope=fitted.value,
+                colour=cell.gate, dashed=dashed,
+            )  # fmt: skip
+    return figure
+
+
+STUDY = Study(
+    "global_minimum",
+    "Near the truth, or the global minimum",
+    "The rates of the tables are those of the least-squares estimate, wherever it lies.",
+    "arXiv 2405.13997, theorems 1 and 3, which minimise over the whole parameter space",
+    RULE,
+    tasks,
+    judge,
+    draw,
+)

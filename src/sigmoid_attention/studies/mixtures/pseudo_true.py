@@ -1,0 +1,189 @@
+"""P2's second regime at its word: the rate towards the projection, not towards the truth.
+
+With an over-specified expert whose gate looks at the input no fitted mixture is the truth, says P2,
+so that fits converge to the nearest one. But a fit may shut one gate, or split an expert of which a
+sum is one again, and be the truth after all. Here parameters are held near the truth with its first
+expert repeated, where neither can happen, and D3 is the distance to the set of minimisers there.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from sigmoid_attention.mixtures import verdict
+from sigmoid_attention.mixtures.projection import distance_to_pseudo_true, pseudo_true
+from sigmoid_attention.mixtures.rates import measure
+from sigmoid_attention.mixtures.setting import Setting
+from sigmoid_attention.mixtures.slopes import Slope
+from sigmoid_attention.studies.mixtures.cells import LATE, TRUTHS, Cell, slope_of
+from sigmoid_attention.studies.mixtures.figure import loglog, panels
+from sigmoid_attention.studies.mixtures.study import (
+    Finding,
+    Measured,
+    Results,
+    Row,
+    Study,
+    Task,
+)
+
+RADII = (0.3, 0.5)
+STARTS = 8
+# A minimiser that fewer of the starts find is not taken for the global one.
+FEWEST_FOUND = 0.1
+
+CELLS = tuple(
+    Cell("sigmoid", expert, score, claim=-0.5, quantity="D3")
+    for score in ("linear", "partially_quadratic")
+    for expert in ("relu", "gelu", "tanh", "linear")
+)
+
+RULE = f"""Parameters are held within a radius of {" and of ".join(map(str, RADII))} around the
+truth with its first expert repeated; the minimisers there come from 64 starts without noise. D3 is
+the distance of the best of {STARTS} fits to the nearest minimiser; its slope is that of n = 1e4 to
+1e8. Fewer than {FEWEST_FOUND:.0%} of the 64 starts at the best minimisers of a truth, fewer than
+{verdict.FEWEST_CONVERGED:.0%} converged fits, or an interval wider than plus or minus
+{verdict.WIDEST:g}: *{verdict.UNDECIDED}*. At n = 1e8 more than a third of D3 left without noise:
+*{verdict.DEPENDS_ON_THE_START}*. The interval within {verdict.MARGIN:g} of -1/2:
+*{verdict.REPRODUCED}*, else *{verdict.NOT_REPRODUCED}*. The floor is how far the function that fits
+converge to is from the truth."""
+
+
+def _name(cell: Cell, radius: float) -> str:
+    return f"{cell.name}, radius {radius:g}"
+
+
+def tasks() -> list[Task]:
+    found = []
+    for cell in CELLS:
+        for radius in RADII:
+            for seed in range(TRUTHS):
+                setting = cell.setting(seed, radius=radius, starts=STARTS, seed=9000 + seed)
+                largest = replace(setting, sizes=LATE[-1:], sigma=0.0)
+                found.append(Task(_name(cell, radius), "late", setting, run, 20.0))
+                found.append(Task(_name(cell, radius), "noiseless", largest, run, 6.0))
+    return found
+
+
+def run(setting: Setting) -> Iterator[Row]:
+    """D3 and the distances of functions, and what is known of the minimisers."""
+    projection = pseudo_true(setting)
+    curve = measure(setting)
+    theta = torch.from_numpy(curve.theta).flatten(0, 1)
+    distance = distance_to_pseudo_true(setting, theta).reshape(curve.converged.shape)
+    yield Row("floor", projection.floor)
+    yield Row("minimisers", float(len(projection.theta_MP)))
+    yield Row("found", float(projection.found_M.sum()) / projection.starts)
+    yield Row("leaning", float(projection.at_box_M.double().mean()))
+    for quantity, values in {"D3": distance.numpy(), "L2": curve.losses["L2"]}.items():
+        for (i, r), value in np.ndenumerate(values):
+            yield Row(
+                quantity,
+                float(value),
+                n=float(setting.sizes[i]),
+                replicate=r,
+                converged=bool(curve.converged[i, r]),
+                at_box=bool(curve.at_box[i, r]),
+            )
+
+
+def judge(results: Results) -> list[Finding]:
+    return [_finding(cell, radius, results) for cell in CELLS for radius in RADII]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the verdict on a cell is computed from; shares are those of the worst truth."""
+
+    rate: Slope
+    found: float
+    converged: float
+    noiseless: float
+    floors: list[float]
+
+
+def _seen(late: Sequence[Measured], noiseless: Sequence[Measured]) -> Seen:
+    left = [
+        np.median(bare.values("D3")) / np.nanmedian(noisy.grid("D3")[1][-1])
+        for bare, noisy in zip(noiseless, late, strict=True)
+    ]
+    return Seen(
+        slope_of(late, "D3"),
+        min(_each(late, "found")),
+        min(one.share("D3") for one in late),
+        float(np.median(left)),
+        _each(late, "floor"),
+    )
+
+
+def _each(measured: Sequence[Measured], quantity: str) -> list[float]:
+    return [float(one.values(quantity)[0]) for one in measured]
+
+
+def _verdict(seen: Seen) -> tuple[str, str]:
+    """By ``RULE``."""
+    if seen.found < FEWEST_FOUND:
+        return verdict.UNDECIDED, f"only {seen.found:.0%} of the starts found a truth's minimisers"
+    if seen.converged < verdict.FEWEST_CONVERGED:
+        return verdict.UNDECIDED, f"only {seen.converged:.0%} of the fits converged"
+    if not (seen.rate.high - seen.rate.low) / 2 <= verdict.WIDEST:
+        return verdict.UNDECIDED, f"the interval of the slope, {seen.rate}, is too wide"
+    if not seen.noiseless <= verdict.NOISELESS_SHARE:
+        return (
+            verdict.DEPENDS_ON_THE_START,
+            f"without any noise {seen.noiseless:.2g} of the loss is still there",
+        )
+    if not seen.rate.near(-0.5, verdict.MARGIN):
+        return verdict.NOT_REPRODUCED, f"slope {seen.rate} against -0.50"
+    low, high = min(seen.floors), max(seen.floors)
+    return verdict.REPRODUCED, f"towards a function {low:.2g} to {high:.2g} away from the truth"
+
+
+def _finding(cell: Cell, radius: float, results: Results) -> Finding:
+    late, noiseless = (results[_name(cell, radius), part] for part in ("late", "noiseless"))
+    seen = _seen(late, noiseless)
+    word, because = _verdict(seen)
+    minimisers = "/".join(f"{count:g}" for count in _each(late, "minimisers"))
+    return Finding(
+        _name(cell, radius),
+        "D3: n^-0.5",
+        f"D3 {seen.rate}, L2 to the truth {slope_of(late, 'L2').value:+.2f}",
+        word,
+        because,
+        f"minimisers {minimisers}, found by {seen.found:.0%}, at the box "
+        f"{np.mean(_each(late, 'leaning')):.0%}, noiseless {seen.noiseless:.2g}, converged "
+        f"{seen.converged:.0%}",
+    )
+
+
+def draw(results: Results) -> Figure:
+    """A panel an expert and score: D3 by radius, and the distance of the function to the truth."""
+    figure, axes = panels(len(CELLS), columns=4)
+    for axis, cell in zip(axes, CELLS, strict=True):
+        axis.set_title(f"{cell.expert}, {cell.score.replace('_', ' ')}")
+        for radius, colour in zip(RADII, ("#0072b2", "#d55e00"), strict=True):
+            late = results[_name(cell, radius), "late"]
+            for quantity, dashed in (("D3", False), ("L2", True)):
+                grids = [one.grid(quantity) for one in late]
+                values = np.concatenate([values for _, values in grids], axis=-1)
+                fitted = slope_of(late, quantity)
+                label = f"{quantity}, radius {radius:g}: {fitted.value:+.2f}"
+                loglog(
+                    axis, grids[0][0], values, label, slope=fitted.value, colour=colour,
+                    dashed=dashed,
+                )  # fmt: skip
+    return figure
+
+
+STUDY = Study(
+    "pseudo_true",
+    "Regime 2 and its projection",
+    "In regime 2 all parameters converge at n^-1/2 to those of the projection of the truth.",
+    "arXiv 2405.13997, theorem 3 (D3); arXiv 2502.00281, theorem 3",
+    RULE,
+    tasks,
+    judge,
+    draw,
+)

@@ -1,0 +1,114 @@
+"""Cells of a table: the tasks that a verdict needs, evidence read off rows, and every clause fed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sigmoid_attention.mixtures import verdict
+from sigmoid_attention.mixtures.setting import Setting
+from sigmoid_attention.studies.mixtures.cells import Cell, evidence, findings, rate_study, run
+from sigmoid_attention.studies.mixtures.study import Measured, Row
+
+CELL = Cell("softmax", "gelu", claim=-0.25)
+SIZES = (10_000, 1_000_000, 100_000_000)
+PARTS = (
+    "early", "late", "noiseless", "near start", "far start", "exact", "finite", "continuous",
+)  # fmt: skip
+
+
+def rows(sizes, level, exponent=0.0, *, converged=True, gain=12.0, seed=0):
+    """A power law with a spread of a few per cent, and gains about their mean."""
+    rng = np.random.default_rng(seed)
+    yield Row("missing", 0.0)
+    yield Row("free", 12.0)
+    for n in sizes:
+        for r in range(20):
+            value = level * float(n) ** exponent * np.exp(0.05 * rng.standard_normal())
+            for quantity in ("L2", "contribution", "exact", "over", "D1", "D2"):
+                yield Row(quantity, value, n=n, replicate=r, converged=converged)
+            yield Row("gain", gain + rng.standard_normal(), n=n, replicate=r, converged=converged)
+
+
+def results(**changed):
+    """What a cell without blemish measures; a part's changes go to its rows."""
+    largest = SIZES[-1:]
+    usual = {
+        "early": {"sizes": (100, 1000, 10_000), "level": 1.0, "exponent": -0.25},
+        "late": {"sizes": SIZES, "level": 1.0, "exponent": -0.25},
+        "noiseless": {"sizes": largest, "level": 1e-4},
+        "near start": {"sizes": largest, "level": 0.01},
+        "far start": {"sizes": largest, "level": 0.01},
+        "exact": {"sizes": SIZES, "level": 1.0},
+        "finite": {"sizes": (3000,), "level": 1.0},
+        "continuous": {"sizes": (3000,), "level": 1.1},
+    }
+    return {
+        (CELL.name, part): [
+            Measured(list(rows(**{**usual[part], **changed.get(part, {}), "seed": 10 * i + truth})))
+            for truth in range(3)
+        ]
+        for i, part in enumerate(PARTS)
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    (
+        ({}, verdict.REPRODUCED),
+        ({"late": {"exponent": -0.4}, "early": {"exponent": -0.4}}, verdict.NOT_REPRODUCED),
+        ({"early": {"exponent": -0.5}}, verdict.PRE_ASYMPTOTIC),
+        ({"noiseless": {"level": 0.01}}, verdict.DEPENDS_ON_THE_START),
+        ({"far start": {"level": 0.1}}, verdict.DEPENDS_ON_THE_START),
+        ({"exact": {"gain": 9.0}}, verdict.UNDECIDED),
+        ({"continuous": {"level": 2.0}}, verdict.UNDECIDED),
+    ),
+)
+def test_a_verdict_follows_from_the_rows(changed, expected):
+    (found,) = findings([CELL], results(**changed))
+    assert (found.cell, found.verdict) == (CELL.name, expected)
+    assert found.claim == "over: n^-0.25"
+
+
+def test_slopes_come_from_fits_that_converged_and_their_share_is_told():
+    there = results()
+    broken = [replace(row, value=1e6, converged=False) for row in there[CELL.name, "late"][0].rows]
+    third = [
+        spoilt if row.replicate % 3 == 0 else row
+        for row, spoilt in zip(there[CELL.name, "late"][0].rows, broken, strict=True)
+    ]
+    there[CELL.name, "late"][0] = Measured(third)
+    seen = evidence(CELL, there)
+    assert seen.late.near(-0.25, 0.01)
+    assert seen.converged == pytest.approx(13 / 20)
+
+
+def test_a_study_has_every_control_for_every_truth_and_data_of_their_own():
+    study = rate_study("x", "title", "claim", "source", [CELL])
+    tasks = study.tasks()
+    assert {(task.part, task.setting.truth_seed) for task in tasks} == {
+        (part, truth) for part in PARTS for truth in range(3)
+    }
+    assert len({task.key for task in tasks}) == len(tasks)
+    seeds = [task.setting.seed for task in tasks if task.part != "far start"]
+    assert len(set(seeds)) == len(seeds)
+    noiseless = next(task for task in tasks if task.part == "noiseless")
+    assert noiseless.setting.sigma == 0
+
+
+def test_a_quick_study_measures_one_truth():
+    tasks = rate_study("x", "title", "claim", "source", [CELL], quick=True).tasks()
+    assert {task.setting.truth_seed for task in tasks} == {0}
+
+
+def test_a_fit_gives_rows_of_every_loss_and_what_tells_whether_to_believe_it():
+    found = Measured(list(run(Setting("sigmoid", "tanh", sizes=(200, 400), replicates=3))))
+    sizes, values = found.grid("L2")
+    assert sizes.tolist() == [200, 400] and values.shape == (2, 3)
+    assert len(found.values("gain")) == 6 and found.values("free").tolist() == [15]
+    assert found.values("missing").tolist() == [0]
+
+
+def test_the_figure_has_a_panel_an_expert():
+    study = rate_study("x", "title", "claim", "source", [CELL])
+    assert [axis.get_title() for axis in study.draw(results()).axes] == ["gelu"]
