@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,13 @@ from sigmoid_attention.studies.mixtures import registry
 def test_a_name_that_no_study_has_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"name: must be one of p2_table, .*, got 'p4'"):
         registry.chosen(["p2_table", "p4"])
+
+
+def test_no_study_of_the_folder_is_forgotten():
+    folder = Path(registry.__file__).parent
+    there = {path.stem for path in folder.glob("*.py") if "\nSTUDY = " in path.read_text()}
+    assert there <= set(registry.NAMES)
+    assert len(set(registry.NAMES)) == len(registry.NAMES)
 
 
 def test_studies_come_in_the_order_of_the_report_and_once():
