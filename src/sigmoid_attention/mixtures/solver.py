@@ -1,24 +1,25 @@
-"""Batched Levenberg-Marquardt: many least-squares problems of one family at once.
+"""Batched Levenberg-Marquardt: many problems of one family at once.
 
 Shape letters: B problems, A of them active, Q inputs, P parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sigmoid_attention.mixtures.data import LeastSquares
 from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.objective import Objective, SumOfSquares
 
 
 @dataclass(frozen=True)
 class Settings:
     """When to stop.
 
-    ``drop`` is in statistical units: the fall of RSS / sigma^2 that a step may still promise, so
-    that a fit is as near to its optimum as its own uncertainty asks for, whatever n is. It has to
-    stay below that for ``patience`` steps running.
+    ``drop`` is in statistical units: the fall of chi2 that a step may still promise, so that a fit
+    is as near to its optimum as its own uncertainty asks for, whatever n is. It has to stay below
+    that for ``patience`` steps running.
     """
 
     drop: float = 1e-4
@@ -26,12 +27,16 @@ class Settings:
     most_iterations: int = 400
 
 
+DEFAULTS = Settings()
+
+
 @dataclass(frozen=True)
 class Fit:
     """What was found for B problems.
 
-    ``chi2`` is RSS / sigma^2 with what the means leave out. ``converged`` says whether the stopping
-    rule was met; a fit without it is where the iterations ended, and no estimate.
+    ``chi2`` is RSS / sigma^2 with what the means leave out, or a deviance. ``converged`` says
+    whether the stopping rule was met; a fit without it is where the iterations ended, and no
+    estimate.
     """
 
     theta_BP: Tensor
@@ -70,31 +75,8 @@ class Box:
 
 def chi2(family: Mixture, data: LeastSquares, theta_BP: Tensor, sigma: float) -> Tensor:
     """RSS / sigma^2 of every problem, (B,)."""
-    which = torch.arange(theta_BP.shape[0])
-    return _cost(family, data, theta_BP, which) / sigma**2 + data.within_B / sigma**2
-
-
-def _cost(family: Mixture, data: LeastSquares, theta: Tensor, which: Tensor) -> Tensor:
-    total = theta.new_zeros(len(theta))
-    for chunk in data.chunks(which):
-        residual = chunk.mean_BQ - family.predict(theta, chunk.inputs)
-        total += (chunk.weight_BQ * residual * residual).sum(-1)
-    return total
-
-
-def _normal_equations(
-    family: Mixture, data: LeastSquares, theta: Tensor, which: Tensor
-) -> tuple[Tensor, Tensor]:
-    """J'WJ (A, P, P) and J'W residual (A, P)."""
-    size = theta.shape[-1]
-    curvature, gradient = theta.new_zeros(len(theta), size, size), torch.zeros_like(theta)
-    for chunk in data.chunks(which):
-        answer, jacobian = family.predict_with_jacobian(theta, chunk.inputs)
-        weighted = jacobian * chunk.weight_BQ[..., None]
-        curvature += weighted.mT @ jacobian
-        residual = chunk.mean_BQ - answer
-        gradient += (weighted.mT @ residual[..., None])[..., 0]
-    return curvature, gradient
+    objective = SumOfSquares(family, data, sigma)
+    return objective.cost(theta_BP, torch.arange(len(theta_BP))) + objective.constant_B
 
 
 def minimise(
@@ -104,31 +86,46 @@ def minimise(
     *,
     sigma: float,
     box: Box,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
 ) -> Fit:
-    """A local least-squares estimate for each problem, from its own start, inside the box.
+    """A local least-squares estimate for each problem, from its own start, inside the box."""
+    objective = SumOfSquares(family, data, sigma)
+    fit = descend(objective, start_BP, box=box, settings=settings)
+    return replace(fit, chi2_B=fit.chi2_B + objective.constant_B)
 
-    Steps solve (J'WJ + damping diag) step = J'W residual; damping follows Nielsen's rule, the
-    diagonal is the largest seen, and a parameter that leans against an end of its interval rests.
+
+def descend(
+    objective: Objective, start_BP: Tensor, *, box: Box, settings: Settings = DEFAULTS
+) -> Fit:
+    """A local minimum of each problem, from its own start; ``chi2`` without the constant.
+
+    Steps solve (C + damping diag) step = g, with the objective's quadratic model; damping follows
+    Nielsen's rule, the diagonal is the largest seen, and a parameter that leans against an end of
+    its interval rests.
+
+    Raises:
+        ValueError: a start that is not finite, or of another number of parameters than the box.
     """
+    check_start(start_BP, box)
     theta = torch.clamp(start_BP, box.low_P, box.high_P)
-    count = len(theta)
-    cost = _cost(family, data, theta, torch.arange(count)) / sigma**2
-    state = _State(theta, cost)
-    active = torch.arange(count)
+    active = torch.arange(len(theta))
+    state = _State(theta, objective.cost(theta, active))
     for iteration in range(settings.most_iterations):
         if len(active) == 0:
             break
         state.iterations[active] = iteration + 1
-        active = active[~_step(family, data, state, active, sigma, box, settings)]
+        active = active[~_step(objective, state, active, box, settings)]
     at_box = ((state.theta <= box.low_P) | (state.theta >= box.high_P)) & (box.low_P < box.high_P)
-    return Fit(
-        state.theta,
-        state.cost + data.within_B / sigma**2,
-        state.converged,
-        state.iterations,
-        at_box.any(-1),
-    )
+    return Fit(state.theta, state.cost, state.converged, state.iterations, at_box.any(-1))
+
+
+def check_start(start_P: Tensor, box: Box) -> None:
+    """``ValueError`` unless starts (..., P) are finite and have the parameters of the box."""
+    if start_P.shape[-1] != len(box.low_P) or not start_P.isfinite().all():
+        raise ValueError(
+            f"start: must be finite, with the box's {len(box.low_P)} parameters a problem, "
+            f"got {tuple(start_P.shape)}"
+        )
 
 
 class _State:
@@ -143,18 +140,11 @@ class _State:
 
 
 def _step(
-    family: Mixture,
-    data: LeastSquares,
-    state: _State,
-    active: Tensor,
-    sigma: float,
-    box: Box,
-    settings: Settings,
+    objective: Objective, state: _State, active: Tensor, box: Box, settings: Settings
 ) -> Tensor:
     """One step of the active problems; which of them are finished."""
     theta, cost, damping = state.theta[active], state.cost[active], state.damping[active]
-    curvature, gradient = _normal_equations(family, data, theta, active)
-    curvature, gradient = curvature / sigma**2, gradient / sigma**2
+    curvature, gradient = objective.quadratic(theta, active)
     diagonal = curvature.diagonal(dim1=-2, dim2=-1)
     scale = torch.maximum(state.scale[active], diagonal)
     state.scale[active] = scale
@@ -172,7 +162,7 @@ def _step(
     step = moved - theta
     bent = (curvature @ step[..., None])[..., 0]
     promised = 2 * (gradient * step).sum(-1) - (step * bent).sum(-1)
-    new_cost = _cost(family, data, moved, active) / sigma**2
+    new_cost = objective.cost(moved, active)
     usable = (trouble == 0) & promised.isfinite() & new_cost.isfinite()
     better = usable & (promised > 0) & (new_cost <= cost)
     quality = ((cost - new_cost) / promised).clamp(0, 2)
