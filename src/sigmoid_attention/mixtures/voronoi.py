@@ -1,15 +1,21 @@
 """How far fitted experts are from the true ones: Voronoi losses, and losses that need no cells.
 
 Shape letters: B fits, k fitted experts, t true experts, F parameters of a score, E of an expert,
-Q inputs.
+Q inputs, C candidates.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.mixtures.equivalence import shift_scores
+from sigmoid_attention.mixtures.gates import gate
 from sigmoid_attention.mixtures.model import Mixture
+
+# An exponent, or what it is in a cell of so many fitted experts.
+Power = float | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,76 @@ class Parts:
         return (self.mass_Bt + self.exact_Bt + self.over_Bt).sum(-1)
 
 
+# Exponents ------------------------------------------------------------------------------------
+
+
+def rbar(crowd: Tensor) -> Tensor:
+    """The exponent of a cell of so many fitted experts: 4 of two, 6 of three, 7 of more.
+
+    It is the order at which a system of polynomials stops being solvable. Of four or more it is
+    known to be at least 7, which for small errors makes the loss no less than the true one.
+    Source: arXiv 2305.03288.
+
+    Example:
+        >>> import torch
+        >>> rbar(torch.tensor([2.0, 3.0, 8.0])).tolist()
+        [4.0, 6.0, 7.0]
+    """
+    return (2 * crowd).clamp(4, 7)
+
+
+def quadratic_powers(family: Mixture) -> dict[str, Power]:
+    """P3's exponents of a crowded cell where they are not 2.
+
+    Under a fully quadratic score two derivatives by b are one by A, so that the errors of both
+    interact: b has rbar, A half of it. A partially quadratic score has no b and keeps 2.
+    Source: P3, L1. [derived]
+
+    Example:
+        >>> sorted(quadratic_powers(Mixture("sigmoid", "gelu", "fully_quadratic")))
+        ['A', 'b']
+    """
+    if family.score != "fully_quadratic":
+        return {}
+    return {"A": lambda crowd: rbar(crowd) / 2, "b": rbar}
+
+
+# Cells ----------------------------------------------------------------------------------------
+
+
+def aligned(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
+    """The fits, (B, P), with their scores shifted to where the truth has its own.
+
+    Under a gate that is blind to a common shift of all scores the papers' losses are least values
+    over all shifts. Here one fitted expert's score is given the shape of one true expert's, and of
+    all such pairs that one counts which makes the loss least: by the triangle inequality within a
+    constant factor of the least over all shifts, and exactly as blind as the gate. Under any other
+    gate the fits stay as they are.
+    """
+    if not gate(family.gate).shift:
+        return theta_BP
+    intercept = family.score_size - 1
+    fitted_BktF = family.atoms(theta_BP)[..., None, :intercept]
+    apart_BCF = (truth.atoms[..., :intercept] - fitted_BktF).flatten(1, 2)
+    # Intercepts need no shift: masses are relative.
+    shift_BCF = torch.nn.functional.pad(apart_BCF, (0, 1))
+    shifted_BCP = shift_scores(family, theta_BP[:, None], shift_BCF)
+    best_B = _parts(family, shifted_BCP, truth, {}, everywhere=False).total_B.argmin(-1)
+    return shifted_BCP[torch.arange(len(best_B)), best_B]
+
+
 def cells(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
     """The true expert nearest to each fitted one, (B, k), by all but the intercept of the score.
 
     Source: P2, section 3: A_j = {i : |theta_i - theta*_j| <= |theta_i - theta*_l| for all l}.
     """
-    return _distances(family, theta_BP, truth).argmin(-1)
+    return _nearest(family, aligned(family, theta_BP, truth), truth)
+
+
+def _nearest(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
+    fitted = _shape_and_expert(family, family.atoms(theta_BP))
+    true = _shape_and_expert(truth.family, truth.atoms)
+    return torch.linalg.vector_norm(fitted[..., :, None, :] - true, dim=-1).argmin(-1)
 
 
 def _shape_and_expert(family: Mixture, atoms: Tensor) -> Tensor:
@@ -60,16 +130,18 @@ def _shape_and_expert(family: Mixture, atoms: Tensor) -> Tensor:
     return torch.cat((atoms[..., :intercept], atoms[..., intercept + 1 :]), -1)
 
 
-def _distances(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
-    fitted = _shape_and_expert(family, family.atoms(theta_BP))
-    true = _shape_and_expert(truth.family, truth.atoms)
-    return torch.linalg.vector_norm(fitted[..., :, None, :] - true, dim=-1)
-
-
 def _masses(family: Mixture, atoms: Tensor) -> Tensor:
-    """sigmoid or exponential of the intercept: the weights of the mixing measure G."""
-    intercept = atoms[..., family.score_size - 1]
-    return intercept.exp() if family.gate == "softmax" else intercept.sigmoid()
+    """The weights of the mixing measure G; under a shift-blind gate their shares of the whole.
+
+    For a softmax these are the papers' exp(beta0) in units of their sum; for the sparse gates, of
+    which the papers do not speak, what the gate makes of the intercepts.
+    """
+    intercepts = atoms[..., family.score_size - 1]
+    blind = gate(family.gate)
+    return blind.weights(intercepts) if blind.shift else intercepts.sigmoid()
+
+
+# Losses ---------------------------------------------------------------------------------------
 
 
 def voronoi(
@@ -77,7 +149,7 @@ def voronoi(
     theta_BP: Tensor,
     truth: Truth,
     *,
-    powers: dict[str, float] | None = None,
+    powers: Mapping[str, Power] | None = None,
     everywhere: bool = False,
 ) -> Parts:
     r"""The parts of the papers' Voronoi losses.
@@ -87,21 +159,49 @@ def voronoi(
           + \sum_{|A_j| = 1} \|\Delta_{ij}\|_1^{(parts)}
           + \sum_{|A_j| > 1} \sum_{i \in A_j} \sum_{parts} \|\Delta_{ij}\|^{r}
 
-    with masses m = sigmoid(beta0), under softmax exp(beta0), by which the terms are then weighted.
-    The mass of a cell of one is part of its exact term instead, as |Delta beta0|, where the gate is
-    not softmax. Source: P2, equations of D1, D2,r and the softmax D; P3's with A, b, c.
+    with masses m = sigmoid(beta0), under softmax exp(beta0) in units of their sum, by which the
+    terms are then weighted. The mass of a cell of one is part of its exact term instead, as
+    |Delta beta0|, where the gate is not blind to a shift. The order of experts does not matter, nor
+    a common shift of the scores where the gate does not see it (``aligned``).
+    Source: P2, equations of D1, D2,r and the softmax D; P3's L1 and L2,r with A, b, c.
 
     Args:
-        powers: the exponent r of each part in a crowded cell, 2 where it is not named.
+        powers: the exponent r of each part in a crowded cell, 2 where it is not named; see
+            ``quadratic_powers``.
         everywhere: use the powers in cells of one as well (D2,r).
+
+    Raises:
+        ValueError: a power for a part that the family does not have.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.mixtures import Mixture
+        >>> family = Mixture("sigmoid", "constant", k=2)
+        >>> truth = Truth(family, torch.tensor([1.0, 0.0, 5.0, 2.0, 0.0, 6.0]))
+        >>> fitted = torch.tensor([[2.0, 0.25, 6.0, 1.0, 0.0, 5.5]])
+        >>> voronoi(family, fitted, truth).total_B.tolist()
+        [0.75]
     """
+    unknown = sorted(set(powers or {}) - set(family.parts))
+    if unknown:
+        raise ValueError(f"powers: must name parts of {', '.join(family.parts)}, got {unknown[0]}")
+    return _parts(family, aligned(family, theta_BP, truth), truth, powers or {}, everywhere)
+
+
+def _parts(
+    family: Mixture,
+    theta_BP: Tensor,
+    truth: Truth,
+    powers: Mapping[str, Power],
+    everywhere: bool,
+) -> Parts:
     fitted, true = family.atoms(theta_BP), truth.atoms
-    cell_Bk = cells(family, theta_BP, truth)
-    count = true.shape[-2]
-    member = torch.nn.functional.one_hot(cell_Bk, count).to(fitted.dtype)
+    cell_Bk = _nearest(family, theta_BP, truth)
+    member = torch.nn.functional.one_hot(cell_Bk, true.shape[-2]).to(fitted.dtype)
     crowd = member.sum(-2)
+    crowd_Bk = crowd.gather(-1, cell_Bk)
     mass_k, mass_t = _masses(family, fitted), _masses(truth.family, true)
-    competing = family.gate == "softmax"
+    competing = gate(family.gate).shift
     factor = mass_k if competing else torch.ones_like(mass_k)
     difference = fitted - true[cell_Bk]
     intercept = family.score_size - 1
@@ -113,8 +213,9 @@ def voronoi(
                 plain = plain + norm
             continue
         plain = plain + norm
-        powered = powered + norm ** (powers or {}).get(name, 2.0)
-    alone = crowd.gather(-1, cell_Bk) == 1
+        power = powers.get(name, 2.0)
+        powered = powered + norm ** (power(crowd_Bk) if callable(power) else power)
+    alone = crowd_Bk == 1
     exact = torch.where(alone, powered if everywhere else plain, 0.0) * factor
     over = torch.where(alone, 0.0, powered) * factor
     per_cell = lambda values: (member * values[..., None]).sum(-2)  # noqa: E731
@@ -123,7 +224,9 @@ def voronoi(
         mass = torch.where(crowd == 1, 0.0, mass)
     expert_error = torch.linalg.vector_norm(difference[..., family.score_size :], dim=-1)
     crowded_error = torch.where(alone, 0.0, expert_error)
-    share = mass_k / per_cell(mass_k).gather(-1, cell_Bk)
+    # A sparse gate may leave a whole cell without mass.
+    whole = per_cell(mass_k).gather(-1, cell_Bk).clamp(min=torch.finfo(mass_k.dtype).tiny)
+    share = mass_k / whole
     largest = torch.where(member.bool(), crowded_error[..., None], 0.0).amax(-2)
     return Parts(
         cell_Bk, crowd, mass, per_cell(exact), per_cell(over), per_cell(share * crowded_error),
