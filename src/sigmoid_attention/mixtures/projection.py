@@ -1,0 +1,206 @@
+"""Pseudo-true parameters: what a family tends to when the truth is not one of its members.
+
+Shape letters: S starts, M distinct minimisers, P parameters, Q inputs.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.mixtures.data import Summaries
+from sigmoid_attention.mixtures.distance import d3, matched
+from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.setting import Setting, box, draw_truth, start
+from sigmoid_attention.mixtures.solver import Box, Fit, Settings, minimise
+
+# The unit of a descent's stopping rule, in which it goes on until it gains a ten-thousandth.
+PRECISION = 1e-6
+# Root mean square distances that differ by less are the same. Descents that end at one minimiser
+# agree to 1e-16; the kinks of ReLU experts make minima of their own that differ by 1e-8 to 1e-6.
+TIE = 1e-9
+# Nothing is drawn here that a fit would be measured by, so that descents may take their time.
+PATIENT = Settings(most_iterations=2000)
+
+
+@dataclass(frozen=True)
+class Approximation:
+    r"""The problem of approximating a function by a family, within a box of parameters.
+
+    .. math:: \bar G = \arg\min_{G \in \mathcal G_k} \operatorname{mean}_x (f_G(x) - f^*(x))^2
+
+    Args:
+        target_Q: the function at the inputs.
+
+    Raises:
+        ValueError: a target of the wrong shape, or not finite.
+    """
+
+    family: Mixture
+    target_Q: Tensor
+    inputs_Qd: Tensor
+    box: Box
+
+    def __post_init__(self) -> None:
+        nodes = self.inputs_Qd.shape[:1]
+        if self.target_Q.shape != nodes or not self.target_Q.isfinite().all():
+            raise ValueError(
+                f"target: must be finite, {tuple(nodes)}, got {tuple(self.target_Q.shape)}"
+            )
+
+    def descend(self, starts_SP: Tensor) -> tuple[Fit, Tensor]:
+        """Where descents end, and the root mean square distance to the function there, (S,)."""
+        means_SQ = self.target_Q.expand(len(starts_SP), -1)
+        none_S = self.target_Q.new_zeros(len(starts_SP))
+        exact = Summaries(self.inputs_Qd, means_SQ, torch.ones_like(means_SQ), none_S)
+        fit = minimise(
+            self.family, exact, starts_SP, sigma=PRECISION, box=self.box, settings=PATIENT
+        )
+        return fit, (fit.chi2_B / len(self.target_Q)).sqrt() * PRECISION
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The members of a family nearest to a function, as far as descents from many starts show.
+
+    ``theta_MP`` are the distinct minimisers, the best first; ``floor`` is the root mean square
+    distance that they leave. ``found_M`` counts the starts that ended at each, ``at_box_M`` says
+    whether it leans on the box, where it is no stationary point and depends on the box. A minimiser
+    that one start in many found may not be the best there is, and as many minimisers as starts are
+    samples of a continuum. ``converged`` is the share of all starts that came to rest.
+    """
+
+    theta_MP: Tensor
+    floor: float
+    found_M: Tensor
+    at_box_M: Tensor
+    starts: int
+    converged: float
+
+
+def project(problem: Approximation, starts_SP: Tensor, *, apart: float = 1e-3) -> Projection:
+    """The set of best approximations, by descents from many starts.
+
+    Source: P2, regime 2: to this set, and not to the truth, misspecified fits converge.
+
+    Args:
+        apart: minimisers nearer to each other than this (``distance.matched``) are one.
+
+    Raises:
+        ValueError: no starts, or starts that are not finite or of another size.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.mixtures import FiniteDesign, Mixture
+        >>> from sigmoid_attention.mixtures.solver import Box
+        >>> family, inputs = Mixture("sigmoid", "constant", k=1), FiniteDesign.sobol(32, d=1)
+        >>> target = inputs.inputs_Qd[:, 0].sigmoid()
+        >>> problem = Approximation(family, target, inputs.inputs_Qd, Box.around_zero(3, 10.0))
+        >>> found = project(problem, starts_in(problem.box, 4, seed=0))
+        >>> expected = torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.float64)
+        >>> found.floor < 1e-6, torch.allclose(found.theta_MP, expected, atol=1e-6)
+        (True, True)
+    """
+    if len(starts_SP) == 0:
+        raise ValueError("starts: must be 1 or more, got none")
+    fit, distance_S = problem.descend(starts_SP)
+    floor = float(distance_S.min())
+    ties = torch.nonzero(distance_S <= floor + TIE).squeeze(-1)
+    ends = ties[distance_S[ties].argsort()]
+    chosen, found = [int(ends[0])], [1]
+    for end in ends[1:].tolist():
+        gap, nearest = matched(problem.family, fit.theta_BP[chosen], fit.theta_BP[end]).min(0)
+        if gap > apart:
+            chosen.append(end)
+            found.append(1)
+        else:
+            found[int(nearest)] += 1
+    return Projection(
+        fit.theta_BP[chosen],
+        floor,
+        torch.tensor(found),
+        fit.at_box_B[chosen],
+        len(starts_SP),
+        float(fit.converged_B.double().mean()),
+    )
+
+
+def distance_to(problem: Approximation, found: Projection, theta_BP: Tensor) -> Tensor:
+    """D3 of fits to the set of minimisers, be it points or a continuum, (B,).
+
+    Of a continuum ``found`` has samples only, to which no fit converges. So a descent without noise
+    starts from each fit as well: where it ends at the floor, it ends at a minimiser, and for a fit
+    close to the set at one that is about as near as any. The distance is to the nearest of all.
+    """
+    fit, distance_B = problem.descend(theta_BP)
+    own_B = matched(problem.family, theta_BP, fit.theta_BP)
+    own_B = torch.where(distance_B <= found.floor + TIE, own_B, torch.inf)
+    return torch.minimum(own_B, d3(problem.family, theta_BP, found.theta_MP))
+
+
+def starts_in(box: Box, count: int, *, seed: int) -> Tensor:
+    """Starts about the middle of a box, (count, P), from close to it to anywhere inside.
+
+    How far a start is away as a whole is a hundredth to all of the box's half width, evenly on a
+    logarithmic scale, so that a wide box is not searched at its far corners alone.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    middle, half = (box.low_P + box.high_P) / 2, (box.high_P - box.low_P) / 2
+    reach = torch.exp(math.log(0.01) * torch.rand(count, 1, generator=rng, dtype=torch.float64))
+    away = torch.randn(count, len(middle), generator=rng, dtype=torch.float64)
+    return torch.clamp(middle + half * reach * away, box.low_P, box.high_P)
+
+
+def approximation(setting: Setting) -> Approximation:
+    """The truth of a setting, approximated by its family in its box."""
+    truth, inputs = draw_truth(setting), setting.inputs_Qd
+    target_Q = truth.family.predict(truth.theta_P, inputs)
+    return Approximation(setting.family, target_Q, inputs, box(setting, truth))
+
+
+def pseudo_true(setting: Setting, *, starts: int = 64) -> Projection:
+    """The minimisers that fits of this setting converge to, whatever its noise and sizes.
+
+    Half of the starts are those of fits near the truth, half lie anywhere in the box that the
+    setting asks for (``radius`` around the truth with its first expert repeated, or
+    ``half_width``). Without over-specification, or where the truth is a member of the family with
+    some experts dead or split, the floor is 0 and the minimisers are whatever makes the truth.
+
+    Example:
+        >>> from sigmoid_attention.mixtures.setting import Setting
+        >>> found = pseudo_true(Setting("sigmoid", "gelu", extra=0), starts=8)
+        >>> found.floor < 1e-6, len(found.theta_MP)
+        (True, 1)
+    """
+    # Noise, sizes and replicates change no minimiser, and a study asks for each in turn.
+    same = replace(
+        setting, start="near_truth", sigma=0.0, sizes=(1,), replicates=1, starts=1, seed=0
+    )
+    return _pseudo_true(same, starts)
+
+
+@lru_cache(maxsize=64)
+def _pseudo_true(setting: Setting, starts: int) -> Projection:
+    problem, truth = approximation(setting), draw_truth(setting)
+    rng = torch.Generator().manual_seed(setting.seed)
+    near = [start(setting, truth, rng)[None] for _ in range(starts // 2)]
+    anywhere = starts_in(problem.box, starts - len(near), seed=setting.seed)
+    return project(problem, torch.cat((*near, anywhere)))
+
+
+def distance_to_pseudo_true(setting: Setting, theta_BP: Tensor) -> Tensor:
+    """D3 of the fits of a setting: how far they are from what they converge to, (B,).
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.mixtures.rates import measure
+        >>> from sigmoid_attention.mixtures.setting import Setting
+        >>> setting = Setting("sigmoid", "gelu", extra=0, sizes=(10**6, 10**12), replicates=1)
+        >>> theta_BP = torch.from_numpy(measure(setting).theta)[:, 0]
+        >>> less, more = distance_to_pseudo_true(setting, theta_BP)
+        >>> bool(more < less / 100)
+        True
+    """
+    return distance_to(approximation(setting), pseudo_true(setting), theta_BP)
