@@ -65,7 +65,7 @@ def list_studies(asked: ListStudies) -> int:
     """Print every study with its source, and how many of its tasks are done in a folder."""
     archive = Archive(asked.out)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("study", "question", "claim of"):
+    for heading in ("study", "title", "claim of"):
         table.add_column(heading)
     table.add_column("tasks", justify="right")
     table.add_column("done", justify="right")

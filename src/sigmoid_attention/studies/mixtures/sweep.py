@@ -1,8 +1,8 @@
 """Running the tasks of studies side by side: resumable, interruptible, on any executor."""
 
 import time
-from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor, Executor
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +37,12 @@ class Future(Protocol):
     def cancel(self) -> Any: ...
 
 
+class AnyExecutor(Protocol):
+    """What runs tasks: a `concurrent.futures.Executor`, or what is used as one."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future: ...
+
+
 @dataclass(frozen=True)
 class Order:
     """A task, and the study that asked for it first."""
@@ -54,7 +60,7 @@ def sweep(
     studies: Sequence[Study],
     out: Path,
     *,
-    executor: Executor | None = None,
+    executor: AnyExecutor | None = None,
     workers: int | None = None,
     console: Console | None = None,
 ) -> list[str]:
