@@ -54,6 +54,13 @@ def test_what_did_not_converge_is_no_point():
     assert len(axis.containers) == 1
 
 
+def test_an_axis_of_less_than_a_decade_has_plain_labels():
+    axis = panel()
+    loglog(axis, SIZES, np.array([[0.5], [0.9], [1.5]]), "sigmoid")
+    drawn = svg(axis.figure).decode()
+    assert ">0.6</text>" in drawn and "e-01" not in drawn
+
+
 def test_every_gate_has_a_colour_of_its_own_and_others_take_turns():
     assert COLOURS.keys() == GATES.keys()
     assert len(set(COLOURS.values())) == len(COLOURS)

@@ -14,6 +14,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 # The papers' blue and green for the two gates; these and the others in shades that readers of any
 # colour vision can tell apart (after Okabe and Ito).
@@ -108,6 +109,7 @@ def loglog(
     low, middle, high = np.nanquantile(values_NR[seen], (0.25, 0.5, 0.75), axis=1)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    ax.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1.0, 0.4)))
     ax.set_xlabel("n")
     points, *_ = ax.errorbar(
         sizes,
@@ -124,6 +126,13 @@ def loglog(
         ax.plot(sizes, line, color=points.get_color(), linestyle="--" if dashed else "-")
     if label:
         ax.legend()
+
+
+class _Plain(LogFormatter):
+    """Labels between powers of ten, which an axis of less than a decade needs: 0.6, not 6e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def svg(figure: Figure) -> bytes:
