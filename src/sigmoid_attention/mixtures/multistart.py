@@ -1,0 +1,193 @@
+"""The global estimate, as far as it can be had: the best of many local ones, and how often it came.
+
+Shape letters: B problems, S starts of each, P parameters.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.mixtures.classification import LogisticMixture
+from sigmoid_attention.mixtures.data import LeastSquares
+from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.objective import Objective, Repeated, SumOfSquares
+from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, Settings, check_start, descend
+
+# Two ends that differ by less chi2 are the same end, of which one that converged is preferred.
+SAME = 1e-2
+# What statistics cannot tell apart: a difference of one unit of chi2.
+NEAR = 1.0
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Where every start of every problem ended; ``cost`` is chi2 without what no fit can change."""
+
+    theta_BSP: Tensor
+    cost_BS: Tensor
+    converged_BS: Tensor
+    iterations_BS: Tensor
+    at_box_BS: Tensor
+    constant_B: Tensor
+
+    @property
+    def chosen_B(self) -> Tensor:
+        """Which start counts: the lowest end, or one that is as low and converged."""
+        cost = self.cost_BS.nan_to_num(nan=torch.inf)
+        same = cost <= cost.amin(-1, keepdim=True) + SAME
+        preferred = same & self.converged_BS
+        eligible = torch.where(preferred.any(-1, keepdim=True), preferred, same)
+        return torch.where(eligible, cost, torch.inf).argmin(-1)
+
+    @property
+    def best(self) -> Fit:
+        """The end that counts, as one fit a problem.
+
+        It has not converged where an end that did not lies below all that did: then the minimum is
+        lower than any that was reached.
+        """
+        place, row = self.chosen_B, torch.arange(len(self.cost_BS))
+        return Fit(
+            self.theta_BSP[row, place],
+            self.cost_BS[row, place] + self.constant_B,
+            self.converged_BS[row, place],
+            self.iterations_BS[row, place],
+            self.at_box_BS[row, place],
+        )
+
+    @property
+    def excess_BS(self) -> Tensor:
+        """How far above the one that counts every start ended, in units of chi2."""
+        return self.cost_BS - self.cost_BS.gather(-1, self.chosen_B[:, None])
+
+    @property
+    def near_B(self) -> Tensor:
+        """How many starts ended within one unit of chi2 of the best, itself among them."""
+        return (self.excess_BS <= NEAR).sum(-1)
+
+    @property
+    def failed_B(self) -> Tensor:
+        """Whether no start converged."""
+        return ~self.converged_BS.any(-1)
+
+
+def multistart(
+    family: Mixture,
+    data: LeastSquares,
+    start_BSP: Tensor,
+    *,
+    sigma: float,
+    box: Box,
+    settings: Settings = DEFAULTS,
+) -> Attempts:
+    """Least squares from S starts for each problem; the best approximates the global minimum.
+
+    The theorems of P2 and P3 are about the global estimate, their experiments start near the truth.
+
+    Raises:
+        ValueError: starts that are not finite or do not fit the box, or a problem all of whose
+            starts are singular: two experts are equal, so that no step can tell them apart, or no
+            observation depends on any parameter.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.mixtures import FiniteDesign, Mixture
+        >>> from sigmoid_attention.mixtures.solver import Box
+        >>> family, design = Mixture("sigmoid", "tanh", d=2), FiniteDesign.sobol(64, d=2)
+        >>> truth = family.predict(torch.arange(10).double().sin() * 2, design.inputs_Qd)
+        >>> data = design.draw(truth, [10**4, 10**6], sigma=0.1, seed=0)
+        >>> starts = uniform_starts(spread(family, 3.0), problems=2, starts=8, seed=0)
+        >>> found = multistart(family, data, starts, sigma=0.1, box=Box.around_zero(10, 10.0))
+        >>> found.best.theta_BP.shape, found.excess_BS.shape
+        (torch.Size([2, 10]), torch.Size([2, 8]))
+    """
+    check_start(start_BSP, box)
+    atoms = family.atoms(start_BSP)
+    twins = torch.ones(family.k, family.k, dtype=torch.bool).triu(1)
+    equal = (atoms[..., :, None, :] == atoms[..., None, :, :]).all(-1)
+    _refuse((equal & twins).flatten(-2).any(-1), "two experts are equal")
+    return best_of(SumOfSquares(family, data, sigma), start_BSP, box=box, settings=settings)
+
+
+def best_of(
+    objective: Objective,
+    start_BSP: Tensor,
+    *,
+    box: Box,
+    settings: Settings = DEFAULTS,
+    at_once: int = 512,
+) -> Attempts:
+    """The ends of S starts for each problem of any objective, ``at_once`` of them in a batch.
+
+    Raises:
+        ValueError: as `multistart`, but for equal experts.
+    """
+    problems, starts, _ = start_BSP.shape
+    flat = start_BSP.flatten(0, 1)
+    problem = torch.arange(problems).repeat_interleave(starts)
+    blind, fits = [], []
+    for some, begin in zip(problem.split(at_once), flat.split(at_once), strict=True):
+        here = Repeated(objective, some)
+        fits.append(descend(here, begin, box=box, settings=settings))
+        blind.append(_blind(here, begin.clamp(box.low_P, box.high_P)))
+    _refuse(torch.cat(blind).unflatten(0, (problems, starts)), "no observation sees a parameter")
+
+    def ends(name: str) -> Tensor:
+        return torch.cat([getattr(fit, name) for fit in fits]).unflatten(0, (problems, starts))
+
+    return Attempts(
+        ends("theta_BP"),
+        ends("chi2_B"),
+        ends("converged_B"),
+        ends("iterations_B"),
+        ends("at_box_B"),
+        objective.constant_B,
+    )
+
+
+def _blind(objective: Objective, theta: Tensor) -> Tensor:
+    curvature, _ = objective.quadratic(theta, torch.arange(len(theta)))
+    return (curvature.diagonal(dim1=-2, dim2=-1) == 0).all(-1)
+
+
+def _refuse(singular_BS: Tensor, why: str) -> None:
+    hopeless = singular_BS.all(-1)
+    if hopeless.any():
+        problem = int(hopeless.nonzero()[0, 0])
+        raise ValueError(f"start: every start of problem {problem} is singular, since {why}")
+
+
+# Starts ---------------------------------------------------------------------------------------
+
+
+def spread(family: Mixture | LogisticMixture, width: float) -> Box:
+    """A range of starts in which scores and experts' arguments are of the size of ``width``.
+
+    A part of u numbers (a slope in d dimensions) gets width / sqrt(u), so that inputs of unit
+    variance meet gates that are neither open nor shut, in any dimension.
+    """
+    wide = torch.empty(family.atom_size, dtype=torch.float64)
+    for place in family.parts.values():
+        wide[place] = width / (place.stop - place.start) ** 0.5
+    whole = torch.zeros(family.size, dtype=torch.float64)
+    whole[: family.k * family.atom_size] = wide.repeat(family.k)
+    return Box(-whole, whole)
+
+
+def uniform_starts(within: Box, *, problems: int, starts: int, seed: int) -> Tensor:
+    """(B, S, P), uniform in a box, which may be smaller than that of the fit."""
+    rng = torch.Generator().manual_seed(seed)
+    shape = (problems, starts, len(within.low_P))
+    return torch.lerp(
+        within.low_P, within.high_P, torch.rand(shape, generator=rng, dtype=torch.float64)
+    )
+
+
+def starts_around(
+    theta_P: Tensor, *, problems: int, starts: int, jitter: float, seed: int
+) -> Tensor:
+    """(B, S, P), normal about a vector of parameters: the truth, or an earlier fit."""
+    rng = torch.Generator().manual_seed(seed)
+    shape = (problems, starts, len(theta_P))
+    return theta_P + jitter * torch.randn(shape, generator=rng, dtype=torch.float64)
