@@ -1,0 +1,322 @@
+"""Mixtures of experts with scikit-learn's manners: fit, predict, score, and reading what was found.
+
+Shape letters: n observations, d features, k experts, S classes, P parameters.
+"""
+
+import warnings
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from sigmoid_attention.mixtures.classification import Deviance, LogisticMixture
+from sigmoid_attention.mixtures.data import ROWS_OF_A_CHUNK, RawData
+from sigmoid_attention.mixtures.labels import RawLabels
+from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.multistart import Attempts, best_of, spread, uniform_starts
+from sigmoid_attention.mixtures.objective import Objective, Penalised, SumOfSquares
+from sigmoid_attention.mixtures.setting import free_parameters
+from sigmoid_attention.mixtures.solver import Box, Settings
+
+# Numbers in the Jacobians of a chunk, so that these stay in the caches.
+NUMBERS_OF_A_CHUNK = 2**21
+# Of the target's spread: below it noise is rounding.
+LEAST_NOISE = 1e-6
+
+
+class _MixtureOfExperts(BaseEstimator):
+    """What both share: parameters, standardising, starts, and what is reported of a fit."""
+
+    family_: Mixture | LogisticMixture
+
+    def __init__(
+        self,
+        n_experts: int = 2,
+        *,
+        gate: str = "sigmoid",
+        expert: str = "linear",
+        gate_score: str = "linear",
+        temperature: bool = False,
+        alpha: float = 0.1,
+        starts: int = 8,
+        width: float = 2.0,
+        half_width: float = 30.0,
+        standardize: bool = True,
+        drop: float = 1e-4,
+        max_iter: int = 400,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_experts = n_experts
+        self.gate = gate
+        self.expert = expert
+        self.gate_score = gate_score
+        self.temperature = temperature
+        self.alpha = alpha
+        self.starts = starts
+        self.width = width
+        self.half_width = half_width
+        self.standardize = standardize
+        self.drop = drop
+        self.max_iter = max_iter
+        self.random_state = random_state
+
+    def _check_parameters(self) -> None:
+        for name in ("n_experts", "starts", "max_iter"):
+            number = getattr(self, name)
+            if not isinstance(number, Integral) or number < 1:
+                raise ValueError(f"{name}: must be a whole number of 1 or more, got {number!r}")
+        for name in ("width", "half_width", "drop"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: must be positive, got {getattr(self, name)!r}")
+        if not self.alpha >= 0:
+            raise ValueError(f"alpha: must be 0 or more, got {self.alpha!r}")
+
+    def _checked(self, X, y, **options: bool) -> tuple[np.ndarray, np.ndarray]:
+        checked: Any = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2, **options)
+        return checked
+
+    def _family_of_one_output(self, d: int) -> Mixture:
+        return Mixture(self.gate, self.expert, self.gate_score, self.n_experts, d, self.temperature)
+
+    def _standardised(self, X: np.ndarray) -> np.ndarray:
+        """The features as the family sees them; remembers how."""
+        constant = np.ptp(X, axis=0) == 0
+        if constant.any():
+            warnings.warn(
+                f"X: columns {np.flatnonzero(constant).tolist()} are constant and say nothing",
+                stacklevel=3,
+            )
+        centred = np.mean(X, axis=0) if self.standardize else np.zeros(X.shape[1])
+        deviation = np.where(constant, 1.0, np.std(X, axis=0)) if self.standardize else 1.0
+        self.mean_, self.scale_ = centred, np.broadcast_to(deviation, X.shape[1]).copy()
+        return (X - self.mean_) / self.scale_
+
+    def _compare_counts(self, n: int, free: int) -> None:
+        if n > free:
+            return
+        said = f"X: {n} observations cannot determine {free} parameters"
+        if self.alpha == 0:
+            raise ValueError(f"{said}; give more of them, fewer experts, or alpha above 0")
+        warnings.warn(f"{said}; what they leave open, alpha decides", stacklevel=3)
+
+    def _rows_of_a_chunk(self, numbers_a_row: int) -> int:
+        rows = NUMBERS_OF_A_CHUNK // (self.starts * numbers_a_row)
+        return min(max(rows, 64), ROWS_OF_A_CHUNK)
+
+    def _box(self, free_P: Tensor) -> Box:
+        return Box.around_zero(len(free_P), self.half_width).pinned(~free_P, torch.tensor(0.0))
+
+    def _first_round(
+        self, objective: Objective, family: Mixture | LogisticMixture, box: Box
+    ) -> Attempts:
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        within = spread(family, self.width)
+        start = uniform_starts(within, problems=1, starts=self.starts, seed=seed)
+        return self._round(objective, start, box)
+
+    def _round(self, objective: Objective, start_1SP: Tensor, box: Box) -> Attempts:
+        settings = Settings(drop=self.drop, most_iterations=self.max_iter)
+        return best_of(objective, start_1SP, box=box, settings=settings)
+
+    def _remember(self, family: Mixture | LogisticMixture, found: Attempts, box: Box) -> None:
+        best = found.best
+        theta = best.theta_BP[0]
+        leans = ((theta <= box.low_P) | (theta >= box.high_P)) & (box.low_P < box.high_P)
+        self.family_ = family
+        self.theta_ = theta.numpy()
+        self.converged_ = bool(best.converged_B)
+        self.n_iter_ = int(best.iterations_B)
+        self.box_hits_ = int(leans.sum())
+        self.start_spread_ = found.excess_BS[0].numpy()
+        if not self.converged_:
+            warnings.warn(
+                f"the fit did not converge in {self.max_iter} iterations; raise max_iter or alpha",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def _by_rows(self, function: Callable[[Tensor, Tensor], Tensor], X) -> np.ndarray:
+        """A function of parameters and inputs at the rows of X, some rows at a time."""
+        checked: Any = validate_data(self, X, reset=False, dtype=np.float64)
+        inputs = torch.from_numpy((checked - self.mean_) / self.scale_)
+        theta = torch.from_numpy(self.theta_)
+        return torch.cat([function(theta, rows) for rows in inputs.split(ROWS_OF_A_CHUNK)]).numpy()
+
+    def gate_weights(self, X) -> np.ndarray:
+        """The gate's weight of every expert at every row, (n, k)."""
+        check_is_fitted(self)
+        return self._by_rows(self.family_.gate_weights, X)
+
+
+class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
+    r"""A mixture of experts as a regression function, by penalised least squares.
+
+    .. math::
+        \min_\theta \sum_{i=1}^n (y_i - f_\theta(x_i))^2 + \alpha \|\theta\|^2, \qquad
+        f_\theta(x) = \sum_{j=1}^k g(s(x))_j\, h(x, \eta_j)
+
+    in standardised features and targets, from several random starts, of which the best counts. A
+    penalty of 0 gives the least-squares estimate of P2 (arXiv 2405.13997, section 2) in a box.
+
+    Args:
+        n_experts: k.
+        gate, expert, gate_score, temperature: the family; see `Mixture`. Experts of ReLU, GELU and
+            SiLU have next to nothing below 0, where half of a standardised target lies.
+        alpha: weight of the penalty.
+        starts: how many random starts are run to their end; more make the global minimum likelier.
+        width: size of the scores and experts' arguments at a start.
+        half_width: of the box about 0 that the parameters keep to.
+        standardize: give features and target mean 0 and variance 1 first. Without it alpha, width
+            and half_width are in the units of the data.
+        drop: of chi2, in units of the noise, that may be left to gain where a fit stops.
+        max_iter: most iterations of a start. A fit has two rounds, the second with the noise known.
+        random_state: of the starts.
+
+    Attributes:
+        theta_: parameters of ``family_``, for standardised data. mean_, scale_: of the features.
+        offset_, unit_: mean and spread of the target.
+        converged_: whether the stopping rule was met; without it there is a `ConvergenceWarning`.
+        n_iter_: iterations of the best start in the second round.
+        noise_: standard deviation of the residuals, in units of y, with the number of parameters
+            that the data determine taken off n.
+        start_spread_: how many units of chi2 above the best each start ended.
+        box_hits_: number of parameters at an end of the box.
+
+    Raises:
+        ValueError: by `fit`, in one sentence: a parameter out of its range, an unknown gate, expert
+            or score, data that are not finite, or without a penalty as many parameters as
+            observations. With one they are a warning, as is a constant column.
+
+    Example:
+        >>> import numpy as np
+        >>> from sigmoid_attention.mixtures.estimators import MixtureOfExpertsRegressor
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.uniform(-1, 1, (500, 2))
+        >>> y = np.abs(X[:, 0]) + 0.05 * rng.standard_normal(500)
+        >>> model = MixtureOfExpertsRegressor(2, random_state=0).fit(X, y)
+        >>> bool(model.converged_), round(model.score(X, y), 2)
+        (True, 0.97)
+        >>> model.gate_weights(X).shape, model.contributions(X).shape
+        ((500, 2), (500, 2))
+    """
+
+    family_: Mixture
+
+    def fit(self, X, y) -> "MixtureOfExpertsRegressor":
+        """Fit to features (n, d) and targets (n,)."""
+        self._check_parameters()
+        X, y = self._checked(X, y, y_numeric=True)
+        inputs = self._standardised(X)
+        n, d = inputs.shape
+        family = self._family_of_one_output(d)
+        box = self._box(free_parameters(family))
+        self._compare_counts(n, box.free)
+        self.offset_ = float(np.mean(y)) if self.standardize else 0.0
+        self.unit_ = float(np.std(y)) or 1.0 if self.standardize else 1.0
+        target = (y - self.offset_) / self.unit_
+        data = RawData.of(inputs, target, chunk=self._rows_of_a_chunk(family.size))
+        # Which step no longer matters depends on the noise, which the first round has to find.
+        guess = float(np.std(target)) or 1.0
+        found = self._first_round(self._objective(family, data, guess), family, box)
+        noise = self._noise(family, data, found.best.theta_BP, box)
+        found = self._round(self._objective(family, data, noise), found.theta_BSP, box)
+        self._remember(family, found, box)
+        self.noise_ = self.unit_ * self._noise(family, data, found.best.theta_BP, box)
+        return self
+
+    def _objective(self, family: Mixture, data: RawData, sigma: float) -> Penalised:
+        # The penalty is in units of the residuals, so that sigma moves no minimum.
+        return Penalised(SumOfSquares(family, data, sigma), self.alpha / sigma**2)
+
+    def _noise(self, family: Mixture, data: RawData, theta_1P: Tensor, box: Box) -> float:
+        plain, only = SumOfSquares(family, data, 1.0), torch.arange(1)
+        free = box.low_P < box.high_P
+        seen = torch.linalg.eigvalsh(plain.quadratic(theta_1P, only)[0][0][free][:, free])
+        # A direction counts by how much of it the data determine and not the penalty.
+        against = max(self.alpha, 1e-12 * float(seen[-1]))
+        determined = float((seen.clamp(min=0) / (seen.clamp(min=0) + against)).sum())
+        rss = float(plain.cost(theta_1P, only))
+        return max((rss / (data.n - determined)) ** 0.5, LEAST_NOISE)
+
+    def predict(self, X) -> np.ndarray:
+        """The regression function at the rows of X, (n,)."""
+        check_is_fitted(self)
+        return self.offset_ + self.unit_ * self._by_rows(self.family_.predict, X)
+
+    def contributions(self, X) -> np.ndarray:
+        """Each expert's part of the prediction, (n, k): their sum is ``predict(X) - offset_``."""
+        check_is_fitted(self)
+        return self.unit_ * self._by_rows(self.family_.contributions, X)
+
+
+class MixtureOfExpertsClassifier(ClassifierMixin, _MixtureOfExperts):
+    r"""A multinomial-logistic mixture of experts as a classifier, by penalised likelihood.
+
+    .. math:: \min_\theta -2 \sum_{i=1}^n \log p_\theta(y_i \mid x_i) + \alpha \|\theta\|^2
+
+    with `LogisticMixture`'s law: experts give logits, which are mixed; the last class is the
+    reference. The penalty keeps parameters finite where classes can be separated.
+
+    Args: as `MixtureOfExpertsRegressor`.
+
+    Attributes: as there, without ``offset_``, ``unit_`` and ``noise_``, and with
+        classes_: the labels, in the order of the columns of `predict_proba`.
+        deviance_: -2 log likelihood.
+
+    Raises:
+        ValueError: as there, or labels that are no classes, or all the same.
+
+    Example:
+        >>> import numpy as np
+        >>> from sigmoid_attention.mixtures.estimators import MixtureOfExpertsClassifier
+        >>> X = np.random.default_rng(0).uniform(-1, 1, (300, 2))
+        >>> y = np.where(X[:, 0] * X[:, 1] > 0, "same", "other")
+        >>> model = MixtureOfExpertsClassifier(2, random_state=0).fit(X, y)
+        >>> model.score(X, y) > 0.95, model.predict_proba(X).shape
+        (True, (300, 2))
+    """
+
+    family_: LogisticMixture
+
+    def fit(self, X, y) -> "MixtureOfExpertsClassifier":
+        """Fit to features (n, d) and labels (n,)."""
+        self._check_parameters()
+        X, y = self._checked(X, y)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y: must have 2 classes or more, got one class, {self.classes_[0]}")
+        inputs = self._standardised(X)
+        n, d = inputs.shape
+        family = LogisticMixture(self._family_of_one_output(d), len(self.classes_))
+        box = self._box(family.free_P)
+        self._compare_counts(n, box.free)
+        rows = self._rows_of_a_chunk(family.size + family.places_CR.numel())
+        deviance = Deviance(family, RawLabels.of(inputs, labels, len(self.classes_), rows))
+        found = self._first_round(Penalised(deviance, self.alpha), family, box)
+        self._remember(family, found, box)
+        self.deviance_ = float(deviance.cost(found.best.theta_BP, torch.arange(1)))
+        return self
+
+    def predict_proba(self, X) -> np.ndarray:
+        """The probability of every class at the rows of X, (n, S)."""
+        check_is_fitted(self)
+        return self._by_rows(self.family_.probabilities, X)
+
+    def predict(self, X) -> np.ndarray:
+        """The likeliest class at the rows of X, (n,)."""
+        likeliest = self.predict_proba(X).argmax(1)
+        return self.classes_[likeliest]
+
+    def contributions(self, X) -> np.ndarray:
+        """Each expert's part of every class's logit, (n, k, S); 0 for the last class."""
+        check_is_fitted(self)
+        return self._by_rows(self.family_.contributions, X)

@@ -1,0 +1,264 @@
+"""The estimators keep scikit-learn's conventions, find what the solver finds, say what is wrong."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_breast_cancer
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sigmoid_attention.mixtures import Mixture, RawData
+from sigmoid_attention.mixtures.estimators import (
+    MixtureOfExpertsClassifier,
+    MixtureOfExpertsRegressor,
+)
+from sigmoid_attention.mixtures.solver import Box, minimise
+
+both = pytest.mark.parametrize(
+    "kind", (MixtureOfExpertsRegressor, MixtureOfExpertsClassifier), ids=("regressor", "classifier")
+)
+
+
+# Their data are tiny and some columns constant, which is warned of, and checks run over a hundred
+# fits: two starts of few steps.
+@pytest.mark.filterwarnings("ignore:X. :UserWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks(
+    [
+        MixtureOfExpertsRegressor(starts=2, max_iter=60),
+        MixtureOfExpertsClassifier(starts=2, max_iter=60),
+    ]
+)
+def test_conventions(estimator, check):
+    check(estimator)
+
+
+def waves(n: int = 400, sigma: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """Features of unequal units, and a target that a mixture of two tanh experts makes."""
+    rng = np.random.default_rng(0)
+    X = rng.uniform(-1, 1, (n, 2)) * (10.0, 0.1) + (5.0, 0.0)
+    u = (X - (5.0, 0.0)) / (10.0, 0.1)
+    y = 3 / (1 + np.exp(-4 * u[:, 0])) * np.tanh(2 * u[:, 1]) + 7 + sigma * rng.standard_normal(n)
+    return X, y
+
+
+def corners(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    X = np.random.default_rng(0).uniform(-1, 1, (n, 2))
+    return X, np.where(X[:, 0] * X[:, 1] > 0, "same", "other")
+
+
+def data_for(kind):
+    return waves() if kind is MixtureOfExpertsRegressor else corners()
+
+
+# What they find -------------------------------------------------------------------------------
+
+
+def test_without_a_penalty_it_is_the_least_squares_estimate():
+    X, y = waves()
+    model = MixtureOfExpertsRegressor(2, expert="tanh", alpha=0.0, random_state=0).fit(X, y)
+    assert model.converged_ and model.box_hits_ == 0
+    inputs = (X - X.mean(0)) / X.std(0)
+    target = (y - y.mean()) / y.std()
+    family = Mixture("sigmoid", "tanh", k=2, d=2)
+    sigma = model.noise_ / y.std()
+    theta = torch.from_numpy(model.theta_)[None]
+    box = Box.around_zero(family.size, 30.0)
+    polished = minimise(family, RawData.of(inputs, target), theta, sigma=sigma, box=box)
+    rss = ((model.predict(X) - y) ** 2).sum() / y.std() ** 2
+    assert rss / sigma**2 - polished.chi2_B.item() < 1e-2
+    assert model.noise_ == pytest.approx(
+        np.sqrt(((model.predict(X) - y) ** 2).sum() / (400 - family.size)), rel=1e-2
+    )
+
+
+def test_a_fit_stops_in_units_of_the_noise_that_it_finds():
+    """However small that is beside the target: with a drop of 1, within a unit of the optimum."""
+    rng = np.random.default_rng(2)
+    X, family = rng.uniform(-1, 1, (300, 2)), Mixture("sigmoid", "tanh", k=2, d=2)
+    truth = 2 * torch.arange(10).double().sin()
+    y = family.predict(truth, torch.from_numpy(X)).numpy() + 1e-5 * rng.standard_normal(300)
+    model = MixtureOfExpertsRegressor(
+        2, expert="tanh", alpha=0.0, drop=1.0, standardize=False, random_state=0
+    ).fit(X, y)
+    assert model.noise_ == pytest.approx(1e-5, rel=0.15)
+    theta, box = torch.from_numpy(model.theta_)[None], Box.around_zero(10, 30.0)
+    best = minimise(family, RawData.of(X, y), theta, sigma=1e-5, box=box)
+    assert ((model.predict(X) - y) ** 2).sum() / 1e-10 - best.chi2_B.item() < 1
+
+
+def test_parameters_keep_to_the_box_and_hits_are_counted():
+    X, y = waves()
+    model = MixtureOfExpertsRegressor(half_width=0.7, random_state=0).fit(X, y)
+    assert (abs(model.theta_) <= 0.7).all()
+    assert model.box_hits_ == (abs(model.theta_) == 0.7).sum() > 0
+
+
+def test_the_penalised_minimum_does_not_depend_on_the_noise():
+    """Its slope is zero: 2 J'r = 2 alpha theta."""
+    X, y = waves()
+    model = MixtureOfExpertsRegressor(2, alpha=1.0, drop=1e-10, random_state=0).fit(X, y)
+    assert model.converged_
+    inputs = torch.from_numpy((X - X.mean(0)) / X.std(0))
+    theta = torch.from_numpy(model.theta_)
+    answer, jacobian = model.family_.predict_with_jacobian(theta, inputs)
+    residual = torch.from_numpy((y - y.mean()) / y.std()) - answer
+    torch.testing.assert_close(jacobian.mT @ residual, theta, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("gate", ("softmax", "normalised_sigmoid"))
+def test_one_linear_expert_of_a_competing_gate_is_linear_regression(gate):
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((200, 3))
+    y = X @ [1.0, -2.0, 0.5] + 4 + 0.3 * rng.standard_normal(200)
+    model = MixtureOfExpertsRegressor(1, gate=gate, alpha=1e-9, random_state=0).fit(X, y)
+    expected = LinearRegression().fit(X, y).predict(X)
+    np.testing.assert_allclose(model.predict(X), expected, atol=1e-4)
+    # A score that changes nothing is no parameter that the data determine.
+    assert model.noise_ == pytest.approx(np.sqrt(((expected - y) ** 2).sum() / (200 - 4)))
+
+
+def test_one_linear_expert_of_a_competing_gate_is_logistic_regression():
+    X, y = load_breast_cancer(return_X_y=True)
+    model = MixtureOfExpertsClassifier(1, gate="softmax", alpha=0.1, drop=1e-10, random_state=0)
+    model.fit(X, y)
+    assert model.converged_ and model.box_hits_ == 0
+    # A column of ones, because we penalise the intercept like the rest.
+    own = np.insert((X - X.mean(0)) / X.std(0), 0, 1.0, axis=1)
+    theirs = LogisticRegression(C=10.0, fit_intercept=False, tol=1e-10, max_iter=5000).fit(own, y)
+    np.testing.assert_allclose(model.predict_proba(X), theirs.predict_proba(own), atol=1e-5)
+    np.testing.assert_array_equal(model.predict(X), theirs.predict(own))
+    ours = -2 * np.log(model.predict_proba(X)[np.arange(len(y)), y]).sum()
+    assert model.deviance_ == pytest.approx(ours)
+
+
+def test_a_mixture_sees_corners_that_one_expert_does_not():
+    X, y = corners()
+    two = MixtureOfExpertsClassifier(2, random_state=0).fit(X, y)
+    one = MixtureOfExpertsClassifier(1, gate="softmax", random_state=0).fit(X, y)
+    assert two.score(X, y) > 0.95 > 0.75 > one.score(X, y)
+    assert two.classes_.tolist() == ["other", "same"]
+
+
+@both
+@pytest.mark.parametrize("gate", ("sigmoid", "softmax"))
+def test_contributions_sum_to_the_answer(kind, gate):
+    X, y = data_for(kind)
+    model = kind(3, gate=gate, random_state=0).fit(X, y)
+    parts, weights = model.contributions(X), model.gate_weights(X)
+    assert weights.shape == (400, 3) and parts.shape[:2] == (400, 3)
+    if gate == "softmax":
+        np.testing.assert_allclose(weights.sum(1), 1)
+        assert (model.theta_[2 * model.family_.atom_size :][:3] == 0).all()  # the reference
+    if kind is MixtureOfExpertsRegressor:
+        np.testing.assert_allclose(model.offset_ + parts.sum(1), model.predict(X))
+    else:
+        logits = parts.sum(1)
+        expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        np.testing.assert_allclose(model.predict_proba(X), expected)
+        np.testing.assert_array_equal(logits[:, -1], 0)
+
+
+def test_units_do_not_matter_where_data_are_standardised():
+    X, y = waves()
+    model = MixtureOfExpertsRegressor(random_state=0).fit(X, y)
+    other = MixtureOfExpertsRegressor(random_state=0).fit(X * (1e-3, 1e5) + 2, 50 * y - 3)
+    np.testing.assert_allclose(other.predict(X * (1e-3, 1e5) + 2), 50 * model.predict(X) - 3)
+    assert other.noise_ == pytest.approx(50 * model.noise_)
+    plain = MixtureOfExpertsRegressor(standardize=False, random_state=0).fit(X, y)
+    assert plain.offset_ == 0 and plain.unit_ == 1
+    assert (plain.mean_ == 0).all() and (plain.scale_ == 1).all()
+
+
+def test_starts_are_reported_and_more_of_them_are_no_worse():
+    X, y = waves()
+    few = MixtureOfExpertsRegressor(3, expert="tanh", starts=1, random_state=1).fit(X, y)
+    many = MixtureOfExpertsRegressor(3, expert="tanh", starts=12, random_state=1).fit(X, y)
+    assert few.start_spread_.shape == (1,) and many.start_spread_.shape == (12,)
+    assert (many.start_spread_ == 0).any() and (many.start_spread_ > -0.1).all()
+    assert many.start_spread_.max() > 1
+    assert many.score(X, y) >= few.score(X, y) - 1e-4
+
+
+# What is wrong --------------------------------------------------------------------------------
+
+
+@both
+def test_a_fit_that_ran_out_of_steps_warns_and_says_so(kind):
+    X, y = data_for(kind)
+    with pytest.warns(ConvergenceWarning, match=r"^the fit did not converge in 2 iterations"):
+        model = kind(max_iter=2, random_state=0).fit(X, y)
+    assert model.converged_ is False and model.n_iter_ == 2
+
+
+@both
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    (
+        ({"n_experts": 0}, "n_experts: must be a whole number of 1 or more, got 0"),
+        ({"n_experts": 1.5}, "n_experts: must be a whole number of 1 or more, got 1.5"),
+        ({"starts": 0}, "starts: must be a whole number of 1 or more, got 0"),
+        ({"max_iter": 0}, "max_iter: must be a whole number of 1 or more, got 0"),
+        ({"width": 0.0}, "width: must be positive, got 0.0"),
+        ({"half_width": -1}, "half_width: must be positive, got -1"),
+        ({"drop": 0}, "drop: must be positive, got 0"),
+        ({"alpha": -0.1}, "alpha: must be 0 or more, got -0.1"),
+        ({"gate": "step"}, "gate: must be one of sigmoid, .* got 'step'"),
+        ({"expert": "tree"}, "expert: must be one of relu, .* got 'tree'"),
+        ({"gate_score": "cubic"}, "score: must be one of linear, .* got 'cubic'"),
+        (
+            {"n_experts": 100, "alpha": 0},
+            "X: 400 observations cannot determine 600 parameters; give more of them, .*",
+        ),
+    ),
+)
+def test_bad_parameters_are_refused(kind, parameters, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        kind(**parameters).fit(*data_for(kind))
+
+
+@both
+def test_bad_data_are_refused(kind):
+    X, y = data_for(kind)
+    with pytest.raises(ValueError, match=r"Input X contains NaN"):
+        kind().fit(np.where(X > 0.5, np.nan, X), y)
+    model = kind(random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match=r"Input X contains NaN"):
+        model.predict(np.full((1, 2), np.nan))
+    with pytest.raises(ValueError, match=r"^X has 3 features, but"):
+        model.predict(np.zeros((1, 3)))
+
+
+def test_labels_must_be_classes_of_more_than_one_kind():
+    X, _ = corners()
+    with pytest.raises(ValueError, match=r"^y: must have 2 classes or more, got one class, 7$"):
+        MixtureOfExpertsClassifier().fit(X, np.full(400, 7))
+    with pytest.raises(ValueError, match=r"^Unknown label type: continuous"):
+        MixtureOfExpertsClassifier().fit(X, X[:, 0])
+
+
+@both
+def test_a_constant_column_is_warned_of_and_changes_nothing(kind):
+    X, y = data_for(kind)
+    wide = np.insert(X, 1, 3.0, axis=1)
+    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and say nothing$"):
+        model = kind(random_state=0).fit(wide, y)
+    assert model.scale_[1] == 1
+    assert model.score(wide, y) == pytest.approx(
+        kind(random_state=0).fit(X, y).score(X, y), abs=0.02
+    )
+
+
+@both
+def test_fewer_observations_than_parameters_are_warned_of(kind):
+    X, y = data_for(kind)
+    with pytest.warns(
+        UserWarning, match=r"^X: 10 observations cannot determine 12 parameters; what"
+    ):
+        kind(random_state=0).fit(X[:10], y[:10])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kind(random_state=0).fit(X[:60], y[:60])
