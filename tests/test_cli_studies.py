@@ -16,7 +16,7 @@ def squares(monkeypatch):
 
 
 def test_run_list_report(squares, tmp_path, capsys):
-    out, docs = tmp_path / "out", tmp_path / "docs"
+    out, docs = tmp_path / "out", tmp_path / "words.md"
     assert main(["studies", "list", "--out", str(out)]) == 0
     line = capsys.readouterr().out.splitlines()[1].split()
     assert line[0] == "squares" and line[-2:] == ["3", "0"]
@@ -32,13 +32,22 @@ def test_run_list_report(squares, tmp_path, capsys):
     assert "3 of 3 tasks are done already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == before
 
+    said = complaint(capsys, "studies", "report", "--out", str(out), "--docs", str(docs))
+    assert f"docs: {docs} is no document" in said
+    docs.write_text("before <!-- studies --> old\nold <!-- /studies --> after\n")
     assert main(["studies", "report", "--out", str(out), "--docs", str(docs)]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"report: {out / 'report' / 'studies.md'}",
-        f"report: {docs / 'studies.md'}",
-    ]
-    for name in ("studies.md", "squares.svg"):
-        assert (out / "report" / name).read_bytes() == (docs / name).read_bytes()
+    page = out / "report" / "studies.md"
+    assert capsys.readouterr().out.splitlines() == [f"report: {docs}", f"report: {page}"]
+    text = docs.read_text()
+    assert text.startswith("before <!-- studies -->\n") and text.endswith(
+        "<!-- /studies --> after\n"
+    )
+    assert "old" not in text and "![The squares](words/squares.svg)" in text
+    figure = tmp_path / "words" / "squares.svg"
+    assert (out / "report" / "squares.svg").read_bytes() == figure.read_bytes()
+    docs.write_text("no markers\n")
+    said = complaint(capsys, "studies", "report", "--out", str(out), "--docs", str(docs))
+    assert "does not have <!-- studies -->" in said and docs.read_text() == "no markers\n"
     assert main(["studies", "list", "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["3", "3"]
 

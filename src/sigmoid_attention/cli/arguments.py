@@ -149,7 +149,7 @@ class ReportStudies:
     out: Path = Path("runs/studies")
     """Folder of the rows."""
     docs: Path | None = None
-    """Another folder for the same page and figures."""
+    """A document in Markdown, which gets the same between its markers, with figures beside it."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.table import Table
 from sigmoid_attention.cli.arguments import ListStudies, ReportStudies, RunStudies
 from sigmoid_attention.studies.mixtures import registry
 from sigmoid_attention.studies.mixtures.archive import Archive
-from sigmoid_attention.studies.mixtures.page import Answer, answer, write
+from sigmoid_attention.studies.mixtures.page import Answer, answer, publish, write
 from sigmoid_attention.studies.mixtures.study import Study
 from sigmoid_attention.studies.mixtures.sweep import sweep
 
@@ -93,8 +93,9 @@ def report(asked: ReportStudies) -> int:
             print(f"left out: {said}", file=sys.stderr)
     if not answers:
         raise ValueError(f"out: {asked.out} holds no complete study; start with studies run")
-    for folder in filter(None, (asked.out / "report", asked.docs)):
-        print(f"report: {write(answers, folder, COMMAND)}")
+    if asked.docs:
+        print(f"report: {publish(answers, asked.docs, COMMAND)}")
+    print(f"report: {write(answers, asked.out / 'report', COMMAND)}")
     return 0
 
 

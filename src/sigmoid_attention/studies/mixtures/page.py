@@ -14,6 +14,8 @@ from sigmoid_attention.studies.mixtures.study import Finding, Results, Study
 from sigmoid_attention.training.files import write_whole
 
 PAGE = "studies.md"
+# In a document of words what lies between these is made, and only that.
+BEGIN, END = "<!-- studies -->", "<!-- /studies -->"
 HEADINGS = ("cell", "claim", "measured", "verdict", "because", "controls")
 
 
@@ -56,31 +58,54 @@ def write(answers: Sequence[Answer], folder: Path, command: str) -> Path:
     Raises:
         OSError: a file could not be written.
     """
+    _draw(answers, folder)
+    title = "# Claims about mixtures of experts, put to the test"
+    write_whole(folder / PAGE, f"{title}\n\n{markdown(answers, command)}".encode())
+    return folder / PAGE
+
+
+def publish(answers: Sequence[Answer], document: Path, command: str) -> Path:
+    """Write the same between the markers of a document, and figures in a folder of its name.
+
+    Raises:
+        ValueError: the document is not there, or has no markers.
+        OSError: a file could not be written.
+    """
+    if not document.is_file():
+        raise ValueError(f"docs: {document} is no document")
+    before, begin, rest = document.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"docs: {document} does not have {BEGIN} and, below it, {END}")
+    _draw(answers, document.with_suffix(""))
+    made = markdown(answers, command, figures=f"{document.stem}/")
+    write_whole(document, f"{before}{BEGIN}\n{made}{END}{after}".encode())
+    return document
+
+
+def _draw(answers: Sequence[Answer], folder: Path) -> None:
     for one in answers:
         with styled():
             figure = one.study.draw(one.results)
         write_whole(folder / _figure(one.study), svg(figure))
-    write_whole(folder / PAGE, markdown(answers, command).encode())
-    return folder / PAGE
 
 
-def markdown(answers: Sequence[Answer], command: str) -> str:
-    """The page: an overview, then a section for each study."""
+def markdown(answers: Sequence[Answer], command: str, figures: str = "") -> str:
+    """An overview, then a section for each study; ``figures`` is what stands before their names."""
     overview = [
         [f"[{one.study.title}](#{one.study.name})", one.study.source, _counted(one.findings)]
         for one in answers
     ]
     parts = [
-        "# Claims about mixtures of experts, put to the test",
         "Made by `sigmoid-attention` from the rows of the studies: what is typed in here is lost. "
         "Every verdict is computed by the rule that stands above its table.",
         _table(("study", "claim of", "verdicts"), overview),
-        *(_section(one, command.format(name=one.study.name)) for one in answers),
+        *(_section(one, command.format(name=one.study.name), figures) for one in answers),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _section(one: Answer, command: str) -> str:
+def _section(one: Answer, command: str, figures: str) -> str:
     study = one.study
     rows = [[getattr(finding, name) for name in HEADINGS] for finding in one.findings]
     parts = [
@@ -91,7 +116,7 @@ def _section(one: Answer, command: str) -> str:
         f"**Command.** `{command}` ({one.tasks} tasks, {one.cpu_seconds:,.0f} CPU seconds on "
         f"{' and '.join(one.machines)})",
         _table(HEADINGS, rows),
-        f"![{study.title}]({_figure(study)})",
+        f"![{study.title}]({figures}{_figure(study)})",
     ]
     return "\n\n".join(parts)
 

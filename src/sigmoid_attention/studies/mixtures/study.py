@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sigmoid_attention import __version__
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -37,6 +39,8 @@ class Row:
 class Task:
     """A piece of work that is done as a whole; rows of the same key are rows of the same work.
 
+    The key is of the function, its setting and the version of this library, not of its code.
+
     ``cell`` names the line of the study's table that it belongs to, ``part`` what it is there for
     (a window of n, a control); ``work`` is how long it takes beside the others.
     """
@@ -50,7 +54,7 @@ class Task:
     @property
     def key(self) -> str:
         named = f"{self.run.__module__}.{self.run.__qualname__}"
-        text = json.dumps([named, asdict(self.setting)], sort_keys=True)
+        text = json.dumps([__version__, named, asdict(self.setting)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
