@@ -12,6 +12,7 @@ from sigmoid_attention.mixtures.gaussian import GaussianExperts, Shared, Truth
 from sigmoid_attention.mixtures.gaussian.losses import (
     HALF_SYSTEM,
     SYSTEM,
+    expert_loss,
     matched,
     routed_loss,
     shared_loss,
@@ -138,12 +139,21 @@ def test_an_empty_cell_costs_its_mass():
 
 
 def test_the_nearest_minimiser_counts():
-    one = family("normalised_sigmoid", 2, 2)
-    shared = [[2.0, 0.0, 0.2, 0.5], [3.0, 0.0, 0.2, 0.5]]
-    here, there = theta(ROUTED, shared), theta([[9.0, *row[1:]] for row in ROUTED], shared)
-    moved = theta([[5.1, *ROUTED[1][1:]], ROUTED[0]], [shared[1], [2.0, 0.4, 0.2, 0.5]])
+    one = family("normalised_sigmoid", 2)
+    here, there = theta(ROUTED, SHARED), theta([[9.0, *row[1:]] for row in ROUTED], SHARED)
+    moved = theta([[5.1, 0.8, *ROUTED[1][2:]], [*ROUTED[0][:4], 0.6]], SHARED)
     distance = matched(one, moved[None], torch.stack((there, here)))
-    assert float(distance) == pytest.approx(0.1 + 0.4)
+    assert float(distance) == pytest.approx(0.1 + 0.3 + 0.2)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_experts_count_as_often_as_they_are_chosen(gate):
+    """Whatever the gate's parameters are; and a dead expert not at all."""
+    rows = [[0.0, 1.0, 8.3, 2.4, 0.4], [0.0, 1.0, -6.0, 1.0, 0.5], [0.0, -60.0, 99.0, 9.0, 0.1]]
+    at = theta(rows, SHARED)[None]
+    inputs = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]
+    loss = expert_loss(family(gate, 3), at, truth(gate), inputs)
+    assert float(loss) == pytest.approx(0.5 * 0.5 + 0.5 * 0.1)
 
 
 def test_shared_loss_wants_shared_experts():

@@ -1,10 +1,11 @@
 """Mixtures of Gaussian experts: conditional densities, and their maximum likelihood by EM."""
 
-from sigmoid_attention.mixtures.gaussian.em import em, maximise
+from sigmoid_attention.mixtures.gaussian.em import EM, em, maximise
 from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Shared, Truth
 from sigmoid_attention.mixtures.gaussian.likelihood import Deviance, expected
 from sigmoid_attention.mixtures.gaussian.start import near_truth
 
 __all__ = [
-    "Deviance", "GaussianExperts", "Shared", "Truth", "em", "expected", "maximise", "near_truth",
+    "EM", "Deviance", "GaussianExperts", "Shared", "Truth", "em", "expected", "maximise",
+    "near_truth",
 ]  # fmt: skip

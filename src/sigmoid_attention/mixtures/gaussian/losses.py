@@ -122,48 +122,65 @@ def shared_loss(
     return _loss(_Group(fitted, true, mass, true_mass, parts, True, slice(0)), powers)
 
 
+def expert_loss(
+    family: GaussianExperts, theta_BP: Tensor, truth: Truth, inputs_Qd: Tensor
+) -> Tensor:
+    r"""How far routed experts are from true ones, each counted as often as it is chosen, (B,).
+
+    .. math::
+        \sum_i \operatorname{mean}_x g_i(x) \min_j (\|\Delta\eta_{ij}\| + |\Delta\nu_{ij}|)
+
+    It asks nothing of the gate's parameters, and an expert that is never chosen costs nothing: what
+    is left of the theorems' losses where several gates give the same density.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.mixtures import Mixture
+        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, Truth
+        >>> from sigmoid_attention.mixtures.gaussian.losses import expert_loss
+        >>> family = GaussianExperts(Mixture("softmax", "constant", k=2))
+        >>> theta = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 5.0, 0.0])
+        >>> moved = theta + torch.tensor([0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0])
+        >>> expert_loss(family, moved[None], Truth(family, theta), torch.zeros(3, 1)).tolist()
+        [0.25]
+    """
+    first = family.routed.score_size
+    fitted = _natural(family.atoms(theta_BP)[0], -1)[..., :, None, first:]
+    gap = fitted - _natural(truth.family.atoms(truth.theta_P)[0], -1)[:, first:]
+    error = torch.linalg.vector_norm(gap[..., :-1], dim=-1) + gap[..., -1].abs()
+    _, weights = family.means_and_weights(theta_BP, inputs_Qd)
+    routed = weights[..., : family.routed.k].mean(-2)
+    return (routed * error.amin(-1)).sum(-1) / routed.sum(-1)
+
+
 def matched(family: GaussianExperts, theta_BP: Tensor, members_MP: Tensor) -> Tensor:
-    r"""Distance to the nearest of some minimisers, expert by expert, (B,).
+    r"""Distance of the routed experts to those of the nearest of some minimisers, (B,).
 
     .. math::
         \min_{\bar G} \min_\pi \sum_i \|\Delta\beta_{1 i\pi(i)}\| + |\Delta\beta_{0 i\pi(i)}|
             + \|\Delta\eta_{i\pi(i)}\| + |\Delta\nu_{i\pi(i)}|
 
-    over the orders pi of the routed experts; the shared ones add ||Delta kappa|| + |Delta tau| +
-    |Delta omega| of their own best order. Source: arXiv 2505.10860, the loss of theorem 4, dense
-    regime [derived: after P2's D3], with experts matched instead of in cells.
+    over the orders pi of the experts. Source: arXiv 2505.10860, theorem 4 (dense regime) [derived:
+    after P2's D3], with experts matched in place of cells.
 
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
         >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts
+        >>> from sigmoid_attention.mixtures.gaussian.losses import matched
         >>> family = GaussianExperts(Mixture("normalised_sigmoid", "constant", k=2))
         >>> theta = torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 5.0, 0.0]])
         >>> other = torch.tensor([[0.0, 0.0, 5.5, 0.0, 0.0, 0.0, 1.0, 0.0]])
         >>> matched(family, theta, other).tolist()
         [0.5]
     """
-    fitted, minimisers = family.atoms(theta_BP), family.atoms(members_MP)
-    routed = _natural(fitted[0], -1)[:, None], _natural(minimisers[0], -1)
-    total = _assigned(*routed, _norms(family.routed.parts, family.routed_size))
-    if family.shared is not None:
-        shared = _natural(fitted[1], -2)[:, None], _natural(minimisers[1], -2)
-        shared = tuple(torch.cat((s[..., :-1], s[..., -1:].softmax(-2)), -1) for s in shared)
-        total = total + _assigned(*shared, _norms({"eta": slice(0, -2)}, family.shared_size, 2))
-    return total.amin(-1)
-
-
-def _norms(parts: Mapping[str, slice], size: int, last: int = 1) -> list[slice]:
-    return [*parts.values(), *(slice(size - i, size - i + 1) for i in range(last, 0, -1))]
-
-
-def _assigned(fitted_B1kA: Tensor, members_MkA: Tensor, parts: list[slice]) -> Tensor:
-    """(B, M): the least sum of differences over orders of the experts."""
-    gap = fitted_B1kA[..., :, None, :] - members_MkA[..., None, :, :]
-    cost = sum(torch.linalg.vector_norm(gap[..., part], dim=-1) for part in parts)
-    cost = np.asarray(cost)
+    fitted = _natural(family.atoms(theta_BP)[0], -1)[:, None, :, None]
+    members = _natural(family.atoms(members_MP)[0], -1)[:, None]
+    parts = [*family.routed.parts.values(), slice(family.routed_size - 1, None)]
+    gap = fitted - members
+    cost = np.asarray(sum(torch.linalg.vector_norm(gap[..., part], dim=-1) for part in parts))
     least = [one[linear_sum_assignment(one)].sum() for one in cost.reshape(-1, *cost.shape[-2:])]
-    return torch.tensor(np.array(least)).reshape(cost.shape[:-2])
+    return torch.tensor(np.array(least)).reshape(cost.shape[:2]).amin(-1)
 
 
 def _natural(atoms_kA: Tensor, log_variance: int) -> Tensor:
