@@ -90,6 +90,16 @@ def test_a_fit_stops_in_units_of_the_noise_that_it_finds():
     assert ((model.predict(X) - y) ** 2).sum() / 1e-10 - best.chi2_B.item() < 1
 
 
+def test_data_without_noise_are_fitted_to_rounding():
+    rng = np.random.default_rng(2)
+    X, family = rng.uniform(-1, 1, (300, 2)), Mixture("sigmoid", "linear", k=2, d=2)
+    truth = 2 * torch.arange(12).double().sin()
+    y = family.predict(truth, torch.from_numpy(X)).numpy()
+    model = MixtureOfExpertsRegressor(alpha=0.0, standardize=False, random_state=0).fit(X, y)
+    assert model.converged_
+    assert model.noise_ < 1e-6 * y.std()
+
+
 def test_parameters_keep_to_the_box_and_hits_are_counted():
     X, y = waves()
     model = MixtureOfExpertsRegressor(half_width=0.7, random_state=0).fit(X, y)

@@ -227,6 +227,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         guess = float(np.std(target)) or 1.0
         found = self._first_round(self._objective(family, data, guess), family, box)
         noise = self._noise(family, data, found.best.theta_BP, box)
+        noise = max(noise, LEAST_NOISE * guess)
         found = self._round(self._objective(family, data, noise), found.theta_BSP, box)
         self._remember(family, found, box)
         self.noise_ = self.unit_ * self._noise(family, data, found.best.theta_BP, box)
@@ -244,7 +245,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         against = max(self.alpha, 1e-12 * float(seen[-1]))
         determined = float((seen.clamp(min=0) / (seen.clamp(min=0) + against)).sum())
         rss = float(plain.cost(theta_1P, only))
-        return max((rss / (data.n - determined)) ** 0.5, LEAST_NOISE)
+        return (rss / (data.n - determined)) ** 0.5
 
     def predict(self, X) -> np.ndarray:
         """The regression function at the rows of X, (n,)."""
