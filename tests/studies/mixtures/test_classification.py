@@ -131,7 +131,7 @@ def test_unconverged_fits_enter_no_slope_and_too_many_no_verdict():
         line = found["sigmoid, 2 experts fitted by 2: hellinger"]
         assert line.verdict == word
         assert re.search(r"then -0\.(49|50) ", line.measured)
-        assert f"converged {converged:.0%}" in line.controls
+        assert f"fits that count {converged:.0%}" in line.controls
 
 
 def test_softmax_is_held_to_its_own_claim():

@@ -91,36 +91,46 @@ def test_training_moves_experts_and_lowers_the_error(trained):
     assert (ends < trained["sigmoid"].values("error")).all()
 
 
+UP, DOWN, ASTRIDE = (Interval(0, low, low + 2, 20) for low in (1, -3, -1))
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "less", "verdict"),
+    ("of_softmax", "spared", "verdict"),
     [
-        (-0.3, -0.1, True, REPRODUCED),
-        (-0.3, 0.1, True, UNDECIDED),
-        (0.1, 0.3, True, NOT_REPRODUCED),
-        (0.1, 0.3, False, REPRODUCED),
-        (-0.3, -0.1, False, NOT_REPRODUCED),
+        (UP, UP, REPRODUCED),
+        (UP, ASTRIDE, UNDECIDED),
+        (UP, DOWN, NOT_REPRODUCED),
+        (ASTRIDE, UP, UNDECIDED),
+        (DOWN, UP, NOT_REPRODUCED),
     ],
 )
-def test_the_rule(low, high, less, verdict):
-    assert verdict_of(Interval((low + high) / 2, low, high, 20), less) == verdict
+def test_the_rule(of_softmax, spared, verdict):
+    assert verdict_of(of_softmax, spared) == verdict
 
 
-def test_differences_are_paired_and_taken_at_the_end():
-    def arm(shift: float) -> Measured:
-        rows = [Row("error", 0.5, replicate=r, step=9) for r in range(20)]
-        for quantity in JUDGED:
-            # Replicates differ far more than the arms, and the beginning says the opposite.
-            rows += [Row(quantity, 100.0 * r + shift, replicate=r, step=9) for r in range(20)]
-            rows += [Row(quantity, 100.0 * r - shift, replicate=r, step=0) for r in range(20)]
-        return Measured(rows)
+def made(change: float, level: float = 0.0) -> Measured:
+    """Every quantity changes by so much in training; replicates differ far more than that."""
+    rows = [Row("error", 0.5, replicate=r, step=9) for r in range(20)]
+    for quantity in JUDGED:
+        for r in range(20):
+            begins = level + 100.0 * r
+            rows += [Row(quantity, begins + change + r % 3 / 9, replicate=r, step=9)]
+            rows += [Row(quantity, begins, replicate=r, step=0)]
+    return Measured(rows)
 
-    results = {("cell", "softmax"): [arm(0.0)], ("cell", "sigmoid"): [arm(1.0)]}
-    verdicts = {one.cell: one.verdict for one in judge(results)}
-    assert verdicts == {
-        "cell: similarity": NOT_REPRODUCED,
-        "cell: used by weight": REPRODUCED,
-        "cell: used by contribution": REPRODUCED,
-    }
+
+def verdicts(softmax: Measured, sigmoid: Measured) -> list[str]:
+    return [
+        one.verdict
+        for one in judge({("cell", "softmax"): [softmax], ("cell", "sigmoid"): [sigmoid]})
+    ]
+
+
+def test_collapse_is_a_rise_of_similarity_and_a_fall_of_use():
+    assert verdicts(made(2.0), made(1.0)) == [REPRODUCED, NOT_REPRODUCED, NOT_REPRODUCED]
+    assert verdicts(made(-2.0), made(-1.0)) == [NOT_REPRODUCED, REPRODUCED, REPRODUCED]
+    # Where each begins is not what training does.
+    assert verdicts(made(-2.0), made(-1.0, level=-50)) == verdicts(made(-2.0), made(-1.0))
 
 
 def test_the_figure_has_a_panel_for_every_case(trained):

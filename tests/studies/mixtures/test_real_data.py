@@ -77,24 +77,16 @@ def test_stability_does_not_mind_the_order_or_the_size():
     assert stability(fit, -fit) < 0.3
 
 
-def between(*pairs: tuple[float, float]) -> list[Interval]:
-    return [Interval((low + high) / 2, low, high, 20) for low, high in pairs]
-
-
 @pytest.mark.parametrize(
-    ("differences", "verdict"),
-    [
-        (between((-2, -1), (-1, 1)), REPRODUCED),
-        (between((-2, -1), (1, 2)), UNDECIDED),
-        (between((-1, 1), (-1, 1)), UNDECIDED),
-        (between((-1, 1), (1, 2)), NOT_REPRODUCED),
-    ],
-    ids=["lower once", "both", "neither", "higher once"],
+    ("low", "high", "verdict"),
+    [(-2, -1, REPRODUCED), (-1, 1, UNDECIDED), (1, 2, NOT_REPRODUCED)],
+    ids=["lower", "astride", "higher"],
 )
-def test_the_rule(differences, verdict):
-    assert verdict_of(differences, less_is_claimed=True) == verdict
+def test_the_rule(low, high, verdict):
+    difference = Interval((low + high) / 2, low, high, 20)
+    assert verdict_of(difference, less_is_claimed=True) == verdict
     opposite = {REPRODUCED: NOT_REPRODUCED, NOT_REPRODUCED: REPRODUCED}
-    assert verdict_of(differences, less_is_claimed=False) == opposite.get(verdict, verdict)
+    assert verdict_of(difference, less_is_claimed=False) == opposite.get(verdict, verdict)
 
 
 def made(error: float, alike: float) -> Measured:
@@ -103,7 +95,7 @@ def made(error: float, alike: float) -> Measured:
     for replicate in range(20):
         hard = rng.standard_normal()
         for n in (50.0, 100.0):
-            value = error + hard + 1e-3 * rng.standard_normal()
+            value = error * np.exp(hard + 1e-3 * rng.standard_normal())
             rows.append(Row("error", value, n, replicate, converged=replicate > 0))
         rows.append(Row("stability", alike + hard, 100.0, replicate))
     return Measured(rows)
@@ -114,7 +106,7 @@ def test_resamples_are_paired():
     curve, steady = judge(results)
     # A tenth between the gates is seen although resamples scatter by one.
     assert (curve.verdict, steady.verdict) == (NOT_REPRODUCED, REPRODUCED)
-    assert "0 sizes of 2 lower under sigmoid, 2 higher" in curve.because
+    assert curve.because.startswith("sigmoid's error is 1.1")
     assert curve.controls == "converged 95% and 95%"
 
 

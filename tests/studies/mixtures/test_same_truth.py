@@ -91,9 +91,13 @@ def test_a_floor_above_the_target_is_never():
     sizes = np.array(SIZES, dtype=float)
     falls, stays = np.tile(sizes[:, None] ** -0.5, (1, 1, 5)), np.full((1, 5, 5), 0.3)
     (never,) = needed_ratios(sizes, stays, falls, (0.05,))
-    assert str(never) == "never [never, never]"
+    assert str(never) == "only softmax"
     assert needed_ratios(sizes, falls, stays, (0.05,))[0].high == 0
-    assert needed_ratios(sizes, stays, stays, (0.05,))[0].value == 1
+    (neither,) = needed_ratios(sizes, stays, stays, (0.05,))
+    assert str(neither) == "neither gets there" and not neither.reached
+    # The middle one of three truths: of which neither gets there stands between the others.
+    three = (np.concatenate(parts) for parts in ((falls, stays, stays), (falls, stays, falls)))
+    assert needed_ratios(sizes, *three, (0.05,))[0].value == 1
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,12 @@ def test_a_floor_above_the_target_is_never():
     ids=["all below", "one astride", "one above"],
 )
 def test_the_rule(intervals, verdict):
-    assert verdict_of([Needed(0.1, low, low, high) for low, high in intervals]) == verdict
+    ratios = [Needed(0.1, low, low, high) for low, high in intervals]
+    assert verdict_of(ratios) == verdict
+    # Where neither gets there nothing is said, and nothing else is all there is.
+    neither = Needed(0.1, math.nan, 1.0, 1.0)
+    assert verdict_of([*ratios, neither]) == verdict
+    assert verdict_of([neither]) == UNDECIDED
 
 
 def test_each_gate_winning_at_home_is_no_advantage():

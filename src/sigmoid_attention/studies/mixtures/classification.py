@@ -97,16 +97,19 @@ def measure(setting: Labels) -> Iterator[Row]:
     at_truth = Deviance(setting.truth_family, data).cost(
         truth_P.expand(len(sizes), -1), torch.arange(len(sizes))
     )
+    gain = at_truth - fit.chi2_B
+    # Below the likelihood of the truth, which the family holds, there is no estimate.
+    found = fit.converged_B & (gain >= 0)
     measured = {
         "hellinger": hellinger(family, fit.theta_BP, law_QS, design.inputs_Qd),
         **losses(family, fit.theta_BP, setting.truth_family.atoms(truth_P)),
-        "gain": at_truth - fit.chi2_B,
+        "gain": gain,
     }
     for quantity, values in measured.items():
         for place, value in enumerate(values.tolist()):
             yield Row(
                 quantity, value, n=sizes[place], replicate=place % setting.replicates,
-                converged=bool(fit.converged_B[place]), at_box=bool(fit.at_box_B[place]),
+                converged=bool(found[place]), at_box=bool(fit.at_box_B[place]),
             )  # fmt: skip
 
 
@@ -172,11 +175,12 @@ def losses(family: LogisticMixture, theta_BP: Tensor, true_tF: Tensor) -> dict[s
 
 # Verdicts -------------------------------------------------------------------------------------
 
-RULE = f"""Near-truth maximum likelihood; a fit that did not converge enters no slope. Slopes on log
-n are of medians over replicates, averaged over {TRUTHS} truths, with a bootstrap interval, over
+RULE = f"""Near-truth maximum likelihood; a fit that did not converge, or ended below the likelihood
+of the truth, enters no slope. Slopes on log n are of medians over replicates, averaged over
+{TRUTHS} truths, with a bootstrap interval, over
 n = {EARLY[0]:.0e} to {EARLY[-1]:.0e} and {LATE[0]:.0e} to {LATE[-1]:.0e}. The first that applies:
 *{NOT_IDENTIFIABLE}*: the information of the labels about the truth's own parameters is singular.
-*{UNDECIDED}*: fewer than {FEWEST_CONVERGED:.0%} of the fits of the later window converged, or its
+*{UNDECIDED}*: fewer than {FEWEST_CONVERGED:.0%} of the fits of the later window count, or its
 interval is wider than plus or minus {WIDEST:g}. *{DEPENDS_ON_THE_START}*: starting {FAR / NEAR:g}
 times farther away makes the loss more than {START_FACTOR:g} times as large, by the whole interval.
 *{PRE_ASYMPTOTIC}*: the intervals of the windows lie more than {BEND:g} apart. *{REPRODUCED}*: the
@@ -200,7 +204,7 @@ def verdict_of(seen: Evidence) -> tuple[str, str]:
     if seen.smallest < SEEN:
         return NOT_IDENTIFIABLE, "the information at a truth is singular"
     if seen.converged < FEWEST_CONVERGED:
-        return UNDECIDED, f"only {seen.converged:.0%} of the fits converged"
+        return UNDECIDED, f"only {seen.converged:.0%} of the fits count"
     if not (seen.late.high - seen.late.low) / 2 <= WIDEST:
         return UNDECIDED, f"the interval of the slope, {seen.late}, is too wide"
     if seen.far_start.low > START_FACTOR:
@@ -248,8 +252,8 @@ def _finding(setting: Labels, quantity: str, results: Results) -> Finding:
         f"{seen.early} then {seen.late}",
         verdict,
         because,
-        f"converged {seen.converged:.0%}, far start {seen.far_start.value:.2g}, gain {gain:.1f} "
-        f"with {late[0].values('free')[0]:.0f} free parameters",
+        f"fits that count {seen.converged:.0%}, far start {seen.far_start.value:.2g}, "
+        f"gain {gain:.1f} with {late[0].values('free')[0]:.0f} free parameters",
     )
 
 

@@ -28,7 +28,7 @@ GATES = ("softmax", "sigmoid")
 # A gate of neither family; "smooth" is no mixture at all.
 TRUTHS = ("normalised_sigmoid", "smooth")
 LOOKS = 25
-# Quantities, and whether less of it is what the claim promises.
+# Quantities, and whether collapse is more of it.
 JUDGED = {"similarity": True, "used by weight": False, "used by contribution": False}
 WORDS = {
     "similarity": "similarity of two experts' answers",
@@ -155,10 +155,12 @@ def _effective(parts_Bk: Tensor) -> Tensor:
 # Verdicts -------------------------------------------------------------------------------------
 
 RULE = f"""Both gates train from the same random starts on the same data, 8 experts on a truth that
-neither family has. At the end of training the difference sigmoid minus softmax of each replicate is
-averaged, with a 95 % t-interval. *{REPRODUCED}*: the whole interval lies on the claimed side of 0
-(experts less alike, more of them at work). *{NOT_REPRODUCED}*: on the other side.
-*{UNDECIDED}*: it holds 0."""
+neither family has. Collapse is what a quantity loses from before training to its end: experts grow
+alike, or fewer are at work; gates differ in it before any training, which is no one's merit. Means
+over replicates with 95 % t-intervals. *{REPRODUCED}*: softmax collapses (the interval lies above 0)
+and sigmoid collapses less (the paired difference does too). *{NOT_REPRODUCED}*: softmax does not
+collapse but the reverse, or sigmoid collapses more. *{UNDECIDED}*: an interval that it takes holds
+0."""
 
 
 def judge(results: Results) -> list[Finding]:
@@ -171,37 +173,48 @@ def judge(results: Results) -> list[Finding]:
     return findings
 
 
-def verdict_of(difference: Interval, less_is_claimed: bool) -> str:
-    """The rule, from sigmoid minus softmax."""
-    low, high = difference.low, difference.high
-    if less_is_claimed:
-        low, high = -high, -low
-    if low > 0:
-        return REPRODUCED
-    return NOT_REPRODUCED if high < 0 else UNDECIDED
+def verdict_of(of_softmax: Interval, spared: Interval) -> str:
+    """The rule, from the collapse of softmax and how much more it is than that of sigmoid."""
+    if of_softmax.high < 0 or spared.high < 0:
+        return NOT_REPRODUCED
+    return REPRODUCED if of_softmax.low > 0 and spared.low > 0 else UNDECIDED
 
 
 def _finding(cell: str, quantity: str, softmax: Measured, sigmoid: Measured) -> Finding:
-    ends = [_at_end(one, quantity) for one in (softmax, sigmoid)]
-    difference = paired_difference(*ends)
-    begins = np.mean([row.value for row in softmax.rows
-                      if row.quantity == quantity and row.step == 0])  # fmt: skip
+    paths = [_ends(one, quantity) for one in (softmax, sigmoid)]
+    # What collapse is a rise of, or a fall of.
+    sign = 1 if JUDGED[quantity] else -1
+    lost = [[sign * (last - first) for first, last in ends] for ends in paths]
+    of_softmax, spared = t_interval(lost[0]), paired_difference(lost[1], lost[0])
+    means = [np.mean(ends, axis=0) for ends in paths]
     errors = [float(np.mean(one.values("error"))) for one in (softmax, sigmoid)]
     return Finding(
         f"{cell}: {quantity}",
-        "less under sigmoid" if JUDGED[quantity] else "more under sigmoid",
-        f"softmax {np.mean(ends[0]):.2f}, sigmoid {np.mean(ends[1]):.2f}, "
-        f"difference {difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]",
-        verdict_of(difference, JUDGED[quantity]),
-        f"before training softmax has {begins:.2f}",
-        f"relative error at the end {errors[0]:.2f} and {errors[1]:.2f}, {len(ends[0])} pairs",
+        "grows under softmax, less under sigmoid"
+        if JUDGED[quantity]
+        else "falls under softmax, less under sigmoid",
+        "; ".join(
+            f"{gate} {first:.2f} to {last:.2f}"
+            for gate, (first, last) in zip(GATES, means, strict=True)
+        ),
+        verdict_of(of_softmax, spared),
+        f"collapse of softmax {_said(of_softmax)}, more than that of sigmoid by {_said(spared)}",
+        f"relative error at the end {errors[0]:.2f} and {errors[1]:.2f}, {len(lost[0])} pairs",
     )
 
 
-def _at_end(measured: Measured, quantity: str) -> list[float]:
+def _said(interval: Interval) -> str:
+    return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+
+
+def _ends(measured: Measured, quantity: str) -> list[tuple[float, float]]:
+    """A quantity before training and at its end, replicate by replicate."""
     rows = [row for row in measured.rows if row.quantity == quantity]
-    last = max(row.step for row in rows)
-    return [row.value for row in sorted(rows, key=lambda row: row.replicate) if row.step == last]
+    ends = [
+        {row.replicate: row.value for row in rows if row.step == step}
+        for step in (0, max(row.step for row in rows))
+    ]
+    return [(ends[0][replicate], ends[1][replicate]) for replicate in sorted(ends[0])]
 
 
 # Tasks and figure -----------------------------------------------------------------------------

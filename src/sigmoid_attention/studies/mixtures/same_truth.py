@@ -142,9 +142,21 @@ class Needed:
     low: float
     high: float
 
+    @property
+    def reached(self) -> bool:
+        """Whether either reaches the error at all."""
+        return not math.isnan(self.value)
+
     def __str__(self) -> str:
-        said = ("never" if math.isinf(x) else f"{x:.2g}" for x in (self.value, self.low, self.high))
-        return "{} [{}, {}]".format(*said)
+        if not self.reached:
+            return "neither gets there"
+        if self.low == self.high:
+            return _said(self.value)
+        return f"{_said(self.value)} [{_said(self.low)}, {_said(self.high)}]"
+
+
+def _said(ratio: float) -> str:
+    return {0.0: "only sigmoid", math.inf: "only softmax"}.get(ratio, f"{ratio:.2g}")
 
 
 def samples_needed(sizes_N: np.ndarray, errors_N: np.ndarray, target: float) -> float:
@@ -181,7 +193,8 @@ def needed_ratios(
     """For each target the samples that the first need over those of the second.
 
     Of replicates the median counts, of truths the middle one of the ratios. The interval is a
-    bootstrap over replicates, which both share. Where neither reaches a target the ratio is 1.
+    bootstrap over replicates, which both share. A ratio is 0 where only the first reach a target,
+    infinite where only the second do, and NaN where neither does under most truths.
     """
     rng = np.random.default_rng(seed)
     count = first_TNR.shape[-1]
@@ -193,12 +206,16 @@ def needed_ratios(
             np.apply_along_axis(lambda errors_N: samples_needed(sizes_N, errors_N, target), 1, one)  # noqa: B023
             for one in pair
         ]
-        same = needed[0] == needed[1]
-        ratios_TS = np.where(same, 1.0, needed[0] / np.where(same, 1.0, needed[1]))
-        # The middle one and never a mean: some may be infinite.
-        ratio_S = np.quantile(ratios_TS, 0.5, axis=0, method="inverted_cdf")
+        with np.errstate(invalid="ignore"):
+            ratios_TS = needed[0] / needed[1]
+        neither_S = 2 * np.isnan(ratios_TS).sum(axis=0) > len(ratios_TS)
+        # The middle one and never a mean, since some may be infinite; where neither gets there
+        # they are equal.
+        filled_TS = np.where(np.isnan(ratios_TS), 1.0, ratios_TS)
+        ratio_S = np.quantile(filled_TS, 0.5, axis=0, method="inverted_cdf")
         low, high = np.quantile(ratio_S[1:], (0.025, 0.975), method="inverted_cdf")
-        found.append(Needed(target, float(ratio_S[0]), float(low), float(high)))
+        value = math.nan if neither_S[0] else float(ratio_S[0])
+        found.append(Needed(target, value, float(low), float(high)))
     return found
 
 
@@ -209,9 +226,10 @@ the {Shared("sigmoid").starts} best approximations of the truth that {Shared("si
 starts find. For errors of the regression function of {", ".join(f"{t * SIGMA:g}" for t in TARGETS)}
 (noise {SIGMA:g}) the samples that the sigmoid family needs are divided by those that the softmax
 family needs: medians of replicates, the middle one of {TRUTHS} truths, bootstrap over replicates.
-*{REPRODUCED}*: the interval is below 1 at every error. *{NOT_REPRODUCED}*: it is above 1 at one or
-more. *{UNDECIDED}* otherwise. "Both ways" is {REPRODUCED} only if sigmoid needs fewer on truths of
-either gate; {NOT_REPRODUCED} if it needs more on those of one."""
+Errors that neither reaches do not count. *{REPRODUCED}*: the interval is below 1 at every error.
+*{NOT_REPRODUCED}*: it is above 1 at one or more. *{UNDECIDED}* otherwise. "Both ways" is
+{REPRODUCED} only if sigmoid needs fewer on truths of either gate; {NOT_REPRODUCED} if it needs more
+on those of one."""
 
 
 def judge(results: Results) -> list[Finding]:
@@ -228,9 +246,10 @@ def judge(results: Results) -> list[Finding]:
 
 def verdict_of(ratios: Sequence[Needed]) -> str:
     """The rule for truths of one gate, from the ratios at every target."""
-    if all(ratio.high < 1 for ratio in ratios):
+    telling = [ratio for ratio in ratios if ratio.reached]
+    if telling and all(ratio.high < 1 for ratio in telling):
         return REPRODUCED
-    return NOT_REPRODUCED if any(ratio.low > 1 for ratio in ratios) else UNDECIDED
+    return NOT_REPRODUCED if any(ratio.low > 1 for ratio in telling) else UNDECIDED
 
 
 def _both_ways(cell: str, verdicts: Sequence[str]) -> Finding:
