@@ -1,4 +1,4 @@
-"""Cells of a table: the tasks that a verdict needs, evidence read off rows, and every clause fed."""
+"""Cells of a table: the tasks that a verdict needs, evidence read off rows, every clause."""
 
 from dataclasses import replace
 
@@ -80,7 +80,7 @@ def test_slopes_come_from_fits_that_converged_and_their_share_is_told():
     there[CELL.name, "late"][0] = Measured(third)
     seen = evidence(CELL, there)
     assert seen.late.near(-0.25, 0.01)
-    assert seen.converged == pytest.approx(13 / 20)
+    assert seen.counted == pytest.approx(13 / 20)
 
 
 def test_a_study_has_every_control_for_every_truth_and_data_of_their_own():

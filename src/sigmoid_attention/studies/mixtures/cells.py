@@ -4,7 +4,7 @@ Shape letters: T truths, N sample sizes, R replicates.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -156,8 +156,11 @@ def run_continuous(setting: Setting) -> Iterator[Row]:
 
 
 def rows_of(curve: Curve) -> Iterator[Row]:
-    """Every loss and the gain of every fit."""
+    """Every loss and the gain of every fit, marked where it is a least-squares estimate."""
     yield Row("free", float(curve.free))
+    # The truth is a member of the family, if with an expert split or shut, so that an estimate
+    # gains something over it. Without noise there is nothing to gain.
+    sound = curve.converged & (curve.gain > 0) if curve.setting.sigma else curve.converged
     for quantity, values in {**curve.losses, "gain": curve.gain}.items():
         for (i, r), value in np.ndenumerate(values):
             yield Row(
@@ -165,7 +168,7 @@ def rows_of(curve: Curve) -> Iterator[Row]:
                 float(value),
                 n=float(curve.setting.sizes[i]),
                 replicate=r,
-                converged=bool(curve.converged[i, r]),
+                converged=bool(sound[i, r]),
                 at_box=bool(curve.at_box[i, r]),
             )
 
@@ -202,25 +205,26 @@ def evidence(cell: Cell, results: Results) -> Evidence:
     of = lambda part: results[cell.name, part]  # noqa: E731
     quantity = cell.quantity
     gains = np.concatenate([one.values("gain") for one in of("exact")])
-    largest = [_at_largest(one, quantity) for one in of("late")]
+    usual = [_middle(_at_largest(one, quantity)) for one in of("late")]
     return Evidence(
         claim=cell.claim,
         early=slope_of(of("early"), quantity),
         late=slope_of(of("late"), quantity),
         missing=int(max(one.values("missing")[0] for one in of("late"))),
         noiseless=_middle(
-            np.nanmedian(_at_largest(one, quantity)) / np.nanmedian(noisy)
-            for one, noisy in zip(of("noiseless"), largest, strict=True)
+            # Wherever these fits end up: without noise there is no other estimate than the truth.
+            _middle(one.values(quantity)) / noisy
+            for one, noisy in zip(of("noiseless"), usual, strict=True)
         ),
         far_start=ratio(
-            *(_relative(of(part), largest, quantity) for part in ("near start", "far start"))
+            *(_relative(of(part), usual, quantity) for part in ("near start", "far start"))
         ),
-        converged=min(one.share(quantity) for part in ("early", "late") for one in of(part)),
+        counted=min(one.share(quantity) for part in ("early", "late") for one in of(part)),
         gain=float(gains.mean()),
         gain_error=float(gains.std(ddof=1) / np.sqrt(len(gains))),
         free=float(np.mean([one.values("free")[0] for one in of("exact")])),
         continuous=_middle(
-            np.nanmedian(other.values("L2")) / np.nanmedian(one.values("L2"))
+            _middle(other.values("L2")) / _middle(one.values("L2"))
             for one, other in zip(of("finite"), of("continuous"), strict=True)
         ),
     )
@@ -233,26 +237,21 @@ def slope_of(measured: Sequence[Measured], quantity: str) -> Slope:
 
 
 def _at_largest(measured: Measured, quantity: str) -> np.ndarray:
-    """(R,), at the largest n; a control that did not converge still is where fits end up."""
-    rows = [row for row in measured.rows if row.quantity == quantity]
-    largest = max(row.n for row in rows)
-    return np.array([row.value for row in rows if row.n == largest])
+    """(R,), at the largest n; NaN where a fit does not count."""
+    return measured.grid(quantity)[1][-1]
 
 
-def _relative(
-    measured: Sequence[Measured], reference: Sequence[np.ndarray], quantity: str
-) -> np.ndarray:
-    """Losses of all truths, each in units of its own usual one."""
+def _relative(measured: Sequence[Measured], usual: Sequence[float], quantity: str) -> np.ndarray:
+    """Losses of all truths at the largest n, each in units of its own usual one."""
     return np.concatenate(
-        [
-            _at_largest(one, quantity) / np.median(usual)
-            for one, usual in zip(measured, reference, strict=True)
-        ]
+        [_at_largest(one, quantity) / unit for one, unit in zip(measured, usual, strict=True)]
     )
 
 
-def _middle(values: Iterator[float]) -> float:
-    return float(np.median(list(values)))
+def _middle(values: Iterable[float]) -> float:
+    """The median of what is not NaN; NaN of nothing."""
+    there = [value for value in values if not np.isnan(value)]
+    return float(np.median(there)) if there else np.nan
 
 
 # Figure ---------------------------------------------------------------------------------------
