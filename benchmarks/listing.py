@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.mixtures import Check
 from benchmarks.operations import OPERATIONS
 from benchmarks.rows import Row
-from benchmarks.targets import INCOMPLETE, MET, Standing
+from benchmarks.targets import INCOMPLETE, MET, NOT_MET, Standing
 from sigmoid_attention.report.format import quantity
 
 ABSENT = "–"
@@ -48,6 +49,16 @@ def standings_table(standings: Iterable[Standing]) -> Table:
         if standing.refused:
             rows += f", {standing.refused} refused"
         table.add_row(target.name, bound, worst, Text(standing.verdict, color), rows, where)
+    return table
+
+
+def checks_table(checks: Iterable[Check]) -> Table:
+    """What the mixtures laboratory was asked to reach, and reached."""
+    table = _table(("check",), ("bound", "measured"), ("unit", "", "seen beside it"))
+    for check in checks:
+        bound = f"{'>=' if check.at_least else '<='} {check.bound:.4g}"
+        verdict = Text(MET, "green") if check.met else Text(NOT_MET, "red")
+        table.add_row(check.name, bound, f"{check.value:.4g}", check.unit, verdict, check.said)
     return table
 
 

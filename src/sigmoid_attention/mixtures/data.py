@@ -230,19 +230,41 @@ class RawData:
 
 
 def binned(inputs: np.ndarray, observations: np.ndarray, bins: int = 2000) -> Summaries:
-    """Means over equally wide bins of one-dimensional inputs: smaller, and nearly the same fit."""
-    if inputs.ndim != 2 or inputs.shape[1] != 1:
-        raise ValueError(f"inputs: bins need one dimension, (n, 1), got {inputs.shape}")
-    x = inputs[:, 0]
-    edges = np.linspace(x.min(), x.max(), bins + 1)
-    place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    full = count > 0
-    mean_x = np.bincount(place, x, bins)[full] / count[full]
-    mean_y = np.bincount(place, observations, bins)[full] / count[full]
-    within = np.bincount(place, observations**2, bins)[full].sum() - (count[full] * mean_y**2).sum()
+    """Means over the cells of an even grid: smaller data, in few dimensions nearly the same fit.
+
+    Args:
+        inputs: (n, d). observations: (n,).
+        bins: of equal width along each axis, from the least input to the largest.
+
+    Raises:
+        ValueError: shapes that do not fit, or more cells than can be numbered.
+
+    Example:
+        >>> import numpy as np
+        >>> inputs = np.random.default_rng(0).uniform(-1, 1, (10_000, 2))
+        >>> data = binned(inputs, inputs.sum(1), bins=10)
+        >>> len(data.inputs_Qd), data.n_B.item()
+        (100, 10000.0)
+    """
+    if inputs.ndim != 2 or observations.shape != inputs.shape[:1] or len(inputs) == 0:
+        raise ValueError(
+            f"data: must be (n, d) and (n,) with n of 1 or more, "
+            f"got {inputs.shape} and {observations.shape}"
+        )
+    dim = inputs.shape[1]
+    if bins**dim > np.iinfo(np.int64).max:
+        raise ValueError(f"bins: {bins} along each of {dim} axes make too many cells")
+    low = inputs.min(0)
+    width = (inputs.max(0) - low) / bins
+    place = (inputs - low) / np.where(width > 0, width, 1.0)
+    grid = np.minimum(place.astype(np.int64), bins - 1)
+    number = np.ravel_multi_index(tuple(grid.T), (bins,) * dim)
+    _, cell, count = np.unique(number, return_inverse=True, return_counts=True)
+    mean_x = np.stack([np.bincount(cell, x) for x in inputs.T], axis=1) / count[:, None]
+    mean_y = np.bincount(cell, observations) / count
+    within = float((observations**2).sum() - (count * mean_y**2).sum())
     as_row = lambda values: torch.from_numpy(values.astype(np.float64))[None]  # noqa: E731
     return Summaries(
-        torch.from_numpy(mean_x)[:, None], as_row(mean_y), as_row(count[full]),
-        torch.tensor([max(float(within), 0.0)], dtype=torch.float64),
+        torch.from_numpy(mean_x), as_row(mean_y), as_row(count),
+        torch.tensor([max(within, 0.0)], dtype=torch.float64),
     )  # fmt: skip
