@@ -23,7 +23,7 @@ from sigmoid_attention.studies.results import Interval
 
 IRIS = "iris: species (d = 4)"
 DIABETES = "diabetes: progression (d = 10)"
-QUICK = {"resamples": 3, "starts": 1, "max_iter": 30}
+QUICK = {"resamples": 3, "starts": 1, "max_iter": 30, "alphas": (1.0,), "pilots": 1}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -32,7 +32,7 @@ def test_a_set_is_what_its_name_says(name):
     assert features.ndim == 2 and target.shape == features.shape[:1]
     assert np.isfinite(features).all()
     said = name.partition("d = ")[2].rstrip(")")
-    assert features.shape[1] == (int(said) if said else 16)
+    assert features.shape[1] == int(said)
     assert (len(np.unique(target)) <= 3) == SETS[name][1]
     # No feature gives the target away.
     if not SETS[name][1]:
@@ -69,6 +69,20 @@ def test_gates_see_the_same_resamples_and_answer_differently():
     assert again == rows["sigmoid"]
 
 
+def test_each_gate_has_the_penalty_that_suits_it():
+    setting = replace(Learned(DIABETES, "sigmoid", **QUICK), shares=(0.15,), resamples=1)
+    # So much that nothing is learnt, and so little that noise is.
+    for alphas, best in (((1e-3, 10.0), 10.0), ((10.0, 1e8), 10.0)):
+        found = Measured(list(measure(replace(setting, alphas=alphas, pilots=2))))
+        assert found.values("alpha") == [best]
+    # Pilots are resamples that are not judged: however many, the rest stays as it is.
+    errors = [
+        Measured(list(measure(replace(setting, pilots=pilots)))).values("error")
+        for pilots in (1, 2)
+    ]
+    assert errors[0] == errors[1]
+
+
 def test_stability_does_not_mind_the_order_or_the_size():
     fit = np.random.default_rng(0).standard_normal((3, 50))
     assert stability(fit, 7 * fit[[2, 0, 1]]) == pytest.approx(1)
@@ -91,7 +105,7 @@ def test_the_rule(low, high, verdict):
 
 def made(error: float, alike: float) -> Measured:
     rng = np.random.default_rng(0)
-    rows = []
+    rows = [Row("alpha", 0.1, n=50.0), Row("alpha", 10.0, n=100.0)]
     for replicate in range(20):
         hard = rng.standard_normal()
         for n in (50.0, 100.0):
@@ -107,7 +121,7 @@ def test_resamples_are_paired():
     # A tenth between the gates is seen although resamples scatter by one.
     assert (curve.verdict, steady.verdict) == (NOT_REPRODUCED, REPRODUCED)
     assert curve.because.startswith("sigmoid's error is 1.1")
-    assert curve.controls == "converged 95% and 95%"
+    assert curve.controls == "converged 95% and 95%; penalties 0.1, 10 and 0.1, 10"
 
 
 def test_every_set_is_a_task_for_either_gate_and_a_panel():
