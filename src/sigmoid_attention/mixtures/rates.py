@@ -12,8 +12,9 @@ from torch import Tensor
 from sigmoid_attention.mixtures import voronoi
 from sigmoid_attention.mixtures.data import FiniteDesign, LeastSquares, Samples
 from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.multistart import multistart
 from sigmoid_attention.mixtures.setting import Setting, box, draw_truth, start
-from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, Settings, chi2, minimise
+from sigmoid_attention.mixtures.solver import DEFAULTS, Settings, chi2
 
 # The unit of the stopping rule where there is no noise to measure in.
 UNIT_WITHOUT_NOISE = 0.1
@@ -78,7 +79,16 @@ def measure_continuous(setting: Setting, settings: Settings = DEFAULTS) -> list[
 def _curve(setting: Setting, data: LeastSquares, truth: voronoi.Truth, settings: Settings) -> Curve:
     unit = setting.sigma or UNIT_WITHOUT_NOISE
     bounds = box(setting, truth)
-    fit = _best_of_starts(setting, data, truth, unit, bounds, settings)
+    rng = torch.Generator().manual_seed(setting.seed + 1)
+    starts_BSP = torch.stack(
+        [
+            torch.stack([start(setting, truth, rng) for _ in range(setting.starts)])
+            for _ in range(len(data.n_B))
+        ]
+    )
+    fit = multistart(
+        setting.family, data, starts_BSP, sigma=unit, box=bounds, settings=settings
+    ).best
     count = len(fit.theta_BP)
     at_truth = chi2(truth.family, data, truth.theta_P.expand(count, -1), unit)
     shape = (len(setting.sizes), setting.replicates)
@@ -93,37 +103,6 @@ def _curve(setting: Setting, data: LeastSquares, truth: voronoi.Truth, settings:
         as_grid(fit.at_box_B),
         as_grid(fit.theta_BP),
         bounds.free,
-    )
-
-
-def _best_of_starts(
-    setting: Setting,
-    data: LeastSquares,
-    truth: voronoi.Truth,
-    unit: float,
-    bounds: Box,
-    settings: Settings,
-) -> Fit:
-    rng = torch.Generator().manual_seed(setting.seed + 1)
-    count = len(data.n_B)
-    best: Fit | None = None
-    for _ in range(setting.starts):
-        starts = torch.stack([start(setting, truth, rng) for _ in range(count)])
-        fit = minimise(setting.family, data, starts, sigma=unit, box=bounds, settings=settings)
-        best = fit if best is None else _better(best, fit)
-    assert best is not None
-    return best
-
-
-def _better(one: Fit, other: Fit) -> Fit:
-    """For each problem the one of less chi2."""
-    second = other.chi2_B < one.chi2_B
-    return Fit(
-        torch.where(second[:, None], other.theta_BP, one.theta_BP),
-        *(
-            torch.where(second, getattr(other, name), getattr(one, name))
-            for name in ("chi2_B", "converged_B", "iterations_B", "at_box_B")
-        ),
     )
 
 
