@@ -65,10 +65,10 @@ def test_a_bound_has_a_side(at_least, value, met):
 
 
 def test_the_gain_is_compared_over_all_fits():
-    found = mixtures._gain("suite", "a family", mixtures_of((11.0, 12.0), (13.0, 14.0)), 1.0)
-    assert found.value == 0.5
-    assert found.values == (-0.5, 1.5)
-    assert "12.50 ± 0.65 of 12 parameters, 4 fits" in found.said
+    found = mixtures._gain("suite", "a family", mixtures_of((11.0, 12.5), (13.0, 14.5)), 1.0)
+    assert found.value == 0.75
+    assert found.values == (-0.25, 1.75)
+    assert "12.75 ± 0.72 of 12 parameters, 4 fits" in found.said
 
 
 def mixtures_of(*gains: tuple[float, ...]):

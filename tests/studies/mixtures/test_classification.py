@@ -49,10 +49,19 @@ def test_an_expert_too_many_starts_as_the_truth():
         setting = Labels(gate, extra=1)
         truth_P, _ = draw_truth(setting.truth_family, setting.nodes, 0)
         whole = _repeated(setting, truth_P)
-        inputs = torch.zeros(1, 2, dtype=torch.float64)
-        torch.testing.assert_close(
-            setting.family.logits(whole, inputs), setting.truth_family.logits(truth_P, inputs)
-        )
+        inputs = torch.randn(9, 2, dtype=torch.float64)
+        if gate == "softmax":
+            torch.testing.assert_close(
+                setting.family.logits(whole, inputs), setting.truth_family.logits(truth_P, inputs)
+            )
+        else:
+            # Of a sigmoid the sum is right where the score is the intercept, and nowhere else.
+            place = setting.family.score_size - 1
+            shares, truth = (
+                family.atoms(theta)[:, place].sigmoid()
+                for family, theta in ((setting.family, whole), (setting.truth_family, truth_P))
+            )
+            torch.testing.assert_close(shares[:2].sum(), truth[0])
         found = losses(setting.family, whole[None], setting.truth_family.atoms(truth_P))
         assert found["exact"] == found["over"] == 0
 
@@ -65,12 +74,24 @@ def test_losses_see_what_moves_and_where():
     moved = whole.clone()
     moved[2, 0] += 0.01  # of the expert that is alone
     moved[1, -1] += 0.02  # of one of the two
-    moved[0, setting.family.score_size - 1] += 3.0  # an intercept, by which no cell goes
+    # An intercept, towards the other expert's, by which no cell goes.
+    place = setting.family.score_size - 1
+    moved[0, place] += 30 * (atoms[1, place] - atoms[0, place]).sign()
     found = losses(setting.family, moved.flatten()[None], atoms)
     assert found["exact"].item() == pytest.approx(0.01)
     assert found["over"].item() == pytest.approx(0.02)
     alone = losses(setting.truth_family, truth_P[None], atoms)
     assert set(alone) == {"exact"}
+
+
+def test_a_fit_below_the_truth_does_not_count():
+    rows = list(measure(Labels("sigmoid", extra=1, sizes=(10**9,), replicates=20)))
+    gains = {row.replicate: row for row in rows if row.quantity == "gain"}
+    assert {row.converged for row in gains.values()} == {True, False}
+    assert all(row.value >= 0 for row in gains.values() if row.converged)
+    assert all(
+        row.converged == gains[row.replicate].converged for row in rows if row.replicate >= 0
+    )
 
 
 def test_truths_differ_and_are_well_conditioned():

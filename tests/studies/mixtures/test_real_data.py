@@ -69,18 +69,24 @@ def test_gates_see_the_same_resamples_and_answer_differently():
     assert again == rows["sigmoid"]
 
 
-def test_each_gate_has_the_penalty_that_suits_it():
+def test_each_gate_has_the_penalty_that_suits_it(monkeypatch):
     setting = replace(Learned(DIABETES, "sigmoid", **QUICK), shares=(0.15,), resamples=1)
     # So much that nothing is learnt, and so little that noise is.
     for alphas, best in (((1e-3, 10.0), 10.0), ((10.0, 1e8), 10.0)):
         found = Measured(list(measure(replace(setting, alphas=alphas, pilots=2))))
         assert found.values("alpha") == [best]
     # Pilots are resamples that are not judged: however many, the rest stays as it is.
+    asked = []
+    learned = real_data._learned
+    monkeypatch.setattr(
+        real_data, "_learned", lambda *which: asked.append(which[-1]) or learned(*which)
+    )
     errors = [
         Measured(list(measure(replace(setting, pilots=pilots)))).values("error")
         for pilots in (1, 2)
     ]
     assert errors[0] == errors[1]
+    assert asked == [1, 0, 1, 2, 0]
 
 
 def test_stability_does_not_mind_the_order_or_the_size():

@@ -30,10 +30,10 @@ TRUTHS = ("normalised_sigmoid", "smooth")
 LOOKS = 25
 # Quantities, and whether collapse is more of it.
 JUDGED = {"similarity": True, "used by weight": False, "used by contribution": False}
+# Those that are drawn, and what the axis says.
 WORDS = {
-    "similarity": "similarity of two experts' answers",
-    "used by weight": "effective number of experts by gate weight",
-    "used by contribution": "effective number of experts by contribution",
+    "similarity": "similarity of answers",
+    "used by contribution": "experts at work",
 }
 
 
@@ -238,8 +238,8 @@ def tasks() -> list[Task]:
 
 def draw(results: Results) -> Figure:
     """Similarity and effective number by contribution along training, a row of panels each."""
-    cells = [cell for cell in dict.fromkeys(cell for cell, _ in results)]
-    shown = [(cell, name) for name in ("similarity", "used by contribution") for cell in cells]
+    cells = list(dict.fromkeys(cell for cell, _ in results))
+    shown = [(cell, name) for name in WORDS for cell in cells]
     figure, axes = panels(len(shown))
     for axis, (cell, quantity) in zip(axes, shown, strict=True):
         axis.set_title(cell.replace(" truth, ", " truth,\n"))

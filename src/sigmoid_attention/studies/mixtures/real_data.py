@@ -207,8 +207,8 @@ def stability(first: np.ndarray, second: np.ndarray) -> float:
 RULE = f"""Three experts (with two, the sigmoid family would hold the softmax family), linear ones,
 and constant ones for 64 features; the same {RESAMPLES} resamples for both gates, and for each gate
 and training size the best of {len(ALPHAS)} L2 penalties on {PILOTS} other resamples, since one
-penalty would weigh differently on either. Of the held-out error (share of variance left; log loss) the
-logarithm of sigmoid's over softmax's is averaged over the training sizes, of the stability of
+penalty would weigh differently on either. Of the held-out error (share of variance left; log loss)
+the logarithm of sigmoid's over softmax's is averaged over the training sizes, of the stability of
 experts between one resample and the next, at the largest size, the difference; both then over
 resamples, with a 95 % t-interval. *{REPRODUCED}*: the whole interval lies on the claimed side, less
 error or more stability. *{NOT_REPRODUCED}*: on the other side. *{UNDECIDED}*: on both. Resamples

@@ -225,7 +225,7 @@ def draw(results: Results) -> Figure:
     for axis, cell in zip(axes, cells, strict=True):
         axis.set_title(f"{cell}, one expert too many")
         axis.set_ylabel("Voronoi loss D2")
-        for part in (LEAST_SQUARES, "SGD", f"SGD{NOISELESS}", "SGD, start five times farther"):
+        for part in (LEAST_SQUARES, "SGD", f"SGD{NOISELESS}"):
             truths = results[cell, part]
             grids = [_grid(one, "D2") for one in truths]
             values = np.concatenate([losses for _, losses in grids], axis=1)

@@ -233,7 +233,7 @@ def draw(results: Results) -> Figure:
     figure, axes = panels(len(GATES))
     for axis, gate in zip(axes, GATES, strict=True):
         named = gate.replace("_", " ")
-        axis.set_title(f"{named} gate, temperature estimated")
+        axis.set_title(f"{named} gate")
         axis.set_ylabel("error of all parameters")
         for score in SCORES:
             truths = results[f"{named}, {score} score", "estimated"]
