@@ -76,7 +76,7 @@ def test_losses_see_what_moves_and_where():
     moved[1, -1] += 0.02  # of one of the two
     # An intercept, towards the other expert's, by which no cell goes.
     place = setting.family.score_size - 1
-    moved[0, place] += 30 * (atoms[1, place] - atoms[0, place]).sign()
+    moved[0, place] += 1e6 * (atoms[1, place] - atoms[0, place]).sign()
     found = losses(setting.family, moved.flatten()[None], atoms)
     assert found["exact"].item() == pytest.approx(0.01)
     assert found["over"].item() == pytest.approx(0.02)

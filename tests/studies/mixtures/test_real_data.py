@@ -104,9 +104,10 @@ def test_stability_does_not_mind_the_order_or_the_size():
 )
 def test_the_rule(low, high, verdict):
     difference = Interval((low + high) / 2, low, high, 20)
-    assert verdict_of(difference, less_is_claimed=True) == verdict
+    assert verdict_of(difference, 0.9, less_is_claimed=True) == verdict
     opposite = {REPRODUCED: NOT_REPRODUCED, NOT_REPRODUCED: REPRODUCED}
-    assert verdict_of(difference, less_is_claimed=False) == opposite.get(verdict, verdict)
+    assert verdict_of(difference, 0.9, less_is_claimed=False) == opposite.get(verdict, verdict)
+    assert verdict_of(difference, 0.5, less_is_claimed=True) == UNDECIDED
 
 
 def made(error: float, alike: float) -> Measured:

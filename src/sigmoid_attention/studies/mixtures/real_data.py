@@ -20,7 +20,12 @@ from sigmoid_attention.mixtures.estimators import (
     MixtureOfExpertsClassifier,
     MixtureOfExpertsRegressor,
 )
-from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from sigmoid_attention.mixtures.verdict import (
+    FEWEST_CONVERGED,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    UNDECIDED,
+)
 from sigmoid_attention.studies.mixtures.figure import loglog, panels
 from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.studies.results import Interval
@@ -211,8 +216,9 @@ penalty would weigh differently on either. Of the held-out error (share of varia
 the logarithm of sigmoid's over softmax's is averaged over the training sizes, of the stability of
 experts between one resample and the next, at the largest size, the difference; both then over
 resamples, with a 95 % t-interval. *{REPRODUCED}*: the whole interval lies on the claimed side, less
-error or more stability. *{NOT_REPRODUCED}*: on the other side. *{UNDECIDED}*: on both. Resamples
-share observations, so that intervals are on the narrow side."""
+error or more stability. *{NOT_REPRODUCED}*: on the other side. *{UNDECIDED}*: on both, or fewer
+than {FEWEST_CONVERGED:.0%} of a gate's fits converged. Resamples share observations, so that
+intervals are on the narrow side."""
 
 
 def judge(results: Results) -> list[Finding]:
@@ -225,8 +231,10 @@ def judge(results: Results) -> list[Finding]:
     return findings
 
 
-def verdict_of(difference: Interval, less_is_claimed: bool) -> str:
-    """The rule, from sigmoid minus softmax."""
+def verdict_of(difference: Interval, converged: float, less_is_claimed: bool) -> str:
+    """The rule, from sigmoid minus softmax and the lesser share of fits that converged."""
+    if converged < FEWEST_CONVERGED:
+        return UNDECIDED
     low, high = difference.low, difference.high
     if less_is_claimed:
         low, high = -high, -low
@@ -249,11 +257,15 @@ def _curve(name: str, softmax: Measured, sigmoid: Measured) -> Finding:
         f"{name}: held-out error",
         "less error under sigmoid",
         f"softmax and sigmoid at {curve}",
-        verdict_of(difference, less_is_claimed=True),
+        verdict_of(difference, _converged(softmax, sigmoid), less_is_claimed=True),
         f"sigmoid's error is {value:.3f} [{low:.3f}, {high:.3f}] of softmax's",
         f"converged {softmax.share('error'):.0%} and {sigmoid.share('error'):.0%}; penalties "
         f"{_penalties(softmax)} and {_penalties(sigmoid)}",
     )
+
+
+def _converged(softmax: Measured, sigmoid: Measured) -> float:
+    return min(softmax.share("error"), sigmoid.share("error"))
 
 
 def _penalties(measured: Measured) -> str:
@@ -268,7 +280,7 @@ def _steady(name: str, softmax: Measured, sigmoid: Measured) -> Finding:
         "experts are found again more surely under sigmoid",
         f"softmax {np.mean(first):.2f}, sigmoid {np.mean(second):.2f}, "
         f"difference {_said(difference)}",
-        verdict_of(difference, less_is_claimed=False),
+        verdict_of(difference, _converged(softmax, sigmoid), less_is_claimed=False),
         f"{len(first)} pairs of resamples",
     )
 
