@@ -36,9 +36,10 @@ over replicates, averaged over truths, with a bootstrap interval, in two windows
 these that applies gives the verdict. A fit counts that met its stopping rule and ended no worse
 than the truth would; others are no least-squares estimates.
 (1) Without over-specification the Jacobian at a truth lacks rank: *{NOT_IDENTIFIABLE}*.
-(2) At the largest n the loss without any noise is above a third of the loss with it, or starting
-fifty times farther away (jitter 0.5 instead of 0.01) makes it more than {START_FACTOR:g} times as
-large, by the whole interval: *{DEPENDS_ON_THE_START}*.
+(2) At the largest n the loss without any noise is above a third of the loss with it, or a start
+fifty times farther away (jitter 0.5 instead of 0.01) that fits the same data as well, to one unit
+of chi2, makes it more than {START_FACTOR:g} times as large, by the whole interval:
+*{DEPENDS_ON_THE_START}*.
 (3) Fewer than {FEWEST_CONVERGED:.0%} of the fits of a window count; or without
 over-specification the mean gain over the truth misses the number of free parameters by more than
 {GAIN_ERRORS:g} standard errors and {GAIN_SLACK:g}; or inputs from the continuous law give losses
@@ -60,8 +61,8 @@ class Evidence:
         missing: directions that the Jacobian at the truth lacks without over-specification, the
             most over truths.
         noiseless: loss without noise over loss with it, at the largest n.
-        far_start: loss from far starts over loss from near ones, at the largest n; NaN where no far
-            start ended as well as the truth.
+        far_start: loss from far starts over loss from near ones, at the largest n, on data sets
+            that both fit alike; NaN where there are hardly any.
         counted: the least share over windows of fits that count.
         gain, free: mean gain without over-specification, its standard error, and the parameters.
         continuous: loss under the continuous law over that on the finite design.
@@ -126,7 +127,8 @@ def _of_the_start(evidence: Evidence) -> tuple[str, str] | None:
         )
     if evidence.far_start.low > START_FACTOR:
         return DEPENDS_ON_THE_START, (
-            f"from far starts the loss is {evidence.far_start.value:.2g} times as large"
+            f"from far starts that fit as well the loss is {evidence.far_start.value:.2g} times as "
+            f"large"
         )
     return None
 

@@ -70,6 +70,11 @@ def test_a_verdict_follows_from_the_rows(changed, expected):
     assert found.claim == "over: n^-0.25"
 
 
+def test_far_starts_that_end_in_a_worse_minimum_say_nothing():
+    (found,) = findings([CELL], results(**{"far start": {"level": 0.1, "gain": 6.0}}))
+    assert found.verdict == verdict.REPRODUCED and "far start nan" in found.controls
+
+
 def test_slopes_come_from_fits_that_converged_and_their_share_is_told():
     there = results()
     broken = [replace(row, value=1e6, converged=False) for row in there[CELL.name, "late"][0].rows]

@@ -24,6 +24,8 @@ LATE = tuple(round(10 ** (4 + 2 * i / 3)) for i in range(7))  # 1e4 .. 1e8
 TRUTHS = 3
 REPLICATES = 20
 NEAR, FAR = 0.01, 0.5
+# Two fits of the same data are alike that differ by no more chi2; how many have to be.
+ALIKE, FEWEST_ALIKE = 1.0, 6
 # Continuous inputs cost in proportion to n.
 CONTINUOUS = (3000,)
 
@@ -216,9 +218,7 @@ def evidence(cell: Cell, results: Results) -> Evidence:
             _middle(one.values(quantity)) / noisy
             for one, noisy in zip(of("noiseless"), usual, strict=True)
         ),
-        far_start=ratio(
-            *(_relative(of(part), usual, quantity) for part in ("near start", "far start"))
-        ),
+        far_start=ratio(*_equally_good(of("near start"), of("far start"), usual, quantity)),
         counted=min(one.share(quantity) for part in ("early", "late") for one in of(part)),
         gain=float(gains.mean()),
         gain_error=float(gains.std(ddof=1) / np.sqrt(len(gains))),
@@ -241,11 +241,24 @@ def _at_largest(measured: Measured, quantity: str) -> np.ndarray:
     return measured.grid(quantity)[1][-1]
 
 
-def _relative(measured: Sequence[Measured], usual: Sequence[float], quantity: str) -> np.ndarray:
-    """Losses of all truths at the largest n, each in units of its own usual one."""
-    return np.concatenate(
-        [_at_largest(one, quantity) / unit for one, unit in zip(measured, usual, strict=True)]
-    )
+def _equally_good(
+    near: Sequence[Measured], far: Sequence[Measured], usual: Sequence[float], quantity: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of both starts on the data sets that both fit alike, in units of a truth's usual one.
+
+    A far start that ended in a worse minimum says something of the solver, not of the estimate.
+    """
+    pairs = []
+    for one, other, unit in zip(near, far, usual, strict=True):
+        gains = [_at_largest(measured, "gain") for measured in (one, other)]
+        alike = np.abs(gains[1] - gains[0]) <= ALIKE
+        losses = [_at_largest(measured, quantity) for measured in (one, other)]
+        pairs.append([np.where(alike, values, np.nan) / unit for values in losses])
+    first, second = np.concatenate(pairs, axis=-1)
+    return (first, second) if np.isfinite(first + second).sum() >= FEWEST_ALIKE else _NOTHING
+
+
+_NOTHING = (np.full(1, np.nan), np.full(1, np.nan))
 
 
 def _middle(values: Iterable[float]) -> float:
