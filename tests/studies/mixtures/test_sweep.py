@@ -175,10 +175,13 @@ def test_an_interrupt_cancels_what_an_executor_still_has(out):
 
 
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 from sigmoid_attention.studies.mixtures.sweep import sweep
 from tests.studies.mixtures.test_sweep import held_up
+# What a shell runs in its background begins with an interrupt that is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sweep([held_up(sys.argv[2])], Path(sys.argv[1]), workers=2)
 """
 

@@ -1,0 +1,64 @@
+"""The rate towards the projection: what a fit's rows say, and every clause of the rule."""
+
+import numpy as np
+import pytest
+
+from sigmoid_attention.mixtures import verdict
+from sigmoid_attention.mixtures.setting import Setting
+from sigmoid_attention.studies.mixtures.pseudo_true import CELLS, RADII, STUDY, _name, run
+from sigmoid_attention.studies.mixtures.study import Measured, Row
+
+SIZES = (10_000, 1_000_000, 100_000_000)
+
+
+def results(exponent=-0.5, found=0.5, converged=1.0, spread=0.05):
+    """What every cell measures, alike."""
+    rng = np.random.default_rng(0)
+    rows = [Row("floor", 0.1), Row("minimisers", 1.0), Row("found", found), Row("leaning", 1.0)]
+    for n in SIZES:
+        for r in range(20):
+            value = float(n) ** exponent * np.exp(spread * rng.standard_normal())
+            sound = r < 20 * converged
+            rows.append(Row("D3", value, n=n, replicate=r, converged=sound))
+            rows.append(Row("L2", 0.1, n=n, replicate=r, converged=sound))
+    return {
+        (_name(cell, radius), "late"): [Measured(rows)] * 3 for cell in CELLS for radius in RADII
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    (
+        ({}, verdict.REPRODUCED),
+        ({"exponent": -0.4}, verdict.NOT_REPRODUCED),
+        ({"found": 0.05}, verdict.UNDECIDED),
+        ({"converged": 0.5}, verdict.UNDECIDED),
+        ({"spread": 8.0}, verdict.UNDECIDED),
+    ),
+)
+def test_a_verdict_follows_from_the_rows(changes, expected):
+    found = STUDY.judge(results(**changes))
+    assert len(found) == len(CELLS) * len(RADII)
+    assert {one.verdict for one in found} == {expected}
+
+
+def test_a_fit_that_is_held_near_the_truth_nears_the_projection_and_not_the_truth():
+    cell = next(cell for cell in CELLS if cell.expert == "gelu")
+    setting = cell.setting(0, radius=0.5, sizes=(10**4, 10**8), replicates=4, starts=4)
+    measured = Measured(list(run(setting)))
+    floor = measured.values("floor")[0]
+    _, d3 = measured.grid("D3")
+    _, l2 = measured.grid("L2")
+    assert floor > 0.01 and np.allclose(np.median(l2, -1), floor, rtol=0.1)
+    assert np.median(d3[1]) < np.median(d3[0]) / 30
+
+
+def test_tasks_are_held_within_their_radius_and_draw_data_of_their_own():
+    settings = [task.setting for task in STUDY.tasks()]
+    assert {setting.radius for setting in settings} == set(RADII)
+    assert all(isinstance(setting, Setting) for setting in settings)
+    assert len({task.key for task in STUDY.tasks()}) == len(settings)
+
+
+def test_the_figure_has_a_panel_a_cell():
+    assert len(STUDY.draw(results()).axes) == len(CELLS)
