@@ -43,12 +43,12 @@ of chi2, makes it more than {START_FACTOR:g} times as large, by the whole interv
 (3) Fewer than {FEWEST_CONVERGED:.0%} of the fits of a window count; or without
 over-specification the mean gain over the truth misses the number of free parameters by more than
 {GAIN_ERRORS:g} standard errors and {GAIN_SLACK:g}; or inputs from the continuous law give losses
-that differ by more than a factor {DESIGN_FACTOR:g}; or the later window's interval is wider than
-plus or minus {WIDEST:g}: *{UNDECIDED}*.
+that differ by more than a factor {DESIGN_FACTOR:g}: *{UNDECIDED}*.
 (4) The intervals of the two windows lie more than {BEND:g} apart: *{PRE_ASYMPTOTIC}*.
-(5) The later window's interval comes within {MARGIN:g} of the claim: *{REPRODUCED}*, but
-*{UNDECIDED}* if it does so of another of the rates 0, -1/4 and -1/2 as well; else
-*{NOT_REPRODUCED}*. A claim of "slower than any power of n" is a claim of slope 0."""
+(5) The later window's interval is wider than plus or minus {WIDEST:g}: *{UNDECIDED}*. It comes
+within {MARGIN:g} of the claim: *{REPRODUCED}*, but *{UNDECIDED}* if it does so of another of the
+rates 0, -1/4 and -1/2 as well; else *{NOT_REPRODUCED}*. A claim of "slower than any power of n" is
+a claim of slope 0."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,25 @@ def judge(evidence: Evidence) -> tuple[str, str]:
         verdict = found(evidence)
         if verdict:
             return verdict
-    said = f"slope {evidence.late} against {evidence.claim:+.2f}"
-    if not evidence.late.near(evidence.claim, MARGIN):
+    return against(evidence.late, evidence.claim)
+
+
+def against(found: Slope, claim: float) -> tuple[str, str]:
+    """A verdict on a claimed slope and why, by what ``RULE`` says of intervals alone.
+
+    Example:
+        >>> against(Slope(-0.27, -0.33, -0.21), -0.25)[0]
+        'reproduced'
+        >>> against(Slope(-0.37, -0.46, -0.28), -0.25)
+        ('undecided', 'slope -0.37 [-0.46, -0.28] against -0.25, but -0.50 is as near')
+    """
+    if not (found.high - found.low) / 2 <= WIDEST:
+        return UNDECIDED, f"the interval of the slope, {found}, is too wide"
+    said = f"slope {found} against {claim:+.2f}"
+    if not found.near(claim, MARGIN):
         return NOT_REPRODUCED, said
-    others = [rate for rate in RATES if abs(rate - evidence.claim) > MARGIN]
-    also = [rate for rate in others if evidence.late.near(rate, MARGIN)]
-    if also:
-        return UNDECIDED, f"{said}, but {also[0]:+.2f} is as near"
-    return REPRODUCED, said
+    others = [rate for rate in RATES if abs(rate - claim) > MARGIN and found.near(rate, MARGIN)]
+    return (UNDECIDED, f"{said}, but {others[0]:+.2f} is as near") if others else (REPRODUCED, said)
 
 
 def _identifiable(evidence: Evidence) -> tuple[str, str] | None:
@@ -134,7 +145,6 @@ def _of_the_start(evidence: Evidence) -> tuple[str, str] | None:
 
 
 def _doubt(evidence: Evidence) -> tuple[str, str] | None:
-    half = (evidence.late.high - evidence.late.low) / 2
     if not evidence.counted >= FEWEST_CONVERGED:
         return UNDECIDED, f"only {evidence.counted:.0%} of the fits are estimates"
     if evidence.gain_misses:
@@ -144,8 +154,6 @@ def _doubt(evidence: Evidence) -> tuple[str, str] | None:
         )
     if not abs(math.log(evidence.continuous)) <= math.log(DESIGN_FACTOR):
         return UNDECIDED, f"continuous inputs give {evidence.continuous:.2g} times the loss"
-    if not half <= WIDEST:
-        return UNDECIDED, f"the interval of the slope, {evidence.late}, is too wide"
     return None
 
 

@@ -31,9 +31,10 @@ RULE = f"""Each data set is fitted from one start near the truth and from {START
 the same box. The global fit is the best of all {STARTS + 1}. If it is better than the one near the
 truth by more than {BETTER:g} chi2 in more than {OFTEN:.0%} of the data sets, and the slopes of the
 two lie more than {verdict.BEND:g} apart beyond their intervals: *{verdict.DEPENDS_ON_THE_START}*.
-Else the slope of the global fit is judged against the claim, by the margin of {verdict.MARGIN:g}
-that the tables have, and *{verdict.UNDECIDED}* where its interval is wider than plus or minus
-{verdict.WIDEST:g}."""
+Else the slope of the global fit is judged against the claim as in the tables: within
+{verdict.MARGIN:g} of it *{verdict.REPRODUCED}*, else *{verdict.NOT_REPRODUCED}*, and
+*{verdict.UNDECIDED}* where its interval is wider than plus or minus {verdict.WIDEST:g} or comes as
+near to another of the rates 0, -1/4 and -1/2."""
 
 
 def tasks() -> list[Task]:
@@ -76,11 +77,7 @@ def _finding(cell: Cell, results: Results) -> Finding:
 def _verdict(claim: float, locally: Slope, globally: Slope, share: float) -> tuple[str, str]:
     if share > OFTEN and locally.apart(globally) > verdict.BEND:
         return verdict.DEPENDS_ON_THE_START, f"near the truth {locally}, global {globally}"
-    if not (globally.high - globally.low) / 2 <= verdict.WIDEST:
-        return verdict.UNDECIDED, f"the interval of the global fit's slope, {globally}, is too wide"
-    near = globally.near(claim, verdict.MARGIN)
-    said = f"slope {globally} against {claim:+.2f}"
-    return (verdict.REPRODUCED if near else verdict.NOT_REPRODUCED), said
+    return verdict.against(globally, claim)
 
 
 def _both(

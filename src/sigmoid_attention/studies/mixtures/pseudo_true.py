@@ -120,12 +120,9 @@ def _verdict(seen: Seen) -> tuple[str, str]:
         return verdict.UNDECIDED, f"only {seen.found:.0%} of the starts found a truth's minimisers"
     if seen.converged < verdict.FEWEST_CONVERGED:
         return verdict.UNDECIDED, f"only {seen.converged:.0%} of the fits converged"
-    if not (seen.rate.high - seen.rate.low) / 2 <= verdict.WIDEST:
-        return verdict.UNDECIDED, f"the interval of the slope, {seen.rate}, is too wide"
-    if not seen.rate.near(-0.5, verdict.MARGIN):
-        return verdict.NOT_REPRODUCED, f"slope {seen.rate} against -0.50"
+    word, because = verdict.against(seen.rate, -0.5)
     low, high = min(seen.floors), max(seen.floors)
-    return verdict.REPRODUCED, f"towards a function {low:.2g} to {high:.2g} away from the truth"
+    return word, f"{because}, towards functions {low:.2g} to {high:.2g} away from the truths"
 
 
 def _finding(cell: Cell, radius: float, results: Results) -> Finding:
