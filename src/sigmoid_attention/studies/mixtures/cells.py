@@ -276,6 +276,7 @@ def draw_cells(cells: Sequence[Cell], results: Results) -> Figure:
     figure, axes = panels(len(kinds))
     for axis, (expert, score) in zip(axes, kinds, strict=True):
         axis.set_title(expert if score == "linear" else f"{expert}, {score.replace('_', ' ')}")
+        axis.set_ylabel(cells[0].quantity)
         for cell in cells:
             if (cell.expert, cell.score) == (expert, score):
                 draw_cell(axis, cell, results)

@@ -100,7 +100,7 @@ def loglog(
         slope: of the line that is drawn through the middle of the logarithms of the medians, as
             least squares has it; none without.
         colour: a gate's name, or a colour of matplotlib's; the next of the palette if not given.
-        dashed: of the line.
+        dashed: of the line, whose points are then open.
     """
     seen = np.isfinite(values_NR).any(axis=1)
     sizes = np.asarray(sizes_N, dtype=float)[seen]
@@ -117,14 +117,17 @@ def loglog(
         (middle - low, high - middle),
         fmt="o",
         color=COLOURS.get(colour, colour) if colour else None,
-        label=label,
+        markerfacecolor="white" if dashed else None,
     )
+    ink, line = points.get_color(), "--" if dashed else "-"
     if slope is not None:
         log_n = np.log(sizes)
         height = np.log(np.maximum(middle, 1e-300)).mean()
-        line = np.exp(height + slope * (log_n - log_n.mean()))
-        ax.plot(sizes, line, color=points.get_color(), linestyle="--" if dashed else "-")
+        ax.plot(sizes, np.exp(height + slope * (log_n - log_n.mean())), line, color=ink)
     if label:
+        # For the legend alone: a point on a line says more there than a bar.
+        face = points.get_markerfacecolor()
+        ax.plot([], [], f"o{line}", color=ink, markerfacecolor=face, label=label)
         ax.legend()
 
 

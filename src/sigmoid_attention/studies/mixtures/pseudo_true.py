@@ -145,7 +145,7 @@ def draw(results: Results) -> Figure:
     """A panel an expert and score: D3 by radius, and the distance of the function to the truth."""
     figure, axes = panels(len(CELLS), columns=4)
     for axis, cell in zip(axes, CELLS, strict=True):
-        axis.set_title(f"{cell.expert}, {cell.score.replace('_', ' ')}")
+        axis.set_title(f"{cell.expert}, {cell.score.replace('_', ' ')} score")
         for radius, colour in zip(RADII, ("#0072b2", "#d55e00"), strict=True):
             late = results[_name(cell, radius), "late"]
             for quantity, dashed in (("D3", False), ("L2", True)):
