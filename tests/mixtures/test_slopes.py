@@ -44,6 +44,12 @@ def test_fits_that_did_not_converge_are_left_out():
     assert np.isclose(slope(SIZES, values).value, -0.5)
 
 
+def test_a_size_at_which_nothing_converged_is_no_point_and_none_at_all_is_no_slope():
+    values = losses(-0.5, 0.0, 6, 0)
+    values[0, 1:] = np.nan
+    assert str(slope(SIZES, values)) == "no slope"
+
+
 def test_a_ratio_is_of_medians_and_has_an_interval():
     rng = np.random.default_rng(0)
     first, second = rng.lognormal(0, 0.2, 60), 3 * rng.lognormal(0, 0.2, 60)

@@ -33,7 +33,7 @@ GOOD = Evidence(
         ({"claim": -0.34}, verdict.NOT_REPRODUCED),
         ({"missing": 1}, verdict.NOT_IDENTIFIABLE),
         ({"noiseless": 0.5}, verdict.DEPENDS_ON_THE_START),
-        ({"noiseless": float("nan")}, verdict.DEPENDS_ON_THE_START),
+        ({"noiseless": float("nan"), "counted": 0.0}, verdict.UNDECIDED),
         ({"far_start": Slope(5.0, 2.5, 9.0)}, verdict.DEPENDS_ON_THE_START),
         ({"far_start": Slope(5.0, 1.5, 9.0)}, verdict.REPRODUCED),
         ({"counted": 0.7}, verdict.UNDECIDED),

@@ -21,6 +21,8 @@ class Slope:
     high: float
 
     def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "no slope"
         return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
     def near(self, claim: float, margin: float = 0.0) -> bool:

@@ -60,7 +60,7 @@ class Evidence:
         early, late: slopes in the two windows.
         missing: directions that the Jacobian at the truth lacks without over-specification, the
             most over truths.
-        noiseless: loss without noise over loss with it, at the largest n.
+        noiseless: loss without noise over loss with it, at the largest n; NaN where no fit counts.
         far_start: loss from far starts over loss from near ones, at the largest n, on data sets
             that both fit alike; NaN where there are hardly any.
         counted: the least share over windows of fits that count.
@@ -132,7 +132,7 @@ def _identifiable(evidence: Evidence) -> tuple[str, str] | None:
 
 
 def _of_the_start(evidence: Evidence) -> tuple[str, str] | None:
-    if not evidence.noiseless <= NOISELESS_SHARE:
+    if evidence.noiseless > NOISELESS_SHARE:
         return DEPENDS_ON_THE_START, (
             f"without any noise {evidence.noiseless:.2g} of the loss is still there"
         )
