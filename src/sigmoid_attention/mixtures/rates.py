@@ -3,6 +3,7 @@
 Shape letters: N sample sizes, R replicates, B = N R fits, P parameters, Q inputs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,18 +63,27 @@ def measure_continuous(setting: Setting, settings: Settings = DEFAULTS) -> list[
     compared. The cost grows with n.
     """
     truth = draw_truth(setting)
-    curves = []
+    return [
+        _curve(replace(setting, sizes=(n,)), data, truth, settings)
+        for n, data in continuous_data(setting)
+    ]
+
+
+def continuous_data(setting: Setting) -> Iterator[tuple[int, Samples]]:
+    """For each size the data sets of all replicates, with inputs that are uniform on the cube."""
+    truth = draw_truth(setting)
     for place, n in enumerate(setting.sizes):
-        data = Samples.draw(
-            lambda inputs: truth.family.predict(truth.theta_P, inputs),
-            count=setting.replicates,
-            n=n,
-            d=setting.d,
-            sigma=setting.sigma,
-            seed=setting.seed + place,
+        yield (
+            n,
+            Samples.draw(
+                lambda inputs: truth.family.predict(truth.theta_P, inputs),
+                count=setting.replicates,
+                n=n,
+                d=setting.d,
+                sigma=setting.sigma,
+                seed=setting.seed + place,
+            ),
         )
-        curves.append(_curve(replace(setting, sizes=(n,)), data, truth, settings))
-    return curves
 
 
 def _curve(setting: Setting, data: LeastSquares, truth: voronoi.Truth, settings: Settings) -> Curve:

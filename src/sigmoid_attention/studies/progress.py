@@ -1,4 +1,4 @@
-"""What a study shows while it works: one bar over all of its units, with the time left for all."""
+"""What a study shows while it works: one bar over all of its work, with the time left for all."""
 
 import time
 from types import TracebackType
@@ -12,24 +12,14 @@ SECONDS_BETWEEN_LOOKS = 0.2
 FIRST_ESTIMATE = 0.01
 
 
-class StudyProgress:
-    """Counts work (in any one unit, such as operations) over the units of a study.
+class WorkProgress:
+    """A bar over work in any one unit, such as operations; nothing is shown but on a terminal.
 
-    Time left is what the work so far took, extrapolated: units differ in kind, so it is an
-    estimate. On a terminal a bar; elsewhere a line for each finished unit. Nothing is drawn from
-    a thread of its own, which would run into what is being timed.
-
-    Example:
-        >>> with StudyProgress(total=10.0, units=1, console=Console(quiet=True)) as progress:
-        ...     progress.begin("text, softmax, seed 0", work=10.0)
-        ...     progress.advance(0.5)
-        ...     progress.end()
+    Nothing is drawn from a thread of its own, which would run into what is being timed.
     """
 
-    def __init__(self, total: float, units: int, console: Console) -> None:
-        self._total, self._units, self._console = total, units, console
-        self._finished_work, self._finished_units = 0.0, 0
-        self._label, self._work = "", 0.0
+    def __init__(self, total: float, console: Console, first: str) -> None:
+        self._total, self._console = total, console
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -39,10 +29,10 @@ class StudyProgress:
             auto_refresh=False,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total, left="")
+        self._task = self._bar.add_task(first, total=total, left="")
 
     def __enter__(self) -> Self:
-        self._started = self._looked = time.monotonic()
+        self._started = time.monotonic()
         self._bar.start()
         return self
 
@@ -53,6 +43,39 @@ class StudyProgress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+    def _draw(self, done: float, said: str) -> None:
+        self._bar.update(
+            self._task, completed=done, description=said, left=self._left(done), refresh=True
+        )
+
+    def _left(self, done: float) -> str:
+        return time_left(time.monotonic() - self._started, done, self._total)
+
+
+class StudyProgress(WorkProgress):
+    """Counts work over the units of a study, which are done one after the other.
+
+    Time left is what the work so far took, extrapolated: units differ in kind, so it is an
+    estimate. On a terminal a bar; elsewhere a line for each finished unit.
+
+    Example:
+        >>> with StudyProgress(total=10.0, units=1, console=Console(quiet=True)) as progress:
+        ...     progress.begin("text, softmax, seed 0", work=10.0)
+        ...     progress.advance(0.5)
+        ...     progress.end()
+    """
+
+    def __init__(self, total: float, units: int, console: Console) -> None:
+        super().__init__(total, console, first="")
+        self._units = units
+        self._finished_work, self._finished_units = 0.0, 0
+        self._label, self._work = "", 0.0
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._looked = self._started
+        return self
 
     def begin(self, label: str, work: float) -> None:
         """A unit of `work` starts."""
@@ -82,16 +105,7 @@ class StudyProgress:
     def _show(self, done: float) -> None:
         self._looked = time.monotonic()
         number = min(self._finished_units + 1, self._units)
-        self._bar.update(
-            self._task,
-            completed=done,
-            description=f"{number}/{self._units} {self._label}",
-            left=self._left(done),
-            refresh=True,
-        )
-
-    def _left(self, done: float) -> str:
-        return time_left(time.monotonic() - self._started, done, self._total)
+        self._draw(done, f"{number}/{self._units} {self._label}")
 
 
 def time_left(elapsed: float, done: float, total: float) -> str:

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from sigmoid_attention.studies import progress as shared
 from sigmoid_attention.studies.mixtures import progress as module
 from sigmoid_attention.studies.mixtures.progress import SweepProgress
 
@@ -20,7 +21,8 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
+    for one in (shared, module):
+        monkeypatch.setattr(one, "time", clock)
     return clock
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.equivalence import shift_scores
-from sigmoid_attention.mixtures.rates import UNIT_WITHOUT_NOISE, losses_of
+from sigmoid_attention.mixtures.rates import UNIT_WITHOUT_NOISE, continuous_data, losses_of
 from sigmoid_attention.mixtures.setting import Setting, box, draw_truth, start
 from sigmoid_attention.mixtures.slopes import Slope, slope
 from sigmoid_attention.mixtures.solver import Fit, minimise
@@ -49,15 +49,7 @@ def measure(trained: Trained) -> Iterator[Row]:
     setting = trained.setting
     truth = draw_truth(setting)
     rng = torch.Generator().manual_seed(setting.seed + 1)
-    for place, n in enumerate(setting.sizes):
-        data = Samples.draw(
-            lambda inputs: truth.family.predict(truth.theta_P, inputs),
-            count=setting.replicates,
-            n=n,
-            d=setting.d,
-            sigma=setting.sigma,
-            seed=setting.seed + place,
-        )
+    for n, data in continuous_data(setting):
         begin = torch.stack([start(setting, truth, rng) for _ in range(setting.replicates)])
         fit = _fit(trained, data, begin, truth)
         theta = _with_reference(setting, fit.theta_BP, truth)
