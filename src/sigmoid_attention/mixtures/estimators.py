@@ -51,7 +51,7 @@ class _MixtureOfExperts(BaseEstimator):
         half_width: float = 30.0,
         standardize: bool = True,
         drop: float = 1e-4,
-        max_iter: int = 400,
+        max_iter: int = 4000,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_experts = n_experts

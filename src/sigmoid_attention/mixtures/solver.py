@@ -24,7 +24,7 @@ class Settings:
 
     drop: float = 1e-4
     patience: int = 3
-    most_iterations: int = 400
+    most_iterations: int = 4000
 
 
 DEFAULTS = Settings()

@@ -37,6 +37,8 @@ class Cell:
     Args:
         claim: the exponent that is claimed for ``quantity``; 0 is slower than any power of n.
         quantity: a loss of `mixtures.rates.losses_of`.
+        starts, jitter: of every fit, where one start near the truth often ends in a minimum that
+            fits the data worse than the truth does.
     """
 
     gate: str
@@ -48,6 +50,8 @@ class Cell:
     extra: int = 1
     claim: float = -0.5
     quantity: str = "over"
+    starts: int = 1
+    jitter: float = 0.1
 
     @property
     def name(self) -> str:
@@ -69,6 +73,7 @@ class Cell:
         fixed = Setting(
             self.gate, self.expert, self.score, self.regime, self.d, self.k, self.extra,
             sizes=LATE, replicates=REPLICATES, truth_seed=truth_seed,
+            starts=self.starts, jitter=self.jitter,
         )  # fmt: skip
         return replace(fixed, **changes)  # pyright: ignore[reportArgumentType]
 
