@@ -5,7 +5,7 @@ from sigmoid_attention.studies.mixtures.cells import Cell, rate_study
 COMPETING = ("softmax", "normalised_sigmoid", "sparsemax", "entmax15")
 ALONE = ("sigmoid", "tanh", "hard_sigmoid", "relu")
 
-# A normalised sigmoid has many minima that fit worse than the truth, so all of them get five starts.
+# A normalised sigmoid has many minima that fit worse than the truth, so each gate gets five starts.
 CELLS = tuple(
     Cell(gate, "gelu", k=3, claim=-0.25 if gate in COMPETING else -0.5, starts=5, jitter=0.5)
     for gate in (*ALONE, *COMPETING)
