@@ -1,11 +1,16 @@
 """What every test shares: one thread, and hypothesis without a clock and without chance."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
 
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("fixed")
+
+# Read when scipy is first imported; without it two of scikit-learn's checks of estimators skip.
+os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
 # Two workers on two cores: a second thread would only wait for the other worker.
 torch.set_num_threads(1)
