@@ -14,7 +14,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, NullLocator
 
 # The papers' blue and green for the two gates; these and the others in shades that readers of any
 # colour vision can tell apart (after Okabe and Ito).
@@ -109,6 +109,8 @@ def loglog(
     low, middle, high = np.nanquantile(values_NR[seen], (0.25, 0.5, 0.75), axis=1)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    # Sizes are read off whole decades, and eight more ticks in each are half of an SVG's bytes.
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1.0, 0.4)))
     ax.set_xlabel("n")
     points, *_ = ax.errorbar(
