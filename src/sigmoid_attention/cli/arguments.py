@@ -173,7 +173,8 @@ class Rates:
     """
 
     gate: str = "sigmoid,softmax"
-    """sigmoid, softmax, normalised_sigmoid, tanh, relu, hard_sigmoid, sparsemax, entmax15."""
+    """sigmoid, softmax, normalised_sigmoid, tanh, relu, hard_sigmoid, sqrt_softplus, sparsemax,
+    entmax15."""
     expert: str = "gelu"
     """relu, gelu, tanh, silu (each also +bias), linear, poly2, poly3, poly4, constant."""
     regime: str = "dense"

@@ -95,6 +95,22 @@ class HardSigmoid(Gate):
 
 
 @dataclass(frozen=True)
+class SqrtSoftplus(Gate):
+    """g_i = sqrt(log(1 + exp(s_i))): as exp(s_i / 2) below zero, as the root of s_i above."""
+
+    name = "sqrt_softplus"
+
+    def weights(self, scores: Tensor) -> Tensor:
+        # Below -40 both agree in all digits, and a root of nothing has no derivative. Not torch's
+        # softplus, which leaves out the last digits above 20.
+        root = (-torch.nn.functional.logsigmoid(-scores.clamp(min=-40.0))).sqrt()
+        return torch.where(scores < -40.0, (scores / 2).exp(), root)
+
+    def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        return scores.sigmoid() / (2 * weights) * values
+
+
+@dataclass(frozen=True)
 class Softmax(Gate):
     """g_i = exp(s_i) / sum_j exp(s_j)."""
 
@@ -169,8 +185,8 @@ class Entmax15(Gate):
 GATES: dict[str, Gate] = {
     gate.name: gate
     for gate in (
-        Sigmoid(), Softmax(), NormalisedSigmoid(), Tanh(), Relu(), HardSigmoid(), Sparsemax(),
-        Entmax15(),
+        Sigmoid(), Softmax(), NormalisedSigmoid(), Tanh(), Relu(), HardSigmoid(), SqrtSoftplus(),
+        Sparsemax(), Entmax15(),
     )
 }  # fmt: skip
 

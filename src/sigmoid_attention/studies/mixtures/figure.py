@@ -25,6 +25,7 @@ COLOURS = {
     "tanh": "#d55e00",
     "relu": "#cc79a7",
     "hard_sigmoid": "#e69f00",
+    "sqrt_softplus": "#8c564b",
     "sparsemax": "#7f7f7f",
     "entmax15": "#000000",
 }
