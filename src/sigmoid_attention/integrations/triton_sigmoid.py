@@ -1,0 +1,163 @@
+"""The two functions of triton-sigmoid (arXiv 2604.27124), with its layout and its meaning.
+
+Code written for it runs after changing its import, on a CPU as well:
+
+    from sigmoid_attention.integrations.triton_sigmoid import sigmoid_attention
+
+Layout is (batch, tokens, heads, head_dim). Causality is aligned **top left** also where queries
+and keys differ in number: query i sees the keys 0 to i. Everywhere else in this library it is
+aligned bottom right.
+
+Shape letters: B batch, Q query tokens, K key tokens, H heads, D head dim.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention import attention
+from sigmoid_attention.attention import NegLogLength
+from sigmoid_attention.attention.api import Bias
+from sigmoid_attention.attention.reference import compute_dtype
+
+__all__ = ["sigmoid_attention", "sigmoid_attention_padded"]
+
+
+def sigmoid_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sigmoid_bias: Bias | None = None,
+    score_mod: Tensor | None = None,
+) -> Tensor:
+    """Sigmoid attention on (B, T, H, D), of as many queries as keys.
+
+    Args:
+        query, key, value: (B, T, H, D).
+        is_causal: query i sees the keys 0 to i.
+        scale: 1 / sqrt(D) by default.
+        sigmoid_bias: -log T by default. Beyond the number of the original: whatever the operator
+            takes, with its gradient.
+        score_mod: (B, T), added to the logits of a key, for all queries and heads. Unlike the
+            original's it receives a gradient.
+
+    Returns:
+        (B, T, H, D).
+
+    Raises:
+        ValueError: an argument does not fit; the sentence names it.
+
+    Example:
+        >>> q, k, v = torch.randn(3, 2, 9, 4, 16).unbind(0)
+        >>> sigmoid_attention(q, k, v, is_causal=True).shape
+        torch.Size([2, 9, 4, 16])
+    """
+    _check(query, key, value, score_mod)
+    if query.shape[1] != key.shape[1]:
+        raise ValueError(
+            f"key: must have as many tokens as query, got {key.shape[1]} and {query.shape[1]}; "
+            f"sigmoid_attention_padded takes other numbers"
+        )
+    if sigmoid_bias is None:
+        sigmoid_bias = NegLogLength(key.shape[1])
+    out = attention.sigmoid_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        None if score_mod is None else score_mod[:, None, None],
+        is_causal=is_causal,
+        scale=scale,
+        bias=sigmoid_bias,
+    )
+    return out.transpose(1, 2).contiguous()
+
+
+def sigmoid_attention_padded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seq_lens_k: Tensor | None = None,
+    seq_lens_q: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    sigmoid_bias: Bias | None = None,
+    score_mod: Tensor | None = None,
+) -> Tensor:
+    """Sigmoid attention on sequences that are padded at their ends; padded queries return zeros.
+
+    Args:
+        query: (B, Q, H, D). key, value: (B, K, H, D).
+        seq_lens_k: (B,) int, the tokens that are keys; None for all.
+        seq_lens_q: (B,) int, the tokens that are queries; None for all.
+        is_causal: query i sees the keys 0 to i, whatever Q and K.
+        sigmoid_bias: -log seq_lens_k by default, the length of each sequence and not that of
+            training: a model that is to answer the same at all lengths wants the number.
+        Others: as for :func:`sigmoid_attention`, score_mod (B, K).
+
+    Returns:
+        (B, Q, H, D).
+
+    Raises:
+        ValueError: an argument does not fit; the sentence names it.
+
+    Example:
+        >>> q, k, v = torch.randn(3, 2, 9, 4, 16).unbind(0)
+        >>> out = sigmoid_attention_padded(q, k, v, seq_lens_q=torch.tensor([9, 5]))
+        >>> out[1, 5:].any().item()
+        False
+    """
+    _check(query, key, value, score_mod)
+    batch, queries = query.shape[:2]
+    lengths_B = _lengths("seq_lens_k", seq_lens_k, batch, key.shape[1], key.device)
+    if sigmoid_bias is None:
+        # A sequence without keys has no logarithm, nor a weight for it to change.
+        sigmoid_bias = (
+            -lengths_B.clamp(min=1).to(compute_dtype(query.dtype)).log()[:, None, None, None]
+        )
+    # Keys behind the last query are nobody's when causality begins at the first key.
+    keys = min(queries, key.shape[1]) if is_causal else key.shape[1]
+    hidden_BK = torch.arange(keys, device=key.device) >= lengths_B[:, None]
+    if score_mod is None:
+        attn_mask = ~hidden_BK
+    else:
+        attn_mask = score_mod[:, :keys].masked_fill(hidden_BK, -math.inf)
+    out = attention.sigmoid_attention(
+        query.transpose(1, 2),
+        key[:, :keys].transpose(1, 2),
+        value[:, :keys].transpose(1, 2),
+        attn_mask[:, None, None],
+        # The last query stands on the last key: to see key i from query i it looks ahead.
+        window_size=(-1, queries - keys) if is_causal else (-1, -1),
+        scale=scale,
+        bias=sigmoid_bias,
+    )
+    lengths_B = _lengths("seq_lens_q", seq_lens_q, batch, queries, query.device)
+    padded_BQ = torch.arange(queries, device=query.device) >= lengths_B[:, None]
+    return out.transpose(1, 2).masked_fill(padded_BQ[..., None, None], 0.0)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, score_mod: Tensor | None) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"{name}: must be (batch, tokens, heads, head_dim), got {tuple(tensor.shape)}"
+            )
+    if score_mod is not None and score_mod.shape != key.shape[:2]:
+        raise ValueError(
+            f"score_mod: must be (batch, keys) = {tuple(key.shape[:2])}, "
+            f"got {tuple(score_mod.shape)}"
+        )
+
+
+def _lengths(
+    name: str, seq_lens: Tensor | None, batch: int, tokens: int, device: torch.device
+) -> Tensor:
+    """(B,): lengths of the sequences, all tokens where none are given."""
+    if seq_lens is None:
+        return torch.full((batch,), tokens, device=device)
+    if tuple(seq_lens.shape) != (batch,):
+        raise ValueError(f"{name}: must be (batch,) = ({batch},), got {tuple(seq_lens.shape)}")
+    return seq_lens

@@ -1,0 +1,121 @@
+"""triton-sigmoid's two functions: its layout, its default bias, its causality from the top left."""
+
+import inspect
+import math
+
+import pytest
+import torch
+
+from sigmoid_attention.integrations import triton_sigmoid
+from tests.integrations.oracle import attend
+
+CLOSE = {"rtol": 1e-11, "atol": 1e-13}
+
+
+def random(*shape, grad=False):
+    return torch.randn(shape, dtype=torch.float64, requires_grad=grad)
+
+
+def tensors(Q, K, B=3, H=2, D=6, grad=False):
+    return (
+        random(B, Q, H, D, grad=grad),
+        random(B, K, H, D, grad=grad),
+        random(B, K, H, D, grad=grad),
+    )
+
+
+def top_left(Q, K):
+    return torch.tensor([[j <= i for j in range(K)] for i in range(Q)])
+
+
+@pytest.mark.parametrize("T", [1, 7])
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+def test_dense(T, is_causal):
+    q, k, v = tensors(T, T)
+    visible = top_left(T, T) if is_causal else True
+    out = triton_sigmoid.sigmoid_attention(q, k, v, is_causal)
+    torch.testing.assert_close(out, attend(q, k, v, -math.log(T), visible=visible), **CLOSE)
+    score_mod = random(3, T, grad=True)
+    out = triton_sigmoid.sigmoid_attention(q, k, v, is_causal, 0.3, -0.5, score_mod)
+    expected = attend(q, k, v, -0.5 + score_mod[:, None, None], visible=visible, scale=0.3)
+    torch.testing.assert_close(out, expected, **CLOSE)
+    gradients = [
+        torch.autograd.grad(answer.square().sum(), score_mod) for answer in (out, expected)
+    ]
+    torch.testing.assert_close(*gradients, **CLOSE)
+
+
+@pytest.mark.parametrize("Q, K", [(7, 7), (4, 9), (9, 4), (1, 5)])
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("modified", [False, True], ids=["plain", "score_mod"])
+def test_padded(Q, K, is_causal, modified):
+    q, k, v = tensors(Q, K, grad=True)
+    lengths_k = torch.tensor([K, K // 2, 0], dtype=torch.int32)
+    lengths_q = torch.tensor([Q // 2, Q, Q], dtype=torch.int32)
+    score_mod = random(3, K) if modified else None
+    out = triton_sigmoid.sigmoid_attention_padded(
+        q, k, v, lengths_k, lengths_q, is_causal, score_mod=score_mod
+    )
+    visible = (torch.arange(K) < lengths_k[:, None])[:, None, None]
+    if is_causal:
+        visible = visible & top_left(Q, K)
+    bias = -lengths_k.double().clamp(min=1).log()[:, None, None, None]
+    if modified:
+        bias = bias + score_mod[:, None, None]
+    expected = attend(q, k, v, bias, visible=visible)
+    expected = expected * (torch.arange(Q) < lengths_q[:, None])[..., None, None]
+    torch.testing.assert_close(out, expected, **CLOSE)
+    direction = torch.randn_like(out)
+    gradients = [
+        torch.autograd.grad((answer * direction).sum(), (q, k, v)) for answer in (out, expected)
+    ]
+    torch.testing.assert_close(*gradients, **CLOSE)
+
+
+def test_padded_without_lengths_is_dense():
+    q, k, v = tensors(5, 5)
+    out = triton_sigmoid.sigmoid_attention_padded(q, k, v, is_causal=True, sigmoid_bias=-2.0)
+    torch.testing.assert_close(
+        out, triton_sigmoid.sigmoid_attention(q, k, v, True, sigmoid_bias=-2.0), **CLOSE
+    )
+
+
+def test_padding_may_hold_any_number():
+    q, k, v = tensors(5, 5)
+    lengths = torch.tensor([5, 3, 2])
+    out = triton_sigmoid.sigmoid_attention_padded(q, k, v, lengths)
+    padded = (torch.arange(5) >= lengths[:, None])[..., None, None]
+    k, v = k.masked_fill(padded, 1e30), v.masked_fill(padded, -1e30)
+    torch.testing.assert_close(
+        triton_sigmoid.sigmoid_attention_padded(q, k, v, lengths), out, **CLOSE
+    )
+
+
+def test_the_order_of_arguments_is_the_librarys_own():
+    names = ["query", "key", "value", "is_causal", "scale", "sigmoid_bias", "score_mod"]
+    assert list(inspect.signature(triton_sigmoid.sigmoid_attention).parameters) == names
+    padded = inspect.signature(triton_sigmoid.sigmoid_attention_padded)
+    assert list(padded.parameters) == [*names[:3], "seq_lens_k", "seq_lens_q", *names[3:]]
+
+
+@pytest.mark.parametrize(
+    "wrong, name, mention",
+    [
+        ({"query": torch.ones(3, 5, 6)}, "query", "(3, 5, 6)"),
+        ({"score_mod": torch.ones(3, 4)}, "score_mod", "(3, 4)"),
+        ({"seq_lens_k": torch.tensor([1, 2])}, "seq_lens_k", "(2,)"),
+        ({"seq_lens_q": torch.tensor([1, 2])}, "seq_lens_q", "(2,)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_value_error_names_the_argument(wrong, name, mention):
+    q = torch.ones(3, 5, 2, 6)
+    with pytest.raises(ValueError) as caught:
+        triton_sigmoid.sigmoid_attention_padded(**{"query": q, "key": q, "value": q} | wrong)
+    assert str(caught.value).startswith(f"{name}: ")
+    assert mention in str(caught.value)
+
+
+def test_the_dense_function_wants_as_many_queries_as_keys():
+    with pytest.raises(ValueError, match=r"^key: must have as many tokens as query, got 9 and 4"):
+        triton_sigmoid.sigmoid_attention(*tensors(4, 9))
