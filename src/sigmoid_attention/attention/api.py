@@ -62,7 +62,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether torch.func, forward mode or a trace is at work, which only the definition follows."""
     if torch.compiler.is_compiling():
         return False
@@ -75,7 +75,7 @@ def _transformed() -> bool:
 
 def _candidates(problem: Problem) -> list[Implementation]:
     """What may beat the definition on this problem, the fastest first; each may still refuse."""
-    if _transformed():
+    if transformed():
         return []
     many = math.prod(problem.shape) > DENSE_SCORES
     return [cpu_operator.attend, tiled_operator.attend] if many else [cpu_operator.attend]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import checks, geometry, sequences
-from sigmoid_attention.attention.api import Answer, Bias, run, with_bias
+from sigmoid_attention.attention.api import Answer, Bias, run, transformed, with_bias
 from sigmoid_attention.attention.cpu import repeated
 from sigmoid_attention.attention.problem import Problem
 
@@ -37,27 +37,37 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
     checks.lengths("block_table", block_table, tuple(block_table.shape), query.device)
 
 
-def _used_pages(block_table_BM: Tensor, seqused_k: Tensor, pages: int, page_size: int) -> Tensor:
-    """The table with page 0 in the places that no token has reached, which may hold anything."""
-    starts_M = torch.arange(block_table_BM.shape[1], device=block_table_BM.device) * page_size
-    used = block_table_BM.long().masked_fill(starts_M >= seqused_k[:, None], 0).contiguous()
-    if not torch.compiler.is_compiling() and used.numel() > 0:
-        low, high = (int(edge) for edge in used.aminmax())
+def _check_pages(used_pages_BM: Tensor, pages: int) -> None:
+    """What a compiled graph cannot look at, and a GPU is not waited for: the numbers inside."""
+    if used_pages_BM.numel() > 0:
+        low, high = (int(edge) for edge in used_pages_BM.aminmax())
         if low < 0 or high >= pages:
             raise ValueError(
                 f"block_table: pages must lie in 0 to {pages - 1}, got {low} to {high}"
             )
-    return used
 
 
 def _check_used(seqused_k: Tensor, capacity: int) -> None:
-    """What a compiled graph cannot look at: the numbers inside."""
+    """Likewise."""
     used = seqused_k.tolist()
     if used and (min(used) < 0 or max(used) > capacity):
         raise ValueError(
             f"seqused_k: must lie in 0 to the cache's capacity {capacity}, "
             f"got {min(used)} to {max(used)}"
         )
+
+
+def _decode(problem: Problem, impl: str, return_aux: bool) -> Answer:
+    """By the kernel for a few queries where a GPU can run it, else by one for many."""
+    if impl == "triton" or (impl == "auto" and problem.device.type == "cuda" and not transformed()):
+        try:
+            # Triton is there where torch has CUDA, and nowhere else has anyone to import it.
+            from sigmoid_attention.attention.triton import decode_operator
+
+            return decode_operator.attend(problem, return_aux)
+        except (NotImplementedError, ImportError):
+            pass
+    return run(problem, impl, return_aux)
 
 
 def sigmoid_decode(
@@ -124,7 +134,7 @@ def sigmoid_decode(
         raise ValueError(f"query: must be (batch, heads, length, dim), got {tuple(query.shape)}")
     if block_table is None:
         checks.dense_shapes(query, key_cache, value_cache, names)
-        capacity = key_cache.shape[2]
+        capacity, page_size = key_cache.shape[2], 0
     else:
         _check_paged(query, key_cache, value_cache, block_table)
         pages, page_size = key_cache.shape[:2]
@@ -133,10 +143,14 @@ def sigmoid_decode(
     batch, heads, queries, head_dim = query.shape
     checks.head_groups(heads, key_cache.shape[1], enable_gqa, name="key_cache")
     checks.lengths("seqused_k", seqused_k, (batch,), query.device)
-    if block_table is not None:
-        block_table = _used_pages(block_table, seqused_k, pages, page_size)
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or query.is_cuda:
+        own = sequences.UnreadCache(queries, seqused_k, capacity, block_table, page_size)
+    else:
+        if block_table is not None:
+            block_table = sequences.used_pages(block_table, seqused_k, page_size)
+            _check_pages(block_table, pages)
         _check_used(seqused_k, capacity)
+        own = sequences.cached(queries, seqused_k, capacity, block_table)
     if bias is None:
         raise ValueError(
             "bias: a cache's current length is not the length that the model was trained with; "
@@ -161,8 +175,8 @@ def sigmoid_decode(
         dropout_p=0.0,
         tolerance=tolerance,
         tolerance_is_relative=relative,
-        sequences=sequences.cached(queries, seqused_k, capacity, block_table),
+        sequences=own,
     )
     problem = with_bias(problem, bias)
     repeated.remember(kind, problem, seqused_k)
-    return run(problem, impl, return_aux)
+    return _decode(problem, impl, return_aux)

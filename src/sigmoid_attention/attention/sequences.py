@@ -4,7 +4,7 @@ Shape letters: B sequences, H query or key heads, T tokens of a row, Q longest q
 key, D head or value dim, P pages in the cache, S tokens a page, M pages a sequence.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,6 +48,13 @@ class Sequences:
     def length_k_B(self) -> Tensor:
         return self.places_4B[3]
 
+    def as_given(self) -> tuple[Tensor, Tensor | None]:
+        """Keys of each sequence, and the table, for whoever reads nothing beyond a sequence's end.
+
+        Any integers; the table may hold anything where no token is.
+        """
+        return self.length_k_B, self.block_table_BM
+
     def positions(self) -> Tensor:
         """The queries' places on the key axis of their sequence, (B, 1, Q, 1)."""
         place = torch.arange(self.max_q, device=self.length_q_B.device)[:, None]
@@ -65,7 +72,7 @@ class Sequences:
         """The same sequences with a row of the batch for each, as the methods below give it."""
         zeros = torch.zeros_like(self.start_q_B)
         places = torch.stack((zeros, self.length_q_B, zeros, self.length_k_B))
-        return replace(self, places_4B=places, block_table_BM=None, packed=False)
+        return Sequences(places, self.max_q, self.max_k)
 
     def padded_queries(self, query: Tensor) -> Tensor:
         """(B, H, Q, D), with zeros past the end of a sequence."""
@@ -112,21 +119,48 @@ def packed(cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int) -> Sequen
     )
 
 
+class UnreadCache(Sequences):
+    """A cache whose lengths and pages are on a GPU, or in a graph, where nobody can look at them.
+
+    To check them would wait for the device. Even to bring them into shape takes launches that a
+    decoding step does without, so that is done when somebody asks.
+    """
+
+    def __init__(
+        self, queries: int, seqused_k: Tensor, capacity: int, block_table: Tensor | None, page: int
+    ) -> None:
+        own = {"used_B": seqused_k, "given_BM": block_table, "page": page}
+        self.__dict__.update(own, max_q=queries, max_k=capacity, packed=False)
+
+    @property
+    def count(self) -> int:
+        return self.used_B.shape[0]
+
+    @property
+    def places_4B(self) -> Tensor:
+        starts = torch.zeros_like(self.used_B, dtype=torch.int64)
+        return torch.stack((starts, starts + self.max_q, starts, self.used_B.long()))
+
+    @property
+    def block_table_BM(self) -> Tensor | None:
+        return None if self.given_BM is None else used_pages(self.given_BM, self.used_B, self.page)
+
+    def as_given(self) -> tuple[Tensor, Tensor | None]:
+        return self.used_B, self.given_BM
+
+
+def used_pages(block_table_BM: Tensor, used_B: Tensor, page_size: int) -> Tensor:
+    """The table with page 0 in the places that no token has reached, which may hold anything."""
+    starts_M = torch.arange(block_table_BM.shape[1], device=block_table_BM.device) * page_size
+    return block_table_BM.long().masked_fill(starts_M >= used_B[:, None], 0).contiguous()
+
+
 def cached(
     queries: int, seqused_k: Tensor, capacity: int, block_table_BM: Tensor | None = None
 ) -> Sequences:
     """A row of queries for each sequence against its part of a contiguous or a paged cache."""
-    if torch.compiler.is_compiling():
-        starts = torch.zeros_like(seqused_k, dtype=torch.int64)
-        places = torch.stack((starts, starts + queries, starts, seqused_k.long()))
-    else:
-        # One operation: each costs a decoding step as much as some hundred keys.
-        used = seqused_k.tolist()
-        rows = ([0] * len(used), [queries] * len(used), [0] * len(used), used)
-        places = torch.tensor(rows, dtype=torch.int64, device=seqused_k.device)
-    return Sequences(
-        places_4B=places,
-        max_q=queries,
-        max_k=capacity,
-        block_table_BM=block_table_BM,
-    )
+    # One operation: each costs a decoding step as much as some hundred keys.
+    used = seqused_k.tolist()
+    rows = ([0] * len(used), [queries] * len(used), [0] * len(used), used)
+    places = torch.tensor(rows, dtype=torch.int64, device=seqused_k.device)
+    return Sequences(places, max_q=queries, max_k=capacity, block_table_BM=block_table_BM)
