@@ -12,6 +12,7 @@ from sigmoid_attention.nn.models import (
     TrainingRecipe,
     generate,
 )
+from sigmoid_attention.nn.multihead import SigmoidMultiheadAttention
 from sigmoid_attention.nn.norm import LayerScale, QKNorm, RMSNorm
 from sigmoid_attention.nn.position import (
     CAPE,
@@ -23,6 +24,7 @@ from sigmoid_attention.nn.position import (
     SinCos,
     alibi_slopes,
 )
+from sigmoid_attention.nn.replace import replace_multihead_attention
 from sigmoid_attention.nn.softmax import softmax_attention
 
 __all__ = [
@@ -44,10 +46,12 @@ __all__ = [
     "RMSNorm",
     "Residual",
     "RoPE",
+    "SigmoidMultiheadAttention",
     "SinCos",
     "SwiGLU",
     "TrainingRecipe",
     "alibi_slopes",
     "generate",
+    "replace_multihead_attention",
     "softmax_attention",
 ]
