@@ -1,0 +1,186 @@
+"""What a bound needs to know of an attention layer: its maps, head by head, in float64.
+
+Shape letters: H query heads, N tokens, D head dim, C channels, O channels of an affine map.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sigmoid_attention.attention import geometry, reference
+from sigmoid_attention.nn.attention import Attention
+from sigmoid_attention.theory.regularity.domain import Domain, spectral_norm
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x -> W x + c, then, where there is one, a norm of the whole vector with gain g and offset.
+
+    A norm divides by sqrt(mean of squares + eps), of the vector or of what is left without its
+    mean. Its Jacobian is g times a projection over that root, so its norm is at most
+    max |g| / sqrt(eps), and the answer is no longer than max |g| sqrt(D) plus the offset.
+    """
+
+    weight_OC: Tensor
+    offset_O: Tensor
+    gain_O: Tensor | None = None
+    shift_O: Tensor | None = None
+    eps: float = 0.0
+    centred: bool = False
+
+    def reach(self, domain: Domain) -> float:
+        """At least the norm of every answer on the domain."""
+        plain = domain.reach(self.weight_OC, self.offset_O)
+        if self.gain_O is None:
+            return plain
+        size = len(self.gain_O)
+        root = min(size**0.5, plain / self.eps**0.5)
+        shift = 0.0 if self.shift_O is None else float(self.shift_O.norm())
+        return float(self.gain_O.abs().max()) * root + shift
+
+    def steepness(self) -> float:
+        """At least the norm of the Jacobian, everywhere."""
+        plain = spectral_norm(self.weight_OC)
+        if self.gain_O is None:
+            return plain
+        return float(self.gain_O.abs().max()) / self.eps**0.5 * plain
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head: its query, key, and what a key adds to the output, value and projection in one."""
+
+    query: Affine
+    key: Affine
+    value: Affine
+
+
+@dataclass(frozen=True)
+class Heads:
+    """An attention layer over N tokens, as a bound reads it.
+
+    ``bias_HNN`` is what is added to the scaled products: bias and ALiBi; ``visible_NN`` says
+    which keys a query sees. Rotations leave norms as they are, so RoPE needs no place here.
+    """
+
+    heads: list[Head]
+    activation: str
+    scale: float
+    softcap: float | None
+    bias_HNN: Tensor
+    visible_NN: Tensor
+    offset_C: Tensor
+
+    @classmethod
+    def of(cls, layer: Attention, tokens: int, gain_C: Tensor | None = None) -> "Heads":
+        """Read a layer; ``gain_C`` is a LayerScale that follows it.
+
+        Raises:
+            ValueError: a bias that depends on the rows of a call through their logits, or fewer
+                than one token.
+        """
+        if tokens < 1:
+            raise ValueError(f"tokens must be 1 or more, got {tokens}")
+        gain_C = torch.ones(layer.dim) if gain_C is None else gain_C
+        output_CHD = (_weight(layer.output) * _double(gain_C)[:, None]).unflatten(
+            1, (layer.heads, -1)
+        )
+        share = layer.heads // layer.kv_heads
+        heads = []
+        for h in range(layer.heads):
+            value = _part(layer.value, layer.kv_heads, h // share)
+            output = output_CHD[:, h]
+            heads.append(
+                Head(
+                    _normed(_part(layer.query, layer.heads, h), layer.qk_norm.query),
+                    _normed(_part(layer.key, layer.kv_heads, h // share), layer.qk_norm.key),
+                    Affine(output @ value.weight_OC, output @ value.offset_O),
+                )
+            )
+        places = geometry.query_positions(tokens, tokens, torch.device("cpu"))
+        offset_NN = geometry.offsets(places, tokens)
+        seen = geometry.in_window(
+            offset_NN, geometry.effective_window(layer.causal, layer.window_size)
+        )
+        visible_NN = torch.ones(tokens, tokens, dtype=torch.bool) if seen is None else seen
+        return cls(
+            heads,
+            layer.activation,
+            layer.head_dim**-0.5,
+            layer.softcap,
+            _bias(layer, offset_NN, visible_NN),
+            visible_NN,
+            _offset(layer.output) * _double(gain_C),
+        )
+
+    def logits(self, head: Head, domain: Domain) -> float:
+        """At least the size of every scaled product of a query and a key on the domain."""
+        largest = self.scale * head.query.reach(domain) * head.key.reach(domain)
+        return largest if self.softcap is None else min(largest, self.softcap)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a bias policy asks of the rows of a call, where no logit is known."""
+
+    heads: int
+    visible_NN: Tensor
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def visible_counts(self) -> Tensor:
+        return self.visible_NN.sum(-1, keepdim=True)
+
+    def row_lse(self) -> Tensor:
+        raise ValueError("bias: RowLSE depends on the logits of a row, which no bound here follows")
+
+
+def _bias(layer: Attention, offset_NN: Tensor, visible_NN: Tensor) -> Tensor:
+    bias = torch.zeros(layer.heads, *visible_NN.shape, dtype=torch.float64)
+    if layer.bias is not None:
+        policy = layer.bias
+        rows = _Rows(layer.heads, visible_NN)
+        found = policy if isinstance(policy, int | float) else policy.resolve(rows)
+        found = torch.as_tensor(found, dtype=torch.float64).detach().cpu()
+        bias = bias + (found[0] if found.dim() == 4 else found)
+    slopes = layer.position.slopes(layer.heads, "cpu")
+    if slopes is not None:
+        bias = bias + reference.position_bias(offset_NN, slopes, torch.float64)
+    return bias
+
+
+def _double(values: Tensor) -> Tensor:
+    return values.detach().cpu().double()
+
+
+def _weight(linear: nn.Linear) -> Tensor:
+    return _double(linear.weight)
+
+
+def _offset(linear: nn.Linear) -> Tensor:
+    if linear.bias is None:
+        return torch.zeros(linear.out_features, dtype=torch.float64)
+    return _double(linear.bias)
+
+
+def _part(linear: nn.Linear, parts: int, place: int) -> Affine:
+    weight = _weight(linear).unflatten(0, (parts, -1))[place]
+    return Affine(weight, _offset(linear).unflatten(0, (parts, -1))[place])
+
+
+def _normed(plain: Affine, norm: nn.Module) -> Affine:
+    if isinstance(norm, nn.Identity):
+        return plain
+    shift = getattr(norm, "bias", None)
+    return Affine(
+        plain.weight_OC,
+        plain.offset_O,
+        _double(norm.weight),  # pyright: ignore[reportArgumentType]
+        None if shift is None else _double(shift),
+        norm.eps,  # pyright: ignore[reportArgumentType]
+        isinstance(norm, nn.LayerNorm),
+    )

@@ -1,0 +1,181 @@
+"""Bounds composed through norms, feed-forward layers and residual branches, block after block.
+
+Shape letters: C channels, F hidden channels, N tokens.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sigmoid_attention.nn.attention import Attention
+from sigmoid_attention.nn.block import Block, Residual
+from sigmoid_attention.nn.feed_forward import GELUFeedForward, SwiGLU
+from sigmoid_attention.nn.norm import LayerScale, RMSNorm
+from sigmoid_attention.theory.regularity.attention import attention_bound
+from sigmoid_attention.theory.regularity.domain import Ball, Domain, spectral_norm
+
+# The largest slopes of silu and of gelu, 1.09984 and 1.12904, rounded up.
+SILU_SLOPE, GELU_SLOPE = 1.0999, 1.1291
+
+
+@dataclass(frozen=True)
+class LayerBound:
+    """One residual branch of a network: its input's norms and the bounds of branch and sum."""
+
+    name: str
+    least: float
+    most: float
+    branch: float
+    jacobian: float
+
+
+def network_bound(blocks: Sequence[nn.Module], domain: Domain, tokens: int) -> list[LayerBound]:
+    r"""A bound for every residual branch of a stack of blocks; their product bounds the stack.
+
+    A branch :math:`x + s\,f(\mathrm{norm}(x))` has a Jacobian of norm at most
+    :math:`1 + |s| L_f L_{\mathrm{norm}}`, with each factor on the set that its input lies in. A
+    root mean square norm divides by :math:`\rho = (|x|^2 / C + \epsilon)^{1/2}`; its Jacobian is
+    the gain times a projection over :math:`\rho`, at most :math:`\max|g| / \rho` for the least
+    :math:`|x|`, and its answer no longer than :math:`\max|g| \min(C^{1/2}, |x| / \epsilon^{1/2})`.
+    Tokens of a sum lie between the least norm less and the largest norm plus what the branch
+    reaches. Once the least norm is zero, a norm may be as steep as
+    :math:`\epsilon^{-1/2}`: the bound of a deep network on a whole ball says little, and says so.
+
+    Args:
+        blocks: `Block` modules, in evaluation mode, such as ``model.blocks``.
+        domain: the set that every token of the first input lies in.
+        tokens: N.
+
+    Raises:
+        ValueError: an unsupported part, named.
+
+    Example:
+        >>> from sigmoid_attention.nn import Attention, Block, SwiGLU
+        >>> from sigmoid_attention.theory.regularity import Ball
+        >>> block = Block(Attention(8, 2, max_seq_len=4), SwiGLU(8, 16))
+        >>> bounds = network_bound([block], Ball(3.0, lower=2.0), tokens=4)
+        >>> [bound.name for bound in bounds]
+        ['0.attention', '0.feed_forward']
+    """
+    found = []
+    for name, residual, layer in branches(blocks):
+        bound, domain = _residual(name, residual, layer, domain, tokens)
+        found.append(bound)
+    return found
+
+
+def branches(blocks: Sequence[nn.Module]) -> Iterator[tuple[str, Residual, nn.Module]]:
+    """Every residual branch of a stack in its order: a name, the branch and its layer.
+
+    Raises:
+        ValueError: a module that is no `Block`.
+    """
+    for place, block in enumerate(blocks):
+        if not isinstance(block, Block):
+            raise ValueError(f"block {place}: {type(block).__name__} is not a part with a bound")
+        yield f"{place}.attention", block.attention_residual, block.attention
+        yield f"{place}.feed_forward", block.feed_forward_residual, block.feed_forward
+
+
+def composed(bounds: Sequence[LayerBound]) -> float:
+    """The product of the bounds: one for all of them in a row.
+
+    Example:
+        >>> composed([LayerBound("0.attention", 0.0, 1.0, 1.0, 2.0)] * 3)
+        8.0
+    """
+    return math.prod(bound.jacobian for bound in bounds)
+
+
+def _residual(
+    name: str, residual: Residual, layer: nn.Module, domain: Domain, tokens: int
+) -> tuple[LayerBound, Domain]:
+    inner, steep = _normed(residual.norm_in, domain)
+    reach, branch = _layer(name, layer, inner, tokens)
+    branch *= steep
+    after, steep = _normed(residual.norm_out, Ball(max(reach, 1e-300)))
+    scale = largest_gain(residual.scale)
+    reach, branch = scale * after.upper, scale * branch * steep
+    most = domain.upper + reach
+    summed = Ball(most, max(domain.lower - reach, 0.0))
+    out, steep = _normed(residual.norm_after, summed)
+    bound = LayerBound(name, domain.lower, domain.upper, branch, (1 + branch) * steep)
+    return bound, out
+
+
+def _normed(norm: nn.Module, domain: Domain) -> tuple[Domain, float]:
+    """The set after a norm, and how steep the norm is on the set before."""
+    if isinstance(norm, nn.Identity):
+        return domain, 1.0
+    assert isinstance(norm, RMSNorm)
+    gain = norm.weight.detach().abs().double()
+    most, least = float(gain.max()), float(gain.min())
+
+    def length(x: float) -> float:
+        """Of x over its root mean square."""
+        return x / (x * x / len(gain) + norm.eps) ** 0.5
+
+    root = (domain.lower**2 / len(gain) + norm.eps) ** 0.5
+    upper = most * length(domain.upper)
+    return Ball(max(upper, 1e-300), min(least * length(domain.lower), upper)), most / root
+
+
+def largest_gain(scale: nn.Module) -> float:
+    """The largest factor of a LayerScale, one where there is none."""
+    return float(scale.gamma.detach().abs().max()) if isinstance(scale, LayerScale) else 1.0
+
+
+def _layer(name: str, layer: nn.Module, domain: Domain, tokens: int) -> tuple[float, float]:
+    """The reach and the steepness of a branch's layer."""
+    if isinstance(layer, Attention):
+        bound = attention_bound(layer, domain, tokens)
+        return bound.reach, bound.jacobian
+    rule = FEED_FORWARD_BOUNDS.get(type(layer))
+    if rule is None:
+        raise unknown(name, layer)
+    return rule(layer, domain)
+
+
+def unknown(name: str, layer: nn.Module) -> ValueError:
+    """What to raise for a layer that no rule speaks of."""
+    known = ", ".join(kind.__name__ for kind in (Attention, *FEED_FORWARD_BOUNDS))
+    return ValueError(f"{name}: {type(layer).__name__} has no bound here; {known} have")
+
+
+# Feed-forward layers ---------------------------------------------------------------------------
+
+
+def _swiglu(layer: nn.Module, domain: Domain) -> tuple[float, float]:
+    """silu'(g) u dg + silu(g) du, with |silu(g)| <= |g| and each channel's own largest |g|, |u|."""
+    assert isinstance(layer, SwiGLU)
+    gate, up, down = (_weight(part) for part in (layer.gate, layer.up, layer.down))
+    gate_F, up_F = (_channels(part, domain) for part in (gate, up))
+    steep = SILU_SLOPE * spectral_norm(up_F[:, None] * gate) + spectral_norm(gate_F[:, None] * up)
+    reach = float(gate_F.max()) * domain.reach(up, torch.zeros(len(up), dtype=torch.float64))
+    return spectral_norm(down) * reach, spectral_norm(down) * steep
+
+
+def _gelu(layer: nn.Module, domain: Domain) -> tuple[float, float]:
+    """down gelu'(u) du, with |gelu(u)| <= |u|."""
+    assert isinstance(layer, GELUFeedForward)
+    up, down = _weight(layer.up), _weight(layer.down)
+    reach = domain.reach(up, torch.zeros(len(up), dtype=torch.float64))
+    return spectral_norm(down) * reach, GELU_SLOPE * spectral_norm(down) * spectral_norm(up)
+
+
+FEED_FORWARD_BOUNDS: dict[type[nn.Module], Callable[[nn.Module, Domain], tuple[float, float]]] = {
+    SwiGLU: _swiglu,
+    GELUFeedForward: _gelu,
+}
+
+
+def _weight(linear: nn.Linear) -> Tensor:
+    return linear.weight.detach().cpu().double()
+
+
+def _channels(weight_FC: Tensor, domain: Domain) -> Tensor:
+    """The largest |w . x| of every channel, (F,)."""
+    return weight_FC.norm(dim=-1) * domain.upper
