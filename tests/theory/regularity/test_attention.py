@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_layers import inputs, layers, whole_jacobian
 
 from sigmoid_attention.attention import RowLSE
 from sigmoid_attention.nn import Attention
@@ -17,6 +16,7 @@ from sigmoid_attention.theory.regularity import (
     attention_bound_at,
     mean_norm_bound,
 )
+from tests.theory.regularity.random_layers import inputs, layers, whole_jacobian
 
 ROUNDING = 1 + 1e-9
 radii = st.floats(0.05, 8.0)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_layers import inputs, layers, whole_jacobian
 
 from sigmoid_attention.nn import Attention
 from sigmoid_attention.theory.regularity import (
@@ -17,6 +16,7 @@ from sigmoid_attention.theory.regularity import (
     onto_ball,
     steepest,
 )
+from tests.theory.regularity.random_layers import inputs, layers, whole_jacobian
 
 
 @settings(max_examples=60)

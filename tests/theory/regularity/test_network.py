@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_layers import DIM, inputs, layers, whole_jacobian
 
 from sigmoid_attention.nn import Block, DecoderLM, GELUFeedForward, ModelConfig, SwiGLU
 from sigmoid_attention.theory.regularity import (
@@ -14,6 +13,7 @@ from sigmoid_attention.theory.regularity import (
     network_bound,
     network_bound_at,
 )
+from tests.theory.regularity.random_layers import DIM, inputs, layers, whole_jacobian
 
 
 @st.composite
