@@ -1,0 +1,123 @@
+"""The bias of an attention module, `module.sigmoid_bias`: what it may be, and how it is kept.
+
+Shape letters: H query heads.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sigmoid_attention.attention import (
+    BiasPolicy,
+    Constant,
+    Learned,
+    NegLogEffectiveLength,
+    NegLogLength,
+    NegLogVisible,
+    RowLSE,
+)
+from sigmoid_attention.integrations.transformers.threshold import ThresholdBias
+
+ATTRIBUTE = "sigmoid_bias"
+_POLICIES = (Constant, NegLogLength, NegLogVisible, NegLogEffectiveLength, RowLSE)
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """A bias for each head, a tensor (heads,) in fp32 that is kept in the module's state dict.
+
+    Args:
+        init: where it starts: a number, or a policy that needs no row.
+        learned: a parameter with a gradient; False for a buffer, as calibration leaves it.
+        threshold: a :class:`ThresholdBias` that starts there, which a converted model keeps: it
+            also depends on the query. It is always learned.
+
+    Raises ``ValueError`` for an ``init`` that depends on the rows of a call.
+
+    Example:
+        >>> from sigmoid_attention import NegLogLength
+        >>> PerHead(NegLogLength(1024)).start(heads=2).tolist()
+        [-6.931471824645996, -6.931471824645996]
+    """
+
+    init: float | BiasPolicy
+    learned: bool = True
+    threshold: bool = False
+
+    def __post_init__(self) -> None:
+        heads = len(self.init.alibi_slopes) if isinstance(self.init, NegLogEffectiveLength) else 1
+        self.start(heads)
+
+    def start(self, heads: int) -> Tensor:
+        """(heads,) in fp32."""
+        return Learned(self.init, heads).value.detach()
+
+
+ModuleBias = float | BiasPolicy | PerHead
+
+
+def check(bias: object) -> None:
+    """A bias that a config can hold."""
+    if not isinstance(bias, (int, float, PerHead, *_POLICIES)) or isinstance(bias, bool):
+        raise ValueError(
+            f"bias: must be a number, PerHead or one of "
+            f"{', '.join(policy.__name__ for policy in _POLICIES)}, got {type(bias).__name__}"
+        )
+
+
+def place(module: nn.Module, bias: ModuleBias, heads: int) -> None:
+    """Give an attention module its bias in place of the one that it has."""
+    # A parameter, a buffer and an attribute may not take each other's place by assignment.
+    if hasattr(module, ATTRIBUTE):
+        delattr(module, ATTRIBUTE)
+    if not isinstance(bias, PerHead):
+        setattr(module, ATTRIBUTE, bias)
+        return
+    device = next(module.parameters()).device
+    start_H = bias.start(heads).to(device)
+    if bias.threshold:
+        setattr(module, ATTRIBUTE, ThresholdBias(start_H, module.sigmoid_head_dim))  # pyright: ignore[reportArgumentType]
+    elif bias.learned:
+        module.register_parameter(ATTRIBUTE, nn.Parameter(start_H))
+    else:
+        module.register_buffer(ATTRIBUTE, start_H)
+
+
+def of(module: nn.Module) -> float | Tensor | BiasPolicy:
+    """The bias as the operator takes it: a tensor per head as (1, H, 1, 1)."""
+    bias = getattr(module, ATTRIBUTE, None)
+    if bias is None:
+        raise ValueError(
+            f"attn_implementation: {type(module).__name__} runs as sigmoid attention without a "
+            f"bias; convert the model first, e.g. convert(model, bias=NegLogLength(1024))"
+        )
+    return bias.view(1, -1, 1, 1) if isinstance(bias, Tensor) else bias
+
+
+def to_json(bias: ModuleBias) -> dict[str, Any]:
+    """The bias as a config keeps it; values per head stay in the state dict."""
+    if isinstance(bias, PerHead):
+        own = {"learned": bias.learned, "threshold": bias.threshold}
+        return {"policy": "PerHead", "init": to_json(bias.init), **own}
+    if not isinstance(bias, BiasPolicy):
+        bias = Constant(float(bias))
+    assert dataclasses.is_dataclass(bias)
+    return {"policy": type(bias).__name__, **dataclasses.asdict(bias)}
+
+
+def from_json(entry: dict[str, Any]) -> BiasPolicy | PerHead:
+    """What ``to_json`` wrote."""
+    if entry.get("policy") == "PerHead":
+        return PerHead(_policy(entry["init"]), entry["learned"], entry["threshold"])
+    return _policy(entry)
+
+
+def _policy(entry: dict[str, Any]) -> BiasPolicy:
+    fields = dict(entry)
+    name = fields.pop("policy", None)
+    known = {policy.__name__: policy for policy in _POLICIES}
+    if name not in known:
+        raise ValueError(f"sigmoid_attention: a bias policy {name!r} is not known to this version")
+    return known[name](**fields)

@@ -1,0 +1,222 @@
+"""`convert`: from a model of transformers to the same model with sigmoid attention."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from sigmoid_attention.attention import NegLogLength
+from sigmoid_attention.integrations.transformers import biases, guard, record, structure
+from sigmoid_attention.integrations.transformers.biases import ModuleBias
+from sigmoid_attention.integrations.transformers.reach import (
+    Reached,
+    reached_modules,
+    set_implementation,
+)
+from sigmoid_attention.integrations.transformers.record import NAME, HeadShape, Record
+from sigmoid_attention.integrations.transformers.registration import register
+
+Converted = TypeVar("Converted", PreTrainedModel, PreTrainedConfig)
+
+
+def convert(
+    model_or_config: Converted,
+    *,
+    bias: ModuleBias | Mapping[str, ModuleBias] | None = None,
+    qk_norm: str | None = None,
+    layer_scale: float | None = None,
+    norm: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    except_for: Sequence[str] = (),
+) -> Converted:
+    r"""Turn every attention of a model into sigmoid attention, in place, or nothing at all.
+
+    Weights stay as they are. A model that was trained with a softmax has to be trained further:
+    a sigmoid with other weights than its own gives nonsense.
+
+    Args:
+        model_or_config: a model of transformers, or a config for one that is yet to be built or
+            loaded; ``from_pretrained(path, config=config)`` then gives what is new its start.
+        bias: added to every logit: a number, a policy (:class:`NegLogLength` with the training
+            length, :class:`NegLogVisible`, :class:`RowLSE`, ...) or :class:`PerHead`, which is
+            kept in the state dict. A mapping gives each config inside a composite one its own,
+            e.g. ``{"text_config": NegLogLength(77), "vision_config": NegLogLength(50)}``. None is
+            ``NegLogLength(config.max_position_embeddings)``.
+        qk_norm: "rms" or "layer": normalise each head's query and key, before any rotation.
+        layer_scale: start of a trained gain per channel on what attention adds.
+        norm: "hybrid": an RMSNorm on what attention adds (P1, section 5).
+        inputs: a batch that passes through every attention module, for the counted forward; made
+            from the config where it is None.
+        except_for: names of classes of attention modules that may keep their own.
+
+    Returns:
+        The same model or config. The config carries the key ``sigmoid_attention``, so that
+        ``save_pretrained`` and ``from_pretrained`` keep all of this.
+
+    Raises:
+        ValueError: an attention module is not reached (the sentence names it), has no place for
+            an option, or there is no length to take a bias from. Nothing was changed.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from sigmoid_attention.integrations.transformers import PerHead, convert
+        >>> from sigmoid_attention import NegLogLength
+        >>> sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1)
+        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2))
+        >>> model = convert(model, bias=PerHead(NegLogLength(128)), qk_norm="rms")
+        >>> model.model.layers[0].self_attn.sigmoid_bias.shape
+        torch.Size([2])
+    """
+    if not isinstance(model_or_config, PreTrainedModel | PreTrainedConfig):
+        raise ValueError(
+            f"model_or_config: must be a model or a config of transformers, "
+            f"got {type(model_or_config).__name__}"
+        )
+    structure.check(qk_norm, layer_scale, norm)
+    register()
+    if isinstance(model_or_config, PreTrainedConfig):
+        return _convert_config(
+            model_or_config,
+            bias=bias,
+            qk_norm=qk_norm,
+            layer_scale=layer_scale,
+            norm=norm,
+            inputs=inputs,
+            except_for=except_for,
+        )
+    model = model_or_config
+    if attention_modules(model):
+        raise ValueError(
+            f"model_or_config: this {type(model).__name__} was converted before; set_bias gives "
+            f"it another bias"
+        )
+    reached = reached_modules(model, inputs, except_for)
+    owners = [_owner(model, each) for each in reached]
+    paths = {id(config): path for path, config in record.tree(model.config)}
+    plan = _biases(bias, {id(owner): owner for owner in owners}, paths)
+    records = {
+        id(owner): Record(
+            bias=plan[id(owner)],
+            qk_norm=qk_norm,
+            layer_scale=layer_scale,
+            norm=norm,
+            shapes=_shapes(
+                [each for each, its in zip(reached, owners, strict=True) if its is owner]
+            ),
+        )
+        for owner in owners
+    }
+    structure.check_modules(
+        next(iter(records.values())), [(each.module, each.parent, each.shape) for each in reached]
+    )
+    set_implementation(model, NAME)
+    for each, owner in zip(reached, owners, strict=True):
+        for config in (owner, getattr(each.module, "config", owner)):
+            record.write(config, records[id(owner)])
+        guard.equip(each.module, each.parent, records[id(owner)], each.shape)
+    guard.keep_bias_in_fp32(model)
+    record.declare(model.config)
+    return model
+
+
+def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The attention modules that `convert` or ``from_pretrained`` made sigmoid, by name."""
+    return {
+        name: module for name, module in model.named_modules() if hasattr(module, biases.ATTRIBUTE)
+    }
+
+
+def set_bias(model: PreTrainedModel, bias: ModuleBias) -> None:
+    """Give all attention modules of a converted model another bias, and the config with it.
+
+    What a module's own ``sigmoid_bias`` held is lost. A policy of another kind than a config can
+    hold goes to modules one by one, with :func:`replace_bias`, for the time of a conversion.
+
+    Raises:
+        ValueError: the model is not converted, or a config cannot hold such a bias.
+    """
+    biases.check(bias)
+    modules = attention_modules(model)
+    if not modules:
+        raise ValueError(f"model: no attention module of this {type(model).__name__} is converted")
+    for module in modules.values():
+        replace_bias(module, bias)
+    for config in record.configs(model):
+        if (known := record.of(config)) is not None:
+            record.write(config, dataclasses.replace(known, bias=bias))
+
+
+def replace_bias(module: nn.Module, bias: ModuleBias) -> None:
+    """Give one converted attention module another bias, any policy included; no config is told."""
+    biases.place(module, bias, module.sigmoid_heads)  # pyright: ignore[reportArgumentType]
+
+
+def _owner(model: PreTrainedModel, each: Reached) -> PreTrainedConfig:
+    """The config that is saved with the model and that a module belongs to.
+
+    A module's own is one of the tree, or a copy that its model made of one, as T5's stacks do.
+    """
+    tree = {id(config) for _, config in record.tree(model.config)}
+    parts = each.name.split(".")
+    inner = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
+    configs = (getattr(module, "config", model.config) for module in inner)
+    return next(config for config in configs if id(config) in tree)
+
+
+def _biases(
+    bias: ModuleBias | Mapping[str, ModuleBias] | None,
+    owners: dict[int, PreTrainedConfig],
+    paths: dict[int, str],
+) -> dict[int, ModuleBias]:
+    """The bias of each config that attention modules belong to."""
+    plan: dict[int, ModuleBias]
+    if isinstance(bias, Mapping):
+        wanted = {paths[key]: key for key in owners}
+        if set(bias) != set(wanted):
+            raise ValueError(
+                f"bias: must name the configs {sorted(wanted)} of this model, got {sorted(bias)}"
+            )
+        plan = {key: bias[path] for path, key in wanted.items()}
+    elif bias is None:
+        plan = {key: _default(config) for key, config in owners.items()}
+    else:
+        plan = dict.fromkeys(owners, bias)
+    for each in plan.values():
+        biases.check(each)
+    return plan
+
+
+def _default(config: PreTrainedConfig) -> NegLogLength:
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int):
+        raise ValueError(
+            f"bias: {type(config).__name__} has no max_position_embeddings to take -log of; give "
+            f"the number of keys that a query sees in training, e.g. bias=NegLogLength(1024)"
+        )
+    return NegLogLength(length)
+
+
+def _shapes(reached: list[Reached]) -> dict[str, list[HeadShape]]:
+    """Head shapes by class; one stands for all where they agree."""
+    found: dict[str, list[HeadShape]] = {}
+    for each in reached:
+        found.setdefault(type(each.module).__name__, []).append(each.shape)
+    return {kind: all[:1] if len(set(all)) == 1 else all for kind, all in found.items()}
+
+
+def _convert_config(config: PreTrainedConfig, **options: Any) -> PreTrainedConfig:
+    """Convert a skeleton of the model, without memory for its weights, and take its keys."""
+    with torch.device("meta"):
+        skeleton = AutoModel.from_config(copy.deepcopy(config))
+    convert(skeleton, **options)
+    known = dict(record.tree(skeleton.config))
+    config._attn_implementation = NAME
+    for path, each in record.tree(config):
+        if (found := record.of(known[path])) is not None:
+            record.write(each, found)
+    record.declare(config)
+    return config

@@ -1,0 +1,138 @@
+"""Which attention modules a model has, and which of them call what is registered.
+
+A model may accept any `attn_implementation` and go on with a softmax of its own; only a call tells.
+
+Shape letters: B batch, H query heads, G key heads, Q queries, D head dim, E value dim.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sigmoid_attention.integrations.transformers import record
+from sigmoid_attention.integrations.transformers.forward import AttentionSinks, refuse_sinks
+from sigmoid_attention.integrations.transformers.inputs import dummy_inputs
+from sigmoid_attention.integrations.transformers.record import PROBE, HeadShape
+
+_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+_calls: ContextVar[dict[nn.Module, HeadShape]] = ContextVar("calls")
+
+
+class Reached(NamedTuple):
+    """An attention module of a model that calls what is registered."""
+
+    name: str
+    module: nn.Module
+    parent: nn.Module | None
+    shape: HeadShape
+
+
+def probe(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Stands in for the operator during a counted forward: notes who called, and gives zeros."""
+    refuse_sinks(module, kwargs)
+    heads, head_dim = query.shape[1], query.shape[3]
+    _calls.get()[module] = HeadShape(heads, key.shape[1], head_dim)
+    return query.new_zeros(query.shape[0], query.shape[2], heads, value.shape[3]), None
+
+
+def reached_modules(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any] | None = None,
+    except_for: Sequence[str] = (),
+) -> list[Reached]:
+    """Every attention module of a model, after a counted forward that has to reach them all.
+
+    The forward changes nothing: the model's mode and implementation are put back in any case.
+
+    Args:
+        inputs: a batch for ``model.forward`` that passes through the whole model; made from the
+            config where it is None.
+        except_for: names of classes that may keep their own attention.
+
+    Raises:
+        ValueError: the batch does not run, no module was reached, or some were not; the sentence
+            names them.
+    """
+    batch = dummy_inputs(model) if inputs is None else inputs
+    shapes: dict[nn.Module, HeadShape] = {}
+    token = _calls.set(shapes)
+    try:
+        with _probing(model), torch.no_grad():
+            model(**batch)
+    except AttentionSinks:
+        raise
+    except Exception as error:
+        raise _does_not_run(model, error) from error
+    finally:
+        _calls.reset(token)
+    missed = _missed(model, set(shapes), except_for)
+    if missed or not shapes:
+        named = ", ".join(missed) if missed else "there are no attention modules"
+        raise ValueError(
+            f"{type(model).__name__}: not every attention module calls transformers' "
+            f"AttentionInterface, so they would go on with a softmax: {named}"
+        )
+    modules = dict(model.named_modules())
+    return [
+        Reached(name, module, modules.get(name.rpartition(".")[0]) if name else None, shape)
+        for name, module in modules.items()
+        if (shape := shapes.get(module)) is not None
+    ]
+
+
+def _does_not_run(model: nn.Module, error: Exception) -> ValueError:
+    return ValueError(
+        f"inputs: {type(model).__name__} does not run on this batch ({type(error).__name__}: "
+        f"{error}); give one that passes through all of its attention modules"
+    )
+
+
+def _missed(model: nn.Module, reached: set[nn.Module], except_for: Sequence[str]) -> list[str]:
+    """Modules that are called attention and neither were reached, nor hold or are part of one."""
+    missed = []
+    inside: set[nn.Module] = {part for module in reached for part in module.modules()}
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if not _ATTENTION.search(kind) or kind in except_for or module in inside:
+            continue
+        if isinstance(module, PreTrainedModel) or any(part in reached for part in module.modules()):
+            continue
+        # Dropout layers, masks and the like carry the name as well; attention projects.
+        if any(parameter.dim() > 1 for parameter in module.parameters()):
+            missed.append(f"{name} ({kind})")
+    return missed
+
+
+@contextmanager
+def _probing(model: PreTrainedModel) -> Iterator[None]:
+    """The model in evaluation mode, with the probe in the place of its attention."""
+    configs = record.configs(model)
+    implementations = [config._attn_implementation for config in configs]
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        set_implementation(model, PROBE)
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for config, implementation in zip(configs, implementations, strict=True):
+            config._attn_implementation_internal = implementation
+
+
+def set_implementation(model: PreTrainedModel, name: str) -> None:
+    """Set it on every config that a module of the model holds, each by itself.
+
+    ``model.set_attn_implementation`` skips a class whose source does not look right to it, with a
+    warning; here a counted forward decides.
+    """
+    for config in record.configs(model):
+        config._attn_implementation_internal = name

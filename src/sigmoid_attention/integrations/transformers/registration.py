@@ -1,0 +1,28 @@
+"""`register()`: the operator, its mask function and the guard become known to transformers."""
+
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from sigmoid_attention.integrations.transformers import guard, paged, reach
+from sigmoid_attention.integrations.transformers.forward import sigmoid_attention_forward
+from sigmoid_attention.integrations.transformers.record import NAME, PROBE
+
+
+def register() -> None:
+    """Make ``attn_implementation="sigmoid"`` known to transformers, as often as one likes.
+
+    Beside the operator goes its mask function: without one transformers drops padding and windows
+    of a custom attention silently. From then on a checkpoint that `convert` wrote is restored by
+    ``from_pretrained``, and a config that carries its key refuses any other implementation.
+
+    Example:
+        >>> from transformers import AttentionInterface
+        >>> register()
+        >>> "sigmoid" in AttentionInterface()
+        True
+    """
+    for name, attend in ((NAME, sigmoid_attention_forward), (PROBE, reach.probe)):
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, sdpa_mask)
+    guard.install()
+    paged.install()
