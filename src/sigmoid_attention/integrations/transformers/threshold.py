@@ -45,7 +45,8 @@ class ThresholdBias(nn.Module, BiasPolicy):
     def resolve(self, rows: RowContext) -> Tensor:
         log_m = rows.visible_counts().clamp(min=1).to(rows.dtype).log()
         offset_H11, slope_H11 = self.offset[:, None, None], self.slope[:, None, None]
-        return offset_H11 - slope_H11 * log_m - rows.logits_against(self.threshold)
+        threshold_HD1 = self.threshold[..., None].to(rows.dtype)
+        return offset_H11 - slope_H11 * log_m - rows.scaled_queries() @ threshold_HD1
 
     def extra_repr(self) -> str:
         return f"heads={self.offset.numel()}, head_dim={self.threshold.shape[1]}"
