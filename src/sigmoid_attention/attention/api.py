@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from sigmoid_attention.attention import checks, geometry, reference, tiled_operator
+from sigmoid_attention.attention import checks, flex, geometry, reference, tiled_operator
 from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength
 from sigmoid_attention.attention.cpu import operator as cpu_operator
 from sigmoid_attention.attention.cpu import repeated
@@ -59,6 +59,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": _reference,
     "tiled": tiled_operator.attend,
     "cpu": cpu_operator.attend,
+    "flex": flex.attend,
 }
 
 
@@ -203,7 +204,8 @@ def sigmoid_attention(
         skip_tolerance: what an implementation may leave out. "rounding": keys whose weights
             together are provably below what rounding the row's other weights to the output's
             dtype costs; a number t: an error of at most t max|value|; 0: nothing that is visible.
-        impl: "auto", "cpu" (the fused kernel), "tiled" (PyTorch by tiles, linear memory) or
+        impl: "auto", "cpu" (the fused kernel), "tiled" (PyTorch by tiles, linear memory), "flex"
+            (PyTorch's FlexAttention; only when asked for, and on a CPU without gradients) or
             "reference" (the definition; skips nothing).
         return_aux: also return the rows' mass, largest weight and number of visible keys.
 
