@@ -85,7 +85,7 @@ def place(module: nn.Module, parent: nn.Module | None, record: Record, shape: He
             projections[1].register_forward_hook(norms.after_key)
         module.add_module(QK_NORM, norms)
     if record.layer_scale is not None or record.norm is not None:
-        projection = _output(module, parent)
+        projection = output_projection(module, parent)
         branch = Branch(_width(projection), record.layer_scale, record.norm)
         module.add_module(BRANCH, branch.to(_like(projection)))
         projection.register_forward_hook(branch.after)
@@ -103,7 +103,7 @@ def check_modules(record: Record, modules: list[tuple[nn.Module, nn.Module | Non
                 )
             _query_and_key(module, shape)
         if record.layer_scale is not None or record.norm is not None:
-            _output(module, parent)
+            output_projection(module, parent)
 
 
 def _width(projection: nn.Module) -> int:
@@ -134,7 +134,7 @@ def _query_and_key(module: nn.Module, shape: HeadShape) -> tuple[nn.Module, ...]
     )
 
 
-def _output(module: nn.Module, parent: nn.Module | None) -> nn.Module:
+def output_projection(module: nn.Module, parent: nn.Module | None) -> nn.Module:
     """The projection of what attention gives back to the residual stream."""
     for owner, names in ((module, _OUTPUT), (parent, _OUTPUT_BESIDE)):
         for name in names:

@@ -1,0 +1,25 @@
+"""The way of a pretrained softmax model to sigmoid attention: start, calibration, distillation."""
+
+from sigmoid_attention.integrations.conversion.calibration import Calibration
+from sigmoid_attention.integrations.conversion.layers import LayerStream, attention_layers
+from sigmoid_attention.integrations.conversion.losses import logit_divergence, relative_error
+from sigmoid_attention.integrations.conversion.schedule import Annealed, SoftmaxStart, anneal
+from sigmoid_attention.integrations.conversion.student import (
+    FORMS,
+    Student,
+    scale_attention_output,
+)
+
+__all__ = [
+    "FORMS",
+    "Annealed",
+    "Calibration",
+    "LayerStream",
+    "SoftmaxStart",
+    "Student",
+    "anneal",
+    "attention_layers",
+    "logit_divergence",
+    "relative_error",
+    "scale_attention_output",
+]

@@ -1,0 +1,112 @@
+"""One layer of a model after another, on batches whose hidden states are kept in front of it."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = Mapping[str, Tensor]
+
+_NUMBERED = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
+
+
+def attention_layers(model: nn.Module, attention: Sequence[str]) -> list[nn.Module]:
+    """The numbered blocks that the attention modules of these names lie in, in order, each once.
+
+    Raises:
+        ValueError: an attention module lies in no numbered block.
+
+    Example:
+        >>> blocks = nn.ModuleList([nn.ModuleDict({"attn": nn.Identity()}) for _ in range(2)])
+        >>> model = nn.ModuleDict({"blocks": blocks})
+        >>> len(attention_layers(model, ["blocks.0.attn", "blocks.1.attn"]))
+        2
+    """
+    names: dict[str, None] = {}
+    for name in attention:
+        found = _NUMBERED.match(name)
+        if found is None:
+            raise ValueError(f"model: the attention module {name} is not part of a numbered layer")
+        names[found.group()] = None
+    return [model.get_submodule(name) for name in names]
+
+
+class LayerStream:
+    """Hidden states of fixed batches in front of layer 0, then 1, and so on.
+
+    Each layer is called with what the model itself passed beside the hidden states, which one
+    forward pass of each batch has shown.
+
+    Args:
+        model: in evaluation mode. layers: its blocks in order. batches: arguments of ``forward``.
+
+    Raises:
+        ValueError: a layer's input is not the output of the layer before it, so that the layers
+            cannot be taken one by one.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[nn.Module], batches: Sequence[Batch]
+    ) -> None:
+        self._layers = layers
+        self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        self.hidden: list[Tensor] = []
+        for batch in batches:
+            calls, first = _calls_of(model, layers, batch)
+            self._calls.append(calls)
+            self.hidden.append(first)
+
+    def output(self, index: int, batch: int, hidden: Tensor) -> Tensor:
+        """What layer `index` makes of hidden states in front of it, with gradients."""
+        args, kwargs = self._calls[batch][index]
+        return _tensor(self._layers[index](hidden, *args, **kwargs))
+
+    def outputs(self, index: int) -> list[Tensor]:
+        """What layer `index` makes of every batch."""
+        with torch.no_grad():
+            return [self.output(index, batch, hidden) for batch, hidden in enumerate(self.hidden)]
+
+
+def _calls_of(
+    model: nn.Module, layers: Sequence[nn.Module], batch: Batch
+) -> tuple[list[tuple[tuple[Any, ...], dict[str, Any]]], Tensor]:
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    first: list[Tensor] = []
+    last: list[Tensor] = []
+
+    def before(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kwargs = dict(kwargs)
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        if not first:
+            first.append(hidden)
+        elif hidden is not last[0] and not torch.equal(hidden, last[0]):
+            raise ValueError(
+                f"layer_steps: the layers of {type(model).__name__} do not follow one another "
+                f"directly, so they cannot be converted one by one; give --layer-steps 0"
+            )
+        calls.append((args[1:], kwargs))
+
+    def after(_layer: nn.Module, _args: Any, out: Any) -> None:
+        last[:] = [_tensor(out)]
+
+    with _hooks(layers, before, after), torch.no_grad():
+        model(**batch)
+    return calls, first[0]
+
+
+@contextmanager
+def _hooks(layers: Sequence[nn.Module], before: Any, after: Any) -> Iterator[None]:
+    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    handles += [layer.register_forward_hook(after) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensor(out: Any) -> Tensor:
+    return out if isinstance(out, Tensor) else out[0]

@@ -1,0 +1,39 @@
+"""What a converted model is held to: its parent's hidden states and predictions.
+
+Shape letters: B batch, N tokens, C channels, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def relative_error(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
+    r"""Mean over tokens of :math:`|x - y|^2 / |y|^2`, with x the student's and y the parent's.
+
+    Each token counts alike, although a few carry activations a thousand times as large.
+
+    Example:
+        >>> float(relative_error(torch.full((1, 2, 4), 1.1), torch.ones(1, 2, 4)))  # doctest: +ELLIPSIS
+        0.0100...
+    """
+    student_BNC, parent_BNC = student_BNC.float(), parent_BNC.float()
+    error_BN = (student_BNC - parent_BNC).square().sum(-1)
+    return (error_BN / parent_BNC.square().sum(-1)).mean()
+
+
+def logit_divergence(student_BNV: Tensor, parent_BNV: Tensor, temperature: float = 1.0) -> Tensor:
+    r"""Mean over tokens of :math:`T^2 KL(p_T \| q_T)`, p the parent's and q the student's.
+
+    Both are softmaxes of logits over the temperature T; T^2 keeps the gradient's size (Hinton et
+    al. 2015, arXiv 1503.02531, section 2.1).
+
+    Example:
+        >>> logits = torch.randn(1, 3, 8)
+        >>> abs(float(logit_divergence(logits, logits))) < 1e-6
+        True
+    """
+    student_TV = F.log_softmax(student_BNV.float() / temperature, -1).flatten(0, -2)
+    parent_TV = F.log_softmax(parent_BNV.float() / temperature, -1).flatten(0, -2)
+    divergence = F.kl_div(student_TV, parent_TV, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence

@@ -1,0 +1,78 @@
+r"""From a softmax to a sigmoid: the start, and the way from it to a bias that needs no row.
+
+With the row's log-sum-exp as bias a sigmoid of the logits is p / (1 + p), p the softmax's weight.
+A gain g > 1 on the output of attention, and log g less in the bias, make of it
+
+    g sigmoid(s - LSE - log g) = p / (1 + p / g),
+
+which is as near to p as one likes. From there the bias moves to one that does not look at the keys:
+
+    b(t) = (1 - t) (-LSE - log g) + t b_final,      t from 0 to 1.
+
+Shape letters: B batch, H query heads, Q queries.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sigmoid_attention.attention.bias import BiasPolicy, RowContext, RowLSE
+
+
+@dataclass(frozen=True)
+class SoftmaxStart(BiasPolicy):
+    """b_i = -LSE_i - log g: with g times the output, weights p / (1 + p / g).
+
+    Raises ``ValueError`` if the gain is not positive.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention import sigmoid_attention
+        >>> q, k, v = torch.randn(3, 1, 1, 4, 8).unbind(0)
+        >>> p = torch.softmax(q @ k.mT / 8**0.5, -1)
+        >>> out = 2 * sigmoid_attention(q, k, v, bias=SoftmaxStart(gain=2.0))
+        >>> torch.allclose(out, p / (1 + p / 2) @ v, atol=1e-6)
+        True
+    """
+
+    gain: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gain < math.inf:
+            raise ValueError(f"gain: must be positive and finite, got {self.gain}")
+
+    def resolve(self, rows: RowContext) -> Tensor:
+        return RowLSE().resolve(rows) - math.log(self.gain)
+
+
+class Annealed(nn.Module, BiasPolicy):
+    """(1 - t) start + t final; ``t`` is set by whoever trains, and at 1 no row is looked at.
+
+    Example:
+        >>> from sigmoid_attention.attention import Learned
+        >>> Annealed(SoftmaxStart(1.5), Learned(-3.0, heads=2)).t
+        0.0
+    """
+
+    def __init__(self, start: BiasPolicy, final: nn.Module) -> None:
+        super().__init__()
+        self.start = start
+        self.final = final
+        self.t = 0.0
+
+    def resolve(self, rows: RowContext) -> Tensor:
+        final: Tensor = self.final.resolve(rows)  # pyright: ignore[reportCallIssue]
+        if self.t == 1:
+            return final
+        return (1 - self.t) * self.start.resolve(rows) + self.t * final
+
+
+def anneal(step: int, steps: int) -> float:
+    """t at `step` of `steps`: from above 0 evenly to 1 at the middle, and 1 from there on.
+
+    Example:
+        >>> [anneal(step, 8) for step in range(8)]
+        [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    return min(1.0, (step + 1) / max(1, steps // 2))

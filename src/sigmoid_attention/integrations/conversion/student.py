@@ -1,0 +1,125 @@
+"""A pretrained model on its way to sigmoid attention: the biases of its attention modules.
+
+Shape letters: H query heads, D head dim.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sigmoid_attention.attention.bias import BiasPolicy, Learned
+from sigmoid_attention.integrations.conversion.calibration import Calibration
+from sigmoid_attention.integrations.conversion.schedule import Annealed, SoftmaxStart
+from sigmoid_attention.integrations.transformers import (
+    PerHead,
+    attention_modules,
+    convert,
+    replace_bias,
+)
+from sigmoid_attention.integrations.transformers.structure import output_projection
+
+# What the bias ends as: a number for each head, or with a threshold key for each head beside it.
+FORMS = ("threshold", "constant")
+
+
+class Student:
+    """A copy of a softmax model that `convert` made sigmoid, with biases that are still moving.
+
+    Every attention module has an :class:`Annealed` bias: at t = 0 it does what the softmax did, up
+    to the ``gain``, and at t = 1 its bias has the ``form`` that stays. ``finish`` leaves a plain
+    converted model, which ``save_pretrained`` and ``from_pretrained`` keep.
+
+    Args:
+        model: weights of the parent; changed in place. form: one of ``FORMS``.
+        gain: what the outputs of attention are multiplied with, so that p / (1 + p / gain) is
+            near p; folded into the output projections.
+        inputs: a batch for the counted forward of `convert`.
+
+    Raises:
+        ValueError: an unknown form, or what `convert` says of the model.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1)
+        >>> parent = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).eval()
+        >>> ids = torch.arange(12)[None]
+        >>> before = parent(ids).logits
+        >>> student = Student(parent, form="threshold", gain=100.0)
+        >>> bool((student.model(ids).logits - before).abs().max() < 0.01)
+        True
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        form: str,
+        gain: float,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if form not in FORMS:
+            raise ValueError(f"form: must be one of {', '.join(FORMS)}, got {form!r}")
+        start = SoftmaxStart(gain)
+        convert(model, bias=PerHead(0.0, threshold=form == "threshold"), inputs=inputs)
+        self.model = model
+        self.form = form
+        self.gain = gain
+        self.modules = attention_modules(model)
+        for name, module in self.modules.items():
+            final = module.sigmoid_bias
+            if form == "constant":
+                # transformers keeps the number of a head as a plain parameter.
+                final = Learned(0.0, module.sigmoid_heads).to(final.device)  # pyright: ignore
+            replace_bias(module, Annealed(start, final))  # pyright: ignore[reportArgumentType]
+            parent = model.get_submodule(name.rpartition(".")[0])
+            scale_attention_output(module, parent, gain)
+
+    def set_t(self, t: float, modules: Iterable[nn.Module] | None = None) -> None:
+        """How far the biases are on their way, of all attention modules or of some."""
+        for module in self.modules.values() if modules is None else modules:
+            module.sigmoid_bias.t = t  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+    def calibrate(self, modules: Iterable[nn.Module], run: Callable[[], object]) -> None:
+        """Fit the biases of some modules to the rows that they see while ``run`` is at work.
+
+        In the meantime these modules do what the softmax did.
+        """
+        annealed = {module: module.sigmoid_bias for module in modules}
+        start = SoftmaxStart(self.gain)
+        for module in annealed:
+            replace_bias(module, Calibration(start, self.gain))
+        with torch.no_grad():
+            run()
+        for module, bias in annealed.items():
+            watched = module.sigmoid_bias
+            assert isinstance(watched, Calibration) and isinstance(bias, Annealed)
+            watched.solve(bias.final)
+            replace_bias(module, bias)
+
+    def finish(self) -> PreTrainedModel:
+        """The model with the biases that stay, and nothing left of the softmax."""
+        for module in self.modules.values():
+            final = module.sigmoid_bias.final  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(final, Learned):
+                replace_bias(module, PerHead(0.0))
+                with torch.no_grad():
+                    module.sigmoid_bias.copy_(final.value)  # pyright: ignore
+            else:
+                replace_bias(module, final)  # pyright: ignore[reportArgumentType]
+        return self.model
+
+
+def use_bias(model: PreTrainedModel, bias: BiasPolicy) -> None:
+    """Give every attention module of a converted model the same policy, to look what it does."""
+    for module in attention_modules(model).values():
+        replace_bias(module, bias)
+
+
+def scale_attention_output(module: nn.Module, parent: nn.Module | None, gain: float) -> None:
+    """Multiply what attention hands on by ``gain``, in the weights of its output projection."""
+    projection = output_projection(module, parent)
+    with torch.no_grad():
+        projection.weight.mul_(gain)  # pyright: ignore[reportCallIssue]
