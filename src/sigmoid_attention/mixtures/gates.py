@@ -103,8 +103,9 @@ class SqrtSoftplus(Gate):
     def weights(self, scores: Tensor) -> Tensor:
         # Below -40 both agree in all digits, and a root of nothing has no derivative. Not torch's
         # softplus, which leaves out the last digits above 20.
-        root = (-torch.nn.functional.logsigmoid(-scores.clamp(min=-40.0))).sqrt()
-        return torch.where(scores < -40.0, (scores / 2).exp(), root)
+        low, high = scores.clamp(max=-40.0), scores.clamp(min=-40.0)
+        root = (-torch.nn.functional.logsigmoid(-high)).sqrt()
+        return torch.where(scores < -40.0, (low / 2).exp(), root)
 
     def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         return scores.sigmoid() / (2 * weights) * values

@@ -1,8 +1,10 @@
 """Layers that train with sigmoid attention, and models built from them."""
 
 from sigmoid_attention.nn.attention import Attention
+from sigmoid_attention.nn.balance import LoadBalancer, sequence_loss, switch_loss, z_loss
 from sigmoid_attention.nn.block import Block, Residual
 from sigmoid_attention.nn.cache import KVCache
+from sigmoid_attention.nn.experts import Experts
 from sigmoid_attention.nn.feed_forward import GELUFeedForward, SwiGLU
 from sigmoid_attention.nn.models import (
     PRESETS,
@@ -12,6 +14,7 @@ from sigmoid_attention.nn.models import (
     TrainingRecipe,
     generate,
 )
+from sigmoid_attention.nn.moe import MoE, MoEConfig
 from sigmoid_attention.nn.multihead import SigmoidMultiheadAttention
 from sigmoid_attention.nn.norm import LayerScale, QKNorm, RMSNorm
 from sigmoid_attention.nn.position import (
@@ -25,6 +28,7 @@ from sigmoid_attention.nn.position import (
     alibi_slopes,
 )
 from sigmoid_attention.nn.replace import replace_multihead_attention
+from sigmoid_attention.nn.router import Router, Routing, record_routing
 from sigmoid_attention.nn.softmax import softmax_attention
 
 __all__ = [
@@ -37,21 +41,31 @@ __all__ = [
     "Block",
     "DecoderLM",
     "EmbeddingPosition",
+    "Experts",
     "GELUFeedForward",
     "KVCache",
     "LayerScale",
     "LearnedPosition",
+    "LoadBalancer",
+    "MoE",
+    "MoEConfig",
     "ModelConfig",
     "QKNorm",
     "RMSNorm",
     "Residual",
     "RoPE",
+    "Router",
+    "Routing",
     "SigmoidMultiheadAttention",
     "SinCos",
     "SwiGLU",
     "TrainingRecipe",
     "alibi_slopes",
     "generate",
+    "record_routing",
     "replace_multihead_attention",
+    "sequence_loss",
     "softmax_attention",
+    "switch_loss",
+    "z_loss",
 ]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.nn.balance import LoadBalancer, balanced_routers
 from sigmoid_attention.training.checkpoint import (
     CURRENT,
     latest_checkpoint,
@@ -62,7 +63,8 @@ def train(
 ) -> TrainResult:
     """Train `model` in place on `batches` for `config.steps` steps.
 
-    `model.loss(inputs, targets)` is what is minimised. With `out`, a checkpoint is written to that
+    `model.loss(inputs, targets)` is what is minimised; routers with a `balance_rate` are balanced
+    before each of the optimiser's steps. With `out`, a checkpoint is written to that
     folder every `config.checkpoint_every` steps and at the end; `resume` continues from it (and
     starts from the beginning where there is none). `progress` may be a label to show. `on_step`
     is called with the number of finished steps and the loss. The caller's random generators are
@@ -85,6 +87,9 @@ def train(
     device = _device(config)
     model.to(device).train()
     optimizer = decoupled_adamw(model, config)
+    routers = balanced_routers(model)
+    if routers:
+        LoadBalancer(routers).attach(optimizer)
     configuration = run_configuration(model, batches, config)
     latest = latest_checkpoint(out) if out else None
     if latest and not resume:

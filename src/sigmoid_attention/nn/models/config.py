@@ -16,6 +16,7 @@ from sigmoid_attention.nn.attention import ACTIVATIONS
 from sigmoid_attention.nn.block import NORM_PLACEMENTS
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS, swiglu_hidden
 from sigmoid_attention.nn.models.recipes import recipe_settings
+from sigmoid_attention.nn.moe import MoEConfig
 from sigmoid_attention.nn.norm import NORMS
 from sigmoid_attention.nn.position import alibi_slopes
 
@@ -32,8 +33,8 @@ class ModelConfig:
     itself among them. None stands for: ``kv_heads`` as many as heads, ``head_dim`` dim / heads,
     ``ffn_dim`` 8/3 dim rounded up to 256 (SwiGLU) or 4 dim (GELU). ``bias`` is a name or a
     number; ``bias_offset`` is added to a named one, ``learn_bias`` trains it per head from there.
-    ``as_softmax`` gives the other arm of a comparison. Raises ``ValueError`` where a value cannot
-    be meant.
+    ``moe`` puts mixtures of experts in the place of feed-forward layers. ``as_softmax`` gives the
+    other arm of a comparison. Raises ``ValueError`` where a value cannot be meant.
 
     Example:
         >>> sizes = dict(vocab_size=257, dim=64, layers=2, heads=4, max_seq_len=128)
@@ -67,6 +68,7 @@ class ModelConfig:
     softcap: float | None = None
     dropout: float = 0.0
     tie_embeddings: bool = True
+    moe: MoEConfig | None = None
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -85,19 +87,18 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The configuration that ``to_dict`` wrote; ``ValueError`` for a field it does not know."""
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
-        if unknown:
-            raise ValueError(f"model configuration: unknown field {unknown[0]!r}")
-        required = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
-        missing = sorted(required - set(values))
-        if missing:
-            raise ValueError(f"model configuration: field {missing[0]!r} is missing")
-        return cls(**values)
+        _check_fields(cls, values, "model configuration")
+        moe = values.get("moe")
+        if moe is None:
+            return cls(**values)
+        _check_fields(MoEConfig, moe, "model configuration, moe")
+        return cls(**{**values, "moe": MoEConfig(**moe)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and None, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Plain numbers, strings and None, ready for JSON; without ``moe`` where there is none."""
+        values = dataclasses.asdict(self)
+        # What a model without experts wrote before there were any stays what it writes.
+        return values if self.moe else {k: v for k, v in values.items() if k != "moe"}
 
     def as_softmax(self) -> Self:
         """The same configuration with softmax attention; nothing else differs."""
@@ -184,3 +185,14 @@ class ModelConfig:
             )
         if self.learn_bias and self.bias == "neg_log_visible":
             raise ValueError("learn_bias starts from one number per head, got 'neg_log_visible'")
+
+
+def _check_fields(kind: type, values: dict[str, Any], where: str) -> None:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}")
+    required = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
+    missing = sorted(required - set(values))
+    if missing:
+        raise ValueError(f"{where}: field {missing[0]!r} is missing")

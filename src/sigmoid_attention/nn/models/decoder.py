@@ -25,6 +25,7 @@ from sigmoid_attention.nn.position import (
     SinCos,
     token_positions,
 )
+from sigmoid_attention.nn.router import record_routing
 
 IGNORED_TARGET = -100
 
@@ -51,7 +52,13 @@ def _attention_position(config: ModelConfig) -> AttentionPosition:
             return AttentionPosition()
 
 
-def _block(config: ModelConfig) -> Block:
+def _feed_forward(config: ModelConfig, layer: int) -> nn.Module:
+    if config.moe is not None and layer >= config.moe.dense_layers:
+        return config.moe.build(config.dim, kind=config.feed_forward)
+    return FEED_FORWARDS[config.feed_forward](config.dim, config.hidden_dim)
+
+
+def _block(config: ModelConfig, layer: int) -> Block:
     attention = Attention(
         config.dim,
         config.heads,
@@ -69,7 +76,7 @@ def _block(config: ModelConfig) -> Block:
     )
     return Block(
         attention,
-        FEED_FORWARDS[config.feed_forward](config.dim, config.hidden_dim),
+        _feed_forward(config, layer),
         norm_placement=config.norm_placement,
         layer_scale=config.layer_scale,
         dropout=config.dropout,
@@ -107,7 +114,7 @@ class DecoderLM(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.position = _embedding_position(config)
-        self.blocks = nn.ModuleList(_block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tie_embeddings:
             self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
@@ -174,11 +181,18 @@ class DecoderLM(nn.Module):
         return self.logits(self.hidden(tokens, cache=cache, attention_mask=attention_mask))
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy in nats of targets (B, N), those equal to -100 left out."""
-        logits_BNV = self(tokens)
-        return F.cross_entropy(
+        """Mean cross entropy in nats of targets (B, N), those equal to -100 left out.
+
+        In training mode the balance losses that ``config.moe`` weighs are added.
+        """
+        with record_routing(self) as routings:
+            logits_BNV = self(tokens)
+        loss = F.cross_entropy(
             logits_BNV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_TARGET
         )
+        if self.config.moe is None or not self.training:
+            return loss
+        return loss + self.config.moe.penalty(routings).to(loss.device)
 
     def new_cache(
         self, batch: int, length: int, *, dtype: torch.dtype | None = None

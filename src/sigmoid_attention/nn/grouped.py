@@ -1,0 +1,106 @@
+"""A matrix product for each expert, over rows that lie in the experts' order.
+
+How many rows an expert has is known only when the numbers are, so tracing cannot follow the loop
+over experts. As operators of torch's library the products are opaque to it, and each one's
+derivatives are products of the same two kinds, to any order.
+
+Shape letters: S rows, E experts, I input channels, O output channels. ``ends_E`` counts, for each
+expert, the rows of all experts up to and with it; the last of them is S.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Rows of 16 bytes, which the grouped kernels of torch read at once.
+ALIGNED_CHANNELS = 8
+
+
+@torch.library.custom_op("sigmoid_attention::grouped_linear", mutates_args=())
+def grouped_linear(x_SI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
+    """y_s = W_e x_s for every row s of an expert e, (S, O); an expert without rows costs nothing.
+
+    Example:
+        >>> weight = torch.stack([torch.eye(2), 3 * torch.eye(2)])
+        >>> grouped_linear(torch.ones(3, 2), weight, torch.tensor([1, 3])).tolist()
+        [[1.0, 1.0], [3.0, 3.0], [3.0, 3.0]]
+    """
+    if takes_grouped_mm(x_SI, weight_EOI):
+        return F.grouped_mm(x_SI.contiguous(), weight_EOI.mT, offs=ends_E.int())
+    y_SO = x_SI.new_empty(x_SI.shape[0], weight_EOI.shape[1])
+    for expert, (start, end) in enumerate(_ranges(ends_E)):
+        torch.mm(x_SI[start:end], weight_EOI[expert].T, out=y_SO[start:end])
+    return y_SO
+
+
+@torch.library.custom_op("sigmoid_attention::grouped_outer", mutates_args=())
+def grouped_outer(y_SO: Tensor, x_SI: Tensor, ends_E: Tensor) -> Tensor:
+    """The sum of y_s x_s^T over the rows s of each expert, (E, O, I); zero where there are none."""
+    if takes_grouped_mm(y_SO, x_SI):
+        product_EOI = F.grouped_mm(y_SO.contiguous().mT, x_SI.contiguous(), offs=ends_E.int())
+        # What a grouped kernel leaves where there is nothing to sum is not documented.
+        empty_E = ends_E.diff(prepend=ends_E.new_zeros(1)) == 0
+        return product_EOI.masked_fill_(empty_E[:, None, None], 0)
+    product_EOI = x_SI.new_empty(len(ends_E), y_SO.shape[1], x_SI.shape[1])
+    for expert, (start, end) in enumerate(_ranges(ends_E)):
+        torch.mm(y_SO[start:end].T, x_SI[start:end], out=product_EOI[expert])
+    return product_EOI
+
+
+def takes_grouped_mm(*operands: Tensor) -> bool:
+    """Whether torch's grouped kernel multiplies these: bfloat16 on a GPU of 2020 or later, aligned.
+
+    Of anything else torch either refuses the product or loops over it, as is done here.
+    """
+    return all(
+        operand.device.type == "cuda"
+        and operand.dtype == torch.bfloat16
+        and operand.shape[-1] % ALIGNED_CHANNELS == 0
+        and operand.shape[-2] % (ALIGNED_CHANNELS if operand.dim() == 3 else 1) == 0
+        and torch.cuda.get_device_capability(operand.device) >= (8, 0)
+        for operand in operands
+    )
+
+
+def _ranges(ends_E: Tensor) -> list[tuple[int, int]]:
+    """Where the rows of each expert begin and end."""
+    ends = ends_E.tolist()
+    return list(zip([0, *ends], ends, strict=False))
+
+
+@grouped_linear.register_fake
+def _(x_SI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
+    return x_SI.new_empty(x_SI.shape[0], weight_EOI.shape[1])
+
+
+@grouped_outer.register_fake
+def _(y_SO: Tensor, x_SI: Tensor, ends_E: Tensor) -> Tensor:
+    return x_SI.new_empty(ends_E.shape[0], y_SO.shape[1], x_SI.shape[1])
+
+
+def _keep(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _linear_backward(ctx, grad_SO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    x_SI, weight_EOI, ends_E = ctx.saved_tensors
+    x_wanted, weight_wanted, _ = ctx.needs_input_grad
+    return (
+        grouped_linear(grad_SO, weight_EOI.mT, ends_E) if x_wanted else None,
+        grouped_outer(grad_SO, x_SI, ends_E) if weight_wanted else None,
+        None,
+    )
+
+
+def _outer_backward(ctx, grad_EOI: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    y_SO, x_SI, ends_E = ctx.saved_tensors
+    y_wanted, x_wanted, _ = ctx.needs_input_grad
+    return (
+        grouped_linear(x_SI, grad_EOI, ends_E) if y_wanted else None,
+        grouped_linear(y_SO, grad_EOI.mT, ends_E) if x_wanted else None,
+        None,
+    )
+
+
+grouped_linear.register_autograd(_linear_backward, setup_context=_keep)
+grouped_outer.register_autograd(_outer_backward, setup_context=_keep)

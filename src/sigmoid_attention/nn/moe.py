@@ -1,0 +1,131 @@
+"""A mixture-of-experts layer in the place of a feed-forward layer, and its configuration.
+
+Shape letters: ... any leading, C model dim, E experts, K experts a token visits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sigmoid_attention.nn.balance import sequence_loss, switch_loss, z_loss
+from sigmoid_attention.nn.experts import Experts
+from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
+from sigmoid_attention.nn.router import Router, Routing
+
+
+class MoE(nn.Module):
+    """y = sum_k weight_k expert_k(x) + shared(x): tokens visit the experts that a router chooses.
+
+    Takes and returns (..., dim). ``shared`` is a layer that every token visits besides, or None.
+    Raises ``ValueError`` if router and experts are not of the same number and dimension.
+
+    Example:
+        >>> router = Router(16, experts=8, top_k=2, normalize=True)
+        >>> layer = MoE(router, Experts(8, dim=16, hidden=24))
+        >>> layer(torch.randn(2, 5, 16)).shape
+        torch.Size([2, 5, 16])
+    """
+
+    def __init__(self, router: Router, experts: Experts, shared: nn.Module | None = None) -> None:
+        super().__init__()
+        for name in ("experts", "dim"):
+            if getattr(router, name) != getattr(experts, name):
+                raise ValueError(
+                    f"experts: the router's {name} is {getattr(router, name)}, "
+                    f"that of the experts {getattr(experts, name)}"
+                )
+        self.router, self.experts, self.shared = router, experts, shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        routing = self.router(x)
+        visits = routing.experts.shape[-1]
+        tokens, weights = x.reshape(-1, x.shape[-1]), routing.weights.reshape(-1, visits)
+        if self.router.top_k is None:
+            y = self.experts.dense(tokens, weights)
+        else:
+            y = self.experts(tokens, routing.experts.reshape(-1, visits), weights)
+        y = y.view_as(x)
+        return y if self.shared is None else y + self.shared(x)
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """Everything that decides what the mixture-of-experts layers of a model compute.
+
+    ``hidden`` is the width of one expert, ``shared_experts`` how many more of that width every
+    token visits, ``dense_layers`` how many of the first layers keep a plain feed-forward; what
+    else has a name of a `Router` means what it means there. ``switch_loss``, ``sequence_loss`` and
+    ``z_loss`` are weights of terms of the training loss. Raises ``ValueError`` where a value
+    cannot be meant.
+
+    Example:
+        >>> deepseek = MoEConfig(experts=8, hidden=32, top_k=2, shared_experts=1, normalize=True,
+        ...                      groups=4, top_groups=2, route_scale=2.5, balance_rate=1e-3)
+        >>> deepseek.build(dim=16)(torch.randn(1, 3, 16)).shape
+        torch.Size([1, 3, 16])
+    """
+
+    experts: int
+    hidden: int
+    top_k: int | None = None
+    shared_experts: int = 0
+    dense_layers: int = 0
+    gate: str = "sigmoid"
+    affinity: str = "linear"
+    normalize: bool = False
+    groups: int = 1
+    top_groups: int | None = None
+    route_scale: float = 1.0
+    temperature: float = 1.0
+    intercept: bool | None = None
+    balance_rate: float = 0.0
+    switch_loss: float = 0.0
+    sequence_loss: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        names = ("shared_experts", "dense_layers", "switch_loss", "sequence_loss", "z_loss")
+        for name in names:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        # Router and experts check the rest; on the meta device they draw and hold nothing.
+        with torch.device("meta"):
+            self.build(dim=1)
+
+    def build(self, dim: int, *, kind: str = "swiglu") -> MoE:
+        """A layer for tokens of ``dim`` channels with feed-forwards of ``kind``."""
+        router = Router(
+            dim,
+            self.experts,
+            self.top_k,
+            gate=self.gate,
+            affinity=self.affinity,
+            normalize=self.normalize,
+            groups=self.groups,
+            top_groups=self.top_groups,
+            route_scale=self.route_scale,
+            temperature=self.temperature,
+            intercept=self.intercept,
+            balance_rate=self.balance_rate,
+        )
+        experts = Experts(self.experts, dim, self.hidden, kind=kind)
+        if not self.shared_experts:
+            return MoE(router, experts)
+        return MoE(router, experts, FEED_FORWARDS[kind](dim, self.shared_experts * self.hidden))
+
+    def penalty(self, routings: Sequence[Routing]) -> Tensor:
+        """The weighted balance losses of all layers, a scalar, of what they decided."""
+        losses = {
+            switch_loss: self.switch_loss,
+            sequence_loss: self.sequence_loss,
+            z_loss: self.z_loss,
+        }
+        terms = [
+            weight * loss(routing)
+            for loss, weight in losses.items()
+            if weight
+            for routing in routings
+        ]
+        return torch.stack(terms).sum() if terms else torch.zeros(())

@@ -1,0 +1,259 @@
+"""Routers: which experts a token visits, and with what weights.
+
+Shape letters: ... any leading, C model dim, E experts, K experts a token visits, G groups.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sigmoid_attention.mixtures.gates import GATES
+from sigmoid_attention.mixtures.scores import SCORES
+
+# Of a gate whose weights may be negative neither a share nor a balance means anything.
+ROUTER_GATES = tuple(name for name in GATES if name != "tanh")
+AFFINITIES = tuple(SCORES)
+# Of what a normalised token's weights sum to, so that none divides by zero (DeepSeek-V3's figure).
+SMALLEST_SUM = 1e-20
+
+
+class Routing(NamedTuple):
+    """What a router decided: floats in float32 or wider, ``experts`` in int64.
+
+    ``logits`` and ``scores`` are those of all experts before and after the gate, (..., E);
+    ``experts`` are the chosen ones in no particular order and ``weights`` theirs, (..., K).
+    """
+
+    logits: Tensor
+    scores: Tensor
+    experts: Tensor
+    weights: Tensor
+
+    def chosen(self) -> Tensor:
+        """Which experts each token visits, boolean (..., E).
+
+        Example:
+            >>> Router(4, experts=3, top_k=2)(torch.randn(5, 4)).chosen().sum(-1).tolist()
+            [2, 2, 2, 2, 2]
+        """
+        return torch.zeros_like(self.scores, dtype=torch.bool).scatter(-1, self.experts, True)
+
+
+class Router(nn.Module):
+    """Scores s = g(affinity(x) / temperature) of E experts, and the ``top_k`` highest of them.
+
+    The weights of a token's experts are their scores, divided by their sum where ``normalize``
+    says so, times ``route_scale``. With ``top_k`` None every expert is visited: the mixtures whose
+    theory is P2's (arXiv 2405.13997, section 2: sigmoid, linear, not normalised) and P3's
+    (arXiv 2502.00281: quadratic). "softmax", ``top_k`` and ``normalize`` are Mixtral's router;
+    "sigmoid", ``normalize``, groups and a ``balance_rate`` are DeepSeek-V3's (arXiv 2412.19437,
+    section 2.1.2).
+
+    Args:
+        dim: channels of a token.
+        experts: how many there are.
+        top_k: how many a token visits; None for all.
+        gate: a name of ``ROUTER_GATES``; see `sigmoid_attention.mixtures.gates`.
+        affinity: "linear" w_e.x, "partially_quadratic" x'A_e x, "fully_quadratic" their sum, or
+            "euclidean" -|x - w_e|^2.
+        normalize: divide a token's weights by their sum.
+        groups: parts of equal size that the experts fall into, in their order.
+        top_groups: how many groups a token's experts may come from, those with the highest sums
+            of their two best scores; None for any.
+        route_scale: multiplies the weights.
+        temperature: divides the affinity.
+        intercept: add a number b_e to the affinity, trained; None only for "euclidean", where it
+            starts at ``dim``, about |x|^2 of a normed token, for a sigmoid to start in its middle.
+        balance_rate: choose by score + correction_bias, where the bias moves by this at each step
+            of an optimizer that a `LoadBalancer` is attached to (DeepSeek-V3: 0.001); the weights
+            stay the scores themselves. 0 for no bias.
+
+    Logits are computed in float32 (float64 for such tokens) whatever autocast says. A token whose
+    scores are NaN visits ``top_k`` experts with weights NaN, and other tokens do not notice.
+    Raises ``ValueError`` where the arguments do not fit together.
+
+    Example:
+        >>> router = Router(16, experts=8, top_k=2, normalize=True, balance_rate=1e-3)
+        >>> routing = router(torch.randn(5, 16))
+        >>> routing.experts.shape, routing.weights.sum(-1).allclose(torch.ones(5))
+        (torch.Size([5, 2]), True)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        experts: int,
+        top_k: int | None = None,
+        *,
+        gate: str = "sigmoid",
+        affinity: str = "linear",
+        normalize: bool = False,
+        groups: int = 1,
+        top_groups: int | None = None,
+        route_scale: float = 1.0,
+        temperature: float = 1.0,
+        intercept: bool | None = None,
+        balance_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        top_groups = groups if top_groups is None else top_groups
+        self.dim, self.experts, self.top_k = dim, experts, top_k
+        self.groups, self.top_groups = groups, top_groups
+        self.gate, self.affinity, self.normalize = gate, affinity, normalize
+        self.route_scale, self.temperature = route_scale, temperature
+        self.balance_rate = balance_rate
+        self._check()
+        if affinity != "partially_quadratic":
+            self.weight = nn.Parameter(torch.empty(experts, dim))
+        if affinity.endswith("quadratic"):
+            self.quadratic = nn.Parameter(torch.empty(experts, dim, dim))
+        with_intercept = affinity == "euclidean" if intercept is None else intercept
+        self.intercept = nn.Parameter(torch.empty(experts)) if with_intercept else None
+        if balance_rate:
+            self.correction_bias: Tensor
+            self.tokens_per_expert: Tensor
+            self.register_buffer("correction_bias", torch.zeros(experts))
+            counts = torch.zeros(experts, dtype=torch.int64)
+            self.register_buffer("tokens_per_expert", counts, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters afresh: affinities of normed tokens start with a variance of one."""
+        if self.affinity != "partially_quadratic":
+            nn.init.normal_(self.weight, std=self.dim**-0.5)
+        if self.affinity.endswith("quadratic"):
+            nn.init.normal_(self.quadratic, std=1 / self.dim)
+        if self.intercept is not None:
+            nn.init.constant_(self.intercept, self.dim if self.affinity == "euclidean" else 0.0)
+
+    def forward(self, x: Tensor) -> Routing:
+        """Route tokens x (..., dim); in training mode a balanced router counts who is visited.
+
+        Raises ``ValueError`` if the last dimension is not ``dim``.
+        """
+        if x.dim() == 0 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must have {self.dim} channels, got shape {tuple(x.shape)}")
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self._affinity(x.to(torch.promote_types(x.dtype, torch.float32)))
+            logits = logits / self.temperature
+            scores = GATES[self.gate].weights(logits)
+        if self.top_k is None:
+            experts = torch.arange(self.experts, device=x.device).expand(scores.shape)
+            weights = scores
+        else:
+            experts = self._choose(scores.detach(), self.top_k)
+            weights = scores.gather(-1, experts)
+        if self.normalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + SMALLEST_SUM)
+        routing = Routing(logits, scores, experts, weights * self.route_scale)
+        if self.balance_rate and self.training and not _recomputing():
+            self.tokens_per_expert += routing.chosen().reshape(-1, self.experts).sum(0)
+        return routing
+
+    def _affinity(self, x: Tensor) -> Tensor:
+        terms = []
+        if self.affinity != "partially_quadratic":
+            weight = self.weight.to(x.dtype)
+            product = F.linear(x, weight)
+            if self.affinity == "euclidean":
+                # Multiplied out, so that no difference of a token and a centre is ever stored.
+                squares = x.square().sum(-1, keepdim=True) + weight.square().sum(-1)
+                product = 2 * product - squares
+            terms.append(product)
+        if self.affinity.endswith("quadratic"):
+            matrices = self.quadratic.to(x.dtype)
+            terms.append(torch.einsum("...c,ecd,...d->...e", x, matrices, x))
+        if self.intercept is not None:
+            terms.append(self.intercept.to(x.dtype))
+        return sum(terms[1:], start=terms[0])
+
+    def _choose(self, scores: Tensor, top_k: int) -> Tensor:
+        """The ``top_k`` experts of each token, (..., K)."""
+        if self.balance_rate:
+            scores = scores + self.correction_bias
+        if self.top_groups < self.groups:
+            grouped = scores.unflatten(-1, (self.groups, -1))
+            two_best = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
+            allowed = two_best.topk(self.top_groups, -1).indices
+            closed = torch.ones_like(two_best, dtype=torch.bool).scatter(-1, allowed, False)
+            scores = grouped.masked_fill(closed[..., None], -torch.inf).flatten(-2)
+        return scores.topk(top_k, -1, sorted=False).indices
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        if self.balance_rate:
+            # In bfloat16 a bias of one would not move by a step of 0.001.
+            self.correction_bias = self.correction_bias.float()
+        return self
+
+    def _check(self) -> None:
+        for name in ("dim", "experts", "groups", "temperature", "route_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not self.balance_rate >= 0:
+            raise ValueError(f"balance_rate must be 0 or more, got {self.balance_rate}")
+        if self.gate not in ROUTER_GATES:
+            raise ValueError(f"gate must be one of {ROUTER_GATES}, got {self.gate!r}")
+        if self.affinity not in AFFINITIES:
+            raise ValueError(f"affinity must be one of {AFFINITIES}, got {self.affinity!r}")
+        if self.experts % self.groups:
+            raise ValueError(f"groups must divide experts ({self.experts}), got {self.groups}")
+        if not 1 <= self.top_groups <= self.groups:
+            raise ValueError(f"top_groups must be 1 to {self.groups}, got {self.top_groups}")
+        if self.top_k is None:
+            if self.balance_rate or self.top_groups < self.groups:
+                raise ValueError(
+                    "top_k: balance_rate and top_groups choose among experts, "
+                    "but with top_k None every token visits them all"
+                )
+            return
+        within_reach = self.experts // self.groups * self.top_groups
+        if not 1 <= self.top_k <= within_reach:
+            raise ValueError(
+                f"top_k must be 1 to {within_reach}, the experts that a token may choose from, "
+                f"or None for all, got {self.top_k}"
+            )
+
+    def extra_repr(self) -> str:
+        chosen = "all" if self.top_k is None else f"top {self.top_k}"
+        return f"{chosen} of {self.experts}, dim={self.dim}, {self.gate} of {self.affinity}"
+
+
+def _recomputing() -> bool:
+    """Whether activations are computed again for a backward pass, so that tokens count twice."""
+    # Within a compiled graph recomputation is the compiler's, and leaves counters alone.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+@contextmanager
+def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
+    """Collect what every `Router` of ``model`` decides inside the ``with`` block, call by call.
+
+    With their gradients, for balance losses; see `sigmoid_attention.nn.balance`.
+
+    Example:
+        >>> router = Router(4, experts=3, top_k=1)
+        >>> with record_routing(router) as routings:
+        ...     _ = router(torch.randn(2, 4))
+        >>> [routing.scores.shape for routing in routings]
+        [torch.Size([2, 3])]
+    """
+    routings: list[Routing] = []
+
+    def record(_router: nn.Module, _inputs: Any, routing: Any) -> None:
+        routings.append(routing)
+
+    handles = [
+        module.register_forward_hook(record)
+        for module in model.modules()
+        if isinstance(module, Router)
+    ]
+    try:
+        yield routings
+    finally:
+        for handle in handles:
+            handle.remove()
