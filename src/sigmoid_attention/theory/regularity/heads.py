@@ -138,6 +138,9 @@ class _Rows:
     def row_lse(self) -> Tensor:
         raise ValueError("bias: RowLSE depends on the logits of a row, which no bound here follows")
 
+    def scaled_queries(self) -> Tensor:
+        raise ValueError("bias: it depends on the queries, which no bound here follows")
+
 
 def _bias(layer: Attention, offset_NN: Tensor, visible_NN: Tensor) -> Tensor:
     bias = torch.zeros(layer.heads, *visible_NN.shape, dtype=torch.float64)

@@ -4,7 +4,7 @@ Shape letters: C channels, F hidden channels, N tokens.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ class LayerBound:
     jacobian: float
 
 
-def network_bound(blocks: Sequence[nn.Module], domain: Domain, tokens: int) -> list[LayerBound]:
+def network_bound(blocks: Iterable[nn.Module], domain: Domain, tokens: int) -> list[LayerBound]:
     r"""A bound for every residual branch of a stack of blocks; their product bounds the stack.
 
     A branch :math:`x + s\,f(\mathrm{norm}(x))` has a Jacobian of norm at most
@@ -67,7 +67,7 @@ def network_bound(blocks: Sequence[nn.Module], domain: Domain, tokens: int) -> l
     return found
 
 
-def branches(blocks: Sequence[nn.Module]) -> Iterator[tuple[str, Residual, nn.Module]]:
+def branches(blocks: Iterable[nn.Module]) -> Iterator[tuple[str, Residual, nn.Module]]:
     """Every residual branch of a stack in its order: a name, the branch and its layer.
 
     Raises:

@@ -4,7 +4,7 @@ Shape letters: C channels, F hidden channels, N tokens.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -26,7 +26,7 @@ from sigmoid_attention.theory.regularity.point import attention_bound_at
 
 
 @torch.no_grad()
-def network_bound_at(blocks: Sequence[nn.Module], x_NC: Tensor) -> list[LayerBound]:
+def network_bound_at(blocks: Iterable[nn.Module], x_NC: Tensor) -> list[LayerBound]:
     r"""A bound on the Jacobian at ``x`` for every residual branch of a stack of blocks.
 
     As `network_bound`, with the norms, weights and slopes that x meets, token by token:

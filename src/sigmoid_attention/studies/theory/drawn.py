@@ -1,0 +1,62 @@
+"""The random attention layers and inputs of the studies of regularity.
+
+Shape letters: N tokens, C channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sigmoid_attention.nn import Attention
+
+KINDS = ("sigmoid", "softmax")
+
+
+@dataclass(frozen=True)
+class DrawnLayers:
+    """Attention layers as they are initialised, without norms, of the same weights in both kinds.
+
+    Args:
+        activation: "sigmoid" or "softmax".
+        bias: of the sigmoid; None for -log of the number of tokens.
+        replicates: layers, each with inputs of its own.
+    """
+
+    activation: str
+    tokens: int
+    radius: float
+    bias: float | None = None
+    dim: int = 8
+    heads: int = 2
+    replicates: int = 12
+    seed: int = 0
+
+
+def layer(setting: DrawnLayers, replicate: int) -> Attention:
+    """Layer number ``replicate`` in float64: linear maps of variance one over their inputs."""
+    rng = generator(setting, replicate, "weights")
+    found = Attention(
+        setting.dim,
+        setting.heads,
+        max_seq_len=setting.tokens,
+        activation=setting.activation,
+        bias=setting.bias,
+        causal=False,
+        impl="reference",
+    ).double()
+    for part in (found.query, found.key, found.value, found.output):
+        nn.init.normal_(part.weight, std=part.in_features**-0.5, generator=rng)
+    return found.requires_grad_(False)
+
+
+def tokens_of(setting: DrawnLayers, rng: torch.Generator) -> Tensor:
+    """(N, C) tokens of random directions, all of length ``radius``."""
+    x = torch.randn(setting.tokens, setting.dim, generator=rng, dtype=torch.float64)
+    return x / x.norm(dim=-1, keepdim=True) * setting.radius
+
+
+def generator(setting: DrawnLayers, replicate: int, of: str) -> torch.Generator:
+    """Chance of the "weights" or the "tokens" of a replicate, the same for both kinds."""
+    place = ("weights", "tokens").index(of)
+    return torch.Generator().manual_seed(2 * (1000 * setting.seed + replicate) + place)

@@ -1,0 +1,153 @@
+"""How steep attention becomes with the number of its tokens, and what b = -log n has to do with it.
+
+Shape letters: N numbers of tokens, R replicates.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from sigmoid_attention.mixtures.slopes import Slope, slope
+from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED
+from sigmoid_attention.studies.mixtures.figure import loglog, panels
+from sigmoid_attention.studies.mixtures.study import Finding, Results, Row, Study, Task
+from sigmoid_attention.studies.theory.drawn import DrawnLayers, generator, layer, tokens_of
+from sigmoid_attention.theory.regularity import (
+    Ball,
+    attention_bound,
+    attention_bound_at,
+    largest_gain,
+)
+
+LENGTHS = (4, 8, 16, 32, 64, 128, 256)
+# Tokens as long as a norm without a gain leaves them: the square root of dim.
+DIM = 16
+RADIUS = DIM**0.5
+MARGIN = 0.15
+CELLS = {
+    "sigmoid, b = -log n": DrawnLayers("sigmoid", 0, RADIUS, dim=DIM),
+    "sigmoid, b = 0": DrawnLayers("sigmoid", 0, RADIUS, bias=0.0, dim=DIM),
+    "softmax": DrawnLayers("softmax", 0, RADIUS, dim=DIM),
+}
+CLAIMS = {
+    "sigmoid, b = -log n": ("does not grow with n", 0.0),
+    "sigmoid, b = 0": ("grows in proportion to n", 1.0),
+    "softmax": ("does not grow with n", 0.0),
+}
+
+
+def measure(setting: DrawnLayers) -> Iterator[Row]:
+    """At random tokens: the norm, its bound there, and the certificate of the ball."""
+    for replicate in range(setting.replicates):
+        attention = layer(setting, replicate)
+        x = tokens_of(setting, generator(setting, replicate, "tokens"))
+
+        def attend(x: Tensor) -> Tensor:
+            return attention(x[None])[0]  # noqa: B023
+
+        for quantity, value in (
+            ("measured", largest_gain(attend, x).value),
+            ("bound", attention_bound_at(attention, x).jacobian),
+            (
+                "certificate",
+                attention_bound(attention, Ball(setting.radius), setting.tokens).jacobian,
+            ),
+        ):
+            yield Row(quantity, value, n=setting.tokens, replicate=replicate)
+
+
+RULE = f"""Layers with the weights of initialisation on random tokens of norm {RADIUS:.3g}, the
+square root of their channels, as a norm leaves them. The slope of the median Jacobian norm on
+log n, over n = {LENGTHS[0]} to {LENGTHS[-1]}, with a bootstrap interval over layers:
+*{REPRODUCED}* if it comes within {MARGIN:g} of what is claimed, *{NOT_REPRODUCED}* otherwise."""
+
+
+def judge(results: Results) -> list[Finding]:
+    """A line for each kind of attention and bias."""
+    findings = []
+    for cell, (claim, exponent) in CLAIMS.items():
+        lengths, measured = _curve(results, cell, "measured")
+        found = slope(lengths.tolist(), measured)
+        others = {
+            name: slope(lengths.tolist(), _curve(results, cell, name)[1])
+            for name in ("bound", "certificate")
+        }
+        tight = {
+            name: np.nanmedian(measured[-1] / _curve(results, cell, name)[1][-1])
+            for name in ("bound", "certificate")
+        }
+        findings.append(
+            Finding(
+                cell,
+                claim,
+                f"slope on log n {found}; of the bound at the tokens {others['bound']}, of the "
+                f"certificate of the ball {others['certificate']}",
+                verdict_of(found, exponent),
+                f"norm {np.nanmedian(measured[0]):.2g} at n = {LENGTHS[0]}, "
+                f"{np.nanmedian(measured[-1]):.2g} at n = {LENGTHS[-1]}",
+                f"measured over bound at n = {LENGTHS[-1]}: {tight['bound']:.2f} at the tokens, "
+                f"{tight['certificate']:.3f} for the ball",
+            )
+        )
+    return findings
+
+
+def verdict_of(found: Slope, exponent: float) -> str:
+    """The rule."""
+    return REPRODUCED if found.near(exponent, MARGIN) else NOT_REPRODUCED
+
+
+def _curve(results: Results, cell: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+    found = [results[cell, f"n = {n}"][0] for n in LENGTHS]
+    return np.array(LENGTHS), np.concatenate([one.grid(quantity)[1] for one in found])
+
+
+def tasks() -> list[Task]:
+    """A task for each cell and length."""
+    return [
+        Task(
+            cell,
+            f"n = {n}",
+            replace(setting, tokens=n),
+            measure,
+            work=1 + n / 32,
+        )
+        for cell, setting in CELLS.items()
+        for n in LENGTHS
+    ]
+
+
+def draw(results: Results) -> Figure:
+    """Measured norms of all cells, and beside them the bounds."""
+    figure, axes = panels(2)
+    for axis, quantity, title in zip(
+        axes, ("measured", "bound"), ("measured", "bound at the same tokens"), strict=True
+    ):
+        axis.set_title(title)
+        axis.set_ylabel("norm of the Jacobian")
+        for cell in CELLS:
+            lengths, values = _curve(results, cell, quantity)
+            found = slope(lengths.tolist(), values)
+            colour = "softmax" if cell == "softmax" else "sigmoid"
+            loglog(
+                axis, lengths, values, f"{cell}: {found.value:+.2f}", slope=found.value,
+                colour=colour, dashed=cell.endswith("0"),
+            )  # fmt: skip
+        axis.set_xlabel("tokens")
+    return figure
+
+
+STUDY = Study(
+    "regularity_length",
+    "Steepness of attention with the number of tokens",
+    "P1's bound on the Jacobian has a factor n, which b = -log n is said to cancel: weights and "
+    "their slopes are then near 1/n.",
+    "arXiv 2409.04431, theorem 3.2 and appendix E",
+    RULE,
+    tasks,
+    judge,
+    draw,
+)
