@@ -55,10 +55,23 @@ def _reference(problem: Problem, return_aux: bool) -> Answer:
     return each_part(answer, problem.unpadded)
 
 
+def _triton(problem: Problem, return_aux: bool) -> Answer:
+    try:
+        # Triton is there where torch has CUDA, and nowhere else has anyone to import it.
+        from sigmoid_attention.attention.triton import operator
+    except ImportError as error:
+        raise NotImplementedError(
+            "impl: triton is not installed; torch for CUDA brings it along, elsewhere it is "
+            "'pip install triton'"
+        ) from error
+    return operator.attend(problem, return_aux)
+
+
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": _reference,
     "tiled": tiled_operator.attend,
     "cpu": cpu_operator.attend,
+    "triton": _triton,
     "flex": flex.attend,
 }
 
@@ -78,8 +91,9 @@ def _candidates(problem: Problem) -> list[Implementation]:
     """What may beat the definition on this problem, the fastest first; each may still refuse."""
     if transformed():
         return []
+    fused = _triton if problem.device.type == "cuda" else cpu_operator.attend
     many = math.prod(problem.shape) > DENSE_SCORES
-    return [cpu_operator.attend, tiled_operator.attend] if many else [cpu_operator.attend]
+    return [fused, tiled_operator.attend] if many else [fused]
 
 
 def _automatic(problem: Problem, return_aux: bool) -> Answer:
@@ -204,9 +218,9 @@ def sigmoid_attention(
         skip_tolerance: what an implementation may leave out. "rounding": keys whose weights
             together are provably below what rounding the row's other weights to the output's
             dtype costs; a number t: an error of at most t max|value|; 0: nothing that is visible.
-        impl: "auto", "cpu" (the fused kernel), "tiled" (PyTorch by tiles, linear memory), "flex"
-            (PyTorch's FlexAttention; only when asked for, and on a CPU without gradients) or
-            "reference" (the definition; skips nothing).
+        impl: "auto", "cpu" and "triton" (the fused kernels of CPUs and GPUs), "tiled" (PyTorch by
+            tiles, linear memory), "flex" (PyTorch's FlexAttention; only when asked for, and on a
+            CPU without gradients) or "reference" (the definition; skips nothing).
         return_aux: also return the rows' mass, largest weight and number of visible keys.
 
     Returns:

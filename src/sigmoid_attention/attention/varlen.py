@@ -37,7 +37,7 @@ def _check_packed(
 
 
 def _check_lengths(side: str, cu_seq: Tensor, tokens: int, longest: int) -> None:
-    """What a compiled graph cannot look at: the numbers inside."""
+    """What a compiled graph cannot look at, and a GPU is not waited for: the numbers inside."""
     ends = cu_seq.tolist()
     lengths = [end - start for start, end in pairwise(ends)]
     if ends[0] != 0 or ends[-1] != tokens or min(lengths) < 0:
@@ -121,7 +121,7 @@ def sigmoid_varlen_attention(
             "length, e.g. bias=NegLogLength(1024)"
         )
     checks.bias_kind(bias)
-    if not torch.compiler.is_compiling():
+    if not (torch.compiler.is_compiling() or query.is_cuda):
         _check_lengths("q", cu_seq_q, query.shape[0], max_q)
         _check_lengths("k", cu_seq_k, key.shape[0], max_k)
     checks.slopes(alibi_slopes, cu_seq_q.shape[0] - 1, heads, query.device)
