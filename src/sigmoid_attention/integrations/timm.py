@@ -1,0 +1,173 @@
+"""Sigmoid attention in timm's vision transformers, from version 1.0.23.
+
+    model = timm.create_model("vit_tiny_patch16_224", attn_layer=SigmoidAttention, qk_norm=True)
+    convert(model)  # says with which bias, and sees to it that no softmax is left
+
+The parameters keep timm's names. LayerScale is timm's ``init_values``, QK-norm its ``qk_norm``;
+its ``gated=True`` is a gate on the output and has nothing to do with this.
+"""
+
+import copy
+from collections.abc import Callable, Collection
+from typing import Any
+
+from torch import Tensor, nn
+
+from sigmoid_attention.attention import BiasPolicy, Learned, NegLogLength
+from sigmoid_attention.integrations.timm_layers import (
+    ATTN_LAYERS,
+    CLASSES,
+    SigmoidAttention,
+    SigmoidAttentionRope,
+    SigmoidBias,
+    SigmoidEvaAttention,
+    SigmoidLayer,
+)
+from sigmoid_attention.integrations.watch import watch
+
+__all__ = [
+    "SigmoidAttention",
+    "SigmoidAttentionRope",
+    "SigmoidEvaAttention",
+    "convert",
+    "register",
+]
+
+
+def register() -> None:
+    """Make ``attn_layer="sigmoid"`` known to timm's vision transformers, in this process.
+
+    Example:
+        >>> import timm
+        >>> register()
+        >>> model = timm.create_model("vit_tiny_patch16_224", attn_layer="sigmoid", depth=1)
+        >>> type(model.blocks[0].attn).__name__
+        'SigmoidAttention'
+    """
+    ATTN_LAYERS["sigmoid"] = SigmoidAttention
+
+
+def convert(
+    model: nn.Module,
+    bias: SigmoidBias | None = None,
+    *,
+    example_input: Any = None,
+    keep: Collection[str] = (),
+) -> nn.Module:
+    """Turn every attention of a timm model into a sigmoid one, in place, and see that it is so.
+
+    Parameters keep their names and values; weights that were trained with a softmax have to be
+    trained further. A forward pass of the converted model is watched: a module that was not
+    reached, or one that still runs a softmax, is an error, and then nothing is changed.
+
+    Args:
+        model: with attention of the classes `Attention`, `AttentionRope` or `EvaAttention`, or
+            made with ``attn_layer=SigmoidAttention``.
+        bias: a number or a policy. None is ``NegLogLength(n)`` with n = patches + prefix tokens
+            of the model as it is built. A `Learned` is copied for each module, as the parameter
+            ``sigmoid_bias.value`` of shape (heads,).
+        example_input: what the watched pass reads; None for a blank image of the model's size.
+        keep: names of modules that may keep a softmax, such as "attn_pool".
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: there is no such attention, the bias or the input cannot be told, or a softmax
+            would be left; the sentence names the module.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+        >>> convert(model).blocks[0].attn.sigmoid_bias
+        NegLogLength(n=5, offset=0.0)
+    """
+    found: dict[str, Any] = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in CLASSES or isinstance(module, SigmoidLayer)
+    }
+    if not found:
+        known = ", ".join(each.__name__ for each in CLASSES)
+        raise ValueError(f"model: {type(model).__name__} has no attention of the classes {known}")
+    bias = NegLogLength(_tokens(model)) if bias is None else bias
+    if not isinstance(bias, int | float | BiasPolicy):
+        raise ValueError(f"bias: must be a number or a bias policy, got {type(bias).__name__}")
+    for name, module in found.items():
+        if isinstance(bias, Learned) and bias.value.numel() != module.num_heads:
+            raise ValueError(
+                f"bias: Learned has {bias.value.numel()} heads, {name} has {module.num_heads}"
+            )
+    if example_input is None:
+        example_input = _blank_image(model)
+    before = [(each, type(each), getattr(each, "sigmoid_bias", None)) for each in found.values()]
+    try:
+        for module in found.values():
+            _become_sigmoid(module, bias)
+        _check(model, found, lambda: model(example_input), keep)
+    except BaseException:
+        for was in before:
+            _undo(*was)
+        raise
+    return model
+
+
+def _become_sigmoid(module: Any, bias: SigmoidBias) -> None:
+    device = module.proj.weight.device
+    if not isinstance(module, SigmoidLayer):
+        module.__class__ = CLASSES[type(module)]
+        module.sigmoid_bias = module.first_tokens = None
+    if isinstance(bias, Learned):
+        bias = copy.deepcopy(bias).to(device)
+    _set_bias(module, bias)
+
+
+def _set_bias(module: Any, bias: SigmoidBias | None) -> None:
+    # Where a submodule was, torch lets nothing but a submodule follow.
+    del module.sigmoid_bias
+    module.sigmoid_bias = bias
+
+
+def _undo(module: Any, own_class: type[nn.Module], own_bias: SigmoidBias | None) -> None:
+    if own_class in CLASSES:
+        del module.sigmoid_bias, module.first_tokens
+        module.__class__ = own_class
+    else:
+        _set_bias(module, own_bias)
+
+
+def _check(
+    model: nn.Module, found: Collection[str], run: Callable[[], Any], keep: Collection[str]
+) -> None:
+    seen = watch(model, run)
+    for name, operator in seen.softmaxes.items():
+        if not any(name == kept or name.startswith(f"{kept}.") for kept in keep):
+            kind = type(model.get_submodule(name)).__name__
+            raise ValueError(
+                f"model: {name or 'the model'} ({kind}) would still run a softmax, in {operator}; "
+                f"it can stay with keep=({name!r},)"
+            )
+    for name in found:
+        if name not in seen.ran:
+            raise ValueError(f"model: {name} was not reached by the example input")
+
+
+def _tokens(model: Any) -> int:
+    patches = getattr(getattr(model, "patch_embed", None), "num_patches", None)
+    if patches is None:
+        raise ValueError(
+            f"bias: {type(model).__name__} does not say how many tokens it is trained with; give "
+            f"the number, e.g. bias=NegLogLength(197)"
+        )
+    return patches + getattr(model, "num_prefix_tokens", 0)
+
+
+def _blank_image(model: Any) -> Tensor:
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is None:
+        raise ValueError(
+            f"example_input: {type(model).__name__} does not say how large its images are; give "
+            f"one, e.g. example_input=torch.zeros(1, 3, 224, 224)"
+        )
+    weight = model.patch_embed.proj.weight
+    return weight.new_zeros(1, weight.shape[1], *size)
