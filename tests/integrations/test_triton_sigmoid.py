@@ -16,12 +16,8 @@ def random(*shape, grad=False):
     return torch.randn(shape, dtype=torch.float64, requires_grad=grad)
 
 
-def tensors(Q, K, B=3, H=2, D=6, grad=False):
-    return (
-        random(B, Q, H, D, grad=grad),
-        random(B, K, H, D, grad=grad),
-        random(B, K, H, D, grad=grad),
-    )
+def tensors(Q, K, B=3, H=4, G=4, D=6, grad=False):
+    return random(B, Q, H, D, grad=grad), *(random(B, K, G, D, grad=grad) for _ in range(2))
 
 
 def top_left(Q, K):
@@ -49,7 +45,7 @@ def test_dense(T, is_causal):
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("modified", [False, True], ids=["plain", "score_mod"])
 def test_padded(Q, K, is_causal, modified):
-    q, k, v = tensors(Q, K, grad=True)
+    q, k, v = tensors(Q, K, G=2 if modified else 4, grad=True)
     lengths_k = torch.tensor([K, K // 2, 0], dtype=torch.int32)
     lengths_q = torch.tensor([Q // 2, Q, Q], dtype=torch.int32)
     score_mod = random(3, K) if modified else None

@@ -36,7 +36,8 @@ def sigmoid_attention(
     """Sigmoid attention on (B, T, H, D), of as many queries as keys.
 
     Args:
-        query, key, value: (B, T, H, D).
+        query: (B, T, H, D).
+        key, value: likewise; beyond the original, with fewer heads that divide H.
         is_causal: query i sees the keys 0 to i.
         scale: 1 / sqrt(D) by default.
         sigmoid_bias: -log T by default. Beyond the number of the original: whatever the operator
@@ -71,6 +72,7 @@ def sigmoid_attention(
         is_causal=is_causal,
         scale=scale,
         bias=sigmoid_bias,
+        enable_gqa=True,
     )
     return out.transpose(1, 2).contiguous()
 
@@ -89,7 +91,7 @@ def sigmoid_attention_padded(
     """Sigmoid attention on sequences that are padded at their ends; padded queries return zeros.
 
     Args:
-        query: (B, Q, H, D). key, value: (B, K, H, D).
+        query: (B, Q, H, D). key, value: (B, K, H, D), or with fewer heads.
         seq_lens_k: (B,) int, the tokens that are keys; None for all.
         seq_lens_q: (B,) int, the tokens that are queries; None for all.
         is_causal: query i sees the keys 0 to i, whatever Q and K.
@@ -133,6 +135,7 @@ def sigmoid_attention_padded(
         window_size=(-1, queries - keys) if is_causal else (-1, -1),
         scale=scale,
         bias=sigmoid_bias,
+        enable_gqa=True,
     )
     lengths_B = _lengths("seq_lens_q", seq_lens_q, batch, queries, query.device)
     padded_BQ = torch.arange(queries, device=query.device) >= lengths_B[:, None]
