@@ -34,7 +34,7 @@ class PerHead:
         threshold: a :class:`ThresholdBias` that starts there, which a converted model keeps: it
             also depends on the query. It is always learned.
 
-    Raises ``ValueError`` for an ``init`` that depends on the rows of a call.
+    Raises ``ValueError`` for another ``init``, such as a policy that depends on the rows of a call.
 
     Example:
         >>> from sigmoid_attention import NegLogLength
@@ -47,6 +47,9 @@ class PerHead:
     threshold: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.init, int | float | BiasPolicy):
+            kind = type(self.init).__name__
+            raise ValueError(f"PerHead: init must be a number or a bias policy, got {kind}")
         heads = len(self.init.alibi_slopes) if isinstance(self.init, NegLogEffectiveLength) else 1
         self.start(heads)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.output_capturing import _active_collector
 
 from sigmoid_attention.attention import sigmoid_attention
 from sigmoid_attention.integrations.transformers import biases, paged
@@ -47,7 +48,8 @@ def sigmoid_attention_forward(
             or floating and added; a window is already in it. None for no padding.
         position_bias: (1, heads, queries, keys), added to the logits; it gets its gradient.
         cache: the paged cache of continuous batching.
-        kwargs: ``output_attentions`` asks for the weights; what else models pass is not needed.
+        kwargs: some models say ``output_attentions`` here, which asks for the weights; what else
+            they pass is not needed.
 
     Returns:
         (batch, queries, heads, value_dim), contiguous, and the weights (batch, heads, queries,
@@ -84,13 +86,23 @@ def sigmoid_attention_forward(
     }
     out_BHQE = sigmoid_attention(query, key, value, mask, dropout_p=dropout, **settings)
     weights_BHQK = None
-    if kwargs.get("output_attentions"):
+    if _weights_wanted(kwargs):
         # Attention is linear in its values: with the identity in their place it is the weights.
         keys = key.shape[2]
         identity_KK = torch.eye(keys, dtype=key.dtype, device=key.device)
         identity_BGKK = identity_KK.expand(*key.shape[:2], keys, keys)
         weights_BHQK = sigmoid_attention(query, key, identity_BGKK, mask, **settings)
     return out_BHQE.transpose(1, 2).contiguous(), weights_BHQK
+
+
+def _weights_wanted(kwargs: dict[str, Any]) -> bool:
+    """Whether the model was called with ``output_attentions=True``.
+
+    Most models do not tell their attention modules: they collect what those give back.
+    """
+    collected = _active_collector.get()
+    asked = collected is not None and any(name.endswith("attentions") for name in collected)
+    return asked or bool(kwargs.get("output_attentions"))
 
 
 def refuse_sinks(module: nn.Module, kwargs: dict[str, Any]) -> None:

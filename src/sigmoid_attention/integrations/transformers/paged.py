@@ -34,7 +34,7 @@ def attend(
     """
     key_1GTD, value_1GTE, ends_k, longest_k = _update(module, key, value, cache, batch)
     longest_q = batch["max_length_q" if _LOOKS_FOR_ITSELF else "max_seqlen_q"]
-    window = getattr(module, "sliding_window", None)
+    window = batch.get("sliding_window")
     out_THE = sigmoid_varlen_attention(
         query[0].transpose(0, 1),
         key_1GTD[0].transpose(0, 1),
@@ -68,8 +68,7 @@ def _update(
     key, value = (x.transpose(0, 1)[None] for x in cache.update(**layer, **places))
     ends, longest = batch["cu_seq_lens_k"], batch["max_seqlen_k"]
     if isinstance(ends, dict):
-        windowed = getattr(module, "sliding_window", None) is not None
-        kind = "sliding_attention" if windowed else "full_attention"
+        kind = "full_attention" if batch.get("sliding_window") is None else "sliding_attention"
         ends, longest = ends[kind], longest[kind]
     return key, value, ends, longest
 

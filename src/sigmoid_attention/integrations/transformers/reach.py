@@ -96,19 +96,33 @@ def _does_not_run(model: nn.Module, error: Exception) -> ValueError:
 
 
 def _missed(model: nn.Module, reached: set[nn.Module], except_for: Sequence[str]) -> list[str]:
-    """Modules that are called attention and neither were reached, nor hold or are part of one."""
-    missed = []
+    """Modules that are called attention and neither were reached, nor hold or are part of one.
+
+    In transformers all that weigh keys by a softmax of their own are called so, but for a few
+    pooling heads. One that holds others of that name is judged by these.
+    """
     inside: set[nn.Module] = {part for module in reached for part in module.modules()}
+    missed = []
     for name, module in model.named_modules():
-        kind = type(module).__name__
-        if not _ATTENTION.search(kind) or kind in except_for or module in inside:
-            continue
-        if isinstance(module, PreTrainedModel) or any(part in reached for part in module.modules()):
-            continue
-        # Dropout layers, masks and the like carry the name as well; attention projects.
-        if any(parameter.dim() > 1 for parameter in module.parameters()):
-            missed.append(f"{name} ({kind})")
+        parts = [part for part in module.modules() if _projects_attention(part)]
+        if (
+            parts == [module]
+            and module not in inside
+            and not reached.intersection(module.modules())
+        ):
+            kind = type(module).__name__
+            if kind not in except_for:
+                missed.append(f"{name} ({kind})")
     return missed
+
+
+def _projects_attention(module: nn.Module) -> bool:
+    """By name; dropout, masks and positions may carry it as well, but have no matrices."""
+    return (
+        _ATTENTION.search(type(module).__name__) is not None
+        and not isinstance(module, PreTrainedModel)
+        and any(parameter.dim() > 1 for parameter in module.parameters())
+    )
 
 
 @contextmanager
