@@ -23,12 +23,12 @@ from sigmoid_attention.mixtures.rates import Curve, measure
 from sigmoid_attention.mixtures.setting import Setting, box, draw_truth, start
 from sigmoid_attention.mixtures.solver import chi2, minimise
 from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
+from sigmoid_attention.studies.claims.pool import process_pool
 from sigmoid_attention.studies.environment import (
     describe_machine,
     describe_versions,
     usable_cores,
 )
-from sigmoid_attention.studies.mixtures.pool import process_pool
 from sigmoid_attention.training.files import write_whole
 
 GIB = 2**30

@@ -114,6 +114,86 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """Train small decoders with mixtures of experts, routed by softmax and by sigmoid, and compare.
+
+    Two experts of eight a token (load balanced by nothing, by a loss, by a bias), and all of them.
+    Both arms get the same text, weights, parameters and operations. Measures held-out loss, how
+    even the experts' load is, how alike they are, and how often tokens change experts.
+    """
+
+    data: str = "stdlib"
+    """"stdlib", "shakespeare", or the path of a file or folder."""
+    seeds: int = 4
+    """How many times each arm is trained; intervals need 3 or more."""
+    steps: int = 300
+    """Training steps."""
+    out: Path = Path("runs/routing")
+    """Folder for the rows; it must be empty or new unless --resume."""
+    resume: bool = False
+    """Go on with what OUT has; more seeds may be asked for."""
+    docs: Path | None = None
+    """A document in Markdown, which gets the findings between its markers, and a figure."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert a pretrained softmax model to sigmoid attention, taught by the model itself.
+
+    Starts where the sigmoid does what the softmax did, fits the bias of every head, and trains
+    layer by layer and then all layers for the parent's hidden states and predictions. OUT/model is
+    then a checkpoint of transformers, OUT/curve.json what was measured on the way.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A folder with a checkpoint of transformers, a .gguf file, or smollm2-135m or
+    all-minilm-l6-v2 (one download of 93 and 84 MB)."""
+    out: Path
+    """Folder for model, checkpoints and measurements; empty or new unless --resume."""
+    data: str = "shakespeare"
+    """Text to train on: "shakespeare", "stdlib", or the path of a file or folder."""
+    steps: int = 200
+    """Steps on all layers at once."""
+    layer_steps: int = 30
+    """Steps on each layer before that; 0 trains all layers at once from the start."""
+    form: str = "threshold"
+    """What the bias of a head ends as: threshold (a number and a key to compare with) or constant
+    (a number)."""
+    gain: float = 1.5
+    """Weights start as p / (1 + p / gain) where the softmax has p."""
+    seq_len: int = 256
+    """Tokens a sequence; for an encoder the longest."""
+    batch_size: int = 4
+    """Sequences a step."""
+    layer_batches: int = 8
+    """Batches that each layer is fitted to."""
+    layer_lr: float = 2e-4
+    """Learning rate of a layer's weights in the first stage."""
+    bias_lr: float = 1e-2
+    """Learning rate of the biases."""
+    lr: float = 1e-4
+    """Peak learning rate of the weights in the second stage."""
+    temperature: float = 1.0
+    """Of the predictions that the parent teaches."""
+    hidden_weight: float = 1.0
+    """Weight of the hidden states' error beside the predictions."""
+    bf16: bool = False
+    """Compute forward passes of the training in bfloat16; parameters stay in float32."""
+    seed: int = 0
+    """Of the order of the data."""
+    heldout_sequences: int = 16
+    """Sequences of held-out text for each evaluation."""
+    needles: tuple[int, ...] = (256, 1024, 2048)
+    """Tokens of the texts in which a language model looks for a number, before and after."""
+    evaluate_every: int = 50
+    """Steps of the second stage between evaluations."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, or cuda."""
+    resume: bool = False
+    """Go on with what OUT has."""
+
+
+@dataclass(frozen=True)
 class RunStudies:
     """Do what is missing of some studies, and show what they found.
 
@@ -123,7 +203,7 @@ class RunStudies:
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Studies, as `studies list` names them."""
+    """Studies, as `studies list` names them, or "mixtures" or "theory" for all of a room."""
     all: bool = False
     """All of them."""
     out: Path = Path("runs/studies")
@@ -154,7 +234,7 @@ class ReportStudies:
 
 @dataclass(frozen=True)
 class Studies:
-    """Put published claims about mixtures of experts to the test."""
+    """Put published claims about mixtures of experts and about steepness to the test."""
 
     action: tyro.conf.OmitArgPrefixes[
         Annotated[RunStudies, tyro.conf.subcommand("run", prefix_name=False)]
@@ -208,6 +288,8 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Recipe, tyro.conf.subcommand("recipe")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Routing, tyro.conf.subcommand("routing")]
     | Annotated[Studies, tyro.conf.subcommand("studies")]
     | Annotated[Rates, tyro.conf.subcommand("rates")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
@@ -216,7 +298,7 @@ Command = (
 
 def parse(
     arguments: Sequence[str],
-) -> Compare | Train | Generate | Recipe | Studies | Rates | Doctor:
+) -> Compare | Train | Generate | Recipe | Routing | Studies | Rates | Doctor:
     """The command that was asked for; prints help or a complaint and exits where there is none."""
     return tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sigmoid_attention.cli.arguments import ListStudies, ReportStudies, RunStudies
-from sigmoid_attention.studies.mixtures import registry
-from sigmoid_attention.studies.mixtures.archive import Archive
-from sigmoid_attention.studies.mixtures.page import Answer, answer, publish, write
-from sigmoid_attention.studies.mixtures.study import Study
-from sigmoid_attention.studies.mixtures.sweep import sweep
+from sigmoid_attention.studies.claims import registry
+from sigmoid_attention.studies.claims.archive import Archive
+from sigmoid_attention.studies.claims.page import Answer, answer, publish, write
+from sigmoid_attention.studies.claims.study import Study
+from sigmoid_attention.studies.claims.sweep import sweep
 
 COMMAND = "sigmoid-attention studies run {name}"
 SHOWN = ("cell", "claim", "measured", "verdict", "because")

@@ -7,8 +7,8 @@ import pytest
 
 from sigmoid_attention.mixtures import verdict
 from sigmoid_attention.mixtures.setting import Setting
+from sigmoid_attention.studies.claims.study import Measured, Row
 from sigmoid_attention.studies.mixtures.cells import Cell, evidence, findings, rate_study, run
-from sigmoid_attention.studies.mixtures.study import Measured, Row
 
 CELL = Cell("softmax", "gelu", claim=-0.25)
 SIZES = (10_000, 1_000_000, 100_000_000)

@@ -16,6 +16,7 @@ from sigmoid_attention.mixtures.verdict import (
     REPRODUCED,
     UNDECIDED,
 )
+from sigmoid_attention.studies.claims.study import Measured, Row
 from sigmoid_attention.studies.mixtures.classification import (
     EARLY,
     GATES,
@@ -33,7 +34,6 @@ from sigmoid_attention.studies.mixtures.classification import (
     measure,
     verdict_of,
 )
-from sigmoid_attention.studies.mixtures.study import Measured, Row
 
 
 @pytest.mark.parametrize("gate", GATES)

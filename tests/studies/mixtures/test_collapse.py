@@ -5,6 +5,7 @@ import torch
 
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from sigmoid_attention.studies.claims.study import Measured, Row
 from sigmoid_attention.studies.mixtures.collapse import (
     GATES,
     JUDGED,
@@ -15,7 +16,6 @@ from sigmoid_attention.studies.mixtures.collapse import (
     state,
     verdict_of,
 )
-from sigmoid_attention.studies.mixtures.study import Measured, Row
 from sigmoid_attention.studies.results import Interval
 
 INPUTS = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)).double()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sigmoid_attention.mixtures import verdict
+from sigmoid_attention.studies.claims.study import Measured, Row
 from sigmoid_attention.studies.mixtures.global_minimum import CELLS, SIZES, STUDY
-from sigmoid_attention.studies.mixtures.study import Measured, Row
 
 
 def rows(exponent, gain, level=1.0):

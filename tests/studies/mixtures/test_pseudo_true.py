@@ -5,8 +5,8 @@ import pytest
 
 from sigmoid_attention.mixtures import verdict
 from sigmoid_attention.mixtures.setting import Setting
+from sigmoid_attention.studies.claims.study import Measured, Row
 from sigmoid_attention.studies.mixtures.pseudo_true import CELLS, RADII, STUDY, _name, run
-from sigmoid_attention.studies.mixtures.study import Measured, Row
 
 SIZES = (10_000, 1_000_000, 100_000_000)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from sigmoid_attention.studies.claims.study import Measured, Row
 from sigmoid_attention.studies.mixtures import real_data
 from sigmoid_attention.studies.mixtures.real_data import (
     GATES,
@@ -18,7 +19,6 @@ from sigmoid_attention.studies.mixtures.real_data import (
     table,
     verdict_of,
 )
-from sigmoid_attention.studies.mixtures.study import Measured, Row
 from sigmoid_attention.studies.results import Interval
 
 IRIS = "iris: species (d = 4)"

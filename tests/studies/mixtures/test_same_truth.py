@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from sigmoid_attention.studies.claims.study import Measured, Row
 from sigmoid_attention.studies.mixtures.same_truth import (
     FITS,
     NEITHER,
@@ -20,7 +21,6 @@ from sigmoid_attention.studies.mixtures.same_truth import (
     samples_needed,
     verdict_of,
 )
-from sigmoid_attention.studies.mixtures.study import Measured, Row
 
 SIZES = tuple(round(10 ** (2 + i)) for i in range(5))
 

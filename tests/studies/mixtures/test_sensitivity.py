@@ -16,6 +16,7 @@ from sigmoid_attention.mixtures.verdict import (
     REPRODUCED,
     UNDECIDED,
 )
+from sigmoid_attention.studies.claims.study import Measured, Row
 from sigmoid_attention.studies.mixtures import sensitivity
 from sigmoid_attention.studies.mixtures.sensitivity import (
     LEAST_SQUARES,
@@ -25,7 +26,6 @@ from sigmoid_attention.studies.mixtures.sensitivity import (
     measure,
     verdict_of,
 )
-from sigmoid_attention.studies.mixtures.study import Measured, Row
 
 SETTING = Setting("softmax", "gelu", sizes=(100, 1000), replicates=4)
 

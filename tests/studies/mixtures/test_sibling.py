@@ -8,6 +8,7 @@ import torch
 
 from sigmoid_attention.mixtures.gaussian import Deviance, expected
 from sigmoid_attention.mixtures.gaussian.losses import matched
+from sigmoid_attention.studies.claims.study import Measured, Row
 from sigmoid_attention.studies.mixtures import sibling
 from sigmoid_attention.studies.mixtures.sibling_protocol import (
     SIZES,
@@ -19,7 +20,6 @@ from sigmoid_attention.studies.mixtures.sibling_protocol import (
     run,
     sampled,
 )
-from sigmoid_attention.studies.mixtures.study import Measured, Row
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from sigmoid_attention.mixtures.verdict import (
     REPRODUCED,
     UNDECIDED,
 )
-from sigmoid_attention.studies.mixtures.study import Measured
+from sigmoid_attention.studies.claims.study import Measured
 from sigmoid_attention.studies.mixtures.temperature import (
     GATES,
     SCORES,

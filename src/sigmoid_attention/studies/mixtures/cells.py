@@ -16,8 +16,8 @@ from sigmoid_attention.mixtures.rates import Curve, measure, measure_continuous
 from sigmoid_attention.mixtures.setting import Setting, draw_truth, free_parameters
 from sigmoid_attention.mixtures.slopes import Slope, ratio, slope
 from sigmoid_attention.mixtures.verdict import RULE, Evidence, judge
-from sigmoid_attention.studies.mixtures.figure import loglog, panels
-from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
+from sigmoid_attention.studies.claims.figure import loglog, panels
+from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
 
 EARLY = tuple(round(10 ** (2 + i / 2)) for i in range(7))  # 1e2 .. 1e5
 LATE = tuple(round(10 ** (4 + 2 * i / 3)) for i in range(7))  # 1e4 .. 1e8

@@ -38,8 +38,8 @@ from sigmoid_attention.mixtures.verdict import (
     UNDECIDED,
     WIDEST,
 )
-from sigmoid_attention.studies.mixtures.figure import loglog, panels
-from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
+from sigmoid_attention.studies.claims.figure import loglog, panels
+from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
 
 GATES = ("softmax", "normalised_sigmoid", "sigmoid")
 EARLY = tuple(round(10 ** (4 + i / 2)) for i in range(5))  # 1e4 .. 1e6

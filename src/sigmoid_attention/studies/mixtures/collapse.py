@@ -19,8 +19,8 @@ from sigmoid_attention.mixtures.multistart import spread, uniform_starts
 from sigmoid_attention.mixtures.setting import Setting, draw_truth
 from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
 from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from sigmoid_attention.studies.mixtures.figure import COLOURS, panels
-from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
+from sigmoid_attention.studies.claims.figure import COLOURS, panels
+from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.studies.results import Interval
 from sigmoid_attention.studies.statistics import paired_difference, t_interval
 

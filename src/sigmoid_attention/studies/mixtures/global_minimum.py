@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from sigmoid_attention.mixtures import verdict
 from sigmoid_attention.mixtures.slopes import Slope, slope
+from sigmoid_attention.studies.claims.figure import loglog, panels
+from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Study, Task
 from sigmoid_attention.studies.mixtures.cells import REPLICATES, TRUTHS, Cell, run
-from sigmoid_attention.studies.mixtures.figure import loglog, panels
-from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Study, Task
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 STARTS = 16

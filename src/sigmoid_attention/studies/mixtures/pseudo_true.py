@@ -18,9 +18,8 @@ from sigmoid_attention.mixtures.projection import distance_to_pseudo_true, pseud
 from sigmoid_attention.mixtures.rates import measure
 from sigmoid_attention.mixtures.setting import Setting
 from sigmoid_attention.mixtures.slopes import Slope
-from sigmoid_attention.studies.mixtures.cells import TRUTHS, Cell, slope_of
-from sigmoid_attention.studies.mixtures.figure import loglog, panels
-from sigmoid_attention.studies.mixtures.study import (
+from sigmoid_attention.studies.claims.figure import loglog, panels
+from sigmoid_attention.studies.claims.study import (
     Finding,
     Measured,
     Results,
@@ -28,6 +27,7 @@ from sigmoid_attention.studies.mixtures.study import (
     Study,
     Task,
 )
+from sigmoid_attention.studies.mixtures.cells import TRUTHS, Cell, slope_of
 
 RADII = (0.3, 0.5)
 STARTS = 8

@@ -26,8 +26,8 @@ from sigmoid_attention.mixtures.verdict import (
     REPRODUCED,
     UNDECIDED,
 )
-from sigmoid_attention.studies.mixtures.figure import loglog, panels
-from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
+from sigmoid_attention.studies.claims.figure import loglog, panels
+from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.studies.results import Interval
 from sigmoid_attention.studies.statistics import paired_difference
 

@@ -24,8 +24,8 @@ from sigmoid_attention.mixtures.setting import Setting, draw_truth, free_paramet
 from sigmoid_attention.mixtures.solver import Box
 from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.mixtures.voronoi import Truth, l2
-from sigmoid_attention.studies.mixtures.figure import loglog, panels
-from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
+from sigmoid_attention.studies.claims.figure import loglog, panels
+from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
 
 FITS = ("sigmoid", "softmax")
 NEITHER = "normalised_sigmoid"

@@ -27,8 +27,8 @@ from sigmoid_attention.mixtures.verdict import (
     UNDECIDED,
 )
 from sigmoid_attention.mixtures.voronoi import Truth
-from sigmoid_attention.studies.mixtures.figure import loglog, panels
-from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
+from sigmoid_attention.studies.claims.figure import loglog, panels
+from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
 
 SIZES = tuple(round(10 ** (2 + i / 2)) for i in range(5))  # 1e2 .. 1e4
 TRUTHS = 3

@@ -18,7 +18,8 @@ from sigmoid_attention.mixtures.verdict import (
     REPRODUCED,
     UNDECIDED,
 )
-from sigmoid_attention.studies.mixtures.figure import loglog, panels
+from sigmoid_attention.studies.claims.figure import loglog, panels
+from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Study, Task
 from sigmoid_attention.studies.mixtures.sibling_protocol import (
     SIZES,
     THEOREMS,
@@ -27,7 +28,6 @@ from sigmoid_attention.studies.mixtures.sibling_protocol import (
     Theorem,
     run,
 )
-from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Study, Task
 
 REPLICATES, CONTROLS = 40, 20
 # Observations that a task handles at once: some seconds of work.

@@ -29,7 +29,7 @@ from sigmoid_attention.mixtures.gaussian import (
 )
 from sigmoid_attention.mixtures.identifiability import rank_of
 from sigmoid_attention.mixtures.solver import Box
-from sigmoid_attention.studies.mixtures.study import Row
+from sigmoid_attention.studies.claims.study import Row
 
 SIZES = tuple(round(10 ** (2 + i / 3)) for i in range(10))
 HALF_WIDTH = 3.0

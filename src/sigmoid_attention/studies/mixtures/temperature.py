@@ -28,8 +28,8 @@ from sigmoid_attention.mixtures.verdict import (
     WIDEST,
 )
 from sigmoid_attention.mixtures.voronoi import l2
-from sigmoid_attention.studies.mixtures.figure import loglog, panels
-from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
+from sigmoid_attention.studies.claims.figure import loglog, panels
+from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
 
 GATES = ("sigmoid", "normalised_sigmoid", "softmax")
 SCORES = ("linear", "euclidean")

@@ -14,8 +14,8 @@ from torch import Tensor
 from sigmoid_attention.mixtures.slopes import Slope, ratio
 from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.nn import DecoderLM, ModelConfig
-from sigmoid_attention.studies.mixtures.figure import COLOURS, panels
-from sigmoid_attention.studies.mixtures.study import Finding, Measured, Results, Row, Study, Task
+from sigmoid_attention.studies.claims.figure import COLOURS, panels
+from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.studies.trained import new_model
 from sigmoid_attention.theory.regularity import largest_gain
 from sigmoid_attention.training.data.batches import TextBatches, token_stream

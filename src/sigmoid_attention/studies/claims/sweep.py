@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console
 
+from sigmoid_attention.studies.claims.archive import Archive, encode
+from sigmoid_attention.studies.claims.pool import process_pool
+from sigmoid_attention.studies.claims.progress import SweepProgress
+from sigmoid_attention.studies.claims.study import Study, Task
 from sigmoid_attention.studies.environment import (
     describe_machine,
     describe_versions,
     usable_cores,
 )
-from sigmoid_attention.studies.mixtures.archive import Archive, encode
-from sigmoid_attention.studies.mixtures.pool import process_pool
-from sigmoid_attention.studies.mixtures.progress import SweepProgress
-from sigmoid_attention.studies.mixtures.study import Study, Task
 
 SECONDS_BETWEEN_LOOKS = 0.05
 # They take as long to find as a small task.

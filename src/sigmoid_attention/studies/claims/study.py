@@ -1,6 +1,6 @@
-"""What a study of a claim about mixtures is: its tasks, the rule of its verdicts, its figure.
+"""What a study of a published claim is: its tasks, the rule of its verdicts, its figure.
 
-A study is a file of this folder with one `Study` called STUDY; the registry collects them. Tasks
+A study is a file of a room with one `Study` called STUDY; the registry collects them. Tasks
 run in worker processes, so that `run` is a function of a module and a setting a frozen dataclass
 of numbers, strings and tuples.
 """

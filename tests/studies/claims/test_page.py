@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sigmoid_attention.studies.mixtures.archive import Archive
-from sigmoid_attention.studies.mixtures.page import answer, markdown, write
-from sigmoid_attention.studies.mixtures.sweep import sweep
-from tests.studies.mixtures.made import STUDY, study, task
+from sigmoid_attention.studies.claims.archive import Archive
+from sigmoid_attention.studies.claims.page import answer, markdown, write
+from sigmoid_attention.studies.claims.sweep import sweep
+from tests.studies.claims.made import STUDY, study, task
 
 COMMAND = "sigmoid-attention studies run {name}"
 

@@ -6,10 +6,10 @@ import math
 import pyarrow as pa
 import pytest
 
-from sigmoid_attention.studies.mixtures.archive import SCHEMA, Archive, Damaged, encode
-from sigmoid_attention.studies.mixtures.study import Row
+from sigmoid_attention.studies.claims.archive import SCHEMA, Archive, Damaged, encode
+from sigmoid_attention.studies.claims.study import Row
 from sigmoid_attention.studies.store import parquet_bytes
-from tests.studies.mixtures.made import square, task
+from tests.studies.claims.made import square, task
 
 STAMP = {"machine": {"cores": 2}, "versions": {"torch": "9"}, "provenance": {"claim": "P2"}}
 TASK = task(1, 2)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sigmoid_attention.mixtures.gates import GATES
-from sigmoid_attention.studies.mixtures.figure import COLOURS, loglog, panels, styled, svg
+from sigmoid_attention.studies.claims.figure import COLOURS, loglog, panels, styled, svg
 
 SIZES = np.array([10.0, 100.0, 1000.0])
 

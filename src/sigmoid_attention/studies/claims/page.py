@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sigmoid_attention.studies.mixtures.archive import Archive, Damaged, results_of
-from sigmoid_attention.studies.mixtures.figure import styled, svg
-from sigmoid_attention.studies.mixtures.study import Finding, Results, Study
+from sigmoid_attention.studies.claims.archive import Archive, Damaged, results_of
+from sigmoid_attention.studies.claims.figure import styled, svg
+from sigmoid_attention.studies.claims.study import Finding, Results, Study
 from sigmoid_attention.training.files import write_whole
 
 PAGE = "studies.md"

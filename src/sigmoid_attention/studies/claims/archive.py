@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sigmoid_attention.studies.mixtures.study import Measured, Results, Row, Task
+from sigmoid_attention.studies.claims.study import Measured, Results, Row, Task
 from sigmoid_attention.studies.store import parquet_bytes
 from sigmoid_attention.training.files import write_whole
 

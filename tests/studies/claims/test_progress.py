@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from sigmoid_attention.studies import progress as shared
-from sigmoid_attention.studies.mixtures import progress as module
-from sigmoid_attention.studies.mixtures.progress import SweepProgress
+from sigmoid_attention.studies.claims import progress as module
+from sigmoid_attention.studies.claims.progress import SweepProgress
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sigmoid_attention.studies.mixtures.archive import Archive
-from sigmoid_attention.studies.mixtures.sweep import sweep
-from tests.studies.mixtures.made import broken, deadly, diary, square, study, task
+from sigmoid_attention.studies.claims.archive import Archive
+from sigmoid_attention.studies.claims.sweep import sweep
+from tests.studies.claims.made import broken, deadly, diary, square, study, task
 
 ROOT = Path(__file__).parents[3]
 
@@ -178,8 +178,8 @@ SCRIPT = """
 import signal
 import sys
 from pathlib import Path
-from sigmoid_attention.studies.mixtures.sweep import sweep
-from tests.studies.mixtures.test_sweep import held_up
+from sigmoid_attention.studies.claims.sweep import sweep
+from tests.studies.claims.test_sweep import held_up
 # What a shell runs in its background begins with an interrupt that is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sweep([held_up(sys.argv[2])], Path(sys.argv[1]), workers=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sigmoid_attention.studies.mixtures import registry
+from sigmoid_attention.studies.claims import registry
 
 
 def test_a_name_that_no_study_has_is_refused_with_those_there_are():
@@ -16,16 +16,23 @@ def test_a_name_that_no_study_has_is_refused_with_those_there_are():
 
 
 def test_no_study_of_the_folder_is_forgotten():
-    folder = Path(registry.__file__).parent
-    there = {path.stem for path in folder.glob("*.py") if "\nSTUDY = " in path.read_text()}
-    assert there <= set(registry.NAMES)
-    assert len(set(registry.NAMES)) == len(registry.NAMES)
+    studies = Path(registry.__file__).parents[1]
+    for room, names in registry.ROOMS.items():
+        files = (studies / room).glob("*.py")
+        assert {path.stem for path in files if "\nSTUDY = " in path.read_text()} == set(names)
+    every = registry.names()
+    assert len(set(every)) == len(every)
 
 
 def test_studies_come_in_the_order_of_the_report_and_once():
     asked = ["p3_table", "p2_table", "p3_table"]
     assert [study.name for study in registry.chosen(asked)] == ["p2_table", "p3_table"]
     assert [study.name for study in registry.chosen([])] == registry.names()
+
+
+def test_the_name_of_a_room_stands_for_all_that_is_in_it():
+    found = [study.name for study in registry.chosen(["theory", "p2_table", "regularity_depth"])]
+    assert found == ["p2_table", *registry.ROOMS["theory"]]
 
 
 @pytest.mark.parametrize("name", registry.names())
