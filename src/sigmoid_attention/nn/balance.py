@@ -72,7 +72,7 @@ class LoadBalancer:
         for router, counts_E in zip(self.routers, self._counts(), strict=True):
             # In integers: a mean in float32 is not exact beyond 2^24 tokens.
             sign_E = (counts_E.sum() - len(counts_E) * counts_E).sign().to(torch.float32)
-            router.correction_bias += router.balance_rate * (sign_E - sign_E.mean())
+            router.correction_bias.add_(router.balance_rate * (sign_E - sign_E.mean()))
             router.tokens_per_expert.zero_()
 
     def _counts(self) -> list[Tensor]:

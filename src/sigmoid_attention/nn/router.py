@@ -150,7 +150,7 @@ class Router(nn.Module):
         if self.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + SMALLEST_SUM)
         routing = Routing(logits, scores, experts, weights * self.route_scale)
-        if self.balance_rate and self.training and not _recomputing():
+        if self.balance_rate and self.training and not recomputing():
             self.tokens_per_expert += routing.chosen().reshape(-1, self.experts).sum(0)
         return routing
 
@@ -223,7 +223,7 @@ class Router(nn.Module):
         return f"{chosen} of {self.experts}, dim={self.dim}, {self.gate} of {self.affinity}"
 
 
-def _recomputing() -> bool:
+def recomputing() -> bool:
     """Whether activations are computed again for a backward pass, so that tokens count twice."""
     # Within a compiled graph recomputation is the compiler's, and leaves counters alone.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
