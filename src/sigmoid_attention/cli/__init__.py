@@ -1,4 +1,4 @@
-"""The command `sigmoid-attention`: compare, train, generate, recipe, studies, rates, doctor.
+"""The command `sigmoid-attention` and its parts: compare, train, studies and the others.
 
 Only this file and `doctor` work without the lab extra; every other command is imported when it is
 run, so that asking for help loads nothing heavy.
@@ -18,7 +18,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 INTERRUPTION = (
     "interrupted; what is finished is kept, and the same command goes on with it "
-    "(compare, train and recipe with --resume)"
+    "(compare, train, recipe, routing and convert with --resume)"
 )
 
 
@@ -62,11 +62,15 @@ def _run(argv: list[str]) -> int:
         return 0
     from sigmoid_attention.cli.arguments import (
         Compare,
+        Convert,
         Generate,
         Rates,
         Recipe,
+        Regularity,
+        Routing,
         Studies,
         Train,
+        Universality,
         parse,
     )
 
@@ -87,6 +91,22 @@ def _run(argv: list[str]) -> int:
             from sigmoid_attention.cli.recipe import recipe
 
             recipe(asked)
+        case Routing() as asked:
+            from sigmoid_attention.cli.routing import routing
+
+            routing(asked)
+        case Regularity() as asked:
+            from sigmoid_attention.cli.regularity import regularity
+
+            regularity(asked)
+        case Universality() as asked:
+            from sigmoid_attention.cli.universality import universality
+
+            universality(asked)
+        case Convert() as asked:
+            from sigmoid_attention.cli.convert import convert
+
+            convert(asked)
         case Studies() as asked:
             from sigmoid_attention.cli.studies import studies
 

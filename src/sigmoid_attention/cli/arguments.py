@@ -279,6 +279,68 @@ class Rates:
 
 
 @dataclass(frozen=True)
+class Regularity:
+    """Bound and measure how much every layer of a trained model moves with its input.
+
+    Prints a line for each residual branch: a certificate for all inputs in a ball, a tighter one
+    at a text, and the norm of the Jacobian there, measured. Writes OUT/certificate.json and .svg.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of a trained model: the --out of `train`, or one of runs/ in that of `compare`."""
+    radius: float
+    """The largest norm of an embedded token that the certificate is for."""
+    text: str = "def first(items):\n    return items[0]\n"
+    """Where the network is measured; read again from its start where it is too short."""
+    tokens: int = 64
+    """Length of the input."""
+    seconds: float = 60.0
+    """Wall time for measuring the whole network; layers take what they need."""
+    out: Path = Path("runs/regularity")
+    """Folder for the certificate and its figure."""
+
+
+@dataclass(frozen=True)
+class Universality:
+    """Build the transformer of the universality theorem for a function, and measure its error.
+
+    Prints what will be built (layers, parameters), then the smallest gap and the errors with
+    Heaviside and with sigmoid attention. Writes OUT/steepness.svg.
+    """
+
+    function: Annotated[str, tyro.conf.Positional]
+    """sorting, centre, max, mix, edge, several between commas, all, or package.module:function: it
+    takes and returns a float64 tensor (n, d), and permuting its tokens permutes what it returns."""
+    n: int = 3
+    """Tokens."""
+    d: int = 1
+    """Channels."""
+    error: float = 0.1
+    """To stay below, in L^p over the box."""
+    p: float = 2.0
+    """Of the norm."""
+    low: float = 0.0
+    """Lower end of the box in every channel."""
+    high: float = 1.0
+    """Upper end."""
+    steepness: float | None = None
+    """Of the sigmoids; as much as is provably enough if not given."""
+    max_layers: int = 20_000
+    """More are refused."""
+    samples: int = 2048
+    """Random sequences by which errors are measured."""
+    trained: bool = False
+    """Also train small sigmoid and softmax transformers on the function, and write OUT/size.svg.
+    Goes on with what OUT/trained has."""
+    seeds: int = 3
+    """Of each trained size."""
+    steps: int = 300
+    """Of training."""
+    out: Path = Path("runs/universality")
+    """Folder for the figures and the rows of the trained."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Say what this machine has, and what to do about what is missing."""
 
@@ -292,13 +354,15 @@ Command = (
     | Annotated[Routing, tyro.conf.subcommand("routing")]
     | Annotated[Studies, tyro.conf.subcommand("studies")]
     | Annotated[Rates, tyro.conf.subcommand("rates")]
+    | Annotated[Regularity, tyro.conf.subcommand("regularity")]
+    | Annotated[Universality, tyro.conf.subcommand("universality")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 
 def parse(
     arguments: Sequence[str],
-) -> Compare | Train | Generate | Recipe | Routing | Studies | Rates | Doctor:
+) -> Compare | Train | Generate | Recipe | Routing | Studies | Rates | Regularity | Universality | Doctor:
     """The command that was asked for; prints help or a complaint and exits where there is none."""
     return tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]

@@ -23,4 +23,9 @@ STUDIES = (
         question="Which position, norms and bias train a sigmoid decoder best?",
         rule="sigmoid_attention.studies.recipe",
     ),
+    Study(
+        name="routing",
+        question="Does sigmoid routing train a mixture of experts better than softmax routing?",
+        rule="sigmoid_attention.studies.routing.findings",
+    ),
 )

@@ -1,0 +1,31 @@
+"""`sigmoid-attention routing`: sigmoid against softmax routing, as a table and a verdict."""
+
+from rich.console import Console
+from rich.table import Table
+
+from sigmoid_attention.cli.arguments import Routing
+from sigmoid_attention.studies.routing.findings import findings, verdict
+from sigmoid_attention.studies.routing.page import HEADINGS, cells, publish
+from sigmoid_attention.studies.routing.run import run
+from sigmoid_attention.studies.routing.setting import RoutingSetting
+
+WIDTH_OF_A_FILE = 160
+
+
+def routing(asked: Routing) -> None:
+    """Run or continue the study, and print and publish what came out of it."""
+    setting = RoutingSetting(data=asked.data, seeds=asked.seeds, steps=asked.steps)
+    store = run(setting, asked.out, resume=asked.resume, console=Console(stderr=True))
+    found = findings(store.rows())
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH_OF_A_FILE
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in HEADINGS:
+        table.add_column(heading)
+    for finding in found:
+        table.add_row(*cells(finding))
+    console.print(table)
+    console.print(verdict(found))
+    if asked.docs:
+        print(f"docs: {publish(store.rows(), asked.docs)}")

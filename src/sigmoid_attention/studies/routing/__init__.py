@@ -1,0 +1,1 @@
+"""Sigmoid against softmax routing on text, at equal compute."""

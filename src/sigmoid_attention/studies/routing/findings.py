@@ -1,0 +1,106 @@
+"""What the rows of the study of routing say, by a rule.
+
+Rule: in each pair, each quantity of a seed is averaged over layers, churn also over the looks that
+it is measured between, and sigmoid - softmax over seeds has its 95 % t-interval. The sigmoid is
+*better* or *worse* where the interval lies on one side of zero, and else *undecided*, as it is
+below three seeds, which give no interval. A difference in loss is *equal* where the interval lies
+within 1 % of softmax's loss on either side. The verdict of a pair is that on its loss.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX, Interval
+from sigmoid_attention.studies.routing.run import arm_name
+from sigmoid_attention.studies.routing.setting import PAIRS
+from sigmoid_attention.studies.statistics import paired_difference, t_interval
+from sigmoid_attention.studies.verdict import LOSS_MARGIN
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A quantity that both arms are compared by, and what is said of it."""
+
+    metric: str
+    label: str
+    meaning: str
+    lower_is_better: bool
+
+
+LOSS = Quantity("validation_bits_per_byte", "held-out loss", "bits per byte of held-out text", True)
+QUANTITIES = (
+    LOSS,
+    Quantity("load_entropy", "entropy of the load", "1 is even, 0 one expert for all", False),
+    Quantity("largest_load", "largest load", "of one expert, in even loads", True),
+    Quantity("similarity", "similarity", "mean cosine of two experts' answers to a token", True),
+    Quantity("churn", "churn", "share of tokens whose experts change between two looks", True),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One quantity of one pair: what the arms measured, how far apart, and the standing."""
+
+    pair: str
+    quantity: Quantity
+    softmax: Interval
+    sigmoid: Interval
+    difference: Interval
+    standing: str
+
+
+def findings(rows: pa.Table) -> list[Finding]:
+    """Every quantity of every pair that both arms have, in the order of ``PAIRS``."""
+    answer = []
+    for pair in PAIRS:
+        for quantity in QUANTITIES:
+            values = {arm: _by_seed(rows, arm_name(pair, arm), quantity.metric) for arm in ARMS}
+            seeds = sorted(values[SOFTMAX].keys() & values[SIGMOID].keys())
+            if seeds:
+                softmax, sigmoid = ([values[arm][seed] for seed in seeds] for arm in ARMS)
+                answer.append(_compare(pair, quantity, softmax, sigmoid))
+    return answer
+
+
+def verdict(found: Sequence[Finding]) -> str:
+    """The verdicts on the losses of all pairs in a sentence."""
+    by_standing: dict[str, list[str]] = defaultdict(list)
+    for finding in found:
+        if finding.quantity is LOSS:
+            by_standing[finding.standing].append(f"“{finding.pair}”")
+    said = [f"{standing} in {' and '.join(pairs)}" for standing, pairs in by_standing.items()]
+    return f"In held-out loss sigmoid routing is {'; '.join(said)}."
+
+
+def _compare(
+    pair: str, quantity: Quantity, softmax: Sequence[float], sigmoid: Sequence[float]
+) -> Finding:
+    apart = paired_difference(softmax, sigmoid)
+    base = t_interval(softmax)
+    margin = LOSS_MARGIN * base.mean if quantity is LOSS else 0.0
+    standing = _standing(apart, quantity.lower_is_better, margin)
+    return Finding(pair, quantity, base, t_interval(sigmoid), apart, standing)
+
+
+def _standing(apart: Interval, lower_is_better: bool, margin: float) -> str:
+    low, high = (apart.low, apart.high) if lower_is_better else (-apart.high, -apart.low)
+    if not apart.bounded:
+        return "undecided"
+    if margin and -margin <= low and high <= margin:
+        return "equal"
+    if high < 0:
+        return "better"
+    return "worse" if low > 0 else "undecided"
+
+
+def _by_seed(rows: pa.Table, arm: str, metric: str) -> dict[int, float]:
+    """The mean of a metric over layers and looks, by seed."""
+    columns = (rows[column].to_pylist() for column in ("arm", "metric", "seed", "value"))
+    values: dict[int, list[float]] = defaultdict(list)
+    for of, name, seed, value in zip(*columns, strict=True):
+        if of == arm and name == metric:
+            values[seed].append(value)
+    return {seed: sum(of) / len(of) for seed, of in values.items()}

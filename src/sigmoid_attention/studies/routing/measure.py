@@ -1,0 +1,111 @@
+"""What is looked at inside a decoder with experts: who is chosen, how evenly, how alike they are.
+
+Shape letters: B sequences, N tokens of one, T = B N tokens, E experts, K visits, C model dim.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sigmoid_attention.nn.models.decoder import DecoderLM
+from sigmoid_attention.nn.moe import MoE
+from sigmoid_attention.nn.router import Routing, record_routing
+
+
+@contextmanager
+def evaluating(model: DecoderLM) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; afterwards as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def choices(model: DecoderLM, probe_BN: Tensor) -> list[Tensor]:
+    """Who is chosen for each token, boolean (B, N, E), one for each layer with experts."""
+    with evaluating(model), record_routing(model) as routings:
+        model.hidden(probe_BN)
+    return [routing.chosen() for routing in routings]
+
+
+def churn(before_BNE: Tensor, after_BNE: Tensor) -> float:
+    """The share of tokens whose experts are not those that they were.
+
+    Example:
+        >>> one, other = torch.eye(3, dtype=torch.bool)[[0, 1, 2, 2]], torch.eye(3) > 0
+        >>> churn(one, other[[0, 1, 1, 2]])
+        0.25
+    """
+    return (before_BNE != after_BNE).any(-1).double().mean().item()
+
+
+def loads(model: DecoderLM, probe_BN: Tensor) -> list[Tensor]:
+    """The share of each expert, (E,), one for each layer: of visits, or of weights if all visit."""
+    with evaluating(model), record_routing(model) as routings:
+        model.hidden(probe_BN)
+    return [_load(routing) for routing in routings]
+
+
+def _load(routing: Routing) -> Tensor:
+    everyone = routing.experts.shape[-1] == routing.scores.shape[-1]
+    amounts = routing.scores if everyone else routing.chosen().double()
+    total_E = amounts.double().flatten(0, -2).sum(0)
+    return total_E / total_E.sum()
+
+
+def entropy(load_E: Tensor) -> float:
+    """Entropy of the load over that of an even one: 1 is even, 0 is one expert for all.
+
+    Example:
+        >>> round(entropy(torch.tensor([0.5, 0.5])), 6), entropy(torch.tensor([1.0, 0.0]))
+        (1.0, 0.0)
+    """
+    return torch.special.entr(load_E).sum().item() / math.log(len(load_E))
+
+
+def largest(load_E: Tensor) -> float:
+    """The largest load in units of an even one.
+
+    Example:
+        >>> largest(torch.tensor([0.5, 0.25, 0.25, 0.0]))
+        2.0
+    """
+    return len(load_E) * load_E.max().item()
+
+
+def similarities(model: DecoderLM, probe_BN: Tensor) -> list[float]:
+    """The mean cosine between two experts' answers to the same token, one for each layer.
+
+    1 where all experts answer alike: they have collapsed into one.
+    """
+    inputs: list[Tensor] = []
+
+    def read(_layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        inputs.append(given[0].flatten(0, 1))
+
+    layers = [module for module in model.modules() if isinstance(module, MoE)]
+    handles = [layer.register_forward_pre_hook(read) for layer in layers]
+    try:
+        with evaluating(model):
+            model.hidden(probe_BN)
+            return [
+                _similarity(layer.experts.each(x_TC))
+                for layer, x_TC in zip(layers, inputs, strict=True)
+            ]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _similarity(answers_ETC: Tensor) -> float:
+    directions_ETC = torch.nn.functional.normalize(answers_ETC, dim=-1)
+    cosines_EE = torch.einsum("etc,ftc->ef", directions_ETC, directions_ETC)
+    experts, tokens = answers_ETC.shape[:2]
+    apart = cosines_EE.sum() - cosines_EE.trace()
+    return apart.item() / (tokens * experts * (experts - 1))

@@ -1,0 +1,154 @@
+"""The page of the study of routing: a table of findings, a figure, and how they were made.
+
+The same rows make the same bytes, so that a page under version control changes only with them.
+"""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from sigmoid_attention.studies.claims.figure import COLOURS, panels, styled, svg
+from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX, Interval
+from sigmoid_attention.studies.routing import findings as rule
+from sigmoid_attention.studies.routing.findings import QUANTITIES, Finding, findings, verdict
+from sigmoid_attention.studies.routing.setting import PAIRS
+from sigmoid_attention.training.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# In a document of words what lies between these is made, and only that.
+BEGIN, END = "<!-- routing -->", "<!-- /routing -->"
+FIGURE = "routing.svg"
+HEADINGS = ("experts", "quantity", SOFTMAX, SIGMOID, "sigmoid - softmax", "sigmoid is")
+
+
+def publish(rows: pa.Table, document: Path) -> Path:
+    """Write the findings between the markers of a document, and the figure in a folder of its name.
+
+    Raises:
+        ValueError: the document is not there or has no markers, or no pair has finished.
+        OSError: a file could not be written.
+    """
+    if not document.is_file():
+        raise ValueError(f"docs: {document} is no document")
+    before, begin, rest = document.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"docs: {document} does not have {BEGIN} and, below it, {END}")
+    folder = document.with_suffix("")
+    text = markdown(rows, f"{folder.name}/{FIGURE}")
+    write_whole(folder / FIGURE, svg(draw(findings(rows))))
+    write_whole(document, f"{before}{BEGIN}\n{text}{END}{after}".encode())
+    return document
+
+
+def markdown(rows: pa.Table, figure: str) -> str:
+    """The verdict, the rule, the command, the table and the figure, in Markdown."""
+    found = findings(rows)
+    if not found:
+        raise ValueError("rows: no pair of arms has finished in both")
+    parts = [
+        "Made by `sigmoid-attention routing` from its rows: what is typed in here is lost.",
+        f"**Verdict.** {verdict(found)}",
+        f"**Rule.** {_rule()}",
+        f"**Command.** `{command(rows)}`, on {_made_on(rows)}.",
+        f"**Compute.** {_compute(rows)}",
+        table(found),
+        f"![Both arms of every pair, with 95 % intervals over seeds]({figure})",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(found: Sequence[Finding]) -> str:
+    """One line a finding, in Markdown."""
+    lines = [HEADINGS, ["---"] * len(HEADINGS), *(cells(finding) for finding in found)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cells(finding: Finding) -> list[str]:
+    """What a finding's line says under each of ``HEADINGS``."""
+    return [
+        finding.pair,
+        f"{finding.quantity.label} ({finding.quantity.meaning})",
+        f"{finding.softmax.mean:.3f}",
+        f"{finding.sigmoid.mean:.3f}",
+        _signed(finding.difference),
+        finding.standing,
+    ]
+
+
+def command(rows: pa.Table) -> str:
+    """The command that makes these rows again."""
+    setting = json.loads(rows["setting"][0].as_py())
+    seeds = len(rows["seed"].unique())
+    options = {"data": setting["data"], "seeds": seeds, "steps": setting["steps"]}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["sigmoid-attention", "routing", *words])
+
+
+def draw(found: Sequence[Finding]) -> "Figure":
+    """A panel for each quantity: both arms of every pair, with intervals over seeds."""
+    figure, axes = panels(len(QUANTITIES))
+    with styled():
+        for axis, quantity in zip(axes, QUANTITIES, strict=True):
+            chosen = {finding.pair: finding for finding in found if finding.quantity == quantity}
+            axis.set_title(quantity.label)
+            axis.set_xlabel(quantity.meaning)
+            axis.set_yticks(range(len(PAIRS)), list(PAIRS))
+            axis.set_ylim(len(PAIRS) - 0.5, -0.5)
+            for shift, arm in zip((-0.12, 0.12), ARMS, strict=True):
+                for height, pair in enumerate(PAIRS):
+                    if pair in chosen:
+                        one: Interval = getattr(chosen[pair], arm)
+                        _bar(axis, one, height + shift, COLOURS[arm])
+                axis.plot([], [], "o", color=COLOURS[arm], label=arm)
+        axes[0].legend()
+    return figure
+
+
+def _bar(axis, interval: Interval, height: float, colour: str) -> None:
+    axis.plot(interval.mean, height, "o", color=colour)
+    if interval.bounded:
+        axis.plot([interval.low, interval.high], [height, height], "-", color=colour)
+
+
+def _rule() -> str:
+    """The rule as its module states it."""
+    return " ".join((rule.__doc__ or "").partition("Rule: ")[2].split())
+
+
+def _compute(rows: pa.Table) -> str:
+    names, arms, values = (rows[name].to_pylist() for name in ("metric", "arm", "value"))
+    said = []
+    for pair in PAIRS:
+        counts = {
+            metric: sorted(
+                {
+                    int(value)
+                    for name, arm, value in zip(names, arms, values, strict=True)
+                    if name == metric and arm.rpartition(" ")[0] == pair
+                }
+            )
+            for metric in ("parameters", "active_parameters")
+        }
+        if all(counts.values()):
+            of, active = (" or ".join(f"{n:,}" for n in counts[name]) for name in counts)
+            said.append(f"{active} of {of} parameters multiply a token in “{pair}”")
+    return f"In both arms {'; '.join(said)}."
+
+
+def _made_on(rows: pa.Table) -> str:
+    machine = json.loads(rows["machine"][0].as_py())
+    versions = json.loads(rows["versions"][0].as_py())
+    return f"{machine['processor']}, {machine['threads']} threads, torch {versions['torch']}"
+
+
+def _signed(interval: Interval) -> str:
+    if not interval.bounded:
+        return f"{interval.mean:+.3f}"
+    return f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"

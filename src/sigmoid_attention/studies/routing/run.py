@@ -1,0 +1,153 @@
+"""The runs of the study of routing: both arms of every pair and seed, trained and looked at."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from sigmoid_attention.studies.environment import describe_machine, describe_versions
+from sigmoid_attention.studies.language import Text
+from sigmoid_attention.studies.progress import StudyProgress
+from sigmoid_attention.studies.results import ARMS
+from sigmoid_attention.studies.routing.measure import (
+    choices,
+    churn,
+    entropy,
+    largest,
+    loads,
+    similarities,
+)
+from sigmoid_attention.studies.routing.setting import (
+    FIRST_SEED,
+    PAIRS,
+    RoutingSetting,
+    active_parameters,
+    model_config,
+)
+from sigmoid_attention.studies.store import Row, Store
+from sigmoid_attention.studies.trained import new_model
+from sigmoid_attention.training.data.batches import TextBatches, token_stream
+from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.data.tokenizer import ByteTokenizer
+from sigmoid_attention.training.evaluate import bits_per_byte
+from sigmoid_attention.training.trainer import Diverged, TrainConfig, train
+
+
+def run(
+    setting: RoutingSetting, out: Path, *, resume: bool = False, console: Console | None = None
+) -> Store:
+    """Train what ``out`` has no rows of yet, and merge the rows.
+
+    Raises:
+        ValueError: the data cannot be used, or ``out`` holds something that this setting does not
+            continue; nothing is overwritten then.
+        OSError: a file could not be written.
+        Diverged: a training run met a value that is not finite; a note says which run.
+    """
+    corpus = load_corpus(setting.data)
+    text = Text.prepare(corpus, ByteTokenizer.vocab_size, setting.heldout_bytes)
+    text.check_lengths(setting.seq_len, max(setting.seq_len, setting.probe_tokens))
+    stamp = {
+        "machine": describe_machine(torch.device("cpu")),
+        "versions": describe_versions(),
+        "provenance": dataclasses.asdict(corpus.provenance),
+    }
+    # Seeds only say which runs there are, so a study may grow by more of them.
+    fixed = dataclasses.asdict(setting)
+    del fixed["seeds"]
+    identity = fixed | {
+        "pairs": PAIRS,
+        "text_sha256": corpus.provenance.sha256,
+        "torch": torch.__version__,
+    }
+    store = Store(out, identity, stamp, resume=resume)
+    todo = [unit for unit in units(setting) if not store.has(unit_name(*unit))]
+    work = {unit: float(_work(unit[0], setting)) for unit in todo}
+    with StudyProgress(sum(work.values()), len(todo), console or Console(quiet=True)) as progress:
+        for pair, arm, seed in todo:
+            label = f"{pair}, {arm}, seed {seed}"
+            progress.begin(label, work[pair, arm, seed])
+            try:
+                rows = list(run_unit(setting, text, pair, arm, seed, progress.advance))
+            except Diverged as error:
+                error.add_note(f"in the run: {label}")
+                raise
+            store.put(unit_name(pair, arm, seed), rows)
+            progress.end()
+    store.merge()
+    return store
+
+
+def units(setting: RoutingSetting) -> Iterator[tuple[str, str, int]]:
+    """Pair, arm and seed of every run: seeds outermost, so that pairs end early."""
+    for seed in range(FIRST_SEED, FIRST_SEED + setting.seeds):
+        for pair in PAIRS:
+            for arm in ARMS:
+                yield pair, arm, seed
+
+
+def unit_name(pair: str, arm: str, seed: int) -> str:
+    return f"{arm_name(pair, arm).replace(', ', '_').replace(' ', '_')}-seed{seed}"
+
+
+def arm_name(pair: str, arm: str) -> str:
+    """What a row's ``arm`` says."""
+    return f"{pair} {arm}"
+
+
+def run_unit(
+    setting: RoutingSetting,
+    text: Text,
+    pair: str,
+    arm: str,
+    seed: int,
+    progress: Callable[[float], None],
+) -> Iterator[Row]:
+    """Train one arm of one seed and give its rows; `progress` is told the share that is done."""
+    name = arm_name(pair, arm)
+    config = model_config(pair, arm, setting)
+    model = new_model(config, seed)
+    batches = TextBatches(text.tokens, setting.seq_len, setting.batch_size, seed)
+    probe_BN = _probe(text, setting)
+    looks: list[tuple[int, list[Tensor]]] = []
+
+    def look(done: int, _loss: float) -> None:
+        progress(done / setting.steps)
+        if done % setting.record_every == 0 or done == setting.steps:
+            looks.append((done, choices(model, probe_BN)))
+
+    training = TrainConfig(
+        steps=setting.steps, lr=setting.lr, warmup_steps=setting.warmup_steps, seed=seed
+    )
+    train(model, batches, training, progress=False, on_step=look)
+
+    bits = bits_per_byte(model, text.tokenizer, text.heldout, setting.seq_len)
+    yield Row(name, "validation_bits_per_byte", bits, "bits/byte", seed, length=setting.seq_len)
+    for layer, load_E in enumerate(loads(model, probe_BN)):
+        yield Row(name, "load_entropy", entropy(load_E), "fraction", seed, layer=layer)
+        yield Row(name, "largest_load", largest(load_E), "even loads", seed, layer=layer)
+    for layer, cosine in enumerate(similarities(model, probe_BN)):
+        yield Row(name, "similarity", cosine, "cosine", seed, layer=layer)
+    if config.moe is not None and config.moe.top_k is not None:
+        for (_, before), (step, after) in pairwise(looks):
+            for layer, chosen in enumerate(zip(before, after, strict=True)):
+                yield Row(name, "churn", churn(*chosen), "fraction", seed, step=step, layer=layer)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    yield Row(name, "parameters", count, "parameters", seed)
+    yield Row(name, "active_parameters", active_parameters(config), "parameters", seed)
+
+
+def _probe(text: Text, setting: RoutingSetting) -> Tensor:
+    stream = token_stream(text.tokenizer, text.heldout).long()
+    sequences = max(1, setting.probe_tokens // setting.seq_len)
+    return stream[: sequences * setting.seq_len].view(sequences, setting.seq_len)
+
+
+def _work(pair: str, setting: RoutingSetting) -> int:
+    # A step takes three forward passes; reading held-out text takes one.
+    tokens = 3 * setting.steps * setting.batch_size * setting.seq_len + setting.heldout_bytes
+    return tokens * active_parameters(model_config(pair, ARMS[0], setting))

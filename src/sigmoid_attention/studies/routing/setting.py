@@ -1,0 +1,90 @@
+"""What the study of routing trains: pairs of decoders that differ in the router's gate alone.
+
+Both arms of a pair have the same text, initial weights, parameters and operations; pairs differ in
+how many experts a token visits and in what keeps their load even.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sigmoid_attention.nn.models.config import ModelConfig
+from sigmoid_attention.nn.moe import MoEConfig
+from sigmoid_attention.training.data.tokenizer import ByteTokenizer
+
+# As `MoEConfig` has them. Top-2 weights are divided by their sum, as Mixtral and DeepSeek-V3 do;
+# with all experts a sigmoid is not, which is the mixture that P2 (arXiv 2405.13997) is about. The
+# loss has the weight of Fedus et al. 2022; the bias moves ten times as far as DeepSeek-V3's,
+# because a run here has hundreds of steps.
+PAIRS: dict[str, dict[str, Any]] = {
+    "top-2": {"top_k": 2, "normalize": True},
+    "top-2, balance loss": {"top_k": 2, "normalize": True, "switch_loss": 0.01},
+    "top-2, bias": {"top_k": 2, "normalize": True, "balance_rate": 0.01},
+    "all experts": {"top_k": None},
+}
+FIRST_SEED = 100
+
+
+@dataclass(frozen=True)
+class RoutingSetting:
+    """Sizes of the study; lengths in tokens, which are bytes here.
+
+    ``record_every`` is the distance, in steps, of the looks at who is chosen; ``probe_tokens`` of
+    held-out text are looked at. Raises ``ValueError`` for a number that is not positive.
+    """
+
+    data: str = "stdlib"
+    seeds: int = 4
+    steps: int = 300
+    warmup_steps: int = 30
+    lr: float = 1e-2
+    batch_size: int = 8
+    seq_len: int = 128
+    dim: int = 64
+    layers: int = 2
+    heads: int = 4
+    experts: int = 8
+    expert_hidden: int = 64
+    record_every: int = 50
+    probe_tokens: int = 2048
+    heldout_bytes: int = 32_768
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, str) and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+
+def model_config(pair: str, arm: str, setting: RoutingSetting) -> ModelConfig:
+    """The decoder of an arm ("softmax" or "sigmoid") of a pair.
+
+    Example:
+        >>> one, other = (model_config("top-2", arm, RoutingSetting()).moe for arm in ARMS)
+        >>> one.gate, other.gate, one.top_k == other.top_k == 2
+        ('softmax', 'sigmoid', True)
+    """
+    moe = MoEConfig(setting.experts, setting.expert_hidden, gate=arm, **PAIRS[pair])
+    return ModelConfig.recipe(
+        "recommended",
+        vocab_size=ByteTokenizer.vocab_size,
+        dim=setting.dim,
+        layers=setting.layers,
+        heads=setting.heads,
+        max_seq_len=setting.seq_len,
+        moe=moe,
+    )
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """Parameters that multiply a token on its way: half the operations of reading it.
+
+    Example:
+        >>> config = model_config("top-2", "sigmoid", RoutingSetting())
+        >>> active_parameters(config)
+        99392
+    """
+    moe = config.moe
+    assert moe is not None
+    visits = moe.experts if moe.top_k is None else moe.top_k
+    expert = 3 * config.dim * moe.hidden
+    per_layer = 4 * config.dim**2 + moe.experts * config.dim + visits * expert
+    return config.layers * per_layer + config.vocab_size * config.dim
