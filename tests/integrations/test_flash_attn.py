@@ -131,7 +131,9 @@ class TestDense:
         assert (whole != dropped).all()
         torch.testing.assert_close(dropped.mean(), whole.mean(), rtol=0.05, atol=0)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize(
+        "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+    )
     def test_out_has_the_dtype_of_q_and_lies_token_by_token(self, dtype):
         q, k, v = (tensor.to(dtype) for tensor in dense())
         out = flash_attn.flash_attn_func(q, k, v, causal=True, sigmoid_bias=-1.0)

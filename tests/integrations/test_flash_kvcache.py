@@ -192,6 +192,7 @@ COS = torch.ones(40, 4)
         ({"cache_seqlens": 11}, "cache_seqlens", "room for 2 new tokens in a cache of 12"),
         ({"cache_seqlens": torch.tensor([1, -1, 2])}, "cache_seqlens", "-1 to 2"),
         ({"cache_seqlens": torch.tensor([1, 2])}, "cache_seqlens", "(2,)"),
+        ({"cache_seqlens": torch.ones(3)}, "cache_seqlens", "torch.float32"),
         ({"cache_batch_idx": torch.tensor([0, 1])}, "cache_batch_idx", "(2,)"),
         ({"cache_batch_idx": torch.tensor([0, 1, 4])}, "block_table, cache_batch_idx", "0 to 4"),
         ({"block_table": torch.zeros(2, 1).int()}, "block_table", "(2, 1)"),

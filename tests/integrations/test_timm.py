@@ -242,6 +242,31 @@ class TestModels:
         assert type(model.blocks[1].attn).__name__ == kind
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize(
+        "name, settings, n",
+        [
+            ("deit_tiny_distilled_patch16_224", {"img_size": 32}, 6),
+            ("vit_small_patch14_reg4_dinov2", {"img_size": 28}, 9),
+            ("vit_base_patch16_clip_224", {"img_size": 32}, 5),
+            ("vit_base_patch16_siglip_224", {"img_size": 32}, 4),
+            ("aimv2_large_patch14_224", {"img_size": 28}, 4),
+            ("vit_base_patch16_rope_mixed_224", {"img_size": 32}, 5),
+        ],
+        ids=lambda value: value if isinstance(value, str) else None,
+    )
+    def test_families(self, name, settings, n):
+        model = timm.create_model(name, depth=1, embed_dim=32, num_heads=4, **settings)
+        convert(model, keep=("attn_pool",) if "siglip" in name else ())
+        assert model.blocks[0].attn.sigmoid_bias == NegLogLength(n)
+
+    def test_an_embedding_by_a_network_wants_an_example(self):
+        settings = {"img_size": 64, "depth": 1, "embed_dim": 32, "num_heads": 4}
+        model = timm.create_model("vit_tiny_r_s16_p8_224", **settings)
+        with pytest.raises(ValueError, match=r"^example_input: VisionTransformer does not say"):
+            convert(model)
+        convert(model, example_input=torch.zeros(1, 3, 64, 64))
+        assert model.blocks[0].attn.sigmoid_bias == NegLogLength(model.patch_embed.num_patches + 1)
+
     def test_a_model_of_patches_of_any_number(self):
         model = timm.create_model("naflexvit_base_patch16_gap", depth=1, embed_dim=32, num_heads=4)
         with pytest.raises(ValueError, match=r"^bias: NaFlexVit does not say how many tokens"):
@@ -284,11 +309,20 @@ class TestRefusals:
         assert model.blocks[0].attn.sigmoid_bias == -3.0
         assert not any("sigmoid" in name for name in model.state_dict())
 
-    @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "resnet18"])
-    def test_models_without_attention_that_is_known(self, name):
+    @pytest.mark.parametrize(
+        "name, kind",
+        [
+            ("swin_tiny_patch4_window7_224", "SwinTransformer"),
+            ("beit_base_patch16_224", "Beit"),
+            ("hiera_tiny_224", "Hiera"),
+            ("resnet18", "ResNet"),
+        ],
+        ids=lambda value: value,
+    )
+    def test_models_without_attention_that_is_known(self, name, kind):
         with torch.device("meta"):
             model = timm.create_model(name)
-        with pytest.raises(ValueError, match=r"^model: (SwinTransformer|ResNet) has no attention"):
+        with pytest.raises(ValueError, match=f"^model: {kind} has no attention"):
             convert(model)
 
     def test_an_attention_that_nothing_reaches(self):

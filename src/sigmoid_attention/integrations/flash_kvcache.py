@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import sigmoid_decode
+from sigmoid_attention.attention import checks, sigmoid_decode
 from sigmoid_attention.attention.api import Bias
 from sigmoid_attention.attention.reference import compute_dtype
 from sigmoid_attention.integrations.flash_settings import four_dimensional, operator_settings
@@ -136,13 +136,10 @@ def _table(
                 f"block_table: must be (batch, pages of a sequence) with batch {batch}, "
                 f"got {tuple(block_table.shape)}"
             )
+        checks.lengths("block_table", block_table, tuple(block_table.shape), k_cache.device)
         return block_table.long()
     if cache_batch_idx is not None:
-        if tuple(cache_batch_idx.shape) != (batch,):
-            raise ValueError(
-                f"cache_batch_idx: must be (batch,) = ({batch},), "
-                f"got {tuple(cache_batch_idx.shape)}"
-            )
+        checks.lengths("cache_batch_idx", cache_batch_idx, (batch,), k_cache.device)
         return cache_batch_idx.long()[:, None]
     if k_cache.shape[0] < batch:
         raise ValueError(
@@ -162,10 +159,7 @@ def _lengths(
     lengths = capacity if cache_seqlens is None else cache_seqlens
     if not isinstance(lengths, Tensor):
         lengths = torch.full((batch,), lengths, device=k_cache.device)
-    if tuple(lengths.shape) != (batch,):
-        raise ValueError(
-            f"cache_seqlens: must be a number or (batch,) = ({batch},), got {tuple(lengths.shape)}"
-        )
+    checks.lengths("cache_seqlens", lengths, (batch,), k_cache.device)
     new = 0 if k is None else k.shape[1]
     if batch > 0 and not torch.compiler.is_compiling():
         low, high = (int(edge) for edge in lengths.aminmax())

@@ -17,6 +17,7 @@ from sigmoid_attention.attention import BiasPolicy, Learned, NegLogLength
 from sigmoid_attention.integrations.timm_layers import (
     ATTN_LAYERS,
     CLASSES,
+    PatchEmbed,
     SigmoidAttention,
     SigmoidAttentionRope,
     SigmoidBias,
@@ -163,11 +164,11 @@ def _tokens(model: Any) -> int:
 
 
 def _blank_image(model: Any) -> Tensor:
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if size is None:
+    embed: Any = getattr(model, "patch_embed", None)
+    if not isinstance(embed, PatchEmbed) or embed.img_size is None:
         raise ValueError(
             f"example_input: {type(model).__name__} does not say how large its images are; give "
             f"one, e.g. example_input=torch.zeros(1, 3, 224, 224)"
         )
-    weight = model.patch_embed.proj.weight
-    return weight.new_zeros(1, weight.shape[1], *size)
+    weight = embed.proj.weight
+    return weight.new_zeros(1, weight.shape[1], *embed.img_size)

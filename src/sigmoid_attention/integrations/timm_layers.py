@@ -13,6 +13,7 @@ from sigmoid_attention.attention import BiasPolicy, NegLogLength, reference, sig
 
 try:
     from timm.layers.attention import Attention, AttentionRope
+    from timm.layers.patch_embed import PatchEmbed
     from timm.layers.pos_embed_sincos import apply_rot_embed_cat
     from timm.models.eva import EvaAttention
     from timm.models.vision_transformer import ATTN_LAYERS
@@ -25,6 +26,7 @@ except ImportError as error:
 __all__ = [
     "ATTN_LAYERS",
     "CLASSES",
+    "PatchEmbed",
     "SigmoidAttention",
     "SigmoidAttentionRope",
     "SigmoidBias",

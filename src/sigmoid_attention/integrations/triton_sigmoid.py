@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention import attention
-from sigmoid_attention.attention import NegLogLength
+from sigmoid_attention.attention import NegLogLength, checks
 from sigmoid_attention.attention.api import Bias
 from sigmoid_attention.attention.reference import compute_dtype
 
@@ -161,6 +161,5 @@ def _lengths(
     """(B,): lengths of the sequences, all tokens where none are given."""
     if seq_lens is None:
         return torch.full((batch,), tokens, device=device)
-    if tuple(seq_lens.shape) != (batch,):
-        raise ValueError(f"{name}: must be (batch,) = ({batch},), got {tuple(seq_lens.shape)}")
+    checks.lengths(name, seq_lens, (batch,), device)
     return seq_lens
