@@ -164,11 +164,12 @@ def _tokens(model: Any) -> int:
 
 
 def _blank_image(model: Any) -> Tensor:
-    embed: Any = getattr(model, "patch_embed", None)
-    if not isinstance(embed, PatchEmbed) or embed.img_size is None:
+    embed = getattr(model, "patch_embed", None)
+    size: Any = embed.img_size if isinstance(embed, PatchEmbed) else None
+    if size is None:
         raise ValueError(
             f"example_input: {type(model).__name__} does not say how large its images are; give "
             f"one, e.g. example_input=torch.zeros(1, 3, 224, 224)"
         )
-    weight = embed.proj.weight
-    return weight.new_zeros(1, weight.shape[1], *embed.img_size)
+    weight = model.patch_embed.proj.weight
+    return weight.new_zeros(1, weight.shape[1], *size)
