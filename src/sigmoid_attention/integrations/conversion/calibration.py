@@ -84,9 +84,10 @@ class Calibration(nn.Module, BiasPolicy):
             penalty_HF = self.ridge * torch.cat(
                 [size_F[:, :1], size_F[:, 1:2], mean_size.expand(-1, size_F.shape[1] - 2)], dim=1
             )
-            solved_HF = torch.linalg.lstsq(
-                self.gram_HFF + torch.diag_embed(penalty_HF), self.moment_HF
-            ).solution
+            gram_HFF = self.gram_HFF + torch.diag_embed(penalty_HF)
+            # Where rows leave a direction open, as with one key in all, it stays at zero.
+            inverse_HFF = torch.linalg.pinv(gram_HFF, hermitian=True)
+            solved_HF = (inverse_HFF @ self.moment_HF[..., None])[..., 0]
             final.offset.copy_(solved_HF[:, 0])
             final.slope.copy_(solved_HF[:, 1])
             final.threshold.copy_(solved_HF[:, 2:])

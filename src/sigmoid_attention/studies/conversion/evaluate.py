@@ -1,0 +1,84 @@
+"""What is measured of a parent and of its conversion, before, on the way and after."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sigmoid_attention.integrations.conversion import relative_error
+from sigmoid_attention.studies.conversion import needle, similarity
+from sigmoid_attention.studies.conversion.parents import Parent
+from sigmoid_attention.studies.conversion.text import Sequences
+
+NEEDLES = 8
+
+
+@dataclass
+class Evaluation:
+    """Held-out text, needles or pairs of texts, and what the parent makes of them.
+
+    A causal model: ``loss`` in nats a token on held-out sequences, and per haystack of N tokens
+    ``needle_N`` (share of numbers found) and ``needle_loss_N``. An encoder: ``hidden_error``, the
+    relative error of its last hidden states against the parent's on held-out sequences, and a
+    Spearman correlation for each collection of pairs.
+    """
+
+    parent: Parent
+    text: Sequences
+    sequences: int
+    lengths: Sequence[int]
+    device: torch.device
+    pairs: Callable[[], Sequence[similarity.Pairs]] = field(default=similarity.human_pairs)
+
+    @cached_property
+    def _batches(self) -> list[dict[str, Tensor]]:
+        batches = self.text.heldout_batches(self.sequences)
+        return [{name: ids.to(self.device) for name, ids in batch.items()} for batch in batches]
+
+    @cached_property
+    def _parents_hidden(self) -> list[Tensor]:
+        with torch.no_grad():
+            return [self.parent.model(**batch).last_hidden_state for batch in self._batches]
+
+    def quick(self, model: PreTrainedModel) -> dict[str, float]:
+        """What is measured at every point of the curve."""
+        if self.parent.causal:
+            return {"loss": self._loss(model)}
+        found = {"hidden_error": self._hidden_error(model)}
+        for pairs in self.pairs():
+            found[pairs.name] = similarity.correlation(model, self.parent.tokenizer, pairs)
+        return found
+
+    def thorough(self, model: PreTrainedModel) -> dict[str, float]:
+        """All of it, for the parent and for the end."""
+        found = self.quick(model)
+        if self.parent.causal:
+            for length in self.lengths:
+                texts = needle.haystacks(self.parent, self.text.heldout, length, NEEDLES)
+                share, loss = needle.found(model, texts)
+                found[f"needle_{length}"], found[f"needle_loss_{length}"] = share, loss
+        return found
+
+    @torch.no_grad()
+    def _loss(self, model: PreTrainedModel) -> float:
+        total = count = 0.0
+        for batch in self._batches:
+            logits_BNV = model(**batch, use_cache=False).logits[:, :-1]
+            targets_BN = batch["input_ids"][:, 1:]
+            loss = F.cross_entropy(logits_BNV.flatten(0, 1).float(), targets_BN.flatten())
+            total += float(loss) * targets_BN.numel()
+            count += targets_BN.numel()
+        return total / count
+
+    @torch.no_grad()
+    def _hidden_error(self, model: PreTrainedModel) -> float:
+        errors = [
+            float(relative_error(model(**batch).last_hidden_state, hidden))
+            for batch, hidden in zip(self._batches, self._parents_hidden, strict=True)
+        ]
+        return math.fsum(errors) / len(errors)

@@ -1,0 +1,254 @@
+"""A conversion from beginning to end: evaluations, both stages, checkpoints, the model.
+
+OUT/setting.json             what it was started with
+OUT/curve.json               every evaluation so far
+OUT/checkpoint.safetensors   where to go on after an interruption
+OUT/model/                   the converted model and its tokenizer, at the end
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sigmoid_attention.attention import NegLogVisible, RowLSE
+from sigmoid_attention.integrations.conversion import Student
+from sigmoid_attention.integrations.conversion.student import use_bias
+from sigmoid_attention.integrations.transformers import convert
+from sigmoid_attention.studies.conversion.curve import NAME, Curve, Point, read_curve
+from sigmoid_attention.studies.conversion.distil import Distillation
+from sigmoid_attention.studies.conversion.evaluate import Evaluation
+from sigmoid_attention.studies.conversion.parents import Parent
+from sigmoid_attention.studies.conversion.setting import Setting
+from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.studies.environment import describe_machine, describe_versions
+from sigmoid_attention.training.checkpoint import (
+    CURRENT,
+    PREVIOUS,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from sigmoid_attention.training.data.corpus import Corpus
+from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.progress import StepProgress
+
+MODEL = "model"
+PARENT, NAIVE, ROW_LSE, START = "parent", "naive", "row LSE", "start"
+CALIBRATED, LAYERS, ALL, FINAL = "calibrated", "layer by layer", "all layers", "final"
+
+
+@dataclass
+class Run:
+    """One conversion in the folder ``out``; ``go`` does what is missing of it.
+
+    ``evaluate_every`` steps of stage two there is a point of the curve, ``checkpoint_seconds`` of
+    training apart a checkpoint; neither changes the outcome.
+
+    Raises ``ValueError`` if the folder belongs to another conversion, ``OSError`` if it cannot be
+    written.
+    """
+
+    parent: Parent
+    corpus: Corpus
+    setting: Setting
+    out: Path
+    device: torch.device
+    heldout_sequences: int = 16
+    lengths: tuple[int, ...] = (256, 1024, 2048)
+    evaluate_every: int = 50
+    checkpoint_seconds: float = 120.0
+    shown: bool = True
+
+    def go(self) -> Curve:
+        setting = self.setting
+        self.text = Sequences(
+            self.parent,
+            self.corpus,
+            seq_len=setting.seq_len,
+            batch_size=setting.batch_size,
+            seed=setting.seed,
+        )
+        self.curve = self._curve()
+        self.parent.model.requires_grad_(False).to(self.device)  # pyright: ignore[reportArgumentType]
+        self.evaluation = Evaluation(
+            self.parent, self.text, self.heldout_sequences, self.lengths, self.device
+        )
+        torch.manual_seed(setting.seed)
+        self._before()
+        student = Student(self.parent.copy(), form=setting.form, gain=setting.gain)
+        student.model.requires_grad_(True)
+        self.distillation = Distillation(
+            student, self.parent.model, self.text, setting, self.device
+        )
+        self.optimizer = self.distillation.optimizer()
+        self.losses = self._restored()
+        self._saved = self._started = time.monotonic()
+        if not self.losses:
+            self._measure(START, 0)
+            self.distillation.calibrate()
+            student.set_t(1.0)
+            self._measure(CALIBRATED, 0)
+            student.set_t(0.0)
+        self._layer_by_layer()
+        self._all_layers()
+        model = student.finish()
+        if not self.curve.has(FINAL, len(self.losses)):
+            self._put(Point(FINAL, len(self.losses), self.curve.seconds, self._thorough(model)))
+        self._save_model()
+        return self.curve
+
+    def _curve(self) -> Curve:
+        if (self.out / NAME).is_file():
+            return read_curve(self.out)
+        curve = Curve(
+            {
+                "setting": asdict(self.setting),
+                "model": self.parent.provenance,
+                "data": asdict(self.corpus.provenance),
+                "machine": describe_machine(self.device),
+                "versions": describe_versions(),
+            }
+        )
+        curve.write(self.out)
+        return curve
+
+    def _before(self) -> None:
+        """The parent, and what becomes of it without any training."""
+        if not self.curve.has(PARENT, 0):
+            self._put(Point(PARENT, 0, 0.0, self._thorough(self.parent.model)))
+        wanted = {NAIVE: NegLogVisible(), ROW_LSE: RowLSE()}
+        if all(self.curve.has(stage, 0) for stage in wanted):
+            return
+        swapped = convert(self.parent.copy(), bias=NegLogVisible())
+        for stage, bias in wanted.items():
+            use_bias(swapped, bias)
+            self._put(Point(stage, 0, 0.0, self.evaluation.quick(swapped)))
+
+    def _layer_by_layer(self) -> None:
+        steps = self.setting.layer_steps
+        layers = len(self.distillation.layers)
+        finished = len(self.losses) // steps if steps else layers
+        if finished >= layers:
+            return
+        with self._progress(LAYERS, finished * steps, layers * steps) as bar:
+            for losses in self.distillation.by_layer(finished):
+                self.losses += losses
+                self._training()
+                bar.update(len(self.losses), losses[-1])
+                self._checkpoint()
+        self._checkpoint(now=True)
+        self._measure(LAYERS, len(self.losses))
+
+    def _all_layers(self) -> None:
+        setting = self.setting
+        before = len(self.distillation.layers) * setting.layer_steps
+        first = len(self.losses) - before
+        if first >= setting.steps:
+            self.distillation.student.set_t(1.0)
+            return
+        with self._progress(ALL, first, setting.steps) as bar:
+
+            def each(loss: float) -> None:
+                self.losses.append(loss)
+                self._training()
+                done = len(self.losses) - before
+                bar.update(done, loss)
+                self._checkpoint(now=done == setting.steps)
+                if done % self.evaluate_every == 0 and done < setting.steps:
+                    self._measure(ALL, len(self.losses))
+
+            self.distillation.all_layers(self.optimizer, first, each)
+
+    @contextmanager
+    def _progress(self, label: str, first: int, steps: int) -> Iterator[StepProgress]:
+        tokens = self.setting.batch_size * self.setting.seq_len
+        self._started = time.monotonic()
+        with StepProgress(label, first, steps, tokens, shown=self.shown) as bar:
+            yield bar
+
+    def _training(self) -> None:
+        """Count the time since the last step, evaluations left out."""
+        now = time.monotonic()
+        self.curve.seconds += now - self._started
+        self._started = now
+
+    def _measure(self, stage: str, step: int) -> None:
+        if not self.curve.has(stage, step):
+            found = self.evaluation.quick(self.distillation.student.model)
+            self._put(Point(stage, step, self.curve.seconds, found))
+        self._started = time.monotonic()
+
+    def _thorough(self, model: Any) -> dict[str, float]:
+        return self.evaluation.thorough(model)
+
+    def _put(self, point: Point) -> None:
+        self.curve.points.append(point)
+        self.curve.write(self.out)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must have been made with."""
+        return {
+            "setting": asdict(self.setting),
+            "model": self.parent.provenance,
+            "data": self.text.describe(),
+        }
+
+    def _restored(self) -> list[float]:
+        latest = latest_checkpoint(self.out)
+        if latest is None:
+            return []
+        checkpoint = load_checkpoint(latest, expect=self._identity())
+        student = self.distillation.student
+        checkpoint.restore_training(student.model, self.optimizer)
+        return checkpoint.losses
+
+    def _checkpoint(self, *, now: bool = False) -> None:
+        if not now and time.monotonic() - self._saved < self.checkpoint_seconds:
+            return
+        save_checkpoint(
+            self.out / CURRENT,
+            self.distillation.student.model,
+            self.optimizer,
+            losses=self.losses,
+            config=self._identity(),
+        )
+        self.curve.write(self.out)
+        self._saved = self._started = time.monotonic()
+
+    def _save_model(self) -> None:
+        """The folder takes its name when it is complete; checkpoints are then of no more use."""
+        fresh = self.out / f"{MODEL}.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        self.distillation.student.model.save_pretrained(fresh)
+        self.parent.tokenizer.save_pretrained(fresh)
+        shutil.rmtree(self.out / MODEL, ignore_errors=True)
+        os.replace(fresh, self.out / MODEL)
+        for name in (CURRENT, PREVIOUS):
+            (self.out / name).unlink(missing_ok=True)
+
+
+def begin(out: Path, described: dict[str, Any]) -> None:
+    """Write what a run is started with, or see that it is the same as before.
+
+    Raises:
+        ValueError: the folder was started with something else; names the field.
+        OSError: the folder cannot be written.
+    """
+    from sigmoid_attention.studies.store import SETTING, first_difference
+
+    path = out / SETTING
+    text = json.dumps(described, indent=1, sort_keys=True)
+    if not path.exists():
+        write_whole(path, text.encode())
+        return
+    difference = first_difference(json.loads(path.read_text()), json.loads(text))
+    if difference:
+        raise ValueError(f"--resume: {difference}; nothing was overwritten (name another folder)")

@@ -1,0 +1,59 @@
+"""Everything that decides how a conversion goes, beside the model and the text."""
+
+import math
+from dataclasses import dataclass
+
+from sigmoid_attention.integrations.conversion import FORMS
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A conversion in two stages: layer by layer, then all layers at once.
+
+    Stage one takes the layers in order. A layer's biases are calibrated on the rows that it sees
+    behind the converted layers before it, and then its weights and biases are trained for
+    ``layer_steps`` steps to hand on the parent's hidden states. Stage two trains all layers for
+    ``steps`` steps to the parent's predictions and hidden states. Where stage one is left out
+    (``layer_steps`` 0), biases move from the softmax's own to those that stay during the first
+    half of stage two.
+
+    Learning rates are Adam's at the start of a layer and after the warm-up of stage two; those of
+    weights fall to zero within each layer and with a cosine in stage two. ``bias_lr`` is for the
+    biases in both.
+    """
+
+    steps: int
+    layer_steps: int
+    form: str = "threshold"
+    gain: float = 1.5
+    seq_len: int = 256
+    batch_size: int = 4
+    layer_batches: int = 8
+    layer_lr: float = 2e-4
+    bias_lr: float = 1e-2
+    lr: float = 1e-4
+    temperature: float = 1.0
+    hidden_weight: float = 1.0
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wants = {
+            "steps": (self.steps >= 0, "at least 0"),
+            "layer_steps": (self.layer_steps >= 0, "at least 0"),
+            "form": (self.form in FORMS, f"one of {', '.join(FORMS)}"),
+            "gain": (0 < self.gain < math.inf, "positive"),
+            "seq_len": (self.seq_len >= 16, "at least 16"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "layer_batches": (self.layer_batches >= 1, "at least 1"),
+            "layer_lr": (self.layer_lr >= 0, "at least 0"),
+            "bias_lr": (self.bias_lr >= 0, "at least 0"),
+            "lr": (self.lr >= 0, "at least 0"),
+            "temperature": (self.temperature > 0, "positive"),
+            "hidden_weight": (self.hidden_weight >= 0, "at least 0"),
+        }
+        for name, (holds, wanted) in wants.items():
+            if not holds:
+                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+        if self.steps + self.layer_steps == 0:
+            raise ValueError("steps and layer_steps must not both be 0: nothing would be trained")

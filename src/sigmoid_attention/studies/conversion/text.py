@@ -1,0 +1,103 @@
+"""Token sequences for a conversion, as a pure function of (seed, step), and what is held out.
+
+Shapes: B sequences of N tokens.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.studies.conversion.parents import Parent
+from sigmoid_attention.training.data.corpus import Corpus, Document
+from sigmoid_attention.training.seeds import step_generator
+
+SHORTEST = 16
+
+
+class Sequences:
+    """Batches of equally long sequences, cut from a text at random places.
+
+    For a causal model all are ``seq_len`` long. An encoder reads texts of any length, so each batch
+    has a length of its own between 16 and ``seq_len``, with the tokens around that it expects.
+
+    Raises:
+        ValueError: the text, or what is held out of it, is shorter than one sequence.
+    """
+
+    def __init__(
+        self, parent: Parent, corpus: Corpus, *, seq_len: int, batch_size: int, seed: int
+    ) -> None:
+        self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.seed = seed
+        self._ends = ([], []) if parent.causal else _special_tokens(parent)
+        self._one_length = parent.causal
+        self.train = _tokens(parent, corpus.train)
+        self.heldout = _tokens(parent, corpus.heldout)
+        for part, tokens in (("to train on", self.train), ("held out", self.heldout)):
+            if len(tokens) <= seq_len:
+                raise ValueError(
+                    f"data is too short: {len(tokens)} tokens {part}, "
+                    f"and one sequence has {seq_len}"
+                )
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """The arguments of ``forward`` for one step."""
+        generator = step_generator(self.seed, step)
+        return self._cut(self.train, self._length(generator), self.batch_size, generator)
+
+    def heldout_batches(self, sequences: int) -> list[dict[str, Tensor]]:
+        """The same sequences for every seed and model, none of which is trained on."""
+        made = []
+        for first in range(0, sequences, self.batch_size):
+            generator = step_generator(0, first, heldout=True)
+            size = min(self.batch_size, sequences - first)
+            made.append(self._cut(self.heldout, self._length(generator), size, generator))
+        return made
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides which batches come."""
+        content = hashlib.sha256(self.train.numpy().tobytes()).hexdigest()
+        return {
+            "tokens_sha256": content,
+            "seq_len": self.seq_len,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    def _length(self, generator: torch.Generator) -> int:
+        if self._one_length:
+            return self.seq_len
+        # Evenly over the powers of two, as sentences are more often short than long.
+        share = torch.rand((), generator=generator).item()
+        return round(SHORTEST * (self.seq_len / SHORTEST) ** share)
+
+    def _cut(
+        self, tokens: Tensor, length: int, size: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        before, after = (torch.tensor(ids, dtype=torch.long) for ids in self._ends)
+        inside = length - len(before) - len(after)
+        starts_B1 = torch.randint(len(tokens) - inside, (size, 1), generator=generator)
+        cut_BN = tokens[starts_B1 + torch.arange(inside)].long()
+        parts = before.expand(size, -1), cut_BN, after.expand(size, -1)
+        return {"input_ids": torch.cat(parts, dim=1)}
+
+
+def _special_tokens(parent: Parent) -> tuple[list[int], list[int]]:
+    """What an encoder's tokenizer puts before and behind a text."""
+    empty: Any = parent.tokenizer("")["input_ids"]
+    return empty[:1], empty[1:]
+
+
+def _tokens(parent: Parent, documents: Sequence[Document]) -> Tensor:
+    """All documents as one row of token ids; a causal model's end token is behind each."""
+    end = parent.tokenizer.eos_token_id if parent.causal else None
+    ids: list[int] = []
+    for document in documents:
+        text = document.text.decode("utf-8", "replace")
+        ids += parent.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids += [] if end is None else [end]
+    return torch.tensor(ids, dtype=torch.int32)

@@ -1,0 +1,80 @@
+"""Calibration finds the bias exactly where the log-sum-exp has the form that it fits."""
+
+import math
+
+import pytest
+import torch
+
+from sigmoid_attention import sigmoid_attention
+from sigmoid_attention.attention import Learned
+from sigmoid_attention.integrations.conversion import Calibration, SoftmaxStart
+from sigmoid_attention.integrations.transformers import ThresholdBias
+
+
+def watched(query, key, gain=1.0, ridge=0.0, **settings):
+    bias = Calibration(SoftmaxStart(gain), gain, ridge)
+    sigmoid_attention(query, key, key, bias=bias, enable_gqa=True, **settings)
+    return bias
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(3, 3), (4, 2)], ids=["H3-G3", "H4-G2"])
+@pytest.mark.parametrize("gain", [1.0, 2.5])
+def test_one_key_is_the_threshold(heads, key_heads, gain):
+    torch.manual_seed(0)
+    query = torch.randn(2, heads, 50, 6, dtype=torch.float64)
+    key = torch.randn(1, key_heads, 1, 6, dtype=torch.float64)
+    final = ThresholdBias(torch.ones(heads), head_dim=6)
+    watched(query, key.expand(2, -1, -1, -1), gain, ridge=1e-12).solve(final)
+    each = key[0, :, 0].repeat_interleave(heads // key_heads, 0).float()
+    torch.testing.assert_close(final.threshold.data, each, rtol=1e-4, atol=1e-4)
+    expected = torch.full((heads,), -math.log(gain))
+    torch.testing.assert_close(final.offset.data, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_neutral_keys_are_the_number_of_visible_ones():
+    torch.manual_seed(0)
+    query = torch.randn(1, 2, 30, 4, dtype=torch.float64)
+    final = ThresholdBias(torch.ones(2), head_dim=4)
+    watched(query, torch.zeros_like(query), is_causal=True, ridge=1e-12).solve(final)
+    torch.testing.assert_close(final.slope.data, torch.ones(2), rtol=1e-4, atol=1e-4)
+    assert final.threshold.abs().max() < 1e-4 and final.offset.abs().max() < 1e-4
+
+
+def test_a_constant_is_the_mean_over_all_batches():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 3, 2, 20, 4, dtype=torch.float64).unbind(0)
+    bias = Calibration(SoftmaxStart(1.0), 1.0)
+    for row in range(3):
+        sigmoid_attention(query[row : row + 1], key[row : row + 1], key[:1], bias=bias)
+    final = Learned(0.0, heads=2)
+    bias.solve(final)
+    lse = (query @ key.mT / 2).logsumexp(-1)
+    torch.testing.assert_close(final.value.data, -lse.mean((0, 2)).float())
+
+
+def test_rows_that_see_nothing_count_for_nothing():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 2, 2, 20, 4, dtype=torch.float64).unbind(0)
+    mask = torch.ones(2, 1, 20, 20, dtype=torch.bool)
+    mask[1] = False
+    bias = watched(query, key, attn_mask=mask)
+    final = Learned(0.0, heads=2)
+    bias.solve(final)
+    lse = (query[:1] @ key[:1].mT / 2).logsumexp(-1)
+    torch.testing.assert_close(final.value.data, -lse.mean((0, 2)).float())
+
+
+def test_rows_all_as_long_leave_the_slope_at_rest():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 2, 2, 20, 4).unbind(0)
+    final = ThresholdBias(torch.zeros(2), head_dim=4)
+    watched(query, key, ridge=1e-3).solve(final)
+    assert final.offset.isfinite().all() and final.slope.abs().max() < 10
+
+
+def test_it_answers_with_the_start_meanwhile():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 1, 2, 9, 4).unbind(0)
+    start = SoftmaxStart(2.0)
+    out = sigmoid_attention(query, key, key, bias=Calibration(start, 2.0))
+    assert out.equal(sigmoid_attention(query, key, key, bias=start))

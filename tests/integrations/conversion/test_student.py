@@ -1,0 +1,126 @@
+"""A student starts as its parent, ends as a plain sigmoid model, and is saved as one."""
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from sigmoid_attention import RowLSE
+from sigmoid_attention.integrations.conversion import FORMS, Student
+from sigmoid_attention.integrations.conversion.student import use_bias
+from sigmoid_attention.integrations.transformers import PerHead, ThresholdBias, convert
+from tests.integrations.conversion.models import KINDS, answer, bert, ids, llama
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_starts_as_its_parent(kind, form):
+    parent, tokens = KINDS[kind](), ids()
+    before = answer(parent, tokens)
+    errors = []
+    for gain in (1.0, 10.0, 1000.0):
+        student = Student(KINDS[kind](), form=form, gain=gain)
+        errors.append(float((answer(student.model, tokens) - before).abs().max() / before.std()))
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 0.01
+
+
+def test_a_gain_of_one_is_the_row_lse():
+    student, other = Student(llama(), form="constant", gain=1.0), llama()
+    convert(other, bias=RowLSE())
+    torch.testing.assert_close(answer(student.model, ids()), answer(other, ids()))
+
+
+def test_use_bias_replaces_the_bias_of_every_module():
+    first = convert(llama(), bias=RowLSE())
+    second = convert(llama(), bias=-3.0)
+    assert not torch.allclose(answer(first, ids()), answer(second, ids()))
+    use_bias(first, PerHead(-3.0))
+    torch.testing.assert_close(answer(first, ids()), answer(second, ids()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_calibration_brings_the_end_nearer_and_leaves_the_start(kind):
+    tokens = ids()
+    before = answer(KINDS[kind](), tokens)
+    student = Student(KINDS[kind](), form="threshold", gain=2.0)
+
+    def error():
+        return float((answer(student.model, tokens) - before).square().mean())
+
+    start = error()
+    student.set_t(1.0)
+    uncalibrated = error()
+    student.calibrate(student.modules.values(), lambda: student.model(tokens))
+    assert error() < uncalibrated / 2
+    student.set_t(0.0)
+    assert error() == pytest.approx(start, rel=1e-4)
+
+
+def test_only_the_modules_that_are_named_move():
+    student = Student(llama(), form="threshold", gain=2.0)
+    first, second = student.modules.values()
+    student.calibrate([first], lambda: student.model(ids()))
+    student.set_t(1.0, [first])
+    assert first.sigmoid_bias.final.threshold.abs().max() > 0 and first.sigmoid_bias.t == 1
+    assert second.sigmoid_bias.final.threshold.abs().max() == 0 and second.sigmoid_bias.t == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_saved_and_loaded_as_a_plain_sigmoid_model(kind, form, tmp_path):
+    tokens = ids()
+    student = Student(KINDS[kind](), form=form, gain=1.5)
+    student.calibrate(student.modules.values(), lambda: student.model(tokens))
+    student.set_t(1.0)
+    moving = answer(student.model, tokens)
+    model = student.finish()
+    assert answer(model, tokens).equal(moving)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert loaded.config._attn_implementation == "sigmoid"
+    assert answer(loaded, tokens).equal(moving)
+    names = {name for name in loaded.state_dict() if "sigmoid" in name}
+    ends = ("sigmoid_bias",) if form == "constant" else ("offset", "slope", "threshold")
+    assert names and all(name.endswith(ends) for name in names)
+
+
+def test_in_bf16_the_biases_stay_in_fp32(tmp_path):
+    Student(llama(), form="threshold", gain=1.5).finish().save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    bias = loaded.layers[0].self_attn.sigmoid_bias
+    assert isinstance(bias, ThresholdBias) and bias.threshold.dtype == torch.float32
+    assert loaded.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
+
+
+def test_with_a_cache_it_writes_what_it_writes_without():
+    student = Student(llama(), form="threshold", gain=1.5)
+    student.calibrate(student.modules.values(), lambda: student.model(ids()))
+    model, tokens = student.finish(), ids(batch=1, length=5)
+    written = model.generate(tokens, max_new_tokens=9, do_sample=False, pad_token_id=0)
+    for _ in range(9):
+        following = answer(model, tokens)[:, -1].argmax(-1, keepdim=True)
+        tokens = torch.cat([tokens, following], dim=1)
+    assert written.equal(tokens)
+
+
+def test_padding_changes_nothing():
+    student = Student(bert(), form="threshold", gain=1.5)
+    student.calibrate(student.modules.values(), lambda: student.model(ids()))
+    model, tokens = student.finish(), ids(length=12)
+    padded = torch.nn.functional.pad(tokens, (0, 5))
+    mask = torch.nn.functional.pad(torch.ones_like(tokens), (0, 5))
+    with torch.no_grad():
+        out = model(padded, attention_mask=mask)[0][:, :12]
+    torch.testing.assert_close(out, answer(model, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="form: must be one of threshold, constant, got 'row'"):
+        Student(llama(), form="row", gain=1.0)
+
+
+def test_an_unreached_architecture_is_refused():
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="they would go on with a softmax"):
+        Student(model, form="threshold", gain=1.0)
