@@ -290,6 +290,8 @@ class Regularity:
     """Folder of a trained model: the --out of `train`, or one of runs/ in that of `compare`."""
     radius: float
     """The largest norm of an embedded token that the certificate is for."""
+    lower: float = 0.0
+    """The least norm of one; norm layers are steep near zero, so that more makes bounds smaller."""
     text: str = "def first(items):\n    return items[0]\n"
     """Where the network is measured; read again from its start where it is too short."""
     tokens: int = 64
@@ -362,7 +364,19 @@ Command = (
 
 def parse(
     arguments: Sequence[str],
-) -> Compare | Train | Generate | Recipe | Routing | Studies | Rates | Regularity | Universality | Doctor:
+) -> (
+    Compare
+    | Train
+    | Generate
+    | Recipe
+    | Convert
+    | Routing
+    | Studies
+    | Rates
+    | Regularity
+    | Universality
+    | Doctor
+):
     """The command that was asked for; prints help or a complaint and exits where there is none."""
     return tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]

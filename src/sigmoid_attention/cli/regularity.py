@@ -1,0 +1,53 @@
+"""`sigmoid-attention regularity`: how steep every layer of a trained model is, certified."""
+
+from rich.console import Console
+from rich.table import Table
+
+from sigmoid_attention.cli.arguments import Regularity
+from sigmoid_attention.studies.theory.certificate import Certificate, certify, save
+from sigmoid_attention.studies.trained import encode_prompt, load_trained
+from sigmoid_attention.theory.regularity import Ball
+
+HEADINGS = ("branch", "|x| here", "bound in ball", "bound here", "measured", "tightness")
+
+
+def regularity(asked: Regularity) -> None:
+    """Print a line a branch, and write the certificate and its figure."""
+    if asked.tokens < 1:
+        raise ValueError(f"tokens must be 1 or more, got {asked.tokens}")
+    ball = Ball(asked.radius, asked.lower)
+    model, tokenizer = load_trained(asked.folder)
+    tokens = encode_prompt(tokenizer, asked.text)
+    # A text shorter than what was asked for is read again and again.
+    tokens = tokens.repeat(1, -(-asked.tokens // tokens.shape[1]))[:, : asked.tokens]
+    found = certify(model, tokens, ball, seconds=asked.seconds)
+    show(found, Console())
+    data, figure = save(found, asked.out)
+    print(f"certificate: {data}\nfigure: {figure}")
+
+
+def show(found: Certificate, console: Console) -> None:
+    """The certificate as a table, and what the whole comes to."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "branch" else "right")
+    for branch in found.branches:
+        table.add_row(
+            branch.at.name,
+            f"{branch.at.least:.3g} to {branch.at.most:.3g}",
+            f"{branch.within.jacobian:.3g}",
+            f"{branch.at.jacobian:.3g}",
+            _measured(branch.measured, branch.settled),
+            f"{branch.tightness:.2g}",
+        )
+    console.print(table)
+    console.print(
+        f"whole: at most {found.within:.3g} for {found.tokens} tokens with |x| <= {found.ball.radius:g}, "
+        f"at most {found.at:.3g} at the text; measured there "
+        f"{_measured(found.measured, found.settled)}",
+        soft_wrap=True,
+    )
+
+
+def _measured(value: float, settled: bool) -> str:
+    return f"{value:.3g}" if settled else f"{value:.3g} or more"

@@ -1,0 +1,160 @@
+"""The certificate of a trained decoder: how steep each of its branches is, bounded and measured.
+
+Shape letters: N tokens, C channels.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from sigmoid_attention.nn import DecoderLM
+from sigmoid_attention.studies.claims.figure import panels, styled, svg
+from sigmoid_attention.studies.environment import describe_versions
+from sigmoid_attention.theory.regularity import (
+    Ball,
+    LayerBound,
+    composed,
+    largest_gain,
+    network_bound,
+    network_bound_at,
+)
+from sigmoid_attention.theory.regularity.network import branches
+from sigmoid_attention.training.files import write_whole
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch, its sum included: the bound on the ball, and at the text bound and norm.
+
+    ``measured`` is attained, so that it lies below both bounds; ``settled`` says whether Lanczos
+    had stopped growing.
+    """
+
+    within: LayerBound
+    at: LayerBound
+    measured: float
+    settled: bool
+
+    @property
+    def tightness(self) -> float:
+        """Measured over bound, at the text; one is as tight as a bound can be."""
+        return self.measured / self.at.jacobian
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Every branch of a decoder, and the whole of it from its first block to its last."""
+
+    ball: Ball
+    tokens: int
+    branches: list[Branch]
+    measured: float
+    settled: bool
+
+    @property
+    def within(self) -> float:
+        """The product of the bounds on the ball: certain for all inputs in it."""
+        return composed([branch.within for branch in self.branches])
+
+    @property
+    def at(self) -> float:
+        """The product of the bounds at the text."""
+        return composed([branch.at for branch in self.branches])
+
+
+def certify(model: DecoderLM, tokens: Tensor, ball: Ball, *, seconds: float = 60.0) -> Certificate:
+    """Bound and measure every branch of a decoder, for inputs in a ball and at a text.
+
+    Args:
+        model: in evaluation mode; positions that are added to embeddings are part of the input.
+        tokens: the text, (1, N) token ids.
+        ball: the set that every embedded token lies in.
+        seconds: for measuring the whole, which is where the time goes.
+
+    Raises:
+        ValueError: a part without a bound, named.
+
+    Example:
+        >>> from sigmoid_attention.nn import PRESETS
+        >>> model = DecoderLM(PRESETS["tiny"]).eval()
+        >>> found = certify(model, torch.arange(8)[None], Ball(4.0))
+        >>> found.measured <= found.at <= found.within
+        True
+    """
+    x = embedded(model, tokens)
+    within = network_bound(model.blocks, ball, x.shape[0])
+    at = network_bound_at(model.blocks, x)
+    measured = _measured(model, x)
+    found = [Branch(ball, here, *one) for ball, here, one in zip(within, at, measured, strict=True)]
+    whole = largest_gain(lambda x: _through(model, x), x, seconds=seconds)
+    return Certificate(ball, x.shape[0], found, whole.value, whole.settled)
+
+
+def embedded(model: DecoderLM, tokens: Tensor) -> Tensor:
+    """What the first block reads of a text (1, N), as (N, C)."""
+    places = torch.arange(tokens.shape[1])[None]
+    with torch.no_grad():
+        return (model.position(model.embedding(tokens), places) * model.config.dim**0.5)[0]
+
+
+def _through(model: DecoderLM, x_NC: Tensor) -> Tensor:
+    x_BNC = x_NC[None]
+    for block in model.blocks:
+        x_BNC = block(x_BNC)
+    return x_BNC[0]
+
+
+def _measured(model: DecoderLM, x_NC: Tensor) -> Iterator[tuple[float, bool]]:
+    x_BNC = x_NC[None]
+    for _, residual, layer in branches(model.blocks):
+
+        def run(x: Tensor, residual: nn.Module = residual, layer: nn.Module = layer) -> Tensor:
+            return residual(x, layer)
+
+        found = largest_gain(run, x_BNC)
+        yield found.value, found.settled
+        with torch.no_grad():
+            x_BNC = run(x_BNC)
+
+
+def save(found: Certificate, folder: Path) -> tuple[Path, Path]:
+    """Write certificate.json and certificate.svg into ``folder``, each whole; where they are."""
+    described = asdict(found) | {
+        "product_within": found.within,
+        "product_at": found.at,
+        "versions": describe_versions(),
+    }
+    with styled():
+        picture = svg(draw(found))
+    folder.mkdir(parents=True, exist_ok=True)
+    data, figure = folder / "certificate.json", folder / "certificate.svg"
+    write_whole(data, json.dumps(described, indent=1).encode())
+    write_whole(figure, picture)
+    return data, figure
+
+
+def draw(found: Certificate) -> Figure:
+    """Bound on the ball, bound at the text and measured norm of every branch."""
+    figure, (axis,) = panels(1)
+    figure.set_size_inches(max(3.6, 0.5 * len(found.branches) + 1.5), 3.6)
+    places = range(len(found.branches))
+    for label, values, marker in (
+        (
+            f"bound for |x| ≤ {found.ball.radius:g}",
+            [b.within.jacobian for b in found.branches],
+            "v",
+        ),
+        ("bound at the text", [b.at.jacobian for b in found.branches], "o"),
+        ("measured at the text", [b.measured for b in found.branches], "x"),
+    ):
+        axis.plot(places, values, marker, label=label)
+    names = [branch.at.name.replace("_", "-") for branch in found.branches]
+    axis.set_xticks(list(places), names, rotation=90)
+    axis.set(yscale="log", ylabel="norm of the Jacobian")
+    axis.legend()
+    return figure
