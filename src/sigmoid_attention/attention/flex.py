@@ -127,9 +127,12 @@ def _at(tensor: Tensor, *places: Tensor) -> Tensor:
 def _log_weight(problem: Problem) -> ScoreMod:
     """log sigmoid(u), from the scaled dot product and the places of query and key."""
     queries, keys = problem.shape[2:]
-    softcap, dtype = problem.softcap, problem.dtype
-    # A number would be a constant of the kernel, and another number another kernel.
-    bias = torch.as_tensor(problem.bias, dtype=dtype, device=problem.device)
+    softcap, dtype, bias = problem.softcap, problem.dtype, problem.bias
+    if isinstance(bias, Tensor):
+        bias = bias.to(dtype)
+    else:
+        # A number would be a constant of the kernel, and another number another kernel.
+        bias = torch.full((), bias, dtype=dtype, device=problem.device)
     slopes = None if problem.alibi_slopes is None else problem.alibi_slopes.to(dtype)
     mask = problem.attn_mask
     if mask is not None and mask.dtype != torch.bool:
