@@ -293,7 +293,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         """Nested sequences are packed sequences, and go to the operator as such."""
         if not (query.is_nested and key.is_nested and value.is_nested):
             raise ValueError("query, key, value: must all be nested or none of them")
-        if masks != (None, None):
+        if any(mask is not None for mask in masks):
             raise ValueError("key_padding_mask, attn_mask: nested sequences take none")
         if need_weights:
             raise NotImplementedError("need_weights: nested sequences form no array of weights")
