@@ -65,8 +65,8 @@ def convert(
         model: with attention of the classes `Attention`, `AttentionRope` or `EvaAttention`, or
             made with ``attn_layer=SigmoidAttention``.
         bias: a number or a policy. None is ``NegLogLength(n)`` with n = patches + prefix tokens
-            of the model as it is built. A `Learned` is copied for each module, as the parameter
-            ``sigmoid_bias.value`` of shape (heads,).
+            of the model as it is built, before any patch dropout. A `Learned` is copied for each
+            module, as the parameter ``sigmoid_bias.value`` of shape (heads,).
         example_input: what the watched pass reads; None for a blank image of the model's size.
         keep: names of modules that may keep a softmax, such as "attn_pool".
 
