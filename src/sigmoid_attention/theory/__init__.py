@@ -1,0 +1,1 @@
+"""Theorems about sigmoid attention as programs that check themselves."""

@@ -1,0 +1,231 @@
+"""The universality theorem as a program: a function and an error in, a transformer out.
+
+P1 (arXiv 2409.04431, theorem 3.1): for every continuous permutation-equivariant f on a compact
+set of R^{n x d}, every 1 <= p < inf and every error > 0 there is a transformer g of the class
+T^{4,1,4} with sigmoid attention and
+
+    ( integral ||f(X) - g(X)||_p^p dX )^(1/p) <= error.
+
+Shape letters: S sequences, N tokens, D channels.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from sigmoid_attention.theory.universality.context import chaining, counting
+from sigmoid_attention.theory.universality.equivariance import check_equivariance
+from sigmoid_attention.theory.universality.functions import Function
+from sigmoid_attention.theory.universality.grid import Grid, values
+from sigmoid_attention.theory.universality.layers import Network
+from sigmoid_attention.theory.universality.mapping import Contexts, contexts, value_mapping
+from sigmoid_attention.theory.universality.measure import Error, Target
+from sigmoid_attention.theory.universality.plan import (
+    MAX_LAYERS,
+    Plan,
+    layer_counts,
+    parameters_of,
+    refuse_layers,
+)
+from sigmoid_attention.theory.universality.quantisation import (
+    clipping,
+    lost,
+    rounding,
+    scaling,
+)
+
+SAMPLES = 2048
+# Seeds of the sequences by which cells are chosen, and of those by which the result is measured.
+CHOOSING, MEASURING = 1, 2
+MOST_CELLS = 2**12
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is to be built: its cells are chosen and its layers counted, nothing is built yet.
+
+    Attributes:
+        grid_error: the measured error of f at the centres of the cells of ``grid``.
+    """
+
+    f: Function
+    grid: Grid
+    p: float
+    samples: int
+    grid_error: Error
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Layers of each step, by `layer_counts`."""
+        return layer_counts(self.grid)
+
+    @property
+    def parameters(self) -> int:
+        """Of whole blocks of T^{4,1,4}, one a layer: 26 d + 16 each."""
+        return parameters_of(self.grid)
+
+
+@dataclass(frozen=True)
+class Construction:
+    """The transformer that was built, and what is known of it.
+
+    Attributes:
+        plan: the numbers it works with.
+        hard: with Heaviside attention; ``hard.with_steepness(s)`` has sigmoids.
+        mapper: its part before the value mapping.
+        contexts: what that part makes of every sequence of the grid.
+        lost: a bound on what tokens on ramps add to the error; they are too rare to be met.
+        target: f at sequences that played no part in choosing the cells.
+    """
+
+    plan: Plan
+    hard: Network
+    mapper: Network
+    contexts: Contexts
+    lost: float
+    target: Target
+
+    def error(self, steepness: float | None = None) -> Error:
+        """The measured L^p error, of Heaviside attention or of sigmoids of a steepness > 0."""
+        if steepness is None:
+            return self.target.error(self.hard)
+        if not 0 < steepness < math.inf:
+            raise ValueError(f"steepness must be positive and finite, got {steepness}")
+        return self.target.error(self.hard.with_steepness(steepness))
+
+
+def design(
+    f: Function,
+    *,
+    n: int,
+    d: int,
+    error: float,
+    p: float = 2.0,
+    low: float = 0.0,
+    high: float = 1.0,
+    max_layers: int = MAX_LAYERS,
+    samples: int = SAMPLES,
+) -> Design:
+    """Test f, choose the cells, and count the layers: all that comes before building.
+
+    Takes and raises what `universal_transformer` does, but for what float64 cannot hold.
+
+    Example:
+        >>> chosen = design(lambda x: x - x.mean(0), n=2, d=1, error=0.2)
+        >>> chosen.grid.cells, sum(chosen.layers.values()), chosen.parameters
+        (2, 14, 588)
+    """
+    if not 0 < error < math.inf:
+        raise ValueError(f"error must be positive and finite, got {error}")
+    if not 1 <= p < math.inf:
+        raise ValueError(f"p must be at least 1 and finite, got {p}")
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}")
+    box = Grid(n, d, cells=1, low=low, high=high)
+    check_equivariance(f, box)
+    grid, grid_error = choose_cells(f, box, error, Target.sample(f, box, p, samples, CHOOSING))
+    refuse_layers(grid, max_layers, f"{error:g}")
+    return Design(f, grid, p, samples, grid_error)
+
+
+def choose_cells(f: Function, box: Grid, error: float, target: Target) -> tuple[Grid, Error]:
+    """The fewest cells a side that keep the error, and the error that they keep.
+
+    What counts is the upper bound of the measured error of f at the centres of cells. Doubled
+    until small enough, then bisected, as if more cells were always better. Raises ``ValueError``
+    where 4096 are not enough.
+    """
+
+    def at(cells: int) -> tuple[Grid, Error]:
+        grid = dataclasses.replace(box, cells=cells)
+        return grid, target.grid_error(grid)
+
+    few, enough = 0, 1
+    while (found := at(enough))[1].high > error:
+        if enough == MOST_CELLS:
+            raise ValueError(
+                f"error: {error:g} is not reached with {MOST_CELLS} cells a side, "
+                f"where it is still {found[1]}"
+            )
+        few, enough = enough, 2 * enough
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        tried = at(middle)
+        if tried[1].high > error:
+            few = middle
+        else:
+            enough, found = middle, tried
+    return found
+
+
+def build(chosen: Design) -> Construction:
+    """Build what was designed; ``ValueError`` where float64 cannot hold it."""
+    f, grid = chosen.f, chosen.grid
+    outputs_SND = values(f, grid.centres(grid.all_sequences()))
+    plan = Plan(grid, float(outputs_SND.amin()), float(outputs_SND.amax()))
+    plan.refuse()
+    mapper = Network([*scaling(grid), *rounding(grid), *counting(plan), *chaining(plan)])
+    found = contexts(mapper, plan, outputs_SND)
+    clip = clipping(grid.d, plan.low, plan.high)
+    return Construction(
+        plan=plan,
+        hard=Network([*mapper.layers, *value_mapping(found, plan), *clip]),
+        mapper=mapper,
+        contexts=found,
+        lost=lost(grid, plan.low, plan.high, chosen.p),
+        target=Target.sample(f, grid, chosen.p, chosen.samples, MEASURING),
+    )
+
+
+def universal_transformer(
+    f: Function,
+    *,
+    n: int,
+    d: int,
+    error: float,
+    p: float = 2.0,
+    low: float = 0.0,
+    high: float = 1.0,
+    max_layers: int = MAX_LAYERS,
+    samples: int = SAMPLES,
+) -> Construction:
+    """Build a transformer of T^{4,1,4} within ``error`` of f in L^p on a box [low, high]^{n x d}.
+
+    f is replaced by its values at the centres of cells, small enough that this costs less than
+    the error; tokens are rounded to cells (`quantisation`), every token of every sequence gets a
+    code of its own (`context`), and every code its value (`mapping`).
+
+    Args:
+        f: takes and returns (n, d) in float64, equivariant under permutations of the n tokens.
+        n, d: tokens and channels.
+        error: in the norm above, with the entries' p-th powers summed and integrated.
+        p: of that norm, at least 1.
+        low, high: of the box; entries outside are taken to its border.
+        max_layers: the most layers that are built; one a context, which grow like cells^{n d}.
+        samples: random sequences by which errors are measured.
+
+    Raises:
+        ValueError: an argument is out of range; f is not equivariant (with the example that breaks
+            it), not float64 or not finite; the error needs more layers than ``max_layers`` (with
+            their number); or float64 cannot hold the construction (with its smallest gap).
+
+    Example:
+        >>> built = universal_transformer(lambda x: x - x.mean(0), n=2, d=1, error=0.2)
+        >>> len(built.hard.layers), built.contexts.duplicates, built.error().value < 0.2
+        (14, 0, True)
+        >>> abs(built.error(built.plan.steepness).value - built.error().value) < built.plan.gap
+        True
+    """
+    return build(
+        design(
+            f,
+            n=n,
+            d=d,
+            error=error,
+            p=p,
+            low=low,
+            high=high,
+            max_layers=max_layers,
+            samples=samples,
+        )
+    )

@@ -1,0 +1,81 @@
+"""Step 2: attention layers that give every token of every sequence a code of its own.
+
+P1's new part is the selective shift by sums in place of softmax's by maxima: with H(u) = 1[u > 0]
+and l = u . x,
+
+    1[l_i < b] 1[l_j < c] = ( H((b - l_i)(c - l_j)) + H(b - l_i) + H(c - l_j) - 1 ) / 2,
+
+so that four heads of width one (product, query only, key only, constant) add a sum over the tokens
+below one threshold to the tokens below another, and to no others. P1's own sequence of shifts is
+not known to us in detail. Ours is in two parts, and unlike that of Yun et al. (2020) it holds for
+sequences with equal tokens too, which on a grid of few cells are no small part.
+
+*Counting* (selective shifts, four heads). Letters k = 0, 1, ... in turn: the tokens of letter k are
+those with l < k + 1/2, since lower letters have been moved to Z and above. Each is shifted by
+Z + n k + m, where m = sum_j 1[l_j < k + 1/2] is their number, to the symbol Z + (n + 1) k + m.
+
+*Chaining* (two heads, a difference of two thresholds on keys). Symbols s = (k, m) in turn: the
+tokens with that symbol, if there are any, are m, and share (radix - 1) r + gap (n k + m) equally,
+which every token gains. The register that all tokens carry becomes
+
+    r <- radix r + gap (n k + m).
+
+After the last symbol r / gap is the number whose digits to the base radix are n k + m of the
+letters that occur, in ascending order. Digits lie between 1 and n K < radix, so r determines the
+sequence up to its order, and r + symbol the token in it. There are at most n digits, so that
+r < gap radix^n <= 1/2 leaves symbols apart by at least 1/2.
+"""
+
+from collections.abc import Iterator
+
+from sigmoid_attention.theory.universality.layers import (
+    ONE,
+    Affine,
+    Head,
+    HeavisideAttention,
+    attention_layer,
+)
+from sigmoid_attention.theory.universality.plan import Plan
+
+
+def selective_shift(below: float, constant: float, n: int) -> list[Head]:
+    """Four heads that add constant + #{j: l_j < below} to each token with l_i < below.
+
+    All heads have the value 1, but for the query-only one: 1 + 2 constant / n, which the sum over
+    n keys and the factor 1/2 turn into the constant.
+    """
+    threshold = Affine(factor=-1.0, shift=below)
+    return [
+        Head(threshold, threshold, ONE, 0.5),
+        Head(threshold, ONE, Affine(shift=1 + 2 * constant / n), 0.5),
+        Head(ONE, threshold, ONE, 0.5),
+        Head(ONE, ONE, ONE, -0.5),
+    ]
+
+
+def selected_sum(above: float, below: float, value: Affine) -> list[Head]:
+    """Two heads that add the sum of value(x_j) over above < l_j < below to every token."""
+    return [
+        Head(ONE, Affine(1.0, -above), value, 1.0),
+        Head(ONE, Affine(1.0, -below), value, -1.0),
+    ]
+
+
+def counting(plan: Plan) -> Iterator[HeavisideAttention]:
+    """One layer a letter, by which a token's letter becomes its symbol."""
+    n, weights_D = plan.grid.n, plan.grid.weights_D
+    for letter in range(plan.grid.letters):
+        heads = selective_shift(letter + 0.5, plan.zone + n * letter, n)
+        yield attention_layer(weights_D, n, heads)
+
+
+def chaining(plan: Plan) -> Iterator[HeavisideAttention]:
+    """One layer a symbol, by which its digit is appended to the register of all tokens."""
+    n, weights_D = plan.grid.n, plan.grid.weights_D
+    for letter, multiplicity in plan.symbols():
+        code = plan.code(letter, multiplicity)
+        # Whole numbers, since radix - 1 and shares are multiples of every multiplicity.
+        share = (plan.radix - 1) // multiplicity
+        digit = plan.shares // multiplicity * plan.digit(letter, multiplicity)
+        value = Affine(share, digit * plan.grain - share * code)
+        yield attention_layer(weights_D, n, selected_sum(code - 0.25, code + 0.75, value))

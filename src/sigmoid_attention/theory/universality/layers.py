@@ -1,0 +1,183 @@
+"""The layers of the class T^{4,1,4}: four heads of width one, a ReLU layer of width four.
+
+A network of the class is a sum x + layer(x) after the other; in a block of the class an attention
+layer is followed by a feed-forward layer, and either may have zero weights. Here the idle half of
+a block is left out, so that each layer stands for one block.
+
+Shape letters: B batch, N tokens, D channels, H heads, Q queries, K keys, F hidden units.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sigmoid_attention.attention import reference
+from sigmoid_attention.nn.attention import Attention
+
+A = TypeVar("A", bound=Attention)
+
+HEADS = 4
+HIDDEN = 4
+
+
+class HeavisideAttention(Attention):
+    """The layer with 1[u > 0] in place of sigmoid(u): what a steep sigmoid tends to.
+
+    Its logits and sums are those of the operator's definition. A logit that is exactly zero
+    counts for nothing here and for a half under any sigmoid; the construction has none.
+    """
+
+    def _operate(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout_p: float,
+        return_aux: bool,
+    ) -> Tensor:
+        logits_BHQK = reference.scores(query, key, scale=1.0, softcap=None)
+        return reference.weighted_sum((logits_BHQK > 0).to(value.dtype), value)
+
+
+class ReLUFeedForward(nn.Module):
+    """down relu(up x + up_bias) + down_bias, with four hidden units.
+
+    Made of its tensors, as there are thousands: linear layers would first draw weights for each.
+    """
+
+    def __init__(self, up_FD: Tensor, up_bias_F: Tensor, down_DF: Tensor, down_bias_D: Tensor):
+        super().__init__()
+        self.up, self.up_bias = nn.Parameter(up_FD), nn.Parameter(up_bias_F)
+        self.down, self.down_bias = nn.Parameter(down_DF), nn.Parameter(down_bias_D)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        hidden_BNF = F.relu(F.linear(x_BND, self.up, self.up_bias))
+        return F.linear(hidden_BNF, self.down, self.down_bias)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The function factor * (u . x) + shift of a token x."""
+
+    factor: float = 0.0
+    shift: float = 0.0
+
+
+ONE = Affine(shift=1.0)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of width one: out * sum_j H(query(x_i) key(x_j)) value(x_j)."""
+
+    query: Affine
+    key: Affine
+    value: Affine
+    out: float
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A hidden unit: the token gains relu(up . x + shift) * down."""
+
+    up: Tensor
+    shift: float
+    down: Tensor
+
+
+def attention_layer(weights_D: Tensor, n: int, heads: Sequence[Head]) -> HeavisideAttention:
+    """The attention layer of up to four ``heads``, which adds its answer to channel 0.
+
+    Every head reads a token as u . x with u = ``weights_D``; u_0 = 1, so that u . x grows by the
+    answer.
+    """
+    layer = _blank(HeavisideAttention, len(weights_D), n)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        for number, head in enumerate(heads):
+            parts = (layer.query, head.query), (layer.key, head.key), (layer.value, head.value)
+            for linear, affine in parts:
+                linear.weight[number] = affine.factor * weights_D
+                linear.bias[number] = affine.shift
+            layer.output.weight[0, number] = head.out
+    return layer
+
+
+def _blank(kind: type[A], dim: int, n: int) -> A:
+    """A layer of the class, its parameters not yet set."""
+    # On no device, since random initial values would advance the caller's generator.
+    with torch.device("meta"):
+        layer = kind(
+            dim,
+            HEADS,
+            head_dim=1,
+            max_seq_len=n,
+            bias=0.0,
+            causal=False,
+            linear_bias=True,
+            impl="reference",
+        )
+    return layer.double().to_empty(device="cpu")
+
+
+def feed_forward_layer(
+    dim: int, units: Sequence[Unit], shift_D: Tensor | None = None
+) -> ReLUFeedForward:
+    """The feed-forward layer of up to four hidden ``units``, plus ``shift_D`` for every token."""
+    up_FD = torch.zeros(HIDDEN, dim, dtype=torch.float64)
+    up_bias_F, down_DF = up_FD.new_zeros(HIDDEN), up_FD.new_zeros(dim, HIDDEN)
+    for number, unit in enumerate(units):
+        up_FD[number], up_bias_F[number], down_DF[:, number] = unit.up, unit.shift, unit.down
+    down_bias_D = up_FD.new_zeros(dim) if shift_D is None else shift_D
+    return ReLUFeedForward(up_FD, up_bias_F, down_DF, down_bias_D)
+
+
+class Network(nn.Module):
+    """x <- x + layer(x) for one layer after the other, on x (B, N, D) in float64."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        for layer in self.layers:
+            x_BND = x_BND + layer(x_BND)
+        return x_BND
+
+    def with_steepness(self, steepness: float) -> "Network":
+        """The network with sigmoid(steepness * u) for every Heaviside step 1[u > 0].
+
+        The factor goes into the queries' weights, so that what comes back is built of `Attention`
+        layers as they are. Layers without attention are shared with this network.
+        """
+        return Network([_steep(layer, steepness) for layer in self.layers])
+
+
+def _steep(layer: nn.Module, steepness: float) -> nn.Module:
+    if not isinstance(layer, HeavisideAttention):
+        return layer
+    steep = _blank(Attention, layer.dim, layer.max_seq_len)
+    steep.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        steep.query.weight.mul_(steepness)
+        steep.query.bias.mul_(steepness)
+    return steep
+
+
+def block_parameters(d: int) -> int:
+    """Parameters of one block of T^{4,1,4} on d channels: 26 d + 16.
+
+    Query, key and value 3 * 4 (d + 1), output 5 d; feed-forward 4 (d + 1) + 5 d.
+
+    Example:
+        >>> layer = attention_layer(torch.ones(3), 2, []), feed_forward_layer(3, [])
+        >>> sum(p.numel() for half in layer for p in half.parameters()) == block_parameters(3)
+        True
+    """
+    return 26 * d + 16
