@@ -9,7 +9,8 @@ instructions of the inner loops are known on any machine. How fast they run is n
     assert loop.per_score(128 * 128, warps=4) < 8
 
 Constants belong to ``constexprs`` alone; ``aligned`` names the arguments (pointers, strides) that
-are multiples of 16, as Triton finds them out at a launch.
+are multiples of 16, as Triton finds them out at a launch. What lies in a tuple of arguments goes by
+its place: the stride behind the pointer of the first argument is (0, 1).
 """
 
 import functools
@@ -120,7 +121,7 @@ def cross_compile(
     signature: Mapping[str, str],
     constexprs: Mapping[str, Any],
     *,
-    aligned: Iterable[str] = (),
+    aligned: Iterable[str | tuple[int, ...]] = (),
     target: int = HOPPER,
     **options: Any,
 ) -> Compiled:
@@ -129,7 +130,8 @@ def cross_compile(
     Triton keeps what it compiled on disk, this function what it read for the length of a process.
     """
     types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
-    places = tuple(kernel.arg_names.index(name) for name in aligned)
+    index = kernel.arg_names.index
+    places = tuple((index(name),) if isinstance(name, str) else name for name in aligned)
     return _read(kernel, _Frozen(types), _Frozen(constexprs), places, target, _Frozen(options))
 
 
@@ -148,7 +150,7 @@ def _read(
     if kernel.is_gluon():
         # Gluon is an experiment of Triton's: only kernels written in it need it to be there.
         from triton.experimental.gluon._runtime import GluonASTSource as source
-    attributes = {(place,): [["tt.divisibility", 16]] for place in places}
+    attributes = {place: [["tt.divisibility", 16]] for place in places}
     compiled = triton.compile(
         source(kernel, dict(types), dict(constexprs), attributes),
         target=GPUTarget("cuda", target, 32),

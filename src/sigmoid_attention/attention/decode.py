@@ -37,8 +37,13 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
     checks.lengths("block_table", block_table, tuple(block_table.shape), query.device)
 
 
+def looked_at(device: torch.device) -> bool:
+    """Whether anyone may look at the numbers in a tensor: for those of a GPU all would wait."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _check_pages(used_pages_BM: Tensor, pages: int) -> None:
-    """What a compiled graph cannot look at, and a GPU is not waited for: the numbers inside."""
+    """What can only be said of numbers that are looked at."""
     if used_pages_BM.numel() > 0:
         low, high = (int(edge) for edge in used_pages_BM.aminmax())
         if low < 0 or high >= pages:
@@ -98,7 +103,8 @@ def sigmoid_decode(
         query: (batch, heads, queries, head_dim), usually one query.
         key_cache: (batch, key_heads, capacity, head_dim), or with ``block_table`` the paged layout
             (pages, page_size, key_heads, head_dim). value_cache: likewise, with value_dim.
-        seqused_k: (batch,) int, tokens in the cache, those of ``query`` included.
+        seqused_k: (batch,) int, tokens in the cache, those of ``query`` included. On a GPU, where
+            nobody waits to look at them, more than the capacity counts as the capacity.
         block_table: (batch, pages of a sequence) int, which page holds which part; entries that
             ``seqused_k`` does not reach are not read.
         bias: required: a cache's current length is not the training length, so None raises
@@ -143,14 +149,14 @@ def sigmoid_decode(
     batch, heads, queries, head_dim = query.shape
     checks.head_groups(heads, key_cache.shape[1], enable_gqa, name="key_cache")
     checks.lengths("seqused_k", seqused_k, (batch,), query.device)
-    if torch.compiler.is_compiling() or query.is_cuda:
-        own = sequences.UnreadCache(queries, seqused_k, capacity, block_table, page_size)
-    else:
+    if looked_at(query.device):
         if block_table is not None:
             block_table = sequences.used_pages(block_table, seqused_k, page_size)
             _check_pages(block_table, pages)
         _check_used(seqused_k, capacity)
         own = sequences.cached(queries, seqused_k, capacity, block_table)
+    else:
+        own = sequences.UnreadCache(queries, seqused_k, capacity, block_table, page_size)
     if bias is None:
         raise ValueError(
             "bias: a cache's current length is not the length that the model was trained with; "

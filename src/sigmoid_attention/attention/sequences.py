@@ -126,6 +126,10 @@ class UnreadCache(Sequences):
     decoding step does without, so that is done when somebody asks.
     """
 
+    used_B: Tensor
+    given_BM: Tensor | None
+    page: int
+
     def __init__(
         self, queries: int, seqused_k: Tensor, capacity: int, block_table: Tensor | None, page: int
     ) -> None:

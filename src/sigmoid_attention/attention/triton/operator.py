@@ -57,8 +57,10 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
         NotImplementedError: statistics, dropout, a dtype, head dim or device that the kernels are
             not made for, forward-mode derivatives, or a paged cache.
     """
-    _refuse(problem, return_aux)
+    refuse(problem, return_aux)
     own = problem.sequences
+    if own is not None and own.as_given()[1] is not None:
+        raise NotImplementedError("key_cache: these Triton kernels take no paged cache")
     bias = problem.bias
     if not isinstance(bias, Tensor) and torch.compiler.is_compiling():
         # A graph serves one value of an operator's number, and this may vary with the lengths.
@@ -82,8 +84,9 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     return _forward(*arguments) if unwatched(tensors) else OPERATORS.triton_forward(*arguments)
 
 
-def _refuse(problem: Problem, return_aux: bool) -> None:
-    query, own = problem.query, problem.sequences
+def refuse(problem: Problem, return_aux: bool) -> None:
+    """Raise for what no kernel of this folder does."""
+    query = problem.query
     if return_aux:
         raise NotImplementedError("return_aux: the Triton kernels keep no row statistics")
     if problem.dropout_p > 0:
@@ -99,8 +102,6 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
         raise NotImplementedError(
             f"query: is on {reason}, the Triton kernels need an NVIDIA GPU of capability 8.0"
         )
-    if own is not None and own.block_table_BM is not None:
-        raise NotImplementedError("key_cache: these Triton kernels take no paged cache")
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         raise NotImplementedError("query: the Triton kernels have no forward-mode derivative")
 
