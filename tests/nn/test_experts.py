@@ -111,6 +111,28 @@ def test_the_same_bits_every_time():
 
 
 @pytest.mark.parametrize(
+    "x, experts, weights, sentence",
+    [
+        ((5, 4), (5, 2), (5, 2), r"x must be \(tokens, 3\), got \(5, 4\)"),
+        ((1, 5, 3), (5, 2), (5, 2), r"x must be \(tokens, 3\), got \(1, 5, 3\)"),
+        ((5, 3), (4, 2), (4, 2), r"must both be \(5, visits\), got \(4, 2\) and \(4, 2\)"),
+        ((5, 3), (5, 2), (5, 1), r"must both be \(5, visits\), got \(5, 2\) and \(5, 1\)"),
+        ((5, 3), (5,), (5,), r"must both be \(5, visits\), got \(5,\) and \(5,\)"),
+    ],
+    ids=str,
+)
+def test_other_shapes_are_refused(x, experts, weights, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Experts(4, 3, 5)(torch.zeros(x), torch.zeros(experts).long(), torch.zeros(weights))
+
+
+def test_visits_to_experts_that_are_not_there_are_refused():
+    visits = torch.tensor([[0, 4], [3, 5]])
+    with pytest.raises(ValueError, match="2 visits are to experts beyond the last, 3"):
+        Experts(4, 3, 5)(torch.zeros(2, 3), visits, torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
     "change, sentence",
     [
         (dict(experts=0), "experts must be positive, got 0"),

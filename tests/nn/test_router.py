@@ -183,6 +183,17 @@ class TestCounting:
         assert set(Router(4, experts=3, top_k=2).state_dict()) == {"weight"}
 
 
+def test_a_router_from_the_meta_device_begins_like_any_other():
+    with torch.device("meta"):
+        router = Router(4, experts=3, top_k=2, balance_rate=0.1, intercept=True)
+    router.to_empty(device="cpu")
+    for buffer in router.buffers():
+        buffer.fill_(7)
+    router.reset_parameters()
+    assert not any(buffer.any() for buffer in router.buffers())
+    assert router.weight.isfinite().all() and not router.intercept.any()
+
+
 def test_recording_ends_with_its_block():
     model = torch.nn.ModuleList(Router(4, experts=3, top_k=k) for k in (1, 2))
     x = torch.randn(5, 4)

@@ -55,8 +55,15 @@ class Experts(nn.Module):
         """sum_k weights_tk expert(experts_tk, x_t), (T, C), of tokens (T, C) and choices (T, K).
 
         ``experts`` are integers, ``weights`` of any floating dtype; the sum over k is taken in the
-        wider of theirs and the tokens'.
+        wider of theirs and the tokens'. Raises ``ValueError`` for other shapes.
         """
+        if x.dim() != 2 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must be (tokens, {self.dim}), got {tuple(x.shape)}")
+        if experts.dim() != 2 or len(experts) != len(x) or experts.shape != weights.shape:
+            raise ValueError(
+                f"experts and weights must both be ({len(x)}, visits), "
+                f"got {tuple(experts.shape)} and {tuple(weights.shape)}"
+            )
 
         def visit(x_SC: Tensor, ends_E: Tensor) -> Tensor:
             return _linear(self._activate(_linear(x_SC, self._inner, ends_E)), self.down, ends_E)

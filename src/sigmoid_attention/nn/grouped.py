@@ -8,6 +8,8 @@ Shape letters: S rows, E experts, I input channels, O output channels. ``ends_E`
 expert, the rows of all experts up to and with it; the last of them is S.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +30,7 @@ def grouped_linear(x_SI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     if takes_grouped_mm(x_SI, weight_EOI):
         return F.grouped_mm(x_SI.contiguous(), weight_EOI.mT, offs=ends_E.int())
     y_SO = x_SI.new_empty(x_SI.shape[0], weight_EOI.shape[1])
-    for expert, (start, end) in enumerate(_ranges(ends_E)):
+    for expert, (start, end) in enumerate(_ranges(ends_E, len(x_SI))):
         torch.mm(x_SI[start:end], weight_EOI[expert].T, out=y_SO[start:end])
     return y_SO
 
@@ -42,7 +44,7 @@ def grouped_outer(y_SO: Tensor, x_SI: Tensor, ends_E: Tensor) -> Tensor:
         empty_E = ends_E.diff(prepend=ends_E.new_zeros(1)) == 0
         return product_EOI.masked_fill_(empty_E[:, None, None], 0)
     product_EOI = x_SI.new_empty(len(ends_E), y_SO.shape[1], x_SI.shape[1])
-    for expert, (start, end) in enumerate(_ranges(ends_E)):
+    for expert, (start, end) in enumerate(_ranges(ends_E, len(x_SI))):
         torch.mm(y_SO[start:end].T, x_SI[start:end], out=product_EOI[expert])
     return product_EOI
 
@@ -62,10 +64,14 @@ def takes_grouped_mm(*operands: Tensor) -> bool:
     )
 
 
-def _ranges(ends_E: Tensor) -> list[tuple[int, int]]:
-    """Where the rows of each expert begin and end."""
+def _ranges(ends_E: Tensor, rows: int) -> list[tuple[int, int]]:
+    """Where the rows of each expert begin and end; ``ValueError`` if some belong to none."""
     ends = ends_E.tolist()
-    return list(zip([0, *ends], ends, strict=False))
+    if ends[-1] != rows:
+        raise ValueError(
+            f"experts: {rows - ends[-1]} visits are to experts beyond the last, {len(ends) - 1}"
+        )
+    return list(pairwise([0, *ends]))
 
 
 @grouped_linear.register_fake

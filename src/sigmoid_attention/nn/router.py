@@ -116,19 +116,22 @@ class Router(nn.Module):
         if balance_rate:
             self.correction_bias: Tensor
             self.tokens_per_expert: Tensor
-            self.register_buffer("correction_bias", torch.zeros(experts))
-            counts = torch.zeros(experts, dtype=torch.int64)
+            self.register_buffer("correction_bias", torch.empty(experts))
+            counts = torch.empty(experts, dtype=torch.int64)
             self.register_buffer("tokens_per_expert", counts, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters afresh: affinities of normed tokens start with a variance of one."""
+        """Draw parameters afresh, for affinities near one of normed tokens, and balance anew."""
         if self.affinity != "partially_quadratic":
             nn.init.normal_(self.weight, std=self.dim**-0.5)
         if self.affinity.endswith("quadratic"):
             nn.init.normal_(self.quadratic, std=1 / self.dim)
         if self.intercept is not None:
             nn.init.constant_(self.intercept, self.dim if self.affinity == "euclidean" else 0.0)
+        if self.balance_rate:
+            self.correction_bias.zero_()
+            self.tokens_per_expert.zero_()
 
     def forward(self, x: Tensor) -> Routing:
         """Route tokens x (..., dim); in training mode a balanced router counts who is visited.
@@ -225,7 +228,8 @@ class Router(nn.Module):
 
 def recomputing() -> bool:
     """Whether activations are computed again for a backward pass, so that tokens count twice."""
-    # Within a compiled graph recomputation is the compiler's, and leaves counters alone.
+    # torch's own sign of a running backward pass: checkpointing of either kind recomputes inside
+    # of one. In a compiled graph recomputation is the compiler's, which leaves counters alone.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 

@@ -1,7 +1,7 @@
 """Experts and routers of transformers' models: our kernel, our layer, and a bias that moves.
 
-transformers has DeepSeek-V3's correction bias in some thirty architectures and updates it in none:
-fine-tuned there, the load of experts drifts. `balance` adds the update.
+transformers (5.23) has DeepSeek-V3's correction bias in some thirty architectures and updates it in
+none. `balance` adds the update.
 
 Shape letters: T tokens, K experts a token visits, S visits in the experts' order, E experts,
 C model dim.

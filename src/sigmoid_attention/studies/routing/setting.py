@@ -58,8 +58,9 @@ def model_config(pair: str, arm: str, setting: RoutingSetting) -> ModelConfig:
     """The decoder of an arm ("softmax" or "sigmoid") of a pair.
 
     Example:
-        >>> [model_config("top-2", arm, RoutingSetting()).moe.gate for arm in ("softmax", "sigmoid")]
-        ['softmax', 'sigmoid']
+        >>> moe = model_config("top-2", "softmax", RoutingSetting()).moe
+        >>> moe.gate, moe.top_k, moe.experts
+        ('softmax', 2, 8)
     """
     moe = MoEConfig(setting.experts, setting.expert_hidden, gate=arm, **PAIRS[pair])
     return ModelConfig.recipe(
