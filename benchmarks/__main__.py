@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import mixtures as laboratory
+from benchmarks.gpu.command import Results, gpu_results, measure_gpu
+from benchmarks.gpu.measures import with_ours
+from benchmarks.gpu.page import gpu_pages
 from benchmarks.listing import checks_table, listing, standings_table
 from benchmarks.measure import guessed_seconds, measure
 from benchmarks.memory import ROOT
@@ -19,7 +22,7 @@ from benchmarks.rows import Key, Row, merged, read, results_file, write
 from benchmarks.stamp import same_conditions, stamp
 from benchmarks.suites import SUITES, Choice, Suite, Task, chosen
 from benchmarks.table import readme_block, with_block
-from benchmarks.targets import MET, read_targets, standing
+from benchmarks.targets import GPU_TARGETS, MET, read_targets, standing
 from sigmoid_attention.studies.environment import usable_cores
 from sigmoid_attention.studies.progress import StudyProgress
 from sigmoid_attention.training.files import write_whole
@@ -65,19 +68,33 @@ class Cpu:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """Measure the GPU operators, their errors and their peers on this machine's NVIDIA GPU."""
+
+    only: str = ""
+    """readings (of the device itself), errors, speed; everything if not given."""
+    minutes: float = 8.5
+    """Whatever would not be done by then is left for the next run."""
+    out: Path | None = None
+    """A .jsonl file, or a folder in which it is named after the GPU; readings lie beside it."""
+    resume: bool = False
+    """Leave out what OUT has already from this GPU, these versions and this source."""
+
+
+@dataclass(frozen=True)
 class Targets:
     """Say which targets the measured rows meet; exit code 1 unless it is all."""
 
     results: Annotated[Path, tyro.conf.Positional]
-    """A .jsonl file, or the folder that holds this machine's."""
+    """The folder of results: of this machine's processor, and of whatever GPU. Or a .jsonl file."""
 
 
 @dataclass(frozen=True)
 class Publish:
-    """Write the README's benchmark table and docs/benchmarks/cpu.svg from measured rows."""
+    """Write the README's table, docs/gpu.md and their pictures from measured rows."""
 
     results: Annotated[Path, tyro.conf.Positional]
-    """A .jsonl file, or the folder that holds this machine's."""
+    """The folder of results: of this machine's processor, and of whatever GPU. Or a .jsonl file."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,7 @@ class Mixtures:
 
 Command = (
     Annotated[Cpu, tyro.conf.subcommand("cpu")]
+    | Annotated[Gpu, tyro.conf.subcommand("gpu")]
     | Annotated[Mixtures, tyro.conf.subcommand("mixtures")]
     | Annotated[Targets, tyro.conf.subcommand("targets")]
     | Annotated[Publish, tyro.conf.subcommand("publish")]
@@ -116,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         match asked:
             case Cpu():
                 return cpu(asked)
+            case Gpu():
+                return gpu(asked)
             case Mixtures():
                 return mixtures(asked)
             case Targets():
@@ -149,6 +169,17 @@ def cpu(asked: Cpu) -> int:
     suite = SUITES["cpu"]
     rows = run(suite, chosen(suite, choice), threads, out, resume=asked.resume)
     _print(listing(rows))
+    return 0
+
+
+def gpu(asked: Gpu) -> int:
+    """Measure what there is time for, print it, and keep it in OUT."""
+    if asked.resume and not asked.out:
+        raise ValueError("--resume: needs --out")
+    rows, left = measure_gpu(_names(asked.only), asked.out, asked.minutes, resume=asked.resume)
+    _print(listing(rows))
+    if left:
+        print(f"no time was left for {len(left)} of the plan; --resume goes on with them")
     return 0
 
 
@@ -189,23 +220,34 @@ def mixtures(asked: Mixtures) -> int:
 
 
 def targets(asked: Targets) -> int:
-    """Print how every target stands."""
-    rows = _rows(asked.results)
-    standings = [standing(target, rows) for target in read_targets()]
-    _print(standings_table(standings))
-    met = sum(s.verdict == MET for s in standings)
-    print(f"{met} of {len(standings)} targets met")
-    return 0 if met == len(standings) else NOT_ALL_MET
+    """Print how every target stands, of the processor and of every GPU."""
+    of_gpus = gpu_results(asked.results)
+    rows = _rows(asked.results, of_gpus)
+    judged = {"processor": (read_targets(), rows)} if rows else {}
+    for device, (found, _) in of_gpus.items():
+        judged[device] = read_targets(GPU_TARGETS), with_ours(found)
+    met = total = 0
+    for device, (wanted, found) in judged.items():
+        standings = [standing(target, found) for target in wanted]
+        print(f"{device}:")
+        _print(standings_table(standings))
+        met += sum(s.verdict == MET for s in standings)
+        total += len(standings)
+    print(f"{met} of {total} targets met")
+    return 0 if met == total else NOT_ALL_MET
 
 
 def publish(asked: Publish) -> int:
-    """Draw the plot and put the table into the README."""
-    rows = _rows(asked.results)
-    picture = plot(rows)
-    readme = ROOT / "README.md"
-    text = with_block(readme.read_text(encoding="utf-8"), readme_block(rows, IMAGE))
-    write_whole(ROOT / IMAGE, picture.encode())
-    write_whole(readme, text.encode())
+    """Draw the pictures, put the table into the README, and write the page on GPUs."""
+    of_gpus = gpu_results(asked.results)
+    rows = _rows(asked.results, of_gpus)
+    files = gpu_pages(of_gpus)
+    if rows:
+        files[IMAGE] = plot(rows)
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        files["README.md"] = with_block(text, readme_block(rows, IMAGE))
+    for path, text in files.items():
+        write_whole(ROOT / path, text.encode())
     return 0
 
 
@@ -220,11 +262,12 @@ def _has(rows: dict[Key, Row], now: dict[str, Any], task: Task, threads: int) ->
     )
 
 
-def _rows(results: Path) -> dict[Key, Row]:
+def _rows(results: Path, of_gpus: dict[str, Results]) -> dict[Key, Row]:
+    """This machine's processor's; none where there are those of a GPU alone."""
     path = results_file(results, "cpu")
-    if not path.exists():
+    if not (path.exists() or any(rows for rows, _ in of_gpus.values())):
         raise ValueError(f"there are no results at {path}; make bench-cpu measures them")
-    return read(path)
+    return {key: row for key, row in read(path).items() if row.threads > 0}
 
 
 def _print(table: Table) -> None:

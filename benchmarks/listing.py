@@ -22,14 +22,17 @@ def listing(rows: Iterable[Row]) -> Table:
         if row.refused:
             table.add_row(*where, *[ABSENT] * 4, Text(row.refused))
             continue
+        errors = [f"{part} {error:.2g}" for part, error in (row.error or {}).items()]
+        said = f"error: {', '.join(errors)}" if errors else ""
+        if not row.costs:
+            table.add_row(*where, *[ABSENT] * 4, said)
+            continue
         unit = OPERATIONS[row.case.operation].quantity
         rate = ABSENT if row.bytes else f"{row.flops_per_second / 1e9:.0f}"
         ratio, spread = ABSENT, ABSENT
         if row.ratio:
             ratio = f"{times(row.ratio.value)}x"
             spread = f"{times(row.ratio.low)} to {times(row.ratio.high)}"
-        errors = [f"{part} {error:.2g}" for part, error in (row.error or {}).items()]
-        said = f"error: {', '.join(errors)}" if errors else ""
         table.add_row(*where, quantity(row.cost, unit), rate, ratio, spread, said)
     return table
 

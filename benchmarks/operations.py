@@ -19,7 +19,10 @@ Work = Callable[[], Answer]
 
 @dataclass(frozen=True)
 class Case:
-    """One operation at one shape. `length` counts the keys, and the queries where not decoding."""
+    """One operation at one shape. `length` counts the keys, and the queries where not decoding.
+
+    `key_heads` is 0 for as many as `heads`; `feature` names what else there is, "" for nothing.
+    """
 
     operation: str
     dtype: str
@@ -28,6 +31,8 @@ class Case:
     mask: str = "full"
     heads: int = 8
     batch: int = 1
+    key_heads: int = 0
+    feature: str = ""
 
     @property
     def queries(self) -> int:
@@ -40,20 +45,25 @@ class Case:
     def __str__(self) -> str:
         if self.operation == "gemm":
             return f"gemm {self.dtype} {self.length}^3"
-        return f"{self.operation} {self.dtype} {self.mask} N={self.length} D={self.dim}"
+        said = f"{self.operation} {self.dtype} {self.mask} N={self.length} D={self.dim}"
+        batch = f"B={self.batch}" if self.batch > 1 else ""
+        heads = f"H={self.heads}/{self.key_heads}" if self.key_heads else ""
+        return " ".join(part for part in (said, batch, heads, self.feature) if part)
 
 
 @dataclass(frozen=True)
 class Operation:
     """How one operation is measured.
 
-    `quantity` is "seconds" or "bytes" (the rise of a fresh process' peak memory). A row's ratio is
-    `baseline`'s quantity over the row's own. With `has_error` the peers that compute sigmoid
-    attention are also compared with float64, on a sample of rows.
+    What is timed are the passes `forward` and `backward`. `quantity` is "seconds" or "bytes" (the
+    rise of a fresh process' peak memory). A row's ratio is `baseline`'s over its own.
+    With `has_error` the peers that compute sigmoid attention are also compared with float64, on a
+    sample of rows.
     """
 
     baseline: str | None = "sdpa"
     quantity: str = "seconds"
+    forward: bool = True
     backward: bool = False
     alibi: bool = False
     has_error: bool = False
@@ -70,6 +80,11 @@ OPERATIONS = {
     "memory-forward": Operation(quantity="bytes"),
     "memory-forward+backward": Operation(quantity="bytes", backward=True),
     "gemm": Operation(baseline=None),
+    # Of accelerators alone: their best peer is not known beforehand.
+    "backward": Operation(baseline=None, forward=False, backward=True),
+    "alibi-backward": Operation(baseline=None, forward=False, backward=True, alibi=True),
+    "copy": Operation(baseline=None),
+    "error": Operation(baseline=None, backward=True),
 }
 
 
@@ -105,8 +120,9 @@ def inputs(case: Case, device: torch.device) -> Inputs:
 
 
 def work(case: Case, tensors: Inputs, attend: Attend) -> Work:
-    """What is timed: one forward pass, or one with the gradients of query, key and value."""
-    if not OPERATIONS[case.operation].backward:
+    """What is timed: a forward pass, the gradients of query, key and value, or both."""
+    operation = OPERATIONS[case.operation]
+    if not operation.backward:
 
         def forward() -> Tensor:
             with torch.no_grad():
@@ -115,6 +131,9 @@ def work(case: Case, tensors: Inputs, attend: Attend) -> Work:
         return forward
 
     leaves = [x.detach().requires_grad_() for x in (tensors.query, tensors.key, tensors.value)]
+    if not operation.forward:
+        out = attend(*leaves)
+        return lambda: torch.autograd.grad(out, leaves, tensors.upstream, retain_graph=True)
 
     def forward_and_backward() -> tuple[Tensor, ...]:
         return torch.autograd.grad(attend(*leaves), leaves, tensors.upstream)
@@ -129,15 +148,16 @@ def flops(case: Case) -> float:
     pairs = case.queries * case.length
     if case.is_causal and case.queries > 1:
         pairs = case.length * (case.length + 1) // 2
-    products = 7 if OPERATIONS[case.operation].backward else 2
+    operation = OPERATIONS[case.operation]
+    products = 2 * operation.forward + 5 * operation.backward
     return 2.0 * products * case.batch * case.heads * pairs * case.dim
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """2^-1, 2^-2, ... one a head.
+    """2^(-8 h / heads) for heads h from 1 on, as ALiBi's authors have it.
 
     Example:
-        >>> alibi_slopes(3)
-        tensor([0.5000, 0.2500, 0.1250])
+        >>> alibi_slopes(4)
+        tensor([0.2500, 0.0625, 0.0156, 0.0039])
     """
-    return 2.0 ** -torch.arange(1.0, heads + 1)
+    return 2.0 ** (-8 / heads * torch.arange(1.0, heads + 1))

@@ -3,7 +3,7 @@
 It brings its own colours for light and dark pages, and its own ground to stand on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
@@ -43,7 +43,7 @@ LINES = (
 )
 DIM = 64
 SHORTEST = 1024
-MARGIN, GAP, HEAD = 20, 24, 76
+MARGIN, GAP, HEAD, KEY_HEIGHT = 20, 24, 76, 20
 
 Curve = list[tuple[int, Ratio]]
 
@@ -72,7 +72,8 @@ def plot(rows: dict[Key, Row]) -> str:
         (column, line, _panel(title, curves, y_axis, tuple(of_panel)))
         for (column, line, title, curves), of_panel in zip(found, marks, strict=True)
     ]
-    return _picture(panels, f"D = {DIM}, B = 1, H = 8, {threads} threads")
+    setting = f"D = {DIM}, B = 1, H = 8, {threads} threads"
+    return composed(panels, "Times faster than scaled_dot_product_attention", setting, PEERS)
 
 
 def _curves(
@@ -114,28 +115,31 @@ def _panel(title: str, curves: dict[str, Curve], y_axis: Axis, marks: tuple[Mark
     return Panel(title, x_axis, y_axis, marks, f"Times faster than SDPA: {said}.")
 
 
-def _picture(panels: Sequence[tuple[int, int, Panel]], setting: str) -> str:
-    """The panels in their columns and lines, under a title and a legend."""
+def composed(
+    panels: Sequence[tuple[int, int, Panel]], title: str, setting: str, names: Mapping[str, str]
+) -> str:
+    """The panels in their columns and lines, under a title and a legend of the peers in them.
+
+    What is named last comes first in the legend.
+    """
     width = 2 * MARGIN + len(COLUMNS) * WIDTH + GAP * (len(COLUMNS) - 1)
+    shown = {peer for *_, panel in panels for peer in _peers_in(panel)}
+    keys, lines_of_keys = _legend([peer for peer in reversed(names) if peer in shown], names, width)
+    head = HEAD + (lines_of_keys - 1) * KEY_HEIGHT
     lines = 1 + max(line for _, line, _ in panels)
-    height = HEAD + lines * (HEIGHT + GAP)
+    height = head + lines * (HEIGHT + GAP)
     style = files("benchmarks").joinpath("plot.css").read_text(encoding="utf-8")
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}">',
         f"<style>\n{style}</style>",
         f'<rect class="paper" width="{width}" height="{height}" rx="8"/>',
-        f'<text class="title" x="{MARGIN}" y="24">Times faster than '
-        f'scaled_dot_product_attention<tspan class="unit" dx="8">{escape(setting)}</tspan></text>',
+        f'<text class="title" x="{MARGIN}" y="24">{escape(title)}'
+        f'<tspan class="unit" dx="8">{escape(setting)}</tspan></text>',
+        *keys,
     ]
-    names = [peer for _, _, panel in panels for peer in _peers_in(panel)]
-    legend = [peer for peer in reversed(PEERS) if peer in names]
-    x = float(MARGIN)
-    for peer in legend:
-        parts.append(_key(peer, x))
-        x += 44 + 7.0 * len(PEERS[peer])
     for column, line, panel in panels:
-        x, y = MARGIN + column * (WIDTH + GAP), HEAD + line * (HEIGHT + GAP)
+        x, y = MARGIN + column * (WIDTH + GAP), head + line * (HEIGHT + GAP)
         box = f'x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}"'
         parts.append(f"<svg {box}>\n{panel.svg()}\n</svg>")
     return "\n".join([*parts, "</svg>\n"])
@@ -145,9 +149,21 @@ def _peers_in(panel: Panel) -> set[str]:
     return {mark.arm for mark in panel.marks if isinstance(mark, Line)}
 
 
-def _key(peer: str, x: float) -> str:
+def _legend(peers: Sequence[str], names: Mapping[str, str], width: int) -> tuple[list[str], int]:
+    """The keys side by side, and in how many lines."""
+    keys, x, line = [], float(MARGIN), 0
+    for peer in peers:
+        needed = 44 + 7.0 * len(names[peer])
+        if x > MARGIN and x + needed > width:
+            x, line = float(MARGIN), line + 1
+        keys.append(_key(peer, names[peer], x, 48 + line * KEY_HEIGHT))
+        x += needed
+    return keys, line + 1
+
+
+def _key(peer: str, name: str, x: float, y: float) -> str:
     role = "mean" if peer == OURS else "seed"
     return (
-        f'<path class="line {peer}" d="M{x},48h28"/>{marker(x + 14, 48, peer, role)}'
-        f'<text x="{x + 34}" y="52">{escape(PEERS[peer])}</text>'
+        f'<path class="line {peer}" d="M{x},{y}h28"/>{marker(x + 14, y, peer, role)}'
+        f'<text x="{x + 34}" y="{y + 4}">{escape(name)}</text>'
     )

@@ -36,7 +36,8 @@ class Row:
     """One peer's measurement of one case; `refused` says in words why there is none.
 
     `wall` and `cpu` are seconds a call, one a round; `bytes` one a repetition. The ratio of one
-    thread is that of CPU times, which other work on the machine hardly changes.
+    thread is that of CPU times, which other work on the machine hardly changes. Work of a GPU has
+    0 threads: `wall` is the device's time, `cpu` what the host spends on a call.
     """
 
     case: Case
@@ -77,7 +78,7 @@ class Row:
     def from_json(cls, line: str) -> Self:
         """The row of a line that `to_json` wrote."""
         values = json.loads(line)
-        case = Case(**{f.name: values.pop(f.name) for f in fields(Case)})
+        case = Case(**{f.name: values.pop(f.name) for f in fields(Case) if f.name in values})
         named = {f.name for f in fields(cls)}
         own = {name: values.pop(name) for name in list(values) if name in named}
         for name in ("wall", "cpu", "bytes"):
@@ -119,9 +120,12 @@ def write(path: Path, rows: dict[Key, Row]) -> None:
     write_whole(path, "".join(row.to_json() + "\n" for row in rows.values()).encode())
 
 
-def results_file(path: Path, suite: str) -> Path:
-    """`path` itself if it names a file, else this machine's results of the suite in that folder."""
+def results_file(path: Path, suite: str, device: str = "") -> Path:
+    """`path` itself if it names a file, else this machine's results of the suite in that folder.
+
+    They are named after the `device`, by default the processor.
+    """
     if path.suffix == ".jsonl":
         return path
-    name = re.sub(r"[^a-z0-9]+", "-", processor_name().lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", (device or processor_name()).lower()).strip("-")
     return path / f"{suite}-{name}.jsonl"

@@ -20,6 +20,7 @@ SWITCHES = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
     "GOMP_SPINCOUNT",
+    "SIGMOID_ATTENTION_ACTIVATION",
 )
 SOURCES = (".py", ".cpp", ".h")
 
@@ -32,13 +33,18 @@ def stamp(device: torch.device) -> dict[str, Any]:
     return {
         "machine": machine,
         "versions": describe_versions(),
-        "switches": {name: os.environ[name] for name in SWITCHES if name in os.environ},
+        "switches": switches(),
         "source": source_hash(),
         "kernel": kernel_path(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         # Over the last minute, this process included: more than its threads is other people's work.
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def switches() -> dict[str, str]:
+    """What the environment switches."""
+    return {name: os.environ[name] for name in SWITCHES if name in os.environ}
 
 
 def same_conditions(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -6,11 +6,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.measures import GPU_MEASURES
 from benchmarks.operations import Case
 from benchmarks.rows import Key, Row
 
 TARGETS = Path(__file__).with_name("targets.toml")
-AXES = ("operation", "mask", "dtype", "length", "dim", "heads")
+GPU_TARGETS = Path(__file__).with_name("gpu") / "targets.toml"
+AXES = ("operation", "mask", "dtype", "length", "dim", "heads", "batch", "key_heads")
 OURS, DENSE = "ours", "dense"
 
 MET, NOT_MET, INCOMPLETE, NOT_MEASURED = "met", "not met", "incomplete", "not measured"
@@ -107,6 +109,7 @@ MEASURES = {
     "share_of_peak": share_of_peak,
     "error_ratio": _error_ratio,
     "memory": _memory,
+    **GPU_MEASURES,
 }
 
 
@@ -121,7 +124,7 @@ def _target(group: dict[str, Any], own: dict[str, Any]) -> Target:
     named = [str(own[name]) for name in AXES if name in own]
     at_least = "at_least" in own
     return Target(
-        name=" ".join([f"{group['name']}:", *named]),
+        name=f"{group['name']}: {' '.join(named)}" if named else group["name"],
         measure=group["measure"],
         keys=keys,
         bound=own["at_least"] if at_least else own["at_most"],

@@ -35,7 +35,8 @@ def test_long_cases_wait_until_they_are_asked_for():
 
 def test_quick_has_every_operation_at_a_small_shape():
     tasks = chosen(CPU, Choice(quick=True, long=True))
-    assert {task.case.operation for task in tasks} == set(OPERATIONS)
+    of_accelerators = {"backward", "alibi-backward", "copy", "error"}
+    assert {task.case.operation for task in tasks} == set(OPERATIONS) - of_accelerators
     assert all(flops(task.case) < 1e10 for task in tasks)
 
 

@@ -1,0 +1,161 @@
+"""What the GPU itself can do: rates of single instructions, the error of its tanh, its clocks.
+
+One reading is one line of JSON in a file of its own, a newer one in the place of the older.
+"""
+
+import json
+import math
+import shutil
+import statistics
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.stopwatch import gpu_stopwatch
+from sigmoid_attention.training.files import write_whole
+
+ROUNDS = 5
+LENGTHS = (512, 2048, 8192, 32768, 131072)
+LOADED_SECONDS = 2.0
+PRODUCT = 8192
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One number, its spread over the rounds, or why there is none."""
+
+    name: str
+    unit: str
+    values: tuple[float, ...] = ()
+    refused: str | None = None
+    stamp: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        return statistics.median(self.values)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> "Reading":
+        values = json.loads(line)
+        return cls(**values | {"values": tuple(values["values"])})
+
+
+def rates(device: torch.device) -> Iterator[Reading]:
+    """Results a clock and multiprocessor of every instruction."""
+    from benchmarks.gpu import mufu
+
+    count = torch.cuda.get_device_properties(device).multi_processor_count
+    out = torch.empty(mufu.PROGRAMS * count * mufu.SIZE, device=device)
+    watch = gpu_stopwatch()
+    seconds: dict[str, list[float]] = {name: [] for name in mufu.INSTRUCTIONS}
+    for _ in range(ROUNDS + 1):
+        for name, own in seconds.items():
+            own.append(watch(lambda name=name: mufu.launch_chain(out, name, count)).wall)
+    yield from rates_of({name: own[1:] for name, own in seconds.items()}, mufu.INSTRUCTIONS)
+
+
+def rates_of(
+    seconds: dict[str, list[float]], results: dict[str, int], base: str = "fma.rn.f32"
+) -> Iterator[Reading]:
+    """The same from what as many of each took, round by round, against 128 `base` a clock."""
+    for name, own in seconds.items():
+        shared = zip(seconds[base], own, strict=True)
+        values = tuple(128.0 * results[name] * theirs / mine for theirs, mine in shared)
+        yield Reading(f"rate of {name}", "results a clock and multiprocessor", values)
+
+
+def tanh_errors(device: torch.device) -> Iterator[Reading]:
+    """What the hardware's tanh loses: its own error, and that of weights at -log n."""
+    from benchmarks.gpu.mufu import hardware_tanh
+
+    def tanh(x: Tensor) -> Tensor:
+        out, kernel = torch.empty_like(x), hardware_tanh
+        launch: Any = kernel
+        launch[(-(-x.numel() // 1024),)](x, out, x.numel(), BLOCK=1024)
+        return out
+
+    yield from errors_of(tanh, device)
+
+
+def errors_of(tanh: Callable[[Tensor], Tensor], device: torch.device) -> Iterator[Reading]:
+    """The same of any tanh of fp32 numbers, against float64."""
+    x = torch.linspace(-10, 10, 2**20, device=device)
+    exact = x.double().tanh()
+    worst = ((tanh(x).double() - exact) / exact).abs().nan_to_num().max()
+    yield Reading("tanh.approx.f32, largest relative error", "relative", (float(worst),))
+    for n in LENGTHS:
+        logit = torch.linspace(-math.log(n) - 1, -math.log(n) + 1, 2**16, device=device)
+        weight = 0.5 + 0.5 * tanh(0.5 * logit)
+        exact = logit.double().sigmoid()
+        error = ((weight.double() - exact) / exact).square().mean().sqrt()
+        yield Reading(f"weights near 1/{n} by it, error", "relative, RMS", (float(error),))
+
+
+def clocks(device: torch.device) -> Iterator[Reading]:
+    """Clock and power while matrix products keep the device busy for two seconds."""
+    left = torch.randn(PRODUCT, PRODUCT, device=device, dtype=torch.bfloat16)
+    watch = gpu_stopwatch()
+    one = watch(lambda: torch.mm(left, left)).wall
+    for _ in range(math.ceil(LOADED_SECONDS / one)):
+        torch.mm(left, left)
+    said = [asked_for_state() for _ in range(ROUNDS)]
+    torch.cuda.synchronize(device)
+    for name, unit in (("clocks.sm", "MHz"), ("power.draw", "W"), ("temperature.gpu", "degrees C")):
+        values = tuple(state[name] for state in said if name in state)
+        refused = None if values else "nvidia-smi is not there, or does not say"
+        yield Reading(f"{name} under load", unit, values, refused)
+
+
+STATE = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+
+
+def asked_for_state() -> dict[str, float]:
+    """Clocks (MHz), power (W) and temperature by nvidia-smi, as far as it says."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {}
+    query = [program, f"--query-gpu={','.join(STATE)}", "--format=csv,noheader,nounits"]
+    child = subprocess.run(query, capture_output=True, text=True, timeout=10)
+    return state_of(child.stdout)
+
+
+def state_of(said: str) -> dict[str, float]:
+    """The first line of what nvidia-smi prints.
+
+    Example:
+        >>> state_of("1980, 3201, 688.2, [N/A]\\n")
+        {'clocks.sm': 1980.0, 'clocks.mem': 3201.0, 'power.draw': 688.2}
+    """
+    found = {}
+    for name, text in zip(STATE, said.partition("\n")[0].split(","), strict=False):
+        try:
+            found[name] = float(text)
+        except ValueError:
+            continue
+    return found
+
+
+READINGS: dict[str, Callable[[torch.device], Iterator[Reading]]] = {
+    "rates": rates,
+    "tanh": tanh_errors,
+    "clocks": clocks,
+}
+
+
+def read(path: Path) -> dict[str, Reading]:
+    """The readings of a file by their names; none if there is no such file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {reading.name: reading for reading in map(Reading.from_json, lines)}
+
+
+def write(path: Path, readings: Iterable[Reading]) -> None:
+    """All readings to `path`, whole or not at all."""
+    write_whole(path, "".join(reading.to_json() + "\n" for reading in readings).encode())

@@ -1,0 +1,128 @@
+"""Speed: one case, all its peers in turns, a row each.
+
+Tensors are drawn on the device. Those of attention lie as projections leave them, (B, N, H, D);
+a cache lies (B, G, N, D). A decoding step is timed as a captured graph where it can be captured
+(the row's stamp says so), from memory and not from the processor's caches.
+
+Shape letters: B batch, H heads, G key heads, N tokens, D head dim.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.peers import ready
+from benchmarks.gpu.stopwatch import COLD_BYTES, captured, gpu_stopwatch
+from benchmarks.operations import DTYPES, OPERATIONS, Case, Inputs, Work, work
+from benchmarks.rows import Row, times
+from benchmarks.timing import Budget, Seconds, Stopwatch, take_turns
+
+BUDGET = Budget(seconds=1.0, least=5, least_short=8, most=12)
+# In an ALiBi case no logit is larger than this before bias and slope.
+LARGEST_LOGIT = 8.0
+WARM_UPS = 3
+
+Tell = Callable[[str], None]
+
+
+def measure_speed(
+    case: Case,
+    peers: tuple[str, ...],
+    device: torch.device,
+    tell: Tell,
+    stopwatch: Stopwatch | None = None,
+    budget: Budget = BUDGET,
+) -> Iterator[Row]:
+    """A row for each peer, those that refused included; `tell` hears whose turn it is."""
+    tensors = inputs(case, device)
+    rows: dict[str, Row] = {}
+    works: dict[str, Work] = {}
+    for peer in peers:
+        tell(peer)
+        try:
+            works[peer], stamp = _prepared(case, peer, tensors, device)
+        except Exception as refusal:
+            yield Row(case, peer, threads=0, refused=sentence(refusal))
+            leave_behind(device)
+            continue
+        rows[peer] = Row(case, peer, threads=0, stamp=stamp)
+    names = {compute: peer for peer, compute in works.items()}
+    watch = stopwatch or gpu_stopwatch(_cooling(device) if case.operation == "decode" else None)
+
+    def told(compute: Work) -> Seconds:
+        tell(names[compute])
+        return watch(compute)
+
+    for peer, turns in take_turns(works, told, budget).items():
+        yield replace(rows[peer], **times(turns))
+
+
+def _prepared(
+    case: Case, peer: str, tensors: Inputs, device: torch.device
+) -> tuple[Work, dict[str, Any]]:
+    """What is timed, called before, and what the row says of how."""
+    compute = work(case, tensors, ready(peer, case, device))
+    for _ in range(WARM_UPS):
+        compute()
+    stamp = {}
+    if case.operation == "decode" and device.type == "cuda":
+        try:
+            compute, stamp["graph"] = captured(compute), True
+        except RuntimeError:
+            stamp["graph"] = False
+    _wait(device)
+    return compute, stamp
+
+
+def leave_behind(device: torch.device) -> None:
+    """Give back what a case held; raises where nobody can work on the device any more."""
+    gc.collect()
+    _wait(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _cooling(device: torch.device) -> Work:
+    store = torch.empty(COLD_BYTES, dtype=torch.int8, device=device)
+    return lambda: store.zero_()
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, on one line that fits into a row."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said[:200]}"
+
+
+def inputs(case: Case, device: torch.device) -> Inputs:
+    """Gaussian tensors; of an ALiBi case with rows of one length, so that logits are bounded."""
+    chance = torch.Generator(device).manual_seed(case.length)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=chance, device=device, dtype=DTYPES[case.dtype])
+
+    if case.operation == "copy":
+        source, target = torch.empty(2, case.length, device=device, dtype=DTYPES[case.dtype])
+        return Inputs(source, target, target, target)
+    if case.operation == "gemm":
+        left, right = normal(case.length, case.length), normal(case.length, case.length)
+        return Inputs(left, right, right, right)
+    key_heads = case.key_heads or case.heads
+    if case.operation == "decode":
+        cache = case.batch, key_heads, case.length, case.dim
+        query = normal(case.batch, case.heads, 1, case.dim)
+        return Inputs(query, normal(*cache), normal(*cache), query)
+    shape = case.batch, case.length, case.heads, case.dim
+    query, key, value, upstream = (normal(*shape).transpose(1, 2) for _ in range(4))
+    if OPERATIONS[case.operation].alibi:
+        length = (LARGEST_LOGIT * case.dim**0.5) ** 0.5
+        query, key = (x * (length / x.norm(dim=-1, keepdim=True)) for x in (query, key))
+    return Inputs(query, key, value, upstream)

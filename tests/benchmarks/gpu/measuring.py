@@ -1,0 +1,47 @@
+"""A measuring process that does what a unit's peers are called, for the driver's tests.
+
+It imports nothing of the project, so that it starts at once.
+"""
+
+import json
+import os
+import sys
+import time
+
+
+def say(**line) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def row(unit: dict, peer: str, **own) -> str:
+    nothing = {"wall": [], "cpu": [], "bytes": [], "ratio": None, "error": None, "refused": None}
+    return json.dumps(unit["case"] | nothing | {"peer": peer, "threads": 0} | own)
+
+
+def measure(unit: dict) -> None:
+    if unit["case"] is None:
+        say(trying=unit["reading"])
+        if unit["reading"] == "crash":
+            os._exit(3)
+        own = {"name": unit["reading"], "unit": "x", "values": [1.0]}
+        say(reading=json.dumps(own))
+    for peer in unit["peers"]:
+        if peer == "crash-at-once":
+            os._exit(4)
+        say(trying=peer)
+        if peer == "crash":
+            os.abort()
+        if peer == "hang":
+            time.sleep(60)
+        if peer == "spoil":
+            # Its own row is out; the device is not fit for the others.
+            say(row=row(unit, peer, refused="it says"))
+            say(trouble="the device is gone")
+            sys.exit(1)
+        say(row=row(unit, peer, wall=[1.0], process=os.getpid()))
+    say(done=True)
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        measure(json.loads(line))

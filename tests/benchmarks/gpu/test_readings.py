@@ -1,0 +1,73 @@
+"""Readings follow from what was timed, and the loops that are timed hold what they should."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks.gpu import mufu, readings
+from benchmarks.gpu.readings import Reading, errors_of, rates_of, read, write
+from tests.attention.cross_compile import cross_compile
+
+CPU = torch.device("cpu")
+
+
+def test_rates_are_told_by_that_of_the_fma():
+    seconds = {"fma.rn.f32": [1.0, 2.0], "tanh.approx.f32": [8.0, 16.0], "pair": [8.0, 32.0]}
+    results = {"fma.rn.f32": 1, "tanh.approx.f32": 1, "pair": 2}
+    fma, tanh, pair = rates_of(seconds, results)
+    assert fma.values == (128.0, 128.0)
+    assert tanh.values == (16.0, 16.0) and tanh.name == "rate of tanh.approx.f32"
+    assert pair.values == (32.0, 16.0) and pair.value == 24.0
+
+
+def test_errors_of_a_tanh_are_those_that_it_was_given():
+    def coarse(x):
+        return x.tanh() * (1 - 1e-5)
+
+    tanh, *weights = errors_of(coarse, CPU)
+    assert tanh.value == pytest.approx(1e-5, rel=0.05)
+    # Where the weight is 1 / n, an error of 5e-6 is n times as large.
+    for n, reading in zip(readings.LENGTHS, weights, strict=True):
+        assert str(n) in reading.name
+        middle = 5e-6 * math.sinh(2) ** 0.5 * n
+        assert reading.value == pytest.approx(middle, rel=0.5)
+
+
+@pytest.mark.parametrize("instruction", mufu.INSTRUCTIONS)
+def test_a_loop_holds_nothing_but_the_instruction(instruction):
+    results = mufu.INSTRUCTIONS[instruction]
+    constants = {
+        "STEPS": mufu.STEPS, "UNROLLED": mufu.UNROLLED, "SIZE": mufu.SIZE,
+        "ASM": mufu.asm(instruction), "PAIRS": results == 2,
+    }  # fmt: skip
+    code = cross_compile(mufu.chain, {"out": "*fp32"}, constants, num_warps=mufu.WARPS)
+    name = "FFMA" if instruction == mufu.FMA else "MUFU"
+    (loop,) = code.inner(name)
+    # Of a pair each half is an instruction of its own.
+    assert loop.count(name) % (mufu.UNROLLED * mufu.NUMBERS_A_THREAD * results) == 0
+    beside = len(loop) - loop.count(name) - loop.count("FADD")
+    assert beside <= 0.1 * loop.count(name)
+    assert code.spills == 0
+
+
+def test_the_tanh_that_errs_is_the_hardware_s():
+    signature = {"x": "*fp32", "out": "*fp32", "size": "i32"}
+    code = cross_compile(mufu.hardware_tanh, signature, {"BLOCK": 1024}, num_warps=4)
+    assert code.count("MUFU.TANH") == 1024 // 128
+
+
+def test_a_reading_takes_the_place_of_the_older(tmp_path):
+    path = tmp_path / "gpu-readings.jsonl"
+    assert read(path) == {}
+    write(path, [Reading("a", "x", (1.0, 3.0, 2.0), stamp={"date": "now"}), Reading("b", "y")])
+    assert read(path)["a"] == Reading("a", "x", (1.0, 3.0, 2.0), stamp={"date": "now"})
+    assert read(path)["a"].value == 2.0
+    assert len(path.read_text().splitlines()) == 2
+    assert json.loads(path.read_text().splitlines()[1])["refused"] is None
+
+
+def test_state_is_nothing_where_nobody_tells(monkeypatch):
+    monkeypatch.setattr(readings.shutil, "which", lambda name: None)
+    assert readings.asked_for_state() == {}
