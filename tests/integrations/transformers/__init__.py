@@ -1,0 +1,1 @@
+from tests import pypi_torchvision  # noqa: F401, before transformers imports torchvision

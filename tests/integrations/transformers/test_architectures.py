@@ -1,6 +1,7 @@
 """Every architecture against every check that has something to look at in it."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,8 @@ def test_the_table_has_a_row_for_each_architecture_and_says_what_was_tested():
     assert lines[2].count("yes") == len(COLUMNS)  # Llama
     assert sum(line.count("yes") for line in lines) == len(CASES)
     assert all(head in legend() for head, _, _ in COLUMNS)
+
+
+def test_the_table_in_the_docs_is_the_one_that_is_printed():
+    page = (Path(__file__).parents[3] / "docs" / "integrations.md").read_text(encoding="utf-8")
+    assert f"{markdown()}\n\n{legend()}\n<!-- architectures end -->" in page

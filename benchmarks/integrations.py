@@ -1,0 +1,201 @@
+"""What the integration with transformers must reach: no cost, and generation that is not slower.
+
+    python -m benchmarks.integrations [--only overhead,generation] [--quick] [--out FILE]
+
+Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.listing import checks_table
+from benchmarks.mixtures import Check, write
+from benchmarks.rows import results_file
+from benchmarks.stamp import stamp
+from benchmarks.timing import Budget, cpu_stopwatch, take_turns
+from sigmoid_attention import NegLogLength, sigmoid_attention
+from sigmoid_attention.integrations.transformers import (
+    PerHead,
+    convert,
+    register,
+    sigmoid_attention_forward,
+)
+
+# SmolLM2-135M, with a number of layers that leaves time for several rounds.
+HEADS, KEY_HEADS, HEAD_DIM, LAYERS = 9, 3, 64, 8
+THROUGH, DIRECT = "through transformers", "the operator"
+OURS, THEIRS = "sigmoid", "sdpa"
+
+
+USUAL = Budget(seconds=60.0, least=9, least_short=9, most=25)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured; `QUICK` says whether it works, not how fast it is."""
+
+    contexts: tuple[int, ...] = (1024, 4096)
+    layers: int = LAYERS
+    budget: Budget = USUAL
+
+
+QUICK = Scale(contexts=(48,), layers=1, budget=Budget(seconds=0.0, least=1, least_short=1, most=1))
+
+
+def overhead(scale: Scale) -> Iterator[Check]:
+    """One attention module's call, against the operator on the same tensors in the same layout."""
+    register()
+    biases = {"a number": NegLogLength(2048), "per head": PerHead(NegLogLength(2048))}
+    for keys in scale.contexts:
+        for queries in (1, keys):
+            for kind, bias in biases.items():
+                query, key, value = _tensors(queries, keys)
+                module = nn.Module()
+                module.is_causal = True  # pyright: ignore[reportArgumentType]
+                own = bias.start(HEADS) if isinstance(bias, PerHead) else bias
+                module.sigmoid_bias = own  # pyright: ignore[reportArgumentType]
+                given = own.view(1, -1, 1, 1) if isinstance(own, Tensor) else own
+                works = {
+                    THROUGH: _through(module, query, key, value),
+                    DIRECT: _direct(query, key, value, given),
+                }
+                name = f"call, {queries} x {keys}, bias {kind}"
+                yield from _ratios("overhead", name, works, scale.budget, 1.05)
+
+
+def _tensors(queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As projections leave them, (B, Q, H, D) in memory; a cache is (B, G, K, D) in memory."""
+    query = torch.randn(1, queries, HEADS, HEAD_DIM).transpose(1, 2)
+    key, value = torch.randn(2, 1, KEY_HEADS, keys, HEAD_DIM).unbind(0)
+    return query, key, value
+
+
+def _through(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Callable[[], Any]:
+    return lambda: sigmoid_attention_forward(module, query, key, value, None, scaling=0.125)
+
+
+def _direct(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | NegLogLength
+) -> Callable[[], Any]:
+    causal = query.shape[2] > 1
+    return lambda: sigmoid_attention(
+        query, key, value, bias=bias, scale=0.125, is_causal=causal, enable_gqa=True
+    )
+
+
+def generation(scale: Scale) -> Iterator[Check]:
+    """A prompt at once and a token after it, against the same model by its own sdpa path."""
+    for context in scale.contexts:
+        per_head = PerHead(NegLogLength(2 * context))
+        models = {
+            OURS: convert(_llama(scale, context)),
+            f"{OURS}, biases per head": convert(_llama(scale, context), bias=per_head),
+            THEIRS: _llama(scale, context),
+        }
+        tokens = torch.arange(context)[None] % models[OURS].config.vocab_size
+        for name, work in (("prompt of", _prompt), ("token after", _step)):
+            works = {peer: work(model, tokens) for peer, model in models.items()}
+            yield from _ratios("generation", f"{name} {context}", works, scale.budget, 1.0)
+
+
+def _llama(scale: Scale, context: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=HEADS * HEAD_DIM,
+        intermediate_size=1536,
+        num_hidden_layers=scale.layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KEY_HEADS,
+        max_position_embeddings=2 * context,
+        tie_word_embeddings=True,
+    )
+    config._attn_implementation = THEIRS
+    return LlamaForCausalLM(config).eval()
+
+
+def _prompt(model: LlamaForCausalLM, tokens: Tensor) -> Callable[[], Any]:
+    return lambda: model(
+        input_ids=tokens, past_key_values=DynamicCache(config=model.config), logits_to_keep=1
+    )
+
+
+def _step(model: LlamaForCausalLM, tokens: Tensor) -> Callable[[], Any]:
+    """One token; the cache is cut back after it, so that every step finds the same."""
+    cache = DynamicCache(config=model.config)
+    model(input_ids=tokens, past_key_values=cache, logits_to_keep=1)
+
+    def step() -> None:
+        model(input_ids=tokens[:, :1], past_key_values=cache)
+        cache.crop(-1)
+
+    return step
+
+
+def _ratios(
+    suite: str, name: str, works: dict[str, Callable[[], Any]], budget: Budget, bound: float
+) -> Iterator[Check]:
+    """Each work's time over the last one's, turn by turn; the spread is that of the turns."""
+    for work in works.values():
+        work()
+    turns = take_turns(works, cpu_stopwatch(), budget)
+    seconds = {peer: [turn.wall for turn in turns[peer]] for peer in works}
+    median = {peer: f"{1e3 * statistics.median(seconds[peer]):.4g} ms" for peer in works}
+    *ours, last = works
+    for peer in ours:
+        ratios = tuple(one / other for one, other in zip(seconds[peer], seconds[last], strict=True))
+        yield Check(
+            suite, f"{name}, {peer}", statistics.median(ratios), "x", bound,
+            said=f"{min(ratios):.3f} to {max(ratios):.3f} of {last} in {len(ratios)} turns; "
+            f"{median[peer]} and {median[last]}",
+            values=ratios,
+        )  # fmt: skip
+
+
+SUITES: dict[str, Callable[[Scale], Iterator[Check]]] = {
+    "overhead": overhead,
+    "generation": generation,
+}
+
+
+@torch.no_grad()
+def checks(only: Sequence[str], scale: Scale) -> Iterator[Check]:
+    """What was asked for, everything if nothing was, on as many threads as torch has."""
+    for name in only:
+        if name not in SUITES:
+            raise ValueError(f"--only: must be of {', '.join(SUITES)}, got {name}")
+    now = {**stamp(torch.device("cpu")), "threads": torch.get_num_threads()}
+    for name in only or SUITES:
+        for check in SUITES[name](scale):
+            yield replace(check, stamp=now)
+
+
+def main(only: tuple[str, ...] = (), *, quick: bool = False, out: Path | None = None) -> int:
+    """Measure what the integration with transformers must reach; exit code 1 unless it does.
+
+    Args:
+        only: overhead, generation; everything if not given.
+        quick: Little of everything: whether it works, not how fast it is. The exit code is then 0.
+        out: A .jsonl file, or a folder in which it is named after the processor.
+    """
+    found = []
+    for check in checks(only, QUICK if quick else Scale()):
+        found.append(check)
+        if out:
+            write(results_file(out, "integrations"), found)
+    Console(width=None if sys.stdout.isatty() else 200).print(checks_table(found))
+    return 0 if quick or all(check.met for check in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))
