@@ -45,13 +45,13 @@ def bert() -> PreTrainedModel:
 
 
 def _made(kind, config) -> PreTrainedModel:
-    """With weights a few times as large as usual, so that attention prefers some keys to others."""
+    """With weights many times as large as usual, so that attention prefers some keys to others."""
     torch.manual_seed(0)
     model = kind(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "emb" not in name:
-                parameter.mul_(6)
+                parameter.mul_(10)
     return model
 
 

@@ -42,6 +42,17 @@ def test_gradients_reach_the_layer():
     assert layers[1].self_attn.q_proj.weight.grad is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_answers_the_same_again(kind):
+    student = Student(KINDS[kind](), form="threshold", gain=1.5)
+    layers = attention_layers(student.model, list(student.modules))
+    stream = LayerStream(student.model, layers, [{"input_ids": ids()}])
+    first = stream.outputs(0)[0]
+    assert stream.outputs(0)[0].equal(first)
+    for _ in range(2):
+        stream.output(0, 0, stream.hidden[0]).square().sum().backward()
+
+
 def test_layers_that_do_not_follow_one_another_are_refused():
     class Skipping(nn.Module):
         def __init__(self):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 Batch = Mapping[str, Tensor]
 
@@ -78,7 +79,8 @@ def _calls_of(
     last: list[Tensor] = []
 
     def before(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kwargs = dict(kwargs)
+        args = tuple(_without_cache(value) for value in args)
+        kwargs = {name: _without_cache(value) for name, value in kwargs.items()}
         hidden = args[0] if args else kwargs.pop("hidden_states")
         if not first:
             first.append(hidden)
@@ -106,6 +108,11 @@ def _hooks(layers: Sequence[nn.Module], before: Any, after: Any) -> Iterator[Non
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _without_cache(value: Any) -> Any:
+    """A cache would take in the keys of every further call."""
+    return None if isinstance(value, Cache) else value
 
 
 def _tensor(out: Any) -> Tensor:

@@ -1,8 +1,8 @@
 """What is measured of a parent and of its conversion, before, on the way and after."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -33,7 +33,6 @@ class Evaluation:
     sequences: int
     lengths: Sequence[int]
     device: torch.device
-    pairs: Callable[[], Sequence[similarity.Pairs]] = field(default=similarity.human_pairs)
 
     @cached_property
     def _batches(self) -> list[dict[str, Tensor]]:
@@ -50,7 +49,7 @@ class Evaluation:
         if self.parent.causal:
             return {"loss": self._loss(model)}
         found = {"hidden_error": self._hidden_error(model)}
-        for pairs in self.pairs():
+        for pairs in similarity.human_pairs():
             found[pairs.name] = similarity.correlation(model, self.parent.tokenizer, pairs)
         return found
 

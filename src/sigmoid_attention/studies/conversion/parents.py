@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -102,7 +103,7 @@ def load_parent(name: str) -> Parent:
             **extra,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **extra)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"model: transformers cannot load {name!r}: {error}") from error
     return Parent(_free_of_gguf(model).eval(), tokenizer, causal, provenance)
 

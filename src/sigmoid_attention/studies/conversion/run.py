@@ -92,11 +92,7 @@ class Run:
         self.losses = self._restored()
         self._saved = self._started = time.monotonic()
         if not self.losses:
-            self._measure(START, 0)
-            self.distillation.calibrate()
-            student.set_t(1.0)
-            self._measure(CALIBRATED, 0)
-            student.set_t(0.0)
+            self._untrained(student)
         self._layer_by_layer()
         self._all_layers()
         model = student.finish()
@@ -131,6 +127,16 @@ class Run:
         for stage, bias in wanted.items():
             use_bias(swapped, bias)
             self._put(Point(stage, 0, 0.0, self.evaluation.quick(swapped)))
+
+    def _untrained(self, student: Student) -> None:
+        """The start, and what calibration alone makes of it."""
+        self._measure(START, 0)
+        # Without stage one this is where the biases that stay come from.
+        if not self.curve.has(CALIBRATED, 0) or not self.setting.layer_steps:
+            self.distillation.calibrate()
+        student.set_t(1.0)
+        self._measure(CALIBRATED, 0)
+        student.set_t(0.0)
 
     def _layer_by_layer(self) -> None:
         steps = self.setting.layer_steps

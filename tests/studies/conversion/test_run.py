@@ -1,0 +1,156 @@
+"""A whole conversion of tiny models: what it ends as, what it measures, and killing it."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from sigmoid_attention.attention import NegLogVisible
+from sigmoid_attention.integrations.conversion import relative_error
+from sigmoid_attention.integrations.transformers import attention_modules, convert
+from sigmoid_attention.studies.conversion.curve import read_curve
+from sigmoid_attention.studies.conversion.parents import load_parent
+from sigmoid_attention.studies.conversion.run import MODEL, Run, begin
+from sigmoid_attention.studies.conversion.setting import Setting
+from sigmoid_attention.studies.conversion.similarity import Pairs
+from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.progress import StepProgress
+from tests.integrations.conversion.models import answer
+from tests.studies.conversion.made import WORDS, checkpoint, text
+
+SETTING = {"steps": 6, "layer_steps": 6, "seq_len": 32, "batch_size": 2, "layer_batches": 2}
+PAIRS = (Pairs("made", WORDS[:4], [(0, 1), (1, 2), (2, 3)], [0.1, 0.9, 0.4]),)
+
+
+@pytest.fixture(scope="module", params=["llama", "bert"])
+def made(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return checkpoint(folder / "model", request.param), load_corpus(text(folder))
+
+
+@pytest.fixture(autouse=True)
+def own_pairs(monkeypatch):
+    monkeypatch.setattr(
+        "sigmoid_attention.studies.conversion.similarity.human_pairs", lambda: PAIRS
+    )
+
+
+def run(made, out, monkeypatch=None, **changes):
+    parent = load_parent(str(made[0]))
+    more = {"heldout_sequences": 4, "lengths": (), "evaluate_every": 3, "checkpoint_seconds": 0}
+    setting = Setting(**{**SETTING, **changes})
+    return Run(parent, made[1], setting, out, torch.device("cpu"), **more, shown=False)
+
+
+def loaded(made, out):
+    causal = load_parent(str(made[0])).causal
+    return (AutoModelForCausalLM if causal else AutoModel).from_pretrained(out / MODEL)
+
+
+def error(made, model):
+    """How far a model's answers are from the parent's on text that is held out."""
+    parent = load_parent(str(made[0]))
+    sequences = Sequences(parent, made[1], seq_len=32, batch_size=8, seed=0)
+    (batch,) = sequences.heldout_batches(8)
+    tokens = batch["input_ids"]
+    return float(relative_error(answer(model, tokens), answer(parent.model, tokens)))
+
+
+def test_it_ends_as_a_sigmoid_model_near_its_parent(made, tmp_path):
+    longer = {"steps": 16, "layer_steps": 16, "layer_lr": 1e-3, "lr": 1e-3}
+    curve = run(made, tmp_path, **longer).go()
+    naive = convert(load_parent(str(made[0])).model, bias=NegLogVisible())
+    model = loaded(made, tmp_path)
+    assert model.config._attn_implementation == "sigmoid"
+    assert 0 < error(made, model) < 0.95 * error(made, naive)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    assert curve.points == read_curve(tmp_path).points
+
+
+def test_a_constant_form_ends_as_a_number_a_head(made, tmp_path):
+    run(made, tmp_path, form="constant").go()
+    biases = [module.sigmoid_bias for module in attention_modules(loaded(made, tmp_path)).values()]
+    assert len(biases) == 2 and all(bias.dim() == 1 for bias in biases)
+    # Calibrated per head, not left where they began.
+    assert all(bias.abs().min() > 0.1 and bias.std() > 0 for bias in biases)
+
+
+def test_the_curve_has_a_point_for_every_stage(made, tmp_path):
+    curve = run(made, tmp_path).go()
+    assert [(point.stage, point.step) for point in curve.points] == [
+        ("parent", 0),
+        ("naive", 0),
+        ("row LSE", 0),
+        ("start", 0),
+        ("calibrated", 0),
+        ("layer by layer", 12),
+        ("all layers", 15),
+        ("final", 18),
+    ]
+    seconds = [point.seconds for point in curve.points]
+    assert seconds == sorted(seconds) and seconds[-1] > 0
+    assert str(made[0]) not in json.dumps(curve.described["model"])
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("layer_steps", [6, 0], ids=["two-stages", "all-at-once"])
+@pytest.mark.parametrize("updates", [1, 4], ids=["early", "late"])
+def test_killed_anywhere_and_resumed_it_ends_with_the_same_bits(
+    made, tmp_path, monkeypatch, updates, layer_steps
+):
+    whole = run(made, tmp_path / "whole", layer_steps=layer_steps).go()
+    update, seen = StepProgress.update, []
+
+    def killed(bar, done, loss):
+        update(bar, done, loss)
+        seen.append(done)
+        if len(seen) == updates + 1:
+            raise Killed
+
+    monkeypatch.setattr(StepProgress, "update", killed)
+    with pytest.raises(Killed):
+        run(made, tmp_path / "cut", layer_steps=layer_steps).go()
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        "sigmoid_attention.studies.conversion.similarity.human_pairs", lambda: PAIRS
+    )
+    resumed = run(made, tmp_path / "cut", layer_steps=layer_steps).go()
+    assert [point.found for point in resumed.points] == [point.found for point in whole.points]
+    assert len({(point.stage, point.step) for point in resumed.points}) == len(resumed.points)
+    first, second = (loaded(made, tmp_path / name).state_dict() for name in ("whole", "cut"))
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_a_checkpoint_of_another_setting_is_refused(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(StepProgress, "update", lambda *_, **__: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        run(made, tmp_path, layer_steps=0).go()
+    monkeypatch.undo()
+    begin(tmp_path, {"steps": 6})
+    with pytest.raises(ValueError, match="steps was 6 when this folder was started and is 7 now"):
+        begin(tmp_path, {"steps": 7})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("steps", -1, "at least 0"),
+        ("form", "row", "one of threshold, constant"),
+        ("gain", 0.0, "positive"),
+        ("seq_len", 8, "at least 16"),
+        ("temperature", 0.0, "positive"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(name, value, wanted):
+    with pytest.raises(ValueError, match=f"{name} must be {wanted}"):
+        Setting(**{**SETTING, name: value})
+
+
+def test_a_setting_that_trains_nothing_is_refused():
+    with pytest.raises(ValueError, match="must not both be 0"):
+        Setting(steps=0, layer_steps=0)
