@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from sigmoid_attention.cli import main
 from sigmoid_attention.nn import DecoderLM
 from sigmoid_attention.studies.results import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX
 from sigmoid_attention.studies.routing import findings as rule
@@ -159,7 +160,8 @@ def test_the_rule_on_the_loss(standing, tmp_path):
     assert {f.standing for f in found} == {standing}
     assert found[0].softmax.mean == pytest.approx(2.05)
     assert found[0].difference.mean == pytest.approx(sum(LOSSES[standing]) / 3)
-    assert verdict(found).startswith(f"In held-out loss sigmoid routing is {standing} in “top-2”")
+    pairs = ", ".join(f"“{pair}”" for pair in PAIRS)
+    assert verdict(found).endswith(f"softmax routing: {standing} in {pairs}.")
 
 
 def test_of_a_higher_entropy_more_is_better_and_there_is_no_margin(tmp_path):
@@ -195,6 +197,8 @@ class TestPage:
         assert text.startswith("# Words\n\n") and text.endswith(f"{END}\n\nmore words\n")
         assert "old" not in text and "(routing/routing.svg)" in text
         assert "| top-2 | held-out loss" in text and "-0.060 (-0.085 to -0.035) | better |" in text
+        assert "on a processor, 1 thread, torch 2.13.0." in text
+        assert "**Rule.** In each pair, " in text
         assert "7 of 7 parameters multiply a token in “all experts”" in text
 
     def test_the_command_makes_the_rows_again(self, tmp_path):
@@ -214,6 +218,25 @@ class TestPage:
             publish(rows, tmp_path / "bare.md")
         with pytest.raises(ValueError, match="no pair of arms has finished"):
             markdown(rows.slice(0, 0), "figure.svg")
+
+
+class TestCommand:
+    def test_it_prints_publishes_and_resumes(self, text_file, tmp_path, capsys):
+        document = tmp_path / "page.md"
+        document.write_text(f"{BEGIN}{END}")
+        out = ["--out", str(tmp_path / "out"), "--data", text_file, "--steps", "1", "--seeds", "1"]
+        assert main(["routing", *out]) == 0
+        assert "softmax routing: undecided in “top-2”" in capsys.readouterr().out
+        assert main(["routing", *out, "--resume", "--docs", str(document)]) == 0
+        assert "| top-2 | held-out loss" in document.read_text()
+        assert main(["routing", *out]) == 2
+        assert "is not empty; nothing was overwritten" in capsys.readouterr().err
+
+    def test_a_document_that_is_not_there_is_told_before_any_work(self, tmp_path, capsys):
+        argv = ["routing", "--docs", str(tmp_path / "no.md"), "--out", str(tmp_path / "out")]
+        assert main(argv) == 2
+        assert capsys.readouterr().err.endswith("no.md is no document\n")
+        assert not (tmp_path / "out").exists()
 
 
 class TestRun:

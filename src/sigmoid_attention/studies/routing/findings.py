@@ -71,8 +71,8 @@ def verdict(found: Sequence[Finding]) -> str:
     for finding in found:
         if finding.quantity is LOSS:
             by_standing[finding.standing].append(f"“{finding.pair}”")
-    said = [f"{standing} in {' and '.join(pairs)}" for standing, pairs in by_standing.items()]
-    return f"In held-out loss sigmoid routing is {'; '.join(said)}."
+    said = [f"{standing} in {', '.join(pairs)}" for standing, pairs in by_standing.items()]
+    return f"Held-out loss of sigmoid against softmax routing: {'; '.join(said)}."
 
 
 def _compare(

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from sigmoid_attention.studies.claims.figure import COLOURS, panels, styled, svg
-from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX, Interval
+from sigmoid_attention.studies.results import SIGMOID, SOFTMAX, Interval
 from sigmoid_attention.studies.routing import findings as rule
 from sigmoid_attention.studies.routing.findings import QUANTITIES, Finding, findings, verdict
 from sigmoid_attention.studies.routing.setting import PAIRS
 from sigmoid_attention.training.files import write_whole
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # In a document of words what lies between these is made, and only that.
@@ -34,17 +35,23 @@ def publish(rows: pa.Table, document: Path) -> Path:
         ValueError: the document is not there or has no markers, or no pair has finished.
         OSError: a file could not be written.
     """
+    before, after = around(document)
+    folder = document.with_suffix("")
+    text = markdown(rows, f"{folder.name}/{FIGURE}")
+    write_whole(folder / FIGURE, svg(draw(findings(rows))))
+    write_whole(document, f"{before}{BEGIN}\n{text}{END}{after}".encode())
+    return document
+
+
+def around(document: Path) -> tuple[str, str]:
+    """What stands before and after the markers of a document; ``ValueError`` if it has none."""
     if not document.is_file():
         raise ValueError(f"docs: {document} is no document")
     before, begin, rest = document.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"docs: {document} does not have {BEGIN} and, below it, {END}")
-    folder = document.with_suffix("")
-    text = markdown(rows, f"{folder.name}/{FIGURE}")
-    write_whole(folder / FIGURE, svg(draw(findings(rows))))
-    write_whole(document, f"{before}{BEGIN}\n{text}{END}{after}".encode())
-    return document
+    return before, after
 
 
 def markdown(rows: pa.Table, figure: str) -> str:
@@ -59,7 +66,7 @@ def markdown(rows: pa.Table, figure: str) -> str:
         f"**Command.** `{command(rows)}`, on {_made_on(rows)}.",
         f"**Compute.** {_compute(rows)}",
         table(found),
-        f"![Both arms of every pair, with 95 % intervals over seeds]({figure})",
+        f"![How far apart the arms of every pair are, with 95 % intervals over seeds]({figure})",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -92,34 +99,32 @@ def command(rows: pa.Table) -> str:
 
 
 def draw(found: Sequence[Finding]) -> "Figure":
-    """A panel for each quantity: both arms of every pair, with intervals over seeds."""
+    """A panel for each quantity: how far apart the arms of every pair are, with intervals."""
     figure, axes = panels(len(QUANTITIES))
     with styled():
         for axis, quantity in zip(axes, QUANTITIES, strict=True):
-            chosen = {finding.pair: finding for finding in found if finding.quantity == quantity}
             axis.set_title(quantity.label)
-            axis.set_xlabel(quantity.meaning)
+            axis.set_xlabel(f"{SIGMOID} - {SOFTMAX}")
             axis.set_yticks(range(len(PAIRS)), list(PAIRS))
             axis.set_ylim(len(PAIRS) - 0.5, -0.5)
-            for shift, arm in zip((-0.12, 0.12), ARMS, strict=True):
-                for height, pair in enumerate(PAIRS):
-                    if pair in chosen:
-                        one: Interval = getattr(chosen[pair], arm)
-                        _bar(axis, one, height + shift, COLOURS[arm])
-                axis.plot([], [], "o", color=COLOURS[arm], label=arm)
-        axes[0].legend()
+            axis.axvline(0.0, color="black", linewidth=0.8)
+            for height, pair in enumerate(PAIRS):
+                for finding in found:
+                    if (finding.pair, finding.quantity) == (pair, quantity):
+                        _bar(axis, finding.difference, height)
     return figure
 
 
-def _bar(axis, interval: Interval, height: float, colour: str) -> None:
-    axis.plot(interval.mean, height, "o", color=colour)
+def _bar(axis: "Axes", interval: Interval, height: float) -> None:
+    axis.plot(interval.mean, height, "o", color=COLOURS[SIGMOID])
     if interval.bounded:
-        axis.plot([interval.low, interval.high], [height, height], "-", color=colour)
+        axis.plot([interval.low, interval.high], [height, height], "-", color=COLOURS[SIGMOID])
 
 
 def _rule() -> str:
     """The rule as its module states it."""
-    return " ".join((rule.__doc__ or "").partition("Rule: ")[2].split())
+    text = " ".join((rule.__doc__ or "").partition("Rule: ")[2].split())
+    return text[:1].upper() + text[1:]
 
 
 def _compute(rows: pa.Table) -> str:
@@ -145,7 +150,8 @@ def _compute(rows: pa.Table) -> str:
 def _made_on(rows: pa.Table) -> str:
     machine = json.loads(rows["machine"][0].as_py())
     versions = json.loads(rows["versions"][0].as_py())
-    return f"{machine['processor']}, {machine['threads']} threads, torch {versions['torch']}"
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return f"{machine['processor']}, {threads}, torch {versions['torch']}"
 
 
 def _signed(interval: Interval) -> str:

@@ -50,7 +50,7 @@ def run(
     """
     corpus = load_corpus(setting.data)
     text = Text.prepare(corpus, ByteTokenizer.vocab_size, setting.heldout_bytes)
-    text.check_lengths(setting.seq_len, max(setting.seq_len, setting.probe_tokens))
+    text.check_lengths(setting.seq_len, setting.seq_len)
     stamp = {
         "machine": describe_machine(torch.device("cpu")),
         "versions": describe_versions(),
@@ -143,7 +143,7 @@ def run_unit(
 
 def _probe(text: Text, setting: RoutingSetting) -> Tensor:
     stream = token_stream(text.tokenizer, text.heldout).long()
-    sequences = max(1, setting.probe_tokens // setting.seq_len)
+    sequences = max(1, min(setting.probe_tokens, len(stream)) // setting.seq_len)
     return stream[: sequences * setting.seq_len].view(sequences, setting.seq_len)
 
 
