@@ -188,3 +188,10 @@ def test_memory_is_bounded(monkeypatch, remembered):
     for keys in range(1, 9):
         assert_equals_the_definition(drawn(keys=keys), {})
         assert 1 <= len(repeated._known) <= 3
+
+
+def test_calls_of_other_devices_are_left_alone(monkeypatch):
+    """Whether there is a CPU kernel, which may have to be built first, is not theirs to ask."""
+    monkeypatch.setattr(repeated, "available", None)
+    query = torch.zeros(1, 2, 4, 8, device="meta")
+    assert sigmoid_attention(query, query, query, bias=-1.0, impl="auto").device.type == "meta"

@@ -360,6 +360,7 @@ def compiled(
     page: int = 0,
     slopes: bool = False,
     softcap: bool = False,
+    sizes: tuple[str, str, str] = ("i32",) * 3,
 ) -> Compiled:
     """The kernel as it is launched for so many heads of one query that share a key head."""
     kernel = kernels.attend_part
@@ -375,7 +376,7 @@ def compiled(
         name: (pointers[name], *["i32"] * (count - 1), "constexpr")
         for name, count in strides.items()
     }
-    signature |= {"sizes": ("i32",) * 3, "numbers": ("fp32",) * 4}
+    signature |= {"sizes": sizes, "numbers": ("fp32",) * 4}
     itemsize = 4 if dtype == "fp32" else 2
     own = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     constants = {
@@ -387,6 +388,7 @@ def compiled(
     constants |= {name: None for name in ("table", "bias", "slopes") if name not in signature}
     by_place = {(places[name],): value for name, value in constants.items()}
     by_place |= {(places[name], count): 1 for name, count in strides.items()}
+    by_place |= {(places["sizes"], i): 1 for i, kind in enumerate(sizes) if kind == "constexpr"}
     aligned = [
         (places[name], inner)
         for name in ("query", "key", "value", "out")
@@ -428,6 +430,12 @@ def test_machine_code_keeps_to_what_the_rule_for_parts_assumes(dim, rows, option
     clocks = len(loop) * 4 / 4
     if options.get("dtype") != "fp32":
         assert tile / clocks >= 2 * 4.8e12 / 132 / 1.5e9
+
+
+def test_sizes_of_one_which_triton_builds_in_compile_as_well():
+    """A launch turns every 1 among its numbers into a constant."""
+    code = compiled(64, 1, sizes=("constexpr", "i32", "constexpr"))
+    assert code.spills == 0
 
 
 def test_rows_of_many_heads_take_the_wide_products_of_hopper():

@@ -52,7 +52,9 @@ def kind(
         lengths: the keys in use of each sequence of a cache. They are looked at in every call.
         settings: every other argument that changes the answer or that a check looks at.
     """
-    if type(window) is not tuple or not unwatched((query, key, value, lengths, slopes)):
+    if type(window) is not tuple or not query.is_cpu:
+        return None
+    if not unwatched((query, key, value, lengths, slopes)):
         return None
     if type(bias) is NegLogLength:
         bias = bias.value

@@ -89,8 +89,8 @@ def attend_part(
     row_exists_M = row_M < ROWS
     head_M = key_head * GROUP + row_M // QUERIES
     query_M = (row_M % QUERIES).to(tl.int64)
-    tokens = tl.load(used_ptr + sequence * used_b).to(tl.int32)
-    tokens = tl.minimum(tl.maximum(tokens, 0), capacity)
+    tokens = tl.load(used_ptr + sequence * used_b)
+    tokens = tl.minimum(tl.maximum(tokens, 0), capacity).to(tl.int32)
     position_M = tokens - QUERIES + row_M % QUERIES
 
     bias_M = tl.full((BLOCK_M,), 0.0, tl.float32) + constant
