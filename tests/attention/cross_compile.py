@@ -234,31 +234,41 @@ def _graph(instructions: tuple[Instruction, ...]) -> tuple[list[int], list[set[i
         if falls and block + 1 < len(starts):
             after.add(block + 1)
         follows.append(after)
-    # A jump through a table, by which warp groups part, may lead wherever nothing else leads.
-    orphans = set(range(1, len(starts))) - set().union(*follows)
-    for block, stop in enumerate([*starts[1:], len(instructions)]):
-        if instructions[stop - 1].opcode in ("BRX", "BRXU", "JMX", "JMXU"):
-            follows[block] |= orphans
+    # A jump through a table, by which warp groups part, leads to whatever nothing else leads to.
+    tables = [
+        block
+        for block, stop in enumerate([*starts[1:], len(instructions)])
+        if instructions[stop - 1].opcode in ("BRX", "BRXU", "JMX", "JMXU")
+    ]
+    while tables and len(seen := _reachable(follows)) < len(follows):
+        entry = min(set(range(len(follows))) - set(seen))
+        for block in tables:
+            follows[block].add(entry)
     return starts, follows
+
+
+def _reachable(follows: list[set[int]]) -> dict[int, None]:
+    """The blocks that some way from the entry leads to, in the order in which they are found."""
+    seen: dict[int, None] = {0: None}
+    stack = [0]
+    while stack:
+        for successor in follows[stack.pop()]:
+            if successor not in seen:
+                seen[successor] = None
+                stack.append(successor)
+    return seen
 
 
 def _dominators(follows: list[set[int]]) -> list[set[int]]:
     """For each block those that every way from the entry to it passes; none if unreachable."""
-    order, seen = [], {0}
-    stack = [0]
-    while stack:
-        block = stack.pop()
-        order.append(block)
-        for successor in follows[block] - seen:
-            seen.add(successor)
-            stack.append(successor)
+    seen = _reachable(follows)
     before = {block: {other for other in seen if block in follows[other]} for block in seen}
     found = {block: set(seen) for block in seen}
     found[0] = {0}
     changed = True
     while changed:
         changed = False
-        for block in order[1:]:
+        for block in list(seen)[1:]:
             own = set.intersection(*(found[other] for other in before[block])) | {block}
             if own != found[block]:
                 found[block], changed = own, True

@@ -67,11 +67,24 @@ def _triton(problem: Problem, return_aux: bool) -> Answer:
     return operator.attend(problem, return_aux)
 
 
+def _gluon(problem: Problem, return_aux: bool) -> Answer:
+    try:
+        # Gluon is an experiment of Triton's, which may leave it again.
+        from sigmoid_attention.attention.gluon import operator
+    except ImportError as error:
+        raise NotImplementedError(
+            "impl: gluon needs Triton 3.6 or 3.7; torch for CUDA brings it along, elsewhere it is "
+            "'pip install triton'"
+        ) from error
+    return operator.attend(problem, return_aux)
+
+
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": _reference,
     "tiled": tiled_operator.attend,
     "cpu": cpu_operator.attend,
     "triton": _triton,
+    "gluon": _gluon,
     "flex": flex.attend,
 }
 
@@ -218,7 +231,8 @@ def sigmoid_attention(
         skip_tolerance: what an implementation may leave out. "rounding": keys whose weights
             together are provably below what rounding the row's other weights to the output's
             dtype costs; a number t: an error of at most t max|value|; 0: nothing that is visible.
-        impl: "auto", "cpu" and "triton" (the fused kernels of CPUs and GPUs), "tiled" (PyTorch by
+        impl: "auto", "cpu" and "triton" (the fused kernels of CPUs and GPUs), "gluon" (those of
+            Hopper GPUs; only when asked for, as no GPU has run them yet), "tiled" (PyTorch by
             tiles, linear memory), "flex" (PyTorch's FlexAttention; only when asked for, and on a
             CPU without gradients) or "reference" (the definition; skips nothing).
         return_aux: also return the rows' mass, largest weight and number of visible keys.

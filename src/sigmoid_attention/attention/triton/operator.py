@@ -61,6 +61,14 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     own = problem.sequences
     if own is not None and own.as_given()[1] is not None:
         raise NotImplementedError("key_cache: these Triton kernels take no paged cache")
+    tensors, given = arguments(problem)
+    # On its way through torch's dispatcher a short call would take longer than its kernel.
+    return _forward(*given) if unwatched(tensors) else OPERATORS.triton_forward(*given)
+
+
+def arguments(problem: Problem) -> tuple[tuple[Tensor | None, ...], tuple]:
+    """The tensors of a call that autograd follows, and all arguments of the operator."""
+    own = problem.sequences
     bias = problem.bias
     if not isinstance(bias, Tensor) and torch.compiler.is_compiling():
         # A graph serves one value of an operator's number, and this may vary with the lengths.
@@ -74,14 +82,12 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
         problem.attn_mask,
         problem.alibi_slopes,
     )
-    packed = own is not None and own.packed
-    sizes = (*problem.shape[2:], packed, *problem.window, problem.tolerance_is_relative)
+    packed = int(own is not None and own.packed)
+    sizes = (*problem.shape[2:], packed, *problem.window, int(problem.tolerance_is_relative))
     numbers = (
         problem.scale, problem.softcap or 0.0, bias if by_number else 0.0, problem.tolerance
     )  # fmt: skip
-    arguments = (*tensors, None if own is None else own.places_4B, sizes, numbers)
-    # On its way through torch's dispatcher a short call would take longer than its kernel.
-    return _forward(*arguments) if unwatched(tensors) else OPERATORS.triton_forward(*arguments)
+    return tensors, (*tensors, None if own is None else own.places_4B, sizes, numbers)
 
 
 def refuse(problem: Problem, return_aux: bool) -> None:
@@ -115,7 +121,7 @@ def _unfit(device: torch.device) -> str | None:
     return f"{device} of capability {major}.{minor}" if major < 8 else None
 
 
-def _settings(sizes: Sequence[int], numbers: Sequence[float]) -> Settings:
+def unpacked(sizes: Sequence[int], numbers: Sequence[float]) -> Settings:
     max_q, max_k, packed, left, right, relative = sizes
     scale, softcap, constant, tolerance = map(float, numbers)
     return Settings(
@@ -135,7 +141,7 @@ def _forward(
     numbers: Sequence[float],
 ) -> Tensor:
     """Output (B, H, Q, E)."""
-    settings = _settings(sizes, numbers)
+    settings = unpacked(sizes, numbers)
     out = like(query, value.shape[3])
     if out.numel():
         Call(query, key, value, bias, attn_mask, alibi_slopes, places, settings).forward(out)
@@ -158,7 +164,7 @@ def _backward(
     numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
-    settings = _settings(sizes, numbers)
+    settings = unpacked(sizes, numbers)
     in_order = torch.are_deterministic_algorithms_enabled()
     call = Call(query, key, value, bias, attn_mask, alibi_slopes, places, settings)
     on_query, on_key, on_value = (like(x, x.shape[3]) for x in (query, key, value))
@@ -210,7 +216,7 @@ def _double_backward(
     In tiles of PyTorch, all that are visible: what a plan left out of the first two passes is
     within their tolerance.
     """
-    own = _settings(sizes, numbers)
+    own = unpacked(sizes, numbers)
     sequences = query.shape[0] if places is None else places.shape[1]
     visits = query.new_full(
         (sequences, query.shape[1], -(-own.max_q // _BLOCK_Q)), own.max_k, dtype=torch.int64
@@ -228,7 +234,7 @@ def _double_backward(
     )  # fmt: skip
 
 
-def _fake_forward(query, key, value, *arguments):
+def fake_forward(query, key, value, *arguments):
     return like(query, value.shape[3])
 
 
@@ -238,7 +244,7 @@ def _like_or_empty(wanted: bool, tensor: Tensor | None, query: Tensor) -> Tensor
     return tensor.new_empty(tensor.shape)
 
 
-def _fake_backward(grad_out, bias_wanted, mask_wanted, slopes_wanted, *arguments):
+def fake_backward(grad_out, bias_wanted, mask_wanted, slopes_wanted, *arguments):
     query, key, value, bias, mask, slopes = arguments[:6]
     return (
         *(like(x, x.shape[3]) for x in (query, key, value)),
@@ -260,42 +266,42 @@ def _wanted(grads, tensors) -> list[Tensor | None]:
     ]
 
 
-def _save_forward(ctx, inputs, output):
+def save_forward(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:7])
     ctx.settings = inputs[7:]
 
 
-def _forward_gradients(ctx, grad_out):
+def forward_gradients(ctx, grad_out, backward: str = "triton_backward"):
     tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad[3:6]
-    grads = OPERATORS.triton_backward(grad_out, *wanted, *tensors, *ctx.settings)
+    grads = getattr(OPERATORS, backward)(grad_out, *wanted, *tensors, *ctx.settings)
     found = _wanted(grads, tensors[:6])
     found[3:] = [grad if want else None for grad, want in zip(found[3:], wanted, strict=True)]
     return *found, None, None, None
 
 
-def _save_backward(ctx, inputs, output):
+def save_backward(ctx, inputs, output):
     ctx.save_for_backward(inputs[0], *inputs[4:11])
     ctx.settings = inputs[11:]
 
 
-def _backward_gradients(ctx, *directions):
+def backward_gradients(ctx, *directions):
     grad_out, *tensors = ctx.saved_tensors
     answer = OPERATORS.triton_double_backward(*directions, grad_out, *tensors, *ctx.settings)
     return answer[6], None, None, None, *_wanted(answer[:6], tensors[:6]), None, None, None
 
 
 for _name, _compute, _fake in (
-    ("triton_forward", _forward, _fake_forward),
-    ("triton_backward", _backward, _fake_backward),
+    ("triton_forward", _forward, fake_forward),
+    ("triton_backward", _backward, fake_backward),
     ("triton_double_backward", _double_backward, _fake_double_backward),
 ):
     # On the CPU, too: there Triton's interpreter runs the kernels, and nothing else gets here.
     torch.library.impl(f"sigmoid_attention::{_name}", ("cuda", "cpu"), _compute)
     torch.library.register_fake(f"sigmoid_attention::{_name}", _fake)
 torch.library.register_autograd(
-    "sigmoid_attention::triton_forward", _forward_gradients, setup_context=_save_forward
+    "sigmoid_attention::triton_forward", forward_gradients, setup_context=save_forward
 )
 torch.library.register_autograd(
-    "sigmoid_attention::triton_backward", _backward_gradients, setup_context=_save_backward
+    "sigmoid_attention::triton_backward", backward_gradients, setup_context=save_backward
 )

@@ -1,0 +1,75 @@
+"""The handful of PTX instructions that the kernels write inline, on float64 tensors.
+
+``run`` takes the text of an inline assembly and the values of its operands as the compiler would
+bind them: $0 and on the results, then the arguments. Results are exact: an approximate instruction
+gives what it approximates, and a conversion to a narrower type keeps all digits.
+"""
+
+import math
+import re
+import struct
+
+import torch
+from torch import Tensor
+
+_OPERANDS = re.compile(r"\s*,\s*")
+
+
+def _number(text: str) -> float:
+    """0f3F800000: the bits of an fp32."""
+    return struct.unpack(">f", bytes.fromhex(text[2:]))[0]
+
+
+def _smaller(a: Tensor, b: Tensor) -> Tensor:
+    return torch.minimum(*torch.broadcast_tensors(torch.as_tensor(a), torch.as_tensor(b)))
+
+
+_COMPUTE = {
+    "neg.f32": lambda a: -a,
+    "min.NaN.f32": _smaller,
+    "ex2.approx.ftz.f32": torch.exp2,
+    "rcp.approx.ftz.f32": torch.reciprocal,
+    "add.f32": lambda a, b: a + b,
+    "mul.f32": lambda a, b: a * b,
+    # Packs its second operand into the lower half, which holds the first of two elements.
+    "cvt.rn.bf16x2.f32": lambda high, low: (low, high),
+    "cvt.rn.f16x2.f32": lambda high, low: (low, high),
+}
+
+
+def run(text: str, constraints: str, arguments: list[Tensor], pack: int) -> Tensor:
+    """The elementwise result, of the arguments' shape; ``pack`` neighbours share a block of it.
+
+    The neighbours are taken along the last dimension, which is where a warp group's registers
+    have them; which they are changes nothing.
+    """
+    shape = torch.broadcast_shapes(*(argument.shape for argument in arguments))
+    results = constraints.replace(" ", "").split(",")
+    count = sum(each.startswith("=") for each in results)
+    values: dict[str, Tensor | tuple] = {}
+    place = count
+    for argument in arguments:
+        spread = argument.expand(shape).double()
+        for neighbour in range(pack):
+            values[f"${place}"] = spread[..., neighbour::pack]
+            place += 1
+    assert place == len(results), (constraints, place)
+    for line in text.strip().strip("{}").split(";"):
+        words = line.split(None, 1)
+        if not words or words[0] == ".reg":
+            continue
+        name, operands = words
+        target, *sources = _OPERANDS.split(operands.strip())
+        values[target] = _COMPUTE[name](
+            *(_number(each) if each.startswith("0f") else values[each] for each in sources)
+        )
+    found: list[Tensor] = []
+    for place in range(count):
+        result = values[f"${place}"]
+        found += result if isinstance(result, tuple) else (result,)
+    assert len(found) == pack, (text, len(found))
+    out = torch.empty(shape, dtype=torch.float64)
+    for neighbour, each in enumerate(found):
+        out[..., neighbour::pack] = each
+    assert math.prod(shape) == out.numel()
+    return out

@@ -1,0 +1,100 @@
+"""The list of work: every visible tile once, in the right class, and about the same for all."""
+
+import random
+
+import pytest
+import torch
+
+from sigmoid_attention.attention.gluon import schedule, walk
+from tests.attention.gluon import emulator
+
+SIZES = ((150, 200), (300, 190), (64, 1000), (700, 64), (1, 1))
+WINDOWS = ((-1, -1), (-1, 0), (0, 0), (100, 0), (70, 30), (-1, 500))
+
+
+def classes(rows: int, columns: int, window: tuple[int, int], blocks: tuple[int, int]):
+    """For each tile: whether any pair of it is visible, and whether all that exist are."""
+    offset = torch.arange(rows)[:, None] + columns - rows - torch.arange(columns)
+    left, right = window
+    visible = torch.ones_like(offset, dtype=torch.bool)
+    if left >= 0:
+        visible &= offset <= left
+    if right >= 0:
+        visible &= offset >= -right
+    cut = [row.split(blocks[1], 1) for row in visible.split(blocks[0])]
+    some = torch.tensor([[bool(tile.any()) for tile in row] for row in cut])
+    every = torch.tensor([[bool(tile.all()) for tile in row] for row in cut])
+    return some, every
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("blocks", [(128, 128), (192, 64)], ids=str)
+def test_tiles_are_those_that_are_seen_and_masked_where_not_in_full(sizes, window, blocks):
+    some, every = classes(*sizes, window, blocks)
+    for row, (first, inner, full, full_end, inner_end, end) in enumerate(
+        schedule.visits(*sizes, *window, *blocks).tolist()
+    ):
+        assert first <= inner <= full <= full_end <= inner_end <= end
+        assert (full, full_end) == (inner, inner_end)
+        assert some[row].nonzero().flatten().tolist() == list(range(first, end))
+        assert every[row, inner:inner_end].all()
+        assert not every[row, first:inner].any() and not every[row, inner_end:end].any()
+
+
+def test_plan_narrows_and_tells_tails():
+    spans = torch.tensor([[[[1, 0]]], [[[2, 9]]], [[[3, 9]]], [[[5, 1]]]]).expand(4, 1, 2, 2)
+    seen = schedule.visits(256, 768, -1, 0, 128, 64, spans)
+    # Of the first block's 10 tiles, the last two are masked; of the second's 12, none is left but 2
+    # which lie in the tail.
+    assert seen[0, 0].tolist() == [[2, 2, 4, 6, 8, 10], [0, 0, 2, 2, 2, 2]]
+
+
+@pytest.mark.parametrize("seen", [(2, 3, 5, 8, 11, 13), (0, 0, 0, 4, 4, 4), (1, 1, 3, 3, 7, 9)])
+def test_walk_takes_each_tile_once_and_class_by_class(seen):
+    names = emulator.plain(walk, emulator.Machine())
+    first, inner, full, full_end, inner_end, end = seen
+    masked, wide, steps = names.parts(seen)
+    walked = [names.tile(step, seen) for step in range(steps)]
+    assert sorted(walked) == list(range(first, end))
+    assert set(walked[:masked]) == {*range(first, inner), *range(inner_end, end)}
+    assert walked[masked:wide] == list(range(full, full_end))
+
+
+@pytest.mark.parametrize("items", [1, 7, 132, 133, 400])
+def test_thread_blocks_share_all_items(items):
+    taken: list[int] = []
+    machine = emulator.Machine()
+    names = emulator.plain(walk, machine)
+    for program in range(132):
+        machine.block = emulator.Block(program, 132, random.Random(0))
+        taken += [names.item(turn) for turn in range(names.rounds(items))]
+    assert sorted(taken) == list(range(items))
+
+
+@pytest.mark.parametrize(("queries", "heads"), [(16384, 16), (4096, 64)])
+def test_causal_work_is_shared_out_evenly(queries, heads):
+    seen = schedule.visits(queries, queries, -1, 0, 128, 128)
+    work = schedule.work(seen, 1, heads, 1)
+    length = (work[:, 0, 8] - work[:, 0, 3]).tolist()
+    machine = emulator.Machine()
+    names = emulator.plain(walk, machine)
+    loads = []
+    for program in range(132):
+        machine.block = emulator.Block(program, 132, random.Random(0))
+        loads.append(sum(length[names.item(turn)] for turn in range(names.rounds(len(length)))))
+    assert sum(loads) == sum(length)
+    assert max(loads) <= 1.01 * sum(loads) / 132
+
+
+def test_groups_of_heads_follow_each_other_each_with_its_longest_first():
+    blocks = schedule.TOGETHER // 2
+    seen = schedule.visits(blocks, blocks, -1, 0, 1, 1)
+    work = schedule.work(seen, 2, 4, 2)
+    assert work.shape == (2 * 2 * blocks, 2, 9)
+    batch, head, block = work[:, 0, :3].T
+    # Two key heads of two heads each run together, which are those of one batch.
+    assert batch.tolist() == [0] * 2 * blocks + [1] * 2 * blocks
+    assert head[:4].tolist() == [0, 2, 0, 2]
+    assert block[: 2 * blocks].tolist() == [each // 2 for each in reversed(range(2 * blocks))]
+    assert (work[:, 1, 1] == head + 1).all()
