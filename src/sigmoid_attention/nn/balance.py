@@ -45,7 +45,7 @@ class LoadBalancer:
     """
 
     def __init__(
-        self, routers: Iterable[Balanced], *, group: dist.ProcessGroup | None = None
+        self, routers: Iterable[Balanced], *, group: "dist.ProcessGroup | None" = None
     ) -> None:
         self.routers = list(routers)
         self.group = group
@@ -55,7 +55,7 @@ class LoadBalancer:
             )
 
     @classmethod
-    def of(cls, model: nn.Module, *, group: dist.ProcessGroup | None = None) -> "LoadBalancer":
+    def of(cls, model: nn.Module, *, group: "dist.ProcessGroup | None" = None) -> "LoadBalancer":
         """For all routers of a model that have a ``balance_rate``; ``ValueError`` if none has."""
         return cls(balanced_routers(model), group=group)
 
@@ -94,7 +94,7 @@ def balanced_routers(model: nn.Module) -> list[Router]:
 
 
 def switch_loss(routing: Routing) -> Tensor:
-    """E sum_e f_e P_e over all tokens: 1 where load and scores are even, and more otherwise.
+    """E sum_e f_e P_e over all tokens: 1 where the load is even, E where one expert has it all.
 
     f_e is the share of all visits that expert e gets, and P_e its score's mean share of a token's
     scores, through which the gradient flows (Fedus et al. 2022, arXiv 2101.03961, eq. 4 to 6,

@@ -165,7 +165,7 @@ def balance(
     optimizer: torch.optim.Optimizer,
     *,
     rate: float = 1e-3,
-    group: dist.ProcessGroup | None = None,
+    group: "dist.ProcessGroup | None" = None,
 ) -> Balancing:
     """Move every ``e_score_correction_bias`` of a model against the load, before each step.
 

@@ -28,8 +28,8 @@ FIRST_SEED = 100
 class RoutingSetting:
     """Sizes of the study; lengths in tokens, which are bytes here.
 
-    ``record_every`` is the distance, in steps, of the looks at who is chosen; at most ``probe_tokens``
-    of held-out text are looked at. Raises ``ValueError`` for a number that is not positive.
+    ``record_every`` is the distance, in steps, of the looks at who is chosen, for ``probe_tokens``
+    of held-out text or all that there are. Raises ``ValueError`` for a number that is not positive.
     """
 
     data: str = "stdlib"
