@@ -23,7 +23,12 @@ class Slope:
     def __str__(self) -> str:
         if np.isnan(self.value):
             return "no slope"
-        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.short} [{self.low:+.2f}, {self.high:+.2f}]"
+
+    @property
+    def short(self) -> str:
+        """The slope without its interval."""
+        return "none" if np.isnan(self.value) else f"{self.value:+.2f}"
 
     def near(self, claim: float, margin: float = 0.0) -> bool:
         """Whether the interval comes within ``margin`` of a claim."""

@@ -192,7 +192,7 @@ def _finding(cell: Cell, results: Results) -> Finding:
     seen = evidence(cell, results)
     verdict, because = judge(seen)
     others = ", ".join(
-        f"{quantity} {slope_of(results[cell.name, 'late'], quantity).value:+.2f}"
+        f"{quantity} {slope_of(results[cell.name, 'late'], quantity).short}"
         for quantity in ("L2", "contribution", "exact", "over", "D1", "D2")
         if quantity != cell.quantity
     )
@@ -294,7 +294,7 @@ def draw_cell(axis, cell: Cell, results: Results) -> None:
         grids = [one.grid(cell.quantity) for one in results[cell.name, part]]
         values = np.concatenate([values for _, values in grids], axis=-1)
         fitted = slope_of(results[cell.name, part], cell.quantity)
-        label = f"{cell.gate} {cell.regime} {fitted.value:+.2f}" if part == "late" else None
+        label = f"{cell.gate} {cell.regime} {fitted.short}" if part == "late" else None
         loglog(
             axis,
             grids[0][0],
