@@ -298,6 +298,8 @@ class TestRefusals:
             convert(model)
         assert type(model.blocks[0].attn) is Attention
         assert not hasattr(model.blocks[0].attn, "sigmoid_bias")
+        with pytest.raises(ValueError, match=r"^model: attn_pool"):
+            convert(model, keep=("attn", "head"))
         convert(model, keep=("attn_pool",))
         assert type(model.blocks[0].attn) is SigmoidAttention
 

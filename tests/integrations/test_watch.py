@@ -50,6 +50,15 @@ def test_a_softmax_is_put_down_to_the_innermost_module(way, mode):
     assert "never" not in seen.ran
 
 
+def test_what_runs_behind_a_part_is_its_owners():
+    class Owner(Outer):
+        def forward(self, x):
+            return super().forward(x).softmax(-1)
+
+    model = nn.Sequential(Owner(torch.sigmoid))
+    assert list(watch(model, lambda: model(torch.ones(2, 3, 8))).softmaxes) == ["0"]
+
+
 def test_a_sigmoid_is_none():
     model = Outer(torch.sigmoid)
     assert watch(model, lambda: model(torch.ones(2, 3, 8))).softmaxes == {}
