@@ -336,7 +336,7 @@ class Universality:
     Goes on with what OUT/trained has."""
     seeds: int = 3
     """Of each trained size."""
-    steps: int = 300
+    steps: int = 600
     """Of training."""
     out: Path = Path("runs/universality")
     """Folder for the figures and the rows of the trained."""

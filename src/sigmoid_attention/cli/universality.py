@@ -1,0 +1,120 @@
+"""`sigmoid-attention universality`: the theorem's transformer of a function, built, measured."""
+
+import os
+import sys
+from pathlib import Path
+
+from sigmoid_attention.cli.arguments import Universality
+from sigmoid_attention.studies.claims.figure import svg
+from sigmoid_attention.studies.universality import (
+    UniversalitySetting,
+    findings,
+    report,
+    run,
+)
+from sigmoid_attention.studies.universality_figure import size_figure, steepness_figure
+from sigmoid_attention.theory.universality import (
+    FUNCTIONS,
+    Construction,
+    Design,
+    build,
+    design,
+    function,
+)
+from sigmoid_attention.training.files import write_whole
+
+# Steepnesses of the figure, by halves of octaves down from the sufficient one.
+HALF_OCTAVES = 9
+WIDTH = 14
+
+
+def universality(asked: Universality) -> None:
+    """Print sizes, build, print errors, and write the figures; with ``trained`` the study, too."""
+    names = tuple(FUNCTIONS) if asked.function == "all" else tuple(asked.function.split(","))
+    # The user's own functions lie beside the place where the command is given.
+    sys.path.append(os.getcwd())
+    # What cannot be meant is to be said before anything is built.
+    functions = {name: function(name) for name in names}
+    setting = asked_setting(names, asked) if asked.trained else None
+    sweeps = {}
+    for name, f in functions.items():
+        chosen = design(
+            f,
+            n=asked.n,
+            d=asked.d,
+            error=asked.error,
+            p=asked.p,
+            low=asked.low,
+            high=asked.high,
+            max_layers=asked.max_layers,
+            samples=asked.samples,
+        )
+        show_design(name, chosen)
+        built = build(chosen)
+        sweeps[name] = show_construction(built, asked.steepness)
+    figure = asked.out / "steepness.svg"
+    write_whole(figure, svg(steepness_figure(sweeps, asked.error)))
+    print(f"figure: {figure}")
+    if setting is not None:
+        train_as_well(setting, asked.out)
+
+
+def asked_setting(names: tuple[str, ...], asked: Universality) -> UniversalitySetting:
+    """The study of trained transformers; ``ValueError`` where it is about another norm or box."""
+    if (asked.p, asked.low, asked.high) != (2.0, 0.0, 1.0):
+        raise ValueError("trained: compares at p = 2 on the box [0, 1] only")
+    return UniversalitySetting(
+        names,
+        n=asked.n,
+        d=asked.d,
+        error=asked.error,
+        seeds=asked.seeds,
+        steps=asked.steps,
+        samples=asked.samples,
+        max_layers=asked.max_layers,
+    )
+
+
+def show_design(name: str, chosen: Design) -> None:
+    """What is going to be built, before it is."""
+    grid = chosen.grid
+    steps = ", ".join(f"{step} {count:,}" for step, count in chosen.layers.items())
+    _line(name, f"n = {grid.n}, d = {grid.d}, box [{grid.low:g}, {grid.high:g}], p = {chosen.p:g}")
+    _line("grid", f"{grid.cells} cells a side, {grid.letters:,} letters")
+    _line("contexts", f"{grid.contexts:,} in {grid.sequences:,} sequences up to order")
+    _line("layers", f"{sum(chosen.layers.values()):,}: {steps}")
+    _line("parameters", f"{chosen.parameters:,}")
+
+
+def show_construction(built: Construction, steepness: float | None) -> dict[float, float]:
+    """What was built and measured; the errors by steepness."""
+    enough = built.plan.steepness
+    steep = enough if steepness is None else steepness
+    hard, soft = built.error(), built.error(steep)
+    _line(
+        "smallest gap",
+        f"{built.contexts.smallest_gap:.3g} between codes up to {built.contexts.codes_C[0]:.4g}; "
+        f"{built.plan.digits} of 53 binary digits, {built.contexts.duplicates} collisions",
+    )
+    _line("error", f"{hard} with Heaviside attention")
+    _line("", f"{soft} with sigmoids of steepness {steep:.4g} (enough: {enough:.4g})")
+    _line("", f"at most {built.lost:.2g} more for tokens on ramps, too rare to be met")
+    print()
+    errors = {steep: soft.value}
+    for half in range(HALF_OCTAVES):
+        below = enough * 2 ** (-half / 2)
+        errors[below] = built.error(below).value
+    return dict(sorted(errors.items()))
+
+
+def train_as_well(setting: UniversalitySetting, out: Path) -> None:
+    """Run or continue the study of trained transformers in OUT/trained, and show what it found."""
+    found = findings(run(out / "trained", setting, resume=True), setting)
+    print(report(found, setting.error))
+    figure = out / "size.svg"
+    write_whole(figure, svg(size_figure(found)))
+    print(f"figure: {figure}")
+
+
+def _line(name: str, said: str) -> None:
+    print(f"{name:<{WIDTH}}{said}", flush=True)
