@@ -16,7 +16,8 @@ from sigmoid_attention.attention.gluon.call import UNLIMITED
 from sigmoid_attention.attention.gluon.configs import KEYS, Backward, Features, Forward
 from sigmoid_attention.attention.gluon.forward import forward
 from tests.attention.cross_compile import Compiled, cross_compile
-from tests.attention.gluon.emulator import Descriptor, launch
+from tests.attention.gluon.emulator import Descriptor
+from tests.attention.gluon.translation import launch
 
 PLAIN = Features(window=False, tails=False, bias=False, slopes=False, shift=0)
 EVERYTHING = replace(PLAIN, window=True, tails=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sigmoid_attention.attention.gluon import schedule, walk
-from tests.attention.gluon import emulator
+from tests.attention.gluon import emulator, translation
 
 SIZES = ((150, 200), (300, 190), (64, 1000), (700, 64), (1, 1))
 WINDOWS = ((-1, -1), (-1, 0), (0, 0), (100, 0), (70, 30), (-1, 500))
@@ -52,7 +52,7 @@ def test_plan_narrows_and_tells_tails():
 
 @pytest.mark.parametrize("seen", [(2, 3, 5, 8, 11, 13), (0, 0, 0, 4, 4, 4), (1, 1, 3, 3, 7, 9)])
 def test_walk_takes_each_tile_once_and_class_by_class(seen):
-    names = emulator.plain(walk, emulator.Machine())
+    names = translation.plain(walk, emulator.Machine())
     first, inner, full, full_end, inner_end, end = seen
     masked, wide, steps = names.parts(seen)
     walked = [names.tile(step, seen) for step in range(steps)]
@@ -65,7 +65,7 @@ def test_walk_takes_each_tile_once_and_class_by_class(seen):
 def test_thread_blocks_share_all_items(items):
     taken: list[int] = []
     machine = emulator.Machine()
-    names = emulator.plain(walk, machine)
+    names = translation.plain(walk, machine)
     for program in range(132):
         machine.block = emulator.Block(program, 132, random.Random(0))
         taken += [names.item(turn) for turn in range(names.rounds(items))]
@@ -78,7 +78,7 @@ def test_causal_work_is_shared_out_evenly(queries, heads):
     work = schedule.work(seen, 1, heads, 1)
     length = (work[:, 0, 8] - work[:, 0, 3]).tolist()
     machine = emulator.Machine()
-    names = emulator.plain(walk, machine)
+    names = translation.plain(walk, machine)
     loads = []
     for program in range(132):
         machine.block = emulator.Block(program, 132, random.Random(0))
