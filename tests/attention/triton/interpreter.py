@@ -46,6 +46,7 @@ class Blocks:
     key: int = 16
     span: int = 32
     planned: bool = True
+    described: bool = False
 
 
 def tiled(function: Callable, blocks: Blocks, *arguments: Any, in_order: bool = False) -> Any:
@@ -53,11 +54,13 @@ def tiled(function: Callable, blocks: Blocks, *arguments: Any, in_order: bool = 
     from sigmoid_attention.attention.triton import call
     from sigmoid_attention.attention.triton.configs import Config, Configs
 
-    config = Config(blocks.query, blocks.key, 4, 1)
+    config = Config(blocks.query, blocks.key, 4, 1, blocks.described)
     longest = 0 if blocks.planned else 2**31
     torch.use_deterministic_algorithms(in_order)
     with (
-        mock.patch.object(call, "choose", lambda *_: Configs(config, config, config, blocks.span)),
+        mock.patch.object(
+            call, "choose", lambda *_: Configs(config, config, config, config, blocks.span)
+        ),
         mock.patch.multiple(call, PLANNED_WITH_SLOPES=longest, PLANNED_WITHOUT=longest),
     ):
         return function(*arguments)
@@ -70,3 +73,22 @@ def output(positional: tuple, arguments: dict) -> Tensor:
 
 def with_gradients(positional: tuple, arguments: dict) -> Named:
     return differentiated(sigmoid_attention, positional, arguments | {"impl": "triton"})
+
+
+def spans_of(positional: tuple, arguments: dict) -> dict[str, Tensor | None]:
+    """The plan that each kernel of both passes is handed, by its name; the kernel is not run."""
+    from sigmoid_attention.attention.triton import call
+
+    found = {}
+    launch = call.launch
+
+    def recorded(kernel, programs, *given, **constants) -> None:
+        if "spans" in kernel.arg_names:
+            spans = given[kernel.arg_names.index("spans")]
+            found[kernel.fn.__name__] = None if spans is None else spans.clone()
+        else:
+            launch(kernel, programs, *given, **constants)
+
+    with mock.patch.object(call, "launch", recorded):
+        with_gradients(positional, arguments)
+    return found

@@ -113,3 +113,9 @@ IN_ORDER = ("window", "all-at-once", "bias-of-rows", "bias-of-pairs-shared", "sl
 def test_gradients_in_a_fixed_order(interpreted, name):
     positional, arguments = FEATURES[name]
     check(interpreted, positional, in_order=True, **arguments)
+
+
+@pytest.mark.parametrize("name", ["window", "slopes-causal-of-each-batch", "causal-more-queries"])
+def test_keys_and_values_by_descriptors(interpreted, name):
+    positional, arguments = FEATURES[name]
+    check(interpreted, positional, Blocks(described=True), **arguments)
