@@ -42,8 +42,8 @@ def show(found: Certificate, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"whole: at most {found.within:.3g} for {found.tokens} tokens with |x| <= {found.ball.radius:g}, "
-        f"at most {found.at:.3g} at the text; measured there "
+        f"whole: at most {found.within:.3g} for {found.tokens} tokens with "
+        f"|x| <= {found.ball.radius:g}, at most {found.at:.3g} at the text; measured there "
         f"{_measured(found.measured, found.settled)}",
         soft_wrap=True,
     )
