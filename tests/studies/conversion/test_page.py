@@ -44,7 +44,9 @@ def document(tmp_path):
 def test_every_point_is_a_row(run, document):
     main([str(document), str(run)])
     text = document.read_text()
-    assert text.startswith(f"before\n{BEGIN}\n### tiny\n") and text.endswith(f"{END}\nafter\n")
+    assert text.startswith(f"before\n{BEGIN}\n### tiny, threshold\n") and text.endswith(
+        f"{END}\nafter\n"
+    )
     assert "stale" not in text and "--bf16 --form threshold" in text and "2 minutes" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == "| | steps | loss | needle 64 |" and len(rows) == 7

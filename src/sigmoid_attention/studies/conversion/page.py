@@ -70,7 +70,7 @@ def section(curve: Curve, figure: str) -> str:
     )
     return "\n".join(
         [
-            f"### {about['model']['model']}",
+            f"### {about['model']['model']}, {about['setting']['form']}",
             "",
             f"Setting: `{setting}`. {made}",
             "",
