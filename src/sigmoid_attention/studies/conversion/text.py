@@ -98,6 +98,7 @@ def _tokens(parent: Parent, documents: Sequence[Document]) -> Tensor:
     ids: list[int] = []
     for document in documents:
         text = document.text.decode("utf-8", "replace")
-        ids += parent.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        found: Any = parent.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids += found
         ids += [] if end is None else [end]
     return torch.tensor(ids, dtype=torch.int32)
