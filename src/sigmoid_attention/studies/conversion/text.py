@@ -94,11 +94,11 @@ def _special_tokens(parent: Parent) -> tuple[list[int], list[int]]:
 
 def _tokens(parent: Parent, documents: Sequence[Document]) -> Tensor:
     """All documents as one row of token ids; a causal model's end token is behind each."""
-    end = parent.tokenizer.eos_token_id if parent.causal else None
+    end: Any = parent.tokenizer.eos_token_id if parent.causal else None
     ids: list[int] = []
     for document in documents:
         text = document.text.decode("utf-8", "replace")
-        found: Any = parent.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids += found
+        encoded: Any = parent.tokenizer(text, add_special_tokens=False, verbose=False)
+        ids += encoded["input_ids"]
         ids += [] if end is None else [end]
     return torch.tensor(ids, dtype=torch.int32)
