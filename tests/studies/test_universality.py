@@ -64,9 +64,10 @@ def test_the_report_gives_the_gap(store):
     assert len(lines) == 2 + len(SETTING.functions)
 
 
-def test_fewer_seeds_and_functions_may_be_asked_for(store):
-    one = dataclasses.replace(SETTING, functions=("edge",), seeds=1)
+def test_fewer_functions_seeds_and_sizes_may_be_asked_for(store):
+    one = dataclasses.replace(SETTING, functions=("edge",), seeds=1, sizes=((1, 4),))
     (found,) = findings(store, one)
+    assert list(found.trained["sigmoid"]) == [400]
     assert found.trained["softmax"][400].n == 1
     assert found.smallest("softmax", 0.1) == 400
 

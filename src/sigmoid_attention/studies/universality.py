@@ -61,7 +61,7 @@ class UniversalitySetting:
     d: int = 1
     error: float = 0.1
     seeds: int = 3
-    sizes: tuple[tuple[int, int], ...] = ((1, 2), (1, 4), (1, 8))
+    sizes: tuple[tuple[int, int], ...] = ((1, 2), (1, 4), (1, 8), (1, 16))
     steps: int = 600
     batch_size: int = 64
     lr: float = 1e-2
@@ -149,8 +149,8 @@ def run(out: Path, setting: UniversalitySetting, *, resume: bool = False) -> Sto
         "provenance": {"data": "uniform random sequences of the box [0, 1]^(n x d)"},
     }
     fixed = dataclasses.asdict(setting)
-    # More functions and seeds may be asked for later.
-    del fixed["functions"], fixed["seeds"]
+    # More functions, seeds and sizes may be asked for later.
+    del fixed["functions"], fixed["seeds"], fixed["sizes"]
     store = Store(out, fixed, stamp, resume=resume)
     for name in setting.functions:
         if not store.has(f"proof-{_file(name)}"):
@@ -243,6 +243,7 @@ class Findings:
 def findings(store: Store, setting: UniversalitySetting) -> list[Findings]:
     """What the rows of a complete study say, function by function."""
     rows = store.rows().to_pylist()
+    asked = [size_name(*size) for size in setting.sizes]
 
     def of(name: str) -> Findings:
         mine = [row for row in rows if row["metric"] == name]
@@ -256,7 +257,7 @@ def findings(store: Store, setting: UniversalitySetting) -> list[Findings]:
                 by_steepness[float(detail)] = row["value"]
             elif kind == PROOF:
                 proof[row["step"]] = row["value"]
-            elif row["seed"] < setting.seeds:
+            elif row["seed"] < setting.seeds and detail in asked:
                 trained[kind].setdefault(row["step"], []).append(row["value"])
         intervals = {
             arm: {size: t_interval(values) for size, values in sorted(sizes.items())}

@@ -8,7 +8,7 @@ from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sigmoid_attention.studies.claims.figure import COLOURS, panels, styled
 from sigmoid_attention.studies.results import ARMS
@@ -50,7 +50,7 @@ def size_figure(found: Sequence[Findings]) -> Figure:
         for ax, one in zip(axes, found, strict=True):
             _size_panel(ax, one)
         axes[0].set_ylabel("L2 error")
-        axes[0].legend(loc="lower right")
+        axes[-1].legend()
     return figure
 
 
@@ -80,7 +80,9 @@ def _size_panel(ax: Axes, one: Findings) -> None:
 
 
 def _few_labels(ax: Axes) -> None:
-    """Errors as plain numbers, at 1, 2 and 5 times powers of ten."""
+    """Errors as plain numbers, at 1, 2 and 5 times powers of ten, and no ticks between labels."""
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{error:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    # Minor ticks are most of such an SVG's bytes.
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_minor_locator(NullLocator())
