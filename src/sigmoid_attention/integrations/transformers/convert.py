@@ -118,6 +118,7 @@ def convert(
         for config in (owner, getattr(each.module, "config", owner)):
             record.write(config, records[id(owner)])
         guard.equip(each.module, each.parent, records[id(owner)], each.shape)
+    guard.keep_bias_in_fp32(model)
     record.declare(model.config)
     return model
 

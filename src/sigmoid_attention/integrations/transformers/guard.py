@@ -103,6 +103,7 @@ def restore(model: PreTrainedModel) -> None:
                 shape = shapes[place if len(shapes) > 1 else 0]
                 equip(modules[name], parent, records[config], shape)
     if records:
+        keep_bias_in_fp32(model)
         record.declare(model.config)
 
 
@@ -114,6 +115,12 @@ def equip(module: nn.Module, parent: nn.Module | None, asked: Record, shape: Hea
     module.sigmoid_head_dim = shape.head_dim  # pyright: ignore[reportArgumentType]
     biases.place(module, asked.bias, shape.heads)
     structure.place(module, parent, asked, shape)
+
+
+def keep_bias_in_fp32(model: PreTrainedModel) -> None:
+    """A bias near -log n loses most of its digits in bf16."""
+    strict = model._keep_in_fp32_modules_strict
+    model._keep_in_fp32_modules_strict = {*(strict or ()), biases.ATTRIBUTE}
 
 
 def _start(module: nn.Module) -> None:
