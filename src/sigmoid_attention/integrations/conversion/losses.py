@@ -13,6 +13,7 @@ def relative_error(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
     Each token counts alike, although a few carry activations a thousand times as large.
 
     Example:
+        >>> import torch
         >>> error = relative_error(torch.full((1, 2, 4), 1.1), torch.ones(1, 2, 4))
         >>> round(float(error), 4)
         0.01
@@ -29,6 +30,7 @@ def logit_divergence(student_BNV: Tensor, parent_BNV: Tensor, temperature: float
     al. 2015, arXiv 1503.02531, section 2.1).
 
     Example:
+        >>> import torch
         >>> logits = torch.randn(1, 3, 8)
         >>> abs(float(logit_divergence(logits, logits))) < 1e-6
         True
