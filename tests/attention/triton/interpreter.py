@@ -51,15 +51,16 @@ class Blocks:
 
 def tiled(function: Callable, blocks: Blocks, *arguments: Any, in_order: bool = False) -> Any:
     """A function's result where the kernels run with such tiles."""
-    from sigmoid_attention.attention.triton import call
-    from sigmoid_attention.attention.triton.configs import Config, Configs
+    from sigmoid_attention.attention.triton import call, configs
 
-    config = Config(blocks.query, blocks.key, 4, 1, blocks.described)
+    config = configs.Config(blocks.query, blocks.key, 4, 1, blocks.described)
     longest = 0 if blocks.planned else 2**31
     torch.use_deterministic_algorithms(in_order)
     with (
         mock.patch.object(
-            call, "choose", lambda *_: Configs(config, config, config, config, blocks.span)
+            configs,
+            "choose",
+            lambda *_: configs.Configs(config, config, config, config, blocks.span),
         ),
         mock.patch.multiple(call, PLANNED_WITH_SLOPES=longest, PLANNED_WITHOUT=longest),
     ):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sigmoid_attention.attention.triton import call
+from sigmoid_attention.attention.triton import call, configs
 from sigmoid_attention.attention.triton.configs import Device
 from tests.attention.cross_compile import Compiled, cross_compile
 
@@ -86,6 +86,6 @@ def launches(device: Device, function: Callable[[], Any]) -> dict[str, Launch]:
     def record(kernel, programs, *given, **constants) -> None:
         found[kernel.fn.__name__] = Launch(kernel, given, constants)
 
-    with mock.patch.object(call, "launch", record), mock.patch.object(call, "NO_DEVICE", device):
+    with mock.patch.object(call, "launch", record), mock.patch.object(configs, "NO_DEVICE", device):
         function()
     return found

@@ -71,7 +71,7 @@ BUDGETS = {
         H200,
         call(256),
         Budget(240, 9.5),
-        Budget(255, 84.0, 4.0, spills=80, outside=150),
+        Budget(255, 52.0, 4.0, outside=60),
     ),
     "H200-fp16-128": (
         H200,
@@ -82,7 +82,7 @@ BUDGETS = {
     "H200-fp32-64": (
         H200,
         call(64, torch.float32),
-        Budget(184, 46.5),
+        Budget(232, 33.5),
         Budget(255, 108.0, 3.0, spills=64, outside=96),
     ),
     "A100-bf16-128": (A100, call(128), Budget(208, 13.1), Budget(255, 35.5, outside=12)),

@@ -5,7 +5,6 @@ import torch
 
 from sigmoid_attention.attention import api, sigmoid_attention, sigmoid_decode
 from sigmoid_attention.attention.triton import activation, configs, operator
-from sigmoid_attention.attention.triton.call import WIDEST
 
 
 def qkv(dtype=torch.float32, dim=8, value_dim=8):
@@ -28,12 +27,13 @@ def fit(monkeypatch):
     "tensors, arguments, named",
     [
         (qkv(torch.float64), {}, "query: .* no torch.float64"),
-        (qkv(dim=WIDEST + 8), {}, "query: .* head dims up to 256, got 264"),
-        (qkv(value_dim=WIDEST + 1), {}, "value: .* head dims up to 256, got 257"),
+        (qkv(torch.float16, dim=264), {}, "query: .* head dims up to 256 .* got 264"),
+        (qkv(torch.bfloat16, value_dim=257), {}, "value: .* head dims up to 256 .* got 257"),
+        (qkv(torch.float32, dim=136), {}, "query: .* head dims up to 128 .* got 136"),
         (qkv(), {"dropout_p": 0.5}, "dropout_p"),
         (qkv(), {"return_aux": True}, "return_aux"),
     ],
-    ids=["fp64", "head-dim", "value-dim", "dropout", "aux"],
+    ids=["fp64", "head-dim", "value-dim", "head-dim-in-fp32", "dropout", "aux"],
 )
 def test_what_is_not_offered_is_named(fit, tensors, arguments, named):
     with pytest.raises(NotImplementedError, match=named):
@@ -95,7 +95,7 @@ DEVICES = {
 @pytest.mark.parametrize("dtype", operator.DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [16, 64, 128, 256])
 def test_every_device_has_a_configuration_whose_blocks_divide_a_unit(device, dtype, dim):
-    own = configs.choose(device, dtype, dim, 16)
+    own = configs.choose(device, dtype, min(dim, configs.widest(device, dtype)), 16)
     assert own.backward.block_k == own.backward_with_sums.block_k
     for config in (own.forward, own.backward, own.backward_with_sums, own.backward_queries):
         assert own.span % config.block_q == own.span % config.block_k == 0

@@ -14,14 +14,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sigmoid_attention.attention.bounds import TAIL_LOGIT
-from sigmoid_attention.attention.triton import activation, plan, tile
+from sigmoid_attention.attention.triton import activation, configs, plan, tile
 from sigmoid_attention.attention.triton.backward import ADDED, NOT_WANTED, STORED, backward
 from sigmoid_attention.attention.triton.backward_queries import backward_queries
-from sigmoid_attention.attention.triton.configs import NO_DEVICE, Config, Configs, choose, device
+from sigmoid_attention.attention.triton.configs import Config, Configs
 from sigmoid_attention.attention.triton.forward import forward
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-WIDEST = 256
 FARTHEST_ROW = 2**23
 
 # With slopes a plan pays once rows are longer than the near keys that it computes anyway; without,
@@ -141,8 +140,8 @@ class Call:
 
     @cached_property
     def configs(self) -> Configs:
-        own = device(self.query.get_device()) if self.query.is_cuda else NO_DEVICE
-        return choose(own, self.query.dtype, padded(self.head_dim), padded(self.value_dim))
+        own = configs.of(self.query.device)
+        return configs.choose(own, self.query.dtype, padded(self.head_dim), padded(self.value_dim))
 
     @property
     def on_device(self):

@@ -54,7 +54,7 @@ class Device:
 
 
 @lru_cache
-def device(index: int) -> Device:
+def _gpu(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
     return Device(
         properties.name,
@@ -63,19 +63,33 @@ def device(index: int) -> Device:
     )
 
 
+def of(device: torch.device) -> Device:
+    """What is known of a device; the CPU stands for the interpreter."""
+    return _gpu(device.index) if device.type == "cuda" else NO_DEVICE
+
+
+# From how much shared memory on the large tiles fit.
+_ROOMY = 160 * 1024
+
 # Without a GPU, where Triton interprets the kernels.
-NO_DEVICE = Device("interpreter", (8, 0), 160 * 1024)
+NO_DEVICE = Device("interpreter", (8, 0), _ROOMY)
+
+
+def widest(device: Device, dtype: torch.dtype) -> int:
+    """The largest head dim whose tiles find room."""
+    if dtype != torch.float32:
+        return 256
+    return 128 if device.shared >= _ROOMY else 64
 
 
 def choose(device: Device, dtype: torch.dtype, head_dim: int, value_dim: int) -> Configs:
-    """What the kernels run with; dims are padded ones, 16 to 256."""
-    wide = max(head_dim, value_dim)
+    """What the kernels run with; dims are padded ones, 16 to :func:`widest`."""
+    wide = max(64, head_dim, value_dim)
     if dtype == torch.float32:
-        return _IN_FP32[64 if wide <= 64 else 128 if wide <= 128 else 256]
-    table = _HOPPER if device.capability == (9, 0) else _LARGE
-    if device.shared < 160 * 1024:
-        table = _SMALL
-    return table[64 if wide <= 64 else 128 if wide <= 128 else 256]
+        return _LARGE_FP32[wide] if device.shared >= _ROOMY else _SMALL_FP32[wide]
+    if device.shared < _ROOMY:
+        return _SMALL[wide]
+    return _HOPPER[wide] if device.capability == (9, 0) else _LARGE[wide]
 
 
 # sm_90: products by warp groups, which want whole tiles of 64 rows for each four warps.
@@ -89,7 +103,7 @@ _HOPPER = {
         Config(128, 64, 8, 2),
     ),
     256: Configs(
-        Config(128, 64, 8, 2, described=True), Config(32, 64, 8, 1), Config(32, 64, 8, 1),
+        Config(128, 64, 8, 2, described=True), Config(64, 64, 8, 1), Config(64, 64, 8, 1),
         Config(64, 64, 8, 1),
     ),
 }  # fmt: skip
@@ -118,14 +132,16 @@ _SMALL = {
     ),
 }
 # Three products of tf32 for each: more registers, and rows twice as long.
-_IN_FP32 = {
+_LARGE_FP32 = {
     64: Configs(
-        Config(64, 32, 4, 1), Config(32, 64, 4, 1), Config(32, 64, 4, 1), Config(64, 32, 4, 1)
+        Config(128, 64, 8, 1), Config(32, 64, 4, 1), Config(32, 64, 4, 1), Config(64, 32, 4, 1)
     ),
     128: Configs(
         Config(64, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1)
     ),
-    256: Configs(
-        Config(32, 16, 8, 1), Config(16, 32, 8, 1), Config(16, 32, 8, 1), Config(32, 16, 8, 1)
+}
+_SMALL_FP32 = {
+    64: Configs(
+        Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(64, 32, 4, 1)
     ),
 }

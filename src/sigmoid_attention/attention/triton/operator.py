@@ -17,10 +17,10 @@ from sigmoid_attention.attention.cpu.call import Layout
 from sigmoid_attention.attention.cpu.call import Settings as TileSettings
 from sigmoid_attention.attention.cpu.operator import like, unwatched
 from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.triton import configs
 from sigmoid_attention.attention.triton.activation import INTERPRETED
 from sigmoid_attention.attention.triton.call import (
     DTYPES,
-    WIDEST,
     Call,
     Gradients,
     Settings,
@@ -99,15 +99,17 @@ def refuse(problem: Problem, return_aux: bool) -> None:
         raise NotImplementedError("dropout_p: the Triton kernels have no dropout")
     if query.dtype not in DTYPES:
         raise NotImplementedError(f"query: the Triton kernels have no {query.dtype}")
-    for name, tensor in (("query", query), ("value", problem.value)):
-        if tensor.shape[3] > WIDEST:
-            raise NotImplementedError(
-                f"{name}: the Triton kernels take head dims up to {WIDEST}, got {tensor.shape[3]}"
-            )
     if not INTERPRETED.value and (reason := _unfit(query.device)):
         raise NotImplementedError(
             f"query: is on {reason}, the Triton kernels need an NVIDIA GPU of capability 8.0"
         )
+    widest = _widest(query.device, query.dtype)
+    for name, tensor in (("query", query), ("value", problem.value)):
+        if tensor.shape[3] > widest:
+            raise NotImplementedError(
+                f"{name}: in {query.dtype} the Triton kernels take head dims up to {widest} on "
+                f"this GPU, got {tensor.shape[3]}"
+            )
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         raise NotImplementedError("query: the Triton kernels have no forward-mode derivative")
 
@@ -119,6 +121,11 @@ def _unfit(device: torch.device) -> str | None:
         return str(device)
     major, minor = torch.cuda.get_device_capability(device)
     return f"{device} of capability {major}.{minor}" if major < 8 else None
+
+
+@torch.compiler.assume_constant_result
+def _widest(device: torch.device, dtype: torch.dtype) -> int:
+    return configs.widest(configs.of(device), dtype)
 
 
 def unpacked(sizes: Sequence[int], numbers: Sequence[float]) -> Settings:
