@@ -18,12 +18,12 @@ class Expert(Parametric):
     """A function h(x, eta) of an input and an expert's parameters."""
 
     @abstractmethod
-    def value_and_slopes(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
-        """h, (..., Q, k), and its derivatives by eta, (..., Q, k, E)."""
-
     def value(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> Tensor:
         """h, (..., Q, k)."""
-        return self.value_and_slopes(parameters_kE, inputs_Qd)[0]
+
+    @abstractmethod
+    def value_and_slopes(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
+        """h, (..., Q, k), and its derivatives by eta, (..., Q, k, E)."""
 
 
 # Of z: the activation and its derivative.
@@ -76,12 +76,17 @@ class Ridge(Expert):
     def parts(self, dim: int) -> dict[str, int]:
         return {"a": dim} | ({"b": 1} if self.bias else {}) | ({"c": 1} if self.scale else {})
 
-    def value_and_slopes(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
+    def value(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> Tensor:
+        value, _ = self.activation(self._argument(parameters_kE, inputs_Qd))
+        return parameters_kE[..., None, :, -1] * value if self.scale else value
+
+    def _argument(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> Tensor:
         dim = inputs_Qd.shape[-1]
         z = inputs_Qd @ parameters_kE[..., :dim].mT
-        if self.bias:
-            z = z + parameters_kE[..., None, :, dim]
-        value, slope = self.activation(z)
+        return z + parameters_kE[..., None, :, dim] if self.bias else z
+
+    def value_and_slopes(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = self.activation(self._argument(parameters_kE, inputs_Qd))
         slopes = slope[..., None] * inputs_Qd[..., :, None, :]
         if self.bias:
             slopes = torch.cat((slopes, slope[..., None]), -1)
@@ -101,10 +106,13 @@ class Constant(Expert):
     def parts(self, dim: int) -> dict[str, int]:
         return {"c": 1}
 
-    def value_and_slopes(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
-        value = parameters_kE[..., None, :, 0].expand(
+    def value(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> Tensor:
+        return parameters_kE[..., None, :, 0].expand(
             *parameters_kE.shape[:-2], inputs_Qd.shape[-2], parameters_kE.shape[-2]
         )
+
+    def value_and_slopes(self, parameters_kE: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
+        value = self.value(parameters_kE, inputs_Qd)
         return value, torch.ones_like(value)[..., None]
 
 

@@ -104,21 +104,24 @@ class Mixture:
 
     def predict(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """f, (..., Q); leading dimensions of both broadcast."""
-        return self._run(theta_P, inputs_Qd)[0]
+        weights, values = self._weights_and_values(theta_P, inputs_Qd)
+        return self._sum(weights, values)
 
     def contributions(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """Each expert's part of f, (..., Q, k)."""
-        _, weights, values, *_ = self._run(theta_P, inputs_Qd)
+        weights, values = self._weights_and_values(theta_P, inputs_Qd)
         return weights * values
 
     def gate_weights(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """(..., Q, k)."""
-        return self._run(theta_P, inputs_Qd)[1]
+        return self._gate.weights(self._scores(theta_P, inputs_Qd)[0])
 
     def predict_with_jacobian(self, theta_P: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
         """f, (..., Q), and its derivatives by the parameters, (..., Q, P)."""
-        answer, weights, values, slopes, all_scores, shape, rate = self._run(theta_P, inputs_Qd)
-        score_k = self.atoms(theta_P)[..., : self.score_size]
+        score_k, expert_k = self.atoms(theta_P).tensor_split([self.score_size], -1)
+        all_scores, shape, rate = self._scores(theta_P, inputs_Qd)
+        weights = self._gate.weights(all_scores)
+        values, slopes = self._expert.value_and_slopes(expert_k, inputs_Qd)
         by_score = self._gate.pull(all_scores, weights, values)[..., None]
         by_shape = by_score * rate[..., None, None, None]
         of_shape = self._score.slopes(score_k, inputs_Qd)
@@ -127,15 +130,20 @@ class Mixture:
         if self.temperature:
             by_log = -(by_score[..., 0] * shape).sum(-1, keepdim=True) * rate[..., None, None]
             jacobian = torch.cat((jacobian, by_log), -1)
-        return answer, jacobian
+        return self._sum(weights, values), jacobian
 
-    def _run(self, theta_P: Tensor, inputs_Qd: Tensor):
-        atoms = self.atoms(theta_P)
-        score_k, expert_k = atoms.tensor_split([self.score_size], -1)
+    def _scores(self, theta_P: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (..., Q, k), what of them the temperature divides, and one over it."""
+        score_k = self.atoms(theta_P)[..., : self.score_size]
         rate = torch.exp(-theta_P[..., -1]) if self.temperature else theta_P.new_ones(())
         shape = self._score.shape(score_k, inputs_Qd)
-        all_scores = shape * rate[..., None, None] + score_k[..., None, :, -1]
-        weights = self._gate.weights(all_scores)
-        values, slopes = self._expert.value_and_slopes(expert_k, inputs_Qd)
-        answer = (weights * values) @ weights.new_ones(self.k)
-        return answer, weights, values, slopes, all_scores, shape, rate
+        return shape * rate[..., None, None] + score_k[..., None, :, -1], shape, rate
+
+    def _weights_and_values(self, theta_P: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
+        # Without the slopes, which cost more than all else of a prediction.
+        expert_k = self.atoms(theta_P)[..., self.score_size :]
+        weights = self._gate.weights(self._scores(theta_P, inputs_Qd)[0])
+        return weights, self._expert.value(expert_k, inputs_Qd)
+
+    def _sum(self, weights: Tensor, values: Tensor) -> Tensor:
+        return (weights * values) @ weights.new_ones(self.k)
