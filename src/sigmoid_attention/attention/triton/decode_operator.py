@@ -38,6 +38,8 @@ STAGES, PAGED_STAGES = 3, 4
 # What starting a program and adding up its part costs, in blocks.
 START_BLOCKS = 2
 MOST_PARTS = 256
+# In every dtype: few rows leave room for it.
+WIDEST = 256
 # Of a block of rows: what it sums up, in fp32, stays in registers.
 MOST_ROWS, SUM_BYTES = 64, 32 * 1024
 # Weights are at most 1. In fp16, times 2^15, even those near 1 / n have all their digits.
@@ -80,7 +82,7 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
         raise NotImplementedError(
             f"query: the decoding kernel takes {MOST_QUERIES} queries, got {query.shape[2]}"
         )
-    refuse(problem, return_aux)
+    refuse(problem, return_aux, WIDEST)
     learns = (query, problem.key, problem.value, problem.bias, problem.alibi_slopes)
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in learns):
         raise NotImplementedError("query: the decoding kernel has no gradients")

@@ -90,8 +90,11 @@ def arguments(problem: Problem) -> tuple[tuple[Tensor | None, ...], tuple]:
     return tensors, (*tensors, None if own is None else own.places_4B, sizes, numbers)
 
 
-def refuse(problem: Problem, return_aux: bool) -> None:
-    """Raise for what no kernel of this folder does."""
+def refuse(problem: Problem, return_aux: bool, widest: int | None = None) -> None:
+    """Raise for what no kernel of this folder does.
+
+    ``widest`` is the largest head dim, what the device's configurations hold if it is not given.
+    """
     query = problem.query
     if return_aux:
         raise NotImplementedError("return_aux: the Triton kernels keep no row statistics")
@@ -103,7 +106,7 @@ def refuse(problem: Problem, return_aux: bool) -> None:
         raise NotImplementedError(
             f"query: is on {reason}, the Triton kernels need an NVIDIA GPU of capability 8.0"
         )
-    widest = _widest(query.device, query.dtype)
+    widest = _widest(query.device, query.dtype) if widest is None else widest
     for name, tensor in (("query", query), ("value", problem.value)):
         if tensor.shape[3] > widest:
             raise NotImplementedError(
