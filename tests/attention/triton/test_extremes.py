@@ -41,12 +41,19 @@ def test_tails_and_slopes(interpreted, dtype):
     check_narrow(interpreted, positional, {"bias": -6.0, "is_causal": True, "alibi_slopes": SLOPES})
 
 
+def test_tails_in_fp32(interpreted):
+    """All weights are near e^-5, and no unit but those on an edge needs the full sigmoid."""
+    query, key, value = qkv(70, 70)
+    check(interpreted, (0.1 * query, 0.1 * key, value), bias=-5.0, is_causal=True)
+
+
 @each_narrow
+@pytest.mark.parametrize("bias", [(2, 20, 1), (2, 1, 37), (2, 1, 1)], ids=["rows", "keys", "heads"])
 @pytest.mark.parametrize("in_order", [False, True], ids=["added", "in-order"])
-def test_bias_mask_and_softcap(interpreted, dtype, in_order):
+def test_bias_mask_and_softcap(interpreted, dtype, bias, in_order):
     positional = qkv(20, 37, dtype=dtype)
     arguments = {
-        "bias": normal(2, 20, 1).to(dtype),
+        "bias": normal(*bias).to(dtype),
         "attn_mask": normal(2, 20, 37).to(dtype),
         "softcap": 2.0,
         "window_size": (30, 2),

@@ -49,6 +49,7 @@ FEATURES = {
     "causal": (qkv(40, 40), {"is_causal": True}),
     "causal-fewer-queries": (qkv(19, 43), {"is_causal": True}),
     "causal-more-queries": (qkv(43, 19), {"is_causal": True}),
+    "causal-one-key-of-the-last-block": (qkv(20, 37), {"is_causal": True}),
     "window": (qkv(43, 50), {"window_size": (18, 5)}),
     "window-left": (qkv(50, 43), {"window_size": (3, -1)}),
     "window-of-one": (qkv(35, 35), {"window_size": (0, 0)}),

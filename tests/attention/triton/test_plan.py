@@ -28,7 +28,17 @@ def loud_near(position: int, queries: int, keys: int) -> tuple[Tensor, Tensor, T
     return 1 + 0.1 * query, torch.where(near, 1 + 0.1 * key, 0.01 * key), value
 
 
+def alike(queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Every logit is what the norms say, so that bounds have nothing to spare."""
+    return tuple(torch.full_like(tensor, 0.5) for tensor in qkv(queries, keys))
+
+
 CASES = {
+    "alike-causal": (
+        alike(170, 170),
+        {"alibi_slopes": torch.tensor([0.3, 0.15]), "bias": -3.0, "is_causal": True},
+    ),
+    "alike": (alike(40, 170), {"alibi_slopes": torch.tensor([0.3, 0.25]), "bias": -3.0}),
     "slopes-causal": (qkv(140, 140), {"is_causal": True, "alibi_slopes": STEEP, "bias": -5.0}),
     "slopes": (qkv(120, 170), {"alibi_slopes": STEEP, "bias": -3.0}),
     "slopes-window": (
