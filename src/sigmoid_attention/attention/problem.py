@@ -72,6 +72,16 @@ class Problem:
         mask = self.attn_mask
         return None if mask is None or mask.dtype == torch.bool else mask
 
+    def operands(self) -> tuple[tuple[Tensor | None, ...], float]:
+        """Query, key, value, bias, mask and slopes, and the bias where it is a number instead."""
+        bias = self.bias
+        if not isinstance(bias, Tensor) and torch.compiler.is_compiling():
+            # A graph serves one value of an operator's number, and this may vary with the lengths.
+            bias = self.query.new_full((), bias, dtype=torch.float32)
+        tensor, number = (bias, 0.0) if isinstance(bias, Tensor) else (None, bias)
+        tensors = (self.query, self.key, self.value, tensor, self.attn_mask, self.alibi_slopes)
+        return tensors, number
+
     def padded(self) -> "Problem":
         """The same call with a row of the batch for each sequence and zeros past its end."""
         own = self.sequences

@@ -5,6 +5,7 @@ I query blocks, S parts of the keys.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,24 +39,12 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     """
     _refuse(problem, return_aux)
     own = problem.sequences
-    bias = problem.bias
-    if not isinstance(bias, Tensor) and torch.compiler.is_compiling():
-        # A graph serves one value of an operator's number, and this may vary with the lengths.
-        bias = problem.query.new_full((), bias, dtype=torch.float32)
-    by_number = not isinstance(bias, Tensor)
-    tensors = (
-        problem.query,
-        problem.key,
-        problem.value,
-        None if by_number else bias,
-        problem.attn_mask,
-        problem.alibi_slopes,
-    )
-    arguments = (
+    tensors, number = problem.operands()
+    arguments: tuple[Any, ...] = (
         *tensors,
         None if own is None else own.places_4B,
         None if own is None else own.block_table_BM,
-        *_pack(problem, bias if by_number else 0.0),
+        *_pack(problem, number),
     )
     return _compute(None, *arguments) if unwatched(tensors) else forward(*arguments)[0]
 

@@ -69,24 +69,10 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
 def arguments(problem: Problem) -> tuple[tuple[Tensor | None, ...], tuple]:
     """The tensors of a call that autograd follows, and all arguments of the operator."""
     own = problem.sequences
-    bias = problem.bias
-    if not isinstance(bias, Tensor) and torch.compiler.is_compiling():
-        # A graph serves one value of an operator's number, and this may vary with the lengths.
-        bias = problem.query.new_full((), bias, dtype=torch.float32)
-    by_number = not isinstance(bias, Tensor)
-    tensors = (
-        problem.query,
-        problem.key,
-        problem.value,
-        None if by_number else bias,
-        problem.attn_mask,
-        problem.alibi_slopes,
-    )
+    tensors, number = problem.operands()
     packed = int(own is not None and own.packed)
     sizes = (*problem.shape[2:], packed, *problem.window, int(problem.tolerance_is_relative))
-    numbers = (
-        problem.scale, problem.softcap or 0.0, bias if by_number else 0.0, problem.tolerance
-    )  # fmt: skip
+    numbers = (problem.scale, problem.softcap or 0.0, number, problem.tolerance)
     return tensors, (*tensors, None if own is None else own.places_4B, sizes, numbers)
 
 
