@@ -45,7 +45,7 @@ def flash_attn_func(
         q, k, v, dropout_p, softmax_scale, causal, window_size,
         alibi_slopes=alibi_slopes, return_attn_probs=return_attn_probs, sigmoid_bias=sigmoid_bias,
     )  # fmt: skip
-    return answer if isinstance(answer, Tensor) else (answer[0], answer[2])
+    return _with_weights(answer)
 
 
 def flash_attn_kvpacked_func(
@@ -65,7 +65,7 @@ def flash_attn_kvpacked_func(
         q, kv, dropout_p, softmax_scale, causal, window_size,
         alibi_slopes=alibi_slopes, return_attn_probs=return_attn_probs, sigmoid_bias=sigmoid_bias,
     )  # fmt: skip
-    return answer if isinstance(answer, Tensor) else (answer[0], answer[2])
+    return _with_weights(answer)
 
 
 def flash_attn_qkvpacked_func(
@@ -84,4 +84,9 @@ def flash_attn_qkvpacked_func(
         qkv, dropout_p, softmax_scale, causal, window_size,
         alibi_slopes=alibi_slopes, return_attn_probs=return_attn_probs, sigmoid_bias=sigmoid_bias,
     )  # fmt: skip
+    return _with_weights(answer)
+
+
+def _with_weights(answer: Tensor | tuple) -> Answer:
+    """FlashSigmoid has no log-sum-exp between output and weights."""
     return answer if isinstance(answer, Tensor) else (answer[0], answer[2])
