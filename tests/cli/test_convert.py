@@ -51,7 +51,7 @@ def test_it_leaves_a_model_that_writes(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--form", "row"], "form must be one of threshold, constant, got 'row'"),
+        (["--form", "row"], "form must be one of linear, constant, got 'row'"),
         (["--data", "/nowhere"], "data must be 'stdlib', 'shakespeare', or the path"),
         (["--seq-len", "5000"], "data is too short"),
         (["--needles", "5000"], "data is too short"),

@@ -254,12 +254,12 @@ def sigmoid_attention(
         >>> torch.allclose(out[:, :, -1:], cached, atol=1e-6)
         True
     """
-    tensors = (query, key, value, None, alibi_slopes)
-    settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
-    kind = None
-    if impl in repeated.IMPLEMENTATIONS and not (return_aux or dropout_p or attn_mask is not None):
-        kind = repeated.kind(*tensors, bias, window_size, *settings)
-        if (out := repeated.again(kind, *tensors)) is not None:
+    seen = None
+    if impl in repeated.IMPLEMENTATIONS and not (return_aux or dropout_p):
+        tensors = (query, key, value, None, alibi_slopes, bias, attn_mask)
+        settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
+        seen = repeated.look(*tensors, window_size, *settings)
+        if (out := repeated.again(seen)) is not None:
             return out
     names = ("query", "key", "value")
     checks.same_kind(query, key, value, names)
@@ -298,5 +298,5 @@ def sigmoid_attention(
         tolerance_is_relative=relative,
     )
     problem = with_bias(problem, bias)
-    repeated.remember(kind, problem, None)
+    repeated.remember(seen, problem)
     return run(problem, impl, return_aux)

@@ -38,8 +38,11 @@ class RowContext(Protocol):
         """(B, H, Q, 1), the log-sum-exp of each row's visible logits before the bias."""
         ...
 
-    def scaled_queries(self) -> Tensor:
-        """(B, H, Q, D), the queries times the scale: their dot product with a key is a logit."""
+    def aligned(self, rows_BHQ: Tensor) -> Tensor:
+        """What lies like the call's queries, (B, H, Q, ...), as the bias wants it.
+
+        It is another order only for packed sequences, of which each gets a row of the batch.
+        """
         ...
 
 

@@ -127,12 +127,12 @@ def sigmoid_decode(
         >>> sigmoid_decode(q, k, v, seqused_k=used, bias=NegLogLength(64), enable_gqa=True).shape
         torch.Size([2, 4, 1, 8])
     """
-    tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes)
-    settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
-    kind = None
+    seen = None
     if impl in repeated.IMPLEMENTATIONS and block_table is None and not return_aux:
-        kind = repeated.kind(*tensors, bias, window_size, *settings)
-        if (out := repeated.again(kind, *tensors)) is not None:
+        tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes, bias, None)
+        settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
+        seen = repeated.look(*tensors, window_size, *settings)
+        if (out := repeated.again(seen)) is not None:
             return out
     names = ("query", "key_cache", "value_cache")
     checks.same_kind(query, key_cache, value_cache, names)
@@ -184,5 +184,5 @@ def sigmoid_decode(
         sequences=own,
     )
     problem = with_bias(problem, bias)
-    repeated.remember(kind, problem, seqused_k)
+    repeated.remember(seen, problem)
     return _decode(problem, impl, return_aux)

@@ -147,6 +147,6 @@ class Problem:
             logits_BHQK = logits_BHQK.masked_fill(~visible, -math.inf)
         return logits_BHQK.logsumexp(-1, keepdim=True)
 
-    def scaled_queries(self) -> Tensor:
-        """The queries times the scale, (B, H, Q, D)."""
-        return self.scale * self.padded().query.to(self.dtype)
+    def aligned(self, rows_BHQ: Tensor) -> Tensor:
+        """What lies like the queries, (B, H, Q, ...), in the rows of ``shape``."""
+        return rows_BHQ if self.sequences is None else self.sequences.padded_queries(rows_BHQ)

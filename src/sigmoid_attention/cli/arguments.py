@@ -156,9 +156,9 @@ class Convert:
     """Steps on all layers at once."""
     layer_steps: int = 30
     """Steps on each layer before that; 0 trains all layers at once from the start."""
-    form: str = "threshold"
-    """What the bias of a head ends as: threshold (a number and a key to compare with) or constant
-    (a number)."""
+    form: str = "linear"
+    """What the bias of a head ends as: linear (in what the layer is given for the token) or
+    constant (a number)."""
     gain: float = 1.5
     """Weights start as p / (1 + p / gain) where the softmax has p."""
     seq_len: int = 256

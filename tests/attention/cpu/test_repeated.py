@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sigmoid_attention import Constant, NegLogLength
+from sigmoid_attention import Constant, Learned, NegLogLength
 from sigmoid_attention.attention import checks, sigmoid_attention, sigmoid_decode
 from sigmoid_attention.attention.cpu import call, operator, repeated
 
@@ -28,7 +28,15 @@ CALLS = (
     {"alibi_slopes": SLOPES.double()},
     {"skip_tolerance": 0.2},
     {"attn_mask": torch.arange(9) != 4},
+    {"attn_mask": torch.linspace(-1, 1, 9)},
+    {"attn_mask": torch.rand(2, 1, 9, 9).log()},
+    {"attn_mask": torch.linspace(-1, 1, 9).double()},
     {"bias": torch.linspace(-1, 1, 4).view(4, 1, 1)},
+    {"bias": torch.linspace(-1, 1, 4).view(4, 1, 1), "attn_mask": torch.arange(9) != 2},
+    {"bias": torch.linspace(-2, 1, 8).view(2, 4, 1, 1)},
+    {"bias": torch.linspace(-2, 1, 9).view(9, 1), "alibi_slopes": SLOPES},
+    {"bias": torch.linspace(-2, 1, 4).view(4, 1, 1).double()},
+    {"bias": Learned(-1.5, heads=4)},
 )
 
 
@@ -53,9 +61,38 @@ def assert_equals_the_definition(tensors, arguments) -> None:
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_no_call_is_taken_for_another(dtype, remembered):
-    for arguments in CALLS * 3:
-        assert_equals_the_definition(drawn(dtype), arguments)
+    with torch.no_grad():
+        for arguments in CALLS * 3:
+            assert_equals_the_definition(drawn(dtype), arguments)
     assert len(remembered) == len(CALLS) - 3  # a mask, a bias tensor and slopes in fp64 are not
+
+
+def test_biases_and_masks_are_read_anew_every_time(remembered):
+    bias, mask, tensors = torch.zeros(4, 1, 1), torch.ones(9, 9, dtype=torch.bool), drawn()
+    for number in range(3):
+        bias.fill_(number)
+        mask[number] = False
+        assert_equals_the_definition(tensors, {"bias": bias, "attn_mask": mask})
+    assert len(remembered) == 1
+
+
+def test_a_learned_bias_gets_its_gradient_after_calls_without_one(remembered):
+    bias, tensors = Learned(-1.0, heads=4), drawn()
+    for _ in range(2):
+        with torch.no_grad():
+            sigmoid_attention(*tensors, bias=bias)
+        sigmoid_attention(*tensors, bias=bias).sum().backward()
+    assert len(remembered) == 1
+    assert bias.value.grad is not None and bias.value.grad.abs().min() > 0
+
+
+def test_a_bias_for_other_heads_is_refused_after_good_ones():
+    tensors = drawn()
+    with torch.no_grad():
+        sigmoid_attention(*tensors, bias=Learned(-1.0, heads=4))
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"^bias: Learned has 1 heads, query 4"):
+                sigmoid_attention(*tensors, bias=Learned(-1.0, heads=1))
 
 
 def test_a_second_call_is_not_checked_again(monkeypatch):

@@ -8,25 +8,30 @@ import torch
 from sigmoid_attention import sigmoid_attention
 from sigmoid_attention.attention import Learned
 from sigmoid_attention.integrations.conversion import Calibration, SoftmaxStart
-from sigmoid_attention.integrations.transformers import ThresholdBias
+from sigmoid_attention.integrations.transformers import LinearBias
 
 
-def watched(query, key, gain=1.0, ridge=0.0, **settings):
+def watched(query, key, gain=1.0, ridge=0.0, given=None, **settings):
     bias = Calibration(SoftmaxStart(gain), gain, ridge)
+    bias.see(given)
     sigmoid_attention(query, key, key, bias=bias, enable_gqa=True, **settings)
     return bias
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(3, 3), (4, 2)], ids=["H3-G3", "H4-G2"])
 @pytest.mark.parametrize("gain", [1.0, 2.5])
-def test_one_key_is_the_threshold(heads, key_heads, gain):
+def test_one_key_is_found_behind_the_projection_of_queries(heads, key_heads, gain):
+    """With one key in all the log-sum-exp is the logit itself: linear in what queries come from."""
     torch.manual_seed(0)
-    query = torch.randn(2, heads, 50, 6, dtype=torch.float64)
+    given = torch.randn(2, 50, 5, dtype=torch.float64)
+    projection = torch.randn(heads, 5, 6, dtype=torch.float64)
+    query = torch.einsum("bnc,hcd->bhnd", given, projection)
     key = torch.randn(1, key_heads, 1, 6, dtype=torch.float64)
-    final = ThresholdBias(torch.ones(heads), head_dim=6)
-    watched(query, key.expand(2, -1, -1, -1), gain, ridge=1e-12).solve(final)
-    each = key[0, :, 0].repeat_interleave(heads // key_heads, 0).float()
-    torch.testing.assert_close(final.threshold.data, each, rtol=1e-4, atol=1e-4)
+    final = LinearBias(torch.ones(heads), dim=5)
+    watched(query, key.expand(2, -1, -1, -1), gain, ridge=1e-12, given=given).solve(final)
+    each = key[0, :, 0].repeat_interleave(heads // key_heads, 0)
+    expected = -torch.einsum("hcd,hd->hc", projection, each) / 6**0.5
+    torch.testing.assert_close(final.weight.data, expected.float(), rtol=1e-4, atol=1e-4)
     expected = torch.full((heads,), -math.log(gain))
     torch.testing.assert_close(final.offset.data, expected, rtol=1e-4, atol=1e-4)
 
@@ -34,10 +39,11 @@ def test_one_key_is_the_threshold(heads, key_heads, gain):
 def test_neutral_keys_are_the_number_of_visible_ones():
     torch.manual_seed(0)
     query = torch.randn(1, 2, 30, 4, dtype=torch.float64)
-    final = ThresholdBias(torch.ones(2), head_dim=4)
-    watched(query, torch.zeros_like(query), is_causal=True, ridge=1e-12).solve(final)
+    final, given = LinearBias(torch.ones(2), dim=3), torch.randn(1, 30, 3, dtype=torch.float64)
+    neutral = torch.zeros_like(query)
+    watched(query, neutral, is_causal=True, ridge=1e-12, given=given).solve(final)
     torch.testing.assert_close(final.slope.data, torch.ones(2), rtol=1e-4, atol=1e-4)
-    assert final.threshold.abs().max() < 1e-4 and final.offset.abs().max() < 1e-4
+    assert final.weight.abs().max() < 1e-4 and final.offset.abs().max() < 1e-4
 
 
 def test_a_constant_is_the_mean_over_all_batches():
@@ -67,8 +73,8 @@ def test_rows_that_see_nothing_count_for_nothing():
 def test_rows_all_as_long_leave_the_slope_at_rest():
     torch.manual_seed(0)
     query, key = torch.randn(2, 2, 2, 20, 4).unbind(0)
-    final = ThresholdBias(torch.zeros(2), head_dim=4)
-    watched(query, key, ridge=1e-3).solve(final)
+    final = LinearBias(torch.zeros(2), dim=4)
+    watched(query, key, ridge=1e-3, given=torch.randn(2, 20, 4)).solve(final)
     assert final.offset.isfinite().all() and final.slope.abs().max() < 10
 
 

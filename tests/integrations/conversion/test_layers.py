@@ -10,7 +10,7 @@ from tests.integrations.conversion.models import KINDS, ids
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_stream_is_the_models_own(kind):
-    student = Student(KINDS[kind](), form="threshold", gain=1.5)
+    student = Student(KINDS[kind](), form="linear", gain=1.5)
     model = student.model
     layers = attention_layers(model, list(student.modules))
     assert len(layers) == 2
@@ -34,7 +34,7 @@ def test_the_stream_is_the_models_own(kind):
 
 
 def test_gradients_reach_the_layer():
-    student = Student(KINDS["llama"](), form="threshold", gain=1.5)
+    student = Student(KINDS["llama"](), form="linear", gain=1.5)
     layers = attention_layers(student.model, list(student.modules))
     stream = LayerStream(student.model, layers, [{"input_ids": ids()}])
     stream.output(0, 0, stream.hidden[0]).square().sum().backward()
@@ -44,7 +44,7 @@ def test_gradients_reach_the_layer():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_answers_the_same_again(kind):
-    student = Student(KINDS[kind](), form="threshold", gain=1.5)
+    student = Student(KINDS[kind](), form="linear", gain=1.5)
     layers = attention_layers(student.model, list(student.modules))
     stream = LayerStream(student.model, layers, [{"input_ids": ids()}])
     first = stream.outputs(0)[0]

@@ -7,7 +7,7 @@ from transformers import AutoModel
 from sigmoid_attention import RowLSE
 from sigmoid_attention.integrations.conversion import FORMS, Student
 from sigmoid_attention.integrations.conversion.student import use_bias
-from sigmoid_attention.integrations.transformers import PerHead, ThresholdBias, convert
+from sigmoid_attention.integrations.transformers import LinearBias, PerHead, convert
 from tests.integrations.conversion.models import KINDS, answer, bert, ids, llama
 
 
@@ -41,7 +41,7 @@ def test_use_bias_replaces_the_bias_of_every_module():
 def test_calibration_brings_the_end_nearer_and_leaves_the_start(kind):
     tokens = ids()
     before = answer(KINDS[kind](), tokens)
-    student = Student(KINDS[kind](), form="threshold", gain=2.0)
+    student = Student(KINDS[kind](), form="linear", gain=2.0)
 
     def error():
         return float((answer(student.model, tokens) - before).square().mean())
@@ -56,12 +56,12 @@ def test_calibration_brings_the_end_nearer_and_leaves_the_start(kind):
 
 
 def test_only_the_modules_that_are_named_move():
-    student = Student(llama(), form="threshold", gain=2.0)
+    student = Student(llama(), form="linear", gain=2.0)
     first, second = student.modules.values()
     student.calibrate([first], lambda: student.model(ids()))
     student.set_t(1.0, [first])
-    assert first.sigmoid_bias.final.threshold.abs().max() > 0 and first.sigmoid_bias.t == 1
-    assert second.sigmoid_bias.final.threshold.abs().max() == 0 and second.sigmoid_bias.t == 0
+    assert first.sigmoid_bias.final.weight.abs().max() > 0 and first.sigmoid_bias.t == 1
+    assert second.sigmoid_bias.final.weight.abs().max() == 0 and second.sigmoid_bias.t == 0
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -79,20 +79,20 @@ def test_it_is_saved_and_loaded_as_a_plain_sigmoid_model(kind, form, tmp_path):
     assert loaded.config._attn_implementation == "sigmoid"
     assert answer(loaded, tokens).equal(moving)
     names = {name for name in loaded.state_dict() if "sigmoid" in name}
-    ends = ("sigmoid_bias",) if form == "constant" else ("offset", "slope", "threshold")
+    ends = ("sigmoid_bias",) if form == "constant" else ("offset", "slope", "weight")
     assert names and all(name.endswith(ends) for name in names)
 
 
 def test_in_bf16_the_biases_stay_in_fp32(tmp_path):
-    Student(llama(), form="threshold", gain=1.5).finish().save_pretrained(tmp_path)
+    Student(llama(), form="linear", gain=1.5).finish().save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     bias = loaded.layers[0].self_attn.sigmoid_bias
-    assert isinstance(bias, ThresholdBias) and bias.threshold.dtype == torch.float32
+    assert isinstance(bias, LinearBias) and bias.weight.dtype == torch.float32
     assert loaded.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
 
 
 def test_with_a_cache_it_writes_what_it_writes_without():
-    student = Student(llama(), form="threshold", gain=1.5)
+    student = Student(llama(), form="linear", gain=1.5)
     student.calibrate(student.modules.values(), lambda: student.model(ids()))
     model, tokens = student.finish(), ids(batch=1, length=5)
     written = model.generate(tokens, max_new_tokens=9, do_sample=False, pad_token_id=0)
@@ -103,7 +103,7 @@ def test_with_a_cache_it_writes_what_it_writes_without():
 
 
 def test_padding_changes_nothing():
-    student = Student(bert(), form="threshold", gain=1.5)
+    student = Student(bert(), form="linear", gain=1.5)
     student.calibrate(student.modules.values(), lambda: student.model(ids()))
     model, tokens = student.finish(), ids(length=12)
     padded = torch.nn.functional.pad(tokens, (0, 5))
@@ -114,7 +114,7 @@ def test_padding_changes_nothing():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="form: must be one of threshold, constant, got 'row'"):
+    with pytest.raises(ValueError, match="form: must be one of linear, constant, got 'row'"):
         Student(llama(), form="row", gain=1.0)
 
 
@@ -123,4 +123,4 @@ def test_an_unreached_architecture_is_refused():
 
     model = BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2))
     with pytest.raises(ValueError, match="they would go on with a softmax"):
-        Student(model, form="threshold", gain=1.0)
+        Student(model, form="linear", gain=1.0)

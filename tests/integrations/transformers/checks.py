@@ -20,12 +20,12 @@ TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}
 
 def converted(architecture: Architecture, **options: Any) -> PreTrainedModel:
     """A converted tiny model with a different bias for every head."""
-    model = convert(architecture.build(), bias=PerHead(NegLogLength(8)), **options)
+    model = convert(architecture.build(), **{"bias": PerHead(NegLogLength(8)), **options})
     random = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for module in attention_modules(model).values():
-            bias = module.sigmoid_bias
-            bias.add_(torch.randn(bias.shape, generator=random))
+        for name, bias in model.named_parameters():
+            if "sigmoid_bias" in name:
+                bias.add_(torch.randn(bias.shape, generator=random))
     return model
 
 
@@ -107,7 +107,12 @@ def _in_steps(
 
 
 def _cached(architecture: Architecture, new_cache: Callable[[PreTrainedModel], Any]) -> None:
-    model = converted(architecture)
+    _in_steps_as_whole(converted(architecture), architecture, new_cache)
+
+
+def _in_steps_as_whole(
+    model: PreTrainedModel, architecture: Architecture, new_cache: Callable[[PreTrainedModel], Any]
+) -> None:
     with torch.no_grad():
         fixed, name, tokens = _decoder_inputs(model, architecture.batch())
         whole = model(**fixed, **{name: tokens}, use_cache=False).logits
@@ -115,17 +120,17 @@ def _cached(architecture: Architecture, new_cache: Callable[[PreTrainedModel], A
     torch.testing.assert_close(parts, whole, **TOLERANCE)
 
 
+def _growing(model: PreTrainedModel) -> Any:
+    config = model.config.get_text_config(decoder=True)
+    own = DynamicCache(config=config)
+    if not model.config.is_encoder_decoder:
+        return own
+    return EncoderDecoderCache(own, DynamicCache(config=config))
+
+
 def dynamic_cache(architecture: Architecture) -> None:
     """Token by token with a growing cache is the same as all at once."""
-
-    def cache(model: PreTrainedModel) -> Any:
-        config = model.config.get_text_config(decoder=True)
-        own = DynamicCache(config=config)
-        if not model.config.is_encoder_decoder:
-            return own
-        return EncoderDecoderCache(own, DynamicCache(config=config))
-
-    _cached(architecture, cache)
+    _cached(architecture, _growing)
 
 
 def static_cache(architecture: Architecture) -> None:
@@ -173,12 +178,36 @@ def each_token(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
 
 def compiled(architecture: Architecture) -> None:
     """One graph without breaks gives the same."""
-    model = converted(architecture)
-    batch = architecture.batch()
+    _one_graph(converted(architecture), architecture.batch())
+
+
+def _one_graph(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
     torch._dynamo.reset()
     whole = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(answer(whole, batch), answer(model, batch), **TOLERANCE)
+
+
+def linear_bias(architecture: Architecture, folder: Path) -> None:
+    """A bias from each token's input learns, and is the same in steps, one graph and reloaded."""
+    model = converted(architecture, bias=PerHead(NegLogLength(8), linear=True))
+    batch = architecture.batch()
+    answer(model, batch).sum().backward()
+    assert all(module.sigmoid_bias.weight.grad.abs().max() > 0 for module in _attention(model))
+    if architecture.decodes:
+        _in_steps_as_whole(model, architecture, _growing)
+    _one_graph(model, batch)
+    model.save_pretrained(folder)
+    again = type(model).from_pretrained(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(answer(again, batch), answer(model, batch), **TOLERANCE)
+        for module in _attention(model):
+            module.sigmoid_bias.weight.zero_()
+        assert not torch.allclose(answer(again, batch), answer(model, batch), **TOLERANCE)
+
+
+def _attention(model: PreTrainedModel) -> list[Any]:
+    return list(attention_modules(model).values())
 
 
 def reloaded(architecture: Architecture, folder: Path) -> None:

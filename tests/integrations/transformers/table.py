@@ -19,6 +19,7 @@ COLUMNS: list[tuple[str, Callable[..., None], Callable[[Architecture], bool]]] =
     ("padding", checks.padding, lambda a: a.pads),
     ("one graph", checks.compiled, lambda _: True),
     ("reload", checks.reloaded, lambda _: True),
+    ("linear bias", checks.linear_bias, lambda _: True),
 ]
 
 

@@ -196,7 +196,7 @@ def test_every_bias_comes_back(bias, tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"format": 2}, "reads format 1 of the config's key, got 2"),
+        ({"format": 1}, "reads format 2 of the config's key, got 1"),
         ({"bias": {"policy": "Warm"}}, "a bias policy 'Warm' is not known"),
     ],
     ids=["format", "policy"],

@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from sigmoid_attention import NegLogLength
+from sigmoid_attention.integrations.transformers import PerHead
 from tests.integrations.transformers import checks
 from tests.integrations.transformers.architectures import ARCHITECTURES
 
@@ -11,10 +13,12 @@ PROMPTS = [[5, 9, 11, 7, 3, 8, 20, 31], [13, 4, 6], [7] * 5]
 NEW = 5
 
 
+@pytest.mark.parametrize("linear", [False, True], ids=["number", "linear"])
 @pytest.mark.parametrize("name", ["Llama", "Mistral"])
-def test_continuous_batching_writes_what_each_request_gets_alone(name):
+def test_continuous_batching_writes_what_each_request_gets_alone(name, linear):
     """Mistral's window is shorter than the longest request, and no block holds a whole one."""
-    model = checks.converted(ARCHITECTURES[name])
+    bias = PerHead(NegLogLength(8), linear=linear)
+    model = checks.converted(ARCHITECTURES[name], bias=bias)
     settings = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1)
     batching = ContinuousBatchingConfig(num_blocks=16, block_size=4, max_batch_tokens=16)
     found = model.generate_batch(

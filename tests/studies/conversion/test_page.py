@@ -6,7 +6,7 @@ from sigmoid_attention.studies.conversion.curve import Curve, Point
 from sigmoid_attention.studies.conversion.page import BEGIN, END, main, publish
 
 DESCRIBED = {
-    "setting": {"steps": 4, "layer_steps": 2, "bf16": True, "form": "threshold"},
+    "setting": {"steps": 4, "layer_steps": 2, "bf16": True, "form": "linear"},
     "model": {"model": "tiny", "source": "made==1", "licence": "none"},
     "data": {
         "source": "words",
@@ -44,10 +44,10 @@ def document(tmp_path):
 def test_every_point_is_a_row(run, document):
     main([str(document), str(run)])
     text = document.read_text()
-    assert text.startswith(f"before\n{BEGIN}\n### tiny, threshold\n") and text.endswith(
+    assert text.startswith(f"before\n{BEGIN}\n### tiny, linear\n") and text.endswith(
         f"{END}\nafter\n"
     )
-    assert "stale" not in text and "--bf16 --form threshold" in text and "2 minutes" in text
+    assert "stale" not in text and "--bf16 --form linear" in text and "2 minutes" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == "| | steps | loss | needle 64 |" and len(rows) == 7
     assert rows[3] == "| sigmoid, b = -log(visible keys) | 0 | 21.250 |  |"

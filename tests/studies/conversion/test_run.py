@@ -140,7 +140,7 @@ def test_a_checkpoint_of_another_setting_is_refused(made, tmp_path, monkeypatch)
     ("name", "value", "wanted"),
     [
         ("steps", -1, "at least 0"),
-        ("form", "row", "one of threshold, constant"),
+        ("form", "row", "one of linear, constant"),
         ("gain", 0.0, "positive"),
         ("seq_len", 8, "at least 16"),
         ("temperature", 0.0, "positive"),

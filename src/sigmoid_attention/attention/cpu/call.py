@@ -26,7 +26,8 @@ Places = tuple[int, ...]
 
 # Where the struct holds what changes from one call to the next of the same shape: the bytes from
 # its start to each address.
-QUERY, KEY, VALUE, OUT, SLOPES, LENGTH_K = (8 * field for field in (13, 17, 21, 25, 44, 50))
+QUERY, KEY, VALUE, OUT = (8 * field for field in (13, 17, 21, 25))
+BIAS, MASK, FLAGS, SLOPES, LENGTH_K = (8 * field for field in (29, 34, 39, 44, 50))
 
 
 def supports(dtype: torch.dtype) -> bool:

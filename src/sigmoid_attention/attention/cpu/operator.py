@@ -50,14 +50,15 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
 
 
 def struct(problem: Problem) -> bytes:
-    """The kernel's struct for a call without bias tensor, mask and backward pass.
+    """The kernel's struct for a call without backward pass, whose tensors need no copies.
 
     Where the sequences of a cache end is left out.
     """
-    layout, settings = _unpack(None, None, *_pack(problem, problem.bias))
-    query, key, value = problem.query, problem.key, problem.value
-    call = Arguments(query, key, value, None, None, problem.alibi_slopes, layout, settings)
-    return call.bytes(like(query, value.shape[3]), None)
+    tensors, number = problem.operands()
+    layout, settings = _unpack(None, None, *_pack(problem, number))
+    out = like(problem.query, problem.value.shape[3])
+    arguments: tuple[Any, ...] = (*tensors, layout, settings)
+    return Arguments(*arguments).bytes(out, None)
 
 
 def _pack(problem: Problem, constant) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -9,11 +9,12 @@ import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention.bias import BiasPolicy, Constant, NegLogLength
+from sigmoid_attention.attention.bias import BiasPolicy, Constant, Learned, NegLogLength
 from sigmoid_attention.attention.cpu import call
 from sigmoid_attention.attention.cpu.operator import available, like, struct, unwatched
 from sigmoid_attention.attention.problem import Problem
@@ -29,24 +30,38 @@ _MOST = 4096
 _known: "dict[Hashable, _Known]" = {}
 
 
+class Seen(NamedTuple):
+    """A call as far as its checks and its struct depend on it, and the tensors that it came with.
+
+    ``tensors`` are query, key, value, the keys in use of each sequence of a cache, slopes, bias
+    and mask.
+    """
+
+    kind: Hashable
+    tensors: tuple[Tensor | None, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     run: Callable[[bytes], None]
     fields: bytes
     capacity: int
+    # Where the struct holds the address of each tensor, in their order.
+    places: tuple[int, ...]
 
 
-def kind(
+def look(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     lengths: Tensor | None,
     slopes: Tensor | None,
     bias: float | Tensor | BiasPolicy | None,
+    mask: Tensor | None,
     window: tuple[int, int],
     *settings: float | str | None,
-) -> Hashable | None:
-    """All that a call's checks and struct depend on; None where it has to be looked at in full.
+) -> Seen | None:
+    """What this call may be known by; None where it has to be looked at in full.
 
     Args:
         lengths: the keys in use of each sequence of a cache. They are looked at in every call.
@@ -54,59 +69,58 @@ def kind(
     """
     if type(window) is not tuple or not query.is_cpu:
         return None
-    if not unwatched((query, key, value, lengths, slopes)):
-        return None
+    added, number = None, bias
     if type(bias) is NegLogLength:
-        bias = bias.value
+        number = bias.value
     elif type(bias) is Constant:
-        bias = float(bias.b)
-    if not _PLAIN.issuperset(map(type, (bias, *window, *settings))):
+        number = float(bias.b)
+    elif type(bias) is Learned:
+        added, number = bias.value.view(1, -1, 1, 1), "learned"
+    elif isinstance(bias, Tensor):
+        added, number = bias, "tensor"
+    tensors = (query, key, value, lengths, slopes, added, mask)
+    if not unwatched(tensors) or not _PLAIN.issuperset(map(type, (number, *window, *settings))):
         return None
-    tensors = []
-    for tensor in (query, key, value, lengths, slopes):
+    facts = []
+    for tensor in tensors:
         if tensor is not None:
-            tensors += tensor.shape, tensor.stride(), tensor.dtype, tensor.is_cpu
+            facts += tensor.shape, tensor.stride(), tensor.dtype, tensor.is_cpu
         else:
-            tensors.append(None)
+            facts.append(None)
     forced = os.environ.get("SIGMOID_ATTENTION_CPU")
-    return (*tensors, bias, window, settings, torch.get_num_threads(), forced)
+    return Seen((*facts, number, window, settings, torch.get_num_threads(), forced), tensors)
 
 
-def again(
-    kind: Hashable | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Tensor | None,
-    slopes: Tensor | None,
-) -> Tensor | None:
-    """The answer if a call of this kind is known; None where it is not, or lengths do not fit."""
-    known = None if kind is None else _known.get(kind)
-    if known is None:
+def again(seen: Seen | None) -> Tensor | None:
+    """The answer if such a call is known; None where it is not, or lengths do not fit."""
+    known = None if seen is None else _known.get(seen.kind)
+    if seen is None or known is None:
         return None
+    query, _, value, lengths = seen.tensors[:4]
+    assert query is not None and value is not None
     out = like(query, value.shape[3])
-    fields = bytearray(known.fields)
     if lengths is not None:
         used = lengths.tolist()
         if used and (min(used) < 0 or max(used) > known.capacity):
             return None
-        _ADDRESS.pack_into(fields, call.LENGTH_K, lengths.data_ptr())
-    _ADDRESS.pack_into(fields, call.QUERY, query.data_ptr())
-    _ADDRESS.pack_into(fields, call.KEY, key.data_ptr())
-    _ADDRESS.pack_into(fields, call.VALUE, value.data_ptr())
+    fields = bytearray(known.fields)
     _ADDRESS.pack_into(fields, call.OUT, out.data_ptr())
-    if slopes is not None:
-        _ADDRESS.pack_into(fields, call.SLOPES, slopes.data_ptr())
+    for place, tensor in zip(known.places, seen.tensors, strict=True):
+        if tensor is not None:
+            _ADDRESS.pack_into(fields, place, tensor.data_ptr())
     known.run(bytes(fields))
     return out
 
 
-def remember(kind: Hashable | None, problem: Problem, lengths: Tensor | None) -> None:
-    """Keep what a call of this kind needs, if that is nothing but addresses."""
-    if kind is None or not call.supports(problem.query.dtype) or not available():
+def remember(seen: Seen | None, problem: Problem) -> None:
+    """Keep what such a call needs, if that is nothing but addresses."""
+    if seen is None or not call.supports(problem.query.dtype) or not available():
         return
-    slopes = problem.alibi_slopes
-    if slopes is not None and slopes.dtype != torch.float32:
+    lengths, slopes, bias, mask = seen.tensors[3:]
+    if any(x is not None and x.dtype != torch.float32 for x in (slopes, bias)):
+        return
+    flags = mask is not None and mask.dtype == torch.bool
+    if mask is not None and not flags and mask.dtype != torch.float32:
         return
     if lengths is not None and not (lengths.dtype == torch.int64 and lengths.is_contiguous()):
         return
@@ -115,6 +129,10 @@ def remember(kind: Hashable | None, problem: Problem, lengths: Tensor | None) ->
         return
     if len(_known) >= _MOST:
         _known.clear()
-    _known[kind] = _Known(
-        call.kernel("sigmoid_attention_forward"), struct(problem), problem.shape[3]
+    places = (call.QUERY, call.KEY, call.VALUE, call.LENGTH_K, call.SLOPES, call.BIAS)
+    _known[seen.kind] = _Known(
+        call.kernel("sigmoid_attention_forward"),
+        struct(problem),
+        problem.shape[3],
+        (*places, call.FLAGS if flags else call.MASK),
     )

@@ -1,13 +1,13 @@
 r"""A closed-form bias for each head, by least squares from the rows of the softmax itself.
 
-What the bias has to predict from the query alone is minus the row's log-sum-exp:
+What the bias has to predict without a look at the keys is minus the row's log-sum-exp:
 
-    -LSE_i - log g  ~  o_h - a_h log m_i - s q_i . t_h,
+    -LSE_i - log g  ~  o_h - a_h log m_i + w_h . x_i,
 
-with m_i the keys that query i may see. The normal equations of every head are summed while batches
-run through the model, in float64, so that no row has to be kept.
+with m_i the keys that query i may see and x_i what the module is given. The normal equations are
+summed while batches run through the model, in float64, so that no row has to be kept.
 
-Shape letters: B batch, H query heads, Q queries, D head dim, F features (2 + D), N rows.
+Shape letters: B batch, H query heads, N tokens, C channels, F features (2 + C), R rows.
 """
 
 import math
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention.bias import BiasPolicy, Learned, RowContext, RowLSE
-from sigmoid_attention.integrations.transformers import ThresholdBias
+from sigmoid_attention.integrations.transformers import LinearBias
 
 
 class Calibration(nn.Module, BiasPolicy):
     """Stands in for a bias while it watches: answers with ``start``, and sums what a fit needs.
 
-    Rows that see nothing have no log-sum-exp and count for nothing.
+    Rows that see nothing have no log-sum-exp and count for nothing. Without a ``see`` of the
+    module's input it fits what needs none.
 
     Example:
         >>> from sigmoid_attention import sigmoid_attention
@@ -37,14 +38,17 @@ class Calibration(nn.Module, BiasPolicy):
         True
     """
 
-    def __init__(self, start: BiasPolicy, gain: float, ridge: float = 1e-3) -> None:
+    def __init__(self, start: BiasPolicy, gain: float, ridge: float = 1e-2) -> None:
         super().__init__()
         self.start = start
         self.log_gain = math.log(gain)
         self.ridge = ridge
-        self.rows = 0
-        self.gram_HFF: Tensor | float = 0.0
-        self.moment_HF: Tensor | float = 0.0
+        self.gram_FF: Tensor | float = 0.0
+        self.moment_FH: Tensor | float = 0.0
+        self._input_BNC: Tensor | None = None
+
+    def see(self, input_BNC: Tensor | None) -> None:
+        self._input_BNC = input_BNC
 
     def resolve(self, rows: RowContext) -> float | Tensor:
         with torch.no_grad():
@@ -52,47 +56,38 @@ class Calibration(nn.Module, BiasPolicy):
         return self.start.resolve(rows)
 
     def _watch(self, rows: RowContext) -> None:
-        target_BHQ1 = RowLSE().resolve(rows) - self.log_gain
-        queries_BHQD = rows.scaled_queries()
-        counts = rows.visible_counts().expand_as(target_BHQ1)
-        ones = torch.ones_like(target_BHQ1)
-        log_m = counts.clamp(min=1).to(target_BHQ1.dtype).log()
-        features_BHQF = torch.cat([ones, -log_m, -queries_BHQD], dim=-1)
-        seen = (counts > 0).to(target_BHQ1.dtype)
-        features_HNF = _by_head(features_BHQF * seen)
-        target_HN1 = _by_head(target_BHQ1 * seen)
-        self.rows += features_HNF.shape[1]
-        self.gram_HFF = self.gram_HFF + features_HNF.mT @ features_HNF
-        self.moment_HF = self.moment_HF + (features_HNF.mT @ target_HN1)[..., 0]
+        target_BHN1 = RowLSE().resolve(rows) - self.log_gain
+        batch, heads, tokens, _ = target_BHN1.shape
+        counts_BN1 = rows.visible_counts().expand(batch, heads, tokens, 1)[:, 0]
+        seen_BN1 = (counts_BN1 > 0).double()
+        features = [torch.ones_like(seen_BN1), -counts_BN1.clamp(min=1).double().log()]
+        if self._input_BNC is not None:
+            features.append(self._input_BNC.double())
+        features_RF = (torch.cat(features, dim=-1) * seen_BN1).flatten(0, 1)
+        target_RH = (target_BHN1[..., 0].mT.double() * seen_BN1).flatten(0, 1)
+        self.gram_FF = self.gram_FF + features_RF.mT @ features_RF
+        self.moment_FH = self.moment_FH + features_RF.mT @ target_RH
 
     def solve(self, final: nn.Module) -> None:
-        """Put the best values into ``final``, a :class:`Learned` or a :class:`ThresholdBias`.
+        """Put the best values into ``final``, a :class:`Learned` or a :class:`LinearBias`.
 
-        The ridge keeps the slope and the threshold small where the rows do not determine them, as
-        with rows that all see as many keys; the offset is free of it.
+        The ridge, in units of each feature's own size, keeps the slope and the weights small where
+        the rows do not determine them, as with rows that all see as many keys; the offset is free
+        of it.
         """
-        assert isinstance(self.gram_HFF, Tensor) and isinstance(self.moment_HF, Tensor)
+        assert isinstance(self.gram_FF, Tensor) and isinstance(self.moment_FH, Tensor)
         with torch.no_grad():
             if isinstance(final, Learned):
-                final.value.copy_(self.moment_HF[:, 0] / self.gram_HFF[:, 0, 0])
+                final.value.copy_(self.moment_FH[0] / self.gram_FF[0, 0])
                 return
-            assert isinstance(final, ThresholdBias)
-            size_F = self.gram_HFF.diagonal(dim1=1, dim2=2).clone()
-            size_F[:, 0] = 0
-            # In units of the features' own size: no head with small queries is flattened.
-            mean_size = size_F[:, 2:].mean(-1, keepdim=True)
-            penalty_HF = self.ridge * torch.cat(
-                [size_F[:, :1], size_F[:, 1:2], mean_size.expand(-1, size_F.shape[1] - 2)], dim=1
+            assert isinstance(final, LinearBias)
+            size_F = self.gram_FF.diagonal().clone()
+            size_F[0] = 0
+            # Where rows leave a direction open, as with one token in all, it stays at zero.
+            inverse_FF = torch.linalg.pinv(
+                self.gram_FF + torch.diag(self.ridge * size_F), hermitian=True
             )
-            gram_HFF = self.gram_HFF + torch.diag_embed(penalty_HF)
-            # Where rows leave a direction open, as with one key in all, it stays at zero.
-            inverse_HFF = torch.linalg.pinv(gram_HFF, hermitian=True)
-            solved_HF = (inverse_HFF @ self.moment_HF[..., None])[..., 0]
-            final.offset.copy_(solved_HF[:, 0])
-            final.slope.copy_(solved_HF[:, 1])
-            final.threshold.copy_(solved_HF[:, 2:])
-
-
-def _by_head(x_BHQF: Tensor) -> Tensor:
-    """(H, N, F) in float64."""
-    return x_BHQF.transpose(0, 1).flatten(1, 2).double()
+            solved_FH = inverse_FF @ self.moment_FH
+            final.offset.copy_(solved_FH[0])
+            final.slope.copy_(solved_FH[1])
+            final.weight.copy_(solved_FH[2:].T)

@@ -61,6 +61,11 @@ class Annealed(nn.Module, BiasPolicy):
         self.final = final
         self.t = 0.0
 
+    def see(self, input_BNC: Tensor | None) -> None:
+        """Let the bias that stays know what its module is called with, if it wants to."""
+        if hasattr(self.final, "see"):
+            self.final.see(input_BNC)  # pyright: ignore[reportCallIssue]
+
     def resolve(self, rows: RowContext) -> Tensor:
         final: Tensor = self.final.resolve(rows)  # pyright: ignore[reportCallIssue]
         if self.t == 1:

@@ -1,6 +1,6 @@
 """A pretrained model on its way to sigmoid attention: the biases of its attention modules.
 
-Shape letters: H query heads, D head dim.
+Shape letters: H query heads.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,8 +21,8 @@ from sigmoid_attention.integrations.transformers import (
 )
 from sigmoid_attention.integrations.transformers.structure import output_projection
 
-# What the bias ends as: a number for each head, or with a threshold key for each head beside it.
-FORMS = ("threshold", "constant")
+# What the bias of a head ends as: a linear function of the module's input, or a number.
+FORMS = ("linear", "constant")
 
 
 class Student:
@@ -47,7 +47,7 @@ class Student:
         >>> parent = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).eval()
         >>> ids = torch.arange(12)[None]
         >>> before = parent(ids).logits
-        >>> student = Student(parent, form="threshold", gain=100.0)
+        >>> student = Student(parent, form="linear", gain=100.0)
         >>> bool((student.model(ids).logits - before).abs().max() < 0.01)
         True
     """
@@ -63,7 +63,7 @@ class Student:
         if form not in FORMS:
             raise ValueError(f"form: must be one of {', '.join(FORMS)}, got {form!r}")
         start = SoftmaxStart(gain)
-        convert(model, bias=PerHead(0.0, threshold=form == "threshold"), inputs=inputs)
+        convert(model, bias=PerHead(0.0, linear=form == "linear"), inputs=inputs)
         self.model = model
         self.form = form
         self.gain = gain
@@ -72,7 +72,7 @@ class Student:
             final = module.sigmoid_bias
             if form == "constant":
                 # transformers keeps the number of a head as a plain parameter.
-                final = Learned(0.0, module.sigmoid_heads).to(final.device)  # pyright: ignore
+                final = Learned(0.0, module.sigmoid_shape.heads).to(final.device)  # pyright: ignore
             replace_bias(module, Annealed(start, final))  # pyright: ignore[reportArgumentType]
             parent = model.get_submodule(name.rpartition(".")[0])
             scale_attention_output(module, parent, gain)

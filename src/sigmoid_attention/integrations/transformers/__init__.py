@@ -19,13 +19,13 @@ from sigmoid_attention.integrations.transformers.convert import (
     set_bias,
 )
 from sigmoid_attention.integrations.transformers.forward import sigmoid_attention_forward
+from sigmoid_attention.integrations.transformers.linear import LinearBias
 from sigmoid_attention.integrations.transformers.reach import reached_modules
 from sigmoid_attention.integrations.transformers.registration import register
-from sigmoid_attention.integrations.transformers.threshold import ThresholdBias
 
 __all__ = [
+    "LinearBias",
     "PerHead",
-    "ThresholdBias",
     "attention_modules",
     "convert",
     "reached_modules",

@@ -18,7 +18,7 @@ from sigmoid_attention.attention import (
     NegLogVisible,
     RowLSE,
 )
-from sigmoid_attention.integrations.transformers.threshold import ThresholdBias
+from sigmoid_attention.integrations.transformers.linear import LinearBias, watch_input
 
 ATTRIBUTE = "sigmoid_bias"
 _POLICIES = (Constant, NegLogLength, NegLogVisible, NegLogEffectiveLength, RowLSE)
@@ -31,8 +31,8 @@ class PerHead:
     Args:
         init: where it starts: a number, or a policy that needs no row.
         learned: a parameter with a gradient; False for a buffer, as calibration leaves it.
-        threshold: a :class:`ThresholdBias` that starts there, which a converted model keeps: it
-            also depends on the query. It is always learned.
+        linear: a :class:`LinearBias` that starts there, which a converted model keeps: it also
+            depends on what the module is given for the query's token. It is always learned.
 
     Raises ``ValueError`` for another ``init``, such as a policy that depends on the rows of a call.
 
@@ -44,7 +44,7 @@ class PerHead:
 
     init: float | BiasPolicy
     learned: bool = True
-    threshold: bool = False
+    linear: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.init, int | float | BiasPolicy):
@@ -70,18 +70,25 @@ def check(bias: object) -> None:
         )
 
 
-def place(module: nn.Module, bias: ModuleBias, heads: int) -> None:
-    """Give an attention module its bias in place of the one that it has."""
+def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
+    """Give an attention module, called with ``dim`` channels, its bias in place of what it has."""
     # A parameter, a buffer and an attribute may not take each other's place by assignment.
     if hasattr(module, ATTRIBUTE):
         delattr(module, ATTRIBUTE)
+    if hasattr(bias, "see"):
+        watch_input(module)
     if not isinstance(bias, PerHead):
         setattr(module, ATTRIBUTE, bias)
         return
     device = next(module.parameters()).device
     start_H = bias.start(heads).to(device)
-    if bias.threshold:
-        setattr(module, ATTRIBUTE, ThresholdBias(start_H, module.sigmoid_head_dim))  # pyright: ignore[reportArgumentType]
+    if bias.linear:
+        if dim == 0:
+            raise ValueError(
+                f"bias: PerHead(linear=True) reads what a module is called with, and "
+                f"{type(module).__name__} is not called with hidden states"
+            )
+        place(module, LinearBias(start_H, dim), heads, dim)
     elif bias.learned:
         module.register_parameter(ATTRIBUTE, nn.Parameter(start_H))
     else:
@@ -102,7 +109,7 @@ def of(module: nn.Module) -> float | Tensor | BiasPolicy:
 def to_json(bias: ModuleBias) -> dict[str, Any]:
     """The bias as a config keeps it; values per head stay in the state dict."""
     if isinstance(bias, PerHead):
-        own = {"learned": bias.learned, "threshold": bias.threshold}
+        own = {"learned": bias.learned, "linear": bias.linear}
         return {"policy": "PerHead", "init": to_json(bias.init), **own}
     if not isinstance(bias, BiasPolicy):
         bias = Constant(float(bias))
@@ -113,7 +120,7 @@ def to_json(bias: ModuleBias) -> dict[str, Any]:
 def from_json(entry: dict[str, Any]) -> BiasPolicy | PerHead:
     """What ``to_json`` wrote."""
     if entry.get("policy") == "PerHead":
-        return PerHead(_policy(entry["init"]), entry["learned"], entry["threshold"])
+        return PerHead(_policy(entry["init"]), entry["learned"], entry["linear"])
     return _policy(entry)
 
 

@@ -152,7 +152,8 @@ def set_bias(model: PreTrainedModel, bias: ModuleBias) -> None:
 
 def replace_bias(module: nn.Module, bias: ModuleBias) -> None:
     """Give one converted attention module another bias, any policy included; no config is told."""
-    biases.place(module, bias, module.sigmoid_heads)  # pyright: ignore[reportArgumentType]
+    shape: Any = module.sigmoid_shape
+    biases.place(module, bias, shape.heads, shape.dim)
 
 
 def _owner(model: PreTrainedModel, each: Reached) -> PreTrainedConfig:

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from sigmoid_attention.integrations.transformers import biases, record, structure
+from sigmoid_attention.integrations.transformers.linear import LinearBias
 from sigmoid_attention.integrations.transformers.record import KEY, NAME, PROBE, HeadShape, Record
-from sigmoid_attention.integrations.transformers.threshold import ThresholdBias
 
 _STORED = "_attn_implementation_internal"
 
@@ -111,9 +111,8 @@ def equip(module: nn.Module, parent: nn.Module | None, asked: Record, shape: Hea
     """Give one attention module its bias and its norms, once."""
     if hasattr(module, biases.ATTRIBUTE):
         return
-    module.sigmoid_heads = shape.heads  # pyright: ignore[reportArgumentType]
-    module.sigmoid_head_dim = shape.head_dim  # pyright: ignore[reportArgumentType]
-    biases.place(module, asked.bias, shape.heads)
+    module.sigmoid_shape = shape  # pyright: ignore[reportArgumentType]
+    biases.place(module, asked.bias, shape.heads, shape.dim)
     structure.place(module, parent, asked, shape)
 
 
@@ -133,10 +132,10 @@ def _start(module: nn.Module) -> None:
         return
     bias = getattr(module, biases.ATTRIBUTE)
     if isinstance(known.bias, biases.PerHead):
-        if isinstance(bias, ThresholdBias):
+        if isinstance(bias, LinearBias):
             init.copy_(bias.offset, known.bias.start(bias.offset.numel()))
             init.zeros_(bias.slope)
-            init.zeros_(bias.threshold)
+            init.zeros_(bias.weight)
         else:
             init.copy_(bias, known.bias.start(bias.numel()))
     branch = getattr(module, structure.BRANCH, None)

@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from sigmoid_attention.integrations.transformers import record
 from sigmoid_attention.integrations.transformers.forward import AttentionSinks, refuse_sinks
 from sigmoid_attention.integrations.transformers.inputs import dummy_inputs
+from sigmoid_attention.integrations.transformers.linear import first_input
 from sigmoid_attention.integrations.transformers.record import PROBE, HeadShape
 
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
-_calls: ContextVar[dict[nn.Module, HeadShape]] = ContextVar("calls")
+_calls: ContextVar["_Calls"] = ContextVar("calls")
 
 
 class Reached(NamedTuple):
@@ -33,13 +34,21 @@ class Reached(NamedTuple):
     shape: HeadShape
 
 
+class _Calls(NamedTuple):
+    """Who called, and the channels of what every module was given."""
+
+    shapes: dict[nn.Module, HeadShape]
+    dims: dict[nn.Module, int]
+
+
 def probe(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Stands in for the operator during a counted forward: notes who called, and gives zeros."""
     refuse_sinks(module, kwargs)
     heads, head_dim = query.shape[1], query.shape[3]
-    _calls.get()[module] = HeadShape(heads, key.shape[1], head_dim)
+    calls = _calls.get()
+    calls.shapes[module] = HeadShape(heads, key.shape[1], head_dim, calls.dims.get(module, 0))
     return query.new_zeros(query.shape[0], query.shape[2], heads, value.shape[3]), None
 
 
@@ -62,10 +71,11 @@ def reached_modules(
             names them.
     """
     batch = dummy_inputs(model) if inputs is None else inputs
-    shapes: dict[nn.Module, HeadShape] = {}
-    token = _calls.set(shapes)
+    calls = _Calls({}, {})
+    shapes = calls.shapes
+    token = _calls.set(calls)
     try:
-        with _probing(model), torch.no_grad():
+        with _probing(model), _noting(model, calls.dims), torch.no_grad():
             model(**batch)
     except AttentionSinks:
         raise
@@ -140,6 +150,23 @@ def _probing(model: PreTrainedModel) -> Iterator[None]:
             module.training = mode
         for config, implementation in zip(configs, implementations, strict=True):
             config._attn_implementation_internal = implementation
+
+
+@contextmanager
+def _noting(model: nn.Module, dims: dict[nn.Module, int]) -> Iterator[None]:
+    """Every module's hidden states leave the number of their channels."""
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = first_input(args, kwargs)
+        if hidden is not None and hidden.dim() == 3:
+            dims[module] = hidden.shape[-1]
+
+    hooks = [x.register_forward_pre_hook(note, with_kwargs=True) for x in model.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def set_implementation(model: PreTrainedModel, name: str) -> None:

@@ -15,15 +15,19 @@ NAME = "sigmoid"
 KEY = "sigmoid_attention"
 PROBE = "sigmoid_probe"
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class HeadShape(NamedTuple):
-    """Query heads, key heads and channels of a head's query and key."""
+    """Query heads, key heads, channels of a head's query and key, and of the module's input.
+
+    ``dim`` is 0 where a module is not called with hidden states.
+    """
 
     heads: int
     key_heads: int
     head_dim: int
+    dim: int
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class ProjectionNorm(QKNorm):
         return self._each_head(self.key, out)
 
     def after_fused(self, _module: nn.Module, _args: Any, out: Tensor) -> Tensor:
-        heads, key_heads, head_dim = self.shape
+        heads, key_heads, head_dim, _ = self.shape
         query, key, value = out.split(
             [heads * head_dim, key_heads * head_dim, key_heads * head_dim], dim=-1
         )
@@ -117,7 +117,7 @@ def _like(projection: nn.Module) -> Tensor:
 
 def _query_and_key(module: nn.Module, shape: HeadShape) -> tuple[nn.Module, ...]:
     """The projections of queries and keys, or the one that gives both and the values."""
-    heads, key_heads, head_dim = shape
+    heads, key_heads, head_dim, _ = shape
     for query, key in _QUERY_AND_KEY:
         if hasattr(module, query) and hasattr(module, key):
             found = getattr(module, query), getattr(module, key)

@@ -145,10 +145,13 @@ class Distillation:
         return loss
 
     def _groups(self, layer: nn.Module, lr: float) -> list[dict[str, object]]:
+        # Numbers of a head. A linear bias has a matrix, too, which moves like other matrices: as
+        # fast as a number it would move a token's bias by the sum over all channels.
         biases = [
             parameter
             for module in self.attention_of(layer)
             for parameter in module.sigmoid_bias.parameters()  # pyright: ignore
+            if parameter.dim() == 1
         ]
         known = {id(parameter) for parameter in biases}
         weights = [parameter for parameter in layer.parameters() if id(parameter) not in known]

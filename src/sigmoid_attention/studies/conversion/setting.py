@@ -24,7 +24,7 @@ class Setting:
 
     steps: int
     layer_steps: int
-    form: str = "threshold"
+    form: str = "linear"
     gain: float = 1.5
     seq_len: int = 256
     batch_size: int = 4

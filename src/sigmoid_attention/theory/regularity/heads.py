@@ -138,7 +138,7 @@ class _Rows:
     def row_lse(self) -> Tensor:
         raise ValueError("bias: RowLSE depends on the logits of a row, which no bound here follows")
 
-    def scaled_queries(self) -> Tensor:
+    def aligned(self, rows_BHQ: Tensor) -> Tensor:
         raise ValueError("bias: it depends on the queries, which no bound here follows")
 
 
