@@ -1,7 +1,7 @@
 """`python -m benchmarks`: measure, judge by the targets, publish."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,10 +113,28 @@ class Mixtures:
     take the place of those of their names."""
 
 
+@dataclass(frozen=True)
+class Integrations:
+    """Measure what the integration with transformers must reach; exit code 1 unless it does.
+
+    A call through transformers against the operator's own, and generation with a cache against the
+    same model by its own sdpa path. About ten minutes; nothing else should run meanwhile.
+    """
+
+    only: str = ""
+    """overhead, generation; everything if not given."""
+    quick: bool = False
+    """Little of everything: whether it works, not how fast it is. The exit code is then 0."""
+    out: Path | None = None
+    """A .jsonl file, or a folder in which it is named after the processor. Checks measured now
+    take the place of those of their names."""
+
+
 Command = (
     Annotated[Cpu, tyro.conf.subcommand("cpu")]
     | Annotated[Gpu, tyro.conf.subcommand("gpu")]
     | Annotated[Mixtures, tyro.conf.subcommand("mixtures")]
+    | Annotated[Integrations, tyro.conf.subcommand("integrations")]
     | Annotated[Targets, tyro.conf.subcommand("targets")]
     | Annotated[Publish, tyro.conf.subcommand("publish")]
 )
@@ -138,6 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return gpu(asked)
             case Mixtures():
                 return mixtures(asked)
+            case Integrations():
+                return integrations(asked)
             case Targets():
                 return targets(asked)
             case Publish():
@@ -207,11 +227,24 @@ def run(
 
 
 def mixtures(asked: Mixtures) -> int:
-    """Measure what was asked for, keep it in OUT check by check, and print how it stands."""
-    out = results_file(asked.out, "mixtures") if asked.out else None
-    found: list[laboratory.Check] = []
     scale = laboratory.QUICK if asked.quick else laboratory.USUAL
-    for check in laboratory.checks(_names(asked.only), scale):
+    return _judged(asked, "mixtures", laboratory.checks(_names(asked.only), scale))
+
+
+def integrations(asked: Integrations) -> int:
+    # Nothing else here needs transformers, which has to find torchvision mended.
+    import tests.pypi_torchvision  # noqa: F401
+    from benchmarks import integrations as models
+
+    scale = models.QUICK if asked.quick else models.USUAL
+    return _judged(asked, "integrations", models.checks(_names(asked.only), scale))
+
+
+def _judged(asked: Mixtures | Integrations, name: str, checks: Iterable[laboratory.Check]) -> int:
+    """Measure what was asked for, keep it in OUT check by check, and print how it stands."""
+    out = results_file(asked.out, name) if asked.out else None
+    found: list[laboratory.Check] = []
+    for check in checks:
         found.append(check)
         if out:
             laboratory.write(out, found)

@@ -1,26 +1,18 @@
 """What the integration with transformers must reach: no cost, and generation that is not slower.
 
-    python -m benchmarks.integrations [--only overhead,generation] [--quick] [--out FILE]
-
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim.
 """
 
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import tyro
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.listing import checks_table
-from benchmarks.mixtures import Check, write
-from benchmarks.rows import results_file
+from benchmarks.mixtures import Check
 from benchmarks.stamp import stamp
 from benchmarks.timing import Budget, cpu_stopwatch, take_turns
 from sigmoid_attention import NegLogLength, sigmoid_attention
@@ -37,18 +29,18 @@ THROUGH, DIRECT = "through transformers", "the operator"
 OURS, THEIRS = "sigmoid", "sdpa"
 
 
-USUAL = Budget(seconds=60.0, least=9, least_short=9, most=25)
-
-
 @dataclass(frozen=True)
 class Scale:
     """How much is measured; `QUICK` says whether it works, not how fast it is."""
 
     contexts: tuple[int, ...] = (1024, 4096)
     layers: int = LAYERS
-    budget: Budget = USUAL
+    budget: Budget = field(
+        default_factory=lambda: Budget(seconds=40.0, least=9, least_short=9, most=41)
+    )
 
 
+USUAL = Scale()
 QUICK = Scale(contexts=(48,), layers=1, budget=Budget(seconds=0.0, least=1, least_short=1, most=1))
 
 
@@ -178,24 +170,3 @@ def checks(only: Sequence[str], scale: Scale) -> Iterator[Check]:
     for name in only or SUITES:
         for check in SUITES[name](scale):
             yield replace(check, stamp=now)
-
-
-def main(only: tuple[str, ...] = (), *, quick: bool = False, out: Path | None = None) -> int:
-    """Measure what the integration with transformers must reach; exit code 1 unless it does.
-
-    Args:
-        only: overhead, generation; everything if not given.
-        quick: Little of everything: whether it works, not how fast it is. The exit code is then 0.
-        out: A .jsonl file, or a folder in which it is named after the processor.
-    """
-    found = []
-    for check in checks(only, QUICK if quick else Scale()):
-        found.append(check)
-        if out:
-            write(results_file(out, "integrations"), found)
-    Console(width=None if sys.stdout.isatty() else 200).print(checks_table(found))
-    return 0 if quick or all(check.met for check in found) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(main))

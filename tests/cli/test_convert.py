@@ -53,7 +53,8 @@ def test_it_leaves_a_model_that_writes(tiny, tmp_path, capsys):
     [
         (["--form", "row"], "form must be one of linear, constant, got 'row'"),
         (["--data", "/nowhere"], "data must be 'stdlib', 'shakespeare', or the path"),
-        (["--seq-len", "5000"], "data is too short"),
+        (["--seq-len", "5000"], "seq_len must be at most the model's"),
+        (["--seq-len", "1000"], "data is too short"),
         (["--needles", "5000"], "data is too short"),
         (["--device", "tpu"], "device must be one of"),
     ],
@@ -69,16 +70,16 @@ def test_an_unknown_model_is_one_sentence(tiny, tmp_path, capsys):
     assert "model must be smollm2-135m, all-minilm-l6-v2, a folder" in complaint(capsys)
 
 
+def test_a_missing_extra_is_told_from_one_that_does_not_import(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sigmoid_attention.studies.conversion.parents", None)
+    assert ask(tiny, tmp_path / "out") == 2
+    assert "transformers, which is installed but does not import here: " in complaint(capsys)
+    monkeypatch.setattr("sigmoid_attention.cli.convert.find_spec", lambda _: None)
+    assert ask(tiny, tmp_path / "out") == 2
+    assert complaint(capsys).endswith("pip install 'sigmoid-attention[lab,transformers]'")
+
+
 def test_an_unwritable_output_is_one_sentence(tiny, tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     assert ask(tiny, tmp_path / "file" / "out") == 2
     assert "could not write" in complaint(capsys)
-
-
-def test_a_missing_extra_is_one_sentence(tiny, tmp_path, capsys, monkeypatch):
-    for name in list(sys.modules):
-        if name.startswith("sigmoid_attention.studies.conversion"):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    assert ask(tiny, tmp_path / "out") == 2
-    assert "pip install 'sigmoid-attention[lab,transformers]'" in complaint(capsys)

@@ -161,11 +161,12 @@ class Convert:
     constant (a number)."""
     gain: float = 1.5
     """Weights start as p / (1 + p / gain) where the softmax has p."""
-    seq_len: int = 256
-    """Tokens a sequence; for an encoder the longest."""
-    batch_size: int = 4
-    """Sequences a step."""
-    layer_batches: int = 8
+    seq_len: int | None = None
+    """Tokens a sequence, for an encoder the longest; 1024, or as many as the model has positions,
+    if not given."""
+    batch_size: int | None = None
+    """Sequences a step; as many as make 1024 tokens if not given."""
+    layer_batches: int = 16
     """Batches that each layer is fitted to."""
     layer_lr: float = 2e-4
     """Learning rate of a layer's weights in the first stage."""

@@ -1,6 +1,7 @@
 """`sigmoid-attention convert`: a pretrained softmax model becomes a sigmoid model, in a folder."""
 
 from dataclasses import asdict, fields
+from importlib.util import find_spec
 
 from sigmoid_attention.cli.arguments import Convert
 from sigmoid_attention.studies.environment import resolve_device
@@ -18,10 +19,8 @@ def convert(asked: Convert) -> None:
         from sigmoid_attention.studies.conversion.parents import load_parent
         from sigmoid_attention.studies.conversion.run import MODEL, Run, begin
         from sigmoid_attention.studies.conversion.setting import Setting
-    except ImportError as error:
-        raise ValueError(
-            "convert needs transformers: pip install 'sigmoid-attention[lab,transformers]'"
-        ) from error
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(_missing(error)) from error
     setting = Setting(**{field.name: getattr(asked, field.name) for field in fields(Setting)})
     begin(asked.out, {"model": asked.model, "data": asked.data, **asdict(setting)})
     _quiet()
@@ -40,6 +39,15 @@ def convert(asked: Convert) -> None:
     for name, value in final.items():
         print(f"{name}: {value:.4f} (parent {parent[name]:.4f})")
     print(f"converted model: {asked.out / MODEL}")
+
+
+def _missing(error: BaseException) -> str:
+    """Which package to install, or what keeps an installed one from being imported."""
+    if find_spec("transformers") is None or find_spec("scipy") is None:
+        return "convert needs transformers: pip install 'sigmoid-attention[lab,transformers]'"
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"convert needs transformers, which is installed but does not import here: {error}"
 
 
 def _quiet() -> None:

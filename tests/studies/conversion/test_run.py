@@ -59,12 +59,12 @@ def error(made, model):
 
 
 def test_it_ends_as_a_sigmoid_model_near_its_parent(made, tmp_path):
-    longer = {"steps": 16, "layer_steps": 16, "layer_lr": 1e-3, "lr": 1e-3}
+    longer = {"steps": 48, "layer_steps": 16, "layer_lr": 1e-3, "lr": 1e-3}
     curve = run(made, tmp_path, **longer).go()
     naive = convert(load_parent(str(made[0])).model, bias=NegLogVisible())
     model = loaded(made, tmp_path)
     assert model.config._attn_implementation == "sigmoid"
-    assert 0 < error(made, model) < 0.95 * error(made, naive)
+    assert 0 < error(made, model) < 0.9 * error(made, naive)
     assert not (tmp_path / "checkpoint.safetensors").exists()
     assert curve.points == read_curve(tmp_path).points
 
@@ -149,6 +149,16 @@ def test_a_checkpoint_of_another_setting_is_refused(made, tmp_path, monkeypatch)
 def test_a_setting_out_of_range_is_refused(name, value, wanted):
     with pytest.raises(ValueError, match=f"{name} must be {wanted}"):
         Setting(**{**SETTING, name: value})
+
+
+def test_lengths_that_nobody_gave_are_those_of_the_model():
+    setting = Setting(steps=1, layer_steps=0)
+    assert [(s.seq_len, s.batch_size) for s in map(setting.fitted, (None, 8192, 512, 77))] == [
+        (1024, 1), (1024, 1), (512, 2), (77, 13),
+    ]  # fmt: skip
+    assert Setting(steps=1, layer_steps=0, seq_len=100, batch_size=3).fitted(100).batch_size == 3
+    with pytest.raises(ValueError, match="seq_len must be at most the model's 512, got 513"):
+        Setting(steps=1, layer_steps=0, seq_len=513).fitted(512)
 
 
 def test_a_setting_that_trains_nothing_is_refused():

@@ -2,7 +2,11 @@
 
 from sigmoid_attention.integrations.conversion.calibration import Calibration
 from sigmoid_attention.integrations.conversion.layers import LayerStream, attention_layers
-from sigmoid_attention.integrations.conversion.losses import logit_divergence, relative_error
+from sigmoid_attention.integrations.conversion.losses import (
+    damped_error,
+    logit_divergence,
+    relative_error,
+)
 from sigmoid_attention.integrations.conversion.schedule import Annealed, SoftmaxStart, anneal
 from sigmoid_attention.integrations.conversion.student import (
     FORMS,
@@ -19,6 +23,7 @@ __all__ = [
     "Student",
     "anneal",
     "attention_layers",
+    "damped_error",
     "logit_divergence",
     "relative_error",
     "scale_attention_output",

@@ -23,6 +23,25 @@ def relative_error(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
     return (error_BN / parent_BNC.square().sum(-1)).mean()
 
 
+def damped_error(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
+    r"""Mean over tokens of :math:`\log(1 + |x - y|^2 / |y|^2)`: what is trained for.
+
+    Where errors are small it is :func:`relative_error`. But a model on its way may give a token an
+    activation thousands of times too large, where its parent gives none, and the gradient of such
+    a token's relative error drowns all others'.
+
+    Example:
+        >>> import torch
+        >>> parent = torch.ones(1, 2, 4)
+        >>> far = 1001 * parent
+        >>> round(float(damped_error(far, parent)), 1), float(relative_error(far, parent))
+        (13.8, 1000000.0)
+    """
+    student_BNC, parent_BNC = student_BNC.float(), parent_BNC.float()
+    error_BN = (student_BNC - parent_BNC).square().sum(-1)
+    return (error_BN / parent_BNC.square().sum(-1)).log1p().mean()
+
+
 def logit_divergence(student_BNV: Tensor, parent_BNV: Tensor, temperature: float = 1.0) -> Tensor:
     r"""Mean over tokens of :math:`T^2 KL(p_T \| q_T)`, p the parent's and q the student's.
 

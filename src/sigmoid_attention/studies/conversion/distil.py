@@ -17,8 +17,8 @@ from sigmoid_attention.integrations.conversion import (
     Student,
     anneal,
     attention_layers,
+    damped_error,
     logit_divergence,
-    relative_error,
 )
 from sigmoid_attention.studies.conversion.setting import Setting
 from sigmoid_attention.studies.conversion.text import Sequences
@@ -93,7 +93,7 @@ class Distillation:
             batch = step % len(wanted)
             with self._autocast():
                 made_BNC = taught.output(index, batch, taught.hidden[batch])
-            loss = relative_error(made_BNC, wanted[batch])
+            loss = damped_error(made_BNC, wanted[batch])
             losses.append(_finite(loss, index * self.setting.layer_steps + step))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -138,7 +138,7 @@ class Distillation:
                 parent = self.parent(**batch, **more)
             student = self.student.model(**batch, **more)
         hidden = zip(student.hidden_states[1:], parent.hidden_states[1:], strict=True)
-        errors = [relative_error(mine_BNC, theirs_BNC) for mine_BNC, theirs_BNC in hidden]
+        errors = [damped_error(mine_BNC, theirs_BNC) for mine_BNC, theirs_BNC in hidden]
         loss = self.setting.hidden_weight * torch.stack(errors).mean()
         if "logits" in student:
             loss = loss + logit_divergence(student.logits, parent.logits, self.setting.temperature)

@@ -68,7 +68,9 @@ class Run:
     shown: bool = True
 
     def go(self) -> Curve:
-        setting = self.setting
+        positions = getattr(self.parent.model.config, "max_position_embeddings", None)
+        self.setting = setting = self.setting.fitted(positions)
+        assert setting.seq_len is not None and setting.batch_size is not None
         self.text = Sequences(
             self.parent,
             self.corpus,
@@ -175,7 +177,7 @@ class Run:
 
     @contextmanager
     def _progress(self, label: str, first: int, steps: int) -> Iterator[StepProgress]:
-        tokens = self.setting.batch_size * self.setting.seq_len
+        tokens = self.text.batch_size * self.text.seq_len
         self._started = time.monotonic()
         with StepProgress(label, first, steps, tokens, shown=self.shown) as bar:
             yield bar

@@ -1,9 +1,12 @@
 """Everything that decides how a conversion goes, beside the model and the text."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sigmoid_attention.integrations.conversion import FORMS
+
+# Of a step, where nobody says otherwise.
+TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -19,16 +22,17 @@ class Setting:
 
     Learning rates are Adam's at the start of a layer and after the warm-up of stage two; those of
     weights fall to zero within each layer and with a cosine in stage two. ``bias_lr`` is for the
-    biases in both.
+    biases in both. A ``seq_len`` of None is 1024 or what the model can number, and a ``batch_size``
+    of None what makes 1024 tokens.
     """
 
     steps: int
     layer_steps: int
     form: str = "linear"
     gain: float = 1.5
-    seq_len: int = 256
-    batch_size: int = 4
-    layer_batches: int = 8
+    seq_len: int | None = None
+    batch_size: int | None = None
+    layer_batches: int = 16
     layer_lr: float = 2e-4
     bias_lr: float = 1e-2
     lr: float = 1e-4
@@ -43,8 +47,8 @@ class Setting:
             "layer_steps": (self.layer_steps >= 0, "at least 0"),
             "form": (self.form in FORMS, f"one of {', '.join(FORMS)}"),
             "gain": (0 < self.gain < math.inf, "positive"),
-            "seq_len": (self.seq_len >= 16, "at least 16"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "seq_len": (self.seq_len is None or self.seq_len >= 16, "at least 16"),
+            "batch_size": (self.batch_size is None or self.batch_size >= 1, "at least 1"),
             "layer_batches": (self.layer_batches >= 1, "at least 1"),
             "layer_lr": (self.layer_lr >= 0, "at least 0"),
             "bias_lr": (self.bias_lr >= 0, "at least 0"),
@@ -57,3 +61,21 @@ class Setting:
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         if self.steps + self.layer_steps == 0:
             raise ValueError("steps and layer_steps must not both be 0: nothing would be trained")
+
+    def fitted(self, positions: int | None) -> "Setting":
+        """The same with lengths, for a model that numbers so many positions, None for any.
+
+        Raises:
+            ValueError: sequences would be longer than that.
+
+        Example:
+            >>> fitted = Setting(steps=1, layer_steps=0).fitted(512)
+            >>> fitted.seq_len, fitted.batch_size
+            (512, 2)
+        """
+        most = TOKENS if positions is None else min(TOKENS, positions)
+        seq_len = most if self.seq_len is None else self.seq_len
+        if positions is not None and seq_len > positions:
+            raise ValueError(f"seq_len must be at most the model's {positions}, got {seq_len}")
+        batch_size = max(1, TOKENS // seq_len) if self.batch_size is None else self.batch_size
+        return replace(self, seq_len=seq_len, batch_size=batch_size)
