@@ -222,3 +222,26 @@ def test_a_value_error_names_the_argument(wrong, name, mention):
 def test_what_is_not_offered_is_refused_by_name(refused):
     with pytest.raises(NotImplementedError, match=f"^{next(iter(refused))}: "):
         flash_attn_with_kvcache(**GOOD, **refused)
+
+
+@pytest.mark.parametrize("paged", [False, True], ids=["contiguous", "paged"])
+def test_steps_of_one_graph_write_the_same_cache(paged):
+    table = torch.tensor([[3, 0], [1, 2]], dtype=torch.int32) if paged else None
+    shape = (4, 32, 2, 16) if paged else (2, 64, 2, 16)
+
+    def step(q, k_cache, v_cache, k, v, lengths):
+        return flash_attn_with_kvcache(
+            q, k_cache, v_cache, k, v, cache_seqlens=lengths, block_table=table, causal=True,
+            sigmoid_bias=BIAS,
+        )  # fmt: skip
+
+    torch._dynamo.reset()
+    graph = torch.compile(step, fullgraph=True, backend="aot_eager")
+    ours, theirs = torch.zeros(2, 2, *shape).double().unbind(0)
+    for count in range(3):
+        new = random(2, 1, 4, 16), *random(2, 2, 1, 2, 16).unbind(0)
+        lengths = torch.tensor([30 + count, 3], dtype=torch.int32)
+        found = graph(new[0], *ours.unbind(0), *new[1:], lengths)
+        wanted = step(new[0], *theirs.unbind(0), *new[1:], lengths)
+        torch.testing.assert_close(found, wanted, **CLOSE)
+    assert ours.equal(theirs) and ours.abs().max() > 0
