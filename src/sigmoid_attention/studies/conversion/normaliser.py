@@ -1,0 +1,151 @@
+r"""What a softmax's normaliser can be predicted from without a look at the keys.
+
+For every head the log-sum-exp of a row is fitted by least squares to features of its token alone,
+on short sequences, and predicted on held-out ones that are longer. What is left, in nats, is by how
+much a sigmoid with such a bias would weigh a row wrongly.
+
+Shape letters: B batch, H query heads, N tokens, C channels, F features, R rows.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from sigmoid_attention.attention.bias import BiasPolicy, RowContext
+from sigmoid_attention.integrations.conversion import SoftmaxStart, Student
+from sigmoid_attention.integrations.transformers import attention_modules, replace_bias
+from sigmoid_attention.studies.conversion.parents import load_parent
+from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.training.data.corpus import load_corpus
+
+# So large that the model computes what the softmax does: p / (1 + p / GAIN).
+GAIN = 1e4
+FITTED, BATCHES, RIDGE = 256, 10, 1e-2
+BANDS = (0, 256, 512, 1024, 2048)
+FEATURES = {
+    "a number": (),
+    "and log m": ("log m",),
+    "and the query": ("log m", "query"),
+    "or the layer's input": ("log m", "input"),
+}
+
+
+class Rows(nn.Module, BiasPolicy):
+    """Stands in for the bias of a module and hands every row to ``use``."""
+
+    def __init__(self, use: Callable[[dict[str, Tensor], Tensor], None]) -> None:
+        super().__init__()
+        self.use = use
+
+    def see(self, input_BNC: Tensor | None) -> None:
+        self._input_BNC = input_BNC
+
+    def resolve(self, rows: RowContext) -> Tensor:
+        lse_BHN1 = rows.row_lse()
+        log_m = rows.visible_counts().double().log().expand(lse_BHN1.shape)
+        queries: Tensor = rows.query  # pyright: ignore[reportAttributeAccessIssue]
+        assert self._input_BNC is not None
+        input_BHNC = self._input_BNC[:, None].expand(-1, lse_BHN1.shape[1], -1, -1)
+        self.use({"log m": log_m, "query": queries, "input": input_BHNC}, lse_BHN1.double())
+        return SoftmaxStart(GAIN).resolve(rows)
+
+
+class Predictor:
+    """Least squares for every head of a module, on one set of features."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.gram_HFF: Tensor | float = 0.0
+        self.moment_HF1: Tensor | float = 0.0
+
+    def features(self, given: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
+        parts = [torch.ones_like(lse_BHN1), *(given[name].double() for name in self.names)]
+        return torch.cat(parts, dim=-1).transpose(0, 1).flatten(1, 2)
+
+    def watch(self, given: dict[str, Tensor], lse_BHN1: Tensor) -> None:
+        features_HRF = self.features(given, lse_BHN1)
+        target_HR1 = lse_BHN1.transpose(0, 1).flatten(1, 2)
+        self.gram_HFF = self.gram_HFF + features_HRF.mT @ features_HRF
+        self.moment_HF1 = self.moment_HF1 + features_HRF.mT @ target_HR1
+
+    @cached_property
+    def solved_HF1(self) -> Tensor:
+        """From all that was watched; the ridge is in units of each feature's own size."""
+        assert isinstance(self.gram_HFF, Tensor) and isinstance(self.moment_HF1, Tensor)
+        size_HF = self.gram_HFF.diagonal(dim1=1, dim2=2).clone()
+        size_HF[:, 0] = 0
+        ridged_HFF = self.gram_HFF + torch.diag_embed(RIDGE * size_HF)
+        return torch.linalg.pinv(ridged_HFF, hermitian=True) @ self.moment_HF1
+
+    def error(self, given: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
+        """(H, N) for a batch of one sequence."""
+        return (self.features(given, lse_BHN1) @ self.solved_HF1)[..., 0] - lse_BHN1[0, ..., 0]
+
+
+@torch.no_grad()
+def errors(model: str, data: str, sequences: int) -> dict[str, list[float]]:
+    """For each set of features the root mean square error of each band, the median over heads."""
+    parent = load_parent(model)
+    corpus = load_corpus(data)
+    short = Sequences(parent, corpus, seq_len=FITTED, batch_size=4, seed=0)
+    long = Sequences(parent, corpus, seq_len=BANDS[-1], batch_size=1, seed=0)
+    student = Student(parent.copy(), form="constant", gain=GAIN).model
+    predictors = {
+        module: {name: Predictor(features) for name, features in FEATURES.items()}
+        for module in attention_modules(student).values()
+    }
+    for module, own in predictors.items():
+
+        def watch(given: dict[str, Tensor], lse_BHN1: Tensor, own=own) -> None:
+            for predictor in own.values():
+                predictor.watch(given, lse_BHN1)
+
+        replace_bias(module, Rows(watch))  # pyright: ignore[reportArgumentType]
+    _run(student, (short.batch(step) for step in range(BATCHES)))
+    found: dict[str, list[list[Tensor]]] = {name: [[] for _ in BANDS[1:]] for name in FEATURES}
+    for module, own in predictors.items():
+
+        def judge(given: dict[str, Tensor], lse_BHN1: Tensor, own=own) -> None:
+            for name, predictor in own.items():
+                squared_HN = predictor.error(given, lse_BHN1).square()
+                for band, (first, end) in enumerate(pairwise(BANDS)):
+                    # The first token of a text sees itself alone, and is like no other.
+                    found[name][band].append(squared_HN[:, max(first, 1) : end].mean(1).sqrt())
+
+        replace_bias(module, Rows(judge))  # pyright: ignore[reportArgumentType]
+    _run(student, long.heldout_batches(sequences))
+    return {
+        name: [float(torch.cat(band).median()) for band in bands] for name, bands in found.items()
+    }
+
+
+def _run(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> None:
+    for batch in batches:
+        model(**batch, use_cache=False)
+
+
+def table(found: dict[str, list[float]]) -> str:
+    """Markdown, a row for each set of features."""
+    bands = [f"{first} to {end - 1}" for first, end in pairwise(BANDS)]
+    lines = ["| | " + " | ".join(bands) + " |", "|---" * (len(bands) + 1) + "|"]
+    for name, values in found.items():
+        lines.append(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m sigmoid_attention.studies.conversion.normaliser MODEL`, a causal one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="as `sigmoid-attention convert` takes it")
+    parser.add_argument("--data", default="shakespeare", help="text; part of it is held out")
+    parser.add_argument("--sequences", type=int, default=2, help="held-out sequences to predict on")
+    asked = parser.parse_args(arguments)
+    print(table(errors(asked.model, asked.data, asked.sequences)))
+
+
+if __name__ == "__main__":
+    main()
