@@ -21,7 +21,7 @@ from benchmarks.plot import plot
 from benchmarks.rows import Key, Row, merged, read, results_file, write
 from benchmarks.stamp import same_conditions, stamp
 from benchmarks.suites import SUITES, Choice, Suite, Task, chosen
-from benchmarks.table import readme_block, with_block
+from benchmarks.table import checks_block, readme_block, with_block
 from benchmarks.targets import GPU_TARGETS, MET, read_targets, standing
 from sigmoid_attention.studies.environment import usable_cores
 from sigmoid_attention.studies.progress import StudyProgress
@@ -31,6 +31,7 @@ NOT_ALL_MET, BAD_INPUT, INTERRUPTED = 1, 2, 130
 # Where no terminal says how wide it is.
 WIDE = 200
 IMAGE = "docs/benchmarks/cpu.svg"
+MODELS_PAGE = "docs/integrations.md"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Targets:
 
 @dataclass(frozen=True)
 class Publish:
-    """Write the README's table, docs/gpu.md and their pictures from measured rows."""
+    """Write the README's table, docs/gpu.md, their pictures and the costs of integrations from
+    measured rows."""
 
     results: Annotated[Path, tyro.conf.Positional]
     """The folder of results: of this machine's processor, and of whatever GPU. Or a .jsonl file."""
@@ -271,7 +273,7 @@ def targets(asked: Targets) -> int:
 
 
 def publish(asked: Publish) -> int:
-    """Draw the pictures, put the table into the README, and write the page on GPUs."""
+    """Draw the pictures, put tables into README and docs, and write the page on GPUs."""
     of_gpus = gpu_results(asked.results)
     rows = _rows(asked.results, of_gpus)
     files = gpu_pages(of_gpus)
@@ -279,6 +281,10 @@ def publish(asked: Publish) -> int:
         files[IMAGE] = plot(rows)
         text = (ROOT / "README.md").read_text(encoding="utf-8")
         files["README.md"] = with_block(text, readme_block(rows, IMAGE))
+    models = results_file(asked.results, "integrations")
+    if models != asked.results and models.exists():
+        text = (ROOT / MODELS_PAGE).read_text(encoding="utf-8")
+        files[MODELS_PAGE] = with_block(text, checks_block(laboratory.read(models)))
     for path, text in files.items():
         write_whole(ROOT / path, text.encode())
     return 0

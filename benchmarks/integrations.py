@@ -36,7 +36,7 @@ class Scale:
     contexts: tuple[int, ...] = (1024, 4096)
     layers: int = LAYERS
     budget: Budget = field(
-        default_factory=lambda: Budget(seconds=40.0, least=9, least_short=9, most=41)
+        default_factory=lambda: Budget(seconds=40.0, least=9, least_short=9, most=501)
     )
 
 
@@ -45,7 +45,7 @@ QUICK = Scale(contexts=(48,), layers=1, budget=Budget(seconds=0.0, least=1, leas
 
 
 def overhead(scale: Scale) -> Iterator[Check]:
-    """One attention module's call, against the operator on the same tensors in the same layout."""
+    """One attention module's call, against the operator on the same tensors, to the same layout."""
     register()
     biases = {"a number": NegLogLength(2048), "per head": PerHead(NegLogLength(2048))}
     for keys in scale.contexts:
@@ -54,7 +54,7 @@ def overhead(scale: Scale) -> Iterator[Check]:
                 query, key, value = _tensors(queries, keys)
                 module = nn.Module()
                 module.is_causal = True  # pyright: ignore[reportArgumentType]
-                own = bias.start(HEADS) if isinstance(bias, PerHead) else bias
+                own = nn.Parameter(bias.start(HEADS)) if isinstance(bias, PerHead) else bias
                 module.sigmoid_bias = own  # pyright: ignore[reportArgumentType]
                 given = own.view(1, -1, 1, 1) if isinstance(own, Tensor) else own
                 works = {
@@ -80,9 +80,15 @@ def _direct(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | NegLogLength
 ) -> Callable[[], Any]:
     causal = query.shape[2] > 1
-    return lambda: sigmoid_attention(
-        query, key, value, bias=bias, scale=0.125, is_causal=causal, enable_gqa=True
-    )
+
+    def call() -> Tensor:
+        out = sigmoid_attention(
+            query, key, value, bias=bias, scale=0.125, is_causal=causal, enable_gqa=True
+        )
+        # Whoever calls it in a layer wants the heads of a token side by side behind it.
+        return out.transpose(1, 2).contiguous()
+
+    return call
 
 
 def generation(scale: Scale) -> Iterator[Check]:

@@ -313,6 +313,12 @@ def _stamp() -> dict[str, Any]:
     }
 
 
+def read(path: Path) -> list[Check]:
+    """What ``write`` wrote."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [Check(**{name: row[name] for name in row if name != "met"}) for row in rows]
+
+
 def write(path: Path, found: Iterable[Check]) -> None:
     """One line of JSON a check, whole or not at all, in the place of what was there of its name."""
     old = path.read_text().splitlines() if path.exists() else []

@@ -1,15 +1,16 @@
-"""What the README says of measured rows: ratios by length, and a few sentences of facts."""
+"""What pages say of measured rows: ratios by length, checks, and a few sentences of facts."""
 
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.listing import ABSENT, times
+from benchmarks.mixtures import Check
 from benchmarks.operations import DTYPES, Case
 from benchmarks.rows import Key, Row
-from benchmarks.targets import DENSE, OURS, share_of_peak
+from benchmarks.targets import DENSE, MET, NOT_MET, OURS, share_of_peak
 from sigmoid_attention.report.format import quantity, token_count
 
 WIDTH = 100
@@ -55,15 +56,29 @@ TABLES = (
 
 
 def with_block(text: str, block: str) -> str:
-    """The README's text with `block` between its markers.
+    """The text of a page with `block` between its markers.
 
     Raises ``ValueError`` if the markers are not there.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"the README must hold {BEGIN} and {END}, one after the other")
+        raise ValueError(f"the page must hold {BEGIN} and {END}, one after the other")
     return f"{before}{BEGIN}\n{block}\n{END}{after}"
+
+
+def checks_block(checks: Iterable[Check]) -> str:
+    """Checks in Markdown, and what they were measured on."""
+    lines = ["| | bound | measured | | seen beside it |", "|---|---|---|---|---|"]
+    stamps = {}
+    for check in checks:
+        bound = f"{'>=' if check.at_least else '<='} {check.bound:g} {check.unit}"
+        verdict = MET if check.met else NOT_MET
+        found = f"{check.value:.3f} {check.unit}"
+        lines.append(f"| {check.name} | {bound} | {found} | {verdict} | {check.said} |")
+        machine, torch = check.stamp["machine"], check.stamp["versions"]["torch"]
+        stamps[f"{machine['processor']}, {_threads(check.stamp['threads'])}, torch {torch}"] = None
+    return "\n".join([*lines, "", f"Measured on {'; '.join(stamps)}."])
 
 
 def readme_block(rows: dict[Key, Row], image: str) -> str:

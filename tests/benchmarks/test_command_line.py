@@ -10,9 +10,11 @@ import pytest
 import benchmarks.__main__ as command_line
 from benchmarks.__main__ import main
 from benchmarks.measure import measure
+from benchmarks.mixtures import Check
+from benchmarks.mixtures import write as write_checks
 from benchmarks.operations import Case
 from benchmarks.peers import PEERS
-from benchmarks.rows import read
+from benchmarks.rows import read, results_file
 from benchmarks.suites import CPU, Task
 from benchmarks.timing import Budget
 
@@ -162,6 +164,26 @@ def test_results_are_published_where_they_belong(out, tmp_path, monkeypatch):
     assert "| forward, causal, fp32 |" in readme.read_text()
     assert readme.read_text().endswith("the rest\n")
     assert (tmp_path / command_line.IMAGE).read_text().startswith("<svg")
+
+
+def test_costs_of_integrations_are_published_where_they_belong(tmp_path, monkeypatch):
+    stamp = {"machine": {"processor": "Zen"}, "versions": {"torch": "2.13"}, "threads": 2}
+    checks = [
+        Check("overhead", "call", 1.0312, "x", 1.05, said="of 3", stamp=stamp),
+        Check("generation", "token", 1.2, "x", 1.0, stamp=stamp),
+    ]
+    write_checks(results_file(tmp_path, "integrations"), checks)
+    monkeypatch.setattr(command_line, "ROOT", tmp_path)
+    monkeypatch.setattr(command_line, "_rows", lambda *_: {})
+    page = tmp_path / command_line.MODELS_PAGE
+    page.parent.mkdir()
+    page.write_text("before\n<!-- benchmark -->\n<!-- /benchmark -->\nafter\n")
+    assert main(["publish", str(tmp_path)]) == 0
+    text = page.read_text()
+    assert "| call | <= 1.05 x | 1.031 x | met | of 3 |" in text
+    assert "| token | <= 1 x | 1.200 x | not met |  |" in text
+    assert "Measured on Zen, 2 threads, torch 2.13." in text
+    assert text.startswith("before\n") and text.endswith("after\n")
 
 
 @pytest.mark.parametrize(

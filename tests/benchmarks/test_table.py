@@ -64,7 +64,7 @@ def test_block_takes_the_place_of_the_old_one():
     once = with_block(text, "new")
     assert once == "a\n<!-- benchmark -->\nnew\n<!-- /benchmark -->\nz\n"
     assert with_block(once, "new") == once
-    with pytest.raises(ValueError, match="the README must hold"):
+    with pytest.raises(ValueError, match="the page must hold"):
         with_block("no place for it", "new")
 
 

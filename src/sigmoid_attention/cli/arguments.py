@@ -152,7 +152,7 @@ class Convert:
     """Folder for model, checkpoints and measurements; empty or new unless --resume."""
     data: str = "shakespeare"
     """Text to train on: "shakespeare", "stdlib", or the path of a file or folder."""
-    steps: int = 200
+    steps: int = 240
     """Steps on all layers at once."""
     layer_steps: int = 30
     """Steps on each layer before that; 0 trains all layers at once from the start."""
@@ -172,7 +172,7 @@ class Convert:
     """Learning rate of a layer's weights in the first stage."""
     bias_lr: float = 1e-2
     """Learning rate of the biases."""
-    lr: float = 1e-4
+    lr: float = 2e-4
     """Peak learning rate of the weights in the second stage."""
     temperature: float = 1.0
     """Of the predictions that the parent teaches."""

@@ -97,6 +97,11 @@ def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
 
 def of(module: nn.Module) -> float | Tensor | BiasPolicy:
     """The bias as the operator takes it: a tensor per head as (1, H, 1, 1)."""
+    # A parameter is looked up where modules keep them: by way of getattr it would take longer than
+    # a short call's other checks together.
+    bias = module._parameters.get(ATTRIBUTE)
+    if bias is not None:
+        return bias.view(1, -1, 1, 1)
     bias = getattr(module, ATTRIBUTE, None)
     if bias is None:
         raise ValueError(

@@ -66,7 +66,6 @@ def sigmoid_attention_forward(
     if cache is not None:
         settings = {"bias": bias, "scale": scaling, "softcap": softcap}
         return paged.attend(module, query, key, value, cache, kwargs, **settings), None
-    check_mask(attention_mask)
     queries = query.shape[2]
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
@@ -76,22 +75,23 @@ def sigmoid_attention_forward(
         key, value = key[:, :, :queries], value[:, :, :queries]
         if position_bias is not None:
             position_bias = position_bias[..., :queries]
-    mask = joined(attention_mask, position_bias)
-    settings = {
-        "bias": bias,
-        "scale": scaling,
-        "is_causal": causal,
-        "softcap": softcap,
-        "enable_gqa": True,
-    }
-    out_BHQE = sigmoid_attention(query, key, value, mask, dropout_p=dropout, **settings)
+    mask = position_bias
+    if attention_mask is not None:
+        check_mask(attention_mask)
+        mask = joined(attention_mask, position_bias)
+    out_BHQE = sigmoid_attention(
+        query, key, value, mask, bias=bias, scale=scaling, is_causal=causal, softcap=softcap,
+        enable_gqa=True, dropout_p=dropout,
+    )  # fmt: skip
     weights_BHQK = None
     if _weights_wanted(kwargs):
         # Attention is linear in its values: with the identity in their place it is the weights.
         keys = key.shape[2]
         identity_KK = torch.eye(keys, dtype=key.dtype, device=key.device)
-        identity_BGKK = identity_KK.expand(*key.shape[:2], keys, keys)
-        weights_BHQK = sigmoid_attention(query, key, identity_BGKK, mask, **settings)
+        weights_BHQK = sigmoid_attention(
+            query, key, identity_KK.expand(*key.shape[:2], keys, keys), mask, bias=bias,
+            scale=scaling, is_causal=causal, softcap=softcap, enable_gqa=True,
+        )  # fmt: skip
     return out_BHQE.transpose(1, 2).contiguous(), weights_BHQK
 
 
@@ -116,9 +116,7 @@ def refuse_sinks(module: nn.Module, kwargs: dict[str, Any]) -> None:
 
 
 def check_mask(mask: object) -> None:
-    """None, or a boolean or floating tensor of four dimensions."""
-    if mask is None:
-        return
+    """A boolean or floating tensor of four dimensions."""
     if not isinstance(mask, Tensor):
         raise ValueError(f"attention_mask: must be a tensor or None, got {type(mask).__name__}")
     if mask.dim() != 4 or not (mask.dtype == torch.bool or mask.is_floating_point()):
@@ -128,11 +126,9 @@ def check_mask(mask: object) -> None:
         )
 
 
-def joined(mask: Tensor | None, position_bias: Tensor | None) -> Tensor | None:
+def joined(mask: Tensor, position_bias: Tensor | None) -> Tensor:
     """One mask for the operator: boolean, or added with -inf for every hidden key."""
-    if mask is None or mask.dtype == torch.bool:
-        if position_bias is None or mask is None:
-            return mask if position_bias is None else position_bias
-        return position_bias.masked_fill(~mask, float("-inf"))
+    if mask.dtype == torch.bool:
+        return mask if position_bias is None else position_bias.masked_fill(~mask, float("-inf"))
     hidden = mask.masked_fill(mask <= HIDDEN_BELOW, float("-inf"))
     return hidden if position_bias is None else hidden + position_bias

@@ -35,7 +35,7 @@ class Setting:
     layer_batches: int = 16
     layer_lr: float = 2e-4
     bias_lr: float = 1e-2
-    lr: float = 1e-4
+    lr: float = 2e-4
     temperature: float = 1.0
     hidden_weight: float = 1.0
     bf16: bool = False

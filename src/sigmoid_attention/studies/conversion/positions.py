@@ -1,0 +1,87 @@
+"""How a converted model's loss depends on the position, beyond the length of its training too.
+
+Shapes: S sequences of N tokens.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from sigmoid_attention.integrations.transformers import register
+from sigmoid_attention.studies.conversion.parents import load_parent
+from sigmoid_attention.studies.conversion.run import MODEL
+from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.studies.store import SETTING
+from sigmoid_attention.training.data.corpus import load_corpus
+
+BANDS = (0, 256, 1024, 2048, 4096)
+# Nats a token above the parent, from which on a text counts as lost.
+LOST = 0.5
+
+
+def losses(run: Path, sequences: int) -> tuple[Tensor, Tensor]:
+    """Of the parent and of its conversion on the same held-out texts, (S, N - 1).
+
+    Raises:
+        ValueError: the folder holds no finished conversion, or the text is too short.
+    """
+    if not (run / MODEL).is_dir():
+        raise ValueError(f"run: there is no converted model in {run}")
+    setting = json.loads((run / SETTING).read_text())
+    parent = load_parent(setting["model"])
+    corpus = load_corpus(setting["data"])
+    texts = Sequences(parent, corpus, seq_len=BANDS[-1], batch_size=1, seed=0)
+    batches = texts.heldout_batches(sequences)
+    register()
+    converted = AutoModelForCausalLM.from_pretrained(run / MODEL)
+    return _losses(parent.model, batches), _losses(converted, batches)
+
+
+@torch.no_grad()
+def _losses(model: PreTrainedModel, batches: list[dict[str, Tensor]]) -> Tensor:
+    rows = []
+    for batch in batches:
+        logits_NV = model(**batch, use_cache=False).logits[0, :-1].float()
+        rows.append(F.cross_entropy(logits_NV, batch["input_ids"][0, 1:], reduction="none"))
+    return torch.stack(rows)
+
+
+def table(parent_SN: Tensor, converted_SN: Tensor) -> str:
+    """Markdown: mean losses by position, and in how many texts the conversion is lost there."""
+    bands = [slice(first, end) for first, end in pairwise(BANDS)]
+    count = len(parent_SN)
+    lost = [
+        sum((converted_SN[:, band].mean(1) > parent_SN[:, band].mean(1) + LOST).tolist())
+        for band in bands
+    ]
+    rows = {
+        "parent": [f"{parent_SN[:, band].mean():.3f}" for band in bands],
+        "converted": [f"{converted_SN[:, band].mean():.3f}" for band in bands],
+        "median over texts": [f"{converted_SN[:, band].mean(1).median():.3f}" for band in bands],
+        f"texts that are lost by {LOST}": [f"{each} of {count}" for each in lost],
+    }
+    head = [f"{band.start} to {band.stop - 1}" for band in bands]
+    lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    return "\n".join(
+        [*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m sigmoid_attention.studies.conversion.positions RUN`, of a causal model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of `sigmoid-attention convert`")
+    parser.add_argument("--sequences", type=int, default=8, help="held-out texts")
+    asked = parser.parse_args(arguments)
+    print(table(*losses(asked.run, asked.sequences)))
+
+
+if __name__ == "__main__":
+    main()
