@@ -62,11 +62,11 @@ def section(curve: Curve, figure: str) -> str:
     machine = about["machine"]
     data = about["data"]
     made = (
-        f"{about['model']['source']}; text: {data['source']} {data['version']}, "
+        f"{about['model']['source']}; text: {Path(data['source']).name} {data['version']}, "
         f"{data['heldout_bytes']:,} of {data['bytes']:,} bytes held out "
         f"({data['split']}); {machine['processor']}, {machine['threads']} thread(s), "
         f"{machine.get('accelerator', 'no GPU')}, torch {about['versions']['torch']}; "
-        f"{curve.seconds / 60:.0f} minutes of training on a machine that did other work too."
+        f"{_minutes(curve.seconds)} of training on a machine that did other work too."
     )
     return "\n".join(
         [
@@ -79,6 +79,10 @@ def section(curve: Curve, figure: str) -> str:
             "",
         ]
     )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
 def table(curve: Curve) -> str:
