@@ -99,24 +99,30 @@ def table(curve: Curve) -> str:
 
 
 def draw(curve: Curve) -> Figure:
-    """The quantity of every evaluation from the start on, over the steps of training."""
+    """The quantity of every evaluation over the steps of training; stage two once more by itself.
+
+    What that stage wins is small beside what comes before it, and decides.
+    """
     name, title = next((n, t) for n, t in _CURVE.items() if n in curve.points[0].found)
     untrained = ("parent", "naive", "row LSE", "start")
     moving = [point for point in curve.points if point.stage not in untrained]
-    figure, (axes,) = panels(1)
-    axes.axhline(
-        curve.at("parent").found[name], color=COLOURS[SOFTMAX], linestyle="--", label="parent"
-    )
-    axes.plot(
-        [point.step for point in moving],
-        [point.found[name] for point in moving],
-        color=COLOURS[SIGMOID],
-        marker="s",
-        label="sigmoid",
-    )
-    axes.set_xlabel("steps of training, those of single layers first")
-    axes.set_ylabel(title)
-    axes.legend()
+    last = [point for point in moving if point.stage in ("all layers", "final")]
+    figure, both = panels(2)
+    for axes, points in zip(both, (moving, last), strict=True):
+        axes.axhline(
+            curve.at("parent").found[name], color=COLOURS[SOFTMAX], linestyle="--", label="parent"
+        )
+        axes.plot(
+            [point.step for point in points],
+            [point.found[name] for point in points],
+            color=COLOURS[SIGMOID],
+            marker="s",
+            label="sigmoid",
+        )
+    both[0].set_xlabel("steps of training, those of single layers first")
+    both[1].set_xlabel("those on all layers alone")
+    both[0].set_ylabel(title)
+    both[0].legend()
     return figure
 
 
