@@ -4,8 +4,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sigmoid_attention.cli.arguments import Routing
+from sigmoid_attention.studies.document import around
 from sigmoid_attention.studies.routing.findings import findings, verdict
-from sigmoid_attention.studies.routing.page import HEADINGS, around, cells, publish
+from sigmoid_attention.studies.routing.page import BEGIN, END, HEADINGS, cells, publish
 from sigmoid_attention.studies.routing.run import run
 from sigmoid_attention.studies.routing.setting import RoutingSetting
 
@@ -16,7 +17,7 @@ def routing(asked: Routing) -> None:
     """Run or continue the study, and print and publish what came out of it."""
     if asked.docs:
         # Before the work, not after it.
-        around(asked.docs)
+        around(asked.docs, BEGIN, END)
     setting = RoutingSetting(data=asked.data, seeds=asked.seeds, steps=asked.steps)
     store = run(setting, asked.out, resume=asked.resume, console=Console(stderr=True))
     found = findings(store.rows())

@@ -81,13 +81,15 @@ class Calibration(nn.Module, BiasPolicy):
                 final.value.copy_(self.moment_FH[0] / self.gram_FF[0, 0])
                 return
             assert isinstance(final, LinearBias)
-            size_F = self.gram_FF.diagonal().clone()
-            size_F[0] = 0
-            # Where rows leave a direction open, as with one token in all, it stays at zero.
-            inverse_FF = torch.linalg.pinv(
-                self.gram_FF + torch.diag(self.ridge * size_F), hermitian=True
-            )
-            solved_FH = inverse_FF @ self.moment_FH
+            solved_FH = solved(self.gram_FF, self.moment_FH, self.ridge)
             final.offset.copy_(solved_FH[0])
             final.slope.copy_(solved_FH[1])
             final.weight.copy_(solved_FH[2:].T)
+
+
+def solved(gram_FF: Tensor, moment_FH: Tensor, ridge: float) -> Tensor:
+    """(..., F, H) of normal equations whose first feature, the constant, is free of the ridge."""
+    size_F = gram_FF.diagonal(dim1=-2, dim2=-1).clone()
+    size_F[..., 0] = 0
+    # Where rows leave a direction open, as with one token in all, it stays at zero.
+    return torch.linalg.pinv(gram_FF + torch.diag_embed(ridge * size_F), hermitian=True) @ moment_FH

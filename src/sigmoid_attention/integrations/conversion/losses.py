@@ -18,9 +18,7 @@ def relative_error(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
         >>> round(float(error), 4)
         0.01
     """
-    student_BNC, parent_BNC = student_BNC.float(), parent_BNC.float()
-    error_BN = (student_BNC - parent_BNC).square().sum(-1)
-    return (error_BN / parent_BNC.square().sum(-1)).mean()
+    return _errors(student_BNC, parent_BNC).mean()
 
 
 def damped_error(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
@@ -37,9 +35,14 @@ def damped_error(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
         >>> round(float(damped_error(far, parent)), 1), float(relative_error(far, parent))
         (13.8, 1000000.0)
     """
+    return _errors(student_BNC, parent_BNC).log1p().mean()
+
+
+def _errors(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
+    """(B, N), each token's."""
     student_BNC, parent_BNC = student_BNC.float(), parent_BNC.float()
     error_BN = (student_BNC - parent_BNC).square().sum(-1)
-    return (error_BN / parent_BNC.square().sum(-1)).log1p().mean()
+    return error_BN / parent_BNC.square().sum(-1)
 
 
 def logit_divergence(student_BNV: Tensor, parent_BNV: Tensor, temperature: float = 1.0) -> Tensor:

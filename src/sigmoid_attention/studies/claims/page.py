@@ -11,6 +11,7 @@ from pathlib import Path
 from sigmoid_attention.studies.claims.archive import Archive, Damaged, results_of
 from sigmoid_attention.studies.claims.figure import styled, svg
 from sigmoid_attention.studies.claims.study import Finding, Results, Study
+from sigmoid_attention.studies.document import around
 from sigmoid_attention.training.files import write_whole
 
 PAGE = "studies.md"
@@ -71,15 +72,10 @@ def publish(answers: Sequence[Answer], document: Path, command: str) -> Path:
         ValueError: the document is not there, or has no markers.
         OSError: a file could not be written.
     """
-    if not document.is_file():
-        raise ValueError(f"docs: {document} is no document")
-    before, begin, rest = document.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"docs: {document} does not have {BEGIN} and, below it, {END}")
+    before, after = around(document, BEGIN, END)
     _draw(answers, document.with_suffix(""))
     made = markdown(answers, command, figures=f"{document.stem}/")
-    write_whole(document, f"{before}{BEGIN}\n{made}{END}{after}".encode())
+    write_whole(document, f"{before}\n{made}{after}".encode())
     return document
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sigmoid_attention.attention.bias import BiasPolicy, RowContext
 from sigmoid_attention.integrations.conversion import SoftmaxStart, Student
+from sigmoid_attention.integrations.conversion.calibration import solved
 from sigmoid_attention.integrations.transformers import attention_modules, replace_bias
 from sigmoid_attention.studies.conversion.parents import load_parent
 from sigmoid_attention.studies.conversion.text import Sequences
@@ -76,10 +77,7 @@ class Predictor:
     def solved_HF1(self) -> Tensor:
         """From all that was watched; the ridge is in units of each feature's own size."""
         assert isinstance(self.gram_HFF, Tensor) and isinstance(self.moment_HF1, Tensor)
-        size_HF = self.gram_HFF.diagonal(dim1=1, dim2=2).clone()
-        size_HF[:, 0] = 0
-        ridged_HFF = self.gram_HFF + torch.diag_embed(RIDGE * size_HF)
-        return torch.linalg.pinv(ridged_HFF, hermitian=True) @ self.moment_HF1
+        return solved(self.gram_HFF, self.moment_HF1, RIDGE)
 
     def error(self, given: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
         """(H, N) for a batch of one sequence."""

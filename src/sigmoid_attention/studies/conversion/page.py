@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from sigmoid_attention.studies.claims.figure import COLOURS, panels, svg
 from sigmoid_attention.studies.conversion.curve import Curve, read_curve
+from sigmoid_attention.studies.document import around
 from sigmoid_attention.studies.results import SIGMOID, SOFTMAX
 from sigmoid_attention.training.files import write_whole
 
@@ -33,12 +34,7 @@ def publish(folders: Sequence[Path], document: Path) -> Path:
         ValueError: a folder holds no conversion, or the document is not there or has no markers.
         OSError: a file could not be written.
     """
-    if not document.is_file():
-        raise ValueError(f"docs: {document} is no document")
-    before, begin, rest = document.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"docs: {document} does not have {BEGIN} and, below it, {END}")
+    before, after = around(document, BEGIN, END)
     folder = document.with_suffix("")
     parts = []
     for run in folders:
@@ -47,7 +43,7 @@ def publish(folders: Sequence[Path], document: Path) -> Path:
         write_whole(folder / name, svg(draw(curve)))
         parts.append(section(curve, f"{folder.name}/{name}"))
     text = "\n".join(parts)
-    write_whole(document, f"{before}{BEGIN}\n{text}{END}{after}".encode())
+    write_whole(document, f"{before}\n{text}{after}".encode())
     return document
 
 

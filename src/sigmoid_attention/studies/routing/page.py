@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from sigmoid_attention.studies.claims.figure import COLOURS, panels, styled, svg
+from sigmoid_attention.studies.document import around
 from sigmoid_attention.studies.results import SIGMOID, SOFTMAX, Interval
 from sigmoid_attention.studies.routing import findings as rule
 from sigmoid_attention.studies.routing.findings import QUANTITIES, Finding, findings, verdict
@@ -35,23 +36,12 @@ def publish(rows: pa.Table, document: Path) -> Path:
         ValueError: the document is not there or has no markers, or no pair has finished.
         OSError: a file could not be written.
     """
-    before, after = around(document)
+    before, after = around(document, BEGIN, END)
     folder = document.with_suffix("")
     text = markdown(rows, f"{folder.name}/{FIGURE}")
     write_whole(folder / FIGURE, svg(draw(findings(rows))))
-    write_whole(document, f"{before}{BEGIN}\n{text}{END}{after}".encode())
+    write_whole(document, f"{before}\n{text}{after}".encode())
     return document
-
-
-def around(document: Path) -> tuple[str, str]:
-    """What stands before and after the markers of a document; ``ValueError`` if it has none."""
-    if not document.is_file():
-        raise ValueError(f"docs: {document} is no document")
-    before, begin, rest = document.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"docs: {document} does not have {BEGIN} and, below it, {END}")
-    return before, after
 
 
 def markdown(rows: pa.Table, figure: str) -> str:

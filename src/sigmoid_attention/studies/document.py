@@ -1,0 +1,18 @@
+"""Pages of words of which a part is made: what stands between two markers, and only that."""
+
+from pathlib import Path
+
+
+def around(document: Path, begin: str, end: str) -> tuple[str, str]:
+    """What stands before and after the markers of a document, the markers included.
+
+    Raises:
+        ValueError: the document is not there, or has no such markers.
+    """
+    if not document.is_file():
+        raise ValueError(f"docs: {document} is no document")
+    before, opening, rest = document.read_text().partition(begin)
+    _, closing, after = rest.partition(end)
+    if not (opening and closing):
+        raise ValueError(f"docs: {document} does not have {begin} and, below it, {end}")
+    return before + begin, end + after
