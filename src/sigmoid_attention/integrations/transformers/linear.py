@@ -21,9 +21,9 @@ class LinearBias(nn.Module, BiasPolicy):
 
     with x_i the token's channels in front of the projections and m_i the keys that it may see.
     Nothing is shared between keys: partial results add, and a cache, chunks and padding change
-    nothing. Of the position it knows what x_i knows, so that it holds at lengths that it never
-    saw. With w = 0 and a = 0 it is a bias per head, with a = 1 ``NegLogVisible`` with an offset.
-    This policy is the project's own.
+    nothing. It is no function of the position, as one of rotated queries would be. With w = 0 and
+    a = 0 it is a bias per head, with a = 1 ``NegLogVisible`` with an offset. This policy is the
+    project's own.
 
     Parameters, fp32: ``offset`` (H,), ``slope`` (H,) and ``weight`` (H, C).
 
