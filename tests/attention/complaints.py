@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import Learned, NegLogEffectiveLength, RowLSE
+from sigmoid_attention.attention import HeadValues, Learned, NegLogEffectiveLength, RowLSE
 
 
 def ones(*sizes: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
@@ -86,6 +86,11 @@ SETTINGS = {
     ),
     "bias-elsewhere": ({"bias": ones(4, 1, 1, device="meta")}, "bias", ("device", "meta", "cpu")),
     "bias-learned-of-other-heads": ({"bias": Learned(0.0, heads=3)}, "bias", ("3 heads", "4")),
+    "bias-values-of-other-heads": (
+        {"bias": HeadValues(torch.zeros(3))},
+        "bias",
+        ("HeadValues", "3 heads", "4"),
+    ),
     "bias-effective-of-other-heads": (
         {"bias": NegLogEffectiveLength((0.5, 0.1), 8)},
         "bias",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sigmoid_attention.attention import (
     Constant,
+    HeadValues,
     Learned,
     NegLogEffectiveLength,
     NegLogLength,
@@ -68,7 +69,7 @@ def row_bias(bias, h: int, keys: int, logits: dict[int, float]) -> float:
         case NegLogEffectiveLength():
             slope = bias.alibi_slopes[h]
             return bias.offset - math.log(math.fsum(math.exp(-slope * t) for t in range(bias.n)))
-        case Learned():
+        case HeadValues() | Learned():
             return bias.value[h].item()
         case RowLSE():
             top = max(logits.values(), default=0.0)

@@ -14,6 +14,7 @@ from torch import Tensor
 from sigmoid_attention.attention import (
     BiasPolicy,
     Constant,
+    HeadValues,
     Learned,
     NegLogEffectiveLength,
     NegLogLength,
@@ -136,6 +137,7 @@ POLICIES: list[BiasPolicy] = [
     NegLogVisible(at_least=2),
     NegLogEffectiveLength((0.5, 0.25, 0.0), 16),
     Learned(NegLogLength(16), heads=HEADS),
+    HeadValues(torch.linspace(-2, -1, HEADS)),
 ]
 each_policy = pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
 
@@ -189,6 +191,15 @@ def test_learned_is_saved_with_its_module(text):
     other.load_state_dict(policy.state_dict())
     assert torch.equal(other.value, policy.value)
     assert "heads=3" in repr(policy)
+
+
+def test_values_kept_elsewhere_get_their_gradient(text):
+    values = torch.linspace(-2, -1, HEADS, requires_grad=True)
+    learned = Learned(0.0, heads=HEADS)
+    learned.value.data.copy_(values.detach())
+    for bias in (HeadValues(values), learned):
+        sigmoid_attention(*text, bias=bias).square().sum().backward()
+    torch.testing.assert_close(values.grad, learned.value.grad)
 
 
 # ------------------------------------------------------------------ the operator refuses to guess

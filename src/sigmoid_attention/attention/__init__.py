@@ -4,6 +4,7 @@ from sigmoid_attention.attention.api import sigmoid_attention
 from sigmoid_attention.attention.bias import (
     BiasPolicy,
     Constant,
+    HeadValues,
     Learned,
     NegLogEffectiveLength,
     NegLogLength,
@@ -18,6 +19,7 @@ __all__ = [
     "AttentionAux",
     "BiasPolicy",
     "Constant",
+    "HeadValues",
     "Learned",
     "NegLogEffectiveLength",
     "NegLogLength",

@@ -173,6 +173,37 @@ class NegLogEffectiveLength(BiasPolicy):
         return torch.tensor(self.values, dtype=rows.dtype, device=rows.device).view(1, -1, 1, 1)
 
 
+class HeadValues(BiasPolicy):
+    """b_h: a number for each head, from a tensor (heads,) that somebody else keeps.
+
+    It gets its gradient like any tensor. Raises ``ValueError`` for another number of heads.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention import sigmoid_attention
+        >>> q, k, v = torch.randn(3, 1, 2, 5, 8).unbind(0)
+        >>> b = torch.tensor([-2.0, -3.0], requires_grad=True)
+        >>> sigmoid_attention(q, k, v, bias=HeadValues(b)).sum().backward()
+        >>> b.grad.shape
+        torch.Size([2])
+    """
+
+    # Made for every call of a layer that keeps such a tensor: no dataclass, as it costs no time.
+    __slots__ = ("value",)
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    def resolve(self, rows: RowContext) -> Tensor:
+        return _each_head(self.value, rows, type(self).__name__)
+
+
+def _each_head(value_H: Tensor, rows: RowContext, owner: str) -> Tensor:
+    if value_H.shape != (rows.heads,):
+        raise ValueError(f"bias: {owner} has {value_H.numel()} heads, query {rows.heads}")
+    return value_H.view(1, -1, 1, 1)
+
+
 class Learned(nn.Module, BiasPolicy):
     """A trained bias per head, started from a number or from a policy that needs no row.
 
@@ -202,9 +233,7 @@ class Learned(nn.Module, BiasPolicy):
         self.value = nn.Parameter(torch.tensor(start, dtype=torch.float32))
 
     def resolve(self, rows: RowContext) -> Tensor:
-        if self.value.numel() != rows.heads:
-            raise ValueError(f"bias: Learned has {self.value.numel()} heads, query {rows.heads}")
-        return self.value.view(1, -1, 1, 1)
+        return _each_head(self.value, rows, "Learned")
 
     def extra_repr(self) -> str:
         return f"heads={self.value.numel()}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention import Constant, Learned, NegLogLength
-from sigmoid_attention.attention import checks, sigmoid_attention, sigmoid_decode
+from sigmoid_attention.attention import HeadValues, checks, sigmoid_attention, sigmoid_decode
 from sigmoid_attention.attention.cpu import call, operator, repeated
 
 pytestmark = pytest.mark.usefixtures("kernel")
@@ -37,6 +37,7 @@ CALLS = (
     {"bias": torch.linspace(-2, 1, 9).view(9, 1), "alibi_slopes": SLOPES},
     {"bias": torch.linspace(-2, 1, 4).view(4, 1, 1).double()},
     {"bias": Learned(-1.5, heads=4)},
+    {"bias": HeadValues(torch.linspace(-2, 1, 4))},
 )
 
 

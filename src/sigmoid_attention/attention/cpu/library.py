@@ -52,16 +52,17 @@ def choose(struct_size: int) -> Choice:
     if (decided := decision()) is None:
         with _choosing:
             if (decided := decision()) is None:
-                decided = _choices[_forced()] = _choose(_forced(), struct_size)
+                decided = _choices[forced()] = _choose(forced(), struct_size)
     return decided
 
 
 def decision() -> Choice | None:
     """The choice that holds for this process now, if it has needed one so far."""
-    return _choices.get(_forced())
+    return _choices.get(forced())
 
 
-def _forced() -> str | None:
+def forced() -> str | None:
+    """What the environment asks for now."""
     return os.environ.get("SIGMOID_ATTENTION_CPU") or None
 
 

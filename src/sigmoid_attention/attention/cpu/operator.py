@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+)
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from sigmoid_attention.attention.cpu import double_backward, extra
@@ -113,22 +119,28 @@ def unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
     It then goes straight to the kernel: on its way through torch's dispatcher it would spend as
     long as a short decoding step takes.
     """
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return False
-    if forward_ad._current_level >= 0:
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return False
     learning = torch.is_grad_enabled()
-    return all(
-        tensor is None
-        or (
-            type(tensor) in (Tensor, Parameter)
-            and not (learning and tensor.requires_grad)
-            # A view whose sign torch has yet to turn: on its way through the dispatcher it does.
-            and not tensor.is_neg()
-        )
-        for tensor in tensors
+    return untraced() and all(x is None or plain(x, learning) for x in tensors)
+
+
+def untraced() -> bool:
+    """Whether no tracer, mode or transform is at work."""
+    return not (
+        is_compiling()
+        or _get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or _len_torch_dispatch_stack()
+        or _are_functorch_transforms_active()
+    )
+
+
+def plain(tensor: Tensor, learning: bool) -> bool:
+    """Whether a tensor is its memory and nothing else; ``learning`` while gradients are wanted."""
+    return (
+        type(tensor) in (Tensor, Parameter)
+        and not (learning and tensor.requires_grad)
+        # A view whose sign torch has yet to turn: on its way through the dispatcher it does.
+        and not tensor.is_neg()
     )
 
 
@@ -157,9 +169,9 @@ def _block_queries(problem: Problem) -> int:
 def like(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """Room for a result with the tensor's rows, and its order of heads and tokens in memory."""
     batch, heads, rows, _ = tensor.shape
-    if tensor.stride(1) < tensor.stride(2):
-        return tensor.new_empty(batch, rows, heads, dim, dtype=dtype).transpose(1, 2)
-    return tensor.new_empty(batch, heads, rows, dim, dtype=dtype)
+    along = (dim, heads * dim) if tensor.stride(1) < tensor.stride(2) else (rows * dim, dim)
+    stride = (heads * rows * dim, *along, 1)
+    return tensor.new_empty_strided((batch, heads, rows, dim), stride, dtype=dtype)
 
 
 def _visits(query: Tensor, layout: Layout, block_q: int) -> Tensor:

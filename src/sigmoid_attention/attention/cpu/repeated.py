@@ -5,7 +5,6 @@ Both depend on shapes, strides, dtypes and settings alone; what they led to is k
 only addresses and the lengths of a cache are new.
 """
 
-import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from struct import Struct
@@ -14,9 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention.bias import BiasPolicy, Constant, Learned, NegLogLength
+from sigmoid_attention.attention.bias import (
+    BiasPolicy,
+    Constant,
+    HeadValues,
+    Learned,
+    NegLogLength,
+)
 from sigmoid_attention.attention.cpu import call
-from sigmoid_attention.attention.cpu.operator import available, like, struct, unwatched
+from sigmoid_attention.attention.cpu.library import forced
+from sigmoid_attention.attention.cpu.operator import available, like, plain, struct, untraced
 from sigmoid_attention.attention.problem import Problem
 
 # Under these names a call ends here.
@@ -69,26 +75,33 @@ def look(
     """
     if type(window) is not tuple or not query.is_cpu:
         return None
-    added, number = None, bias
+    added, numbers = None, ()
     if type(bias) is NegLogLength:
-        number = bias.value
+        numbers = (bias.n, bias.offset)
     elif type(bias) is Constant:
-        number = float(bias.b)
-    elif type(bias) is Learned:
-        added, number = bias.value.view(1, -1, 1, 1), "learned"
+        numbers = (bias.b,)
+    elif type(bias) is HeadValues or type(bias) is Learned:
+        # A number for each head has the address that its (1, H, 1, 1) has.
+        added = bias.value
     elif isinstance(bias, Tensor):
-        added, number = bias, "tensor"
+        added = bias
+    else:
+        numbers = (bias,)
     tensors = (query, key, value, lengths, slopes, added, mask)
-    if not unwatched(tensors) or not _PLAIN.issuperset(map(type, (number, *window, *settings))):
+    if not untraced() or not _PLAIN.issuperset(map(type, (*numbers, *window, *settings))):
         return None
+    learning = torch.is_grad_enabled()
     facts = []
     for tensor in tensors:
-        if tensor is not None:
+        if tensor is None:
+            facts.append(None)
+        elif plain(tensor, learning):
             facts += tensor.shape, tensor.stride(), tensor.dtype, tensor.is_cpu
         else:
-            facts.append(None)
-    forced = os.environ.get("SIGMOID_ATTENTION_CPU")
-    return Seen((*facts, number, window, settings, torch.get_num_threads(), forced), tensors)
+            return None
+    return Seen(
+        (*facts, type(bias), numbers, window, settings, torch.get_num_threads(), forced()), tensors
+    )
 
 
 def again(seen: Seen | None) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sigmoid_attention.attention import (
     BiasPolicy,
     Constant,
+    HeadValues,
     Learned,
     NegLogEffectiveLength,
     NegLogLength,
@@ -95,20 +96,20 @@ def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
         module.register_buffer(ATTRIBUTE, start_H)
 
 
-def of(module: nn.Module) -> float | Tensor | BiasPolicy:
-    """The bias as the operator takes it: a tensor per head as (1, H, 1, 1)."""
+def of(module: nn.Module) -> float | BiasPolicy:
+    """The bias as the operator takes it."""
     # A parameter is looked up where modules keep them: by way of getattr it would take longer than
     # a short call's other checks together.
     bias = module._parameters.get(ATTRIBUTE)
     if bias is not None:
-        return bias.view(1, -1, 1, 1)
+        return HeadValues(bias)
     bias = getattr(module, ATTRIBUTE, None)
     if bias is None:
         raise ValueError(
             f"attn_implementation: {type(module).__name__} runs as sigmoid attention without a "
             f"bias; convert the model first, e.g. convert(model, bias=NegLogLength(1024))"
         )
-    return bias.view(1, -1, 1, 1) if isinstance(bias, Tensor) else bias
+    return HeadValues(bias) if isinstance(bias, Tensor) else bias
 
 
 def to_json(bias: ModuleBias) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def sigmoid_attention_forward(
     Raises:
         ValueError: attention sinks, a mask of another kind, a module without a bias.
     """
-    refuse_sinks(module, kwargs)
+    if kwargs:
+        refuse_sinks(module, kwargs)
     bias = biases.of(module)
     if not query.dtype == key.dtype == value.dtype:
         # Autocast leaves rotated queries and keys in fp32 beside values of its own dtype.
