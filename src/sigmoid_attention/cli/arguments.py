@@ -177,7 +177,14 @@ class Convert:
     temperature: float = 1.0
     """Of the predictions that the parent teaches."""
     hidden_weight: float = 1.0
-    """Weight of the hidden states' error beside the predictions."""
+    """Weight of the hidden states' error in the second stage."""
+    logit_weight: float = 1.0
+    """Weight of the divergence from the parent's predictions in the second stage."""
+    text_weight: float = 0.0
+    """Weight of the text's own next tokens; with 0 for the other two no parent teaches, and with
+    --layer-steps 0 as well the conversion is a plain fine-tuning."""
+    repeats: float = 0.25
+    """Share of a language model's training text that came before in its sequence."""
     bf16: bool = False
     """Compute forward passes of the training in bfloat16; parameters stay in float32."""
     seed: int = 0

@@ -2,7 +2,11 @@
 
 import torch
 
-from sigmoid_attention.integrations.conversion import logit_divergence, relative_error
+from sigmoid_attention.integrations.conversion import (
+    logit_divergence,
+    next_token_loss,
+    relative_error,
+)
 
 
 def test_each_token_counts_alike():
@@ -17,6 +21,16 @@ def test_each_token_counts_alike():
     ]
     torch.testing.assert_close(
         relative_error(student, parent).double(), torch.stack(by_hand).mean(), rtol=1e-5, atol=0
+    )
+
+
+def test_a_token_is_predicted_from_those_before_it():
+    torch.manual_seed(0)
+    logits, ids = torch.randn(2, 4, 11, dtype=torch.float64), torch.randint(11, (2, 4))
+    p = torch.softmax(logits, -1)
+    by_hand = [-p[b, n, ids[b, n + 1]].log() for b in range(2) for n in range(3)]
+    torch.testing.assert_close(
+        next_token_loss(logits, ids).double(), torch.stack(by_hand).mean(), rtol=1e-5, atol=0
     )
 
 

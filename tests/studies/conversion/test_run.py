@@ -1,6 +1,7 @@
 """A whole conversion of tiny models: what it ends as, what it measures, and killing it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,49 @@ def test_a_constant_form_ends_as_a_number_a_head(made, tmp_path):
     assert len(biases) == 2 and all(bias.dim() == 1 for bias in biases)
     # Calibrated per head, not left where they began.
     assert all(bias.abs().min() > 0.1 and bias.std() > 0 for bias in biases)
+
+
+def test_without_a_parent_it_learns_the_text(made, tmp_path, monkeypatch):
+    """A plain fine-tuning: the parent is not run, and held-out text becomes likelier."""
+    weights = {"hidden_weight": 0, "logit_weight": 0, "text_weight": 1.0, "layer_steps": 0}
+    of = run(made, tmp_path, **weights, steps=60, lr=1e-2, repeats=0)
+    if not of.parent.causal:
+        with pytest.raises(ValueError, match=r"^text_weight must be 0: this model predicts no tok"):
+            of.go()
+        return
+    ran = []
+    of.parent.model.register_forward_hook(lambda module, *_: ran.append(module))
+    curve = of.go()
+    # Only to be measured, once for each batch. Its copies have the hook, too.
+    assert sum(module is of.parent.model for module in ran) == 2
+    assert curve.at("final").found["loss"] < curve.at("parent").found["loss"] - 0.3
+
+
+def test_what_has_no_weight_is_not_learned(made, tmp_path):
+    of = run(made, tmp_path)
+    of.go()
+    batch, taught = of.text.batch(0), of.distillation
+
+    def loss(**weights):
+        none = {"hidden_weight": 0.0, "logit_weight": 0.0, "text_weight": 0.0}
+        taught.setting = replace(of.setting, **none | weights)
+        return float(taught.loss(batch).detach())
+
+    hidden, logits = loss(hidden_weight=1.0), loss(hidden_weight=1.0, logit_weight=2.0)
+    if not of.parent.causal:
+        assert logits == hidden > 0
+        return
+    text = loss(text_weight=1.0)
+    assert logits == pytest.approx(hidden + 2 * loss(logit_weight=1.0))
+    assert loss(hidden_weight=1.0, text_weight=3.0) == pytest.approx(hidden + 3 * text)
+    assert len({hidden, logits, text}) == 3 and min(hidden, text, logits - hidden) > 0
+
+
+def test_an_encoder_is_taught_by_its_hidden_states_alone(made, tmp_path):
+    of = run(made, tmp_path, hidden_weight=0)
+    if not of.parent.causal:
+        with pytest.raises(ValueError, match=r"^hidden_weight must be positive: this model"):
+            of.go()
 
 
 def test_the_curve_has_a_point_for_every_stage(made, tmp_path):
@@ -153,14 +197,19 @@ def test_a_setting_out_of_range_is_refused(name, value, wanted):
 
 def test_lengths_that_nobody_gave_are_those_of_the_model():
     setting = Setting(steps=1, layer_steps=0)
-    assert [(s.seq_len, s.batch_size) for s in map(setting.fitted, (None, 8192, 512, 77))] == [
-        (1024, 1), (1024, 1), (512, 2), (77, 13),
-    ]  # fmt: skip
-    assert Setting(steps=1, layer_steps=0, seq_len=100, batch_size=3).fitted(100).batch_size == 3
+    assert [
+        (fitted.seq_len, fitted.batch_size)
+        for positions in (None, 8192, 512, 77)
+        for fitted in [setting.fitted(positions, predicts=True)]
+    ] == [(1024, 1), (1024, 1), (512, 2), (77, 13)]
+    given = Setting(steps=1, layer_steps=0, seq_len=100, batch_size=3)
+    assert given.fitted(100, predicts=True).batch_size == 3
     with pytest.raises(ValueError, match="seq_len must be at most the model's 512, got 513"):
-        Setting(steps=1, layer_steps=0, seq_len=513).fitted(512)
+        Setting(steps=1, layer_steps=0, seq_len=513).fitted(512, predicts=True)
 
 
 def test_a_setting_that_trains_nothing_is_refused():
     with pytest.raises(ValueError, match="must not both be 0"):
         Setting(steps=0, layer_steps=0)
+    with pytest.raises(ValueError, match="must not all be 0"):
+        Setting(steps=1, layer_steps=1, hidden_weight=0, logit_weight=0)

@@ -1,9 +1,10 @@
 """Sequences come from the text that they should come from, the same ones for the same seed."""
 
 import pytest
+import torch
 
 from sigmoid_attention.studies.conversion.parents import load_parent
-from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.studies.conversion.text import Sequences, repeating
 from sigmoid_attention.training.data.corpus import load_corpus
 from tests.studies.conversion.made import SPECIAL, checkpoint, text
 
@@ -59,6 +60,37 @@ def test_a_causal_model_reads_full_length_and_an_encoder_all_lengths(made):
         assert min(lengths) >= 16 and max(lengths) <= 32 and len(lengths) > 5
         assert all((ids[:, 0] == 1).all() and (ids[:, -1] == 2).all() for ids in batches)
         assert all((ids[:, 1:-1] > 3).all() for ids in batches)
+
+
+def test_stretches_come_again_in_training_and_only_there(made):
+    plain, half = sequences(made, seq_len=250), sequences(made, seq_len=250, repeats=0.5)
+    for mine, theirs in zip(half.heldout_batches(4), plain.heldout_batches(4), strict=True):
+        assert mine["input_ids"].equal(theirs["input_ids"])
+    rows, same = half.batch(1)["input_ids"], plain.batch(1)["input_ids"]
+    if not made[0].causal:
+        assert rows.equal(same)
+        return
+    assert rows.shape == same.shape and rows.equal(half.batch(1)["input_ids"])
+    assert not rows.equal(same)
+    # Whatever is in a row is its own text, from the beginning, and nothing of it is skipped.
+    for row, text_N in zip(rows, same, strict=True):
+        assert set(row.tolist()) <= set(text_N.tolist())
+        assert row[:16].equal(text_N[:16])
+
+
+def test_about_the_share_that_was_asked_for_comes_again():
+    generator = torch.Generator().manual_seed(0)
+    for share in (0.25, 0.5):
+        new = [len(repeating(torch.arange(4096), share, generator).unique()) for _ in range(8)]
+        assert sum(new) / (8 * 4096) == pytest.approx(1 - share, abs=0.05)
+
+
+def test_a_stretch_comes_again_at_any_distance():
+    row = repeating(torch.arange(4096), 0.5, torch.Generator().manual_seed(0))
+    first = {}
+    distances = [place - first.setdefault(int(token), place) for place, token in enumerate(row)]
+    again = sorted(distance for distance in distances if distance)
+    assert again[0] < 128 and again[-1] > 2048 and 256 < again[len(again) // 2] < 2048
 
 
 def test_a_short_text_is_refused(made, tmp_path):

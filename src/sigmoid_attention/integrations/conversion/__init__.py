@@ -5,6 +5,7 @@ from sigmoid_attention.integrations.conversion.layers import LayerStream, attent
 from sigmoid_attention.integrations.conversion.losses import (
     damped_error,
     logit_divergence,
+    next_token_loss,
     relative_error,
 )
 from sigmoid_attention.integrations.conversion.schedule import Annealed, SoftmaxStart, anneal
@@ -25,6 +26,7 @@ __all__ = [
     "attention_layers",
     "damped_error",
     "logit_divergence",
+    "next_token_loss",
     "relative_error",
     "scale_attention_output",
 ]

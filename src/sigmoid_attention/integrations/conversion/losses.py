@@ -45,6 +45,18 @@ def _errors(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
     return error_BN / parent_BNC.square().sum(-1)
 
 
+def next_token_loss(logits_BNV: Tensor, ids_BN: Tensor) -> Tensor:
+    """Mean over tokens of -log of the probability that the tokens before give it: the text itself.
+
+    Example:
+        >>> import torch
+        >>> ids = torch.tensor([[0, 1, 1]])
+        >>> round(float(next_token_loss(torch.zeros(1, 3, 4), ids)), 4)
+        1.3863
+    """
+    return F.cross_entropy(logits_BNV[:, :-1].flatten(0, 1).float(), ids_BN[:, 1:].flatten())
+
+
 def logit_divergence(student_BNV: Tensor, parent_BNV: Tensor, temperature: float = 1.0) -> Tensor:
     r"""Mean over tokens of :math:`T^2 KL(p_T \| q_T)`, p the parent's and q the student's.
 

@@ -19,6 +19,7 @@ from sigmoid_attention.integrations.conversion import (
     attention_layers,
     damped_error,
     logit_divergence,
+    next_token_loss,
 )
 from sigmoid_attention.studies.conversion.setting import Setting
 from sigmoid_attention.studies.conversion.text import Sequences
@@ -131,17 +132,25 @@ class Distillation:
             each(value)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Divergence of the predictions, if the model makes any, and the hidden states' error."""
-        more = {"output_hidden_states": True, "use_cache": False}
+        """The weighted sum of whatever has a weight; predictions only of models that make any."""
+        setting = self.setting
+        more = {"output_hidden_states": setting.hidden_weight > 0, "use_cache": False}
         with self._autocast():
-            with torch.no_grad():
-                parent = self.parent(**batch, **more)
             student = self.student.model(**batch, **more)
-        hidden = zip(student.hidden_states[1:], parent.hidden_states[1:], strict=True)
-        errors = [damped_error(mine_BNC, theirs_BNC) for mine_BNC, theirs_BNC in hidden]
-        loss = self.setting.hidden_weight * torch.stack(errors).mean()
-        if "logits" in student:
-            loss = loss + logit_divergence(student.logits, parent.logits, self.setting.temperature)
+            if setting.hidden_weight or setting.logit_weight:
+                with torch.no_grad():
+                    parent = self.parent(**batch, **more)
+        loss = torch.zeros((), device=self.device)
+        if setting.hidden_weight:
+            hidden = zip(student.hidden_states[1:], parent.hidden_states[1:], strict=True)
+            errors = [damped_error(mine_BNC, theirs_BNC) for mine_BNC, theirs_BNC in hidden]
+            loss = loss + setting.hidden_weight * torch.stack(errors).mean()
+        if setting.logit_weight and "logits" in student:
+            divergence = logit_divergence(student.logits, parent.logits, setting.temperature)
+            loss = loss + setting.logit_weight * divergence
+        if setting.text_weight:
+            own = next_token_loss(student.logits, batch["input_ids"])
+            loss = loss + setting.text_weight * own
         return loss
 
     def _groups(self, layer: nn.Module, lr: float) -> list[dict[str, object]]:

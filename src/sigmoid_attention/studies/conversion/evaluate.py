@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sigmoid_attention.integrations.conversion import relative_error
+from sigmoid_attention.integrations.conversion import next_token_loss, relative_error
 from sigmoid_attention.studies.conversion import needle, similarity
 from sigmoid_attention.studies.conversion.parents import Parent
 from sigmoid_attention.studies.conversion.text import Sequences
@@ -67,11 +66,10 @@ class Evaluation:
     def _loss(self, model: PreTrainedModel) -> float:
         total = count = 0.0
         for batch in self._batches:
-            logits_BNV = model(**batch, use_cache=False).logits[:, :-1]
-            targets_BN = batch["input_ids"][:, 1:]
-            loss = F.cross_entropy(logits_BNV.flatten(0, 1).float(), targets_BN.flatten())
-            total += float(loss) * targets_BN.numel()
-            count += targets_BN.numel()
+            ids_BN = batch["input_ids"]
+            loss = next_token_loss(model(**batch, use_cache=False).logits, ids_BN)
+            total += float(loss) * ids_BN[:, 1:].numel()
+            count += ids_BN[:, 1:].numel()
         return total / count
 
     @torch.no_grad()

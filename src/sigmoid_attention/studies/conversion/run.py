@@ -69,7 +69,7 @@ class Run:
 
     def go(self) -> Curve:
         positions = getattr(self.parent.model.config, "max_position_embeddings", None)
-        self.setting = setting = self.setting.fitted(positions)
+        self.setting = setting = self.setting.fitted(positions, predicts=self.parent.causal)
         assert setting.seq_len is not None and setting.batch_size is not None
         self.text = Sequences(
             self.parent,
@@ -77,6 +77,7 @@ class Run:
             seq_len=setting.seq_len,
             batch_size=setting.batch_size,
             seed=setting.seed,
+            repeats=setting.repeats,
         )
         self.curve = self._curve()
         self.parent.model.requires_grad_(False).to(self.device)  # pyright: ignore[reportArgumentType]

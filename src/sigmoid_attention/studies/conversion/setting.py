@@ -16,9 +16,12 @@ class Setting:
     Stage one takes the layers in order. A layer's biases are calibrated on the rows that it sees
     behind the converted layers before it, and then its weights and biases are trained for
     ``layer_steps`` steps to hand on the parent's hidden states. Stage two trains all layers for
-    ``steps`` steps to the parent's predictions and hidden states. Where stage one is left out
-    (``layer_steps`` 0), biases move from the softmax's own to those that stay during the first
-    half of stage two.
+    ``steps`` steps to the parent's hidden states and predictions and to the text's own next tokens,
+    each with its weight; without the first two it is a fine-tuning in which no parent runs. Where
+    stage one is left out (``layer_steps`` 0), biases move from the softmax's own to those that
+    stay during the first half of stage two.
+
+    A language model trains on text of which a share, ``repeats``, came before in the sequence.
 
     Learning rates are Adam's at the start of a layer and after the warm-up of stage two; those of
     weights fall to zero within each layer and with a cosine in stage two. ``bias_lr`` is for the
@@ -38,6 +41,9 @@ class Setting:
     lr: float = 2e-4
     temperature: float = 1.0
     hidden_weight: float = 1.0
+    logit_weight: float = 1.0
+    text_weight: float = 0.0
+    repeats: float = 0.25
     bf16: bool = False
     seed: int = 0
 
@@ -55,24 +61,43 @@ class Setting:
             "lr": (self.lr >= 0, "at least 0"),
             "temperature": (self.temperature > 0, "positive"),
             "hidden_weight": (self.hidden_weight >= 0, "at least 0"),
+            "logit_weight": (self.logit_weight >= 0, "at least 0"),
+            "text_weight": (self.text_weight >= 0, "at least 0"),
+            "repeats": (0 <= self.repeats < 1, "at least 0 and below 1"),
         }
         for name, (holds, wanted) in wants.items():
             if not holds:
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         if self.steps + self.layer_steps == 0:
             raise ValueError("steps and layer_steps must not both be 0: nothing would be trained")
+        if self.steps and not (self.hidden_weight or self.logit_weight or self.text_weight):
+            raise ValueError(
+                "hidden_weight, logit_weight and text_weight must not all be 0: "
+                "nothing would be learned in the steps on all layers"
+            )
 
-    def fitted(self, positions: int | None) -> "Setting":
+    def fitted(self, positions: int | None, *, predicts: bool) -> "Setting":
         """The same with lengths, for a model that numbers so many positions, None for any.
 
+        Args:
+            predicts: whether the model gives logits for the next token, or hidden states alone.
+
         Raises:
-            ValueError: sequences would be longer than that.
+            ValueError: sequences would be longer than that, or what is to be learned is something
+                that the model does not give.
 
         Example:
-            >>> fitted = Setting(steps=1, layer_steps=0).fitted(512)
+            >>> fitted = Setting(steps=1, layer_steps=0).fitted(512, predicts=True)
             >>> fitted.seq_len, fitted.batch_size
             (512, 2)
         """
+        if not predicts and self.text_weight:
+            raise ValueError("text_weight must be 0: this model predicts no tokens")
+        if not predicts and self.steps and not self.hidden_weight:
+            raise ValueError(
+                "hidden_weight must be positive: this model predicts no tokens, so that nothing "
+                "else can be learned"
+            )
         most = TOKENS if positions is None else min(TOKENS, positions)
         seq_len = most if self.seq_len is None else self.seq_len
         if positions is not None and seq_len > positions:

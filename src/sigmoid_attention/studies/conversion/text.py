@@ -15,6 +15,8 @@ from sigmoid_attention.training.data.corpus import Corpus, Document
 from sigmoid_attention.training.seeds import step_generator
 
 SHORTEST = 16
+# Tokens of a stretch that comes again, from and below.
+STRETCH = (16, 65)
 
 
 class Sequences:
@@ -23,16 +25,28 @@ class Sequences:
     For a causal model all are ``seq_len`` long. An encoder reads texts of any length, so each batch
     has a length of its own between 16 and ``seq_len``, with the tokens around that it expects.
 
+    In a causal model's training sequences about a share ``repeats`` of the tokens stood before in
+    the same sequence: stretches of the text come again, at any distance. To predict them a model
+    has to find them, which ordinary text asks for less often than those who use a model do.
+
     Raises:
         ValueError: the text, or what is held out of it, is shorter than one sequence.
     """
 
     def __init__(
-        self, parent: Parent, corpus: Corpus, *, seq_len: int, batch_size: int, seed: int
+        self,
+        parent: Parent,
+        corpus: Corpus,
+        *,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        repeats: float = 0.0,
     ) -> None:
         self.seq_len = seq_len
         self.batch_size = batch_size
         self.seed = seed
+        self.repeats = repeats if parent.causal else 0.0
         self._ends = ([], []) if parent.causal else _special_tokens(parent)
         self._one_length = parent.causal
         self.train = _tokens(parent, corpus.train)
@@ -47,7 +61,11 @@ class Sequences:
     def batch(self, step: int) -> dict[str, Tensor]:
         """The arguments of ``forward`` for one step."""
         generator = step_generator(self.seed, step)
-        return self._cut(self.train, self._length(generator), self.batch_size, generator)
+        cut = self._cut(self.train, self._length(generator), self.batch_size, generator)
+        if self.repeats:
+            rows = [repeating(row_N, self.repeats, generator) for row_N in cut["input_ids"]]
+            cut["input_ids"] = torch.stack(rows)
+        return cut
 
     def heldout_batches(self, sequences: int) -> list[dict[str, Tensor]]:
         """The same sequences for every seed and model, none of which is trained on."""
@@ -66,6 +84,7 @@ class Sequences:
             "seq_len": self.seq_len,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "repeats": self.repeats,
         }
 
     def _length(self, generator: torch.Generator) -> int:
@@ -84,6 +103,30 @@ class Sequences:
         cut_BN = tokens[starts_B1 + torch.arange(inside)].long()
         parts = before.expand(size, -1), cut_BN, after.expand(size, -1)
         return {"input_ids": torch.cat(parts, dim=1)}
+
+
+def repeating(row_N: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """The row with stretches of it again, and as much less of its end.
+
+    Stretch by stretch, each of 16 to 64 tokens, the text goes on with probability 1 - ``share`` or
+    something between its beginning and here comes again.
+
+    Example:
+        >>> row = repeating(torch.arange(200), 0.5, torch.Generator().manual_seed(0))
+        >>> len(row), len(row.unique()) < 200
+        (200, True)
+    """
+    made, read, done = [], 0, 0
+    while done < len(row_N):
+        length = min(int(torch.randint(*STRETCH, (), generator=generator)), len(row_N) - done)
+        again = torch.rand((), generator=generator).item() < share
+        if again and length < read:
+            start = int(torch.randint(read - length, (), generator=generator))
+        else:
+            start, read = read, read + length
+        made.append(row_N[start : start + length])
+        done += length
+    return torch.cat(made)
 
 
 def _special_tokens(parent: Parent) -> tuple[list[int], list[int]]:
