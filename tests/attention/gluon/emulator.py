@@ -278,6 +278,8 @@ class Block:
                 self.baton.wait_for(lambda: self.current is group or self.error is not None)
             if self.error is None:
                 function(*arguments)
+                # A block's shared memory is another's as soon as its last warp is done.
+                _check(not group.stores, f"{group.name} ends before its stores have been read")
                 group.done = True
                 self._hand_over()
         except SystemExit:

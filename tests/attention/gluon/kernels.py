@@ -151,19 +151,38 @@ def run_backward(case: Case, config: Backward, programs: int) -> tuple[Tensor, T
     return on_query * config.head_dim**-0.5, on_key, on_value
 
 
-def compiled(config: Forward | Backward, dtype: str = "bf16") -> Compiled:
-    """The kernel of a configuration as a Hopper GPU would run it."""
+@dataclass
+class Signature:
+    """What Triton compiles a kernel for: types and constants by name, and what is aligned."""
+
+    types: dict[str, str]
+    constants: dict[str, Any]
+    aligned: set[str]
+    num_warps: int
+
+
+def signature(config: Forward | Backward, dtype: str = "bf16") -> Signature:
+    """Of a launch with this configuration (test_launch.py); terms that it has none of are None."""
     types = {"bf16": gl.bfloat16, "fp16": gl.float16, "fp32": gl.float32}
-    signature = {}
+    found = {}
     for name, (rows, columns) in config.boxes.items():
         own = "fp32" if name == "on_query" else dtype
         layout = gl.NVMMASharedLayout.get_default_for([1, 1, rows, columns], types[own])
-        signature[name] = f"tensordesc<{own}[1,1,{rows},{columns}],{layout!r}>"
+        found[name] = f"tensordesc<{own}[1, 1, {rows}, {columns}],{layout!r}>"
+    constants = {"CONFIG": config}
+    constants |= {name: None for name in ("bias", "slopes") if not getattr(config, name)}
+    found |= dict.fromkeys(constants, "constexpr")
+    pointers = {"work": "*i32", "bias": "*fp32", "slopes": "*fp32"}
+    found = pointers | {"scale": "fp32", "constant": "fp32"} | found
     kernel = forward if isinstance(config, Forward) else backward
-    signature |= {"work": "*i32", "bias": "*fp32", "slopes": "*fp32"}
-    signature |= {"scale": "fp32", "constant": "fp32"}
-    for name in kernel.arg_names:
-        if name not in signature and name != "CONFIG":
-            signature[name] = "i32"
-    aligned = ("work", "bias", "slopes")
-    return cross_compile(kernel, signature, {"CONFIG": config}, aligned=aligned, num_warps=4)
+    in_order = {name: found.get(name, "i32") for name in kernel.arg_names}
+    return Signature(in_order, constants, pointers.keys() - constants.keys(), num_warps=4)
+
+
+def compiled(config: Forward | Backward, dtype: str = "bf16") -> Compiled:
+    """The kernel of a configuration as a Hopper GPU would run it."""
+    own = signature(config, dtype)
+    kernel = forward if isinstance(config, Forward) else backward
+    return cross_compile(
+        kernel, own.types, own.constants, aligned=sorted(own.aligned), num_warps=own.num_warps
+    )

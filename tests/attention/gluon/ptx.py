@@ -2,12 +2,14 @@
 
 ``run`` takes the text of an inline assembly and the values of its operands as the compiler would
 bind them: $0 and on the results, then the arguments. Results are exact: an approximate instruction
-gives what it approximates, and a conversion to a narrower type keeps all digits.
+gives what it approximates, and a conversion to a narrower type keeps all digits; ``rounding`` lets
+such a conversion round.
 """
 
 import math
 import re
 import struct
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -24,6 +26,15 @@ def _smaller(a: Tensor, b: Tensor) -> Tensor:
     return torch.minimum(*torch.broadcast_tensors(torch.as_tensor(a), torch.as_tensor(b)))
 
 
+def _packed(dtype: torch.dtype | None = None):
+    """Its second operand goes into the lower half, which holds the first of two elements."""
+
+    def convert(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        return (low, high) if dtype is None else (low.to(dtype).double(), high.to(dtype).double())
+
+    return convert
+
+
 _COMPUTE = {
     "neg.f32": lambda a: -a,
     "min.NaN.f32": _smaller,
@@ -31,10 +42,18 @@ _COMPUTE = {
     "rcp.approx.ftz.f32": torch.reciprocal,
     "add.f32": lambda a, b: a + b,
     "mul.f32": lambda a, b: a * b,
-    # Packs its second operand into the lower half, which holds the first of two elements.
-    "cvt.rn.bf16x2.f32": lambda high, low: (low, high),
-    "cvt.rn.f16x2.f32": lambda high, low: (low, high),
+    "cvt.rn.bf16x2.f32": _packed(),
+    "cvt.rn.f16x2.f32": _packed(),
 }
+_ROUNDING = {
+    "cvt.rn.bf16x2.f32": _packed(torch.bfloat16),
+    "cvt.rn.f16x2.f32": _packed(torch.float16),
+}
+
+
+def rounding():
+    """Within this context a conversion loses what it loses."""
+    return mock.patch.dict(_COMPUTE, _ROUNDING)
 
 
 def run(text: str, constraints: str, arguments: list[Tensor], pack: int) -> Tensor:
