@@ -183,7 +183,7 @@ class Convert:
     text_weight: float = 0.0
     """Weight of the text's own next tokens; with 0 for the other two no parent teaches, and with
     --layer-steps 0 as well the conversion is a plain fine-tuning."""
-    repeats: float = 0.25
+    repeats: float = 0.5
     """Share of a language model's training text that came before in its sequence."""
     bf16: bool = False
     """Compute forward passes of the training in bfloat16; parameters stay in float32."""

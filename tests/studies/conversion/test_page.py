@@ -6,7 +6,7 @@ from sigmoid_attention.studies.conversion.curve import Curve, Point
 from sigmoid_attention.studies.conversion.page import BEGIN, END, main, publish
 
 DESCRIBED = {
-    "setting": {"steps": 4, "layer_steps": 2, "bf16": True, "form": "linear"},
+    "setting": {"steps": 4, "layer_steps": 2, "bf16": True, "form": "linear", "repeats": 0.5},
     "model": {"model": "tiny", "source": "made==1", "licence": "none"},
     "data": {
         "source": "/somebody/words",
@@ -44,7 +44,7 @@ def document(tmp_path):
 def test_every_point_is_a_row(run, document):
     main([str(document), str(run)])
     text = document.read_text()
-    assert text.startswith(f"before\n{BEGIN}\n### tiny, linear\n") and text.endswith(
+    assert text.startswith(f"before\n{BEGIN}\n### tiny, linear, repeats 0.5\n") and text.endswith(
         f"{END}\nafter\n"
     )
     assert "text: words 1, " in text and "somebody" not in text

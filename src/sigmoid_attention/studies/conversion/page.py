@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -66,7 +67,7 @@ def section(curve: Curve, figure: str) -> str:
     )
     return "\n".join(
         [
-            f"### {about['model']['model']}, {about['setting']['form']}",
+            f"### {about['model']['model']}, {kind(about['setting'])}",
             "",
             f"Setting: `{setting}`. {made}",
             "",
@@ -75,6 +76,12 @@ def section(curve: Curve, figure: str) -> str:
             "",
         ]
     )
+
+
+def kind(setting: dict[str, Any]) -> str:
+    """What tells runs of one model apart."""
+    again = f", repeats {setting['repeats']}" if setting["repeats"] else ""
+    return f"{setting['form']}{again}"
 
 
 def _minutes(seconds: float) -> str:

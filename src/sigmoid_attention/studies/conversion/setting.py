@@ -21,7 +21,8 @@ class Setting:
     stage one is left out (``layer_steps`` 0), biases move from the softmax's own to those that
     stay during the first half of stage two.
 
-    A language model trains on text of which a share, ``repeats``, came before in the sequence.
+    A language model trains on text of which a share, ``repeats``, came before in the sequence;
+    others have none.
 
     Learning rates are Adam's at the start of a layer and after the warm-up of stage two; those of
     weights fall to zero within each layer and with a cosine in stage two. ``bias_lr`` is for the
@@ -43,7 +44,7 @@ class Setting:
     hidden_weight: float = 1.0
     logit_weight: float = 1.0
     text_weight: float = 0.0
-    repeats: float = 0.25
+    repeats: float = 0.5
     bf16: bool = False
     seed: int = 0
 
@@ -77,7 +78,7 @@ class Setting:
             )
 
     def fitted(self, positions: int | None, *, predicts: bool) -> "Setting":
-        """The same with lengths, for a model that numbers so many positions, None for any.
+        """The same as it is for a model that numbers so many positions, None for any.
 
         Args:
             predicts: whether the model gives logits for the next token, or hidden states alone.
@@ -103,4 +104,5 @@ class Setting:
         if positions is not None and seq_len > positions:
             raise ValueError(f"seq_len must be at most the model's {positions}, got {seq_len}")
         batch_size = max(1, TOKENS // seq_len) if self.batch_size is None else self.batch_size
-        return replace(self, seq_len=seq_len, batch_size=batch_size)
+        repeats = self.repeats if predicts else 0.0
+        return replace(self, seq_len=seq_len, batch_size=batch_size, repeats=repeats)
