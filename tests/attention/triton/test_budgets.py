@@ -4,37 +4,43 @@ These are no timings. But a kernel that spills, loses its warp-group products or
 instruction more for each score is slower on any GPU, and that is caught here, without one.
 """
 
-from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 
-from sigmoid_attention.attention.triton import operator
+from sigmoid_attention.attention.triton import configs, operator
+from sigmoid_attention.attention.triton.configs import Device
 from tests.attention.cross_compile import Code, Compiled
 from tests.attention.triton.shipped import A100, H200, L40S, Launch, launches
 
 KEYS = 2048
 SLOPES = torch.tensor([0.5, 0.25])
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def call(
-    dim: int, dtype: torch.dtype = torch.bfloat16, *, causal_slopes: bool = False
-) -> Callable[[], None]:
-    """Forward and backward of a dense call with 2 heads."""
-    query = torch.zeros(1, 2, KEYS, dim, dtype=dtype)
-    slopes, right = (SLOPES, 0) if causal_slopes else (None, -1)
-    arguments = (
-        query, query, query, None, None, slopes, None,
-        (KEYS, KEYS, False, -1, right, True), (dim**-0.5, 0.0, -7.6, 2.0**-9),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Shipped:
+    """A configuration: the GPU it is for, what it computes with, and the padded head dim."""
 
-    def both() -> None:
-        operator._forward(*arguments)
-        operator._backward(query, False, False, causal_slopes, *arguments)
+    device: Device
+    dtype: torch.dtype
+    dim: int
 
-    return both
+    def __str__(self) -> str:
+        name = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}[self.dtype]
+        return f"{self.device.name.split()[-1]}-{name}-{self.dim}"
+
+
+# A call's kernels: a causal call with slopes is planned, and its backward sums the slopes' gradient
+# up; a backward in order computes the queries' gradient in a kernel of its own.
+FORWARD, PLANNED, BACKWARD, SUMS, IN_ORDER, QUERIES = (
+    "forward", "planned", "backward", "sums", "in-order", "queries"
+)  # fmt: skip
+PRODUCTS = {FORWARD: 2, PLANNED: 2, BACKWARD: 5, SUMS: 5, IN_ORDER: 4, QUERIES: 3}
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Budget:
 
     Counted is the inner loop, which has no mask; where a plan decides between both forms of the
     sigmoid, it holds both. ``spills`` are those within loops, ``outside`` those before and behind.
+    ``narrow``: of a Hopper GPU whose tile has too few rows for a product of warp groups.
     """
 
     registers: int
@@ -50,96 +57,206 @@ class Budget:
     special: float = 2.0
     spills: int = 0
     outside: int = 0
+    narrow: bool = False
 
 
-BUDGETS = {
-    "H200-bf16-64": (H200, call(64), Budget(160, 6.6), Budget(255, 13.2)),
-    "H200-bf16-128": (H200, call(128), Budget(200, 6.5), Budget(255, 17.5, outside=50)),
-    "H200-bf16-64-causal-slopes": (
-        H200,
-        call(64, causal_slopes=True),
-        Budget(240, 11.8, 3.0),
-        Budget(255, 22.0, 3.0, outside=80),
-    ),
-    "H200-bf16-128-causal-slopes": (
-        H200,
-        call(128, causal_slopes=True),
-        Budget(255, 12.0, 3.0),
-        Budget(255, 33.0, 3.0, spills=14, outside=150),
-    ),
-    "H200-bf16-256": (
-        H200,
-        call(256),
-        Budget(240, 9.5),
-        Budget(255, 52.0, 4.0, outside=60),
-    ),
-    "H200-fp16-128": (
-        H200,
-        call(128, torch.float16),
-        Budget(200, 6.5),
-        Budget(255, 19.5, outside=50),
-    ),
-    "H200-fp32-64": (
-        H200,
-        call(64, torch.float32),
-        Budget(232, 33.5),
-        Budget(255, 108.0, 3.0, spills=64, outside=96),
-    ),
-    "A100-bf16-128": (A100, call(128), Budget(208, 13.1), Budget(255, 35.5, outside=12)),
-    "L40S-bf16-128": (
-        L40S,
-        call(128),
-        Budget(255, 14.6),
-        Budget(255, 41.5, spills=14, outside=12),
-    ),
+BUDGETS: dict[Shipped, dict[str, Budget]] = {
+    Shipped(H200, BF16, 64): {
+        FORWARD: Budget(156, 6.6),
+        PLANNED: Budget(240, 11.9, 3.0),
+        BACKWARD: Budget(245, 13.2),
+        SUMS: Budget(255, 22.1, 3.0, outside=79),
+        IN_ORDER: Budget(244, 10.7),
+        QUERIES: Budget(123, 10.3),
+    },
+    Shipped(H200, BF16, 128): {
+        FORWARD: Budget(193, 6.6),
+        PLANNED: Budget(255, 12.0, 3.0),
+        BACKWARD: Budget(255, 17.4, outside=46),
+        SUMS: Budget(255, 32.9, 3.0, spills=14, outside=130),
+        IN_ORDER: Budget(255, 12.5, outside=53),
+        QUERIES: Budget(228, 11.5),
+    },
+    Shipped(H200, BF16, 256): {
+        FORWARD: Budget(235, 9.5),
+        PLANNED: Budget(255, 14.8, 3.0),
+        BACKWARD: Budget(255, 51.8, 4.0, outside=57),
+        SUMS: Budget(255, 66.5, 3.0, spills=14, outside=88),
+        IN_ORDER: Budget(255, 35.4, 4.0, outside=4),
+        QUERIES: Budget(255, 15.2, spills=19, outside=23),
+    },
+    Shipped(H200, FP16, 128): {
+        FORWARD: Budget(193, 6.6),
+        BACKWARD: Budget(255, 19.4, outside=46),
+    },
+    Shipped(H200, FP32, 64): {
+        FORWARD: Budget(229, 33.2),
+        BACKWARD: Budget(255, 104.5, 3.0, spills=10, outside=48),
+        SUMS: Budget(255, 113.9, 4.0, spills=126, outside=96),
+        IN_ORDER: Budget(246, 70.8, 3.0),
+        QUERIES: Budget(222, 59.0, 3.0),
+    },
+    Shipped(H200, FP32, 128): {
+        FORWARD: Budget(255, 49.1, spills=39, outside=39),
+        BACKWARD: Budget(255, 290.7, 3.0, spills=172, outside=75),
+        SUMS: Budget(255, 321.9, 4.0, spills=290, outside=90),
+        IN_ORDER: Budget(255, 234.0, 3.0, spills=64, outside=44, narrow=True),
+        QUERIES: Budget(255, 108.2, 3.0, spills=296, outside=233),
+    },
+    Shipped(A100, BF16, 64): {
+        FORWARD: Budget(255, 8.7),
+        BACKWARD: Budget(255, 23.6, outside=97),
+        SUMS: Budget(255, 36.0, 3.0, spills=115, outside=99),
+        IN_ORDER: Budget(255, 14.9, outside=25),
+        QUERIES: Budget(186, 12.9),
+    },
+    Shipped(A100, BF16, 128): {
+        FORWARD: Budget(205, 13.1),
+        BACKWARD: Budget(255, 35.4, outside=9),
+        SUMS: Budget(255, 57.9, 3.0, spills=116, outside=73),
+        IN_ORDER: Budget(255, 32.8, spills=360, outside=323),
+        QUERIES: Budget(128, 23.3),
+    },
+    Shipped(A100, BF16, 256): {
+        FORWARD: Budget(236, 25.3),
+        BACKWARD: Budget(255, 104.0, 4.0, outside=9),
+        SUMS: Budget(255, 152.2, 6.0, spills=10, outside=22),
+        IN_ORDER: Budget(255, 73.0, 4.0, outside=3),
+        QUERIES: Budget(175, 63.5, 4.0),
+    },
+    Shipped(A100, FP32, 64): {
+        FORWARD: Budget(253, 61.5),
+        BACKWARD: Budget(255, 165.9, 3.0, outside=29),
+        SUMS: Budget(255, 180.2, 4.0, outside=30),
+        IN_ORDER: Budget(236, 130.5, 3.0),
+        QUERIES: Budget(244, 98.2, 3.0),
+    },
+    Shipped(A100, FP32, 128): {
+        FORWARD: Budget(255, 136.5, spills=2, outside=8),
+        BACKWARD: Budget(255, 330.1, 3.0, spills=120, outside=76),
+        SUMS: Budget(255, 349.7, 4.0, spills=316, outside=128),
+        IN_ORDER: Budget(255, 232.7, 3.0, spills=52, outside=42),
+        QUERIES: Budget(255, 287.2, 6.0, outside=2),
+    },
+    Shipped(L40S, BF16, 64): {
+        FORWARD: Budget(255, 8.5),
+        BACKWARD: Budget(255, 22.4, outside=14),
+        SUMS: Budget(242, 36.0, 3.0),
+        IN_ORDER: Budget(255, 15.7),
+        QUERIES: Budget(187, 13.4),
+    },
+    Shipped(L40S, BF16, 128): {
+        FORWARD: Budget(254, 14.6),
+        BACKWARD: Budget(255, 41.5, spills=12, outside=9),
+        SUMS: Budget(255, 58.6, 3.0, spills=51, outside=20),
+        IN_ORDER: Budget(251, 28.2),
+        QUERIES: Budget(168, 22.9, outside=4),
+    },
+    Shipped(L40S, BF16, 256): {
+        FORWARD: Budget(146, 42.6, 4.0),
+        BACKWARD: Budget(255, 136.3, spills=2, outside=3),
+        SUMS: Budget(242, 150.0, 6.0),
+        IN_ORDER: Budget(255, 56.1),
+        QUERIES: Budget(198, 48.9),
+    },
+    Shipped(L40S, FP32, 64): {
+        FORWARD: Budget(255, 95.1, outside=9),
+        BACKWARD: Budget(255, 167.6, 3.0, outside=19),
+        SUMS: Budget(255, 182.0, 4.0, outside=21),
+        IN_ORDER: Budget(255, 132.1, 3.0, outside=18),
+        QUERIES: Budget(246, 98.2, 3.0),
+    },
 }
-each_call = pytest.mark.parametrize(
-    "device, function, forward, backward", BUDGETS.values(), ids=BUDGETS.keys()
-)
+
+
+def launched(shipped: Shipped, kind: str) -> dict[str, Launch]:
+    """What a dense call with 2 heads launches."""
+    query = torch.zeros(1, 2, KEYS, shipped.dim, dtype=shipped.dtype)
+    planned = kind in (PLANNED, SUMS)
+    slopes, right = (SLOPES, 0) if planned else (None, -1)
+    arguments = (
+        query, query, query, None, None, slopes, None,
+        (KEYS, KEYS, False, -1, right, True), (shipped.dim**-0.5, 0.0, -7.6, 2.0**-9),
+    )  # fmt: skip
+
+    def function() -> Any:
+        if kind in (FORWARD, PLANNED):
+            return operator._forward(*arguments)
+        return operator._backward(query, False, False, planned, *arguments)
+
+    with in_order(kind in (IN_ORDER, QUERIES)):
+        return launches(shipped.device, function)
+
+
+@contextmanager
+def in_order(wanted: bool):
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @cache
-def compiled(device, function) -> dict[str, tuple[Launch, Compiled]]:
-    """Every kernel of a call; what has no tile of scores, and so no loop to count, included."""
-    return {
-        name: (launch, launch.compiled(device))
-        for name, launch in launches(device, function).items()
-    }
+def compiled(shipped: Shipped, kind: str) -> tuple[Launch, Compiled]:
+    names = {FORWARD: "forward", PLANNED: "forward", QUERIES: "backward_queries"}
+    launch = launched(shipped, kind)[names.get(kind, "backward")]
+    return launch, launch.compiled(shipped.device)
 
 
-def innermost(launch: Launch, kernel: Compiled, product: str) -> Code:
+def product(shipped: Shipped, kind: str) -> str:
+    """The tensor cores' instruction: a warp group's on Hopper, where a tile has rows enough."""
+    wide = shipped.device is H200 and not BUDGETS[shipped][kind].narrow
+    return "HGMMA" if wide else "HMMA"
+
+
+each = pytest.mark.parametrize(
+    "shipped, kind",
+    [(shipped, kind) for shipped, budgets in BUDGETS.items() for kind in budgets],
+    ids=lambda part: str(part),
+)
+
+
+@each
+def test_kernels_stay_within_their_budgets(shipped: Shipped, kind: str):
+    budget, (launch, kernel) = BUDGETS[shipped][kind], compiled(shipped, kind)
+    loops = kernel.inner(product(shipped, kind))
+    loop, scores, warps = innermost(loops), launch.scores(), kernel.num_warps
+    in_loops = sum(each.spills for each in loops)
+    assert kernel.registers <= budget.registers
+    assert in_loops <= budget.spills
+    assert kernel.spills - in_loops <= budget.outside
+    assert kernel.shared <= shipped.device.shared
+    assert loop.per_score(scores, warps) <= budget.instructions
+    assert loop.per_score(scores, warps, "MUFU") <= budget.special
+
+
+@each
+def test_loads_are_wide_and_products_are_the_tensor_cores(shipped: Shipped, kind: str):
+    name, (_, kernel) = product(shipped, kind), compiled(shipped, kind)
+    loops = kernel.inner(name)
+    assert loops and all(loop.count(name) >= PRODUCTS[kind] for loop in loops)
+    assert all(loop.count("LDG") == 0 for loop in loops if loop.count("LDGSTS"))
+
+
+def innermost(loops: tuple[Code, ...]) -> Code:
     """The loop without masks, which is the shortest."""
-    return min(kernel.inner(product), key=len)
+    return min(loops, key=len)
 
 
-@each_call
-def test_kernels_stay_within_their_budgets(device, function, forward, backward):
-    product = "HGMMA" if device is H200 else "HMMA"
-    for name, budget in (("forward", forward), ("backward", backward)):
-        launch, kernel = compiled(device, function)[name]
-        scores, warps = launch.scores(), kernel.num_warps
-        loop = innermost(launch, kernel, product)
-        in_loops = sum(each.spills for each in kernel.inner(product))
-        assert kernel.registers <= budget.registers, name
-        assert in_loops <= budget.spills, name
-        assert kernel.spills - in_loops <= budget.outside, name
-        assert kernel.shared <= device.shared, name
-        assert loop.per_score(scores, warps) <= budget.instructions, name
-        assert loop.per_score(scores, warps, "MUFU") <= budget.special, name
-
-
-@each_call
-def test_loads_are_wide_and_products_are_the_tensor_cores(device, function, forward, backward):
-    product = "HGMMA" if device is H200 else "HMMA"
-    for name, products in (("forward", 2), ("backward", 5)):
-        _, kernel = compiled(device, function)[name]
-        loops = kernel.inner(product)
-        assert loops and all(loop.count(product) >= products for loop in loops), name
-        assert all(loop.count("LDG") == 0 for loop in loops if loop.count("LDGSTS")), name
+def test_every_configuration_has_its_budgets():
+    """A head dim or a GPU that is added without a budget would be measured by nobody."""
+    for device in (H200, A100, L40S):
+        for dtype in (BF16, FP32):
+            dims = [dim for dim in (64, 128, 256) if dim <= configs.widest(device, dtype)]
+            for dim in dims:
+                kinds = set(BUDGETS[Shipped(device, dtype, dim)])
+                assert kinds >= {FORWARD, BACKWARD, SUMS, IN_ORDER, QUERIES}
 
 
 def test_a_plan_spills_nothing():
-    kernels = compiled(H200, BUDGETS["H200-bf16-128-causal-slopes"][1])
+    kernels = launched(Shipped(H200, BF16, 128), SUMS)
     for name in ("norms", "bound", "settle"):
-        assert kernels[name][1].spills == 0, name
-        assert kernels[name][1].registers <= 128, name
+        kernel = kernels[name].compiled(H200)
+        assert kernel.spills == 0, name
+        assert kernel.registers <= 128, name

@@ -86,7 +86,9 @@ def choose(device: Device, dtype: torch.dtype, head_dim: int, value_dim: int) ->
     """What the kernels run with; dims are padded ones, 16 to :func:`widest`."""
     wide = max(64, head_dim, value_dim)
     if dtype == torch.float32:
-        return _LARGE_FP32[wide] if device.shared >= _ROOMY else _SMALL_FP32[wide]
+        if device.shared < _ROOMY:
+            return _SMALL_FP32[wide]
+        return _HOPPER_FP32[wide] if device.capability == (9, 0) else _LARGE_FP32[wide]
     if device.shared < _ROOMY:
         return _SMALL[wide]
     return _HOPPER[wide] if device.capability == (9, 0) else _LARGE[wide]
@@ -104,16 +106,16 @@ _HOPPER = {
     ),
     256: Configs(
         Config(128, 64, 8, 2, described=True), Config(64, 64, 8, 1), Config(64, 64, 8, 1),
-        Config(64, 64, 8, 1),
+        Config(128, 64, 8, 1),
     ),
 }  # fmt: skip
 # 160 KiB and more: sm_80, and what is newer than this table.
 _LARGE = {
     64: Configs(
-        Config(128, 64, 4, 3), Config(64, 128, 8, 2), Config(64, 128, 8, 2), Config(128, 64, 8, 2)
+        Config(128, 64, 4, 3), Config(64, 128, 8, 2), Config(64, 128, 8, 1), Config(128, 64, 8, 2)
     ),
     128: Configs(
-        Config(128, 64, 8, 2), Config(64, 128, 8, 1), Config(32, 128, 8, 1), Config(64, 64, 8, 2)
+        Config(128, 64, 8, 2), Config(64, 128, 8, 1), Config(64, 128, 8, 1), Config(64, 64, 8, 2)
     ),
     256: Configs(
         Config(64, 64, 8, 1), Config(32, 64, 8, 1), Config(32, 64, 8, 1), Config(64, 32, 8, 1)
@@ -122,26 +124,34 @@ _LARGE = {
 # 99 KiB: sm_86, sm_89, sm_120.
 _SMALL = {
     64: Configs(
-        Config(128, 64, 4, 2), Config(64, 64, 4, 1), Config(64, 64, 4, 1), Config(64, 64, 4, 2)
+        Config(128, 64, 4, 2), Config(64, 64, 4, 1), Config(32, 64, 4, 1), Config(64, 64, 4, 2)
     ),
     128: Configs(
         Config(64, 64, 4, 2), Config(32, 64, 4, 1), Config(32, 64, 4, 1), Config(64, 32, 4, 2)
     ),
     256: Configs(
-        Config(64, 32, 8, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1)
+        Config(64, 32, 8, 1), Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(32, 32, 4, 1)
     ),
 }
 # Three products of tf32 for each: more registers, and rows twice as long.
-_LARGE_FP32 = {
+_HOPPER_FP32 = {
     64: Configs(
-        Config(128, 64, 8, 1), Config(32, 64, 4, 1), Config(32, 64, 4, 1), Config(64, 32, 4, 1)
+        Config(128, 64, 8, 1), Config(32, 128, 8, 1), Config(32, 128, 8, 1), Config(64, 32, 4, 1)
     ),
     128: Configs(
-        Config(64, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1)
+        Config(128, 64, 8, 1), Config(64, 32, 8, 1), Config(64, 32, 8, 1), Config(64, 32, 4, 1)
+    ),
+}
+_LARGE_FP32 = {
+    64: Configs(
+        Config(32, 64, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1)
+    ),
+    128: Configs(
+        Config(32, 32, 4, 1), Config(64, 32, 8, 1), Config(64, 32, 8, 1), Config(32, 32, 8, 1)
     ),
 }
 _SMALL_FP32 = {
     64: Configs(
-        Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(64, 32, 4, 1)
+        Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1)
     ),
 }
