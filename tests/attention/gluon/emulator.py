@@ -192,6 +192,8 @@ class Block:
         self.current = self.groups[0]
         self.baton = threading.Condition()
         self.error: BaseException | None = None
+        # What was started may take place at any time, or as late as possible: when all others wait.
+        self.haste = generator.choice((0.0, 0.5))
 
     # What is scheduled.
 
@@ -200,7 +202,7 @@ class Block:
         me = self.current
         me.blocked = blocked
         if len(self.groups) == 1:
-            self._engines(everything=True)
+            self._finish()
             assert blocked is None or not blocked()
             return
         self._hand_over()
@@ -210,49 +212,45 @@ class Block:
             raise SystemExit
         me.blocked = None
 
-    def _engines(self, everything: bool = False) -> None:
-        """Some of what is under way takes place; products and stores in their order."""
-        while True:
-            ready = [*self.copies]
-            ready += [group.stores[0] for group in self.groups if group.stores]
-            ready += [
-                next(each for each in group.products if each.result is None)
-                for group in self.groups
-                if any(each.result is None for each in group.products)
-            ]
-            if not ready or not (everything or self.generator.random() < 0.5):
-                return
-            chosen = self.generator.choice(ready)
-            if isinstance(chosen, Accumulator):
-                chosen.run()
-                continue
-            chosen()
-            for waiting in (self.copies, *(group.stores for group in self.groups)):
-                if chosen in waiting:
-                    waiting.remove(chosen)
+    def _step(self) -> bool:
+        """Some of what is under way takes place, if anything is; products and stores in order."""
+        waiting = [*self.copies]
+        for group in self.groups:
+            waiting += group.stores[:1]
+            waiting += [each for each in group.products if each.result is None][:1]
+        if not waiting:
+            return False
+        chosen = self.generator.choice(waiting)
+        if isinstance(chosen, Accumulator):
+            chosen.run()
+            return True
+        chosen()
+        for started in (self.copies, *(group.stores for group in self.groups)):
+            if chosen in started:
+                started.remove(chosen)
+        return True
+
+    def _finish(self) -> None:
+        while self._step():
+            pass
 
     def _hand_over(self) -> None:
-        self._engines()
-        while True:
-            ready = [
-                group
-                for group in self.groups
-                if not group.done and (group.blocked is None or not group.blocked())
-            ]
-            if ready or all(group.done for group in self.groups):
-                break
-            before = self._under_way()
-            self._engines(everything=True)
-            if not before:
+        while self.generator.random() < self.haste and self._step():
+            pass
+        while not (ready := self._ready()) and not all(group.done for group in self.groups):
+            if not self._step():
                 stuck = [group.name for group in self.groups if not group.done]
                 raise RaceError(f"deadlock of {stuck}")
         with self.baton:
             self.current = self.generator.choice(ready) if ready else self.groups[0]
             self.baton.notify_all()
 
-    def _under_way(self) -> int:
-        products = sum(each.result is None for group in self.groups for each in group.products)
-        return len(self.copies) + sum(len(group.stores) for group in self.groups) + products
+    def _ready(self) -> list[Group]:
+        return [
+            group
+            for group in self.groups
+            if not group.done and (group.blocked is None or not group.blocked())
+        ]
 
     def specialize(self, partitions, worker_num_warps, worker_num_regs) -> None:
         assert len(worker_num_warps) == len(worker_num_regs) == len(partitions) - 1
@@ -268,7 +266,7 @@ class Block:
             thread.join()
         if self.error is not None:
             raise self.error
-        self._engines(everything=True)
+        self._finish()
         for group in self.groups:
             _check(not group.products, f"{group.name} ends with products that it never waited for")
 

@@ -134,7 +134,7 @@ def test_backward_keeps_its_budget(head_dim: int, features: Features):
         assert loop.spills <= budget.read
         assert loop.count("HGMMA") == 32
         assert loop.count("WARPGROUP.DEPBAR") == 4
-        assert loop.count("UTMAREDG") == 1
+        assert loop.count("UTMAREDG.4D.ADD") == 1
         assert loop.per_score(scores(config), 4, "MUFU") == budget.special
         assert loop.per_score(scores(config), 4) <= budget.instructions
 

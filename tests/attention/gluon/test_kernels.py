@@ -10,14 +10,14 @@ from sigmoid_attention.attention.gluon.configs import Forward
 from tests.attention.gluon.kernels import Case, run_backward, run_forward
 
 # Units of queries visit units of keys from the first up to the last number; between the other two
-# they need the full sigmoid. Two heads, whose ranges differ.
+# they need the full sigmoid. Two heads, whose ranges differ: the first one's first unit has none.
 SPANS = torch.tensor(
     [[[[0, 0, 1], [0, 1, 2]]], [[[0, 0, 1], [0, 1, 2]]],
-     [[[1, 2, 3], [1, 2, 3]]], [[[1, 2, 3], [2, 2, 3]]]]
+     [[[0, 2, 3], [1, 2, 3]]], [[[0, 2, 3], [2, 2, 3]]]]
 )  # fmt: skip
 # The same from the keys: of queries.
 OF_KEYS = torch.tensor(
-    [[[[0, 1, 2], [0, 0, 2]]], [[[0, 1, 2], [0, 0, 2]]],
+    [[[[1, 1, 2], [0, 0, 2]]], [[[1, 1, 2], [0, 0, 2]]],
      [[[2, 3, 3], [1, 2, 3]]], [[[2, 3, 3], [1, 2, 3]]]]
 )  # fmt: skip
 

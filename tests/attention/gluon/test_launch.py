@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from sigmoid_attention import sigmoid_attention
 from sigmoid_attention.attention.gluon import operator
@@ -45,6 +46,11 @@ def laid_out() -> tuple[Tensor, ...]:
         normal(2, 2, 150, 72, seed=2)[..., 1:65],
         normal(1, 1, 1, 1, seed=3).expand(2, 4, 140, 64),
     )
+
+
+def one_of_each() -> tuple[Tensor, ...]:
+    """A single element along each dimension, whose strides mean nothing and are odd."""
+    return tuple(tensor.as_strided((1, 1, 1, 64), (3, 5, 7, 1)) for tensor in qkvo(1, 1, 1, 1, 1))
 
 
 @dataclass
@@ -79,7 +85,7 @@ SLOPES_H, SLOPES_BH = torch.tensor([0.5, 0.03]), torch.tensor([[0.2, 0.01], [-0.
 
 CASES = {
     "fewer-items-than-programs": Case(qkvo(1, 2, 2, 150, 200), {"bias": -2.0}, processors=132),
-    "one-pair": Case(qkvo(1, 1, 1, 1, 1)),
+    "one-pair": Case(one_of_each()),
     "whole-tiles": Case(qkvo(1, 2, 1, 384, 256), {"bias": -3.0}, processors=1),
     "causal-batches-of-groups": Case(qkvo(2, 4, 2, 300, 300), {"is_causal": True}, processors=3),
     "queries-that-see-nothing": Case(
@@ -151,6 +157,11 @@ def test_output_and_gradients_are_the_definitions_rounded_once(name):
     check_values(found, case.exact())
 
 
+def tiles(launch: Launch) -> int:
+    work = launch.given["work"]
+    return int((work[..., 8] - work[..., 3]).sum())
+
+
 def visited(spans: Tensor, queries: int, keys: int) -> Tensor:
     """Pairs (B, H, Q, K) in the units that a plan has left."""
     first, _, _, end = spans[..., torch.arange(queries) // 128].unsqueeze(-1)
@@ -171,11 +182,16 @@ def test_planned_calls_visit_what_the_plan_has_left(plan: Plan, name):
     with launched(case.processors, seen) as launches:
         found = case.differentiated(positional, on_out, impl="gluon")
     check_arguments(launches, ["forward", "backward"], case.processors)
-    left = visited(spans[0], positional[0].shape[2], positional[1].shape[2])
-    assert not left.all() and all(each.given["CONFIG"].tails for each in launches)
+    query, key, value = (tensor.double() for tensor in positional)
+    left = visited(spans[0], query.shape[2], key.shape[2])
+    identity = torch.eye(key.shape[2]).to(key).expand(*key.shape[:3], -1)
+    weights = case.run((query, key, identity), impl="reference", attn_mask=left)
+    assert not left.all()
+    for each in launches:
+        assert each.given["CONFIG"].tails
+        assert tiles(each) == max_pool2d((weights > 0).float(), 128, ceil_mode=True).sum()
     check_values(found, case.exact(left), slack=1e-4)
     # Both the rounding and what is left out are in units of what the row keeps.
-    query, key, value = (tensor.double() for tensor in positional)
     out = case.exact()[0]
     mass = case.run((query, key, torch.full_like(value, value.abs().max())), impl="reference")
     unit = torch.finfo(case.dtype).eps / 2
