@@ -58,7 +58,7 @@ class Architecture:
 
     @property
     def pads(self) -> bool:
-        return self.reads.startswith("tokens")
+        return self.reads.startswith("tokens") or self.reads == "sound"
 
     def build(self, seed: int = 0) -> PreTrainedModel:
         """The model in evaluation mode, with weights large enough that attention matters."""
@@ -181,6 +181,8 @@ def _whisper() -> PreTrainedModel:
 def _wav2vec2() -> PreTrainedModel:
     config = tf.Wav2Vec2Config(
         **{name: size for name, size in _TEXT.items() if name != "max_position_embeddings"},
+        # The other norm is one over time, to which silence behind a sound makes a difference.
+        feat_extract_norm="layer",
         conv_dim=[16, 16],
         conv_stride=[5, 4],
         conv_kernel=[10, 4],

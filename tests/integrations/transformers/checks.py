@@ -147,9 +147,11 @@ def static_cache(architecture: Architecture) -> None:
 
 
 def padding(architecture: Architecture) -> None:
-    """Tokens give the same with padding to their right and, if they can be numbered, left."""
+    """Padding right or, if tokens can be numbered, left changes nothing; nor silence at an end."""
     model = converted(architecture)
     batch = architecture.batch()
+    if architecture.reads == "sound":
+        return _silence(model, batch["input_values"])
     tokens = batch["input_ids"][:, :7]
     filler = torch.full((tokens.shape[0], 3), 5)
     real, none = torch.ones_like(tokens), torch.zeros_like(filler)
@@ -168,6 +170,18 @@ def padding(architecture: Architecture) -> None:
             if found.shape[1] != plain.shape[1]:
                 found = found[mask.bool()].unflatten(0, tokens.shape)
             torch.testing.assert_close(found, plain, **TOLERANCE)
+
+
+def _silence(model: PreTrainedModel, sound_BN: Tensor) -> None:
+    real, none = torch.ones_like(sound_BN), torch.zeros(len(sound_BN), 40)
+    mask = torch.cat([real, none], dim=1).long()
+    with torch.no_grad():
+        plain = each_token(model, {"input_values": sound_BN})
+        longer = {"input_values": torch.cat([sound_BN, none], dim=1)}
+        found = each_token(model, {**longer, "attention_mask": mask})[:, : plain.shape[1]]
+        unmasked = each_token(model, longer)[:, : plain.shape[1]]
+    torch.testing.assert_close(found, plain, **TOLERANCE)
+    assert (unmasked - plain).abs().max() > 0.01, "silence is not seen, so nothing was hidden"
 
 
 def each_token(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
