@@ -55,6 +55,7 @@ def test_it_leaves_a_model_that_writes(tiny, tmp_path, capsys):
         (["--data", "/nowhere"], "data must be 'stdlib', 'shakespeare', or the path"),
         (["--seq-len", "5000"], "seq_len must be at most the model's"),
         (["--needles", "5000"], "data is too short"),
+        (["--text-weight", "-1"], "text_weight must be at least 0, got -1.0"),
         (["--device", "tpu"], "device must be one of"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -62,6 +63,7 @@ def test_it_leaves_a_model_that_writes(tiny, tmp_path, capsys):
 def test_bad_options_are_one_sentence(tiny, tmp_path, capsys, options, said):
     assert ask(tiny, tmp_path / "out", *options) == 2
     assert said in complaint(capsys)
+    assert not (tmp_path / "out").exists(), "another try would find the folder occupied"
 
 
 def test_an_unknown_model_is_one_sentence(tiny, tmp_path, capsys):

@@ -13,7 +13,8 @@ def convert(asked: Convert) -> None:
     """Convert, or go on with it, and say how near the result is to its parent."""
     device = resolve_device(asked.device)
     refuse_occupied(asked.out, asked.resume)
-    # Whatever cannot be read or written is said before a model is loaded.
+    # Whatever cannot be read is said before a model is loaded, and whatever does not fit before
+    # anything is written, so that the folder is still empty for another try.
     corpus = load_corpus(asked.data)
     try:
         from sigmoid_attention.studies.conversion.parents import load_parent
@@ -22,7 +23,6 @@ def convert(asked: Convert) -> None:
     except (ImportError, RuntimeError) as error:
         raise ValueError(_missing(error)) from error
     setting = Setting(**{field.name: getattr(asked, field.name) for field in fields(Setting)})
-    begin(asked.out, {"model": asked.model, "data": asked.data, **asdict(setting)})
     _quiet()
     run = Run(
         load_parent(asked.model),
@@ -34,6 +34,7 @@ def convert(asked: Convert) -> None:
         lengths=asked.needles,
         evaluate_every=asked.evaluate_every,
     )
+    begin(asked.out, {"model": asked.model, "data": asked.data, **asdict(setting)})
     curve = run.go()
     parent, final = curve.at("parent").found, curve.at("final").found
     for name, value in final.items():

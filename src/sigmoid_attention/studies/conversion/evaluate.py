@@ -25,6 +25,8 @@ class Evaluation:
     ``needle_N`` (share of numbers found) and ``needle_loss_N``. An encoder: ``hidden_error``, the
     relative error of its last hidden states against the parent's on held-out sequences, and a
     Spearman correlation for each collection of pairs.
+
+    Raises ``ValueError`` if the text that is held out is too short for the needles.
     """
 
     parent: Parent
@@ -32,6 +34,13 @@ class Evaluation:
     sequences: int
     lengths: Sequence[int]
     device: torch.device
+
+    def __post_init__(self) -> None:
+        lengths = self.lengths if self.parent.causal else ()
+        self._haystacks = {
+            length: needle.haystacks(self.parent, self.text.heldout, length, NEEDLES)
+            for length in lengths
+        }
 
     @cached_property
     def _batches(self) -> list[dict[str, Tensor]]:
@@ -55,11 +64,9 @@ class Evaluation:
     def thorough(self, model: PreTrainedModel) -> dict[str, float]:
         """All of it, for the parent and for the end."""
         found = self.quick(model)
-        if self.parent.causal:
-            for length in self.lengths:
-                texts = needle.haystacks(self.parent, self.text.heldout, length, NEEDLES)
-                share, loss = needle.found(model, texts)
-                found[f"needle_{length}"], found[f"needle_loss_{length}"] = share, loss
+        for length, texts in self._haystacks.items():
+            share, loss = needle.found(model, texts)
+            found[f"needle_{length}"], found[f"needle_loss_{length}"] = share, loss
         return found
 
     @torch.no_grad()

@@ -52,8 +52,8 @@ class Run:
     ``evaluate_every`` steps of stage two there is a point of the curve, ``checkpoint_seconds`` of
     training apart a checkpoint; neither changes the outcome.
 
-    Raises ``ValueError`` if the folder belongs to another conversion, ``OSError`` if it cannot be
-    written.
+    Raises ``ValueError`` where model, text and setting do not fit each other, before anything is
+    written, and if the folder belongs to another conversion; ``OSError`` if it cannot be written.
     """
 
     parent: Parent
@@ -67,7 +67,7 @@ class Run:
     checkpoint_seconds: float = 120.0
     shown: bool = True
 
-    def go(self) -> Curve:
+    def __post_init__(self) -> None:
         positions = getattr(self.parent.model.config, "max_position_embeddings", None)
         self.setting = setting = self.setting.fitted(positions, predicts=self.parent.causal)
         assert setting.seq_len is not None and setting.batch_size is not None
@@ -79,11 +79,14 @@ class Run:
             seed=setting.seed,
             repeats=setting.repeats,
         )
-        self.curve = self._curve()
-        self.parent.model.requires_grad_(False).to(self.device)  # pyright: ignore[reportArgumentType]
         self.evaluation = Evaluation(
             self.parent, self.text, self.heldout_sequences, self.lengths, self.device
         )
+
+    def go(self) -> Curve:
+        setting = self.setting
+        self.curve = self._curve()
+        self.parent.model.requires_grad_(False).to(self.device)  # pyright: ignore[reportArgumentType]
         torch.manual_seed(setting.seed)
         self._before()
         student = Student(self.parent.copy(), form=setting.form, gain=setting.gain)
