@@ -127,16 +127,10 @@ BUDGETS: dict[Shipped, dict[str, Budget]] = {
     Shipped(A100, FP32, 64): {
         FORWARD: Budget(253, 61.5),
         BACKWARD: Budget(255, 165.9, 3.0, outside=29),
-        SUMS: Budget(255, 180.2, 4.0, outside=30),
-        IN_ORDER: Budget(236, 130.5, 3.0),
-        QUERIES: Budget(244, 98.2, 3.0),
     },
     Shipped(A100, FP32, 128): {
         FORWARD: Budget(255, 136.5, spills=2, outside=8),
         BACKWARD: Budget(255, 330.1, 3.0, spills=120, outside=76),
-        SUMS: Budget(255, 349.7, 4.0, spills=316, outside=128),
-        IN_ORDER: Budget(255, 232.7, 3.0, spills=52, outside=42),
-        QUERIES: Budget(255, 287.2, 6.0, outside=2),
     },
     Shipped(L40S, BF16, 64): {
         FORWARD: Budget(255, 8.5),
@@ -162,9 +156,6 @@ BUDGETS: dict[Shipped, dict[str, Budget]] = {
     Shipped(L40S, FP32, 64): {
         FORWARD: Budget(255, 95.1, outside=9),
         BACKWARD: Budget(255, 167.6, 3.0, outside=19),
-        SUMS: Budget(255, 182.0, 4.0, outside=21),
-        IN_ORDER: Budget(255, 132.1, 3.0, outside=18),
-        QUERIES: Budget(246, 98.2, 3.0),
     },
 }
 
@@ -250,8 +241,11 @@ def test_every_configuration_has_its_budgets():
         for dtype in (BF16, FP32):
             dims = [dim for dim in (64, 128, 256) if dim <= configs.widest(device, dtype)]
             for dim in dims:
-                kinds = set(BUDGETS[Shipped(device, dtype, dim)])
-                assert kinds >= {FORWARD, BACKWARD, SUMS, IN_ORDER, QUERIES}
+                wanted = {FORWARD, BACKWARD}
+                # In fp32 off Hopper only those: the others compile for seconds each.
+                if dtype == BF16 or device is H200:
+                    wanted |= {SUMS, IN_ORDER, QUERIES}
+                assert BUDGETS[Shipped(device, dtype, dim)].keys() >= wanted
 
 
 def test_a_plan_spills_nothing():
