@@ -21,7 +21,7 @@ import triton.language as tl
 
 from sigmoid_attention.attention.triton import tile
 from sigmoid_attention.attention.triton.activation import LOG2E
-from sigmoid_attention.attention.triton.tile import ACCURATE, COLUMNS, FLAGS, HEADS, ROWS
+from sigmoid_attention.attention.triton.tile import ACCURATE, COLUMNS, HEADS, ROWS
 
 # What becomes of a gradient.
 NOT_WANTED = tl.constexpr(0)
@@ -72,6 +72,7 @@ def backward(
         on_key_KD = tl.zeros((BLOCK_K, WIDE_D), tl.float32)
         on_value_KE = tl.zeros((BLOCK_K, WIDE_E), tl.float32)
         up, down = grad_shift(magnitudes, SHIFT)
+        numbers = scale, constant, softcap, left, right
         shift = length_k - length_q
         for member in tl.range(0, group):
             h = g * group + member
@@ -97,14 +98,8 @@ def backward(
             )  # fmt: skip
             column_sum = tl.zeros((BLOCK_K,), tl.float32)
             slope_sum = tl.zeros((BLOCK_K,), tl.float32)
-            # One body, three loops: right edge, inside, left edge or behind the last query.
             for part in tl.static_range(3):
-                if part == 0:
-                    begin, stop = first, inner_first
-                elif part == 1:
-                    begin, stop = inner_first, inner_end
-                else:
-                    begin, stop = inner_end, end
+                begin, stop = tile.part_of(part, first, inner_first, inner_end, end)
                 if part != 0 or RIGHT:
                     # What is kept from tile to tile are the sums; with more the widest would spill.
                     for i in tl.range(begin, stop, disable_licm=WIDE_D + WIDE_E > 128):
@@ -117,28 +112,12 @@ def backward(
                             part != 1,
                         )  # fmt: skip
                         scores_KQ = tile.dot(key_KD, tl.trans(query_QD), None, PRECISION)
-                        x_KQ, bend_KQ, away_KQ = tile.logits(
+                        weights_KQ, x_KQ, bend_KQ, away_KQ = tile.weigh(
                             scores_KQ, extra, slope, bias, mask, s, h, q, k, first_q, first_k,
-                            length_q, length_k, scale, softcap,
-                            BIAS, MASK, ROWS, SLOPES, SOFTCAP, UNIT, PRECISION,
+                            length_q, length_k, numbers, i, full_first, full_end,
+                            BIAS, MASK, ROWS, SLOPES, SOFTCAP, LEFT, RIGHT, part == 1, SPANS, UNIT,
+                            PRECISION, SHIFT, ACTIVATION,
                         )  # fmt: skip
-                        if part == 1 and SPANS:
-                            if (i >= full_first) & (i < full_end):
-                                weights_KQ = tile.weights(x_KQ, False, SHIFT, ACTIVATION)
-                            else:
-                                weights_KQ = tile.weights(x_KQ, True, SHIFT, ACTIVATION)
-                        else:
-                            weights_KQ = tile.weights(x_KQ, False, SHIFT, ACTIVATION)
-                        if MASK == FLAGS:
-                            attended = tile.load_term(
-                                mask, s, h, q, k, first_q, first_k, length_q, length_k, MASK
-                            )
-                            weights_KQ = tl.where(attended != 0, weights_KQ, 0.0)
-                        if part != 1 and (LEFT or RIGHT):
-                            seen = tile.in_window(
-                                q, k, first_q, first_k, shift, left, right, LEFT, RIGHT
-                            )
-                            weights_KQ = tl.where(seen, weights_KQ, 0.0)
                         rounded = weights_KQ.to(grad_QE.dtype)
                         on_value_KE = tile.dot(rounded, grad_QE, on_value_KE, PRECISION)
                         grad_KQ = tile.dot(value_KE, tl.trans(grad_QE), None, PRECISION)

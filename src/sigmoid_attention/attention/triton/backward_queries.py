@@ -12,7 +12,7 @@ import triton.language as tl
 from sigmoid_attention.attention.triton import tile
 from sigmoid_attention.attention.triton.activation import LOG2E
 from sigmoid_attention.attention.triton.backward import grad_shift
-from sigmoid_attention.attention.triton.tile import ACCURATE, COLUMNS, FLAGS, HEADS, ROWS
+from sigmoid_attention.attention.triton.tile import ACCURATE, COLUMNS, HEADS, ROWS
 
 
 @triton.jit(do_not_specialize=tile.NUMBERS)
@@ -69,15 +69,11 @@ def backward_queries(
             left, right, span, span_step, LEFT, RIGHT, SPANS, SPAN, BLOCK_K,
         )  # fmt: skip
         up, down = grad_shift(magnitudes, SHIFT)
+        numbers = scale, constant, softcap, left, right
         on_query_QD = tl.zeros((BLOCK_Q, WIDE_D), tl.float32)
         row_sum = tl.zeros((BLOCK_Q,), tl.float32)
         for part in tl.static_range(3):
-            if part == 0:
-                begin, stop = first, inner_first
-            elif part == 1:
-                begin, stop = inner_first, inner_end
-            else:
-                begin, stop = inner_end, end
+            begin, stop = tile.part_of(part, first, inner_first, inner_end, end)
             if part != 0 or LEFT:
                 for j in tl.range(begin, stop):
                     first_k = j * BLOCK_K
@@ -88,28 +84,12 @@ def backward_queries(
                         value_rows, value[3], first_k, length_k, column, E, WIDE_E, part != 1
                     )
                     scores_QK = tile.dot(query_QD, tl.trans(key_KD), None, PRECISION)
-                    x_QK, bend_QK, _ = tile.logits(
+                    weights_QK, x_QK, bend_QK, _ = tile.weigh(
                         scores_QK, extra, slope, bias, mask, s, h, q, k, first_q, first_k,
-                        length_q, length_k, scale, softcap,
-                        BIAS, MASK, COLUMNS, SLOPES, SOFTCAP, UNIT, PRECISION,
+                        length_q, length_k, numbers, j, full_first, full_end,
+                        BIAS, MASK, COLUMNS, SLOPES, SOFTCAP, LEFT, RIGHT, part == 1, SPANS, UNIT,
+                        PRECISION, SHIFT, ACTIVATION,
                     )  # fmt: skip
-                    if part == 1 and SPANS:
-                        if (j >= full_first) & (j < full_end):
-                            weights_QK = tile.weights(x_QK, False, SHIFT, ACTIVATION)
-                        else:
-                            weights_QK = tile.weights(x_QK, True, SHIFT, ACTIVATION)
-                    else:
-                        weights_QK = tile.weights(x_QK, False, SHIFT, ACTIVATION)
-                    if MASK == FLAGS:
-                        attended = tile.load_term(
-                            mask, s, h, q, k, first_q, first_k, length_q, length_k, MASK
-                        )
-                        weights_QK = tl.where(attended != 0, weights_QK, 0.0)
-                    if part != 1 and (LEFT or RIGHT):
-                        seen = tile.in_window(
-                            q, k, first_q, first_k, shift, left, right, LEFT, RIGHT
-                        )
-                        weights_QK = tl.where(seen, weights_QK, 0.0)
                     grad_QK = tile.dot(grad_QE, tl.trans(value_KE), None, PRECISION)
                     grad_QK *= tile.steepness(weights_QK, x_QK, up, SHIFT, PRECISE)
                     if ON_ROWS:

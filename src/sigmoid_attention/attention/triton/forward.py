@@ -14,7 +14,7 @@ import triton.language as tl
 
 from sigmoid_attention.attention.triton import tile
 from sigmoid_attention.attention.triton.activation import LOG2E
-from sigmoid_attention.attention.triton.tile import ACCURATE, COLUMNS, FLAGS, HEADS, ROWS
+from sigmoid_attention.attention.triton.tile import ACCURATE, COLUMNS, HEADS, ROWS
 
 
 @triton.jit(do_not_specialize=tile.NUMBERS)
@@ -71,7 +71,7 @@ def _attend(
     SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    scale, constant, softcap, left, right = numbers
+    constant, left, right = numbers[1], numbers[3], numbers[4]
     UNIT: tl.constexpr = LOG2E if ACTIVATION == ACCURATE else tl.constexpr(0.5)
     row = tl.arange(0, BLOCK_Q)
     q = row[:, None]
@@ -91,14 +91,8 @@ def _attend(
         left, right, span, span_step, LEFT, RIGHT, SPANS, SPAN, BLOCK_K,
     )  # fmt: skip
     out_QE = tl.zeros((BLOCK_Q, WIDE_E), tl.float32)
-    # One body, three loops: left edge, inside, right edge.
     for part in tl.static_range(3):
-        if part == 0:
-            begin, stop = first, inner_first
-        elif part == 1:
-            begin, stop = inner_first, inner_end
-        else:
-            begin, stop = inner_end, end
+        begin, stop = tile.part_of(part, first, inner_first, inner_end, end)
         if part != 0 or LEFT:
             for j in tl.range(begin, stop):
                 first_k = j * BLOCK_K
@@ -106,26 +100,12 @@ def _attend(
                     key, s, g, start_k, first_k, length_k, BLOCK_K, D, WIDE_D, part != 1, DESCRIBED
                 )
                 scores_QK = tile.dot(query_QD, tl.trans(key_KD), None, PRECISION)
-                x_QK, _, _ = tile.logits(
+                weights_QK, _, _, _ = tile.weigh(
                     scores_QK, extra, slope, bias, mask, s, h, q, k, first_q, first_k,
-                    length_q, length_k, scale, softcap,
-                    BIAS, MASK, COLUMNS, SLOPES, SOFTCAP, UNIT, PRECISION,
+                    length_q, length_k, numbers, j, full_first, full_end,
+                    BIAS, MASK, COLUMNS, SLOPES, SOFTCAP, LEFT, RIGHT, part == 1, SPANS, UNIT,
+                    PRECISION, SHIFT, ACTIVATION,
                 )  # fmt: skip
-                if part == 1 and SPANS:
-                    if (j >= full_first) & (j < full_end):
-                        weights_QK = tile.weights(x_QK, False, SHIFT, ACTIVATION)
-                    else:
-                        weights_QK = tile.weights(x_QK, True, SHIFT, ACTIVATION)
-                else:
-                    weights_QK = tile.weights(x_QK, False, SHIFT, ACTIVATION)
-                if MASK == FLAGS:
-                    attended = tile.load_term(
-                        mask, s, h, q, k, first_q, first_k, length_q, length_k, MASK
-                    )
-                    weights_QK = tl.where(attended != 0, weights_QK, 0.0)
-                if part != 1 and (LEFT or RIGHT):
-                    seen = tile.in_window(q, k, first_q, first_k, shift, left, right, LEFT, RIGHT)
-                    weights_QK = tl.where(seen, weights_QK, 0.0)
                 value_KE = tile.block_of(
                     value, s, g, start_k, first_k, length_k, BLOCK_K, E, WIDE_E, part != 1,
                     DESCRIBED,

@@ -258,6 +258,56 @@ def logits(
 
 
 @triton.jit
+def part_of(PART: tl.constexpr, first, inner_first, inner_end, end):
+    """The blocks of one of three loops: the window's first edge, its inside, its other edge.
+
+    The last block, part of which lies behind the sequence's end, belongs to that other edge.
+    """
+    if PART == 0:
+        begin, stop = first, inner_first
+    elif PART == 1:
+        begin, stop = inner_first, inner_end
+    else:
+        begin, stop = inner_end, end
+    return begin, stop
+
+
+@triton.jit
+def weigh(
+    scores, extra, slope, bias, mask, s, h, q, k, first_q, first_k, length_q, length_k, numbers,
+    block, full_first, full_end,
+    BIAS: tl.constexpr, MASK: tl.constexpr, ALONG: tl.constexpr, SLOPES: tl.constexpr,
+    SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, INSIDE: tl.constexpr,
+    SPANS: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, SHIFT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """2^SHIFT sigmoid of a tile, 0 for pairs that do not see each other; then as ``logits``.
+
+    numbers: the last five of NUMBERS. INSIDE: all pairs are in the window. There, if a plan was
+    made (SPANS), blocks from ``full_first`` to ``full_end`` need the full sigmoid and no others.
+    """
+    scale, _, softcap, left, right = numbers
+    x, bend, away = logits(
+        scores, extra, slope, bias, mask, s, h, q, k, first_q, first_k, length_q, length_k,
+        scale, softcap, BIAS, MASK, ALONG, SLOPES, SOFTCAP, UNIT, PRECISION,
+    )  # fmt: skip
+    if INSIDE and SPANS:
+        if (block >= full_first) & (block < full_end):
+            found = weights(x, False, SHIFT, ACTIVATION)
+        else:
+            found = weights(x, True, SHIFT, ACTIVATION)
+    else:
+        found = weights(x, False, SHIFT, ACTIVATION)
+    if MASK == FLAGS:
+        attended = load_term(mask, s, h, q, k, first_q, first_k, length_q, length_k, MASK)
+        found = tl.where(attended != 0, found, 0.0)
+    if not INSIDE and (LEFT or RIGHT):
+        seen = in_window(q, k, first_q, first_k, length_k - length_q, left, right, LEFT, RIGHT)
+        found = tl.where(seen, found, 0.0)
+    return found, x, bend, away
+
+
+@triton.jit
 def steepness(weights, x, up, SHIFT: tl.constexpr, PRECISE: tl.constexpr):
     """w (1 - w), times ``up``, of weights that are 2^SHIFT w."""
     if PRECISE:
