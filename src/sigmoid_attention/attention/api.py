@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from sigmoid_attention.attention import checks, flex, geometry, reference, tiled_operator
+from sigmoid_attention.attention import (
+    checks,
+    flex,
+    geometry,
+    reference,
+    repeated,
+    tiled_operator,
+)
 from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength
 from sigmoid_attention.attention.cpu import operator as cpu_operator
-from sigmoid_attention.attention.cpu import repeated
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.reference import AttentionAux
 
@@ -255,10 +261,10 @@ def sigmoid_attention(
         True
     """
     seen = None
-    if impl in repeated.IMPLEMENTATIONS and not (return_aux or dropout_p):
-        tensors = (query, key, value, None, alibi_slopes, bias, attn_mask)
+    if not (return_aux or dropout_p):
+        tensors = (query, key, value, None, alibi_slopes, bias, attn_mask, None)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
-        seen = repeated.look(*tensors, window_size, *settings)
+        seen = repeated.look(impl, *tensors, window_size, *settings)
         if (out := repeated.again(seen)) is not None:
             return out
     names = ("query", "key", "value")

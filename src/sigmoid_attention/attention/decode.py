@@ -6,9 +6,8 @@ Shape letters: B batch, M pages of a sequence.
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import checks, geometry, sequences
+from sigmoid_attention.attention import checks, geometry, repeated, sequences
 from sigmoid_attention.attention.api import Answer, Bias, run, transformed, with_bias
-from sigmoid_attention.attention.cpu import repeated
 from sigmoid_attention.attention.problem import Problem
 
 
@@ -128,10 +127,10 @@ def sigmoid_decode(
         torch.Size([2, 4, 1, 8])
     """
     seen = None
-    if impl in repeated.IMPLEMENTATIONS and block_table is None and not return_aux:
-        tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes, bias, None)
+    if not return_aux:
+        tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes, bias, None, block_table)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
-        seen = repeated.look(*tensors, window_size, *settings)
+        seen = repeated.look(impl, *tensors, window_size, *settings)
         if (out := repeated.again(seen)) is not None:
             return out
     names = ("query", "key_cache", "value_cache")

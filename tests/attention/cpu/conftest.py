@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sigmoid_attention.attention.cpu import repeated
+from sigmoid_attention.attention import repeated
 from sigmoid_attention.attention.cpu.call import loaded
 from sigmoid_attention.attention.cpu.compiler import NoCompiler, find_compiler
 

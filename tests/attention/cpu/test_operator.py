@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sigmoid_attention.attention import sigmoid_attention
-from sigmoid_attention.attention.cpu import extra, operator, repeated
+from sigmoid_attention.attention import repeated, sigmoid_attention
+from sigmoid_attention.attention.cpu import extra, operator
 from tests.attention.calls import BIAS_SHAPES, WINDOWS, Call, masks
 from tests.attention.cpu.oracle import (
     assert_within_rounding,

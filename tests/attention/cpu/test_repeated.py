@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention import Constant, Learned, NegLogLength
-from sigmoid_attention.attention import HeadValues, checks, sigmoid_attention, sigmoid_decode
-from sigmoid_attention.attention.cpu import call, operator, repeated
+from sigmoid_attention.attention import (
+    HeadValues,
+    checks,
+    repeated,
+    sigmoid_attention,
+    sigmoid_decode,
+)
+from sigmoid_attention.attention.cpu import call, operator
+from sigmoid_attention.attention.cpu import repeated as own
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -230,6 +237,6 @@ def test_memory_is_bounded(monkeypatch, remembered):
 
 def test_calls_of_other_devices_are_left_alone(monkeypatch):
     """Whether there is a CPU kernel, which may have to be built first, is not theirs to ask."""
-    monkeypatch.setattr(repeated, "available", None)
+    monkeypatch.setattr(own, "available", None)
     query = torch.zeros(1, 2, 4, 8, device="meta")
     assert sigmoid_attention(query, query, query, bias=-1.0, impl="auto").device.type == "meta"

@@ -19,6 +19,7 @@ from sigmoid_attention.attention.triton.backward import ADDED, NOT_WANTED, STORE
 from sigmoid_attention.attention.triton.backward_queries import backward_queries
 from sigmoid_attention.attention.triton.configs import Config, Configs
 from sigmoid_attention.attention.triton.forward import forward
+from sigmoid_attention.attention.triton.launch import launch, room
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FARTHEST_ROW = 2**23
@@ -30,12 +31,6 @@ PLANNED_WITHOUT = 8192
 
 # A tensor with its strides, as tile.py has them, or None.
 Strided = tuple | None
-
-
-def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """Run as many programs, in one dimension: only that one may be longer than 65535."""
-    if programs:
-        kernel[(programs,)](*arguments, **constants)
 
 
 def readable(tensor: Tensor) -> Tensor:
@@ -229,9 +224,7 @@ class Call:
         units, units_k = self.units(own.max_q), self.units(own.max_k)
         query_norms = self.norms(self.query, self.heads, units, keys=False)
         key_norms = self.norms(self.key, self.key_heads, units_k, keys=True)
-        ranges = torch.empty(
-            (4, self.sequences, self.heads, units), dtype=torch.int32, device=self.query.device
-        )
+        ranges = room(self.query, (4, self.sequences, self.heads, units), torch.int32)
         launch(
             plan.bound, ranges[0].numel(),
             self.rows(self.query), self.rows(self.key), query_norms, key_norms, *self.terms,
@@ -244,7 +237,7 @@ class Call:
     def norms(self, rows: Tensor, heads: int, units: int, *, keys: bool) -> Tensor:
         """(B, heads, units)"""
         shape = (self.sequences, heads, units)
-        found = torch.empty(shape, dtype=torch.float32, device=rows.device)
+        found = room(rows, shape, torch.float32)
         dim = rows.shape[3]
         launch(
             plan.norms, found.numel(), self.rows(rows), found, self.places, self.sequences, heads,
@@ -260,7 +253,8 @@ class Call:
         units = self.ranges.shape[3]
         settled_units = self.units(self.settings.max_k) if of_keys else units
         pairs = self.sequences * self.heads
-        settled = self.ranges.new_empty(4, self.sequences, self.heads, settled_units)
+        sizes = (4, self.sequences, self.heads, settled_units)
+        settled = room(self.ranges, sizes, torch.int32)
         launch(
             plan.settle, pairs * cdiv(settled_units, plan.CHUNK),
             self.ranges, settled, pairs, units, settled_units,

@@ -25,7 +25,8 @@ from torch import Tensor
 from sigmoid_attention.attention.cpu.operator import unwatched
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.triton import decode as kernels
-from sigmoid_attention.attention.triton.call import launch, padded, strided
+from sigmoid_attention.attention.triton.call import padded, strided
+from sigmoid_attention.attention.triton.launch import launch, room
 from sigmoid_attention.attention.triton.operator import refuse
 
 MOST_QUERIES = 16
@@ -162,7 +163,7 @@ def _compute(
     splits = parts(units, seen, block_n, multiprocessors(query.device))
     found = out.unsqueeze(3)
     if splits > 1:
-        found = query.new_empty(batch, heads, queries, splits, value_dim, dtype=torch.float32)
+        found = room(query, (batch, heads, queries, splits, value_dim), torch.float32)
     by_key = bias is not None and bias.dim() > 0 and bias.shape[-1] > 1
     device = torch.cuda.device(query.device) if query.is_cuda else nullcontext()
     with device:

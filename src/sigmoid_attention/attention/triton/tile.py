@@ -286,7 +286,7 @@ def weigh(
     numbers: the last five of NUMBERS. INSIDE: all pairs are in the window. There, if a plan was
     made (SPANS), blocks from ``full_first`` to ``full_end`` need the full sigmoid and no others.
     """
-    scale, _, softcap, left, right = numbers
+    scale, softcap, left, right = numbers[0], numbers[2], numbers[3], numbers[4]
     x, bend, away = logits(
         scores, extra, slope, bias, mask, s, h, q, k, first_q, first_k, length_q, length_k,
         scale, softcap, BIAS, MASK, ALONG, SLOPES, SOFTCAP, UNIT, PRECISION,

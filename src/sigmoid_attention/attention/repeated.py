@@ -1,0 +1,135 @@
+"""Calls that were made before, straight to the kernel: a decoding step makes the same one often.
+
+To check a call and to lay out what its kernel is started with takes as long as the kernel takes for
+some thousand keys. Both depend on shapes, strides, dtypes and settings alone; what they led to is
+kept by these, and only the tensors are new.
+"""
+
+from collections.abc import Callable, Hashable
+from functools import cache
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.attention.bias import (
+    BiasPolicy,
+    Constant,
+    HeadValues,
+    Learned,
+    NegLogLength,
+)
+from sigmoid_attention.attention.cpu import repeated as cpu
+from sigmoid_attention.attention.cpu.operator import plain, untraced
+from sigmoid_attention.attention.problem import Problem
+
+# What cannot change behind its back: a tensor, as an odd scale may be, has a value that could.
+_PLAIN = frozenset((float, int, bool, str, type(None)))
+# A cache that grows by a token a step brings a new shape with each; old ones do not come back.
+_MOST = 4096
+
+# Query, key, value, the keys in use of each sequence of a cache, slopes, bias, mask and the table
+# of a cache's pages.
+Tensors = tuple[Tensor | None, ...]
+# The answer for other tensors of the same kind; None where they have to be looked at in full.
+Again = Callable[[Tensors], Tensor | None]
+
+_known: dict[Hashable, Again] = {}
+
+
+class Seen(NamedTuple):
+    """A call as far as its checks and its kernel's start depend on it, and its tensors."""
+
+    kernels: ModuleType
+    kind: Hashable
+    tensors: Tensors
+
+
+def look(
+    impl: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor | None,
+    slopes: Tensor | None,
+    bias: float | Tensor | BiasPolicy | None,
+    mask: Tensor | None,
+    table: Tensor | None,
+    window: tuple[int, int],
+    *settings: float | str | None,
+) -> Seen | None:
+    """What this call may be known by; None where it has to be looked at in full.
+
+    Args:
+        settings: every other argument that changes the answer or that a check looks at.
+    """
+    kernels = _kernels(impl, query, table)
+    if kernels is None or type(window) is not tuple:
+        return None
+    added, numbers = None, ()
+    if type(bias) is NegLogLength:
+        numbers = (bias.n, bias.offset)
+    elif type(bias) is Constant:
+        numbers = (bias.b,)
+    elif type(bias) is HeadValues or type(bias) is Learned:
+        # A number for each head has the address that its (1, H, 1, 1) has.
+        added = bias.value
+    elif isinstance(bias, Tensor):
+        added = bias
+    else:
+        numbers = (bias,)
+    tensors = (query, key, value, lengths, slopes, added, mask, table)
+    if not untraced() or not _PLAIN.issuperset(map(type, (*numbers, *window, *settings))):
+        return None
+    learning = torch.is_grad_enabled()
+    facts = []
+    for tensor in tensors:
+        if tensor is None:
+            facts.append(None)
+        elif plain(tensor, learning):
+            facts += tensor.shape, tensor.stride(), tensor.dtype, tensor.is_cpu or _place(tensor)
+        else:
+            return None
+    kind = (*facts, type(bias), numbers, window, settings, kernels.surroundings())
+    return Seen(kernels, kind, tensors)
+
+
+def _kernels(impl: str, query: Tensor, table: Tensor | None) -> ModuleType | None:
+    """Whose kernels a call may go to straight away."""
+    if query.is_cpu and impl in ("auto", "cpu"):
+        # The tables that its kernel reads are made anew for each call.
+        return cpu if table is None else None
+    return _triton() if impl == "triton" or (impl == "auto" and query.is_cuda) else None
+
+
+@cache
+def _triton() -> ModuleType | None:
+    try:
+        # Triton is there where torch has CUDA, and nowhere else has anyone to import it.
+        from sigmoid_attention.attention.triton import repeated
+    except ImportError:
+        return None
+    return repeated
+
+
+def _place(tensor: Tensor) -> Hashable:
+    """Which GPU, and whether addresses are multiples of 16, which its kernels are compiled for."""
+    return tensor.device, tensor.data_ptr() % 16
+
+
+def again(seen: Seen | None) -> Tensor | None:
+    """The answer if such a call is known; None where it is not, or has to be looked at again."""
+    known = None if seen is None else _known.get(seen.kind)
+    return None if seen is None or known is None else known(seen.tensors)
+
+
+def remember(seen: Seen | None, problem: Problem) -> None:
+    """Keep what such a call needs, if that is nothing but other tensors."""
+    if seen is None or seen.kind in _known:
+        return
+    known = seen.kernels.known(seen.tensors, problem)
+    if known is not None:
+        if len(_known) >= _MOST:
+            _known.clear()
+        _known[seen.kind] = known
