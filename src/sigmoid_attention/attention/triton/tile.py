@@ -287,7 +287,7 @@ def weigh(
     made (SPANS), blocks from ``full_first`` to ``full_end`` need the full sigmoid and no others.
     """
     scale, softcap, left, right = numbers[0], numbers[2], numbers[3], numbers[4]
-    x, bend, away = logits(
+    x, bend, away = logits(  # type: ignore - it does return
         scores, extra, slope, bias, mask, s, h, q, k, first_q, first_k, length_q, length_k,
         scale, softcap, BIAS, MASK, ALONG, SLOPES, SOFTCAP, UNIT, PRECISION,
     )  # fmt: skip
