@@ -15,6 +15,7 @@ from sigmoid_attention.attention.gluon.backward import backward
 from sigmoid_attention.attention.gluon.call import UNLIMITED
 from sigmoid_attention.attention.gluon.configs import KEYS, Backward, Features, Forward
 from sigmoid_attention.attention.gluon.forward import forward
+from sigmoid_attention.attention.triton.call import cdiv
 from tests.attention.cross_compile import Compiled, cross_compile
 from tests.attention.gluon.emulator import Descriptor
 from tests.attention.gluon.translation import launch
@@ -83,8 +84,19 @@ class Case:
             "bias": bias, "slopes": slopes, "scale": dim**-0.5, "constant": self.constant,
             "left": self.left if self.left >= 0 else UNLIMITED,
             "right": self.right if self.right >= 0 else UNLIMITED,
-            "shift": self.keys - self.queries, "heads": self.heads,
+            "queries": self.queries, "keys": self.keys, "heads": self.heads,
+            "group": self.heads // self.key_heads,
         }  # fmt: skip
+
+    def work(
+        self, rows: int, columns: int, window: tuple[int, int], blocks: tuple[int, int],
+        group: int, spans: Tensor | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        items = self.batch * self.heads // group * cdiv(rows, blocks[0])
+        if spans is None:
+            return {"work": None, "items": items}
+        seen = schedule.visits(rows, columns, *window, *blocks, spans)
+        return {"work": schedule.work(seen, self.batch, self.heads, group), "items": items}
 
     def expected(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The definition, less the tiles that ``spans`` leaves out."""
@@ -113,15 +125,12 @@ def run_forward(case: Case, config: Forward, programs: int) -> Tensor:
     query, key, value, _ = case.tensors(config.head_dim)
     out = torch.full_like(query, float("nan"))
     tensors = {"query": query, "key": key, "value": value, "out": out}
-    seen = schedule.visits(
-        case.queries, case.keys, case.left, case.right, config.block_q, config.block_k, case.spans
-    )
-    work = schedule.work(seen, case.batch, case.heads, 1)
+    window, blocks = (case.left, case.right), (config.block_q, config.block_k)
+    work = case.work(case.queries, case.keys, window, blocks, 1, case.spans)
     launch(
         forward, programs, case.seed,
         **{name: Descriptor(tensors[name], (1, 1, *box)) for name, box in config.boxes.items()},
-        **case.numbers(config.head_dim), work=work, items=work.shape[0],
-        group=case.heads // case.key_heads, CONFIG=config,
+        **case.numbers(config.head_dim), **work, CONFIG=config,
     )  # fmt: skip
     return out
 
@@ -134,10 +143,9 @@ def run_backward(case: Case, config: Backward, programs: int) -> tuple[Tensor, T
         "query": query, "key": key, "value": value, "on_out": on_out,
         "on_query": on_query, "on_key": on_key, "on_value": on_value,
     }  # fmt: skip
-    seen = schedule.visits(
-        case.keys, case.queries, case.right, case.left, KEYS, config.block_q, case.of_keys
-    )
-    work = schedule.work(seen, case.batch, case.heads, case.heads // case.key_heads)
+    window, blocks = (case.right, case.left), (KEYS, config.block_q)
+    group = case.heads // case.key_heads
+    work = case.work(case.keys, case.queries, window, blocks, group, case.of_keys)
     sizes = {"on_query": 4}
     launch(
         backward, programs, case.seed,
@@ -145,8 +153,7 @@ def run_backward(case: Case, config: Backward, programs: int) -> tuple[Tensor, T
             name: Descriptor(tensors[name], (1, 1, *box), itemsize=sizes.get(name, 2))
             for name, box in config.boxes.items()
         },
-        **case.numbers(config.head_dim), work=work, items=work.shape[0],
-        key_heads=case.key_heads, rows=case.queries, CONFIG=config,
+        **case.numbers(config.head_dim), **work, CONFIG=config,
     )  # fmt: skip
     return on_query * config.head_dim**-0.5, on_key, on_value
 
@@ -161,8 +168,13 @@ class Signature:
     num_warps: int
 
 
-def signature(config: Forward | Backward, dtype: str = "bf16") -> Signature:
-    """Of a launch with this configuration (test_launch.py); terms that it has none of are None."""
+def signature(
+    config: Forward | Backward, dtype: str = "bf16", listed: bool | None = None
+) -> Signature:
+    """Of a launch with this configuration (test_launch.py); what it has none of is None.
+
+    ``listed``: it comes with a list of work, by default where it has tails.
+    """
     types = {"bf16": gl.bfloat16, "fp16": gl.float16, "fp32": gl.float32}
     found = {}
     for name, (rows, columns) in config.boxes.items():
@@ -171,6 +183,8 @@ def signature(config: Forward | Backward, dtype: str = "bf16") -> Signature:
         found[name] = f"tensordesc<{own}[1, 1, {rows}, {columns}],{layout!r}>"
     constants = {"CONFIG": config}
     constants |= {name: None for name in ("bias", "slopes") if not getattr(config, name)}
+    if not (config.tails if listed is None else listed):
+        constants["work"] = None
     found |= dict.fromkeys(constants, "constexpr")
     pointers = {"work": "*i32", "bias": "*fp32", "slopes": "*fp32"}
     found = pointers | {"scale": "fp32", "constant": "fp32"} | found

@@ -5,7 +5,6 @@ replaced where ``call.py`` launches them. What a launch hands over is read as th
 read it, at the descriptors' own addresses and strides, and results go back to the same place.
 """
 
-import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -110,10 +109,9 @@ def launched(
         terms = own.bias, own.mask, own.slopes, own.places, own.settings
         return plan(of_keys, own.query, own.key, own.value, *terms) if plan else None
 
-    properties = types.SimpleNamespace(multi_processor_count=processors)
     with ExitStack() as stack:
         for patch in (
-            mock.patch.object(torch.cuda, "get_device_properties", lambda device: properties),
+            mock.patch.object(call, "multiprocessors", lambda device: processors),
             mock.patch.object(operator, "_unfit", lambda device: None),
             mock.patch.object(operator, "like", _unwritten),
             mock.patch.object(portable, "_unfit", lambda device: None),

@@ -101,22 +101,22 @@ class Branches:
 
 
 BRANCHES = {
-    (128, PLAIN): Branches(18.0, 1.5, 8),
-    (128, with_terms(PLAIN)): Branches(20.2, 1.5, 16),
-    (128, TAILS): Branches(20.9, 2.5, 8),
-    (128, with_terms(TAILS)): Branches(23.3, 2.5, 24),
-    (128, WINDOW): Branches(25.4, 3.5, 16),
-    (128, with_terms(WINDOW)): Branches(27.6, 3.5, 32),
-    (128, EVERYTHING): Branches(28.5, 4.5, 8),
-    (128, with_terms(EVERYTHING)): Branches(34.3, 4.5, 32, 2),
-    (64, PLAIN): Branches(13.8, 1.5, 56, 1),
+    (128, PLAIN): Branches(16.9, 1.5, 8),
+    (128, with_terms(PLAIN)): Branches(18.9, 1.5, 8),
+    (128, TAILS): Branches(20.8, 2.5, 16),
+    (128, with_terms(TAILS)): Branches(23.0, 2.5, 24),
+    (128, WINDOW): Branches(24.6, 3.5, 16),
+    (128, with_terms(WINDOW)): Branches(26.6, 3.5, 40),
+    (128, EVERYTHING): Branches(28.3, 4.5, 8),
+    (128, with_terms(EVERYTHING)): Branches(33.9, 4.5, 24),
+    (64, PLAIN): Branches(13.1, 1.5, 64),
     # configs.py gives slopes without a window a tail, here too.
-    (64, with_terms(PLAIN)): Branches(18.9, 2.5, 48),
-    (64, TAILS): Branches(16.8, 2.5, 40),
-    (64, WINDOW): Branches(21.1, 3.5, 32),
-    (64, with_terms(WINDOW)): Branches(23.1, 3.5, 48),
-    (64, EVERYTHING): Branches(24.2, 4.5, 40),
-    (64, with_terms(EVERYTHING)): Branches(29.4, 4.5, 80, 5),
+    (64, with_terms(PLAIN)): Branches(18.8, 2.5, 64),
+    (64, TAILS): Branches(16.8, 2.5, 48, 3),
+    (64, WINDOW): Branches(20.9, 3.5, 48),
+    (64, with_terms(WINDOW)): Branches(22.7, 3.5, 48),
+    (64, EVERYTHING): Branches(24.1, 4.5, 40),
+    (64, with_terms(EVERYTHING)): Branches(29.1, 4.5, 64, 2),
 }
 
 

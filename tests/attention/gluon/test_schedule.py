@@ -4,8 +4,10 @@ import random
 
 import pytest
 import torch
+from triton.experimental.gluon import language as gl
 
 from sigmoid_attention.attention.gluon import schedule, walk
+from sigmoid_attention.attention.gluon.call import UNLIMITED
 from tests.attention.gluon import emulator, translation
 
 SIZES = ((150, 200), (300, 190), (64, 1000), (700, 64), (1, 1))
@@ -68,21 +70,66 @@ def test_thread_blocks_share_all_items(items):
     names = translation.plain(walk, machine)
     for program in range(132):
         machine.block = emulator.Block(program, 132, random.Random(0))
-        taken += [names.item(turn) for turn in range(names.rounds(items))]
+        taken += [names.item(turn) for turn in range(names.rounds((items,)))]
     assert sorted(taken) == list(range(items))
 
 
+def unlisted(
+    batch: int, heads: int, group: int, rows: int, columns: int, window: tuple[int, int],
+    blocks: tuple[int, int], last_first: bool,
+) -> list[list[int]]:  # fmt: skip
+    """What a kernel without a list finds, for the first head of each item, as the list has it."""
+    names = translation.plain(walk, emulator.Machine())
+    items = batch * heads // group * -(-rows // blocks[0])
+    sizes = items, rows, columns, heads, group
+    limits = tuple(UNLIMITED if side < 0 else side for side in window)
+    found = []
+    for row in range(0, items * group, group):
+        place = names.place(None, row, sizes, blocks[0], last_first)
+        windowed = max(window) >= 0
+        seen = names.tiles(None, row, place[2], sizes, limits, *blocks, windowed)
+        found.append([*place, *seen])
+    return found
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("blocks", [(128, 128), (192, 64)], ids=str)
+@pytest.mark.parametrize("heads", [(2, 4, 2), (3, 2, 1)], ids=str)
+def test_without_a_plan_items_and_tiles_are_those_of_the_list(heads, sizes, window, blocks):
+    listed = schedule.work(schedule.visits(*sizes, *window, *blocks), *heads)
+    found = unlisted(*heads, *sizes, window, blocks, last_first=True)
+    assert sorted(found) == sorted(listed[:, 0].tolist())
+
+
+def test_without_a_plan_too_the_longest_come_first_and_some_heads_together(monkeypatch):
+    monkeypatch.setattr(walk, "TOGETHER", gl.constexpr(8))
+    blocks = 16, 16
+    monkeypatch.setattr(schedule, "TOGETHER", 8)
+    # From the keys, the first are seen by most.
+    for window, last_first in (((-1, 0), True), ((0, -1), False)):
+        listed = schedule.work(schedule.visits(96, 96, *window, *blocks), 1, 5, 1)
+        found = unlisted(1, 5, 1, 96, 96, window, blocks, last_first)
+        assert found == listed[:, 0].tolist()
+
+
 @pytest.mark.parametrize(("queries", "heads"), [(16384, 16), (4096, 64)])
-def test_causal_work_is_shared_out_evenly(queries, heads):
-    seen = schedule.visits(queries, queries, -1, 0, 128, 128)
-    work = schedule.work(seen, 1, heads, 1)
-    length = (work[:, 0, 8] - work[:, 0, 3]).tolist()
+@pytest.mark.parametrize("planned", [False, True], ids=["reckoned", "listed"])
+def test_causal_work_is_shared_out_evenly(queries, heads, planned):
+    blocks = 128, 128
+    if planned:
+        seen = schedule.visits(queries, queries, -1, 0, *blocks)
+        work = schedule.work(seen, 1, heads, 1)[:, 0].tolist()
+    else:
+        work = unlisted(1, heads, 1, queries, queries, (-1, 0), blocks, last_first=True)
+    length = [row[8] - row[3] for row in work]
     machine = emulator.Machine()
     names = translation.plain(walk, machine)
     loads = []
     for program in range(132):
         machine.block = emulator.Block(program, 132, random.Random(0))
-        loads.append(sum(length[names.item(turn)] for turn in range(names.rounds(len(length)))))
+        turns = range(names.rounds((len(length),)))
+        loads.append(sum(length[names.item(turn)] for turn in turns))
     assert sum(loads) == sum(length)
     assert max(loads) <= 1.01 * sum(loads) / 132
 

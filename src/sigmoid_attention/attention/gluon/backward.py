@@ -46,22 +46,25 @@ CONSUMERS = gl.constexpr(2)
 KEYS = gl.constexpr(128)  # CONSUMERS x ROWS
 HALVES = gl.constexpr(2)  # tiles that on_score is kept for
 
+NUMBERS = ("items", "left", "right", "queries", "keys", "heads", "group")
 
-@gluon.jit(do_not_specialize=("items", "left", "right", "shift", "heads", "key_heads", "rows"))
+
+@gluon.jit(do_not_specialize=NUMBERS)
 def backward(query, key, value, on_out, on_query, on_key, on_value, work, items, bias, slopes,
-             scale, constant, left, right, shift, heads, key_heads, rows,
+             scale, constant, left, right, queries, keys, heads, group,
              CONFIG: gl.constexpr):  # fmt: skip
     """Gradients of all items' keys and values, and what their queries get from them.
 
     query, on_out: descriptors of (B, H, Q, D), boxes of CONFIG.block_q rows. key: of (B, G, K, D),
     boxes of KEYS rows; value, on_key, on_value: likewise, boxes of ROWS rows. on_query: of
-    (B, H, Q, D) in fp32, without the factor ``scale``, boxes of ROWS x 64. work: (items,
-    heads / key_heads, walk.COLUMNS). rows: queries.
+    (B, H, Q, D) in fp32, without the factor ``scale``, boxes of ROWS x 64. work: (items, group,
+    walk.COLUMNS), or None. group: heads of a key head.
     """
-    keys = ring.make(key, 1, 1, CONSUMERS)
-    values = ring.make(value, 1, CONSUMERS, CONSUMERS)
-    queries = ring.make(query, CONFIG.stages, 1, CONSUMERS)
-    on_outs = ring.make(on_out, CONFIG.stages, 1, CONSUMERS)
+    # In this order: where a buffer lies decides how its addresses are reckoned, and what spills.
+    key_ring = ring.make(key, 1, 1, CONSUMERS)
+    value_ring = ring.make(value, 1, CONSUMERS, CONSUMERS)
+    query_ring = ring.make(query, CONFIG.stages, 1, CONSUMERS)
+    on_out_ring = ring.make(on_out, CONFIG.stages, 1, CONSUMERS)
     SCORES: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, CONFIG.block_q], key.dtype)
     scores = (
         gl.allocate_shared_memory(key.dtype, [HALVES, KEYS, CONFIG.block_q], SCORES),
@@ -69,15 +72,18 @@ def backward(query, key, value, on_out, on_query, on_key, on_value, work, items,
         ring.barriers(HALVES, CONSUMERS),
     )
     staged = gl.allocate_shared_memory(gl.float32, [CONSUMERS, 1, 1, ROWS, 64], on_query.layout)
-    rings = (keys, values, queries, on_outs, scores, staged)
+    rings = (key_ring, value_ring, query_ring, on_out_ring, scores, staged)
+    # The copy engine is to see the barriers as they were made.
+    fence_async_shared()
     outs = (on_query, on_key, on_value)
-    numbers = (scale, constant, left, right, shift, rows)
-    terms = (bias, slopes, heads, heads // key_heads)
+    # From a key, what its queries see to their left lies to the right.
+    calls = (work, (items, keys, queries, heads, group), (right, left))
+    terms = (bias, slopes, scale, constant)
     gl.warp_specialize(
         [
-            (consume, (rings, outs, work, items, terms, numbers, CONFIG, 0)),
-            (consume, (rings, outs, work, items, terms, numbers, CONFIG, 1)),
-            (produce, (rings, query, key, value, on_out, work, items, heads // key_heads, CONFIG)),
+            (consume, (rings, outs, calls, terms, CONFIG, 0)),
+            (consume, (rings, outs, calls, terms, CONFIG, 1)),
+            (produce, (rings, query, key, value, on_out, calls, CONFIG)),
         ],
         [4, 1],
         [240, 24],
@@ -85,17 +91,32 @@ def backward(query, key, value, on_out, on_query, on_key, on_value, work, items,
 
 
 @gluon.jit
-def produce(rings, query, key, value, on_out, work, items, group, CONFIG: gl.constexpr):
+def place(calls, turn):
+    """Batch, first head and block of a turn's item."""
+    work, sizes = calls[0], calls[1]
+    return walk.place(work, walk.item(turn) * sizes[4], sizes, KEYS, False)
+
+
+@gluon.jit
+def tiles(calls, turn, member, block, CONFIG: gl.constexpr):
+    """The tiles of queries of one of an item's heads."""
+    work, sizes, window = calls
+    row = walk.item(turn) * sizes[4] + member
+    return walk.tiles(work, row, block, sizes, window, KEYS, CONFIG.block_q, CONFIG.window)
+
+
+@gluon.jit
+def produce(rings, query, key, value, on_out, calls, CONFIG: gl.constexpr):
     """Fetch an item's keys and values, and then the queries that come by."""
     keys, values, queries, on_outs, _, _ = rings
+    group = calls[1][4]
     tick = 0
-    for turn in range(walk.rounds(items)):
-        item = walk.item(turn) * group
-        batch, head, block = walk.place(work, item)
+    for turn in range(walk.rounds(calls[1])):
+        batch, head, block = place(calls, turn)
         ring.fill(keys, turn, 1, 1, key, batch, head // group, block * KEYS)
         ring.fill(values, turn, 1, CONSUMERS, value, batch, head // group, block * KEYS)
         for member in range(group):
-            seen = walk.tiles(work, item + member)
+            seen = tiles(calls, turn, member, block, CONFIG)
             steps = walk.count(seen)
             for step in range(steps):
                 row = walk.tile(step, seen) * CONFIG.block_q
@@ -106,42 +127,43 @@ def produce(rings, query, key, value, on_out, work, items, group, CONFIG: gl.con
 
 
 @gluon.jit
-def consume(rings, outs, work, items, terms, numbers, CONFIG: gl.constexpr, OWN: gl.constexpr):
+def consume(rings, outs, calls, terms, CONFIG: gl.constexpr, OWN: gl.constexpr):
     """Gradients of the OWN-th ROWS keys of each item, and OWN-th halves of the queries'."""
     SUM: gl.constexpr = product(CONFIG.head_dim)
     LEFT: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=SUM, k_width=2)
     keys, values, queries, on_outs, scores, staged = rings
     on_query, on_key, on_value = outs
-    bias, slopes, heads, group = terms
-    scale, constant, left, right, shift, rows = numbers
+    bias, slopes, scale, constant = terms
+    sizes, window = calls[1], calls[2]
+    keys_there, queries_there, heads, group = sizes[1], sizes[2], sizes[3], sizes[4]
     tick = 0
-    for turn in range(walk.rounds(items)):
-        item = walk.item(turn) * group
-        batch, head, block = walk.place(work, item)
+    for turn in range(walk.rounds(calls[1])):
+        batch, head, block = place(calls, turn)
         first_k = block * KEYS + OWN * ROWS
         key_ND = ring.ready(keys, turn, 1, 1, 0)
         key_KD = key_ND.slice(OWN * ROWS, ROWS, 0)
         value_KD = ring.ready(values, turn, 1, CONSUMERS, OWN)
         on_key_KD = gl.full([ROWS, CONFIG.head_dim], 0.0, gl.float32, SUM)
         on_value_KD = gl.full([ROWS, CONFIG.head_dim], 0.0, gl.float32, SUM)
-        before_head, before_row = head, rows
+        before_head, before_row = head, queries_there
         # Every item so far had one tile that is nothing, and this one has its own now.
         nothing = (tick + turn) % HALVES
         mbarrier.wait(scores[2].index(nothing), ((tick + turn) // HALVES & 1) ^ 1)
         mbarrier.arrive(scores[1].index(nothing), count=1)
         for member in range(group):
-            masked, wide, steps = walk.parts(walk.tiles(work, item + member))
+            masked, wide, steps = walk.parts(tiles(calls, turn, member, block, CONFIG))
             extra = constant
             if CONFIG.bias:
                 extra = gl.load(bias + batch * heads + head + member)
             slope = 0.0
             if CONFIG.slopes:
                 slope = gl.load(slopes + batch * heads + head + member) * LOG2E
-            # From a key, what its queries see to their left lies to the right.
-            term = (scale * LOG2E, extra * LOG2E, slope, first_k - shift, right, left)
+            position = first_k + queries_there - keys_there
+            term = (scale * LOG2E, extra * LOG2E, slope, position, window[0], window[1])
             for step in range(steps):
                 # Read in every step, so that nothing holds registers for it meanwhile.
-                first_q = walk.tile(step, walk.tiles(work, item + member)) * CONFIG.block_q
+                seen = tiles(calls, turn, member, block, CONFIG)
+                first_q = walk.tile(step, seen) * CONFIG.block_q
                 now = tick + step
                 before = now + turn
                 query_QD = ring.ready(queries, now, CONFIG.stages, 1, 0)
@@ -189,7 +211,7 @@ def consume(rings, outs, work, items, terms, numbers, CONFIG: gl.constexpr, OWN:
         mbarrier.arrive(scores[2].index((tick + turn) % HALVES), count=1)
         ring.release(keys, turn, 1)
         send(on_query_QD, staged, on_query, batch, before_head, before_row, CONFIG, OWN)
-        batch, head, block = walk.place(work, walk.item(turn) * group)
+        batch, head, block = place(calls, turn)
         first_k = block * KEYS + OWN * ROWS
         # This consumer's values are not needed any more, and leave their room to the results.
         store(on_value_KD, value_KD, on_value, batch, head // group, first_k, CONFIG)

@@ -16,7 +16,8 @@ from sigmoid_attention.attention.gluon import configs, schedule
 from sigmoid_attention.attention.gluon.backward import backward
 from sigmoid_attention.attention.gluon.configs import KEYS, Features
 from sigmoid_attention.attention.gluon.forward import forward
-from sigmoid_attention.attention.triton.call import Call
+from sigmoid_attention.attention.triton.call import Call, cdiv
+from sigmoid_attention.attention.triton.decode_operator import multiprocessors
 
 # As far as no two positions are apart.
 UNLIMITED = 2**29
@@ -73,31 +74,31 @@ class HopperCall(Call):
         )
 
     def work(
-        self, rows: int, columns: int, left: int, right: int, blocks: tuple[int, int],
+        self, rows: int, columns: int, window: tuple[int, int], blocks: tuple[int, int],
         group: int, spans: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor | None, int]:  # fmt: skip
+        """The list of work, if there is a plan, and how many items there are."""
+        items = self.sequences * self.heads // group * cdiv(rows, blocks[0])
         if spans is None:
-            return schedule.unplanned(
-                self.sequences, self.heads, group, rows, columns, left, right, *blocks,
-                self.query.device,
-            )  # fmt: skip
-        seen = schedule.visits(rows, columns, left, right, *blocks, spans, self.configs.span)
-        return schedule.work(seen, self.sequences, self.heads, group)
+            return None, items
+        seen = schedule.visits(rows, columns, *window, *blocks, spans, self.configs.span)
+        return schedule.work(seen, self.sequences, self.heads, group), items
 
     def launch(
-        self, kernel: Any, config: Any, tensors: dict[str, Tensor], work: Tensor, **sizes: int
+        self, kernel: Any, config: Any, tensors: dict[str, Tensor], work: tuple[Tensor | None, int]
     ) -> None:
         """As many thread blocks as stay for the whole call: one for each multiprocessor."""
         own = self.settings
-        processors = torch.cuda.get_device_properties(work.device).multi_processor_count
-        kernel[(min(processors, work.shape[0]),)](
+        listed, items = work
+        kernel[(min(multiprocessors(self.query.device), items),)](
             **{name: descriptor(tensors[name], box) for name, box in config.boxes.items()},
-            work=work, items=work.shape[0],
+            work=listed, items=items,
             bias=self.of_heads(self.bias), slopes=self.of_heads(self.slopes),
             scale=own.scale, constant=own.constant,
             left=own.left if own.left >= 0 else UNLIMITED,
             right=own.right if own.right >= 0 else UNLIMITED,
-            shift=own.max_k - own.max_q, heads=self.heads, **sizes, CONFIG=config, num_warps=4,
+            queries=own.max_q, keys=own.max_k, heads=self.heads, group=self.group,
+            CONFIG=config, num_warps=4,
         )  # fmt: skip
 
     def forward(self, out: Tensor) -> None:
@@ -107,14 +108,15 @@ class HopperCall(Call):
             shift = 15 if self.query.dtype == torch.float16 else 0
             config = configs.forward(self.head_dim, self.kernel_features(spans is not None, shift))
             blocks = config.block_q, config.block_k
-            work = self.work(own.max_q, own.max_k, own.left, own.right, blocks, 1, spans)
+            window = own.left, own.right
+            work = self.work(own.max_q, own.max_k, window, blocks, 1, spans)
             tensors = {
                 "query": fetchable(self.query),
                 "key": fetchable(self.key),
                 "value": fetchable(self.value),
                 "out": out,
             }
-            self.launch(forward, config, tensors, work, group=self.group)
+            self.launch(forward, config, tensors, work)
 
     def keys_pass(
         self, grad_out: Tensor, on_query: Tensor, on_key: Tensor, on_value: Tensor
@@ -125,9 +127,8 @@ class HopperCall(Call):
             spans = self.spans(of_keys=True)
             config = configs.backward(self.head_dim, self.kernel_features(spans is not None, 0))
             # From a key, what its queries see to their left lies to the right.
-            work = self.work(
-                own.max_k, own.max_q, own.right, own.left, (KEYS, config.block_q), self.group, spans
-            )
+            window, blocks = (own.right, own.left), (KEYS, config.block_q)
+            work = self.work(own.max_k, own.max_q, window, blocks, self.group, spans)
             tensors = {
                 "query": fetchable(self.query),
                 "key": fetchable(self.key),
@@ -137,4 +138,4 @@ class HopperCall(Call):
                 "on_key": on_key,
                 "on_value": on_value,
             }
-            self.launch(backward, config, tensors, work, key_heads=self.key_heads, rows=own.max_q)
+            self.launch(backward, config, tensors, work)

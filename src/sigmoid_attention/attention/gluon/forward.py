@@ -38,33 +38,39 @@ from sigmoid_attention.attention.gluon import activation, ring, walk
 from sigmoid_attention.attention.gluon.tile import ROWS, product, weigh
 from sigmoid_attention.attention.triton.activation import LOG2E
 
+NUMBERS = ("items", "left", "right", "queries", "keys", "heads", "group")
+
 # Classes of tiles, in the order in which they are walked.
 MASKED = gl.constexpr(0)
 FULL = gl.constexpr(1)
 TAIL = gl.constexpr(2)
 
 
-@gluon.jit(do_not_specialize=("items", "left", "right", "shift", "heads", "group"))
-def forward(query, key, value, out, work, items, bias, slopes, scale, constant, left, right, shift,
-            heads, group, CONFIG: gl.constexpr):  # fmt: skip
+@gluon.jit(do_not_specialize=NUMBERS)
+def forward(query, key, value, out, work, items, bias, slopes, scale, constant, left, right,
+            queries, keys, heads, group, CONFIG: gl.constexpr):  # fmt: skip
     """Outputs of all items; CONFIG is a :class:`configs.Forward`.
 
     query, key, value, out: descriptors of (B, H, N, D), boxes of ROWS or CONFIG.block_k rows.
-    work: (items, walk.COLUMNS). bias, slopes: (B, H) fp32. shift: keys less queries.
+    work: (items, walk.COLUMNS), or None. bias, slopes: (B, H) fp32. group: heads of a key head.
     """
-    queries = ring.make(query, CONFIG.q_stages, CONFIG.consumers, CONFIG.consumers)
-    keys = ring.make(key, CONFIG.stages, 1, CONFIG.consumers)
-    values = ring.make(value, CONFIG.stages, 1, CONFIG.consumers)
-    turns = ring.barriers(CONFIG.consumers, 1)
-    rings = (queries, keys, values, turns)
-    numbers = (scale, constant, left, right, shift)
+    rings = (
+        ring.make(query, CONFIG.q_stages, CONFIG.consumers, CONFIG.consumers),
+        ring.make(key, CONFIG.stages, 1, CONFIG.consumers),
+        ring.make(value, CONFIG.stages, 1, CONFIG.consumers),
+        ring.barriers(CONFIG.consumers, 1),
+    )
+    # The copy engine is to see the barriers as they were made.
+    fence_async_shared()
+    calls = (work, (items, queries, keys, heads, 1), (left, right))
+    terms = (bias, slopes, scale, constant)
     # The registers are those of 512 threads, of which the producer's 128 need few.
     if CONFIG.consumers == 2:
         gl.warp_specialize(
             [
-                (consume, (rings, out, work, items, bias, slopes, heads, numbers, CONFIG, 0)),
-                (consume, (rings, out, work, items, bias, slopes, heads, numbers, CONFIG, 1)),
-                (produce, (rings, query, key, value, work, items, group, CONFIG)),
+                (consume, (rings, out, calls, terms, CONFIG, 0)),
+                (consume, (rings, out, calls, terms, CONFIG, 1)),
+                (produce, (rings, query, key, value, calls, group, CONFIG)),
             ],
             [4, 1],
             [240, 24],
@@ -72,10 +78,10 @@ def forward(query, key, value, out, work, items, bias, slopes, scale, constant, 
     else:
         gl.warp_specialize(
             [
-                (consume, (rings, out, work, items, bias, slopes, heads, numbers, CONFIG, 0)),
-                (consume, (rings, out, work, items, bias, slopes, heads, numbers, CONFIG, 1)),
-                (consume, (rings, out, work, items, bias, slopes, heads, numbers, CONFIG, 2)),
-                (produce, (rings, query, key, value, work, items, group, CONFIG)),
+                (consume, (rings, out, calls, terms, CONFIG, 0)),
+                (consume, (rings, out, calls, terms, CONFIG, 1)),
+                (consume, (rings, out, calls, terms, CONFIG, 2)),
+                (produce, (rings, query, key, value, calls, group, CONFIG)),
             ],
             [4, 4, 1],
             [160, 160, 32],
@@ -83,15 +89,13 @@ def forward(query, key, value, out, work, items, bias, slopes, scale, constant, 
 
 
 @gluon.jit
-def produce(rings, query, key, value, work, items, group, CONFIG: gl.constexpr):
+def produce(rings, query, key, value, calls, group, CONFIG: gl.constexpr):
     """Fetch whatever the consumers will wait for, in the order in which they will."""
     queries, keys, values, _ = rings
-    rows = CONFIG.consumers * ROWS
+    rows: gl.constexpr = CONFIG.consumers * ROWS
     tick = 0
-    for turn in range(walk.rounds(items)):
-        row = walk.item(turn)
-        batch, head, block = walk.place(work, row)
-        seen = walk.tiles(work, row)
+    for turn in range(walk.rounds(calls[1])):
+        batch, head, block, seen = visit(calls, turn, CONFIG)
         ring.fill(
             queries, turn, CONFIG.q_stages, CONFIG.consumers, query, batch, head, block * rows
         )
@@ -106,29 +110,39 @@ def produce(rings, query, key, value, work, items, group, CONFIG: gl.constexpr):
 
 
 @gluon.jit
-def consume(rings, out, work, items, bias, slopes, heads, numbers, CONFIG: gl.constexpr,
-            OWN: gl.constexpr):  # fmt: skip
+def visit(calls, turn, CONFIG: gl.constexpr):
+    """Batch, head and block of a turn's item, and the tiles that it visits."""
+    work, sizes, window = calls
+    row = walk.item(turn)
+    BLOCK: gl.constexpr = CONFIG.consumers * ROWS
+    batch, head, block = walk.place(work, row, sizes, BLOCK, True)
+    seen = walk.tiles(work, row, block, sizes, window, BLOCK, CONFIG.block_k, CONFIG.window)
+    return batch, head, block, seen
+
+
+@gluon.jit
+def consume(rings, out, calls, terms, CONFIG: gl.constexpr, OWN: gl.constexpr):
     """Outputs of the OWN-th ROWS queries of each item."""
     OUT: gl.constexpr = product(CONFIG.head_dim)
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=OUT, k_width=2)
     queries, keys, values, turns = rings
-    scale, constant, left, right, shift = numbers
+    bias, slopes, scale, constant = terms
+    sizes, window = calls[1], calls[2]
     tick = 0
-    for turn in range(walk.rounds(items)):
-        row = walk.item(turn)
-        batch, head, block = walk.place(work, row)
-        seen = walk.tiles(work, row)
+    for turn in range(walk.rounds(sizes)):
+        batch, head, block, seen = visit(calls, turn, CONFIG)
         masked, wide, steps = walk.parts(seen)
         steps = gl.maximum(steps, 1)
         first_q = (block * CONFIG.consumers + OWN) * ROWS
         extra = constant
         if CONFIG.bias:
-            extra = gl.load(bias + batch * heads + head)
+            extra = gl.load(bias + batch * sizes[3] + head)
         slope = 0.0
         if CONFIG.slopes:
-            slope = gl.load(slopes + batch * heads + head) * LOG2E
+            slope = gl.load(slopes + batch * sizes[3] + head) * LOG2E
         extra = extra * LOG2E + CONFIG.shift
-        term = (scale * LOG2E, extra, slope, first_q + shift, left, right)
+        position = first_q + sizes[2] - sizes[1]
+        term = (scale * LOG2E, extra, slope, position, window[0], window[1])
 
         query_QD = ring.ready(queries, turn, CONFIG.q_stages, CONFIG.consumers, OWN)
         scores_QK = start_scores(query_QD, keys, turns, tick, CONFIG, OWN)
@@ -179,7 +193,7 @@ def consume(rings, out, work, items, bias, slopes, heads, numbers, CONFIG: gl.co
         query_QD.store(activation.rounded(out_QD, out.dtype))
         fence_async_shared()
         # Read again, so that nothing holds a register for it meanwhile.
-        batch, head, block = walk.place(work, row)
+        batch, head, block, seen = visit(calls, turn, CONFIG)
         first_q = (block * CONFIG.consumers + OWN) * ROWS
         box = query_QD.reshape([1, 1, ROWS, CONFIG.head_dim])
         tma.async_copy_shared_to_global(out, [batch, head, first_q, 0], box)

@@ -16,8 +16,6 @@ groups of fewer items would not come out even.
 Shape letters: B batch, H query heads, G key heads, I blocks of rows.
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -92,13 +90,3 @@ def work(visits: Tensor, batch: int, heads: int, group: int) -> Tensor:
     longest = (rows[..., 8].amax() + 1) * group
     order = (each.view(batch, -1, 1) * longest - length).flatten().argsort(stable=True)
     return rows.reshape(-1, group, 9)[order].int().contiguous()
-
-
-@lru_cache(maxsize=64)
-def unplanned(
-    batch: int, heads: int, group: int, rows: int, columns: int, left: int, right: int,
-    block_rows: int, block_columns: int, device: torch.device,
-) -> Tensor:  # fmt: skip
-    """The list of a call without a plan: kept, as it depends on nothing but sizes."""
-    seen = visits(rows, columns, left, right, block_rows, block_columns)
-    return work(seen, batch, heads, group).to(device)
