@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 
-from sigmoid_attention.attention.gluon import schedule
 from sigmoid_attention.attention.gluon.backward import backward
-from sigmoid_attention.attention.gluon.call import UNLIMITED
 from sigmoid_attention.attention.gluon.configs import KEYS, Backward, Features, Forward
 from sigmoid_attention.attention.gluon.forward import forward
+from sigmoid_attention.attention.gluon.walk import UNLIMITED
 from sigmoid_attention.attention.triton.call import cdiv
 from tests.attention.cross_compile import Compiled, cross_compile
+from tests.attention.gluon import listing
 from tests.attention.gluon.emulator import Descriptor
 from tests.attention.gluon.translation import launch
 
@@ -82,8 +82,8 @@ class Case:
         bias, slopes = self.of_heads()
         return {
             "bias": bias, "slopes": slopes, "scale": dim**-0.5, "constant": self.constant,
-            "left": self.left if self.left >= 0 else UNLIMITED,
-            "right": self.right if self.right >= 0 else UNLIMITED,
+            "left": self.left if self.left >= 0 else UNLIMITED.value,
+            "right": self.right if self.right >= 0 else UNLIMITED.value,
             "queries": self.queries, "keys": self.keys, "heads": self.heads,
             "group": self.heads // self.key_heads,
         }  # fmt: skip
@@ -95,8 +95,8 @@ class Case:
         items = self.batch * self.heads // group * cdiv(rows, blocks[0])
         if spans is None:
             return {"work": None, "items": items}
-        seen = schedule.visits(rows, columns, *window, *blocks, spans)
-        return {"work": schedule.work(seen, self.batch, self.heads, group), "items": items}
+        seen = listing.visits(rows, columns, *window, *blocks, spans)
+        return {"work": listing.work(seen, self.batch, self.heads, group), "items": items}
 
     def expected(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The definition, less the tiles that ``spans`` leaves out."""

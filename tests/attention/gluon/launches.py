@@ -22,7 +22,7 @@ from sigmoid_attention.attention.cpu.operator import like
 from sigmoid_attention.attention.gluon import call, operator
 from sigmoid_attention.attention.triton import operator as portable
 from tests.attention.cross_compile import HOPPER
-from tests.attention.gluon import translation
+from tests.attention.gluon import listing, translation
 from tests.attention.gluon.emulator import Descriptor
 from tests.attention.gluon.kernels import Signature
 
@@ -83,6 +83,15 @@ def _unwritten(*given: Any) -> Tensor:
     return like(*given).fill_(float("nan"))
 
 
+def _listed(
+    spans: Tensor, rows: int, columns: int, window: tuple[int, int], tile: int, group: int,
+    span: int,
+) -> Tensor:  # fmt: skip
+    """The list of work, for which ``schedule.py`` would launch kernels of the portable tier."""
+    seen = listing.visits(rows, columns, *window, span, tile, spans, span)
+    return listing.work(seen, spans.shape[1], spans.shape[2], group)
+
+
 @contextmanager
 def launched(
     processors: int, plan: Callable[..., Tensor | None] | None = None, seed: int = 0
@@ -116,6 +125,7 @@ def launched(
             mock.patch.object(operator, "like", _unwritten),
             mock.patch.object(portable, "_unfit", lambda device: None),
             mock.patch.object(call.HopperCall, "spans", spans),
+            mock.patch.object(call.schedule, "work", _listed),
             mock.patch.object(call, "forward", Recorder(call.forward)),
             mock.patch.object(call, "backward", Recorder(call.backward)),
         ):

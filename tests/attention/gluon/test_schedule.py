@@ -1,14 +1,18 @@
 """The list of work: every visible tile once, in the right class, and about the same for all."""
 
 import random
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 from triton.experimental.gluon import language as gl
 
 from sigmoid_attention.attention.gluon import schedule, walk
-from sigmoid_attention.attention.gluon.call import UNLIMITED
-from tests.attention.gluon import emulator, translation
+from tests.attention.gluon import emulator, listing, planned, translation
+from tests.attention.triton import interpreter
+from tests.attention.triton.shipped import H200, Launch
 
 SIZES = ((150, 200), (300, 190), (64, 1000), (700, 64), (1, 1))
 WINDOWS = ((-1, -1), (-1, 0), (0, 0), (100, 0), (70, 30), (-1, 500))
@@ -35,7 +39,7 @@ def classes(rows: int, columns: int, window: tuple[int, int], blocks: tuple[int,
 def test_tiles_are_those_that_are_seen_and_masked_where_not_in_full(sizes, window, blocks):
     some, every = classes(*sizes, window, blocks)
     for row, (first, inner, full, full_end, inner_end, end) in enumerate(
-        schedule.visits(*sizes, *window, *blocks).tolist()
+        listing.visits(*sizes, *window, *blocks).tolist()
     ):
         assert first <= inner <= full <= full_end <= inner_end <= end
         assert (full, full_end) == (inner, inner_end)
@@ -46,7 +50,7 @@ def test_tiles_are_those_that_are_seen_and_masked_where_not_in_full(sizes, windo
 
 def test_plan_narrows_and_tells_tails():
     spans = torch.tensor([[[[1, 0]]], [[[2, 9]]], [[[3, 9]]], [[[5, 1]]]]).expand(4, 1, 2, 2)
-    seen = schedule.visits(256, 768, -1, 0, 128, 64, spans)
+    seen = listing.visits(256, 768, -1, 0, 128, 64, spans)
     # Of the first block's 10 tiles, the last two are masked; of the second's 12, none is left but 2
     # which lie in the tail.
     assert seen[0, 0].tolist() == [[2, 2, 4, 6, 8, 10], [0, 0, 2, 2, 2, 2]]
@@ -82,7 +86,7 @@ def unlisted(
     names = translation.plain(walk, emulator.Machine())
     items = batch * heads // group * -(-rows // blocks[0])
     sizes = items, rows, columns, heads, group
-    limits = tuple(UNLIMITED if side < 0 else side for side in window)
+    limits = tuple(walk.UNLIMITED.value if side < 0 else side for side in window)
     found = []
     for row in range(0, items * group, group):
         place = names.place(None, row, sizes, blocks[0], last_first)
@@ -97,7 +101,7 @@ def unlisted(
 @pytest.mark.parametrize("blocks", [(128, 128), (192, 64)], ids=str)
 @pytest.mark.parametrize("heads", [(2, 4, 2), (3, 2, 1)], ids=str)
 def test_without_a_plan_items_and_tiles_are_those_of_the_list(heads, sizes, window, blocks):
-    listed = schedule.work(schedule.visits(*sizes, *window, *blocks), *heads)
+    listed = listing.work(listing.visits(*sizes, *window, *blocks), *heads)
     found = unlisted(*heads, *sizes, window, blocks, last_first=True)
     assert sorted(found) == sorted(listed[:, 0].tolist())
 
@@ -105,10 +109,9 @@ def test_without_a_plan_items_and_tiles_are_those_of_the_list(heads, sizes, wind
 def test_without_a_plan_too_the_longest_come_first_and_some_heads_together(monkeypatch):
     monkeypatch.setattr(walk, "TOGETHER", gl.constexpr(8))
     blocks = 16, 16
-    monkeypatch.setattr(schedule, "TOGETHER", 8)
     # From the keys, the first are seen by most.
     for window, last_first in (((-1, 0), True), ((0, -1), False)):
-        listed = schedule.work(schedule.visits(96, 96, *window, *blocks), 1, 5, 1)
+        listed = listing.work(listing.visits(96, 96, *window, *blocks), 1, 5, 1)
         found = unlisted(1, 5, 1, 96, 96, window, blocks, last_first)
         assert found == listed[:, 0].tolist()
 
@@ -118,8 +121,8 @@ def test_without_a_plan_too_the_longest_come_first_and_some_heads_together(monke
 def test_causal_work_is_shared_out_evenly(queries, heads, planned):
     blocks = 128, 128
     if planned:
-        seen = schedule.visits(queries, queries, -1, 0, *blocks)
-        work = schedule.work(seen, 1, heads, 1)[:, 0].tolist()
+        seen = listing.visits(queries, queries, -1, 0, *blocks)
+        work = listing.work(seen, 1, heads, 1)[:, 0].tolist()
     else:
         work = unlisted(1, heads, 1, queries, queries, (-1, 0), blocks, last_first=True)
     length = [row[8] - row[3] for row in work]
@@ -135,9 +138,9 @@ def test_causal_work_is_shared_out_evenly(queries, heads, planned):
 
 
 def test_groups_of_heads_follow_each_other_each_with_its_longest_first():
-    blocks = schedule.TOGETHER // 2
-    seen = schedule.visits(blocks, blocks, -1, 0, 1, 1)
-    work = schedule.work(seen, 2, 4, 2)
+    blocks = walk.TOGETHER.value // 2
+    seen = listing.visits(blocks, blocks, -1, 0, 1, 1)
+    work = listing.work(seen, 2, 4, 2)
     assert work.shape == (2 * 2 * blocks, 2, 9)
     batch, head, block = work[:, 0, :3].T
     # Two key heads of two heads each run together, which are those of one batch.
@@ -145,3 +148,48 @@ def test_groups_of_heads_follow_each_other_each_with_its_longest_first():
     assert head[:4].tolist() == [0, 2, 0, 2]
     assert block[: 2 * blocks].tolist() == [each // 2 for each in reversed(range(2 * blocks))]
     assert (work[:, 1, 1] == head + 1).all()
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> Iterator[Callable[..., Tensor]]:
+    """The list's own kernels, in the Python that interprets them."""
+    with interpreter.start() as pool:
+        yield lambda *given: pool.submit(planned.listed, *given).result()
+
+
+# Blocks of rows, of columns, heads and what is looked at together: 9 groups of 2 heads; one group
+# that no program fills; groups of one head each, of several programs.
+LISTS = {
+    "groups-of-heads": (40, 30, (3, 6, 1), 64),
+    "shared-keys": (7, 9, (2, 6, 3), 2048),
+    "long-rows": (150, 20, (1, 2, 1), 100),
+}
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (1000, 70)], ids=str)
+@pytest.mark.parametrize("name", LISTS)
+def test_the_list_holds_what_a_plan_has_left_the_longest_first(interpreted, name, window):
+    blocks, units, (batch, heads, group), together = LISTS[name]
+    rows, columns = blocks * 128 - 5, units * 128 - 70
+    generator = torch.Generator().manual_seed(blocks)
+    # From, to, and in between what needs the full sigmoid; some find nothing.
+    ends = torch.randint(0, units + 1, (4, batch, heads, blocks), generator=generator)
+    spans = ends.sort(0).values.int()
+    spans[3, ..., ::5] = spans[0, ..., ::5]
+    given = (spans, rows, columns, window, 64, group, 128)
+    found = interpreted(together, *given)
+    with mock.patch.object(walk, "TOGETHER", gl.constexpr(together)):
+        seen = listing.visits(rows, columns, *window, 128, 64, spans)
+        assert torch.equal(found, listing.work(seen, batch, heads, group))
+
+
+def test_the_lists_kernels_spill_nothing():
+    found = {}
+
+    def record(kernel, programs, *given, **constants) -> None:
+        found[kernel.__name__] = Launch(kernel, given, constants).compiled(H200)
+
+    with mock.patch.object(schedule, "launch", record):
+        schedule.work(torch.zeros(4, 1, 16, 32).int(), 4096, 4096, (-1, 0), 128, 1, 128)
+    assert found.keys() == {"_measure", "_deal"}
+    assert all(kernel.spills == 0 for kernel in found.values())

@@ -16,11 +16,9 @@ from sigmoid_attention.attention.gluon import configs, schedule
 from sigmoid_attention.attention.gluon.backward import backward
 from sigmoid_attention.attention.gluon.configs import KEYS, Features
 from sigmoid_attention.attention.gluon.forward import forward
+from sigmoid_attention.attention.gluon.walk import UNLIMITED
 from sigmoid_attention.attention.triton.call import Call, cdiv
 from sigmoid_attention.attention.triton.decode_operator import multiprocessors
-
-# As far as no two positions are apart.
-UNLIMITED = 2**29
 
 _TYPES = {
     torch.bfloat16: gl.bfloat16,
@@ -81,8 +79,8 @@ class HopperCall(Call):
         items = self.sequences * self.heads // group * cdiv(rows, blocks[0])
         if spans is None:
             return None, items
-        seen = schedule.visits(rows, columns, *window, *blocks, spans, self.configs.span)
-        return schedule.work(seen, self.sequences, self.heads, group), items
+        span = self.configs.span
+        return schedule.work(spans, rows, columns, window, blocks[1], group, span), items
 
     def launch(
         self, kernel: Any, config: Any, tensors: dict[str, Tensor], work: tuple[Tensor | None, int]
@@ -95,8 +93,8 @@ class HopperCall(Call):
             work=listed, items=items,
             bias=self.of_heads(self.bias), slopes=self.of_heads(self.slopes),
             scale=own.scale, constant=own.constant,
-            left=own.left if own.left >= 0 else UNLIMITED,
-            right=own.right if own.right >= 0 else UNLIMITED,
+            left=own.left if own.left >= 0 else UNLIMITED.value,
+            right=own.right if own.right >= 0 else UNLIMITED.value,
             queries=own.max_q, keys=own.max_k, heads=self.heads, group=self.group,
             CONFIG=config, num_warps=4,
         )  # fmt: skip

@@ -22,6 +22,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 COLUMNS = gl.constexpr(9)
+# As far as no two positions are apart.
+UNLIMITED = gl.constexpr(2**29)
 # Items that are worked through together, or more; with fewer they would not come out even.
 TOGETHER = gl.constexpr(2048)
 
