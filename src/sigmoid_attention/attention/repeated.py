@@ -120,8 +120,10 @@ def _place(tensor: Tensor) -> Hashable:
 
 def again(seen: Seen | None) -> Tensor | None:
     """The answer if such a call is known; None where it is not, or has to be looked at again."""
-    known = None if seen is None else _known.get(seen.kind)
-    return None if seen is None or known is None else known(seen.tensors)
+    if seen is None:
+        return None
+    known = _known.get(seen.kind)
+    return None if known is None else known(seen.tensors)
 
 
 def remember(seen: Seen | None, problem: Problem) -> None:

@@ -134,10 +134,14 @@ def untraced() -> bool:
     )
 
 
+# A subclass may mean anything by its operations.
+_PLAIN = (Tensor, Parameter)
+
+
 def plain(tensor: Tensor, learning: bool) -> bool:
     """Whether a tensor is its memory and nothing else; ``learning`` while gradients are wanted."""
     return (
-        type(tensor) in (Tensor, Parameter)
+        type(tensor) in _PLAIN
         and not (learning and tensor.requires_grad)
         # A view whose sign torch has yet to turn: on its way through the dispatcher it does.
         and not tensor.is_neg()
