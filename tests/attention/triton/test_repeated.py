@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime import driver
+from triton.runtime.errors import OutOfResources
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -193,8 +195,11 @@ class Started:
         # Stream, function, metadata and hooks stand before the arguments.
         self._starts.append((self._name, x, y, z, *map(flat, rest[6:])))
 
-    def __getitem__(self, grid: tuple) -> Any:
-        return lambda *arguments: self.run(*grid, 1, 1, *(None,) * 6, *arguments)
+    # Triton's own.
+    __getitem__ = CompiledKernel.__getitem__
+
+    def _init_handles(self) -> None:
+        """There is no driver to load it."""
 
 
 class Address(int):
@@ -290,6 +295,18 @@ def test_compiled_code_is_started_with_what_triton_starts_it_with(
         names = {Address(x.data_ptr()): f"given {place}" for place, x in enumerate(given)}
         rounds.append(named(starts, names))
     assert rounds[0] and rounds[0] == rounds[1] == rounds[2]
+
+
+def test_a_gpu_with_too_little_memory_is_left_to_others(starts, monkeypatch):
+    def failing(*_: Any) -> None:
+        raise OutOfResources(200_000, 100_000, "shared memory")
+
+    monkeypatch.setattr(Started, "run", failing)
+    tensors = [torch.zeros(1, 1, 64, 64) for _ in range(3)]
+    sentence = r"^query: this GPU has 100000 of shared memory, the kernel forward needs 200000$"
+    for _ in range(2):
+        with pytest.raises(NotImplementedError, match=sentence):
+            sigmoid_attention(*tensors, impl="triton")
 
 
 def test_no_tensors_are_kept(starts):

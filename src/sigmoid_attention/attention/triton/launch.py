@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 
 class Launch(NamedTuple):
@@ -49,7 +50,22 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
     if recording is not None:
         recording.launches.append(Launch(kernel, programs, arguments, constants))
     elif programs:
-        kernel[(programs,)](*arguments, **constants)
+        start(kernel, programs, arguments, constants)
+
+
+def start(kernel: Any, programs: int, arguments: Sequence[Any], constants: dict[str, Any]) -> Any:
+    """Launch now, and return the code that was compiled for such arguments; the interpreter's None.
+
+    Raises ``NotImplementedError`` where the GPU has too little of what the kernel needs.
+    """
+    try:
+        return kernel[(programs,)](*arguments, **constants)
+    except OutOfResources as error:
+        # Only a GPU that no configuration was chosen for.
+        raise NotImplementedError(
+            f"query: this GPU has {error.limit} of {error.name}, "
+            f"the kernel {kernel.__name__} needs {error.required}"
+        ) from error
 
 
 def room(beside: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.triton import activation, decode_operator, operator
-from sigmoid_attention.attention.triton.launch import Launch, recorded
+from sigmoid_attention.attention.triton.launch import Launch, recorded, start
 
 # All tensors of a call: its own, the answer, and what lies between two launches.
 Filled = tuple[Tensor | None, ...]
@@ -85,7 +85,7 @@ class _Relaunch:
     """A launch whose tensors are still open."""
 
     def __init__(self, launch: Launch, filled: Filled) -> None:
-        self._kernel, self._grid = launch.kernel, (launch.programs,)
+        self._kernel, self._programs = launch.kernel, launch.programs
         self._arguments, self._constants = list(launch.arguments), launch.constants
         self._open: list[tuple[int, _Fill]] = []
         for place, argument in enumerate(launch.arguments):
@@ -104,9 +104,9 @@ class _Relaunch:
             arguments[place] = fill(filled)
         if self._compiled is None:
             # The interpreter compiles nothing, and so comes by here every time.
-            self._compiled = self._kernel[self._grid](*arguments, **self._constants)
+            self._compiled = start(self._kernel, self._programs, arguments, self._constants)
         else:
-            self._compiled[self._grid](*arguments, *self._fixed)
+            self._compiled[(self._programs, 1, 1)](*arguments, *self._fixed)
 
 
 def _filling(argument: Any, filled: Filled) -> _Fill | None:
