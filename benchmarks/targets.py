@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.measures import GPU_MEASURES
+from benchmarks.gpu.measures import GPU_MEASURES, largest
 from benchmarks.operations import Case
 from benchmarks.rows import Key, Row
 
@@ -97,7 +97,7 @@ def _error_ratio(row: Row, rows: dict[Key, Row]) -> float | None:
     dense = rows.get((row.case, DENSE, row.threads))
     if not (row.error and dense and dense.error):
         return None
-    return max(row.error[part] / dense.error[part] for part in row.error)
+    return largest(row.error[part] / dense.error[part] for part in row.error)
 
 
 def _memory(row: Row, rows: dict[Key, Row]) -> float | None:

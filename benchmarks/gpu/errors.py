@@ -8,6 +8,7 @@ Shape letters: B sequences, H query heads, G key heads, Q queries, K keys, T tok
 P pages, S tokens a page.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,11 @@ def errors(
             parts = (found - exact[name], least[name] - exact[name], exact[name])
             squares[name] += torch.stack([part.square().sum() for part in parts]).cpu()
     measured = {name: s.tolist() for name, s in squares.items() if s[2] > 0}
-    units = {name: (own / least) ** 0.5 for name, (own, least, _) in measured.items()}
+    # What is no number is as wrong as can be.
+    units = {
+        name: (own / least) ** 0.5 if math.isfinite(own) else math.inf
+        for name, (own, least, _) in measured.items()
+    }
     return units, {name: (least / size) ** 0.5 for name, (_, least, size) in measured.items()}
 
 

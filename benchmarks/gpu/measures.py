@@ -1,5 +1,7 @@
 """What the targets of a GPU are measured by; `ours` is the row of what a user gets."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from benchmarks.gpu.peers import OURS, SOFTMAX
@@ -48,7 +50,12 @@ def share_of_copy(row: Row, rows: dict[Key, Row]) -> float | None:
 
 def floor_units(row: Row, rows: dict[Key, Row]) -> float | None:
     """The largest error of output and gradients, in units of what rounding has to cost."""
-    return max(row.error.values()) if row.error else None
+    return largest(row.error.values()) if row.error else None
+
+
+def largest(errors: Iterable[float]) -> float:
+    """The largest; infinite where one is no number, which no comparison would find."""
+    return max(error if math.isfinite(error) else math.inf for error in errors)
 
 
 def read_speed(row: Row) -> float:

@@ -94,6 +94,10 @@ def flex_sigmoid(case: Case, device: torch.device) -> Attend:
     """FlexAttention as a sigmoid: softmax of log sigmoid(u), times what it was divided by."""
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
+    # Above eight shapes of one process it would silently run uncompiled: forget those before, and
+    # refuse rather than that.
+    torch.compiler.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     compiled = torch.compile(flex_attention, dynamic=False)
     bias, own = minus_log_length(case), slopes(case)
     of_head = None if own is None else own.to(device)

@@ -1,6 +1,7 @@
 """`python -m benchmarks gpu`, targets and page, from rows that a test made up."""
 
 import json
+import math
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -137,7 +138,9 @@ def test_decoding_is_measured_by_a_copy(share, verdict):
     assert judged.worst is not None and judged.worst[1] == pytest.approx(share)
 
 
-@pytest.mark.parametrize(("worst", "verdict"), [(1.1, MET), (1.11, NOT_MET)])
+@pytest.mark.parametrize(
+    ("worst", "verdict"), [(1.1, MET), (1.11, NOT_MET), (math.nan, NOT_MET), (math.inf, NOT_MET)]
+)
 def test_the_worst_part_decides_about_errors(worst, verdict):
     own = target("error in units of rounding: 2048")
     found = {}

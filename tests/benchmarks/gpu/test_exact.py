@@ -1,5 +1,7 @@
 """The float64 oracle of the correctness matrix is the operator's definition, gradients included."""
 
+import math
+
 import pytest
 import torch
 
@@ -62,6 +64,15 @@ def test_a_wrong_row_shows_in_its_part(name):
     found, _ = errors(call, given, torch.bfloat16)
     assert found[name] > 3
     assert all(units < 1.1 for part, units in found.items() if part != name)
+
+
+def test_what_is_no_number_is_infinitely_wrong():
+    call = build(case("", "bf16"), CPU)
+    given = call.answer("cpu")
+    given["key"] = given["key"].clone()
+    given["key"][0, 0, 0, 0] = torch.nan
+    found, _ = errors(call, given, torch.bfloat16)
+    assert found["key"] == math.inf and found["output"] < 1.1
 
 
 def test_the_floor_is_what_it_is_measured_in():

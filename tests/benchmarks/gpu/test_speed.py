@@ -1,9 +1,12 @@
 """What is timed, and by what clock: the device's, which a test replaces."""
 
+import gc
 import math
 import sys
 import types
 import warnings
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 from benchmarks.gpu import peers, plan, speed
 from benchmarks.gpu.peers import PEERS, ready
 from benchmarks.gpu.speed import LARGEST_LOGIT, inputs, measure_speed
-from benchmarks.gpu.stopwatch import MOST_CALLS, gpu_stopwatch
+from benchmarks.gpu.stopwatch import MOST_CALLS, captured, gpu_stopwatch
 from benchmarks.operations import Case, flops, work
 from benchmarks.timing import Budget, Seconds
 
@@ -52,21 +55,22 @@ class Device:
         return Mark()
 
     def watch(self, work, cool=None):
-        return gpu_stopwatch(cool, self.mark, lambda: self.host)(work)
+        busy = self.work("busy", 0.001)
+        return gpu_stopwatch(cool, self.mark, lambda: self.host, busy)(work)
 
 
 def test_a_turn_gives_the_device_s_and_the_host_s_time_of_a_call():
     device = Device()
     found = device.watch(device.work("a", 0.004, queueing=0.001))
     assert found == Seconds(pytest.approx(0.004), pytest.approx(0.001))
-    # One to see how long it takes, three to fill the turn.
-    assert device.calls == ["a"] * 4
+    # One to see how long it takes, three to fill the turn; neither begins on an idle device.
+    assert device.calls == ["busy", "a", "busy", "a", "a", "a"]
 
 
 def test_short_calls_fill_the_queue_and_not_more():
     device = Device()
     assert device.watch(device.work("a", 1e-7)).wall == pytest.approx(1e-7)
-    assert len(device.calls) == 1 + MOST_CALLS
+    assert device.calls.count("a") == 1 + MOST_CALLS
 
 
 def test_cooling_comes_before_every_call_and_is_not_timed():
@@ -74,6 +78,45 @@ def test_cooling_comes_before_every_call_and_is_not_timed():
     found = device.watch(device.work("a", 0.004), device.work("cool", 1.0))
     assert found.wall == pytest.approx(0.004)
     assert device.calls == ["cool", "a"] * 4
+
+
+class Graph:
+    """A device that captures and replays nothing."""
+
+    def __init__(self, monkeypatch):
+        self.streams, self.replayed = [], 0
+        stream = types.SimpleNamespace(wait_stream=self.streams.append)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+        for name in ("Stream", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, lambda: stream)
+        for name in ("stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, lambda of: nullcontext())
+
+    def replay(self):
+        self.replayed += 1
+
+
+def test_what_a_graph_points_to_lives_as_long_as_it(monkeypatch):
+    graph, seen = Graph(monkeypatch), []
+
+    def make():
+        lengths = torch.ones(3)
+
+        def work():
+            answer = lengths * 2
+            seen.append(weakref.ref(answer))
+            return answer
+
+        seen.append(weakref.ref(lengths))
+        return captured(work)
+
+    replay = make()
+    gc.collect()
+    lengths, warm_up, answer = seen
+    assert lengths() is not None and answer() is not None and warm_up() is None
+    assert replay() is answer() and graph.replayed == 1
+    # The side stream waits for what was queued before, and the graph for it.
+    assert len(graph.streams) == 2
 
 
 def test_every_peer_has_its_row_and_its_turn(monkeypatch):
@@ -178,9 +221,13 @@ def test_ours_compute_what_they_say(case, monkeypatch):
 @pytest.mark.parametrize("mask", ["full", "causal"])
 def test_flex_is_a_sigmoid_by_its_log(mask, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    with warnings.catch_warnings():
+    forgotten = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: forgotten.append(1))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled, once a process
         assert_computes("flex-sigmoid", replace(FORWARD, mask=mask, heads=1), softmax=False)
+        # Else the ninth case would be run uncompiled, and nobody told.
+        assert forgotten == [1] and torch._dynamo.config.fail_on_recompile_limit_hit
 
 
 def test_pages_hold_every_key_once(monkeypatch):
