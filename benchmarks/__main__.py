@@ -74,12 +74,12 @@ class Gpu:
 
     only: str = ""
     """readings (of the device itself), errors, speed; everything if not given."""
-    minutes: float = 8.5
-    """Whatever would not be done by then is left for the next run."""
+    minutes: float = 8.0
+    """Then it ends; what was not done is left for the next run."""
     out: Path | None = None
     """A .jsonl file, or a folder in which it is named after the GPU; readings lie beside it."""
     resume: bool = False
-    """Leave out what OUT has already from this GPU, these versions and this source."""
+    """Leave out what OUT has already from this GPU, this driver, these versions and this source."""
 
 
 @dataclass(frozen=True)

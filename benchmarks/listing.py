@@ -28,7 +28,8 @@ def listing(rows: Iterable[Row]) -> Table:
             table.add_row(*where, *[ABSENT] * 4, said)
             continue
         unit = OPERATIONS[row.case.operation].quantity
-        rate = ABSENT if row.bytes else f"{row.flops_per_second / 1e9:.0f}"
+        computes = not row.bytes and row.case.operation != "copy"
+        rate = f"{row.flops_per_second / 1e9:.0f}" if computes else ABSENT
         ratio, spread = ABSENT, ABSENT
         if row.ratio:
             ratio = f"{times(row.ratio.value)}x"

@@ -11,6 +11,8 @@ from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MASKS = ("full", "causal")
+# On a GPU, in an ALiBi case, before bias and slope.
+LARGEST_LOGIT = 8.0
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Answer = Tensor | tuple[Tensor, ...]
@@ -151,6 +153,12 @@ def flops(case: Case) -> float:
     operation = OPERATIONS[case.operation]
     products = 2 * operation.forward + 5 * operation.backward
     return 2.0 * products * case.batch * case.heads * pairs * case.dim
+
+
+def with_bounded_rows(queries_or_keys: Tensor) -> Tensor:
+    """The rows at one length, with which no logit is larger than LARGEST_LOGIT by itself."""
+    length = (LARGEST_LOGIT * queries_or_keys.shape[-1] ** 0.5) ** 0.5
+    return queries_or_keys * (length / queries_or_keys.norm(dim=-1, keepdim=True))
 
 
 def alibi_slopes(heads: int) -> Tensor:

@@ -127,5 +127,14 @@ def results_file(path: Path, suite: str, device: str = "") -> Path:
     """
     if path.suffix == ".jsonl":
         return path
-    name = re.sub(r"[^a-z0-9]+", "-", (device or processor_name()).lower()).strip("-")
-    return path / f"{suite}-{name}.jsonl"
+    return path / f"{suite}-{file_name(device or processor_name())}.jsonl"
+
+
+def file_name(device: str) -> str:
+    """A device's name as part of a file's.
+
+    Example:
+        >>> file_name("NVIDIA H200 (SXM)")
+        'nvidia-h200-sxm'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ SWITCHES = (
     "OMP_WAIT_POLICY",
     "GOMP_SPINCOUNT",
     "SIGMOID_ATTENTION_ACTIVATION",
+    "TRITON_SIGMOID_ACCURATE",
+    "NVIDIA_TF32_OVERRIDE",
 )
 SOURCES = (".py", ".cpp", ".h")
 
@@ -63,7 +66,12 @@ def kernel_path() -> str:
 def source_hash() -> str:
     """A short hash of the operator's own files, whatever git knows of them."""
     folder = Path(sigmoid_attention.attention.__file__).parent
+    return hash_of(folder, sorted(p for p in folder.rglob("*") if p.suffix in SOURCES))
+
+
+def hash_of(folder: Path, paths: Iterable[Path]) -> str:
+    """A short hash of files in a folder, by their names and what they hold."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in SOURCES):
+    for path in paths:
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

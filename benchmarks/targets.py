@@ -6,13 +6,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.measures import GPU_MEASURES, largest
+from benchmarks.gpu.measures import GPU_MEASURES, against, lacks, largest
 from benchmarks.operations import Case
 from benchmarks.rows import Key, Row
 
 TARGETS = Path(__file__).with_name("targets.toml")
 GPU_TARGETS = Path(__file__).with_name("gpu") / "targets.toml"
-AXES = ("operation", "mask", "dtype", "length", "dim", "heads", "batch", "key_heads")
+AXES = (
+    "operation", "mask", "dtype", "length", "dim", "heads", "batch", "key_heads", "feature",
+)  # fmt: skip
 OURS, DENSE = "ours", "dense"
 
 MET, NOT_MET, INCOMPLETE, NOT_MEASURED = "met", "not met", "incomplete", "not measured"
@@ -45,6 +47,9 @@ class Standing:
     worst: tuple[Key, float] | None
     measured: int
     refused: int
+    # Whose rows were judged, and whom all of them were compared with, where it is with peers.
+    by: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
 
 
 def read_targets(path: Path = TARGETS) -> list[Target]:
@@ -57,7 +62,8 @@ def standing(target: Target, rows: dict[Key, Row]) -> Standing:
     """Judge a target by its rows.
 
     "met": all rows are there and keep the bound; "not met": a row does not, or refused;
-    "incomplete": those that there are keep it; "not measured": there are none.
+    "incomplete": those that there are keep it, or a peer is missing without whom that says little;
+    "not measured": there are none.
     """
     found = [rows[key] for key in target.keys if key in rows]
     refused = [row for row in found if row.refused]
@@ -72,9 +78,13 @@ def standing(target: Target, rows: dict[Key, Row]) -> Standing:
     elif not values:
         verdict = NOT_MEASURED
     else:
-        verdict = MET if len(values) == len(target.keys) else INCOMPLETE
+        lacking = any(lacks(target.measure, rows[key], rows) for key in values)
+        verdict = MET if len(values) == len(target.keys) and not lacking else INCOMPLETE
     at = (worst, values[worst]) if worst else None
-    return Standing(target, verdict, at, len(values), len(refused))
+    by = dict.fromkeys(row.stamp["by"] for row in found if "by" in row.stamp)
+    peers = [against(target.measure, rows[key], rows) for key in values]
+    common = [p for p in peers[0] if all(p in own for own in peers)] if peers else []
+    return Standing(target, verdict, at, len(values), len(refused), tuple(by), tuple(common))
 
 
 def share_of_peak(row: Row, rows: dict[Key, Row]) -> float | None:

@@ -1,8 +1,8 @@
 """Hand the plan to a process of its own, unit by unit, and keep what it answers.
 
 New kernels may crash, hang, or leave the device useless. Then the process is ended, the peer whose
-turn it was gets a row that says so, and a new process goes on with the others. When time is up,
-what is left waits for the next run.
+turn it was gets a row that says so, and a new process goes on with the others; a peer that has done
+so twice is left out from then on. When time is up, what is left waits for the next run.
 """
 
 import json
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,12 @@ from benchmarks.rows import Row
 
 # Nothing takes as long, but for a kernel that waits for itself; compilers take most of it.
 PATIENCE = 60.0
+# A process imports torch before its first word.
+PATIENCE_AT_START = 90.0
+# A process that was killed ends at once, but for one that waits in the driver.
+PATIENCE_AT_END = 20.0
+# Whoever ended the process as often is left out for the rest of the run.
+MOST_ENDS = 2
 
 Found = Row | Reading
 
@@ -31,20 +38,38 @@ class Gone(Exception):
     """The measuring process ended, or was ended, before it was done."""
 
 
+class TimeUp(Exception):
+    """The run's time was up before the measuring process was done; it was ended."""
+
+
+class Stuck(OSError):
+    """The measuring process does not end: the device's driver holds it."""
+
+
 @dataclass
 class Worker:
-    """The measuring process, started when it is needed."""
+    """The measuring process, started when it is needed; nothing is waited for after `deadline`."""
 
     command: Sequence[str]
     patience: float = PATIENCE
+    deadline: float = float("inf")
+    now: Callable[[], float] = time.monotonic
     process: subprocess.Popen | None = None
     lines: queue.Queue = field(default_factory=queue.Queue)
     reader: threading.Thread | None = None
 
     def ask(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """The lines that it answers. Raises ``Gone`` if it does not get to the end."""
+        """What it answers.
+
+        Raises:
+            Gone: it does not get to the end.
+            TimeUp: nor could it before the deadline.
+            Stuck: and it cannot be ended.
+        """
+        patience = least = unit.patience or self.patience
         if self.process is None:
             self._start()
+            patience = max(least, PATIENCE_AT_START)
         assert self.process is not None and self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(unit.to_json()) + "\n")
@@ -52,23 +77,28 @@ class Worker:
         except OSError:
             raise Gone(self._last_words()) from None
         while True:
+            left = self.deadline - self.now()
             try:
-                line = self.lines.get(timeout=self.patience)
+                line = self.lines.get(timeout=max(min(patience, left), 0))
             except queue.Empty:
                 self.stop()
-                raise Gone(f"no answer within {self.patience:g} s; it was ended") from None
+                if left < patience:
+                    raise TimeUp from None
+                raise Gone(f"no answer within {patience:g} s; it was ended") from None
+            patience = least
             if line is None:
                 raise Gone(self._last_words())
-            said = json.loads(line)
+            said = _understood(line)
             if "done" in said:
                 return
             if "trouble" in said:
                 self.stop()
                 raise Gone(said["trouble"])
-            yield said
+            if said.keys() & {"trying", "row", "reading"}:
+                yield said
 
     def stop(self) -> None:
-        """End the process, if there is one."""
+        """End the process, if there is one. Raises ``Stuck`` if it does not."""
         if self.process is not None:
             self.process.kill()
             self._close()
@@ -94,9 +124,17 @@ class Worker:
         assert process.stdin is not None and process.stdout is not None
         with suppress(OSError):  # nobody reads any more what was left to write
             process.stdin.close()
-        code = process.wait()
-        self.reader.join()
-        process.stdout.close()
+        try:
+            code = process.wait(timeout=PATIENCE_AT_END)
+        except subprocess.TimeoutExpired:
+            raise Stuck(
+                f"the measuring process {process.pid} does not end, the GPU's driver holds it; "
+                "what was measured is kept"
+            ) from None
+        # A process of its own making may still hold the pipe's other end.
+        self.reader.join(timeout=PATIENCE_AT_END)
+        if not self.reader.is_alive():
+            process.stdout.close()
         return code
 
 
@@ -106,10 +144,26 @@ def _follow(lines: Iterable[str], into: queue.Queue) -> None:
     into.put(None)
 
 
-def measured(unit: Unit, worker: Worker) -> Iterator[Found]:
-    """What a unit finds. Whoever ends the process is left out, and the rest is asked for again."""
+def _understood(line: str) -> dict[str, Any]:
+    """What a line says; nothing where somebody else printed it."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def measured(unit: Unit, worker: Worker, ends: Counter[str] | None = None) -> Iterator[Found]:
+    """What a unit finds. Whoever ends the process is left out, and the rest is asked for again.
+
+    `ends` counts who ended it how often. Raises ``TimeUp`` and ``Stuck`` as the worker does, the
+    latter after the row of whose turn it was.
+    """
+    ends = Counter() if ends is None else ends
     left = unit
-    while True:
+    for peer in (peer for peer, count in ends.items() if count >= MOST_ENDS):
+        left = _without(peer, left)
+    while left.peers or unit.case is None:
         trying = ""
         try:
             for said in worker.ask(left):
@@ -121,20 +175,23 @@ def measured(unit: Unit, worker: Worker) -> Iterator[Found]:
                 if isinstance(found, Row):
                     left = replace(left, peers=tuple(p for p in left.peers if p != found.peer))
             return
-        except Gone as end:
-            if trying in left.peers and unit.case is not None:
-                yield Row(unit.case, trying, threads=0, refused=str(end))
-                left = replace(left, peers=tuple(p for p in left.peers if p != trying))
-            elif unit.case is None:
+        except (Gone, Stuck) as end:
+            if unit.case is None:
                 yield Reading(unit.reading, "", refused=str(end))
                 return
-            elif not trying:
-                # Nobody can be blamed but the case itself.
-                for peer in left.peers:
-                    yield Row(unit.case, peer, threads=0, refused=str(end))
-                return
-            if not left.peers:
-                return
+            ends.update([trying] if trying else [])
+            # Where it was nobody's turn, nobody can be blamed but the case itself.
+            for peer in (p for p in left.peers if p == (trying or p)):
+                yield Row(unit.case, peer, threads=0, refused=str(end))
+                left = _without(peer, left)
+            left = _without(trying, left)
+            if isinstance(end, Stuck):
+                raise
+
+
+def _without(peer: str, unit: Unit) -> Unit:
+    peers, beside = (tuple(p for p in own if p != peer) for own in (unit.peers, unit.beside))
+    return replace(unit, peers=peers, beside=beside)
 
 
 def _read(said: dict[str, Any]) -> Found:
@@ -147,18 +204,23 @@ def carry_out(
     keep: Callable[[Found], None],
     seconds: float,
     watched: Callable[[Unit], AbstractContextManager] = nullcontext,
-    now: Callable[[], float] = time.monotonic,
+    ends: Counter[str] | None = None,
 ) -> list[Unit]:
     """Measure the plan's units in order within so many seconds; return those left out."""
-    started, left = now(), []
+    worker.deadline = worker.now() + seconds
+    ends = Counter() if ends is None else ends
+    left = []
     try:
-        for unit in plan:
-            if now() - started + unit.seconds > seconds:
+        for place, unit in enumerate(plan):
+            if worker.now() + unit.seconds > worker.deadline:
                 left.append(unit)
                 continue
-            with watched(unit):
-                for found in measured(unit, worker):
-                    keep(found)
+            try:
+                with watched(unit):
+                    for found in measured(unit, worker, ends):
+                        keep(found)
+            except TimeUp:
+                return left + list(plan[place:])
     finally:
         worker.stop()
     return left
@@ -166,4 +228,4 @@ def carry_out(
 
 def worker_command(device: str) -> list[str]:
     """The measuring process for one device."""
-    return [sys.executable, "-m", "benchmarks.gpu.worker", device]
+    return [sys.executable, "-m", "benchmarks.gpu.process", device]

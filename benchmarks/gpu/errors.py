@@ -10,7 +10,7 @@ P pages, S tokens a page.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,14 +19,14 @@ from torch import Tensor
 from benchmarks.accuracy import sampled_rows
 from benchmarks.gpu.exact import Named, Piece, expected, to_dtype
 from benchmarks.gpu.peers import PEERS, ready
-from benchmarks.operations import DTYPES, Case, alibi_slopes
+from benchmarks.operations import DTYPES, Case, alibi_slopes, with_bounded_rows
 from benchmarks.peers import minus_log_length
 from sigmoid_attention import sigmoid_attention, sigmoid_decode, sigmoid_varlen_attention
 
 # Of longer problems a sample of rows is looked at.
 COMPLETE = 2048
 PAGE = 16
-TERMS = ("bias", "attn_mask", "alibi_slopes")
+TENSORS, TERMS = ("query", "key", "value"), ("bias", "attn_mask", "alibi_slopes")
 IMPLEMENTATIONS = ("gluon", "triton", "cpu", "tiled", "reference")
 
 
@@ -41,12 +41,13 @@ class Call:
     arguments: dict[str, Any]
     pieces: list[Piece]
     cut: Callable[[str, Tensor], Sequence[Tensor]] = lambda name, whole: whole.unbind()
-    learns: bool = True
+    # Whose gradients are asked for, where they are numbers.
+    learns: tuple[str, ...] = (*TENSORS, *TERMS)
 
     def answer(self, impl: str) -> Named:
         """The output and every gradient, by one of this library's implementations."""
         arguments, leaves = dict(self.arguments), {}
-        for name in ("query", "key", "value", *TERMS) if self.learns else ():
+        for name in self.learns:
             given = arguments.get(name)
             if isinstance(given, Tensor) and given.is_floating_point():
                 arguments[name] = leaves[name] = given.detach().requires_grad_()
@@ -57,7 +58,7 @@ class Call:
 
     def answer_of(self, peer: str, case: Case) -> Named:
         """The same by somebody who has nothing but the three tensors."""
-        leaves = {name: self.arguments[name].detach() for name in ("query", "key", "value")}
+        leaves = {name: self.arguments[name].detach() for name in TENSORS}
         leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
         out = ready(peer, case, leaves["query"].device)(*leaves.values())
         return {"output": out.detach()} | self._gradients(out, leaves)
@@ -182,6 +183,20 @@ def dense(case: Case, pieces: list[Piece]) -> Call:
     return Call(sigmoid_attention, tensors | terms | _settings(case, pieces[0]), pieces)
 
 
+def fixed(case: Case, pieces: list[Piece]) -> Call:
+    """The same with terms that nothing is learned of: a gradient of theirs is for other kernels."""
+    return replace(dense(case, pieces), learns=TENSORS)
+
+
+def bounded(case: Case, pieces: list[Piece]) -> Call:
+    """The same with logits that are bounded as those that are timed."""
+    parts = [
+        replace(piece, query=with_bounded_rows(piece.query), key=with_bounded_rows(piece.key))
+        for piece in pieces
+    ]
+    return fixed(case, parts)
+
+
 def packed(case: Case, pieces: list[Piece]) -> Call:
     """All sequences one behind the other."""
     ends = [
@@ -236,7 +251,7 @@ def cached(case: Case, pieces: list[Piece], page: int = 0) -> Call:
             cache = torch.empty_like(by_page)
             cache[table.flatten()] = by_page
         arguments[f"{name}_cache"] = cache
-    return Call(sigmoid_decode, arguments | _settings(case, pieces[0]), pieces, learns=False)
+    return Call(sigmoid_decode, arguments | _settings(case, pieces[0]), pieces, learns=())
 
 
 def paged(case: Case, pieces: list[Piece]) -> Call:
@@ -297,9 +312,11 @@ CACHES = {"lengths": lambda n: [(1, n), (1, n // 3), (1, 1)]}
 FEATURES: dict[str, Callable[[Case], Plan]] = {
     "": _feature(),
     "alibi": _feature(_slopes),
+    "bounded alibi": _feature(_slopes, layout=bounded),
     "window": _feature(_window),
     "softcap": _feature(lambda case, normal, q, k: {"softcap": 2.0}),
     "head bias": _feature(_bias_of_heads),
+    "fixed head bias": _feature(_bias_of_heads, layout=fixed),
     "row bias": _feature(_bias_of_rows),
     "float mask": _feature(lambda case, normal, q, k: {"attn_mask": normal(1, q, k)}),
     "bool mask": _feature(lambda case, normal, q, k: {"attn_mask": normal(1, q, k) > 0}),

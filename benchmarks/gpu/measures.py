@@ -1,25 +1,63 @@
-"""What the targets of a GPU are measured by; `ours` is the row of what a user gets."""
+"""What the targets of a GPU are measured by; `ours` is the row of what a user gets.
+
+Times are compared within rounds that were shared: the row of whoever is compared holds what ours
+cost beside it.
+"""
 
 import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from benchmarks.gpu.peers import OURS, SOFTMAX
+from benchmarks.gpu.peers import OURS, SIGMOID, SOFTMAX
 from benchmarks.operations import DTYPES, Case
 from benchmarks.rows import Key, Row, merged
 
 USERS = "ours"
+# A softmax that is as fast as they get: to be faster than torch's older one says little.
+STRONG = ("sdpa-cudnn", "flash-attn-2", "flash-attn-3")
+DELIBERATE = ("NotImplementedError", "ModuleNotFoundError")
 
 
 def with_ours(rows: dict[Key, Row]) -> dict[Key, Row]:
-    """The rows, and one of the peer "ours" for each case: of gluon where it accepts, or triton."""
-    chosen: dict[Case, Row] = {}
+    """The rows, and one of the peer "ours" for each case: of what `impl="auto"` takes.
+
+    Of errors the worse of both kernels, whatever it takes, and none without both. Its stamp says
+    `by` whom it is.
+    """
+    by_case: dict[Case, dict[str, Row]] = {}
     for row in rows.values():
         if row.peer in OURS:
-            before = chosen.get(row.case)
-            better = before is None or before.refused or (row.peer == OURS[0] and not row.refused)
-            chosen[row.case] = row if better else before
-    return merged(rows, [replace(row, peer=USERS) for row in chosen.values()])
+            by_case.setdefault(row.case, {})[row.peer] = row
+    chosen = [
+        _worst(own) if case.operation == "error" else _taken(own) for case, own in by_case.items()
+    ]
+    return merged(
+        rows,
+        [replace(row, peer=USERS, stamp=row.stamp | {"by": row.peer}) for row in chosen if row],
+    )
+
+
+def refuses(row: Row) -> bool:
+    """Whether it says itself that it does not do this; else it failed."""
+    return bool(row.refused) and row.refused.startswith(DELIBERATE)
+
+
+def _worst(own: dict[str, Row]) -> Row | None:
+    answers = [row for row in own.values() if not refuses(row)]
+    if len(own) < len(OURS) or not answers:
+        return next(iter(own.values())) if len(own) == len(OURS) else None
+    return max(answers, key=lambda row: largest((row.error or {"": math.inf}).values()))
+
+
+def _taken(own: dict[str, Row]) -> Row | None:
+    told = [row.stamp["auto"] for row in own.values() if "auto" in row.stamp]
+    # Who ended the process before it could tell is not passed over.
+    order = told[0] if told else list(own)
+    for peer in order:
+        row = own.get(peer)
+        if row is None or not refuses(row):
+            return row
+    return None
 
 
 def tflops(row: Row, rows: dict[Key, Row]) -> float | None:
@@ -29,13 +67,39 @@ def tflops(row: Row, rows: dict[Key, Row]) -> float | None:
 
 def over_softmax(row: Row, rows: dict[Key, Row]) -> float | None:
     """The fastest softmax peer's time over the row's."""
-    return _fastest(row, rows, SOFTMAX)
+    return min(compared(row, rows, SOFTMAX).values(), default=None)
 
 
 def over_peers(row: Row, rows: dict[Key, Row]) -> float | None:
     """The same of the fastest of all others."""
-    others = {other.peer for other in rows.values()} - {*OURS, USERS}
-    return _fastest(row, rows, tuple(others))
+    return min(compared(row, rows, (*SOFTMAX, *SIGMOID)).values(), default=None)
+
+
+def compared(row: Row, rows: dict[Key, Row], peers: tuple[str, ...]) -> dict[str, float]:
+    """Each peer's time over the row's, by name, from rounds that both shared."""
+    found = {}
+    for peer in peers if row.costs else ():
+        other = rows.get((row.case, peer, row.threads))
+        beside = other.stamp.get("beside", {}) if other else {}
+        own = beside.get(row.stamp.get("by", row.peer))
+        if other and other.costs and own:
+            found[peer] = other.cost / own
+    return found
+
+
+def against(measure: str, row: Row, rows: dict[Key, Row]) -> tuple[str, ...]:
+    """Whom a measure compares the row with; nobody where it compares with no peer."""
+    peers = {"over_softmax": SOFTMAX, "over_peers": (*SOFTMAX, *SIGMOID)}.get(measure, ())
+    return tuple(compared(row, rows, peers))
+
+
+def lacks(measure: str, row: Row, rows: dict[Key, Row]) -> bool:
+    """Whether somebody did not answer without whom a comparison decides nothing."""
+    there = against(measure, row, rows)
+    if measure not in ("over_softmax", "over_peers"):
+        return False
+    short = measure == "over_peers" and "triton-sigmoid" not in there
+    return short or not {*there} & {*STRONG}
 
 
 def share_of_copy(row: Row, rows: dict[Key, Row]) -> float | None:
@@ -68,12 +132,6 @@ def read_speed(row: Row) -> float:
 def copy_speed(row: Row) -> float:
     """Bytes a second that a copy reads and writes, counted both."""
     return 2 * row.case.length * DTYPES[row.case.dtype].itemsize / row.cost
-
-
-def _fastest(row: Row, rows: dict[Key, Row], peers: tuple[str, ...]) -> float | None:
-    found = [rows.get((row.case, peer, row.threads)) for peer in peers]
-    costs = [other.cost for other in found if other and other.costs]
-    return min(costs) / row.cost if costs and row.costs else None
 
 
 GPU_MEASURES = {

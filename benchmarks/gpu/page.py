@@ -1,5 +1,6 @@
 """docs/gpu.md and its picture, from rows alone: no figure there was typed in."""
 
+import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,11 +13,13 @@ from benchmarks.gpu.picture import picture
 from benchmarks.gpu.readings import Reading
 from benchmarks.listing import ABSENT, times
 from benchmarks.operations import Case
-from benchmarks.rows import Key, Row
+from benchmarks.rows import Key, Row, file_name
 from benchmarks.targets import GPU_TARGETS, Standing, read_targets, standing
 from sigmoid_attention.report.format import token_count
 
-PAGE, IMAGE = "docs/gpu.md", "docs/benchmarks/gpu.svg"
+PAGE = "docs/gpu.md"
+# Of median rounds: queueing takes as long as the device, so that the host may be what was timed.
+HOST_BOUND = 0.9
 NOT_MEASURED = "Not measured on this device yet."
 NOT_MEASURED_HERE = "not measured on this device yet."
 WIDTH = 100
@@ -24,7 +27,18 @@ INTRODUCTION = """\
 # On a GPU
 
 What `make bench-gpu` measured, written by `python -m benchmarks publish benchmarks/results`. Every
-row, with its device, driver, versions and clocks, is in `benchmarks/results/`."""
+row, with its device, driver, versions and clocks, is in `benchmarks/results/`.
+
+It takes less than nine minutes; what found no time is measured when it is called again. Where torch
+for CUDA is there already and no network, bring a folder of wheels along and call its Python:
+
+```sh
+python3 -m pip install --no-deps --target wheels tyro docstring-parser typeguard rich \\
+  markdown-it-py mdurl pygments triton-sigmoid==0.1.2    # where there is a network
+export PYTHONPATH=src:wheels                             # where the GPU is
+python3 -m benchmarks gpu --out benchmarks/results --resume
+python3 -m benchmarks publish benchmarks/results
+```"""
 
 Rows = dict[Key, Row]
 
@@ -34,20 +48,18 @@ def gpu_pages(results: dict[str, tuple[Rows, dict[str, Reading]]]) -> dict[str, 
     parts = [INTRODUCTION]
     files: dict[str, str] = {}
     for device, (rows, readings) in results.items():
-        drawn = picture(rows, device)
-        if drawn and IMAGE not in files:
-            files[IMAGE] = drawn
-        parts += _device(device, rows, readings, has_picture=bool(drawn))
+        drawn, image = picture(rows, device), f"docs/benchmarks/gpu-{file_name(device)}.svg"
+        if drawn:
+            files[image] = drawn
+        parts += _device(device, rows, readings, image if drawn else "")
     return files | {PAGE: "\n\n".join(part for part in parts if part) + "\n"}
 
 
-def _device(
-    device: str, rows: Rows, readings: dict[str, Reading], *, has_picture: bool
-) -> list[str]:
+def _device(device: str, rows: Rows, readings: dict[str, Reading], image: str) -> list[str]:
     parts = [f"## {device}", _setting(rows)]
-    if has_picture:
-        parts.append(f"![TFLOP/s by length: this operator and its peers]({_from_page(IMAGE)})")
-    parts += ["### Goals", _goals(rows)]
+    if image:
+        parts.append(f"![TFLOP/s by length: this operator and its peers]({_from_page(image)})")
+    parts += ["### Goals", _legend_of_goals(), _goals(rows)]
     parts += ["### Speed", _legend_of_speed()]
     for title, operation, mask, dim in (
         (f"{name}, {mask}, D = {dim}", operation, mask, dim)
@@ -74,7 +86,9 @@ def _device(
             own.sort(key=lambda c: c.length)
             title = f"bf16, {mask}, D = {dim}, units of rounding"
             parts.append(_table(title, rows, own, _length, _units))
-    parts.append(_features(rows, [c for c in errors if c.feature]))
+    timed = [plan.alibi_error(length) for length in plan.ALIBI_LENGTHS]
+    parts.append(_table("bf16, ALiBi as it is timed", rows, timed, _length, _units))
+    parts.append(_features(rows, [c for c in errors if c.length == plan.FEATURE_LENGTH]))
     parts += ["### The device itself", _readings(readings)]
     parts += ["### Refused", _refusals(rows)]
     return parts
@@ -97,7 +111,8 @@ def _goals(rows: Rows) -> str:
     ours = with_ours(rows)
     standings = [standing(target, ours) for target in read_targets(GPU_TARGETS)]
     return _markdown(
-        ["goal", "bound", "worst", "stands"], [_goal(standing) for standing in standings]
+        ["goal", "bound", "worst", "stands", "by", "against"],
+        [_goal(standing) for standing in standings],
     )
 
 
@@ -105,7 +120,8 @@ def _goal(standing: Standing) -> list[str]:
     target = standing.target
     worst = ABSENT if standing.worst is None else f"{standing.worst[1]:.3g}"
     bound = f"{'≥' if target.at_least else '≤'} {target.bound:g}"
-    return [target.name, bound, worst, standing.verdict]
+    by, against = ", ".join(standing.by), ", ".join(NAMES[peer] for peer in standing.against)
+    return [target.name, bound, worst, standing.verdict, by or ABSENT, against or ABSENT]
 
 
 Cell = Callable[[Row, Rows], str]
@@ -137,20 +153,26 @@ def _batch(case: Case) -> str:
 def _rate(row: Row, rows: Rows) -> str:
     low, high = min(row.costs), max(row.costs)
     spread = (high - low) / (2 * row.cost)
-    return f"{row.flops_per_second / 1e12:.0f} ±{spread:.0%}"
+    return f"{row.flops_per_second / 1e12:.0f} ±{spread:.0%}{_host(row)}"
+
+
+def _host(row: Row) -> str:
+    """A mark where the host takes as long to queue a call as the device to do it."""
+    bound = row.cpu and statistics.median(row.cpu) >= HOST_BOUND * statistics.median(row.wall)
+    return ", host" if bound else ""
 
 
 def _milliseconds(row: Row, rows: Rows) -> str:
     gain = GPU_MEASURES["over_softmax"](row, rows)
     said = f" ({times(gain)}×)" if gain and row.peer in OURS else ""
-    return f"{row.cost * 1e3:.3g}{said}"
+    return f"{row.cost * 1e3:.3g}{said}{_host(row)}"
 
 
 def _gigabytes(row: Row, rows: Rows) -> str:
     share = GPU_MEASURES["share_of_copy"](row, rows)
     said = f" ({share:.0%})" if share is not None else ""
-    host = "" if row.stamp.get("graph", True) else ", no graph"
-    return f"{read_speed(row) / 1e9:.0f}{said}{host}"
+    graph = "" if row.stamp.get("graph", True) else ", no graph"
+    return f"{read_speed(row) / 1e9:.0f}{said}{graph}{_host(row)}"
 
 
 def _units(row: Row, rows: Rows) -> str:
@@ -191,28 +213,39 @@ def _readings(readings: dict[str, Reading]) -> str:
 
 def _refusals(rows: Rows) -> str:
     """What could not be measured, each reason once."""
-    reasons: dict[tuple[str, str], set[str]] = {}
+    where: dict[tuple[str, str], dict[str, list[int]]] = {}
     for row in rows.values():
         if row.refused:
             case = row.case
-            what = " ".join(p for p in (case.operation, case.dtype, case.feature) if p)
-            reasons.setdefault((row.peer, row.refused), set()).add(what)
-    lines = [
-        textwrap.fill(
-            f"- {NAMES.get(peer, peer)}: {reason} ({', '.join(sorted(where))})",
-            WIDTH,
-            subsequent_indent="  ",
+            dim = f"D={case.dim}" if case.operation != "copy" else ""
+            what = " ".join(p for p in (case.operation, case.dtype, dim, case.feature) if p)
+            lengths = where.setdefault((row.peer, row.refused), {}).setdefault(what, [])
+            lengths.append(case.length)
+    lines = []
+    for (peer, reason), lengths in where.items():
+        cases = "; ".join(
+            f"{what} n={', '.join(token_count(n) for n in sorted(set(own)))}"
+            for what, own in sorted(lengths.items())
         )
-        for (peer, reason), where in reasons.items()
-    ]
+        said = f"- {NAMES.get(peer, peer)}: {reason} ({cases})"
+        lines.append(textwrap.fill(said, WIDTH, subsequent_indent="  "))
     return "\n".join(lines) or (NOT_MEASURED if not rows else "Nothing.")
+
+
+def _legend_of_goals() -> str:
+    return _filled("""
+        A goal is judged by what `impl="auto"` took (by), errors by the worse of both kernels, and
+        against those peers that answered everywhere. It is incomplete where no cuDNN and no
+        flash_attn answered, or on short rows no triton-sigmoid. FlexAttention is measured on short
+        rows after all else.""")
 
 
 def _legend_of_speed() -> str:
     return _filled(f"""
         bf16, {plan.TOKENS} tokens and {plan.COLUMNS} columns (heads times D) in all, bias -log n.
         Median of rounds in which the peers take turns, with half the spread of all of them. Counted
-        are the matrix products that causality leaves: two forward, five backward.""")
+        are the matrix products that causality leaves: two forward, five backward. Where it says
+        host, to queue a call took the host 90% of the device's time or more.""")
 
 
 def _legend_of_alibi() -> str:
@@ -250,4 +283,5 @@ def _from_page(path: str) -> str:
 def _markdown(head: Iterable[Any], lines: Iterable[Iterable[str]]) -> str:
     head = list(head)
     rows = [head, ["---"] * len(head), *map(list, lines)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    escaped = ([cell.replace("|", "\\|") for cell in cells] for cells in rows)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)

@@ -6,6 +6,7 @@ that is not installed, or cannot do a case, raises and gets a row that says so.
 Shape letters: B batch, H heads, N tokens, D head dim.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -81,9 +82,14 @@ def sdpa(backend: str) -> Callable[[Case, torch.device], Attend]:
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             with sdpa_kernel(chosen):
-                return F.scaled_dot_product_attention(
-                    query, key, value, is_causal=case.is_causal, enable_gqa=grouped
-                )
+                try:
+                    return F.scaled_dot_product_attention(
+                        query, key, value, is_causal=case.is_causal, enable_gqa=grouped
+                    )
+                except RuntimeError as error:
+                    if "No available kernel" not in str(error):
+                        raise
+                    raise NotImplementedError(f"torch has no {backend} for this") from None
 
         return attend
 
@@ -129,6 +135,15 @@ def triton_sigmoid(case: Case, device: torch.device) -> Attend:
 
     _only(case, "triton-sigmoid", slopes=False, decoding=False)
     return lambda q, k, v: attend(q, k, v, case.is_causal, sigmoid_bias=minus_log_length(case))
+
+
+def forget_choices() -> None:
+    """Let triton-sigmoid choose anew: of batch and heads its choices know nothing, so that what it
+    chose for an error's two heads would be what it is timed with."""
+    module = sys.modules.get("triton_sigmoid.sigmoid_triton_dense")
+    for kernel in list(vars(module).values()) if module else ():
+        if hasattr(kernel, "configs") and hasattr(kernel, "cache"):
+            kernel.cache.clear()
 
 
 def flash_sigmoid(case: Case, device: torch.device) -> Attend:

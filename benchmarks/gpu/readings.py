@@ -21,8 +21,11 @@ from sigmoid_attention.training.files import write_whole
 
 ROUNDS = 5
 LENGTHS = (512, 2048, 8192, 32768, 131072)
-LOADED_SECONDS = 2.0
-PRODUCT = 8192
+# Of work queued before each look; nvidia-smi takes a fraction of it.
+LOADED_SECONDS = 1.0
+PRODUCT = 16384
+# Longer it takes only where the driver is stuck.
+SMI_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,21 @@ def errors_of(tanh: Callable[[Tensor], Tensor], device: torch.device) -> Iterato
 
 
 def clocks(device: torch.device) -> Iterator[Reading]:
-    """Clock and power while matrix products keep the device busy for two seconds."""
+    """Clock and power while matrix products keep the device busy."""
     left = torch.randn(PRODUCT, PRODUCT, device=device, dtype=torch.bfloat16)
-    watch = gpu_stopwatch()
+    watch, gpu = gpu_stopwatch(), gpu_id(device)
     one = watch(lambda: torch.mm(left, left)).wall
-    for _ in range(math.ceil(LOADED_SECONDS / one)):
-        torch.mm(left, left)
-    said = [asked_for_state() for _ in range(ROUNDS)]
+    said = []
+    for _ in range(ROUNDS):
+        for _ in range(math.ceil(LOADED_SECONDS / one)):
+            torch.mm(left, left)
+        end = torch.cuda.Event()
+        end.record()
+        state = asked_for_state(gpu)
+        # Nobody knows when within its second nvidia-smi looked: the load has to outlast it.
+        said += [] if end.query() else [state]
+        if not state:
+            break
     torch.cuda.synchronize(device)
     for name, unit in (("clocks.sm", "MHz"), ("power.draw", "W"), ("temperature.gpu", "degrees C")):
         values = tuple(state[name] for state in said if name in state)
@@ -117,14 +128,24 @@ def clocks(device: torch.device) -> Iterator[Reading]:
 STATE = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 
 
-def asked_for_state() -> dict[str, float]:
-    """Clocks (MHz), power (W) and temperature by nvidia-smi, as far as it says."""
+def asked_for_state(gpu: str = "") -> dict[str, float]:
+    """Clocks (MHz), power (W) and temperature by nvidia-smi, as far as it says; of one GPU's id."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
     query = [program, f"--query-gpu={','.join(STATE)}", "--format=csv,noheader,nounits"]
-    child = subprocess.run(query, capture_output=True, text=True, timeout=10)
+    query += [f"--id={gpu}"] if gpu else []
+    try:
+        child = subprocess.run(query, capture_output=True, text=True, timeout=SMI_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return {}
     return state_of(child.stdout)
+
+
+def gpu_id(device: torch.device) -> str:
+    """The name by which nvidia-smi knows a device, whatever CUDA_VISIBLE_DEVICES calls it."""
+    uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+    return f"GPU-{uuid}" if uuid and not uuid.startswith("GPU-") else uuid
 
 
 def state_of(said: str) -> dict[str, float]:

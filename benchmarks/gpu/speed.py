@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.peers import ready
+from benchmarks.gpu.automatic import tried_by_auto
+from benchmarks.gpu.peers import OURS, ready
 from benchmarks.gpu.stopwatch import COLD_BYTES, captured, gpu_stopwatch
-from benchmarks.operations import DTYPES, OPERATIONS, Case, Inputs, Work, work
+from benchmarks.operations import DTYPES, OPERATIONS, Case, Inputs, Work, with_bounded_rows, work
 from benchmarks.rows import Row, times
 from benchmarks.timing import Budget, Seconds, Stopwatch, take_turns
 
 BUDGET = Budget(seconds=1.0, least=5, least_short=8, most=12)
-# In an ALiBi case no logit is larger than this before bias and slope.
-LARGEST_LOGIT = 8.0
 WARM_UPS = 3
 
 Tell = Callable[[str], None]
@@ -34,22 +33,30 @@ def measure_speed(
     peers: tuple[str, ...],
     device: torch.device,
     tell: Tell,
+    beside: tuple[str, ...] = (),
     stopwatch: Stopwatch | None = None,
     budget: Budget = BUDGET,
 ) -> Iterator[Row]:
-    """A row for each peer, those that refused included; `tell` hears whose turn it is."""
+    """A row for each peer, those that refused included; `tell` hears whose turn it is.
+
+    Who is `beside` them takes turns, too, and has its row from elsewhere. The stamps hold what ours
+    cost in the same rounds, and what `impl="auto"` tries.
+    """
     tensors = inputs(case, device)
     rows: dict[str, Row] = {}
     works: dict[str, Work] = {}
-    for peer in peers:
+    order = tried_by_auto(case, tensors, device) if {*OURS} & {*peers} else ()
+    for peer in (*beside, *peers):
         tell(peer)
+        stamp = {"auto": order} if peer in OURS else {}
         try:
-            works[peer], stamp = _prepared(case, peer, tensors, device)
+            works[peer], how = _prepared(case, peer, tensors, device)
         except Exception as refusal:
-            yield Row(case, peer, threads=0, refused=sentence(refusal))
+            if peer in peers:
+                yield Row(case, peer, threads=0, refused=sentence(refusal), stamp=stamp)
             leave_behind(device)
             continue
-        rows[peer] = Row(case, peer, threads=0, stamp=stamp)
+        rows[peer] = Row(case, peer, threads=0, stamp=stamp | how)
     names = {compute: peer for peer, compute in works.items()}
     watch = stopwatch or gpu_stopwatch(_cooling(device) if case.operation == "decode" else None)
 
@@ -57,8 +64,13 @@ def measure_speed(
         tell(names[compute])
         return watch(compute)
 
-    for peer, turns in take_turns(works, told, budget).items():
-        yield replace(rows[peer], **times(turns))
+    rows = {
+        peer: replace(rows[peer], **times(turns))
+        for peer, turns in take_turns(works, told, budget).items()
+    }
+    ours = {peer: row.cost for peer, row in rows.items() if peer in OURS}
+    for peer in (peer for peer in rows if peer in peers):
+        yield replace(rows[peer], stamp=rows[peer].stamp | {"beside": ours})
 
 
 def _prepared(
@@ -124,6 +136,5 @@ def inputs(case: Case, device: torch.device) -> Inputs:
     shape = case.batch, case.length, case.heads, case.dim
     query, key, value, upstream = (normal(*shape).transpose(1, 2) for _ in range(4))
     if OPERATIONS[case.operation].alibi:
-        length = (LARGEST_LOGIT * case.dim**0.5) ** 0.5
-        query, key = (x * (length / x.norm(dim=-1, keepdim=True)) for x in (query, key))
+        query, key = with_bounded_rows(query), with_bounded_rows(key)
     return Inputs(query, key, value, upstream)

@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.stamp import source_hash, switches
+from benchmarks.stamp import hash_of, source_hash, switches
 from sigmoid_attention.studies.environment import describe_machine, describe_versions
 
 PEERS = ("flash-attn", "flash-attn-3", "triton-sigmoid", "flash-sigmoid")
 DRIVER = Path("/proc/driver/nvidia/version")
+HERE = Path(__file__).parent
+# What here decides about a number; pages, targets and the order of the plan do not.
+MEASURING = (
+    "errors", "exact", "mufu", "peers", "readings", "speed", "stopwatch", "worker",
+)  # fmt: skip
 
 
 def gpu_stamp(device: torch.device) -> dict[str, Any]:
@@ -26,9 +31,18 @@ def gpu_stamp(device: torch.device) -> dict[str, Any]:
         "driver": driver_version(driver),
         "switches": switches(),
         "source": source_hash(),
+        "bench": hash_of(HERE, (HERE / f"{name}.py" for name in MEASURING)),
         "kernel": "gpu",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def same_gpu_conditions(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two stamps agree in what a GPU's numbers hang on; the host's memory is not of it."""
+    lasting = ("versions", "switches", "source", "bench", "driver")
+    return one["machine"]["accelerator"] == other["machine"]["accelerator"] and all(
+        one.get(name) == other.get(name) for name in lasting
+    )
 
 
 def driver_version(said: str) -> str:

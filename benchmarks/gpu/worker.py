@@ -1,19 +1,18 @@
 """The process that measures: asked for one unit a line, it answers in lines of JSON.
 
-`python -m benchmarks.gpu.worker DEVICE` is that process. A line says whose turn it is
+`process.py` is that process. A line says whose turn it is
 ({"trying": peer}), brings a row or a reading, or says that the unit is done. A kernel that reads
 where it may not leaves the device useless to its process; that then names its trouble and ends.
 """
 
 import json
-import os
-import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 import torch
 
 from benchmarks.gpu.errors import measure_errors
+from benchmarks.gpu.peers import forget_choices
 from benchmarks.gpu.plan import Unit
 from benchmarks.gpu.readings import READINGS, Reading
 from benchmarks.gpu.speed import Tell, leave_behind, measure_speed, sentence
@@ -30,9 +29,14 @@ def serve(asked: TextIO, answers: TextIO, device: torch.device) -> None:
     def tell(peer: str) -> None:
         say(trying=peer)
 
+    before = ""
     for line in asked:
         try:
-            for found in measure(Unit.from_json(json.loads(line)), device, tell):
+            unit = Unit.from_json(json.loads(line))
+            if before != "speed" == unit.kind:
+                forget_choices()
+            before = unit.kind
+            for found in measure(unit, device, tell):
                 kind = "row" if isinstance(found, Row) else "reading"
                 say(**{kind: found.to_json()})
             leave_behind(device)
@@ -52,7 +56,7 @@ def measure(unit: Unit, device: torch.device, tell: Tell) -> Iterator[Row | Read
             yield Reading(unit.reading, "", refused=sentence(refusal))
             leave_behind(device)
     elif unit.kind == "speed":
-        yield from measure_speed(unit.case, unit.peers, device, tell)
+        yield from measure_speed(unit.case, unit.peers, device, tell, unit.beside)
     else:
         for peer in unit.peers:
             tell(peer)
@@ -63,10 +67,3 @@ def measure(unit: Unit, device: torch.device, tell: Tell) -> Iterator[Row | Read
             else:
                 yield Row(unit.case, peer, threads=0, error=units, stamp={"floor": floor})
             leave_behind(device)
-
-
-if __name__ == "__main__":
-    # What libraries print must not come between the lines.
-    lines = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    serve(sys.stdin, lines, torch.device(sys.argv[1]))

@@ -25,12 +25,18 @@ def measure(unit: dict) -> None:
             os._exit(3)
         own = {"name": unit["reading"], "unit": "x", "values": [1.0]}
         say(reading=json.dumps(own))
+    for peer in unit["beside"]:
+        say(trying=peer)
+        if peer == "crash":
+            os.abort()
     for peer in unit["peers"]:
         if peer == "crash-at-once":
             os._exit(4)
         say(trying=peer)
         if peer == "crash":
             os.abort()
+        if peer == "prints":
+            print("Warning: {this is none}\n[1, 2]\n3", flush=True)
         if peer == "hang":
             time.sleep(60)
         if peer == "spoil":

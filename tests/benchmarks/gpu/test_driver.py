@@ -2,16 +2,19 @@
 
 import io
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.gpu import worker as measuring
-from benchmarks.gpu.driver import Worker, carry_out, measured, worker_command
+from benchmarks.gpu.driver import Stuck, Worker, carry_out, measured, worker_command
 from benchmarks.gpu.plan import Unit
 from benchmarks.gpu.readings import Reading
+from benchmarks.memory import ROOT
 from benchmarks.operations import Case
 from benchmarks.rows import Row
 
@@ -73,14 +76,73 @@ def test_a_reading_that_crashes_says_so(worker):
 
 
 def test_what_would_not_be_done_in_time_is_left_for_the_next_run(worker):
-    clock = iter(range(0, 1000, 10))
-    plan = [unit("a"), Unit("speed", CASE, ("b",), 35.0), unit("c"), unit("d")]
-    kept: list = []
-    left = carry_out(plan, worker, kept.append, seconds=32.0, now=lambda: next(clock))
-    # At 10, 20, 30 and 40 seconds: the second would take too long, the fourth comes too late.
+    worker.now = Clock(0.0, kept := [])
+    plan = [unit("a"), Unit("speed", CASE, ("b",), 35.0), unit("c"), Unit("speed", CASE, ("d",), 6)]
+    left = carry_out(plan, worker, kept.append, seconds=25.0)
+    # Ten seconds a row: the second would take too long, the fourth comes too late.
     assert [row.peer for row in kept] == ["a", "c"]
     assert left == [plan[1], plan[3]]
     assert worker.process is None
+
+
+class Clock:
+    """Ten seconds for each row that was kept, and the clock on the wall where it is hurried."""
+
+    def __init__(self, hurry: float, kept: list) -> None:
+        self.hurry, self.kept, self.started = hurry, kept, time.monotonic()
+
+    def __call__(self) -> float:
+        return 10.0 * len(self.kept) + self.hurry * (time.monotonic() - self.started)
+
+
+def test_nobody_is_waited_for_after_the_deadline_and_no_row_says_so(worker):
+    list(measured(unit("a"), worker))  # so that it has started
+    kept: list = []
+    # Two rows are kept, then it hangs for the second that is left.
+    worker.now = Clock(1.0, kept)
+    plan = [unit("a"), unit("b", "hang"), unit("c")]
+    started = time.monotonic()
+    assert carry_out(plan, worker, kept.append, seconds=21.0) == plan[1:]
+    assert time.monotonic() - started < 5
+    assert [row.peer for row in kept] == ["a", "b"]
+    assert worker.process is None
+
+
+@pytest.mark.parametrize("ending", ["crash", "hang", "spoil"])
+def test_who_ends_the_process_twice_is_left_out_without_a_row(worker, ending):
+    list(measured(unit("a"), worker))
+    worker.patience, kept = 0.5, []
+    plan = [unit(ending, "a")] * 3 + [unit(ending)]
+    assert carry_out(plan, worker, kept.append, seconds=600.0) == []
+    peers = [row.peer for row in kept]
+    assert peers.count(ending) == 2 and peers.count("a") == 3
+
+
+def test_who_is_beside_and_crashes_costs_no_row(worker):
+    rows = list(measured(Unit("speed", CASE, ("a", "b"), 1.0, beside=("crash",)), worker))
+    assert [row.peer for row in rows if isinstance(row, Row)] == ["a", "b"]
+
+
+def test_lines_of_others_are_not_answers(worker):
+    assert found(worker, "prints", "a")["a"].refused is None
+
+
+def test_a_process_that_does_not_end_is_named_after_its_row(monkeypatch, worker):
+    list(measured(unit("a"), worker))
+    process = worker.process
+
+    def wait(timeout=None):
+        raise subprocess.TimeoutExpired("worker", timeout)
+
+    kept: list = []
+    with monkeypatch.context() as held:
+        held.setattr(process, "wait", wait)
+        worker.patience = 0.5
+        with pytest.raises(Stuck, match=r"the measuring process \d+ does not end"):
+            carry_out([unit("hang", "a"), unit("a")], worker, kept.append, seconds=600.0)
+    assert [row.peer for row in kept] == ["hang"] and "does not end" in kept[0].refused
+    process.wait()
+    process.stdout.close()
 
 
 # The process itself, on a CPU ---------------------------------------------------------------------
@@ -117,11 +179,30 @@ def test_a_device_that_is_gone_ends_the_process(monkeypatch):
 
 
 def test_units_survive_the_way_to_the_process():
-    for own in (unit("a", "b"), Unit("readings", None, (), 2.5, "tanh")):
+    beside = Unit("speed", CASE, ("a",), 2.0, beside=("b", "c"), patience=3.0)
+    for own in (unit("a", "b"), Unit("readings", None, (), 2.5, "tanh"), beside):
         assert Unit.from_json(json.loads(json.dumps(own.to_json()))) == own
 
 
 def test_the_command_is_that_of_a_module():
     python, *module = worker_command("cuda:0")
-    assert module == ["-m", "benchmarks.gpu.worker", "cuda:0"]
+    assert module == ["-m", "benchmarks.gpu.process", "cuda:0"]
     assert Path(python).exists()
+
+
+def test_what_others_print_does_not_come_between_the_lines():
+    case = Case("error", "bf16", 40, 8, heads=2)
+    asked = json.dumps(Unit("errors", case, ("cpu",), 1.0).to_json())
+    child = subprocess.run(
+        worker_command("cpu"), cwd=ROOT, input=asked, capture_output=True, text=True
+    )
+    said = [json.loads(line) for line in child.stdout.splitlines()]
+    assert [next(iter(own)) for own in said] == ["trying", "row", "done"]
+
+
+def test_who_is_timed_after_errors_chooses_anew(monkeypatch):
+    forgotten: list = []
+    monkeypatch.setattr(measuring, "forget_choices", lambda: forgotten.append(1))
+    error = Unit("errors", Case("error", "bf16", 4, 8, heads=1), ("nobody",), 1.0)
+    served(error, unit("nobody"), unit("nobody"), error, unit("nobody"))
+    assert len(forgotten) == 2

@@ -13,11 +13,16 @@ import pytest
 import torch
 
 from benchmarks.gpu import peers, plan, speed
-from benchmarks.gpu.peers import PEERS, ready
-from benchmarks.gpu.speed import LARGEST_LOGIT, inputs, measure_speed
+from benchmarks.gpu.automatic import tried_by_auto
+from benchmarks.gpu.peers import PEERS, forget_choices, ready
+from benchmarks.gpu.speed import inputs, measure_speed
 from benchmarks.gpu.stopwatch import MOST_CALLS, captured, gpu_stopwatch
-from benchmarks.operations import Case, flops, work
+from benchmarks.operations import LARGEST_LOGIT, Case, flops, work
 from benchmarks.timing import Budget, Seconds
+from sigmoid_attention.attention import api, decode
+from sigmoid_attention.attention.gluon import operator as gluon
+from sigmoid_attention.attention.triton import decode_operator
+from sigmoid_attention.attention.triton import operator as triton
 
 CPU = torch.device("cpu")
 FORWARD = Case("forward", "fp32", 33, dim=16, mask="causal", heads=3, batch=2)
@@ -120,6 +125,7 @@ def test_what_a_graph_points_to_lives_as_long_as_it(monkeypatch):
 
 
 def test_every_peer_has_its_row_and_its_turn(monkeypatch):
+    monkeypatch.setattr(speed, "tried_by_auto", lambda *_: ("gluon", "triton"))
     monkeypatch.setitem(PEERS, "gluon", lambda case, device: 1 / 0)
     monkeypatch.setitem(PEERS, "triton", lambda case, device: lambda q, k, v: q)
     monkeypatch.setitem(PEERS, "sdpa-flash", lambda case, device: lambda q, k, v: q)
@@ -127,7 +133,9 @@ def test_every_peer_has_its_row_and_its_turn(monkeypatch):
     turns = iter(range(1, 9))
     watch = lambda compute: Seconds(float(next(turns)), 0.5)  # noqa: E731
     rows = list(
-        measure_speed(FORWARD, ("gluon", "triton", "sdpa-flash"), CPU, heard.append, watch, ONCE)
+        measure_speed(
+            FORWARD, ("gluon", "triton", "sdpa-flash"), CPU, heard.append, (), watch, ONCE
+        )
     )
     refused, first, second = rows
     assert refused.refused == "ZeroDivisionError: division by zero" and refused.wall == ()
@@ -138,9 +146,45 @@ def test_every_peer_has_its_row_and_its_turn(monkeypatch):
         0,
     )
     assert (second.peer, second.wall) == ("sdpa-flash", (2.0, 3.0))
+    assert [row.stamp.get("auto") for row in rows] == [("gluon", "triton")] * 2 + [None]
+    assert second.stamp["beside"] == {"triton": 2.5}
     prepared, timed = heard[:3], heard[3:]
     assert prepared == ["gluon", "triton", "sdpa-flash"]
     assert timed == ["triton", "sdpa-flash", "sdpa-flash", "triton"]
+
+
+def test_who_is_beside_takes_turns_and_has_no_row(monkeypatch):
+    for peer, attend in (("gluon", 0), ("triton", 1), ("flex-sigmoid", 1)):
+        make = (lambda case, device: lambda q, k, v: q) if attend else (lambda *_: 1 / 0)
+        monkeypatch.setitem(PEERS, peer, make)
+    turns = iter((1.0, 5.0, 7.0, 3.0))
+    watch = lambda compute: Seconds(next(turns), 0.5)  # noqa: E731
+    (row,) = measure_speed(
+        FORWARD, ("flex-sigmoid",), CPU, lambda peer: None, ("gluon", "triton"), watch, ONCE
+    )
+    assert (row.peer, row.wall, row.stamp) == (
+        "flex-sigmoid", (5.0, 7.0), {"beside": {"triton": 2.0}},
+    )  # fmt: skip
+
+
+def test_what_auto_tries_is_asked_of_the_library_and_nothing_computed(monkeypatch):
+    def tried(**other) -> tuple[str, ...]:
+        # A length of its own: a call that is known already need not look for anybody.
+        case = replace(FORWARD, **other)
+        return tried_by_auto(case, inputs(case, CPU), CPU)
+
+    monkeypatch.setattr(api, "_reference", lambda *_: 1 / 0)
+    assert tried(length=51) == ("cpu",)
+    monkeypatch.setattr(api, "_candidates", lambda problem: [api._gluon, api._triton])
+    assert tried(length=52) == ("gluon", "triton")
+    assert tried(length=53, operation="backward") == ("gluon", "triton")
+    # What it found in place of them is there no more.
+    assert "refusing" not in gluon.attend.__qualname__ + triton.attend.__qualname__
+
+
+def test_a_step_s_own_kernel_is_what_auto_tries_first(monkeypatch):
+    monkeypatch.setattr(decode, "_decode", lambda problem, *_: decode_operator.attend(problem, 0))
+    assert tried_by_auto(DECODE, inputs(DECODE, CPU), CPU) == ("triton",)
 
 
 def test_backward_alone_is_the_gradients_of_one_forward():
@@ -286,8 +330,16 @@ def test_packages_by_token_are_called_in_their_layout(monkeypatch):
         ready("triton-sigmoid", replace(FORWARD, operation="alibi-forward"), CPU)
 
 
+def test_choices_of_triton_sigmoid_are_forgotten(monkeypatch):
+    forget_choices()  # where it is not installed
+    tuned = types.SimpleNamespace(configs=[1], cache={"key": 1})
+    installed(monkeypatch, "triton_sigmoid.sigmoid_triton_dense", kernel=tuned, other={"a": 1})
+    forget_choices()
+    assert tuned.cache == {} and sys.modules["triton_sigmoid.sigmoid_triton_dense"].other
+
+
 def test_what_is_not_installed_says_so():
-    rows = list(measure_speed(FORWARD, ("flash-attn-3",), CPU, lambda peer: None, None, ONCE))
+    rows = list(measure_speed(FORWARD, ("flash-attn-3",), CPU, lambda peer: None, (), None, ONCE))
     assert rows[0].refused == "ModuleNotFoundError: No module named 'flash_attn_interface'"
 
 
