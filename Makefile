@@ -43,7 +43,10 @@ bench-cpu: $(READY)
 	$(BIN)/python -m benchmarks publish benchmarks/results
 
 # In less than nine minutes; what found no time is measured by the next call. It needs a CUDA build
-# of torch: where that is there already, run these two lines with its Python.
+# of torch: where that is there already, run these two lines with its Python, without a network as
+#   PYTHONPATH=src:wheels python3 -m benchmarks gpu --out benchmarks/results --resume
+#   PYTHONPATH=src:wheels python3 -m benchmarks publish benchmarks/results
+# where wheels is a folder that docs/gpu.md says how to make.
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks gpu --resume --out benchmarks/results
 	$(BIN)/python -m benchmarks publish benchmarks/results

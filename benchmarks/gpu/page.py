@@ -29,13 +29,16 @@ INTRODUCTION = """\
 What `make bench-gpu` measured, written by `python -m benchmarks publish benchmarks/results`. Every
 row, with its device, driver, versions and clocks, is in `benchmarks/results/`.
 
-It takes less than nine minutes; what found no time is measured when it is called again. Where torch
-for CUDA is there already and no network, bring a folder of wheels along and call its Python:
+It takes less than nine minutes; what found no time is measured when it is called again. On a
+machine with a GPU, torch for CUDA, numpy, pyarrow and rich but no network, bring a folder of wheels
+along (triton-sigmoid is a peer, of the others the command line is made):
 
 ```sh
-python3 -m pip install --no-deps --target wheels tyro docstring-parser typeguard rich \\
-  markdown-it-py mdurl pygments triton-sigmoid==0.1.2    # where there is a network
-export PYTHONPATH=src:wheels                             # where the GPU is
+# Where there is a network:
+python3 -m pip install --target wheels --no-deps --only-binary=:all: --python-version 3.12 \\
+  tyro docstring-parser typeguard triton-sigmoid==0.1.2
+# Where the GPU is, in the repository's folder:
+export PYTHONPATH=src:wheels
 python3 -m benchmarks gpu --out benchmarks/results --resume
 python3 -m benchmarks publish benchmarks/results
 ```"""

@@ -104,6 +104,8 @@ def flex_sigmoid(case: Case, device: torch.device) -> Attend:
     # refuse rather than that.
     torch.compiler.reset()
     torch._dynamo.config.fail_on_recompile_limit_hit = True
+    # A backward pass that is timed alone is run many times from one forward.
+    torch._functorch.config.donated_buffer = False
     compiled = torch.compile(flex_attention, dynamic=False)
     bias, own = minus_log_length(case), slopes(case)
     of_head = None if own is None else own.to(device)

@@ -12,13 +12,14 @@ import torch
 
 import benchmarks.__main__ as command_line
 from benchmarks.__main__ import main
-from benchmarks.gpu import command, plan, stamp
+from benchmarks.gpu import command, driver, plan, stamp
 from benchmarks.gpu.command import REFERENCE, Store, gpu_results, readings_file
 from benchmarks.gpu.measures import with_ours
 from benchmarks.gpu.page import PAGE, gpu_pages
 from benchmarks.gpu.peers import OURS
 from benchmarks.gpu.plan import KINDS, Unit, units
-from benchmarks.gpu.readings import Reading
+from benchmarks.gpu.readings import SMI_SECONDS, Reading
+from benchmarks.listing import listing
 from benchmarks.operations import Case, flops
 from benchmarks.rows import Row, merged, read, write
 from benchmarks.targets import (
@@ -440,6 +441,48 @@ def test_the_page_holds_what_the_rows_hold():
         in page
     )
     assert "Driver 570.1, torch 2.11.0, triton 3.6.0, 2026-01-02; source 0123." in page
+
+
+def test_what_the_host_may_have_been_is_marked_and_no_reason_breaks_a_table():
+    bound = replace(row(FORWARD, "triton", at(FORWARD, 700)), cpu=(at(FORWARD, 700) * 1.1,) * 3)
+    free = replace(row(FORWARD, "gluon", at(FORWARD, 700)), cpu=(at(FORWARD, 700) * 0.5,) * 3)
+    refused = Reading("x", "a clock", refused="a | b")
+    page = gpu_pages({"NVIDIA H200": (rows(bound, free), {"x": refused})})[PAGE]
+    assert lines_of(page, "| this operator, triton")[0].endswith("700 ±10%, host |")
+    assert lines_of(page, "| this operator, gluon")[0].endswith("700 ±10% |")
+    assert "| x | – | a clock | a \\| b |" in page
+
+
+def test_goals_say_by_whom_and_against_whom():
+    found = rows(
+        row(FORWARD, "triton", at(FORWARD, 700)),
+        row(FORWARD, "sdpa-cudnn", 1.0, beside=(0.5, 0.6)),
+    )
+    page = gpu_pages({"NVIDIA H200": (found, {})})[PAGE]
+    (goal,) = lines_of(page, "| times the best softmax: full")
+    assert goal.endswith("| 1.67 | met | triton | SDPA, cuDNN |")
+
+
+def test_each_device_has_its_picture():
+    files = gpu_pages({"NVIDIA H200": (made_up(), {}), "NVIDIA A100": (made_up(), {})})
+    assert len(files) == 3
+    for name in ("gpu-nvidia-h200.svg", "gpu-nvidia-a100.svg"):
+        assert f"(benchmarks/{name})" in files[PAGE]
+        assert name[11:15].upper() in files[f"docs/benchmarks/{name}"]
+
+
+def test_the_command_ends_in_nine_minutes_whatever_happens():
+    # With twenty seconds to start and to publish.
+    longest = 60 * command_line.Gpu().minutes + driver.PATIENCE_AT_END + SMI_SECONDS + 20
+    assert longest < 540
+    assert {unit.seconds <= 40 for unit in units()} == {True}
+
+
+def test_a_copy_has_no_flops():
+    ((*_, rate, _, _, _),) = zip(
+        *(column.cells for column in listing([row(COPY, "copy", 1.0)]).columns), strict=True
+    )
+    assert rate == "–"
 
 
 def test_nothing_measured_is_said_to_be_so():

@@ -190,19 +190,31 @@ def test_the_command_is_that_of_a_module():
     assert Path(python).exists()
 
 
-def test_what_others_print_does_not_come_between_the_lines():
-    case = Case("error", "bf16", 40, 8, heads=2)
-    asked = json.dumps(Unit("errors", case, ("cpu",), 1.0).to_json())
+PROCESS = """
+import runpy, sys, types
+worker = types.ModuleType("benchmarks.gpu.worker")
+worker.serve = lambda asked, answers, device: (print("noise"), answers.write(device + asked.read()))
+sys.modules[worker.__name__] = worker
+sys.path.insert(0, "{folder}")
+sys.argv[1:] = ["cuda:0"]
+runpy.run_module("benchmarks.gpu.process", run_name="__main__")
+"""
+
+
+def test_what_others_print_does_not_come_between_the_lines(tmp_path):
+    (tmp_path / "torch.py").write_text("print('imported'); device = str")
     child = subprocess.run(
-        worker_command("cpu"), cwd=ROOT, input=asked, capture_output=True, text=True
-    )
-    said = [json.loads(line) for line in child.stdout.splitlines()]
-    assert [next(iter(own)) for own in said] == ["trying", "row", "done"]
+        [sys.executable, "-c", PROCESS.format(folder=tmp_path)],
+        cwd=ROOT, input=" asked", capture_output=True, text=True,
+    )  # fmt: skip
+    assert (child.stdout, child.stderr) == ("cuda:0 asked", "imported\nnoise\n")
 
 
 def test_who_is_timed_after_errors_chooses_anew(monkeypatch):
     forgotten: list = []
     monkeypatch.setattr(measuring, "forget_choices", lambda: forgotten.append(1))
-    error = Unit("errors", Case("error", "bf16", 4, 8, heads=1), ("nobody",), 1.0)
+    monkeypatch.setattr(measuring, "measure", lambda unit, device, tell: [])
+    monkeypatch.setattr(measuring, "leave_behind", lambda device: None)
+    error = Unit("errors", CASE, ("nobody",), 1.0)
     served(error, unit("nobody"), unit("nobody"), error, unit("nobody"))
     assert len(forgotten) == 2

@@ -2,12 +2,15 @@
 
 import json
 import math
+import subprocess
+import types
 
 import pytest
 import torch
 
 from benchmarks.gpu import mufu, readings
 from benchmarks.gpu.readings import Reading, errors_of, rates_of, read, write
+from benchmarks.timing import Seconds
 from tests.attention.cross_compile import cross_compile
 
 CPU = torch.device("cpu")
@@ -66,6 +69,50 @@ def test_a_reading_takes_the_place_of_the_older(tmp_path):
     assert read(path)["a"].value == 2.0
     assert len(path.read_text().splitlines()) == 2
     assert json.loads(path.read_text().splitlines()[1])["refused"] is None
+
+
+@pytest.mark.parametrize("ended", [(), (1, 3)], ids=["loaded", "idle-twice"])
+def test_clocks_are_read_under_load(ended, monkeypatch):
+    looks, queued = iter(range(9)), []
+
+    class Event:
+        def record(self):
+            queued.append("end")
+
+        def query(self):
+            return next(looks) in ended
+
+    for name, own in (("Event", Event), ("synchronize", lambda device: queued.append("wait"))):
+        monkeypatch.setattr(torch.cuda, name, own)
+    monkeypatch.setattr(torch, "mm", lambda left, right: queued.append("product"))
+    monkeypatch.setattr(readings, "PRODUCT", 4)
+    monkeypatch.setattr(readings, "gpu_id", lambda device: "GPU-0")
+    monkeypatch.setattr(readings, "gpu_stopwatch", lambda: lambda work: Seconds(0.25, 0.0))
+    monkeypatch.setattr(
+        readings, "asked_for_state", lambda gpu: queued.append(gpu) or {"clocks.sm": 1980.0}
+    )
+    found = {reading.name: reading for reading in readings.clocks(CPU)}
+    assert found["clocks.sm under load"].values == (1980.0,) * (5 - len(ended))
+    assert "does not say" in str(found["power.draw under load"].refused)
+    # A second of work before each look, and nobody waits for it in between.
+    assert queued == (["product"] * 4 + ["end", "GPU-0"]) * 5 + ["wait"]
+
+
+def test_a_gpu_is_known_by_its_uuid(monkeypatch):
+    for uuid, name in (("1-2", "GPU-1-2"), ("GPU-1-2", "GPU-1-2"), ("", "")):
+        properties = types.SimpleNamespace(uuid=uuid)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, own=properties: own)
+        assert readings.gpu_id(CPU) == name
+
+
+@pytest.mark.parametrize("error", [OSError(), subprocess.TimeoutExpired("x", 3)], ids=repr)
+def test_state_is_nothing_where_nvidia_smi_fails(error, monkeypatch):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(readings.shutil, "which", lambda name: name)
+    monkeypatch.setattr(readings.subprocess, "run", fails)
+    assert readings.asked_for_state("GPU-0") == {}
 
 
 def test_state_is_nothing_where_nobody_tells(monkeypatch):

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import peers, plan, speed
 from benchmarks.gpu.automatic import tried_by_auto
@@ -122,6 +123,43 @@ def test_what_a_graph_points_to_lives_as_long_as_it(monkeypatch):
     assert replay() is answer() and graph.replayed == 1
     # The side stream waits for what was queued before, and the graph for it.
     assert len(graph.streams) == 2
+
+
+def test_caches_are_cooled_by_reading(monkeypatch):
+    monkeypatch.setattr(speed, "COLD_BYTES", 64)
+    cool = speed._cooling(CPU)
+    with FunctionNames() as called:
+        cool()
+    # Nothing of the store is written, or it would be written back while the step is timed.
+    assert called.names == ["aten::amax"]
+
+
+class FunctionNames(TorchDispatchMode):
+    """The operations that torch is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_torch_s_lack_of_a_kernel_is_a_refusal_and_other_errors_are_not(monkeypatch):
+    attend = peers.sdpa("CUDNN_ATTENTION")(FORWARD, CPU)
+    for said, kind in (("No available kernel.", NotImplementedError), ("lost", RuntimeError)):
+        error = RuntimeError(said)
+        monkeypatch.setattr(
+            peers.F, "scaled_dot_product_attention", lambda *_, own=error, **__: raised(own)
+        )
+        with pytest.raises(kind) as caught:
+            attend(*[torch.ones(1)] * 3)
+        assert caught.type is kind
+
+
+def raised(error):
+    raise error
 
 
 def test_every_peer_has_its_row_and_its_turn(monkeypatch):
