@@ -30,7 +30,7 @@ class _Last(Exception):
 def tried_by_auto(case: Case, tensors: Inputs, device: torch.device) -> tuple[str, ...]:
     """The implementations that a call tries one after the other, the definition left out.
 
-    None where the library could not be asked.
+    Empty where the library could not be asked.
     """
     tried: dict[str, None] = {}
 
@@ -45,7 +45,8 @@ def tried_by_auto(case: Case, tensors: Inputs, device: torch.device) -> tuple[st
     given = (x.detach().requires_grad_(learns) for x in (tensors.query, tensors.key, tensors.value))
     with ExitStack() as stack:
         for entrance, name in ENTRANCES.items():
-            with suppress(ImportError):
+            # Whatever is wrong with it, its own rows say so.
+            with suppress(Exception):
                 module = import_module(f"sigmoid_attention.attention.{entrance}")
                 stack.enter_context(patch.object(module, "attend", refusing(name)))
         stack.enter_context(patch.object(api, "_reference", side_effect=_Last))

@@ -46,7 +46,9 @@ def measure_speed(
     rows: dict[str, Row] = {}
     works: dict[str, Work] = {}
     order = tried_by_auto(case, tensors, device) if {*OURS} & {*peers} else ()
-    for peer in (*beside, *peers):
+    for peer in (*peers, *beside):
+        if peer in beside and not works:
+            return
         tell(peer)
         stamp = {"auto": order} if peer in OURS else {}
         try:

@@ -195,14 +195,18 @@ def test_who_is_beside_takes_turns_and_has_no_row(monkeypatch):
     for peer, attend in (("gluon", 0), ("triton", 1), ("flex-sigmoid", 1)):
         make = (lambda case, device: lambda q, k, v: q) if attend else (lambda *_: 1 / 0)
         monkeypatch.setitem(PEERS, peer, make)
+    heard: list[str] = []
     turns = iter((1.0, 5.0, 7.0, 3.0))
     watch = lambda compute: Seconds(next(turns), 0.5)  # noqa: E731
     (row,) = measure_speed(
         FORWARD, ("flex-sigmoid",), CPU, lambda peer: None, ("gluon", "triton"), watch, ONCE
     )
     assert (row.peer, row.wall, row.stamp) == (
-        "flex-sigmoid", (5.0, 7.0), {"beside": {"triton": 2.0}},
+        "flex-sigmoid", (1.0, 3.0), {"beside": {"triton": 6.0}},
     )  # fmt: skip
+    # Nobody is timed beside nobody.
+    (row,) = measure_speed(FORWARD, ("gluon",), CPU, heard.append, ("triton",), watch, ONCE)
+    assert row.refused and heard == ["gluon"]
 
 
 def test_what_auto_tries_is_asked_of_the_library_and_nothing_computed(monkeypatch):
