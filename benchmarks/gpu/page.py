@@ -123,7 +123,7 @@ def _goal(standing: Standing) -> list[str]:
     target = standing.target
     worst = ABSENT if standing.worst is None else f"{standing.worst[1]:.3g}"
     bound = f"{'≥' if target.at_least else '≤'} {target.bound:g}"
-    by, against = ", ".join(standing.by), ", ".join(NAMES[peer] for peer in standing.against)
+    by, against = ", ".join(standing.by), "; ".join(NAMES[peer] for peer in standing.against)
     return [target.name, bound, worst, standing.verdict, by or ABSENT, against or ABSENT]
 
 

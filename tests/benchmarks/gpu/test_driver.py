@@ -132,6 +132,7 @@ def test_a_process_that_does_not_end_is_named_after_its_row(monkeypatch, worker)
     process = worker.process
 
     def wait(timeout=None):
+        assert timeout is not None, "this would wait for ever"
         raise subprocess.TimeoutExpired("worker", timeout)
 
     kept: list = []

@@ -66,6 +66,21 @@ def test_a_wrong_row_shows_in_its_part(name):
     assert all(units < 1.1 for part, units in found.items() if part != name)
 
 
+@pytest.mark.parametrize("feature", ["bounded alibi", "fixed head bias"])
+def test_where_nothing_is_learned_of_terms_their_gradient_is_not_asked_for(feature):
+    # Gluon hands it, and all gradients with it, to the other kernels.
+    call = build(case(feature), CPU)
+    assert call.answer("cpu").keys() == {"output", "query", "key", "value"}
+
+
+def test_what_is_timed_under_alibi_is_what_its_error_is_measured_of():
+    own = Case("error", "bf16", 90, 64, "causal", heads=2, feature="bounded alibi")
+    call = build(own, CPU)
+    for name in ("query", "key"):
+        norms = call.arguments[name].float().norm(dim=-1)
+        torch.testing.assert_close(norms, torch.full_like(norms, 8.0), rtol=0.01, atol=0)
+
+
 def test_what_is_no_number_is_infinitely_wrong():
     call = build(case("", "bf16"), CPU)
     given = call.answer("cpu")
