@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import peers, plan, speed
 from benchmarks.gpu.automatic import tried_by_auto
-from benchmarks.gpu.peers import PEERS, forget_choices, ready
+from benchmarks.gpu.peers import PEERS, forget_choices, ready, sigmoid
 from benchmarks.gpu.speed import inputs, measure_speed
 from benchmarks.gpu.stopwatch import MOST_CALLS, captured, gpu_stopwatch
 from benchmarks.operations import LARGEST_LOGIT, Case, flops, work
 from benchmarks.timing import Budget, Seconds
-from sigmoid_attention.attention import api, decode
+from sigmoid_attention.attention import api, decode, repeated
 from sigmoid_attention.attention.gluon import operator as gluon
 from sigmoid_attention.attention.triton import decode_operator
 from sigmoid_attention.attention.triton import operator as triton
@@ -210,16 +210,20 @@ def test_who_is_beside_takes_turns_and_has_no_row(monkeypatch):
 
 
 def test_what_auto_tries_is_asked_of_the_library_and_nothing_computed(monkeypatch):
-    def tried(**other) -> tuple[str, ...]:
-        # A length of its own: a call that is known already need not look for anybody.
-        case = replace(FORWARD, **other)
+    def tried(operation: str = "forward") -> tuple[str, ...]:
+        case = replace(FORWARD, operation=operation)
         return tried_by_auto(case, inputs(case, CPU), CPU)
 
+    monkeypatch.setattr(repeated, "_known", {})
     monkeypatch.setattr(api, "_reference", lambda *_: 1 / 0)
-    assert tried(length=51) == ("cpu",)
+    assert tried() == ("cpu",)
+    assert not repeated._known
+    # A call that is known already looks for nobody, unlike this question.
+    tensors = inputs(FORWARD, CPU)
+    sigmoid("auto")(FORWARD, CPU)(tensors.query, tensors.key, tensors.value)
+    assert repeated._known and tried() == ("cpu",)
     monkeypatch.setattr(api, "_candidates", lambda problem: [api._gluon, api._triton])
-    assert tried(length=52) == ("gluon", "triton")
-    assert tried(length=53, operation="backward") == ("gluon", "triton")
+    assert tried() == tried("backward") == ("gluon", "triton")
     # What it found in place of them is there no more.
     assert "refusing" not in gluon.attend.__qualname__ + triton.attend.__qualname__
 
