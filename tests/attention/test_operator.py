@@ -1,6 +1,7 @@
 """The operator against its definition, number by number, over random combinations of arguments."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -93,6 +94,20 @@ def test_statistics_are_never_kept_below_fp32(dtype):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     assert (actual.out.dtype, actual.mass.dtype, actual.largest.dtype) == (dtype, wide, wide)
     assert actual.visible.dtype == torch.int64
+
+
+@pytest.mark.parametrize("impl", ["reference", "tiled", "cpu", "flex"])
+@pytest.mark.parametrize(
+    "window, same",
+    [((5, 2**31 - 1), (5, -1)), ((2**31 - 1, 0), (-1, 0)), ((5, sys.maxsize), (5, -1))],
+)
+@pytest.mark.parametrize("bias", ["-2.5", "visible"])
+def test_a_side_longer_than_any_sequence_is_no_limit(window, same, bias, impl):
+    call = Call(batch=1, key_heads=2, group=1, queries=13, keys=17, head_dim=3, value_dim=2)
+    tensors, arguments = call.but(bias=bias).build(torch.float32)
+    expected = define(*tensors, **arguments | {"window_size": same}).out.float()
+    actual = sigmoid_attention(*tensors, **arguments | {"window_size": window}, impl=impl)
+    torch.testing.assert_close(actual, expected)
 
 
 ODD = Call(batch=2, key_heads=2, group=3, queries=5, keys=3, head_dim=3, value_dim=4)

@@ -8,10 +8,17 @@ from torch import Tensor
 
 Window = tuple[int, int]
 
+# No sequence is so long.
+NO_LIMIT = 2**30
+
 
 def effective_window(is_causal: bool, window_size: Window) -> Window:
-    """Fold causality into the window: a causal query sees nothing to its right."""
-    left, right = window_size
+    """Fold causality into the window: a causal query sees nothing to its right.
+
+    A side of NO_LIMIT or more, a usual way to say so, becomes -1: kernels count in 32 bits, and a
+    position with such a side added would wrap around.
+    """
+    left, right = [side if side < NO_LIMIT else -1 for side in window_size]
     return (left, 0) if is_causal else (left, right)
 
 

@@ -4,6 +4,7 @@ The interpreter cuts digits of bf16 off where a GPU rounds them: there the budge
 """
 
 import math
+import sys
 from unittest import mock
 
 import pytest
@@ -35,6 +36,7 @@ CALLS = {
     "window-left-three-queries": CALL.but(queries=3, window_size=(20, 0)),
     "window-right-three-queries": CALL.but(queries=3, window_size=(-1, 1), is_causal=False),
     "window-of-one": CALL.but(queries=3, window_size=(0, 0)),
+    "window-without-ends": CALL.but(queries=3, window_size=(2**31 - 1, sys.maxsize)),
     "slopes-of-heads": CALL.but(queries=2, slopes="H"),
     "softcap": CALL.but(softcap=0.7),
     "softcap-wide": CALL.but(softcap=30.0, scale=-0.4),

@@ -53,6 +53,8 @@ FEATURES = {
     "window": (qkv(43, 50), {"window_size": (18, 5)}),
     "window-left": (qkv(50, 43), {"window_size": (3, -1)}),
     "window-of-one": (qkv(35, 35), {"window_size": (0, 0)}),
+    "window-left-without-an-end": (qkv(35, 35), {"window_size": (2**31 - 1, 0)}),
+    "window-right-without-an-end": (qkv(35, 35), {"window_size": (5, 2**31 - 1)}),
     "one-head": (qkv(20, 33, heads=1), {}),
     "three-heads-a-key-head-two-batches": (
         qkv(18, 20, batch=2, heads=6, key_heads=2),
