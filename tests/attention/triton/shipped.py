@@ -21,6 +21,7 @@ A100 = Device("NVIDIA A100", (8, 0), 163 * 1024)
 L40S = Device("NVIDIA L40S", (8, 9), 99 * 1024)
 
 _TYPES = {
+    torch.float64: "fp64",
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",

@@ -19,7 +19,7 @@ from tests.attention.triton.shipped import A100, H200, L40S, Launch, launches
 
 KEYS = 2048
 SLOPES = torch.tensor([0.5, 0.25])
-BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,14 @@ class Shipped:
 
 
 # A call's kernels: a causal call with slopes is planned, and its backward sums the slopes' gradient
-# up; a backward in order computes the queries' gradient in a kernel of its own.
-FORWARD, PLANNED, BACKWARD, SUMS, IN_ORDER, QUERIES = (
-    "forward", "planned", "backward", "sums", "in-order", "queries"
+# up; a backward in order computes the queries' gradient in a kernel of its own. Masks and biases of
+# every pair have to be read many keys at a time.
+FORWARD, PLANNED, BACKWARD, SUMS, IN_ORDER, QUERIES, FLAGS, PAIRS = (
+    "forward", "planned", "backward", "sums", "in-order", "queries", "flags", "pairs-backward"
 )  # fmt: skip
-PRODUCTS = {FORWARD: 2, PLANNED: 2, BACKWARD: 5, SUMS: 5, IN_ORDER: 4, QUERIES: 3}
+PRODUCTS = {
+    FORWARD: 2, PLANNED: 2, FLAGS: 2, BACKWARD: 5, SUMS: 5, PAIRS: 5, IN_ORDER: 4, QUERIES: 3
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ BUDGETS: dict[Shipped, dict[str, Budget]] = {
         SUMS: Budget(255, 32.9, 3.0, spills=14, outside=130),
         IN_ORDER: Budget(255, 12.5, outside=53),
         QUERIES: Budget(228, 11.5),
+        FLAGS: Budget(254, 12.4),
+        PAIRS: Budget(255, 20.9, spills=14, outside=139),
     },
     Shipped(H200, BF16, 256): {
         FORWARD: Budget(235, 9.5),
@@ -165,13 +170,15 @@ def launched(shipped: Shipped, kind: str) -> dict[str, Launch]:
     query = torch.zeros(1, 2, KEYS, shipped.dim, dtype=shipped.dtype)
     planned = kind in (PLANNED, SUMS)
     slopes, right = (SLOPES, 0) if planned else (None, -1)
+    flags = torch.ones(KEYS, KEYS, dtype=torch.bool) if kind == FLAGS else None
+    bias = torch.zeros(KEYS, KEYS) if kind == PAIRS else None
     arguments = (
-        query, query, query, None, None, slopes, None,
+        query, query, query, bias, flags, slopes, None,
         (KEYS, KEYS, False, -1, right, True), (shipped.dim**-0.5, 0.0, -7.6, 2.0**-9),
     )  # fmt: skip
 
     def function() -> Any:
-        if kind in (FORWARD, PLANNED):
+        if kind in (FORWARD, PLANNED, FLAGS):
             return operator._forward(*arguments)
         return operator._backward(query, False, False, planned, *arguments)
 
@@ -190,7 +197,7 @@ def in_order(wanted: bool):
 
 @cache
 def compiled(shipped: Shipped, kind: str) -> tuple[Launch, Compiled]:
-    names = {FORWARD: "forward", PLANNED: "forward", QUERIES: "backward_queries"}
+    names = dict.fromkeys((FORWARD, PLANNED, FLAGS), "forward") | {QUERIES: "backward_queries"}
     launch = launched(shipped, kind)[names.get(kind, "backward")]
     return launch, launch.compiled(shipped.device)
 
@@ -246,6 +253,38 @@ def test_every_configuration_has_its_budgets():
                 if dtype == BF16 or device is H200:
                     wanted |= {SUMS, IN_ORDER, QUERIES}
                 assert BUDGETS[Shipped(device, dtype, dim)].keys() >= wanted
+
+
+@pytest.mark.parametrize(
+    "device, dim, kernel, types",
+    [
+        (H200, 128, "forward", (FP32, None)),
+        (H200, 128, "forward", (FP64, FP64)),
+        (H200, 256, "forward", (FP64, FP64)),
+        (H200, 128, "backward", (FP64, FP64)),
+        (H200, 128, "backward_queries", (FP64, FP64)),
+        (A100, 64, "forward", (FP64, FP64)),
+        (A100, 64, "backward", (FP64, FP64)),
+        (L40S, 64, "forward", (FP64, FP64)),
+    ],
+)
+def test_a_bias_and_a_mask_of_pairs_find_room(device, dim, kernel, types):
+    """The pipeliner keeps them in shared memory: these are the kernels that come nearest to it."""
+    query = torch.zeros(1, 1, KEYS, dim, dtype=BF16)
+    terms = [None if dtype is None else torch.zeros(KEYS, KEYS, dtype=dtype) for dtype in types]
+    arguments = (
+        query, query, query, *terms, None, None, (KEYS, KEYS, False, -1, -1, True),
+        (1.0, 0.0, -7.6, 0.0),
+    )  # fmt: skip
+
+    def function() -> Any:
+        if kernel == "forward":
+            return operator._forward(*arguments)
+        return operator._backward(query, False, False, False, *arguments)
+
+    with in_order(kernel == "backward_queries"):
+        compiled = launches(device, function)[kernel].compiled(device)
+    assert 64 * 1024 < compiled.shared <= device.shared
 
 
 def test_a_plan_spills_nothing():

@@ -87,6 +87,10 @@ FEATURES = {
         qkv(20, 33),
         {"attn_mask": hiding(20, 33), "bias": normal(2, 20, 33).float()},
     ),
+    "flags-and-bias-of-pairs-K48": (
+        qkv(20, 48),
+        {"attn_mask": normal(20, 48) > -0.5, "bias": normal(2, 20, 48).float()},
+    ),
     "all-at-once": (
         qkv(35, 43, batch=2, heads=4, key_heads=2, dim=24),
         {

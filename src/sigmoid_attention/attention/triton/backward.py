@@ -40,9 +40,12 @@ def backward(
     LEFT: tl.constexpr, RIGHT: tl.constexpr, SPANS: tl.constexpr,
     SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     ON_QUERY: tl.constexpr, ON_ROWS: tl.constexpr, ON_COLUMNS: tl.constexpr,
-    ON_PAIRS: tl.constexpr, ON_SLOPES: tl.constexpr,
+    ON_PAIRS: tl.constexpr, ON_SLOPES: tl.constexpr, BY_16: tl.constexpr,
 ):  # fmt: skip
     """One block of keys of one key head; arguments as for the forward kernel.
+
+    BY_16: the number of keys is a multiple of 16. A bias or a mask is read by as many then, where
+    else each key would have to be asked for.
 
     grad_rows (B, H, Q), grad_columns (B, H, K), grad_slopes (B, H, blocks) and grad_pairs, which
     broadcasts to (B, H, Q, K), are in fp32; ON_... say what to do with each.
@@ -55,6 +58,8 @@ def backward(
     g = turn // blocks % (heads // group)
     s = turn // blocks // (heads // group)
     start_q, length_q, start_k, length_k = tile.place(places, sequences, s, longest_q, longest_k)
+    if BY_16:
+        length_k = length_k // 16 * 16
     first_k = block * BLOCK_K
     if first_k < length_k:
         PRECISE: tl.constexpr = PRECISION == "tf32x3" and ACTIVATION == ACCURATE

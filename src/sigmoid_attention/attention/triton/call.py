@@ -135,8 +135,16 @@ class Call:
 
     @cached_property
     def configs(self) -> Configs:
-        own = configs.of(self.query.device)
-        return configs.choose(own, self.query.dtype, padded(self.head_dim), padded(self.value_dim))
+        own, dims = configs.of(self.query.device), (padded(self.head_dim), padded(self.value_dim))
+        chosen = configs.choose(own, self.query.dtype, *dims)
+        return chosen.beside_pairs(self.read_for_each_pair)
+
+    @cached_property
+    def read_for_each_pair(self) -> int:
+        """Bytes of bias and mask for each score."""
+        of_pairs = (tile.PAIRS.value, tile.FLAGS.value)
+        terms = (term for term in (self.bias, self.mask) if form(term) in of_pairs)
+        return sum(term.element_size() for term in terms if term is not None)
 
     @property
     def on_device(self):
@@ -325,6 +333,7 @@ class Call:
         pairs = NOT_WANTED
         if into.pairs is not None:
             pairs = ADDED if into.pairs_shared else STORED
+        by_16 = self.places is None and self.settings.max_k % 16 == 0
         programs = self.sequences * self.key_heads * cdiv(self.settings.max_k, config.block_k)
         launch(
             backward, programs,
@@ -339,6 +348,7 @@ class Call:
             ON_COLUMNS=into.columns is not None,
             ON_PAIRS=pairs.value,
             ON_SLOPES=into.slopes is not None,
+            BY_16=by_16 and self.read_for_each_pair > 0,
         )  # fmt: skip
 
     def _queries(self, grad_out: Tensor, into: Gradients, magnitudes: Tensor | None) -> None:

@@ -6,7 +6,7 @@ were chosen by their timings; there is none yet, so every entry is chosen by wha
 registers, spills and instructions for each score (tests/attention/triton/test_budgets.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -42,6 +42,27 @@ class Configs:
     backward_with_sums: Config
     backward_queries: Config
     span: int = 128
+
+    def beside_pairs(self, read: int) -> "Configs":
+        """The same for a call that reads so many bytes of bias and mask for each score.
+
+        They are in flight like the rows that a block visits, and wait in registers for their use.
+        With more than a bias in fp32, half as many rows at a time leave them room for it.
+        """
+        if read <= 4:
+            return self
+        return replace(
+            self,
+            forward=_half(self.forward, "block_k"),
+            backward=_half(self.backward, "block_q"),
+            backward_with_sums=_half(self.backward_with_sums, "block_q"),
+            backward_queries=_half(self.backward_queries, "block_k"),
+        )
+
+
+def _half(config: Config, visited: str) -> Config:
+    block = max(16, getattr(config, visited) // 2)
+    return replace(config, num_stages=min(config.num_stages, 2), **{visited: block})
 
 
 @dataclass(frozen=True)

@@ -153,11 +153,23 @@ def visited(
 
 
 @triton.jit
-def load_term(term, s, h, q, k, first_q, first_k, length_q, length_k, FORM: tl.constexpr):
-    """What a term holds for a tile, in the shape that its form has."""
+def load_term(
+    term, s, h, q, k, first_q, first_k, length_q, length_k,
+    FORM: tl.constexpr, WHOLE: tl.constexpr = NONE,
+):  # fmt: skip
+    """What a term holds for a tile, in the shape that its form has.
+
+    WHOLE: COLUMNS if all keys of the tile exist, ROWS if all queries do. A test of each key would
+    keep those of a row from being read together.
+    """
     corner = term[0] + s.to(tl.int64) * term[1] + h.to(tl.int64) * term[2]
     if (FORM == FLAGS) | (FORM == PAIRS):
-        exists = (q < length_q - first_q) & (k < length_k - first_k)
+        if WHOLE == COLUMNS:
+            exists = q < length_q - first_q
+        elif WHOLE == ROWS:
+            exists = k < length_k - first_k
+        else:
+            exists = (q < length_q - first_q) & (k < length_k - first_k)
         corner += first_q.to(tl.int64) * term[3] + first_k.to(tl.int64) * term[4]
         found = tl.load(corner + (q * term[3] + k * term[4]), mask=exists, other=0)
     elif FORM == ROWS:
@@ -211,10 +223,11 @@ def weights(x, TAIL: tl.constexpr, SHIFT: tl.constexpr, ACTIVATION: tl.constexpr
 def plus(
     extra, term, s, h, q, k, first_q, first_k, length_q, length_k,
     FORM: tl.constexpr, EITHER: tl.constexpr, OR: tl.constexpr, UNIT: tl.constexpr,
+    WHOLE: tl.constexpr = NONE,
 ):  # fmt: skip
     """``extra`` with a term in units of UNIT, if the term has one of two forms."""
     if (FORM == EITHER) | (FORM == OR):
-        found = load_term(term, s, h, q, k, first_q, first_k, length_q, length_k, FORM)
+        found = load_term(term, s, h, q, k, first_q, first_k, length_q, length_k, FORM, WHOLE)
         extra = extra + found.to(tl.float32) * UNIT
     return extra
 
@@ -232,17 +245,20 @@ def logits(
     scores, extra, slope, bias, mask, s, h, q, k, first_q, first_k, length_q, length_k,
     scale, softcap, BIAS: tl.constexpr, MASK: tl.constexpr, ALONG: tl.constexpr,
     SLOPES: tl.constexpr, SOFTCAP: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr = NONE,
 ):  # fmt: skip
     """Logits of a tile in units of UNIT, cap' at the scores, and the distance p_i - j.
 
     ``extra`` holds what does not change from tile to tile; terms of the form ALONG do.
     """
     extra = plus(
-        extra, bias, s, h, q, k, first_q, first_k, length_q, length_k, BIAS, ALONG, PAIRS, UNIT
-    )
+        extra, bias, s, h, q, k, first_q, first_k, length_q, length_k, BIAS, ALONG, PAIRS, UNIT,
+        WHOLE,
+    )  # fmt: skip
     extra = plus(
-        extra, mask, s, h, q, k, first_q, first_k, length_q, length_k, MASK, ALONG, PAIRS, UNIT
-    )
+        extra, mask, s, h, q, k, first_q, first_k, length_q, length_k, MASK, ALONG, PAIRS, UNIT,
+        WHOLE,
+    )  # fmt: skip
     away = 0.0
     if SLOPES:
         away = distance(q, k, first_q, first_k, length_k - length_q)
@@ -283,13 +299,15 @@ def weigh(
 ):  # fmt: skip
     """2^SHIFT sigmoid of a tile, 0 for pairs that do not see each other; then as ``logits``.
 
-    numbers: the last five of NUMBERS. INSIDE: all pairs are in the window. There, if a plan was
-    made (SPANS), blocks from ``full_first`` to ``full_end`` need the full sigmoid and no others.
+    numbers: the last five of NUMBERS. INSIDE: all pairs are in the window, and whatever the tiles
+    go along exists. There, if a plan was made (SPANS), blocks from ``full_first`` to ``full_end``
+    need the full sigmoid and no others.
     """
+    WHOLE: tl.constexpr = ALONG if INSIDE else NONE
     scale, softcap, left, right = numbers[0], numbers[2], numbers[3], numbers[4]
     x, bend, away = logits(  # type: ignore - it does return
         scores, extra, slope, bias, mask, s, h, q, k, first_q, first_k, length_q, length_k,
-        scale, softcap, BIAS, MASK, ALONG, SLOPES, SOFTCAP, UNIT, PRECISION,
+        scale, softcap, BIAS, MASK, ALONG, SLOPES, SOFTCAP, UNIT, PRECISION, WHOLE,
     )  # fmt: skip
     if INSIDE and SPANS:
         if (block >= full_first) & (block < full_end):
@@ -299,7 +317,7 @@ def weigh(
     else:
         found = weights(x, False, SHIFT, ACTIVATION)
     if MASK == FLAGS:
-        attended = load_term(mask, s, h, q, k, first_q, first_k, length_q, length_k, MASK)
+        attended = load_term(mask, s, h, q, k, first_q, first_k, length_q, length_k, MASK, WHOLE)
         found = tl.where(attended != 0, found, 0.0)
     if not INSIDE and (LEFT or RIGHT):
         seen = in_window(q, k, first_q, first_k, length_k - length_q, left, right, LEFT, RIGHT)
