@@ -4,12 +4,14 @@ same however the text reaches the operator: whole, in chunks, from a cache, padd
 import math
 import re
 from itertools import pairwise, product
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sigmoid_attention.attention import (
     BiasPolicy,
@@ -120,6 +122,25 @@ def test_the_effective_length_of_slopes_near_zero_is_the_length():
 def test_the_effective_length_takes_slopes_as_a_tensor():
     slopes = torch.tensor([0.5, 0.25])
     assert NegLogEffectiveLength(slopes, 8) == NegLogEffectiveLength((0.5, 0.25), 8)
+
+
+def test_the_effective_length_is_copied_to_its_device_once(text):
+    """While a graph is captured nothing may be copied, not even for a policy that is made anew."""
+
+    def attended():
+        bias = NegLogEffectiveLength((0.5, 0.25, 0.125), 12)
+        return sigmoid_attention(*text, bias=bias, impl="reference")
+
+    expected = attended()
+    with mock.patch.object(torch, "tensor", None):
+        assert torch.equal(attended(), expected)
+
+
+def test_what_a_tracer_saw_of_an_effective_length_is_not_kept(text):
+    bias = NegLogEffectiveLength((0.5, 0.25, 0.0625), 13)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert sigmoid_attention(*text, bias=bias).shape == text[0].shape
+    assert torch.isfinite(sigmoid_attention(*text, bias=bias)).all()
 
 
 def test_row_lse_turns_a_softmax_weight_into_p_over_one_plus_p(text):

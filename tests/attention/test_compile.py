@@ -50,9 +50,10 @@ def changing(tensors: list[Tensor], *lengths: int) -> list[Tensor]:
     return tensors
 
 
-def assert_same(function, graph, inputs: list[Tensor], **tolerance) -> None:
+def assert_same(function, graph, inputs: list, **tolerance) -> None:
     """Outputs, and the gradients of every floating input."""
-    trained = [tensor.requires_grad_() for tensor in inputs if tensor.is_floating_point()]
+    tensors = [each for each in inputs if isinstance(each, Tensor)]
+    trained = [tensor.requires_grad_() for tensor in tensors if tensor.is_floating_point()]
     expected, actual = function(*inputs), graph(*inputs)
     torch.testing.assert_close(actual, expected, **tolerance)
     torch.testing.assert_close(
@@ -181,6 +182,18 @@ def test_a_training_length_that_changes_changes_the_answer():
     graph = compiled(function, backend="eager")
     for n in (6, 60, 600):
         torch.testing.assert_close(graph(*qkv(6), n), function(*qkv(6), n))
+
+
+def test_an_effective_length_that_changes_changes_the_answer():
+    def function(query, key, value, bias):
+        return sigmoid_attention(query, key, value, bias=bias)
+
+    graph = compiled(function, backend="eager")
+    for first in (0.5, 0.75, 1.0):
+        bias = NegLogEffectiveLength((first, 0.25, 0.125, 0.0), 16)
+        with torch.inference_mode():
+            torch.testing.assert_close(graph(*qkv(6), bias), function(*qkv(6), bias))
+        assert_same(function, graph, [*qkv(6), bias])
 
 
 def packed(query, key, value, ends_q, ends_k):

@@ -9,7 +9,8 @@ Shape letters: B batch, H query heads, Q queries, K keys, D head dim.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -142,6 +143,7 @@ class NegLogEffectiveLength(BiasPolicy):
     alibi_slopes: tuple[float, ...]
     n: int
     offset: float = 0.0
+    values: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __init__(self, alibi_slopes: Sequence[float] | Tensor, n: int, offset: float = 0.0) -> None:
         _check_length(n, "NegLogEffectiveLength")
@@ -153,16 +155,13 @@ class NegLogEffectiveLength(BiasPolicy):
         slopes = tuple(float(slope) for slope in alibi_slopes)
         if any(slope < 0 for slope in slopes):
             raise ValueError(f"NegLogEffectiveLength: slopes must not be negative, got {slopes}")
+        values = (
+            offset - math.log(math.expm1(-m * n) / math.expm1(-m) if m > 0 else n) for m in slopes
+        )
         object.__setattr__(self, "alibi_slopes", slopes)
         object.__setattr__(self, "n", n)
         object.__setattr__(self, "offset", float(offset))
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        return tuple(
-            self.offset - math.log(math.expm1(-m * self.n) / math.expm1(-m) if m > 0 else self.n)
-            for m in self.alibi_slopes
-        )
+        object.__setattr__(self, "values", tuple(values))
 
     def resolve(self, rows: RowContext) -> Tensor:
         if len(self.alibi_slopes) != rows.heads:
@@ -170,7 +169,29 @@ class NegLogEffectiveLength(BiasPolicy):
                 f"bias: NegLogEffectiveLength has {len(self.alibi_slopes)} slopes "
                 f"for {rows.heads} heads"
             )
-        return torch.tensor(self.values, dtype=rows.dtype, device=rows.device).view(1, -1, 1, 1)
+        return _for_heads(self.values, rows.dtype, rows.device)
+
+
+def _for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, H, 1, 1), copied to its device once: while a CUDA graph is captured nothing may be."""
+    # What a tracer makes of it means nothing to anyone else.
+    traced = (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
+    return (_made_for_heads if traced else _kept_for_heads)(values, dtype, device)
+
+
+def _made_for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
+
+
+@lru_cache
+def _kept_for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # What is made in inference mode could not be used where something learns.
+    with torch.inference_mode(False):
+        return _made_for_heads(values, dtype, device)
 
 
 class HeadValues(BiasPolicy):
