@@ -93,11 +93,13 @@ class Compiled(Code):
     """A kernel as the GPU would run it.
 
     ``registers`` are those at the launch; warp groups that change theirs do so by USETMAXREG.
+    ``columns`` of tensor memory, which only sm_100 has, are 512 at most.
     """
 
     registers: int
     stack: int
     shared: int
+    columns: int
     num_warps: int
     ptx: str = field(repr=False)
     loops: tuple[Code, ...]
@@ -168,6 +170,7 @@ def _read(
         registers=registers,
         stack=stack,
         shared=compiled.metadata.shared,
+        columns=compiled.metadata.tmem_size,
         num_warps=compiled.metadata.num_warps,
         ptx=compiled.asm["ptx"],
         loops=_loops(instructions),

@@ -17,6 +17,7 @@ from sigmoid_attention.attention.triton.configs import Device
 from tests.attention.cross_compile import Compiled, cross_compile
 
 H200 = Device("NVIDIA H200", (9, 0), 227 * 1024)
+B200 = Device("NVIDIA B200", (10, 0), 227 * 1024)
 A100 = Device("NVIDIA A100", (8, 0), 163 * 1024)
 L40S = Device("NVIDIA L40S", (8, 9), 99 * 1024)
 

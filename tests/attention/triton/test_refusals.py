@@ -85,6 +85,7 @@ def test_an_unknown_activation_is_named(monkeypatch):
 
 DEVICES = {
     "H200": configs.Device("NVIDIA H200", (9, 0), 227 * 1024),
+    "B200": configs.Device("NVIDIA B200", (10, 0), 227 * 1024),
     "A100": configs.Device("NVIDIA A100", (8, 0), 163 * 1024),
     "L40S": configs.Device("NVIDIA L40S", (8, 9), 99 * 1024),
     "unknown": configs.Device("something newer", (12, 3), 99 * 1024),

@@ -112,6 +112,8 @@ def choose(device: Device, dtype: torch.dtype, head_dim: int, value_dim: int) ->
         return _HOPPER_FP32[wide] if device.capability == (9, 0) else _LARGE_FP32[wide]
     if device.shared < _ROOMY:
         return _SMALL[wide]
+    if device.capability[0] == 10:
+        return _BLACKWELL[wide]
     return _HOPPER[wide] if device.capability == (9, 0) else _LARGE[wide]
 
 
@@ -140,6 +142,16 @@ _LARGE = {
     ),
     256: Configs(
         Config(64, 64, 8, 1), Config(32, 64, 8, 1), Config(32, 64, 8, 1), Config(64, 32, 8, 1)
+    ),
+}
+# sm_100: products are summed up in a memory of their own, of which a block has 512 columns.
+_BLACKWELL = {
+    64: _LARGE[64],
+    128: replace(
+        _LARGE[128], backward=Config(64, 64, 8, 1), backward_with_sums=Config(64, 64, 8, 1)
+    ),
+    256: replace(
+        _LARGE[256], backward=Config(32, 32, 8, 1), backward_with_sums=Config(32, 32, 8, 1)
     ),
 }
 # 99 KiB: sm_86, sm_89, sm_120.
