@@ -89,13 +89,19 @@ class Sequences:
         return key.masked_fill(~self.within().mT, 0)
 
     def unpadded(self, rows_BHQ: Tensor, tokens: int) -> Tensor:
-        """What was computed for padded queries, (B, H, Q, ...), in the layout of the query."""
+        """What was computed for padded queries, (B, H, Q, ...), in the layout of the query.
+
+        Tokens of no sequence, behind the last, get zeros.
+        """
         if not self.packed:
             return rows_BHQ
         token_T = torch.arange(tokens, device=rows_BHQ.device)
         sequence_T = torch.searchsorted(self.start_q_B, token_T, right=True) - 1
         inside_T = token_T - self.start_q_B[sequence_T]
-        return rows_BHQ.transpose(1, 2)[sequence_T, inside_T].transpose(0, 1)[None]
+        exists_T = inside_T < self.length_q_B[sequence_T]
+        found_TH = rows_BHQ.transpose(1, 2)[sequence_T, inside_T.where(exists_T, 0)]
+        exists = exists_T.view(-1, *(1,) * (found_TH.dim() - 1))
+        return found_TH.where(exists, 0).transpose(0, 1)[None]
 
 
 def _rows(packed_1HTD: Tensor, start_B: Tensor, length_B: Tensor, longest: int) -> Tensor:

@@ -90,7 +90,9 @@ def sigmoid_varlen_attention(
     Args:
         query: (tokens, heads, head_dim). key: (tokens, key_heads, head_dim).
         value: (tokens, key_heads, value_dim).
-        cu_seq_q, cu_seq_k: (sequences + 1,) int, cumulative lengths from 0 to the token count.
+        cu_seq_q, cu_seq_k: (sequences + 1,) int, cumulative lengths from 0 to the token count. On
+            a GPU, where nobody waits to look at them, they may end before it: the tokens behind,
+            the padding of a captured graph, get zeros in the output and in all gradients.
         max_q, max_k: the longest sequence, or any number above it.
         bias: required. A number, a policy, or a tensor broadcastable to
             (sequences, heads, max_q, max_k). Which n a sequence was trained with cannot be told

@@ -1,5 +1,7 @@
 """Packed sequences and caches, second derivatives, compilation and checkpoints."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,6 +51,41 @@ def test_packed_sequences(interpreted, arguments, in_order):
     actual = interpreted(packed_by, blocks, "triton", positional, arguments, in_order=in_order)
     exact = exactly(sigmoid_varlen_attention, positional, arguments)
     assert_close_in_norm(actual, exact, torch.float32)
+
+
+def packed_with_padding(impl: str, positional: tuple, arguments: dict) -> dict[str, Tensor]:
+    """Where nobody looks at the lengths, and nothing that is allocated happens to be zero."""
+    from sigmoid_attention.attention.triton import operator
+
+    nobody = mock.patch("sigmoid_attention.attention.varlen._check_lengths", lambda *_: None)
+    like = operator.like
+    filled = mock.patch.object(operator, "like", lambda *given: like(*given).fill_(torch.nan))
+    with nobody, filled:
+        return packed_by(impl, positional, arguments)
+
+
+PADDING = 70
+
+
+def without_padding(query: Tensor, key: Tensor, value: Tensor, *lengths, **arguments) -> Tensor:
+    tokens = (each[:-PADDING] for each in (query, key, value))
+    out = sigmoid_varlen_attention(*tokens, *lengths, **arguments)
+    return torch.nn.functional.pad(out, (0, 0, 0, 0, 0, PADDING))
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("in_order", [False, True], ids=["added", "in-order"])
+def test_tokens_behind_the_last_sequence_get_zeros(interpreted, impl, in_order):
+    tokens_q, tokens_k = sum(LENGTHS_Q) + PADDING, sum(LENGTHS_K) + PADDING
+    tensors = (normal(tokens_q, 2, 16), normal(tokens_k, 1, 16), normal(tokens_k, 1, 24))
+    positional = (*(x.float() for x in tensors), ends(LENGTHS_Q), ends(LENGTHS_K), 34, 21)
+    arguments = {"bias": -2.0, "enable_gqa": True}
+    actual = interpreted(
+        packed_with_padding, BLOCKS, impl, positional, arguments, in_order=in_order
+    )
+    for tensor in actual.values():
+        assert torch.equal(tensor[-PADDING:], torch.zeros_like(tensor[-PADDING:]))
+    assert_close_in_norm(actual, exactly(without_padding, positional, arguments), torch.float32)
 
 
 def cached_by(impl: str, positional: tuple, arguments: dict) -> dict[str, Tensor]:

@@ -139,6 +139,8 @@ def _forward(
     """Output (B, H, Q, E)."""
     settings = unpacked(sizes, numbers)
     out = like(query, value.shape[3])
+    if settings.packed:
+        out.zero_()  # behind the last sequence there may be rows that belong to none
     if out.numel():
         Call(query, key, value, bias, attn_mask, alibi_slopes, places, settings).forward(out)
     return out
@@ -164,9 +166,10 @@ def _backward(
     in_order = torch.are_deterministic_algorithms_enabled()
     call = Call(query, key, value, bias, attn_mask, alibi_slopes, places, settings)
     on_query, on_key, on_value = (like(x, x.shape[3]) for x in (query, key, value))
-    if places is not None and not settings.packed:
-        on_key.zero_()  # a cache is longer than what it holds
-        on_value.zero_()
+    if places is not None:
+        # A cache is longer than what it holds, and packed rows may belong to no sequence.
+        for grad in (on_query, on_key, on_value):
+            grad.zero_()
     sums = Sums(
         query,
         (call.sequences, query.shape[1], settings.max_q, settings.max_k),
