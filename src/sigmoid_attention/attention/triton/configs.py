@@ -19,6 +19,8 @@ MEASURED: frozenset[str] = frozenset()
 class Config:
     """Queries and keys of a tile, warps that share it, tiles in flight.
 
+    With two in flight a tile is asked for when the one before it was used, and then waited for;
+    from three on that is hidden behind another tile's products, as the machine code shows.
     ``described``: keys and values come by descriptors, wherever the call's memory allows.
     """
 
@@ -46,22 +48,24 @@ class Configs:
     def beside_pairs(self, read: int) -> "Configs":
         """The same for a call that reads so many bytes of bias and mask for each score.
 
-        They are in flight like the rows that a block visits, and wait in registers for their use.
-        With more than a bias in fp32, half as many rows at a time leave them room for it.
+        They are in flight like the rows that a block visits, and wait in registers for their use:
+        two tiles are in flight then, and with more than a bias in fp32, half as many rows in each.
         """
-        if read <= 4:
+        if read == 0:
             return self
         return replace(
             self,
-            forward=_half(self.forward, "block_k"),
-            backward=_half(self.backward, "block_q"),
-            backward_with_sums=_half(self.backward_with_sums, "block_q"),
-            backward_queries=_half(self.backward_queries, "block_k"),
+            forward=_roomier(self.forward, "block_k", read),
+            backward=_roomier(self.backward, "block_q", read),
+            backward_with_sums=_roomier(self.backward_with_sums, "block_q", read),
+            backward_queries=_roomier(self.backward_queries, "block_k", read),
         )
 
 
-def _half(config: Config, visited: str) -> Config:
-    block = max(16, getattr(config, visited) // 2)
+def _roomier(config: Config, visited: str, read: int) -> Config:
+    block = getattr(config, visited)
+    if read > 4:
+        block = max(16, block // 2)
     return replace(config, num_stages=min(config.num_stages, 2), **{visited: block})
 
 
@@ -120,12 +124,12 @@ def choose(device: Device, dtype: torch.dtype, head_dim: int, value_dim: int) ->
 # sm_90: products by warp groups, which want whole tiles of 64 rows for each four warps.
 _HOPPER = {
     64: Configs(
-        Config(128, 128, 8, 2, described=True), Config(64, 128, 8, 2), Config(64, 128, 8, 2),
-        Config(128, 64, 8, 2),
+        Config(128, 128, 8, 3, described=True), Config(64, 128, 8, 3), Config(64, 128, 8, 3),
+        Config(128, 64, 8, 3),
     ),
     128: Configs(
-        Config(128, 128, 8, 2, described=True), Config(64, 128, 8, 2), Config(32, 128, 8, 2),
-        Config(128, 64, 8, 2),
+        Config(128, 128, 8, 3, described=True), Config(64, 128, 8, 3), Config(32, 128, 8, 3),
+        Config(128, 64, 8, 3),
     ),
     256: Configs(
         Config(128, 64, 8, 2, described=True), Config(64, 64, 8, 1), Config(64, 64, 8, 1),
@@ -135,10 +139,10 @@ _HOPPER = {
 # 160 KiB and more: sm_80, and what is newer than this table.
 _LARGE = {
     64: Configs(
-        Config(128, 64, 4, 3), Config(64, 128, 8, 2), Config(64, 128, 8, 1), Config(128, 64, 8, 2)
+        Config(128, 64, 4, 3), Config(64, 128, 8, 3), Config(64, 128, 8, 1), Config(128, 64, 8, 3)
     ),
     128: Configs(
-        Config(128, 64, 8, 2), Config(64, 128, 8, 1), Config(64, 128, 8, 1), Config(64, 64, 8, 2)
+        Config(128, 64, 8, 3), Config(64, 128, 8, 1), Config(64, 128, 8, 1), Config(64, 64, 8, 3)
     ),
     256: Configs(
         Config(64, 64, 8, 1), Config(32, 64, 8, 1), Config(32, 64, 8, 1), Config(64, 32, 8, 1)
@@ -157,10 +161,10 @@ _BLACKWELL = {
 # 99 KiB: sm_86, sm_89, sm_120.
 _SMALL = {
     64: Configs(
-        Config(128, 64, 4, 2), Config(64, 64, 4, 1), Config(32, 64, 4, 1), Config(64, 64, 4, 2)
+        Config(128, 64, 4, 3), Config(64, 64, 4, 1), Config(32, 64, 4, 1), Config(64, 64, 4, 3)
     ),
     128: Configs(
-        Config(64, 64, 4, 2), Config(32, 64, 4, 1), Config(32, 64, 4, 1), Config(64, 32, 4, 2)
+        Config(64, 64, 4, 3), Config(32, 64, 4, 1), Config(32, 64, 4, 1), Config(64, 32, 4, 3)
     ),
     256: Configs(
         Config(64, 32, 8, 1), Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(32, 32, 4, 1)
