@@ -7,6 +7,7 @@ import math
 import sys
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
@@ -90,6 +91,14 @@ def test_equals_the_definition_among_memory_that_nobody_wrote(interpreted, call,
 @pytest.mark.parametrize("name", ["five-queries-H16-G2-D20-E31", "all-terms"])
 def test_equals_the_definition_in_half_precision(interpreted, name, page_size, dtype):
     check(interpreted, Cache(USED, page_size, "heads", CALLS[name]), dtype)
+
+
+def test_numbers_of_numpy_are_numbers(interpreted):
+    tensors, arguments = Cache(USED, 0, "tokens", CALL).build(torch.float32)
+    settings = {"scale": np.float32(0.25), "softcap": np.float32(2.0), "bias": np.float64(-1.5)}
+    found = interpreted(decoded, Blocks(), tensors, arguments | settings)
+    plain = {name: float(number) for name, number in settings.items()}
+    assert_right(tensors, arguments | plain, found)
 
 
 @pytest.mark.parametrize("count", [1, 2, 20], ids=lambda count: f"S{count}")

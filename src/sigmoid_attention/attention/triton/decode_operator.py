@@ -69,7 +69,9 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     )
     sizes = (own.max_k, *problem.window, int(problem.tolerance_is_relative))
     constant = bias if by_number else 0.0
-    numbers = (problem.scale, problem.softcap or 0.0, constant, problem.tolerance)
+    # NumPy's scalars are numbers, too, but not to a launch.
+    given = (problem.scale, problem.softcap or 0.0, constant, problem.tolerance)
+    numbers = given if torch.compiler.is_compiling() else tuple(map(float, given))
     # Its way through torch's dispatcher would take longer than the kernel does.
     compute = _compute if unwatched(tensors) else decode
     return compute(*tensors, sizes, numbers)
@@ -89,6 +91,7 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
         raise NotImplementedError("query: the decoding kernel has no gradients")
 
 
+@lru_cache
 def parts(units: int, keys: int, block: int, multiprocessors: int) -> int:
     """In how many parts to read the keys: the formula of the module's text.
 
