@@ -108,7 +108,7 @@ def _unfit(device: torch.device) -> str | None:
     """What is wrong with a device."""
     if device.type != "cuda" or torch.version.hip is not None:
         return str(device)
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = configs.of(device).capability
     return f"{device} of capability {major}.{minor}" if major < 8 else None
 
 
