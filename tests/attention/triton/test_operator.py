@@ -122,7 +122,12 @@ def test_gradients_in_a_fixed_order(interpreted, name):
     check(interpreted, positional, in_order=True, **arguments)
 
 
-@pytest.mark.parametrize("name", ["window", "slopes-causal-of-each-batch", "causal-more-queries"])
+DESCRIBED = (
+    "window", "slopes-causal-of-each-batch", "causal-more-queries", "head-dim-40-value-dim-24"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
 def test_keys_and_values_by_descriptors(interpreted, name):
     positional, arguments = FEATURES[name]
     check(interpreted, positional, Blocks(described=True), **arguments)

@@ -41,6 +41,7 @@ def backward(
     SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     ON_QUERY: tl.constexpr, ON_ROWS: tl.constexpr, ON_COLUMNS: tl.constexpr,
     ON_PAIRS: tl.constexpr, ON_SLOPES: tl.constexpr, BY_16: tl.constexpr,
+    BY_8: tl.constexpr,
 ):  # fmt: skip
     """One block of keys of one key head; arguments as for the forward kernel.
 
@@ -51,6 +52,10 @@ def backward(
     broadcasts to (B, H, Q, K), are in fp32; ON_... say what to do with each.
     magnitudes: see :func:`grad_shift`; spans: the ranges of queries, (4, B, H, units).
     """
+    query, grad_out = tile.by_8(query, BY_8), tile.by_8(grad_out, BY_8)
+    key, value = tile.by_8(key, BY_8), tile.by_8(value, BY_8)
+    grad_key, grad_value = tile.by_8(grad_key, BY_8), tile.by_8(grad_value, BY_8)
+    grad_query = tile.by_8(grad_query, BY_8)
     blocks = tl.cdiv(longest_k, BLOCK_K)
     turn = tl.program_id(0)
     # The first keys are seen by most queries.

@@ -25,12 +25,15 @@ def backward_queries(
     BIAS: tl.constexpr, MASK: tl.constexpr, SLOPES: tl.constexpr, SOFTCAP: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, SPANS: tl.constexpr,
     SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    ON_ROWS: tl.constexpr,
+    ON_ROWS: tl.constexpr, BY_8: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head; arguments as for the other two kernels.
 
     grad_rows is (B, H, Q) in fp32; spans are the ranges of keys.
     """
+    query, grad_out = tile.by_8(query, BY_8), tile.by_8(grad_out, BY_8)
+    key, value = tile.by_8(key, BY_8), tile.by_8(value, BY_8)
+    grad_query = tile.by_8(grad_query, BY_8)
     blocks = tl.cdiv(longest_q, BLOCK_Q)
     turn = tl.program_id(0)
     block = blocks - 1 - turn % blocks

@@ -68,6 +68,12 @@ def strided(term: Tensor | None) -> Strided:
     return flags, *(0,) * (4 - len(strides)), *strides
 
 
+def by_8(*tensors: Strided) -> bool:
+    """Whether tile.by_8 has something to say: all strides are multiples of 8, and not of 16."""
+    strides = [stride for tensor in tensors if tensor is not None for stride in tensor[1:]]
+    return all(stride % 8 == 0 for stride in strides) and any(stride % 16 for stride in strides)
+
+
 def cdiv(size: int, block: int) -> int:
     return -(-size // block)
 
@@ -277,12 +283,13 @@ class Call:
         unit = 16 // self.query.element_size()
         for tensor in (self.key, self.value):
             odd = any(stride % unit or stride == 0 for stride in tensor.stride()[:3])
-            if odd or tensor.data_ptr() % 16 or tensor.shape[3] != padded(tensor.shape[3]):
+            if odd or tensor.data_ptr() % 16:
                 return None
         return tuple(
             TensorDescriptor(
                 tensor, list(tensor.shape), list(tensor.stride()),
-                [1, 1, config.block_k, tensor.shape[3]],
+                # Behind the last dim it brings zeros.
+                [1, 1, config.block_k, padded(tensor.shape[3])],
             )
             for tensor in (self.key, self.value)
         )  # fmt: skip
@@ -292,12 +299,14 @@ class Call:
         with self.on_device:
             spans = self.spans(of_keys=False)
             described = None if self.key.numel() == 0 else self.described(config)
-            keys, values = described or (self.rows(self.key), self.rows(self.value))
+            keys, values = self.rows(self.key), self.rows(self.value)
+            queries, rows_of_out = self.rows(self.query), self.rows(out)
             launch(
                 forward, self.sequences * self.heads * cdiv(self.settings.max_q, config.block_q),
-                self.rows(self.query), keys, values, self.rows(out),
+                queries, *(described or (keys, values)), rows_of_out,
                 *self.terms, self.places, spans, *self.numbers(self.units(self.settings.max_q)),
                 **self.constants(config, spans is not None), DESCRIBED=described is not None,
+                BY_8=by_8(queries, keys, values, rows_of_out),
             )  # fmt: skip
 
     def backward(self, grad_out: Tensor, into: Gradients, *, in_order: bool) -> None:
@@ -335,10 +344,10 @@ class Call:
             pairs = ADDED if into.pairs_shared else STORED
         by_16 = self.places is None and self.settings.max_k % 16 == 0
         programs = self.sequences * self.key_heads * cdiv(self.settings.max_k, config.block_k)
+        given = (self.query, self.key, self.value, grad_out)
+        rows = [self.rows(tensor) for tensor in (*given, into.query, into.key, into.value)]
         launch(
-            backward, programs,
-            *map(self.rows, (self.query, self.key, self.value, grad_out)),
-            *map(self.rows, (into.query, into.key, into.value)),
+            backward, programs, *rows,
             *self.terms, _heads(into.rows), _heads(into.columns), strided(into.pairs),
             _heads(into.slopes), magnitudes, self.places, spans,
             *self.numbers(self.units(self.settings.max_k)),
@@ -349,19 +358,22 @@ class Call:
             ON_PAIRS=pairs.value,
             ON_SLOPES=into.slopes is not None,
             BY_16=by_16 and self.read_for_each_pair > 0,
+            BY_8=by_8(*rows),
         )  # fmt: skip
 
     def _queries(self, grad_out: Tensor, into: Gradients, magnitudes: Tensor | None) -> None:
         config = self.configs.backward_queries
         spans = self.spans(of_keys=False)
+        given = (self.query, self.key, self.value, grad_out, into.query)
+        rows = [self.rows(tensor) for tensor in given]
         launch(
             backward_queries,
-            self.sequences * self.heads * cdiv(self.settings.max_q, config.block_q),
-            *map(self.rows, (self.query, self.key, self.value, grad_out, into.query)),
+            self.sequences * self.heads * cdiv(self.settings.max_q, config.block_q), *rows,
             *self.terms, _heads(into.rows), magnitudes, self.places, spans,
             *self.numbers(self.units(self.settings.max_q)),
             **self.constants(config, spans is not None),
             ON_ROWS=into.rows is not None,
+            BY_8=by_8(*rows),
         )  # fmt: skip
 
 

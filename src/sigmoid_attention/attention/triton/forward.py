@@ -26,14 +26,17 @@ def forward(
     BIAS: tl.constexpr, MASK: tl.constexpr, SLOPES: tl.constexpr, SOFTCAP: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, SPANS: tl.constexpr,
     SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    DESCRIBED: tl.constexpr,
+    DESCRIBED: tl.constexpr, BY_8: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head.
 
     group: query heads of a key head; longest_q, longest_k: of all sequences; units: see spans.
-    key, value: descriptors of (B, G, K, ...) if DESCRIBED.
+    key, value: descriptors of (B, G, K, ...) if DESCRIBED; BY_8: see tile.by_8.
     spans: (4, B, H, units), the ranges of keys in units of SPAN, see plan.py.
     """
+    query, out = tile.by_8(query, BY_8), tile.by_8(out, BY_8)
+    if not DESCRIBED:
+        key, value = tile.by_8(key, BY_8), tile.by_8(value, BY_8)
     blocks = tl.cdiv(longest_q, BLOCK_Q)
     turn = tl.program_id(0)
     # The last queries see most; a long block that starts last would be waited for.

@@ -52,6 +52,20 @@ def place(places, sequences, s, longest_q, longest_k):
 
 
 @triton.jit
+def by_8(tensor, BY_8: tl.constexpr):
+    """A tensor of rows whose strides are multiples of 8, if BY_8 says so.
+
+    Of a stride Triton itself finds out only whether it is a multiple of 16, and without either
+    each element of a row would be read alone.
+    """
+    if BY_8:
+        found = (tensor[0], tensor[1] // 8 * 8, tensor[2] // 8 * 8, tensor[3] // 8 * 8)
+    else:
+        found = tensor
+    return found
+
+
+@triton.jit
 def rows_of(tensor, s, head, start):
     """Where the rows of one head of one sequence begin."""
     offset = s.to(tl.int64) * tensor[1] + head.to(tl.int64) * tensor[2]
