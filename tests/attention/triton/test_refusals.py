@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sigmoid_attention.attention import api, sigmoid_attention, sigmoid_decode
+from sigmoid_attention.attention import api, sigmoid_attention
 from sigmoid_attention.attention.triton import activation, configs, operator
 
 
@@ -38,20 +38,6 @@ def fit(monkeypatch):
 def test_what_is_not_offered_is_named(fit, tensors, arguments, named):
     with pytest.raises(NotImplementedError, match=named):
         sigmoid_attention(*tensors, impl="triton", **arguments)
-
-
-def test_a_paged_cache_is_named(fit):
-    pages = torch.ones(4, 2, 2, 8)
-    with pytest.raises(NotImplementedError, match="key_cache"):
-        sigmoid_decode(
-            torch.ones(1, 2, 3, 8, requires_grad=True),
-            pages,
-            pages,
-            seqused_k=torch.tensor([5]),
-            block_table=torch.tensor([[2, 0, 1]]),
-            bias=-1.0,
-            impl="triton",
-        )
 
 
 def test_forward_mode_is_named(fit):

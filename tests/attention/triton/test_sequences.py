@@ -103,6 +103,24 @@ def test_a_cache_whose_end_holds_anything(interpreted):
     assert_close_in_norm(actual, exact, torch.float32)
 
 
+def paged_by(impl: str, positional: tuple, arguments: dict) -> dict[str, Tensor]:
+    """As on a GPU, where nobody may look at the lengths."""
+    with mock.patch("sigmoid_attention.attention.decode.looked_at", lambda *_: False):
+        return cached_by(impl, positional, arguments)
+
+
+def test_pages_for_many_queries_or_with_gradients(interpreted):
+    query, _, _ = qkv(19, 1, batch=2)
+    pages = [normal(9, 8, 1, dim, seed=dim).float() for dim in (16, 24)]
+    table = torch.tensor([[4, 0, 7, 2], [5, 1, 10**6, 10**6]])
+    arguments = {"seqused_k": torch.tensor([30, 16]), "bias": -2.0, "enable_gqa": True}
+    arguments |= {"block_table": table, "alibi_slopes": SLOPES}
+    positional = (query, *pages)
+    actual = interpreted(paged_by, BLOCKS, "triton", positional, arguments)
+    exact = exactly(sigmoid_decode, positional, arguments)
+    assert_close_in_norm(actual, exact, torch.float32)
+
+
 def twice(impl: str, positional: tuple, arguments: dict) -> dict[str, Tensor]:
     """Gradients of a function of the gradients."""
     leaves = [tensor.detach().requires_grad_() for tensor in positional]

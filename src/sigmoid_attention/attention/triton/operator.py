@@ -55,12 +55,13 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
 
     Raises:
         NotImplementedError: statistics, dropout, a dtype, head dim or device that the kernels are
-            not made for, forward-mode derivatives, or a paged cache.
+            not made for, or forward-mode derivatives.
     """
     refuse(problem, return_aux)
     own = problem.sequences
     if own is not None and own.as_given()[1] is not None:
-        raise NotImplementedError("key_cache: these Triton kernels take no paged cache")
+        # Pages are put in their order first: that copies keys, but makes no score for each pair.
+        problem = problem.padded()
     tensors, given = arguments(problem)
     # On its way through torch's dispatcher a short call would take longer than its kernel.
     return _forward(*given) if unwatched(tensors) else OPERATORS.triton_forward(*given)
