@@ -8,7 +8,7 @@ kept by these, and only the tensors are new.
 from collections.abc import Callable, Hashable
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ Tensors = tuple[Tensor | None, ...]
 Again = Callable[[Tensors], Tensor | None]
 
 _known: dict[Hashable, Again] = {}
+# How often a kind was met that is not kept yet.
+_met: dict[Hashable, int] = {}
 
 
 class Seen(NamedTuple):
@@ -130,8 +132,15 @@ def remember(seen: Seen | None, problem: Problem) -> None:
     """Keep what such a call needs, if that is nothing but other tensors."""
     if seen is None or seen.kind in _known:
         return
+    if (met := _met.get(seen.kind, 0) + 1) < seen.kernels.WORTHWHILE:
+        _set(_met, seen.kind, met)
+        return
     known = seen.kernels.known(seen.tensors, problem)
     if known is not None:
-        if len(_known) >= _MOST:
-            _known.clear()
-        _known[seen.kind] = known
+        _set(_known, seen.kind, known)
+
+
+def _set(kept: dict[Hashable, Any], kind: Hashable, value: Any) -> None:
+    if len(kept) >= _MOST:
+        kept.clear()
+    kept[kind] = value

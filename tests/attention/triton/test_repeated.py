@@ -44,6 +44,7 @@ def in_turns(function: Any, calls: list[tuple[tuple, dict]]) -> tuple[list[Tenso
     first = []
     for tensors, arguments in calls:
         repeated._known.clear()
+        repeated._met.clear()
         first.append(function(*tensors, **arguments))
     return found, first, sum(hasattr(known, "_launches") for known in kept)
 
@@ -75,8 +76,8 @@ def test_a_call_is_made_again_with_other_numbers(interpreted, positional, argume
 
 def test_a_bias_of_heads_is_read_anew(interpreted):
     for biases in (
-        [HeadValues(normal(2, seed=seed).float()) for seed in (1, 2)],
-        [Learned(-1.5, heads=2), Learned(-2.5, heads=2)],
+        [HeadValues(normal(2, seed=seed).float()) for seed in (1, 2, 3)],
+        [Learned(-number, heads=2) for number in (1.5, 2.5, 3.5)],
     ):
         calls = [
             (qkv(20, 33), {"bias": bias, "enable_gqa": True, "impl": "triton"}) for bias in biases
@@ -85,7 +86,9 @@ def test_a_bias_of_heads_is_read_anew(interpreted):
 
 
 def test_tensors_that_have_to_be_copied_first_are_looked_at_every_time(interpreted):
-    gapped = [tuple(torch.stack((x, x), -1)[..., 0] for x in others(qkv(9, 9), s)) for s in (1, 2)]
+    gapped = [
+        tuple(torch.stack((x, x), -1)[..., 0] for x in others(qkv(9, 9), s)) for s in (1, 2, 3)
+    ]
     calls = [(tensors, {"bias": -1.0, "enable_gqa": True, "impl": "triton"}) for tensors in gapped]
     assert_same(interpreted(attended, Blocks(), calls), 0)
 
@@ -107,7 +110,7 @@ def test_slopes_masks_and_biases_are_told_apart(interpreted):
         base | {"bias": normal(2, 1, 1)},
         base | {"bias": normal(20, 1)},
     ]
-    calls = [((query, key, value), kind) for kind in kinds + kinds[::-1]]
+    calls = [((query, key, value), kind) for kind in (kinds + kinds[::-1]) * 2]
     found, first, kept = interpreted(attended, Blocks(), calls)
     assert kept == len(kinds)
     assert all(torch.equal(one, other) for one, other in zip(found, first, strict=True))
@@ -158,7 +161,8 @@ def activations(tensors: tuple[Tensor, ...]) -> list[int]:
     kinds = []
     for name in ("accurate", "tanh", "accurate"):
         activation.use(name)
-        sigmoid_attention(*tensors, bias=-2.0, impl="triton")
+        for _ in range(2):
+            sigmoid_attention(*tensors, bias=-2.0, impl="triton")
         kinds.append(len(repeated._known))
     activation.use(None)
     return kinds
@@ -166,6 +170,17 @@ def activations(tensors: tuple[Tensor, ...]) -> list[int]:
 
 def test_the_activation_is_looked_at(interpreted):
     assert interpreted(activations, Blocks(), qkv(9, 9, key_heads=2)) == [1, 2, 2]
+
+
+def grown(tensors: tuple[Tensor, ...]) -> tuple[int, int]:
+    query, key, value = tensors
+    for keys in range(1, key.shape[2] + 1):
+        sigmoid_attention(query, key[:, :, :keys], value[:, :, :keys], bias=-2.0, impl="triton")
+    return len(repeated._known), len(repeated._met)
+
+
+def test_what_never_comes_again_is_not_kept(interpreted):
+    assert interpreted(grown, Blocks(), qkv(1, 5, key_heads=2)) == (0, 5)
 
 
 def test_addresses_are_told_apart_by_what_kernels_are_compiled_for():
@@ -238,7 +253,7 @@ def starts() -> Iterator[list[tuple]]:
         mock.patch.object(JITFunction, "_do_compile", compiled),
         mock.patch.object(configs, "NO_DEVICE", H200),
         mock.patch.object(operator, "_unfit", lambda *_: None),
-        mock.patch.object(repeated, "_known", {}),
+        mock.patch.multiple(repeated, _known={}, _met={}),
         NOT_READ,
     ):
         yield found
@@ -288,13 +303,13 @@ def test_compiled_code_is_started_with_what_triton_starts_it_with(
 ):
     given = (*tensors, *(x for x in arguments.values() if isinstance(x, Tensor)))
     rounds = []
-    # Looked at in full; through Triton's door, which finds the code; and straight to the code.
-    for _ in range(3):
+    # Looked at in full, twice; through Triton's door, which finds the code; and straight to it.
+    for _ in range(4):
         starts.clear()
         function(*tensors, **arguments, impl="triton")
         names = {Address(x.data_ptr()): f"given {place}" for place, x in enumerate(given)}
         rounds.append(named(starts, names))
-    assert rounds[0] and rounds[0] == rounds[1] == rounds[2]
+    assert rounds[0] and all(each == rounds[0] for each in rounds)
 
 
 def test_a_gpu_with_too_little_memory_is_left_to_others(starts, monkeypatch):
@@ -304,7 +319,7 @@ def test_a_gpu_with_too_little_memory_is_left_to_others(starts, monkeypatch):
     monkeypatch.setattr(Started, "run", failing)
     tensors = [torch.zeros(1, 1, 64, 64) for _ in range(3)]
     sentence = r"^query: this GPU has 100000 of shared memory, the kernel forward needs 200000$"
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(NotImplementedError, match=sentence):
             sigmoid_attention(*tensors, impl="triton")
 

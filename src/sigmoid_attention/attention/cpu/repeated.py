@@ -13,6 +13,8 @@ from sigmoid_attention.attention.cpu.operator import available, like, struct
 from sigmoid_attention.attention.problem import Problem
 
 _ADDRESS = Struct("=q")
+# A call of a kind is kept the first time: that costs next to nothing.
+WORTHWHILE = 1
 
 
 def surroundings() -> Hashable:

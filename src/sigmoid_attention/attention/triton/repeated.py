@@ -17,6 +17,10 @@ from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.triton import activation, decode_operator, operator
 from sigmoid_attention.attention.triton.launch import Launch, recorded, start
 
+# A call of a kind is kept the second time. To find out what to keep takes as long as the call, and
+# a cache that grows by a token a step never brings the same kind again.
+WORTHWHILE = 2
+
 # All tensors of a call: its own, the answer, and what lies between two launches.
 Filled = tuple[Tensor | None, ...]
 # An argument of a launch, from these.
