@@ -24,6 +24,7 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
 )
 from sigmoid_attention.attention.triton import activation, configs, operator
+from sigmoid_attention.attention.triton import repeated as own
 from tests.attention.cpu.budgets import normal
 from tests.attention.triton.interpreter import Blocks
 from tests.attention.triton.shipped import H200
@@ -39,12 +40,12 @@ def others(tensors: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
 
 def in_turns(function: Any, calls: list[tuple[tuple, dict]]) -> tuple[list[Tensor], list, int]:
     """Answers of calls that follow each other, those of each as the first, and how many kinds."""
-    found = [function(*tensors, **arguments) for tensors, arguments in calls]
+    with mock.patch.object(own, "WORTHWHILE", 1):
+        found = [function(*tensors, **arguments) for tensors, arguments in calls]
     kept = list(repeated._known.values())
     first = []
     for tensors, arguments in calls:
         repeated._known.clear()
-        repeated._met.clear()
         first.append(function(*tensors, **arguments))
     return found, first, sum(hasattr(known, "_launches") for known in kept)
 
@@ -70,14 +71,14 @@ def assert_same(answers: tuple[list[Tensor], list[Tensor], int], kinds: int) -> 
 @each_feature
 def test_a_call_is_made_again_with_other_numbers(interpreted, positional, arguments):
     arguments = {"bias": -2.0, "enable_gqa": True, "impl": "triton"} | arguments
-    calls = [(others(positional, seed), arguments) for seed in (10, 20, 30)]
+    calls = [(others(positional, seed), arguments) for seed in (10, 20)]
     assert_same(interpreted(attended, Blocks(described=True), calls), 1)
 
 
 def test_a_bias_of_heads_is_read_anew(interpreted):
     for biases in (
-        [HeadValues(normal(2, seed=seed).float()) for seed in (1, 2, 3)],
-        [Learned(-number, heads=2) for number in (1.5, 2.5, 3.5)],
+        [HeadValues(normal(2, seed=seed).float()) for seed in (1, 2)],
+        [Learned(-number, heads=2) for number in (1.5, 2.5)],
     ):
         calls = [
             (qkv(20, 33), {"bias": bias, "enable_gqa": True, "impl": "triton"}) for bias in biases
@@ -86,16 +87,14 @@ def test_a_bias_of_heads_is_read_anew(interpreted):
 
 
 def test_tensors_that_have_to_be_copied_first_are_looked_at_every_time(interpreted):
-    gapped = [
-        tuple(torch.stack((x, x), -1)[..., 0] for x in others(qkv(9, 9), s)) for s in (1, 2, 3)
-    ]
+    gapped = [tuple(torch.stack((x, x), -1)[..., 0] for x in others(qkv(9, 9), s)) for s in (1, 2)]
     calls = [(tensors, {"bias": -1.0, "enable_gqa": True, "impl": "triton"}) for tensors in gapped]
     assert_same(interpreted(attended, Blocks(), calls), 0)
 
 
 def test_slopes_masks_and_biases_are_told_apart(interpreted):
     """By shape and strides, and whether they are there."""
-    query, key, value = qkv(20, 20, batch=2)
+    query, key, value = qkv(9, 9, batch=2)
     base = {"bias": -1.0, "enable_gqa": True, "impl": "triton"}
     kinds = [
         base,
@@ -105,12 +104,12 @@ def test_slopes_masks_and_biases_are_told_apart(interpreted):
         base | {"softcap": 2.0},
         base | {"alibi_slopes": SLOPES},
         base | {"alibi_slopes": SLOPES.expand(2, 2).contiguous()},
-        base | {"attn_mask": normal(20, 20) > 0},
-        base | {"attn_mask": normal(2, 1, 1, 20) > 0},
+        base | {"attn_mask": normal(9, 9) > 0},
+        base | {"attn_mask": normal(2, 1, 1, 9) > 0},
         base | {"bias": normal(2, 1, 1)},
-        base | {"bias": normal(20, 1)},
+        base | {"bias": normal(9, 1)},
     ]
-    calls = [((query, key, value), kind) for kind in (kinds + kinds[::-1]) * 2]
+    calls = [((query, key, value), kind) for kind in kinds + kinds[::-1]]
     found, first, kept = interpreted(attended, Blocks(), calls)
     assert kept == len(kinds)
     assert all(torch.equal(one, other) for one, other in zip(found, first, strict=True))
