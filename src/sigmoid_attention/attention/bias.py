@@ -9,7 +9,7 @@ Shape letters: B batch, H query heads, Q queries, K keys, D head dim.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -143,7 +143,6 @@ class NegLogEffectiveLength(BiasPolicy):
     alibi_slopes: tuple[float, ...]
     n: int
     offset: float = 0.0
-    values: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __init__(self, alibi_slopes: Sequence[float] | Tensor, n: int, offset: float = 0.0) -> None:
         _check_length(n, "NegLogEffectiveLength")
@@ -155,13 +154,16 @@ class NegLogEffectiveLength(BiasPolicy):
         slopes = tuple(float(slope) for slope in alibi_slopes)
         if any(slope < 0 for slope in slopes):
             raise ValueError(f"NegLogEffectiveLength: slopes must not be negative, got {slopes}")
-        values = (
-            offset - math.log(math.expm1(-m * n) / math.expm1(-m) if m > 0 else n) for m in slopes
-        )
         object.__setattr__(self, "alibi_slopes", slopes)
         object.__setattr__(self, "n", n)
         object.__setattr__(self, "offset", float(offset))
-        object.__setattr__(self, "values", tuple(values))
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return tuple(
+            self.offset - math.log(math.expm1(-m * self.n) / math.expm1(-m) if m > 0 else self.n)
+            for m in self.alibi_slopes
+        )
 
     def resolve(self, rows: RowContext) -> Tensor:
         if len(self.alibi_slopes) != rows.heads:
