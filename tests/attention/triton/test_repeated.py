@@ -320,7 +320,12 @@ def test_a_gpu_with_too_little_memory_is_left_to_others(starts, monkeypatch):
     sentence = r"^query: this GPU has 100000 of shared memory, the kernel forward needs 200000$"
     for _ in range(3):
         with pytest.raises(NotImplementedError, match=sentence):
-            sigmoid_attention(*tensors, impl="triton")
+            sigmoid_attention(*tensors, bias=-2.0, impl="triton")
+    # Nor does a call that is known stand in their way.
+    window, settings = (-1, -1), (None, False, None, False, "rounding")
+    seen = repeated.look("triton", *tensors, None, None, -2.0, None, None, window, *settings)
+    assert seen is not None and seen.kind in repeated._known
+    assert repeated.again(seen) is None
 
 
 def test_no_tensors_are_kept(starts):
