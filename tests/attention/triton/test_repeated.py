@@ -28,7 +28,7 @@ from sigmoid_attention.attention.triton import repeated as own
 from tests.attention.cpu.budgets import normal
 from tests.attention.triton.interpreter import Blocks
 from tests.attention.triton.shipped import H200
-from tests.attention.triton.test_operator import SLOPES, each_feature, qkv
+from tests.attention.triton.test_operator import FEATURES, SLOPES, qkv
 
 NOT_READ = mock.patch("sigmoid_attention.attention.decode.looked_at", lambda *_: False)
 
@@ -68,7 +68,16 @@ def assert_same(answers: tuple[list[Tensor], list[Tensor], int], kinds: int) -> 
     assert not torch.equal(found[0], found[-1])
 
 
-@each_feature
+# One of each way in which a launch has its tensors.
+WAYS = (
+    "causal-fewer-queries", "window", "three-heads-a-key-head-two-batches",
+    "head-dim-40-value-dim-24", "slopes-causal-of-each-batch", "softcap", "bias-of-heads",
+    "bias-of-rows-shared", "bias-of-keys", "bias-of-all", "bias-in-float64", "flags-of-keys",
+    "mask-and-bias-of-pairs", "all-at-once",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("positional, arguments", [FEATURES[name] for name in WAYS], ids=WAYS)
 def test_a_call_is_made_again_with_other_numbers(interpreted, positional, arguments):
     arguments = {"bias": -2.0, "enable_gqa": True, "impl": "triton"} | arguments
     calls = [(others(positional, seed), arguments) for seed in (10, 20)]
