@@ -46,10 +46,8 @@ CONSUMERS = gl.constexpr(2)
 KEYS = gl.constexpr(128)  # CONSUMERS x ROWS
 HALVES = gl.constexpr(2)  # tiles that on_score is kept for
 
-NUMBERS = ("items", "left", "right", "queries", "keys", "heads", "group")
 
-
-@gluon.jit(do_not_specialize=NUMBERS)
+@gluon.jit(do_not_specialize=walk.NUMBERS)
 def backward(query, key, value, on_out, on_query, on_key, on_value, work, items, bias, slopes,
              scale, constant, left, right, queries, keys, heads, group,
              CONFIG: gl.constexpr):  # fmt: skip

@@ -18,7 +18,7 @@ from sigmoid_attention.attention.gluon.configs import KEYS, Features
 from sigmoid_attention.attention.gluon.forward import forward
 from sigmoid_attention.attention.gluon.walk import UNLIMITED
 from sigmoid_attention.attention.triton.call import Call, cdiv
-from sigmoid_attention.attention.triton.decode_operator import multiprocessors
+from sigmoid_attention.attention.triton.configs import multiprocessors
 
 _TYPES = {
     torch.bfloat16: gl.bfloat16,

@@ -38,15 +38,13 @@ from sigmoid_attention.attention.gluon import activation, ring, walk
 from sigmoid_attention.attention.gluon.tile import ROWS, product, weigh
 from sigmoid_attention.attention.triton.activation import LOG2E
 
-NUMBERS = ("items", "left", "right", "queries", "keys", "heads", "group")
-
 # Classes of tiles, in the order in which they are walked.
 MASKED = gl.constexpr(0)
 FULL = gl.constexpr(1)
 TAIL = gl.constexpr(2)
 
 
-@gluon.jit(do_not_specialize=NUMBERS)
+@gluon.jit(do_not_specialize=walk.NUMBERS)
 def forward(query, key, value, out, work, items, bias, slopes, scale, constant, left, right,
             queries, keys, heads, group, CONFIG: gl.constexpr):  # fmt: skip
     """Outputs of all items; CONFIG is a :class:`configs.Forward`.

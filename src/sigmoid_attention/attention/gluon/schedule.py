@@ -66,7 +66,10 @@ def _seen(
     spans, step, head, block, exists, blocks, rows, columns, before, after,
     SPAN: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The tiles of blocks: of all in the window those that the plan has left."""
+    """The tiles of blocks: of all in the window those that the plan has left.
+
+    Reckoned as in ``walk.tiles``, which is Gluon: neither language can call the other.
+    """
     position = block * SPAN + columns - rows
     last = tl.minimum(block * SPAN + SPAN, rows) - 1 + columns - rows
     every = tl.cdiv(columns, TILE)

@@ -22,6 +22,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 COLUMNS = gl.constexpr(9)
+# What both kernels are called with beside tensors: code that is compiled once serves any of these.
+NUMBERS = ("items", "left", "right", "queries", "keys", "heads", "group")
 # As far as no two positions are apart.
 UNLIMITED = gl.constexpr(2**29)
 # Items that are worked through together, or more; with fewer they would not come out even.

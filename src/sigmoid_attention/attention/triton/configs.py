@@ -93,6 +93,14 @@ def of(device: torch.device) -> Device:
     return _gpu(device.index) if device.type == "cuda" else NO_DEVICE
 
 
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """Of the GPU; the interpreter is one."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 # From how much shared memory on the large tiles fit.
 _ROOMY = 160 * 1024
 

@@ -26,6 +26,7 @@ from sigmoid_attention.attention.cpu.operator import unwatched
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.triton import decode as kernels
 from sigmoid_attention.attention.triton.call import padded, strided
+from sigmoid_attention.attention.triton.configs import multiprocessors
 from sigmoid_attention.attention.triton.launch import launch, room
 from sigmoid_attention.attention.triton.operator import refuse
 
@@ -122,14 +123,6 @@ def block_rows(rows: int, value_dim: int, dtype: torch.dtype) -> int:
     fitting = SUM_BYTES // (4 * padded(value_dim))
     most = 16 if dtype == torch.float32 else min(fitting, MOST_ROWS)
     return min(padded(rows), most)
-
-
-@lru_cache
-def multiprocessors(device: torch.device) -> int:
-    """Of the GPU; the interpreter is one."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _by_sequence(slopes: Tensor | None) -> tuple | None:
