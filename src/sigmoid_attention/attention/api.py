@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from typing import Literal, overload
 
@@ -19,7 +20,8 @@ from sigmoid_attention.attention import (
 )
 from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength
 from sigmoid_attention.attention.cpu import operator as cpu_operator
-from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.override import overridable
+from sigmoid_attention.attention.problem import Problem, known
 from sigmoid_attention.attention.reference import AttentionAux
 
 Bias = float | Tensor | BiasPolicy
@@ -95,8 +97,16 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
+def _exporting_to_onnx() -> bool:
+    # An operator of this library means nothing to ONNX; those of the definition have translations.
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and onnx.is_in_onnx_export()
+
+
 def transformed() -> bool:
     """Whether torch.func, forward mode or a trace is at work, which only the definition follows."""
+    if _exporting_to_onnx():
+        return True
     if torch.compiler.is_compiling():
         return False
     return (
@@ -111,7 +121,8 @@ def _candidates(problem: Problem) -> list[Implementation]:
     if transformed():
         return []
     fused = _triton if problem.device.type == "cuda" else cpu_operator.attend
-    many = math.prod(problem.shape) > DENSE_SCORES
+    # One graph serves all lengths of an axis that may change, so it takes what serves the longest.
+    many = not known(math.prod(problem.shape) <= DENSE_SCORES)
     return [fused, tiled_operator.attend] if many else [fused]
 
 
@@ -187,6 +198,7 @@ def sigmoid_attention(
 ) -> tuple[Tensor, AttentionAux]: ...
 
 
+@overridable
 def sigmoid_attention(
     query: Tensor,
     key: Tensor,

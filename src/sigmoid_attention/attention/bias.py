@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -98,10 +98,13 @@ class NegLogLength(BiasPolicy):
 
     @property
     def value(self) -> float:
-        # Tracing follows log2 of a symbolic length, where log would fix the length in the graph.
-        return self.offset - math.log2(self.n) * math.log(2)
+        return self.offset - math.log(self.n)
 
-    def resolve(self, rows: RowContext) -> float:
+    def resolve(self, rows: RowContext) -> float | Tensor:
+        if torch.compiler.is_compiling():
+            # The length may be a symbol, whose logarithm in Python would fix it in the graph.
+            length = torch.scalar_tensor(self.n, dtype=torch.float64, device=rows.device)
+            return (self.offset - length.log()).to(rows.dtype)
         return self.value
 
 
@@ -220,6 +223,14 @@ class HeadValues(BiasPolicy):
     def resolve(self, rows: RowContext) -> Tensor:
         return _each_head(self.value, rows, type(self).__name__)
 
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        return _traced_for_heads(self.value, tracer)
+
+
+def _traced_for_heads(value_H: Tensor, tracer: Any) -> Any:
+    """The node that torch.fx has in a graph for a policy: the policy made of the traced tensor."""
+    return tracer.create_node("call_function", HeadValues, (tracer.create_arg(value_H),), {})
+
 
 def _each_head(value_H: Tensor, rows: RowContext, owner: str) -> Tensor:
     if value_H.shape != (rows.heads,):
@@ -257,6 +268,9 @@ class Learned(nn.Module, BiasPolicy):
 
     def resolve(self, rows: RowContext) -> Tensor:
         return _each_head(self.value, rows, "Learned")
+
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        return _traced_for_heads(self.value, tracer)
 
     def extra_repr(self) -> str:
         return f"heads={self.value.numel()}"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sigmoid_attention.attention import checks, geometry, repeated, sequences
 from sigmoid_attention.attention.api import Answer, Bias, run, transformed, with_bias
+from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.problem import Problem
 
 
@@ -74,6 +75,7 @@ def _decode(problem: Problem, impl: str, return_aux: bool) -> Answer:
     return run(problem, impl, return_aux)
 
 
+@overridable
 def sigmoid_decode(
     query: Tensor,
     key_cache: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sigmoid_attention.attention import checks, geometry, sequences
 from sigmoid_attention.attention.api import Answer, Bias, each_part, run, with_bias
+from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.problem import Problem
 
 
@@ -60,6 +61,7 @@ def _tokens(row_1HTD: Tensor) -> Tensor:
     return row_1HTD[0].transpose(0, 1)
 
 
+@overridable
 def sigmoid_varlen_attention(
     query: Tensor,
     key: Tensor,

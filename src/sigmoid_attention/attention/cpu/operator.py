@@ -30,7 +30,7 @@ from sigmoid_attention.attention.cpu.call import (
     run,
     supports,
 )
-from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.problem import Problem, known
 
 # Blocks of queries a thread should find, so that the last one to finish is not waited for long.
 _BLOCKS_A_THREAD = 4
@@ -165,7 +165,7 @@ def _block_queries(problem: Problem) -> int:
     block, threads = BLOCK_QUERIES, _threads()
     if threads > 1:
         wanted = threads * _BLOCKS_A_THREAD
-        while block > BLOCK_QUERIES // 4 and batch * heads * -(-queries // block) < wanted:
+        while block > BLOCK_QUERIES // 4 and known(batch * heads * -(-queries // block) < wanted):
             block //= 2
     return block
 
