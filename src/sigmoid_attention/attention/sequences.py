@@ -114,17 +114,6 @@ def _rows(packed_1HTD: Tensor, start_B: Tensor, length_B: Tensor, longest: int) 
     return with_zero[index].transpose(1, 2)
 
 
-def packed(cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int) -> Sequences:
-    """Sequences one behind the other, given by their cumulative lengths (B + 1,)."""
-    ends_q, ends_k = cu_seq_q.long().contiguous(), cu_seq_k.long().contiguous()
-    return Sequences(
-        places_4B=torch.stack((ends_q[:-1], ends_q.diff(), ends_k[:-1], ends_k.diff())),
-        max_q=max_q,
-        max_k=max_k,
-        packed=True,
-    )
-
-
 class UnreadCache(Sequences):
     """A cache whose lengths and pages are on a GPU, or in a graph, where nobody can look at them.
 
@@ -163,14 +152,3 @@ def used_pages(block_table_BM: Tensor, used_B: Tensor, page_size: int) -> Tensor
     """The table with page 0 in the places that no token has reached, which may hold anything."""
     starts_M = torch.arange(block_table_BM.shape[1], device=block_table_BM.device) * page_size
     return block_table_BM.long().masked_fill(starts_M >= used_B[:, None], 0).contiguous()
-
-
-def cached(
-    queries: int, seqused_k: Tensor, capacity: int, block_table_BM: Tensor | None = None
-) -> Sequences:
-    """A row of queries for each sequence against its part of a contiguous or a paged cache."""
-    # One operation: each costs a decoding step as much as some hundred keys.
-    used = seqused_k.tolist()
-    rows = ([0] * len(used), [queries] * len(used), [0] * len(used), used)
-    places = torch.tensor(rows, dtype=torch.int64, device=seqused_k.device)
-    return Sequences(places, max_q=queries, max_k=capacity, block_table_BM=block_table_BM)
