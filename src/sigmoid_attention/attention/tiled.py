@@ -145,7 +145,7 @@ def _extra_along(tile: Tile, directions: Sequence[Tensor]) -> Tensor:
         change = change + tile.of_term(mask)
     if tile.of.alibi_slopes is not None:
         change = change - tile.of_heads(slopes)[:, None, None] * tile.offset().abs()
-    return change
+    return change.to(tile.of.dtype)
 
 
 def backward(tiles: Tiles, grad_out: Tensor, visits_BHI: Tensor) -> list[Tensor]:

@@ -36,7 +36,7 @@ def gradients(
         unpaged = replace(layout, block_table_BM=None)
         along, rows = (_without_pages(x, layout.block_table_BM) for x in (directions, tensors))
         found = gradients(along, grad_out, visits_BHI, rows, unpaged, settings)
-        pages = [torch.zeros_like(on) for on in directions[1:3]]
+        pages = [on.new_zeros(on.shape) for on in directions[1:3]]
         return found[0], *pages, *found[3:]
     nothing = grad_out.new_empty(0)
     given = [nothing if tensor is None else tensor for tensor in tensors]

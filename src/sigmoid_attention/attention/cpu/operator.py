@@ -337,7 +337,7 @@ def backward_of_backward(
 @backward_of_backward.register_fake
 def _(*arguments):
     grad_out, tensors = arguments[6], arguments[8:14]
-    return *(_like_or_empty(True, x, grad_out) for x in tensors), torch.empty_like(grad_out)
+    return tuple(_like_or_empty(True, x, grad_out) for x in (*tensors, grad_out))
 
 
 def _wanted(grads, tensors) -> list[Tensor | None]:
