@@ -118,9 +118,6 @@ def sigmoid_decode(
     else:
         _check_paged(query, key_cache, value_cache, block_table)
         pages, page_size = key_cache.shape[:2]
-        if pages == 0:
-            # Where there are no pages, the table points to none.
-            block_table = block_table[:, :0]
         capacity = block_table.shape[1] * page_size
         key_cache, value_cache = key_cache.transpose(1, 2), value_cache.transpose(1, 2)
     batch, heads, queries, head_dim = query.shape

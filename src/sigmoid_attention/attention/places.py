@@ -43,8 +43,8 @@ def packed(
         )
     else:
         places_4B = _packed_later(cu_seq_q, cu_seq_k, tokens_q, tokens_k, max_q, max_k)
-    longest = torch.sym_min(max_q, tokens_q), torch.sym_min(max_k, tokens_k)
-    return Sequences(places_4B, *longest, packed=True)
+    longest_q, longest_k = torch.sym_min(max_q, tokens_q), torch.sym_min(max_k, tokens_k)
+    return Sequences(places_4B, longest_q, longest_k, packed=True)  # pyright: ignore
 
 
 def cached(
@@ -112,15 +112,16 @@ def _cached(
     # One operation: each costs a decoding step as much as some hundred keys.
     rows = ([0] * len(used), [queries] * len(used), [0] * len(used), used)
     places_4B = torch.tensor(rows, dtype=torch.int64, device=seqused_k.device)
-    table_BM = None
-    if block_table is not None:
+    if block_table is None:
+        table_BM = None
+    else:
         table_BM = used_pages(block_table, places_4B[3], page_size)
-    if table_BM is not None and table_BM.numel() > 0:
-        low, high = (int(edge) for edge in table_BM.aminmax())
-        if low < 0 or high >= pages:
+        low, high = table_BM.aminmax() if table_BM.numel() else (0, 0)
+        if low < 0 or high >= max(pages, 1):
             raise ValueError(
-                f"block_table: pages must lie in 0 to {pages - 1}, got {low} to {high}"
+                f"block_table: pages must lie in 0 to {pages - 1}, got {int(low)} to {int(high)}"
             )
+        capacity = capacity if pages else 0
     if used and (min(used) < 0 or max(used) > capacity):
         raise ValueError(
             f"seqused_k: must lie in 0 to the cache's capacity {capacity}, "

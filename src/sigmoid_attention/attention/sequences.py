@@ -83,7 +83,7 @@ class Sequences:
         if self.packed:
             return _rows(key, self.start_k_B, self.length_k_B, self.max_k)
         if self.block_table_BM is not None:
-            key = key.transpose(1, 2)[self.block_table_BM].flatten(1, 2).transpose(1, 2)
+            key = of_pages(key, self.block_table_BM)
         # A cache is allocated, not filled: what lies beyond its tokens may be anything, and even a
         # weight of zero would carry its NaN into the answer.
         return key.masked_fill(~self.within().mT, 0)
@@ -102,6 +102,14 @@ class Sequences:
         found_TH = rows_BHQ.transpose(1, 2)[sequence_T, inside_T.where(exists_T, 0)]
         exists = exists_T.view(-1, *(1,) * (found_TH.dim() - 1))
         return found_TH.where(exists, 0).transpose(0, 1)[None]
+
+
+def of_pages(pages_PHSD: Tensor, table_BM: Tensor) -> Tensor:
+    """The pages of each sequence one behind the other, (B, H, K, D)."""
+    if pages_PHSD.shape[0] == 0:
+        # A table for no tokens says page 0 everywhere.
+        pages_PHSD = torch.cat([pages_PHSD, pages_PHSD.new_zeros(1, *pages_PHSD.shape[1:])])
+    return pages_PHSD.transpose(1, 2)[table_BM].flatten(1, 2).transpose(1, 2)
 
 
 def _rows(packed_1HTD: Tensor, start_B: Tensor, length_B: Tensor, longest: int) -> Tensor:

@@ -101,7 +101,7 @@ def forward(tiles: Tiles, tolerance: float, relative: bool) -> tuple[Tensor, Ten
                 step = Pass(tile)
                 squares[active] += step.weights.square().sum(-1)
                 tile.add_to_rows(out, step.output())
-    return out.to(tiles.query.dtype), visits.view(batch, heads, -1)
+    return out.to(tiles.query.dtype), visits.view(batch, heads, len(order))
 
 
 def _visited(tiles: Tiles, visits_BHI: Tensor) -> Iterator[Tile]:
