@@ -4,6 +4,7 @@ Every complaint is a ``ValueError`` of one sentence: which argument, what it got
 """
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -181,3 +182,18 @@ def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.dev
         raise ValueError(f"{name}: must be int32 or int64, got {tensor.dtype}")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: must have shape {shape}, got {_shape(tensor)}")
+
+
+def longest(name: str, length: int) -> int:
+    """The declared length of the longest sequence; of a graph that is traced, its symbol."""
+    if isinstance(length, torch.SymInt) or (
+        torch.compiler.is_compiling() and isinstance(length, int)
+    ):
+        return length
+    try:
+        number = operator.index(length)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise ValueError(f"{name}: must be an integer from 0 to 2**63 - 1, got {length}")
+    return number
