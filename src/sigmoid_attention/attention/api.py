@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sigmoid_attention.attention import (
+    arguments,
     checks,
     flex,
-    geometry,
     reference,
     repeated,
     tiled_operator,
@@ -129,17 +129,26 @@ def run(problem: Problem, impl: str, return_aux: bool) -> Answer:
 
     The answer has the layout of the problem's query: (1, H, T, E) for packed sequences.
     """
+    arguments.switch("return_aux", return_aux)
+    if not isinstance(impl, str) or impl not in ("auto", *IMPLEMENTATIONS):
+        raise ValueError(
+            f"impl: must be auto or one of {', '.join(IMPLEMENTATIONS)}, "
+            f"got {arguments.shown(impl)}"
+        )
     if impl == "auto":
         return _automatic(problem, return_aux)
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl: must be auto or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     return IMPLEMENTATIONS[impl](problem, return_aux)
 
 
 def with_bias(problem: Problem, bias: Bias) -> Problem:
     """The problem with its bias resolved; a resolved policy must fit like any other tensor."""
     if isinstance(bias, BiasPolicy):
-        bias = bias.resolve(problem)
+        policy, bias = bias, arguments.scalar(bias.resolve(problem))
+        if not isinstance(bias, Tensor) and not arguments.is_number(bias):
+            raise ValueError(
+                f"bias: {type(policy).__name__}.resolve must answer a number or a tensor, "
+                f"got {arguments.shown(bias)}"
+            )
     if isinstance(bias, Tensor):
         checks.bias_tensor(bias, problem.shape, problem.device)
     return dataclasses.replace(problem, bias=bias)
@@ -261,7 +270,7 @@ def sigmoid_attention(
         True
     """
     seen = None
-    if not (return_aux or dropout_p):
+    if return_aux is False and type(dropout_p) is float and not dropout_p:
         tensors = (query, key, value, None, alibi_slopes, bias, attn_mask, None)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
         seen = repeated.look(impl, *tensors, window_size, *settings)
@@ -273,8 +282,13 @@ def sigmoid_attention(
     checks.head_groups(query.shape[1], key.shape[1], enable_gqa)
     batch, heads, queries, head_dim = query.shape
     keys = key.shape[2]
-    scale = checks.settings(
-        head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=dropout_p
+    scale, softcap, window = checks.settings(
+        head_dim,
+        scale=scale,
+        softcap=softcap,
+        is_causal=is_causal,
+        window_size=window_size,
+        dropout_p=dropout_p,
     )
     checks.mask(attn_mask, (batch, heads, queries, keys), query.device)
     checks.slopes(alibi_slopes, batch, heads, query.device)
@@ -288,7 +302,7 @@ def sigmoid_attention(
                 f"e.g. bias=NegLogLength(1024)"
             )
         bias = NegLogLength(keys) if keys > 0 else 0.0
-    checks.bias_kind(bias)
+    bias = checks.bias_kind(bias)
     problem = Problem(
         query=query,
         key=key,
@@ -298,7 +312,7 @@ def sigmoid_attention(
         bias=0.0,
         attn_mask=attn_mask,
         alibi_slopes=alibi_slopes,
-        window=geometry.effective_window(is_causal, window_size),
+        window=window,
         dropout_p=dropout_p,
         tolerance=tolerance,
         tolerance_is_relative=relative,

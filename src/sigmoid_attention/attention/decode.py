@@ -6,7 +6,7 @@ Shape letters: B batch, M pages of a sequence.
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import checks, geometry, repeated, sequences
+from sigmoid_attention.attention import arguments, checks, repeated, sequences
 from sigmoid_attention.attention.api import Answer, Bias, run, transformed, with_bias
 from sigmoid_attention.attention.problem import Problem
 
@@ -28,6 +28,7 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
             f"value_cache: pages, page size and heads must equal key_cache's, "
             f"got {tuple(value.shape)} and {tuple(key.shape)}"
         )
+    arguments.dense("block_table", block_table)
     if block_table.dim() != 2 or block_table.shape[0] != query.shape[0]:
         raise ValueError(
             f"block_table: must be (batch, pages of a sequence) with batch {query.shape[0]}, "
@@ -63,6 +64,8 @@ def _check_used(seqused_k: Tensor, capacity: int) -> None:
 
 def _decode(problem: Problem, impl: str, return_aux: bool) -> Answer:
     """By the kernel for a few queries where a GPU can run it, else by one for many."""
+    if not isinstance(impl, str):
+        return run(problem, impl, return_aux)
     if impl == "triton" or (impl == "auto" and problem.device.type == "cuda" and not transformed()):
         try:
             # Triton is there where torch has CUDA, and nowhere else has anyone to import it.
@@ -127,7 +130,7 @@ def sigmoid_decode(
         torch.Size([2, 4, 1, 8])
     """
     seen = None
-    if not return_aux:
+    if return_aux is False:
         tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes, bias, None, block_table)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
         seen = repeated.look(impl, *tensors, window_size, *settings)
@@ -161,10 +164,15 @@ def sigmoid_decode(
             "bias: a cache's current length is not the length that the model was trained with; "
             "give that length, e.g. bias=NegLogLength(1024)"
         )
-    checks.bias_kind(bias)
+    bias = checks.bias_kind(bias)
     checks.slopes(alibi_slopes, batch, heads, query.device)
-    scale = checks.settings(
-        head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=0.0
+    scale, softcap, window = checks.settings(
+        head_dim,
+        scale=scale,
+        softcap=softcap,
+        is_causal=is_causal,
+        window_size=window_size,
+        dropout_p=0.0,
     )
     tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
     problem = Problem(
@@ -176,7 +184,7 @@ def sigmoid_decode(
         bias=0.0,
         attn_mask=None,
         alibi_slopes=alibi_slopes,
-        window=geometry.effective_window(is_causal, window_size),
+        window=window,
         dropout_p=0.0,
         tolerance=tolerance,
         tolerance_is_relative=relative,

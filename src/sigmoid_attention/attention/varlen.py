@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import checks, geometry, sequences
+from sigmoid_attention.attention import arguments, checks, sequences
 from sigmoid_attention.attention.api import Answer, Bias, each_part, run, with_bias
 from sigmoid_attention.attention.problem import Problem
 
@@ -28,6 +28,7 @@ def _check_packed(
             f"value: tokens and heads must equal key's, "
             f"got {tuple(value.shape)} and {tuple(key.shape)}"
         )
+    arguments.dense("cu_seq_q", cu_seq_q)
     if cu_seq_q.dim() != 1 or cu_seq_q.shape[0] < 2:
         raise ValueError(
             f"cu_seq_q: must be (sequences + 1,), starting at 0, got {tuple(cu_seq_q.shape)}"
@@ -122,13 +123,21 @@ def sigmoid_varlen_attention(
             "bias: packed sequences have no single length to take -log of; give the training "
             "length, e.g. bias=NegLogLength(1024)"
         )
-    checks.bias_kind(bias)
+    bias = checks.bias_kind(bias)
+    wanted = "a whole number, the longest sequence's length or more"
+    max_q = arguments.whole("max_q", max_q, 0, wanted)
+    max_k = arguments.whole("max_k", max_k, 0, wanted)
     if not (torch.compiler.is_compiling() or query.is_cuda):
         _check_lengths("q", cu_seq_q, query.shape[0], max_q)
         _check_lengths("k", cu_seq_k, key.shape[0], max_k)
     checks.slopes(alibi_slopes, cu_seq_q.shape[0] - 1, heads, query.device)
-    scale = checks.settings(
-        head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=dropout_p
+    scale, softcap, window = checks.settings(
+        head_dim,
+        scale=scale,
+        softcap=softcap,
+        is_causal=is_causal,
+        window_size=window_size,
+        dropout_p=dropout_p,
     )
     tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
     problem = Problem(
@@ -140,7 +149,7 @@ def sigmoid_varlen_attention(
         bias=0.0,
         attn_mask=None,
         alibi_slopes=alibi_slopes,
-        window=geometry.effective_window(is_causal, window_size),
+        window=window,
         dropout_p=dropout_p,
         tolerance=tolerance,
         tolerance_is_relative=relative,
