@@ -4,6 +4,7 @@ Every complaint is a ``ValueError`` of one sentence: which argument, what it mus
 How the arguments of a call fit together is the matter of `checks`.
 """
 
+import operator
 from typing import Any, TypeGuard
 
 import torch
@@ -36,10 +37,10 @@ def number(
 
 def whole(name: str, given: Any, least: int, wanted: str) -> int:
     """A whole number of ``least`` or more, as Python's; a trace's symbol stays one."""
-    given = scalar(given)
-    if not is_whole(given, least):
+    found = index(given)
+    if found is None or not least <= found <= _LARGEST_WHOLE:
         raise ValueError(f"{name}: must be {wanted}, got {shown(given)}")
-    return given  # pyright: ignore[reportReturnType]
+    return found
 
 
 def switch(name: str, given: Any) -> bool:
@@ -74,10 +75,16 @@ def is_number(given: Any) -> TypeGuard[float]:
     return isinstance(given, kinds) and not isinstance(given, bool)
 
 
-def is_whole(given: Any, least: int) -> TypeGuard[int]:
-    """Whether it is a whole number of ``least`` or more, likewise."""
-    counts = is_number(given) and not isinstance(given, float | torch.SymFloat)
-    return counts and least <= given <= _LARGEST_WHOLE
+def index(given: Any) -> int | None:
+    """A whole number as Python's, of numpy or an integer tensor of one element, too, else None."""
+    if isinstance(given, bool) or (isinstance(given, Tensor) and given.dtype == torch.bool):
+        return None
+    if isinstance(given, int | torch.SymInt):
+        return given  # pyright: ignore[reportReturnType]
+    try:
+        return operator.index(given)
+    except TypeError:
+        return None
 
 
 def scalar(given: Any) -> Any:

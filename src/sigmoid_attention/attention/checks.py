@@ -91,14 +91,14 @@ def settings(
         instead = "multiply query by a factor that is to learn, and give scale=1"
         factor = arguments.number("scale", scale, "a finite number", instead)
     pair = isinstance(window_size, tuple | list) and len(window_size) == 2
-    sides = [arguments.scalar(side) for side in window_size] if pair else []
-    if not pair or not all(arguments.is_whole(side, -1) for side in sides):
+    left, right = map(arguments.index, window_size) if pair else (None, None)
+    if left is None or right is None or min(left, right) < -1:
         raise ValueError(
             f"window_size: must be (left, right), whole numbers of -1 (no limit) or more, "
             f"got {arguments.shown(window_size)}"
         )
     causal = arguments.switch("is_causal", is_causal)
-    return factor, softcap, geometry.effective_window(causal, (sides[0], sides[1]))
+    return factor, softcap, geometry.effective_window(causal, (left, right))
 
 
 def _broadcasts(tensor: Tensor, shape: tuple[int, ...]) -> bool:
@@ -193,3 +193,8 @@ def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.dev
         raise ValueError(f"{name}: must be int32 or int64, got {tensor.dtype}")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: must have shape {shape}, got {_shape(tensor)}")
+
+
+def longest(name: str, length: int) -> int:
+    """The declared length of the longest sequence; of a graph that is traced, its symbol."""
+    return arguments.whole(name, length, 0, "a whole number, the longest sequence's length or more")

@@ -136,6 +136,42 @@ def sigmoid_decode(
         seen = repeated.look(impl, *tensors, window_size, *settings)
         if (out := repeated.again(seen)) is not None:
             return out
+    problem = checked(
+        query,
+        key_cache,
+        value_cache,
+        seqused_k=seqused_k,
+        block_table=block_table,
+        bias=bias,
+        scale=scale,
+        is_causal=is_causal,
+        window_size=window_size,
+        alibi_slopes=alibi_slopes,
+        softcap=softcap,
+        enable_gqa=enable_gqa,
+        skip_tolerance=skip_tolerance,
+    )
+    repeated.remember(seen, problem)
+    return _decode(problem, impl, return_aux)
+
+
+def checked(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    *,
+    seqused_k: Tensor,
+    block_table: Tensor | None = None,
+    bias: Bias | None = None,
+    scale: float | None = None,
+    is_causal: bool = True,
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    skip_tolerance: float | str = "rounding",
+) -> Problem:
+    """The problem that a call of `sigmoid_decode` poses, or its ``ValueError``."""
     names = ("query", "key_cache", "value_cache")
     checks.same_kind(query, key_cache, value_cache, names)
     if query.dim() != 4:
@@ -190,6 +226,4 @@ def sigmoid_decode(
         tolerance_is_relative=relative,
         sequences=own,
     )
-    problem = with_bias(problem, bias)
-    repeated.remember(seen, problem)
-    return _decode(problem, impl, return_aux)
+    return with_bias(problem, bias)

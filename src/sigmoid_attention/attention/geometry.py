@@ -3,6 +3,8 @@
 Shape letters: B batch, H query heads, Q queries, K keys.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,11 @@ def attended(attn_mask: Tensor) -> Tensor:
     return attn_mask if attn_mask.dtype == torch.bool else attn_mask != float("-inf")
 
 
+def of_rows(mask: Tensor, rows: slice) -> Tensor:
+    """The part of a mask that broadcasts to (..., Q, K) for some of the queries."""
+    return mask if mask.dim() < 2 or mask.shape[-2] == 1 else mask[..., rows, :]
+
+
 def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     """Conjunction of two masks, of which None means that everything may be seen."""
     if first is None or second is None:
@@ -56,9 +63,63 @@ def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return first & second
 
 
+def window_ends(position_Q1: Tensor, keys: int | Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """Where each query's window begins on the key axis, and where it ends, both (..., Q, 1)."""
+    left, right = window
+    none = torch.zeros_like(position_Q1)
+    first = (position_Q1 - left).clamp(min=0) if left >= 0 else none
+    stop = none + keys if right < 0 else (position_Q1 + right + 1).clamp(max=keys)
+    # A window that lies beside the keys is empty.
+    first = first.clamp(max=keys)
+    return first, torch.maximum(first, stop)
+
+
 def counts_in_window(position_Q1: Tensor, keys: int | Tensor, window: Window) -> Tensor:
     """Number of keys in each query's window, (..., Q, 1), without a (Q, K) array."""
-    left, right = window
-    first = (position_Q1 - left).clamp(min=0) if left >= 0 else torch.zeros_like(position_Q1)
-    last = keys - 1 if right < 0 else (position_Q1 + right).clamp(max=keys - 1)
-    return (last - first + 1).clamp(min=0)
+    first, stop = window_ends(position_Q1, keys, window)
+    return stop - first
+
+
+def counts_shown(
+    attn_mask: Tensor, position_Q1: Tensor, keys: int | Tensor, window: Window
+) -> Tensor:
+    """Number of keys in each query's window that the mask shows, (..., Q, 1), likewise."""
+    mask = attn_mask.view(*(1,) * (2 - attn_mask.dim()), *attn_mask.shape)
+    first, stop = window_ends(position_Q1, keys, window)
+    if 1 in mask.shape[-2:]:
+        return counts_between(mask, first, stop)
+    place = torch.arange(mask.shape[-1], device=mask.device)
+
+    def counted(rows: slice) -> Tensor:
+        after = place >= first[..., rows, :]
+        return (attended(mask[..., rows, :]) & after & (place < stop[..., rows, :])).sum(
+            -1, keepdim=True
+        )
+
+    return by_rows(counted, mask.shape[-2], mask.shape[:-2].numel() * mask.shape[-1])
+
+
+def counts_between(mask: Tensor, first: Tensor, stop: Tensor) -> Tensor:
+    """Number of shown keys from ``first`` up to before ``stop``, (..., Q, J), J spans of keys."""
+    shown = attended(mask)
+    if mask.shape[-1] == 1:
+        return (stop - first) * shown
+    # Prefix sums turn a count into a difference.
+    before = torch.nn.functional.pad(shown.cumsum(-1), (1, 0))
+    shape = torch.broadcast_shapes(before.shape[:-1], first.shape[:-1])
+    before = before.expand(*shape, -1)
+    return before.gather(-1, stop.expand(*shape, -1)) - before.gather(-1, first.expand(*shape, -1))
+
+
+# Numbers in an array that is formed of some rows of scores, so that it stays near the processor.
+_NUMBERS_OF_A_BLOCK = 2**20
+
+
+def by_rows(part: Callable[[slice], Tensor], rows: int, numbers_a_row: int) -> Tensor:
+    """What ``part`` makes of all rows, (..., Q, 1), some of them at a time."""
+    if torch.compiler.is_compiling():
+        # A graph is one for all lengths, and fuses what is formed for a row.
+        return part(slice(None))
+    step = max(16, _NUMBERS_OF_A_BLOCK // max(1, numbers_a_row))
+    starts = range(0, max(1, rows), step)
+    return torch.cat([part(slice(start, start + step)) for start in starts], -2)

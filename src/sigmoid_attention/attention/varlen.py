@@ -124,9 +124,7 @@ def sigmoid_varlen_attention(
             "length, e.g. bias=NegLogLength(1024)"
         )
     bias = checks.bias_kind(bias)
-    wanted = "a whole number, the longest sequence's length or more"
-    max_q = arguments.whole("max_q", max_q, 0, wanted)
-    max_k = arguments.whole("max_k", max_k, 0, wanted)
+    max_q, max_k = checks.longest("max_q", max_q), checks.longest("max_k", max_k)
     if not (torch.compiler.is_compiling() or query.is_cuda):
         _check_lengths("q", cu_seq_q, query.shape[0], max_q)
         _check_lengths("k", cu_seq_k, key.shape[0], max_k)
