@@ -13,6 +13,7 @@ from sigmoid_attention.attention import (
     arguments,
     checks,
     flex,
+    geometry,
     reference,
     repeated,
     tiled_operator,
@@ -42,23 +43,47 @@ def each_part(answer: Answer, change: Callable[[Tensor], Tensor]) -> Answer:
 
 
 def _reference(problem: Problem, return_aux: bool) -> Answer:
+    """The definition, by blocks of rows where the array of scores would be large.
+
+    Memory is linear then, but for what autograd keeps of each block for a gradient.
+    """
     dense = problem.padded()
-    offset_QK, visible = dense.offset_and_visible()
-    answer = reference.attend(
-        dense.query,
-        dense.key,
-        dense.value,
-        scale=problem.scale,
-        softcap=problem.softcap,
-        bias=problem.bias,
-        float_mask=problem.float_mask,
-        alibi_slopes=problem.alibi_slopes,
-        offset_QK=offset_QK,
-        visible=visible,
-        dropout_p=problem.dropout_p,
-        return_aux=return_aux,
-    )
+    batch, heads, queries, keys = problem.shape
+    bias, float_mask = problem.bias, problem.float_mask
+
+    def part(rows: slice) -> Answer:
+        offset_QK, visible = dense.offset_and_visible(rows)
+        return reference.attend(
+            dense.query[:, :, rows],
+            dense.key,
+            dense.value,
+            scale=problem.scale,
+            softcap=problem.softcap,
+            bias=geometry.of_rows(bias, rows) if isinstance(bias, Tensor) else bias,
+            float_mask=None if float_mask is None else geometry.of_rows(float_mask, rows),
+            alibi_slopes=problem.alibi_slopes,
+            offset_QK=offset_QK,
+            visible=visible,
+            dropout_p=problem.dropout_p,
+            return_aux=return_aux,
+        )
+
+    blocks = geometry.blocks_of_rows(queries, batch * heads * keys, DENSE_SCORES)
+    answer = _joined([part(rows) for rows in blocks])
     return each_part(answer, problem.unpadded)
+
+
+def _joined(parts: list[Answer]) -> Answer:
+    """The answers for blocks of rows as one for all of them."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(parts, 2)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    outs, statistics = zip(*parts, strict=True)
+    return torch.cat(outs, 2), AttentionAux(
+        *(torch.cat(x, 2) for x in zip(*statistics, strict=True))
+    )
 
 
 def _triton(problem: Problem, return_aux: bool) -> Answer:

@@ -3,7 +3,6 @@
 Shape letters: B batch, H query heads, Q queries, K keys.
 """
 
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -96,7 +95,9 @@ def counts_shown(
             -1, keepdim=True
         )
 
-    return by_rows(counted, mask.shape[-2], mask.shape[:-2].numel() * mask.shape[-1])
+    numbers = mask.shape[:-2].numel() * mask.shape[-1]
+    blocks = blocks_of_rows(mask.shape[-2], numbers, NUMBERS_OF_A_BLOCK)
+    return torch.cat([counted(rows) for rows in blocks], -2)
 
 
 def counts_between(mask: Tensor, first: Tensor, stop: Tensor) -> Tensor:
@@ -112,14 +113,13 @@ def counts_between(mask: Tensor, first: Tensor, stop: Tensor) -> Tensor:
 
 
 # Numbers in an array that is formed of some rows of scores, so that it stays near the processor.
-_NUMBERS_OF_A_BLOCK = 2**20
+NUMBERS_OF_A_BLOCK = 2**20
 
 
-def by_rows(part: Callable[[slice], Tensor], rows: int, numbers_a_row: int) -> Tensor:
-    """What ``part`` makes of all rows, (..., Q, 1), some of them at a time."""
-    if torch.compiler.is_compiling():
-        # A graph is one for all lengths, and fuses what is formed for a row.
-        return part(slice(None))
-    step = max(16, _NUMBERS_OF_A_BLOCK // max(1, numbers_a_row))
-    starts = range(0, max(1, rows), step)
-    return torch.cat([part(slice(start, start + step)) for start in starts], -2)
+def blocks_of_rows(rows: int, numbers_a_row: int, most: int) -> list[slice]:
+    """All rows, some at a time: as many as hold about ``most`` numbers; one block if they fit."""
+    step = max(16, most // max(1, numbers_a_row))
+    # A graph is one for all lengths, and fuses what is formed for a row.
+    if torch.compiler.is_compiling() or rows <= step:
+        return [slice(None)]
+    return [slice(start, start + step) for start in range(0, rows, step)]

@@ -152,7 +152,9 @@ class Problem:
                 logits_BHQK = logits_BHQK.masked_fill(~visible, -math.inf)
             return logits_BHQK.logsumexp(-1, keepdim=True)
 
-        return geometry.by_rows(part, queries, batch * heads * keys)
+        numbers = batch * heads * keys
+        blocks = geometry.blocks_of_rows(queries, numbers, geometry.NUMBERS_OF_A_BLOCK)
+        return torch.cat([part(rows) for rows in blocks], -2)
 
     def aligned(self, rows_BHQ: Tensor) -> Tensor:
         """What lies like the queries, (B, H, Q, ...), in the rows of ``shape``."""
