@@ -18,8 +18,9 @@ from sigmoid_attention.attention import (
     repeated,
     tiled_operator,
 )
-from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength
+from sigmoid_attention.attention.bias import BiasPolicy
 from sigmoid_attention.attention.cpu import operator as cpu_operator
+from sigmoid_attention.attention.default_bias import default_bias
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.reference import AttentionAux
 
@@ -259,8 +260,8 @@ def sigmoid_attention(
         bias: a number, a tensor broadcastable to (batch, heads, queries, 1 or keys), or a policy
             (:class:`Constant`, :class:`NegLogLength`, :class:`NegLogVisible`,
             :class:`NegLogEffectiveLength`, :class:`Learned`, :class:`RowLSE`). None stands for
-            ``NegLogLength(keys)`` in the one case where it is not a guess: as many queries as
-            keys, and no mask.
+            ``NegLogLength(keys)`` where there are as many queries as keys, and no mask. It suits
+            a model whose calls all have one length; calls of several lengths are warned about.
         scale: factor of the dot product, by default 1 / sqrt(head_dim).
         is_causal: a query sees no key to its right; the last query stands on the last key.
         window_size: (left, right) keys that a query sees beside its own, -1 for no limit.
@@ -289,7 +290,7 @@ def sigmoid_attention(
         >>> import torch
         >>> from sigmoid_attention import NegLogLength, sigmoid_attention
         >>> q, k, v = torch.randn(3, 1, 4, 16, 32).unbind(0)
-        >>> out = sigmoid_attention(q, k, v, is_causal=True)
+        >>> out = sigmoid_attention(q, k, v, bias=NegLogLength(16), is_causal=True)
         >>> cached = sigmoid_attention(q[:, :, -1:], k, v, bias=NegLogLength(16), is_causal=True)
         >>> torch.allclose(out[:, :, -1:], cached, atol=1e-6)
         True
@@ -326,7 +327,7 @@ def sigmoid_attention(
                 f"{'no' if attn_mask is None else 'a'} mask; give the training length, "
                 f"e.g. bias=NegLogLength(1024)"
             )
-        bias = NegLogLength(keys) if keys > 0 else 0.0
+        bias = default_bias(keys)
     bias = checks.bias_kind(bias)
     problem = Problem(
         query=query,

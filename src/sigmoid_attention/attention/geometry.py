@@ -3,7 +3,6 @@
 Shape letters: B batch, H query heads, Q queries, K keys.
 """
 
-
 import torch
 from torch import Tensor
 
