@@ -150,17 +150,20 @@ def _automatic(problem: Problem, return_aux: bool) -> Answer:
     return _reference(problem, return_aux)
 
 
+def check_impl(impl: str) -> None:
+    """Refuse what names no implementation."""
+    if not isinstance(impl, str) or impl not in ("auto", *IMPLEMENTATIONS):
+        names = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"impl: must be auto or one of {names}, got {arguments.shown(impl)}")
+
+
 def run(problem: Problem, impl: str, return_aux: bool) -> Answer:
     """Hand a checked problem to the implementation that was asked for.
 
     The answer has the layout of the problem's query: (1, H, T, E) for packed sequences.
     """
     arguments.switch("return_aux", return_aux)
-    if not isinstance(impl, str) or impl not in ("auto", *IMPLEMENTATIONS):
-        raise ValueError(
-            f"impl: must be auto or one of {', '.join(IMPLEMENTATIONS)}, "
-            f"got {arguments.shown(impl)}"
-        )
+    check_impl(impl)
     if impl == "auto":
         return _automatic(problem, return_aux)
     return IMPLEMENTATIONS[impl](problem, return_aux)

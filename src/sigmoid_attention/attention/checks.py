@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import arguments, geometry
-from sigmoid_attention.attention.bias import BiasPolicy
+from sigmoid_attention.attention.bias import (
+    BiasPolicy,
+    HeadValues,
+    Learned,
+    NegLogEffectiveLength,
+)
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -166,11 +171,28 @@ def slopes(alibi_slopes: Tensor | None, batch: int, heads: int, device: torch.de
         )
 
 
-def bias_kind(bias: Any) -> float | Tensor | BiasPolicy:
+def bias_kind(bias: Any, name: str = "bias") -> float | Tensor | BiasPolicy:
     """A tensor, a policy or a finite number, which is returned as Python's."""
     if isinstance(bias, Tensor | BiasPolicy):
         return bias
-    return arguments.number("bias", bias, "a finite number, a tensor or a bias policy")
+    return arguments.number(name, bias, "a finite number, a tensor or a bias policy")
+
+
+def layer_bias(bias: Any, heads: int, name: str = "bias") -> float | BiasPolicy:
+    """The bias that a layer keeps: a finite number, or a policy for its number of heads."""
+    if isinstance(bias, Learned | HeadValues) and bias.value.shape != (heads,):
+        raise ValueError(
+            f"{name}: {type(bias).__name__} has {bias.value.numel()} heads, the layer has {heads}"
+        )
+    if isinstance(bias, NegLogEffectiveLength) and len(bias.alibi_slopes) != heads:
+        raise ValueError(
+            f"{name}: NegLogEffectiveLength has {len(bias.alibi_slopes)} slopes, the layer has "
+            f"{heads} heads"
+        )
+    if isinstance(bias, BiasPolicy):
+        return bias
+    instead = "Learned(init, heads) is a bias that a layer trains"
+    return arguments.number(name, bias, "a finite number or a bias policy", instead)
 
 
 def tolerance(skip_tolerance: str | float, dtype: torch.dtype) -> tuple[float, bool]:

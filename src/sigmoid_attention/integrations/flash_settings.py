@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments
+from sigmoid_attention.attention import arguments, checks
 from sigmoid_attention.attention.api import Bias
-from sigmoid_attention.attention.bias import BiasPolicy
 
 
 def four_dimensional(name: str, tensor: Tensor) -> None:
@@ -72,9 +71,8 @@ def operators_window(window_size: Any) -> Any:
 
 def _operators_bias(sigmoid_bias: Bias | None, heads: int) -> Bias | None:
     """A bias of (heads,) or (batch, heads) in the shape that broadcasts; any other as it is."""
-    if not (sigmoid_bias is None or isinstance(sigmoid_bias, Tensor | BiasPolicy)):
-        wanted = "a finite number, a tensor or a bias policy"
-        return arguments.number("sigmoid_bias", sigmoid_bias, wanted)
+    if sigmoid_bias is not None:
+        sigmoid_bias = checks.bias_kind(sigmoid_bias, "sigmoid_bias")
     if isinstance(sigmoid_bias, Tensor):
         arguments.dense("sigmoid_bias", sigmoid_bias)
     if not isinstance(sigmoid_bias, Tensor) or sigmoid_bias.dim() not in (1, 2):

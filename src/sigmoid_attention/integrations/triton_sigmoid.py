@@ -65,6 +65,7 @@ def sigmoid_attention(
         )
     if sigmoid_bias is None:
         sigmoid_bias = default_bias(key.shape[1], "sigmoid_bias")
+    sigmoid_bias = checks.bias_kind(sigmoid_bias, "sigmoid_bias")
     out = attention.sigmoid_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -121,6 +122,7 @@ def sigmoid_attention_padded(
             -lengths_B.clamp(min=1).to(compute_dtype(query.dtype)).log()[:, None, None, None]
         )
     is_causal = arguments.switch("is_causal", is_causal)
+    sigmoid_bias = checks.bias_kind(sigmoid_bias, "sigmoid_bias")
     # Keys behind the last query are nobody's when causality begins at the first key.
     keys = min(queries, key.shape[1]) if is_causal else key.shape[1]
     hidden_BK = torch.arange(keys, device=key.device) >= lengths_B[:, None]
