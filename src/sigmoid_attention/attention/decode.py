@@ -5,7 +5,7 @@ Shape letters: B batch, M pages of a sequence.
 
 from torch import Tensor
 
-from sigmoid_attention.attention import checks, geometry, places, repeated, sequences
+from sigmoid_attention.attention import arguments, checks, places, repeated, sequences
 from sigmoid_attention.attention.api import Answer, Bias, run, transformed, with_bias
 from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.places import looked_at
@@ -29,6 +29,7 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
             f"value_cache: pages, page size and heads must equal key_cache's, "
             f"got {tuple(value.shape)} and {tuple(key.shape)}"
         )
+    arguments.dense("block_table", block_table)
     if block_table.dim() != 2 or block_table.shape[0] != query.shape[0]:
         raise ValueError(
             f"block_table: must be (batch, pages of a sequence) with batch {query.shape[0]}, "
@@ -39,6 +40,8 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
 
 def _decode(problem: Problem, impl: str, return_aux: bool) -> Answer:
     """By the kernel for a few queries where a GPU can run it, else by one for many."""
+    if not isinstance(impl, str):
+        return run(problem, impl, return_aux)
     if impl == "triton" or (impl == "auto" and problem.device.type == "cuda" and not transformed()):
         try:
             # Triton is there where torch has CUDA, and nowhere else has anyone to import it.
@@ -104,12 +107,48 @@ def sigmoid_decode(
         torch.Size([2, 4, 1, 8])
     """
     seen = None
-    if not return_aux:
+    if return_aux is False:
         tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes, bias, None, block_table)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
         seen = repeated.look(impl, *tensors, window_size, *settings)
         if (out := repeated.again(seen)) is not None:
             return out
+    problem = checked(
+        query,
+        key_cache,
+        value_cache,
+        seqused_k=seqused_k,
+        block_table=block_table,
+        bias=bias,
+        scale=scale,
+        is_causal=is_causal,
+        window_size=window_size,
+        alibi_slopes=alibi_slopes,
+        softcap=softcap,
+        enable_gqa=enable_gqa,
+        skip_tolerance=skip_tolerance,
+    )
+    repeated.remember(seen, problem)
+    return _decode(problem, impl, return_aux)
+
+
+def checked(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    *,
+    seqused_k: Tensor,
+    block_table: Tensor | None = None,
+    bias: Bias | None = None,
+    scale: float | None = None,
+    is_causal: bool = True,
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    skip_tolerance: float | str = "rounding",
+) -> Problem:
+    """The problem that a call of `sigmoid_decode` poses, or its ``ValueError``."""
     names = ("query", "key_cache", "value_cache")
     checks.same_kind(query, key_cache, value_cache, names)
     if query.dim() != 4:
@@ -134,10 +173,15 @@ def sigmoid_decode(
             "bias: a cache's current length is not the length that the model was trained with; "
             "give that length, e.g. bias=NegLogLength(1024)"
         )
-    checks.bias_kind(bias)
+    bias = checks.bias_kind(bias)
     checks.slopes(alibi_slopes, batch, heads, query.device)
-    scale = checks.settings(
-        head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=0.0
+    scale, softcap, window = checks.settings(
+        head_dim,
+        scale=scale,
+        softcap=softcap,
+        is_causal=is_causal,
+        window_size=window_size,
+        dropout_p=0.0,
     )
     tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
     problem = Problem(
@@ -149,12 +193,10 @@ def sigmoid_decode(
         bias=0.0,
         attn_mask=None,
         alibi_slopes=alibi_slopes,
-        window=geometry.effective_window(is_causal, window_size),
+        window=window,
         dropout_p=0.0,
         tolerance=tolerance,
         tolerance_is_relative=relative,
         sequences=own,
     )
-    problem = with_bias(problem, bias)
-    repeated.remember(seen, problem)
-    return _decode(problem, impl, return_aux)
+    return with_bias(problem, bias)

@@ -63,6 +63,8 @@ def look(
 ) -> Seen | None:
     """What this call may be known by; None where it has to be looked at in full.
 
+    Nothing was checked yet, so that every argument may be anything.
+
     Args:
         settings: every other argument that changes the answer or that a check looks at.
     """
@@ -86,19 +88,26 @@ def look(
         return None
     learning = torch.is_grad_enabled()
     facts = []
-    for tensor in tensors:
-        if tensor is None:
-            facts.append(None)
-        elif plain(tensor, learning):
-            facts += tensor.shape, tensor.stride(), tensor.dtype, tensor.is_cpu or _place(tensor)
-        else:
-            return None
+    try:
+        for tensor in tensors:
+            if tensor is None:
+                facts.append(None)
+            elif plain(tensor, learning):
+                place = tensor.is_cpu or _place(tensor)
+                facts += tensor.shape, tensor.stride(), tensor.dtype, place
+            else:
+                return None
+    except RuntimeError:
+        # Nested and sparse tensors have no sizes or strides; the checks say so better.
+        return None
     kind = (*facts, type(bias), numbers, window, settings, kernels.surroundings())
     return Seen(kernels, kind, tensors)
 
 
 def _kernels(impl: str, query: Tensor, table: Tensor | None) -> ModuleType | None:
     """Whose kernels a call may go to straight away."""
+    if not (isinstance(query, Tensor) and isinstance(impl, str)):
+        return None
     if query.is_cpu and impl in ("auto", "cpu"):
         # The tables that its kernel reads are made anew for each call.
         return cpu if table is None else None

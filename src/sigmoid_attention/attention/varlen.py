@@ -5,7 +5,7 @@ Shape letters: T tokens of all sequences, H heads, D head or value dim.
 
 from torch import Tensor
 
-from sigmoid_attention.attention import checks, geometry, places
+from sigmoid_attention.attention import arguments, checks, places
 from sigmoid_attention.attention.api import Answer, Bias, each_part, run, with_bias
 from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.problem import Problem
@@ -27,6 +27,7 @@ def _check_packed(
             f"value: tokens and heads must equal key's, "
             f"got {tuple(value.shape)} and {tuple(key.shape)}"
         )
+    arguments.dense("cu_seq_q", cu_seq_q)
     if cu_seq_q.dim() != 1 or cu_seq_q.shape[0] < 2:
         raise ValueError(
             f"cu_seq_q: must be (sequences + 1,), starting at 0, got {tuple(cu_seq_q.shape)}"
@@ -115,15 +116,20 @@ def sigmoid_varlen_attention(
             "bias: packed sequences have no single length to take -log of; give the training "
             "length, e.g. bias=NegLogLength(1024)"
         )
-    checks.bias_kind(bias)
+    bias = checks.bias_kind(bias)
     max_q, max_k = checks.longest("max_q", max_q), checks.longest("max_k", max_k)
     own = places.packed(cu_seq_q, cu_seq_k, query.shape[0], key.shape[0], max_q, max_k)
     if isinstance(bias, Tensor):
         checks.bias_tensor(bias, (own.count, heads, max_q, max_k), query.device)
         bias = _reached(bias, own)
     checks.slopes(alibi_slopes, own.count, heads, query.device)
-    scale = checks.settings(
-        head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=dropout_p
+    scale, softcap, window = checks.settings(
+        head_dim,
+        scale=scale,
+        softcap=softcap,
+        is_causal=is_causal,
+        window_size=window_size,
+        dropout_p=dropout_p,
     )
     tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
     problem = Problem(
@@ -135,7 +141,7 @@ def sigmoid_varlen_attention(
         bias=0.0,
         attn_mask=None,
         alibi_slopes=alibi_slopes,
-        window=geometry.effective_window(is_causal, window_size),
+        window=window,
         dropout_p=dropout_p,
         tolerance=tolerance,
         tolerance_is_relative=relative,

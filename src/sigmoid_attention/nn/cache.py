@@ -6,6 +6,8 @@ Shape letters: B batch, G key heads, L capacity in tokens, N new tokens, D head 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.nn.sizes import positive_whole
+
 
 class KVCache:
     """Keys and values of the tokens that one layer has read, in arrays allocated once.
@@ -33,8 +35,7 @@ class KVCache:
     ) -> None:
         sizes = {"batch": batch, "heads": heads, "capacity": capacity, "head_dim": head_dim}
         for name, size in sizes.items():
-            if size <= 0:
-                raise ValueError(f"KVCache: {name} must be positive, got {size}")
+            positive_whole(f"KVCache: {name}", size)
         shape = (batch, heads, capacity, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -60,6 +61,10 @@ class KVCache:
                 f"cache: made for (batch, key heads) {tuple(self.keys.shape[:2])}, "
                 f"got {tuple(key.shape[:2])}"
             )
+        for name, new in (("key", key), ("value", value)):
+            wanted = (*key.shape[:3], self.keys.shape[3])
+            if tuple(new.shape) != wanted:
+                raise ValueError(f"cache: {name} must be {wanted}, got {tuple(new.shape)}")
         self.keys[:, :, self.length : end] = key.detach()
         self.values[:, :, self.length : end] = value.detach()
         self.length = end

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.nn.sizes import positive_whole
+
 
 def token_positions(
     batch: int, tokens: int, start: int, attention_mask: Tensor | None, device: torch.device
@@ -48,8 +50,7 @@ def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor
         >>> alibi_slopes(3).tolist()
         [0.0625, 0.00390625, 0.25]
     """
-    if heads <= 0:
-        raise ValueError(f"heads must be positive, got {heads}")
+    heads = positive_whole("heads", heads)
     power = 1 << (heads.bit_length() - 1)
     whole = torch.arange(1, power + 1, device=device) / power
     between = torch.arange(1, 1 + 2 * (heads - power), 2, device=device) / (2 * power)
@@ -168,8 +169,7 @@ class LearnedPosition(EmbeddingPosition):
 
     def __init__(self, dim: int, max_length: int) -> None:
         super().__init__()
-        if max_length <= 0:
-            raise ValueError(f"LearnedPosition: max_length must be positive, got {max_length}")
+        max_length = positive_whole("LearnedPosition: max_length", max_length)
         self.max_length = max_length
         self.table = nn.Embedding(max_length, dim)
         nn.init.normal_(self.table.weight, std=dim**-0.5)

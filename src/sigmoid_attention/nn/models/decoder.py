@@ -154,7 +154,15 @@ class DecoderLM(nn.Module):
                 f"tokens: the learned position table ends at {longest} tokens, got {start + new}"
             )
         positions_BN = token_positions(batch, new, start, attention_mask, tokens.device)
-        x_BNC = self.position(self.embedding(tokens), positions_BN) * self.config.dim**0.5
+        try:
+            embedded_BNC = self.embedding(tokens)
+        except IndexError as error:
+            # On a CPU; there it costs nothing to find out.
+            low, high = (int(edge) for edge in tokens.aminmax())
+            raise ValueError(
+                f"tokens: must lie in 0 to {self.config.vocab_size - 1}, got {low} to {high}"
+            ) from error
+        x_BNC = self.position(embedded_BNC, positions_BN) * self.config.dim**0.5
         for i, block in enumerate(self.blocks):
             layer_cache = None if cache is None else cache[i]
             x_BNC = block(x_BNC, cache=layer_cache, attention_mask=attention_mask)
