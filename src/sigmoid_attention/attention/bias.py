@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.attention.keep_fp32 import keep_fp32
+
 
 class RowContext(Protocol):
     """What a policy may ask about the rows of a call; whatever costs work is computed on demand."""
@@ -230,8 +232,9 @@ def _each_head(value_H: Tensor, rows: RowContext, owner: str) -> Tensor:
 class Learned(nn.Module, BiasPolicy):
     """A trained bias per head, started from a number or from a policy that needs no row.
 
-    The parameter is ``value`` of shape (heads,); it receives its gradient from every
-    implementation. Raises ``ValueError`` if ``init`` depends on the rows of a call.
+    The parameter is ``value`` of shape (heads,), which stays in fp32 when the model is cast to
+    less; it receives its gradient from every implementation. Raises ``ValueError`` if ``init``
+    depends on the rows of a call.
 
     Example:
         >>> Learned(NegLogLength(256), heads=2).value.shape
@@ -255,11 +258,19 @@ class Learned(nn.Module, BiasPolicy):
             start = (float(init),) * heads
         self.value = nn.Parameter(torch.tensor(start, dtype=torch.float32))
 
+    def forward(self) -> Tensor:
+        """(heads,)."""
+        return self.value
+
     def resolve(self, rows: RowContext) -> Tensor:
-        return _each_head(self.value, rows, "Learned")
+        # Called, for what fetches a module's weights when it is: offloading, sharding, hooks.
+        return _each_head(self(), rows, "Learned")
 
     def extra_repr(self) -> str:
         return f"heads={self.value.numel()}"
+
+
+keep_fp32(Learned, "value")
 
 
 @dataclass(frozen=True)

@@ -51,14 +51,22 @@ class Experts(nn.Module):
         for weight in self.parameters():
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 
-    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, experts: Tensor | None, weights: Tensor) -> Tensor:
         """sum_k weights_tk expert(experts_tk, x_t), (T, C), of tokens (T, C) and choices (T, K).
 
         ``experts`` are integers, ``weights`` of any floating dtype; the sum over k is taken in the
-        wider of theirs and the tokens'. Raises ``ValueError`` for other shapes.
+        wider of theirs and the tokens'. With ``experts`` None every token visits all of them, as in
+        `dense`. Raises ``ValueError`` for other shapes.
         """
         if x.dim() != 2 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be (tokens, {self.dim}), got {tuple(x.shape)}")
+        if experts is None:
+            if weights.shape != (len(x), self.experts):
+                raise ValueError(
+                    f"weights must be ({len(x)}, {self.experts}) where experts is None, "
+                    f"got {tuple(weights.shape)}"
+                )
+            return self.dense(x, weights)
         if experts.dim() != 2 or len(experts) != len(x) or experts.shape != weights.shape:
             raise ValueError(
                 f"experts and weights must both be ({len(x)}, visits), "

@@ -15,12 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sigmoid_attention.attention.keep_fp32 import keep_fp32
 from sigmoid_attention.integrations.moe.names import from_layout
 from sigmoid_attention.nn.balance import LoadBalancer
 from sigmoid_attention.nn.experts import visit_experts
 from sigmoid_attention.nn.grouped import grouped_linear
 from sigmoid_attention.nn.moe import MoE, MoEConfig
-from sigmoid_attention.nn.router import recomputing
+from sigmoid_attention.nn.recording import recomputing
 
 try:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -183,6 +184,8 @@ def balance(
         dtype = getattr(owner, BIAS).dtype
         if dtype.itemsize < 4:
             raise ValueError(f"model: {BIAS} is in {dtype}, which loses steps of {rate}")
+        # Neither is it to be cast to such a dtype later.
+        keep_fp32(type(owner), BIAS)
         router = _CountedRouter(owner, experts, rate)
         routers.append(router)
         handles.append(experts.register_forward_pre_hook(router.count, with_kwargs=True))
