@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 from sigmoid_attention.mixtures.gates import GATES
@@ -169,6 +170,25 @@ class TestCounting:
 
         checkpoint(weights, x, use_reentrant=reentrant).sum().backward()
         assert len(calls) == 2 and router.tokens_per_expert.sum() == 10
+
+    @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
+    def test_a_compiled_router_counts_once_inside_of_a_checkpoint(self, reentrant):
+        router, x = self.router(), torch.randn(5, 4, requires_grad=True)
+        compiled = torch.compile(router, fullgraph=True, backend="aot_eager")
+        weights = checkpoint(lambda x: compiled(x).weights, x, use_reentrant=reentrant)
+        weights.sum().backward()
+        assert router.tokens_per_expert.sum() == 10
+
+    def test_what_is_differentiated_by_torch_func_is_counted(self):
+        router, x = self.router(), torch.randn(2, 5, 4)
+        visits = router(x).experts.flatten().bincount(minlength=3)
+        router.tokens_per_expert.zero_()
+
+        def total(weight, x):
+            return functional_call(router, {"weight": weight}, (x,)).weights.sum()
+
+        vmap(grad(total), (None, 0))(router.weight.detach(), x)
+        assert router.tokens_per_expert.tolist() == visits.tolist()
 
     def test_compiled_routers_count(self):
         router, x = self.router(), torch.randn(5, 4)

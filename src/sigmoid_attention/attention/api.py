@@ -17,7 +17,7 @@ from sigmoid_attention.attention import (
     repeated,
     tiled_operator,
 )
-from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength
+from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength, once_called
 from sigmoid_attention.attention.cpu import operator as cpu_operator
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.reference import AttentionAux
@@ -260,7 +260,7 @@ def sigmoid_attention(
         >>> torch.allclose(out[:, :, -1:], cached, atol=1e-6)
         True
     """
-    seen = None
+    seen, bias = None, once_called(bias)
     if not (return_aux or dropout_p):
         tensors = (query, key, value, None, alibi_slopes, bias, attn_mask, None)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)

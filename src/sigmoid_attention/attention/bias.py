@@ -11,12 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
+
+T = TypeVar("T")
 
 
 class RowContext(Protocol):
@@ -214,13 +216,13 @@ class HeadValues(BiasPolicy):
     """
 
     # Made for every call of a layer that keeps such a tensor: no dataclass, as it costs no time.
-    __slots__ = ("value",)
+    __slots__ = ("owner", "value")
 
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
+    def __init__(self, value: Tensor, owner: str = "HeadValues") -> None:
+        self.value, self.owner = value, owner
 
     def resolve(self, rows: RowContext) -> Tensor:
-        return _each_head(self.value, rows, type(self).__name__)
+        return _each_head(self.value, rows, self.owner)
 
 
 def _each_head(value_H: Tensor, rows: RowContext, owner: str) -> Tensor:
@@ -260,10 +262,10 @@ class Learned(nn.Module, BiasPolicy):
 
     def forward(self) -> Tensor:
         """(heads,)."""
-        return self.value
+        # What `fully_shard` makes of the class frees the parameter's memory behind this call.
+        return self.value if type(self) is Learned else self.value.clone()
 
     def resolve(self, rows: RowContext) -> Tensor:
-        # Called, for what fetches a module's weights when it is: offloading, sharding, hooks.
         return _each_head(self(), rows, "Learned")
 
     def extra_repr(self) -> str:
@@ -271,6 +273,15 @@ class Learned(nn.Module, BiasPolicy):
 
 
 keep_fp32(Learned, "value")
+
+
+def once_called(bias: T) -> T | HeadValues:
+    """A `Learned` bias as the values that its own forward pass gives; any other as it is.
+
+    Offloading, sharding and hooks act where a module is called, and a call of the operator is to
+    be one call of its bias.
+    """
+    return HeadValues(bias(), "Learned") if isinstance(bias, Learned) else bias
 
 
 @dataclass(frozen=True)

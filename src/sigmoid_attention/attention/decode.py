@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sigmoid_attention.attention import checks, geometry, repeated, sequences
 from sigmoid_attention.attention.api import Answer, Bias, run, transformed, with_bias
+from sigmoid_attention.attention.bias import once_called
 from sigmoid_attention.attention.problem import Problem
 
 
@@ -126,7 +127,7 @@ def sigmoid_decode(
         >>> sigmoid_decode(q, k, v, seqused_k=used, bias=NegLogLength(64), enable_gqa=True).shape
         torch.Size([2, 4, 1, 8])
     """
-    seen = None
+    seen, bias = None, once_called(bias)
     if not return_aux:
         tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes, bias, None, block_table)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
-from sigmoid_attention.nn.grouped import grouped_linear
+from sigmoid_attention.nn.grouped import each_expert
 
 
 class Experts(nn.Module):
@@ -127,4 +127,4 @@ def _linear(x_SI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     """The grouped product, in the dtype that autocast asks for where it is on."""
     kind = x_SI.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_EOI.dtype
-    return grouped_linear(x_SI.to(dtype), weight_EOI.to(dtype), ends_E)
+    return each_expert(x_SI.to(dtype), weight_EOI.to(dtype), ends_E)

@@ -33,7 +33,7 @@ _LOST = (
 def recomputing() -> bool:
     """Whether activations are computed again for a backward pass, so that tokens count twice."""
     # torch's own sign of a running backward pass: checkpointing of either kind recomputes inside
-    # of one. In a compiled graph recomputation is the compiler's, which leaves counters alone.
+    # of one. A compiler cannot follow it.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 

@@ -164,10 +164,10 @@ class Router(nn.Module):
         if self.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + SMALLEST_SUM)
         routing = Routing(logits, scores, experts, weights * self.route_scale)
+        if self.balance_rate and self.training:
+            count_visits(self.tokens_per_expert, routing.chosen())
         if recomputing():
             return routing.with_floats(recomputed(self, routing.floats()))
-        if self.balance_rate and self.training:
-            self.tokens_per_expert += routing.chosen().reshape(-1, self.experts).sum(0)
         for routers, routings in recordings.open:
             if self in routers:
                 routings.append(routing.with_floats(stand_ins(self, routing.floats())))
@@ -233,6 +233,35 @@ class Router(nn.Module):
     def extra_repr(self) -> str:
         chosen = "all" if self.top_k is None else f"top {self.top_k}"
         return f"{chosen} of {self.experts}, dim={self.dim}, {self.gate} of {self.affinity}"
+
+
+@torch.library.custom_op("sigmoid_attention::count_visits", mutates_args=("counts_E",))
+def count_visits(counts_E: Tensor, chosen: Tensor) -> None:
+    """Add to the counts (E,) which experts were chosen, boolean (..., E), unless once more.
+
+    An operator, since compiled graphs run it as it is and torch.func takes what it counts for no
+    part of what it differentiates.
+    """
+    if not recomputing():
+        counts_E += chosen.reshape(-1, len(counts_E)).sum(0)
+
+
+@count_visits.register_fake
+def _(counts_E: Tensor, chosen: Tensor) -> None:
+    return None
+
+
+@count_visits.register_vmap
+def _(info, in_dims: tuple[int | None, int | None], counts_E: Tensor, chosen: Tensor):
+    counts_dim, chosen_dim = in_dims
+    chosen = chosen.expand(info.batch_size, *chosen.shape) if chosen_dim is None else chosen
+    each = chosen.movedim(chosen_dim or 0, 0)
+    if counts_dim is None:
+        count_visits(counts_E, each)
+    else:
+        for counts, one in zip(counts_E.movedim(counts_dim, 0), each, strict=True):
+            count_visits(counts, one)
+    return None, None
 
 
 @contextmanager

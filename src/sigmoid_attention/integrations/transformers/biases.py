@@ -99,7 +99,7 @@ def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
             )
         place(module, LinearBias(start_H, dim), heads, dim)
         return
-    keep_fp32(type(module), ATTRIBUTE)
+    keep_fp32(module, ATTRIBUTE)
     if bias.learned:
         module.register_parameter(ATTRIBUTE, nn.Parameter(start_H))
     else:
