@@ -7,7 +7,12 @@ from torch.utils.checkpoint import checkpoint
 
 from sigmoid_attention.mixtures.gates import GATES
 from sigmoid_attention.mixtures.scores import SCORES
-from sigmoid_attention.nn import Router, record_routing
+from sigmoid_attention.nn import (
+    Router,
+    sequence_loss,
+    switch_loss,
+    z_loss,
+)
 from sigmoid_attention.nn.router import AFFINITIES, ROUTER_GATES
 from tests.nn.moe_oracle import deepseek_choice
 
@@ -214,17 +219,6 @@ def test_a_router_from_the_meta_device_begins_like_any_other():
     assert router.weight.isfinite().all() and not router.intercept.any()
 
 
-def test_recording_ends_with_its_block():
-    model = torch.nn.ModuleList(Router(4, experts=3, top_k=k) for k in (1, 2))
-    x = torch.randn(5, 4)
-    with record_routing(model) as routings:
-        for router in model:
-            router(x)
-    model[0](x)
-    assert [routing.experts.shape[-1] for routing in routings] == [1, 2]
-    assert routings[1].weights.requires_grad
-
-
 @pytest.mark.parametrize("affinity, start", [("linear", 0.0), ("euclidean", 16.0)])
 def test_where_an_intercept_starts(affinity, start):
     router = Router(16, experts=2, affinity=affinity, intercept=True)
@@ -273,3 +267,18 @@ def test_arguments_that_do_not_fit_are_refused_in_a_sentence(change, sentence):
 def test_tokens_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match="x must have 4 channels, got shape"):
         Router(4, experts=2)(torch.zeros(shape))
+
+
+def test_the_default_dtype_is_none_that_a_router_computes_in():
+    router, x = Router(8, experts=5, top_k=2, balance_rate=0.1), torch.randn(2, 400, 8)
+    expected = router(x)
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            routing = router(x)
+            losses = [loss(routing) for loss in (switch_loss, sequence_loss, z_loss)]
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert all(torch.equal(*pair) for pair in zip(routing, expected, strict=True))
+        for loss, found in zip((switch_loss, sequence_loss, z_loss), losses, strict=True):
+            assert torch.equal(found, loss(expected)) and found.dtype == torch.float32
