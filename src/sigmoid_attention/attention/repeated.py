@@ -75,7 +75,7 @@ def look(
         numbers = (bias.b,)
     elif type(bias) is HeadValues:
         # A number for each head has the address that its (1, H, 1, 1) has.
-        added = bias.value
+        added, numbers = bias.value, (bias.owner,)
     elif isinstance(bias, Tensor):
         added = bias
     else:
