@@ -19,7 +19,7 @@ from sigmoid_attention.attention import (
     repeated,
     tiled_operator,
 )
-from sigmoid_attention.attention.bias import BiasPolicy
+from sigmoid_attention.attention.bias import BiasPolicy, once_called
 from sigmoid_attention.attention.cpu import operator as cpu_operator
 from sigmoid_attention.attention.default_bias import default_bias
 from sigmoid_attention.attention.override import overridable
@@ -310,7 +310,7 @@ def sigmoid_attention(
         >>> torch.allclose(out[:, :, -1:], cached, atol=1e-6)
         True
     """
-    seen = None
+    seen, bias = None, once_called(bias)
     if return_aux is False and type(dropout_p) is float and not dropout_p:
         tensors = (query, key, value, None, alibi_slopes, bias, attn_mask, None)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sigmoid_attention.attention import arguments, checks, places, repeated, sequences
 from sigmoid_attention.attention.api import Answer, Bias, run, transformed, with_bias
+from sigmoid_attention.attention.bias import once_called
 from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.places import looked_at
 from sigmoid_attention.attention.problem import Problem
@@ -106,7 +107,7 @@ def sigmoid_decode(
         >>> sigmoid_decode(q, k, v, seqused_k=used, bias=NegLogLength(64), enable_gqa=True).shape
         torch.Size([2, 4, 1, 8])
     """
-    seen = None
+    seen, bias = None, once_called(bias)
     if return_aux is False:
         tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes, bias, None, block_table)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
