@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import autocast
 from sigmoid_attention.attention.bias import BiasPolicy
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -17,8 +18,11 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def same_kind(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]) -> None:
-    """Query, key and value: one floating dtype, one device."""
+def same_kind(
+    query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of one floating dtype, on one device; autocast makes them agree."""
+    query, key, value = autocast.same_dtype(query, key, value)
     if query.dtype not in FLOATS:
         raise ValueError(f"{names[0]}: dtype must be fp16, bf16, fp32 or fp64, got {query.dtype}")
     for name, tensor in zip(names[1:], (key, value), strict=True):
@@ -30,6 +34,7 @@ def same_kind(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, 
             raise ValueError(
                 f"{name}: must be on {names[0]}'s device, got {tensor.device} and {query.device}"
             )
+    return query, key, value
 
 
 def dense_shapes(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]) -> None:

@@ -134,7 +134,7 @@ def sigmoid_decode(
         if (out := repeated.again(seen)) is not None:
             return out
     names = ("query", "key_cache", "value_cache")
-    checks.same_kind(query, key_cache, value_cache, names)
+    query, key_cache, value_cache = checks.same_kind(query, key_cache, value_cache, names)
     if query.dim() != 4:
         raise ValueError(f"query: must be (batch, heads, length, dim), got {tuple(query.shape)}")
     if block_table is None:

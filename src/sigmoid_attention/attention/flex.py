@@ -32,6 +32,7 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
+from sigmoid_attention.attention import autocast
 from sigmoid_attention.attention.geometry import Window
 from sigmoid_attention.attention.problem import Problem
 
@@ -58,14 +59,15 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     if problem.device.type == "cpu":
         # There FlexAttention refuses what could learn, even where nothing is to be learnt.
         tensors = tuple(tensor.detach() for tensor in tensors)
-    out, aux = run(
-        *tensors,
-        score_mod=_log_weight(problem),
-        block_mask=block_mask,
-        scale=problem.scale,
-        enable_gqa=problem.heads != problem.key.shape[1],
-        return_aux=AuxRequest(lse=True),
-    )
+    with autocast.off(problem.device):
+        out, aux = run(
+            *tensors,
+            score_mod=_log_weight(problem),
+            block_mask=block_mask,
+            scale=problem.scale,
+            enable_gqa=problem.heads != problem.key.shape[1],
+            return_aux=AuxRequest(lse=True),
+        )
     assert aux.lse is not None
     mass_BHQ1 = aux.lse.to(problem.dtype).exp()[..., None]
     return (out.to(problem.dtype) * mass_BHQ1).to(problem.query.dtype)

@@ -10,6 +10,7 @@ from sigmoid_attention.attention import (
     AttentionAux,
     BiasPolicy,
     NegLogLength,
+    autocast,
     sigmoid_attention,
 )
 from sigmoid_attention.nn.cache import KVCache
@@ -174,14 +175,17 @@ class Attention(nn.Module):
         return weights
 
     def new_cache(self, batch: int, length: int, *, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for ``length`` tokens, in ``dtype`` or that of the parameters."""
+        """An empty cache for ``length`` tokens, in ``dtype`` or that of the layer's keys.
+
+        That is the parameters' dtype, and under autocast the one that autocast multiplies in.
+        """
         weight = self.key.weight
         return KVCache(
             batch,
             self.kv_heads,
             length,
             self.head_dim,
-            dtype=weight.dtype if dtype is None else dtype,
+            dtype=autocast.product_dtype(weight) if dtype is None else dtype,
             device=weight.device,
         )
 

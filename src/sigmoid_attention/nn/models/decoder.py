@@ -197,7 +197,7 @@ class DecoderLM(nn.Module):
     def new_cache(
         self, batch: int, length: int, *, dtype: torch.dtype | None = None
     ) -> list[KVCache]:
-        """Empty caches for ``length`` tokens, one a layer, in ``dtype`` or the parameters' own."""
+        """Empty caches for ``length`` tokens, one a layer, in ``dtype`` or that of its keys."""
         return [
             cast(Block, block).attention.new_cache(batch, length, dtype=dtype)
             for block in self.blocks
