@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from sigmoid_attention.attention import autocast
 from sigmoid_attention.attention.bias import BiasPolicy
@@ -177,6 +178,11 @@ def tolerance(skip_tolerance: str | float, dtype: torch.dtype) -> tuple[float, b
             f'skip_tolerance: must be "rounding" or a number of 0 or more, got {skip_tolerance!r}'
         )
     return float(skip_tolerance), False
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether they can be looked at: a meta or fake tensor has none, nor has one in a graph."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor))
 
 
 def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:

@@ -148,7 +148,7 @@ def sigmoid_decode(
     batch, heads, queries, head_dim = query.shape
     checks.head_groups(heads, key_cache.shape[1], enable_gqa, name="key_cache")
     checks.lengths("seqused_k", seqused_k, (batch,), query.device)
-    if looked_at(query.device):
+    if looked_at(query.device) and checks.has_numbers(seqused_k):
         if block_table is not None:
             block_table = sequences.used_pages(block_table, seqused_k, page_size)
             _check_pages(block_table, pages)

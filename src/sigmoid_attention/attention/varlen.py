@@ -5,7 +5,6 @@ Shape letters: T tokens of all sequences, H heads, D head or value dim.
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import checks, geometry, sequences
@@ -123,7 +122,7 @@ def sigmoid_varlen_attention(
             "length, e.g. bias=NegLogLength(1024)"
         )
     checks.bias_kind(bias)
-    if not (torch.compiler.is_compiling() or query.is_cuda):
+    if checks.has_numbers(cu_seq_q) and not query.is_cuda:
         _check_lengths("q", cu_seq_q, query.shape[0], max_q)
         _check_lengths("k", cu_seq_k, key.shape[0], max_k)
     checks.slopes(alibi_slopes, cu_seq_q.shape[0] - 1, heads, query.device)

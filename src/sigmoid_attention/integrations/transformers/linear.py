@@ -3,6 +3,7 @@
 Shape letters: B batch, H query heads, N tokens, C channels of the module's input.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,8 +47,9 @@ class LinearBias(nn.Module, BiasPolicy):
         super().__init__()
         heads = offset_H.numel()
         self.offset = nn.Parameter(offset_H.detach().clone().float())
-        self.slope = nn.Parameter(torch.zeros(heads, device=offset_H.device))
-        self.weight = nn.Parameter(torch.zeros(heads, dim, device=offset_H.device))
+        zeros = partial(torch.zeros, dtype=torch.float32, device=offset_H.device)
+        self.slope = nn.Parameter(zeros(heads))
+        self.weight = nn.Parameter(zeros(heads, dim))
         self._input_BNC: Tensor | None = None
 
     def see(self, input_BNC: Tensor | None) -> None:
