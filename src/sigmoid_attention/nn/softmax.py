@@ -120,13 +120,18 @@ def _sdpa_mask(
     What a kernel makes of a closed row depends on the kernel, and a NaN there would reach the
     gradients of every key, whatever is written over the row afterwards.
     """
+    mask = additive
     if visible is not None:
         closed = ~visible.any(-1, keepdim=True)
         if additive is None:
-            return visible | closed
-        additive = additive.masked_fill(~visible, NOT_VISIBLE).masked_fill(closed, 0.0)
-    # Torch's fused kernels take a float mask in the dtype of the query only.
-    return None if additive is None else additive.to(dtype)
+            mask = visible | closed
+        else:
+            mask = additive.masked_fill(~visible, NOT_VISIBLE).masked_fill(closed, 0.0)
+    if mask is None:
+        return None
+    # Torch's fused kernels take a mask of four dimensions, a float one in the query's dtype only.
+    mask = mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))
+    return mask if mask.dtype == torch.bool else mask.to(dtype)
 
 
 def _formed(
