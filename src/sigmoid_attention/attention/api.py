@@ -318,7 +318,7 @@ def sigmoid_attention(
         if (out := repeated.again(seen)) is not None:
             return out
     names = ("query", "key", "value")
-    checks.same_kind(query, key, value, names)
+    query, key, value = checks.same_kind(query, key, value, names)
     checks.dense_shapes(query, key, value, names)
     checks.head_groups(query.shape[1], key.shape[1], enable_gqa)
     batch, heads, queries, head_dim = query.shape

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
-from sigmoid_attention.attention import arguments, geometry
+from sigmoid_attention.attention import arguments, autocast, geometry
 from sigmoid_attention.attention.bias import (
     BiasPolicy,
     HeadValues,
@@ -23,10 +24,13 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def same_kind(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]) -> None:
-    """Query, key and value: one floating dtype, one device."""
+def same_kind(
+    query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of one floating dtype, on one device; autocast makes them agree."""
     for name, tensor in zip(names, (query, key, value), strict=True):
         arguments.dense(name, tensor)
+    query, key, value = autocast.same_dtype(query, key, value)
     if query.dtype not in FLOATS:
         raise ValueError(f"{names[0]}: dtype must be fp16, bf16, fp32 or fp64, got {query.dtype}")
     for name, tensor in zip(names[1:], (key, value), strict=True):
@@ -38,6 +42,7 @@ def same_kind(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, 
             raise ValueError(
                 f"{name}: must be on {names[0]}'s device, got {tensor.device} and {query.device}"
             )
+    return query, key, value
 
 
 def dense_shapes(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]) -> None:
@@ -205,6 +210,11 @@ def tolerance(skip_tolerance: str | float, dtype: torch.dtype) -> tuple[float, b
     if number < 0:
         raise ValueError(f"skip_tolerance: must be {wanted}, got {number}")
     return float(number), False
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether they can be looked at: a meta or fake tensor has none, nor has one in a graph."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor))
 
 
 def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:

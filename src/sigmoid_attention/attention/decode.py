@@ -151,7 +151,7 @@ def checked(
 ) -> Problem:
     """The problem that a call of `sigmoid_decode` poses, or its ``ValueError``."""
     names = ("query", "key_cache", "value_cache")
-    checks.same_kind(query, key_cache, value_cache, names)
+    query, key_cache, value_cache = checks.same_kind(query, key_cache, value_cache, names)
     if query.dim() != 4:
         raise ValueError(f"query: must be (batch, heads, length, dim), got {tuple(query.shape)}")
     if block_table is None:

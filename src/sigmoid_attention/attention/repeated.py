@@ -140,6 +140,8 @@ def remember(seen: Seen | None, problem: Problem) -> None:
     """Keep what such a call needs, if that is nothing but other tensors."""
     if seen is None or seen.kind in _known:
         return
+    if len({tensor.dtype for tensor in seen.tensors[:3] if tensor is not None}) > 1:
+        return  # Autocast has cast them for this call alone.
     if (met := _met.get(seen.kind, 0) + 1) < seen.kernels.WORTHWHILE:
         _set(_met, seen.kind, met)
         return

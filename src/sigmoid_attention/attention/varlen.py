@@ -107,7 +107,7 @@ def sigmoid_varlen_attention(
         >>> sigmoid_varlen_attention(q, k, v, ends, ends, 3, 3, bias=NegLogLength(64)).shape
         torch.Size([5, 2, 8])
     """
-    checks.same_kind(query, key, value, ("query", "key", "value"))
+    query, key, value = checks.same_kind(query, key, value, ("query", "key", "value"))
     _check_packed(query, key, value, cu_seq_q, cu_seq_k)
     heads, head_dim = query.shape[1:]
     checks.head_groups(heads, key.shape[1], enable_gqa)

@@ -167,7 +167,7 @@ def _lengths(
         lengths = torch.full((batch,), number, device=k_cache.device)
     checks.lengths("cache_seqlens", lengths, (batch,), k_cache.device)
     new = 0 if k is None else k.shape[1]
-    if batch > 0 and not torch.compiler.is_compiling():
+    if batch > 0 and checks.has_numbers(lengths):
         low, high = (int(edge) for edge in lengths.aminmax())
         if low < 0 or high + new > capacity:
             raise ValueError(
@@ -204,7 +204,7 @@ def _check_rotary(cos: Tensor, sin: Tensor, places_BN: Tensor, head_dim: int) ->
             f"rotary_cos, rotary_sin: must be (places, half the rotated channels) with at most "
             f"{head_dim // 2} of these, got {tuple(cos.shape)} and {tuple(sin.shape)}"
         )
-    if places_BN.numel() > 0 and not torch.compiler.is_compiling():
+    if places_BN.numel() > 0 and checks.has_numbers(places_BN):
         needed = int(places_BN.max()) + 1
         if needed > cos.shape[0]:
             raise ValueError(f"rotary_cos: must have {needed} places, got {cos.shape[0]}")
@@ -216,7 +216,7 @@ def _append(
     """Write (B, N, G, D) behind the tokens of each sequence, in place."""
     places_BN = _places(lengths_B, k.shape[1])
     pages_BN = table_BM.gather(1, places_BN // k_cache.shape[1])
-    if pages_BN.numel() > 0 and not torch.compiler.is_compiling():
+    if pages_BN.numel() > 0 and checks.has_numbers(pages_BN):
         low, high = (int(edge) for edge in pages_BN.aminmax())
         if low < 0 or high >= k_cache.shape[0]:
             raise ValueError(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import autocast
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
 from sigmoid_attention.nn.grouped import each_expert
 
@@ -80,7 +81,8 @@ class Experts(nn.Module):
 
     def dense(self, x: Tensor, weights: Tensor) -> Tensor:
         """sum_e weights_te expert(e, x_t), (T, C), of tokens (T, C) and weights (T, E)."""
-        return torch.einsum("te,etc->tc", weights, self.each(x).to(weights.dtype)).to(x.dtype)
+        each_TEC = self.each(x).to(weights.dtype).transpose(0, 1)
+        return autocast.product(weights[:, None], each_TEC)[:, 0].to(x.dtype)
 
     def each(self, x: Tensor) -> Tensor:
         """Every expert's own answer to every token, (E, T, C) for tokens (T, C)."""
@@ -125,6 +127,5 @@ def visit_experts(
 
 def _linear(x_SI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     """The grouped product, in the dtype that autocast asks for where it is on."""
-    kind = x_SI.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_EOI.dtype
+    dtype = autocast.product_dtype(weight_EOI)
     return each_expert(x_SI.to(dtype), weight_EOI.to(dtype), ends_E)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import autocast
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
 from sigmoid_attention.mixtures.gates import GATES
 from sigmoid_attention.mixtures.scores import SCORES
@@ -151,7 +152,7 @@ class Router(nn.Module):
         """
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have {self.dim} channels, got shape {tuple(x.shape)}")
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast.off(x.device):
             logits = self._affinity(x.to(torch.promote_types(x.dtype, torch.float32)))
             logits = logits / self.temperature
             scores = GATES[self.gate].weights(logits)

@@ -52,7 +52,8 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
         None if own is None else own.block_table_BM,
         *_pack(problem, number),
     )
-    return _compute(None, *arguments) if unwatched(tensors) else forward(*arguments)[0]
+    straight = problem.device.type == "cpu" and unwatched(tensors)
+    return _compute(None, *arguments) if straight else forward(*arguments)[0]
 
 
 def struct(problem: Problem) -> bytes:
@@ -97,7 +98,7 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
         raise NotImplementedError("return_aux: the CPU kernel keeps no row statistics")
     if problem.dropout_p > 0:
         raise NotImplementedError("dropout_p: the CPU kernel has no dropout")
-    if problem.device.type != "cpu":
+    if problem.device.type not in ("cpu", "meta"):
         raise NotImplementedError(f"query: is on {problem.device}, the CPU kernel needs the CPU")
     if not supports(problem.query.dtype):
         raise NotImplementedError(f"query: the CPU kernel has no {problem.query.dtype}")
