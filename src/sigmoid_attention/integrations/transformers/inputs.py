@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,9 +17,35 @@ def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Tokens, pixels or sound, whichever the model's ``forward`` has arguments for.
 
     Raises:
-        ValueError: none of them; the sentence asks for ``inputs``.
+        ValueError: none of them, or their sizes cannot be told; the sentence asks for ``inputs``.
     """
     taken = inspect.signature(model.forward).parameters
+    try:
+        made = _made(model, taken)
+    except AttributeError as error:
+        raise ValueError(
+            f"inputs: cannot make a batch for {type(model).__name__} ({error}); give one"
+        ) from error
+    if not made:
+        raise ValueError(
+            f"inputs: cannot make a batch for {type(model).__name__}, whose forward takes "
+            f"{', '.join(taken)}; give one"
+        )
+    return {name: _moved(tensor, model) for name, tensor in made.items()}
+
+
+def encoder_states(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What a decoder's cross-attention looks at, if its ``forward`` has an argument for it."""
+    if "encoder_hidden_states" not in inspect.signature(model.forward).parameters:
+        return {}
+    names = ("cross_attention_hidden_size", "encoder_hidden_size", "hidden_size")
+    width = next((getattr(model.config, n) for n in names if getattr(model.config, n, None)), None)
+    if width is None:
+        return {}
+    return {"encoder_hidden_states": _moved(torch.zeros(1, _TOKENS, width), model)}
+
+
+def _made(model: PreTrainedModel, taken: Collection[str]) -> dict[str, Tensor]:
     config = model.config
     made: dict[str, Any] = {}
     if "input_ids" in taken and model.main_input_name != "pixel_values":
@@ -36,12 +63,7 @@ def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
         made["input_values"] = _sound(config)
     if "decoder_input_ids" in taken:
         made["decoder_input_ids"] = torch.arange(_TOKENS)[None]
-    if not made:
-        raise ValueError(
-            f"inputs: cannot make a batch for {type(model).__name__}, whose forward takes "
-            f"{', '.join(taken)}; give one"
-        )
-    return {name: _moved(tensor, model) for name, tensor in made.items()}
+    return made
 
 
 def _pair(size: Any) -> tuple[int, int]:
