@@ -61,8 +61,8 @@ def convert(
 
     Raises:
         ValueError: an attention module is not reached (the sentence names it), has no place for
-            an option or no parameters (quantise after the conversion), or there is no length to take
-            a bias from. Model and config are then what they were.
+            an option or no parameters (quantise after the conversion), or there is no length to
+            take a bias from. Model and config are then what they were.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -224,6 +224,7 @@ def _shapes(reached: list[Reached]) -> dict[str, list[HeadShape]]:
 # The first that knows a config says what model is built of it.
 _AUTO = (
     transformers.AutoModel,
+    transformers.AutoModelForCausalLM,
     transformers.AutoModelForSeq2SeqLM,
     transformers.AutoModelForImageTextToText,
     transformers.AutoModelForSpeechSeq2Seq,

@@ -26,7 +26,8 @@ KNOWN = paged.NAMES | {
     "attention_mask", "scaling", "dropout", "is_causal", "position_bias", "softcap", "cache",
     "sliding_window",  # in the mask, where there is one
     "output_attentions",
-    "input_ids", "inputs_embeds", "position_ids", "position_embeddings", "cache_position", "use_cache", "seq_idx",
+    "input_ids", "inputs_embeds", "position_ids", "position_embeddings",
+    "cache_position", "use_cache", "seq_idx",
     "output_hidden_states", "output_router_logits", "return_dict",
     "num_items_in_batch", "logits_to_keep", "logits_indices", "logits_processor_args",
     "deterministic",

@@ -94,7 +94,7 @@ def _let_attentions_be_returned() -> None:
 
     A converted model returns its attentions as well.
     """
-    theirs = PreTrainedConfig.output_attentions
+    theirs: Any = PreTrainedConfig.output_attentions
     check = getattr(PreTrainedConfig, _CHECK, None)
 
     def setter(config: PreTrainedConfig, value: bool | None) -> None:
@@ -108,7 +108,7 @@ def _let_attentions_be_returned() -> None:
             check(config)
 
     if isinstance(theirs, property):
-        PreTrainedConfig.output_attentions = theirs.setter(setter)
+        setattr(PreTrainedConfig, "output_attentions", theirs.setter(setter))  # noqa: B010
     if check is None:
         return
     checking.__name__ = _CHECK

@@ -12,7 +12,7 @@ _aten = torch.ops.aten
 
 
 class _NoNumbers(TorchDispatchMode):
-    """Where a model reads a number, such as which experts were chosen, it reads zero, or nothing."""
+    """Where a model reads numbers, such as which experts were chosen, it reads zero, or nothing."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

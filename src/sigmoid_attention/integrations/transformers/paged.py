@@ -21,9 +21,12 @@ from sigmoid_attention.integrations.transformers.record import NAME
 
 try:
     from transformers.generation.continuous_batching import ContinuousBatchingManager
-    from transformers.generation.continuous_batching.cache import PagedAttentionCache
-except ImportError:  # then there is none that we know
-    ContinuousBatchingManager = PagedAttentionCache = None
+    from transformers.generation.continuous_batching import cache as _caches
+
+    # It is compiled in a way that types do not show.
+    _PagedCache: Any = _caches.PagedAttentionCache
+except (ImportError, AttributeError):  # then there is none that we know
+    ContinuousBatchingManager = _PagedCache = None
 
 ENDS = ("cu_seq_lens_q", "cu_seq_lens_k")
 # transformers 5.17 calls the two longest of a continuous batch by the second names.
@@ -60,8 +63,11 @@ def attend(
     A window is the number of keys that a query sees on one side, itself included.
     """
     side = -1 if window is None else window - 1
+    query_THD, key_TGD, value_TGE = (x[0].transpose(0, 1) for x in (query, key, value))
     out_THE = sigmoid_varlen_attention(
-        *(x[0].transpose(0, 1) for x in (query, key, value)),
+        query_THD,
+        key_TGD,
+        value_TGE,
         *ends,
         is_causal=is_causal,
         window_size=(side, -1 if is_causal else side),
@@ -126,7 +132,7 @@ def updated(
 
     The batch comes back with what belongs to this layer in the place of what belongs to each kind.
     """
-    if PagedAttentionCache is None or not isinstance(cache, PagedAttentionCache):
+    if _PagedCache is None or not isinstance(cache, _PagedCache):
         raise _unknown("cache", f"is {type(cache).__name__}, not a PagedAttentionCache")
     if batch.get("block_table") is not None:
         raise _unknown("block_table", "is there")

@@ -7,7 +7,7 @@ Shape letters: B batch, H query heads, G key heads, Q queries, D head dim, E val
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -82,7 +82,8 @@ def reached_modules(
             missed = _missed(model, set(shapes), except_for)
             if missed and inputs is None and (states := encoder_states(model)):
                 # A decoder calls its cross-attention only where there is something to attend to.
-                model(**batch, **states)
+                with suppress(Exception):
+                    model(**batch, **states)
                 missed = _missed(model, set(shapes), except_for)
     except CannotRun:
         raise
