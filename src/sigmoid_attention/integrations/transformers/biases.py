@@ -89,7 +89,13 @@ def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
     if not isinstance(bias, PerHead):
         setattr(module, ATTRIBUTE, bias)
         return
-    device = next(module.parameters()).device
+    parameter = next(module.parameters(), None)
+    if parameter is None:
+        raise ValueError(
+            f"bias: PerHead puts a parameter beside those of a module, and {type(module).__name__} "
+            f"has none; a model is quantised after its conversion, not before"
+        )
+    device = parameter.device
     start_H = bias.start(heads).to(device)
     if bias.linear:
         if dim == 0:
