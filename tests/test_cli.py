@@ -129,7 +129,7 @@ def test_without_the_lab_extra_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "sigmoid_attention.cli.arguments", raising=False)
     monkeypatch.setitem(sys.modules, "tyro", None)
     said = complaint(capsys, "compare")
-    assert "tyro is not installed" in said and "sigmoid-attention[lab]" in said
+    assert "tyro is not installed" in said and "pip install '.[lab]'" in said
 
 
 def test_train_then_generate(trained, capsys):

@@ -77,7 +77,7 @@ def test_a_missing_extra_is_told_from_one_that_does_not_import(tiny, tmp_path, c
     assert "transformers, which is installed but does not import here: " in complaint(capsys)
     monkeypatch.setattr("sigmoid_attention.cli.convert.find_spec", lambda _: None)
     assert ask(tiny, tmp_path / "out") == 2
-    assert complaint(capsys).endswith("pip install 'sigmoid-attention[lab,transformers]'")
+    assert complaint(capsys).endswith("pip install '.[lab,transformers]' in a clone")
 
 
 def test_an_unwritable_output_is_one_sentence(tiny, tmp_path, capsys):

@@ -34,13 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say(INTERRUPTION, INTERRUPTED)
     except ModuleNotFoundError as error:
-        from sigmoid_attention.doctor import lab_packages
+        from sigmoid_attention.extras import INSTALL_LAB, LAB
 
-        if error.name not in lab_packages():
+        if error.name not in LAB:
             raise
         return _say(
-            f"{error.name} is not installed; the command line needs the lab extra: "
-            f"pip install 'sigmoid-attention[lab]'",
+            f"{error.name} is not installed; the command line needs the lab extra: {INSTALL_LAB}",
             BAD_INPUT,
         )
     except (ValueError, OSError) as error:
@@ -55,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     # By name and before anything else: a doctor who needs the patient's help is of no use.
-    if argv == ["doctor"]:
+    if argv in (["doctor"], ["doctor", "--json"]):
         from sigmoid_attention.doctor import doctor
 
-        doctor()
+        doctor(as_json="--json" in argv)
         return 0
     from sigmoid_attention.cli.arguments import (
         Compare,

@@ -45,10 +45,13 @@ def convert(asked: Convert) -> None:
 def _missing(error: BaseException) -> str:
     """Which package to install, or what keeps an installed one from being imported."""
     if find_spec("transformers") is None or find_spec("scipy") is None:
-        return "convert needs transformers: pip install 'sigmoid-attention[lab,transformers]'"
+        return "convert needs transformers: pip install '.[lab,transformers]' in a clone"
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"convert needs transformers, which is installed but does not import here: {error}"
+    return (
+        f"convert needs transformers, which is installed but does not import here: {error} "
+        f"(sigmoid-attention doctor says what to type)"
+    )
 
 
 def _quiet() -> None:
