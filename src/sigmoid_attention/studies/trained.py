@@ -61,13 +61,15 @@ def describe_run(
     config: TrainConfig,
     tokenizer: Tokenizer,
     provenance: Provenance,
+    *,
+    again: bool = False,
 ) -> None:
-    """Write what a run is before it starts; nothing once there is a checkpoint.
+    """Write what a run is before it starts; nothing once there is a checkpoint, unless `again`.
 
     Whether that one may be continued with this configuration the trainer finds out, field by
     field, since a checkpoint holds its own.
     """
-    if latest_checkpoint(folder) is not None:
+    if latest_checkpoint(folder) is not None and not again:
         return
     described = {
         "run": run_configuration(model, batches, config),

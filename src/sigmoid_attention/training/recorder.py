@@ -151,8 +151,9 @@ class Recorder:
                 yield module.register_forward_hook(self._weights_hook(name))
 
     def _output_hook(self, name: str, quantity: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._step is not None:
+        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            # A test between two steps is no part of either.
+            if self._step is not None and module.training:
                 tensor = output[0] if isinstance(output, tuple) else output
                 self._add(name, quantity, _size(tensor))
 
@@ -160,7 +161,7 @@ class Recorder:
 
     def _weights_hook(self, name: str) -> Callable[..., None]:
         def hook(layer: Attention, inputs: tuple[Tensor, ...], _output: Any) -> None:
-            if self._step is not None:
+            if self._step is not None and layer.training:
                 weights_BHNN = layer.weights(inputs[0]).float()
                 mass_BHN = weights_BHNN.sum(-1)
                 statistics = {
