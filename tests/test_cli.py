@@ -72,7 +72,7 @@ def test_data_that_cannot_be_used(command, make, says, tmp_path, capsys):
         (["train", "--preset", "huge"], "preset must be one of tiny"),
         (["train", "--recipe", "secret"], "recipe must be 'paper' or 'recommended'"),
         (["train", "--activation", "tanh"], "activation must be one of"),
-        (["train", "--preset", "tiny", "--vocab-size", "9"], "vocab_size must be at least 257"),
+        (["train", "--preset", "tiny", "--vocab-size", "9"], "--vocab-size must be at least 257"),
         (["train", "--steps", "0"], "steps must be at least 1"),
         (["train", "--lr", "-1"], "lr must be positive"),
         (["train", "--record", "-1"], "record must be 0 (none) or a number of steps"),
@@ -151,8 +151,8 @@ def test_train_then_generate(trained, capsys):
     ("argv", "says"),
     [
         (["--temperature", "-1"], "temperature must be 0"),
-        (["--top-p", "0"], "top_p must be above 0"),
-        (["--max-new-tokens", "0"], "max_new_tokens must be positive"),
+        (["--top-p", "0"], "--top-p must be above 0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be positive"),
     ],
 )
 def test_generate_refuses_what_cannot_be_meant(argv, says, trained, capsys):

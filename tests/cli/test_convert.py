@@ -53,9 +53,9 @@ def test_it_leaves_a_model_that_writes(tiny, tmp_path, capsys):
     [
         (["--form", "row"], "form must be one of linear, constant, got 'row'"),
         (["--data", "/nowhere"], "data must be 'stdlib', 'shakespeare', or the path"),
-        (["--seq-len", "5000"], "seq_len must be at most the model's"),
+        (["--seq-len", "5000"], "--seq-len must be at most the model's"),
         (["--needles", "5000"], "data is too short"),
-        (["--text-weight", "-1"], "text_weight must be at least 0, got -1.0"),
+        (["--text-weight", "-1"], "--text-weight must be at least 0, got -1.0"),
         (["--device", "tpu"], "device must be one of"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -167,3 +167,17 @@ def test_bad_arguments_are_named(tmp_path):
         Recorder(tmp_path, every=0)
     with pytest.raises(ValueError, match="there are no records in"):
         read_records(tmp_path)
+
+
+def test_a_test_between_two_steps_is_not_recorded(tmp_path):
+    """As `train` on the command line takes one of held-out text, after a step that is recorded."""
+    model, text = tiny_model(), tiny_text()
+
+    def look(_done, _loss):
+        model.eval()(text.batch(99)[0])
+        model.train()
+
+    recorded(tmp_path / "tested", model=model, on_step=look)
+    recorded(tmp_path / "alone")
+    first, second = (read_records(tmp_path / name / "records") for name in ("tested", "alone"))
+    assert first.equals(second)

@@ -1,5 +1,6 @@
 """What each command takes: one frozen dataclass each, from which tyro makes options and help."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,15 @@ from typing import Annotated
 import tyro
 
 from sigmoid_attention.studies.registry import STUDIES
+
+PURPOSE = (
+    "Trains, compares, converts and examines transformers whose attention weighs each key by a "
+    "sigmoid of its own logit, where others take a softmax over all of them."
+)
+COMPLETION = (
+    "Tab completion: --tyro-print-completion bash (or zsh, tcsh) prints a script for your shell; "
+    'in bash, eval "$(sigmoid-attention --tyro-print-completion bash)" turns it on.'
+)
 
 # In the help an option that has no default, and one that is off, say so in their own words.
 Int = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
@@ -97,6 +107,8 @@ class Train:
     OUT/records; 0 keeps none."""
     resume: Flag = False
     """Go on from the checkpoint in OUT; everything but --steps must be as it was."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +146,8 @@ class Recipe:
     """Folder for the rows; it must be empty or new unless --resume."""
     resume: Flag = False
     """Go on with what OUT has; more seeds and learning rates may be asked for."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +171,8 @@ class Routing:
     """Go on with what OUT has; more seeds may be asked for."""
     docs: File = None
     """A document in Markdown, which gets the findings between its markers, and a figure."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +238,8 @@ class Convert:
     """auto (a GPU if there is one), cpu, or cuda."""
     resume: Flag = False
     """Go on with what OUT has."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +259,8 @@ class RunStudies:
     """Folder of the rows; it may hold those of other studies."""
     workers: Int = None
     """Processes; one a usable core if not given."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +269,8 @@ class ListStudies:
 
     out: Path = Path("runs/studies")
     """Folder of the rows."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +283,8 @@ class ReportStudies:
     """Folder of the rows."""
     docs: File = None
     """A document in Markdown, which gets the same between its markers, with figures beside it."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -307,6 +331,8 @@ class Rates:
     """Folder of the rows, and of the report."""
     workers: Int = None
     """Processes; one a usable core if not given."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -331,6 +357,8 @@ class Regularity:
     """Wall time for measuring the whole network; layers take what they need."""
     out: Path = Path("runs/regularity")
     """Folder for the certificate and its figure."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -371,11 +399,16 @@ class Universality:
     """Of training."""
     out: Path = Path("runs/universality")
     """Folder for the figures and the rows of the trained."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
 class Doctor:
     """Say what this machine has, and what to do about what is missing."""
+
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 Command = (
@@ -409,10 +442,36 @@ def parse(
     | Doctor
 ):
     """The command that was asked for; prints help or a complaint and exits where there is none."""
+    questions = [f"{study.name}: {study.question}" for study in STUDIES]
     return tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]
         prog="sigmoid-attention",
-        description="\n\n".join(f"{study.name}: {study.question}" for study in STUDIES),
+        description="\n\n".join([PURPOSE, *questions, COMPLETION]),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def in_flags(sentence: str, asked: object) -> str:
+    """The sentence with the fields of a command under the names that they are typed by.
+
+    Example:
+        >>> asked = Train(Path("out"))
+        >>> in_flags("vocab_size must be at least 257", asked)
+        '--vocab-size must be at least 257'
+        >>> in_flags("lr must be positive; train.lr is another", asked)
+        '--lr must be positive; train.lr is another'
+    """
+    commands = [asked, *([asked.action] if isinstance(asked, Studies) else [])]
+    for command in commands:
+        for name in vars(command):
+            if name in POSITIONAL:
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            sentence = re.sub(rf"^{name}(?=:| must | is )", flag, sentence)
+            if "_" in name:
+                sentence = re.sub(rf"(?<![\w.-]){name}\b", flag, sentence)
+    return sentence
+
+
+POSITIONAL = ("folder", "model", "function", "names", "action")

@@ -1,9 +1,11 @@
 """`sigmoid-attention convert`: a pretrained softmax model becomes a sigmoid model, in a folder."""
 
+import sys
 from dataclasses import asdict, fields
 from importlib.util import find_spec
 
 from sigmoid_attention.cli.arguments import Convert
+from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.environment import resolve_device
 from sigmoid_attention.studies.store import refuse_occupied
 from sigmoid_attention.training.data.corpus import load_corpus
@@ -35,11 +37,20 @@ def convert(asked: Convert) -> None:
         evaluate_every=asked.evaluate_every,
     )
     begin(asked.out, {"model": asked.model, "data": asked.data, **asdict(setting)})
+    print(corpus.told(), file=sys.stderr)
     curve = run.go()
     parent, final = curve.at("parent").found, curve.at("final").found
+    model = asked.out / MODEL
+    if asked.json:
+        print_json({"final": final, "parent": parent, "model": model})
+        return
     for name, value in final.items():
         print(f"{name}: {value:.4f} (parent {parent[name]:.4f})")
-    print(f"converted model: {asked.out / MODEL}")
+    print(f"converted model: {model}")
+    print(
+        "load it: from sigmoid_attention.integrations.transformers import register; register(); "
+        f"then transformers' from_pretrained({str(model)!r})"
+    )
 
 
 def _missing(error: BaseException) -> str:

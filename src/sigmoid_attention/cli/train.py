@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from sigmoid_attention.cli.arguments import Train
+from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.nn.models import PRESETS, ModelConfig
 from sigmoid_attention.nn.models.recipes import recipe_settings
 from sigmoid_attention.studies.claims.figure import svg
@@ -21,7 +22,7 @@ from sigmoid_attention.studies.loss_figure import loss_figure
 from sigmoid_attention.studies.store import refuse_occupied
 from sigmoid_attention.studies.trained import CONFIG, describe_run, new_model
 from sigmoid_attention.training.data.batches import TextBatches
-from sigmoid_attention.training.data.corpus import Corpus, load_corpus
+from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
 from sigmoid_attention.training.evaluate import bits_per_byte
 from sigmoid_attention.training.files import write_whole
@@ -64,7 +65,7 @@ def train(asked: Train) -> None:
     corpus = load_corpus(asked.data, binaries=asked.binaries)
     text = Text.prepare(corpus, config.vocab_size, HELDOUT_BYTES)
     text.check_lengths(config.max_seq_len, config.max_seq_len)
-    say_what_was_read(corpus)
+    print(corpus.told(), file=sys.stderr)
     # The text may be too short for as many byte pairs as were asked for.
     config = dataclasses.replace(config, vocab_size=_vocabulary(text, config.vocab_size))
     refuse_too_large(asked.preset, config, asked.batch_size, device)
@@ -97,12 +98,24 @@ def train(asked: Train) -> None:
     rows = read_losses(log.path)
     tested = rows[-1].heldout_bits_per_byte if rows and rows[-1].step == training.steps else None
     bits = test() if tested is None else tested
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{parameters:,} parameters, {result.steps} steps, {result.seconds:.0f} s")
-    last = result.losses[-1] * bits_per_nat
-    print(f"bits a byte: training {last:.4f} in the last step, held-out {bits:.4f}")
     if rows:
         write_whole(asked.out / CURVE, svg(loss_figure(rows)))
+    found = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "training_bits_per_byte": result.losses[-1] * bits_per_nat,
+        "heldout_bits_per_byte": bits,
+        "losses": log.path,
+        "curve": asked.out / CURVE,
+    }
+    if asked.json:
+        print_json(found)
+        return
+    print(f"{found['parameters']:,} parameters, {result.steps} steps, {result.seconds:.0f} s")
+    last = found["training_bits_per_byte"]
+    print(f"bits a byte: training {last:.4f} in the last step, held-out {bits:.4f}")
+    if rows:
         print(f"losses: {log.path}\ncurve:  {asked.out / CURVE}")
     out = shlex.quote(str(asked.out))
     print(f'let it write: sigmoid-attention generate {out} --prompt "..."')
@@ -122,13 +135,6 @@ def model_config(asked: Train) -> ModelConfig:
         # The preset's own width of the feed-forward layers is of another dim.
         changes["ffn_dim"] = None
     return dataclasses.replace(PRESETS[asked.preset], **changes)
-
-
-def say_what_was_read(corpus: Corpus) -> None:
-    """On standard error, before any training."""
-    print(corpus.described(), file=sys.stderr)
-    if corpus.warning():
-        print(f"warning: {corpus.warning()}", file=sys.stderr)
 
 
 def _vocabulary(text: Text, asked: int) -> int:

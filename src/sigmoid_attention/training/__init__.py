@@ -4,7 +4,3 @@
 has the retrieval tasks. `trainer.train` trains, `checkpoint` saves and resumes, `recorder` writes
 down norms and extremes, `evaluate` scores held-out text. Needs the extra `lab`.
 """
-
-from sigmoid_attention.extras import require_lab
-
-require_lab(__name__)

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.training.files import write_whole
+
+with lab_imports("sigmoid_attention.training"):
+    import safetensors
+    import safetensors.torch
 
 CURRENT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"

@@ -4,8 +4,18 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sigmoid_attention.extras import lab_imports
+
+with lab_imports("sigmoid_attention.training"):
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
 
 SECONDS_BETWEEN_LINES = 10.0
 

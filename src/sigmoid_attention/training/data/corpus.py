@@ -95,6 +95,11 @@ class Corpus:
         skipped = f"; {_files(self.binaries)} skipped as binary" if self.binaries else ""
         return f"text: {_files(found.files)}, {_size(found.bytes)}; {held_out}{skipped}"
 
+    def told(self) -> str:
+        """`described`, and on a line of its own the `warning`, if there is one."""
+        warning = self.warning()
+        return self.described() + (f"\nwarning: {warning}" if warning else "")
+
     def warning(self) -> str:
         """What makes the held-out loss a poor guide, in a sentence; empty where nothing does."""
         found = self.provenance
