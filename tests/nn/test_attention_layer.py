@@ -167,3 +167,19 @@ def test_bad_inputs_are_named():
         layer(torch.zeros(2, 3, 8), attention_mask=torch.ones(2, 3))
     with pytest.raises(ValueError, match="only causal attention"):
         layer(torch.zeros(2, 3, 8), cache=layer.new_cache(2, 4))
+
+
+@pytest.mark.parametrize(
+    "settings, shown",
+    [
+        ({}, ["activation=sigmoid", "bias=NegLogLength(n=16", "position=none", "causal=True"]),
+        ({"position": RoPE(), "bias": -3.0}, ["position=RoPE(base=10000.0)", "bias=-3.0"]),
+        ({"activation": "softmax", "position": ALiBi()}, ["=softmax", "position=ALiBi()"]),
+        ({"kv_heads": 1, "window_size": (4, 0)}, ["kv_heads=1", "window_size=(4, 0)", "n=5"]),
+        ({"bias": Learned(-2.0, 2)}, ["activation=sigmoid", "(bias): Learned("]),
+    ],
+    ids=["default", "rope", "softmax", "grouped and windowed", "learned"],
+)
+def test_printing_shows_what_decides_the_answer(settings, shown):
+    text = repr(Attention(8, 2, max_seq_len=16, **settings))
+    assert not [part for part in shown if part not in text], text

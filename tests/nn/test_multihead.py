@@ -385,3 +385,12 @@ class TestComplaints:
         layer = SigmoidMultiheadAttention(E, H, sigmoid_bias=BIAS, add_zero_attn=True)
         with pytest.raises(NotImplementedError, match=r"^add_bias_kv, add_zero_attn: "):
             layer(nested, nested, nested, need_weights=False)
+
+
+@pytest.mark.parametrize(
+    "bias", [-3.0, NegLogLength(8), Learned(-2.0, 4)], ids=lambda b: type(b).__name__
+)
+def test_printing_shows_the_bias(bias):
+    text = repr(SigmoidMultiheadAttention(16, 4, sigmoid_bias=bias))
+    shown = "Learned(" if isinstance(bias, Learned) else f"sigmoid_bias={bias}"
+    assert shown in text and "num_heads=4" in text

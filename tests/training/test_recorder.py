@@ -184,3 +184,17 @@ def test_what_a_checkpoint_computes_again_is_recorded_once(tmp_path, reentrant):
         rows = read_records(tmp_path / name / "records").to_pylist()
         found.append([(row["step"], row["module"], row["quantity"], row["value"]) for row in rows])
     assert sorted(found[0]) == sorted(found[1])
+
+
+def test_a_test_between_two_steps_is_not_recorded(tmp_path):
+    """As `train` on the command line takes one of held-out text, after a step that is recorded."""
+    model, text = tiny_model(), tiny_text()
+
+    def look(_done, _loss):
+        model.eval()(text.batch(99)[0])
+        model.train()
+
+    recorded(tmp_path / "tested", model=model, on_step=look)
+    recorded(tmp_path / "alone")
+    first, second = (read_records(tmp_path / name / "records") for name in ("tested", "alone"))
+    assert first.equals(second)

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from sigmoid_attention.extras import lab_imports
+
+with lab_imports("sigmoid_attention.mixtures"):
+    import numpy as np
 
 ROWS_OF_A_CHUNK = 8192
 

@@ -8,15 +8,10 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.mixtures.classification import Deviance, LogisticMixture
 from sigmoid_attention.mixtures.data import ROWS_OF_A_CHUNK, RawData
 from sigmoid_attention.mixtures.fitting import all_or_nothing, centre_and_spread, real
@@ -26,6 +21,14 @@ from sigmoid_attention.mixtures.multistart import Attempts, best_of, spread, uni
 from sigmoid_attention.mixtures.objective import Objective, Penalised, SumOfSquares
 from sigmoid_attention.mixtures.setting import free_parameters
 from sigmoid_attention.mixtures.solver import Box, Settings
+
+with lab_imports("sigmoid_attention.mixtures"):
+    import numpy as np
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils import check_random_state
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
 
 # Numbers in the Jacobians of a chunk, so that these stay in the caches.
 NUMBERS_OF_A_CHUNK = 2**21

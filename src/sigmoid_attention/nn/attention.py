@@ -130,6 +130,22 @@ class Attention(nn.Module):
             bias = NegLogLength(self._most_keys()) if bias is None else bias
             self.bias = checks.layer_bias(bias, heads)
 
+    def extra_repr(self) -> str:
+        shown = {
+            "activation": self.activation,
+            "heads": self.heads,
+            "kv_heads": self.kv_heads if self.kv_heads != self.heads else None,
+            "max_seq_len": self.max_seq_len,
+            # A Learned bias is a submodule, and printed as such.
+            "bias": None if isinstance(self.bias, nn.Module) else self.bias,
+            "position": self.position if type(self.position) is not AttentionPosition else "none",
+            "causal": self.causal,
+            "window_size": self.window_size if max(self.window_size) >= 0 else None,
+            "softcap": self.softcap,
+            "dropout": self.dropout or None,
+        }
+        return ", ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
+
     def _most_keys(self) -> int:
         left, right = self.window_size
         right = 0 if self.causal else right

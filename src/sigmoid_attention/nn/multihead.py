@@ -92,6 +92,14 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
             raise ValueError(f"dropout: must be {wanted}, got {module.dropout}")
         check_impl(impl)
 
+    def extra_repr(self) -> str:
+        # A Learned bias is a submodule, and printed as such.
+        shown = (
+            {} if isinstance(self.sigmoid_bias, nn.Module) else {"sigmoid_bias": self.sigmoid_bias}
+        )
+        shown = {"embed_dim": self.embed_dim, "num_heads": self.num_heads, **shown}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
     def weigh_by_sigmoid(self, sigmoid_bias: SigmoidBias, impl: str) -> None:
         """Set what torch's constructor does not, in a new module or in one of torch's."""
         self.check_settings(self, sigmoid_bias, impl)

@@ -84,6 +84,7 @@ def compare(
         "measured_with": versions | {"cpu_kernel": operator.path or "none"},
     }
     store = Store(out, identity, described, resume=resume)
+    console.print(corpus.told(), highlight=False, markup=False, soft_wrap=True)
 
     todo = [
         unit for unit in units(setting, text, device, operator, store) if not store.has(unit.name)

@@ -61,13 +61,15 @@ def describe_run(
     config: TrainConfig,
     tokenizer: Tokenizer,
     provenance: Provenance,
+    *,
+    again: bool = False,
 ) -> None:
-    """Write what a run is before it starts; nothing once there is a checkpoint.
+    """Write what a run is before it starts; nothing once there is a checkpoint, unless `again`.
 
     Whether that one may be continued with this configuration the trainer finds out, field by
     field, since a checkpoint holds its own.
     """
-    if latest_checkpoint(folder) is not None:
+    if latest_checkpoint(folder) is not None and not again:
         return
     described = {
         "run": run_configuration(model, batches, config),
@@ -92,7 +94,9 @@ def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
         "checkpoint": checkpoint is not None,
     }.items():
         if not there:
-            raise ValueError(f"{folder} holds no trained model: there is no {name} in it")
+            raise ValueError(
+                f"{folder} holds no trained model: there is no {name} in it{_instead(folder)}"
+            )
     assert checkpoint is not None
     try:
         run = json.loads((folder / CONFIG).read_text())["run"]
@@ -102,6 +106,18 @@ def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
     model = DecoderLM(config)
     load_checkpoint(checkpoint, expect=run).restore_model(model)
     return model.eval(), load_tokenizer(folder / TOKENIZER)
+
+
+def _instead(folder: Path) -> str:
+    """What to name in place of a folder of `compare` or `convert`."""
+    for tokenizer in sorted(folder.glob(f"*/*/{TOKENIZER}"), reverse=True):
+        if latest_checkpoint(tokenizer.parent):
+            return f"; {tokenizer.parent} holds one"
+    for weights in (*folder.glob("*.safetensors.index.json"), *folder.glob("model*.safetensors")):
+        return f"; {weights.name} is of a model of transformers: load it with from_pretrained"
+    if (folder / "model" / CONFIG).exists():
+        return f"; {folder / 'model'} is a model of transformers: load it with from_pretrained"
+    return ""
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> Tensor:

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.training.files import write_whole
+
+with lab_imports("sigmoid_attention.training"):
+    import safetensors
+    import safetensors.torch
 
 CURRENT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
@@ -133,6 +136,9 @@ def _refuse_difference(checkpoint: Checkpoint, expect: dict[str, Any]) -> None:
     ours = _flatten(json.loads(json.dumps(expect)))
     for field in [*ours, *theirs]:
         there, here = theirs.get(field, "absent"), ours.get(field, "absent")
+        if field == "train.steps" and isinstance(here, int) and isinstance(there, int):
+            # A run may be continued with more steps, and then follows their schedule.
+            there = max(there, here)
         if there != here:
             raise ValueError(
                 f"{checkpoint.path} belongs to another configuration: "

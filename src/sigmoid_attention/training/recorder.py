@@ -27,14 +27,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.nn import Attention
 from sigmoid_attention.nn.recording import recomputing
 from sigmoid_attention.training.files import write_whole
+
+with lab_imports("sigmoid_attention.training"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 SCHEMA = pa.schema(
     [
@@ -153,8 +156,9 @@ class Recorder:
                 yield module.register_forward_hook(self._weights_hook(name))
 
     def _output_hook(self, name: str, quantity: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._step is not None and not recomputing():
+        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            # A test between two steps is no part of either.
+            if self._step is not None and module.training and not recomputing():
                 tensor = output[0] if isinstance(output, tuple) else output
                 self._add(name, quantity, _size(tensor))
 
@@ -162,7 +166,7 @@ class Recorder:
 
     def _weights_hook(self, name: str) -> Callable[..., None]:
         def hook(layer: Attention, inputs: tuple[Tensor, ...], _output: Any) -> None:
-            if self._step is not None and not recomputing():
+            if self._step is not None and layer.training and not recomputing():
                 weights_BHNN = layer.weights(inputs[0]).float()
                 mass_BHN = weights_BHNN.sum(-1)
                 statistics = {

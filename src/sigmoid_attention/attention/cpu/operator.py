@@ -31,6 +31,7 @@ from sigmoid_attention.attention.cpu.call import (
     supports,
 )
 from sigmoid_attention.attention.problem import Problem, known
+from sigmoid_attention.attention.tracing import constant_when_traced
 
 # Blocks of queries a thread should find, so that the last one to finish is not waited for long.
 _BLOCKS_A_THREAD = 4
@@ -149,13 +150,13 @@ def plain(tensor: Tensor, learning: bool) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def available() -> bool:
     """Whether this machine has a kernel; builds it where that was not done yet."""
     return loaded() is not None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _threads() -> int:
     return torch.get_num_threads()
 
