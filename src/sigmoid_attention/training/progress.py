@@ -4,8 +4,9 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sigmoid_attention.training.terminal import terminal
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -21,23 +22,21 @@ class StepProgress:
     def __init__(
         self, label: str, first: int, steps: int, tokens_per_step: int, *, shown: bool
     ) -> None:
-        self._console = Console(stderr=True, quiet=not shown)
+        self._console = terminal(errors=True, quiet=not shown)
         self._label = label
         self._first = first
         self._steps = steps
         self._tokens_per_step = tokens_per_step
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"),
+            TextColumn("{task.fields[said]}", markup=False),
             TimeRemainingColumn(),
             console=self._console,
             disable=not (shown and self._console.is_terminal),
         )
-        self._task = self._bar.add_task(
-            label, total=steps, completed=first, loss=float("nan"), speed=0.0
-        )
+        self._task = self._bar.add_task(label, total=steps, completed=first, said="")
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
@@ -56,13 +55,14 @@ class StepProgress:
         """Say that `done` steps of all are finished, the last one with `loss`."""
         now = time.monotonic()
         speed = (done - self._first) * self._tokens_per_step / max(now - self._started, 1e-9)
+        said = f"loss {loss:.4f}  {speed:,.0f} tokens/s"
         if self._console.is_terminal:
-            self._bar.update(self._task, completed=done, loss=loss, speed=speed)
+            self._bar.update(self._task, completed=done, said=said)
         elif now - self._last_line > SECONDS_BETWEEN_LINES or done == self._steps:
             self._last_line = now
             left = (self._steps - done) * self._tokens_per_step / speed
+            # A line stays a line, however long: a log is read by lines.
             self._console.print(
-                f"{self._label}: step {done}/{self._steps}  loss {loss:.4f}  "
-                f"{speed:,.0f} tokens/s  {left:.0f} s left",
-                highlight=False,
+                f"{self._label}: step {done}/{self._steps}  {said}  {left:.0f} s left",
+                soft_wrap=True,
             )
