@@ -7,6 +7,7 @@ from sigmoid_attention.cli.arguments import Convert
 from sigmoid_attention.studies.environment import resolve_device
 from sigmoid_attention.studies.store import refuse_occupied
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.terminal import tell
 
 
 def convert(asked: Convert) -> None:
@@ -39,7 +40,7 @@ def convert(asked: Convert) -> None:
     parent, final = curve.at("parent").found, curve.at("final").found
     for name, value in final.items():
         print(f"{name}: {value:.4f} (parent {parent[name]:.4f})")
-    print(f"converted model: {asked.out / MODEL}")
+    tell(f"converted model: {asked.out / MODEL}")
 
 
 def _missing(error: BaseException) -> str:

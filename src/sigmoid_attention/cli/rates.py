@@ -8,6 +8,7 @@ from sigmoid_attention.mixtures import Mixture
 from sigmoid_attention.studies.claims.page import write
 from sigmoid_attention.studies.claims.study import Study
 from sigmoid_attention.studies.mixtures.cells import Cell, rate_study
+from sigmoid_attention.training.terminal import tell
 
 
 def rates(asked: Rates) -> int:
@@ -16,8 +17,8 @@ def rates(asked: Rates) -> int:
     answers, code = carry_out([study], asked.out, asked.workers)
     if answers:
         page = write(answers, asked.out / "report", _command(asked))
-        print(f"report: {page}")
-        print(f"figure: {page.with_name(f'{study.name}.svg')}")
+        tell(f"report: {page}")
+        tell(f"figure: {page.with_name(f'{study.name}.svg')}")
     return code
 
 

@@ -7,6 +7,7 @@ from sigmoid_attention.cli.arguments import Regularity
 from sigmoid_attention.studies.theory.certificate import Certificate, certify, save
 from sigmoid_attention.studies.trained import encode_prompt, load_trained
 from sigmoid_attention.theory.regularity import Ball
+from sigmoid_attention.training.terminal import tell, terminal
 
 HEADINGS = ("branch", "|x| here", "bound in ball", "bound here", "measured", "tightness")
 
@@ -21,9 +22,9 @@ def regularity(asked: Regularity) -> None:
     # A text shorter than what was asked for is read again and again.
     tokens = tokens.repeat(1, -(-asked.tokens // tokens.shape[1]))[:, : asked.tokens]
     found = certify(model, tokens, ball, seconds=asked.seconds)
-    show(found, Console())
+    show(found, terminal())
     data, figure = save(found, asked.out)
-    print(f"certificate: {data}\nfigure: {figure}")
+    tell(f"certificate: {data}\nfigure: {figure}")
 
 
 def show(found: Certificate, console: Console) -> None:

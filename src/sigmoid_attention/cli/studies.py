@@ -1,6 +1,5 @@
 """`sigmoid-attention studies run|list|report`: claims about mixtures, put to the test."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from sigmoid_attention.studies.claims.archive import Archive
 from sigmoid_attention.studies.claims.page import Answer, answer, publish, write
 from sigmoid_attention.studies.claims.study import Study
 from sigmoid_attention.studies.claims.sweep import sweep
+from sigmoid_attention.training.terminal import tell, terminal, warn
 
 COMMAND = "sigmoid-attention studies run {name}"
 SHOWN = ("cell", "claim", "measured", "verdict", "because")
@@ -42,12 +42,12 @@ def run(asked: RunStudies) -> int:
 
 def carry_out(studies: Sequence[Study], out: Path, workers: int | None) -> tuple[list[Answer], int]:
     """Sweep over studies, print the findings of those that are complete, and name what failed."""
-    failures = sweep(studies, out, workers=workers, console=Console(stderr=True))
+    failures = sweep(studies, out, workers=workers, console=terminal(errors=True))
     answers = [found for study in studies if (found := answer(study, Archive(out)))]
     for one in answers:
-        show(one, Console())
+        show(one, terminal())
     for sentence in failures:
-        print(f"sigmoid-attention: {sentence}", file=sys.stderr)
+        warn(f"sigmoid-attention: {sentence}")
     return answers, FAILED if failures else 0
 
 
@@ -72,7 +72,7 @@ def list_studies(asked: ListStudies) -> int:
     for study in registry.chosen(()):
         tasks, done = progress_of(study, archive)
         table.add_row(study.name, study.title, study.source, str(tasks), str(done))
-    _print(table, Console())
+    _print(table, terminal())
     return 0
 
 
@@ -90,12 +90,12 @@ def report(asked: ReportStudies) -> int:
         if asked.names:
             raise ValueError(f"{said} ({COMMAND.format(name=study.name)} goes on)")
         if done:
-            print(f"left out: {said}", file=sys.stderr)
+            warn(f"left out: {said}")
     if not answers:
         raise ValueError(f"out: {asked.out} holds no complete study; start with studies run")
     if asked.docs:
-        print(f"report: {publish(answers, asked.docs, COMMAND)}")
-    print(f"report: {write(answers, asked.out / 'report', COMMAND)}")
+        tell(f"report: {publish(answers, asked.docs, COMMAND)}")
+    tell(f"report: {write(answers, asked.out / 'report', COMMAND)}")
     return 0
 
 

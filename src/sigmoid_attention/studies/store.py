@@ -6,11 +6,12 @@
     OUT/runs/             checkpoints of the training runs
 
 Which units are done is read off the folder itself, so a run that was killed at any moment
-continues with what it has. A part that was damaged since is named, and its unit is not done.
+continues with what it has. A part that was damaged since is named and removed when the folder is
+opened, so that its unit is to be done again.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from typing import Any
 import pyarrow as pa
 
 from sigmoid_attention.studies.results import NONE, ROW_SCHEMA
+from sigmoid_attention.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    remove_checkpoints,
+)
 from sigmoid_attention.training.files import Damaged, read_json, write_json, write_whole
 from sigmoid_attention.training.lock import NAME as LOCK
 from sigmoid_attention.training.tables import parquet_bytes, read_table
@@ -72,6 +78,7 @@ class Store:
         refuse_occupied(out, resume)
         if holds_anything(out):
             self._check(setting)
+            self._remove_damaged()
         else:
             write_json(out / SETTING, setting)
         described = {"setting": setting, **stamp}
@@ -92,14 +99,17 @@ class Store:
             )
 
     def has(self, name: str) -> bool:
-        """Whether the unit or part called `name` is finished; says so of one that is damaged."""
-        if not self._part(name).exists():
+        """Whether the unit or part called `name` is finished."""
+        return self._part(name).exists()
+
+    def is_done(self, name: str, parts: Iterable[str] = ()) -> bool:
+        """Whether a unit is finished, with the parts that it left on its way."""
+        if not self.has(name):
             return False
-        try:
-            read_table(self._part(name), ROW_SCHEMA)
-        except Damaged as error:
-            warn(f"{error}; it is made again")
-            return False
+        for part in parts:
+            if not self.has(part):
+                warn(f"{self._part(part)} is missing; it is made again")
+                return False
         return True
 
     def put(self, name: str, rows: Iterable[Row]) -> None:
@@ -115,8 +125,7 @@ class Store:
         Raises:
             Damaged: a part does not read back as it was written; names it.
         """
-        parts = sorted((self.out / "rows").glob("*.parquet"))
-        tables = [read_table(part, ROW_SCHEMA) for part in parts]
+        tables = [read_table(part, ROW_SCHEMA) for part in self._parts()]
         return pa.concat_tables(tables) if tables else ROW_SCHEMA.empty_table()
 
     def merge(self) -> pa.Table:
@@ -129,8 +138,41 @@ class Store:
         """Where the training run called `name` keeps its checkpoint."""
         return self.out / "runs" / name
 
+    def refuse_gaps(self, folder: Path, parts: Sequence[str], every: int) -> None:
+        """Remove the checkpoints of a run that is not to be continued from them.
+
+        It left one of `parts` every so many steps, and not all of those before its checkpoint are
+        there: from its beginning it makes them again.
+        """
+        latest = latest_checkpoint(folder)
+        if latest is not None:
+            reached = load_checkpoint(latest).step // every
+            if not all(self.has(part) for part in parts[:reached]):
+                remove_checkpoints(folder)
+
+    def _remove_damaged(self) -> None:
+        for part in self._parts():
+            try:
+                read_table(part, ROW_SCHEMA)
+            except Damaged as error:
+                warn(f"{error}; it is made again")
+                part.unlink()
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.out / "rows").glob("*.parquet"))
+
     def _part(self, name: str) -> Path:
         return self.out / "rows" / f"{name}.parquet"
+
+
+def step_parts(name: str, steps: int, every: int) -> list[str]:
+    """The names of the parts that a unit leaves every so many steps, but not at the last.
+
+    Example:
+        >>> step_parts("copy-sigmoid-seed100", steps=10, every=5)
+        ['copy-sigmoid-seed100-step000005']
+    """
+    return [f"{name}-step{done:06d}" for done in range(every, steps, every)]
 
 
 def refuse_occupied(out: Path, resume: bool) -> None:

@@ -160,6 +160,12 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Remove a run's checkpoints, so that it begins anew."""
+    for name in (CURRENT, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _refuse_difference(checkpoint: Checkpoint, expect: dict[str, Any]) -> None:
     theirs = _flatten(checkpoint.config)
     ours = _flatten(json.loads(json.dumps(expect)))

@@ -60,7 +60,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     # Through JSON and back: tuples become lists, and the checksum is of what will be read.
     content = json.loads(json.dumps(content))
     sealed = content | {SEAL: _digest(content)}
-    write_whole(path, (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode())
+    write_whole(path, (json.dumps(sealed, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except (
         *(ValueError, LookupError, TypeError, AttributeError),
-        *(ArithmeticError, RecursionError, MemoryError),
+        *(ArithmeticError, RuntimeError, MemoryError),
     ) as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise Damaged(f"{path} is damaged ({said})") from error

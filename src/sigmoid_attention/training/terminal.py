@@ -6,8 +6,11 @@ overwrite or retitle a terminal; square brackets would be markup to rich.
 
 import sys
 import unicodedata
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # They reverse the text behind them; the rest of their category joins letters and emoji.
 TURNS = {*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
@@ -46,11 +49,47 @@ def warn(sentence: str) -> None:
     print(plain(" ".join(sentence.split())), file=sys.stderr, flush=True)
 
 
-def terminal(*, errors: bool = False, quiet: bool = False) -> Console:
+def terminal(*, errors: bool = False, quiet: bool = False) -> "Console":
     """A console of rich that takes text as it is: no markup, no emoji, no colours of its own.
 
     Example:
         >>> terminal().print("a[/b] [red] :smile:")
         a[/b] [red] :smile:
     """
+    # Not needed by what runs without the lab extra.
+    from rich.console import Console
+
     return Console(stderr=errors, quiet=quiet, markup=False, highlight=False, emoji=False)
+
+
+def sentence(error: BaseException) -> str:
+    """An error and its notes as one line that names the file, if there is one.
+
+    Example:
+        >>> sentence(PermissionError(13, "Permission denied", "runs/setting.json"))
+        'Permission denied (runs/setting.json)'
+    """
+    parts = [str(error), *getattr(error, "__notes__", [])]
+    if isinstance(error, OSError) and error.strerror:
+        named = f" ({error.filename})" if error.filename else ""
+        parts[0] = f"{error.strerror}{named}"
+    # Libraries wrap their messages; one line is one line.
+    return " ".join(" ".join(parts).split())
+
+
+def in_sentences(main: Callable[[], None]) -> int:
+    """Run a small command and give its exit code: 2 with a sentence for what a user can get wrong.
+
+    Example:
+        >>> in_sentences(lambda: None)
+        0
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        warn(sentence(error))
+        return 2
+    except ImportError as error:
+        warn(f"{sentence(error)} (sigmoid-attention doctor says what to type)")
+        return 2
+    return 0
