@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     streams.prepare()
     try:
-        with interruptible():
-            return _answer(arguments)
+        return _answer(arguments)
     except KeyboardInterrupt as error:
         return _say(_interruption(error, arguments), getattr(error, "code", INTERRUPTED))
     except (BrokenPipeError, SystemExit) as error:
@@ -53,9 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(arguments: list[str]) -> int:
     try:
-        code = _run(arguments)
-        streams.finish()
-        return code
+        with interruptible():
+            code = _run(arguments)
+            # Here and not at the interpreter's end, which has no sentence for a failure.
+            sys.stdout.flush()
+            return code
     except ModuleNotFoundError as error:
         from sigmoid_attention.doctor import lab_packages
 
@@ -69,7 +70,7 @@ def _answer(arguments: list[str]) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        return _say(sentence(error), BAD_INPUT)
+        return _say(sentence(streams.named(error)), BAD_INPUT)
     except RuntimeError as error:
         from sigmoid_attention.training.divergence import Diverged
 

@@ -1,7 +1,6 @@
 """Standard output and error as they may come: closed, a pipe that nobody reads, not in Unicode."""
 
 import codecs
-import errno
 import io
 import os
 import select
@@ -40,15 +39,16 @@ def _like(error: UnicodeError) -> tuple[str | bytes, int]:
     return alike.encode("ascii", "backslashreplace").decode(), error.end
 
 
-def finish() -> None:
-    """Write out what standard output still holds; a failure of it names it."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        if error.errno != errno.EPIPE:
-            error.filename = "standard output"
+def named(error: Exception) -> Exception:
+    """The same error; where it is standard output's own, such as a full disk's, it says so."""
+    if isinstance(error, OSError) and error.filename is None:
+        try:
+            sys.stdout.flush()
+        except OSError as again:
+            if again.errno == error.errno:
+                error.filename = "standard output"
             _to_nowhere(sys.stdout)
-        raise
+    return error
 
 
 def reader_left(error: BaseException | None) -> bool:

@@ -34,13 +34,23 @@ class Request:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within it every request to end raises ``Interrupted``, so that contexts are left in order."""
+    """Within it every request to end raises ``Interrupted``, so that contexts are left in order.
+
+    Also where that comes out as another error, as it does of a module that is being imported.
+    """
+    came: list[int] = []
 
     def end(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
         raise Interrupted(number)
 
-    with _handled_by(end):
-        yield
+    try:
+        with _handled_by(end):
+            yield
+    except Exception as error:
+        if came:
+            raise Interrupted(came[0]) from error
+        raise
 
 
 @contextmanager

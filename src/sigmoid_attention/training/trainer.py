@@ -168,7 +168,8 @@ def train(
                 if out:
                     _keep(out, model, optimizer, losses, configuration)
                     request.kept = f"step {done} of {config.steps} is kept in {out / CURRENT}"
-            if ends:
+            # A request may have come while the checkpoint was written.
+            if ends or (keeps and request):
                 break
         seconds = time.perf_counter() - started
     tokens = (len(losses) - first) * tokens_per_step
