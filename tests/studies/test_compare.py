@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,41 @@ def test_a_finished_run_is_read_and_not_repeated(finished, corpus):
     assert {part: part.stat().st_mtime_ns for part in (out / "rows").iterdir()} == parts
 
 
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("rows/text-softmax-seed100.parquet", "flipped"),
+        ("rows/copy-sigmoid-seed100-step000005.parquet", "missing"),
+        ("rows/recall-softmax-seed100-step000005.parquet", "flipped"),
+        ("runs/sigmoid-seed100/records/steps-000000005-000000009.parquet", "flipped"),
+        ("runs/sigmoid-seed100/records/steps-000000005-000000009.parquet", "missing"),
+    ],
+    ids=["a unit", "a test that is missing", "a test", "records", "records that are missing"],
+)
+def test_what_was_damaged_since_is_named_and_made_again(
+    finished, corpus, tmp_path, capsys, name, harm
+):
+    whole, comparison = finished
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    if harm == "missing":
+        (out / name).unlink()
+    else:
+        data = bytearray((out / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (out / name).write_bytes(data)
+    if name.startswith("runs"):
+        # They are read again when the unit is.
+        (out / "rows" / "text-sigmoid-seed100.parquet").unlink()
+    setting = compare_setting("tiny", data=str(corpus), seeds=1, steps=STEPS)
+    again = compare(setting, out, resume=True)
+    said = capsys.readouterr().err
+    assert (
+        str((out / name).parent if "missing" in harm and "records" in name else out / name) in said
+    )
+    assert reproducible(again.rows) == reproducible(comparison.rows)
+
+
 def test_another_text_is_refused(finished, corpus, tmp_path):
     out, _ = finished
     other = tmp_path / "corpus.txt"
@@ -183,7 +219,9 @@ def test_another_text_is_refused(finished, corpus, tmp_path):
     before = corpus.read_text()
     corpus.write_text(before[::-1])
     try:
-        with pytest.raises(ValueError, match="text_sha256 was"):
+        with pytest.raises(
+            ValueError, match="the text was another one when this folder was started"
+        ):
             compare(setting, out, resume=True)
     finally:
         corpus.write_text(before)

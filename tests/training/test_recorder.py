@@ -142,6 +142,40 @@ def test_a_resumed_run_records_nothing_twice(tmp_path):
     assert read_records(recorder.path).equals(read_records(whole.path))
 
 
+def test_a_damaged_part_is_named_and_recorded_again(tmp_path, capsys):
+    _, _, recorder = recorded(tmp_path, out=tmp_path / "run")
+    whole = read_records(recorder.path)
+    part = recorder.path / "steps-000000002-000000003.parquet"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(ValueError, match=r"steps-000000002-000000003\.parquet is damaged"):
+        read_records(recorder.path)
+    _, result, _ = recorded(tmp_path, out=tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert f"{part} is damaged" in said and "trained again from its beginning" in said
+    assert result.resumed_from == 0 and read_records(recorder.path).equals(whole)
+
+
+def test_a_missing_part_is_noticed_where_all_are_wanted(tmp_path, capsys):
+    _, _, recorder = recorded(tmp_path, out=tmp_path / "run")
+    whole = read_records(recorder.path)
+    (recorder.path / "steps-000000002-000000003.parquet").unlink()
+    again = Recorder(recorder.path, whole=True)
+    train(
+        tiny_model(), tiny_text(), tiny_config(),
+        out=tmp_path / "run", resume=True, recorder=again, progress=False,
+    )  # fmt: skip
+    assert "holds no records of step 2;" in capsys.readouterr().err
+    assert read_records(recorder.path).equals(whole)
+
+
+def test_a_file_with_another_name_is_named(tmp_path):
+    (tmp_path / "steps-x.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"steps-x\.parquet is damaged"):
+        Recorder(tmp_path).fault(first=3)
+
+
 def test_a_diverging_step_is_recorded(tmp_path):
     model = tiny_model()
 

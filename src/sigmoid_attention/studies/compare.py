@@ -34,7 +34,7 @@ from sigmoid_attention.studies.progress import StudyProgress
 from sigmoid_attention.studies.results import ARMS, BOTH, Comparison, Interval, SummaryRow, Verdict
 from sigmoid_attention.studies.retrieval import COPYING, RECALL, run_task
 from sigmoid_attention.studies.setting import CompareSetting, TaskSetting
-from sigmoid_attention.studies.store import Row, Store
+from sigmoid_attention.studies.store import Row, Store, step_parts
 from sigmoid_attention.studies.summary import summarise
 from sigmoid_attention.studies.verdict import judge
 from sigmoid_attention.training.data.corpus import load_corpus
@@ -45,12 +45,16 @@ __all__ = ["Comparison", "Interval", "SummaryRow", "Verdict", "compare", "units"
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of work that is done as a whole; `work` is about how many operations it takes."""
+    """A piece of work that is done as a whole; `work` is about how many operations it takes.
+
+    `parts` are the names of those that it leaves on its way, beside the one of its own name.
+    """
 
     name: str
     label: str
     work: float
     run: Callable[[Callable[[float], None]], Iterable[Row]]
+    parts: Iterable[str] = ()
 
 
 def compare(
@@ -87,7 +91,9 @@ def compare(
     console.print(corpus.told(), highlight=False, markup=False, soft_wrap=True)
 
     todo = [
-        unit for unit in units(setting, text, device, operator, store) if not store.has(unit.name)
+        unit
+        for unit in units(setting, text, device, operator, store)
+        if not store.is_done(unit.name, unit.parts)
     ]
     with StudyProgress(sum(unit.work for unit in todo), len(todo), console) as progress:
         for unit in todo:
@@ -133,6 +139,7 @@ def units(
                     partial(
                         run_task, chosen, task, arm, seed, store.run_folder(name), device, store
                     ),
+                    parts=step_parts(name, chosen.steps, chosen.test_every),
                 )
     yield Unit(
         "cost",

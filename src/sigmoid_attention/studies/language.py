@@ -123,7 +123,9 @@ def run_text(
         config,
         out=folder,
         resume=True,
-        recorder=Recorder(records, setting.record_every) if seed == FIRST_SEED else None,
+        recorder=(
+            Recorder(records, setting.record_every, whole=True) if seed == FIRST_SEED else None
+        ),
         progress=False,
         on_step=lambda done, _: progress(done / setting.steps),
     )

@@ -21,7 +21,7 @@ class WorkProgress:
     def __init__(self, total: float, console: Console, first: str) -> None:
         self._total, self._console = total, console
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[left]}"),

@@ -11,7 +11,7 @@ import torch
 
 from sigmoid_attention.studies.language import arm_config
 from sigmoid_attention.studies.setting import TaskSetting
-from sigmoid_attention.studies.store import Row, Store
+from sigmoid_attention.studies.store import Row, Store, step_parts
 from sigmoid_attention.studies.trained import new_model
 from sigmoid_attention.training.tasks import Copying, MultiQueryRecall, accuracy
 from sigmoid_attention.training.trainer import TrainConfig, train
@@ -49,6 +49,8 @@ def run_task(
     A test's row is stored as soon as it is taken: when a run is continued from its checkpoint, the
     tests before that are not taken again. Raises ``Diverged`` as the trainer.
     """
+    tests = step_parts(f"{task}-{arm}-seed{seed}", setting.steps, setting.test_every)
+    store.refuse_gaps(folder, tests, setting.test_every)
     batches = task_batches(setting, seed)
     heldout = batches.heldout(setting.test_batches)
     model = new_model(arm_config(setting.model, arm), seed)

@@ -8,6 +8,7 @@ Shape letters: B batch, H query heads, N tokens, C channels, F features, R rows.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -23,6 +24,7 @@ from sigmoid_attention.integrations.transformers.linear import InputBias
 from sigmoid_attention.studies.conversion.parents import load_parent
 from sigmoid_attention.studies.conversion.text import Sequences
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.terminal import in_sentences
 
 # So large that the model computes what the softmax does: p / (1 + p / GAIN).
 GAIN = 1e4
@@ -144,4 +146,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_sentences(main))
