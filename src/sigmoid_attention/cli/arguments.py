@@ -27,14 +27,23 @@ class Compare:
     (wants a GPU)."""
     seeds: int = 4
     """How many times each arm is trained; intervals need 3 or more."""
-    steps: int | None = None
-    """Training steps on text, in place of the preset's."""
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Training steps on text; the preset's own if not given."""
+    lr: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Peak learning rate on text, of both arms; the preset's own if not given."""
+    softmax_lr: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Peak learning rate of the softmax arm alone; that of both if not given."""
+    recipe: str = "recommended"
+    """Position, norms and bias of both arms: recommended or paper."""
+    position: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
+    """rope, alibi, sincos, cape or none, for both arms; the recipe's own if not given."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, or cuda."""
     out: Path = Path("runs/compare")
     """Folder for everything that is written; it must be empty or new unless --resume."""
     resume: bool = False
-    """Go on with what OUT has: finished parts are kept, an unfinished training continues."""
+    """Go on with what OUT has: finished parts are kept, an unfinished training continues. More
+    seeds may be asked for."""
 
 
 @dataclass(frozen=True)

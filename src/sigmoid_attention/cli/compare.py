@@ -27,6 +27,10 @@ def compare(asked: Compare) -> None:
         steps=asked.steps,
         # What "auto" found belongs to the setting: a run begun on a GPU is not continued without.
         device=str(resolve_device(asked.device)),
+        lr=asked.lr,
+        softmax_lr=asked.softmax_lr,
+        recipe=asked.recipe,
+        position=asked.position,
     )
     comparison = run_comparison(
         setting, asked.out, resume=asked.resume, console=Console(stderr=True)

@@ -124,7 +124,8 @@ class Comparison:
     """A finished comparison: `rows` has the columns of `ROW_SCHEMA`, the rest is read off it.
 
     `setting`, `machine`, `versions` and `provenance` are what the rows carry as JSON; `provenance`
-    is that of the text the models were trained on. `fusion` is None where no times were taken.
+    is that of the text the models were trained on. `fusion` is None where no times were taken;
+    `path` says where the rows are kept, "" if nowhere.
     """
 
     rows: pa.Table
@@ -135,3 +136,4 @@ class Comparison:
     machine: dict[str, Any]
     versions: dict[str, Any]
     provenance: dict[str, Any]
+    path: str = ""

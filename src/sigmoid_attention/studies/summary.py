@@ -21,8 +21,12 @@ from sigmoid_attention.studies.statistics import (
 # Values of one metric and length, by arm and by seed (or by round).
 Values = dict[str, dict[int, float]]
 
+# Bits per byte on held-out text: after training, by length; and on the way, by step.
 LOSS = "validation_bits_per_byte"
+COURSE = "validation_during_training"
 STEP = "step_seconds"
+# Of every unit of the comparison: how long it took, and when it was finished.
+UNIT_SECONDS, UNIT_END = "unit_seconds", "unit_end"
 TASKS = {"recall": "Associative recall", "copy": "Copying"}
 TIMES = {
     "operator_forward_seconds": "Operator forward",
