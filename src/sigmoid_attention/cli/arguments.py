@@ -44,6 +44,8 @@ class Compare:
     resume: bool = False
     """Go on with what OUT has: finished parts are kept, an unfinished training continues. More
     seeds may be asked for."""
+    json: bool = False
+    """Print the result as JSON in place of the tables."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 
 from sigmoid_attention.nn.models import ModelConfig
+from sigmoid_attention.studies.advice import advise
 from sigmoid_attention.studies.baseline import bigram_bits_per_byte
 from sigmoid_attention.studies.cost import run_cost, shortest_seconds, timed
 from sigmoid_attention.studies.environment import (
@@ -46,7 +47,7 @@ from sigmoid_attention.studies.results import (
 from sigmoid_attention.studies.retrieval import COPYING, RECALL, run_task
 from sigmoid_attention.studies.setting import CompareSetting, TaskSetting
 from sigmoid_attention.studies.store import ROWS, Row, Store
-from sigmoid_attention.studies.summary import UNIT_END, UNIT_SECONDS, summarise
+from sigmoid_attention.studies.summary import BASELINE, UNIT_END, UNIT_SECONDS, summarise
 from sigmoid_attention.studies.verdict import judge
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.trainer import Diverged
@@ -122,15 +123,16 @@ def compare(
             progress.end()
 
     table = store.merge()
-    summary = summarise(table)
+    summary, gained = summarise(table), fusion(table)
     return Comparison(
         table,
         summary,
-        fusion(table),
+        gained,
         judge(summary, table),
         setting.to_dict(),
         **described,
         path=str(out / ROWS),
+        advice=advise(summary, table, gained, setting, out),
     )
 
 
@@ -191,7 +193,7 @@ def units(
 
 def _baseline(text: Text, _progress: Callable[[float], None]) -> Iterator[Row]:
     bits = bigram_bits_per_byte(text.corpus.train, text.heldout)
-    yield Row(BOTH, "bigram_bits_per_byte", bits, "bits/byte")
+    yield Row(BOTH, BASELINE, bits, "bits/byte")
 
 
 # Operations, counted roughly: two for each parameter and token, and for each pair of a query and
