@@ -107,7 +107,8 @@ def training(measured: Measured) -> Figure:
         "Loss during training",
         " ".join(
             [
-                "Above zero in the gap means that sigmoid attention is behind.",
+                "Both arms read the same held-out text on the way. Where the gap is above zero, "
+                "sigmoid attention is behind.",
                 *_trend(measured.late_change),
                 *_equal_time(measured),
             ]

@@ -106,15 +106,17 @@ def _facts(comparison: Comparison) -> str:
 
 
 def _contents(titles: Mapping[str, str], shown: Sequence[Figure]) -> str:
-    """The table of contents: the sections, and under the pictures every figure."""
-    parts = []
-    for name, title in titles.items():
-        below = shown if name == "pictures" else ()
-        links = "".join(f'<li><a href="#{f.name}">{escape(f.title)}</a></li>' for f in below)
-        parts.append(
-            f'<li><a href="#{name}">{title}</a>{f"<ul>{links}</ul>" if links else ""}</li>'
-        )
-    return f'<nav aria-label="Contents"><ul class="contents">{"".join(parts)}</ul></nav>'
+    """The table of contents: the sections, and in a line of their own the figures."""
+    links = {name: escape(title) for name, title in titles.items()}
+    figures = {figure.name: escape(figure.title) for figure in shown}
+    sections, pictures = (
+        "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in part.items())
+        for part in (links, figures)
+    )
+    return (
+        f'<nav aria-label="Contents">\n<ul class="contents">{sections}</ul>\n'
+        f'<ul class="contents below" aria-label="Pictures">{pictures}</ul>\n</nav>'
+    )
 
 
 def _advice(advice: Sequence[Advice]) -> str:

@@ -17,7 +17,7 @@ from sigmoid_attention.report.chart import (
     log_axis,
     ticked_axis,
 )
-from sigmoid_attention.report.format import plain, quantity, signed, tick, token_count
+from sigmoid_attention.report.format import compact, plain, quantity, signed, tick, token_count
 from sigmoid_attention.report.measured import Curve, Measured, mean, mean_curve
 from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX, Interval
 
@@ -78,7 +78,7 @@ def curves_panel(
     else:
         ends = [(arm, curve) for arm, of in by_arm.items() for curve in of.values()]
     said = [f"{arm} from {form(c[0][1])} to {form(c[-1][1])}" for arm, c in ends if c]
-    x_axis = linear_axis(places(marks), along, plain, tight=True)
+    x_axis = linear_axis(places(marks), along, compact, tight=True)
     what = "Means" if averaged else "Seeds"
     return Panel(title, x_axis, y_axis, tuple(marks), _say(what, said))
 
@@ -86,7 +86,7 @@ def curves_panel(
 def gap_panel(of: Curves, unit: str, *, along: str = "training step") -> Panel:
     """How far the arms lie apart over training, around no difference."""
     marks: list[Mark] = [Rule(0.0), *curve_marks(of, APART)]
-    x_axis = linear_axis(places(marks), along, plain, tight=True)
+    x_axis = linear_axis(places(marks), along, compact, tight=True)
     y_axis = linear_axis([0.0, *heights(marks)], unit, signed)
     end = mean(curve[-1][1] for curve in of.values())
     return Panel("Sigmoid − softmax", x_axis, y_axis, tuple(marks), f"Ends at {signed(end)}.")

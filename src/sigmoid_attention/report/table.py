@@ -66,9 +66,7 @@ def summary_table(rows: Sequence[SummaryRow]) -> str:
 
 def fused_table(gains: Sequence[Gain]) -> str:
     """The `<table>` of what fusing the operator gains."""
-    lines = (
-        _line(gain.label, "lower is better", gain_reading(gain), gain_cells(gain)) for gain in gains
-    )
+    lines = (_line(gain.label, "", gain_reading(gain), gain_cells(gain)) for gain in gains)
     return _table("Fused and unfused", FUSED_HEADINGS, f"<tbody>\n{chr(10).join(lines)}\n</tbody>")
 
 
@@ -103,17 +101,23 @@ def _body(name: str, rows: Iterable[SummaryRow]) -> str:
 
 
 def _hint(row: SummaryRow) -> str:
+    """The unit, and which way is better; a ratio's words say that themselves."""
     if row.solved:
         return "seeds that solved it, more is better"
+    if row.kind == "ratio":
+        return ""
     unit = "bits per byte, " if row.unit == "bits/byte" else ""
     return f"{unit}{'lower' if row.lower_is_better else 'higher'} is better"
 
 
 def _line(label: str, hint: str, found: Reading, numbers: Cells) -> str:
     first, second, apart, around = map(escape, numbers)
+    # "n = 4" stays in one line, and so does an interval.
+    why = escape(found.why).replace(" = ", "\u00a0=\u00a0")
+    around = ", ".join(f"<span>{part}</span>" for part in around.split(", "))
     question = _question(
         f"{escape(label)}<small>{escape(hint)}</small>",
-        f'<span class="mark {found.arm}">{found.words}</span><small>{escape(found.why)}</small>',
+        f'<span class="mark {found.arm}">{found.words}</span><small>{why}</small>',
     )
     return (
         f'<tr><th scope="row">{question}</th><td>{first}</td><td>{second}</td>'
