@@ -35,9 +35,10 @@ def judge(summary: Sequence[SummaryRow], rows: pa.Table) -> Verdict:
     """The verdict on a summary; of `rows` it reads the baseline and the size of the runs."""
     text = [row for row in summary if row.metric == LOSS]
     qualities = [_longer_clause(text[1:]), *map(_task_clause, tasks(summary))]
+    others = "; ".join(filter(None, qualities))
     sentences = [
         *(_text_sentence(row, baseline_bits(rows)) for row in text[:1]),
-        *([f"{'; '.join(said)}."] if (said := list(filter(None, qualities))) else []),
+        *([f"{others[0].upper()}{others[1:]}."] if others else []),
         _cost_sentence(summary, rows),
     ]
     return Verdict(_headline(summary, text, rows), " ".join(sentences), RULE, ORDER)
@@ -158,30 +159,28 @@ def _longer_clause(text: Sequence[SummaryRow]) -> str:
     compared = [row for row in text if row.difference.n and not row.silent]
     for found, rows in groupby(compared, key=standing):
         said.append(f"at {listed([f'{row.length:,}' for row in rows])} tokens {_SAID[found]}")
-    return f"Beyond the training length: {', '.join(said)}" if said else ""
+    return f"beyond the training length: {', '.join(said)}" if said else ""
 
 
 def _task_clause(task: Task) -> str:
-    end, over = task.end, task.over
+    end, over, name = task.end, task.over, task.name.lower()
     if not end.difference.n:
         return ""
     if end.silent:
-        return f"{task.name}: tells nothing ({end.silent})"
+        return f"{name}: tells nothing ({end.silent})"
     said = _SAID[task.standing]
     if solved := end.solved:
-        counts = f"solved by {solved.sigmoid} of {solved.seeds} seeds under sigmoid attention"
-        other = f"by {solved.softmax} under softmax"
         if solved.softmax == solved.sigmoid == solved.both:
-            return (
-                f"{task.name}: {said} (solved by the same {solved.both} of {solved.seeds} seeds "
-                "under both arms)"
+            counts = f"the same {solved.both} of {solved.seeds} seeds under both arms"
+        else:
+            counts = (
+                f"{solved.sigmoid} of {solved.seeds} seeds under sigmoid attention, "
+                f"by {solved.softmax} under softmax"
             )
-        return f"{task.name}: {said} ({counts}, {other})"
+        return f"{name}: {said} (solved by {counts})"
     timing = {"worse": ", learnt later", "better": ", learnt sooner"}
     late = timing.get(standing(over), "") if over else ""
-    return (
-        f"{task.name}: {said} ({end.sigmoid.mean:.1%} right against {end.softmax.mean:.1%}{late})"
-    )
+    return f"{name}: {said} ({end.sigmoid.mean:.1%} right against {end.softmax.mean:.1%}{late})"
 
 
 def _cost_sentence(summary: Sequence[SummaryRow], rows: pa.Table) -> str:
