@@ -96,11 +96,13 @@ def synthetic_comparison(
     headline: str = VERDICT.headline,
     fails: tuple[int, ...] = (),
     written: bytes = WRITTEN_BYTES,
+    pairs: float = 3.456,
 ) -> Comparison:
     """A comparison over `seeds` seeds; rows whose metric begins with one of `without` are left out.
 
     `stopped` = (arm, seed, step) ends that run's training there; its validation is not finite.
-    The seeds in `fails` never learn recall. `written` is what the sigmoid arm writes.
+    The seeds in `fails` never learn recall. `written` is what the sigmoid arm writes, `pairs` the
+    loss of a table of byte pairs.
     """
     words, fused = operator
     rows = [
@@ -110,7 +112,7 @@ def synthetic_comparison(
     ]
     if fused and SIGMOID in arms:
         rows += _unfused()
-    rows.append(Row("both", "bigram_bits_per_byte", 3.456, "bits/byte"))
+    rows.append(Row("both", "bigram_bits_per_byte", pairs, "bits/byte"))
     # Two units, the second begun as soon as the first ended: 12:00 to 12:05 on 1 May 2026.
     for spent, end in ((100.0, 1_777_636_900), (200.0, 1_777_637_100)):
         rows.append(Row("both", UNIT_SECONDS, spent, "seconds"))

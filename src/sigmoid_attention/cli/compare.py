@@ -27,7 +27,7 @@ from sigmoid_attention.studies.standing import gain_reading, reading
 from sigmoid_attention.studies.summary import whole_run_peak
 
 REPORT = "report.html"
-WIDTH_OF_A_FILE = 136
+WIDTH_OF_A_FILE = 144
 
 
 def compare(asked: Compare) -> None:
