@@ -52,3 +52,29 @@ def test_a_text_knows_what_it_is_tested_on(tmp_path):
     assert sum(len(document.text) for document in text.heldout) <= 500
     trained_on = {document.name for document in text.corpus.train}
     assert not trained_on & {document.name for document in text.heldout}
+
+
+@pytest.mark.parametrize(
+    ("texts", "most", "prompt"),
+    [
+        ((b"one two three",), 7, b"one two"),
+        ((b"one two three",), 6, b"one"),
+        ((b"one two three",), 99, b"one two three"),
+        ((b"", b"one", b" two"), 99, b"one two"),
+        ((b"unbroken",), 5, b"unbro"),
+        ((b" leading",), 5, b" lead"),
+    ],
+    ids=str,
+)
+def test_a_prompt_is_the_beginning_of_the_held_out_text(texts, most, prompt):
+    assert Text(None, None, None, documents(*texts)).prompt(most) == prompt  # pyright: ignore
+
+
+def test_nats_per_token_become_bits_per_byte(tmp_path):
+    for name in "abcdefghijklmnopqrst":
+        (tmp_path / name).write_text(f"the text of {name} " * 20)
+    corpus = load_corpus(tmp_path)
+    text = Text.prepare(corpus, 257, heldout_bytes=500)
+    size = sum(len(document.text) for document in corpus.train)
+    # A token a byte, and one more at the end of every document.
+    assert text.bits_per_nat == pytest.approx((size + len(corpus.train)) / size / math.log(2))

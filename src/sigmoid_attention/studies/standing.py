@@ -145,7 +145,7 @@ def standing(row: SummaryRow) -> Standing:
 
     Example:
         >>> arm, apart = Interval(2.0, 1.9, 2.1, 3), Interval(0.01, 0.005, 0.015, 3)
-        >>> row = SummaryRow(LOSS, "", "bits/byte", 256, True, arm, arm, apart, "difference")
+        >>> row = SummaryRow("loss", "", "bits/byte", 256, True, arm, arm, apart, "difference")
         >>> standing(row)
         'equal'
     """
