@@ -9,6 +9,12 @@ import tyro
 
 from sigmoid_attention.studies.registry import STUDIES
 
+# In the help an option that has no default, and one that is off, say so in their own words.
+Int = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+Str = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -16,7 +22,8 @@ class Compare:
 
     Both arms get the same text, parameters, steps and seeds. Measures held-out loss at 1, 2 and 4
     times the training length, associative recall and copying, what goes on inside the network,
-    time and memory; prints a table and a verdict and writes OUT/report.html and OUT/rows.parquet.
+    time and memory. Prints a table, a verdict and what to do next, and writes OUT/report.html and
+    OUT/rows.parquet.
     """
 
     data: str = "stdlib"
@@ -24,28 +31,28 @@ class Compare:
     "shakespeare" (one download of 5 MB), or the path of a file or folder."""
     preset: str = "small"
     """Size of the comparison: tiny (seconds, proves nothing), small (minutes on a laptop), medium
-    (wants a GPU)."""
+    (for a GPU)."""
     seeds: int = 4
     """How many times each arm is trained; intervals need 3 or more."""
-    steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Training steps on text; the preset's own if not given."""
-    lr: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Peak learning rate on text, of both arms; the preset's own if not given."""
-    softmax_lr: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Peak learning rate of the softmax arm alone; that of both if not given."""
+    steps: Int = None
+    """Training steps on text, in place of the preset's."""
+    lr: Float = None
+    """Peak learning rate on text of both arms, in place of the preset's."""
+    softmax_lr: Float = None
+    """Peak learning rate on text of the softmax arm alone."""
     recipe: str = "recommended"
     """Position, norms and bias of both arms: recommended or paper."""
-    position: Annotated[str | None, tyro.conf.arg(metavar="STR")] = None
-    """rope, alibi, sincos, cape or none, for both arms; the recipe's own if not given."""
+    position: Str = None
+    """rope, alibi, sincos, cape or none, in place of the recipe's; for both arms."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, or cuda."""
     out: Path = Path("runs/compare")
     """Folder for everything that is written; it must be empty or new unless --resume."""
-    resume: bool = False
-    """Go on with what OUT has: finished parts are kept, an unfinished training continues. More
-    seeds may be asked for."""
-    json: bool = False
-    """Print the result as JSON in place of the tables."""
+    resume: Flag = False
+    """Go on with what OUT has: finished parts are kept, an unfinished training continues. There may
+    be more seeds than OUT was begun with."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
