@@ -161,8 +161,8 @@ def test_loss_by_time_says_who_is_ahead_at_equal_time():
     row = "Text, after 85.9 s of training each bits per byte, lower is better Softmax better"
     assert row in text
     assert (
-        "At equal time: 1.43 min are all 400 steps of softmax and 366 steps of sigmoid. Then "
-        "sigmoid attention needs 2.437 bits per byte and softmax 2.401: softmax better"
+        "At equal time, after 85.9 s, softmax has done all 400 steps and sigmoid 366. Then sigmoid "
+        "attention needs 2.437 bits per byte and softmax 2.401: softmax better"
     ) in text
     assert "nats" not in text
 

@@ -128,15 +128,12 @@ def _trend(change: Interval) -> list[str]:
         return []
     around = f"{signed(change.mean)}, 95% interval {signed(change.low)} to {signed(change.high)}"
     if change.low <= 0 <= change.high:
-        return [f"In the second half of training it did not change measurably ({around})."]
+        return [f"In the second half of training the gap did not change measurably ({around})."]
+    way = "lost" if change.mean > 0 else "gained"
     return [
-        f"In the second half of training sigmoid attention {_way(change.mean)} bits per byte on "
-        f"softmax ({around})."
+        f"In the second half of training sigmoid attention {way} {abs(change.mean):.2g} bits per "
+        f"byte on softmax ({around})."
     ]
-
-
-def _way(change: float) -> str:
-    return f"{'lost' if change > 0 else 'gained'} {abs(change):.2g}"
 
 
 def _equal_time(measured: Measured) -> list[str]:
@@ -150,11 +147,11 @@ def _equal_time(measured: Measured) -> list[str]:
     seconds = end * step[faster]
     apart, around = difference(row.difference, row.unit, row.kind)
     return [
-        f"At equal time: {quantity(seconds, 'seconds')} are all {end:,} steps of {faster} and "
-        f"{round(seconds / step[slower]):,} steps of {slower}. Then sigmoid attention needs "
+        f"At equal time, after {seconds:.3g} s, {faster} has done all {end:,} steps and {slower} "
+        f"{round(seconds / step[slower]):,}. Then sigmoid attention needs "
         f"{_bits(row.sigmoid.mean)} bits per byte and softmax {_bits(row.softmax.mean)}: "
         f"{reading(row).words.lower()} ({apart}{f', {around}' if around else ''}). The slower arm "
-        "is still at a higher learning rate then, which is to its disadvantage."
+        "has not ended its learning-rate schedule then, which counts against it."
     ]
 
 
@@ -237,9 +234,9 @@ def masses(measured: Measured) -> Figure:
         measured,
         "masses",
         "Mass of a row",
-        "The sum of all weights that one query gives, averaged over queries and heads. Softmax "
-        "makes it 1; a sigmoid may give less, down to none, or more. Look for layers near 0, "
-        "which have switched attention off, and for layers that climb far above 1.",
+        "The sum of all weights that one query gives, averaged over queries and heads. Under "
+        "softmax it is 1. Under a sigmoid it is free: look for layers near 0, which have switched "
+        "attention off, and for layers that climb far above 1.",
         "attention_mass",
         "row mass",
         "sum of weights",
@@ -252,9 +249,9 @@ def largest(measured: Measured) -> Figure:
         measured,
         "largest",
         "Largest weight",
-        "The largest weight that any query gives to any key; 1 is the most that either arm can "
-        "give. Near 1, a head looks at one key alone. Look whether one arm gets there and the "
-        "other stays spread out.",
+        "The largest weight that any query gives to any key. Under softmax it is always 1, because "
+        "the first token sees only itself. Under a sigmoid it is free: look whether training "
+        "brings it near 1, where a key is read in full.",
         "largest_weight",
         "largest weight",
         "weight",

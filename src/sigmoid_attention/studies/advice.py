@@ -1,8 +1,8 @@
 """What to do next, computed from a finished comparison: what would decide, or change, its answer.
 
 In this order, as far as it applies: nothing can be read yet (too few seeds; text that no arm has
-learnt); what is undecided (how many seeds would decide it); what is worse (a learning rate of its
-own, other positions, longer training while the gap closes); tasks that neither arm learnt; a step
+learnt); what is worse (a learning rate of its own, other positions, longer training while the gap
+closes); what is undecided (how many seeds would decide it); tasks that neither arm learnt; a step
 without a fused kernel; and, where nothing speaks against sigmoid attention, the reader's own text.
 """
 
@@ -51,8 +51,8 @@ def advise(
     if text[0].silent:
         return (_train_longer(rows, setting, out),)
     return (
-        *_undecided(summary, text[0], setting, out),
         *_worse(text, rows, setting, out),
+        *_undecided(summary, text[0], setting, out),
         *_not_learnt(summary, setting, out),
         *_unfused(fusion, setting),
         *_as_good(summary, text, setting, out),
@@ -82,7 +82,7 @@ def _undecided(
         if row.solved and row.solved.softmax == row.solved.sigmoid == row.solved.both:
             yield Advice(
                 f"{name}: the same seeds solve it under both arms. Here the seed decides and not "
-                "the arm. A larger preset trains the task longer.",
+                "the arm. A larger preset, for a GPU, trains the task longer.",
                 _larger(setting, out),
             )
         elif needed is None:
@@ -139,7 +139,8 @@ def _worse(
         )
     if setting.position != "alibi":
         yield Advice(
-            "Try ALiBi positions: in the study `recipe` they left a smaller gap than rotary ones.",
+            "Try ALiBi positions. With them the gap was smaller in the study that "
+            "“sigmoid-attention recipe” repeats.",
             _other(setting, out, "alibi", position="alibi"),
         )
     change = late_change_of_gap(rows)
@@ -157,7 +158,7 @@ def _not_learnt(
     missed = [task.name.lower() for task in tasks(summary) if task.end.silent]
     if missed:
         yield Advice(
-            f"Neither arm learnt {listed(missed)}. A larger preset trains it longer.",
+            f"Neither arm learnt {listed(missed)}. A larger preset trains such tasks longer.",
             _larger(setting, out),
         )
 
@@ -184,7 +185,9 @@ def _as_good(
         yield Advice(
             "Nothing here speaks against sigmoid attention. Compare on your own text, at the size "
             "that you need.",
-            _other(setting, out, "mine", data="YOUR_TEXT", preset=preset, steps=taken),
+            _other(
+                setting, out, "mine", data="YOUR_TEXT", preset=preset, steps=taken, device="auto"
+            ),
         )
 
 
@@ -196,8 +199,8 @@ def _larger(setting: CompareSetting, out: Path) -> str:
     preset = _next_preset(setting)
     if preset == setting.preset:
         return ""
-    text = compare_setting(preset).text
-    return _other(setting, out, preset, preset=preset, steps=text.steps)
+    taken = compare_setting(preset).text.steps
+    return _other(setting, out, preset, preset=preset, steps=taken, device="auto")
 
 
 def _more(setting: CompareSetting, out: Path, **changes: int) -> str:

@@ -113,6 +113,24 @@ def sample(documents: Sequence[Document], most: int) -> list[Document]:
     return chosen
 
 
+def spread(documents: Sequence[Document], piece: int, most: int) -> list[Document]:
+    """Pieces of `piece` bytes from everywhere in the documents, with about `most` bytes together.
+
+    Equally far from each other, so that their mean is near that of all. The last piece of a
+    document may be shorter.
+
+    Example:
+        >>> [piece.text for piece in spread([Document("a", b"one two six ten")], 4, most=8)]
+        [b'one ', b'six ']
+    """
+    pieces = [
+        Document(document.name, document.text[start : start + piece])
+        for document in documents
+        for start in range(0, len(document.text), piece)
+    ]
+    return pieces[:: math.ceil(len(pieces) * piece / most)]
+
+
 def arm_config(config: ModelConfig, arm: str) -> ModelConfig:
     """The arm's own configuration: nothing but the activation differs."""
     return config.as_softmax() if arm == SOFTMAX else config
@@ -145,12 +163,14 @@ def run_text(
     batches = TextBatches(text.tokens, n, setting.batch_size, seed)
     describe_run(folder, model, batches, config, text.tokenizer, text.corpus.provenance)
     records = folder / "records"
+    # With the end of a piece, as many bytes as one sequence.
+    pieces = spread(text.heldout, n - 1, setting.test_bytes)
 
-    def bits(length: int, most: int | None = None) -> float:
-        return bits_per_byte(model, text.tokenizer, text.heldout, length, device, most)
+    def bits(documents: Sequence[Document], length: int) -> float:
+        return bits_per_byte(model, text.tokenizer, documents, length, device)
 
     def tested(step: int) -> Row:
-        return Row(arm, COURSE, bits(n, setting.test_bytes), "bits/byte", seed, step, length=n)
+        return Row(arm, COURSE, bits(pieces, n), "bits/byte", seed, step, length=n)
 
     result = train(
         model,
@@ -168,7 +188,8 @@ def run_text(
         yield Row(arm, "train_loss", loss * text.bits_per_nat, "bits/byte", seed, step=step)
     yield tested(setting.steps)
     for times in setting.times:
-        yield Row(arm, LOSS, bits(times * n), "bits/byte", seed, length=times * n)
+        length = times * n
+        yield Row(arm, LOSS, bits(text.heldout, length), "bits/byte", seed, length=length)
     count = sum(parameter.numel() for parameter in model.parameters())
     yield Row(arm, "parameters", count, "parameters", seed)
     if seed == FIRST_SEED:

@@ -180,7 +180,9 @@ def _task_clause(task: Task) -> str:
         return f"{name}: {said} (solved by {counts})"
     timing = {"worse": ", learnt later", "better": ", learnt sooner"}
     late = timing.get(standing(over), "") if over else ""
-    return f"{name}: {said} ({end.sigmoid.mean:.1%} right against {end.softmax.mean:.1%}{late})"
+    sigmoid, softmax = f"{end.sigmoid.mean:.1%}", f"{end.softmax.mean:.1%}"
+    right = f"{sigmoid} right against {softmax}" if sigmoid != softmax else f"both {softmax} right"
+    return f"{name}: {said} ({right}{late})"
 
 
 def _cost_sentence(summary: Sequence[SummaryRow], rows: pa.Table) -> str:
