@@ -151,9 +151,9 @@ def test_what_the_fused_operator_gains_is_told_or_why_not(case):
 
 def test_what_some_seeds_solve_and_others_do_not_is_counted():
     text = Reader(page(synthetic_comparison(**CASES["all-or-nothing"]))).text
-    assert "Undecided by the same 2 seeds 2 of 4 seeds 2 of 4 seeds 0 seeds" in text
+    assert "Undecided solved by the same 2 of 4 seeds 2 of 4 2 of 4 0 seeds" in text
     assert "Associative recall, over training" not in text and "Copying, over training" in text
-    assert "by 2 of 4 seeds, under sigmoid attention by 2 (by the same 2 seeds)" in text
+    assert "by 2 of 4 seeds, under sigmoid attention by 2 (solved by the same 2 of 4 seeds)" in text
 
 
 def test_loss_by_time_says_who_is_ahead_at_equal_time():

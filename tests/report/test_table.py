@@ -24,9 +24,9 @@ def row(**changes) -> SummaryRow:
     ("summary", "expected"),
     [
         (row(), ("80.0%", "80.0%", "+20 points", "+10 to +30")),
-        (row(solved=Solved(2, 2, 2, 4)), ("2 of 4 seeds", "2 of 4 seeds", "0 seeds", "")),
-        (row(solved=Solved(3, 1, 1, 4)), ("3 of 4 seeds", "1 of 4 seeds", "−2 seeds", "")),
-        (row(solved=Solved(0, 1, 0, 1)), ("0 of 1 seeds", "1 of 1 seeds", "+1 seeds", "")),
+        (row(solved=Solved(2, 2, 2, 4)), ("2 of 4", "2 of 4", "0 seeds", "")),
+        (row(solved=Solved(3, 1, 1, 4)), ("3 of 4", "1 of 4", "−2 seeds", "")),
+        (row(solved=Solved(0, 1, 0, 1)), ("0 of 1", "1 of 1", "+1 seeds", "")),
         (
             row(unit="seconds", kind="ratio", difference=Interval(0.92, 0.85, 1.0, 9)),
             ("800 ms", "800 ms", "8% faster", "0.920×, 0.850 to 1.000"),

@@ -60,30 +60,30 @@ def row(
         (row(Interval(1.0, math.nan, math.nan, 3), kind="ratio"), "", "Equal", "from n = 3"),
         (row(Interval(1.0, 1.0, 1.0, 6), kind="ratio"), "", "Equal", "n = 6"),
         # Seeds that solved a task: softmax, sigmoid, both, of all.
-        (row(APART, solved=Solved(2, 2, 2, 4)), "", "Undecided", "by the same 2 seeds"),
+        (row(APART, solved=Solved(2, 2, 2, 4)), "", "Undecided", "solved by the same 2 of 4 seeds"),
         (
             row(APART, solved=Solved(5, 0, 0, 9)),
             "",
             "Undecided",
-            "5 seeds by softmax alone",
+            "solved by 5 seeds under softmax alone",
         ),
         (
             row(APART, solved=Solved(8, 2, 2, 9)),
             "softmax",
             "Softmax better",
-            "6 seeds by softmax alone",
+            "solved by 6 seeds under softmax alone",
         ),
         (
             row(APART, solved=Solved(1, 7, 0, 9)),
             "",
             "Undecided",
-            "1 seed by softmax alone, 7 seeds by sigmoid alone",
+            "solved by 1 seed under softmax alone, by 7 seeds under sigmoid alone",
         ),
         (
             row(APART, solved=Solved(0, 6, 0, 6)),
             "sigmoid",
             "Sigmoid better",
-            "6 seeds by sigmoid alone",
+            "solved by 6 seeds under sigmoid alone",
         ),
     ],
 )

@@ -207,8 +207,8 @@ def _solved(measured: Measured, metric: str, task: str) -> list[str]:
         return []
     return [
         f"{task.capitalize()}: some seeds solve it and others do not begin to. A mean would "
-        "describe none of them, so every seed has its line and there is no mean. Solved under "
-        f"softmax by {solved.softmax} of {solved.seeds} seeds, under sigmoid attention by "
+        "describe none of them, so every seed has its line and there is no mean. Under softmax it "
+        f"is solved by {solved.softmax} of {solved.seeds} seeds, under sigmoid attention by "
         f"{solved.sigmoid} ({solved_by(solved)})."
     ]
 
@@ -296,7 +296,7 @@ def operator(measured: Measured) -> Figure:
         "Attention alone, on the same tensors and by turns; softmax is torch’s own fused operator. "
         "Both axes are logarithmic. The figure above each pair is sigmoid divided by softmax: "
         "above 1× sigmoid costs more. Look at the lengths that you train at. Memory is that of "
-        "tensors; on a CPU, what a fused operator of either arm works in is not in it.",
+        "tensors; on a CPU the working arrays inside a fused operator are not counted.",
         tuple(
             cost_panel(measured, metric, title, unit)
             for metric, (title, unit) in COSTS.items()

@@ -20,8 +20,8 @@ from sigmoid_attention.studies.summary import (
 )
 
 ONE_RATE = (
-    "Both arms share every setting, the learning rate among them. An arm that would do better "
-    "with another is not given it (--lr and --softmax-lr would)."
+    "Both arms share every setting, the learning rate among them. Either might do better with "
+    "another (see --lr and --softmax-lr)."
 )
 TWO_RATES = "The arms have learning rates of their own on text, and share every other setting."
 LIMITS = (
@@ -30,7 +30,7 @@ LIMITS = (
     "A gap at this size and this many steps may close or open in larger and longer training.",
     "Held-out text comes from the same source as the training text.",
     "Times and memory are those of this machine and these versions. Memory on a CPU is that of "
-    "tensors: what a fused operator of either arm works in meanwhile is not seen.",
+    "tensors; the working arrays inside a fused operator are not counted.",
     "Seconds of training are steps times the median time of one step, without tests and "
     "recording. “8% faster” means 8% less time.",
 )

@@ -16,9 +16,9 @@ from sigmoid_attention.training.files import write_whole
 
 # The browser itself then refuses whatever is not in the file.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-NUMBERS = """<p class="intro">A difference is sigmoid − softmax, a ratio sigmoid ÷ softmax. Both are
-paired, by seed or by turn, and followed by their 95% interval. Where that excludes 0 (for a ratio:
-1), chance alone is a poor explanation. A small difference counts as none:
+NUMBERS = """<p class="intro">A difference is sigmoid − softmax, a ratio sigmoid ÷ softmax. Each is
+paired, by seed or by turn, and has its 95% interval below it. An interval that excludes 0 (for a
+ratio: 1) is hard to explain by chance alone. A small difference counts as none:
 <a href="#method">how a question is judged</a>.</p>"""
 
 

@@ -31,9 +31,7 @@ def cells(row: SummaryRow) -> Cells:
     """
     if solved := row.solved:
         more = f"{solved.sigmoid - solved.softmax:+d}".replace("-", "−").replace("+0", "0")
-        softmax, sigmoid = (
-            f"{n} of {solved.seeds} seeds" for n in (solved.softmax, solved.sigmoid)
-        )
+        softmax, sigmoid = (f"{n} of {solved.seeds}" for n in (solved.softmax, solved.sigmoid))
         return softmax, sigmoid, f"{more} seeds", ""
     softmax, sigmoid = (quantity(i.mean, row.unit) for i in (row.softmax, row.sigmoid))
     apart, around = difference(row.difference, row.unit, row.kind)

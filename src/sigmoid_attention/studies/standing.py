@@ -54,8 +54,9 @@ RULE = (
     "it are counted. Sigmoid is worse if more seeds solved it under softmax alone than under "
     "sigmoid alone, and better the other way round, if an exact sign test on these seeds gives "
     f"p < {1 - CONFIDENCE:.2f}. Six seeds, all one way, are the fewest that decide.",
-    "A question tells nothing while neither arm has learnt what needs attention: on text, to beat "
-    f"a table of byte pairs; in retrieval, to be right in {LEARNT:.0%} of the cases.",
+    "A question tells nothing while neither arm has learnt anything that needs attention. On text "
+    "an arm must beat a table of byte pairs, in retrieval it must be right in "
+    f"{LEARNT:.0%} of the cases.",
 )
 """How a question is judged, as the report prints it."""
 
@@ -115,17 +116,17 @@ def solved_by(solved: Solved) -> str:
 
     Example:
         >>> solved_by(Solved(2, 2, 2, 4)), solved_by(Solved(3, 1, 1, 4))
-        ('by the same 2 seeds', '2 seeds by softmax alone')
+        ('solved by the same 2 of 4 seeds', 'solved by 2 seeds under softmax alone')
     """
     alone = {SOFTMAX: solved.softmax - solved.both, SIGMOID: solved.sigmoid - solved.both}
     if not any(alone.values()):
-        return f"by the same {_count(solved.both)}"
-    said = [f"{_count(number)} by {arm} alone" for arm, number in alone.items() if number]
-    return ", ".join(said)
-
-
-def _count(seeds: int) -> str:
-    return f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
+        return f"solved by the same {solved.both} of {solved.seeds} seeds"
+    said = [
+        f"by {number} seed{'' if number == 1 else 's'} under {arm} alone"
+        for arm, number in alone.items()
+        if number
+    ]
+    return f"solved {', '.join(said)}"
 
 
 def _why(apart: Interval, same: int) -> str:
