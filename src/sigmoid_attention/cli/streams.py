@@ -5,6 +5,7 @@ import io
 import os
 import select
 import sys
+from typing import TextIO
 
 # What is said uses these, and a stream that has no other letters gets their likes.
 LIKES = str.maketrans(
@@ -65,7 +66,7 @@ def reader_left(error: BaseException | None) -> bool:
     return bool(left)
 
 
-def _has_no_reader(stream: io.TextIOBase) -> bool:
+def _has_no_reader(stream: TextIO) -> bool:
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):
@@ -77,7 +78,7 @@ def _has_no_reader(stream: io.TextIOBase) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _to_nowhere(stream: io.TextIOBase) -> None:
+def _to_nowhere(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
