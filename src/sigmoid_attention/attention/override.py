@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torch import fx, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -32,5 +33,32 @@ def overridable(function: Function) -> Function:
         if has_torch_function(given):
             return handle_torch_function(call, given, *args, **kwargs)
         return function(*args, **kwargs)
+
+    return call  # pyright: ignore[reportReturnType]
+
+
+def leaf_in_fx(forward: Function) -> Function:
+    """A layer's forward that stays one node in a graph of torch.fx, as torch's own layers do.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention.nn import SigmoidMultiheadAttention
+        >>> class Block(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.mha = SigmoidMultiheadAttention(8, 2, sigmoid_bias=-2.0)
+        ...     def forward(self, x):
+        ...         return self.mha(x, x, x)[0]
+        >>> [node.op for node in torch.fx.symbolic_trace(Block()).graph.nodes]
+        ['placeholder', 'call_module', 'call_function', 'output']
+    """
+
+    @functools.wraps(forward)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, fx.Proxy):
+                tracer: Any = given.tracer
+                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        return forward(self, *args, **kwargs)
 
     return call  # pyright: ignore[reportReturnType]

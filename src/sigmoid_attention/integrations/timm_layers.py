@@ -3,14 +3,13 @@
 Shape letters: B images, N tokens, C model dim, H heads, G key heads, D head dim.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from sigmoid_attention.attention import BiasPolicy, NegLogLength, reference, sigmoid_attention
+from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.integrations.importing import remedy
 
 try:
@@ -34,19 +33,6 @@ __all__ = [
 ]
 
 SigmoidBias = float | BiasPolicy
-
-
-def _leaf(forward: Callable[..., Tensor]) -> Callable[..., Any]:
-    """A layer's forward, which stays one node in a graph of torch.fx, as torch's own layers do."""
-
-    @functools.wraps(forward)
-    def or_node(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(x, fx.Proxy):
-            path = x.tracer.path_of_module(self)  # pyright: ignore[reportAttributeAccessIssue]
-            return x.tracer.create_proxy("call_module", path, (x, *args), kwargs)
-        return forward(self, x, *args, **kwargs)
-
-    return or_node
 
 
 class SigmoidLayer(nn.Module):
@@ -136,7 +122,7 @@ class SigmoidAttention(SigmoidLayer, Attention):
         torch.Size([2, 17, 32])
     """
 
-    @_leaf
+    @leaf_in_fx
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
@@ -149,7 +135,7 @@ class SigmoidAttention(SigmoidLayer, Attention):
 class SigmoidAttentionRope(SigmoidLayer, AttentionRope):
     """timm's ``AttentionRope``, likewise."""
 
-    @_leaf
+    @leaf_in_fx
     def forward(
         self,
         x: Tensor,
@@ -170,7 +156,7 @@ class SigmoidAttentionRope(SigmoidLayer, AttentionRope):
 class SigmoidEvaAttention(SigmoidLayer, EvaAttention):
     """timm's ``EvaAttention``, of EVA and DINOv3, likewise."""
 
-    @_leaf
+    @leaf_in_fx
     def forward(
         self,
         x: Tensor,

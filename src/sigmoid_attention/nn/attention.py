@@ -14,6 +14,7 @@ from sigmoid_attention.attention import (
     sigmoid_attention,
 )
 from sigmoid_attention.attention.api import check_impl
+from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.nn.cache import KVCache
 from sigmoid_attention.nn.norm import QKNorm
 from sigmoid_attention.nn.position import AttentionPosition, token_positions
@@ -152,6 +153,7 @@ class Attention(nn.Module):
         in_window = self.max_seq_len if min(left, right) < 0 else left + 1 + right
         return min(self.max_seq_len, in_window)
 
+    @leaf_in_fx
     def forward(
         self,
         x: Tensor,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import autocast
+from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
 from sigmoid_attention.nn.grouped import each_expert
 
@@ -52,6 +53,7 @@ class Experts(nn.Module):
         for weight in self.parameters():
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 
+    @leaf_in_fx
     def forward(self, x: Tensor, experts: Tensor | None, weights: Tensor) -> Tensor:
         """sum_k weights_tk expert(experts_tk, x_t), (T, C), of tokens (T, C) and choices (T, K).
 

@@ -18,6 +18,7 @@ from sigmoid_attention.attention import (
     sigmoid_varlen_attention,
 )
 from sigmoid_attention.attention.api import check_impl
+from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.nn.sizes import positive_whole
 
 SigmoidBias = float | BiasPolicy
@@ -109,6 +110,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         # reads it once the parameters are there.
         self._qkv_same_embed_dim = False
 
+    @leaf_in_fx
     def forward(
         self,
         query: Tensor,

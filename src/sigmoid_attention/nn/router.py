@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sigmoid_attention.attention import autocast
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
+from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.mixtures.gates import GATES
 from sigmoid_attention.mixtures.scores import SCORES
 from sigmoid_attention.nn.recording import recomputed, recomputing, recordings, stand_ins
@@ -145,6 +146,7 @@ class Router(nn.Module):
             self.correction_bias.zero_()
             self.tokens_per_expert.zero_()
 
+    @leaf_in_fx
     def forward(self, x: Tensor) -> Routing:
         """Route tokens x (..., dim); in training mode a balanced router counts who is visited.
 

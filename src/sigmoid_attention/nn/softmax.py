@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigmoid_attention.attention import autocast, geometry, reference
+from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.reference import AttentionAux
 
 NOT_VISIBLE = float("-inf")
 
 
+@overridable
 def softmax_attention(
     query: Tensor,
     key: Tensor,
