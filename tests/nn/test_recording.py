@@ -119,6 +119,20 @@ def test_a_decoder_over_checkpoints_has_the_loss_and_the_gradients_of_one_withou
     torch.testing.assert_close(found[1], found[0])
 
 
+def test_equal_batches_and_routings_of_another_step_are_told_apart():
+    model, found, old = mixtures(), [], []
+    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    for call in (plain, reentrant, reentrant):
+        model.zero_grad()
+        with record_routing(model) as routings:
+            total = sum(run(model, batch, call).square().sum() for batch in (x, x))
+        (total + sum(n * z_loss(routing) for n, routing in enumerate(routings))).backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+        old.append(routings)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
 def test_a_graph_that_is_kept_serves_again():
     model, x = mixtures()[0], torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
     with record_routing(model) as routings:

@@ -2,7 +2,7 @@
 
 A checkpoint with ``use_reentrant=True`` runs its part of a model without a graph, and again when
 it is differentiated. What is recorded the first time stands in for what is computed the second
-time: the gradient that comes for the one is left in a letter box, and added to that of the other.
+time: the gradient of the one is kept, and added to that of the other.
 """
 
 import threading
@@ -22,7 +22,7 @@ class _Recordings(threading.local):
 recordings = _Recordings()
 
 # Those whose first computation is still part of a graph, by their ids.
-_boxes: "weakref.WeakValueDictionary[int, _Box]" = weakref.WeakValueDictionary()
+_kept: "weakref.WeakValueDictionary[int, _KeptGradient]" = weakref.WeakValueDictionary()
 _LOST = (
     "record_routing: a gradient of what was recorded inside of a checkpoint with "
     "use_reentrant=True must come in one backward pass with that of the checkpoint's output; "
@@ -47,41 +47,38 @@ def stand_ins(router: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[Tensor, .
         or torch.is_inference_mode_enabled()
     ):
         return tensors
-    box = _Box(router, tensors[0])
+    kept = _KeptGradient(router, tensors[0])
     with torch.enable_grad():
-        return _StandIn.apply(box, *(tensor.detach().requires_grad_() for tensor in tensors))
+        return _StandIn.apply(kept, *(tensor.detach().requires_grad_() for tensor in tensors))
 
 
 def recomputed(router: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The same tensors computed again, with the gradient of what stood in for them."""
-    if torch.is_grad_enabled():
-        # A list, where another thread may add to what is iterated.
-        for reference in _boxes.valuerefs():
-            box = reference()
-            if box and box.router is router and torch.equal(box.logits, tensors[0]):
-                return _Recomputed.apply(box, *tensors)
-    return tensors
+    # A list of them, since another thread may add to what is iterated.
+    own = [
+        kept for reference in _kept.valuerefs() if (kept := reference()) and kept.router is router
+    ]
+    if not own or not torch.is_grad_enabled():
+        return tensors
+    # Equal numbers come of equal tokens, whose gradients may stand for one another.
+    equal = [kept for kept in own if torch.equal(kept.logits, tensors[0])]
+    return _Recomputed.apply(equal, *tensors)
 
 
-class _Box:
-    """The gradient of one routing, between the two."""
+class _KeptGradient:
+    """The gradient of one routing, from its stand-in to what is computed again."""
 
     def __init__(self, router: nn.Module, logits: Tensor) -> None:
         self.router, self.logits = router, logits
         self.gradients: tuple[Tensor | None, ...] | None = None
-        self.opened = False
-        _boxes[id(self)] = self
+        self.too_late = False
+        _kept[id(self)] = self
 
     def put(self, gradients: tuple[Tensor | None, ...]) -> None:
-        if self.opened:
+        if self.too_late:
             raise ValueError(_LOST)
         self.gradients = gradients
         torch.autograd.Variable._execution_engine.queue_callback(self._check)
-
-    def take(self) -> tuple[Tensor | None, ...] | None:
-        gradients, self.gradients = self.gradients, None
-        self.opened = gradients is None
-        return gradients
 
     def _check(self) -> None:
         if self.gradients is not None:
@@ -90,28 +87,36 @@ class _Box:
 
 class _StandIn(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, box: _Box, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.box = box
+    def forward(ctx: Any, kept: _KeptGradient, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.kept = kept
         ctx.set_materialize_grads(False)
         return tuple(tensor.clone() for tensor in tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
-        ctx.box.put(gradients)
+        ctx.kept.put(gradients)
         return (None,) * (1 + len(gradients))
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, box: _Box, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.box = box
+    def forward(ctx: Any, equal: list[_KeptGradient], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.equal = equal
         ctx.set_materialize_grads(False)
         return tuple(tensor.clone() for tensor in tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        others = ctx.box.take() or (None,) * len(gradients)
-        return None, *(
-            one if other is None else other if one is None else one + other
-            for one, other in zip(gradients, others, strict=True)
-        )
+        for kept in ctx.equal:
+            if kept.gradients is not None:
+                others, kept.gradients = kept.gradients, None
+                return None, *map(_sum, gradients, others)
+        for kept in ctx.equal:
+            kept.too_late = True
+        return None, *gradients
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return one + other

@@ -139,3 +139,48 @@ def test_an_unconverted_model_of_the_class_is_cast_as_ever():
     converted(BIASES["per head"])
     other = ARCHITECTURES["Llama"].build().bfloat16()
     assert {parameter.dtype for parameter in other.parameters()} == {torch.bfloat16}
+
+
+class Adapted(torch.nn.Module):
+    """A linear layer with an addition of rank 2, which `merged` puts into its weight."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.down = torch.nn.Linear(base.in_features, 2, bias=False)
+        self.up = torch.nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+    def merged(self):
+        self.base.weight.data += self.up.weight @ self.down.weight
+        return self.base
+
+
+NAMES = {
+    "Llama": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "BERT": ("query", "key", "dense"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_norms_and_gains_act_on_what_takes_a_projections_place(name):
+    architecture = ARCHITECTURES[name]
+    options = dict(qk_norm="rms", layer_scale=0.5, norm="hybrid")
+    model, batch = checks.converted(architecture, **options).eval(), architecture.batch()
+    before = checks.answer(model, batch)
+
+    def replace(kind, by):
+        for parent in list(model.modules()):
+            for child_name, child in list(parent.named_children()):
+                if child_name in NAMES[name] and type(child) is kind:
+                    setattr(parent, child_name, by(child))
+
+    with torch.no_grad():
+        replace(torch.nn.Linear, Adapted)
+        adapted = checks.answer(model, batch)
+        replace(Adapted, Adapted.merged)
+        merged = checks.answer(model, batch)
+    assert not torch.allclose(adapted, before, atol=1e-3)
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
