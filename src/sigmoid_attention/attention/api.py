@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from typing import Literal, overload
 
@@ -18,10 +19,11 @@ from sigmoid_attention.attention import (
     repeated,
     tiled_operator,
 )
-from sigmoid_attention.attention.bias import BiasPolicy
+from sigmoid_attention.attention.bias import BiasPolicy, once_called
 from sigmoid_attention.attention.cpu import operator as cpu_operator
 from sigmoid_attention.attention.default_bias import default_bias
-from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.override import overridable
+from sigmoid_attention.attention.problem import Problem, known
 from sigmoid_attention.attention.reference import AttentionAux
 
 Bias = float | Tensor | BiasPolicy
@@ -121,8 +123,16 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
+def _exporting_to_onnx() -> bool:
+    # An operator of this library means nothing to ONNX; those of the definition have translations.
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and onnx.is_in_onnx_export()
+
+
 def transformed() -> bool:
     """Whether torch.func, forward mode or a trace is at work, which only the definition follows."""
+    if _exporting_to_onnx():
+        return True
     if torch.compiler.is_compiling():
         return False
     return (
@@ -137,7 +147,8 @@ def _candidates(problem: Problem) -> list[Implementation]:
     if transformed():
         return []
     fused = _triton if problem.device.type == "cuda" else cpu_operator.attend
-    many = math.prod(problem.shape) > DENSE_SCORES
+    # One graph serves all lengths of an axis that may change, so it takes what serves the longest.
+    many = not known(math.prod(problem.shape) <= DENSE_SCORES)
     return [fused, tiled_operator.attend] if many else [fused]
 
 
@@ -225,6 +236,7 @@ def sigmoid_attention(
 ) -> tuple[Tensor, AttentionAux]: ...
 
 
+@overridable
 def sigmoid_attention(
     query: Tensor,
     key: Tensor,
@@ -298,7 +310,7 @@ def sigmoid_attention(
         >>> torch.allclose(out[:, :, -1:], cached, atol=1e-6)
         True
     """
-    seen = None
+    seen, bias = None, once_called(bias)
     if return_aux is False and type(dropout_p) is float and not dropout_p:
         tensors = (query, key, value, None, alibi_slopes, bias, attn_mask, None)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)

@@ -11,12 +11,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments
+from sigmoid_attention.attention.keep_fp32 import keep_fp32
+
+T = TypeVar("T")
 
 
 class RowContext(Protocol):
@@ -118,10 +121,13 @@ class NegLogLength(BiasPolicy):
 
     @property
     def value(self) -> float | Tensor:
-        # Tracing follows log2 of a symbolic length, where log would fix the length in the graph.
-        return self.offset - math.log2(self.n) * math.log(2)
+        return self.offset - math.log(self.n)
 
     def resolve(self, rows: RowContext) -> float | Tensor:
+        if torch.compiler.is_compiling():
+            # The length may be a symbol, whose logarithm in Python would fix it in the graph.
+            length = torch.scalar_tensor(self.n, dtype=torch.float64, device=rows.device)
+            return (self.offset - length.log()).to(rows.dtype)
         return self.value
 
 
@@ -245,13 +251,21 @@ class HeadValues(BiasPolicy):
     """
 
     # Made for every call of a layer that keeps such a tensor: no dataclass, as it costs no time.
-    __slots__ = ("value",)
+    __slots__ = ("owner", "value")
 
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
+    def __init__(self, value: Tensor, owner: str = "HeadValues") -> None:
+        self.value, self.owner = value, owner
 
     def resolve(self, rows: RowContext) -> Tensor:
-        return _each_head(self.value, rows, type(self).__name__)
+        return _each_head(self.value, rows, self.owner)
+
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        return _traced_for_heads(self.value, tracer)
+
+
+def _traced_for_heads(value_H: Tensor, tracer: Any) -> Any:
+    """The node that torch.fx has in a graph for a policy: the policy made of the traced tensor."""
+    return tracer.create_node("call_function", HeadValues, (tracer.create_arg(value_H),), {})
 
 
 def _each_head(value_H: Tensor, rows: RowContext, owner: str) -> Tensor:
@@ -268,9 +282,9 @@ def _start(number: Any) -> float:
 class Learned(nn.Module, BiasPolicy):
     """A trained bias per head, started from a number or from a policy that needs no row.
 
-    The parameter is ``value`` of shape (heads,); it receives its gradient from every
-    implementation. Raises ``ValueError`` if ``init`` depends on the rows of a call, or is no finite
-    number.
+    The parameter is ``value`` of shape (heads,), which stays in fp32 when the model is cast to
+    less; it receives its gradient from every implementation. Raises ``ValueError`` if ``init``
+    depends on the rows of a call, or is no finite number.
 
     Example:
         >>> Learned(NegLogLength(256), heads=2).value.shape
@@ -295,11 +309,31 @@ class Learned(nn.Module, BiasPolicy):
             start = (_start(init),) * heads
         self.value = nn.Parameter(torch.tensor(start, dtype=torch.float32))
 
+    def forward(self) -> Tensor:
+        """(heads,)."""
+        # What `fully_shard` makes of the class frees the parameter's memory behind this call.
+        return self.value if type(self) is Learned else self.value.clone()
+
     def resolve(self, rows: RowContext) -> Tensor:
-        return _each_head(self.value, rows, "Learned")
+        return _each_head(self(), rows, "Learned")
+
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        return _traced_for_heads(self.value, tracer)
 
     def extra_repr(self) -> str:
         return f"heads={self.value.numel()}"
+
+
+keep_fp32(Learned, "value")
+
+
+def once_called(bias: T) -> T | HeadValues:
+    """A `Learned` bias as the values that its own forward pass gives; any other as it is.
+
+    Offloading, sharding and hooks act where a module is called, and a call of the operator is to
+    be one call of its bias.
+    """
+    return HeadValues(bias(), "Learned") if isinstance(bias, Learned) else bias
 
 
 @dataclass(frozen=True)

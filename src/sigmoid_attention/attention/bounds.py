@@ -222,10 +222,10 @@ def _pool(values: Tensor, dim: int, block: int, *, largest: bool) -> Tensor:
     size = values.shape[dim]
     if size == 1:
         return values
-    fill = -math.inf if largest else math.inf
-    whole = torch.full_like(values.narrow(dim, 0, 1), fill)
     missing = -size % block
     if missing:
+        fill = -math.inf if largest else math.inf
+        whole = torch.full_like(values.narrow(dim, 0, 1), fill)
         sizes = list(values.shape)
         sizes[dim] = missing
         values = torch.cat([values, whole.expand(sizes)], dim)

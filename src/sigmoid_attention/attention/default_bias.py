@@ -29,6 +29,6 @@ def default_bias(keys: int, name: str = "bias") -> NegLogLength | float:
                 f"{name}: None means -log(number of keys), and calls came with {_first_keys} and "
                 f"{keys} keys, so that the same tokens get other answers; give the training length "
                 f"instead, e.g. {name}=NegLogLength(1024)",
-                stacklevel=3,
+                stacklevel=4,
             )
     return NegLogLength(keys)

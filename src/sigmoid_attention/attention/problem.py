@@ -15,6 +15,18 @@ from sigmoid_attention.attention.reference import compute_dtype, logits
 from sigmoid_attention.attention.sequences import Sequences
 
 
+def known(condition: bool | torch.SymBool) -> bool:
+    """Whether a condition holds; of a length that a graph leaves open, for every such length.
+
+    A Python ``if`` would restrict the graph to the lengths for which the condition is as it is now.
+    """
+    if not torch.compiler.is_compiling():
+        return bool(condition)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
 @dataclass(frozen=True)
 class Problem:
     """Tensors and settings of one call, checked, with the bias resolved to numbers.

@@ -17,7 +17,6 @@ from sigmoid_attention.attention.bias import (
     BiasPolicy,
     Constant,
     HeadValues,
-    Learned,
     NegLogLength,
 )
 from sigmoid_attention.attention.cpu import repeated as cpu
@@ -76,9 +75,9 @@ def look(
         numbers = (bias.n, bias.offset)
     elif type(bias) is Constant:
         numbers = (bias.b,)
-    elif type(bias) is HeadValues or type(bias) is Learned:
+    elif type(bias) is HeadValues:
         # A number for each head has the address that its (1, H, 1, 1) has.
-        added = bias.value
+        added, numbers = bias.value, (bias.owner,)
     elif isinstance(bias, Tensor):
         added = bias
     else:

@@ -101,7 +101,7 @@ def forward(tiles: Tiles, tolerance: float, relative: bool) -> tuple[Tensor, Ten
                 step = Pass(tile)
                 squares[active] += step.weights.square().sum(-1)
                 tile.add_to_rows(out, step.output())
-    return out.to(tiles.query.dtype), visits.view(batch, heads, -1)
+    return out.to(tiles.query.dtype), visits.view(batch, heads, len(order))
 
 
 def _visited(tiles: Tiles, visits_BHI: Tensor) -> Iterator[Tile]:
@@ -145,7 +145,7 @@ def _extra_along(tile: Tile, directions: Sequence[Tensor]) -> Tensor:
         change = change + tile.of_term(mask)
     if tile.of.alibi_slopes is not None:
         change = change - tile.of_heads(slopes)[:, None, None] * tile.offset().abs()
-    return change
+    return change.to(tile.of.dtype)
 
 
 def backward(tiles: Tiles, grad_out: Tensor, visits_BHI: Tensor) -> list[Tensor]:

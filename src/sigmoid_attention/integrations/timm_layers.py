@@ -6,7 +6,6 @@ Shape letters: B images, N tokens, C model dim, H heads, G key heads, D head dim
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import BiasPolicy, NegLogLength, reference, sigmoid_attention
@@ -162,11 +161,10 @@ class SigmoidEvaAttention(SigmoidLayer, EvaAttention):
         if self.qkv is None:
             query, key, value = _separate(self, x, self.num_heads)
         else:
-            parts = (self.q_bias, self.k_bias, self.v_bias)
-            bias = None if self.q_bias is None else torch.cat(parts)  # pyright: ignore
-            query, key, value = _heads(
-                F.linear(x, self.qkv.weight, bias), 3 * self.num_heads
-            ).chunk(3, dim=1)
+            qkv = self.qkv(x)
+            if self.q_bias is not None:
+                qkv = qkv + torch.cat((self.q_bias, self.k_bias, self.v_bias)).to(qkv.dtype)  # pyright: ignore
+            query, key, value = _heads(qkv, 3 * self.num_heads).chunk(3, dim=1)
         query, key = _rotated(self, self.q_norm(query), self.k_norm(key), rope)
         return self._answer(x, query, key, value, attn_mask, is_causal)
 

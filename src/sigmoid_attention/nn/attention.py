@@ -158,7 +158,8 @@ class Attention(nn.Module):
             raise ValueError("cache: only causal attention can read a sequence in parts")
         query, key, value = self._project(x, 0 if cache is None else cache.length, attention_mask)
         if cache is not None:
-            key, value = cache.append(key, value)
+            # A cache may hold another dtype: its own, or that of an autocast which is over.
+            key, value = (stored.to(query.dtype) for stored in cache.append(key, value))
         dropout_p = self.dropout if self.training else 0.0
         answer = self._operate(query, key, value, attention_mask, dropout_p, return_aux)
         out_BHND, aux = answer if isinstance(answer, tuple) else (answer, None)
@@ -186,16 +187,8 @@ class Attention(nn.Module):
         return weights
 
     def new_cache(self, batch: int, length: int, *, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for ``length`` tokens, in ``dtype`` or that of the parameters."""
-        weight = self.key.weight
-        return KVCache(
-            batch,
-            self.kv_heads,
-            length,
-            self.head_dim,
-            dtype=weight.dtype if dtype is None else dtype,
-            device=weight.device,
-        )
+        """An empty cache for ``length`` tokens, in ``dtype`` or that of the keys that come."""
+        return KVCache(batch, self.kv_heads, length, self.head_dim, dtype=dtype)
 
     def _project(
         self, x: Tensor, start: int, attention_mask: Tensor | None

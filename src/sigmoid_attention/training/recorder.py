@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.nn import Attention
+from sigmoid_attention.nn.recording import recomputing
 from sigmoid_attention.training.files import write_whole
 
 SCHEMA = pa.schema(
@@ -58,7 +59,8 @@ class Recorder:
 
     Rows go out in part files that are written whole and never changed, so a killed run loses the
     current part at most; a resumed run drops the parts of the steps that it does again. Recording
-    reads and never changes what is trained: parameters are bit-identical with and without it.
+    reads and never changes what is trained: parameters are bit-identical with and without it. What
+    a checkpoint computes again is recorded once.
 
     Raises:
         ValueError: `every` is not positive; or, when training starts anew, `path` already holds
@@ -152,7 +154,7 @@ class Recorder:
 
     def _output_hook(self, name: str, quantity: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._step is not None:
+            if self._step is not None and not recomputing():
                 tensor = output[0] if isinstance(output, tuple) else output
                 self._add(name, quantity, _size(tensor))
 
@@ -160,7 +162,7 @@ class Recorder:
 
     def _weights_hook(self, name: str) -> Callable[..., None]:
         def hook(layer: Attention, inputs: tuple[Tensor, ...], _output: Any) -> None:
-            if self._step is not None:
+            if self._step is not None and not recomputing():
                 weights_BHNN = layer.weights(inputs[0]).float()
                 mass_BHN = weights_BHNN.sum(-1)
                 statistics = {
