@@ -21,3 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning"
     )
+    # Most tests are about other things than a model's length; the warning has tests of its own.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:(sigmoid_)?bias. None means -log\\(number of keys\\):UserWarning"
+    )

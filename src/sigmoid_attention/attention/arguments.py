@@ -51,12 +51,17 @@ def switch(name: str, given: Any) -> bool:
     return given  # pyright: ignore[reportReturnType]
 
 
-def dense(name: str, given: Any) -> None:
-    """Refuse what is not a tensor, or does not have its numbers side by side in memory."""
+def tensor(name: str, given: Any) -> None:
+    """Refuse what is not a tensor."""
     if not isinstance(given, Tensor):
         raise ValueError(
             f"{name}: must be a tensor of torch, got {shown(given)}; torch.as_tensor makes one"
         )
+
+
+def dense(name: str, given: Any) -> None:
+    """Refuse what is not a tensor, or does not have its numbers side by side in memory."""
+    tensor(name, given)
     if given.is_nested:
         raise ValueError(
             f"{name}: must be a dense tensor, got a nested one; sequences of different lengths go "

@@ -120,9 +120,11 @@ def flash_attn_with_kvcache(
     tensors = (q.transpose(1, 2), keys, values)
     settings |= {"seqused_k": lengths_B + new, "block_table": table}
     if k is not None and v is not None:
+        page_BN, inside_BN = _behind(lengths_B, new, k_cache, table_BM)
         # A call that is refused has written nothing.
         decode.checked(*tensors, **settings)
-        _append(k, v, k_cache, v_cache, lengths_B, table_BM)
+        k_cache[page_BN, inside_BN] = k
+        v_cache[page_BN, inside_BN] = v
     out = sigmoid_decode(*tensors, **settings)
     assert isinstance(out, Tensor)
     return out.transpose(1, 2).contiguous()
@@ -210,11 +212,11 @@ def _check_rotary(cos: Tensor, sin: Tensor, places_BN: Tensor, head_dim: int) ->
             raise ValueError(f"rotary_cos: must have {needed} places, got {cos.shape[0]}")
 
 
-def _append(
-    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, lengths_B: Tensor, table_BM: Tensor
-) -> None:
-    """Write (B, N, G, D) behind the tokens of each sequence, in place."""
-    places_BN = _places(lengths_B, k.shape[1])
+def _behind(
+    lengths_B: Tensor, new: int, k_cache: Tensor, table_BM: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Page and place in it, both (B, N), of the new tokens behind those of each sequence."""
+    places_BN = _places(lengths_B, new)
     pages_BN = table_BM.gather(1, places_BN // k_cache.shape[1])
     if pages_BN.numel() > 0 and checks.has_numbers(pages_BN):
         low, high = (int(edge) for edge in pages_BN.aminmax())
@@ -223,9 +225,7 @@ def _append(
                 f"block_table, cache_batch_idx: must lie in 0 to {k_cache.shape[0] - 1} where new "
                 f"tokens go, got {low} to {high}"
             )
-    inside_BN = places_BN % k_cache.shape[1]
-    k_cache[pages_BN, inside_BN] = k
-    v_cache[pages_BN, inside_BN] = v
+    return pages_BN, places_BN % k_cache.shape[1]
 
 
 def _places(lengths_B: Tensor, tokens: int) -> Tensor:

@@ -10,6 +10,7 @@ from sigmoid_attention.attention import (
     AttentionAux,
     BiasPolicy,
     NegLogLength,
+    arguments,
     checks,
     sigmoid_attention,
 )
@@ -170,6 +171,7 @@ class Attention(nn.Module):
         `AttentionAux`. Raises ``ValueError`` for other shapes, and for a cache that is full or
         given to a layer that is not causal.
         """
+        arguments.dense("x", x)
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
         if cache is not None and not self.causal:

@@ -138,6 +138,8 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         output. Raises ``ValueError`` for shapes and masks that do not fit, and
         ``NotImplementedError`` for what nested tensors do not have here.
         """
+        for name, tensor in (("query", query), ("key", key), ("value", value)):
+            arguments.tensor(name, tensor)
         if query.is_nested or key.is_nested or value.is_nested:
             masks = (key_padding_mask, attn_mask)
             return self._forward_nested(query, key, value, masks, need_weights), None
@@ -213,6 +215,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         ):
             if mask is None:
                 continue
+            arguments.dense(name, mask)
             if mask.dtype != torch.bool and not mask.is_floating_point():
                 raise ValueError(
                     f"{name}: must be boolean (True = ignored) or floating, got {mask.dtype}"

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.nn.sizes import positive_whole
 
 
@@ -28,6 +29,7 @@ def token_positions(
     """
     if attention_mask is None:
         return torch.arange(start, start + tokens, device=device)[None]
+    arguments.dense("attention_mask", attention_mask)
     if attention_mask.dtype != torch.bool or attention_mask.shape != (batch, start + tokens):
         raise ValueError(
             f"attention_mask must be boolean of shape (batch, cached + new tokens) = "

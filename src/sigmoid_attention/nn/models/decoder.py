@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Block
 from sigmoid_attention.nn.cache import KVCache
@@ -157,6 +158,7 @@ class DecoderLM(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """The normalised state of every token, (B, N, dim); arguments and errors as `forward`."""
+        arguments.dense("tokens", tokens)
         if tokens.dim() != 2 or tokens.dtype not in (torch.int32, torch.int64):
             raise ValueError(
                 f"tokens must be integers of shape (batch, tokens), "
