@@ -43,8 +43,8 @@ def packed(
         )
     else:
         places_4B = _packed_later(cu_seq_q, cu_seq_k, tokens_q, tokens_k, max_q, max_k)
-    longest_q, longest_k = torch.sym_min(max_q, tokens_q), torch.sym_min(max_k, tokens_k)
-    return Sequences(places_4B, longest_q, longest_k, packed=True)  # pyright: ignore
+    longest = _at_most(max_q, tokens_q), _at_most(max_k, tokens_k)
+    return Sequences(places_4B, *longest, packed=True)
 
 
 def cached(
@@ -65,6 +65,11 @@ def cached(
     if block_table is None:
         table_BM = None
     return Sequences(places_4B, max_q=queries, max_k=capacity, block_table_BM=table_BM)
+
+
+def _at_most(declared: int, tokens: int) -> int:
+    # torch.jit.trace has tensors for sizes.
+    return declared if isinstance(tokens, Tensor) else torch.sym_min(declared, tokens)  # pyright: ignore
 
 
 def _now(*numbers: Tensor | None) -> bool:
@@ -117,7 +122,7 @@ def _cached(
     else:
         table_BM = used_pages(block_table, places_4B[3], page_size)
         low, high = table_BM.aminmax() if table_BM.numel() else (0, 0)
-        if low < 0 or high >= max(pages, 1):
+        if pages and (low < 0 or high >= pages):
             raise ValueError(
                 f"block_table: pages must lie in 0 to {pages - 1}, got {int(low)} to {int(high)}"
             )

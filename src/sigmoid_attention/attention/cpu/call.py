@@ -39,9 +39,14 @@ def loaded() -> ctypes.CDLL | None:
     return library(_FIELDS.size)
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the elements of a row lie side by side."""
+    return tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+
+
 def readable(tensor: Tensor) -> Tensor:
-    """The tensor, copied only where the elements of a row do not lie side by side."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    """The tensor, copied only where it has to be."""
+    return tensor if is_readable(tensor) else tensor.contiguous()
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -204,7 +204,8 @@ def _compute(
     layout, settings = _unpack(places, block_table, sizes, numbers)
     call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout.fitted(), settings)
     out = like(query, value.shape[3])
-    run("sigmoid_attention_forward", call.bytes(out, visits))
+    if out.numel():
+        run("sigmoid_attention_forward", call.bytes(out, visits))
     return out
 
 

@@ -64,7 +64,7 @@ def known(tensors: tuple[Tensor | None, ...], problem: Problem) -> _Known | None
     if mask is not None and not flags and mask.dtype != torch.float32:
         return None
     own = (problem.query, problem.key, problem.value)
-    if problem.device.type != "cpu" or any(call.readable(x) is not x for x in own):
+    if problem.device.type != "cpu" or not all(map(call.is_readable, own)):
         return None
     out = like(problem.query, problem.value.shape[3])
     places = (call.QUERY, call.KEY, call.VALUE, call.LENGTH_K, call.SLOPES, call.BIAS)
