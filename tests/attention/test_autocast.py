@@ -30,6 +30,7 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
+from sigmoid_attention.attention.autocast import compiled_product
 from sigmoid_attention.attention.cpu import operator as cpu_operator
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -389,6 +390,11 @@ TRANSFORMS = {
 def test_transforms(transform):
     tensors = qkv(queries=3, keys=4)
     assert_same_under(torch.bfloat16, lambda: transform(*tensors))
+
+
+def test_opcheck_of_the_product():
+    left, right = normal(2, 3, 5, 4), normal(2, 3, 4, 7)
+    torch.library.opcheck(compiled_product, (left.requires_grad_(), right.requires_grad_()))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace`:DeprecationWarning")
