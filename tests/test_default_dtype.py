@@ -1,8 +1,9 @@
-"""What is computed in fp32 or fp64 does not depend on torch's default dtype.
+"""What is computed in fp32 or fp64 depends neither on torch's default dtype nor on autocast.
 
-Training scripts set it to bfloat16 so that their model is built in that. Each entry computes
-something from tensors and modules that have their dtypes already; under any default it must give
-the bits that it gives under float32.
+Training scripts set the default to bfloat16 so that their model is built in that. Each entry
+computes something from tensors and modules that have their dtypes already; under any default it
+must give the bits that it gives under float32. Where it has no linear layers in fp32, which are
+what autocast is for, that holds under autocast as well.
 """
 
 import dataclasses
@@ -231,4 +232,17 @@ def test_the_default_dtype_changes_nothing(compute, default):
     expected = list(compute())
     torch.set_default_dtype(default)
     for one, other in zip(compute(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+LINEAR_IN_FP32 = {"layers", "models", "training"}
+
+
+@pytest.mark.filterwarnings("ignore:.*did not converge")
+@pytest.mark.parametrize("name", sorted(COMPUTED.keys() - LINEAR_IN_FP32))
+def test_autocast_changes_nothing(name):
+    expected = list(COMPUTED[name]())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = list(COMPUTED[name]())
+    for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

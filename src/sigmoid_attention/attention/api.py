@@ -266,6 +266,10 @@ def sigmoid_attention(
     query that sees no key gets exact zeros, and partial results over disjoint keys add up.
     Source: P1 (arXiv 2409.04431), section 2 and appendix E for the bias.
 
+    Under autocast the answer is the same, in the precision of the inputs. Only where query, key
+    and value differ in dtype, as after a rotation in fp32, are they cast to autocast's, like those
+    of torch's ``scaled_dot_product_attention``; without autocast they must agree.
+
     Args:
         query: (batch, heads, queries, head_dim), fp16, bf16, fp32 or fp64.
         key: (batch, key_heads, keys, head_dim).
@@ -294,7 +298,7 @@ def sigmoid_attention(
         return_aux: also return the rows' mass, largest weight and number of visible keys.
 
     Returns:
-        (batch, heads, queries, value_dim) in the dtype of ``query``; with ``return_aux`` a pair
+        (batch, heads, queries, value_dim) in the dtype of the inputs; with ``return_aux`` a pair
         of that and an :class:`AttentionAux`.
 
     Raises:

@@ -110,6 +110,7 @@ class _Product(torch.autograd.Function):
 
 @torch.library.custom_op("sigmoid_attention::product", mutates_args=())
 def compiled_product(left: Tensor, right: Tensor) -> Tensor:
+    """The product for graphs: torch does not look into it, and so calls its own derivative."""
     with off(left.device):
         return left @ right
 
