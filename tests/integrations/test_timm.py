@@ -354,9 +354,18 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"^bias: .*{mention}"):
             convert(vit(), bias)
 
-    def test_a_missing_timm_is_named_with_what_to_install(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "timm.layers.attention", None)
+    @pytest.mark.parametrize(
+        "missing, remedy",
+        [
+            (["timm"], r"pip install '\.\[timm\]' in a clone"),
+            ([], r"timm \d\S* lacks what it uses: .*timm\.layers\.attention"),
+        ],
+        ids=["timm", "module"],
+    )
+    def test_a_missing_timm_is_named_with_what_to_do(self, missing, remedy, monkeypatch):
+        for name in (*missing, "timm.layers.attention"):
+            monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.delitem(sys.modules, "sigmoid_attention.integrations.timm")
         monkeypatch.delitem(sys.modules, "sigmoid_attention.integrations.timm_layers")
-        with pytest.raises(ImportError, match=r"pip install 'sigmoid-attention\[timm\]'"):
+        with pytest.raises(ImportError, match=remedy):
             importlib.import_module("sigmoid_attention.integrations.timm")

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sigmoid_attention.integrations.importing import remedy
 from sigmoid_attention.integrations.moe.names import from_layout
 from sigmoid_attention.nn.balance import LoadBalancer
 from sigmoid_attention.nn.experts import visit_experts
@@ -25,11 +26,8 @@ from sigmoid_attention.nn.router import recomputing
 try:
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-except ImportError as error:
-    raise ImportError(
-        "sigmoid_attention.integrations.moe.transformers needs transformers: "
-        "pip install 'sigmoid-attention[transformers]'"
-    ) from error
+except (ImportError, RuntimeError) as error:
+    raise ImportError(remedy("transformers", "5.17 or newer (tested to 5.24)", error)) from error
 
 NAME = "sigmoid_attention"
 BIAS = "e_score_correction_bias"
