@@ -54,7 +54,8 @@ def experts_forward(
     """
     settings: Any = module
     count = settings.num_experts
-    if settings._is_expert_parallel:
+    # Older versions, such as 5.17, do not say whether experts are spread over processes.
+    if getattr(settings, "_is_expert_parallel", True):
         # An index beyond the last expert belongs to another process, which adds its own part.
         top_k_weights = top_k_weights.masked_fill(top_k_index >= count, 0.0)
         top_k_index = top_k_index.clamp(max=count - 1)
@@ -74,7 +75,8 @@ def experts_forward(
         else:
             inner = settings.act_fn(project(x_SC, "up_proj", ends_E))
         y_SC = project(inner, "down_proj", ends_E)
-        return settings.post_expert_norm(y_SC) if settings.has_post_expert_norm else y_SC
+        normed = getattr(settings, "has_post_expert_norm", False)
+        return settings.post_expert_norm(y_SC) if normed else y_SC
 
     return visit_experts(hidden_states, top_k_index, top_k_weights, count, visit)
 
