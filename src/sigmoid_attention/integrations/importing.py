@@ -22,8 +22,8 @@ def remedy(package: str, tested: str, error: BaseException) -> str:
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    # A name that is gone from the package itself is another version's; the rest is this machine's.
-    if getattr(cause, "name", None) == package or str(cause).startswith("cannot import name"):
+    # A name that is not in the package itself is another version's; the rest is this machine's.
+    if str(getattr(cause, "name", "")).partition(".")[0] == package:
         return f"{needs}; {installed} lacks what it uses: {cause}"
     return (
         f"{needs}; {installed} does not import here: {cause}; "

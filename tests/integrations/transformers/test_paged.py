@@ -73,6 +73,17 @@ def test_a_packed_batch_trains_as_its_sequences_alone(name, bias):
         torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["BERT", "ModernBERT"])
+def test_packed_sequences_of_an_encoder(name):
+    """ModernBERT's window is open to both sides."""
+    model = checks.converted(ARCHITECTURES[name], bias=BIASES["linear"])
+    parts = [model(input_ids=torch.tensor([prompt])).last_hidden_state for prompt in PROMPTS]
+    batch = packed(positions=True)
+    del batch["use_cache"]
+    found = model(**batch).last_hidden_state
+    torch.testing.assert_close(found, torch.cat(parts, dim=1), **checks.TOLERANCE)
+
+
 def test_ends_without_the_longest_sequence_are_enough():
     model = checks.converted(ARCHITECTURES["Llama"])
     batch = packed(positions=True)

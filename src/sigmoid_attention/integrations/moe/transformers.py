@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
+from sigmoid_attention.integrations.importing import remedy
 from sigmoid_attention.integrations.moe.names import from_layout
 from sigmoid_attention.nn.balance import LoadBalancer
 from sigmoid_attention.nn.experts import visit_experts
@@ -26,11 +27,8 @@ from sigmoid_attention.nn.router import count_visits
 try:
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-except ImportError as error:
-    raise ImportError(
-        "sigmoid_attention.integrations.moe.transformers needs transformers: "
-        "pip install 'sigmoid-attention[transformers]'"
-    ) from error
+except (ImportError, RuntimeError) as error:
+    raise ImportError(remedy("transformers", "5.17 or newer (tested to 5.24)", error)) from error
 
 NAME = "sigmoid_attention"
 BIAS = "e_score_correction_bias"
@@ -57,7 +55,8 @@ def experts_forward(
     """
     settings: Any = module
     count = settings.num_experts
-    if settings._is_expert_parallel:
+    # Older versions, such as 5.17, do not say whether experts are spread over processes.
+    if getattr(settings, "_is_expert_parallel", True):
         # An index beyond the last expert belongs to another process, which adds its own part.
         top_k_weights = top_k_weights.masked_fill(top_k_index >= count, 0.0)
         top_k_index = top_k_index.clamp(max=count - 1)
@@ -77,7 +76,8 @@ def experts_forward(
         else:
             inner = settings.act_fn(project(x_SC, "up_proj", ends_E))
         y_SC = project(inner, "down_proj", ends_E)
-        return settings.post_expert_norm(y_SC) if settings.has_post_expert_norm else y_SC
+        normed = getattr(settings, "has_post_expert_norm", False)
+        return settings.post_expert_norm(y_SC) if normed else y_SC
 
     return visit_experts(hidden_states, top_k_index, top_k_weights, count, visit)
 

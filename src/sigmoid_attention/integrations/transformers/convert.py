@@ -233,7 +233,11 @@ _AUTO = (
 
 def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a config, without memory for its weights."""
-    known = [auto for auto in _AUTO if type(config) in auto._model_mapping]
+    autos = _AUTO
+    if getattr(config, "is_decoder", False) and not config.is_encoder_decoder:
+        # By itself, without the encoder that the whole model would have.
+        autos = (transformers.AutoModelForCausalLM, *_AUTO)
+    known = [auto for auto in autos if type(config) in auto._model_mapping]
     if not known:
         raise ValueError(
             f"model_or_config: transformers has no model for a {type(config).__name__} by itself; "

@@ -133,11 +133,12 @@ def _weights_wanted(module: nn.Module, kwargs: dict[str, Any]) -> bool:
     """
     if kwargs.get("output_attentions"):
         return True
-    if torch.compiler.is_compiling() and not _active_collector.compiling:
+    if torch.compiler.is_compiling() and not getattr(_active_collector, "compiling", False):
         # A layer that is compiled by itself. No graph can look at the collector, and where there
-        # is no hook, none has to.
-        config = getattr(module, "config", None)
-        if not any("capturing" in hook.__name__ for hook in module._forward_hooks.values()):
+        # is no hook of transformers, none has to.
+        hooks = module._forward_hooks.values()
+        if not any(getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks):
+            config = getattr(module, "config", None)
             return bool(getattr(config, "output_attentions", False))
     collected = _active_collector.get()
     return collected is not None and any(name.endswith("attentions") for name in collected)

@@ -108,7 +108,7 @@ def reached_modules(
 def _does_not_run(model: PreTrainedModel, error: Exception) -> ValueError:
     remedy = "give one that passes through all of its attention modules"
     if model.device.type == "meta":
-        remedy += ", or convert the model, with its weights, in the place of its config"
+        remedy += ", or convert the model while its weights are in memory, before it is offloaded"
     return ValueError(
         f"inputs: {type(model).__name__} does not run on this batch ({type(error).__name__}: "
         f"{error}); {remedy}"
