@@ -214,6 +214,9 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_made(
     said = complaint(capsys, *argv, "--steps", "1")
     assert "gala-7b needs about" in said and "has 20 GB free" in said
     assert not out.exists()
+    monkeypatch.setattr(forecast, "free_bytes", lambda device: 1_000_000)
+    said = complaint(capsys, "compare", "--preset", "tiny", "--device", "cpu", "--out", str(out))
+    assert "tiny needs about" in said and not out.exists()
 
 
 def test_a_large_preset_on_a_cpu_is_warned_about_with_an_estimate(

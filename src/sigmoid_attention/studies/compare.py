@@ -38,6 +38,7 @@ from sigmoid_attention.studies.store import Row, Store
 from sigmoid_attention.studies.summary import summarise
 from sigmoid_attention.studies.verdict import judge
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.forecast import refuse_too_large
 from sigmoid_attention.training.trainer import Diverged
 
 __all__ = ["Comparison", "Interval", "SummaryRow", "Verdict", "compare", "units"]
@@ -66,6 +67,7 @@ def compare(
         Diverged: a training run met a value that is not finite; a note says which run.
     """
     device = resolve_device(setting.device)
+    refuse_too_large(setting.preset, setting.text.model, setting.text.batch_size, device)
     corpus = load_corpus(setting.data)
     text = Text.prepare(corpus, setting.text.model.vocab_size, setting.text.heldout_bytes)
     n = setting.text.model.max_seq_len
