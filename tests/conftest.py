@@ -6,8 +6,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests import pypi_torchvision  # noqa: F401, before anything imports torchvision
-
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("fixed")
 

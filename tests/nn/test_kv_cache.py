@@ -45,3 +45,30 @@ def test_reset_forgets_the_tokens():
     cache.reset()
     keys, _ = cache.append(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
     assert keys.flatten().tolist() == [0] and keys.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_arrays_are_made_as_the_first_tokens_are(dtype):
+    cache = KVCache(batch=1, heads=2, capacity=3, head_dim=4)
+    assert cache.keys is None and cache.values is None
+    first = torch.randn(1, 2, 1, 4, dtype=dtype)
+    keys, values = cache.append(first, -first)
+    assert keys.dtype == values.dtype == dtype
+    assert torch.equal(keys, first) and torch.equal(values, -first)
+    meta = KVCache(batch=1, heads=2, capacity=3, head_dim=4)
+    assert meta.append(first.to("meta"), first.to("meta"))[0].is_meta
+
+
+def test_what_is_refused_makes_nothing():
+    cache = KVCache(batch=1, heads=2, capacity=3, head_dim=4)
+    with pytest.raises(ValueError, match=r"\(1, 2\), got \(2, 2\)"):
+        cache.append(torch.zeros(2, 2, 1, 4), torch.zeros(2, 2, 1, 4))
+    assert cache.keys is None and cache.length == 0
+
+
+def test_tokens_of_inference_mode_may_be_followed_by_others():
+    cache, one = KVCache(batch=1, heads=1, capacity=2, head_dim=1), torch.ones(1, 1, 1, 1)
+    with torch.inference_mode():
+        cache.append(one, one)
+    keys, _ = cache.append(2 * one, one)
+    assert keys.flatten().tolist() == [1, 2]

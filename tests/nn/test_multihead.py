@@ -370,7 +370,7 @@ class TestComplaints:
         assert mention in str(caught.value)
 
     def test_a_bias_is_a_number_or_a_policy(self):
-        with pytest.raises(ValueError, match=r"^sigmoid_bias: .* got Tensor"):
+        with pytest.raises(ValueError, match=r"^sigmoid_bias: .* got a tensor"):
             SigmoidMultiheadAttention(E, H, sigmoid_bias=torch.zeros(H))
 
     def test_what_nested_sequences_do_not_have(self):

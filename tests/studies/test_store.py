@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sigmoid_attention.studies.results import ROW_SCHEMA
-from sigmoid_attention.studies.store import Row, Store, first_difference
+from sigmoid_attention.studies.store import Row, Store, first_difference, step_parts
 
 SETTING = {"text": {"steps": 7, "lengths": (5, 10)}, "seeds": 3}
 
@@ -68,6 +68,13 @@ def test_another_setting_is_refused_by_its_first_difference(tmp_path, changed, s
         Store(tmp_path, changed, {}, resume=True)
 
 
+def test_what_was_asked_for_by_name_is_named_before_its_parts():
+    before, now = {"copying": {"steps": 1}, "preset": "a"}, {"copying": {"steps": 2}, "preset": "b"}
+    assert first_difference(before, now) == (
+        'preset was "a" when this folder was started and is "b" now'
+    )
+
+
 def test_an_occupied_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="nothing was overwritten"):
@@ -81,6 +88,49 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ValueError, match="is a file"):
         Store(tmp_path / "out", SETTING, {}, resume=True)
+
+
+def test_a_damaged_part_is_named_and_its_unit_is_not_done(tmp_path, capsys):
+    store = Store(tmp_path, SETTING, {}, resume=False)
+    store.put("a", [row(0)])
+    store.put("b", [row(1)])
+    part = tmp_path / "rows" / "a.parquet"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 3] ^= 4
+    part.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged"):
+        store.rows()
+    resumed = Store(tmp_path, SETTING, {}, resume=True)
+    said = capsys.readouterr().err
+    assert said == f"{part} is damaged (its checksum does not fit its content); it is made again\n"
+    assert not resumed.is_done("a") and resumed.is_done("b")
+    resumed.put("a", [row(0)])
+    assert resumed.rows()["seed"].to_pylist() == [0, 1]
+
+
+def test_a_unit_whose_part_is_missing_is_not_done(tmp_path, capsys):
+    store = Store(tmp_path, SETTING, {}, resume=False)
+    names = step_parts("copy", steps=15, every=5)
+    assert names == ["copy-step000005", "copy-step000010"]
+    for name in (*names, "copy"):
+        store.put(name, [row(0)])
+    assert store.is_done("copy", names)
+    (tmp_path / "rows" / "copy-step000005.parquet").unlink()
+    assert not store.is_done("copy", names)
+    assert "copy-step000005.parquet is missing; it is made again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "[" * 9999], ids=["list", "cut", "deep"])
+def test_a_damaged_setting_is_named(tmp_path, content):
+    Store(tmp_path, SETTING, {}, resume=False)
+    (tmp_path / "setting.json").write_text(content)
+    with pytest.raises(ValueError, match=r"setting\.json is damaged"):
+        Store(tmp_path, SETTING, {}, resume=True)
+
+
+def test_another_text_is_called_so():
+    said = first_difference({"text_sha256": "5d"}, {"text_sha256": "78"})
+    assert said == "the text was another one when this folder was started"
 
 
 def test_equal_settings_do_not_differ():

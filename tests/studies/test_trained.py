@@ -1,6 +1,5 @@
 """A trained model's folder."""
 
-import json
 import shutil
 
 import pytest
@@ -17,6 +16,7 @@ from sigmoid_attention.studies.trained import (
 from sigmoid_attention.training.data.batches import TextBatches, token_stream
 from sigmoid_attention.training.data.corpus import Corpus, Document, load_corpus
 from sigmoid_attention.training.data.tokenizer import BPETokenizer, ByteTokenizer
+from sigmoid_attention.training.files import read_json, write_json
 from sigmoid_attention.training.trainer import TrainConfig, train
 
 
@@ -79,11 +79,45 @@ def test_a_damaged_configuration_is_refused(trained, tmp_path, content, sentence
 def test_weights_of_another_configuration_are_refused(trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     path = tmp_path / "run" / "config.json"
-    described = json.loads(path.read_text())
+    described = read_json(path)
     described["run"]["model"]["heads"] = 4
-    path.write_text(json.dumps(described))
+    write_json(path, described)
     with pytest.raises(ValueError, match=r"another configuration: model\.heads"):
         load_trained(tmp_path / "run")
+
+
+@pytest.mark.parametrize("vocab_size", [10**13, "257", -1, None, [], {}])
+def test_a_vocabulary_that_cannot_be_is_one_sentence(trained, tmp_path, vocab_size):
+    shutil.copytree(trained[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    described = read_json(path)
+    described["run"]["model"]["vocab_size"] = vocab_size
+    write_json(path, described)
+    with pytest.raises(ValueError, match=r"is damaged|another configuration"):
+        load_trained(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "[" * 9999, None], ids=["cut", "list", "deep", "no"]
+)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_going_on_writes_what_was_damaged_again(trained, tmp_path, capsys, name, content):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    text = load_corpus(trained[0].parent / "text.txt")
+    batches = TextBatches(token_stream(ByteTokenizer(), text.train), 32, 2, seed=3)
+    model, config = new_model(PRESETS["tiny"], seed=3), TrainConfig(steps=3)
+    other = TrainConfig(steps=3, lr=1.0)
+    describe_run(folder, model, batches, other, ByteTokenizer(), text.provenance)
+    assert capsys.readouterr().err == "", "the checkpoint is of another run"
+    describe_run(folder, model, batches, config, ByteTokenizer(), text.provenance)
+    said = capsys.readouterr().err
+    assert str(folder / name) in said and "it is written again" in said
+    load_trained(folder)
 
 
 @pytest.mark.parametrize(("vocab_size", "kind"), [(257, ByteTokenizer), (263, BPETokenizer)])

@@ -94,6 +94,34 @@ def test_a_damaged_file_is_one_clear_error(tmp_path, kind):
     assert str(path) in str(caught.value)
 
 
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    """Header, configuration, shapes and numbers: all of them are under the checksum."""
+    path, layer = tmp_path / CURRENT, torch.nn.Linear(3, 1)
+    save(path, layer, torch.optim.Adam(layer.parameters()))
+    data = path.read_bytes()
+    for place in range(0, len(data) * 8, 37):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match="is damaged"):
+            load_checkpoint(path)
+
+
+def test_a_folder_in_its_place_is_named(tmp_path):
+    (tmp_path / CURRENT).mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        load_checkpoint(tmp_path / CURRENT)
+    assert caught.value.filename == str(tmp_path / CURRENT)
+
+
+def test_another_text_is_called_so(tmp_path):
+    save_checkpoint(
+        tmp_path / CURRENT, *stepped(0), losses=[], config={"data": {"tokens_sha256": "5d"}}
+    )
+    with pytest.raises(ValueError, match="was trained on another text than this --data"):
+        load_checkpoint(tmp_path / CURRENT, expect={"data": {"tokens_sha256": "78"}})
+
+
 def test_a_foreign_safetensors_file_is_refused(tmp_path):
     from safetensors.torch import save_file
 

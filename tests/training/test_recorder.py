@@ -1,7 +1,10 @@
 """The recorder: true numbers, no influence on what it watches, nothing lost and nothing twice."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from sigmoid_attention.training import recorder as recorder_module
 from sigmoid_attention.training.optimizer import schedule
@@ -139,6 +142,40 @@ def test_a_resumed_run_records_nothing_twice(tmp_path):
     assert read_records(recorder.path).equals(read_records(whole.path))
 
 
+def test_a_damaged_part_is_named_and_recorded_again(tmp_path, capsys):
+    _, _, recorder = recorded(tmp_path, out=tmp_path / "run")
+    whole = read_records(recorder.path)
+    part = recorder.path / "steps-000000002-000000003.parquet"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(ValueError, match=r"steps-000000002-000000003\.parquet is damaged"):
+        read_records(recorder.path)
+    _, result, _ = recorded(tmp_path, out=tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert f"{part} is damaged" in said and "trained again from its beginning" in said
+    assert result.resumed_from == 0 and read_records(recorder.path).equals(whole)
+
+
+def test_a_missing_part_is_noticed_where_all_are_wanted(tmp_path, capsys):
+    _, _, recorder = recorded(tmp_path, out=tmp_path / "run")
+    whole = read_records(recorder.path)
+    (recorder.path / "steps-000000002-000000003.parquet").unlink()
+    again = Recorder(recorder.path, whole=True)
+    train(
+        tiny_model(), tiny_text(), tiny_config(),
+        out=tmp_path / "run", resume=True, recorder=again, progress=False,
+    )  # fmt: skip
+    assert "holds no records of step 2;" in capsys.readouterr().err
+    assert read_records(recorder.path).equals(whole)
+
+
+def test_a_file_with_another_name_is_named(tmp_path):
+    (tmp_path / "steps-x.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"steps-x\.parquet is damaged"):
+        Recorder(tmp_path).fault(first=3)
+
+
 def test_a_diverging_step_is_recorded(tmp_path):
     model = tiny_model()
 
@@ -167,6 +204,20 @@ def test_bad_arguments_are_named(tmp_path):
         Recorder(tmp_path, every=0)
     with pytest.raises(ValueError, match="there are no records in"):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
+def test_what_a_checkpoint_computes_again_is_recorded_once(tmp_path, reentrant):
+    found = []
+    for name in ("plain", "checkpoints"):
+        model = tiny_model(dropout=0.0)
+        for block in model.blocks if name == "checkpoints" else ():
+            once_more = partial(checkpoint, block.forward, use_reentrant=reentrant)
+            block.forward = lambda x, run=once_more, **_: run(x)
+        recorded(tmp_path / name, model=model)
+        rows = read_records(tmp_path / name / "records").to_pylist()
+        found.append([(row["step"], row["module"], row["quantity"], row["value"]) for row in rows])
+    assert sorted(found[0]) == sorted(found[1])
 
 
 def test_a_test_between_two_steps_is_not_recorded(tmp_path):

@@ -1,6 +1,8 @@
 """The trainer: it learns, resumes to the bit from any crash, and says where it blew up."""
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,13 @@ import torch
 from torch import nn
 
 from sigmoid_attention.nn import DecoderLM, ModelConfig
-from sigmoid_attention.training.checkpoint import CURRENT, PREVIOUS, load_checkpoint
+from sigmoid_attention.training.checkpoint import (
+    CURRENT,
+    PREVIOUS,
+    load_checkpoint,
+    save_checkpoint,
+)
+from sigmoid_attention.training.signals import Interrupted, interruptible
 from sigmoid_attention.training.tasks import Copying
 from sigmoid_attention.training.trainer import Diverged, train
 from tests.training.runs import digest, tiny_config, tiny_model, tiny_text
@@ -82,7 +90,7 @@ def test_killed_anywhere_and_resumed_a_run_ends_with_the_same_bits():
             assert crash[field] == undisturbed[field], (crash["point"], field)
     # The last checkpoint before the crash is what was resumed, not the beginning.
     resumed_from = {crash["point"]: crash["first"] for crash in crashes}
-    assert [resumed_from[f"after step {step}"] for step in range(1, 5)] == [0, 2, 2, 4]
+    assert [resumed_from[f"after step {step}"] for step in range(1, 5)] == [0, 0, 2, 2]
     assert [resumed_from[f"before rename {n}"] for n in range(1, 8)] == [0, 0, 0, 2, 2, 2, 2]
 
 
@@ -151,6 +159,78 @@ def test_how_often_to_save_may_change_on_resume(tmp_path):
         trained(tmp_path, on_step=_interrupt_after(3))
     resumed, result = trained(tmp_path, config=tiny_config(checkpoint_every=1), resume=True)
     assert result.resumed_from == 2 and digest(resumed) == digest(whole)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("step", [2, 3], ids=["where a checkpoint is due", "between two"])
+def test_a_request_to_end_keeps_the_current_step(tmp_path, name, step):
+    whole, _ = trained()
+
+    def ask(done, _loss):
+        if done == step - 1:
+            signal.raise_signal(getattr(signal, name))
+
+    with interruptible(), pytest.raises(Interrupted) as caught:
+        trained(tmp_path, on_step=ask)
+    kept = f"step {step} of 5 is kept in {tmp_path / CURRENT}"
+    assert caught.value.code == 128 + getattr(signal, name) and caught.value.__notes__ == [kept]
+    resumed, result = trained(tmp_path, resume=True)
+    assert result.resumed_from == step and digest(resumed) == digest(whole)
+
+
+def test_a_request_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypatch):
+    def asked(*arguments, **named):
+        signal.raise_signal(signal.SIGINT)
+        save_checkpoint(*arguments, **named)
+
+    monkeypatch.setattr("sigmoid_attention.training.trainer.save_checkpoint", asked)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path)
+    assert load_checkpoint(tmp_path / CURRENT).step == 2
+
+
+def test_the_second_request_ends_at_once(tmp_path):
+    def ask(done, _loss):
+        if done == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("this is not reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, on_step=ask)
+    assert load_checkpoint(tmp_path / CURRENT).step == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_a_folder_an_interrupt_is_not_delayed():
+    seen = []
+
+    def ask(done, _loss):
+        seen.append(done)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(on_step=ask)
+    assert seen == [1]
+
+
+def test_what_is_measured_at_a_checkpoint_is_measured_before_it(tmp_path):
+    """Else a kill between the two would lose the measurement: nothing would do it again."""
+    there = []
+    trained(tmp_path, on_step=lambda done, _: there.append((tmp_path / CURRENT).exists()))
+    assert there == [False, False, True, True, True]
+
+
+def test_a_folder_that_was_removed_does_not_come_back_without_its_files(tmp_path):
+    out = tmp_path / "run"
+
+    def remove(done, _loss):
+        if done == 1:
+            shutil.rmtree(out)
+
+    with pytest.raises(OSError, match="run was removed during the training; nothing was written"):
+        trained(out, on_step=remove)
+    assert not out.exists()
 
 
 def _interrupt_after(step):

@@ -8,8 +8,14 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
 
 from sigmoid_attention import __version__
+from sigmoid_attention.cli import streams
+from sigmoid_attention.training.lock import only_writer
+from sigmoid_attention.training.signals import interruptible
+from sigmoid_attention.training.terminal import sentence, warn
 
 # Read once, when torch loads its thread pool: how often a thread looks again before it sleeps.
 # By default that is for milliseconds, and a training step becomes ten times slower as soon as
@@ -23,23 +29,40 @@ COMMANDS = (
 )
 BAD_INPUT = 2
 INTERRUPTED = 130
-INTERRUPTION = (
-    "interrupted; what is finished is kept, and the same command goes on with it "
-    "(compare, train, recipe, routing and convert with --resume)"
-)
+GOES_ON = "what is finished is kept, and the same command goes on with it"
+WITH_RESUME = ("compare", "train", "recipe", "routing", "convert")
+WITHOUT = ("studies", "rates", "universality")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0; 2 for bad input and for tasks of a study that failed; 130 if interrupted.
+    0; 2 for bad input and for tasks of a study that failed; 128 and the signal's number, such as
+    130 for Ctrl-C, if it was asked to end.
 
-    What a user can get wrong, or a machine can refuse, is one sentence on standard error.
+    What a user can get wrong, or a machine can refuse, is one sentence on standard error. A reader
+    of standard output that leaves early, as `head` does, is no error.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    streams.prepare()
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
-    except KeyboardInterrupt:
-        return _say(INTERRUPTION, INTERRUPTED)
+        return _answer(arguments)
+    except KeyboardInterrupt as error:
+        return _say(_interruption(error, arguments), getattr(error, "code", INTERRUPTED))
+    except (BrokenPipeError, SystemExit) as error:
+        # rich leaves a broken pipe by SystemExit(1).
+        if streams.reader_left(error):
+            return 0
+        raise
+
+
+def _answer(arguments: list[str]) -> int:
+    try:
+        with interruptible():
+            code = _run(arguments)
+            # Here and not at the interpreter's end, which has no sentence for a failure.
+            sys.stdout.flush()
+            return code
     except ModuleNotFoundError as error:
         from sigmoid_attention.extras import INSTALL_LAB, LAB
 
@@ -49,14 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{error.name} is not installed; the command line needs the lab extra: {INSTALL_LAB}",
             BAD_INPUT,
         )
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
-        return _say(_sentence(error), BAD_INPUT)
+        return _say(sentence(streams.named(error)), BAD_INPUT)
     except RuntimeError as error:
         from sigmoid_attention.training.divergence import Diverged
 
         if not isinstance(error, Diverged):
             raise
-        return _say(_sentence(error), BAD_INPUT)
+        return _say(sentence(error), BAD_INPUT)
 
 
 def _run(argv: list[str]) -> int:
@@ -102,59 +127,74 @@ def _carry_out(asked: object) -> int:
         Universality,
     )
 
-    match asked:
-        case Compare():
-            from sigmoid_attention.cli.compare import compare
+    with _written_to(asked):
+        match asked:
+            case Compare():
+                from sigmoid_attention.cli.compare import compare
 
-            compare(asked)
-        case Train():
-            from sigmoid_attention.cli.train import train
+                compare(asked)
+            case Train():
+                from sigmoid_attention.cli.train import train
 
-            train(asked)
-        case Generate():
-            from sigmoid_attention.cli.generate import generate
+                train(asked)
+            case Generate():
+                from sigmoid_attention.cli.generate import generate
 
-            generate(asked)
-        case Recipe():
-            from sigmoid_attention.cli.recipe import recipe
+                generate(asked)
+            case Recipe():
+                from sigmoid_attention.cli.recipe import recipe
 
-            recipe(asked)
-        case Routing():
-            from sigmoid_attention.cli.routing import routing
+                recipe(asked)
+            case Routing():
+                from sigmoid_attention.cli.routing import routing
 
-            routing(asked)
-        case Regularity():
-            from sigmoid_attention.cli.regularity import regularity
+                routing(asked)
+            case Regularity():
+                from sigmoid_attention.cli.regularity import regularity
 
-            regularity(asked)
-        case Universality():
-            from sigmoid_attention.cli.universality import universality
+                regularity(asked)
+            case Universality():
+                from sigmoid_attention.cli.universality import universality
 
-            universality(asked)
-        case Convert():
-            from sigmoid_attention.cli.convert import convert
+                universality(asked)
+            case Convert():
+                from sigmoid_attention.cli.convert import convert
 
-            convert(asked)
-        case Studies():
-            from sigmoid_attention.cli.studies import studies
+                convert(asked)
+            case Studies():
+                from sigmoid_attention.cli.studies import studies
 
-            return studies(asked.action)
-        case Rates():
-            from sigmoid_attention.cli.rates import rates
+                return studies(asked.action)
+            case Rates():
+                from sigmoid_attention.cli.rates import rates
 
-            return rates(asked)
+                return rates(asked)
     return 0
 
 
-def _sentence(error: Exception) -> str:
-    parts = [str(error), *getattr(error, "__notes__", [])]
-    if isinstance(error, OSError) and error.strerror:
-        named = f" ({error.filename})" if error.filename else ""
-        parts[0] = f"{error.strerror}{named}"
-    # Libraries wrap their messages; one line is one line.
-    return " ".join(" ".join(parts).split())
+def _written_to(asked: Any) -> AbstractContextManager[None]:
+    """Keeps the folder that a command writes to for itself; some write to none."""
+    from sigmoid_attention.cli.arguments import ListStudies, ReportStudies
+
+    # They read what a study has so far, also while it runs.
+    if isinstance(getattr(asked, "action", None), ListStudies | ReportStudies):
+        return nullcontext()
+    folder = getattr(getattr(asked, "action", asked), "out", None)
+    return only_writer(folder) if folder else nullcontext()
 
 
-def _say(sentence: str, code: int) -> int:
-    print(f"{NAME}: {sentence}", file=sys.stderr)
+def _interruption(error: KeyboardInterrupt, arguments: list[str]) -> str:
+    command = arguments[0] if arguments else ""
+    kept = " ".join(getattr(error, "__notes__", []))
+    if kept:
+        return f"interrupted; {kept}, and the same command with --resume goes on there"
+    if command in WITH_RESUME:
+        return f"interrupted; {GOES_ON} (with --resume)"
+    return f"interrupted; {GOES_ON}" if command in WITHOUT else "interrupted"
+
+
+def _say(said: str, code: int) -> int:
+    # Where nobody listens there is the exit code.
+    with suppress(OSError):
+        warn(f"{NAME}: {said}")
     return code

@@ -33,7 +33,8 @@ class Compare:
 
     Both arms get the same text, parameters, steps and seeds. Measures held-out loss at 1, 2 and 4
     times the training length, associative recall and copying, what goes on inside the network,
-    time and memory; prints a table and a verdict and writes OUT/report.html and OUT/rows.parquet.
+    time and memory. Prints a table, a verdict and what to do next, and writes OUT/report.html and
+    OUT/rows.parquet.
     """
 
     data: str = "stdlib"
@@ -41,17 +42,28 @@ class Compare:
     "shakespeare" (one download of 5 MB), or the path of a file or folder."""
     preset: str = "small"
     """Size of the comparison: tiny (seconds, proves nothing), small (minutes on a laptop), medium
-    (wants a GPU)."""
+    (for a GPU)."""
     seeds: int = 4
     """How many times each arm is trained; intervals need 3 or more."""
-    steps: int | None = None
+    steps: Int = None
     """Training steps on text, in place of the preset's."""
+    lr: Float = None
+    """Peak learning rate on text of both arms, in place of the preset's."""
+    softmax_lr: Float = None
+    """Peak learning rate on text of the softmax arm alone."""
+    recipe: str = "recommended"
+    """Position, norms and bias of both arms: recommended or paper."""
+    position: Str = None
+    """rope, alibi, sincos, cape or none, in place of the recipe's; for both arms."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, or cuda."""
     out: Path = Path("runs/compare")
     """Folder for everything that is written; it must be empty or new unless --resume."""
-    resume: bool = False
-    """Go on with what OUT has: finished parts are kept, an unfinished training continues."""
+    resume: Flag = False
+    """Go on with what OUT has: finished parts are kept, an unfinished training continues. There may
+    be more seeds than OUT was begun with."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)

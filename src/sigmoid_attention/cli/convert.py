@@ -9,6 +9,7 @@ from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.environment import resolve_device
 from sigmoid_attention.studies.store import refuse_occupied
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.terminal import tell
 
 
 def convert(asked: Convert) -> None:
@@ -46,8 +47,8 @@ def convert(asked: Convert) -> None:
         return
     for name, value in final.items():
         print(f"{name}: {value:.4f} (parent {parent[name]:.4f})")
-    print(f"converted model: {model}")
-    print(
+    tell(f"converted model: {model}")
+    tell(
         "load it: from sigmoid_attention.integrations.transformers import register; register(); "
         f"then transformers' from_pretrained({str(model)!r})"
     )

@@ -1,11 +1,14 @@
 """`sigmoid-attention generate`: text from a trained model's folder."""
 
+import sys
+
 import torch
 
 from sigmoid_attention.cli.arguments import Generate
 from sigmoid_attention.nn.models import generate as continue_tokens
 from sigmoid_attention.studies.environment import resolve_device
 from sigmoid_attention.studies.trained import encode_prompt, load_trained
+from sigmoid_attention.training.terminal import plain
 
 
 def generate(asked: Generate) -> None:
@@ -22,4 +25,6 @@ def generate(asked: Generate) -> None:
         stop_token=tokenizer.eos,
     )
     # A model that writes bytes may end within a character.
-    print(tokenizer.decode(tokens[0].tolist()).decode("utf-8", errors="replace"))
+    text = tokenizer.decode(tokens[0].tolist()).decode("utf-8", errors="replace")
+    # In a file it is what the model wrote; a terminal would obey it.
+    print(plain(text, keep="\n\t") if sys.stdout.isatty() else text)

@@ -9,6 +9,7 @@ from sigmoid_attention.mixtures import Mixture
 from sigmoid_attention.studies.claims.page import write
 from sigmoid_attention.studies.claims.study import Study
 from sigmoid_attention.studies.mixtures.cells import Cell, rate_study
+from sigmoid_attention.training.terminal import tell
 
 
 def rates(asked: Rates) -> int:
@@ -21,8 +22,8 @@ def rates(asked: Rates) -> int:
         found = [described(one) for one in answers]
         print_json({"studies": found, "report": page, "figure": figure})
     elif page:
-        print(f"report: {page}")
-        print(f"figure: {figure}")
+        tell(f"report: {page}")
+        tell(f"figure: {figure}")
     return code
 
 

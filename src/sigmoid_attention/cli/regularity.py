@@ -8,6 +8,7 @@ from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.theory.certificate import Certificate, certify, save
 from sigmoid_attention.studies.trained import encode_prompt, load_trained
 from sigmoid_attention.theory.regularity import Ball
+from sigmoid_attention.training.terminal import tell, terminal
 
 HEADINGS = ("branch", "|x| here", "bound in ball", "bound here", "measured", "tightness")
 
@@ -27,8 +28,8 @@ def regularity(asked: Regularity) -> None:
         products = {"product_within": found.within, "product_at": found.at}
         print_json({**vars(found), **products, "certificate": data, "figure": figure})
         return
-    show(found, Console())
-    print(f"certificate: {data}\nfigure: {figure}")
+    show(found, terminal())
+    tell(f"certificate: {data}\nfigure: {figure}")
 
 
 def show(found: Certificate, console: Console) -> None:

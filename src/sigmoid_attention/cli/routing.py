@@ -1,6 +1,5 @@
 """`sigmoid-attention routing`: sigmoid against softmax routing, as a table and a verdict."""
 
-from rich.console import Console
 from rich.table import Table
 
 from sigmoid_attention.cli.arguments import Routing
@@ -10,6 +9,7 @@ from sigmoid_attention.studies.routing.findings import findings, verdict
 from sigmoid_attention.studies.routing.page import BEGIN, END, HEADINGS, cells, publish
 from sigmoid_attention.studies.routing.run import run
 from sigmoid_attention.studies.routing.setting import RoutingSetting
+from sigmoid_attention.training.terminal import tell, terminal
 
 WIDTH_OF_A_FILE = 160
 
@@ -20,13 +20,13 @@ def routing(asked: Routing) -> None:
         # Before the work, not after it.
         around(asked.docs, BEGIN, END)
     setting = RoutingSetting(data=asked.data, seeds=asked.seeds, steps=asked.steps)
-    store = run(setting, asked.out, resume=asked.resume, console=Console(stderr=True))
+    store = run(setting, asked.out, resume=asked.resume, console=terminal(errors=True))
     found = findings(store.rows())
     docs = publish(store.rows(), asked.docs) if asked.docs else None
     if asked.json:
         print_json({"findings": found, "verdict": verdict(found), "docs": docs})
         return
-    console = Console()
+    console = terminal()
     if not console.is_terminal:
         console.width = WIDTH_OF_A_FILE
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -37,4 +37,4 @@ def routing(asked: Routing) -> None:
     console.print(table)
     console.print(verdict(found))
     if docs:
-        print(f"docs: {docs}")
+        tell(f"docs: {docs}")

@@ -1,6 +1,5 @@
 """`sigmoid-attention studies run|list|report`: claims about mixtures, put to the test."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from sigmoid_attention.studies.claims.archive import Archive
 from sigmoid_attention.studies.claims.page import Answer, answer, publish, write
 from sigmoid_attention.studies.claims.study import Study
 from sigmoid_attention.studies.claims.sweep import sweep
+from sigmoid_attention.training.terminal import tell, terminal, warn
 
 COMMAND = "sigmoid-attention studies run {name}"
 SHOWN = ("cell", "claim", "measured", "verdict", "because")
@@ -49,12 +49,12 @@ def carry_out(
     studies: Sequence[Study], out: Path, workers: int | None, *, quiet: bool = False
 ) -> tuple[list[Answer], int]:
     """Sweep over studies, print the findings of those that are complete, and name what failed."""
-    failures = sweep(studies, out, workers=workers, console=Console(stderr=True))
+    failures = sweep(studies, out, workers=workers, console=terminal(errors=True))
     answers = [found for study in studies if (found := answer(study, Archive(out)))]
     for one in () if quiet else answers:
-        show(one, Console())
+        show(one, terminal())
     for sentence in failures:
-        print(f"sigmoid-attention: {sentence}", file=sys.stderr)
+        warn(f"sigmoid-attention: {sentence}")
     return answers, FAILED if failures else 0
 
 
@@ -93,7 +93,7 @@ def list_studies(asked: ListStudies) -> int:
     table.add_column("done", justify="right")
     for row in rows:
         table.add_row(*map(str, row))
-    _print(table, Console())
+    _print(table, terminal())
     return 0
 
 
@@ -111,7 +111,7 @@ def report(asked: ReportStudies) -> int:
         if asked.names:
             raise ValueError(f"{said} ({COMMAND.format(name=study.name)} goes on)")
         if done:
-            print(f"left out: {said}", file=sys.stderr)
+            warn(f"left out: {said}")
     if not answers:
         raise ValueError(f"out: {asked.out} holds no complete study; start with studies run")
     pages = [publish(answers, asked.docs, COMMAND)] if asked.docs else []
@@ -120,7 +120,7 @@ def report(asked: ReportStudies) -> int:
         print_json({"studies": [described(one) for one in answers], "reports": pages})
         return 0
     for page in pages:
-        print(f"report: {page}")
+        tell(f"report: {page}")
     return 0
 
 

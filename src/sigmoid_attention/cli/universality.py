@@ -7,6 +7,8 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sigmoid_attention.cli.arguments import Universality
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.claims.figure import svg
@@ -22,11 +24,13 @@ from sigmoid_attention.theory.universality import (
     FUNCTIONS,
     Construction,
     Design,
+    Function,
     build,
     design,
     function,
 )
 from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.terminal import tell
 
 # Steepnesses of the figure, by halves of octaves down from the sufficient one.
 HALF_OCTAVES = 9
@@ -47,7 +51,7 @@ def _build_and_measure(asked: Universality) -> dict[str, Any]:
     # The user's own functions lie beside the place where the command is given.
     sys.path.append(os.getcwd())
     # What cannot be meant is to be said before anything is built.
-    functions = {name: function(name) for name in names}
+    functions = {name: asked_function(name, asked.n, asked.d) for name in names}
     setting = asked_setting(names, asked) if asked.trained else None
     sweeps, found = {}, {}
     for name, f in functions.items():
@@ -75,11 +79,33 @@ def _build_and_measure(asked: Universality) -> dict[str, Any]:
         }
     figure = asked.out / "steepness.svg"
     write_whole(figure, svg(steepness_figure(sweeps, asked.error)))
-    print(f"figure: {figure}")
+    tell(f"figure: {figure}")
     answer: dict[str, Any] = {"functions": found, "figure": figure}
     if setting is not None:
         answer["trained"] = train_as_well(setting, asked.out)
     return answer
+
+
+def asked_function(name: str, n: int, d: int) -> Function:
+    """The function called ``name``; ``ValueError`` where it does not map (n, d) to (n, d)."""
+    wanted = f"must map a tensor of shape (n, d) = ({n}, {d}) to one of the same shape"
+    try:
+        chosen = function(name)
+        given = chosen(torch.rand(n, d, dtype=torch.float64))
+    except ValueError:
+        raise
+    # A user's module may fail in any way, when it is imported and when it is called.
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"function: {name!r} {wanted}; it raised {said}") from error
+    if not isinstance(given, torch.Tensor) or given.shape != (n, d):
+        got = (
+            f"shape {tuple(given.shape)}"
+            if isinstance(given, torch.Tensor)
+            else type(given).__name__
+        )
+        raise ValueError(f"function: {name!r} {wanted}; it gave {got}")
+    return chosen
 
 
 def asked_setting(names: tuple[str, ...], asked: Universality) -> UniversalitySetting:
@@ -136,9 +162,9 @@ def train_as_well(setting: UniversalitySetting, out: Path) -> Sequence[Findings]
     print(report(found, setting.error))
     figure = out / "size.svg"
     write_whole(figure, svg(size_figure(found)))
-    print(f"figure: {figure}")
+    tell(f"figure: {figure}")
     return found
 
 
 def _line(name: str, said: str) -> None:
-    print(f"{name:<{WIDTH}}{said}", flush=True)
+    tell(f"{name:<{WIDTH}}{said}")

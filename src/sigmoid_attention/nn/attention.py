@@ -10,11 +10,14 @@ from sigmoid_attention.attention import (
     AttentionAux,
     BiasPolicy,
     NegLogLength,
+    checks,
     sigmoid_attention,
 )
+from sigmoid_attention.attention.api import check_impl
 from sigmoid_attention.nn.cache import KVCache
 from sigmoid_attention.nn.norm import QKNorm
 from sigmoid_attention.nn.position import AttentionPosition, token_positions
+from sigmoid_attention.nn.sizes import positive_number, positive_whole
 from sigmoid_attention.nn.softmax import softmax_attention
 
 ACTIVATIONS = ("sigmoid", "softmax")
@@ -79,14 +82,11 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        for name, size in {
-            "dim": dim,
-            "heads": heads,
-            "max_seq_len": max_seq_len,
-            "kv_heads": kv_heads,
-        }.items():
-            if size <= 0:
-                raise ValueError(f"{name} must be positive, got {size}")
+        dim, heads = positive_whole("dim", dim), positive_whole("heads", heads)
+        max_seq_len = positive_whole("max_seq_len", max_seq_len)
+        kv_heads = positive_whole("kv_heads", kv_heads)
+        if head_dim is not None:
+            head_dim = positive_whole("head_dim", head_dim)
         if head_dim is None and dim % heads:
             raise ValueError(f"dim must be a multiple of heads ({heads}), got {dim}")
         if heads % kv_heads:
@@ -94,6 +94,17 @@ class Attention(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
         head_dim = dim // heads if head_dim is None else head_dim
+        # What the operator would refuse later, when a cache has been written.
+        checks.settings(
+            head_dim,
+            scale=None,
+            softcap=softcap,
+            is_causal=causal,
+            window_size=window_size,
+            dropout_p=dropout,
+        )
+        check_impl(impl)
+        norm_eps = positive_number("norm_eps", norm_eps)
         position = AttentionPosition() if position is None else position
         if not isinstance(position, AttentionPosition):
             raise ValueError(
@@ -116,7 +127,8 @@ class Attention(nn.Module):
         if activation == "softmax":
             self.bias = None
         else:
-            self.bias = NegLogLength(self._most_keys()) if bias is None else bias
+            bias = NegLogLength(self._most_keys()) if bias is None else bias
+            self.bias = checks.layer_bias(bias, heads)
 
     def extra_repr(self) -> str:
         shown = {
@@ -162,7 +174,8 @@ class Attention(nn.Module):
             raise ValueError("cache: only causal attention can read a sequence in parts")
         query, key, value = self._project(x, 0 if cache is None else cache.length, attention_mask)
         if cache is not None:
-            key, value = cache.append(key, value)
+            # A cache may hold another dtype: its own, or that of an autocast which is over.
+            key, value = (stored.to(query.dtype) for stored in cache.append(key, value))
         dropout_p = self.dropout if self.training else 0.0
         answer = self._operate(query, key, value, attention_mask, dropout_p, return_aux)
         out_BHND, aux = answer if isinstance(answer, tuple) else (answer, None)
@@ -190,16 +203,8 @@ class Attention(nn.Module):
         return weights
 
     def new_cache(self, batch: int, length: int, *, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for ``length`` tokens, in ``dtype`` or that of the parameters."""
-        weight = self.key.weight
-        return KVCache(
-            batch,
-            self.kv_heads,
-            length,
-            self.head_dim,
-            dtype=weight.dtype if dtype is None else dtype,
-            device=weight.device,
-        )
+        """An empty cache for ``length`` tokens, in ``dtype`` or that of the keys that come."""
+        return KVCache(batch, self.kv_heads, length, self.head_dim, dtype=dtype)
 
     def _project(
         self, x: Tensor, start: int, attention_mask: Tensor | None

@@ -42,11 +42,9 @@ class MoE(nn.Module):
         routing = self.router(x)
         visits = routing.experts.shape[-1]
         tokens, weights = x.reshape(-1, x.shape[-1]), routing.weights.reshape(-1, visits)
-        if self.router.top_k is None:
-            y = self.experts.dense(tokens, weights)
-        else:
-            y = self.experts(tokens, routing.experts.reshape(-1, visits), weights)
-        y = y.view_as(x)
+        dense = self.router.top_k is None
+        experts = None if dense else routing.experts.reshape(-1, visits)
+        y = self.experts(tokens, experts, weights).view_as(x)
         return y if self.shared is None else y + self.shared(x)
 
 

@@ -6,21 +6,28 @@
     OUT/runs/             checkpoints of the training runs
 
 Which units are done is read off the folder itself, so a run that was killed at any moment
-continues with what it has.
+continues with what it has. A part that was damaged since is named and removed when the folder is
+opened, so that its unit is to be done again.
 """
 
-import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sigmoid_attention.studies.results import NONE, ROW_SCHEMA
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    remove_checkpoints,
+)
+from sigmoid_attention.training.files import Damaged, read_json, write_json, write_whole
+from sigmoid_attention.training.lock import NAME as LOCK
+from sigmoid_attention.training.tables import parquet_bytes, read_table
+from sigmoid_attention.training.terminal import warn
 
 SETTING = "setting.json"
 ROWS = "rows.parquet"
@@ -68,13 +75,12 @@ class Store:
         self, out: Path, setting: dict[str, Any], stamp: dict[str, Any], *, resume: bool
     ) -> None:
         self.out = out
-        # Through JSON and back, so that tuples compare equal to the lists they come back as.
-        text = json.dumps(setting, indent=1, sort_keys=True)
         refuse_occupied(out, resume)
-        if out.exists() and any(out.iterdir()):
-            self._check(json.loads(text))
+        if holds_anything(out):
+            self._check(setting)
+            self._remove_damaged()
         else:
-            write_whole(out / SETTING, text.encode())
+            write_json(out / SETTING, setting)
         described = {"setting": setting, **stamp}
         self._stamp = {
             name: json.dumps(described.get(name, {}), sort_keys=True)
@@ -84,8 +90,9 @@ class Store:
     def _check(self, setting: dict[str, Any]) -> None:
         if not (self.out / SETTING).exists():
             raise ValueError(f"--resume: {self.out} holds no study (there is no {SETTING} in it)")
-        before = json.loads((self.out / SETTING).read_text())
-        difference = first_difference(before, setting)
+        # Through JSON and back, so that tuples compare equal to the lists they come back as.
+        now = json.loads(json.dumps(setting))
+        difference = first_difference(read_json(self.out / SETTING), now)
         if difference:
             raise ValueError(
                 f"--resume: {difference}; nothing was overwritten (name another folder)"
@@ -95,6 +102,16 @@ class Store:
         """Whether the unit or part called `name` is finished."""
         return self._part(name).exists()
 
+    def is_done(self, name: str, parts: Iterable[str] = ()) -> bool:
+        """Whether a unit is finished, with the parts that it left on its way."""
+        if not self.has(name):
+            return False
+        for part in parts:
+            if not self.has(part):
+                warn(f"{self._part(part)} is missing; it is made again")
+                return False
+        return True
+
     def put(self, name: str, rows: Iterable[Row]) -> None:
         """Write the rows of `name`, all or none; a part that is there already stays as it is."""
         if self.has(name):
@@ -103,9 +120,12 @@ class Store:
         write_table(self._part(name), pa.Table.from_pylist(stamped, schema=ROW_SCHEMA))
 
     def rows(self) -> pa.Table:
-        """The rows of all parts so far, in the order of the parts' names."""
-        parts = sorted((self.out / "rows").glob("*.parquet"))
-        tables = [pq.read_table(part, schema=ROW_SCHEMA) for part in parts]
+        """The rows of all parts so far, in the order of the parts' names.
+
+        Raises:
+            Damaged: a part does not read back as it was written; names it.
+        """
+        tables = [read_table(part, ROW_SCHEMA) for part in self._parts()]
         return pa.concat_tables(tables) if tables else ROW_SCHEMA.empty_table()
 
     def merge(self) -> pa.Table:
@@ -118,31 +138,62 @@ class Store:
         """Where the training run called `name` keeps its checkpoint."""
         return self.out / "runs" / name
 
+    def refuse_gaps(self, folder: Path, parts: Sequence[str], every: int) -> None:
+        """Remove the checkpoints of a run that is not to be continued from them.
+
+        It left one of `parts` every so many steps, and not all of those before its checkpoint are
+        there: from its beginning it makes them again.
+        """
+        latest = latest_checkpoint(folder)
+        if latest is not None:
+            reached = load_checkpoint(latest).step // every
+            if not all(self.has(part) for part in parts[:reached]):
+                remove_checkpoints(folder)
+
+    def _remove_damaged(self) -> None:
+        for part in self._parts():
+            try:
+                read_table(part, ROW_SCHEMA)
+            except Damaged as error:
+                warn(f"{error}; it is made again")
+                part.unlink()
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.out / "rows").glob("*.parquet"))
+
     def _part(self, name: str) -> Path:
         return self.out / "rows" / f"{name}.parquet"
+
+
+def step_parts(name: str, steps: int, every: int) -> list[str]:
+    """The names of the parts that a unit leaves every so many steps, but not at the last.
+
+    Example:
+        >>> step_parts("copy-sigmoid-seed100", steps=10, every=5)
+        ['copy-sigmoid-seed100-step000005']
+    """
+    return [f"{name}-step{done:06d}" for done in range(every, steps, every)]
 
 
 def refuse_occupied(out: Path, resume: bool) -> None:
     """Raise ``ValueError`` if `out` is a file, or holds anything and is not to be continued."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; nothing was overwritten")
-    if not resume and out.exists() and any(out.iterdir()):
+    if not resume and holds_anything(out):
         raise ValueError(
             f"--out: {out} is not empty; nothing was overwritten "
             f"(continue it with --resume, or name another folder)"
         )
 
 
+def holds_anything(out: Path) -> bool:
+    """Whether there is a folder at `out` with more in it than the lock of this process."""
+    return out.exists() and any(path.name != LOCK for path in out.iterdir())
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write `table` as Parquet, whole or not at all."""
     write_whole(path, parquet_bytes(table))
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """The content of a Parquet file, with checksums by which a reader can tell damage."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
 
 
 def first_difference(before: Any, now: Any, where: str = "") -> str | None:
@@ -155,10 +206,13 @@ def first_difference(before: Any, now: Any, where: str = "") -> str | None:
     if before == now:
         return None
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
+        # What is no dict itself first: it is what was asked for by name.
+        for key in sorted(before.keys() | now.keys(), key=lambda k: (type(now.get(k)) is dict, k)):
             name = f"{where}.{key}" if where else key
             found = first_difference(before.get(key), now.get(key), name)
             if found:
                 return found
+    if where.endswith("sha256"):
+        return "the text was another one when this folder was started"
     was, is_now = json.dumps(before), json.dumps(now)
     return f"{where} was {was} when this folder was started and is {is_now} now"

@@ -6,15 +6,16 @@ FOLDER/checkpoint.safetensors  the weights and the optimiser's state
 """
 
 import dataclasses
-import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sigmoid_attention.nn.models import DecoderLM, ModelConfig
 from sigmoid_attention.studies.environment import describe_versions
-from sigmoid_attention.training.checkpoint import latest_checkpoint, load_checkpoint
+from sigmoid_attention.training.checkpoint import belongs, latest_checkpoint, load_checkpoint
 from sigmoid_attention.training.data.batches import Batches
 from sigmoid_attention.training.data.corpus import Corpus, Provenance
 from sigmoid_attention.training.data.tokenizer import (
@@ -23,7 +24,8 @@ from sigmoid_attention.training.data.tokenizer import (
     Tokenizer,
     load_tokenizer,
 )
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import Damaged, read_json, reading, write_json
+from sigmoid_attention.training.terminal import warn
 from sigmoid_attention.training.trainer import TrainConfig, run_configuration
 
 CONFIG = "config.json"
@@ -64,20 +66,35 @@ def describe_run(
     *,
     again: bool = False,
 ) -> None:
-    """Write what a run is before it starts; nothing once there is a checkpoint, unless `again`.
+    """Write what a run is before it starts; once there is a checkpoint, only what is damaged.
 
-    Whether that one may be continued with this configuration the trainer finds out, field by
-    field, since a checkpoint holds its own.
+    Nothing where that checkpoint is of another configuration: the trainer says so, field by field.
+    With `again`, for a run that goes on with more steps, the configuration is written anew.
     """
-    if latest_checkpoint(folder) is not None and not again:
-        return
     described = {
         "run": run_configuration(model, batches, config),
         "provenance": dataclasses.asdict(provenance),
         "versions": describe_versions(),
     }
-    tokenizer.save(folder / TOKENIZER)
-    write_whole(folder / CONFIG, json.dumps(described, indent=1).encode())
+    latest = latest_checkpoint(folder)
+    if latest and not belongs(latest, described["run"]):
+        return
+    if not (latest and _reads_back(folder / TOKENIZER, load_tokenizer)):
+        tokenizer.save(folder / TOKENIZER)
+    if again or not (latest and _reads_back(folder / CONFIG, read_json)):
+        write_json(folder / CONFIG, described)
+
+
+def _reads_back(path: Path, read: Callable[[Path], Any]) -> bool:
+    try:
+        read(path)
+    except FileNotFoundError:
+        warn(f"{path} is missing; it is written again")
+    except Damaged as error:
+        warn(f"{error}; it is written again")
+    else:
+        return True
+    return False
 
 
 def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
@@ -98,14 +115,17 @@ def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
                 f"{folder} holds no trained model: there is no {name} in it{_instead(folder)}"
             )
     assert checkpoint is not None
-    try:
-        run = json.loads((folder / CONFIG).read_text())["run"]
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    described = read_json(folder / CONFIG)
+    with reading(folder / CONFIG):
+        run = described["run"]
         config = ModelConfig.from_dict(run["model"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged ({error!r})") from error
-    model = DecoderLM(config)
-    load_checkpoint(checkpoint, expect=run).restore_model(model)
-    return model.eval(), load_tokenizer(folder / TOKENIZER)
+    # Before a model is made of sizes that none can be made of.
+    loaded = load_checkpoint(checkpoint, expect=run)
+    with reading(checkpoint):
+        model = DecoderLM(config)
+        loaded.restore_model(model)
+    return model.eval(), tokenizer
 
 
 def _instead(folder: Path) -> str:

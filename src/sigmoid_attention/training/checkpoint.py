@@ -7,7 +7,8 @@ the step, the configuration and a checksum are JSON in the header. Nothing is ev
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def save_checkpoint(
         tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
     tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"kind": HEADER, "step": len(losses), "config": config, "crc32": _checksum(tensors)}
+    header = {"kind": HEADER, "step": len(losses), "config": config}
+    header["crc32"] = _checksum(tensors, header)
     content = safetensors.torch.save(tensors, {"header": json.dumps(header)})
 
     fresh = path.with_name(path.name + ".new")
@@ -106,29 +108,65 @@ def load_checkpoint(path: Path, *, expect: dict[str, Any] | None = None) -> Chec
     Raises:
         ValueError: the file is damaged or not a checkpoint, or `expect` is given and is not the
             configuration that it was made with; names the first field that differs.
-        OSError: there is no such file.
+        OSError: there is no such file, or it may not be read.
     """
+    with _opened(path) as file:
+        header = _header(file)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header["crc32"] not in (_checksum(tensors, header), _checksum(tensors)):
+            raise ValueError("the checksum does not fit the content")
+        checkpoint = Checkpoint(Path(path), header["step"], header["config"], tensors)
+        if not isinstance(checkpoint.config, dict) or checkpoint.step != len(tensors["losses"]):
+            raise ValueError("its parts do not fit each other")
+    if expect is not None:
+        _refuse_difference(checkpoint, expect)
+    return checkpoint
+
+
+def belongs(path: Path, config: dict[str, Any]) -> bool:
+    """Whether the checkpoint was made with this configuration, read off its header alone.
+
+    Raises what `load_checkpoint` raises where the header cannot be read.
+    """
+    with _opened(path) as file:
+        return _header(file)["config"] == json.loads(json.dumps(config))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    # The system's own words for a folder, or for a file that may not be read, are these.
+    with open(path, "rb"):
+        pass
     try:
         with safetensors.safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["header"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["kind"] != HEADER or header["crc32"] != _checksum(tensors):
-            raise ValueError("the checksum does not fit the content")
-    except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
+            yield file
+    except (
+        *(safetensors.SafetensorError, OSError, TypeError, LookupError),
+        *(ValueError, AttributeError, RecursionError),
+    ) as error:
         raise ValueError(
             f"{path} is damaged or not a checkpoint of this library ({error}); "
             f"without it a resumed run takes {PREVIOUS}, if there is one"
         ) from error
-    checkpoint = Checkpoint(Path(path), header["step"], header["config"], tensors)
-    if expect is not None:
-        _refuse_difference(checkpoint, expect)
-    return checkpoint
+
+
+def _header(file: Any) -> dict[str, Any]:
+    header = json.loads(file.metadata()["header"])
+    if header["kind"] != HEADER:
+        raise ValueError("it is of another kind")
+    return header
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run's folder, if it has one."""
     candidates = (folder / CURRENT, folder / PREVIOUS)
     return next((path for path in candidates if path.exists()), None)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove a run's checkpoints, so that it begins anew."""
+    for name in (CURRENT, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _refuse_difference(checkpoint: Checkpoint, expect: dict[str, Any]) -> None:
@@ -139,6 +177,8 @@ def _refuse_difference(checkpoint: Checkpoint, expect: dict[str, Any]) -> None:
         if field == "train.steps" and isinstance(here, int) and isinstance(there, int):
             # A run may be continued with more steps, and then follows their schedule.
             there = max(there, here)
+        if there != here and field.endswith("sha256"):
+            raise ValueError(f"{checkpoint.path} was trained on another text than this --data")
         if there != here:
             raise ValueError(
                 f"{checkpoint.path} belongs to another configuration: "
@@ -163,10 +203,20 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(by_identity.values())
 
 
-def _checksum(tensors: dict[str, Tensor]) -> int:
+def _checksum(tensors: dict[str, Tensor], header: dict[str, Any] | None = None) -> int:
+    """Of names and content; with `header` of that, types and shapes as well.
+
+    Checkpoints of earlier versions have the one without.
+    """
     total = 0
+    if header is not None:
+        told = {name: value for name, value in header.items() if name != "crc32"}
+        total = zlib.crc32(json.dumps(told, sort_keys=True).encode())
     for name in sorted(tensors):
-        total = zlib.crc32(name.encode(), total)
+        told = (
+            name if header is None else f"{name} {tensors[name].dtype} {list(tensors[name].shape)}"
+        )
+        total = zlib.crc32(told.encode(), total)
         data = tensors[name].reshape(-1).view(torch.uint8).numpy().data
         total = zlib.crc32(data, total)
     return total

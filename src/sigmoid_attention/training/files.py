@@ -1,7 +1,18 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and what was damaged since is told when they are read."""
 
+import hashlib
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+SEAL = "sha256"
+
+
+class Damaged(ValueError):
+    """A file that does not read back as it was written; the sentence names it."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -30,9 +41,83 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         _remove_if_there(temporary)
-        failure = OSError(f"could not write {path} ({error.strerror}); nothing was overwritten")
-        failure.errno = error.errno
-        raise failure from error
+        raise could_not_write(path, error) from error
+    except BaseException:
+        # An interrupt.
+        _remove_if_there(temporary)
+        raise
+
+
+def could_not_write(path: Path, error: OSError) -> OSError:
+    """The same failure as a sentence that names the file which was to be written."""
+    failure = OSError(f"could not write {path} ({error.strerror}); nothing was overwritten")
+    failure.errno = error.errno
+    return failure
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as JSON, whole or not at all, with a checksum that `read_json` verifies."""
+    # Through JSON and back: tuples become lists, and the checksum is of what will be read.
+    content = json.loads(json.dumps(content))
+    sealed = content | {SEAL: _digest(content)}
+    write_whole(path, (json.dumps(sealed, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; an object without a checksum, as others write it, is taken as it is.
+
+    Raises:
+        Damaged: the file is no JSON or holds no object, or its checksum does not fit.
+        OSError: it is not there, or the system does not let it be read.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "setting.json")
+        >>> write_json(path, {"steps": 3})
+        >>> read_json(path)
+        {'steps': 3}
+        >>> _ = path.write_text(path.read_text().replace("3", "4", 1))
+        >>> read_json(path)
+        Traceback (most recent call last):
+        ...
+        sigmoid_attention.training.files.Damaged: ...setting.json is damaged (its checksum ...
+    """
+    data = path.read_bytes()
+    with reading(path):
+        content = json.loads(data)
+    if not isinstance(content, dict):
+        raise Damaged(f"{path} is damaged (it holds no JSON object)")
+    seal = content.pop(SEAL, None)
+    if seal is not None and seal != _digest(content):
+        raise Damaged(f"{path} is damaged (its checksum does not fit its content)")
+    return content
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within it, content of `path` that cannot be made sense of becomes a `Damaged` that names it.
+
+    Example:
+        >>> with reading(Path("curve.json")):
+        ...     {}["points"]
+        Traceback (most recent call last):
+        ...
+        sigmoid_attention.training.files.Damaged: curve.json is damaged (KeyError: 'points')
+    """
+    try:
+        yield
+    except Damaged:
+        raise
+    except (
+        *(ValueError, LookupError, TypeError, AttributeError),
+        *(ArithmeticError, RuntimeError, MemoryError),
+    ) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Damaged(f"{path} is damaged ({said})") from error
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _remove_if_there(path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Self
 from sigmoid_attention.extras import lab_imports
 
 with lab_imports("sigmoid_attention.training"):
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -16,6 +15,8 @@ with lab_imports("sigmoid_attention.training"):
         TimeRemainingColumn,
     )
 
+
+from sigmoid_attention.training.terminal import terminal
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -40,7 +41,7 @@ class StepProgress:
         *,
         shown: bool,
     ) -> None:
-        self._console = Console(stderr=True, quiet=not shown)
+        self._console = terminal(errors=True, quiet=not shown)
         self._label = label
         self._first = first
         self._steps = steps
@@ -48,7 +49,7 @@ class StepProgress:
         self._unit = "nats/token" if bits_per_nat is None else "bits/byte"
         self._tokens_per_step = tokens_per_step
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[said]}", markup=False),
@@ -81,6 +82,7 @@ class StepProgress:
         elif now - self._last_line > SECONDS_BETWEEN_LINES or done == self._steps:
             self._last_line = now
             left = (self._steps - done) * self._tokens_per_step / speed
+            # A line stays a line, however long: a log is read by lines.
             self._console.print(
                 f"{self._label}: step {done}/{self._steps}  {said}  {left:.0f} s left",
                 highlight=False,

@@ -20,7 +20,6 @@ heads; row mass is the sum of one query's weights (1 for a softmax). Source: wha
 trainer of arXiv 2409.04431 logged at every step.
 """
 
-import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,11 +31,12 @@ from torch import Tensor, nn
 
 from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.nn import Attention
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.nn.recording import recomputing
+from sigmoid_attention.training.files import Damaged, reading, write_whole
+from sigmoid_attention.training.tables import parquet_bytes, read_table
 
 with lab_imports("sigmoid_attention.training"):
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 SCHEMA = pa.schema(
     [
@@ -60,8 +60,10 @@ class Recorder:
     """Records every `every`-th step of the run that it is given to, into the folder `path`.
 
     Rows go out in part files that are written whole and never changed, so a killed run loses the
-    current part at most; a resumed run drops the parts of the steps that it does again. Recording
-    reads and never changes what is trained: parameters are bit-identical with and without it.
+    current part at most; a resumed run drops the parts of the steps that it does again, and is
+    trained from its beginning if a part of an earlier step is damaged or, with `whole`, missing.
+    Recording reads and never changes what is trained: parameters are bit-identical with and
+    without it. What a checkpoint computes again is recorded once.
 
     Raises:
         ValueError: `every` is not positive; or, when training starts anew, `path` already holds
@@ -80,11 +82,12 @@ class Recorder:
         [0, 1]
     """
 
-    def __init__(self, path: Path, every: int = 1) -> None:
+    def __init__(self, path: Path, every: int = 1, *, whole: bool = False) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         self.path = Path(path)
         self.every = every
+        self._whole = whole
         self._step: int | None = None
         self._keys: list[tuple[str, str, str]] = []
         self._values: list[Tensor] = []
@@ -112,6 +115,20 @@ class Recorder:
                 handle.remove()
             self.flush()
 
+    def fault(self, first: int) -> str | None:
+        """What is wrong with the records of the steps before `first`, in words; None if nothing."""
+        recorded = set()
+        for part in _parts(self.path):
+            if _first_step(part) < first:
+                try:
+                    recorded |= set(read_table(part, SCHEMA)["step"].to_pylist())
+                except Damaged as error:
+                    return str(error)
+        missing = sorted(set(range(0, first, self.every)) - recorded)
+        if self._whole and missing:
+            return f"{self.path} holds no records of step {missing[0]}"
+        return None
+
     def begin(self, step: int) -> None:
         """Say which step comes now."""
         self._close_step()
@@ -131,9 +148,8 @@ class Recorder:
         steps = self._columns["step"]
         if not steps:
             return
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(self._columns, schema=SCHEMA), buffer, compression="zstd")
-        write_whole(self.path / f"steps-{steps[0]:09d}-{steps[-1]:09d}.parquet", buffer.getvalue())
+        part = self.path / f"steps-{steps[0]:09d}-{steps[-1]:09d}.parquet"
+        write_whole(part, parquet_bytes(pa.table(self._columns, schema=SCHEMA)))
         for column in self._columns.values():
             column.clear()
 
@@ -142,7 +158,7 @@ class Recorder:
         if parts and not resume:
             raise ValueError(f"the recorder's folder already holds records: {self.path}")
         for part in parts:
-            if int(part.name.split("-")[1]) >= first:
+            if _first_step(part) >= first:
                 part.unlink()
 
     def _watch_outputs(self, model: nn.Module) -> Iterator[Any]:
@@ -156,7 +172,7 @@ class Recorder:
     def _output_hook(self, name: str, quantity: str) -> Callable[..., None]:
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
             # A test between two steps is no part of either.
-            if self._step is not None and module.training:
+            if self._step is not None and module.training and not recomputing():
                 tensor = output[0] if isinstance(output, tuple) else output
                 self._add(name, quantity, _size(tensor))
 
@@ -164,7 +180,7 @@ class Recorder:
 
     def _weights_hook(self, name: str) -> Callable[..., None]:
         def hook(layer: Attention, inputs: tuple[Tensor, ...], _output: Any) -> None:
-            if self._step is not None and layer.training:
+            if self._step is not None and layer.training and not recomputing():
                 weights_BHNN = layer.weights(inputs[0]).float()
                 mass_BHN = weights_BHNN.sum(-1)
                 statistics = {
@@ -221,16 +237,21 @@ def read_records(path: Path) -> pa.Table:
     """All rows of a recorder's folder, by step.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or a part is damaged; names it.
     """
     parts = _parts(Path(path))
     if not parts:
         raise ValueError(f"there are no records in {path}")
-    return pa.concat_tables(pq.ParquetFile(part).read() for part in parts)
+    return pa.concat_tables(read_table(part, SCHEMA) for part in parts)
 
 
 def _parts(path: Path) -> list[Path]:
     return sorted(path.glob("steps-*.parquet"))
+
+
+def _first_step(part: Path) -> int:
+    with reading(part):
+        return int(part.name.split("-")[1])
 
 
 def _layer(module: str) -> int:

@@ -29,6 +29,8 @@ from sigmoid_attention.training.divergence import Diverged, first_non_finite, no
 from sigmoid_attention.training.optimizer import TrainConfig, decoupled_adamw, schedule
 from sigmoid_attention.training.progress import StepProgress
 from sigmoid_attention.training.recorder import Recorder
+from sigmoid_attention.training.signals import Request, ending_later
+from sigmoid_attention.training.terminal import warn
 
 __all__ = ["Diverged", "TrainConfig", "TrainResult", "run_configuration", "train"]
 
@@ -70,7 +72,9 @@ def train(
     starts from the beginning where there is none), perhaps with more steps, whose schedule then
     holds from there on. `progress` may be a label to show, and `bits_per_nat` what turns the loss
     that it shows from nats a token into bits a byte. `on_step` is called with the number of
-    finished steps and the loss. The caller's random generators are as before afterwards.
+    finished steps and the loss. The caller's random generators are as before afterwards. With
+    `out`, Ctrl-C or a request to end (SIGTERM) takes effect at the end of the current step, behind
+    a checkpoint; the second one at once.
 
     Raises:
         Diverged: the loss, a gradient or a parameter is no longer finite; names step and module,
@@ -96,18 +100,26 @@ def train(
     latest = latest_checkpoint(out) if out else None
     if latest and not resume:
         raise ValueError(f"out already holds a run ({latest}): resume it, or name another folder")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     tokens_per_step = batches.batch(0)[0].numel()
     label = progress if isinstance(progress, str) else "train"
     losses: list[float] = []
 
     with contextlib.ExitStack() as stack:
+        # Without a folder there is nothing to keep, and an interrupt takes effect at once.
+        request = stack.enter_context(ending_later() if out else contextlib.nullcontext(Request()))
         # The caller gets back the generators that were there, whatever happens in here.
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.manual_seed(config.seed)
         if latest:
             checkpoint = load_checkpoint(latest, expect=configuration)
-            checkpoint.restore_training(model, optimizer)
-            losses = checkpoint.losses
+            fault = recorder.fault(len(checkpoint.losses)) if recorder else None
+            if fault:
+                warn(f"{fault}; the run is trained again from its beginning")
+            else:
+                checkpoint.restore_training(model, optimizer)
+                losses = checkpoint.losses
         first = len(losses)
         if recorder:
             stack.enter_context(recorder.watch(model, optimizer, first, resume))
@@ -145,23 +157,41 @@ def train(
             optimizer.step()
 
             done = step + 1
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                broken = non_finite_parameter(model)
-                if broken:
-                    raise Diverged(step, losses[-1], f"the parameter {broken}")
+            bar.update(done, losses[-1])
+            ends = bool(request) or done == config.steps
+            keeps = ends or done % config.checkpoint_every == 0
+            broken = non_finite_parameter(model) if keeps else None
+            if broken:
+                raise Diverged(step, losses[-1], f"the parameter {broken}")
+            if on_step:
+                # Before the checkpoint: what it measures at this step is not measured again behind.
+                on_step(done, losses[-1])
+            if keeps:
                 if recorder:
                     # No part reaches over a checkpoint, so that resuming can drop whole parts.
                     recorder.flush()
                 if out:
-                    save_checkpoint(
-                        out / CURRENT, model, optimizer, losses=losses, config=configuration
-                    )
-            bar.update(done, losses[-1])
-            if on_step:
-                on_step(done, losses[-1])
+                    _keep(out, model, optimizer, losses, configuration)
+                    request.kept = f"step {done} of {config.steps} is kept in {out / CURRENT}"
+            # A request may have come while the checkpoint was written.
+            if ends or (keeps and request):
+                break
         seconds = time.perf_counter() - started
-    tokens = (config.steps - first) * tokens_per_step
-    return TrainResult(losses, config.steps, seconds, tokens / seconds, first)
+    tokens = (len(losses) - first) * tokens_per_step
+    return TrainResult(losses, len(losses), seconds, tokens / seconds, first)
+
+
+def _keep(
+    out: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: list[float],
+    configuration: dict[str, Any],
+) -> None:
+    """Write a checkpoint; ``OSError`` if the folder is gone, as the rest of it would be missing."""
+    if not out.is_dir():
+        raise OSError(f"the folder {out} was removed during the training; nothing was written")
+    save_checkpoint(out / CURRENT, model, optimizer, losses=losses, config=configuration)
 
 
 def run_configuration(model: nn.Module, batches: Batches, config: TrainConfig) -> dict[str, Any]:

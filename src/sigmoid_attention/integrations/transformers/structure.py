@@ -101,9 +101,9 @@ def check_modules(record: Record, modules: list[tuple[nn.Module, nn.Module | Non
                     f"qk_norm: {type(module).__name__} normalises its queries and keys already "
                     f"({own[0]})"
                 )
-            _query_and_key(module, shape)
+            _like(_query_and_key(module, shape)[0])
         if record.layer_scale is not None or record.norm is not None:
-            output_projection(module, parent)
+            _like(output_projection(module, parent))
 
 
 def _width(projection: nn.Module) -> int:
@@ -112,7 +112,14 @@ def _width(projection: nn.Module) -> int:
 
 
 def _like(projection: nn.Module) -> Tensor:
-    return next(projection.parameters())
+    """A parameter whose device and precision a norm beside it takes."""
+    for parameter in projection.parameters():
+        if parameter.is_floating_point():
+            return parameter
+    raise ValueError(
+        f"qk_norm, layer_scale, norm: {type(projection).__name__} has no floating weights to go "
+        f"beside; a model is quantised after its conversion, not before"
+    )
 
 
 def _query_and_key(module: nn.Module, shape: HeadShape) -> tuple[nn.Module, ...]:

@@ -6,7 +6,6 @@ A key is a hash of all that a task's numbers depend on, so that a file never has
 share the tasks that they have in common, and a folder holds any number of studies.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sigmoid_attention.studies.claims.study import Measured, Results, Row, Task
-from sigmoid_attention.studies.store import parquet_bytes
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import Damaged, write_whole
+from sigmoid_attention.training.tables import parquet_bytes, read_table
 
 _ARROW = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
 _OF_ROW = [(field.name, _ARROW[field.type]) for field in fields(Row)]
@@ -32,10 +30,6 @@ SCHEMA = pa.schema(
         *((name, pa.string()) for name in _JSON),
     ]
 )
-
-
-class Damaged(ValueError):
-    """A file of rows that does not read back as it was written."""
 
 
 def encode(
@@ -96,13 +90,7 @@ class Archive:
             Damaged: it is not what was written.
         """
         path = self.path(key)
-        data = path.read_bytes()
-        try:
-            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise Damaged(f"{path} is damaged ({' '.join(str(error).split())})") from error
-        if not table.schema.equals(SCHEMA):
-            raise Damaged(f"{path} is damaged (it has other columns than rows have)")
+        table = read_table(path, SCHEMA)
         if set(table["key"].unique().to_pylist()) - {key}:
             raise Damaged(f"{path} is damaged (it holds the rows of another task)")
         return table

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sigmoid_attention.studies.claims.archive import Archive, Damaged, results_of
+from sigmoid_attention.studies.claims.archive import Archive, results_of
 from sigmoid_attention.studies.claims.figure import styled, svg
 from sigmoid_attention.studies.claims.study import Finding, Results, Study
 from sigmoid_attention.studies.document import around
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import Damaged, write_whole
 
 PAGE = "studies.md"
 # In a document of words what lies between these is made, and only that.

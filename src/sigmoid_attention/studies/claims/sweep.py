@@ -21,6 +21,7 @@ from sigmoid_attention.studies.environment import (
     describe_versions,
     usable_cores,
 )
+from sigmoid_attention.training.terminal import plain
 
 SECONDS_BETWEEN_LOOKS = 0.05
 # They take as long to find as a small task.
@@ -129,7 +130,9 @@ def _orders(studies: Sequence[Study], archive: Archive, console: Console) -> lis
     for study in studies:
         for task in study.tasks():
             orders.setdefault(task.key, Order(study.name, study.source, task))
-    complain = lambda said: console.print(said, highlight=False, soft_wrap=True)  # noqa: E731
+    complain = lambda said: console.print(  # noqa: E731
+        plain(said), markup=False, highlight=False, emoji=False, soft_wrap=True
+    )
     missing = archive.missing((order.task for order in orders.values()), complain)
     left = [orders[task.key] for task in missing]
     if len(left) < len(orders):

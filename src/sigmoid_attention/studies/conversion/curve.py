@@ -1,11 +1,10 @@
 """What a conversion measured so far: OUT/curve.json, rewritten whole at every point."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import read_json, reading, write_json
 
 NAME = "curve.json"
 
@@ -22,11 +21,15 @@ class Point:
 
 @dataclass
 class Curve:
-    """The points of a run, with the setting, machine, versions and provenance they hold for."""
+    """The points of a run, with the setting, machine, versions and provenance they hold for.
+
+    `model` has the SHA-256 of every file of the converted model by its name, once there is one.
+    """
 
     described: dict[str, Any]
     points: list[Point] = field(default_factory=list)
     seconds: float = 0.0
+    model: dict[str, str] = field(default_factory=dict)
 
     def has(self, stage: str, step: int) -> bool:
         return any((point.stage, point.step) == (stage, step) for point in self.points)
@@ -36,23 +39,19 @@ class Curve:
         return next(point for point in reversed(self.points) if point.stage == stage)
 
     def write(self, out: Path) -> None:
-        content = {
-            "described": self.described,
-            "seconds": self.seconds,
-            "points": [asdict(point) for point in self.points],
-        }
-        write_whole(out / NAME, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(out / NAME, asdict(self))
 
 
 def read_curve(out: Path) -> Curve:
     """The curve of a run's folder.
 
     Raises:
-        ValueError: the folder holds none.
+        ValueError: the folder holds none, or the file is damaged.
     """
     path = out / NAME
     if not path.is_file():
         raise ValueError(f"{out} holds no conversion (there is no {NAME} in it)")
-    content = json.loads(path.read_text())
-    points = [Point(**point) for point in content["points"]]
-    return Curve(content["described"], points, content["seconds"])
+    content = read_json(path)
+    with reading(path):
+        points = [Point(**point) for point in content.pop("points")]
+        return Curve(points=points, **content)

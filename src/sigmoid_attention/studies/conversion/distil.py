@@ -109,9 +109,9 @@ class Distillation:
         )
 
     def all_layers(
-        self, optimizer: torch.optim.Optimizer, first: int, each: Callable[[float], None]
+        self, optimizer: torch.optim.Optimizer, first: int, each: Callable[[float], bool]
     ) -> None:
-        """Stage two from step `first` on; `each` is told the loss of every step."""
+        """Stage two from step `first` on, while `each`, which is told a step's loss, says so."""
         setting = self.setting
         warmup = min(WARMUP_STEPS, setting.steps // 2)
         peaks = [group.setdefault("peak", group["lr"]) for group in optimizer.param_groups]
@@ -129,7 +129,8 @@ class Distillation:
                 [x for group in optimizer.param_groups for x in group["params"]], CLIP_NORM
             )
             optimizer.step()
-            each(value)
+            if not each(value):
+                return
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """The weighted sum of whatever has a weight; predictions only of models that make any."""
@@ -140,7 +141,7 @@ class Distillation:
             if setting.hidden_weight or setting.logit_weight:
                 with torch.no_grad():
                     parent = self.parent(**batch, **more)
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), dtype=torch.float32, device=self.device)
         if setting.hidden_weight:
             hidden = zip(student.hidden_states[1:], parent.hidden_states[1:], strict=True)
             errors = [damped_error(mine_BNC, theirs_BNC) for mine_BNC, theirs_BNC in hidden]

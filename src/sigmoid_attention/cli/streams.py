@@ -1,0 +1,84 @@
+"""Standard output and error as they may come: closed, a pipe that nobody reads, not in Unicode."""
+
+import codecs
+import io
+import os
+import select
+import sys
+from typing import TextIO
+
+# What is said uses these, and a stream that has no other letters gets their likes.
+LIKES = str.maketrans(
+    {
+        **dict.fromkeys("\u2212\u2013\u2014\u2500\u2501\u2550", "-"),
+        **dict.fromkeys("\u2502\u2503\u2551", "|"),
+        **dict.fromkeys("\u256d\u256e\u2570\u256f\u250c\u2510\u2514\u2518\u251c\u2524", "+"),
+        **dict.fromkeys("\u2018\u2019", "'"),
+        **dict.fromkeys("\u201c\u201d", '"'),
+        **{"\u2022": "*", "\u2026": "...", "\u00d7": "x", "\u00b1": "+-", "\u00b7": "."},
+        **{"\u2264": "<=", "\u2265": ">=", "\u2248": "~", "\u2192": "->", "\u00a0": " "},
+    }
+)
+HANDLER = "sigmoid-attention.likes"
+
+
+def prepare() -> None:
+    """Make standard output and error take any text; one that is closed takes it nowhere."""
+    codecs.register_error(HANDLER, _like)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=HANDLER)
+
+
+def _like(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    alike = error.object[error.start : error.end].translate(LIKES)
+    return alike.encode("ascii", "backslashreplace").decode(), error.end
+
+
+def named(error: Exception) -> Exception:
+    """The same error; where it is standard output's own, such as a full disk's, it says so."""
+    if isinstance(error, OSError) and error.filename is None:
+        try:
+            sys.stdout.flush()
+        except OSError as again:
+            if again.errno == error.errno:
+                error.filename = "standard output"
+            _to_nowhere(sys.stdout)
+    return error
+
+
+def reader_left(error: BaseException | None) -> bool:
+    """Whether an error is that of a reader who has had enough, as `head` has.
+
+    The stream then leads nowhere, so that what it still holds is no error again.
+    """
+    while error is not None and not isinstance(error, BrokenPipeError):
+        error = error.__context__
+    # Other pipes break, too: those to worker processes.
+    left = [stream for stream in (sys.stdout, sys.stderr) if error and _has_no_reader(stream)]
+    for stream in left:
+        _to_nowhere(stream)
+    return bool(left)
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return False
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -1,0 +1,116 @@
+"""Ctrl-C and requests to end: at once where nothing would be lost, else at the end of a step."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+# Ctrl-C, the end that `kill` and a batch system ask for, and a terminal that was closed.
+REQUESTS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A request to end came as the signal `number`; a shell expects the exit code 128 + number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+@dataclass
+class Request:
+    """The signal that came, if one did, and what is kept of the work, as a sentence."""
+
+    number: int | None = None
+    kept: str = ""
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it every request to end raises ``Interrupted``, so that contexts are left in order.
+
+    Also where that comes out as another error, as it does of a module that is being imported.
+    """
+    came: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        raise Interrupted(number)
+
+    try:
+        with _handled_by(end):
+            yield
+    except Exception as error:
+        if came:
+            raise Interrupted(came[0]) from error
+        raise
+
+
+@contextmanager
+def ending_later() -> Iterator[Request]:
+    """Within it the first request to end is only noted, for work that then ends by itself.
+
+    The second one, of any kind, ends at once. When the context is left, the signal that was noted
+    takes effect as if it came then; the exception that it raises carries the note `kept`.
+
+    Example:
+        >>> try:
+        ...     with ending_later() as request:
+        ...         signal.raise_signal(signal.SIGINT)
+        ...         request.kept = "step 7 is kept"
+        ... except KeyboardInterrupt as error:
+        ...     print(error.__notes__)
+        ['step 7 is kept']
+    """
+    request = Request()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if request:
+            undo()
+            signal.raise_signal(number)
+        request.number = number
+
+    try:
+        with _handled_by(note) as undo:
+            yield request
+    finally:
+        if request.number is not None:
+            _raise(request.number, request.kept)
+
+
+def _raise(number: int, kept: str) -> None:
+    try:
+        signal.raise_signal(number)
+    except KeyboardInterrupt as error:
+        if kept:
+            error.add_note(kept)
+        raise
+
+
+@contextmanager
+def _handled_by(
+    handler: Callable[[int, FrameType | None], None],
+) -> Iterator[Callable[[], None]]:
+    """Handle requests to end by `handler`; gives what puts the handlers of before back."""
+    before = {}
+    # No other thread may; and what is ignored, as by nohup, shall be.
+    if threading.current_thread() is threading.main_thread():
+        for number in REQUESTS:
+            if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                before[number] = signal.signal(number, handler)
+
+    def undo() -> None:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+    try:
+        yield undo
+    finally:
+        undo()

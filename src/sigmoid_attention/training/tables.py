@@ -1,0 +1,84 @@
+"""Tables as Parquet files that tell damage: the one way in which they are written and read here.
+
+A file's footer holds the SHA-256 of all of its bytes, with zeros where the digits of that number
+stand. Parquet's own checksums cover the pages alone, and a flipped bit of the footer can make
+other numbers of them. Any other reader of Parquet takes these files as they are.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sigmoid_attention.training.files import Damaged
+
+# Two marks: a file of which one is damaged is not taken for a file without a checksum.
+KEY = b"sigmoid-attention:checksum"
+MARK = b"sigmoid-attention:sha256:"
+ZEROS = b"0" * 64
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The content of a Parquet file with the checksum by which `read_table` can tell damage."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(
+        buffer, table.schema, compression="zstd", write_page_checksum=True
+    ) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({KEY: MARK + ZEROS})
+    data = buffer.getvalue()
+    place = data.rindex(MARK) + len(MARK)
+    digits = hashlib.sha256(data).hexdigest().encode()
+    return data[:place] + digits + data[place + len(ZEROS) :]
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """The table of a file that `parquet_bytes` made.
+
+    A file of an earlier version has no checksum of the whole: its pages' are verified.
+
+    Raises:
+        Damaged: the file is not what was written, or has other columns than `schema`.
+        OSError: it is not there, or the system does not let it be read.
+
+    Example:
+        >>> import tempfile
+        >>> table = pa.table({"loss": [5.5, 3.25]})
+        >>> path = Path(tempfile.mkdtemp(), "losses.parquet")
+        >>> _ = path.write_bytes(parquet_bytes(table))
+        >>> read_table(path, table.schema)["loss"].to_pylist()
+        [5.5, 3.25]
+        >>> data = bytearray(path.read_bytes())
+        >>> data[40] ^= 1
+        >>> _ = path.write_bytes(data)
+        >>> read_table(path, table.schema)
+        Traceback (most recent call last):
+        ...
+        sigmoid_attention.training.files.Damaged: ...losses.parquet is damaged (its checksum ...
+    """
+    data = path.read_bytes()
+    if not _intact(data):
+        raise Damaged(f"{path} is damaged (its checksum does not fit its content)")
+    try:
+        # Without the threads of pyarrow's pools: a process that ends while they start is aborted.
+        file = pq.ParquetFile(
+            pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True
+        )
+        table = file.read(use_threads=False).replace_schema_metadata(None)
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged(f"{path} is damaged ({' '.join(str(error).split())})") from error
+    if not table.schema.equals(schema):
+        raise Damaged(f"{path} is damaged (it has other columns than were written)")
+    return table
+
+
+def _intact(data: bytes) -> bool:
+    if KEY not in data and MARK not in data:
+        return True
+    before, mark, after = data.rpartition(MARK)
+    if KEY not in data or not mark:
+        return False
+    digits, rest = after[: len(ZEROS)], after[len(ZEROS) :]
+    return hashlib.sha256(before + mark + ZEROS + rest).hexdigest().encode() == digits

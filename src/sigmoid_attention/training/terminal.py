@@ -1,0 +1,95 @@
+"""What is shown to people: sentences in which no character can steer a terminal.
+
+Names of files and bytes of models come from elsewhere. An escape sequence in them could recolour,
+overwrite or retitle a terminal; square brackets would be markup to rich.
+"""
+
+import sys
+import unicodedata
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# They reverse the text behind them; the rest of their category joins letters and emoji.
+TURNS = {*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
+
+
+def plain(text: str, keep: str = "") -> str:
+    """`text` with every control character but those of `keep` written out.
+
+    Example:
+        >>> plain("runs/\\x1b[31mred\\n")
+        'runs/\\\\x1b[31mred\\\\n'
+        >>> plain("two\\nlines", keep="\\n")
+        'two\\nlines'
+    """
+    return "".join(
+        character if character in keep or not _steers(character) else _written_out(character)
+        for character in text
+    )
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in TURNS
+
+
+def _written_out(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def tell(text: str) -> None:
+    """Print lines to standard output, `plain`."""
+    print(plain(text, keep="\n"), flush=True)
+
+
+def warn(sentence: str) -> None:
+    """Print one line to standard error, `plain`."""
+    print(plain(" ".join(sentence.split())), file=sys.stderr, flush=True)
+
+
+def terminal(*, errors: bool = False, quiet: bool = False) -> "Console":
+    """A console of rich that takes text as it is: no markup, no emoji, no colours of its own.
+
+    Example:
+        >>> terminal().print("a[/b] [red] :smile:")
+        a[/b] [red] :smile:
+    """
+    # Not needed by what runs without the lab extra.
+    from rich.console import Console
+
+    return Console(stderr=errors, quiet=quiet, markup=False, highlight=False, emoji=False)
+
+
+def sentence(error: BaseException) -> str:
+    """An error and its notes as one line that names the file, if there is one.
+
+    Example:
+        >>> sentence(PermissionError(13, "Permission denied", "runs/setting.json"))
+        'Permission denied (runs/setting.json)'
+    """
+    parts = [str(error), *getattr(error, "__notes__", [])]
+    if isinstance(error, OSError) and error.strerror:
+        named = f" ({error.filename})" if error.filename else ""
+        parts[0] = f"{error.strerror}{named}"
+    # Libraries wrap their messages; one line is one line.
+    return " ".join(" ".join(parts).split())
+
+
+def in_sentences(main: Callable[[], None]) -> int:
+    """Run a small command and give its exit code: 2 with a sentence for what a user can get wrong.
+
+    Example:
+        >>> in_sentences(lambda: None)
+        0
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        warn(sentence(error))
+        return 2
+    except ImportError as error:
+        warn(f"{sentence(error)} (sigmoid-attention doctor says what to type)")
+        return 2
+    return 0

@@ -1,0 +1,65 @@
+"""One process writes to a folder; the next one is told which."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from sigmoid_attention.training.lock import NAME, only_writer
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from sigmoid_attention.training.lock import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    command = [sys.executable, "-c", HOLDS, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "in\n"
+        yield process
+        process.kill()
+
+
+def test_another_process_is_kept_out_until_the_first_is_dead(tmp_path, holder):
+    folder = tmp_path / "run"
+    with (
+        pytest.raises(ValueError, match=rf"another process \(pid {holder.pid}\) writes to .*run"),
+        only_writer(folder),
+    ):
+        raise AssertionError("this is not reached")
+    assert (folder / NAME).exists(), "it is still the other's"
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with only_writer(folder):
+        (folder / "kept").touch()
+    assert os.listdir(folder) == ["kept"]
+
+
+def test_what_it_made_and_what_stays_empty_is_removed(tmp_path):
+    with pytest.raises(ValueError, match="refused"), only_writer(tmp_path / "a" / "b"):
+        raise ValueError("refused")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OSError, match=r"could not write .*file/out \(Not a directory\)"),
+        only_writer(tmp_path / "file" / "out"),
+    ):
+        raise AssertionError("this is not reached")
+
+
+def test_a_file_in_its_place_is_for_the_command_to_refuse(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with only_writer(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").read_text() == "mine"

@@ -1,0 +1,52 @@
+"""Requests to end: what is left in order, and what comes out of it."""
+
+import signal
+import threading
+
+import pytest
+
+from sigmoid_attention.training.signals import Interrupted, ending_later, interruptible
+
+
+def test_an_error_that_an_interrupt_became_is_an_interrupt():
+    """As of a module that is half imported: its C code makes another error of it."""
+    with pytest.raises(Interrupted) as caught, interruptible():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as error:
+            raise AttributeError("module has no attribute") from error
+    assert caught.value.code == 143
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(AttributeError), interruptible():
+        raise AttributeError("a bug")
+
+
+def test_what_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible(), ending_later() as request:
+            signal.raise_signal(signal.SIGHUP)
+            assert not request
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_failure_of_the_work_does_not_lose_the_request():
+    with pytest.raises(KeyboardInterrupt), ending_later():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("of the work")
+
+
+def test_in_another_thread_nothing_is_changed():
+    seen = []
+
+    def work():
+        with ending_later():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]
