@@ -288,7 +288,7 @@ def test_compare_shows_a_table_and_a_verdict_and_writes_the_report(corpus, tmp_p
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert (out / "rows.parquet").exists()
     assert "folder" in complaint(
-        capsys, *argv, "--seeds", "2", "--data", corpus, "--out", str(out), "--resume"
+        capsys, *argv, "--steps", "7", "--data", corpus, "--out", str(out), "--resume"
     )
     # The models that it trained can write, too.
     assert main(["generate", str(out / "runs" / "sigmoid-seed100"), "--device", "cpu"]) == 0
