@@ -214,6 +214,9 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_made(
     said = complaint(capsys, *argv, "--steps", "1")
     assert "gala-7b needs about" in said and "has 20 GB free" in said
     assert not out.exists()
+    monkeypatch.setattr(forecast, "free_bytes", lambda device: 1_000_000)
+    said = complaint(capsys, "compare", "--preset", "tiny", "--device", "cpu", "--out", str(out))
+    assert "tiny needs about" in said and not out.exists()
 
 
 def test_a_large_preset_on_a_cpu_is_warned_about_with_an_estimate(
@@ -285,7 +288,7 @@ def test_compare_shows_a_table_and_a_verdict_and_writes_the_report(corpus, tmp_p
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert (out / "rows.parquet").exists()
     assert "folder" in complaint(
-        capsys, *argv, "--seeds", "2", "--data", corpus, "--out", str(out), "--resume"
+        capsys, *argv, "--steps", "7", "--data", corpus, "--out", str(out), "--resume"
     )
     # The models that it trained can write, too.
     assert main(["generate", str(out / "runs" / "sigmoid-seed100"), "--device", "cpu"]) == 0

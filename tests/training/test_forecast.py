@@ -56,6 +56,8 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
         refuse_too_large("gala-7b", PRESETS["gala-7b"], 1, CPU)
     with pytest.raises(ValueError, match=r"gala-85m .*; --batch-size 3 would fit$"):
         refuse_too_large("gala-85m", PRESETS["gala-85m"], 16, CPU)
+    with pytest.raises(ValueError, match=r"--batch-size \d{4} would fit$"):
+        refuse_too_large("small", PRESETS["small"], 10**9, CPU)
     refuse_too_large("small", PRESETS["small"], 16, CPU)
     monkeypatch.setattr(forecast, "free_bytes", lambda device: None)
     refuse_too_large("gala-7b", PRESETS["gala-7b"], 16, CPU)

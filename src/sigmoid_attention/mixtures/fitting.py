@@ -6,7 +6,10 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
-import numpy as np
+from sigmoid_attention.extras import lab_imports
+
+with lab_imports("sigmoid_attention.mixtures"):
+    import numpy as np
 
 
 def centre_and_spread(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

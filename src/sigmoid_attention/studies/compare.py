@@ -50,6 +50,7 @@ from sigmoid_attention.studies.store import ROWS, Row, Store, step_parts
 from sigmoid_attention.studies.summary import BASELINE, UNIT_END, UNIT_SECONDS, summarise
 from sigmoid_attention.studies.verdict import judge
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.forecast import refuse_too_large
 from sigmoid_attention.training.trainer import Diverged
 
 __all__ = ["Comparison", "Interval", "SummaryRow", "Verdict", "compare", "units"]
@@ -84,6 +85,7 @@ def compare(
         Diverged: a training run met a value that is not finite; a note says which run.
     """
     device = resolve_device(setting.device)
+    refuse_too_large(setting.preset, setting.text.model, setting.text.batch_size, device)
     corpus = load_corpus(setting.data)
     text = Text.prepare(corpus, setting.text.model.vocab_size, setting.text.heldout_bytes)
     n = setting.text.model.max_seq_len

@@ -1,5 +1,7 @@
 """What a training will need, told before it starts: memory, which may not be there, and time."""
 
+import bisect
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,14 +58,19 @@ def training_memory(config: ModelConfig, batch_size: int) -> TrainingMemory:
         >>> f"{needed.parameters / 1e9:.1f} billion, {needed.state / 1e9:.0f} GB"
         '6.6 billion, 106 GB'
     """
-    # Without a single number behind any shape.
-    with torch.device("meta"):
-        sizes = [parameter.numel() for parameter in DecoderLM(config).parameters()]
+    sizes = _parameter_sizes(config)
     layer = BY_CHANNEL * config.dim + BY_HIDDEN * config.hidden_dim
     by_token = config.layers * layer + BY_ENTRY * config.vocab_size
     step = by_token * batch_size * config.max_seq_len + OF_LARGEST * max(sizes)
     count = sum(sizes)
     return TrainingMemory(count, STATE * count, FLOAT * step, CHECKPOINT * count)
+
+
+@functools.cache
+def _parameter_sizes(config: ModelConfig) -> list[int]:
+    # Without a single number behind any shape.
+    with torch.device("meta"):
+        return [parameter.numel() for parameter in DecoderLM(config).parameters()]
 
 
 def refuse_too_large(name: str, config: ModelConfig, batch_size: int, device: torch.device) -> None:
@@ -82,15 +89,19 @@ def refuse_too_large(name: str, config: ModelConfig, batch_size: int, device: to
         f"{name} needs about {in_bytes(needed.peak(device))} of memory to train and {where} has "
         f"{in_bytes(free)} free: {needed.parameters:,} parameters with gradients and Adam's "
         f"moments take {in_bytes(needed.state)}, a step of {batch_size} x {config.max_seq_len} "
-        f"tokens {in_bytes(needed.step)} more{checkpoint}; {_way_out(config, batch_size, device)}"
+        f"tokens {in_bytes(needed.step)} more{checkpoint}; "
+        f"{_way_out(config, batch_size, device, free)}"
     )
 
 
-def _way_out(config: ModelConfig, batch_size: int, device: torch.device) -> str:
-    free = free_bytes(device) or 0
-    for fewer in range(batch_size - 1, 0, -1):
-        if training_memory(config, fewer).peak(device) <= free:
-            return f"--batch-size {fewer} would fit"
+def _way_out(config: ModelConfig, batch_size: int, device: torch.device, free: int) -> str:
+    fits = bisect.bisect_right(
+        range(1, batch_size),
+        free,
+        key=lambda fewer: training_memory(config, fewer).peak(device),
+    )
+    if fits:
+        return f"--batch-size {fits} would fit"
     return "take a smaller --preset, --dim, --layers or --seq-len"
 
 
