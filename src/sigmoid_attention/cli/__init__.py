@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _say(_interruption(error, arguments), getattr(error, "code", INTERRUPTED))
     except (BrokenPipeError, SystemExit) as error:
-        # rich leaves a broken pipe by SystemExit(1).
         if streams.reader_left(error):
             return 0
         raise
