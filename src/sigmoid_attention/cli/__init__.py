@@ -52,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(arguments: list[str]) -> int:
     try:
         with interruptible():
-            code = _run(arguments)
-            # Here and not at the interpreter's end, which has no sentence for a failure.
-            sys.stdout.flush()
-            return code
+            try:
+                return _run(arguments)
+            finally:
+                # Not left to the interpreter's end, which has no sentence for a failure.
+                sys.stdout.flush()
     except ModuleNotFoundError as error:
         from sigmoid_attention.doctor import lab_packages
 
