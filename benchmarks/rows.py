@@ -15,7 +15,7 @@ from typing import Any, Self
 from benchmarks.operations import Case, flops
 from benchmarks.timing import Seconds
 from sigmoid_attention.studies.environment import processor_name
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import reading, write_whole
 
 Key = tuple[Case, str, int]
 
@@ -104,10 +104,11 @@ def ratio_to(baseline: Row, row: Row) -> Ratio:
 
 
 def read(path: Path) -> dict[Key, Row]:
-    """The rows of a file by their keys; none if there is no such file."""
+    """The rows of a file by their keys; none if there is no such file, `Damaged` if it is not."""
     if not path.exists():
         return {}
-    return merged({}, (Row.from_json(line) for line in path.read_text().splitlines()))
+    with reading(path):
+        return merged({}, (Row.from_json(line) for line in path.read_text().splitlines()))
 
 
 def merged(old: dict[Key, Row], new: Iterable[Row]) -> dict[Key, Row]:

@@ -60,3 +60,12 @@ def test_results_are_named_after_the_processor(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.rows.processor_name", lambda: "AMD EPYC(TM) 9B45, 2 GHz")
     assert results_file(tmp_path, "cpu").name == "cpu-amd-epyc-tm-9b45-2-ghz.jsonl"
     assert results_file(tmp_path / "my.jsonl", "cpu") == tmp_path / "my.jsonl"
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "[" * 9999, '{"peer": "ours", "threads": "x", "wol": []}']
+)
+def test_a_damaged_file_is_named(tmp_path, line):
+    (tmp_path / "cpu.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=r"cpu\.jsonl is damaged"):
+        read(tmp_path / "cpu.jsonl")

@@ -46,6 +46,10 @@ def test_it_leaves_a_model_that_writes(tiny, tmp_path, capsys):
     assert "gain was 1.5 when this folder was started and is 3.0 now" in complaint(capsys)
     assert (tmp_path / "out" / "curve.json").read_text() == before
     assert json.loads(before)["points"][-1]["stage"] == "final"
+    assert ask(tiny, tmp_path / "out", "--resume") == 0
+    captured = capsys.readouterr()
+    assert "there is nothing left to do" in captured.err and "needle_64: " in captured.out
+    assert (tmp_path / "out" / "curve.json").read_text() == before
 
 
 @pytest.mark.parametrize(

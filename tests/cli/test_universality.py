@@ -46,6 +46,13 @@ def test_trained_transformers_beside_it(tmp_path, capsys):
         (["median"], "function must be one of sorting, centre, max, mix, edge, or package."),
         (["torch:cumsum_"], "cannot be imported"),
         (["tests.cli.test_universality:by_place"], "must be permutation-equivariant; for tokens"),
+        (["os:getcwd"], "'os:getcwd' must map a tensor of shape (n, d) = "),
+        (
+            ["torch:sum"],
+            "must map a tensor of shape (n, d) = (3, 1) to one of the same shape; it g",
+        ),
+        (["builtins:len"], "it gave int"),
+        (["sys:exit"], "must map a tensor"),
         (["max", "--error", "0.001", "--n", "4"], "error: 0.001 needs "),
         (["max", "--n", "0"], "n must be at least 1, got 0"),
         (["max", "--steepness", "0"], "steepness must be positive and finite, got 0.0"),

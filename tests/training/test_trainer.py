@@ -167,7 +167,7 @@ def test_a_request_to_end_keeps_the_current_step(tmp_path, name, step):
     whole, _ = trained()
 
     def ask(done, _loss):
-        if done == step - 1:
+        if done == step:
             signal.raise_signal(getattr(signal, name))
 
     with interruptible(), pytest.raises(Interrupted) as caught:

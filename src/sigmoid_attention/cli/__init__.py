@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _say(_interruption(error, arguments), getattr(error, "code", INTERRUPTED))
     except (BrokenPipeError, SystemExit) as error:
-        # rich leaves a broken pipe by SystemExit(1).
         if streams.reader_left(error):
             return 0
         raise
@@ -59,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(arguments: list[str]) -> int:
     try:
         with interruptible():
-            code = _run(arguments)
-            # Here and not at the interpreter's end, which has no sentence for a failure.
-            sys.stdout.flush()
-            return code
+            try:
+                return _run(arguments)
+            finally:
+                # Not left to the interpreter's end, which has no sentence for a failure.
+                sys.stdout.flush()
     except ModuleNotFoundError as error:
         from sigmoid_attention.extras import INSTALL_LAB, LAB
 

@@ -1,10 +1,12 @@
 """Standard output and error as they may come: closed, a pipe that nobody reads, not in Unicode."""
 
 import codecs
+import errno
 import io
 import os
 import select
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 # What is said uses these, and a stream that has no other letters gets their likes.
@@ -41,26 +43,24 @@ def _like(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def named(error: Exception) -> Exception:
-    """The same error; where it is standard output's own, such as a full disk's, it says so."""
-    if isinstance(error, OSError) and error.filename is None:
-        try:
-            sys.stdout.flush()
-        except OSError as again:
-            if again.errno == error.errno:
-                error.filename = "standard output"
-            _to_nowhere(sys.stdout)
+    """The same error; where it is standard output's own, as on a full disk, it says so."""
+    # What this library writes to files names them.
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        error.filename = "standard output"
+        _to_nowhere(sys.stdout)
     return error
 
 
-def reader_left(error: BaseException | None) -> bool:
+def reader_left(error: BaseException) -> bool:
     """Whether an error is that of a reader who has had enough, as `head` has.
 
     The stream then leads nowhere, so that what it still holds is no error again.
     """
-    while error is not None and not isinstance(error, BrokenPipeError):
-        error = error.__context__
+    if isinstance(error, SystemExit):
+        # So rich leaves it, and has led the stream away.
+        return isinstance(error.__context__, BrokenPipeError)
     # Other pipes break, too: those to worker processes.
-    left = [stream for stream in (sys.stdout, sys.stderr) if error and _has_no_reader(stream)]
+    left = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
     for stream in left:
         _to_nowhere(stream)
     return bool(left)
@@ -79,6 +79,11 @@ def _has_no_reader(stream: TextIO) -> bool:
 
 
 def _to_nowhere(stream: TextIO) -> None:
+    with suppress(OSError, ValueError):
+        _redirect(stream.fileno())
+
+
+def _redirect(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
+    os.dup2(nowhere, descriptor)
     os.close(nowhere)

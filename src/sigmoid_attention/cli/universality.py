@@ -89,13 +89,15 @@ def _build_and_measure(asked: Universality) -> dict[str, Any]:
 def asked_function(name: str, n: int, d: int) -> Function:
     """The function called ``name``; ``ValueError`` where it does not map (n, d) to (n, d)."""
     wanted = f"must map a tensor of shape (n, d) = ({n}, {d}) to one of the same shape"
+    if name in FUNCTIONS:
+        return function(name)
     try:
         chosen = function(name)
         given = chosen(torch.rand(n, d, dtype=torch.float64))
     except ValueError:
         raise
     # A user's module may fail in any way, when it is imported and when it is called.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}"
         raise ValueError(f"function: {name!r} {wanted}; it raised {said}") from error
     if not isinstance(given, torch.Tensor) or given.shape != (n, d):

