@@ -1,5 +1,6 @@
 """The command line: what it does, and that whatever goes wrong is one sentence and exit code 2."""
 
+import json
 import os
 import subprocess
 import sys
@@ -287,9 +288,12 @@ def test_compare_shows_a_table_and_a_verdict_and_writes_the_report(corpus, tmp_p
     assert "text, sigmoid, seed 100" in captured.err
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert (out / "rows.parquet").exists()
-    assert "folder" in complaint(
-        capsys, *argv, "--steps", "7", "--data", corpus, "--out", str(out), "--resume"
+    assert "text.lr was 0.003 when this folder" in complaint(
+        capsys, *argv, "--lr", "0.1", "--data", corpus, "--out", str(out), "--resume"
     )
+    assert main([*argv, "--data", corpus, "--out", str(out), "--resume", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["advice"][0]["command"].endswith(f"--seeds 4 --device cpu --out {out} --resume")
     # The models that it trained can write, too.
     assert main(["generate", str(out / "runs" / "sigmoid-seed100"), "--device", "cpu"]) == 0
 

@@ -1,7 +1,5 @@
 """`sigmoid-attention compare`: the study, a table in the terminal, and the report."""
 
-import json
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sigmoid_attention.cli.arguments import Compare
+from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.report import render
 from sigmoid_attention.report.format import quantity
 from sigmoid_attention.report.table import (
@@ -51,7 +50,7 @@ def compare(asked: Compare) -> None:
     report = asked.out / REPORT
     render(comparison, report)
     if asked.json:
-        print(json.dumps(as_json(comparison, str(report)), indent=1))
+        print_json(as_json(comparison, str(report)))
         return
     show(comparison, Console())
     print(f"report: {report}")
@@ -59,29 +58,16 @@ def compare(asked: Compare) -> None:
 
 
 def as_json(comparison: Comparison, report: str) -> dict[str, Any]:
-    """What `show` prints, for programs; a number that there is none of is null."""
-    rows = [asdict(row) | reading(row)._asdict() for row in comparison.summary]
-    verdict = comparison.verdict
-    return _finite(
-        {
-            "headline": verdict.headline,
-            "paragraph": verdict.paragraph,
-            "summary": rows,
-            "fusion": asdict(comparison.fusion) if comparison.fusion else None,
-            "advice": [asdict(advice) for advice in comparison.advice],
-            "report": report,
-            "rows": comparison.path,
-        }
-    )
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for every number that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """What `show` prints, for programs."""
+    return {
+        "headline": comparison.verdict.headline,
+        "paragraph": comparison.verdict.paragraph,
+        "summary": [asdict(row) | reading(row)._asdict() for row in comparison.summary],
+        "fusion": asdict(comparison.fusion) if comparison.fusion else None,
+        "advice": [asdict(advice) for advice in comparison.advice],
+        "report": report,
+        "rows": comparison.path,
+    }
 
 
 def show(comparison: Comparison, console: Console) -> None:

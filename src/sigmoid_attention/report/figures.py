@@ -36,7 +36,10 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels under one title and caption; `absent` says in words what has no values."""
+    """Panels under one title and caption; `absent` says in words what has no values.
+
+    A line of the caption is a paragraph.
+    """
 
     name: str
     title: str
@@ -91,7 +94,7 @@ def training(measured: Measured) -> Figure:
             over_time = {arm: along(of, seconds[arm] or 0.0) for arm, of in held_out.items()}
             panels.append(
                 curves_panel(
-                    "The same by time", over_time, y_axis, _bits, along="seconds of training"
+                    "Held-out text, by time", over_time, y_axis, _bits, along="seconds of training"
                 )
             )
         apart = gap(over_tokens.get(SIGMOID, {}), over_tokens.get(SOFTMAX, {}))
@@ -105,10 +108,10 @@ def training(measured: Measured) -> Figure:
     return Figure(
         "training",
         "Loss during training",
-        " ".join(
+        "\n".join(
             [
-                "Both arms read the same held-out text on the way. Where the gap is above zero, "
-                "sigmoid attention is behind.",
+                "On the way both arms read the same pieces of the held-out text; the numbers above "
+                "are from all of it. Where the gap is above zero, sigmoid attention is behind.",
                 *_trend(measured.late_change),
                 *_equal_time(measured),
             ]

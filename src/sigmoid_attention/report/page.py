@@ -149,9 +149,10 @@ def _figure(figure: Figure) -> str:
     if not figure.panels:
         return f'<div class="figure">\n<div class="words">{head}{absent}</div>\n</div>'
     panels = "\n".join(panel.svg() for panel in figure.panels)
+    caption = "".join(f"<p>{escape(part)}</p>" for part in figure.caption.split("\n"))
     return (
         f'<figure class="figure" aria-labelledby="{figure.name}">\n'
-        f'<figcaption class="words">{head}<p>{escape(figure.caption)}</p>{absent}</figcaption>\n'
+        f'<figcaption class="words">{head}{caption}{absent}</figcaption>\n'
         f'<div class="panels">\n{panels}\n</div>\n</figure>'
     )
 

@@ -132,15 +132,16 @@ def finals_panel(
         for arm in ARMS:
             ends = at[task].get(arm, ())
             marks += [Dot(task + 0.12 * SIDE[arm], y, arm, "seed") for y in ends]
-            marks += with_interval(task + 0.25 * SIDE[arm], intervals[task].get(arm), arm)
+            if around := intervals[task].get(arm):
+                # No accuracy lies outside, whatever the interval of a mean does.
+                around = replace(around, low=max(around.low, 0.0), high=min(around.high, 1.0))
+            marks += with_interval(task + 0.25 * SIDE[arm], around, arm)
             if ends and intervals[task]:
                 said.append(f"{arm}, {name}: {quantity(mean(ends), 'fraction')} on average")
             elif ends:
                 said.append(f"{arm}, {name}: {', '.join(percent(y) for y in ends)}")
     x_axis = ticked_axis([(float(i), name) for i, name in enumerate(names)], "")
     y_axis = linear_axis([1.0, *heights(marks)], "answers right", percent)
-    # An interval may reach above 100%; an accuracy may not, so no tick invites to read one there.
-    y_axis = replace(y_axis, ticks=tuple(tick for tick in y_axis.ticks if tick[0] <= 1))
     return Panel("After training", x_axis, y_axis, tuple(marks), _say("Right answers", said))
 
 

@@ -176,7 +176,7 @@ COMPARE_PRESETS: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSett
             softmax_lr=1e-2,
             warmup_steps=30,
             heldout_bytes=49_152,
-            test_bytes=8192,
+            test_bytes=6144,
             record_every=10,
             checkpoint_every=50,
         ),
