@@ -201,3 +201,17 @@ def test_nested_sequences():
         alone = [layer(*(row[None],) * 3, need_weights=False)[0][0] for row in rows]
     for one, other in itertools.zip_longest(found.unbind(), alone):
         torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("affinity", ["linear", "euclidean", "fully_quadratic"])
+def test_a_routers_gradients_keep_their_digits_where_all_passes_run_under_autocast(affinity):
+    torch.manual_seed(0)
+    router = Router(8, 4, affinity=affinity)
+    x = torch.randn(3, 5, 8)
+
+    def gradients(enabled: bool) -> tuple[torch.Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = router(x).weights.square().sum()
+            return torch.autograd.grad(loss, list(router.parameters()))
+
+    torch.testing.assert_close(gradients(True), gradients(False), rtol=1e-5, atol=1e-6)

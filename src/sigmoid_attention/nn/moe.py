@@ -128,4 +128,4 @@ class MoEConfig:
             if weight
             for routing in routings
         ]
-        return torch.stack(terms).sum() if terms else torch.zeros(())
+        return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float32)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import autocast
@@ -180,15 +179,16 @@ class Router(nn.Module):
         terms = []
         if self.affinity != "partially_quadratic":
             weight = self.weight.to(x.dtype)
-            product = F.linear(x, weight)
+            product = autocast.product(x.reshape(-1, self.dim), weight.T).view(*x.shape[:-1], -1)
             if self.affinity == "euclidean":
                 # Multiplied out, so that no difference of a token and a centre is ever stored.
                 squares = x.square().sum(-1, keepdim=True) + weight.square().sum(-1)
                 product = 2 * product - squares
             terms.append(product)
         if self.affinity.endswith("quadratic"):
-            matrices = self.quadratic.to(x.dtype)
-            terms.append(torch.einsum("...c,ecd,...d->...e", x, matrices, x))
+            matrices_ECC, x_TC = self.quadratic.to(x.dtype), x.reshape(-1, self.dim)
+            turned_ETC = autocast.product(x_TC.expand(self.experts, -1, -1), matrices_ECC)
+            terms.append((turned_ETC * x_TC).sum(-1).T.reshape(*x.shape[:-1], -1))
         if self.intercept is not None:
             terms.append(self.intercept.to(x.dtype))
         return sum(terms[1:], start=terms[0])

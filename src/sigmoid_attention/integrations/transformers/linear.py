@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import autocast
 from sigmoid_attention.attention.bias import BiasPolicy, RowContext
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
 
@@ -74,9 +75,9 @@ class LinearBias(nn.Module, InputBias):
     def forward(self, input_BNC: Tensor, log_m: Tensor) -> tuple[Tensor, Tensor]:
         """o_h + w_h x_i, (B, H, N, 1), and a_h log m_i, in the dtype of ``log_m`` (..., Q, 1)."""
         # Autocast would leave a logarithm of hundreds two or three digits.
-        with torch.autocast(log_m.device.type, enabled=False):
-            input_BNC = input_BNC.to(log_m.device, log_m.dtype)
-            linear_BNH = input_BNC @ self.weight.T.to(log_m.dtype) + self.offset
+        input_BNC = input_BNC.to(log_m.device, log_m.dtype)
+        product_TH = autocast.product(input_BNC.flatten(0, -2), self.weight.T.to(log_m.dtype))
+        linear_BNH = product_TH.view(*input_BNC.shape[:-1], -1) + self.offset
         return linear_BNH.mT[..., None], self.slope[:, None, None] * log_m
 
     def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> Tensor:
