@@ -41,6 +41,7 @@ def advised(summary, rows=NO_ROWS, preset="small", fusion=FUSED, **setting):
         ([], "Train more seeds: 3 are the fewest", "--seeds 4"),
         ([text(unbounded(0.3, 2))], "Train more seeds: 3 are the fewest", "--resume"),
         ([text(SAME, silent="no")], "Train longer, until at least one arm", "--steps 300"),
+        ([text(unbounded(0.3, 1), silent="no")], "Train longer, until at least", "--seeds 4"),
         ([text(around(0.02, 0.03))], "about 4 would decide it", "--seeds 4"),
         ([text(around(0.001, 0.3))], "more than 16 seeds would be needed", "--preset medium"),
         ([text(SAME), *solved("recall", 2, 2, 2, 4)], "the same seeds solve it", "--preset medium"),

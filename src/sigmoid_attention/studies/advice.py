@@ -1,7 +1,7 @@
 """What to do next, computed from a finished comparison: what would decide, or change, its answer.
 
-In this order, as far as it applies: nothing can be read yet (too few seeds; text that no arm has
-learnt); what is worse (a learning rate of its own, other positions, longer training while the gap
+In this order, as far as it applies: nothing can be read yet (text that no arm has learnt; too few
+seeds); what is worse (a learning rate of its own, other positions, longer training while the gap
 closes); what is undecided (how many seeds would decide it); tasks that neither arm learnt; a step
 without a fused kernel; and, where nothing speaks against sigmoid attention, the reader's own text.
 """
@@ -22,6 +22,7 @@ from sigmoid_attention.studies.verdict import listed, longer, steps, tasks
 
 # More seeds than this are not worth their time: larger models would tell more.
 MOST_SEEDS = 16
+# The fewest seeds, solved under one arm alone, with which the sign test decides.
 FEWEST_DISCORDANT = 6
 OTHER_MODELS = Advice(
     "This run says nothing about vision models and encoders: the recipe is for decoders that read "
@@ -39,8 +40,9 @@ def advise(
 ) -> tuple[Advice, ...]:
     """What to do after a comparison that `out` holds, with the commands that do it."""
     text = [row for row in summary if row.metric == LOSS]
-    seeds = text[0].difference.n if text else 0
-    if seeds < FEWEST_FOR_INTERVAL:
+    if text and text[0].silent:
+        return (_train_longer(rows, setting, out),)
+    if not text or text[0].difference.n < FEWEST_FOR_INTERVAL:
         return (
             Advice(
                 f"Train more seeds: {FEWEST_FOR_INTERVAL} are the fewest that give an interval. "
@@ -48,8 +50,6 @@ def advise(
                 _more(setting, out, seeds=max(SEEDS, setting.seeds)),
             ),
         )
-    if text[0].silent:
-        return (_train_longer(rows, setting, out),)
     return (
         *_worse(text, rows, setting, out),
         *_undecided(summary, text[0], setting, out),
@@ -61,14 +61,15 @@ def advise(
 
 
 def _train_longer(rows: pa.Table, setting: CompareSetting, out: Path) -> Advice:
+    seeds = max(SEEDS, setting.seeds)
     if setting.preset == "tiny":
         return Advice(
             "The preset tiny only shows that everything works. Take the preset small.",
-            _larger(setting, out),
+            _larger(setting, out, seeds=seeds),
         )
     return Advice(
         "Train longer, until at least one arm beats a table of byte pairs.",
-        _other(setting, out, "longer", steps=longer(rows)),
+        _other(setting, out, "longer", steps=longer(rows), seeds=seeds),
     )
 
 
@@ -195,12 +196,12 @@ def _next_preset(setting: CompareSetting) -> str:
     return {"tiny": "small"}.get(setting.preset, "medium")
 
 
-def _larger(setting: CompareSetting, out: Path) -> str:
+def _larger(setting: CompareSetting, out: Path, **changes: object) -> str:
     preset = _next_preset(setting)
     if preset == setting.preset:
         return ""
     taken = compare_setting(preset).text.steps
-    return _other(setting, out, preset, preset=preset, steps=taken, device="auto")
+    return _other(setting, out, preset, preset=preset, steps=taken, device="auto", **changes)
 
 
 def _more(setting: CompareSetting, out: Path, **changes: int) -> str:
