@@ -122,7 +122,11 @@ def test_shapes_strides_and_types_are_told_apart(remembered):
     assert len(remembered) == 4 * 2 * 3
 
 
-@pytest.mark.parametrize("policy", (Constant, NegLogLength))
+def with_offset(number) -> NegLogLength:
+    return NegLogLength(8, offset=number)
+
+
+@pytest.mark.parametrize("policy", (Constant, with_offset))
 def test_a_policy_is_asked_for_its_number_every_time(policy):
     number, tensors = torch.tensor(2.0), drawn()
     for value in (2.0, 5.0):
@@ -172,12 +176,12 @@ def test_the_lengths_of_a_cache_are_looked_at_every_time(remembered):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     (
-        ({"scale": float("nan")}, "scale: must be finite"),
+        ({"scale": float("nan")}, "scale: must be a finite number"),
         ({"window_size": (-2, 0)}, "window_size: must be"),
         ({"window_size": [-2, 0]}, "window_size: must be"),
         ({"softcap": -1.0}, "softcap: must be positive"),
         ({"skip_tolerance": "none"}, "skip_tolerance: must be"),
-        ({"bias": "log"}, "bias: must be a number"),
+        ({"bias": "log"}, "bias: must be a finite number"),
         ({"alibi_slopes": torch.ones(3)}, "alibi_slopes: must be"),
         ({"impl": "fast"}, "impl: must be"),
     ),
