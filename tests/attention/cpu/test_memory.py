@@ -21,6 +21,10 @@ from tests.attention.cpu.test_threads import in_a_process
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
+unwatched = pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer has an allocator of its own"
+)
+
 MANY = 2**32
 
 
@@ -43,6 +47,7 @@ def test_any_number_of_heads_without_an_answer(missing, learning):
         assert not grad.any()
 
 
+@unwatched
 @pytest.mark.parametrize("queries", [1, 64], ids=["decoding", "forward"])
 @pytest.mark.parametrize("keys", [2**48, 2**56, 2**61])
 def test_more_keys_than_any_memory_holds(queries, keys):
@@ -89,7 +94,7 @@ def test_a_struct_that_asks_for_nothing_is_answered_by_the_kernel_itself():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is only obeyed on Linux")
-@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="its shadow is larger")
+@unwatched
 def test_where_memory_runs_out_the_process_lives_on():
     """With less and less room to grow, every call answers or raises."""
     words = in_a_process("""
