@@ -1,7 +1,7 @@
 """Ends, lengths and tables of pages: read once, checked on every way to a kernel, and copied.
 
-What they say becomes an address. A graph has no numbers when it is made; whoever runs it with wrong
-ones gets the sentence that the plain call gives, not what lies in the memory behind a tensor.
+What they say becomes an address. A graph has no numbers when it is made; run with wrong ones, it
+raises the sentence that the plain call raises, and reads nothing behind a tensor.
 """
 
 import struct

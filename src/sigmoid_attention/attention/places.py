@@ -2,8 +2,8 @@
 
 They are checked where they are read, and a kernel is given a copy of what was checked: another
 thread may write to the caller's tensors meanwhile. A graph that is traced has no numbers yet; to it
-the same is an operator of torch's library, which reads when the graph runs. Nobody waits for the
-numbers of a GPU, whose kernels stay inside their tensors by themselves.
+the same is an operator of torch's library, which reads when the graph runs. The numbers of a GPU
+are not waited for; its kernels stay inside their tensors by themselves.
 
 Shape letters: B sequences, M pages of a sequence.
 """
@@ -19,7 +19,7 @@ from sigmoid_attention.attention.sequences import Sequences, used_pages
 
 
 def looked_at(device: torch.device) -> bool:
-    """Whether anyone may look at the numbers in a tensor: for those of a GPU all would wait."""
+    """Whether the numbers in a tensor are read: those of a GPU would have to be waited for."""
     return device.type == "cpu"
 
 

@@ -21,13 +21,17 @@ from tests.attention.cpu.test_threads import in_a_process
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
+unwatched = pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer has an allocator of its own"
+)
+
 MANY = 2**32
 
 
 @pytest.mark.parametrize("missing", ["rows", "value-dim", "rows-and-keys"])
 @pytest.mark.parametrize("learning", [False, True], ids=["value", "gradients"])
 def test_any_number_of_heads_without_an_answer(missing, learning):
-    """What there is none of takes no memory, whatever there would be of the rest."""
+    """An output without elements takes no memory, for any number of heads."""
     rows, keys, value_dim = {"rows": (0, 3, 2), "value-dim": (1, 3, 0)}.get(missing, (0, 0, 2))
     one = torch.ones(1, requires_grad=learning)
     heads = MANY if missing != "value-dim" else 2**16
@@ -43,6 +47,7 @@ def test_any_number_of_heads_without_an_answer(missing, learning):
         assert not grad.any()
 
 
+@unwatched
 @pytest.mark.parametrize("queries", [1, 64], ids=["decoding", "forward"])
 @pytest.mark.parametrize("keys", [2**48, 2**56, 2**61])
 def test_more_keys_than_any_memory_holds(queries, keys):
@@ -77,7 +82,7 @@ def test_no_queries_never_start_the_kernel_with_terms(kind, monkeypatch):
 
 
 def test_a_struct_that_asks_for_nothing_is_answered_by_the_kernel_itself():
-    """Whoever remembers a call without rows may start the kernel; it writes nothing."""
+    """A remembered call without rows starts the kernel, which writes nothing."""
     before = dict(repeated._known)
     query, key = torch.ones(1, 1, 0, 8), torch.ones(1, 1, 200, 8)
     bias = torch.zeros(1, 1, 1, 200)
@@ -89,7 +94,7 @@ def test_a_struct_that_asks_for_nothing_is_answered_by_the_kernel_itself():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is only obeyed on Linux")
-@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="its shadow is larger")
+@unwatched
 def test_where_memory_runs_out_the_process_lives_on():
     """With less and less room to grow, every call answers or raises."""
     words = in_a_process("""
