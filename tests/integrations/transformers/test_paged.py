@@ -104,6 +104,19 @@ def test_a_mask_and_ends_both_count():
         torch.testing.assert_close(found, expected, **checks.TOLERANCE)
 
 
+def test_a_mask_of_keys_alone_and_ends_both_count():
+    query, key, value = torch.randn(3, 1, 2, 5, 6).unbind(0)
+    seen = torch.tensor([True, True, True, False, True])
+    found, _ = sigmoid_attention_forward(
+        Attention(), query, key, value, seen[None, None, None], cu_seq_lens_q=ENDS,
+        cu_seq_lens_k=ENDS,
+    )  # fmt: skip
+    row = torch.tensor([0, 0, 1, 1, 1])
+    mask = ((row[:, None] == row) & seen)[None, None]
+    expected, _ = sigmoid_attention_forward(Attention(), query, key, value, mask)
+    torch.testing.assert_close(found, expected)
+
+
 class Attention(torch.nn.Module):
     sigmoid_bias, is_causal, layer_idx = -2.0, True, 0
 

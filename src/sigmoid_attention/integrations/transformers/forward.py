@@ -96,7 +96,7 @@ def sigmoid_attention_forward(
                 query, key, value, ends, bias=bias, scale=scaling, softcap=softcap,
                 is_causal=bool(is_causal), window=kwargs.get("sliding_window"), dropout_p=dropout,
             ), None  # fmt: skip
-        attention_mask = paged.within(ends, attention_mask)
+        attention_mask = paged.within(ends, attention_mask, query, key)
     queries = query.shape[2]
     causal = queries > 1 and attention_mask is None and bool(is_causal)
     if causal and key.shape[2] > queries:

@@ -78,13 +78,12 @@ def attend(
     return out_THE[None]
 
 
-def within(ends: Ends, mask: Tensor) -> Tensor:
-    """A mask that also keeps the packed sequences apart, boolean or with the lowest number."""
-    rows = (
-        torch.searchsorted(end, torch.arange(tokens).to(end), right=True)
-        for end, tokens in zip(ends[:2], mask.shape[-2:], strict=True)
+def within(ends: Ends, mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """A mask that also keeps the packed sequences apart, boolean or with -inf."""
+    row_Q, row_K = (
+        torch.searchsorted(end, torch.arange(tokens.shape[2]).to(end), right=True)
+        for end, tokens in ((ends.q, query), (ends.k, key))
     )
-    row_Q, row_K = rows
     same_QK = row_Q[:, None] == row_K
     return mask & same_QK if mask.dtype == torch.bool else mask.masked_fill(~same_QK, -torch.inf)
 
@@ -95,11 +94,10 @@ def ends(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Ends | None:
     Raises:
         CannotRun: they are said in a way that is not known.
     """
-    given = [kwargs.get(name) for name in ENDS]
-    if given == [None, None]:
+    if kwargs.get(ENDS[0]) is None and kwargs.get(ENDS[1]) is None:
         # Indices into a cache without ends: whose keys these are, nothing says.
-        if any(kwargs.get(name) is not None for name in _PLACES):
-            raise _unknown("read_index", "comes without cu_seq_lens_q and cu_seq_lens_k")
+        if kwargs.get(_PLACES[0]) is not None:
+            raise _unknown(_PLACES[0], "comes without cu_seq_lens_q and cu_seq_lens_k")
         return None
     found: list[Any] = []
     longest: list[Any] = []
