@@ -1,5 +1,8 @@
 # `make compare` answers "should I switch to sigmoid attention, and what does it cost?".
 # `make test` runs the tests. Both make .venv first; `make env` does only that.
+# `make test-all` runs the slow tests, the other vector paths and the sanitizers as well.
+# `make update` renews constraints/lock.txt and runs all tests with it.
+# `make test-newest` runs the integrations' tests against the newest releases.
 # `make bench-cpu` measures how fast the operator is on this CPU and writes that into the README.
 # `make bench-gpu` measures the GPU operators, their errors and their peers on one NVIDIA GPU.
 # `make sanitize` runs the CPU kernel's tests with its memory and its arithmetic watched.
@@ -8,8 +11,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := src tests benchmarks hatch_build.py
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+LOCK := constraints/lock.txt
+MEND := tools/torchvision_cpu_mend.py
+NEWEST := .venv-newest
+SOURCES := src tests benchmarks tools hatch_build.py
+PYTEST_OPTIONS := -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+PIP := -m pip install --quiet --disable-pip-version-check
 
 # What depends on the kernel's vector path; how a kernel is built does not.
 KERNEL_TESTS := tests/attention/cpu --ignore=tests/attention/cpu/building
@@ -21,18 +29,28 @@ SANITIZED := $(KERNEL_TESTS) -k "not thousand_keys and not accuracy and not weig
 SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
   -fno-omit-frame-pointer
 
-.PHONY: env compare bench-cpu bench-gpu test sanitize check format clean
+.PHONY: env update compare bench-cpu bench-gpu test test-all test-paths test-newest test-torch-only \
+  sanitize check format clean
 
 env: $(READY)
 
-# The constraint keeps every later install from replacing torch.
-$(READY): pyproject.toml constraints/ci.txt
+# The lock is a list of constraints: which build of torch is taken, for CPUs or for CUDA, is left to
+# pip's own settings. Without build isolation hatchling is the locked one, too.
+$(READY): pyproject.toml $(LOCK) $(MEND)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "make: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "make: this Python cannot create virtual environments (Debian and Ubuntu: install python3-venv)"; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/ci.txt -e '.[dev]'
+	@echo "make: installing the locked packages into $(VENV): some minutes, and up to 6 GB where torch is a CUDA build"
+	@$(BIN)/python $(PIP) -c $(LOCK) hatchling
+	@$(BIN)/python $(PIP) -c $(LOCK) --no-build-isolation -e '.[dev]'
+	@$(BIN)/python $(MEND)
 	@touch $@
+
+update: $(READY)
+	UV_CUSTOM_COMPILE_COMMAND="make update" $(BIN)/uv pip compile --quiet --universal --upgrade \
+	  --python-version 3.11 --no-annotate --extra dev pyproject.toml -o $(LOCK)
+	$(MAKE) test-all
 
 compare: $(READY)
 	$(BIN)/sigmoid-attention compare --out runs/compare --resume
@@ -53,13 +71,29 @@ bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks publish benchmarks/results
 
 test: $(READY)
+	$(PYTEST) -m "not slow"
+
+test-all: $(READY)
 	$(PYTEST)
-	@# The best vector path has been tested by now; here are the others that this processor runs.
+	$(MAKE) test-paths
+	$(MAKE) test-torch-only
+	$(MAKE) sanitize
+
+# The tests above take the best vector path; here are the others that this processor runs.
+test-paths: $(READY)
 	@paths=$$($(BIN)/python -m sigmoid_attention.attention.cpu) && set -- $$paths && shift && \
 	for path; do \
 	  echo "The CPU kernel's vector path $$path:"; \
 	  SIGMOID_ATTENTION_CPU=$$path $(PYTEST) $(OTHERS) || exit 1; \
 	done
+
+# torch stays the locked one: a newer torch is a change of its own, made in pyproject.toml.
+test-newest: $(READY)
+	$(PYTHON) -m venv --clear $(NEWEST)
+	grep -E '^(torch|torchvision|triton)==' $(LOCK) > $(NEWEST)/torch.txt
+	$(NEWEST)/bin/python $(PIP) -c $(NEWEST)/torch.txt -e '.[dev]'
+	$(NEWEST)/bin/python $(MEND)
+	$(NEWEST)/bin/python -m pytest $(PYTEST_OPTIONS) tests/integrations
 
 # Python itself leaks. Capturing by file descriptor would swallow the report of a process that dies,
 # and with that process the run should end.
@@ -79,4 +113,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix $(SOURCES)
 
 clean:
-	rm -rf $(VENV) runs dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) runs dist .pytest_cache .ruff_cache

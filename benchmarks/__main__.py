@@ -234,8 +234,7 @@ def mixtures(asked: Mixtures) -> int:
 
 
 def integrations(asked: Integrations) -> int:
-    # Nothing else here needs transformers, which has to find torchvision mended.
-    import tests.pypi_torchvision  # noqa: F401
+    # Only this suite needs transformers.
     from benchmarks import integrations as models
 
     scale = models.QUICK if asked.quick else models.USUAL

@@ -3,6 +3,7 @@
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim.
 """
 
+import inspect
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -125,17 +126,24 @@ def _llama(scale: Scale, context: int) -> LlamaForCausalLM:
 
 def _prompt(model: LlamaForCausalLM, tokens: Tensor) -> Callable[[], Any]:
     return lambda: model(
-        input_ids=tokens, past_key_values=DynamicCache(config=model.config), logits_to_keep=1
+        input_ids=tokens, **_with(DynamicCache(config=model.config)), logits_to_keep=1
     )
+
+
+def _with(cache: DynamicCache) -> dict[str, DynamicCache]:
+    """The cache under the name that ``forward`` has for it: since transformers 5.24 a new one."""
+    taken = inspect.signature(LlamaForCausalLM.forward).parameters
+    return {"cache" if "cache" in taken else "past_key_values": cache}
 
 
 def _step(model: LlamaForCausalLM, tokens: Tensor) -> Callable[[], Any]:
     """One token; the cache is cut back after it, so that every step finds the same."""
     cache = DynamicCache(config=model.config)
-    model(input_ids=tokens, past_key_values=cache, logits_to_keep=1)
+    named = _with(cache)
+    model(input_ids=tokens, **named, logits_to_keep=1)
 
     def step() -> None:
-        model(input_ids=tokens[:, :1], past_key_values=cache)
+        model(input_ids=tokens[:, :1], **named)
         cache.crop(-1)
 
     return step

@@ -6,8 +6,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests import pypi_torchvision  # noqa: F401, before anything imports torchvision
-
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("fixed")
 
@@ -22,4 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # torch scripts parts of itself when forward mode or inductor is first used, and says so.
     config.addinivalue_line(
         "filterwarnings", "ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning"
+    )
+    # Most tests are about other things than a model's length; the warning has tests of its own.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:(sigmoid_)?bias. None means -log\\(number of keys\\):UserWarning"
     )

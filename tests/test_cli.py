@@ -1,12 +1,17 @@
 """The command line: what it does, and that whatever goes wrong is one sentence and exit code 2."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sigmoid_attention.cli import main
+from sigmoid_attention.studies.trained import load_trained
+from sigmoid_attention.training import forecast
+from sigmoid_attention.training.loss_log import read_losses
 
 QUICK = ["--steps", "6", "--batch-size", "2", "--warmup-steps", "2", "--device", "cpu"]
 
@@ -31,7 +36,8 @@ def complaint(capsys, *argv):
     assert main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    lines = captured.err.splitlines()
+    # What was read of a text is said where nothing was wrong with it.
+    lines = [line for line in captured.err.splitlines() if not line.startswith("text: ")]
     assert len(lines) == 1, captured.err
     assert lines[0].startswith("sigmoid-attention: ")
     return lines[0]
@@ -67,7 +73,7 @@ def test_data_that_cannot_be_used(command, make, says, tmp_path, capsys):
         (["train", "--preset", "huge"], "preset must be one of tiny"),
         (["train", "--recipe", "secret"], "recipe must be 'paper' or 'recommended'"),
         (["train", "--activation", "tanh"], "activation must be one of"),
-        (["train", "--preset", "tiny", "--vocab-size", "9"], "vocab_size must be at least 257"),
+        (["train", "--preset", "tiny", "--vocab-size", "9"], "--vocab-size must be at least 257"),
         (["train", "--steps", "0"], "steps must be at least 1"),
         (["train", "--lr", "-1"], "lr must be positive"),
         (["train", "--record", "-1"], "record must be 0 (none) or a number of steps"),
@@ -129,7 +135,7 @@ def test_without_the_lab_extra_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "sigmoid_attention.cli.arguments", raising=False)
     monkeypatch.setitem(sys.modules, "tyro", None)
     said = complaint(capsys, "compare")
-    assert "tyro is not installed" in said and "sigmoid-attention[lab]" in said
+    assert "tyro is not installed" in said and "pip install '.[lab]'" in said
 
 
 def test_train_then_generate(trained, capsys):
@@ -146,8 +152,8 @@ def test_train_then_generate(trained, capsys):
     ("argv", "says"),
     [
         (["--temperature", "-1"], "temperature must be 0"),
-        (["--top-p", "0"], "top_p must be above 0"),
-        (["--max-new-tokens", "0"], "max_new_tokens must be positive"),
+        (["--top-p", "0"], "--top-p must be above 0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be positive"),
     ],
 )
 def test_generate_refuses_what_cannot_be_meant(argv, says, trained, capsys):
@@ -164,6 +170,97 @@ def test_training_resumes_only_as_it_began(trained, corpus, capsys):
     for change, field in ((["--lr", "1e-4"], "train.lr"), (["--activation", "softmax"], "model.")):
         said = complaint(capsys, *same, "--resume", *change)
         assert "belongs to another configuration" in said and field in said
+
+
+def losses(folder):
+    return read_losses(Path(folder) / "loss.csv")
+
+
+def test_training_leaves_its_losses_and_their_curve(corpus, tmp_path, capsys):
+    out = str(tmp_path / "my run")
+    argv = ["train", "--preset", "tiny", "--data", corpus, "--out", out, *QUICK]
+    assert main([*argv, "--eval-every", "4"]) == 0
+    captured = capsys.readouterr()
+    assert f"sigmoid-attention generate '{out}' --prompt" in captured.out
+    rows = losses(out)
+    assert [row.step for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row.step for row in rows if row.heldout_bits_per_byte] == [4, 6]
+    assert rows[-1].tokens == 6 * 2 * 32
+    # Bytes and the ends of documents: one unit everywhere, and 8 bits are the most a byte has.
+    assert f"held-out {rows[-1].heldout_bits_per_byte:.4f}"[:13] in captured.out
+    assert 7 < rows[0].training_bits_per_byte < 10
+    assert "nats" not in captured.out + captured.err and "nan" not in captured.err
+    assert "bits/byte" in captured.err
+    assert (Path(out) / "loss.svg").read_text().startswith("<?xml")
+
+
+def test_a_training_is_continued_with_more_steps_and_never_with_fewer(trained, corpus, capsys):
+    argv = ["train", "--preset", "tiny", "--data", corpus, "--out", trained, *QUICK[2:]]
+    before = losses(trained)
+    assert main([*argv, "--steps", "9", "--resume"]) == 0
+    assert losses(trained)[:6] == before
+    assert [row.step for row in losses(trained)] == list(range(1, 10))
+    assert main(["generate", trained, "--max-new-tokens", "3", "--device", "cpu"]) == 0
+    assert "steps is 9 there and 8 here" in complaint(capsys, *argv, "--steps", "8", "--resume")
+    assert [row.step for row in losses(trained)] == list(range(1, 10))
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_made(
+    corpus, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(forecast, "free_bytes", lambda device: 20_000_000_000)
+    monkeypatch.setattr("sigmoid_attention.cli.train.load_corpus", None)
+    out = tmp_path / "out"
+    argv = ["train", "--preset", "gala-7b", "--data", corpus, "--out", str(out), "--device", "cpu"]
+    said = complaint(capsys, *argv, "--steps", "1")
+    assert "gala-7b needs about" in said and "has 20 GB free" in said
+    assert not out.exists()
+    monkeypatch.setattr(forecast, "free_bytes", lambda device: 1_000_000)
+    said = complaint(capsys, "compare", "--preset", "tiny", "--device", "cpu", "--out", str(out))
+    assert "tiny needs about" in said and not out.exists()
+
+
+def test_a_large_preset_on_a_cpu_is_warned_about_with_an_estimate(
+    corpus, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("sigmoid_attention.cli.train.run_training", refuse_to_run)
+    argv = ["train", "--data", corpus, "--out", str(tmp_path / "out"), "--device", "cpu"]
+    sizes = ["--layers", "1", "--dim", "32", "--max-seq-len", "16", "--batch-size", "1"]
+    assert main([*argv, "--preset", "medium", *sizes]) == 2
+    said = capsys.readouterr().err
+    assert "warning: on this CPU 1,000 steps of medium take about" in said and "a GPU" in said
+    assert main([*argv, "--preset", "tiny", "--steps", "2", "--resume"]) == 2
+    assert "warning: on this CPU" not in capsys.readouterr().err
+
+
+def refuse_to_run(*_arguments, **_settings):
+    raise ValueError("not in this test")
+
+
+def test_sizes_in_place_of_the_presets(corpus, tmp_path):
+    out = tmp_path / "out"
+    sizes = ["--dim", "24", "--layers", "1", "--heads", "3", "--seq-len", "16"]
+    argv = ["train", "--preset", "tiny", "--data", corpus, "--out", str(out), *QUICK]
+    assert main([*argv, *sizes]) == 0
+    model = load_trained(out)[0]
+    assert (model.config.dim, model.config.layers, model.config.heads) == (24, 1, 3)
+    assert model.config.max_seq_len == 16 and losses(out)[0].tokens == 32
+
+
+def test_what_was_read_is_said_before_training(tmp_path, capsys):
+    folder = tmp_path / "texts"
+    for name in ("a.py", "b.py", "c.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("the quick brown fox\n" * 60)
+    (folder / "x.png").write_bytes(b"\x89PNG\0\0")
+    argv = ["train", "--preset", "tiny", "--data", str(folder), *QUICK]
+    assert main([*argv, "--out", str(tmp_path / "out"), "--vocab-size", "100000"]) == 0
+    said = capsys.readouterr().err
+    assert "text: 3 files, 3,600 bytes; 1 file held out, 1,200 bytes (33%); 1 file skipped" in said
+    assert "warning: only 1 file held out" in said
+    assert "tokens, as the text has no more pairs" in said and "vocabulary: 2" in said
+    for data, says in (("", "got an empty name"), (str(folder / "x.png"), "train --binaries")):
+        assert says in complaint(capsys, *argv[:3], "--data", data, "--out", str(tmp_path / "no"))
 
 
 def test_training_with_byte_pairs_and_records(corpus, tmp_path, capsys):
@@ -191,9 +288,12 @@ def test_compare_shows_a_table_and_a_verdict_and_writes_the_report(corpus, tmp_p
     assert "text, sigmoid, seed 100" in captured.err
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert (out / "rows.parquet").exists()
-    assert "folder" in complaint(
-        capsys, *argv, "--seeds", "2", "--data", corpus, "--out", str(out), "--resume"
+    assert "text.lr was 0.003 when this folder" in complaint(
+        capsys, *argv, "--lr", "0.1", "--data", corpus, "--out", str(out), "--resume"
     )
+    assert main([*argv, "--data", corpus, "--out", str(out), "--resume", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["advice"][0]["command"].endswith(f"--seeds 4 --device cpu --out {out} --resume")
     # The models that it trained can write, too.
     assert main(["generate", str(out / "runs" / "sigmoid-seed100"), "--device", "cpu"]) == 0
 

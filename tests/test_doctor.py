@@ -2,15 +2,17 @@
 
 import ctypes
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
 
-from sigmoid_attention import doctor
+from sigmoid_attention import companions, doctor, extras
 from sigmoid_attention.attention.api import IMPLEMENTATIONS
 from sigmoid_attention.attention.cpu import library
 from sigmoid_attention.cli import main
@@ -22,7 +24,8 @@ def findings():
 
 def test_everything_is_looked_at():
     found = findings()
-    topics = {"python", "torch", "lab extra", "cpu", "c++ compiler", "cpu kernel", "triton", "disk"}
+    topics = {"python", "torch", "numpy", "lab extra", "torchvision", "timm", "transformers"}
+    topics |= {"accelerate", "cpu", "c++ compiler", "cpu kernel", "triton", "disk"}
     assert topics <= found.keys()
     assert {f"impl={name!r}" for name in IMPLEMENTATIONS} <= found.keys()
     assert {"data stdlib", "data shakespeare"} <= found.keys()
@@ -39,23 +42,24 @@ def test_the_command_prints_a_line_for_each_and_advice_below(capsys, monkeypatch
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name)
-    )
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "pyarrow" else find(name))
     found = findings()
     assert found["lab extra"].found == "lacks pyarrow"
-    assert "pip install 'sigmoid-attention[lab]'" in found["lab extra"].advice
+    assert "pip install '.[lab]'" in found["lab extra"].advice
     assert "not looked at" in found["data stdlib" if "data stdlib" in found else "data"].found
 
 
-def test_it_needs_nothing_of_the_lab():
+def test_it_needs_nothing_of_the_lab_and_no_distribution():
+    """Run from a source tree, as a GPU image does, there is no metadata of this distribution."""
     script = """
-import sys
-from sigmoid_attention.doctor import lab_packages
-for name in lab_packages():
+import importlib.metadata, sys
+from sigmoid_attention import doctor, extras
+for name in extras.LAB:
     sys.modules[name] = None
-from sigmoid_attention import doctor
-doctor.missing_lab = lab_packages
+def absent(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+importlib.metadata.distribution = absent
+doctor._companions = lambda: []
 from sigmoid_attention.cli import main
 sys.exit(main(["doctor"]))
 """
@@ -63,7 +67,92 @@ sys.exit(main(["doctor"]))
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert "pip install 'sigmoid-attention[lab]'" in done.stdout
+    assert "pip install '.[lab]'" in done.stdout
+    assert "numpy" in done.stdout and "do without it" in done.stdout
+
+
+def companion(monkeypatch, *, versions, problems, mended=False):
+    """The findings about the packages that integrations are for, where they are such."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(companions, "_version", versions.get)
+    monkeypatch.setattr(companions, "_problems", lambda modules: problems)
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: (mended or None) if name == companions.MEND else find(name),
+    )
+    companions.examined.cache_clear()
+    found = {finding.topic: finding for finding in doctor._companions()}
+    companions.examined.cache_clear()
+    return found
+
+
+HERE = {"torchvision": "0.28.0", "timm": "1.0.31", "transformers": "5.24.0", "accelerate": "1.15.0"}
+NO_OPERATOR = "RuntimeError: operator torchvision::nms does not exist"
+
+
+def test_companions_that_import_are_named_with_their_versions(monkeypatch):
+    found = companion(monkeypatch, versions=HERE, problems={})
+    assert {name: finding.found for name, finding in found.items()} == HERE
+    assert not any(finding.advice for finding in found.values())
+
+
+def test_companions_that_are_not_installed_are_no_fault(monkeypatch):
+    found = companion(monkeypatch, versions={}, problems={})
+    assert not any(finding.advice for finding in found.values())
+    assert "pip install '.[transformers]'" in found["transformers"].found
+    assert "pip install '.[timm]'" in found["timm"].found
+
+
+def test_a_torchvision_for_cuda_is_told_with_what_to_type(monkeypatch):
+    broken = dict.fromkeys(("torchvision", "timm", "transformers"), NO_OPERATOR)
+    found = companion(monkeypatch, versions=HERE, problems=broken)
+    assert NO_OPERATOR in found["torchvision"].found
+    for typed in ("make env", "pip install --force-reinstall --no-deps --index-url"):
+        assert typed in found["torchvision"].advice
+    assert "see there" in found["timm"].advice and "see there" in found["transformers"].advice
+    assert not found["accelerate"].advice
+    mended = companion(monkeypatch, versions=HERE, problems={}, mended=True)
+    assert "imports by the mend" in mended["torchvision"].found
+    assert not mended["torchvision"].advice
+
+
+def test_other_reasons_and_old_versions_have_their_own_remedy(monkeypatch):
+    found = companion(
+        monkeypatch,
+        versions={**HERE, "transformers": "4.57.1", "timm": "1.0.22"},
+        problems={"accelerate": "ImportError: half of it is missing"},
+    )
+    assert "pip install --force-reinstall --no-deps accelerate" in found["accelerate"].advice
+    assert found["transformers"].found == "4.57.1, older than 5.17"
+    assert "pip install '.[transformers]'" in found["transformers"].advice
+    assert found["timm"].found == "1.0.22, older than 1.0.23"
+
+
+def test_the_oldest_versions_are_those_that_the_project_declares():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    for name, (_, oldest, _) in companions._COMPANIONS.items():
+        assert not oldest or f'"{name}>={oldest}"' in text
+
+
+def test_a_real_import_is_tried_in_a_process_of_its_own():
+    modules = {"fine": "json", "absent": "no_such_module", "part": "json.nothing"}
+    problems = companions._problems(modules)
+    assert problems["fine"] == ""
+    assert problems["absent"] == "ModuleNotFoundError: No module named 'no_such_module'"
+
+
+def test_the_findings_as_json(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("a", "fine", "do")])
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"topic": "a", "found": "fine", "advice": "do"}]
+
+
+def test_a_refusal_is_about_this_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said = {finding.topic: finding.found for finding in doctor._implementations()}
+    assert "is on cpu, the Hopper kernels need" in said["impl='gluon'"]
+    assert "float32" in said["impl='cpu'"] and "runs on the cpu" in said["impl='cpu'"]
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Sigmoid attention: the operator, layers that train with it, and a laboratory.
 
 >>> import torch
->>> from sigmoid_attention import sigmoid_attention
+>>> from sigmoid_attention import NegLogLength, sigmoid_attention
 >>> q, k, v = torch.randn(3, 2, 4, 16, 32).unbind(0)
->>> sigmoid_attention(q, k, v, is_causal=True).shape
+>>> sigmoid_attention(q, k, v, bias=NegLogLength(16), is_causal=True).shape
 torch.Size([2, 4, 16, 32])
 """
 

@@ -3,13 +3,14 @@
 Needs nothing but torch: it is the command for a machine on which the others do not run.
 """
 
+import dataclasses
 import importlib.util
+import json
 import platform
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import requires
+from importlib.metadata import version
 
 import torch
 
@@ -18,11 +19,10 @@ from sigmoid_attention.attention.api import IMPLEMENTATIONS
 from sigmoid_attention.attention.cpu.call import loaded
 from sigmoid_attention.attention.cpu.compiler import CannotBuild, find_compiler
 from sigmoid_attention.attention.cpu.library import Choice, decision
+from sigmoid_attention.companions import Companion, examined
+from sigmoid_attention.extras import INSTALL_LAB, missing_lab
 
 ENOUGH_DISK = 2 << 30
-
-# Packages that are imported under another name than they are installed under.
-_IMPORTED_AS = {"scikit-learn": "sklearn"}
 
 _ORIGINS = {
     "prebuilt": "as the wheel brought it",
@@ -40,9 +40,12 @@ class Finding:
     advice: str = ""
 
 
-def doctor() -> None:
+def doctor(*, as_json: bool = False) -> None:
     """Print every finding, and the advice on what is missing below its line."""
     findings = list(examine())
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+        return
     width = max(len(finding.topic) for finding in findings)
     for finding in findings:
         mark = "!" if finding.advice else " "
@@ -54,6 +57,7 @@ def doctor() -> None:
 def examine() -> Iterator[Finding]:
     """All findings, in the order in which a problem would show."""
     yield from _software()
+    yield from _companions()
     yield from _device()
     yield from _compilers()
     yield _kernel()
@@ -62,37 +66,39 @@ def examine() -> Iterator[Finding]:
     yield from _data()
 
 
-def lab_packages() -> list[str]:
-    """What the lab extra brings, as this distribution declares it, by the names it is imported by.
-
-    Example:
-        >>> "tyro" in lab_packages()
-        True
-    """
-    declared = (requirement.partition(";") for requirement in requires("sigmoid-attention") or [])
-    return [
-        _IMPORTED_AS.get(found[0], found[0])
-        for name, _, condition in declared
-        if re.search(r"extra == .lab.", condition) and (found := re.match(r"[\w-]+", name))
-    ]
-
-
-def missing_lab() -> list[str]:
-    """The packages of the lab extra that are not installed."""
-    return [name for name in lab_packages() if importlib.util.find_spec(name) is None]
-
-
 def _software() -> Iterator[Finding]:
     yield Finding("python", platform.python_version())
     yield Finding("torch", torch.__version__)
     missing = missing_lab()
+    if "numpy" in missing:
+        yield Finding("numpy", "not installed; the operator and the layers do without it")
+    else:
+        yield Finding("numpy", version("numpy"))
     yield Finding(
         "lab extra",
         f"lacks {', '.join(missing)}" if missing else "complete",
-        "compare, train and generate need it: pip install 'sigmoid-attention[lab]'"
-        if missing
-        else "",
+        f"the command line and the mixtures' estimators need it: {INSTALL_LAB}" if missing else "",
     )
+
+
+def _companions() -> Iterator[Finding]:
+    """The packages that integrations are for; one that is not installed is no fault."""
+    for one in examined():
+        yield Finding(one.name, one.said(), _remedy(one) if one.problem else "")
+
+
+def _remedy(one: Companion) -> str:
+    if one.too_old:
+        return f"a newer one: {one.install}"
+    if one.lacks_operators and one.name != "torchvision":
+        return "it imports torchvision: see there"
+    if one.lacks_operators:
+        return (
+            "this torchvision is built for CUDA and torch for CPUs: `make env` in a clone of "
+            "sigmoid-attention mends that; or pip install --force-reinstall --no-deps "
+            "--index-url INDEX torchvision, where INDEX is PyTorch's index of builds for CPUs"
+        )
+    return f"install it again: pip install --force-reinstall --no-deps {one.name}"
 
 
 def _device() -> Iterator[Finding]:
@@ -115,24 +121,36 @@ def _device() -> Iterator[Finding]:
 
 
 def _implementations() -> Iterator[Finding]:
-    query, key, value = torch.randn(3, 1, 2, 8, 16).unbind(0)
-    bias = NegLogLength(8)
-    expected = sigmoid_attention(
-        query.double(), key.double(), value.double(), bias=bias, impl="reference"
-    )
     for name in IMPLEMENTATIONS:
+        device, dtype, tolerance = _tried_with(name)
+        query, key, value = torch.randn(3, 1, 2, 8, 64).to(dtype).unbind(0)
+        bias = NegLogLength(8)
+        expected = sigmoid_attention(
+            query.double(), key.double(), value.double(), bias=bias, impl="reference"
+        )
+        there = (part.to(device) for part in (query, key, value))
         try:
-            out = sigmoid_attention(query, key, value, bias=bias, impl=name)
+            out = sigmoid_attention(*there, bias=bias, impl=name)
         except (NotImplementedError, RuntimeError, ValueError) as error:
             yield Finding(f"impl={name!r}", f"does not run here: {error}")
             continue
-        error = (out - expected).abs().max().item()
-        agrees = error < 1e-5
+        error = (out.cpu() - expected).abs().max().item()
         yield Finding(
             f"impl={name!r}",
-            f"runs on the cpu, {error:.0e} from the definition in float64",
-            "" if agrees else "it computes something else: please report this machine",
+            f"runs on the {'gpu' if device == 'cuda' else 'cpu'} in {str(dtype)[6:]}, "
+            f"{error:.0e} from the definition in float64",
+            "" if error < tolerance else "it computes something else: please report this machine",
         )
+
+
+def _tried_with(name: str) -> tuple[str, torch.dtype, float]:
+    """Device, dtype and largest error: a refusal should be about this machine, not about these."""
+    there = torch.cuda.is_available() and name in ("triton", "gluon", "flex")
+    device = "cuda" if there else "cpu"
+    if name == "gluon":
+        return device, torch.bfloat16, 2e-2
+    # A GPU multiplies fp32 matrices in fewer bits.
+    return device, torch.float32, 1e-2 if there else 1e-5
 
 
 def _compilers() -> Iterator[Finding]:

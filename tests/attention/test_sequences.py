@@ -16,6 +16,7 @@ from sigmoid_attention.attention import (
     NegLogLength,
     NegLogVisible,
     api,
+    places,
     reference,
     sigmoid_attention,
     sigmoid_decode,
@@ -254,6 +255,10 @@ def test_checks_stay_off_the_tensors(bias, monkeypatch):
             query, key, value, mask, bias=bias, is_causal=True, alibi_slopes=slopes, impl="no-op"
         )
     assert dense.names == []
+    with Operations() as watched:
+        sigmoid_decode(last, key, value, seqused_k=used, bias=bias, impl="no-op")
+    assert watched.names == ["cached_places"]  # what a mode sees whole
+    monkeypatch.setattr(places, "untraced", lambda: True)
     with Operations() as decoding:
         sigmoid_decode(last, key, value, seqused_k=used, bias=bias, impl="no-op")
     assert decoding.names == ["lift_fresh"]  # a tensor made of numbers

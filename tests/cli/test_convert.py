@@ -57,9 +57,9 @@ def test_it_leaves_a_model_that_writes(tiny, tmp_path, capsys):
     [
         (["--form", "row"], "form must be one of linear, constant, got 'row'"),
         (["--data", "/nowhere"], "data must be 'stdlib', 'shakespeare', or the path"),
-        (["--seq-len", "5000"], "seq_len must be at most the model's"),
+        (["--seq-len", "5000"], "--seq-len must be at most the model's"),
         (["--needles", "5000"], "data is too short"),
-        (["--text-weight", "-1"], "text_weight must be at least 0, got -1.0"),
+        (["--text-weight", "-1"], "--text-weight must be at least 0, got -1.0"),
         (["--device", "tpu"], "device must be one of"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -81,7 +81,7 @@ def test_a_missing_extra_is_told_from_one_that_does_not_import(tiny, tmp_path, c
     assert "transformers, which is installed but does not import here: " in complaint(capsys)
     monkeypatch.setattr("sigmoid_attention.cli.convert.find_spec", lambda _: None)
     assert ask(tiny, tmp_path / "out") == 2
-    assert complaint(capsys).endswith("pip install 'sigmoid-attention[lab,transformers]'")
+    assert complaint(capsys).endswith("pip install '.[lab,transformers]' in a clone")
 
 
 def test_an_unwritable_output_is_one_sentence(tiny, tmp_path, capsys):

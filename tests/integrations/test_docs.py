@@ -1,4 +1,4 @@
-"""What docs/integrations.md shows runs as it stands there, section by section."""
+"""What docs/integrations.md shows runs as it stands there, each block by itself."""
 
 import re
 from pathlib import Path
@@ -15,14 +15,22 @@ BLOCKS = {
     heading: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for heading, text in SECTIONS.items()
 }
+CASES = [
+    pytest.param(block, id=f"{heading}-{place}")
+    for heading, blocks in BLOCKS.items()
+    for place, block in enumerate(blocks)
+]
 
 
-@pytest.mark.parametrize("heading", BLOCKS)
-def test_python_blocks_run(heading, tmp_path, monkeypatch):
+# torch says of some of its tracing that it is old.
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("block", CASES)
+def test_a_python_block_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "example"}
-    for block in BLOCKS[heading]:
-        exec(block, namespace)
+    exec(block, {"__name__": "example"})
 
 
 @pytest.mark.parametrize("heading", ["timm", "flash-attn and triton-sigmoid names", "torch"])

@@ -3,6 +3,7 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,31 @@ class TestDense:
             q, k, v, causal=causal, window_size=window, sigmoid_bias=-1.25
         )
         torch.testing.assert_close(out, attend(q, k, v, -1.25, visible=visible), **CLOSE)
+
+    @pytest.mark.parametrize(
+        "given, window",
+        [
+            ((None, None), (-1, -1)),
+            ((3, None), (3, -1)),
+            (torch.tensor([3, 1]), (3, 1)),
+            (torch.tensor([3, 1]).int().unbind(), (3, 1)),
+            (np.array([3, -1]), (3, -1)),
+            ([2, 0], (2, 0)),
+        ],
+        ids=str,
+    )
+    def test_a_window_as_others_write_it(self, given, window):
+        q = random(2, 7, 4, 6)
+        cache, lengths = random(2, 9, 4, 6), torch.tensor([7, 5])
+        for call in (
+            lambda window: flash_attn.flash_attn_func(
+                q, q, q, window_size=window, sigmoid_bias=-1.0
+            ),
+            lambda window: flash_attn.flash_attn_with_kvcache(
+                q[:, :2], cache, cache, cache_seqlens=lengths, window_size=window, sigmoid_bias=-1.0
+            ),
+        ):
+            assert torch.equal(call(given), call(window))
 
     def test_a_query_that_sees_nothing_returns_zeros(self):
         q, k, v = dense(S=7, K=3)
@@ -273,6 +299,23 @@ class TestComplaints:
             ({"softcap": None}, "softcap", "flash_sigmoid"),
             ({"softcap": -1.0}, "softcap", "-1.0"),
             ({"window_size": (-3, 0)}, "window_size", "(-3, 0)"),
+            ({"window_size": (2.0, None)}, "window_size", "(2.0, -1)"),
+            ({"window_size": torch.ones(2)}, "window_size", "a tensor"),
+            ({"window_size": np.ones(2)}, "window_size", "1.0"),
+            ({"window_size": torch.ones(3, dtype=torch.int64)}, "window_size", "(1, 1, 1)"),
+            ({"window_size": 3}, "window_size", "3"),
+            ({"q": [1.0]}, "q", "[1.0]"),
+            ({"k": np.ones((2, 5, 4, 6))}, "k", "numpy.ndarray"),
+            ({"v": torch.ones(2, 3).to_sparse()}, "v", "sparse"),
+            ({"softmax_scale": "0.3"}, "softmax_scale", "'0.3'"),
+            ({"softmax_scale": torch.nn.Parameter(torch.ones(()))}, "softmax_scale", "multiply q"),
+            ({"causal": None}, "causal", "None"),
+            ({"dropout_p": "0.1"}, "dropout_p", "'0.1'"),
+            ({"return_attn_probs": "no"}, "return_attn_probs", "'no'"),
+            ({"sigmoid_bias": float("nan")}, "sigmoid_bias", "nan"),
+            ({"sigmoid_bias": "log"}, "sigmoid_bias", "'log'"),
+            ({"softcap": True}, "softcap", "True"),
+            ({"softcap": float("inf")}, "softcap", "inf"),
         ],
         ids=lambda value: value if isinstance(value, str) else None,
     )  # fmt: skip
@@ -283,6 +326,17 @@ class TestComplaints:
             flash_attn.flash_attn_func(**good | wrong)
         assert str(caught.value).startswith(f"{name}: ")
         assert mention in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [{"cu_seqlens_q": [0, 5]}, {"cu_seqlens_k": None}, {"max_seqlen_q": 5.5}, {"q": None}],
+    )
+    def test_packed_arguments_of_another_kind(self, wrong):
+        q, ends = torch.ones(5, 4, 6), torch.tensor([0, 5])
+        good = {"q": q, "k": q, "v": q, "cu_seqlens_q": ends, "cu_seqlens_k": ends}
+        good |= {"max_seqlen_q": 5, "max_seqlen_k": 5, "sigmoid_bias": -1.0}
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: "):
+            flash_attn.flash_attn_varlen_func(**good | wrong)
 
     def test_packed_shapes(self):
         with pytest.raises(ValueError, match=r"^kv: must be .* 2, .*got \(2, 7, 3, 2, 6\)"):

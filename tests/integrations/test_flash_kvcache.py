@@ -2,10 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from sigmoid_attention import NegLogLength
+from sigmoid_attention import (
+    Learned,
+    NegLogEffectiveLength,
+    NegLogLength,
+    NegLogVisible,
+    RowLSE,
+)
 from sigmoid_attention.integrations.flash_attn import flash_attn_with_kvcache
 from tests.integrations.oracle import attend, distances
 
@@ -170,8 +177,8 @@ GOOD = {
     "q": torch.ones(3, 2, 4, 8),
     "k_cache": torch.ones(4, 12, 2, 8),
     "v_cache": torch.ones(4, 12, 2, 8),
-    "k": torch.ones(3, 2, 2, 8),
-    "v": torch.ones(3, 2, 2, 8),
+    "k": torch.full((3, 2, 2, 8), 2.0),
+    "v": torch.full((3, 2, 2, 8), 2.0),
     "cache_seqlens": 5,
     "sigmoid_bias": BIAS,
 }
@@ -206,6 +213,33 @@ COS = torch.ones(40, 4)
         ({"rotary_cos": torch.ones(40, 5), "rotary_sin": torch.ones(40, 5)},
          "rotary_cos, rotary_sin", "(40, 5)"),
         ({"rotary_cos": COS[:6], "rotary_sin": COS[:6]}, "rotary_cos", "must have 7 places, got 6"),
+        ({"rotary_cos": [[1.0]], "rotary_sin": COS}, "rotary_cos", "[[1.0]]"),
+        ({"rotary_interleaved": "no"}, "rotary_interleaved", "'no'"),
+        ({"q": np.ones((3, 2, 4, 8))}, "q", "numpy.ndarray"),
+        ({"k_cache": [1.0]}, "k_cache", "[1.0]"),
+        ({"v": torch.ones(6, 8).to_sparse()}, "v", "sparse"),
+        ({"k": torch.ones(3)}, "k", "(3,)"),
+        ({"cache_seqlens": 2.5}, "cache_seqlens", "2.5"),
+        ({"cache_seqlens": "5"}, "cache_seqlens", "'5'"),
+        ({"cache_batch_idx": [0, 1, 2]}, "cache_batch_idx", "[0, 1, 2]"),
+        ({"block_table": [[0], [1], [2]]}, "block_table", "[[0], [1], [2]]"),
+        # What only the operator refuses.
+        ({"q": torch.ones(3, 2, 3, 8)}, "key_cache", "2 heads do not divide 3"),
+        ({"q": torch.ones(3, 2, 4, 8).half()}, "key_cache", "torch.float16"),
+        ({"q": torch.ones(3, 2, 4, 9)}, "key_cache", "head dim"),
+        ({"v_cache": torch.ones(4, 11, 2, 8)}, "value_cache", "(3, 2, 11, 8)"),
+        ({"alibi_slopes": torch.ones(7)}, "alibi_slopes", "(7,)"),
+        ({"alibi_slopes": [0.5] * 4}, "alibi_slopes", "[0.5"),
+        ({"softmax_scale": math.nan}, "softmax_scale", "nan"),
+        ({"softmax_scale": torch.ones(())}, "softmax_scale", "multiply q"),
+        ({"window_size": (-5, 0)}, "window_size", "(-5, 0)"),
+        ({"window_size": (2.0, 0)}, "window_size", "(2.0, 0)"),
+        ({"softcap": -1.0}, "softcap", "-1.0"),
+        ({"causal": "no"}, "causal", "'no'"),
+        ({"sigmoid_bias": math.inf}, "sigmoid_bias", "inf"),
+        ({"sigmoid_bias": torch.ones(3, 4, 2, 5)}, "bias", "(3, 4, 2, 5)"),
+        ({"sigmoid_bias": Learned(-1.0, heads=3)}, "bias", "3 heads"),
+        ({"sigmoid_bias": NegLogEffectiveLength((0.5,), 8)}, "bias", "1 slopes"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )  # fmt: skip
@@ -214,6 +248,15 @@ def test_a_value_error_names_the_argument(wrong, name, mention):
         flash_attn_with_kvcache(**GOOD | wrong)
     assert str(caught.value).startswith(f"{name}: ")
     assert mention in str(caught.value)
+    assert (GOOD["k_cache"] == 1).all() and (GOOD["v_cache"] == 1).all()
+
+
+@pytest.mark.parametrize("bias", [RowLSE(), NegLogVisible(), Learned(-1.0, heads=4)], ids=repr)
+def test_a_bias_of_rows_knows_the_new_tokens(bias):
+    caches = {name: torch.randn(4, 12, 2, 8) for name in ("k_cache", "v_cache")}
+    out = flash_attn_with_kvcache(**GOOD | caches | {"sigmoid_bias": bias})
+    again = {"k": None, "v": None, "cache_seqlens": 7, "sigmoid_bias": bias}
+    torch.testing.assert_close(out, flash_attn_with_kvcache(**GOOD | caches | again))
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,12 @@ def test_the_order_of_arguments_is_the_librarys_own():
         ({"score_mod": torch.ones(3, 4)}, "score_mod", "(3, 4)"),
         ({"seq_lens_k": torch.tensor([1, 2])}, "seq_lens_k", "(2,)"),
         ({"seq_lens_q": torch.tensor([1, 2])}, "seq_lens_q", "(2,)"),
+        ({"query": [1.0]}, "query", "[1.0]"),
+        ({"score_mod": [1.0]}, "score_mod", "[1.0]"),
+        ({"seq_lens_k": 4}, "seq_lens_k", "4"),
+        ({"is_causal": "no"}, "is_causal", "'no'"),
+        ({"scale": torch.nn.Parameter(torch.ones(()))}, "scale", "could not learn"),
+        ({"sigmoid_bias": math.nan}, "sigmoid_bias", "nan"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_breast_cancer
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sigmoid_attention.mixtures import Mixture, RawData
@@ -15,6 +16,7 @@ from sigmoid_attention.mixtures.estimators import (
     MixtureOfExpertsClassifier,
     MixtureOfExpertsRegressor,
 )
+from sigmoid_attention.mixtures.fitting import centre_and_spread
 from sigmoid_attention.mixtures.solver import Box, minimise
 
 both = pytest.mark.parametrize(
@@ -216,6 +218,12 @@ def test_a_fit_that_ran_out_of_steps_warns_and_says_so(kind):
         ({"half_width": -1}, "half_width: must be positive, got -1"),
         ({"drop": 0}, "drop: must be positive, got 0"),
         ({"alpha": -0.1}, "alpha: must be 0 or more, got -0.1"),
+        ({"alpha": np.inf}, "alpha: must be 0 or more, got inf"),
+        ({"alpha": None}, "alpha: must be 0 or more, got None"),
+        ({"width": "2"}, "width: must be positive, got '2'"),
+        ({"drop": True}, "drop: must be positive, got True"),
+        ({"n_experts": True}, "n_experts: must be a whole number of 1 or more, got True"),
+        ({"n_experts": 500}, "n_experts: must be at most the number of observations, 400, got 500"),
         ({"gate": "step"}, "gate: must be one of sigmoid, .* got 'step'"),
         ({"expert": "tree"}, "expert: must be one of relu, .* got 'tree'"),
         ({"gate_score": "cubic"}, "score: must be one of linear, .* got 'cubic'"),
@@ -260,6 +268,68 @@ def test_a_constant_column_is_warned_of_and_changes_nothing(kind):
     assert model.score(wide, y) == pytest.approx(
         kind(random_state=0).fit(X, y).score(X, y), abs=0.02
     )
+
+
+def rounded(value: float, n: int = 400) -> np.ndarray:
+    """The same number n times, each up to its last bits."""
+    return value * (1 + np.finfo(np.float64).eps * (np.arange(n) % 5 - 2))
+
+
+@both
+@pytest.mark.parametrize("value", [0.1, -3.0, 1e9, 1e-200, 1e200])
+def test_a_column_that_varies_by_rounding_is_constant(kind, value):
+    X, y = data_for(kind)
+    wide, new = np.insert(X, 1, rounded(value), axis=1), np.insert(X, 1, 7 * value, axis=1)
+    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and say nothing$"):
+        model = kind(random_state=0, starts=2).fit(wide, y)
+    with pytest.warns(UserWarning, match="constant"):
+        exact = kind(random_state=0, starts=2).fit(np.insert(X, 1, value, axis=1), y)
+    np.testing.assert_allclose(model.theta_, exact.theta_, atol=1e-9)
+    # Whatever it becomes later, it says nothing.
+    assert model.score(new, y) == model.score(wide, y) == pytest.approx(exact.score(new, y))
+    assert model.scale_[1] == 1 and model.constant_.tolist() == [False, True, False]
+
+
+@both
+@pytest.mark.parametrize("unit, offset", [(1.0, 1e9), (1e-9, 1.0), (1e200, 0.0), (1e-200, 0.0)])
+def test_columns_of_any_size_and_offset_are_seen(kind, unit, offset):
+    X, y = data_for(kind)
+    model = kind(random_state=0, starts=2).fit(unit * X + offset * unit, y)
+    assert not model.constant_.any()
+    expected = kind(random_state=0, starts=2).fit(X, y)
+    assert model.score(unit * X + offset * unit, y) == pytest.approx(expected.score(X, y), abs=1e-3)
+
+
+def test_what_is_constant_is_what_scikit_learn_calls_so():
+    rng, n = np.random.default_rng(5), 300
+    spreads = 10.0 ** np.arange(-18, 1, 0.25)
+    X = 1 + spreads * rng.standard_normal((n, 1))
+    _, spread, constant = centre_and_spread(X)
+    scaler = StandardScaler().fit(X)
+    assert (constant == (scaler.scale_ == 1)).all() and 10 < constant.sum() < len(spreads)
+    np.testing.assert_allclose(spread, scaler.scale_, rtol=1e-4)
+
+
+def test_a_target_that_varies_by_rounding_is_constant():
+    X, _ = waves()
+    model = MixtureOfExpertsRegressor(random_state=0, starts=2).fit(X, rounded(0.1))
+    np.testing.assert_allclose(model.predict(10 * X), 0.1, rtol=1e-14)
+
+
+@both
+def test_a_fit_that_fails_leaves_what_an_earlier_one_found(kind):
+    X, y = data_for(kind)
+    model = kind(random_state=0, starts=2).fit(X, y)
+    answer = model.predict(X)
+    model.set_params(n_experts=20, alpha=0)
+    with pytest.raises(ValueError, match="observations cannot determine"):
+        model.fit(100 * X[:30, :1], y[:30])
+    assert (model.predict(X) == answer).all() and model.n_features_in_ == 2
+    fresh = kind(n_experts=500)
+    with pytest.raises(ValueError, match="n_experts"):
+        fresh.fit(X, y)
+    with pytest.raises(NotFittedError):
+        fresh.predict(X)
 
 
 @both

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from sigmoid_attention.attention import (
     Learned,
@@ -151,6 +152,30 @@ def test_padding_queries_give_no_nan_to_the_gradients():
         ({"qk_norm": "batch"}, "qk_norm must be"),
         ({"position": SinCos(8)}, "SinCos, which belongs to the model's embeddings"),
         ({"head_dim": 3, "position": RoPE()}, "even, got 3"),
+        ({"dim": "8"}, "dim must be a whole number, got the string '8'"),
+        ({"dim": None}, "dim must be a whole number, got None"),
+        ({"dim": 10**400}, "dim must be positive, got a number of 1329 bits"),
+        ({"heads": 2.0}, "heads must be a whole number, got 2.0"),
+        ({"heads": True}, "heads must be a whole number, got True"),
+        ({"max_seq_len": math.inf}, "max_seq_len must be a whole number, got inf"),
+        ({"kv_heads": [2]}, r"kv_heads must be a whole number, got \[2\]"),
+        ({"head_dim": -3}, "head_dim must be positive, got -3"),
+        ({"head_dim": 2.5}, "head_dim must be a whole number, got 2.5"),
+        ({"bias": "-log n"}, "bias: must be a finite number or a bias policy, got the string"),
+        ({"bias": math.nan}, "bias: must be a finite number or a bias policy, got nan"),
+        ({"bias": torch.zeros(4)}, "bias: .* could not learn here; Learned"),
+        ({"bias": Learned(-1.0, heads=3)}, "bias: Learned has 3 heads, the layer has 4"),
+        ({"bias": NegLogEffectiveLength((0.5,), 8)}, "bias: NegLogEffectiveLength has 1 slopes"),
+        ({"qk_norm": ["rms"]}, "qk_norm must be"),
+        ({"causal": "no"}, "is_causal: must be True or False, got the string 'no'"),
+        ({"window_size": (2.0, 0)}, r"window_size: .* got \(2.0, 0\)"),
+        ({"window_size": None}, "window_size: .* got None"),
+        ({"softcap": nn.Parameter(torch.ones(()))}, "softcap: .* a Parameter .* could not learn"),
+        ({"softcap": "5"}, "softcap: .* got the string '5'"),
+        ({"dropout": 1.0}, "dropout_p: must be a number, at least 0 and below 1, got 1.0"),
+        ({"dropout": None}, "dropout_p: must be a number, at least 0 and below 1, got None"),
+        ({"norm_eps": 0.0}, "norm_eps must be positive, got 0.0"),
+        ({"impl": ["cpu"]}, "impl: must be auto or one of"),
     ],
     ids=lambda x: str(x) if isinstance(x, dict) else "",
 )
@@ -167,3 +192,19 @@ def test_bad_inputs_are_named():
         layer(torch.zeros(2, 3, 8), attention_mask=torch.ones(2, 3))
     with pytest.raises(ValueError, match="only causal attention"):
         layer(torch.zeros(2, 3, 8), cache=layer.new_cache(2, 4))
+
+
+@pytest.mark.parametrize(
+    "settings, shown",
+    [
+        ({}, ["activation=sigmoid", "bias=NegLogLength(n=16", "position=none", "causal=True"]),
+        ({"position": RoPE(), "bias": -3.0}, ["position=RoPE(base=10000.0)", "bias=-3.0"]),
+        ({"activation": "softmax", "position": ALiBi()}, ["=softmax", "position=ALiBi()"]),
+        ({"kv_heads": 1, "window_size": (4, 0)}, ["kv_heads=1", "window_size=(4, 0)", "n=5"]),
+        ({"bias": Learned(-2.0, 2)}, ["activation=sigmoid", "(bias): Learned("]),
+    ],
+    ids=["default", "rope", "softmax", "grouped and windowed", "learned"],
+)
+def test_printing_shows_what_decides_the_answer(settings, shown):
+    text = repr(Attention(8, 2, max_seq_len=16, **settings))
+    assert not [part for part in shown if part not in text], text

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.func import jacrev, jvp, vmap
 
 from sigmoid_attention.nn import grouped
-from sigmoid_attention.nn.grouped import grouped_linear, grouped_outer
+from sigmoid_attention.nn.grouped import each_expert, grouped_linear, grouped_outer
 
 # Rows of each expert: some of all, all of one, none of the first and the last, and no rows at all.
 ROWS = [(2, 0, 0, 5), (0, 7, 0), (0, 3, 1, 0), (4,), (0, 0)]
@@ -73,3 +74,16 @@ def test_torchs_grouped_kernel_in_the_loops_place_answers_the_same(rows, monkeyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_processor_takes_the_loop(dtype):
     assert not grouped.takes_grouped_mm(torch.zeros(8, 8, dtype=dtype))
+
+
+def test_all_of_torch_func_follows_what_each_expert_answers():
+    x, weight, ends = torch.randn(7, 4), torch.randn(3, 5, 4), torch.tensor([2, 2, 7])
+    x, weight = x.double(), weight.double()
+    expected = grouped_linear(x, weight, ends)
+    torch.testing.assert_close(vmap(each_expert)(x[None], weight[None], ends[None])[0], expected)
+    change = torch.randn_like(x)
+    out, derivative = jvp(lambda x: each_expert(x, weight, ends), (x,), (change,))
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(derivative, grouped_linear(change, weight, ends))
+    found = jacrev(lambda weight: each_expert(x, weight, ends).sum())(weight)
+    torch.testing.assert_close(found, grouped_outer(torch.ones_like(expected), x, ends))

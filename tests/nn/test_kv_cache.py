@@ -32,6 +32,26 @@ def test_another_batch_or_number_of_heads_is_refused():
         cache.append(torch.zeros(1, 3, 1, 2), torch.zeros(1, 3, 1, 2))
 
 
+@pytest.mark.parametrize("wrong", ["key", "value"])
+def test_a_key_or_value_of_another_shape_is_refused_and_nothing_is_stored(wrong):
+    cache = KVCache(batch=1, heads=2, capacity=4, head_dim=3)
+    cache.append(torch.ones(1, 2, 1, 3), torch.ones(1, 2, 1, 3))
+    new = {"key": torch.zeros(1, 2, 1, 3), "value": torch.zeros(1, 2, 1, 3)}
+    with pytest.raises(ValueError, match=rf"^cache: {wrong} must be \(1, 2, 1, 3\), got"):
+        cache.append(**new | {wrong: torch.zeros(1, 2, 1, 5)})
+    keys, values = cache.append(torch.full((1, 2, 1, 3), 2.0), torch.full((1, 2, 1, 3), 2.0))
+    assert cache.length == 2
+    assert keys[0, 0, :, 0].tolist() == values[0, 0, :, 0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("size", [2.5, "2", None, True, torch.tensor(1.5)], ids=repr)
+@pytest.mark.parametrize("name", ["batch", "heads", "capacity", "head_dim"])
+def test_sizes_must_be_whole_numbers(name, size):
+    sizes = {"batch": 1, "heads": 1, "capacity": 1, "head_dim": 1, name: size}
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, got"):
+        KVCache(**sizes)
+
+
 @pytest.mark.parametrize("name", ["batch", "heads", "capacity", "head_dim"])
 def test_sizes_must_be_positive(name):
     sizes = {"batch": 1, "heads": 1, "capacity": 1, "head_dim": 1, name: 0}
@@ -45,3 +65,30 @@ def test_reset_forgets_the_tokens():
     cache.reset()
     keys, _ = cache.append(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
     assert keys.flatten().tolist() == [0] and keys.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_arrays_are_made_as_the_first_tokens_are(dtype):
+    cache = KVCache(batch=1, heads=2, capacity=3, head_dim=4)
+    assert cache.keys is None and cache.values is None
+    first = torch.randn(1, 2, 1, 4, dtype=dtype)
+    keys, values = cache.append(first, -first)
+    assert keys.dtype == values.dtype == dtype
+    assert torch.equal(keys, first) and torch.equal(values, -first)
+    meta = KVCache(batch=1, heads=2, capacity=3, head_dim=4)
+    assert meta.append(first.to("meta"), first.to("meta"))[0].is_meta
+
+
+def test_what_is_refused_makes_nothing():
+    cache = KVCache(batch=1, heads=2, capacity=3, head_dim=4)
+    with pytest.raises(ValueError, match=r"\(1, 2\), got \(2, 2\)"):
+        cache.append(torch.zeros(2, 2, 1, 4), torch.zeros(2, 2, 1, 4))
+    assert cache.keys is None and cache.length == 0
+
+
+def test_tokens_of_inference_mode_may_be_followed_by_others():
+    cache, one = KVCache(batch=1, heads=1, capacity=2, head_dim=1), torch.ones(1, 1, 1, 1)
+    with torch.inference_mode():
+        cache.append(one, one)
+    keys, _ = cache.append(2 * one, one)
+    assert keys.flatten().tolist() == [1, 2]

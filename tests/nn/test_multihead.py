@@ -370,8 +370,34 @@ class TestComplaints:
         assert mention in str(caught.value)
 
     def test_a_bias_is_a_number_or_a_policy(self):
-        with pytest.raises(ValueError, match=r"^sigmoid_bias: .* got Tensor"):
+        with pytest.raises(ValueError, match=r"^sigmoid_bias: .* got a tensor"):
             SigmoidMultiheadAttention(E, H, sigmoid_bias=torch.zeros(H))
+
+    @pytest.mark.parametrize(
+        "wrong, sentence",
+        [
+            ({"sigmoid_bias": float("nan")}, "sigmoid_bias: .* got nan"),
+            ({"sigmoid_bias": True}, "sigmoid_bias: .* got True"),
+            ({"sigmoid_bias": Learned(-1.0, heads=H + 1)}, "sigmoid_bias: Learned has"),
+            ({"dropout": 1.5}, "dropout: .* got 1.5"),
+            ({"dropout": "0.1"}, "dropout: .* got the string '0.1'"),
+            ({"impl": "fast"}, "impl: must be auto or one of .* got the string 'fast'"),
+            ({"embed_dim": E + 1}, "embed_dim must be a multiple of num_heads"),
+            ({"num_heads": 2.0}, "num_heads must be a whole number, got 2.0"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else None,
+    )
+    def test_what_cannot_work_is_refused_when_it_is_made(self, wrong, sentence):
+        good = {"embed_dim": E, "num_heads": H, "sigmoid_bias": BIAS}
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            SigmoidMultiheadAttention(**good | wrong)
+
+    @pytest.mark.parametrize("wrong", ["query", "key", "value", "key_padding_mask", "attn_mask"])
+    def test_lists_are_no_tensors(self, wrong):
+        layer = SigmoidMultiheadAttention(E, H, batch_first=True, sigmoid_bias=BIAS)
+        x = torch.ones(3, 5, E)
+        with pytest.raises(ValueError, match=rf"^{wrong}: must be a tensor of torch, got \[\[1\.0"):
+            layer(**{"query": x, "key": x, "value": x} | {wrong: [[1.0]]})
 
     def test_what_nested_sequences_do_not_have(self):
         nested = torch.nested.nested_tensor([torch.ones(3, E), torch.ones(2, E)])
@@ -385,3 +411,12 @@ class TestComplaints:
         layer = SigmoidMultiheadAttention(E, H, sigmoid_bias=BIAS, add_zero_attn=True)
         with pytest.raises(NotImplementedError, match=r"^add_bias_kv, add_zero_attn: "):
             layer(nested, nested, nested, need_weights=False)
+
+
+@pytest.mark.parametrize(
+    "bias", [-3.0, NegLogLength(8), Learned(-2.0, 4)], ids=lambda b: type(b).__name__
+)
+def test_printing_shows_the_bias(bias):
+    text = repr(SigmoidMultiheadAttention(16, 4, sigmoid_bias=bias))
+    shown = "Learned(" if isinstance(bias, Learned) else f"sigmoid_bias={bias}"
+    assert shown in text and "num_heads=4" in text

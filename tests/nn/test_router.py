@@ -2,11 +2,17 @@
 
 import pytest
 import torch
+from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 from sigmoid_attention.mixtures.gates import GATES
 from sigmoid_attention.mixtures.scores import SCORES
-from sigmoid_attention.nn import Router, record_routing
+from sigmoid_attention.nn import (
+    Router,
+    sequence_loss,
+    switch_loss,
+    z_loss,
+)
 from sigmoid_attention.nn.router import AFFINITIES, ROUTER_GATES
 from tests.nn.moe_oracle import deepseek_choice
 
@@ -170,6 +176,25 @@ class TestCounting:
         checkpoint(weights, x, use_reentrant=reentrant).sum().backward()
         assert len(calls) == 2 and router.tokens_per_expert.sum() == 10
 
+    @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
+    def test_a_compiled_router_counts_once_inside_of_a_checkpoint(self, reentrant):
+        router, x = self.router(), torch.randn(5, 4, requires_grad=True)
+        compiled = torch.compile(router, fullgraph=True, backend="aot_eager")
+        weights = checkpoint(lambda x: compiled(x).weights, x, use_reentrant=reentrant)
+        weights.sum().backward()
+        assert router.tokens_per_expert.sum() == 10
+
+    def test_what_is_differentiated_by_torch_func_is_counted(self):
+        router, x = self.router(), torch.randn(2, 5, 4)
+        visits = router(x).experts.flatten().bincount(minlength=3)
+        router.tokens_per_expert.zero_()
+
+        def total(weight, x):
+            return functional_call(router, {"weight": weight}, (x,)).weights.sum()
+
+        vmap(grad(total), (None, 0))(router.weight.detach(), x)
+        assert router.tokens_per_expert.tolist() == visits.tolist()
+
     def test_compiled_routers_count(self):
         router, x = self.router(), torch.randn(5, 4)
         compiled = torch.compile(router, fullgraph=True, backend="aot_eager")
@@ -192,17 +217,6 @@ def test_a_router_from_the_meta_device_begins_like_any_other():
     router.reset_parameters()
     assert not any(buffer.any() for buffer in router.buffers())
     assert router.weight.isfinite().all() and not router.intercept.any()
-
-
-def test_recording_ends_with_its_block():
-    model = torch.nn.ModuleList(Router(4, experts=3, top_k=k) for k in (1, 2))
-    x = torch.randn(5, 4)
-    with record_routing(model) as routings:
-        for router in model:
-            router(x)
-    model[0](x)
-    assert [routing.experts.shape[-1] for routing in routings] == [1, 2]
-    assert routings[1].weights.requires_grad
 
 
 @pytest.mark.parametrize("affinity, start", [("linear", 0.0), ("euclidean", 16.0)])
@@ -253,3 +267,18 @@ def test_arguments_that_do_not_fit_are_refused_in_a_sentence(change, sentence):
 def test_tokens_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match="x must have 4 channels, got shape"):
         Router(4, experts=2)(torch.zeros(shape))
+
+
+def test_the_default_dtype_is_none_that_a_router_computes_in():
+    router, x = Router(8, experts=5, top_k=2, balance_rate=0.1), torch.randn(2, 400, 8)
+    expected = router(x)
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            routing = router(x)
+            losses = [loss(routing) for loss in (switch_loss, sequence_loss, z_loss)]
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert all(torch.equal(*pair) for pair in zip(routing, expected, strict=True))
+        for loss, found in zip((switch_loss, sequence_loss, z_loss), losses, strict=True):
+            assert torch.equal(found, loss(expected)) and found.dtype == torch.float32

@@ -25,6 +25,7 @@ CASES = {
     "11-seeds": {"seeds": 11},
     "1-seed-diverged": {"seeds": 1, "stopped": ("sigmoid", 0, 90), "without": ("operator",)},
     "no-kernel": {"operator": NO_KERNEL},
+    "all-or-nothing": {"seeds": 4, "fails": (0, 2)},
 }
 # Boxes of every figure's panels and of the words in them, in CSS pixels of the window.
 BOXES = """
@@ -88,8 +89,8 @@ def test_every_figure_is_in_sight(browser, report, case, width, scheme):
     assert browser.execute_script("return innerWidth") == width
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
-    figures = browser.execute_script("return document.querySelectorAll('figure').length")
-    assert figures == (5 if case == "1-seed-diverged" else 6)
+    figures = browser.execute_script("return document.querySelectorAll('.panels').length")
+    assert figures == (7 if case == "1-seed-diverged" else 8)
     panels = browser.execute_script(BOXES)
     assert len(panels) >= 2 * figures - 2
     for panel in panels:
@@ -105,15 +106,35 @@ def test_every_figure_is_in_sight(browser, report, case, width, scheme):
         assert all(a[1] < b[0] for a, b in pairwise(ticks)), panel["name"]
 
 
+VERDICTS = """
+return [...document.querySelectorAll('.summary tbody .reading')].map(e => {
+    const b = e.getBoundingClientRect();
+    return [e.textContent, b.left, b.right, b.height, e.closest('.scroll').scrollLeft];
+});
+"""
+
+
 @pytest.mark.parametrize("width", [1200, 400], ids=lambda width: f"{width}px")
-def test_why_nothing_fused_ran_is_read_without_scrolling_sideways(browser, report, width):
+@pytest.mark.parametrize("case", CASES)
+def test_every_verdict_is_read_without_scrolling_sideways(browser, report, case, width):
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get(report("no-kernel").as_uri())
-    script = "const cell = document.querySelector('.summary td[colspan] > span');"
-    script += "return [cell.textContent, cell.getBoundingClientRect().right];"
-    text, right = browser.execute_script(script)
-    assert NO_KERNEL[0] in text and right <= width
+    browser.get(report(case).as_uri())
+    verdicts = browser.execute_script(VERDICTS)
+    assert len(verdicts) > 5
+    for text, left, right, height, scrolled in verdicts:
+        assert text and left >= 0 and right <= width and height > 10 and scrolled == 0, text
+    # The numbers beside them as well: no box has anything to scroll to.
+    script = "return [...document.querySelectorAll('.scroll')].map(e => e.scrollWidth)"
+    assert all(wide <= width for wide in browser.execute_script(script))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_link_leads_somewhere(browser, report, case):
+    browser.get(report(case).as_uri())
+    script = "return [...document.querySelectorAll('a')].filter(a => a.hash && "
+    script += "!document.getElementById(a.hash.slice(1))).map(a => a.hash)"
+    assert browser.execute_script(script) == []
 
 
 def test_dark_is_dark(browser, report):

@@ -15,6 +15,7 @@ import torch
 
 from sigmoid_attention.attention.cpu import library
 from sigmoid_attention.attention.cpu.call import loaded
+from sigmoid_attention.report.method import when
 from sigmoid_attention.studies import compare as compare_module
 from sigmoid_attention.studies.compare import compare
 from sigmoid_attention.studies.results import ARMS, NONE, ROW_SCHEMA, SIGMOID, UNFUSED
@@ -29,6 +30,8 @@ MEASURED_ANEW = {
     "operator_forward_seconds",
     "operator_training_seconds",
     "process_peak_bytes",
+    "unit_seconds",
+    "unit_end",
 }
 
 
@@ -68,9 +71,13 @@ def test_rows_hold_every_measurement_of_both_arms(finished):
         "train_loss", "validation_bits_per_byte", "recall_accuracy", "copy_accuracy",
         "attention_output_norm", "attention_mass", "largest_weight", "residual_norm",
         "gradient_norm", "step_seconds", "operator_forward_seconds", "operator_training_seconds",
-        "operator_peak_bytes", "peak_memory_bytes", "parameters",
+        "operator_peak_bytes", "peak_memory_bytes", "parameters", "validation_during_training",
+        "sample_prompt", "sample_text",
     }  # fmt: skip
-    assert by_arm["both"] == {"bigram_bits_per_byte", "process_peak_bytes"}
+    assert by_arm["both"] == {
+        "bigram_bits_per_byte", "process_peak_bytes", "unit_seconds", "unit_end",
+    }  # fmt: skip
+    assert "nats/token" not in set(table["unit"].to_pylist())
 
 
 def test_the_unfused_operator_is_measured_beside_the_kernel(finished):
@@ -143,6 +150,8 @@ def test_lengths_steps_and_layers_are_as_asked(finished):
     rows = comparison.rows
     assert set(select_values(rows, "validation_bits_per_byte", "length")) == {32, 64, 128}
     assert set(select_values(rows, "train_loss", "step")) == set(range(1, STEPS + 1))
+    tested = select_values(rows, "validation_during_training", "step", arm=SIGMOID)
+    assert sorted(tested) == list(range(4, STEPS + 1, 4))
     assert set(select_values(rows, "recall_accuracy", "step")) == {5, 10}
     assert set(select_values(rows, "attention_output_norm", "layer")) == {0, 1}
     # At the initialisation, before the first update.
@@ -214,7 +223,7 @@ def test_another_text_is_refused(finished, corpus, tmp_path):
     other = tmp_path / "corpus.txt"
     other.write_text(corpus.read_text()[::-1])
     setting = compare_setting("tiny", data=str(corpus), seeds=1, steps=STEPS)
-    with pytest.raises(ValueError, match=r"command was .* is .* now"):
+    with pytest.raises(ValueError, match=r"data was .* is .* now"):
         compare(dataclasses.replace(setting, data=str(other)), out, resume=True)
     before = corpus.read_text()
     corpus.write_text(before[::-1])
@@ -256,7 +265,8 @@ def test_a_killed_run_resumes_to_the_same_rows(finished, corpus, tmp_path):
         command, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert died.returncode == -signal.SIGKILL
-    assert {part.stem for part in (out / "rows").iterdir()} == {"baseline", "text-softmax-seed100"}
+    whole_parts = {part.stem for part in (out / "rows").iterdir() if "-step" not in part.stem}
+    assert whole_parts == {"baseline", "text-softmax-seed100"}
 
     setting = compare_setting("tiny", data=str(corpus), seeds=1, steps=STEPS)
     resumed = compare(setting, out, resume=True)
@@ -270,11 +280,69 @@ def test_a_killed_run_resumes_to_the_same_rows(finished, corpus, tmp_path):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_more_seeds_are_added_to_a_finished_run(finished, corpus, tmp_path):
+    whole, comparison = finished
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    parts = {part.name: part.stat().st_mtime_ns for part in (out / "rows").iterdir()}
+
+    def asked(seeds, **changes):
+        return compare_setting("tiny", data=str(corpus), seeds=seeds, **{"steps": STEPS} | changes)
+
+    with pytest.raises(ValueError, match=r"text\.steps was 40 .* is 41 now"):
+        compare(asked(2, steps=STEPS + 1), out, resume=True)
+    grown = compare(asked(2), out, resume=True)
+    assert set(select_values(grown.rows, "train_loss", "seed")) == {100, 101}
+    before = reproducible(comparison.rows)
+    assert [row for row in reproducible(grown.rows) if row in before] == before
+    after = {part.name: part.stat().st_mtime_ns for part in (out / "rows").iterdir()}
+    assert {name: after[name] for name in parts} == parts
+    assert all("seed101" in name for name in after.keys() - parts.keys())
+    assert "--seeds 2" in grown.setting["command"]
+
+    files = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match=r"--seeds: .* has rows of 2 seeds already, got 1"):
+        compare(asked(1), out, resume=True)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == files
+
+
+def test_each_arm_has_the_learning_rate_that_it_is_given(corpus, tmp_path):
+    setting = compare_setting(
+        "tiny", data=str(corpus), seeds=1, steps=3, lr=0.002, softmax_lr=0.004
+    )
+    compare(setting, tmp_path)
+    rates = {
+        arm: load_checkpoint(tmp_path / "runs" / f"{arm}-seed100" / "checkpoint.safetensors")
+        .config["train"]["lr"]
+        for arm in ARMS
+    }  # fmt: skip
+    assert rates == {"softmax": 0.004, "sigmoid": 0.002}
+
+
+def test_both_arms_write_after_the_same_words_of_the_held_out_text(finished, corpus):
+    _, comparison = finished
+    prompts, texts = (
+        {arm: bytes(map(int, select_values(comparison.rows, metric, "value", arm=arm)))
+         for arm in ARMS}
+        for metric in ("sample_prompt", "sample_text")
+    )  # fmt: skip
+    assert prompts["softmax"] == prompts["sigmoid"] and prompts["softmax"] in corpus.read_bytes()
+    assert all(0 < len(text) <= 32 for text in texts.values())
+
+
+def test_a_run_says_when_it_was_and_how_long_it_took(finished):
+    _, comparison = finished
+    told = when(comparison.rows)
+    assert told.keys() == {"begun", "finished", "duration"} and told["begun"] <= told["finished"]
+    assert when(ROW_SCHEMA.empty_table()) == {}
+    assert comparison.path.endswith("out/rows.parquet")
+    assert comparison.advice
+
+
 def test_a_run_that_diverges_is_named(corpus, tmp_path):
-    setting = compare_setting("tiny", data=str(corpus), seeds=1)
-    text = dataclasses.replace(setting.text, lr=1e30)
+    setting = compare_setting("tiny", data=str(corpus), seeds=1, lr=1e30)
     with pytest.raises(Diverged, match="diverged at step") as caught:
-        compare(dataclasses.replace(setting, text=text), tmp_path / "out")
+        compare(setting, tmp_path / "out")
     assert caught.value.__notes__ == ["in the run: text, softmax, seed 100"]
 
 

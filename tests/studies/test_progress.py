@@ -41,6 +41,21 @@ def test_elsewhere_than_on_a_terminal_a_line_for_each_unit(clock):
     ]
 
 
+def test_time_left_counts_what_no_extrapolation_sees(clock):
+    shown = io.StringIO()
+    console = Console(file=shown, width=80)
+    with StudyProgress(total=30, units=3, console=console, seconds=13) as progress:
+        for label, work, seconds in (("first", 10, 0), ("timed", 10, 6), ("last", 10, 7)):
+            progress.begin(label, work, seconds)
+            clock.now += 10
+            progress.end()
+    assert shown.getvalue().splitlines() == [
+        "1/3 first: 10 s, about 33 s left",
+        "2/3 timed: 10 s, about 17 s left",
+        "3/3 last: 10 s",
+    ]
+
+
 def test_on_a_terminal_a_bar_that_no_thread_draws(clock):
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=100)

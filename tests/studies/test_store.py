@@ -68,6 +68,13 @@ def test_another_setting_is_refused_by_its_first_difference(tmp_path, changed, s
         Store(tmp_path, changed, {}, resume=True)
 
 
+def test_what_was_asked_for_by_name_is_named_before_its_parts():
+    before, now = {"copying": {"steps": 1}, "preset": "a"}, {"copying": {"steps": 2}, "preset": "b"}
+    assert first_difference(before, now) == (
+        'preset was "a" when this folder was started and is "b" now'
+    )
+
+
 def test_an_occupied_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="nothing was overwritten"):

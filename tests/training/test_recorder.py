@@ -1,7 +1,10 @@
 """The recorder: true numbers, no influence on what it watches, nothing lost and nothing twice."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from sigmoid_attention.training import recorder as recorder_module
 from sigmoid_attention.training.optimizer import schedule
@@ -202,3 +205,31 @@ def test_bad_arguments_are_named(tmp_path):
         Recorder(tmp_path, every=0)
     with pytest.raises(ValueError, match="there are no records in"):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
+def test_what_a_checkpoint_computes_again_is_recorded_once(tmp_path, reentrant):
+    found = []
+    for name in ("plain", "checkpoints"):
+        model = tiny_model(dropout=0.0)
+        for block in model.blocks if name == "checkpoints" else ():
+            once_more = partial(checkpoint, block.forward, use_reentrant=reentrant)
+            block.forward = lambda x, run=once_more, **_: run(x)
+        recorded(tmp_path / name, model=model)
+        rows = read_records(tmp_path / name / "records").to_pylist()
+        found.append([(row["step"], row["module"], row["quantity"], row["value"]) for row in rows])
+    assert sorted(found[0]) == sorted(found[1])
+
+
+def test_a_test_between_two_steps_is_not_recorded(tmp_path):
+    """As `train` on the command line takes one of held-out text, after a step that is recorded."""
+    model, text = tiny_model(), tiny_text()
+
+    def look(_done, _loss):
+        model.eval()(text.batch(99)[0])
+        model.train()
+
+    recorded(tmp_path / "tested", model=model, on_step=look)
+    recorded(tmp_path / "alone")
+    first, second = (read_records(tmp_path / name / "records") for name in ("tested", "alone"))
+    assert first.equals(second)

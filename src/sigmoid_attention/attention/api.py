@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from typing import Literal, overload
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sigmoid_attention.attention import (
+    arguments,
     checks,
     flex,
     geometry,
@@ -17,9 +19,11 @@ from sigmoid_attention.attention import (
     repeated,
     tiled_operator,
 )
-from sigmoid_attention.attention.bias import BiasPolicy, NegLogLength
+from sigmoid_attention.attention.bias import BiasPolicy, once_called
 from sigmoid_attention.attention.cpu import operator as cpu_operator
-from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.default_bias import default_bias
+from sigmoid_attention.attention.override import overridable
+from sigmoid_attention.attention.problem import Problem, known
 from sigmoid_attention.attention.reference import AttentionAux
 
 Bias = float | Tensor | BiasPolicy
@@ -42,23 +46,47 @@ def each_part(answer: Answer, change: Callable[[Tensor], Tensor]) -> Answer:
 
 
 def _reference(problem: Problem, return_aux: bool) -> Answer:
+    """The definition, by blocks of rows where the array of scores would be large.
+
+    Memory is linear then, but for what autograd keeps of each block for a gradient.
+    """
     dense = problem.padded()
-    offset_QK, visible = dense.offset_and_visible()
-    answer = reference.attend(
-        dense.query,
-        dense.key,
-        dense.value,
-        scale=problem.scale,
-        softcap=problem.softcap,
-        bias=problem.bias,
-        float_mask=problem.float_mask,
-        alibi_slopes=problem.alibi_slopes,
-        offset_QK=offset_QK,
-        visible=visible,
-        dropout_p=problem.dropout_p,
-        return_aux=return_aux,
-    )
+    batch, heads, queries, keys = problem.shape
+    bias, float_mask = problem.bias, problem.float_mask
+
+    def part(rows: slice) -> Answer:
+        offset_QK, visible = dense.offset_and_visible(rows)
+        return reference.attend(
+            dense.query[:, :, rows],
+            dense.key,
+            dense.value,
+            scale=problem.scale,
+            softcap=problem.softcap,
+            bias=geometry.of_rows(bias, rows) if isinstance(bias, Tensor) else bias,
+            float_mask=None if float_mask is None else geometry.of_rows(float_mask, rows),
+            alibi_slopes=problem.alibi_slopes,
+            offset_QK=offset_QK,
+            visible=visible,
+            dropout_p=problem.dropout_p,
+            return_aux=return_aux,
+        )
+
+    blocks = geometry.blocks_of_rows(queries, batch * heads * keys, DENSE_SCORES)
+    answer = _joined([part(rows) for rows in blocks])
     return each_part(answer, problem.unpadded)
+
+
+def _joined(parts: list[Answer]) -> Answer:
+    """The answers for blocks of rows as one for all of them."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(parts, 2)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    outs, statistics = zip(*parts, strict=True)
+    return torch.cat(outs, 2), AttentionAux(
+        *(torch.cat(x, 2) for x in zip(*statistics, strict=True))
+    )
 
 
 def _triton(problem: Problem, return_aux: bool) -> Answer:
@@ -95,8 +123,16 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
+def _exporting_to_onnx() -> bool:
+    # An operator of this library means nothing to ONNX; those of the definition have translations.
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and onnx.is_in_onnx_export()
+
+
 def transformed() -> bool:
     """Whether torch.func, forward mode or a trace is at work, which only the definition follows."""
+    if _exporting_to_onnx():
+        return True
     if torch.compiler.is_compiling():
         return False
     return (
@@ -111,7 +147,8 @@ def _candidates(problem: Problem) -> list[Implementation]:
     if transformed():
         return []
     fused = _triton if problem.device.type == "cuda" else cpu_operator.attend
-    many = math.prod(problem.shape) > DENSE_SCORES
+    # One graph serves all lengths of an axis that may change, so it takes what serves the longest.
+    many = not known(math.prod(problem.shape) <= DENSE_SCORES)
     return [fused, tiled_operator.attend] if many else [fused]
 
 
@@ -124,22 +161,34 @@ def _automatic(problem: Problem, return_aux: bool) -> Answer:
     return _reference(problem, return_aux)
 
 
+def check_impl(impl: str) -> None:
+    """Refuse what names no implementation."""
+    if not isinstance(impl, str) or impl not in ("auto", *IMPLEMENTATIONS):
+        names = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"impl: must be auto or one of {names}, got {arguments.shown(impl)}")
+
+
 def run(problem: Problem, impl: str, return_aux: bool) -> Answer:
     """Hand a checked problem to the implementation that was asked for.
 
     The answer has the layout of the problem's query: (1, H, T, E) for packed sequences.
     """
+    arguments.switch("return_aux", return_aux)
+    check_impl(impl)
     if impl == "auto":
         return _automatic(problem, return_aux)
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl: must be auto or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     return IMPLEMENTATIONS[impl](problem, return_aux)
 
 
 def with_bias(problem: Problem, bias: Bias) -> Problem:
     """The problem with its bias resolved; a resolved policy must fit like any other tensor."""
     if isinstance(bias, BiasPolicy):
-        bias = bias.resolve(problem)
+        policy, bias = bias, arguments.scalar(bias.resolve(problem))
+        if not isinstance(bias, Tensor) and not arguments.is_number(bias):
+            raise ValueError(
+                f"bias: {type(policy).__name__}.resolve must answer a number or a tensor, "
+                f"got {arguments.shown(bias)}"
+            )
     if isinstance(bias, Tensor):
         checks.bias_tensor(bias, problem.shape, problem.device)
     return dataclasses.replace(problem, bias=bias)
@@ -187,6 +236,7 @@ def sigmoid_attention(
 ) -> tuple[Tensor, AttentionAux]: ...
 
 
+@overridable
 def sigmoid_attention(
     query: Tensor,
     key: Tensor,
@@ -216,6 +266,10 @@ def sigmoid_attention(
     query that sees no key gets exact zeros, and partial results over disjoint keys add up.
     Source: P1 (arXiv 2409.04431), section 2 and appendix E for the bias.
 
+    Under autocast the answer is the same, in the precision of the inputs. Only where query, key
+    and value differ in dtype, as after a rotation in fp32, are they cast to autocast's, like those
+    of torch's ``scaled_dot_product_attention``; without autocast they must agree.
+
     Args:
         query: (batch, heads, queries, head_dim), fp16, bf16, fp32 or fp64.
         key: (batch, key_heads, keys, head_dim).
@@ -225,8 +279,8 @@ def sigmoid_attention(
         bias: a number, a tensor broadcastable to (batch, heads, queries, 1 or keys), or a policy
             (:class:`Constant`, :class:`NegLogLength`, :class:`NegLogVisible`,
             :class:`NegLogEffectiveLength`, :class:`Learned`, :class:`RowLSE`). None stands for
-            ``NegLogLength(keys)`` in the one case where it is not a guess: as many queries as
-            keys, and no mask.
+            ``NegLogLength(keys)`` where there are as many queries as keys, and no mask. It suits
+            a model whose calls all have one length; calls of several lengths are warned about.
         scale: factor of the dot product, by default 1 / sqrt(head_dim).
         is_causal: a query sees no key to its right; the last query stands on the last key.
         window_size: (left, right) keys that a query sees beside its own, -1 for no limit.
@@ -244,7 +298,7 @@ def sigmoid_attention(
         return_aux: also return the rows' mass, largest weight and number of visible keys.
 
     Returns:
-        (batch, heads, queries, value_dim) in the dtype of ``query``; with ``return_aux`` a pair
+        (batch, heads, queries, value_dim) in the dtype of the inputs; with ``return_aux`` a pair
         of that and an :class:`AttentionAux`.
 
     Raises:
@@ -255,26 +309,31 @@ def sigmoid_attention(
         >>> import torch
         >>> from sigmoid_attention import NegLogLength, sigmoid_attention
         >>> q, k, v = torch.randn(3, 1, 4, 16, 32).unbind(0)
-        >>> out = sigmoid_attention(q, k, v, is_causal=True)
+        >>> out = sigmoid_attention(q, k, v, bias=NegLogLength(16), is_causal=True)
         >>> cached = sigmoid_attention(q[:, :, -1:], k, v, bias=NegLogLength(16), is_causal=True)
         >>> torch.allclose(out[:, :, -1:], cached, atol=1e-6)
         True
     """
-    seen = None
-    if not (return_aux or dropout_p):
+    seen, bias = None, once_called(bias)
+    if return_aux is False and type(dropout_p) is float and not dropout_p:
         tensors = (query, key, value, None, alibi_slopes, bias, attn_mask, None)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
         seen = repeated.look(impl, *tensors, window_size, *settings)
         if (out := repeated.again(seen)) is not None:
             return out
     names = ("query", "key", "value")
-    checks.same_kind(query, key, value, names)
+    query, key, value = checks.same_kind(query, key, value, names)
     checks.dense_shapes(query, key, value, names)
     checks.head_groups(query.shape[1], key.shape[1], enable_gqa)
     batch, heads, queries, head_dim = query.shape
     keys = key.shape[2]
-    scale = checks.settings(
-        head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=dropout_p
+    scale, softcap, window = checks.settings(
+        head_dim,
+        scale=scale,
+        softcap=softcap,
+        is_causal=is_causal,
+        window_size=window_size,
+        dropout_p=dropout_p,
     )
     checks.mask(attn_mask, (batch, heads, queries, keys), query.device)
     checks.slopes(alibi_slopes, batch, heads, query.device)
@@ -287,8 +346,8 @@ def sigmoid_attention(
                 f"{'no' if attn_mask is None else 'a'} mask; give the training length, "
                 f"e.g. bias=NegLogLength(1024)"
             )
-        bias = NegLogLength(keys) if keys > 0 else 0.0
-    checks.bias_kind(bias)
+        bias = default_bias(keys)
+    bias = checks.bias_kind(bias)
     problem = Problem(
         query=query,
         key=key,
@@ -298,7 +357,7 @@ def sigmoid_attention(
         bias=0.0,
         attn_mask=attn_mask,
         alibi_slopes=alibi_slopes,
-        window=geometry.effective_window(is_causal, window_size),
+        window=window,
         dropout_p=dropout_p,
         tolerance=tolerance,
         tolerance_is_relative=relative,

@@ -8,13 +8,18 @@ Shape letters: B batch, H query heads, Q queries, K keys, D head dim.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from sigmoid_attention.attention import arguments
+from sigmoid_attention.attention.keep_fp32 import keep_fp32
+
+T = TypeVar("T")
 
 
 class RowContext(Protocol):
@@ -54,16 +59,29 @@ class BiasPolicy:
         raise NotImplementedError(f"{type(self).__name__} does not say how it is resolved")
 
 
-def _check_length(n: int, owner: str) -> None:
-    if not 0 < n < math.inf:
+def _check_number(name: str, given: Any) -> None:
+    """A finite number, or a tensor, which the operator takes as it takes a tensor of bias."""
+    if not isinstance(given, Tensor):
+        arguments.number(name, given, "a finite number or a tensor")
+
+
+def _check_length(n: Any, owner: str) -> None:
+    """A whole number, such as 1024 or 1e6."""
+    plain = arguments.scalar(n)
+    counts = arguments.is_number(plain) and 0 < plain < math.inf
+    if not counts or (isinstance(plain, float) and not plain.is_integer()):
         raise ValueError(
-            f"{owner}: n is the number of keys seen in training and must be positive, got {n}"
+            f"{owner}: n is the number of keys seen in training and must be a positive whole "
+            f"number, got {arguments.shown(n)}"
         )
 
 
 @dataclass(frozen=True)
 class Constant(BiasPolicy):
     """The same bias everywhere: b.
+
+    b may be a tensor, like one given as ``bias``, and then gets its gradient. Raises ``ValueError``
+    unless it is that or a finite number.
 
     Example:
         >>> import torch
@@ -73,17 +91,21 @@ class Constant(BiasPolicy):
         torch.Size([1, 1, 2, 4])
     """
 
-    b: float
+    b: float | Tensor
 
-    def resolve(self, rows: RowContext) -> float:
-        return float(self.b)
+    def __post_init__(self) -> None:
+        _check_number("Constant: b", self.b)
+
+    def resolve(self, rows: RowContext) -> float | Tensor:
+        return self.b
 
 
 @dataclass(frozen=True)
 class NegLogLength(BiasPolicy):
     """b = offset - log n, with n the training length (P1, appendix E: the papers' choice).
 
-    Raises ``ValueError`` if n is not positive.
+    An offset may be a tensor, too, which gets its gradient. Raises ``ValueError`` unless n is a
+    positive whole number, and the offset that or a finite number.
 
     Example:
         >>> NegLogLength(1024).value
@@ -91,17 +113,21 @@ class NegLogLength(BiasPolicy):
     """
 
     n: int
-    offset: float = 0.0
+    offset: float | Tensor = 0.0
 
     def __post_init__(self) -> None:
         _check_length(self.n, "NegLogLength")
+        _check_number("NegLogLength: offset", self.offset)
 
     @property
-    def value(self) -> float:
-        # Tracing follows log2 of a symbolic length, where log would fix the length in the graph.
-        return self.offset - math.log2(self.n) * math.log(2)
+    def value(self) -> float | Tensor:
+        return self.offset - math.log(self.n)
 
-    def resolve(self, rows: RowContext) -> float:
+    def resolve(self, rows: RowContext) -> float | Tensor:
+        if torch.compiler.is_compiling():
+            # The length may be a symbol, whose logarithm in Python would fix it in the graph.
+            length = torch.scalar_tensor(self.n, dtype=torch.float64, device=rows.device)
+            return (self.offset - length.log()).to(rows.dtype)
         return self.value
 
 
@@ -120,8 +146,8 @@ class NegLogVisible(BiasPolicy):
     at_least: int = 1
 
     def __post_init__(self) -> None:
-        if self.at_least < 1:
-            raise ValueError(f"NegLogVisible: at_least must be 1 or more, got {self.at_least}")
+        wanted = "a whole number of 1 or more"
+        arguments.whole("NegLogVisible: at_least", self.at_least, 1, wanted)
 
     def resolve(self, rows: RowContext) -> Tensor:
         return -rows.visible_counts().clamp(min=self.at_least).to(rows.dtype).log()
@@ -133,7 +159,8 @@ class NegLogEffectiveLength(BiasPolicy):
 
     With slope m a key at distance t carries a weight near e^(-m t), so a causal row of n keys
     counts for L_h = sum_{t<n} e^(-m t) = (1 - e^(-m n)) / (1 - e^(-m)), and L_h = n for m = 0.
-    Raises ``ValueError`` for n <= 0 and for negative slopes. This policy is the project's own.
+    Raises ``ValueError`` unless n is a positive whole number, and the slopes and offset are finite
+    numbers, the slopes of 0 or more. This policy is the project's own.
 
     Example:
         >>> [round(b, 3) for b in NegLogEffectiveLength((0.5, 0.0), n=8).values]
@@ -146,17 +173,29 @@ class NegLogEffectiveLength(BiasPolicy):
 
     def __init__(self, alibi_slopes: Sequence[float] | Tensor, n: int, offset: float = 0.0) -> None:
         _check_length(n, "NegLogEffectiveLength")
+        offset = float(arguments.number("NegLogEffectiveLength: offset", offset))
         if isinstance(alibi_slopes, Tensor):
             if alibi_slopes.dim() != 1:
                 shape = tuple(alibi_slopes.shape)
                 raise ValueError(f"NegLogEffectiveLength: slopes must be (heads,), got {shape}")
+            if alibi_slopes.requires_grad:
+                raise ValueError(
+                    "NegLogEffectiveLength: slopes are read as numbers and could not learn here, "
+                    "got some that require a gradient; give alibi_slopes.detach()"
+                )
             alibi_slopes = alibi_slopes.tolist()
-        slopes = tuple(float(slope) for slope in alibi_slopes)
+        if isinstance(alibi_slopes, str) or not isinstance(alibi_slopes, Iterable):
+            raise ValueError(
+                f"NegLogEffectiveLength: slopes must be a number for each head, "
+                f"got {arguments.shown(alibi_slopes)}"
+            )
+        name = "NegLogEffectiveLength: slopes"
+        slopes = tuple(float(arguments.number(name, slope)) for slope in alibi_slopes)
         if any(slope < 0 for slope in slopes):
             raise ValueError(f"NegLogEffectiveLength: slopes must not be negative, got {slopes}")
         object.__setattr__(self, "alibi_slopes", slopes)
         object.__setattr__(self, "n", n)
-        object.__setattr__(self, "offset", float(offset))
+        object.__setattr__(self, "offset", offset)
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -212,26 +251,40 @@ class HeadValues(BiasPolicy):
     """
 
     # Made for every call of a layer that keeps such a tensor: no dataclass, as it costs no time.
-    __slots__ = ("value",)
+    __slots__ = ("owner", "value")
 
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
+    def __init__(self, value: Tensor, owner: str = "HeadValues") -> None:
+        self.value, self.owner = value, owner
 
     def resolve(self, rows: RowContext) -> Tensor:
-        return _each_head(self.value, rows, type(self).__name__)
+        return _each_head(self.value, rows, self.owner)
+
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        return _traced_for_heads(self.value, tracer)
+
+
+def _traced_for_heads(value_H: Tensor, tracer: Any) -> Any:
+    """The node that torch.fx has in a graph for a policy: the policy made of the traced tensor."""
+    return tracer.create_node("call_function", HeadValues, (tracer.create_arg(value_H),), {})
 
 
 def _each_head(value_H: Tensor, rows: RowContext, owner: str) -> Tensor:
+    arguments.dense("bias", value_H)
     if value_H.shape != (rows.heads,):
         raise ValueError(f"bias: {owner} has {value_H.numel()} heads, query {rows.heads}")
     return value_H.view(1, -1, 1, 1)
 
 
+def _start(number: Any) -> float:
+    return float(arguments.number("Learned: init", number))
+
+
 class Learned(nn.Module, BiasPolicy):
     """A trained bias per head, started from a number or from a policy that needs no row.
 
-    The parameter is ``value`` of shape (heads,); it receives its gradient from every
-    implementation. Raises ``ValueError`` if ``init`` depends on the rows of a call.
+    The parameter is ``value`` of shape (heads,), which stays in fp32 when the model is cast to
+    less; it receives its gradient from every implementation. Raises ``ValueError`` if ``init``
+    depends on the rows of a call, or is no finite number.
 
     Example:
         >>> Learned(NegLogLength(256), heads=2).value.shape
@@ -240,26 +293,47 @@ class Learned(nn.Module, BiasPolicy):
 
     def __init__(self, init: float | BiasPolicy, heads: int) -> None:
         super().__init__()
+        arguments.whole("Learned: heads", heads, 1, "a positive whole number")
         if isinstance(init, NegLogEffectiveLength):
             start = init.values
             if len(start) != heads:
                 raise ValueError(f"Learned: init has {len(start)} slopes for {heads} heads")
         elif isinstance(init, NegLogLength | Constant):
-            start = (init.value if isinstance(init, NegLogLength) else init.b,) * heads
+            start = (_start(init.value if isinstance(init, NegLogLength) else init.b),) * heads
         elif isinstance(init, BiasPolicy):
             raise ValueError(
                 f"Learned: init must be a number, Constant, NegLogLength or NegLogEffectiveLength, "
                 f"got {type(init).__name__}, which depends on the rows of a call"
             )
         else:
-            start = (float(init),) * heads
+            start = (_start(init),) * heads
         self.value = nn.Parameter(torch.tensor(start, dtype=torch.float32))
 
+    def forward(self) -> Tensor:
+        """(heads,)."""
+        # What `fully_shard` makes of the class frees the parameter's memory behind this call.
+        return self.value if type(self) is Learned else self.value.clone()
+
     def resolve(self, rows: RowContext) -> Tensor:
-        return _each_head(self.value, rows, "Learned")
+        return _each_head(self(), rows, "Learned")
+
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        return _traced_for_heads(self.value, tracer)
 
     def extra_repr(self) -> str:
         return f"heads={self.value.numel()}"
+
+
+keep_fp32(Learned, "value")
+
+
+def once_called(bias: T) -> T | HeadValues:
+    """A `Learned` bias as the values that its own forward pass gives; any other as it is.
+
+    Offloading, sharding and hooks act where a module is called, and a call of the operator is to
+    be one call of its bias.
+    """
+    return HeadValues(bias(), "Learned") if isinstance(bias, Learned) else bias
 
 
 @dataclass(frozen=True)

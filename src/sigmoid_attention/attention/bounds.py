@@ -63,6 +63,7 @@ Shape letters: B batch, H query heads, G key heads, Q queries, K keys, I query b
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -177,35 +178,34 @@ def tile_bounds(
 ) -> TileBounds:
     """Bounds of a call's tiles; arguments as the operator's, ``window`` with causality in it.
 
-    Costs a pass over query and key and some (Q, J) integers, never a (Q, K) array of its own.
+    Costs a pass over query, key, bias and mask, and arrays for one block of queries at a time,
+    never a (Q, K) array of its own.
     """
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
     position_Q1 = geometry.query_positions(queries, keys, query.device)
     nearest, farthest, distance = _distances(position_Q1, keys, window, block_q, block_k)
-    seen_QJ, away_QJ = _seen(position_Q1, keys, window, attn_mask, block_k)
-    fewest = _pool(seen_QJ.double(), -2, block_q, largest=False)
+    fewest, most, start = _seen(position_Q1, keys, window, attn_mask, block_q, block_k)
     reach = _largest_product(query, key, block_q, block_k) * abs(scale) * (1 + NORM_SLACK)
     if softcap is not None:
         reach = softcap * torch.tanh(reach / softcap)
     above, below = reach, -reach
-    for term in (bias, None if attn_mask is None else _finite(attn_mask)):
-        if term is not None:
-            above = above + _pool_tiles(term, block_q, block_k, largest=True)
-            below = below + _pool_tiles(term, block_q, block_k, largest=False)
+    for term in (bias, attn_mask):
+        if term is not None and term.dtype != torch.bool:
+            tiles = partial(_pool_tiles, term, block_q, block_k, hides=term is attn_mask)
+            above, below = above + tiles(largest=True), below + tiles(largest=False)
     least = fewest * below.sigmoid()
     if alibi_slopes is not None:
         slopes = alibi_slopes.double()[..., None, None]
         above = above - torch.minimum(slopes * nearest, slopes * farthest)
         least = fewest * (below - torch.maximum(slopes * nearest, slopes * farthest)).sigmoid()
         if attn_mask is None:
-            start = _pool(away_QJ.double(), -2, block_q, largest=True)
             decays = (below - slopes * start).sigmoid() * _decaying_sum(slopes, fewest)
             least = torch.where(slopes > 0, decays, least)
     shape = (batch, heads, distance.shape[0], distance.shape[1])
     return TileBounds(
         upper=above.expand(shape),
-        most=_pool(seen_QJ.double(), -2, block_q, largest=True).expand(shape),
+        most=most.expand(shape),
         least=torch.where(fewest > 0, least, 0.0).expand(shape),
         order=distance.argsort(dim=-1, stable=True),
     )
@@ -222,10 +222,10 @@ def _pool(values: Tensor, dim: int, block: int, *, largest: bool) -> Tensor:
     size = values.shape[dim]
     if size == 1:
         return values
-    fill = -math.inf if largest else math.inf
-    whole = torch.full_like(values.narrow(dim, 0, 1), fill)
     missing = -size % block
     if missing:
+        fill = -math.inf if largest else math.inf
+        whole = torch.full_like(values.narrow(dim, 0, 1), fill)
         sizes = list(values.shape)
         sizes[dim] = missing
         values = torch.cat([values, whole.expand(sizes)], dim)
@@ -234,18 +234,19 @@ def _pool(values: Tensor, dim: int, block: int, *, largest: bool) -> Tensor:
     return blocks.amax(inner) if largest else blocks.amin(inner)
 
 
-def _pool_tiles(values: Tensor, block_q: int, block_k: int, *, largest: bool) -> Tensor:
-    values = values.double()
-    while values.dim() < 4:
-        values = values[None]
-    return _pool(_pool(values, -1, block_k, largest=largest), -2, block_q, largest=largest)
+def _pool_tiles(term: Tensor, block_q: int, block_k: int, *, largest: bool, hides: bool) -> Tensor:
+    """Largest or smallest of each tile; a mask ``hides`` by its -inf, which adds nothing."""
+
+    def of_rows(part: Tensor) -> Tensor:
+        part = part.double()
+        part = part.masked_fill(part == -math.inf, 0.0) if hides else part
+        return _pool(_pool(part, -1, block_k, largest=largest), -2, block_q, largest=largest)
+
+    return torch.cat([of_rows(part) for part in _as_four(term).split(block_q, -2)], -2)
 
 
-def _finite(attn_mask: Tensor) -> Tensor | None:
-    """The numbers that a mask adds where it hides nothing; -inf hides and so adds nothing."""
-    if attn_mask.dtype == torch.bool:
-        return None
-    return attn_mask.masked_fill(attn_mask == -math.inf, 0.0)
+def _as_four(term: Tensor) -> Tensor:
+    return term.view((1,) * (4 - term.dim()) + tuple(term.shape))
 
 
 def _largest_product(query: Tensor, key: Tensor, block_q: int, block_k: int) -> Tensor:
@@ -286,7 +287,28 @@ def _distances(
 
 
 def _seen(
-    position_Q1: Tensor, keys: int, window: geometry.Window, attn_mask: Tensor | None, block_k: int
+    position_Q1: Tensor,
+    keys: int,
+    window: geometry.Window,
+    attn_mask: Tensor | None,
+    block_q: int,
+    block_k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fewest and most visible keys of a tile's rows, (..., I, J), and the distance of the window's
+    nearest key in the row where that is largest, (I, J)."""
+    fewest, most, start = [], [], []
+    for i in range(0, max(1, position_Q1.shape[0]), block_q):
+        rows = slice(i, i + block_q)
+        mask = None if attn_mask is None else geometry.of_rows(_as_four(attn_mask), rows)
+        seen_QJ, away_QJ = _seen_by_rows(position_Q1[rows], keys, window, mask, block_k)
+        fewest.append(_pool(seen_QJ, -2, block_q, largest=False))
+        most.append(_pool(seen_QJ, -2, block_q, largest=True))
+        start.append(_pool(away_QJ, -2, block_q, largest=True))
+    return torch.cat(fewest, -2), torch.cat(most, -2), torch.cat(start, -2)
+
+
+def _seen_by_rows(
+    position_Q1: Tensor, keys: int, window: geometry.Window, mask: Tensor | None, block_k: int
 ) -> tuple[Tensor, Tensor]:
     """For each query and key block: its visible keys, (..., Q, J), and how near the window's
     nearest key is, (Q, J)."""
@@ -295,12 +317,7 @@ def _seen(
     first = torch.maximum(first_k, position_Q1 - left) if left >= 0 else first_k
     last = torch.minimum(last_k, position_Q1 + right) if right >= 0 else last_k
     away_QJ = torch.maximum(first - position_Q1, position_Q1 - last).clamp(min=0)
-    if attn_mask is None:
-        return (last - first + 1).clamp(min=0).expand(away_QJ.shape), away_QJ
-    # Prefix sums of the mask turn "visible keys between first and last" into a difference.
-    seen = geometry.attended(attn_mask)
-    seen = seen.expand(*seen.shape[:-2], position_Q1.shape[0], keys)
-    before = torch.nn.functional.pad(seen.int().cumsum(-1), (1, 0))
-    stop = torch.maximum(last, first - 1) + 1
-    shape = (*before.shape[:-1], first_k.shape[0])
-    return before.gather(-1, stop.expand(shape)) - before.gather(-1, first.expand(shape)), away_QJ
+    first = first.expand(away_QJ.shape)
+    stop = torch.maximum(last + 1, first)
+    seen = stop - first if mask is None else geometry.counts_between(mask, first, stop)
+    return seen.double(), away_QJ.double()

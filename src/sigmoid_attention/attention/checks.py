@@ -3,12 +3,19 @@
 Every complaint is a ``ValueError`` of one sentence: which argument, what it got, what it wants.
 """
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
-from sigmoid_attention.attention.bias import BiasPolicy
+from sigmoid_attention.attention import arguments, autocast, geometry
+from sigmoid_attention.attention.bias import (
+    BiasPolicy,
+    HeadValues,
+    Learned,
+    NegLogEffectiveLength,
+)
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -17,8 +24,13 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def same_kind(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]) -> None:
-    """Query, key and value: one floating dtype, one device."""
+def same_kind(
+    query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of one floating dtype, on one device; autocast makes them agree."""
+    for name, tensor in zip(names, (query, key, value), strict=True):
+        arguments.dense(name, tensor)
+    query, key, value = autocast.same_dtype(query, key, value)
     if query.dtype not in FLOATS:
         raise ValueError(f"{names[0]}: dtype must be fp16, bf16, fp32 or fp64, got {query.dtype}")
     for name, tensor in zip(names[1:], (key, value), strict=True):
@@ -30,6 +42,7 @@ def same_kind(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, 
             raise ValueError(
                 f"{name}: must be on {names[0]}'s device, got {tensor.device} and {query.device}"
             )
+    return query, key, value
 
 
 def dense_shapes(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]) -> None:
@@ -54,7 +67,7 @@ def dense_shapes(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, st
 
 def head_groups(heads: int, key_heads: int, enable_gqa: bool, name: str = "key") -> None:
     """Query heads are a multiple of key heads, and equal to them unless GQA was asked for."""
-    if not enable_gqa and heads != key_heads:
+    if not arguments.switch("enable_gqa", enable_gqa) and heads != key_heads:
         raise ValueError(
             f"{name}: has {key_heads} heads for {heads} query heads; enable_gqa=True shares them"
         )
@@ -67,29 +80,35 @@ def settings(
     *,
     scale: float | None,
     softcap: float | None,
+    is_causal: bool,
     window_size: tuple[int, int],
     dropout_p: float,
-) -> float:
-    """Check the numbers; return the scale, by default 1 / sqrt(head dim)."""
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap: must be positive and finite, or None, got {softcap}")
-    if (
-        not isinstance(window_size, tuple | list)
-        or len(window_size) != 2
-        or any(side < -1 for side in window_size)
-    ):
-        raise ValueError(
-            f"window_size: must be (left, right), each -1 (no limit) or more, got {window_size}"
-        )
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p: must be at least 0 and below 1, got {dropout_p}")
+) -> tuple[float, float | None, geometry.Window]:
+    """Scale, by default 1 / sqrt(head dim), softcap, and the window with causality in it."""
+    if softcap is not None:
+        wanted = "positive and finite, a number, or None"
+        softcap = arguments.number("softcap", softcap, wanted)
+        if softcap < arguments.SMALLEST:
+            raise ValueError(f"softcap: must be {wanted}, got {softcap}")
+    wanted = "a number, at least 0 and below 1"
+    if not 0.0 <= arguments.number("dropout_p", dropout_p, wanted) < 1.0:
+        raise ValueError(f"dropout_p: must be {wanted}, got {dropout_p}")
     if scale is None:
         if head_dim == 0:
             raise ValueError("query: head dim must be positive, got 0")
-        return head_dim**-0.5
-    if not math.isfinite(scale):
-        raise ValueError(f"scale: must be finite, got {scale}")
-    return scale
+        factor: float = head_dim**-0.5
+    else:
+        instead = "multiply query by a factor that is to learn, and give scale=1"
+        factor = arguments.number("scale", scale, "a finite number", instead)
+    pair = isinstance(window_size, tuple | list) and len(window_size) == 2
+    left, right = map(arguments.index, window_size) if pair else (None, None)
+    if left is None or right is None or min(left, right) < -1:
+        raise ValueError(
+            f"window_size: must be (left, right), whole numbers of -1 (no limit) or more, "
+            f"got {arguments.shown(window_size)}"
+        )
+    causal = arguments.switch("is_causal", is_causal)
+    return factor, softcap, geometry.effective_window(causal, (left, right))
 
 
 def _broadcasts(tensor: Tensor, shape: tuple[int, ...]) -> bool:
@@ -111,6 +130,7 @@ def mask(attn_mask: Tensor | None, shape: tuple[int, ...], device: torch.device)
     """Boolean or floating, broadcastable to (B, H, Q, K)."""
     if attn_mask is None:
         return
+    arguments.dense("attn_mask", attn_mask)
     on_device("attn_mask", attn_mask, device)
     if attn_mask.dtype != torch.bool and attn_mask.dtype not in FLOATS:
         raise ValueError(
@@ -125,6 +145,7 @@ def mask(attn_mask: Tensor | None, shape: tuple[int, ...], device: torch.device)
 
 def bias_tensor(bias: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
     """Floating, broadcastable to (B, H, Q, K), and never of one dimension."""
+    arguments.dense("bias", bias)
     on_device("bias", bias, device)
     if bias.dtype not in FLOATS:
         raise ValueError(f"bias: must be floating, got {bias.dtype}")
@@ -143,6 +164,7 @@ def slopes(alibi_slopes: Tensor | None, batch: int, heads: int, device: torch.de
     """Floating, (H,) or (B, H)."""
     if alibi_slopes is None:
         return
+    arguments.dense("alibi_slopes", alibi_slopes)
     on_device("alibi_slopes", alibi_slopes, device)
     if alibi_slopes.dtype not in FLOATS:
         raise ValueError(f"alibi_slopes: must be floating, got {alibi_slopes.dtype}")
@@ -154,30 +176,57 @@ def slopes(alibi_slopes: Tensor | None, batch: int, heads: int, device: torch.de
         )
 
 
-def bias_kind(bias: object) -> None:
-    """A number, a tensor or a policy."""
-    if not isinstance(bias, int | float | Tensor | BiasPolicy):
+def bias_kind(bias: Any, name: str = "bias") -> float | Tensor | BiasPolicy:
+    """A tensor, a policy or a finite number, which is returned as Python's."""
+    if isinstance(bias, Tensor | BiasPolicy):
+        return bias
+    return arguments.number(name, bias, "a finite number, a tensor or a bias policy")
+
+
+def layer_bias(bias: Any, heads: int, name: str = "bias") -> float | BiasPolicy:
+    """The bias that a layer keeps: a finite number, or a policy for its number of heads."""
+    if isinstance(bias, Learned | HeadValues) and bias.value.shape != (heads,):
         raise ValueError(
-            f"bias: must be a number, a tensor or a bias policy, got {type(bias).__name__}"
+            f"{name}: {type(bias).__name__} has {bias.value.numel()} heads, the layer has {heads}"
         )
+    if isinstance(bias, NegLogEffectiveLength) and len(bias.alibi_slopes) != heads:
+        raise ValueError(
+            f"{name}: NegLogEffectiveLength has {len(bias.alibi_slopes)} slopes, the layer has "
+            f"{heads} heads"
+        )
+    if isinstance(bias, BiasPolicy):
+        return bias
+    instead = "Learned(init, heads) is a bias that a layer trains"
+    return arguments.number(name, bias, "a finite number or a bias policy", instead)
 
 
 def tolerance(skip_tolerance: str | float, dtype: torch.dtype) -> tuple[float, bool]:
     """The tolerance as a number, and whether it is relative to the weights that a row keeps."""
-    if skip_tolerance == "rounding":
+    if isinstance(skip_tolerance, str) and skip_tolerance == "rounding":
         # Half the spacing of the output's numbers: what rounding a weight to that dtype costs.
         return torch.finfo(dtype).eps / 2, True
-    if not isinstance(skip_tolerance, int | float) or not 0.0 <= skip_tolerance < math.inf:
-        raise ValueError(
-            f'skip_tolerance: must be "rounding" or a number of 0 or more, got {skip_tolerance!r}'
-        )
-    return float(skip_tolerance), False
+    wanted = '"rounding" or a number of 0 or more'
+    number = arguments.number("skip_tolerance", skip_tolerance, wanted)
+    if number < 0:
+        raise ValueError(f"skip_tolerance: must be {wanted}, got {number}")
+    return float(number), False
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether they can be looked at: a meta or fake tensor has none, nor has one in a graph."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor))
 
 
 def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
     """Integer tensors that hold lengths or indices."""
+    arguments.dense(name, tensor)
     on_device(name, tensor, device)
     if tensor.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{name}: must be int32 or int64, got {tensor.dtype}")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: must have shape {shape}, got {_shape(tensor)}")
+
+
+def longest(name: str, length: int) -> int:
+    """The declared length of the longest sequence; of a graph that is traced, its symbol."""
+    return arguments.whole(name, length, 0, "a whole number, the longest sequence's length or more")

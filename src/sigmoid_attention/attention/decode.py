@@ -3,11 +3,13 @@
 Shape letters: B batch, M pages of a sequence.
 """
 
-import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import checks, geometry, repeated, sequences
+from sigmoid_attention.attention import arguments, checks, places, repeated, sequences
 from sigmoid_attention.attention.api import Answer, Bias, run, transformed, with_bias
+from sigmoid_attention.attention.bias import once_called
+from sigmoid_attention.attention.override import overridable
+from sigmoid_attention.attention.places import looked_at
 from sigmoid_attention.attention.problem import Problem
 
 
@@ -28,6 +30,7 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
             f"value_cache: pages, page size and heads must equal key_cache's, "
             f"got {tuple(value.shape)} and {tuple(key.shape)}"
         )
+    arguments.dense("block_table", block_table)
     if block_table.dim() != 2 or block_table.shape[0] != query.shape[0]:
         raise ValueError(
             f"block_table: must be (batch, pages of a sequence) with batch {query.shape[0]}, "
@@ -36,33 +39,10 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
     checks.lengths("block_table", block_table, tuple(block_table.shape), query.device)
 
 
-def looked_at(device: torch.device) -> bool:
-    """Whether anyone may look at the numbers in a tensor: for those of a GPU all would wait."""
-    return device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _check_pages(used_pages_BM: Tensor, pages: int) -> None:
-    """What can only be said of numbers that are looked at."""
-    if used_pages_BM.numel() > 0:
-        low, high = (int(edge) for edge in used_pages_BM.aminmax())
-        if low < 0 or high >= pages:
-            raise ValueError(
-                f"block_table: pages must lie in 0 to {pages - 1}, got {low} to {high}"
-            )
-
-
-def _check_used(seqused_k: Tensor, capacity: int) -> None:
-    """Likewise."""
-    used = seqused_k.tolist()
-    if used and (min(used) < 0 or max(used) > capacity):
-        raise ValueError(
-            f"seqused_k: must lie in 0 to the cache's capacity {capacity}, "
-            f"got {min(used)} to {max(used)}"
-        )
-
-
 def _decode(problem: Problem, impl: str, return_aux: bool) -> Answer:
     """By the kernel for a few queries where a GPU can run it, else by one for many."""
+    if not isinstance(impl, str):
+        return run(problem, impl, return_aux)
     if impl == "triton" or (impl == "auto" and problem.device.type == "cuda" and not transformed()):
         try:
             # Triton is there where torch has CUDA, and nowhere else has anyone to import it.
@@ -74,6 +54,7 @@ def _decode(problem: Problem, impl: str, return_aux: bool) -> Answer:
     return run(problem, impl, return_aux)
 
 
+@overridable
 def sigmoid_decode(
     query: Tensor,
     key_cache: Tensor,
@@ -126,20 +107,56 @@ def sigmoid_decode(
         >>> sigmoid_decode(q, k, v, seqused_k=used, bias=NegLogLength(64), enable_gqa=True).shape
         torch.Size([2, 4, 1, 8])
     """
-    seen = None
-    if not return_aux:
+    seen, bias = None, once_called(bias)
+    if return_aux is False:
         tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes, bias, None, block_table)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
         seen = repeated.look(impl, *tensors, window_size, *settings)
         if (out := repeated.again(seen)) is not None:
             return out
+    problem = checked(
+        query,
+        key_cache,
+        value_cache,
+        seqused_k=seqused_k,
+        block_table=block_table,
+        bias=bias,
+        scale=scale,
+        is_causal=is_causal,
+        window_size=window_size,
+        alibi_slopes=alibi_slopes,
+        softcap=softcap,
+        enable_gqa=enable_gqa,
+        skip_tolerance=skip_tolerance,
+    )
+    repeated.remember(seen, problem)
+    return _decode(problem, impl, return_aux)
+
+
+def checked(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    *,
+    seqused_k: Tensor,
+    block_table: Tensor | None = None,
+    bias: Bias | None = None,
+    scale: float | None = None,
+    is_causal: bool = True,
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    skip_tolerance: float | str = "rounding",
+) -> Problem:
+    """The problem that a call of `sigmoid_decode` poses, or its ``ValueError``."""
     names = ("query", "key_cache", "value_cache")
-    checks.same_kind(query, key_cache, value_cache, names)
+    query, key_cache, value_cache = checks.same_kind(query, key_cache, value_cache, names)
     if query.dim() != 4:
         raise ValueError(f"query: must be (batch, heads, length, dim), got {tuple(query.shape)}")
     if block_table is None:
         checks.dense_shapes(query, key_cache, value_cache, names)
-        capacity, page_size = key_cache.shape[2], 0
+        capacity, pages, page_size = key_cache.shape[2], 0, 0
     else:
         _check_paged(query, key_cache, value_cache, block_table)
         pages, page_size = key_cache.shape[:2]
@@ -149,11 +166,7 @@ def sigmoid_decode(
     checks.head_groups(heads, key_cache.shape[1], enable_gqa, name="key_cache")
     checks.lengths("seqused_k", seqused_k, (batch,), query.device)
     if looked_at(query.device):
-        if block_table is not None:
-            block_table = sequences.used_pages(block_table, seqused_k, page_size)
-            _check_pages(block_table, pages)
-        _check_used(seqused_k, capacity)
-        own = sequences.cached(queries, seqused_k, capacity, block_table)
+        own = places.cached(queries, seqused_k, capacity, block_table, pages, page_size)
     else:
         own = sequences.UnreadCache(queries, seqused_k, capacity, block_table, page_size)
     if bias is None:
@@ -161,10 +174,15 @@ def sigmoid_decode(
             "bias: a cache's current length is not the length that the model was trained with; "
             "give that length, e.g. bias=NegLogLength(1024)"
         )
-    checks.bias_kind(bias)
+    bias = checks.bias_kind(bias)
     checks.slopes(alibi_slopes, batch, heads, query.device)
-    scale = checks.settings(
-        head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=0.0
+    scale, softcap, window = checks.settings(
+        head_dim,
+        scale=scale,
+        softcap=softcap,
+        is_causal=is_causal,
+        window_size=window_size,
+        dropout_p=0.0,
     )
     tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
     problem = Problem(
@@ -176,12 +194,10 @@ def sigmoid_decode(
         bias=0.0,
         attn_mask=None,
         alibi_slopes=alibi_slopes,
-        window=geometry.effective_window(is_causal, window_size),
+        window=window,
         dropout_p=0.0,
         tolerance=tolerance,
         tolerance_is_relative=relative,
         sequences=own,
     )
-    problem = with_bias(problem, bias)
-    repeated.remember(seen, problem)
-    return _decode(problem, impl, return_aux)
+    return with_bias(problem, bias)

@@ -32,6 +32,7 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
+from sigmoid_attention.attention import autocast
 from sigmoid_attention.attention.geometry import Window
 from sigmoid_attention.attention.problem import Problem
 
@@ -51,21 +52,24 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     # A graph that is being traced looks at no cache, and compiles what it calls.
     tracing = torch.compiler.is_compiling()
     if problem.window != (-1, -1):
-        make = _block_mask.__wrapped__ if tracing else _block_mask
+        # What a mode makes of it, such as a fake tensor, means nothing outside of that.
+        kept = not (tracing or torch._C._len_torch_dispatch_stack())
+        make = _block_mask if kept else _block_mask.__wrapped__
         block_mask = make(problem.window, queries, keys, problem.device)
     run = flex_attention if tracing else _compiled(problem.device.type)
     tensors = problem.query, problem.key, problem.value
     if problem.device.type == "cpu":
         # There FlexAttention refuses what could learn, even where nothing is to be learnt.
         tensors = tuple(tensor.detach() for tensor in tensors)
-    out, aux = run(
-        *tensors,
-        score_mod=_log_weight(problem),
-        block_mask=block_mask,
-        scale=problem.scale,
-        enable_gqa=problem.heads != problem.key.shape[1],
-        return_aux=AuxRequest(lse=True),
-    )
+    with autocast.off(problem.device):
+        out, aux = run(
+            *tensors,
+            score_mod=_log_weight(problem),
+            block_mask=block_mask,
+            scale=problem.scale,
+            enable_gqa=problem.heads != problem.key.shape[1],
+            return_aux=AuxRequest(lse=True),
+        )
     assert aux.lse is not None
     mass_BHQ1 = aux.lse.to(problem.dtype).exp()[..., None]
     return (out.to(problem.dtype) * mass_BHQ1).to(problem.query.dtype)
@@ -82,6 +86,8 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
         )
     if 0 in (*problem.shape, problem.query.shape[3], problem.value.shape[3]):
         raise NotImplementedError("query, key, value: FlexAttention takes no empty arrays")
+    if problem.device.type == "meta":
+        raise NotImplementedError("query: FlexAttention takes no meta tensors")
     if problem.device.type != "cpu":
         if problem.query.dtype == torch.float64:
             raise NotImplementedError("query: FlexAttention's kernels have no torch.float64")

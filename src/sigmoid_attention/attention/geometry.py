@@ -49,6 +49,11 @@ def attended(attn_mask: Tensor) -> Tensor:
     return attn_mask if attn_mask.dtype == torch.bool else attn_mask != float("-inf")
 
 
+def of_rows(mask: Tensor, rows: slice) -> Tensor:
+    """The part of a mask that broadcasts to (..., Q, K) for some of the queries."""
+    return mask if mask.dim() < 2 or mask.shape[-2] == 1 else mask[..., rows, :]
+
+
 def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     """Conjunction of two masks, of which None means that everything may be seen."""
     if first is None or second is None:
@@ -56,9 +61,64 @@ def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return first & second
 
 
+def window_ends(position_Q1: Tensor, keys: int | Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """Where each query's window begins on the key axis, and where it ends, both (..., Q, 1)."""
+    left, right = window
+    none = torch.zeros_like(position_Q1)
+    first = (position_Q1 - left).clamp(min=0) if left >= 0 else none
+    stop = none + keys if right < 0 else (position_Q1 + right + 1).clamp(max=keys)
+    # A window that lies beside the keys is empty.
+    first = first.clamp(max=keys)
+    return first, torch.maximum(first, stop)
+
+
 def counts_in_window(position_Q1: Tensor, keys: int | Tensor, window: Window) -> Tensor:
     """Number of keys in each query's window, (..., Q, 1), without a (Q, K) array."""
-    left, right = window
-    first = (position_Q1 - left).clamp(min=0) if left >= 0 else torch.zeros_like(position_Q1)
-    last = keys - 1 if right < 0 else (position_Q1 + right).clamp(max=keys - 1)
-    return (last - first + 1).clamp(min=0)
+    first, stop = window_ends(position_Q1, keys, window)
+    return stop - first
+
+
+def counts_shown(
+    attn_mask: Tensor, position_Q1: Tensor, keys: int | Tensor, window: Window
+) -> Tensor:
+    """Number of keys in each query's window that the mask shows, (..., Q, 1), likewise."""
+    mask = attn_mask.view(*(1,) * (2 - attn_mask.dim()), *attn_mask.shape)
+    first, stop = window_ends(position_Q1, keys, window)
+    if 1 in mask.shape[-2:]:
+        return counts_between(mask, first, stop)
+    place = torch.arange(mask.shape[-1], device=mask.device)
+
+    def counted(rows: slice) -> Tensor:
+        after = place >= first[..., rows, :]
+        return (attended(mask[..., rows, :]) & after & (place < stop[..., rows, :])).sum(
+            -1, keepdim=True
+        )
+
+    numbers = mask.shape[:-2].numel() * mask.shape[-1]
+    blocks = blocks_of_rows(mask.shape[-2], numbers, NUMBERS_OF_A_BLOCK)
+    return torch.cat([counted(rows) for rows in blocks], -2)
+
+
+def counts_between(mask: Tensor, first: Tensor, stop: Tensor) -> Tensor:
+    """Number of shown keys from ``first`` up to before ``stop``, (..., Q, J), J spans of keys."""
+    shown = attended(mask)
+    if mask.shape[-1] == 1:
+        return (stop - first) * shown
+    # Prefix sums turn a count into a difference.
+    before = torch.nn.functional.pad(shown.cumsum(-1), (1, 0))
+    shape = torch.broadcast_shapes(before.shape[:-1], first.shape[:-1])
+    before = before.expand(*shape, -1)
+    return before.gather(-1, stop.expand(*shape, -1)) - before.gather(-1, first.expand(*shape, -1))
+
+
+# Numbers in an array that is formed of some rows of scores, so that it stays near the processor.
+NUMBERS_OF_A_BLOCK = 2**20
+
+
+def blocks_of_rows(rows: int, numbers_a_row: int, most: int) -> list[slice]:
+    """All rows, some at a time: as many as hold about ``most`` numbers; one block if they fit."""
+    step = max(16, most // max(1, numbers_a_row))
+    # A graph is one for all lengths, and fuses what is formed for a row.
+    if torch.compiler.is_compiling() or rows <= step:
+        return [slice(None)]
+    return [slice(start, start + step) for start in range(0, rows, step)]

@@ -15,6 +15,18 @@ from sigmoid_attention.attention.reference import compute_dtype, logits
 from sigmoid_attention.attention.sequences import Sequences
 
 
+def known(condition: bool | torch.SymBool) -> bool:
+    """Whether a condition holds; of a length that a graph leaves open, for every such length.
+
+    A Python ``if`` would restrict the graph to the lengths for which the condition is as it is now.
+    """
+    if not torch.compiler.is_compiling():
+        return bool(condition)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
 @dataclass(frozen=True)
 class Problem:
     """Tensors and settings of one call, checked, with the bias resolved to numbers.
@@ -108,44 +120,53 @@ class Problem:
         queries, keys = self.shape[2:]
         return geometry.query_positions(queries, keys, self.device)
 
-    def offset_and_visible(self) -> tuple[Tensor, Tensor | None]:
+    def offset_and_visible(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
         """Offsets (..., Q, K), and the boolean of what may be seen, None for everything."""
-        offset_QK = geometry.offsets(self.positions(), self.shape[3])
+        offset_QK = geometry.offsets(self.positions()[..., rows, :], self.shape[3])
         visible = geometry.in_window(offset_QK, self.window)
         if self.sequences is not None:
             visible = geometry.both(visible, self.sequences.within())
         if self.attn_mask is not None:
-            visible = geometry.both(visible, geometry.attended(self.attn_mask))
+            shown = geometry.attended(geometry.of_rows(self.attn_mask, rows))
+            visible = geometry.both(visible, shown)
         return offset_QK, visible
 
     def visible_counts(self) -> Tensor:
         """Number of keys that each query may see, (..., Q, 1)."""
+        keys = self.shape[3] if self.sequences is None else self.sequences.keys()
         if self.attn_mask is None:
-            keys = self.shape[3] if self.sequences is None else self.sequences.keys()
             return geometry.counts_in_window(self.positions(), keys, self.window)
-        offset_QK, visible = self.offset_and_visible()
-        assert visible is not None
-        # A mask may broadcast along queries and keys; the counts need both of them.
-        seen = visible.expand(*visible.shape[:-2], *offset_QK.shape[-2:])
-        return seen.sum(-1, keepdim=True)
+        return geometry.counts_shown(self.attn_mask, self.positions(), keys, self.window)
 
     def row_lse(self) -> Tensor:
-        """Log-sum-exp of each row's visible logits before the bias, (B, H, Q, 1)."""
+        """Log-sum-exp of each row's visible logits before the bias, (B, H, Q, 1).
+
+        By blocks of rows; what autograd keeps of them for a gradient is all of the logits.
+        """
         dense = self.padded()
-        offset_QK, visible = dense.offset_and_visible()
-        logits_BHQK = logits(
-            dense.query.to(self.dtype),
-            dense.key.to(self.dtype),
-            scale=self.scale,
-            softcap=self.softcap,
-            bias=0.0,
-            float_mask=self.float_mask,
-            alibi_slopes=self.alibi_slopes,
-            offset_QK=offset_QK,
-        )
-        if visible is not None:
-            logits_BHQK = logits_BHQK.masked_fill(~visible, -math.inf)
-        return logits_BHQK.logsumexp(-1, keepdim=True)
+        batch, heads, queries, keys = self.shape
+        key = dense.key.to(self.dtype)
+
+        def part(rows: slice) -> Tensor:
+            offset_QK, visible = dense.offset_and_visible(rows)
+            mask = self.float_mask
+            logits_BHQK = logits(
+                dense.query[:, :, rows].to(self.dtype),
+                key,
+                scale=self.scale,
+                softcap=self.softcap,
+                bias=0.0,
+                float_mask=None if mask is None else geometry.of_rows(mask, rows),
+                alibi_slopes=self.alibi_slopes,
+                offset_QK=offset_QK,
+            )
+            if visible is not None:
+                logits_BHQK = logits_BHQK.masked_fill(~visible, -math.inf)
+            return logits_BHQK.logsumexp(-1, keepdim=True)
+
+        numbers = batch * heads * keys
+        blocks = geometry.blocks_of_rows(queries, numbers, geometry.NUMBERS_OF_A_BLOCK)
+        return torch.cat([part(rows) for rows in blocks], -2)
 
     def aligned(self, rows_BHQ: Tensor) -> Tensor:
         """What lies like the queries, (B, H, Q, ...), in the rows of ``shape``."""

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention.autocast import product
+
 
 class AttentionAux(NamedTuple):
     """Per row, each (B, H, Q): the sum of the weights, the largest of them, the keys in sight.
@@ -33,11 +35,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _by_group(rows_BHQE: Tensor, groups: int) -> Tensor:
+    """(B, G, R, E): the R rows of all heads of a group, which have the same keys."""
+    batch, heads, queries, dim = rows_BHQE.shape
+    return rows_BHQE.reshape(batch, groups, heads // groups * queries, dim)
+
+
 def scores(query: Tensor, key: Tensor, *, scale: float, softcap: float | None) -> Tensor:
     """cap(scale q.k), (B, H, Q, K); query heads share the keys of their group."""
     # Scaling the queries touches Q x D numbers, scaling the scores would touch Q x K.
-    query_BGRQD = (query * scale).unflatten(1, (key.shape[1], -1))
-    scores_BHQK = (query_BGRQD @ key.unsqueeze(2).mT).flatten(1, 2)
+    scores_BGRK = product(_by_group(query * scale, key.shape[1]), key.mT)
+    scores_BHQK = scores_BGRK.reshape(*query.shape[:3], key.shape[2])
     return scores_BHQK if softcap is None else softcap * torch.tanh(scores_BHQK / softcap)
 
 
@@ -74,8 +82,8 @@ def weights(logits_BHQK: Tensor, visible: Tensor | None) -> Tensor:
 
 def weighted_sum(weights_BHQK: Tensor, value: Tensor) -> Tensor:
     """sum_j w_ij v_j, (B, H, Q, E)."""
-    weights_BGRQK = weights_BHQK.unflatten(1, (value.shape[1], -1))
-    return (weights_BGRQK @ value.unsqueeze(2)).flatten(1, 2)
+    out_BGRE = product(_by_group(weights_BHQK, value.shape[1]), value)
+    return out_BGRE.reshape(*weights_BHQK.shape[:3], value.shape[3])
 
 
 def attend(

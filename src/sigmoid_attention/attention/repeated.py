@@ -17,7 +17,6 @@ from sigmoid_attention.attention.bias import (
     BiasPolicy,
     Constant,
     HeadValues,
-    Learned,
     NegLogLength,
 )
 from sigmoid_attention.attention.cpu import repeated as cpu
@@ -63,6 +62,8 @@ def look(
 ) -> Seen | None:
     """What this call may be known by; None where it has to be looked at in full.
 
+    Nothing was checked yet, so that every argument may be anything.
+
     Args:
         settings: every other argument that changes the answer or that a check looks at.
     """
@@ -74,9 +75,9 @@ def look(
         numbers = (bias.n, bias.offset)
     elif type(bias) is Constant:
         numbers = (bias.b,)
-    elif type(bias) is HeadValues or type(bias) is Learned:
+    elif type(bias) is HeadValues:
         # A number for each head has the address that its (1, H, 1, 1) has.
-        added = bias.value
+        added, numbers = bias.value, (bias.owner,)
     elif isinstance(bias, Tensor):
         added = bias
     else:
@@ -86,19 +87,26 @@ def look(
         return None
     learning = torch.is_grad_enabled()
     facts = []
-    for tensor in tensors:
-        if tensor is None:
-            facts.append(None)
-        elif plain(tensor, learning):
-            facts += tensor.shape, tensor.stride(), tensor.dtype, tensor.is_cpu or _place(tensor)
-        else:
-            return None
+    try:
+        for tensor in tensors:
+            if tensor is None:
+                facts.append(None)
+            elif plain(tensor, learning):
+                place = tensor.is_cpu or _place(tensor)
+                facts += tensor.shape, tensor.stride(), tensor.dtype, place
+            else:
+                return None
+    except RuntimeError:
+        # Nested and sparse tensors have no sizes or strides; the checks say so better.
+        return None
     kind = (*facts, type(bias), numbers, window, settings, kernels.surroundings())
     return Seen(kernels, kind, tensors)
 
 
 def _kernels(impl: str, query: Tensor, table: Tensor | None) -> ModuleType | None:
     """Whose kernels a call may go to straight away."""
+    if not (isinstance(query, Tensor) and isinstance(impl, str)):
+        return None
     if query.is_cpu and impl in ("auto", "cpu"):
         # The tables that its kernel reads are made anew for each call.
         return cpu if table is None else None
@@ -132,6 +140,8 @@ def remember(seen: Seen | None, problem: Problem) -> None:
     """Keep what such a call needs, if that is nothing but other tensors."""
     if seen is None or seen.kind in _known:
         return
+    if len({tensor.dtype for tensor in seen.tensors[:3] if tensor is not None}) > 1:
+        return  # Autocast has cast them for this call alone.
     if (met := _met.get(seen.kind, 0) + 1) < seen.kernels.WORTHWHILE:
         _set(_met, seen.kind, met)
         return

@@ -83,7 +83,7 @@ class Sequences:
         if self.packed:
             return _rows(key, self.start_k_B, self.length_k_B, self.max_k)
         if self.block_table_BM is not None:
-            key = key.transpose(1, 2)[self.block_table_BM].flatten(1, 2).transpose(1, 2)
+            key = of_pages(key, self.block_table_BM)
         # A cache is allocated, not filled: what lies beyond its tokens may be anything, and even a
         # weight of zero would carry its NaN into the answer.
         return key.masked_fill(~self.within().mT, 0)
@@ -104,6 +104,14 @@ class Sequences:
         return found_TH.where(exists, 0).transpose(0, 1)[None]
 
 
+def of_pages(pages_PHSD: Tensor, table_BM: Tensor) -> Tensor:
+    """The pages of each sequence one behind the other, (B, H, K, D)."""
+    if pages_PHSD.shape[0] == 0:
+        # A table for no tokens says page 0 everywhere.
+        pages_PHSD = torch.cat([pages_PHSD, pages_PHSD.new_zeros(1, *pages_PHSD.shape[1:])])
+    return pages_PHSD.transpose(1, 2)[table_BM].flatten(1, 2).transpose(1, 2)
+
+
 def _rows(packed_1HTD: Tensor, start_B: Tensor, length_B: Tensor, longest: int) -> Tensor:
     """(B, H, longest, D), with zeros past the end of a sequence."""
     packed_THD = packed_1HTD[0].transpose(0, 1)
@@ -112,17 +120,6 @@ def _rows(packed_1HTD: Tensor, start_B: Tensor, length_B: Tensor, longest: int) 
     with_zero = torch.cat([packed_THD, packed_THD.new_zeros(1, *packed_THD.shape[1:])])
     index = torch.where(place < length_B[:, None], start_B[:, None] + place, packed_THD.shape[0])
     return with_zero[index].transpose(1, 2)
-
-
-def packed(cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int) -> Sequences:
-    """Sequences one behind the other, given by their cumulative lengths (B + 1,)."""
-    ends_q, ends_k = cu_seq_q.long().contiguous(), cu_seq_k.long().contiguous()
-    return Sequences(
-        places_4B=torch.stack((ends_q[:-1], ends_q.diff(), ends_k[:-1], ends_k.diff())),
-        max_q=max_q,
-        max_k=max_k,
-        packed=True,
-    )
 
 
 class UnreadCache(Sequences):
@@ -163,14 +160,3 @@ def used_pages(block_table_BM: Tensor, used_B: Tensor, page_size: int) -> Tensor
     """The table with page 0 in the places that no token has reached, which may hold anything."""
     starts_M = torch.arange(block_table_BM.shape[1], device=block_table_BM.device) * page_size
     return block_table_BM.long().masked_fill(starts_M >= used_B[:, None], 0).contiguous()
-
-
-def cached(
-    queries: int, seqused_k: Tensor, capacity: int, block_table_BM: Tensor | None = None
-) -> Sequences:
-    """A row of queries for each sequence against its part of a contiguous or a paged cache."""
-    # One operation: each costs a decoding step as much as some hundred keys.
-    used = seqused_k.tolist()
-    rows = ([0] * len(used), [queries] * len(used), [0] * len(used), used)
-    places = torch.tensor(rows, dtype=torch.int64, device=seqused_k.device)
-    return Sequences(places, max_q=queries, max_k=capacity, block_table_BM=block_table_BM)

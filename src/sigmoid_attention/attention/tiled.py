@@ -7,14 +7,19 @@ Shape letters: B batch, H query heads, Q queries, D head dim, E value dim, I que
 A pairs of batch and head that are active in a tile, T rows and S columns of a tile.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import reference
+from sigmoid_attention.attention import autocast, reference
 from sigmoid_attention.attention.bounds import may_stop
 from sigmoid_attention.attention.tiles import Tile, Tiles
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Pass:
@@ -73,6 +78,18 @@ class Pass:
         )
 
 
+def _outside_autocast(compute: Callable[Concatenate[Tiles, P], R]) -> Callable[..., R]:
+    """A pass over tiles in their own precision; a backward pass may find autocast on or off."""
+
+    @wraps(compute)
+    def run(tiles: Tiles, *others: P.args, **named: P.kwargs) -> R:
+        with autocast.off(tiles.query.device):
+            return compute(tiles, *others, **named)
+
+    return run
+
+
+@_outside_autocast
 def forward(tiles: Tiles, tolerance: float, relative: bool) -> tuple[Tensor, Tensor]:
     """Output (B, H, Q, E), and how many tiles each query block visits, (B, H, I)."""
     batch, heads, queries, _ = tiles.query.shape
@@ -101,7 +118,7 @@ def forward(tiles: Tiles, tolerance: float, relative: bool) -> tuple[Tensor, Ten
                 step = Pass(tile)
                 squares[active] += step.weights.square().sum(-1)
                 tile.add_to_rows(out, step.output())
-    return out.to(tiles.query.dtype), visits.view(batch, heads, -1)
+    return out.to(tiles.query.dtype), visits.view(batch, heads, len(order))
 
 
 def _visited(tiles: Tiles, visits_BHI: Tensor) -> Iterator[Tile]:
@@ -145,9 +162,10 @@ def _extra_along(tile: Tile, directions: Sequence[Tensor]) -> Tensor:
         change = change + tile.of_term(mask)
     if tile.of.alibi_slopes is not None:
         change = change - tile.of_heads(slopes)[:, None, None] * tile.offset().abs()
-    return change
+    return change.to(tile.of.dtype)
 
 
+@_outside_autocast
 def backward(tiles: Tiles, grad_out: Tensor, visits_BHI: Tensor) -> list[Tensor]:
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is absent."""
     total = _totals(tiles)
@@ -160,6 +178,7 @@ def backward(tiles: Tiles, grad_out: Tensor, visits_BHI: Tensor) -> list[Tensor]
     return total
 
 
+@_outside_autocast
 def double_backward(
     tiles: Tiles, grad_out: Tensor, visits_BHI: Tensor, directions: Sequence[Tensor]
 ) -> list[Tensor]:

@@ -69,12 +69,17 @@ def tiled_forward(
     tolerance: float,
     relative: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, H, Q, E), and how many tiles each query block visits, (B, H, I)."""
+    """Output (B, H, Q, E), and how many tiles each query block visits, (B, H, I + 1).
+
+    The last number belongs to no block: torch makes a size of 1 a case of its own, and a compiled
+    graph would serve short lengths or long ones.
+    """
     tiles = Tiles(
         query, key, value, bias, attn_mask, alibi_slopes, scale, softcap, left, right,
         block_q, block_k,
     )  # fmt: skip
-    return tiled.forward(tiles, tolerance, relative)
+    out, visits_BHI = tiled.forward(tiles, tolerance, relative)
+    return out, torch.nn.functional.pad(visits_BHI, (0, 1))
 
 
 @tiled_forward.register_fake
@@ -82,7 +87,7 @@ def _(query, key, value, *arguments):
     block_q = arguments[7]
     batch, heads, queries, _ = query.shape
     out = query.new_empty(batch, heads, queries, value.shape[3])
-    blocks = (queries + block_q - 1) // block_q
+    blocks = (queries + block_q - 1) // block_q + 1
     return out, query.new_empty(batch, heads, blocks, dtype=torch.int64)
 
 

@@ -117,7 +117,10 @@ class Tile:
     def offset(self) -> Tensor:
         queries, keys = self.of.query.shape[2], self.of.key.shape[2]
         position = geometry.query_positions(queries, keys, self.of.query.device)[self.rows]
-        return geometry.offsets(position, keys)[:, self.columns]
+        # Not those of all keys: for a tile they are a tile's numbers.
+        return geometry.offsets(
+            position - self.columns.start, self.columns.stop - self.columns.start
+        )
 
     def of_heads(self, heads: Tensor) -> Tensor:
         """The pairs' entries of an (H,) or (B, H) tensor."""

@@ -3,14 +3,13 @@
 Shape letters: T tokens of all sequences, H heads, D head or value dim.
 """
 
-from itertools import pairwise
-
-import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import checks, geometry, sequences
+from sigmoid_attention.attention import arguments, checks, places
 from sigmoid_attention.attention.api import Answer, Bias, each_part, run, with_bias
+from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.sequences import Sequences
 
 
 def _check_packed(
@@ -28,26 +27,13 @@ def _check_packed(
             f"value: tokens and heads must equal key's, "
             f"got {tuple(value.shape)} and {tuple(key.shape)}"
         )
+    arguments.dense("cu_seq_q", cu_seq_q)
     if cu_seq_q.dim() != 1 or cu_seq_q.shape[0] < 2:
         raise ValueError(
             f"cu_seq_q: must be (sequences + 1,), starting at 0, got {tuple(cu_seq_q.shape)}"
         )
     checks.lengths("cu_seq_q", cu_seq_q, tuple(cu_seq_q.shape), query.device)
     checks.lengths("cu_seq_k", cu_seq_k, tuple(cu_seq_q.shape), query.device)
-
-
-def _check_lengths(side: str, cu_seq: Tensor, tokens: int, longest: int) -> None:
-    """What a compiled graph cannot look at, and a GPU is not waited for: the numbers inside."""
-    ends = cu_seq.tolist()
-    lengths = [end - start for start, end in pairwise(ends)]
-    if ends[0] != 0 or ends[-1] != tokens or min(lengths) < 0:
-        raise ValueError(
-            f"cu_seq_{side}: must rise from 0 to the number of tokens, {tokens}, got {ends}"
-        )
-    if longest < max(lengths):
-        raise ValueError(
-            f"max_{side}: must be at least the longest sequence, {max(lengths)}, got {longest}"
-        )
 
 
 def _row(packed_THD: Tensor) -> Tensor:
@@ -60,6 +46,14 @@ def _tokens(row_1HTD: Tensor) -> Tensor:
     return row_1HTD[0].transpose(0, 1)
 
 
+def _reached(bias: Tensor, own: Sequences) -> Tensor:
+    """The part of a bias that sequences reach: more was declared than the longest of them."""
+    if bias.dim() and bias.shape[-1] > 1:
+        bias = bias[..., : own.max_k]
+    return bias[..., : own.max_q, :] if bias.dim() > 1 and bias.shape[-2] > 1 else bias
+
+
+@overridable
 def sigmoid_varlen_attention(
     query: Tensor,
     key: Tensor,
@@ -93,7 +87,7 @@ def sigmoid_varlen_attention(
         cu_seq_q, cu_seq_k: (sequences + 1,) int, cumulative lengths from 0 to the token count. On
             a GPU, where nobody waits to look at them, they may end before it: the tokens behind,
             the padding of a captured graph, get zeros in the output and in all gradients.
-        max_q, max_k: the longest sequence, or any number above it.
+        max_q, max_k: the longest sequence, or any number above it, which costs nothing.
         bias: required. A number, a policy, or a tensor broadcastable to
             (sequences, heads, max_q, max_k). Which n a sequence was trained with cannot be told
             from its length, so None raises ``ValueError``.
@@ -113,7 +107,7 @@ def sigmoid_varlen_attention(
         >>> sigmoid_varlen_attention(q, k, v, ends, ends, 3, 3, bias=NegLogLength(64)).shape
         torch.Size([5, 2, 8])
     """
-    checks.same_kind(query, key, value, ("query", "key", "value"))
+    query, key, value = checks.same_kind(query, key, value, ("query", "key", "value"))
     _check_packed(query, key, value, cu_seq_q, cu_seq_k)
     heads, head_dim = query.shape[1:]
     checks.head_groups(heads, key.shape[1], enable_gqa)
@@ -122,13 +116,20 @@ def sigmoid_varlen_attention(
             "bias: packed sequences have no single length to take -log of; give the training "
             "length, e.g. bias=NegLogLength(1024)"
         )
-    checks.bias_kind(bias)
-    if not (torch.compiler.is_compiling() or query.is_cuda):
-        _check_lengths("q", cu_seq_q, query.shape[0], max_q)
-        _check_lengths("k", cu_seq_k, key.shape[0], max_k)
-    checks.slopes(alibi_slopes, cu_seq_q.shape[0] - 1, heads, query.device)
-    scale = checks.settings(
-        head_dim, scale=scale, softcap=softcap, window_size=window_size, dropout_p=dropout_p
+    bias = checks.bias_kind(bias)
+    max_q, max_k = checks.longest("max_q", max_q), checks.longest("max_k", max_k)
+    own = places.packed(cu_seq_q, cu_seq_k, query.shape[0], key.shape[0], max_q, max_k)
+    if isinstance(bias, Tensor):
+        checks.bias_tensor(bias, (own.count, heads, max_q, max_k), query.device)
+        bias = _reached(bias, own)
+    checks.slopes(alibi_slopes, own.count, heads, query.device)
+    scale, softcap, window = checks.settings(
+        head_dim,
+        scale=scale,
+        softcap=softcap,
+        is_causal=is_causal,
+        window_size=window_size,
+        dropout_p=dropout_p,
     )
     tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
     problem = Problem(
@@ -140,10 +141,10 @@ def sigmoid_varlen_attention(
         bias=0.0,
         attn_mask=None,
         alibi_slopes=alibi_slopes,
-        window=geometry.effective_window(is_causal, window_size),
+        window=window,
         dropout_p=dropout_p,
         tolerance=tolerance,
         tolerance_is_relative=relative,
-        sequences=sequences.packed(cu_seq_q, cu_seq_k, max_q, max_k),
+        sequences=own,
     )
     return each_part(run(with_bias(problem, bias), impl, return_aux), _tokens)

@@ -4,12 +4,14 @@ Only this file and `doctor` work without the lab extra; every other command is i
 run, so that asking for help loads nothing heavy.
 """
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
+from sigmoid_attention import __version__
 from sigmoid_attention.cli import streams
 from sigmoid_attention.training.lock import only_writer
 from sigmoid_attention.training.signals import interruptible
@@ -21,6 +23,10 @@ from sigmoid_attention.training.terminal import sentence, warn
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 NAME = "sigmoid-attention"
+COMMANDS = (
+    *("compare", "train", "generate", "recipe", "convert", "routing"),
+    *("studies", "rates", "regularity", "universality", "doctor"),
+)
 BAD_INPUT = 2
 INTERRUPTED = 130
 GOES_ON = "what is finished is kept, and the same command goes on with it"
@@ -58,13 +64,12 @@ def _answer(arguments: list[str]) -> int:
                 # Not left to the interpreter's end, which has no sentence for a failure.
                 sys.stdout.flush()
     except ModuleNotFoundError as error:
-        from sigmoid_attention.doctor import lab_packages
+        from sigmoid_attention.extras import INSTALL_LAB, LAB
 
-        if error.name not in lab_packages():
+        if error.name not in LAB:
             raise
         return _say(
-            f"{error.name} is not installed; the command line needs the lab extra: "
-            f"pip install 'sigmoid-attention[lab]'",
+            f"{error.name} is not installed; the command line needs the lab extra: {INSTALL_LAB}",
             BAD_INPUT,
         )
     except BrokenPipeError:
@@ -81,11 +86,34 @@ def _answer(arguments: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     # By name and before anything else: a doctor who needs the patient's help is of no use.
-    if argv == ["doctor"]:
+    if argv in (["doctor"], ["doctor", "--json"]):
         from sigmoid_attention.doctor import doctor
 
-        doctor()
+        doctor(as_json="--json" in argv)
         return 0
+    if argv and argv[0] in ("--version", "-V", "version"):
+        print(f"{NAME} {__version__}")
+        return 0
+    if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        raise ValueError(_unknown(argv[0]))
+    from sigmoid_attention.cli.arguments import in_flags, parse
+
+    asked = parse(argv)
+    try:
+        return _carry_out(asked)
+    except ValueError as error:
+        if len(error.args) == 1:
+            error.args = (in_flags(str(error), asked),)
+        raise
+
+
+def _unknown(command: str) -> str:
+    near = difflib.get_close_matches(command, COMMANDS, 1)
+    hint = f"did you mean {near[0]}?" if near else "--help shows those that there are"
+    return f"there is no command {command!r}; {hint}"
+
+
+def _carry_out(asked: object) -> int:
     from sigmoid_attention.cli.arguments import (
         Compare,
         Convert,
@@ -97,49 +125,47 @@ def _run(argv: list[str]) -> int:
         Studies,
         Train,
         Universality,
-        parse,
     )
 
-    command = parse(argv)
-    with _written_to(command):
-        match command:
-            case Compare() as asked:
+    with _written_to(asked):
+        match asked:
+            case Compare():
                 from sigmoid_attention.cli.compare import compare
 
                 compare(asked)
-            case Train() as asked:
+            case Train():
                 from sigmoid_attention.cli.train import train
 
                 train(asked)
-            case Generate() as asked:
+            case Generate():
                 from sigmoid_attention.cli.generate import generate
 
                 generate(asked)
-            case Recipe() as asked:
+            case Recipe():
                 from sigmoid_attention.cli.recipe import recipe
 
                 recipe(asked)
-            case Routing() as asked:
+            case Routing():
                 from sigmoid_attention.cli.routing import routing
 
                 routing(asked)
-            case Regularity() as asked:
+            case Regularity():
                 from sigmoid_attention.cli.regularity import regularity
 
                 regularity(asked)
-            case Universality() as asked:
+            case Universality():
                 from sigmoid_attention.cli.universality import universality
 
                 universality(asked)
-            case Convert() as asked:
+            case Convert():
                 from sigmoid_attention.cli.convert import convert
 
                 convert(asked)
-            case Studies() as asked:
+            case Studies():
                 from sigmoid_attention.cli.studies import studies
 
                 return studies(asked.action)
-            case Rates() as asked:
+            case Rates():
                 from sigmoid_attention.cli.rates import rates
 
                 return rates(asked)

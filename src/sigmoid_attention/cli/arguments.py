@@ -1,5 +1,6 @@
 """What each command takes: one frozen dataclass each, from which tyro makes options and help."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,22 @@ import tyro
 
 from sigmoid_attention.studies.registry import STUDIES
 
+PURPOSE = (
+    "Trains, compares, converts and examines transformers whose attention weighs each key by a "
+    "sigmoid of its own logit, where others take a softmax over all of them."
+)
+COMPLETION = (
+    "Tab completion: --tyro-print-completion bash (or zsh, tcsh) prints a script for your shell; "
+    'in bash, eval "$(sigmoid-attention --tyro-print-completion bash)" turns it on.'
+)
+
+# In the help an option that has no default, and one that is off, say so in their own words.
+Int = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+Str = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -16,7 +33,8 @@ class Compare:
 
     Both arms get the same text, parameters, steps and seeds. Measures held-out loss at 1, 2 and 4
     times the training length, associative recall and copying, what goes on inside the network,
-    time and memory; prints a table and a verdict and writes OUT/report.html and OUT/rows.parquet.
+    time and memory. Prints a table, a verdict and what to do next, and writes OUT/report.html and
+    OUT/rows.parquet.
     """
 
     data: str = "stdlib"
@@ -24,44 +42,69 @@ class Compare:
     "shakespeare" (one download of 5 MB), or the path of a file or folder."""
     preset: str = "small"
     """Size of the comparison: tiny (seconds, proves nothing), small (minutes on a laptop), medium
-    (wants a GPU)."""
+    (for a GPU)."""
     seeds: int = 4
     """How many times each arm is trained; intervals need 3 or more."""
-    steps: int | None = None
+    steps: Int = None
     """Training steps on text, in place of the preset's."""
+    lr: Float = None
+    """Peak learning rate on text of both arms, in place of the preset's."""
+    softmax_lr: Float = None
+    """Peak learning rate on text of the softmax arm alone."""
+    recipe: str = "recommended"
+    """Position, norms and bias of both arms: recommended or paper."""
+    position: Str = None
+    """rope, alibi, sincos, cape or none, in place of the recipe's; for both arms."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, or cuda."""
     out: Path = Path("runs/compare")
     """Folder for everything that is written; it must be empty or new unless --resume."""
-    resume: bool = False
-    """Go on with what OUT has: finished parts are kept, an unfinished training continues."""
+    resume: Flag = False
+    """Go on with what OUT has: finished parts are kept, an unfinished training continues. There may
+    be more seeds than OUT was begun with."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train one small language model; OUT then holds all that `generate` needs."""
+    """Train one small language model; OUT then holds all that `generate` needs.
+
+    OUT/loss.csv has the losses of every step, in bits a byte, and OUT/loss.svg their curve.
+    """
 
     out: Path
     """Folder for checkpoint, tokenizer and configuration; empty or new unless --resume."""
     data: str = "stdlib"
     """"stdlib", "shakespeare", or the path of a file or folder."""
+    binaries: Flag = False
+    """Also read files that are no text; without it a folder's are skipped, and one is refused."""
     preset: str = "small"
-    """Size of the model: tiny, small, medium, gala-85m, gala-1b, gala-7b."""
-    recipe: str | None = None
+    """Size of the model: tiny, small, medium (wants a GPU), gala-85m, gala-1b, gala-7b (want
+    large ones)."""
+    recipe: Str = None
     """Position, norms and bias: recommended or paper; the preset's own if not given."""
     activation: str = "sigmoid"
     """sigmoid or softmax."""
-    vocab_size: int | None = None
+    vocab_size: Int = None
     """257 reads bytes; more trains byte pairs on the text. The preset's own if not given."""
+    dim: Int = None
+    """Channels, in place of the preset's; feed-forward layers are then 8/3 as wide."""
+    layers: Int = None
+    """Layers, in place of the preset's."""
+    heads: Int = None
+    """Heads of a layer, in place of the preset's."""
+    max_seq_len: Annotated[Int, tyro.conf.arg(aliases=("--seq-len",))] = None
+    """Tokens of a sequence, in place of the preset's."""
     steps: int = 1000
-    """Training steps."""
+    """Training steps; with --resume there may be more than OUT was begun with."""
     batch_size: int = 16
     """Sequences a step."""
     lr: float = 3e-3
     """Peak learning rate, reached after the warm-up; a cosine then takes it to a tenth."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""
-    bf16: bool = False
+    bf16: Flag = False
     """Compute the forward pass in bfloat16; parameters stay in float32."""
     seed: int = 0
     """Of the initial weights and of the order of the data."""
@@ -69,11 +112,15 @@ class Train:
     """auto (a GPU if there is one), cpu, or cuda."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
+    eval_every: int = 200
+    """Steps between tests on held-out text, which OUT/loss.csv keeps; 0 tests at the end only."""
     record: int = 0
-    """Keep norms and extremes of everything inside the network every so many steps, as Parquet
-    under OUT/records; 0 keeps none."""
-    resume: bool = False
-    """Go on from the checkpoint in OUT."""
+    """Steps between records of the norms and extremes inside the network, as Parquet under
+    OUT/records; 0 keeps none."""
+    resume: Flag = False
+    """Go on from the checkpoint in OUT; everything but --steps must be as it was."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +156,10 @@ class Recipe:
     """Peak learning rates; each candidate is judged at its best."""
     out: Path = Path("runs/recipe")
     """Folder for the rows; it must be empty or new unless --resume."""
-    resume: bool = False
+    resume: Flag = False
     """Go on with what OUT has; more seeds and learning rates may be asked for."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +179,12 @@ class Routing:
     """Training steps."""
     out: Path = Path("runs/routing")
     """Folder for the rows; it must be empty or new unless --resume."""
-    resume: bool = False
+    resume: Flag = False
     """Go on with what OUT has; more seeds may be asked for."""
-    docs: Path | None = None
+    docs: File = None
     """A document in Markdown, which gets the findings between its markers, and a figure."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -161,10 +212,10 @@ class Convert:
     constant (a number)."""
     gain: float = 1.5
     """Weights start as p / (1 + p / gain) where the softmax has p."""
-    seq_len: int | None = None
+    seq_len: Int = None
     """Tokens a sequence, for an encoder the longest; 1024, or as many as the model has positions,
     if not given."""
-    batch_size: int | None = None
+    batch_size: Int = None
     """Sequences a step; as many as make 1024 tokens if not given."""
     layer_batches: int = 16
     """Batches that each layer is fitted to."""
@@ -185,7 +236,7 @@ class Convert:
     --layer-steps 0 as well the conversion is a plain fine-tuning."""
     repeats: float = 0.5
     """Share of a language model's training text that came before in its sequence."""
-    bf16: bool = False
+    bf16: Flag = False
     """Compute forward passes of the training in bfloat16; parameters stay in float32."""
     seed: int = 0
     """Of the order of the data."""
@@ -197,8 +248,10 @@ class Convert:
     """Steps of the second stage between evaluations."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, or cuda."""
-    resume: bool = False
+    resume: Flag = False
     """Go on with what OUT has."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -212,12 +265,14 @@ class RunStudies:
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Studies, as `studies list` names them, or "mixtures" or "theory" for all of a room."""
-    all: bool = False
+    all: Flag = False
     """All of them."""
     out: Path = Path("runs/studies")
     """Folder of the rows; it may hold those of other studies."""
-    workers: int | None = None
+    workers: Int = None
     """Processes; one a usable core if not given."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +281,8 @@ class ListStudies:
 
     out: Path = Path("runs/studies")
     """Folder of the rows."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -236,8 +293,10 @@ class ReportStudies:
     """Studies, which must be complete; all complete ones if not given."""
     out: Path = Path("runs/studies")
     """Folder of the rows."""
-    docs: Path | None = None
+    docs: File = None
     """A document in Markdown, which gets the same between its markers, with figures beside it."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -278,12 +337,14 @@ class Rates:
     expert, with 0 that of all."""
     claim: float = -0.5
     """Exponent of n that verdicts are given on; 0 is slower than any power."""
-    quick: bool = False
+    quick: Flag = False
     """One truth and a third of the sizes, to try things out."""
     out: Path = Path("runs/rates")
     """Folder of the rows, and of the report."""
-    workers: int | None = None
+    workers: Int = None
     """Processes; one a usable core if not given."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -308,6 +369,8 @@ class Regularity:
     """Wall time for measuring the whole network; layers take what they need."""
     out: Path = Path("runs/regularity")
     """Folder for the certificate and its figure."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
@@ -333,13 +396,13 @@ class Universality:
     """Lower end of the box in every channel."""
     high: float = 1.0
     """Upper end."""
-    steepness: float | None = None
+    steepness: Float = None
     """Of the sigmoids; as much as is provably enough if not given."""
     max_layers: int = 20_000
     """More are refused."""
     samples: int = 2048
     """Random sequences by which errors are measured."""
-    trained: bool = False
+    trained: Flag = False
     """Also train small sigmoid and softmax transformers on the function, and write OUT/size.svg.
     Goes on with what OUT/trained has."""
     seeds: int = 3
@@ -348,11 +411,16 @@ class Universality:
     """Of training."""
     out: Path = Path("runs/universality")
     """Folder for the figures and the rows of the trained."""
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 @dataclass(frozen=True)
 class Doctor:
     """Say what this machine has, and what to do about what is missing."""
+
+    json: Flag = False
+    """Print what was found as JSON in place of tables; progress stays on standard error."""
 
 
 Command = (
@@ -386,10 +454,36 @@ def parse(
     | Doctor
 ):
     """The command that was asked for; prints help or a complaint and exits where there is none."""
+    questions = [f"{study.name}: {study.question}" for study in STUDIES]
     return tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]
         prog="sigmoid-attention",
-        description="\n\n".join(f"{study.name}: {study.question}" for study in STUDIES),
+        description="\n\n".join([PURPOSE, *questions, COMPLETION]),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def in_flags(sentence: str, asked: object) -> str:
+    """The sentence with the fields of a command under the names that they are typed by.
+
+    Example:
+        >>> asked = Train(Path("out"))
+        >>> in_flags("vocab_size must be at least 257", asked)
+        '--vocab-size must be at least 257'
+        >>> in_flags("lr must be positive; train.lr is another", asked)
+        '--lr must be positive; train.lr is another'
+    """
+    commands = [asked, *([asked.action] if isinstance(asked, Studies) else [])]
+    for command in commands:
+        for name in vars(command):
+            if name in POSITIONAL:
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            sentence = re.sub(rf"^{name}(?=:| must | is )", flag, sentence)
+            if "_" in name:
+                sentence = re.sub(rf"(?<![\w.-]){name}\b", flag, sentence)
+    return sentence
+
+
+POSITIONAL = ("folder", "model", "function", "names", "action")

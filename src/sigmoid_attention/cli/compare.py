@@ -1,21 +1,32 @@
 """`sigmoid-attention compare`: the study, a table in the terminal, and the report."""
 
+from dataclasses import asdict
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
 from sigmoid_attention.cli.arguments import Compare
+from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.report import render
-from sigmoid_attention.report.format import difference, quantity
-from sigmoid_attention.report.table import FUSED_HEADINGS, gain_reading, no_gain, reading
+from sigmoid_attention.report.format import quantity
+from sigmoid_attention.report.table import (
+    FUSED_HEADINGS,
+    HEADINGS,
+    Cells,
+    cells,
+    gain_cells,
+    no_gain,
+)
 from sigmoid_attention.studies.compare import compare as run_comparison
 from sigmoid_attention.studies.environment import resolve_device
 from sigmoid_attention.studies.results import Comparison, Fusion
 from sigmoid_attention.studies.setting import compare_setting
-from sigmoid_attention.studies.store import ROWS
+from sigmoid_attention.studies.standing import gain_reading, reading
 from sigmoid_attention.studies.summary import whole_run_peak
 
 REPORT = "report.html"
-WIDTH_OF_A_FILE = 124
+WIDTH_OF_A_FILE = 144
 
 
 def compare(asked: Compare) -> None:
@@ -27,59 +38,79 @@ def compare(asked: Compare) -> None:
         steps=asked.steps,
         # What "auto" found belongs to the setting: a run begun on a GPU is not continued without.
         device=str(resolve_device(asked.device)),
+        lr=asked.lr,
+        softmax_lr=asked.softmax_lr,
+        recipe=asked.recipe,
+        position=asked.position,
     )
-    comparison = run_comparison(
-        setting, asked.out, resume=asked.resume, console=Console(stderr=True)
-    )
+    errors = Console(stderr=True)
+    if setting.preset == "medium" and setting.device == "cpu":
+        errors.print("the preset medium is made for a GPU; on a CPU it takes many hours")
+    comparison = run_comparison(setting, asked.out, resume=asked.resume, console=errors)
     report = asked.out / REPORT
     render(comparison, report)
+    if asked.json:
+        print_json(as_json(comparison, str(report)))
+        return
     show(comparison, Console())
     print(f"report: {report}")
-    print(f"rows:   {asked.out / ROWS}")
+    print(f"rows:   {comparison.path}")
+
+
+def as_json(comparison: Comparison, report: str) -> dict[str, Any]:
+    """What `show` prints, for programs."""
+    return {
+        "headline": comparison.verdict.headline,
+        "paragraph": comparison.verdict.paragraph,
+        "summary": [asdict(row) | reading(row)._asdict() for row in comparison.summary],
+        "fusion": asdict(comparison.fusion) if comparison.fusion else None,
+        "advice": [asdict(advice) for advice in comparison.advice],
+        "report": report,
+        "rows": comparison.path,
+    }
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print the summary as a table, and the verdict."""
+    """Print the summary as a table, the verdict, and what to do next."""
     if not console.is_terminal:
         console.width = WIDTH_OF_A_FILE
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("")
-    for heading in ("softmax", "sigmoid", "sigmoid against softmax"):
-        table.add_column(heading, justify="right")
-    table.add_column("reading")
+    for heading in HEADINGS[:2]:
+        table.add_column(heading.lower())
+    for heading in HEADINGS[2:]:
+        table.add_column(heading.lower(), justify="right")
     for row in comparison.summary:
-        apart, around = difference(row.difference, row.unit, row.kind)
-        table.add_row(
-            row.label,
-            quantity(row.softmax.mean, row.unit),
-            quantity(row.sigmoid.mean, row.unit),
-            f"{apart} ({around})" if around else apart,
-            reading(row)[1],
-        )
+        table.add_row(row.label, reading(row).words, *_numbers(cells(row)))
     if comparison.fusion and comparison.fusion.gains:
         _add_gains(table, comparison.fusion)
     console.print(table)
     if comparison.fusion:
         _say_operator(comparison.fusion, console)
     console.print()
-    console.print(comparison.verdict.headline, style="bold", highlight=False)
-    console.print(comparison.verdict.paragraph, highlight=False)
+    console.print(comparison.verdict.headline, style="bold", highlight=False, markup=False)
+    console.print(comparison.verdict.paragraph, highlight=False, markup=False)
+    for number, advice in enumerate(comparison.advice, 1):
+        if number == 1:
+            console.print("\nWhat to do next:", highlight=False)
+        console.print(f"{number}. {advice.words}", highlight=False, markup=False)
+        if advice.command:
+            # Unbroken, so that it can be copied.
+            console.print(f"   {advice.command}", highlight=False, markup=False, soft_wrap=True)
     peak = quantity(whole_run_peak(comparison.rows), "bytes")
-    console.print(f"The run held at most {peak} of memory.\n", highlight=False)
+    console.print(f"\nThe run held at most {peak} of memory.\n", highlight=False)
+
+
+def _numbers(found: Cells) -> tuple[str, str, str]:
+    softmax, sigmoid, apart, around = found
+    return softmax, sigmoid, f"{apart} ({around})" if around else apart
 
 
 def _add_gains(table: Table, fusion: Fusion) -> None:
     table.add_row()
-    table.add_row(*(heading.lower() for heading in FUSED_HEADINGS), style="table.header")
+    headings = ("sigmoid, fused or not", *map(str.lower, FUSED_HEADINGS[1:]))
+    table.add_row(*headings, style="table.header")
     for gain in fusion.gains:
-        ratio, around = difference(gain.ratio, "seconds", "ratio")
-        table.add_row(
-            gain.label,
-            quantity(gain.unfused.mean, "seconds"),
-            quantity(gain.fused.mean, "seconds"),
-            f"{ratio} ({around})" if around else ratio,
-            gain_reading(gain)[0],
-        )
+        table.add_row(gain.label, gain_reading(gain).words, *_numbers(gain_cells(gain)))
 
 
 def _say_operator(fusion: Fusion, console: Console) -> None:
@@ -88,4 +119,4 @@ def _say_operator(fusion: Fusion, console: Console) -> None:
         if fusion.gains
         else f"Training step, fused against unfused: {no_gain(fusion)}."
     )
-    console.print(f"\n{said}", highlight=False)
+    console.print(f"\n{said}", highlight=False, markup=False)

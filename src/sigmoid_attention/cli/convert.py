@@ -1,9 +1,11 @@
 """`sigmoid-attention convert`: a pretrained softmax model becomes a sigmoid model, in a folder."""
 
+import sys
 from dataclasses import asdict, fields
 from importlib.util import find_spec
 
 from sigmoid_attention.cli.arguments import Convert
+from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.environment import resolve_device
 from sigmoid_attention.studies.store import refuse_occupied
 from sigmoid_attention.training.data.corpus import load_corpus
@@ -36,20 +38,32 @@ def convert(asked: Convert) -> None:
         evaluate_every=asked.evaluate_every,
     )
     begin(asked.out, {"model": asked.model, "data": asked.data, **asdict(setting)})
+    print(corpus.told(), file=sys.stderr)
     curve = run.go()
     parent, final = curve.at("parent").found, curve.at("final").found
+    model = asked.out / MODEL
+    if asked.json:
+        print_json({"final": final, "parent": parent, "model": model})
+        return
     for name, value in final.items():
         print(f"{name}: {value:.4f} (parent {parent[name]:.4f})")
-    tell(f"converted model: {asked.out / MODEL}")
+    tell(f"converted model: {model}")
+    tell(
+        "load it: from sigmoid_attention.integrations.transformers import register; register(); "
+        f"then transformers' from_pretrained({str(model)!r})"
+    )
 
 
 def _missing(error: BaseException) -> str:
     """Which package to install, or what keeps an installed one from being imported."""
     if find_spec("transformers") is None or find_spec("scipy") is None:
-        return "convert needs transformers: pip install 'sigmoid-attention[lab,transformers]'"
+        return "convert needs transformers: pip install '.[lab,transformers]' in a clone"
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"convert needs transformers, which is installed but does not import here: {error}"
+    return (
+        f"convert needs transformers, which is installed but does not import here: {error} "
+        f"(sigmoid-attention doctor says what to type)"
+    )
 
 
 def _quiet() -> None:

@@ -3,7 +3,8 @@
 import itertools
 
 from sigmoid_attention.cli.arguments import Rates
-from sigmoid_attention.cli.studies import carry_out
+from sigmoid_attention.cli.output import print_json
+from sigmoid_attention.cli.studies import carry_out, described
 from sigmoid_attention.mixtures import Mixture
 from sigmoid_attention.studies.claims.page import write
 from sigmoid_attention.studies.claims.study import Study
@@ -14,11 +15,15 @@ from sigmoid_attention.training.terminal import tell
 def rates(asked: Rates) -> int:
     """Measure what is missing, print the table and write figure and page; 2 if a task raised."""
     study = asked_study(asked)
-    answers, code = carry_out([study], asked.out, asked.workers)
-    if answers:
-        page = write(answers, asked.out / "report", _command(asked))
+    answers, code = carry_out([study], asked.out, asked.workers, quiet=asked.json)
+    page = write(answers, asked.out / "report", _command(asked)) if answers else None
+    figure = page.with_name(f"{study.name}.svg") if page else None
+    if asked.json:
+        found = [described(one) for one in answers]
+        print_json({"studies": found, "report": page, "figure": figure})
+    elif page:
         tell(f"report: {page}")
-        tell(f"figure: {page.with_name(f'{study.name}.svg')}")
+        tell(f"figure: {figure}")
     return code
 
 

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sigmoid_attention.cli.arguments import Regularity
+from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.theory.certificate import Certificate, certify, save
 from sigmoid_attention.studies.trained import encode_prompt, load_trained
 from sigmoid_attention.theory.regularity import Ball
@@ -22,8 +23,12 @@ def regularity(asked: Regularity) -> None:
     # A text shorter than what was asked for is read again and again.
     tokens = tokens.repeat(1, -(-asked.tokens // tokens.shape[1]))[:, : asked.tokens]
     found = certify(model, tokens, ball, seconds=asked.seconds)
-    show(found, terminal())
     data, figure = save(found, asked.out)
+    if asked.json:
+        products = {"product_within": found.within, "product_at": found.at}
+        print_json({**vars(found), **products, "certificate": data, "figure": figure})
+        return
+    show(found, terminal())
     tell(f"certificate: {data}\nfigure: {figure}")
 
 

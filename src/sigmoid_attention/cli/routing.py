@@ -3,6 +3,7 @@
 from rich.table import Table
 
 from sigmoid_attention.cli.arguments import Routing
+from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.document import around
 from sigmoid_attention.studies.routing.findings import findings, verdict
 from sigmoid_attention.studies.routing.page import BEGIN, END, HEADINGS, cells, publish
@@ -21,6 +22,10 @@ def routing(asked: Routing) -> None:
     setting = RoutingSetting(data=asked.data, seeds=asked.seeds, steps=asked.steps)
     store = run(setting, asked.out, resume=asked.resume, console=terminal(errors=True))
     found = findings(store.rows())
+    docs = publish(store.rows(), asked.docs) if asked.docs else None
+    if asked.json:
+        print_json({"findings": found, "verdict": verdict(found), "docs": docs})
+        return
     console = terminal()
     if not console.is_terminal:
         console.width = WIDTH_OF_A_FILE
@@ -31,5 +36,5 @@ def routing(asked: Routing) -> None:
         table.add_row(*cells(finding))
     console.print(table)
     console.print(verdict(found))
-    if asked.docs:
-        tell(f"docs: {publish(store.rows(), asked.docs)}")
+    if docs:
+        tell(f"docs: {docs}")

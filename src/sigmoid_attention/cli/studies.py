@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from sigmoid_attention.cli.arguments import ListStudies, ReportStudies, RunStudies
+from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.claims import registry
 from sigmoid_attention.studies.claims.archive import Archive
 from sigmoid_attention.studies.claims.page import Answer, answer, publish, write
@@ -37,18 +39,30 @@ def run(asked: RunStudies) -> int:
         there = ", ".join(registry.names())
         raise ValueError(f"name: say which of {there}, or --all")
     chosen = registry.chosen(() if asked.all else asked.names)
-    return carry_out(chosen, asked.out, asked.workers)[1]
+    answers, code = carry_out(chosen, asked.out, asked.workers, quiet=asked.json)
+    if asked.json:
+        print_json({"studies": [described(one) for one in answers]})
+    return code
 
 
-def carry_out(studies: Sequence[Study], out: Path, workers: int | None) -> tuple[list[Answer], int]:
+def carry_out(
+    studies: Sequence[Study], out: Path, workers: int | None, *, quiet: bool = False
+) -> tuple[list[Answer], int]:
     """Sweep over studies, print the findings of those that are complete, and name what failed."""
     failures = sweep(studies, out, workers=workers, console=terminal(errors=True))
     answers = [found for study in studies if (found := answer(study, Archive(out)))]
-    for one in answers:
+    for one in () if quiet else answers:
         show(one, terminal())
     for sentence in failures:
         warn(f"sigmoid-attention: {sentence}")
     return answers, FAILED if failures else 0
+
+
+def described(one: Answer) -> dict[str, Any]:
+    """A study's findings, for JSON."""
+    study = one.study
+    told = {"name": study.name, "title": study.title, "claim": study.claim, "source": study.source}
+    return told | {"findings": list(one.findings), "tasks": one.tasks}
 
 
 def show(one: Answer, console: Console) -> None:
@@ -64,14 +78,21 @@ def show(one: Answer, console: Console) -> None:
 def list_studies(asked: ListStudies) -> int:
     """Print every study with its source, and how many of its tasks are done in a folder."""
     archive = Archive(asked.out)
+    rows = []
+    for study in registry.chosen(()):
+        tasks, done = progress_of(study, archive)
+        rows.append((study.name, study.title, study.source, tasks, done))
+    if asked.json:
+        names = ("name", "title", "source", "tasks", "done")
+        print_json({"studies": [dict(zip(names, row, strict=True)) for row in rows]})
+        return 0
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("study", "title", "claim of"):
         table.add_column(heading)
     table.add_column("tasks", justify="right")
     table.add_column("done", justify="right")
-    for study in registry.chosen(()):
-        tasks, done = progress_of(study, archive)
-        table.add_row(study.name, study.title, study.source, str(tasks), str(done))
+    for row in rows:
+        table.add_row(*map(str, row))
     _print(table, terminal())
     return 0
 
@@ -93,9 +114,13 @@ def report(asked: ReportStudies) -> int:
             warn(f"left out: {said}")
     if not answers:
         raise ValueError(f"out: {asked.out} holds no complete study; start with studies run")
-    if asked.docs:
-        tell(f"report: {publish(answers, asked.docs, COMMAND)}")
-    tell(f"report: {write(answers, asked.out / 'report', COMMAND)}")
+    pages = [publish(answers, asked.docs, COMMAND)] if asked.docs else []
+    pages.append(write(answers, asked.out / "report", COMMAND))
+    if asked.json:
+        print_json({"studies": [described(one) for one in answers], "reports": pages})
+        return 0
+    for page in pages:
+        tell(f"report: {page}")
     return 0
 
 

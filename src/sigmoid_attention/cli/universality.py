@@ -2,13 +2,18 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sigmoid_attention.cli.arguments import Universality
+from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.claims.figure import svg
 from sigmoid_attention.studies.universality import (
+    Findings,
     UniversalitySetting,
     findings,
     report,
@@ -34,13 +39,21 @@ WIDTH = 14
 
 def universality(asked: Universality) -> None:
     """Print sizes, build, print errors, and write the figures; with ``trained`` the study, too."""
+    # What is told on the way is progress where the answer is JSON.
+    with redirect_stdout(sys.stderr) if asked.json else nullcontext():
+        found = _build_and_measure(asked)
+    if asked.json:
+        print_json(found)
+
+
+def _build_and_measure(asked: Universality) -> dict[str, Any]:
     names = tuple(FUNCTIONS) if asked.function == "all" else tuple(asked.function.split(","))
     # The user's own functions lie beside the place where the command is given.
     sys.path.append(os.getcwd())
     # What cannot be meant is to be said before anything is built.
     functions = {name: asked_function(name, asked.n, asked.d) for name in names}
     setting = asked_setting(names, asked) if asked.trained else None
-    sweeps = {}
+    sweeps, found = {}, {}
     for name, f in functions.items():
         chosen = design(
             f,
@@ -56,11 +69,21 @@ def universality(asked: Universality) -> None:
         show_design(name, chosen)
         built = build(chosen)
         sweeps[name] = show_construction(built, asked.steepness)
+        found[name] = {
+            "layers": sum(chosen.layers.values()),
+            "parameters": chosen.parameters,
+            "smallest_gap": built.contexts.smallest_gap,
+            "error": built.error().value,
+            "steepness": built.plan.steepness,
+            "error_by_steepness": sweeps[name],
+        }
     figure = asked.out / "steepness.svg"
     write_whole(figure, svg(steepness_figure(sweeps, asked.error)))
     tell(f"figure: {figure}")
+    answer: dict[str, Any] = {"functions": found, "figure": figure}
     if setting is not None:
-        train_as_well(setting, asked.out)
+        answer["trained"] = train_as_well(setting, asked.out)
+    return answer
 
 
 def asked_function(name: str, n: int, d: int) -> Function:
@@ -135,13 +158,14 @@ def show_construction(built: Construction, steepness: float | None) -> dict[floa
     return dict(sorted(errors.items()))
 
 
-def train_as_well(setting: UniversalitySetting, out: Path) -> None:
+def train_as_well(setting: UniversalitySetting, out: Path) -> Sequence[Findings]:
     """Run or continue the study of trained transformers in OUT/trained, and show what it found."""
     found = findings(run(out / "trained", setting, resume=True), setting)
     print(report(found, setting.error))
     figure = out / "size.svg"
     write_whole(figure, svg(size_figure(found)))
     tell(f"figure: {figure}")
+    return found
 
 
 def _line(name: str, said: str) -> None:

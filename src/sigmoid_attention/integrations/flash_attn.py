@@ -28,8 +28,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import sigmoid_attention, sigmoid_varlen_attention
+from sigmoid_attention.attention import (
+    arguments,
+    checks,
+    sigmoid_attention,
+    sigmoid_varlen_attention,
+)
 from sigmoid_attention.attention.api import Bias
+from sigmoid_attention.attention.default_bias import default_bias
 from sigmoid_attention.integrations.flash_kvcache import flash_attn_with_kvcache
 from sigmoid_attention.integrations.flash_settings import four_dimensional, operator_settings
 
@@ -47,6 +53,7 @@ Answer = Tensor | tuple[Tensor, None, Tensor]
 
 
 def _unpacked(name: str, packed: Tensor, dim: int, shape: str, parts: int) -> tuple[Tensor, ...]:
+    arguments.dense(name, packed)
     if packed.dim() != dim + 3 or packed.shape[dim] != parts:
         raise ValueError(f"{name}: must be {shape}, got {tuple(packed.shape)}")
     return packed.unbind(dim)
@@ -71,7 +78,8 @@ def flash_attn_func(
 
     ``softmax_scale`` is the factor of the dot product, 1 / sqrt(head_dim) by default; a
     ``softcap`` of 0.0 is none; k and v may have fewer heads than q. ``sigmoid_bias=None`` stands
-    for -log K where there are as many queries as keys, and is refused elsewhere.
+    for -log K where there are as many queries as keys, and is refused elsewhere; calls with
+    several K are warned about. A window may also be a tensor or an array, and None no limit.
 
     Args:
         q: (B, S, H, D). k: (B, K, G, D). v: (B, K, G, value_dim).
@@ -88,12 +96,13 @@ def flash_attn_func(
     Example:
         >>> q = torch.randn(2, 9, 4, 16)
         >>> k, v = torch.randn(2, 2, 9, 2, 16).unbind(0)
-        >>> flash_attn_func(q, k, v, causal=True).shape
+        >>> flash_attn_func(q, k, v, causal=True, sigmoid_bias=-2.2).shape
         torch.Size([2, 9, 4, 16])
     """
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         four_dimensional(name, tensor)
-    if return_attn_probs and dropout_p > 0:
+    dropout_p = arguments.number("dropout_p", dropout_p, "a number, at least 0 and below 1")
+    if arguments.switch("return_attn_probs", return_attn_probs) and dropout_p > 0:
         raise NotImplementedError(
             f"return_attn_probs: which weights dropout took is not kept, so dropout_p must be 0, "
             f"got {dropout_p}"
@@ -104,6 +113,8 @@ def flash_attn_func(
             f"as keys, here {q.shape[1]} and {k.shape[1]}; give the training length, e.g. "
             f"sigmoid_bias=NegLogLength(1024)"
         )
+    if sigmoid_bias is None:
+        sigmoid_bias = default_bias(k.shape[1], "sigmoid_bias")
     settings: dict[str, Any] = operator_settings(
         softmax_scale, causal, window_size, softcap, alibi_slopes, sigmoid_bias, q.shape[2]
     )
@@ -135,7 +146,8 @@ def flash_attn_kvpacked_func(
     """:func:`flash_attn_func` of q (B, S, H, D) and kv (B, K, 2, G, D).
 
     Example:
-        >>> flash_attn_kvpacked_func(torch.randn(2, 9, 4, 16), torch.randn(2, 9, 2, 4, 16)).shape
+        >>> q, kv = torch.randn(2, 9, 4, 16), torch.randn(2, 9, 2, 4, 16)
+        >>> flash_attn_kvpacked_func(q, kv, sigmoid_bias=-2.2).shape
         torch.Size([2, 9, 4, 16])
     """
     k, v = _unpacked("kv", kv, 2, "(batch, seqlen, 2, heads, head_dim)", 2)
@@ -161,7 +173,7 @@ def flash_attn_qkvpacked_func(
     """:func:`flash_attn_func` of qkv (B, S, 3, H, D).
 
     Example:
-        >>> flash_attn_qkvpacked_func(torch.randn(2, 9, 3, 4, 16), causal=True).shape
+        >>> flash_attn_qkvpacked_func(torch.randn(2, 9, 3, 4, 16), sigmoid_bias=-2.2).shape
         torch.Size([2, 9, 4, 16])
     """
     q, k, v = _unpacked("qkv", qkv, 2, "(batch, seqlen, 3, heads, head_dim)", 3)
@@ -231,6 +243,11 @@ def flash_attn_varlen_func(
             "sigmoid_bias: packed sequences have no single length to take -log of; give the "
             "training length, e.g. sigmoid_bias=NegLogLength(1024)"
         )
+    tensors = {"q": q, "k": k, "v": v, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    for name, tensor in tensors.items():
+        arguments.dense(name, tensor)
+    max_seqlen_q = checks.longest("max_seqlen_q", max_seqlen_q)
+    max_seqlen_k = checks.longest("max_seqlen_k", max_seqlen_k)
     if q.dim() != 3:
         raise ValueError(f"q: must be (tokens, heads, head_dim), got {tuple(q.shape)}")
     settings: dict[str, Any] = operator_settings(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import checks, sigmoid_decode
+from sigmoid_attention.attention import arguments, checks, decode, sigmoid_decode
 from sigmoid_attention.attention.api import Bias
 from sigmoid_attention.attention.reference import compute_dtype
 from sigmoid_attention.integrations.flash_settings import four_dimensional, operator_settings
@@ -94,32 +94,38 @@ def flash_attn_with_kvcache(
     for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
         four_dimensional(name, tensor)
     batch = q.shape[0]
+    _check_new(k, v, k_cache, v_cache, batch)
     table_BM = _table(batch, k_cache, cache_batch_idx, block_table)
     lengths_B = _lengths(cache_seqlens, k_cache, table_BM, k)
+    arguments.switch("rotary_interleaved", rotary_interleaved)
     settings: dict[str, Any] = operator_settings(
         softmax_scale, causal, window_size, softcap, alibi_slopes, sigmoid_bias, q.shape[2]
     )
-    _check_new(k, v, k_cache, v_cache, batch)
     if rotary_cos is not None or rotary_sin is not None:
         if k is None or rotary_cos is None or rotary_sin is None:
             raise ValueError("rotary_cos, rotary_sin: must come together, and with k and v")
-        turned_queries = q.shape[1] if causal or tuple(window_size) != (-1, -1) else 1
+        unlimited = settings["window_size"] == (-1, -1)
+        turned_queries = q.shape[1] if causal or not unlimited else 1
         places_BN = _places(lengths_B, max(turned_queries, k.shape[1]))
         _check_rotary(rotary_cos, rotary_sin, places_BN, q.shape[3])
         queries_at, keys_at = places_BN[:, :turned_queries], places_BN[:, : k.shape[1]]
         q = _rotated(q, rotary_cos, rotary_sin, queries_at, rotary_interleaved)
         k = _rotated(k, rotary_cos, rotary_sin, keys_at, rotary_interleaved)
-    if k is not None and v is not None:
-        _append(k, v, k_cache, v_cache, lengths_B, table_BM)
-        lengths_B = lengths_B + k.shape[1]
+    new = 0 if k is None else k.shape[1]
     if block_table is None and cache_batch_idx is None:
         # The operator reads rows in their order a little faster than through a table.
         keys, values, table = k_cache[:batch].transpose(1, 2), v_cache[:batch].transpose(1, 2), None
     else:
         keys, values, table = k_cache, v_cache, table_BM
-    out = sigmoid_decode(
-        q.transpose(1, 2), keys, values, seqused_k=lengths_B, block_table=table, **settings
-    )
+    tensors = (q.transpose(1, 2), keys, values)
+    settings |= {"seqused_k": lengths_B + new, "block_table": table}
+    if k is not None and v is not None:
+        page_BN, inside_BN = _behind(lengths_B, new, k_cache, table_BM)
+        # A call that is refused has written nothing.
+        decode.checked(*tensors, **settings)
+        k_cache[page_BN, inside_BN] = k
+        v_cache[page_BN, inside_BN] = v
+    out = sigmoid_decode(*tensors, **settings)
     assert isinstance(out, Tensor)
     return out.transpose(1, 2).contiguous()
 
@@ -131,6 +137,7 @@ def _table(
     if block_table is not None:
         if cache_batch_idx is not None:
             raise ValueError("cache_batch_idx: a block_table already says where a sequence is")
+        arguments.dense("block_table", block_table)
         if block_table.dim() != 2 or block_table.shape[0] != batch:
             raise ValueError(
                 f"block_table: must be (batch, pages of a sequence) with batch {batch}, "
@@ -158,10 +165,11 @@ def _lengths(
         raise ValueError("cache_seqlens: must say where k and v go, got None")
     lengths = capacity if cache_seqlens is None else cache_seqlens
     if not isinstance(lengths, Tensor):
-        lengths = torch.full((batch,), lengths, device=k_cache.device)
+        number = arguments.whole("cache_seqlens", lengths, 0, "a whole number, or (batch,) of them")
+        lengths = torch.full((batch,), number, device=k_cache.device)
     checks.lengths("cache_seqlens", lengths, (batch,), k_cache.device)
     new = 0 if k is None else k.shape[1]
-    if batch > 0 and not torch.compiler.is_compiling():
+    if batch > 0 and checks.has_numbers(lengths):
         low, high = (int(edge) for edge in lengths.aminmax())
         if low < 0 or high + new > capacity:
             raise ValueError(
@@ -179,6 +187,8 @@ def _check_new(
     if k is None or v is None:
         raise ValueError(f"k, v: must come together, got only {'k' if v is None else 'v'}")
     for name, new, cache in (("k", k, k_cache), ("v", v, v_cache)):
+        four_dimensional(name, new)
+        checks.on_device(name, new, cache.device)
         wanted = (batch, k.shape[1], *cache.shape[2:])
         if tuple(new.shape) != wanted or new.dtype != cache.dtype:
             raise ValueError(
@@ -188,33 +198,34 @@ def _check_new(
 
 
 def _check_rotary(cos: Tensor, sin: Tensor, places_BN: Tensor, head_dim: int) -> None:
+    for name, angles in (("rotary_cos", cos), ("rotary_sin", sin)):
+        arguments.dense(name, angles)
+        checks.on_device(name, angles, places_BN.device)
     if cos.dim() != 2 or cos.shape != sin.shape or 2 * cos.shape[1] > head_dim:
         raise ValueError(
             f"rotary_cos, rotary_sin: must be (places, half the rotated channels) with at most "
             f"{head_dim // 2} of these, got {tuple(cos.shape)} and {tuple(sin.shape)}"
         )
-    if places_BN.numel() > 0 and not torch.compiler.is_compiling():
+    if places_BN.numel() > 0 and checks.has_numbers(places_BN):
         needed = int(places_BN.max()) + 1
         if needed > cos.shape[0]:
             raise ValueError(f"rotary_cos: must have {needed} places, got {cos.shape[0]}")
 
 
-def _append(
-    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, lengths_B: Tensor, table_BM: Tensor
-) -> None:
-    """Write (B, N, G, D) behind the tokens of each sequence, in place."""
-    places_BN = _places(lengths_B, k.shape[1])
+def _behind(
+    lengths_B: Tensor, new: int, k_cache: Tensor, table_BM: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Page and place in it, both (B, N), of the new tokens behind those of each sequence."""
+    places_BN = _places(lengths_B, new)
     pages_BN = table_BM.gather(1, places_BN // k_cache.shape[1])
-    if pages_BN.numel() > 0 and not torch.compiler.is_compiling():
+    if pages_BN.numel() > 0 and checks.has_numbers(pages_BN):
         low, high = (int(edge) for edge in pages_BN.aminmax())
         if low < 0 or high >= k_cache.shape[0]:
             raise ValueError(
                 f"block_table, cache_batch_idx: must lie in 0 to {k_cache.shape[0] - 1} where new "
                 f"tokens go, got {low} to {high}"
             )
-    inside_BN = places_BN % k_cache.shape[1]
-    k_cache[pages_BN, inside_BN] = k
-    v_cache[pages_BN, inside_BN] = v
+    return pages_BN, places_BN % k_cache.shape[1]
 
 
 def _places(lengths_B: Tensor, tokens: int) -> Tensor:

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments, checks
 from sigmoid_attention.attention.api import Bias
 
 
 def four_dimensional(name: str, tensor: Tensor) -> None:
     """Refuse what is not (batch, seqlen, heads, head_dim)."""
+    arguments.dense(name, tensor)
     if tensor.dim() != 4:
         raise ValueError(
             f"{name}: must be (batch, seqlen, heads, head_dim), got {tuple(tensor.shape)}"
@@ -18,7 +21,7 @@ def four_dimensional(name: str, tensor: Tensor) -> None:
 def operator_settings(
     softmax_scale: float | None,
     causal: bool,
-    window_size: tuple[int, int],
+    window_size: Any,
     softcap: float,
     alibi_slopes: Tensor | None,
     sigmoid_bias: Bias | None,
@@ -26,27 +29,52 @@ def operator_settings(
 ) -> dict[str, Any]:
     """Keyword arguments that the dense, the packed and the cached operator share.
 
-    Raises ``ValueError`` for a softcap that is no number and a bias of unexpected heads; the
-    operator looks at the rest.
+    Raises ``ValueError``, in flash-attn's names, for what is no number or no switch, and for a bias
+    of unexpected heads; the operator looks at the rest.
     """
-    if not isinstance(softcap, int | float) or isinstance(softcap, bool):
+    if not arguments.is_number(arguments.scalar(softcap)):
         raise ValueError(
-            f"softcap: must be a number, 0.0 for none, got {type(softcap).__name__}; FlashSigmoid "
-            f"has alibi_slopes in this place (sigmoid_attention.integrations.flash_sigmoid)"
+            f"softcap: must be a number, 0.0 for none, got {arguments.shown(softcap)}; "
+            f"FlashSigmoid has alibi_slopes in this place "
+            f"(sigmoid_attention.integrations.flash_sigmoid)"
         )
+    if softmax_scale is not None:
+        instead = "multiply q by a factor that is to learn, and give softmax_scale=1"
+        wanted = "a finite number, or None"
+        softmax_scale = arguments.number("softmax_scale", softmax_scale, wanted, instead)
     return {
         "bias": _operators_bias(sigmoid_bias, heads),
         "scale": softmax_scale,
-        "is_causal": causal,
-        "window_size": window_size,
+        "is_causal": arguments.switch("causal", causal),
+        "window_size": operators_window(window_size),
         "alibi_slopes": alibi_slopes,
         "softcap": None if softcap == 0 else softcap,
         "enable_gqa": True,
     }
 
 
+def operators_window(window_size: Any) -> Any:
+    """A window as the operator takes it; None, the newer word for no limit, becomes -1.
+
+    flash-attn also takes a tensor or an array of two.
+    """
+    sides = window_size
+    if isinstance(sides, Tensor):
+        listed = sides.dim() == 1 and sides.dtype in (torch.int32, torch.int64)
+        sides = sides.tolist() if listed else sides
+    elif hasattr(sides, "tolist"):
+        sides = sides.tolist()
+    if not isinstance(sides, tuple | list):
+        return window_size
+    return tuple(-1 if side is None else side for side in sides)
+
+
 def _operators_bias(sigmoid_bias: Bias | None, heads: int) -> Bias | None:
     """A bias of (heads,) or (batch, heads) in the shape that broadcasts; any other as it is."""
+    if sigmoid_bias is not None:
+        sigmoid_bias = checks.bias_kind(sigmoid_bias, "sigmoid_bias")
+    if isinstance(sigmoid_bias, Tensor):
+        arguments.dense("sigmoid_bias", sigmoid_bias)
     if not isinstance(sigmoid_bias, Tensor) or sigmoid_bias.dim() not in (1, 2):
         return sigmoid_bias
     if sigmoid_bias.shape[-1] != heads:

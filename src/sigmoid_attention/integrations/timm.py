@@ -24,6 +24,7 @@ from sigmoid_attention.integrations.timm_layers import (
     SigmoidEvaAttention,
     SigmoidLayer,
 )
+from sigmoid_attention.integrations.undo import all_or_nothing
 from sigmoid_attention.integrations.watch import watch
 
 __all__ = [
@@ -59,7 +60,8 @@ def convert(
 
     Parameters keep their names and values; weights that were trained with a softmax have to be
     trained further. A forward pass of the converted model is watched: a module that was not
-    reached, or one that still runs a softmax, is an error, and then nothing is changed.
+    reached, or one that still runs a softmax, is an error. After an error of any kind the model is
+    what it was.
 
     Args:
         model: with attention of the classes `Attention`, `AttentionRope` or `EvaAttention`, or
@@ -101,40 +103,29 @@ def convert(
             )
     if example_input is None:
         example_input = _blank_image(model)
-    before = [(each, type(each), getattr(each, "sigmoid_bias", None)) for each in found.values()]
-    try:
+    with all_or_nothing(model.modules()):
         for module in found.values():
             _become_sigmoid(module, bias)
         _check(model, found, lambda: model(example_input), keep)
-    except BaseException:
-        for was in before:
-            _undo(*was)
-        raise
     return model
 
 
 def _become_sigmoid(module: Any, bias: SigmoidBias) -> None:
-    device = module.proj.weight.device
     if not isinstance(module, SigmoidLayer):
         module.__class__ = CLASSES[type(module)]
-        module.sigmoid_bias = module.first_tokens = None
-    if isinstance(bias, Learned):
-        bias = copy.deepcopy(bias).to(device)
-    _set_bias(module, bias)
-
-
-def _set_bias(module: Any, bias: SigmoidBias | None) -> None:
-    # Where a submodule was, torch lets nothing but a submodule follow.
-    del module.sigmoid_bias
-    module.sigmoid_bias = bias
-
-
-def _undo(module: Any, own_class: type[nn.Module], own_bias: SigmoidBias | None) -> None:
-    if own_class in CLASSES:
-        del module.sigmoid_bias, module.first_tokens
-        module.__class__ = own_class
+        module.first_tokens = None
     else:
-        _set_bias(module, own_bias)
+        # Where a submodule was, torch lets nothing but a submodule follow.
+        del module.sigmoid_bias
+    if isinstance(bias, Learned):
+        parameter = next(module.parameters(), None)
+        if parameter is None:
+            raise ValueError(
+                f"bias: Learned puts a parameter beside those of a module, and "
+                f"{type(module).__name__} has none; a model is quantised after its conversion"
+            )
+        bias = copy.deepcopy(bias).to(parameter.device)
+    module.sigmoid_bias = bias
 
 
 def _check(

@@ -6,10 +6,11 @@ Shape letters: B images, N tokens, C model dim, H heads, G key heads, D head dim
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import BiasPolicy, NegLogLength, reference, sigmoid_attention
+from sigmoid_attention.attention.override import leaf_in_fx
+from sigmoid_attention.integrations.importing import remedy
 
 try:
     from timm.layers.attention import Attention, AttentionRope
@@ -17,11 +18,8 @@ try:
     from timm.layers.pos_embed_sincos import apply_rot_embed_cat
     from timm.models.eva import EvaAttention
     from timm.models.vision_transformer import ATTN_LAYERS
-except ImportError as error:
-    raise ImportError(
-        "sigmoid_attention.integrations.timm needs timm 1.0.23 or newer: "
-        "pip install 'sigmoid-attention[timm]'"
-    ) from error
+except (ImportError, RuntimeError) as error:
+    raise ImportError(remedy("timm", "1.0.23 or newer (tested to 1.0.31)", error)) from error
 
 __all__ = [
     "ATTN_LAYERS",
@@ -101,6 +99,11 @@ class SigmoidLayer(nn.Module):
             out = out * module.gate(x).sigmoid()
         return module.proj_drop(module.proj(out))
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot be scripted; torch.jit.trace and torch.export take it"
+        )
+
     def extra_repr(self) -> str:
         # A Learned bias is a submodule, and printed as such.
         return "" if isinstance(self.sigmoid_bias, nn.Module) else f"bias={self.sigmoid_bias}"
@@ -119,6 +122,7 @@ class SigmoidAttention(SigmoidLayer, Attention):
         torch.Size([2, 17, 32])
     """
 
+    @leaf_in_fx
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
@@ -131,6 +135,7 @@ class SigmoidAttention(SigmoidLayer, Attention):
 class SigmoidAttentionRope(SigmoidLayer, AttentionRope):
     """timm's ``AttentionRope``, likewise."""
 
+    @leaf_in_fx
     def forward(
         self,
         x: Tensor,
@@ -151,6 +156,7 @@ class SigmoidAttentionRope(SigmoidLayer, AttentionRope):
 class SigmoidEvaAttention(SigmoidLayer, EvaAttention):
     """timm's ``EvaAttention``, of EVA and DINOv3, likewise."""
 
+    @leaf_in_fx
     def forward(
         self,
         x: Tensor,
@@ -162,11 +168,10 @@ class SigmoidEvaAttention(SigmoidLayer, EvaAttention):
         if self.qkv is None:
             query, key, value = _separate(self, x, self.num_heads)
         else:
-            parts = (self.q_bias, self.k_bias, self.v_bias)
-            bias = None if self.q_bias is None else torch.cat(parts)  # pyright: ignore
-            query, key, value = _heads(
-                F.linear(x, self.qkv.weight, bias), 3 * self.num_heads
-            ).chunk(3, dim=1)
+            qkv = self.qkv(x)
+            if self.q_bias is not None:
+                qkv = qkv + torch.cat((self.q_bias, self.k_bias, self.v_bias)).to(qkv.dtype)  # pyright: ignore
+            query, key, value = _heads(qkv, 3 * self.num_heads).chunk(3, dim=1)
         query, key = _rotated(self, self.q_norm(query), self.k_norm(key), rope)
         return self._answer(x, query, key, value, attn_mask, is_causal)
 

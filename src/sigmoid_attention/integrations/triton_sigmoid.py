@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention import attention
-from sigmoid_attention.attention import NegLogLength, checks
+from sigmoid_attention.attention import arguments, checks
 from sigmoid_attention.attention.api import Bias
+from sigmoid_attention.attention.default_bias import default_bias
 from sigmoid_attention.attention.reference import compute_dtype
 
 __all__ = ["sigmoid_attention", "sigmoid_attention_padded"]
@@ -40,8 +41,8 @@ def sigmoid_attention(
         key, value: likewise; beyond the original, with fewer heads that divide H.
         is_causal: query i sees the keys 0 to i.
         scale: 1 / sqrt(D) by default.
-        sigmoid_bias: -log T by default. Beyond the number of the original: whatever the operator
-            takes, with its gradient.
+        sigmoid_bias: -log T by default, with a warning once calls come with several T. Beyond the
+            number of the original: whatever the operator takes, with its gradient.
         score_mod: (B, T), added to the logits of a key, for all queries and heads. Unlike the
             original's it receives a gradient.
 
@@ -53,7 +54,7 @@ def sigmoid_attention(
 
     Example:
         >>> q, k, v = torch.randn(3, 2, 9, 4, 16).unbind(0)
-        >>> sigmoid_attention(q, k, v, is_causal=True).shape
+        >>> sigmoid_attention(q, k, v, is_causal=True, sigmoid_bias=-2.2).shape
         torch.Size([2, 9, 4, 16])
     """
     _check(query, key, value, score_mod)
@@ -63,7 +64,8 @@ def sigmoid_attention(
             f"sigmoid_attention_padded takes other numbers"
         )
     if sigmoid_bias is None:
-        sigmoid_bias = NegLogLength(key.shape[1])
+        sigmoid_bias = default_bias(key.shape[1], "sigmoid_bias")
+    sigmoid_bias = checks.bias_kind(sigmoid_bias, "sigmoid_bias")
     out = attention.sigmoid_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -119,6 +121,8 @@ def sigmoid_attention_padded(
         sigmoid_bias = (
             -lengths_B.clamp(min=1).to(compute_dtype(query.dtype)).log()[:, None, None, None]
         )
+    is_causal = arguments.switch("is_causal", is_causal)
+    sigmoid_bias = checks.bias_kind(sigmoid_bias, "sigmoid_bias")
     # Keys behind the last query are nobody's when causality begins at the first key.
     keys = min(queries, key.shape[1]) if is_causal else key.shape[1]
     hidden_BK = torch.arange(keys, device=key.device) >= lengths_B[:, None]
@@ -144,11 +148,15 @@ def sigmoid_attention_padded(
 
 def _check(query: Tensor, key: Tensor, value: Tensor, score_mod: Tensor | None) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
+        arguments.dense(name, tensor)
         if tensor.dim() != 4:
             raise ValueError(
                 f"{name}: must be (batch, tokens, heads, head_dim), got {tuple(tensor.shape)}"
             )
-    if score_mod is not None and score_mod.shape != key.shape[:2]:
+    if score_mod is None:
+        return
+    arguments.dense("score_mod", score_mod)
+    if score_mod.shape != key.shape[:2]:
         raise ValueError(
             f"score_mod: must be (batch, keys) = {tuple(key.shape[:2])}, "
             f"got {tuple(score_mod.shape)}"

@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from sigmoid_attention.extras import lab_imports
+
+with lab_imports("sigmoid_attention.mixtures"):
+    import numpy as np
 
 ROWS_OF_A_CHUNK = 8192
 
@@ -94,7 +98,11 @@ class FiniteDesign:
         """Scrambled Sobol points of [-half_width, half_width]^d; an even grid where d is 1."""
         if d == 1:
             return cls(torch.linspace(-half_width, half_width, nodes, dtype=torch.float64)[:, None])
-        points = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed).draw(nodes)
+        engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed)
+        # Torch divides the first point's integers in its default dtype.
+        first = engine.quasi.to(torch.float32) / 2**engine.MAXBIT
+        points = engine.draw(nodes, dtype=torch.float32)
+        points[:1] = first
         return cls((points.double() * 2 - 1) * half_width)
 
     def draw(self, truth_Q: Tensor, sizes: list[int], *, sigma: float, seed: int) -> Summaries:

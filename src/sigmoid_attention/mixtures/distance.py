@@ -3,13 +3,16 @@
 Shape letters: B fits, M members of a set, k experts, P parameters, Q inputs.
 """
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.mixtures.equivalence import centred
 from sigmoid_attention.mixtures.model import Mixture
+
+with lab_imports("sigmoid_attention.mixtures"):
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
 
 
 def matched(family: Mixture, theta_BP: Tensor, other_P: Tensor) -> Tensor:

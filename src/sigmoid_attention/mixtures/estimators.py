@@ -8,23 +8,27 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.mixtures.classification import Deviance, LogisticMixture
 from sigmoid_attention.mixtures.data import ROWS_OF_A_CHUNK, RawData
+from sigmoid_attention.mixtures.fitting import all_or_nothing, centre_and_spread, real
 from sigmoid_attention.mixtures.labels import RawLabels
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.multistart import Attempts, best_of, spread, uniform_starts
 from sigmoid_attention.mixtures.objective import Objective, Penalised, SumOfSquares
 from sigmoid_attention.mixtures.setting import free_parameters
 from sigmoid_attention.mixtures.solver import Box, Settings
+
+with lab_imports("sigmoid_attention.mixtures"):
+    import numpy as np
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils import check_random_state
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
 
 # Numbers in the Jacobians of a chunk, so that these stay in the caches.
 NUMBERS_OF_A_CHUNK = 2**21
@@ -71,13 +75,13 @@ class _MixtureOfExperts(BaseEstimator):
     def _check_parameters(self) -> None:
         for name in ("n_experts", "starts", "max_iter"):
             number = getattr(self, name)
-            if not isinstance(number, Integral) or number < 1:
+            if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
                 raise ValueError(f"{name}: must be a whole number of 1 or more, got {number!r}")
-        for name in ("width", "half_width", "drop"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: must be positive, got {getattr(self, name)!r}")
-        if not self.alpha >= 0:
-            raise ValueError(f"alpha: must be 0 or more, got {self.alpha!r}")
+        for name in ("width", "half_width", "drop", "alpha"):
+            number = real(getattr(self, name))
+            if not 0 <= number < np.inf or (number == 0 and name != "alpha"):
+                wanted = "0 or more" if name == "alpha" else "positive"
+                raise ValueError(f"{name}: must be {wanted}, got {getattr(self, name)!r}")
 
     def _checked(self, X, y, **options: bool) -> tuple[np.ndarray, np.ndarray]:
         checked: Any = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2, **options)
@@ -88,24 +92,32 @@ class _MixtureOfExperts(BaseEstimator):
 
     def _standardised(self, X: np.ndarray) -> np.ndarray:
         """The features as the family sees them; remembers how."""
-        constant = np.ptp(X, axis=0) == 0
+        centre, spread, constant = centre_and_spread(X)
         if constant.any():
             warnings.warn(
                 f"X: columns {np.flatnonzero(constant).tolist()} are constant and say nothing",
-                stacklevel=3,
+                stacklevel=4,
             )
-        centred = np.mean(X, axis=0) if self.standardize else np.zeros(X.shape[1])
-        deviation = np.where(constant, 1.0, np.std(X, axis=0)) if self.standardize else 1.0
-        self.mean_, self.scale_ = centred, np.broadcast_to(deviation, X.shape[1]).copy()
-        return (X - self.mean_) / self.scale_
+        self.mean_ = centre if self.standardize else np.zeros(X.shape[1])
+        self.scale_ = spread if self.standardize else np.ones(X.shape[1])
+        # What a constant column becomes in new rows was never seen.
+        self.constant_ = constant & self.standardize
+        return self._scaled(X)
+
+    def _scaled(self, X: np.ndarray) -> np.ndarray:
+        return np.where(self.constant_, 0.0, (X - self.mean_) / self.scale_)
 
     def _compare_counts(self, n: int, free: int) -> None:
+        if self.n_experts > n:
+            raise ValueError(
+                f"n_experts: must be at most the number of observations, {n}, got {self.n_experts}"
+            )
         if n > free:
             return
         said = f"X: {n} observations cannot determine {free} parameters"
         if self.alpha == 0:
             raise ValueError(f"{said}; give more of them, fewer experts, or alpha above 0")
-        warnings.warn(f"{said}; what they leave open, alpha decides", stacklevel=3)
+        warnings.warn(f"{said}; what they leave open, alpha decides", stacklevel=4)
 
     def _rows_of_a_chunk(self, numbers_a_row: int) -> int:
         rows = NUMBERS_OF_A_CHUNK // (self.starts * numbers_a_row)
@@ -140,13 +152,13 @@ class _MixtureOfExperts(BaseEstimator):
             warnings.warn(
                 f"the fit did not converge in {self.max_iter} iterations; raise max_iter or alpha",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _by_rows(self, function: Callable[[Tensor, Tensor], Tensor], X) -> np.ndarray:
         """A function of parameters and inputs at the rows of X, some rows at a time."""
         checked: Any = validate_data(self, X, reset=False, dtype=np.float64)
-        inputs = torch.from_numpy((checked - self.mean_) / self.scale_)
+        inputs = torch.from_numpy(self._scaled(checked))
         theta = torch.from_numpy(self.theta_)
         return torch.cat([function(theta, rows) for rows in inputs.split(ROWS_OF_A_CHUNK)]).numpy()
 
@@ -182,6 +194,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
 
     Attributes:
         theta_: parameters of ``family_``, for standardised data. mean_, scale_: of the features.
+        constant_: which features are constant up to rounding; they have no part in an answer.
         offset_, unit_: mean and spread of the target.
         converged_: whether the stopping rule was met; without it there is a `ConvergenceWarning`.
         n_iter_: iterations of the best start in the second round.
@@ -193,7 +206,9 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
     Raises:
         ValueError: by `fit`, in one sentence: a parameter out of its range, an unknown gate, expert
             or score, data that are not finite, or without a penalty as many parameters as
-            observations. With one they are a warning, as is a constant column.
+            observations; and, in any case, more experts than observations. With a penalty too
+            many parameters are a warning, as is a constant column. A fit that fails leaves what an
+            earlier one has found.
 
     Example:
         >>> import numpy as np
@@ -210,6 +225,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
 
     family_: Mixture
 
+    @all_or_nothing
     def fit(self, X, y) -> "MixtureOfExpertsRegressor":
         """Fit to features (n, d) and targets (n,)."""
         self._check_parameters()
@@ -219,9 +235,12 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         family = self._family_of_one_output(d)
         box = self._box(free_parameters(family))
         self._compare_counts(n, box.free)
-        self.offset_ = float(np.mean(y)) if self.standardize else 0.0
-        self.unit_ = float(np.std(y)) or 1.0 if self.standardize else 1.0
-        target = (y - self.offset_) / self.unit_
+        self.offset_, self.unit_, target = 0.0, 1.0, y
+        if self.standardize:
+            (self.offset_,), (self.unit_,), (constant,) = map(
+                np.ndarray.tolist, centre_and_spread(y[:, None])
+            )
+            target = np.zeros(n) if constant else (y - self.offset_) / self.unit_
         data = RawData.of(inputs, target, chunk=self._rows_of_a_chunk(family.size))
         # Which step no longer matters depends on the noise, which the first round has to find.
         guess = float(np.std(target)) or 1.0
@@ -287,6 +306,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, _MixtureOfExperts):
 
     family_: LogisticMixture
 
+    @all_or_nothing
     def fit(self, X, y) -> "MixtureOfExpertsClassifier":
         """Fit to features (n, d) and labels (n,)."""
         self._check_parameters()

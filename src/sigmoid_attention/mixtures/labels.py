@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.mixtures.data import ROWS_OF_A_CHUNK, FiniteDesign
+
+with lab_imports("sigmoid_attention.mixtures"):
+    import numpy as np
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,19 @@ Shape letters: N sample sizes, R replicates, B = N R fits, P parameters, Q input
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.mixtures import voronoi
 from sigmoid_attention.mixtures.data import FiniteDesign, LeastSquares, Samples
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.multistart import multistart
 from sigmoid_attention.mixtures.setting import Setting, box, draw_truth, start
 from sigmoid_attention.mixtures.solver import DEFAULTS, Settings, chi2
+
+with lab_imports("sigmoid_attention.mixtures"):
+    import numpy as np
 
 # The unit of the stopping rule where there is no noise to measure in.
 UNIT_WITHOUT_NOISE = 0.1

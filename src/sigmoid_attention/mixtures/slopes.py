@@ -6,7 +6,11 @@ Shape letters: N sample sizes, R replicates, T truths, S draws of the bootstrap.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from sigmoid_attention.extras import lab_imports
+
+with lab_imports("sigmoid_attention.mixtures"):
+    import numpy as np
+
 
 DRAWS = 1000
 COVERED = (0.025, 0.975)

@@ -108,7 +108,7 @@ def paper_mode(
     tell(0, theta)
     step = 0
     for _ in range(recipe.epochs):
-        order_BN = torch.rand(problems, n, generator=rng).argsort(-1)
+        order_BN = torch.rand(problems, n, generator=rng, dtype=torch.float32).argsort(-1)
         for place_BM in order_BN.split(recipe.batch, -1):
             inputs_BMd = data.inputs_BQd[row, place_BM]
             answer, jacobian = family.predict_with_jacobian(theta, inputs_BMd)

@@ -10,11 +10,16 @@ from sigmoid_attention.attention import (
     AttentionAux,
     BiasPolicy,
     NegLogLength,
+    arguments,
+    checks,
     sigmoid_attention,
 )
+from sigmoid_attention.attention.api import check_impl
+from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.nn.cache import KVCache
 from sigmoid_attention.nn.norm import QKNorm
 from sigmoid_attention.nn.position import AttentionPosition, token_positions
+from sigmoid_attention.nn.sizes import positive_number, positive_whole
 from sigmoid_attention.nn.softmax import softmax_attention
 
 ACTIVATIONS = ("sigmoid", "softmax")
@@ -79,14 +84,11 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        for name, size in {
-            "dim": dim,
-            "heads": heads,
-            "max_seq_len": max_seq_len,
-            "kv_heads": kv_heads,
-        }.items():
-            if size <= 0:
-                raise ValueError(f"{name} must be positive, got {size}")
+        dim, heads = positive_whole("dim", dim), positive_whole("heads", heads)
+        max_seq_len = positive_whole("max_seq_len", max_seq_len)
+        kv_heads = positive_whole("kv_heads", kv_heads)
+        if head_dim is not None:
+            head_dim = positive_whole("head_dim", head_dim)
         if head_dim is None and dim % heads:
             raise ValueError(f"dim must be a multiple of heads ({heads}), got {dim}")
         if heads % kv_heads:
@@ -94,6 +96,17 @@ class Attention(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
         head_dim = dim // heads if head_dim is None else head_dim
+        # What the operator would refuse later, when a cache has been written.
+        checks.settings(
+            head_dim,
+            scale=None,
+            softcap=softcap,
+            is_causal=causal,
+            window_size=window_size,
+            dropout_p=dropout,
+        )
+        check_impl(impl)
+        norm_eps = positive_number("norm_eps", norm_eps)
         position = AttentionPosition() if position is None else position
         if not isinstance(position, AttentionPosition):
             raise ValueError(
@@ -116,7 +129,24 @@ class Attention(nn.Module):
         if activation == "softmax":
             self.bias = None
         else:
-            self.bias = NegLogLength(self._most_keys()) if bias is None else bias
+            bias = NegLogLength(self._most_keys()) if bias is None else bias
+            self.bias = checks.layer_bias(bias, heads)
+
+    def extra_repr(self) -> str:
+        shown = {
+            "activation": self.activation,
+            "heads": self.heads,
+            "kv_heads": self.kv_heads if self.kv_heads != self.heads else None,
+            "max_seq_len": self.max_seq_len,
+            # A Learned bias is a submodule, and printed as such.
+            "bias": None if isinstance(self.bias, nn.Module) else self.bias,
+            "position": self.position if type(self.position) is not AttentionPosition else "none",
+            "causal": self.causal,
+            "window_size": self.window_size if max(self.window_size) >= 0 else None,
+            "softcap": self.softcap,
+            "dropout": self.dropout or None,
+        }
+        return ", ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
 
     def _most_keys(self) -> int:
         left, right = self.window_size
@@ -124,6 +154,7 @@ class Attention(nn.Module):
         in_window = self.max_seq_len if min(left, right) < 0 else left + 1 + right
         return min(self.max_seq_len, in_window)
 
+    @leaf_in_fx
     def forward(
         self,
         x: Tensor,
@@ -140,13 +171,15 @@ class Attention(nn.Module):
         `AttentionAux`. Raises ``ValueError`` for other shapes, and for a cache that is full or
         given to a layer that is not causal.
         """
+        arguments.dense("x", x)
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
         if cache is not None and not self.causal:
             raise ValueError("cache: only causal attention can read a sequence in parts")
         query, key, value = self._project(x, 0 if cache is None else cache.length, attention_mask)
         if cache is not None:
-            key, value = cache.append(key, value)
+            # A cache may hold another dtype: its own, or that of an autocast which is over.
+            key, value = (stored.to(query.dtype) for stored in cache.append(key, value))
         dropout_p = self.dropout if self.training else 0.0
         answer = self._operate(query, key, value, attention_mask, dropout_p, return_aux)
         out_BHND, aux = answer if isinstance(answer, tuple) else (answer, None)
@@ -174,16 +207,8 @@ class Attention(nn.Module):
         return weights
 
     def new_cache(self, batch: int, length: int, *, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for ``length`` tokens, in ``dtype`` or that of the parameters."""
-        weight = self.key.weight
-        return KVCache(
-            batch,
-            self.kv_heads,
-            length,
-            self.head_dim,
-            dtype=weight.dtype if dtype is None else dtype,
-            device=weight.device,
-        )
+        """An empty cache for ``length`` tokens, in ``dtype`` or that of the keys that come."""
+        return KVCache(batch, self.kv_heads, length, self.head_dim, dtype=dtype)
 
     def _project(
         self, x: Tensor, start: int, attention_mask: Tensor | None

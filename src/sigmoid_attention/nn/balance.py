@@ -145,6 +145,6 @@ def z_loss(routing: Routing) -> Tensor:
 def _unevenness(scores_NE: Tensor, chosen_NE: Tensor) -> Tensor:
     """E sum_e f_e P_e over tokens N, for any leading dimensions."""
     share_NE = scores_NE / (scores_NE.sum(-1, keepdim=True) + SMALLEST_SUM)
-    visits_E = chosen_NE.sum(-2)
+    visits_E = chosen_NE.sum(-2).to(scores_NE.dtype)
     load_E = visits_E / visits_E.sum(-1, keepdim=True)
     return scores_NE.shape[-1] * (load_E * share_NE.mean(-2)).sum(-1)

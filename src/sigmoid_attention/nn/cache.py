@@ -6,11 +6,14 @@ Shape letters: B batch, G key heads, L capacity in tokens, N new tokens, D head 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.nn.sizes import positive_whole
+
 
 class KVCache:
     """Keys and values of the tokens that one layer has read, in arrays allocated once.
 
-    ``keys`` and ``values`` are (B, G, L, D), of which the first ``length`` tokens are filled.
+    ``keys`` and ``values`` are (B, G, L, D), of which the first ``length`` tokens are filled. They
+    are made for the first tokens, in their dtype and on their device where the arguments are None.
     For inference: gradients do not flow into what is stored. A layer that sees a window keeps
     every token all the same. Raises ``ValueError`` if a size is not positive.
 
@@ -28,21 +31,17 @@ class KVCache:
         capacity: int,
         head_dim: int,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         sizes = {"batch": batch, "heads": heads, "capacity": capacity, "head_dim": head_dim}
         for name, size in sizes.items():
-            if size <= 0:
-                raise ValueError(f"KVCache: {name} must be positive, got {size}")
-        shape = (batch, heads, capacity, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+            positive_whole(f"KVCache: {name}", size)
+        self.batch, self.heads, self.capacity, self.head_dim = batch, heads, capacity, head_dim
+        self.dtype, self.device = dtype, device
         self.length = 0
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[2]
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store N new tokens and return every key and value so far, each (B, G, length, D).
@@ -55,15 +54,30 @@ class KVCache:
                 f"cache: {self.length} tokens are stored and {key.shape[2]} are new, "
                 f"but its capacity is {self.capacity}"
             )
-        if key.shape[:2] != self.keys.shape[:2]:
+        if key.shape[:2] != (self.batch, self.heads):
             raise ValueError(
-                f"cache: made for (batch, key heads) {tuple(self.keys.shape[:2])}, "
+                f"cache: made for (batch, key heads) {(self.batch, self.heads)}, "
                 f"got {tuple(key.shape[:2])}"
             )
+        for name, new in (("key", key), ("value", value)):
+            wanted = (*key.shape[:3], self.head_dim)
+            if tuple(new.shape) != wanted:
+                raise ValueError(f"cache: {name} must be {wanted}, got {tuple(new.shape)}")
+        if self.keys is None or self.values is None:
+            self.keys, self.values = self._empty(key), self._empty(value)
         self.keys[:, :, self.length : end] = key.detach()
         self.values[:, :, self.length : end] = value.detach()
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _empty(self, like: Tensor) -> Tensor:
+        # What is made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            return torch.zeros(
+                (self.batch, self.heads, self.capacity, self.head_dim),
+                dtype=like.dtype if self.dtype is None else self.dtype,
+                device=like.device if self.device is None else self.device,
+            )
 
     def reset(self) -> None:
         """Forget every token; the arrays stay."""

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import autocast
+from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
-from sigmoid_attention.nn.grouped import grouped_linear
+from sigmoid_attention.nn.grouped import each_expert
 
 
 class Experts(nn.Module):
@@ -51,14 +53,23 @@ class Experts(nn.Module):
         for weight in self.parameters():
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 
-    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    @leaf_in_fx
+    def forward(self, x: Tensor, experts: Tensor | None, weights: Tensor) -> Tensor:
         """sum_k weights_tk expert(experts_tk, x_t), (T, C), of tokens (T, C) and choices (T, K).
 
         ``experts`` are integers, ``weights`` of any floating dtype; the sum over k is taken in the
-        wider of theirs and the tokens'. Raises ``ValueError`` for other shapes.
+        wider of theirs and the tokens'. With ``experts`` None every token visits all of them, as in
+        `dense`. Raises ``ValueError`` for other shapes.
         """
         if x.dim() != 2 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be (tokens, {self.dim}), got {tuple(x.shape)}")
+        if experts is None:
+            if weights.shape != (len(x), self.experts):
+                raise ValueError(
+                    f"weights must be ({len(x)}, {self.experts}) where experts is None, "
+                    f"got {tuple(weights.shape)}"
+                )
+            return self.dense(x, weights)
         if experts.dim() != 2 or len(experts) != len(x) or experts.shape != weights.shape:
             raise ValueError(
                 f"experts and weights must both be ({len(x)}, visits), "
@@ -72,7 +83,8 @@ class Experts(nn.Module):
 
     def dense(self, x: Tensor, weights: Tensor) -> Tensor:
         """sum_e weights_te expert(e, x_t), (T, C), of tokens (T, C) and weights (T, E)."""
-        return torch.einsum("te,etc->tc", weights, self.each(x).to(weights.dtype)).to(x.dtype)
+        each_TEC = self.each(x).to(weights.dtype).transpose(0, 1)
+        return autocast.product(weights[:, None], each_TEC)[:, 0].to(x.dtype)
 
     def each(self, x: Tensor) -> Tensor:
         """Every expert's own answer to every token, (E, T, C) for tokens (T, C)."""
@@ -117,6 +129,5 @@ def visit_experts(
 
 def _linear(x_SI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     """The grouped product, in the dtype that autocast asks for where it is on."""
-    kind = x_SI.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_EOI.dtype
-    return grouped_linear(x_SI.to(dtype), weight_EOI.to(dtype), ends_E)
+    dtype = autocast.product_dtype(weight_EOI)
+    return each_expert(x_SI.to(dtype), weight_EOI.to(dtype), ends_E)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.nn.balance import sequence_loss, switch_loss, z_loss
 from sigmoid_attention.nn.experts import Experts
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
@@ -38,15 +39,14 @@ class MoE(nn.Module):
                 )
         self.router, self.experts, self.shared = router, experts, shared
 
+    @leaf_in_fx
     def forward(self, x: Tensor) -> Tensor:
         routing = self.router(x)
         visits = routing.experts.shape[-1]
         tokens, weights = x.reshape(-1, x.shape[-1]), routing.weights.reshape(-1, visits)
-        if self.router.top_k is None:
-            y = self.experts.dense(tokens, weights)
-        else:
-            y = self.experts(tokens, routing.experts.reshape(-1, visits), weights)
-        y = y.view_as(x)
+        dense = self.router.top_k is None
+        experts = None if dense else routing.experts.reshape(-1, visits)
+        y = self.experts(tokens, experts, weights).view_as(x)
         return y if self.shared is None else y + self.shared(x)
 
 

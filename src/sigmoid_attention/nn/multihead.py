@@ -12,19 +12,16 @@ from torch import Tensor, nn
 
 from sigmoid_attention.attention import (
     BiasPolicy,
+    arguments,
+    checks,
     sigmoid_attention,
     sigmoid_varlen_attention,
 )
+from sigmoid_attention.attention.api import check_impl
+from sigmoid_attention.attention.override import leaf_in_fx
+from sigmoid_attention.nn.sizes import positive_whole
 
 SigmoidBias = float | BiasPolicy
-
-
-def check_bias(sigmoid_bias: object) -> None:
-    """Refuse what is neither a number nor a policy."""
-    if not isinstance(sigmoid_bias, int | float | BiasPolicy):
-        raise ValueError(
-            f"sigmoid_bias: must be a number or a bias policy, got {type(sigmoid_bias).__name__}"
-        )
 
 
 class SigmoidMultiheadAttention(nn.MultiheadAttention):
@@ -75,21 +72,45 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         sigmoid_bias: SigmoidBias,
         impl: str = "auto",
     ) -> None:
+        embed_dim = positive_whole("embed_dim", embed_dim)
+        num_heads = positive_whole("num_heads", num_heads)
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads ({num_heads}), got {embed_dim}"
+            )
         super().__init__(
             embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim,
             batch_first, device, dtype,
         )  # fmt: skip
-        check_bias(sigmoid_bias)
         self.weigh_by_sigmoid(sigmoid_bias, impl)
+
+    @staticmethod
+    def check_settings(module: nn.MultiheadAttention, sigmoid_bias: object, impl: str) -> None:
+        """Refuse what the operator would refuse, before anything of the module is changed."""
+        checks.layer_bias(sigmoid_bias, module.num_heads, "sigmoid_bias")
+        wanted = "a number, at least 0 and below 1"
+        if not 0 <= arguments.number("dropout", module.dropout, wanted) < 1:
+            raise ValueError(f"dropout: must be {wanted}, got {module.dropout}")
+        check_impl(impl)
+
+    def extra_repr(self) -> str:
+        # A Learned bias is a submodule, and printed as such.
+        shown = (
+            {} if isinstance(self.sigmoid_bias, nn.Module) else {"sigmoid_bias": self.sigmoid_bias}
+        )
+        shown = {"embed_dim": self.embed_dim, "num_heads": self.num_heads, **shown}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
 
     def weigh_by_sigmoid(self, sigmoid_bias: SigmoidBias, impl: str) -> None:
         """Set what torch's constructor does not, in a new module or in one of torch's."""
+        self.check_settings(self, sigmoid_bias, impl)
         self.sigmoid_bias = sigmoid_bias
         self.impl = impl
         # Torch's layers and encoders take their fast path only where this is true. Nothing else
         # reads it once the parameters are there.
         self._qkv_same_embed_dim = False
 
+    @leaf_in_fx
     def forward(
         self,
         query: Tensor,
@@ -117,6 +138,8 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         output. Raises ``ValueError`` for shapes and masks that do not fit, and
         ``NotImplementedError`` for what nested tensors do not have here.
         """
+        for name, tensor in (("query", query), ("key", key), ("value", value)):
+            arguments.tensor(name, tensor)
         if query.is_nested or key.is_nested or value.is_nested:
             masks = (key_padding_mask, attn_mask)
             return self._forward_nested(query, key, value, masks, need_weights), None
@@ -192,6 +215,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         ):
             if mask is None:
                 continue
+            arguments.dense(name, mask)
             if mask.dtype != torch.bool and not mask.is_floating_point():
                 raise ValueError(
                     f"{name}: must be boolean (True = ignored) or floating, got {mask.dtype}"

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigmoid_attention.nn.sizes import positive_number, positive_whole
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * gain over the last dimension, returned in the dtype of x.
@@ -21,8 +23,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(positive_whole("dim", dim)))
+        self.eps = positive_number("eps", eps)
 
     def forward(self, x: Tensor) -> Tensor:
         # Activations of one dtype and gains of another fall off torch's fused path, with a warning.
@@ -50,7 +52,7 @@ class QKNorm(nn.Module):
 
     def __init__(self, kind: str | None, head_dim: int, eps: float = 1e-5) -> None:
         super().__init__()
-        if kind is not None and kind not in NORMS:
+        if kind is not None and not (isinstance(kind, str) and kind in NORMS):
             raise ValueError(f"qk_norm must be 'rms', 'layer' or None, got {kind!r}")
         self.query = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()
         self.key = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()

@@ -9,9 +9,13 @@ Shape letters: B batch, N tokens, C model dim, H heads, D head dim.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from sigmoid_attention.attention import arguments
+from sigmoid_attention.nn.sizes import positive_whole
 
 
 def token_positions(
@@ -25,6 +29,7 @@ def token_positions(
     """
     if attention_mask is None:
         return torch.arange(start, start + tokens, device=device)[None]
+    arguments.dense("attention_mask", attention_mask)
     if attention_mask.dtype != torch.bool or attention_mask.shape != (batch, start + tokens):
         raise ValueError(
             f"attention_mask must be boolean of shape (batch, cached + new tokens) = "
@@ -48,17 +53,19 @@ def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor
         >>> alibi_slopes(3).tolist()
         [0.0625, 0.00390625, 0.25]
     """
-    if heads <= 0:
-        raise ValueError(f"heads must be positive, got {heads}")
+    heads = positive_whole("heads", heads)
     power = 1 << (heads.bit_length() - 1)
-    whole = torch.arange(1, power + 1, device=device) / power
-    between = torch.arange(1, 1 + 2 * (heads - power), 2, device=device) / (2 * power)
+    # Integers divided would have torch's default dtype.
+    numbers = partial(torch.arange, dtype=torch.float32, device=device)
+    whole = numbers(1, power + 1) / power
+    between = numbers(1, 1 + 2 * (heads - power), 2) / (2 * power)
     return torch.exp2(-8 * torch.cat([whole, between]))
 
 
 def _sinusoids(positions: Tensor, dim: int, base: float) -> Tensor:
-    """sin and cos of the positions at dim/2 frequencies base^(-2i/dim), (..., dim)."""
-    frequency = base ** (-torch.arange(0, dim, 2, device=positions.device) / dim)
+    """sin and cos of the positions at dim/2 frequencies base^(-2i/dim), (..., dim), in fp32."""
+    places = torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device)
+    frequency = base ** (-places / dim)
     angle = positions[..., None] * frequency
     return torch.cat([angle.sin(), angle.cos()], -1)
 
@@ -148,7 +155,7 @@ class CAPE(SinCos):
         batch, tokens, _ = x_BNC.shape
 
         def symmetric(*shape: int) -> Tensor:
-            return 2 * torch.rand(shape, device=x_BNC.device) - 1
+            return 2 * torch.rand(shape, dtype=torch.float32, device=x_BNC.device) - 1
 
         jittered_BN = positions_BN + self.max_shift * symmetric(batch, 1)
         jittered_BN = jittered_BN + self.max_local_shift * symmetric(batch, tokens)
@@ -168,8 +175,7 @@ class LearnedPosition(EmbeddingPosition):
 
     def __init__(self, dim: int, max_length: int) -> None:
         super().__init__()
-        if max_length <= 0:
-            raise ValueError(f"LearnedPosition: max_length must be positive, got {max_length}")
+        max_length = positive_whole("LearnedPosition: max_length", max_length)
         self.max_length = max_length
         self.table = nn.Embedding(max_length, dim)
         nn.init.normal_(self.table.weight, std=dim**-0.5)

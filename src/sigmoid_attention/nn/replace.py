@@ -6,12 +6,12 @@ from collections.abc import Callable
 from torch import nn
 
 from sigmoid_attention.attention import BiasPolicy, Learned
-from sigmoid_attention.nn.multihead import SigmoidBias, SigmoidMultiheadAttention, check_bias
+from sigmoid_attention.nn.multihead import SigmoidBias, SigmoidMultiheadAttention
 
 
 def replace_multihead_attention(
     model: nn.Module,
-    sigmoid_bias: SigmoidBias | Callable[[str], SigmoidBias],
+    sigmoid_bias: SigmoidBias | Callable[[str], SigmoidBias] | None = None,
     *,
     impl: str = "auto",
 ) -> nn.Module:
@@ -22,16 +22,16 @@ def replace_multihead_attention(
 
     Args:
         model: for instance an ``nn.Transformer`` or one of its parts.
-        sigmoid_bias: as for `SigmoidMultiheadAttention`; or a function from the name of a module,
-            like "decoder.layers.0.multihead_attn", to that: a decoder sees keys of two kinds. A
-            `Learned` is copied for each module.
+        sigmoid_bias: required. As for `SigmoidMultiheadAttention`; or a function from the name of
+            a module, like "decoder.layers.0.multihead_attn", to that: a decoder sees keys of two
+            kinds. A `Learned` is copied for each module.
 
     Returns:
         The model.
 
     Raises:
         ValueError: there is no such module, or one of a class derived from it, which may have a
-            softmax of its own; nothing is changed then.
+            softmax of its own, or the bias or ``impl`` does not fit; nothing is changed then.
 
     Example:
         >>> from sigmoid_attention import NegLogLength
@@ -54,7 +54,12 @@ def replace_multihead_attention(
                 f"model: {name} is a {type(module).__name__}, whose forward pass may be its own; "
                 f"only nn.MultiheadAttention itself is replaced"
             )
-    biases = {name: _own_bias(sigmoid_bias, name, found[name]) for name in found}
+    if sigmoid_bias is None:
+        raise ValueError(
+            "sigmoid_bias: torch's layers do not say with how many keys they are trained; give "
+            "that number, e.g. sigmoid_bias=NegLogLength(1024)"
+        )
+    biases = {name: _own_bias(sigmoid_bias, name, found[name], impl) for name in found}
     for name, module in found.items():
         module.__class__ = SigmoidMultiheadAttention
         assert isinstance(module, SigmoidMultiheadAttention)
@@ -66,11 +71,12 @@ def _own_bias(
     sigmoid_bias: SigmoidBias | Callable[[str], SigmoidBias],
     name: str,
     module: nn.MultiheadAttention,
+    impl: str,
 ) -> SigmoidBias:
     # A Learned bias is a module and so can be called, but not with a name.
     if not isinstance(sigmoid_bias, BiasPolicy) and callable(sigmoid_bias):
         sigmoid_bias = sigmoid_bias(name)
-    check_bias(sigmoid_bias)
+    SigmoidMultiheadAttention.check_settings(module, sigmoid_bias, impl)
     if isinstance(sigmoid_bias, Learned):
         return copy.deepcopy(sigmoid_bias).to(module.out_proj.weight.device)
     return sigmoid_bias

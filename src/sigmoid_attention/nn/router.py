@@ -5,14 +5,18 @@ Shape letters: ... any leading, C model dim, E experts, K experts a token visits
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import autocast
+from sigmoid_attention.attention.keep_fp32 import keep_fp32
+from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.mixtures.gates import GATES
 from sigmoid_attention.mixtures.scores import SCORES
+from sigmoid_attention.nn.recording import recomputed, recomputing, recordings, stand_ins
 
 # Of a gate whose weights may be negative neither a share nor a balance means anything.
 ROUTER_GATES = tuple(name for name in GATES if name != "tanh")
@@ -41,6 +45,14 @@ class Routing(NamedTuple):
             [2, 2, 2, 2, 2]
         """
         return torch.zeros_like(self.scores, dtype=torch.bool).scatter(-1, self.experts, True)
+
+    def floats(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What has a gradient: logits, scores and weights."""
+        return self.logits, self.scores, self.weights
+
+    def with_floats(self, floats: tuple[Tensor, ...]) -> "Routing":
+        logits, scores, weights = floats
+        return Routing(logits, scores, self.experts, weights)
 
 
 class Router(nn.Module):
@@ -72,7 +84,8 @@ class Router(nn.Module):
             of an optimizer that a `LoadBalancer` is attached to (DeepSeek-V3: 0.001); the weights
             stay the scores themselves. 0 for no bias.
 
-    Logits are computed in float32 (float64 for such tokens) whatever autocast says. A token whose
+    Logits are computed in float32 (float64 for such tokens) whatever autocast says, and the
+    correction bias stays in float32 when the model is cast to less. A token whose
     scores are NaN visits ``top_k`` experts with weights NaN, and other tokens do not notice.
     Raises ``ValueError`` where the arguments do not fit together.
 
@@ -116,7 +129,7 @@ class Router(nn.Module):
         if balance_rate:
             self.correction_bias: Tensor
             self.tokens_per_expert: Tensor
-            self.register_buffer("correction_bias", torch.empty(experts))
+            self.register_buffer("correction_bias", torch.empty(experts, dtype=torch.float32))
             counts = torch.empty(experts, dtype=torch.int64)
             self.register_buffer("tokens_per_expert", counts, persistent=False)
         self.reset_parameters()
@@ -133,6 +146,7 @@ class Router(nn.Module):
             self.correction_bias.zero_()
             self.tokens_per_expert.zero_()
 
+    @leaf_in_fx
     def forward(self, x: Tensor) -> Routing:
         """Route tokens x (..., dim); in training mode a balanced router counts who is visited.
 
@@ -140,7 +154,7 @@ class Router(nn.Module):
         """
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have {self.dim} channels, got shape {tuple(x.shape)}")
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast.off(x.device):
             logits = self._affinity(x.to(torch.promote_types(x.dtype, torch.float32)))
             logits = logits / self.temperature
             scores = GATES[self.gate].weights(logits)
@@ -153,8 +167,13 @@ class Router(nn.Module):
         if self.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + SMALLEST_SUM)
         routing = Routing(logits, scores, experts, weights * self.route_scale)
-        if self.balance_rate and self.training and not recomputing():
-            self.tokens_per_expert += routing.chosen().reshape(-1, self.experts).sum(0)
+        if self.balance_rate and self.training:
+            count_visits(self.tokens_per_expert, routing.chosen())
+        if recomputing():
+            return routing.with_floats(recomputed(self, routing.floats()))
+        for routers, routings in recordings.open:
+            if self in routers:
+                routings.append(routing.with_floats(stand_ins(self, routing.floats())))
         return routing
 
     def _affinity(self, x: Tensor) -> Tensor:
@@ -185,13 +204,6 @@ class Router(nn.Module):
             closed = torch.ones_like(two_best, dtype=torch.bool).scatter(-1, allowed, False)
             scores = grouped.masked_fill(closed[..., None], -torch.inf).flatten(-2)
         return scores.topk(top_k, -1, sorted=False).indices
-
-    def _apply(self, fn, recurse: bool = True):
-        super()._apply(fn, recurse)
-        if self.balance_rate:
-            # In bfloat16 a bias of one would not move by a step of 0.001.
-            self.correction_bias = self.correction_bias.float()
-        return self
 
     def _check(self) -> None:
         for name in ("dim", "experts", "groups", "temperature", "route_scale"):
@@ -226,18 +238,43 @@ class Router(nn.Module):
         return f"{chosen} of {self.experts}, dim={self.dim}, {self.gate} of {self.affinity}"
 
 
-def recomputing() -> bool:
-    """Whether activations are computed again for a backward pass, so that tokens count twice."""
-    # torch's own sign of a running backward pass: checkpointing of either kind recomputes inside
-    # of one. In a compiled graph recomputation is the compiler's, which leaves counters alone.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+@torch.library.custom_op("sigmoid_attention::count_visits", mutates_args=("counts_E",))
+def count_visits(counts_E: Tensor, chosen: Tensor) -> None:
+    """Add to the counts (E,) which experts were chosen, boolean (..., E), unless once more.
+
+    An operator, since compiled graphs run it as it is and torch.func takes what it counts for no
+    part of what it differentiates.
+    """
+    if not recomputing():
+        counts_E += chosen.reshape(-1, len(counts_E)).sum(0)
+
+
+@count_visits.register_fake
+def _(counts_E: Tensor, chosen: Tensor) -> None:
+    return None
+
+
+@count_visits.register_vmap
+def _(info, in_dims: tuple[int | None, int | None], counts_E: Tensor, chosen: Tensor):
+    counts_dim, chosen_dim = in_dims
+    chosen = chosen.expand(info.batch_size, *chosen.shape) if chosen_dim is None else chosen
+    each = chosen.movedim(chosen_dim or 0, 0)
+    if counts_dim is None:
+        count_visits(counts_E, each)
+    else:
+        for counts, one in zip(counts_E.movedim(counts_dim, 0), each, strict=True):
+            count_visits(counts, one)
+    return None, None
 
 
 @contextmanager
 def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
     """Collect what every `Router` of ``model`` decides inside the ``with`` block, call by call.
 
-    With their gradients, for balance losses; see `sigmoid_attention.nn.balance`.
+    With their gradients, for balance losses; see `sigmoid_attention.nn.balance`. Calls of other
+    threads are not listed, nor is what a checkpoint computes again. A balance loss of what a
+    checkpoint with ``use_reentrant=True`` decides must be differentiated together with the
+    checkpoint's output, else the backward pass raises ``ValueError``.
 
     Example:
         >>> router = Router(4, experts=3, top_k=1)
@@ -247,17 +284,13 @@ def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
         [torch.Size([2, 3])]
     """
     routings: list[Routing] = []
-
-    def record(_router: nn.Module, _inputs: Any, routing: Any) -> None:
-        routings.append(routing)
-
-    handles = [
-        module.register_forward_hook(record)
-        for module in model.modules()
-        if isinstance(module, Router)
-    ]
+    routers = tuple(module for module in model.modules() if isinstance(module, Router))
+    outer = recordings.open
+    recordings.open = (*outer, (routers, routings))
     try:
         yield routings
     finally:
-        for handle in handles:
-            handle.remove()
+        recordings.open = outer
+
+
+keep_fp32(Router, "correction_bias")

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sigmoid_attention.attention import geometry, reference
+from sigmoid_attention.attention import autocast, geometry, reference
+from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.reference import AttentionAux
 
 NOT_VISIBLE = float("-inf")
 
 
+@overridable
 def softmax_attention(
     query: Tensor,
     key: Tensor,
@@ -46,24 +48,30 @@ def softmax_attention(
         >>> softmax_attention(q, k, v, is_causal=True)[0, 0, 0].equal(v[0, 0, 0])
         True
     """
+    query, key, value = autocast.same_dtype(query, key, value)
     queries, keys = query.shape[2], key.shape[2]
     if scale is None:
         scale = 1 / math.sqrt(query.shape[-1])
     window = geometry.effective_window(is_causal, window_size)
     formed = softcap is not None or return_aux
+    if query.device.type == "cpu":
+        # For these torch would form the weights too, by products whose gradients autocast rounds.
+        learned = _learned(attn_mask) or _learned(alibi_slopes)
+        formed = formed or dropout_p > 0 or learned or query.shape[3] != value.shape[3]
     causal = window == (-1, 0)
     # One query at the end of the keys sees all of them, and so needs no causal mask.
     unmasked = window == (-1, -1) or (causal and queries in (1, keys))
     if unmasked and attn_mask is None and alibi_slopes is None and not formed:
-        return F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            scale=scale,
-            is_causal=causal and queries > 1,
-            enable_gqa=enable_gqa,
-            dropout_p=dropout_p,
-        )
+        with autocast.off(query.device):
+            return F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                scale=scale,
+                is_causal=causal and queries > 1,
+                enable_gqa=enable_gqa,
+                dropout_p=dropout_p,
+            )
 
     offset_QK = geometry.offsets(geometry.query_positions(queries, keys, query.device), keys)
     visible = geometry.in_window(offset_QK, window)
@@ -89,16 +97,21 @@ def softmax_attention(
     if alibi_slopes is not None:
         slope_term = reference.position_bias(offset_QK, alibi_slopes, torch.float32)
         additive = slope_term if additive is None else additive + slope_term
-    out = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=_sdpa_mask(additive, visible, query.dtype),
-        scale=scale,
-        enable_gqa=enable_gqa,
-        dropout_p=dropout_p,
-    )
+    with autocast.off(query.device):
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=_sdpa_mask(additive, visible, query.dtype),
+            scale=scale,
+            enable_gqa=enable_gqa,
+            dropout_p=dropout_p,
+        )
     return out if visible is None else out.masked_fill(~visible.any(-1, keepdim=True), 0.0)
+
+
+def _learned(added: Tensor | None) -> bool:
+    return added is not None and added.requires_grad and torch.is_grad_enabled()
 
 
 def _sdpa_mask(
@@ -109,13 +122,18 @@ def _sdpa_mask(
     What a kernel makes of a closed row depends on the kernel, and a NaN there would reach the
     gradients of every key, whatever is written over the row afterwards.
     """
+    mask = additive
     if visible is not None:
         closed = ~visible.any(-1, keepdim=True)
         if additive is None:
-            return visible | closed
-        additive = additive.masked_fill(~visible, NOT_VISIBLE).masked_fill(closed, 0.0)
-    # Torch's fused kernels take a float mask in the dtype of the query only.
-    return None if additive is None else additive.to(dtype)
+            mask = visible | closed
+        else:
+            mask = additive.masked_fill(~visible, NOT_VISIBLE).masked_fill(closed, 0.0)
+    if mask is None:
+        return None
+    # Torch's fused kernels take a mask of four dimensions, a float one in the query's dtype only.
+    mask = mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))
+    return mask if mask.dtype == torch.bool else mask.to(dtype)
 
 
 def _formed(

@@ -106,7 +106,8 @@ class Frame:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve; `role` is "seed" (thin), "mean" (thick) or "pair" (a faint link of two values)."""
+    """A curve; `role` is "seed" (thin), "mean" (thick), "alone" (a seed where there is no mean) or
+    "pair" (a faint link of two values)."""
 
     points: tuple[Point, ...]
     arm: str

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sigmoid_attention.report.chart import Panel, linear_axis, log_axis
-from sigmoid_attention.report.format import plain, quantity
-from sigmoid_attention.report.measured import Curve, Measured, curves, gap
+from sigmoid_attention.report.format import difference, plain, quantity, signed
+from sigmoid_attention.report.measured import Curve, Measured, along, curves, gap
 from sigmoid_attention.report.panels import (
     apart_panel,
     arms_panel,
@@ -17,15 +17,15 @@ from sigmoid_attention.report.panels import (
     lengths_panels,
     percent,
 )
-from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX
-from sigmoid_attention.studies.summary import LOSS
+from sigmoid_attention.studies.results import ARMS, NONE, SIGMOID, SOFTMAX, Interval
+from sigmoid_attention.studies.standing import reading, solved_by
+from sigmoid_attention.studies.summary import COURSE, EQUAL_TIME, LOSS, STEP
 
 # Of a curve; more would not be told apart at this size.
 MOST_POINTS = 80
 MOST_LAYERS = 4
 
 TRAINING_LOSS = "train_loss"
-NORM = "attention_output_norm"
 TASKS = {"recall_accuracy": "recall", "copy_accuracy": "copying"}
 COSTS = {
     "operator_forward_seconds": ("Time, forward", "seconds"),
@@ -36,7 +36,10 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels under one title and caption; `absent` says in words what has no values."""
+    """Panels under one title and caption; `absent` says in words what has no values.
+
+    A line of the caption is a paragraph.
+    """
 
     name: str
     title: str
@@ -76,27 +79,83 @@ def validation(measured: Measured) -> Figure:
 
 
 def training(measured: Measured) -> Figure:
-    """Training loss by step, and the gap between the arms by step."""
+    """Held-out loss on the way over tokens and over seconds, its gap, and the training loss."""
     panels: list[Panel] = []
-    by_arm = _curves(measured, TRAINING_LOSS)
-    if by_arm:
-        y_axis = linear_axis(_heights(by_arm), "nats per token", plain)
-        panels.append(curves_panel("Training loss", by_arm, y_axis, _nats))
-        apart = gap(by_arm.get(SIGMOID, {}), by_arm.get(SOFTMAX, {}))
-        # The first steps differ by far more than all later ones and would flatten them.
-        end = max((curve[-1][0] for curve in apart.values()), default=0.0)
-        late = {s: tuple(p for p in curve if p[0] >= end / 10) for s, curve in apart.items()}
-        if late and all(late.values()):
-            panels.append(gap_panel(late, "nats per token"))
+    tokens = measured.tokens_per_step
+    held_out = _curves(measured, COURSE, bins=10**9)
+    seconds = {arm: measured.means(STEP, arm).get(NONE) for arm in held_out}
+    if held_out and tokens:
+        y_axis = linear_axis(_heights(held_out), "bits per byte", plain)
+        over_tokens = {arm: along(of, tokens) for arm, of in held_out.items()}
+        panels.append(
+            curves_panel("Held-out text", over_tokens, y_axis, _bits, along="tokens read")
+        )
+        if all(seconds.values()):
+            over_time = {arm: along(of, seconds[arm] or 0.0) for arm, of in held_out.items()}
+            panels.append(
+                curves_panel(
+                    "Held-out text, by time", over_time, y_axis, _bits, along="seconds of training"
+                )
+            )
+        apart = gap(over_tokens.get(SIGMOID, {}), over_tokens.get(SOFTMAX, {}))
+        if apart and all(apart.values()):
+            panels.append(gap_panel(apart, "bits per byte", along="tokens read"))
+    learning = _curves(measured, TRAINING_LOSS)
+    if learning and tokens:
+        y_axis = linear_axis(_heights(learning), "bits per byte", plain)
+        learning = {arm: along(of, tokens) for arm, of in learning.items()}
+        panels.append(curves_panel("Training text", learning, y_axis, _bits, along="tokens read"))
     return Figure(
         "training",
         "Loss during training",
-        "Neighbouring steps are averaged. In the gap, above zero means that sigmoid attention is "
-        "behind; the first tenth of the run is left out of it. Look whether the gap is closing, "
-        "settled or opening when training ends.",
+        "\n".join(
+            [
+                "On the way both arms read the same pieces of the held-out text; the numbers above "
+                "are from all of it. Where the gap is above zero, sigmoid attention is behind.",
+                *_trend(measured.late_change),
+                *_equal_time(measured),
+            ]
+        ),
         tuple(panels),
-        (*measured.absent(TRAINING_LOSS, "training loss"), *measured.cut_short(TRAINING_LOSS)),
+        (
+            *measured.absent(COURSE, "held-out loss during training"),
+            *measured.absent(TRAINING_LOSS, "training loss"),
+            *measured.cut_short(TRAINING_LOSS),
+        ),
     )
+
+
+def _trend(change: Interval) -> list[str]:
+    """Whether the gap was closing when training ended."""
+    if not change.bounded:
+        return []
+    around = f"{signed(change.mean)}, 95% interval {signed(change.low)} to {signed(change.high)}"
+    if change.low <= 0 <= change.high:
+        return [f"In the second half of training the gap did not change measurably ({around})."]
+    way = "lost" if change.mean > 0 else "gained"
+    return [
+        f"In the second half of training sigmoid attention {way} {abs(change.mean):.2g} bits per "
+        f"byte on softmax ({around})."
+    ]
+
+
+def _equal_time(measured: Measured) -> list[str]:
+    """Who is ahead at equal time, from the summary's row of it."""
+    row = measured.row(EQUAL_TIME)
+    if row is None or not row.difference.n:
+        return []
+    step = {arm: measured.means(STEP, arm)[NONE] for arm in ARMS}
+    faster, slower = sorted(ARMS, key=lambda arm: step[arm])
+    end = max(v.step for v in measured.values(COURSE, faster))
+    seconds = end * step[faster]
+    apart, around = difference(row.difference, row.unit, row.kind)
+    return [
+        f"At equal time, after {seconds:.3g} s, {faster} has done all {end:,} steps and {slower} "
+        f"{round(seconds / step[slower]):,}. Then sigmoid attention needs "
+        f"{_bits(row.sigmoid.mean)} bits per byte and softmax {_bits(row.softmax.mean)}: "
+        f"{reading(row).words.lower()} ({apart}{f', {around}' if around else ''}). The slower arm "
+        "has not ended its learning-rate schedule then, which counts against it."
+    ]
 
 
 def longer(measured: Measured) -> Figure:
@@ -121,7 +180,8 @@ def retrieval(measured: Measured) -> Figure:
     found = {metric: by_arm for metric, by_arm in found.items() if by_arm}
     for metric, by_arm in found.items():
         y_axis = linear_axis([0.0, 1.0], "answers right", percent)
-        panels.append(curves_panel(TASKS[metric].capitalize(), by_arm, y_axis, percent))
+        name, averaged = TASKS[metric].capitalize(), not measured.solved(metric)
+        panels.append(curves_panel(name, by_arm, y_axis, percent, averaged=averaged))
     if found:
         ends = [
             {arm: [curve[-1][1] for curve in of.values()] for arm, of in by_arm.items()}
@@ -137,32 +197,97 @@ def retrieval(measured: Measured) -> Figure:
         "Published follow-ups suspect that sigmoid attention loses here at equal loss. Look at "
         "the height reached and at how many steps it takes to get there.",
         tuple(panels),
-        tuple(note for metric, task in TASKS.items() for note in measured.absent(metric, task)),
+        (
+            *(note for metric, task in TASKS.items() for note in _solved(measured, metric, task)),
+            *(note for metric, task in TASKS.items() for note in measured.absent(metric, task)),
+        ),
     )
 
 
+def _solved(measured: Measured, metric: str, task: str) -> list[str]:
+    solved = measured.solved(metric)
+    if solved is None:
+        return []
+    return [
+        f"{task.capitalize()}: some seeds solve it and others do not begin to. A mean would "
+        "describe none of them, so every seed has its line and there is no mean. Under softmax it "
+        f"is solved by {solved.softmax} of {solved.seeds} seeds, under sigmoid attention by "
+        f"{solved.sigmoid} ({solved_by(solved)})."
+    ]
+
+
 def norms(measured: Measured) -> Figure:
-    """The attention branch's output by step, layer by layer, on one logarithmic scale."""
-    layers = measured.layers(NORM)
+    """The attention branch's output by step and layer."""
+    return _by_layer(
+        measured,
+        "norms",
+        "Size of the attention output",
+        "What attention adds to the residual stream. Look at the start: a sigmoid whose bias is "
+        "far above −log\u00a0n begins much larger than softmax, and that is how training becomes "
+        "unstable. Then look for layers that keep growing or fall silent.",
+        "attention_output_norm",
+        "attention norm",
+        "root mean square",
+    )
+
+
+def masses(measured: Measured) -> Figure:
+    """The mean sum of a row's weights by step and layer."""
+    return _by_layer(
+        measured,
+        "masses",
+        "Mass of a row",
+        "The sum of all weights that one query gives, averaged over queries and heads. Under "
+        "softmax it is 1. Under a sigmoid it is free: look for layers near 0, which have switched "
+        "attention off, and for layers that climb far above 1.",
+        "attention_mass",
+        "row mass",
+        "sum of weights",
+    )
+
+
+def largest(measured: Measured) -> Figure:
+    """The largest weight by step and layer."""
+    return _by_layer(
+        measured,
+        "largest",
+        "Largest weight",
+        "The largest weight that any query gives to any key. Under softmax it is always 1, because "
+        "the first token sees only itself. Under a sigmoid it is free: look whether training "
+        "brings it near 1, where a key is read in full.",
+        "largest_weight",
+        "largest weight",
+        "weight",
+    )
+
+
+def _by_layer(
+    measured: Measured,
+    name: str,
+    title: str,
+    caption: str,
+    metric: str,
+    called: str,
+    unit: str,
+) -> Figure:
+    """A figure with a panel for each layer, or for some, on one logarithmic scale."""
+    layers = measured.layers(metric)
     kept = min(len(layers), MOST_LAYERS)
     shown = [layers[round(i * (len(layers) - 1) / max(kept - 1, 1))] for i in range(kept)]
-    by_layer = {layer: _curves(measured, NORM, layer=layer) for layer in shown}
+    by_layer = {layer: _curves(measured, metric, layer=layer) for layer in shown}
     panels: list[Panel] = []
     if shown:
         sizes = [y for by_arm in by_layer.values() for y in _heights(by_arm)]
-        y_axis = log_axis(sizes, "root mean square", plain)
+        y_axis = log_axis(sizes, unit, plain)
         for layer, by_arm in by_layer.items():
-            title = f"Layer {layer + 1} of {layers[-1] + 1}"
-            panels.append(curves_panel(title, by_arm, y_axis, plain))
+            layer_title = f"Layer {layer + 1} of {layers[-1] + 1}"
+            panels.append(curves_panel(layer_title, by_arm, y_axis, plain))
     return Figure(
-        "norms",
-        "Size of the attention output",
-        "What attention adds to the residual stream, from the first step to the last; all panels "
-        "share one logarithmic scale. Look at the start: a sigmoid whose bias is far above "
-        "−log\u00a0n begins much larger than softmax, and that is how training becomes unstable. "
-        "Then look for layers that keep growing or fall silent.",
+        name,
+        title,
+        f"{caption} All panels share one logarithmic scale.",
         tuple(panels),
-        (*measured.absent(NORM, "attention norm"), *measured.fewer_seeds(NORM, TRAINING_LOSS)),
+        (*measured.absent(metric, called), *measured.fewer_seeds(metric, TRAINING_LOSS)),
     )
 
 
@@ -174,7 +299,7 @@ def operator(measured: Measured) -> Figure:
         "Attention alone, on the same tensors and by turns; softmax is torch’s own fused operator. "
         "Both axes are logarithmic. The figure above each pair is sigmoid divided by softmax: "
         "above 1× sigmoid costs more. Look at the lengths that you train at. Memory is that of "
-        "tensors; on a CPU, what a fused operator of either arm works in is not in it.",
+        "tensors; on a CPU the working arrays inside a fused operator are not counted.",
         tuple(
             cost_panel(measured, metric, title, unit)
             for metric, (title, unit) in COSTS.items()
@@ -193,6 +318,8 @@ FIGURES: tuple[Callable[[Measured], Figure], ...] = (
     training,
     longer,
     retrieval,
+    masses,
+    largest,
     norms,
     operator,
 )
@@ -218,5 +345,5 @@ def _heights(by_arm: dict[str, dict[int, Curve]]) -> list[float]:
     return [y for of in by_arm.values() for curve in of.values() for _, y in curve]
 
 
-def _nats(value: float) -> str:
-    return quantity(value, "nats/token")
+def _bits(value: float) -> str:
+    return quantity(value, "bits/byte")

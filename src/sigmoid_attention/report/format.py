@@ -117,6 +117,17 @@ def token_count(length: float) -> str:
     return f"{count // 1024}k" if count >= 1024 and count % 1024 == 0 else f"{count:,}"
 
 
+def compact(value: float) -> str:
+    """A large count in few characters (k = 1000), for the labels of an axis.
+
+    Example:
+        >>> compact(300_000), compact(1_500_000), compact(20), compact(2.5)
+        ('300k', '1.5M', '20', '2.5')
+    """
+    factor, letter = next((f for f in ((1e6, "M"), (1e3, "k")) if abs(value) >= f[0]), (1.0, ""))
+    return plain(value / factor) + letter
+
+
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
     factor, name = next((u for u in units if abs(value) >= u[0]), units[-1])
     scaled = value / factor

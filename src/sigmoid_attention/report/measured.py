@@ -7,8 +7,17 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from sigmoid_attention.studies.results import ARMS, NONE, SIGMOID, SOFTMAX, Comparison, Interval
-from sigmoid_attention.studies.summary import select_values
+from sigmoid_attention.studies.results import (
+    ARMS,
+    NONE,
+    SIGMOID,
+    SOFTMAX,
+    Comparison,
+    Interval,
+    Solved,
+    SummaryRow,
+)
+from sigmoid_attention.studies.summary import baseline_bits, late_change_of_gap
 
 Curve = tuple[tuple[float, float], ...]
 
@@ -38,8 +47,12 @@ class Measured:
         for values in self._values.values():
             values.sort()
         # Bits per byte of a table of byte pairs: what needs no attention at all.
-        self.baseline: float = max(
-            select_values(comparison.rows, "bigram_bits_per_byte", "value"), default=math.inf
+        self.baseline: float = baseline_bits(comparison.rows)
+        self.late_change: Interval = late_change_of_gap(comparison.rows)
+        text = comparison.setting.get("text", {})
+        # Of a step of the training on text, in either arm; 0 where the setting does not say.
+        self.tokens_per_step: int = text.get("batch_size", 0) * text.get("model", {}).get(
+            "max_seq_len", 0
         )
         self._summary = {(row.metric, row.length): row for row in comparison.summary}
 
@@ -64,10 +77,19 @@ class Measured:
         """The seeds with which any arm has this metric."""
         return sorted({v.seed for arm in ARMS for v in self.values(metric, arm)})
 
+    def row(self, metric: str, length: int = NONE) -> SummaryRow | None:
+        """The summary's row of a metric, if it has one."""
+        return self._summary.get((metric, length))
+
+    def solved(self, metric: str) -> Solved | None:
+        """How many seeds solved a task, where that is what is compared."""
+        row = self.row(metric)
+        return row.solved if row else None
+
     def intervals(self, metric: str, length: int = NONE) -> dict[str, Interval]:
-        """Each arm's mean and interval as the summary has them; empty if it has none."""
-        row = self._summary.get((metric, length))
-        return {SOFTMAX: row.softmax, SIGMOID: row.sigmoid} if row else {}
+        """Each arm's mean and interval as the summary has them; empty where no mean is shown."""
+        row = self.row(metric, length)
+        return {SOFTMAX: row.softmax, SIGMOID: row.sigmoid} if row and not row.solved else {}
 
     def means(self, metric: str, arm: str) -> dict[int, float]:
         """The arm's mean by length: the summary's, or else that of the values themselves."""
@@ -82,7 +104,7 @@ class Measured:
 
     def apart(self, metric: str, length: int = NONE) -> Interval | None:
         """How far the arms lie apart as the summary has it."""
-        row = self._summary.get((metric, length))
+        row = self.row(metric, length)
         return row.difference if row else None
 
     def absent(self, metric: str, name: str) -> tuple[str, ...]:
@@ -138,6 +160,11 @@ def curves(values: Sequence[Value], *, bins: int) -> dict[int, Curve]:
         )
         for seed, by in stretches.items()
     }
+
+
+def along(of: Mapping[int, Curve], factor: float) -> dict[int, Curve]:
+    """The curves over what every step takes `factor` of, such as tokens or seconds."""
+    return {seed: tuple((factor * x, y) for x, y in curve) for seed, curve in of.items()}
 
 
 def mean_curve(of: Mapping[int, Curve]) -> Curve:

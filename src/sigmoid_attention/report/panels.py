@@ -17,7 +17,7 @@ from sigmoid_attention.report.chart import (
     log_axis,
     ticked_axis,
 )
-from sigmoid_attention.report.format import plain, quantity, signed, tick, token_count
+from sigmoid_attention.report.format import compact, plain, quantity, signed, tick, token_count
 from sigmoid_attention.report.measured import Curve, Measured, mean, mean_curve
 from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX, Interval
 
@@ -62,19 +62,31 @@ def apart_panel(paired: Mapping[int, float], interval: Interval | None) -> Panel
     return Panel("Sigmoid − softmax", x_axis, y_axis, tuple(marks), _say("By seed", said))
 
 
-def curves_panel(title: str, by_arm: Mapping[str, Curves], y_axis: Axis, form: Form) -> Panel:
-    """Curves by training step: every seed thin, the mean thick."""
-    marks = [mark for arm, of in by_arm.items() for mark in curve_marks(of, arm)]
-    ends = {arm: mean_curve(of) for arm, of in by_arm.items()}
-    said = [f"{arm} from {form(c[0][1])} to {form(c[-1][1])}" for arm, c in ends.items() if c]
-    x_axis = linear_axis(places(marks), "training step", plain, tight=True)
-    return Panel(title, x_axis, y_axis, tuple(marks), _say("Means", said))
+def curves_panel(
+    title: str,
+    by_arm: Mapping[str, Curves],
+    y_axis: Axis,
+    form: Form,
+    *,
+    along: str = "training step",
+    averaged: bool = True,
+) -> Panel:
+    """Curves over training: every seed thin and the mean thick, or, not `averaged`, seeds alone."""
+    marks = [mark for arm, of in by_arm.items() for mark in curve_marks(of, arm, averaged)]
+    if averaged:
+        ends = [(arm, mean_curve(of)) for arm, of in by_arm.items()]
+    else:
+        ends = [(arm, curve) for arm, of in by_arm.items() for curve in of.values()]
+    said = [f"{arm} from {form(c[0][1])} to {form(c[-1][1])}" for arm, c in ends if c]
+    x_axis = linear_axis(places(marks), along, compact, tight=True)
+    what = "Means" if averaged else "Seeds"
+    return Panel(title, x_axis, y_axis, tuple(marks), _say(what, said))
 
 
-def gap_panel(of: Curves, unit: str) -> Panel:
-    """How far the arms lie apart by training step, around no difference."""
+def gap_panel(of: Curves, unit: str, *, along: str = "training step") -> Panel:
+    """How far the arms lie apart over training, around no difference."""
     marks: list[Mark] = [Rule(0.0), *curve_marks(of, APART)]
-    x_axis = linear_axis(places(marks), "training step", plain, tight=True)
+    x_axis = linear_axis(places(marks), along, compact, tight=True)
     y_axis = linear_axis([0.0, *heights(marks)], unit, signed)
     end = mean(curve[-1][1] for curve in of.values())
     return Panel("Sigmoid − softmax", x_axis, y_axis, tuple(marks), f"Ends at {signed(end)}.")
@@ -120,13 +132,17 @@ def finals_panel(
         for arm in ARMS:
             ends = at[task].get(arm, ())
             marks += [Dot(task + 0.12 * SIDE[arm], y, arm, "seed") for y in ends]
-            marks += with_interval(task + 0.25 * SIDE[arm], intervals[task].get(arm), arm)
-            said += [f"{arm}, {name}: {quantity(mean(ends), 'fraction')}"] if ends else []
+            if around := intervals[task].get(arm):
+                # No accuracy lies outside, whatever the interval of a mean does.
+                around = replace(around, low=max(around.low, 0.0), high=min(around.high, 1.0))
+            marks += with_interval(task + 0.25 * SIDE[arm], around, arm)
+            if ends and intervals[task]:
+                said.append(f"{arm}, {name}: {quantity(mean(ends), 'fraction')} on average")
+            elif ends:
+                said.append(f"{arm}, {name}: {', '.join(percent(y) for y in ends)}")
     x_axis = ticked_axis([(float(i), name) for i, name in enumerate(names)], "")
     y_axis = linear_axis([1.0, *heights(marks)], "answers right", percent)
-    # An interval may reach above 100%; an accuracy may not, so no tick invites to read one there.
-    y_axis = replace(y_axis, ticks=tuple(tick for tick in y_axis.ticks if tick[0] <= 1))
-    return Panel("After training", x_axis, y_axis, tuple(marks), _say("Means", said))
+    return Panel("After training", x_axis, y_axis, tuple(marks), _say("Right answers", said))
 
 
 def cost_panel(measured: Measured, metric: str, title: str, unit: str) -> Panel:
@@ -162,8 +178,10 @@ def with_interval(x: float, interval: Interval | None, arm: str) -> list[Mark]:
     return [Whisker(x, interval.low, interval.high, arm), dot] if interval.bounded else [dot]
 
 
-def curve_marks(of: Curves, arm: str) -> list[Mark]:
-    """The seeds' curves, thin, and over them their mean, thick."""
+def curve_marks(of: Curves, arm: str, averaged: bool = True) -> list[Mark]:
+    """The seeds' curves, thin, and over them their mean, thick; or the seeds alone, less thin."""
+    if not averaged:
+        return [Line(curve, arm, "alone") for curve in of.values()]
     seeds: list[Mark] = [Line(curve, arm, "seed") for curve in of.values()] if len(of) > 1 else []
     average = mean_curve(of)
     return [*seeds, Line(average, arm, "mean")] if average else seeds

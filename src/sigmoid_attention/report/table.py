@@ -1,106 +1,71 @@
-"""The summary as a table: what each arm measured, how far apart, and how to read that."""
+"""The summary as tables: what each arm measured, how far apart they lie, and the verdict on it."""
 
-import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import groupby
 
 from sigmoid_attention.report.format import difference, quantity
-from sigmoid_attention.studies.results import (
-    SIGMOID,
-    SOFTMAX,
-    Fusion,
-    Gain,
-    Interval,
-    SummaryRow,
-)
-from sigmoid_attention.studies.summary import LOSS
-from sigmoid_attention.studies.verdict import cost_standing, learnt, standing
+from sigmoid_attention.studies.results import Fusion, Gain, SummaryRow
+from sigmoid_attention.studies.standing import Reading, gain_reading, pace, reading, share
 
-HEADINGS = ("", "Softmax", "Sigmoid", "Sigmoid against softmax", "Reading")
-FUSED_HEADINGS = ("Sigmoid, fused or not", "Unfused", "Fused", "Fused against unfused", "Reading")
+HEADINGS = ("Question", "Verdict", "Softmax", "Sigmoid", "Sigmoid against softmax")
+FUSED_HEADINGS = ("Question", "Verdict", "Unfused", "Fused", "Fused against unfused")
 # By the beginning of a metric's name; the first that fits.
 GROUPS = (
     (("validation",), "Language modelling"),
     (("recall", "copy"), "Retrieval"),
-    (("step", "peak", "parameters"), "Cost of training"),
+    (("step", "peak"), "Cost of training"),
     (("",), "Cost of the operator alone"),
 )
-# Units that a number does not carry itself.
-NAMED_UNITS = ("bits/byte", "nats/token")
+Cells = tuple[str, str, str, str]
 
 
-def summary_table(
-    rows: Sequence[SummaryRow], fusion: Fusion | None = None, baseline: float = math.inf
-) -> str:
-    """The `<table>` of the summary, in groups, in a box of its own that scrolls sideways.
+def cells(row: SummaryRow) -> Cells:
+    """What each arm measured, how far they lie apart, and the interval around that.
 
-    `baseline` is the loss that a table of byte pairs reaches, in bits per byte.
+    Example:
+        >>> from sigmoid_attention.studies.results import Interval
+        >>> arm, ratio = Interval(0.06, 0.05, 0.07, 9), Interval(0.92, 0.85, 1.0, 9)
+        >>> cells(SummaryRow("step_seconds", "", "seconds", -1, True, arm, arm, ratio, "ratio"))
+        ('60.0 ms', '60.0 ms', '8% faster', '0.920×, 0.850 to 1.000')
     """
+    if solved := row.solved:
+        more = f"{solved.sigmoid - solved.softmax:+d}".replace("-", "−").replace("+0", "0")
+        softmax, sigmoid = (f"{n} of {solved.seeds}" for n in (solved.softmax, solved.sigmoid))
+        return softmax, sigmoid, f"{more} seeds", ""
+    softmax, sigmoid = (quantity(i.mean, row.unit) for i in (row.softmax, row.sigmoid))
+    apart, around = difference(row.difference, row.unit, row.kind)
+    if row.kind == "ratio" and row.difference.n:
+        return softmax, sigmoid, *_ratio(row.difference.mean, row.unit, apart, around)
+    return softmax, sigmoid, apart, around
+
+
+def gain_cells(gain: Gain) -> Cells:
+    """The same for what the fused operator gains."""
+    unfused, fused = (quantity(i.mean, "seconds") for i in (gain.unfused, gain.fused))
+    ratio, around = difference(gain.ratio, "seconds", "ratio")
+    return unfused, fused, *_ratio(gain.ratio.mean, "seconds", ratio, around)
+
+
+def _ratio(ratio: float, unit: str, said: str, around: str) -> tuple[str, str]:
+    # Without the verb: "is 8% faster", "takes as long".
+    words = share(ratio) if unit == "bytes" else pace(ratio).partition(" ")[2]
+    return words, f"{said}, {around}" if around else said
+
+
+def summary_table(rows: Sequence[SummaryRow]) -> str:
+    """The `<table>` of the summary, in groups; the verdict stands beside the question or below."""
     if not rows:
         return '<p class="absent">Nothing to sum up: no run has finished.</p>'
-    heads = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in HEADINGS)
     ordered = sorted(rows, key=lambda row: [name for _, name in GROUPS].index(_group(row)))
-    bodies = "\n".join(_body(name, group, baseline) for name, group in groupby(ordered, key=_group))
-    if fusion:
-        bodies += f"\n{_fused_body(fusion)}"
-    return (
-        '<div class="scroll" role="region" aria-label="Summary table" tabindex="0">\n'
-        f'<table class="summary">\n<thead><tr>{heads}</tr></thead>\n{bodies}\n</table>\n</div>'
-    )
+    bodies = "\n".join(_body(name, group) for name, group in groupby(ordered, key=_group))
+    return _table("Summary table", HEADINGS, bodies)
 
 
-def reading(row: SummaryRow, baseline: float = math.inf) -> tuple[str, str, str]:
-    """What a row says: which arm it favours (or none), in words, and what the interval holds.
-
-    The words are those of the verdict's rule, under which a difference inside a margin counts as
-    none; whether the interval excludes no difference (0, or a ratio of 1) is said beside them.
-
-    Example:
-        >>> from sigmoid_attention.studies.results import Interval, SummaryRow
-        >>> arm = Interval(0.9, 0.8, 1.0, 3)
-        >>> apart = Interval(-0.3, -0.4, -0.2, 3)
-        >>> reading(SummaryRow("m", "M", "fraction", -1, False, arm, arm, apart, "difference"))
-        ('softmax', 'Softmax better', 'interval excludes 0, n = 3')
-    """
-    apart, same = row.difference, 1 if row.kind == "ratio" else 0
-    if apart.n == 0:
-        lacking = [a for a, i in ((SOFTMAX, row.softmax), (SIGMOID, row.sigmoid)) if not i.n]
-        why = f"{' and '.join(lacking)} not measured" if lacking else "no seed is in both arms"
-        return "", "Cannot be compared", why
-    why = _why(apart, same)
-    if row.metric.endswith("_accuracy") and not learnt(row):
-        return "", "Tells nothing", "neither arm learnt it"
-    if row.metric == LOSS and min(row.softmax.mean, row.sigmoid.mean) >= baseline:
-        return "", "Tells nothing", "neither arm beats a table of byte pairs"
-    # A count that is the same in all runs needs no interval to be called equal.
-    exact = row.kind == "ratio" and apart.mean == same and not apart.low < apart.high
-    found = "equal" if exact else standing(row)
-    better = "cheaper" if row.kind == "ratio" else "better"
-    return {
-        "better": (SIGMOID, f"Sigmoid {better}", why),
-        "worse": (SOFTMAX, f"Softmax {better}", why),
-        "equal": ("", "Equal" if exact else "Equal within the margin", why),
-        "undecided": ("", "Undecided", why),
-    }[found]
-
-
-def gain_reading(gain: Gain) -> tuple[str, str]:
-    """What a gain says in words, by the verdict's rule, and what its interval holds.
-
-    Example:
-        >>> from sigmoid_attention.studies.results import Gain, Interval
-        >>> arm, ratio = Interval(0.1, 0.09, 0.11, 9), Interval(0.6, 0.5, 0.7, 9)
-        >>> gain_reading(Gain("step_seconds", "Training step", -1, arm, arm, ratio))
-        ('Fused faster', 'interval excludes 1, n = 9')
-    """
-    words = {
-        "better": "Fused faster",
-        "worse": "Fused slower",
-        "equal": "Equal within the margin",
-        "undecided": "Undecided",
-    }
-    return words[cost_standing(gain.ratio)], _why(gain.ratio, 1)
+def fused_table(gains: Sequence[Gain]) -> str:
+    """The `<table>` of what fusing the operator gains."""
+    lines = (_line(gain.label, "", gain_reading(gain), gain_cells(gain)) for gain in gains)
+    return _table("Fused and unfused", FUSED_HEADINGS, f"<tbody>\n{chr(10).join(lines)}\n</tbody>")
 
 
 def no_gain(fusion: Fusion) -> str:
@@ -108,60 +73,53 @@ def no_gain(fusion: Fusion) -> str:
     return f"not measured, since sigmoid attention ran in {fusion.operator}"
 
 
-def _why(apart: Interval, same: int) -> str:
-    if apart.bounded:
-        holds = "includes" if apart.low <= same <= apart.high else "excludes"
-        return f"interval {holds} {same}, n = {apart.n}"
-    return "measured once" if apart.n == 1 else f"no interval from n = {apart.n}"
-
-
-def _fused_body(fusion: Fusion) -> str:
-    first, *others = FUSED_HEADINGS
-    if not fusion.gains:
-        return (
-            f"<tbody>\n{_group_head(first)}\n"
-            '<tr><th scope="row">Training step, fused against unfused</th>'
-            f'<td class="reading" colspan="{len(others)}"><span>{escape(no_gain(fusion))}</span>'
-            "</td></tr>\n</tbody>"
-        )
-    heads = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in others)
-    lines = "\n".join(map(_gain_line, fusion.gains))
+def _table(name: str, headings: Sequence[str], bodies: str) -> str:
+    question, verdict, *others = map(escape, headings)
+    heads = "".join(f'<th scope="col">{heading}</th>' for heading in others)
+    first = f'<th scope="col">{_question(question, verdict)}</th>'
     return (
-        f'<tbody>\n<tr class="heads"><th scope="rowgroup">{escape(first)}</th>{heads}</tr>\n'
-        f"{lines}\n</tbody>"
+        f'<div class="scroll" role="region" aria-label="{name}" tabindex="0">\n'
+        f'<table class="summary">\n<thead><tr>{first}{heads}</tr></thead>\n{bodies}\n</table>\n'
+        "</div>"
     )
 
 
-def _gain_line(gain: Gain) -> str:
-    words, why = gain_reading(gain)
-    ratio, around = difference(gain.ratio, "seconds", "ratio")
-    times = "".join(f"<td>{quantity(i.mean, 'seconds')}</td>" for i in (gain.unfused, gain.fused))
+def _question(name: str, verdict: str) -> str:
+    """The first cell: beside one another where there is room, else the verdict below."""
     return (
-        f'<tr><th scope="row">{escape(gain.label)}<small>lower is better</small></th>{times}'
-        f"<td>{ratio}<small>{around}</small></td>"
-        f'<td class="reading"><span class="mark">{words}</span><small>{why}</small></td></tr>'
+        f'<div class="question"><div class="name">{name}</div>'
+        f'<div class="reading">{verdict}</div></div>'
     )
 
 
-def _body(name: str, rows: Iterable[SummaryRow], baseline: float) -> str:
-    lines = "\n".join(_line(row, baseline) for row in rows)
-    return f"<tbody>\n{_group_head(name)}\n{lines}\n</tbody>"
+def _body(name: str, rows: Iterable[SummaryRow]) -> str:
+    head = f'<tr><th scope="rowgroup" colspan="{len(HEADINGS) - 1}">{escape(name)}</th></tr>'
+    lines = "\n".join(_line(row.label, _hint(row), reading(row), cells(row)) for row in rows)
+    return f"<tbody>\n{head}\n{lines}\n</tbody>"
 
 
-def _group_head(name: str) -> str:
-    return f'<tr><th scope="rowgroup" colspan="{len(HEADINGS)}">{escape(name)}</th></tr>'
+def _hint(row: SummaryRow) -> str:
+    """The unit, and which way is better; a ratio's words say that themselves."""
+    if row.solved:
+        return "seeds that solved it, more is better"
+    if row.kind == "ratio":
+        return ""
+    unit = "bits per byte, " if row.unit == "bits/byte" else ""
+    return f"{unit}{'lower' if row.lower_is_better else 'higher'} is better"
 
 
-def _line(row: SummaryRow, baseline: float) -> str:
-    arm, words, why = reading(row, baseline)
-    apart, around = difference(row.difference, row.unit, row.kind)
-    arms = "".join(f"<td>{quantity(i.mean, row.unit)}</td>" for i in (row.softmax, row.sigmoid))
-    better = "lower is better" if row.lower_is_better else "higher is better"
-    unit = f"{row.unit}, " if row.unit in NAMED_UNITS else ""
+def _line(label: str, hint: str, found: Reading, numbers: Cells) -> str:
+    first, second, apart, around = map(escape, numbers)
+    # "n = 4" stays in one line, and so does an interval.
+    why = escape(found.why).replace(" = ", "\u00a0=\u00a0")
+    around = ", ".join(f"<span>{part}</span>" for part in around.split(", "))
+    question = _question(
+        f"{escape(label)}<small>{escape(hint)}</small>",
+        f'<span class="mark {found.arm}">{found.words}</span><small>{why}</small>',
+    )
     return (
-        f'<tr><th scope="row">{escape(row.label)}<small>{escape(unit)}{better}</small></th>{arms}'
-        f"<td>{apart}<small>{around}</small></td>"
-        f'<td class="reading"><span class="mark {arm}">{words}</span><small>{why}</small></td></tr>'
+        f'<tr><th scope="row">{question}</th><td>{first}</td><td>{second}</td>'
+        f"<td>{apart}<small>{around}</small></td></tr>"
     )
 
 

@@ -65,6 +65,12 @@ def timed(operator: Operator) -> tuple[str, ...]:
     return (*ARMS, UNFUSED) if operator.path else ARMS
 
 
+def shortest_seconds(setting: CompareSetting, operator: Operator) -> float:
+    """What all turns take at least, however fast what is timed in them is."""
+    timings = 1 + 2 * len(setting.cost.lengths)
+    return len(timed(operator)) * setting.cost.rounds * timings * SHORTEST_SECONDS
+
+
 def by_turns(work: dict[str, Work], rounds: int, device: torch.device) -> Iterator[Row]:
     """Seconds of each arm's work in each round, as rows without a metric.
 
@@ -166,7 +172,7 @@ def _stepper(setting: CompareSetting, text: Text, arm: str, device: torch.device
         for layer in model.modules():
             if isinstance(layer, Attention):
                 layer.impl = unfused(chosen.batch_size, layer.heads, chosen.model.max_seq_len)
-    config = TrainConfig(steps=1, lr=chosen.lr, warmup_steps=0)
+    config = TrainConfig(steps=1, lr=chosen.peak_rate(arm), warmup_steps=0)
     optimizer = decoupled_adamw(model, config)
     batches = TextBatches(text.tokens, chosen.model.max_seq_len, chosen.batch_size, seed=0)
     inputs, targets = (part.to(device) for part in batches.batch(0))

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,6 +75,28 @@ def describe_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def source_commit() -> str:
+    """The commit of this library's source, with "-dirty" where it was changed since.
+
+    "" where it is not in a repository (as an installed wheel is), or git is not there.
+    """
+    folder = Path(__file__).parent
+    # A file that git does not follow may lie in a repository of something else.
+    for asked in (
+        ("ls-files", "--error-unmatch", Path(__file__).name),
+        ("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"),
+    ):
+        try:
+            answer = subprocess.run(
+                ["git", "-C", str(folder), *asked], capture_output=True, text=True, timeout=20
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        if answer.returncode:
+            return ""
+    return answer.stdout.strip()
 
 
 def usable_cores() -> int:

@@ -112,7 +112,7 @@ def _gains(rows: pa.Table, metric: str, label: str) -> Iterator[Gain]:
         without, fused = ([by_arm[arm][turn] for turn in shared] for arm in (UNFUSED, SIGMOID))
         yield Gain(
             metric,
-            label if length == NONE else f"{label}, {length} tokens",
+            label if length == NONE else f"{label}, {length:,} tokens",
             length,
             median_interval(without),
             median_interval(fused),

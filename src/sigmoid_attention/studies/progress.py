@@ -57,7 +57,8 @@ class StudyProgress(WorkProgress):
     """Counts work over the units of a study, which are done one after the other.
 
     Time left is what the work so far took, extrapolated: units differ in kind, so it is an
-    estimate. On a terminal a bar; elsewhere a line for each finished unit.
+    estimate. `seconds` are what the units take beside their work, which no extrapolation sees. On
+    a terminal a bar; elsewhere a line for each finished unit.
 
     Example:
         >>> with StudyProgress(total=10.0, units=1, console=Console(quiet=True)) as progress:
@@ -66,20 +67,21 @@ class StudyProgress(WorkProgress):
         ...     progress.end()
     """
 
-    def __init__(self, total: float, units: int, console: Console) -> None:
+    def __init__(self, total: float, units: int, console: Console, seconds: float = 0.0) -> None:
         super().__init__(total, console, first="")
         self._units = units
         self._finished_work, self._finished_units = 0.0, 0
         self._label, self._work = "", 0.0
+        self._seconds_left, self._seconds = seconds, 0.0
 
     def __enter__(self) -> Self:
         super().__enter__()
         self._looked = self._started
         return self
 
-    def begin(self, label: str, work: float) -> None:
-        """A unit of `work` starts."""
-        self._label, self._work = label, work
+    def begin(self, label: str, work: float, seconds: float = 0.0) -> None:
+        """A unit of `work` starts, which takes `seconds` beside it."""
+        self._label, self._work, self._seconds = label, work, seconds
         self._unit_started = time.monotonic()
         self._show(self._finished_work)
 
@@ -91,6 +93,7 @@ class StudyProgress(WorkProgress):
     def end(self) -> None:
         """The current unit is finished."""
         self._finished_work += self._work
+        self._seconds_left -= self._seconds
         self._finished_units += 1
         self._show(self._finished_work)
         if not self._console.is_terminal:
@@ -107,9 +110,15 @@ class StudyProgress(WorkProgress):
         number = min(self._finished_units + 1, self._units)
         self._draw(done, f"{number}/{self._units} {self._label}")
 
+    def _left(self, done: float) -> str:
+        elapsed = time.monotonic() - self._started
+        return time_left(elapsed, done, self._total, self._seconds_left)
 
-def time_left(elapsed: float, done: float, total: float) -> str:
+
+def time_left(elapsed: float, done: float, total: float, beside: float = 0.0) -> str:
     """What the work so far took, extrapolated to all of it, in words; "" where it says nothing.
+
+    `beside` are the seconds that what is left takes however fast the work is done.
 
     Example:
         >>> time_left(elapsed=30.0, done=10.0, total=40.0)
@@ -117,5 +126,5 @@ def time_left(elapsed: float, done: float, total: float) -> str:
     """
     if not FIRST_ESTIMATE * total < done < total:
         return ""
-    minutes, seconds = divmod(round(elapsed * (total - done) / done), 60)
+    minutes, seconds = divmod(round(elapsed * (total - done) / done + beside), 60)
     return f"about {minutes} min {seconds:02d} s left" if minutes else f"about {seconds} s left"

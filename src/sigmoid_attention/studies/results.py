@@ -65,12 +65,23 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Solved:
+    """How many of the `seeds` that both arms have solved a task: in each arm, and in both."""
+
+    softmax: int
+    sigmoid: int
+    both: int
+    seeds: int
+
+
+@dataclass(frozen=True)
 class SummaryRow:
     """One question put to both arms: what each measured, and how far they lie apart.
 
     `difference` is sigmoid - softmax where `kind` is "difference", sigmoid / softmax where it is
     "ratio" (times, memory); paired by seed in both cases. `length` is in tokens, -1 where the
-    question has none.
+    question has none. `silent` says why the row tells nothing about the arms, "" where it does.
+    `solved` is there where a mean describes no run: some solved the task, others failed.
     """
 
     metric: str
@@ -82,6 +93,8 @@ class SummaryRow:
     sigmoid: Interval
     difference: Interval
     kind: Literal["difference", "ratio"]
+    silent: str = ""
+    solved: Solved | None = None
 
 
 @dataclass(frozen=True)
@@ -112,11 +125,23 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer in a line and in a paragraph, and the rule by which it was computed."""
+    """The answer in a line and in a paragraph, and the rule by which it was computed.
+
+    `rule` says how a question is judged, `order` which headline is taken: the first that holds.
+    """
 
     headline: str
     paragraph: str
-    rule: str
+    rule: tuple[str, ...]
+    order: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do next, and the command that does it, "" where there is none."""
+
+    words: str
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +150,7 @@ class Comparison:
 
     `setting`, `machine`, `versions` and `provenance` are what the rows carry as JSON; `provenance`
     is that of the text the models were trained on. `fusion` is None where no times were taken.
+    `path` says where the rows are kept, "" if nowhere; `advice` is computed from the rows as well.
     """
 
     rows: pa.Table
@@ -135,3 +161,5 @@ class Comparison:
     machine: dict[str, Any]
     versions: dict[str, Any]
     provenance: dict[str, Any]
+    path: str = ""
+    advice: tuple[Advice, ...] = ()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sigmoid_attention.studies.language import arm_config
+from sigmoid_attention.studies.language import arm_config, on_the_way
 from sigmoid_attention.studies.setting import TaskSetting
 from sigmoid_attention.studies.store import Row, Store, step_parts
 from sigmoid_attention.studies.trained import new_model
@@ -44,10 +44,9 @@ def run_task(
     store: Store,
     progress: Callable[[float], None],
 ) -> Iterator[Row]:
-    """Train on the task and give the accuracy of every test on the way, the last at the end.
+    """Train on the task and give the accuracy in the end; store that of every test on the way.
 
-    A test's row is stored as soon as it is taken: when a run is continued from its checkpoint, the
-    tests before that are not taken again. Raises ``Diverged`` as the trainer.
+    Raises ``Diverged`` as the trainer.
     """
     tests = step_parts(f"{task}-{arm}-seed{seed}", setting.steps, setting.test_every)
     store.refuse_gaps(folder, tests, setting.test_every)
@@ -63,16 +62,11 @@ def run_task(
         device=str(device),
     )
 
-    def on_step(done: int, _loss: float) -> None:
-        if done % setting.test_every == 0 and done < setting.steps:
-            part = f"{task}-{arm}-seed{seed}-step{done:06d}"
-            if not store.has(part):
-                store.put(part, [tested(done)])
-        progress(done / setting.steps)
-
     def tested(done: int) -> Row:
         share = accuracy(model, heldout)
         return Row(arm, f"{task}_accuracy", share, "fraction", seed, step=done)
 
+    name = f"{task}-{arm}-seed{seed}"
+    on_step = on_the_way(store, name, setting.steps, setting.test_every, tested, progress)
     train(model, batches, config, out=folder, resume=True, progress=False, on_step=on_step)
     yield tested(setting.steps)

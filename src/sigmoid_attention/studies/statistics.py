@@ -107,6 +107,20 @@ def median_interval(values: Sequence[float]) -> Interval:
     return Interval(median, ordered[k - 1], ordered[n - k], n)
 
 
+def sign_test(first: int, second: int) -> float:
+    """The two-sided p of `first` against `second` cases if each were as likely as the other.
+
+        p = min(1, 2 P(Binomial(first + second, 1/2) <= min(first, second)))
+
+    Example:
+        >>> sign_test(6, 0), sign_test(0, 5), sign_test(2, 2), sign_test(0, 0)
+        (0.03125, 0.0625, 1.0, 1.0)
+    """
+    n = first + second
+    tail = sum(math.comb(n, k) for k in range(min(first, second) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
     """The t-interval of second - first, value by value: what two arms share cancels.
 

@@ -206,7 +206,8 @@ def first_difference(before: Any, now: Any, where: str = "") -> str | None:
     if before == now:
         return None
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
+        # What is no dict itself first: it is what was asked for by name.
+        for key in sorted(before.keys() | now.keys(), key=lambda k: (type(now.get(k)) is dict, k)):
             name = f"{where}.{key}" if where else key
             found = first_difference(before.get(key), now.get(key), name)
             if found:

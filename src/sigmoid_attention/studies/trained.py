@@ -63,10 +63,13 @@ def describe_run(
     config: TrainConfig,
     tokenizer: Tokenizer,
     provenance: Provenance,
+    *,
+    again: bool = False,
 ) -> None:
     """Write what a run is before it starts; once there is a checkpoint, only what is damaged.
 
     Nothing where that checkpoint is of another configuration: the trainer says so, field by field.
+    With `again`, for a run that goes on with more steps, the configuration is written anew.
     """
     described = {
         "run": run_configuration(model, batches, config),
@@ -78,7 +81,7 @@ def describe_run(
         return
     if not (latest and _reads_back(folder / TOKENIZER, load_tokenizer)):
         tokenizer.save(folder / TOKENIZER)
-    if not (latest and _reads_back(folder / CONFIG, read_json)):
+    if again or not (latest and _reads_back(folder / CONFIG, read_json)):
         write_json(folder / CONFIG, described)
 
 
@@ -108,7 +111,9 @@ def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
         "checkpoint": checkpoint is not None,
     }.items():
         if not there:
-            raise ValueError(f"{folder} holds no trained model: there is no {name} in it")
+            raise ValueError(
+                f"{folder} holds no trained model: there is no {name} in it{_instead(folder)}"
+            )
     assert checkpoint is not None
     tokenizer = load_tokenizer(folder / TOKENIZER)
     described = read_json(folder / CONFIG)
@@ -121,6 +126,18 @@ def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
         model = DecoderLM(config)
         loaded.restore_model(model)
     return model.eval(), tokenizer
+
+
+def _instead(folder: Path) -> str:
+    """What to name in place of a folder of `compare` or `convert`."""
+    for tokenizer in sorted(folder.glob(f"*/*/{TOKENIZER}"), reverse=True):
+        if latest_checkpoint(tokenizer.parent):
+            return f"; {tokenizer.parent} holds one"
+    for weights in (*folder.glob("*.safetensors.index.json"), *folder.glob("model*.safetensors")):
+        return f"; {weights.name} is of a model of transformers: load it with from_pretrained"
+    if (folder / "model" / CONFIG).exists():
+        return f"; {folder / 'model'} is a model of transformers: load it with from_pretrained"
+    return ""
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> Tensor:

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.training.files import write_whole
+
+with lab_imports("sigmoid_attention.training"):
+    import safetensors
+    import safetensors.torch
 
 CURRENT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
@@ -121,12 +124,12 @@ def load_checkpoint(path: Path, *, expect: dict[str, Any] | None = None) -> Chec
 
 
 def belongs(path: Path, config: dict[str, Any]) -> bool:
-    """Whether the checkpoint was made with this configuration, read off its header alone.
+    """Whether a run of this configuration may go on with the checkpoint, by its header alone.
 
     Raises what `load_checkpoint` raises where the header cannot be read.
     """
     with _opened(path) as file:
-        return _header(file)["config"] == json.loads(json.dumps(config))
+        return _difference(_header(file)["config"], config) is None
 
 
 @contextmanager
@@ -167,17 +170,30 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def _refuse_difference(checkpoint: Checkpoint, expect: dict[str, Any]) -> None:
-    theirs = _flatten(checkpoint.config)
-    ours = _flatten(json.loads(json.dumps(expect)))
+    differs = _difference(checkpoint.config, expect)
+    if differs is None:
+        return
+    field, there, here = differs
+    if field.endswith("sha256"):
+        raise ValueError(f"{checkpoint.path} was trained on another text than this --data")
+    raise ValueError(
+        f"{checkpoint.path} belongs to another configuration: "
+        f"{field} is {there!r} there and {here!r} here"
+    )
+
+
+def _difference(made: dict[str, Any], expect: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first field in which two configurations differ, with its value in each.
+
+    A run may be continued with more steps, and then follows their schedule.
+    """
+    theirs, ours = _flatten(made), _flatten(json.loads(json.dumps(expect)))
     for field in [*ours, *theirs]:
         there, here = theirs.get(field, "absent"), ours.get(field, "absent")
-        if there != here and field.endswith("sha256"):
-            raise ValueError(f"{checkpoint.path} was trained on another text than this --data")
-        if there != here:
-            raise ValueError(
-                f"{checkpoint.path} belongs to another configuration: "
-                f"{field} is {there!r} there and {here!r} here"
-            )
+        numbers = isinstance(here, int) and isinstance(there, int)
+        if there != here and not (field == "train.steps" and numbers and there < here):
+            return field, there, here
+    return None
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

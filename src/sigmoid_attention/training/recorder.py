@@ -26,13 +26,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.nn import Attention
+from sigmoid_attention.nn.recording import recomputing
 from sigmoid_attention.training.files import Damaged, reading, write_whole
 from sigmoid_attention.training.tables import parquet_bytes, read_table
+
+with lab_imports("sigmoid_attention.training"):
+    import pyarrow as pa
 
 SCHEMA = pa.schema(
     [
@@ -59,7 +63,7 @@ class Recorder:
     current part at most; a resumed run drops the parts of the steps that it does again, and is
     trained from its beginning if a part of an earlier step is damaged or, with `whole`, missing.
     Recording reads and never changes what is trained: parameters are bit-identical with and
-    without it.
+    without it. What a checkpoint computes again is recorded once.
 
     Raises:
         ValueError: `every` is not positive; or, when training starts anew, `path` already holds
@@ -166,8 +170,9 @@ class Recorder:
                 yield module.register_forward_hook(self._weights_hook(name))
 
     def _output_hook(self, name: str, quantity: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._step is not None:
+        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            # A test between two steps is no part of either.
+            if self._step is not None and module.training and not recomputing():
                 tensor = output[0] if isinstance(output, tuple) else output
                 self._add(name, quantity, _size(tensor))
 
@@ -175,7 +180,7 @@ class Recorder:
 
     def _weights_hook(self, name: str) -> Callable[..., None]:
         def hook(layer: Attention, inputs: tuple[Tensor, ...], _output: Any) -> None:
-            if self._step is not None:
+            if self._step is not None and layer.training and not recomputing():
                 weights_BHNN = layer.weights(inputs[0]).float()
                 mass_BHN = weights_BHNN.sum(-1)
                 statistics = {

@@ -9,10 +9,12 @@ import hashlib
 import io
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.training.files import Damaged
+
+with lab_imports("sigmoid_attention.training"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # Two marks: a file of which one is damaged is not taken for a file without a checksum.
 KEY = b"sigmoid-attention:checksum"

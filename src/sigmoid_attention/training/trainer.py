@@ -61,6 +61,7 @@ def train(
     resume: bool = False,
     recorder: Recorder | None = None,
     progress: bool | str = True,
+    bits_per_nat: float | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TrainResult:
     """Train `model` in place on `batches` for `config.steps` steps.
@@ -68,10 +69,12 @@ def train(
     `model.loss(inputs, targets)` is what is minimised; routers with a `balance_rate` are balanced
     before each of the optimiser's steps. With `out`, a checkpoint is written to that
     folder every `config.checkpoint_every` steps and at the end; `resume` continues from it (and
-    starts from the beginning where there is none). `progress` may be a label to show. `on_step`
-    is called with the number of finished steps and the loss. The caller's random generators are
-    as before afterwards. With `out`, Ctrl-C or a request to end (SIGTERM) takes effect at the end
-    of the current step, behind a checkpoint; the second one at once.
+    starts from the beginning where there is none), perhaps with more steps, whose schedule then
+    holds from there on. `progress` may be a label to show, and `bits_per_nat` what turns the loss
+    that it shows from nats a token into bits a byte. `on_step` is called with the number of
+    finished steps and the loss. The caller's random generators are as before afterwards. With
+    `out`, Ctrl-C or a request to end (SIGTERM) takes effect at the end of the current step, behind
+    a checkpoint; the second one at once.
 
     Raises:
         Diverged: the loss, a gradient or a parameter is no longer finite; names step and module,
@@ -121,7 +124,9 @@ def train(
         if recorder:
             stack.enter_context(recorder.watch(model, optimizer, first, resume))
         bar = stack.enter_context(
-            StepProgress(label, first, config.steps, tokens_per_step, shown=bool(progress))
+            StepProgress(
+                label, first, config.steps, tokens_per_step, bits_per_nat, shown=bool(progress)
+            )
         )
         started = time.perf_counter()
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import sigmoid_attention
+from sigmoid_attention.attention import sigmoid_attention, sigmoid_varlen_attention
 from sigmoid_attention.attention.cpu import operator
 from tests.attention.calls import Call
 from tests.attention.cpu.oracle import differentiated
@@ -52,12 +52,54 @@ def test_empty_calls_have_the_results_of_the_reference(dtype, sizes, grouped):
         {"bias": torch.full((queries, keys), -1.0)},
         {"bias": torch.full((heads * grouped, 1, 1), -1.0), "is_causal": True},
         {"bias": -1.0, "alibi_slopes": torch.ones(heads * grouped), "softcap": 2.0},
+        {"bias": torch.full((1, 1, 1, keys), -1.0)},
+        {"bias": -1.0, "attn_mask": torch.ones(batch, 1, 1, keys, dtype=torch.bool)},
+        {"bias": torch.full((queries, 1), -1.0), "attn_mask": torch.ones(keys)},
     ):
         arguments = {"scale": 0.5, "enable_gqa": True, **more}
         actual = differentiated(fused, tensors, arguments)
         expected = differentiated(by_reference, tensors, arguments)
         unit = torch.finfo(dtype).eps
         torch.testing.assert_close(actual, expected, rtol=8 * unit, atol=8 * unit)
+
+
+def twice(operator, positional, arguments: dict) -> list[Tensor]:
+    """The gradients of a function of the gradients."""
+    leaves = [x.clone().requires_grad_() for x in positional[:3]]
+    out = operator(*leaves, *positional[3:], **arguments)
+    grads = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    return list(torch.autograd.grad(sum(grad.square().sum() for grad in grads), leaves))
+
+
+@pytest.mark.parametrize("impl", ["cpu", "tiled"])
+@pytest.mark.parametrize("sizes", EMPTY.values(), ids=EMPTY.keys())
+def test_second_derivatives_of_empty_calls_are_those_of_the_reference(sizes, impl):
+    batch, heads, queries, keys, head_dim, value_dim = sizes
+    tensors = (
+        torch.ones(batch, heads, queries, head_dim),
+        torch.ones(batch, heads, keys, head_dim),
+        torch.ones(batch, heads, keys, value_dim),
+    )
+    for more in ({}, {"attn_mask": torch.ones(1, 1, 1, keys, dtype=torch.bool)}):
+        found = [
+            twice(sigmoid_attention, tensors, {"bias": -1.0, "scale": 0.5, "impl": by, **more})
+            for by in (impl, "reference")
+        ]
+        torch.testing.assert_close(*found)
+
+
+def test_packed_sequences_without_a_head_dim_have_second_derivatives():
+    ends = torch.tensor([0, 3, 3, 5])
+    tokens = torch.ones(5, 2, 0), torch.ones(5, 2, 0), torch.randn(5, 2, 3)
+    found = [
+        twice(
+            sigmoid_varlen_attention,
+            (*tokens, ends, ends, 3, 3),
+            {"bias": -1.0, "scale": 0.5, "impl": impl},
+        )
+        for impl in ("cpu", "reference")
+    ]
+    torch.testing.assert_close(*found)
 
 
 HIDING = {

@@ -78,6 +78,16 @@ def with_gradients(positional: tuple, arguments: dict) -> Named:
     return differentiated(sigmoid_attention, positional, arguments | {"impl": "triton"})
 
 
+def under_autocast(positional: tuple, arguments: dict, half: torch.dtype) -> list[Named]:
+    """The same without autocast, with it, and with query and key in fp32 beside a lower value."""
+    query, key, value, *others = positional
+    mixed = (query, key, value.to(half), *others)
+    found = [with_gradients(positional, arguments)]
+    with torch.autocast("cpu", half):
+        found += [with_gradients(positional, arguments), with_gradients(mixed, arguments)]
+    return found
+
+
 def spans_of(positional: tuple, arguments: dict) -> dict[str, Tensor | None]:
     """The plan that each kernel of both passes is handed, by its name; the kernel is not run."""
     from sigmoid_attention.attention.triton import call

@@ -13,7 +13,7 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor
 
-from sigmoid_attention.attention import sequences, sigmoid_decode
+from sigmoid_attention.attention import places, sigmoid_decode
 from sigmoid_attention.attention.triton import decode as kernels
 from sigmoid_attention.attention.triton import decode_operator
 from sigmoid_attention.attention.triton.decode_operator import block_keys, block_rows, parts
@@ -54,7 +54,7 @@ PARTS = 3
 
 def decoded(tensors: tuple[Tensor, ...], arguments: dict, count: int = PARTS) -> Tensor:
     """The answer in so many parts, of blocks of 16 keys, from a cache that nobody may look at."""
-    unread = mock.patch.object(sequences, "cached", None)
+    unread = mock.patch.object(places, "cached", None)
     whatever = mock.patch.object(decode_operator, "parts", lambda *_: count)
     small = mock.patch.object(decode_operator, "block_keys", lambda *_: 16)
     device = mock.patch("sigmoid_attention.attention.decode.looked_at", lambda *_: False)

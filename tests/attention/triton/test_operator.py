@@ -15,7 +15,7 @@ from torch import Tensor
 from sigmoid_attention.attention import sigmoid_attention
 from tests.attention.cpu.budgets import normal
 from tests.attention.cpu.oracle import assert_within_rounding, exactly, sizes
-from tests.attention.triton.interpreter import Blocks, with_gradients
+from tests.attention.triton.interpreter import Blocks, under_autocast, with_gradients
 
 BLOCKS = Blocks()
 SLOPES = torch.tensor([0.5, 0.0625])
@@ -131,3 +131,15 @@ DESCRIBED = (
 def test_keys_and_values_by_descriptors(interpreted, name):
     positional, arguments = FEATURES[name]
     check(interpreted, positional, Blocks(described=True), **arguments)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_autocast_casts_inputs_of_mixed_dtype_alone(interpreted, half):
+    positional, arguments = qkv(20, 33), {"bias": -2.0, "enable_gqa": True, "is_causal": True}
+    plain, same, mixed = interpreted(under_autocast, BLOCKS, positional, arguments, half)
+    low = tuple(tensor.to(half) for tensor in positional)
+    cast = interpreted(with_gradients, BLOCKS, low, arguments)
+    for name, expected in plain.items():
+        assert torch.equal(same[name], expected)
+        assert torch.equal(mixed[name].to(half), cast[name])
+    assert mixed["query"].dtype == torch.float32

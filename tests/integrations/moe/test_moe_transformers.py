@@ -144,7 +144,7 @@ def test_our_kernel_answers_as_theirs_and_has_their_gradients(build):
 
     expected, theirs = run("eager")
     calls = []
-    experts = [module for module in model.modules() if hasattr(module, "_is_expert_parallel")]
+    experts = [module for module in model.modules() if hasattr(module, "has_gate")]
     for module in experts:
         module.register_forward_hook(lambda *_: calls.append(None))
     logits, ours = run(NAME)
@@ -233,3 +233,34 @@ def test_without_transformers_it_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, balance.__module__)
     with pytest.raises(ImportError, match=r"pip install 'sigmoid-attention\[transformers\]'"):
         importlib.import_module(balance.__module__)
+
+
+CASTS = {
+    "bfloat16()": lambda model: model.bfloat16(),
+    "half()": lambda model: model.half(),
+    "to(dtype=)": lambda model: model.to(dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("build", [deepseek, minimax], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS)
+def test_a_balanced_bias_keeps_its_digits_in_a_cast(build, cast):
+    model = build()
+    balancing = balance(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    for router in balancing.routers:
+        router.correction_bias.copy_(6.9 + 0.06 * torch.randn(router.correction_bias.shape))
+    before = [router.correction_bias.clone() for router in balancing.routers]
+    model = cast(model)
+    for router, expected in zip(balancing.routers, before, strict=True):
+        assert router.correction_bias.dtype == torch.float32
+        assert torch.equal(router.correction_bias, expected)
+
+
+def test_our_layer_of_a_module_in_bfloat16_has_its_bias_in_fp32():
+    module = deepseek().model.layers[1].mlp
+    bias = module.gate.e_score_correction_bias.normal_(6.9, 0.06).clone()
+    module.bfloat16()
+    module.gate.e_score_correction_bias = bias
+    layer = from_deepseek(module)
+    assert layer.router.weight.dtype == torch.bfloat16
+    assert torch.equal(layer.router.correction_bias, bias)

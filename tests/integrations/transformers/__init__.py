@@ -1,1 +1,0 @@
-from tests import pypi_torchvision  # noqa: F401, before transformers imports torchvision

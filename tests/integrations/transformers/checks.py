@@ -100,10 +100,16 @@ def _in_steps(
     seen, found = 0, []
     for count in (4, 2, *[1] * (tokens.shape[1] - 6)):
         part = tokens[:, seen : seen + count]
-        out = model(**fixed, **{name: part}, past_key_values=cache, use_cache=True)
+        out = model(**fixed, **{name: part}, **with_cache(model, cache), use_cache=True)
         found.append(out.logits)
         seen += count
     return torch.cat(found, dim=1)
+
+
+def with_cache(model: PreTrainedModel, cache: Any) -> dict[str, Any]:
+    """The cache under the name that ``forward`` has for it: since transformers 5.24 a new one."""
+    taken = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in taken else "past_key_values": cache}
 
 
 def _cached(architecture: Architecture, new_cache: Callable[[PreTrainedModel], Any]) -> None:

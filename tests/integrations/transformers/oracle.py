@@ -53,9 +53,10 @@ def attend(
         scores = scores.masked_fill(~attention_mask, -torch.inf)
     else:
         scores = scores + attention_mask
-    weights = scores.sigmoid()
-    out = (weights @ value).transpose(1, 2).to(query.dtype)
-    return out.contiguous(), weights.to(query.dtype)
+    # The weights that are returned are those that the output is made of, for a loss of both.
+    weights = scores.sigmoid().to(query.dtype)
+    out = (weights.double() @ value).transpose(1, 2).to(query.dtype)
+    return out.contiguous(), weights
 
 
 def whole_mask(*args: Any, **kwargs: Any) -> Tensor | None:

@@ -1,6 +1,7 @@
 """A training step as one graph: the same loss and gradients, whatever kind the biases are of."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -46,3 +47,55 @@ def test_checkpointed_layers_give_the_same_gradients(linear):
     theirs = dict(other.named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(theirs[name].grad, parameter.grad, **checks.TOLERANCE)
+
+
+# Dynamo looks at the gradient of what a layer is given.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize(
+    ("name", "bias"),
+    [
+        ("Llama", "number"),
+        ("Llama", "per head"),
+        ("Llama", "linear"),
+        ("Mistral", "linear"),
+        ("BERT", "per head"),
+        ("ViT", "number"),
+    ],
+)
+def test_each_layer_is_one_graph_by_itself(name, bias):
+    """As `accelerate` compiles regions and FSDP its blocks; with a mask, and with gradients."""
+    architecture = ARCHITECTURES[name]
+    model = checks.converted(architecture, bias=BIASES[bias])
+    batch = checks.batches(architecture)[-1]
+    plain = checks.answer(model, batch)
+    torch._dynamo.reset()
+    for part, module in model.named_modules():
+        if part.endswith(("layer.0", "layers.0", "layer.1", "layers.1")):
+            module.compile(fullgraph=True, backend="eager")
+    for _ in range(2):
+        found = checks.answer(model, batch)
+        torch.testing.assert_close(found, plain, **checks.TOLERANCE)
+    found.square().mean().backward()
+
+
+def test_a_layer_compiled_by_itself_still_gives_attentions_when_they_are_asked_for():
+    """Their collector breaks the graph, as with eager; no answer is lost."""
+    model = checks.converted(ARCHITECTURES["Llama"])
+    batch = ARCHITECTURES["Llama"].batch()
+    torch._dynamo.reset()
+    model.model.layers[0].compile(backend="eager")
+    with torch.no_grad():
+        assert model(**batch).attentions is None
+        out = model(**batch, output_attentions=True)
+    assert [x.shape for x in out.attentions] == [(2, 4, 11, 11)] * 2
+
+
+def test_a_trace_is_the_model():
+    """TorchScript takes a converted model as a trace."""
+    model = checks.converted(ARCHITECTURES["BERT"])
+    tokens = ARCHITECTURES["BERT"].batch()["input_ids"]
+    whole = model(tokens).last_hidden_state
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, tokens, strict=False)
+        torch.testing.assert_close(traced(tokens)["last_hidden_state"], whole, **checks.TOLERANCE)

@@ -13,6 +13,7 @@ from sigmoid_attention.integrations.transformers import (
     sigmoid_attention_forward,
 )
 from tests.integrations.transformers.architectures import ARCHITECTURES
+from tests.integrations.transformers.checks import with_cache
 
 HEADS, QUERIES, KEYS, DIM = 4, 5, 7, 6
 
@@ -187,7 +188,8 @@ def test_the_bias_of_one_module_may_depend_on_its_rows():
     cache = DynamicCache(config=model.config)
     tokens = architecture.batch()["input_ids"]
     parts = [
-        model(input_ids=part, past_key_values=cache).logits for part in tokens.split((8, 1, 2), 1)
+        model(input_ids=part, **with_cache(model, cache)).logits
+        for part in tokens.split((8, 1, 2), 1)
     ]
     torch.testing.assert_close(torch.cat(parts, 1), after, atol=2e-5, rtol=2e-5)
 

@@ -1,11 +1,11 @@
-"""Continuous batching: requests of different lengths, packed, one token a step."""
+"""Packed sequences do not see each other: in continuous batching, and where ends are given."""
 
 import pytest
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from sigmoid_attention import NegLogLength
-from sigmoid_attention.integrations.transformers import PerHead
+from sigmoid_attention.integrations.transformers import PerHead, sigmoid_attention_forward
 from tests.integrations.transformers import checks
 from tests.integrations.transformers.architectures import ARCHITECTURES
 
@@ -13,11 +13,17 @@ PROMPTS = [[5, 9, 11, 7, 3, 8, 20, 31], [13, 4, 6], [7] * 5]
 NEW = 5
 
 
-@pytest.mark.parametrize("linear", [False, True], ids=["number", "linear"])
+BIASES = {
+    "number": NegLogLength(8),
+    "per-head": PerHead(NegLogLength(8)),
+    "linear": PerHead(NegLogLength(8), linear=True),
+}
+
+
+@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 @pytest.mark.parametrize("name", ["Llama", "Mistral"])
-def test_continuous_batching_writes_what_each_request_gets_alone(name, linear):
+def test_continuous_batching_writes_what_each_request_gets_alone(name, bias):
     """Mistral's window is shorter than the longest request, and no block holds a whole one."""
-    bias = PerHead(NegLogLength(8), linear=linear)
     model = checks.converted(ARCHITECTURES[name], bias=bias)
     settings = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1)
     batching = ContinuousBatchingConfig(num_blocks=16, block_size=4, max_batch_tokens=16)
@@ -36,3 +42,116 @@ def test_continuous_batching_writes_what_each_request_gets_alone(name, linear):
                 following = model(input_ids=tokens, use_cache=False).logits[:, -1].argmax(-1)
                 tokens = torch.cat([tokens, following[None]], dim=1)
         assert written[tuple(prompt)] == tokens[0, len(prompt) :].tolist()
+
+
+def packed(positions: bool):
+    """Three sequences in one row, as `DataCollatorWithFlattening` lays them out."""
+    tokens = torch.tensor([[x for prompt in PROMPTS for x in prompt]])
+    ends = torch.tensor([0, 8, 11, 16], dtype=torch.int32)
+    batch = {"input_ids": tokens, "use_cache": False}
+    for side in "qk":
+        batch |= {f"cu_seq_lens_{side}": ends, f"max_length_{side}": 8}
+    if positions:
+        batch["position_ids"] = torch.cat([torch.arange(len(prompt)) for prompt in PROMPTS])[None]
+    return batch
+
+
+@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize("name", ["Llama", "Mistral"])
+def test_a_packed_batch_trains_as_its_sequences_alone(name, bias):
+    """With the numbers of positions transformers makes a mask as well, without only ends are told;
+    rotations do not notice the difference."""
+    model = checks.converted(ARCHITECTURES[name], bias=bias)
+    alone = torch.cat([model(input_ids=torch.tensor([prompt])).logits for prompt in PROMPTS], dim=1)
+    weights = torch.randn(alone.shape, generator=torch.Generator().manual_seed(4))
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad((alone * weights).sum(), parameters)
+    for positions in (True, False):
+        found = model(**packed(positions)).logits
+        torch.testing.assert_close(found, alone, **checks.TOLERANCE)
+        actual = torch.autograd.grad((found * weights).sum(), parameters)
+        torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["BERT", "ModernBERT"])
+def test_packed_sequences_of_an_encoder(name):
+    """ModernBERT's window is open to both sides."""
+    model = checks.converted(ARCHITECTURES[name], bias=BIASES["linear"])
+    parts = [model(input_ids=torch.tensor([prompt])).last_hidden_state for prompt in PROMPTS]
+    batch = packed(positions=True)
+    del batch["use_cache"]
+    found = model(**batch).last_hidden_state
+    torch.testing.assert_close(found, torch.cat(parts, dim=1), **checks.TOLERANCE)
+
+
+def test_ends_without_the_longest_sequence_are_enough():
+    model = checks.converted(ARCHITECTURES["Llama"])
+    batch = packed(positions=True)
+    whole = model(**batch).logits
+    lean = {name: value for name, value in batch.items() if "max_length" not in name}
+    del lean["position_ids"]
+    torch.testing.assert_close(model(**lean).logits, whole, **checks.TOLERANCE)
+
+
+def test_a_mask_and_ends_both_count():
+    """A mask of one causal row does not open what the ends keep apart."""
+    model = checks.converted(ARCHITECTURES["Llama"])
+    batch = packed(positions=False)
+    expected = model(**batch).logits
+    causal = torch.ones(1, 1, 16, 16, dtype=torch.bool).tril()
+    for mask in (causal, torch.zeros(1, 1, 16, 16).masked_fill(~causal, -torch.inf)):
+        found = model(**batch, attention_mask=mask).logits
+        torch.testing.assert_close(found, expected, **checks.TOLERANCE)
+
+
+class Attention(torch.nn.Module):
+    sigmoid_bias, is_causal, layer_idx = -2.0, True, 0
+
+
+ENDS = torch.tensor([0, 2, 5])
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"cu_seq_lens_q": ENDS}, "^cu_seq_lens_k: is NoneType"),
+        ({"cu_seq_lens_q": ENDS, "cu_seq_lens_k": {"full": ENDS}}, "^cu_seq_lens_k: is dict"),
+        ({"cu_seq_lens_q": ENDS[None], "cu_seq_lens_k": ENDS}, r"^cu_seq_lens_q: is .* \(1, 3\)"),
+        (
+            {"cu_seq_lens_q": ENDS, "cu_seq_lens_k": ENDS, "max_length_k": {"full": 3}},
+            "^max_length_k: is a dict",
+        ),
+        ({"read_index": [ENDS], "write_index": [ENDS]}, "^read_index: comes without cu_seq_lens_q"),
+        (
+            {"cu_seq_lens_q": ENDS, "cu_seq_lens_k": ENDS, "block_table": ENDS},
+            "^block_table: Attention of transformers .* does not know",
+        ),
+        ({"cache": object()}, "^cache: is object, not a PagedAttentionCache"),
+        (
+            {"cu_seq_lens_q": ENDS, "cu_seq_lens_k": ENDS, "output_attentions": True},
+            "^output_attentions: packed sequences",
+        ),
+        ({"paged_keys": ENDS}, "^paged_keys: Attention of transformers"),
+        ({"indices": ENDS}, "^indices: Attention of transformers"),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_not_known_is_refused_and_not_answered(given, complaint):
+    query, key, value = torch.randn(3, 1, 2, 5, 6).unbind(0)
+    with pytest.raises(ValueError, match=complaint):
+        sigmoid_attention_forward(Attention(), query, key, value, None, **given)
+
+
+def test_a_batch_of_several_rows_is_not_packed():
+    query, key, value = torch.randn(3, 2, 2, 5, 6).unbind(0)
+    ends = {"cu_seq_lens_q": ENDS, "cu_seq_lens_k": ENDS}
+    with pytest.raises(ValueError, match=r"^cu_seq_lens_q: comes with a batch of 2 rows"):
+        sigmoid_attention_forward(Attention(), query, key, value, None, **ends)
+
+
+def test_an_argument_that_says_nothing_is_passed_over():
+    query, key, value = torch.randn(3, 1, 2, 5, 6).unbind(0)
+    plain, _ = sigmoid_attention_forward(Attention(), query, key, value, None)
+    silent = {"indices": None, "of_the_future": False, "position_ids": torch.arange(5)[None]}
+    found, _ = sigmoid_attention_forward(Attention(), query, key, value, None, **silent)
+    assert torch.equal(found, plain)

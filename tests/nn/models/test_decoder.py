@@ -176,3 +176,8 @@ def test_bad_input_is_named(config):
     with pytest.raises(ValueError, match="its capacity is 4"):
         model(torch.zeros(1, 2, dtype=torch.long), cache=cache)
     assert [layer.length for layer in cache] == [3, 3]
+    for tokens in ([[0, 257]], [[-1, 0]]):
+        with pytest.raises(ValueError, match=r"^tokens: must lie in 0 to 256, got "):
+            model(torch.tensor(tokens), cache=model.new_cache(1, 4))
+    with pytest.raises(ValueError, match=r"^tokens: must be a tensor of torch, got \[\[0\]\]"):
+        model([[0]])

@@ -1,5 +1,7 @@
 """Generation: cached equals uncached, padded equals alone, sampling keeps to its nucleus."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -126,3 +128,51 @@ def test_bad_arguments_are_named(changes, match):
     arguments = {"prompt": torch.ones(1, 3, dtype=torch.long), "max_new_tokens": 2, **changes}
     with pytest.raises(ValueError, match=match):
         generate(model, **arguments)
+
+
+def test_each_module_is_in_its_own_mode_again():
+    model = DecoderLM(CONFIG).train()
+    model.blocks[0].eval()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(ValueError):
+        generate(model, torch.zeros(1, 2, dtype=torch.long), max_new_tokens=0)
+    generate(model, torch.zeros(1, 2, dtype=torch.long), max_new_tokens=1)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_nothing_is_written_to_a_model_that_evaluates(monkeypatch):
+    model = DecoderLM(CONFIG).eval()
+    monkeypatch.setattr(DecoderLM, "train", lambda *_: pytest.fail("a mode was set"))
+    before = {name: dict(vars(part)) for name, part in model.named_modules()}
+    generate(model, torch.zeros(1, 2, dtype=torch.long), max_new_tokens=2)
+    assert {name: dict(vars(part)) for name, part in model.named_modules()} == before
+
+
+def test_threads_that_share_a_model_write_what_each_writes_alone(model):
+    model.eval()
+    prompts = [torch.randint(13, (1, 2 + n)) for n in range(4)]
+    expected = [generate(model, prompt, max_new_tokens=8) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda prompt: generate(model, prompt, max_new_tokens=8), prompts)
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_logits_of_the_last_tokens_alone(model):
+    tokens = torch.randint(13, (2, 7))
+    every = model.eval()(tokens)
+    for last in (1, 3, 7, 9):
+        torch.testing.assert_close(model(tokens, logits_to_keep=last), every[:, -last:])
+    with pytest.raises(ValueError, match="logits_to_keep must be positive or None, got 0"):
+        model(tokens, logits_to_keep=0)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["prompt", "steps"])
+def test_a_cache_may_be_filled_under_autocast_and_read_without(model, first):
+    model.eval()
+    tokens, cache = torch.randint(13, (1, 6)), model.new_cache(1, 6)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16, enabled=first):
+            model(tokens[:, :4], cache=cache)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not first):
+            found = model(tokens[:, 4:], cache=cache)
+        torch.testing.assert_close(found.float(), model(tokens)[:, 4:], rtol=0.1, atol=0.1)

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import socket
 from dataclasses import asdict
 
 import pytest
 
+from sigmoid_attention.training.data import corpus as corpora
 from sigmoid_attention.training.data.corpus import load_corpus
 
 
@@ -67,7 +69,7 @@ def test_the_split_stays_when_files_come(tmp_path):
 def test_a_single_file_keeps_its_end_back(tmp_path):
     text = bytes(range(256)) * 10
     (tmp_path / "data.bin").write_bytes(text)
-    corpus = load_corpus(tmp_path / "data.bin")
+    corpus = load_corpus(tmp_path / "data.bin", binaries=True)
     assert corpus.train[0].text == text[:2304]
     assert corpus.heldout[0].text == text[2304:]
     assert corpus.provenance.files == 1
@@ -94,6 +96,104 @@ def test_the_fingerprint_sees_every_change(tmp_path, change):
     }[change]
     assert fingerprint("b", other) != first
     assert fingerprint("c", {"x": b"one", "y": b"two"}) == first
+
+
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+RANDOM = hashlib.shake_256(b"no zero byte").digest(5000).replace(b"\0", b"\1")
+
+
+@pytest.mark.parametrize("binary", [PNG, RANDOM, b"\x7fELF\2\1\1\0"], ids=["png", "random", "elf"])
+def test_what_is_no_text_is_skipped_in_a_folder_and_counted(tmp_path, binary):
+    texts = {f"{i}.py": b"line\n" for i in range(9)}
+    write(tmp_path, {**texts, "img/x.png": binary, "__pycache__/a.pyc": binary})
+    corpus = load_corpus(tmp_path)
+    assert set(names(corpus.train + corpus.heldout)) == set(texts)
+    assert corpus.binaries == 2 and corpus.provenance.files == 9
+    assert corpus.described().endswith("; 2 files skipped as binary")
+    assert load_corpus(tmp_path, binaries=True).provenance.files == 11
+    del texts["0.py"]
+    assert load_corpus(write(tmp_path / "alone", texts)).described().count("skipped") == 0
+
+
+@pytest.mark.parametrize("binary", [PNG, RANDOM], ids=["png", "random"])
+def test_what_is_no_text_is_refused_alone_unless_asked_for(tmp_path, binary):
+    write(tmp_path, {"a.bin": binary * 100, "only/b.bin": binary, "only/c.bin": binary})
+    with pytest.raises(ValueError, match=r"a\.bin' is no text.* train --binaries reads its bytes"):
+        load_corpus(tmp_path / "a.bin")
+    with pytest.raises(ValueError, match=r"no text: all of the 2 files in .*only' are binary"):
+        load_corpus(tmp_path / "only")
+    assert load_corpus(tmp_path / "a.bin", binaries=True).provenance.files == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["naïve café\n".encode("latin-1"), "日本語\t".encode(), b"\x1b[1mbold\x1b[0m\f\r\n"],
+    ids=["latin-1", "utf-8", "escapes"],
+)
+def test_text_of_any_encoding_is_text(tmp_path, text):
+    (tmp_path / "a").write_bytes(text * 20)
+    assert load_corpus(tmp_path / "a").provenance.bytes == 20 * len(text)
+
+
+def test_what_was_read_is_told_with_a_warning_where_little_was_held_out(tmp_path):
+    few = load_corpus(write(tmp_path / "few", {f"{i}.txt": b"a" * 100 for i in range(3)}))
+    assert few.described() == "text: 3 files, 300 bytes; 1 file held out, 100 bytes (33%)"
+    assert few.warning().startswith("only 1 file held out and 33% of the bytes held out")
+    many = load_corpus(write(tmp_path / "many", {f"{i}.txt": b"a" * 9000 for i in range(200)}))
+    assert "text: 200 files, 1.8 MB; " in many.described() and many.warning() == ""
+    one = load_corpus(tmp_path / "few" / "0.txt")
+    assert one.described() == "text: 1 file, 100 bytes; its end held out, 10 bytes (10%)"
+    assert one.warning() == ""
+    lopsided = {f"{i}.txt": b"a" for i in range(200)} | {
+        document.name: b"a" * 5000 for document in many.heldout
+    }
+    assert "of the bytes held out" in load_corpus(write(tmp_path / "l", lopsided)).warning()
+
+
+def test_special_files_and_no_name_are_refused_for_what_they_are(tmp_path, monkeypatch):
+    # The name of a socket may not be long.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"got an empty name"):
+        load_corpus("")
+    with pytest.raises(ValueError, match=r"'/dev/zero' is a device"):
+        load_corpus("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe' is a pipe"):
+        load_corpus(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("s")
+        with pytest.raises(ValueError, match=r"s' is a socket"):
+            load_corpus(tmp_path / "s")
+    corpus = load_corpus(write(tmp_path, {"a": b"1", "b": b"2"}))
+    assert corpus.provenance.files == 2
+
+
+def test_too_much_is_refused_soon(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"'/' is the whole machine"):
+        load_corpus("/")
+    write(tmp_path, {f"{i}": b"text" * 10 for i in range(5)})
+    read = []
+    monkeypatch.setattr(type(tmp_path), "read_bytes", read.append)
+    monkeypatch.setattr(corpora, "MOST_FILES", 4)
+    with pytest.raises(ValueError, match=r"holds more than 4 files or .* name a folder inside"):
+        load_corpus(tmp_path)
+    monkeypatch.setattr(corpora, "MOST_FILES", 5)
+    monkeypatch.setattr(corpora, "MOST_BYTES", 199)
+    with pytest.raises(ValueError, match=r"or 199 bytes of text, which is too much"):
+        load_corpus(tmp_path)
+    monkeypatch.setattr(corpora, "MOST_BYTES", 39)
+    with pytest.raises(ValueError, match=r"0' has more than 39 bytes: name a part"):
+        load_corpus(tmp_path / "0")
+    assert not read
+
+
+def test_published_corpora_are_split_as_they_were():
+    """The standard library's is told by its hash for one Python; its rule has no binaries."""
+    corpus = load_corpus("stdlib")
+    assert corpus.binaries == 0
+    if corpus.provenance.version == "CPython 3.11.7":
+        assert corpus.provenance.sha256.startswith("22464c00132e0816")
+        assert corpus.provenance.heldout_files == 69
 
 
 def test_a_missing_path_is_named(tmp_path):

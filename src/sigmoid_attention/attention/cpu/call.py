@@ -7,7 +7,7 @@ I query blocks, S parts of the keys.
 import ctypes
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from sigmoid_attention.attention.cpu.library import library
 BLOCK_QUERIES = 192
 BLOCK_KEYS = 128
 
-# 80 integers and 4 reals, each of 8 bytes.
-_FIELDS = struct.Struct("=80q4d")
+# 81 integers and 4 reals, each of 8 bytes.
+_FIELDS = struct.Struct("=81q4d")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 Places = tuple[int, ...]
@@ -39,9 +39,14 @@ def loaded() -> ctypes.CDLL | None:
     return library(_FIELDS.size)
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the elements of a row lie side by side."""
+    return tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+
+
 def readable(tensor: Tensor) -> Tensor:
-    """The tensor, copied only where the elements of a row do not lie side by side."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    """The tensor, copied only where it has to be."""
+    return tensor if is_readable(tensor) else tensor.contiguous()
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -78,6 +83,16 @@ class Layout:
     max_q: int
     max_k: int
     packed: bool
+
+    def fitted(self, *terms: Tensor | None) -> "Layout":
+        """The same for no more than the longest sequence, or what terms by query or key are for."""
+        if self.places_4B is None or not self.packed:
+            return self
+        max_q, max_k = self.places_4B[1::2].amax(1).tolist()
+        for term in terms:
+            if term is not None and term.dim() > 1:
+                max_q, max_k = max(max_q, term.shape[-2]), max(max_k, term.shape[-1])
+        return replace(self, max_q=max_q, max_k=max_k)
 
     def places(self) -> Places:
         if self.places_4B is None:
@@ -205,6 +220,7 @@ class Arguments:
             *layout.places(),
             key.shape[2] if paged else 0,
             _address(visits),
+            0 if visits is None else visits.shape[2],
             *gradients,
             settings.scale,
             settings.constant,

@@ -4,12 +4,14 @@ The build hook of the wheel reads this file by its path, where torch may be miss
 imports the standard library alone.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -41,12 +43,35 @@ _FLAGS = (
 )
 
 
+# Together two minutes: no process waits longer than that for a compiler that is stuck.
+_VERSION_LIMIT_S = 20.0
+_COMPILE_LIMIT_S = 100.0
+
+
 class CannotBuild(Exception):
     """There is no library, and the message says why in one line."""
+
+    remedy = "repair the compiler, or name another in CXX"
 
 
 class NoCompiler(CannotBuild):
     """No C++ compiler is on the PATH, or the one that CXX names is not."""
+
+    remedy = "install g++ or clang++"
+
+
+class Unusable(CannotBuild):
+    """What is wrong would be wrong for every other vector path, too."""
+
+
+class Stuck(Unusable):
+    """The compiler does not end."""
+
+
+class NoRoom(Unusable):
+    """A disk is full, or no folder can be written."""
+
+    remedy = "make room in the folder for temporary files, or name another in TMPDIR"
 
 
 @dataclass(frozen=True)
@@ -105,7 +130,16 @@ def flags(path: str) -> tuple[str, ...]:
         (True, False)
     """
     vector = tuple(f"-m{feature}" for feature in _FEATURES[path])
-    return (*_FLAGS, *vector, *shlex.split(os.environ.get("SIGMOID_ATTENTION_CXXFLAGS", "")))
+    return (*_FLAGS, *vector, *_words("SIGMOID_ATTENTION_CXXFLAGS"))
+
+
+def _words(variable: str) -> list[str]:
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        problem = Unusable(f"{variable} cannot be split into words: {str(error).lower()}")
+        problem.remedy = f"correct {variable}, or unset it"
+        raise problem from None
 
 
 def find_compiler() -> Compiler:
@@ -113,14 +147,14 @@ def find_compiler() -> Compiler:
 
     Raises:
         NoCompiler: there is none.
-        CannotBuild: it does not start.
+        CannotBuild: it does not start, or does not end.
     """
-    named = shlex.split(os.environ.get("CXX", ""))
+    named = _words("CXX")
     for program, *options in [named] if named else [["c++"], ["g++"], ["clang++"]]:
         if found := shutil.which(program):
             # Started by the name it was found under: ccache's links know their compiler by it.
             command = (found, *options)
-            return Compiler(command, _run((*command, "--version")).stdout)
+            return Compiler(command, _run((*command, "--version"), _VERSION_LIMIT_S).stdout)
     raise NoCompiler(
         f"CXX names {named[0]}, which is not there" if named else "no C++ compiler was found"
     )
@@ -150,9 +184,14 @@ def compile_library(path: str, compiler: Compiler, out: Path, kernel: Path = KER
     """
     command = (*compiler.command, *flags(path))
     for openmp in dict.fromkeys((compiler.openmp, ())):
-        done = _run((*command, *openmp, str(kernel / SOURCE), "-o", str(out)))
-        if done.returncode == 0:
+        arguments = (*openmp, str(kernel / SOURCE), "-o", str(out))
+        done = _run((*command, *arguments), _COMPILE_LIMIT_S)
+        if done.returncode == 0 and out.is_file():
             return
+    if done.returncode == 0:
+        raise CannotBuild(f"the C++ compiler {command[0]} reported no error and wrote no library")
+    if "No space left on device" in done.stderr:
+        raise NoRoom(f"the C++ compiler {command[0]} found no space left on the disk")
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     # What the linker says stands before collect2's report that it failed.
     errors = [line for line in lines if "error:" in line and not line.startswith("collect2")]
@@ -160,40 +199,66 @@ def compile_library(path: str, compiler: Compiler, out: Path, kernel: Path = KER
     raise CannotBuild(f"the C++ compiler {compiler.command[0]} failed: {first}")
 
 
-def _run(command: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
+def _run(command: tuple[str, ...], limit_s: float) -> "subprocess.CompletedProcess[str]":
     # In English: the compiler's version is part of a name, its errors are searched.
     environment = {**os.environ, "LC_ALL": "C"}
     try:
-        return subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
         )
     except OSError as error:
         raise CannotBuild(
             f"the C++ compiler {command[0]} does not start: {error.strerror}"
         ) from error
+    try:
+        out, errors = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        raise Stuck(f"the C++ compiler {command[0]} did not end in {limit_s:g} seconds") from None
+    except BaseException:
+        # In a session of its own it hears no Ctrl-C.
+        _end(process)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, errors)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """End a compiler with the programs that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream:
+            stream.close()
 
 
 def seal(file: Path) -> None:
     """Write down the checksum of a finished library, beside it."""
-    _seal_of(file).write_text(_checksum(file))
+    seal_of(file).write_text(_checksum(file))
 
 
 def intact(file: Path) -> bool:
     """Whether a library is there and whole: loading half a one would end the process."""
     try:
-        return _seal_of(file).read_bytes() == _checksum(file).encode()
+        # A pipe in the place of either would be read for ever.
+        whole = file.is_file() and seal_of(file).is_file()
+        return whole and seal_of(file).read_bytes() == _checksum(file).encode()
     except OSError:
         return False
 
 
-def move(file: Path, folder: Path) -> None:
-    """Put a sealed library into a folder in which others may be looking for it."""
-    # The seal last: between the two, others find the library not yet intact, never wrongly so.
-    for part in (file, _seal_of(file)):
-        os.replace(part, folder / part.name)
-
-
-def _seal_of(file: Path) -> Path:
+def seal_of(file: Path) -> Path:
+    """Where the checksum of a library stands."""
     return file.with_name(f"{file.name}.sha256")
 
 

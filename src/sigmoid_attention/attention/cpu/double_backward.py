@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sigmoid_attention.attention import tiled
 from sigmoid_attention.attention.cpu.call import BLOCK_KEYS, Layout, Settings
+from sigmoid_attention.attention.sequences import of_pages
 from sigmoid_attention.attention.tiles import Tiles
 
 # For one sequence, the views of query, key, value, bias, mask, slopes, grad_out and visits.
@@ -36,7 +37,7 @@ def gradients(
         unpaged = replace(layout, block_table_BM=None)
         along, rows = (_without_pages(x, layout.block_table_BM) for x in (directions, tensors))
         found = gradients(along, grad_out, visits_BHI, rows, unpaged, settings)
-        pages = [torch.zeros_like(on) for on in directions[1:3]]
+        pages = [on.new_zeros(on.shape) for on in directions[1:3]]
         return found[0], *pages, *found[3:]
     nothing = grad_out.new_empty(0)
     given = [nothing if tensor is None else tensor for tensor in tensors]
@@ -74,8 +75,7 @@ def gradients(
 def _without_pages(tensors: Sequence, table_BM: Tensor) -> list:
     """The same tensors with keys and values copied to a row for each sequence."""
     query, key, value, *others = tensors
-    rows = [pages.transpose(1, 2)[table_BM].flatten(1, 2).transpose(1, 2) for pages in (key, value)]
-    return [query, *rows, *others]
+    return [query, of_pages(key, table_BM), of_pages(value, table_BM), *others]
 
 
 def _cuts(layout: Layout, block_q: int) -> Iterator[Cut]:
@@ -108,7 +108,7 @@ def _cut(s: int, rows_q: tuple, rows_k: tuple, queries: int, keys: int, blocks: 
     def cut(whole: Sequence[Tensor]) -> list[Tensor]:
         query, key, value, bias, mask, slopes, grad_out, *visits = whole
         return [
-            *(tensor[rows] if tensor.numel() else tensor
+            *(tensor[rows] if tensor.dim() == 4 else tensor
               for tensor, rows in ((query, rows_q), (key, rows_k), (value, rows_k))),
             term(bias),
             term(mask),

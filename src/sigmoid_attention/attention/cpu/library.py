@@ -11,12 +11,38 @@ import threading
 from dataclasses import dataclass
 
 from sigmoid_attention.attention.cpu.cache import Built, build, rebuild
-from sigmoid_attention.attention.cpu.compiler import PATHS, CannotBuild, NoCompiler, runs
+from sigmoid_attention.attention.cpu.compiler import (
+    PATHS,
+    CannotBuild,
+    NoCompiler,
+    Unusable,
+    runs,
+)
 
 _INSTEAD = "so attention on the CPU runs by tiles in PyTorch, which is slower"
 
 _choices: "dict[str | None, Choice]" = {}
-_choosing = threading.Lock()
+
+
+class _Choosing:
+    """The lock of the one thread that chooses, and whether it is at it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.busy = False
+
+
+_choosing = _Choosing()
+
+
+def _forget_other_threads() -> None:
+    global _choosing
+    _choosing = _Choosing()
+
+
+# A child of a process whose other thread chooses has no such thread, and would wait for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 @dataclass(frozen=True)
@@ -49,10 +75,20 @@ def library(struct_size: int) -> ctypes.CDLL | None:
 
 def choose(struct_size: int) -> Choice:
     """What `library` decides, with the reasons; raises what it raises."""
-    if (decided := decision()) is None:
-        with _choosing:
-            if (decided := decision()) is None:
-                decided = _choices[forced()] = _choose(forced(), struct_size)
+    if (decided := decision()) is not None:
+        return decided
+    mine = _choosing
+    with mine.lock:
+        if (decided := decision()) is not None:
+            return decided
+        if mine.busy:
+            # A signal handler that interrupted this very choice: it cannot wait for its own thread.
+            return Choice(problem="the kernel is being compiled by the code that was interrupted")
+        mine.busy = True
+        try:
+            decided = _choices[forced()] = _choose(forced(), struct_size)
+        finally:
+            mine.busy = False
     return decided
 
 
@@ -74,8 +110,8 @@ def _choose(forced: str | None, struct_size: int) -> Choice:
     for path in candidates:
         try:
             loaded, built = _load(path, struct_size)
-        except NoCompiler as error:
-            return _none(str(error), "install g++ or clang++")
+        except (NoCompiler, Unusable) as error:
+            return _none(str(error), error.remedy)
         except CannotBuild as error:
             # An older compiler may lack only the newest instructions.
             problem = problem or str(error)
@@ -84,7 +120,7 @@ def _choose(forced: str | None, struct_size: int) -> Choice:
                 return Choice(loaded, path, built.origin)
             _log(f"the CPU kernel falls back to {path}: {problem}")
             return Choice(loaded, path, built.origin, problem, "install a newer compiler")
-    return _none(problem, "repair the compiler, or name another in CXX")
+    return _none(problem, CannotBuild.remedy)
 
 
 def _candidates(forced: str | None) -> list[str]:
@@ -121,8 +157,12 @@ def _load(path: str, struct_size: int) -> tuple[ctypes.CDLL, Built]:
 
 def _open(built: Built, struct_size: int) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(built.file))
-    loaded.sigmoid_attention_abi.restype = ctypes.c_int64
-    if (expected := loaded.sigmoid_attention_abi()) != struct_size:
+    try:
+        abi = loaded.sigmoid_attention_abi
+    except AttributeError as error:
+        raise OSError(str(error)) from None
+    abi.restype = ctypes.c_int64
+    if (expected := abi()) != struct_size:
         raise _OtherArguments(f"{expected} bytes of them, got {struct_size}")
     return loaded
 

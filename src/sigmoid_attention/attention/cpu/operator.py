@@ -30,7 +30,8 @@ from sigmoid_attention.attention.cpu.call import (
     run,
     supports,
 )
-from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.problem import Problem, known
+from sigmoid_attention.attention.tracing import constant_when_traced
 
 # Blocks of queries a thread should find, so that the last one to finish is not waited for long.
 _BLOCKS_A_THREAD = 4
@@ -52,7 +53,8 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
         None if own is None else own.block_table_BM,
         *_pack(problem, number),
     )
-    return _compute(None, *arguments) if unwatched(tensors) else forward(*arguments)[0]
+    straight = problem.device.type == "cpu" and unwatched(tensors)
+    return _compute(None, *arguments) if straight else forward(*arguments)[0]
 
 
 def struct(problem: Problem) -> bytes:
@@ -97,7 +99,7 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
         raise NotImplementedError("return_aux: the CPU kernel keeps no row statistics")
     if problem.dropout_p > 0:
         raise NotImplementedError("dropout_p: the CPU kernel has no dropout")
-    if problem.device.type != "cpu":
+    if problem.device.type not in ("cpu", "meta"):
         raise NotImplementedError(f"query: is on {problem.device}, the CPU kernel needs the CPU")
     if not supports(problem.query.dtype):
         raise NotImplementedError(f"query: the CPU kernel has no {problem.query.dtype}")
@@ -148,13 +150,13 @@ def plain(tensor: Tensor, learning: bool) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def available() -> bool:
     """Whether this machine has a kernel; builds it where that was not done yet."""
     return loaded() is not None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _threads() -> int:
     return torch.get_num_threads()
 
@@ -165,7 +167,7 @@ def _block_queries(problem: Problem) -> int:
     block, threads = BLOCK_QUERIES, _threads()
     if threads > 1:
         wanted = threads * _BLOCKS_A_THREAD
-        while block > BLOCK_QUERIES // 4 and batch * heads * -(-queries // block) < wanted:
+        while block > BLOCK_QUERIES // 4 and known(batch * heads * -(-queries // block) < wanted):
             block //= 2
     return block
 
@@ -179,9 +181,9 @@ def like(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def _visits(query: Tensor, layout: Layout, block_q: int) -> Tensor:
-    # One block more than needed at least, as in `kernel/call.h`: torch makes a size of 1 a case of
-    # its own, and a compiled graph would serve short lengths or long ones.
-    blocks = layout.max_q // block_q + 2
+    # Twice as many blocks as there are: torch makes a size of 1 a case of its own, and a compiled
+    # graph would serve short lengths or long ones.
+    blocks = 2 * ((layout.max_q + block_q - 1) // block_q)
     return query.new_zeros(layout.sequences(query), query.shape[1], blocks, dtype=torch.int64)
 
 
@@ -200,9 +202,10 @@ def _compute(
 ) -> Tensor:
     """Output (B, H, Q, E); ``visits`` are filled where a backward pass may want them."""
     layout, settings = _unpack(places, block_table, sizes, numbers)
-    call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
+    call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout.fitted(), settings)
     out = like(query, value.shape[3])
-    run("sigmoid_attention_forward", call.bytes(out, visits))
+    if out.numel():
+        run("sigmoid_attention_forward", call.bytes(out, visits))
     return out
 
 
@@ -252,8 +255,13 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
     layout, settings = _unpack(places, block_table, sizes, numbers)
+    layout = layout.fitted(bias, attn_mask)
     call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
     on_query, on_key, on_value = (like(x, x.shape[3]) for x in (query, key, value))
+    if grad_out.numel() == 0:
+        terms = ((bias_wanted, bias), (mask_wanted, attn_mask), (slopes_wanted, alibi_slopes))
+        on_terms = [_like_or_empty(*term, query) for term in terms]
+        return tuple(x.zero_() for x in (on_query, on_key, on_value, *on_terms))  # pyright: ignore
     if places is not None and not layout.packed:
         on_key.zero_()  # a cache is longer than what it holds
         on_value.zero_()
@@ -332,7 +340,7 @@ def backward_of_backward(
 @backward_of_backward.register_fake
 def _(*arguments):
     grad_out, tensors = arguments[6], arguments[8:14]
-    return *(_like_or_empty(True, x, grad_out) for x in tensors), torch.empty_like(grad_out)
+    return tuple(_like_or_empty(True, x, grad_out) for x in (*tensors, grad_out))
 
 
 def _wanted(grads, tensors) -> list[Tensor | None]:

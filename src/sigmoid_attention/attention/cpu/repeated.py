@@ -1,5 +1,6 @@
 """What a call of the CPU kernel that was made before needs: its struct, with other addresses."""
 
+from array import array
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from struct import Struct
@@ -34,18 +35,20 @@ class _Known:
 
     def __call__(self, tensors: tuple[Tensor | None, ...]) -> Tensor | None:
         """The answer; None where a sequence has a length that does not fit."""
-        query, lengths = tensors[0], tensors[3]
+        query, _, _, lengths, *_ = tensors
         assert query is not None
         out = query.new_empty_strided(*self.room)
-        if lengths is not None:
-            used = lengths.tolist()
-            if used and (min(used) < 0 or max(used) > self.capacity):
-                return None
         fields = bytearray(self.fields)
         _ADDRESS.pack_into(fields, call.OUT, out.data_ptr())
         for place, tensor in zip(self.places, tensors, strict=False):
             if tensor is not None:
                 _ADDRESS.pack_into(fields, place, tensor.data_ptr())
+        if lengths is not None:
+            # The kernel reads this copy: another thread may write to the tensor meanwhile.
+            used = array("q", lengths.tolist())
+            if used and (min(used) < 0 or max(used) > self.capacity):
+                return None
+            _ADDRESS.pack_into(fields, call.LENGTH_K, used.buffer_info()[0])
         self.run(bytes(fields))
         return out
 
@@ -54,16 +57,14 @@ def known(tensors: tuple[Tensor | None, ...], problem: Problem) -> _Known | None
     """What to keep of a call; None where more of it than addresses may change."""
     if not call.supports(problem.query.dtype) or not available():
         return None
-    lengths, slopes, bias, mask = tensors[3:7]
+    slopes, bias, mask = tensors[4:7]
     if any(x is not None and x.dtype != torch.float32 for x in (slopes, bias)):
         return None
     flags = mask is not None and mask.dtype == torch.bool
     if mask is not None and not flags and mask.dtype != torch.float32:
         return None
-    if lengths is not None and not (lengths.dtype == torch.int64 and lengths.is_contiguous()):
-        return None
     own = (problem.query, problem.key, problem.value)
-    if problem.device.type != "cpu" or any(call.readable(x) is not x for x in own):
+    if problem.device.type != "cpu" or not all(map(call.is_readable, own)):
         return None
     out = like(problem.query, problem.value.shape[3])
     places = (call.QUERY, call.KEY, call.VALUE, call.LENGTH_K, call.SLOPES, call.BIAS)

@@ -13,6 +13,7 @@ from sigmoid_attention.attention.cpu.operator import like, unwatched
 from sigmoid_attention.attention.gluon.call import HopperCall
 from sigmoid_attention.attention.gluon.configs import HEAD_DIMS
 from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.tracing import constant_when_traced
 from sigmoid_attention.attention.triton import activation
 from sigmoid_attention.attention.triton import operator as portable
 
@@ -69,7 +70,7 @@ def _refuse(problem: Problem) -> None:
         raise NotImplementedError(f"query: is on {reason}, the Hopper kernels need capability 9.0")
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _unfit(device: torch.device) -> str | None:
     """What is wrong with a device."""
     if device.type != "cuda" or torch.version.hip is not None:

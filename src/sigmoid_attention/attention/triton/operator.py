@@ -17,6 +17,7 @@ from sigmoid_attention.attention.cpu.call import Layout
 from sigmoid_attention.attention.cpu.call import Settings as TileSettings
 from sigmoid_attention.attention.cpu.operator import like, unwatched
 from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.tracing import constant_when_traced
 from sigmoid_attention.attention.triton import configs
 from sigmoid_attention.attention.triton.activation import INTERPRETED
 from sigmoid_attention.attention.triton.call import (
@@ -104,7 +105,7 @@ def refuse(problem: Problem, return_aux: bool, widest: int | None = None) -> Non
         raise NotImplementedError("query: the Triton kernels have no forward-mode derivative")
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _unfit(device: torch.device) -> str | None:
     """What is wrong with a device."""
     if device.type != "cuda" or torch.version.hip is not None:
@@ -113,7 +114,7 @@ def _unfit(device: torch.device) -> str | None:
     return f"{device} of capability {major}.{minor}" if major < 8 else None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _widest(device: torch.device, dtype: torch.dtype) -> int:
     return configs.widest(configs.of(device), dtype)
 

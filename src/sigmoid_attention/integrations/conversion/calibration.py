@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention.bias import BiasPolicy, Learned, RowContext, RowLSE
-from sigmoid_attention.integrations.transformers import LinearBias
+from sigmoid_attention.integrations.transformers.linear import InputBias, LinearBias
 
 
-class Calibration(nn.Module, BiasPolicy):
+class Calibration(nn.Module, InputBias):
     """Stands in for a bias while it watches: answers with ``start``, and sums what a fit needs.
 
-    Rows that see nothing have no log-sum-exp and count for nothing. Without a ``see`` of the
+    Rows that see nothing have no log-sum-exp and count for nothing. Where it is not ``given`` the
     module's input it fits what needs none.
 
     Example:
@@ -45,24 +45,20 @@ class Calibration(nn.Module, BiasPolicy):
         self.ridge = ridge
         self.gram_FF: Tensor | float = 0.0
         self.moment_FH: Tensor | float = 0.0
-        self._input_BNC: Tensor | None = None
 
-    def see(self, input_BNC: Tensor | None) -> None:
-        self._input_BNC = input_BNC
-
-    def resolve(self, rows: RowContext) -> float | Tensor:
+    def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> float | Tensor:
         with torch.no_grad():
-            self._watch(rows)
+            self._watch(rows, input_BNC)
         return self.start.resolve(rows)
 
-    def _watch(self, rows: RowContext) -> None:
+    def _watch(self, rows: RowContext, input_BNC: Tensor | None) -> None:
         target_BHN1 = RowLSE().resolve(rows) - self.log_gain
         batch, heads, tokens, _ = target_BHN1.shape
         counts_BN1 = rows.visible_counts().expand(batch, heads, tokens, 1)[:, 0]
         seen_BN1 = (counts_BN1 > 0).double()
         features = [torch.ones_like(seen_BN1), -counts_BN1.clamp(min=1).double().log()]
-        if self._input_BNC is not None:
-            features.append(self._input_BNC.double())
+        if input_BNC is not None:
+            features.append(input_BNC.double())
         features_RF = (torch.cat(features, dim=-1) * seen_BN1).flatten(0, 1)
         target_RH = (target_BHN1[..., 0].mT.double() * seen_BN1).flatten(0, 1)
         self.gram_FF = self.gram_FF + features_RF.mT @ features_RF

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sigmoid_attention.attention.bias import BiasPolicy, RowContext, RowLSE
+from sigmoid_attention.integrations.transformers.linear import InputBias
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class SoftmaxStart(BiasPolicy):
         return RowLSE().resolve(rows) - math.log(self.gain)
 
 
-class Annealed(nn.Module, BiasPolicy):
+class Annealed(nn.Module, InputBias):
     """(1 - t) start + t final; ``t`` is set by whoever trains, and at 1 no row is looked at.
 
     Example:
@@ -61,13 +62,9 @@ class Annealed(nn.Module, BiasPolicy):
         self.final = final
         self.t = 0.0
 
-    def see(self, input_BNC: Tensor | None) -> None:
-        """Let the bias that stays know what its module is called with, if it wants to."""
-        if hasattr(self.final, "see"):
-            self.final.see(input_BNC)  # pyright: ignore[reportCallIssue]
-
-    def resolve(self, rows: RowContext) -> Tensor:
-        final: Tensor = self.final.resolve(rows)  # pyright: ignore[reportCallIssue]
+    def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> Tensor:
+        own = self.final.given(input_BNC) if isinstance(self.final, InputBias) else self.final
+        final: Tensor = own.resolve(rows)  # pyright: ignore
         if self.t == 1:
             return final
         return (1 - self.t) * self.start.resolve(rows) + self.t * final

@@ -15,21 +15,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sigmoid_attention.attention.keep_fp32 import keep_fp32
+from sigmoid_attention.integrations.importing import remedy
 from sigmoid_attention.integrations.moe.names import from_layout
 from sigmoid_attention.nn.balance import LoadBalancer
 from sigmoid_attention.nn.experts import visit_experts
-from sigmoid_attention.nn.grouped import grouped_linear
+from sigmoid_attention.nn.grouped import each_expert
 from sigmoid_attention.nn.moe import MoE, MoEConfig
-from sigmoid_attention.nn.router import recomputing
+from sigmoid_attention.nn.router import count_visits
 
 try:
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-except ImportError as error:
-    raise ImportError(
-        "sigmoid_attention.integrations.moe.transformers needs transformers: "
-        "pip install 'sigmoid-attention[transformers]'"
-    ) from error
+except (ImportError, RuntimeError) as error:
+    raise ImportError(remedy("transformers", "5.17 or newer (tested to 5.24)", error)) from error
 
 NAME = "sigmoid_attention"
 BIAS = "e_score_correction_bias"
@@ -56,14 +55,15 @@ def experts_forward(
     """
     settings: Any = module
     count = settings.num_experts
-    if settings._is_expert_parallel:
+    # Older versions, such as 5.17, do not say whether experts are spread over processes.
+    if getattr(settings, "_is_expert_parallel", True):
         # An index beyond the last expert belongs to another process, which adds its own part.
         top_k_weights = top_k_weights.masked_fill(top_k_index >= count, 0.0)
         top_k_index = top_k_index.clamp(max=count - 1)
 
     def project(x_SI: Tensor, name: str, ends_E: Tensor) -> Tensor:
         weight = getattr(module, name)
-        y_SO = grouped_linear(x_SI, weight.mT if settings.is_transposed else weight, ends_E)
+        y_SO = each_expert(x_SI, weight.mT if settings.is_transposed else weight, ends_E)
         if not settings.has_bias:
             return y_SO
         rows_S = torch.arange(len(x_SI), device=ends_E.device)
@@ -76,7 +76,8 @@ def experts_forward(
         else:
             inner = settings.act_fn(project(x_SC, "up_proj", ends_E))
         y_SC = project(inner, "down_proj", ends_E)
-        return settings.post_expert_norm(y_SC) if settings.has_post_expert_norm else y_SC
+        normed = getattr(settings, "has_post_expert_norm", False)
+        return settings.post_expert_norm(y_SC) if normed else y_SC
 
     return visit_experts(hidden_states, top_k_index, top_k_weights, count, visit)
 
@@ -139,12 +140,12 @@ class _CountedRouter:
 
     def count(self, _experts: nn.Module, inputs: tuple, named: dict[str, Any]) -> None:
         """Before the experts are called: the token counts, unless it is not training."""
-        if not self._block.training or recomputing():
+        if not self._block.training:
             return
         visits = named["top_k_index"] if "top_k_index" in named else inputs[1]
         counts = self.tokens_per_expert = self.tokens_per_expert.to(visits.device)
         every_E = torch.arange(len(counts), device=visits.device)
-        counts += (visits.flatten()[:, None] == every_E).sum(0)
+        count_visits(counts, visits.flatten()[:, None] == every_E)
 
 
 class Balancing:
@@ -183,6 +184,8 @@ def balance(
         dtype = getattr(owner, BIAS).dtype
         if dtype.itemsize < 4:
             raise ValueError(f"model: {BIAS} is in {dtype}, which loses steps of {rate}")
+        # Neither is it to be cast to such a dtype later.
+        keep_fp32(owner, BIAS)
         router = _CountedRouter(owner, experts, rate)
         routers.append(router)
         handles.append(experts.register_forward_pre_hook(router.count, with_kwargs=True))

@@ -19,7 +19,13 @@ from sigmoid_attention.attention import (
     NegLogVisible,
     RowLSE,
 )
-from sigmoid_attention.integrations.transformers.linear import LinearBias, watch_input
+from sigmoid_attention.attention.keep_fp32 import keep_fp32
+from sigmoid_attention.integrations.transformers.linear import (
+    InputBias,
+    LinearBias,
+    input_of,
+    watch_input,
+)
 
 ATTRIBUTE = "sigmoid_bias"
 _POLICIES = (Constant, NegLogLength, NegLogVisible, NegLogEffectiveLength, RowLSE)
@@ -27,7 +33,9 @@ _POLICIES = (Constant, NegLogLength, NegLogVisible, NegLogEffectiveLength, RowLS
 
 @dataclass(frozen=True)
 class PerHead:
-    """A bias for each head, a tensor (heads,) in fp32 that is kept in the module's state dict.
+    """A bias for each head, a tensor (heads,) that is kept in the module's state dict.
+
+    It stays in fp32 when the model is cast to less.
 
     Args:
         init: where it starts: a number, or a policy that needs no row.
@@ -76,12 +84,18 @@ def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
     # A parameter, a buffer and an attribute may not take each other's place by assignment.
     if hasattr(module, ATTRIBUTE):
         delattr(module, ATTRIBUTE)
-    if hasattr(bias, "see"):
+    if isinstance(bias, InputBias):
         watch_input(module)
     if not isinstance(bias, PerHead):
         setattr(module, ATTRIBUTE, bias)
         return
-    device = next(module.parameters()).device
+    parameter = next(module.parameters(), None)
+    if parameter is None:
+        raise ValueError(
+            f"bias: PerHead puts a parameter beside those of a module, and {type(module).__name__} "
+            f"has none; a model is quantised after its conversion, not before"
+        )
+    device = parameter.device
     start_H = bias.start(heads).to(device)
     if bias.linear:
         if dim == 0:
@@ -90,7 +104,9 @@ def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
                 f"{type(module).__name__} is not called with hidden states"
             )
         place(module, LinearBias(start_H, dim), heads, dim)
-    elif bias.learned:
+        return
+    keep_fp32(module, ATTRIBUTE)
+    if bias.learned:
         module.register_parameter(ATTRIBUTE, nn.Parameter(start_H))
     else:
         module.register_buffer(ATTRIBUTE, start_H)
@@ -109,6 +125,8 @@ def of(module: nn.Module) -> float | BiasPolicy:
             f"attn_implementation: {type(module).__name__} runs as sigmoid attention without a "
             f"bias; convert the model first, e.g. convert(model, bias=NegLogLength(1024))"
         )
+    if isinstance(bias, InputBias):
+        return bias.given(input_of(module))
     return HeadValues(bias) if isinstance(bias, Tensor) else bias
 
 

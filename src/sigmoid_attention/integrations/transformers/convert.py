@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from sigmoid_attention.attention import NegLogLength
 from sigmoid_attention.integrations.transformers import biases, guard, record, structure
@@ -19,6 +20,7 @@ from sigmoid_attention.integrations.transformers.reach import (
 )
 from sigmoid_attention.integrations.transformers.record import NAME, HeadShape, Record
 from sigmoid_attention.integrations.transformers.registration import register
+from sigmoid_attention.integrations.undo import all_or_nothing
 
 Converted = TypeVar("Converted", PreTrainedModel, PreTrainedConfig)
 
@@ -59,7 +61,8 @@ def convert(
 
     Raises:
         ValueError: an attention module is not reached (the sentence names it), has no place for
-            an option, or there is no length to take a bias from. Nothing was changed.
+            an option or no parameters (quantise after the conversion), or there is no length to
+            take a bias from. Model and config are then what they were.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -78,17 +81,26 @@ def convert(
         )
     structure.check(qk_norm, layer_scale, norm)
     register()
+    options: dict[str, Any] = {"qk_norm": qk_norm, "layer_scale": layer_scale, "norm": norm}
     if isinstance(model_or_config, PreTrainedConfig):
-        return _convert_config(
-            model_or_config,
-            bias=bias,
-            qk_norm=qk_norm,
-            layer_scale=layer_scale,
-            norm=norm,
-            inputs=inputs,
-            except_for=except_for,
-        )
-    model = model_or_config
+        configs = [config for _, config in record.tree(model_or_config)]
+        with all_or_nothing(configs):
+            skeleton = _skeleton(model_or_config)
+            convert(skeleton, bias=bias, inputs=inputs, except_for=except_for, **options)
+            _take_keys(model_or_config, skeleton.config)
+    else:
+        with all_or_nothing([*model_or_config.modules(), *record.configs(model_or_config)]):
+            _convert_model(model_or_config, bias, options, inputs, except_for)
+    return model_or_config
+
+
+def _convert_model(
+    model: PreTrainedModel,
+    bias: ModuleBias | Mapping[str, ModuleBias] | None,
+    options: dict[str, Any],
+    inputs: Mapping[str, Any] | None,
+    except_for: Sequence[str],
+) -> None:
     if attention_modules(model):
         raise ValueError(
             f"model_or_config: this {type(model).__name__} was converted before; set_bias gives "
@@ -101,9 +113,7 @@ def convert(
     records = {
         id(owner): Record(
             bias=plan[id(owner)],
-            qk_norm=qk_norm,
-            layer_scale=layer_scale,
-            norm=norm,
+            **options,
             shapes=_shapes(
                 [each for each, its in zip(reached, owners, strict=True) if its is owner]
             ),
@@ -120,7 +130,6 @@ def convert(
         guard.equip(each.module, each.parent, records[id(owner)], each.shape)
     guard.keep_bias_in_fp32(model)
     record.declare(model.config)
-    return model
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -143,17 +152,20 @@ def set_bias(model: PreTrainedModel, bias: ModuleBias) -> None:
     modules = attention_modules(model)
     if not modules:
         raise ValueError(f"model: no attention module of this {type(model).__name__} is converted")
-    for module in modules.values():
-        replace_bias(module, bias)
-    for config in record.configs(model):
-        if (known := record.of(config)) is not None:
-            record.write(config, dataclasses.replace(known, bias=bias))
+    configs = record.configs(model)
+    with all_or_nothing([*modules.values(), *configs]):
+        for module in modules.values():
+            replace_bias(module, bias)
+        for config in configs:
+            if (known := record.of(config)) is not None:
+                record.write(config, dataclasses.replace(known, bias=bias))
 
 
 def replace_bias(module: nn.Module, bias: ModuleBias) -> None:
     """Give one converted attention module another bias, any policy included; no config is told."""
     shape: Any = module.sigmoid_shape
-    biases.place(module, bias, shape.heads, shape.dim)
+    with all_or_nothing([module]):
+        biases.place(module, bias, shape.heads, shape.dim)
 
 
 def _owner(model: PreTrainedModel, each: Reached) -> PreTrainedConfig:
@@ -209,15 +221,38 @@ def _shapes(reached: list[Reached]) -> dict[str, list[HeadShape]]:
     return {kind: all[:1] if len(set(all)) == 1 else all for kind, all in found.items()}
 
 
-def _convert_config(config: PreTrainedConfig, **options: Any) -> PreTrainedConfig:
-    """Convert a skeleton of the model, without memory for its weights, and take its keys."""
+# The first that knows a config says what model is built of it.
+_AUTO = (
+    transformers.AutoModel,
+    transformers.AutoModelForCausalLM,
+    transformers.AutoModelForSeq2SeqLM,
+    transformers.AutoModelForImageTextToText,
+    transformers.AutoModelForSpeechSeq2Seq,
+)
+
+
+def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config, without memory for its weights."""
+    autos = _AUTO
+    if getattr(config, "is_decoder", False) and not config.is_encoder_decoder:
+        # By itself, without the encoder that the whole model would have.
+        autos = (transformers.AutoModelForCausalLM, *_AUTO)
+    known = [auto for auto in autos if type(config) in auto._model_mapping]
+    if not known:
+        raise ValueError(
+            f"model_or_config: transformers has no model for a {type(config).__name__} by itself; "
+            f"convert the config that holds it, or a model"
+        )
     with torch.device("meta"):
-        skeleton = AutoModel.from_config(copy.deepcopy(config))
-    convert(skeleton, **options)
-    known = dict(record.tree(skeleton.config))
+        skeleton = known[0].from_config(copy.deepcopy(config))
+    # Some parameters are made on the CPU whatever the default device is.
+    return skeleton.to("meta")
+
+
+def _take_keys(config: PreTrainedConfig, converted: PreTrainedConfig) -> None:
+    known = dict(record.tree(converted))
     config._attn_implementation = NAME
     for path, each in record.tree(config):
         if (found := record.of(known[path])) is not None:
             record.write(each, found)
     record.declare(config)
-    return config

@@ -18,6 +18,9 @@ from sigmoid_attention.integrations.transformers.linear import LinearBias
 from sigmoid_attention.integrations.transformers.record import KEY, NAME, PROBE, HeadShape, Record
 
 _STORED = "_attn_implementation_internal"
+# Where a config keeps whether attentions are returned, and transformers' check of it.
+_ATTENTIONS = "_output_attentions"
+_CHECK = "validate_output_attentions"
 
 
 class _Implementation:
@@ -50,6 +53,9 @@ class _Key:
 
 
 def _allowed(config: PreTrainedConfig, name: str | None) -> str:
+    # "eager" is what transformers asks of a config that returns attentions, and sets it by itself.
+    if name == "eager" and vars(config).get(_ATTENTIONS):
+        return NAME
     if name not in (None, NAME, PROBE):
         raise ValueError(
             f"attn_implementation: this {type(config).__name__} belongs to a model with sigmoid "
@@ -63,6 +69,7 @@ def install() -> None:
     """Put the guard into transformers' base classes, once."""
     setattr(PreTrainedConfig, _STORED, _Implementation())
     setattr(PreTrainedConfig, KEY, _Key())
+    _let_attentions_be_returned()
     post_init = PreTrainedModel.post_init
     initialize = PreTrainedModel._initialize_weights
 
@@ -80,6 +87,38 @@ def install() -> None:
 
     setattr(PreTrainedModel, post_init.__name__, restoring)
     setattr(PreTrainedModel, initialize.__name__, initializing)
+
+
+def _let_attentions_be_returned() -> None:
+    """Of all implementations transformers lets eager alone have ``config.output_attentions``.
+
+    A converted model returns its attentions as well.
+    """
+    theirs: Any = PreTrainedConfig.output_attentions
+    check = getattr(PreTrainedConfig, _CHECK, None)
+
+    def setter(config: PreTrainedConfig, value: bool | None) -> None:
+        if KEY in vars(config):
+            setattr(config, _ATTENTIONS, value)
+        else:
+            theirs.__set__(config, value)
+
+    def checking(config: PreTrainedConfig) -> None:
+        if KEY not in vars(config) and check is not None:
+            check(config)
+
+    if isinstance(theirs, property):
+        setattr(PreTrainedConfig, "output_attentions", theirs.setter(setter))  # noqa: B010
+    if check is None:
+        return
+    checking.__name__ = _CHECK
+    setattr(PreTrainedConfig, _CHECK, checking)
+    # Classes that are there already have lists of their checks.
+    kinds: list[type] = [PreTrainedConfig]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        checks = vars(kind).get("__class_validators__", [])
+        checks[:] = [checking if each is check else each for each in checks]
 
 
 def restore(model: PreTrainedModel) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,36 +13,71 @@ _TOKENS = 8
 _FRAMES = 8
 
 
-def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+def dummy_inputs(model: PreTrainedModel) -> dict[str, Any]:
     """Tokens, pixels or sound, whichever the model's ``forward`` has arguments for.
 
     Raises:
-        ValueError: none of them; the sentence asks for ``inputs``.
+        ValueError: none of them, or their sizes cannot be told; the sentence asks for ``inputs``.
     """
     taken = inspect.signature(model.forward).parameters
+    try:
+        made = _made(model, taken)
+    except AttributeError as error:
+        raise ValueError(
+            f"inputs: cannot make a batch for {type(model).__name__} ({error}); give one"
+        ) from error
+    if not made:
+        raise ValueError(
+            f"inputs: cannot make a batch for {type(model).__name__}, whose forward takes "
+            f"{', '.join(taken)}; give one"
+        )
+    return {
+        name: _moved(value, model) if isinstance(value, Tensor) else value
+        for name, value in made.items()
+    }
+
+
+def encoder_states(model: PreTrainedModel) -> dict[str, Any]:
+    """What a decoder's cross-attention looks at, if its ``forward`` has an argument for it."""
+    taken = inspect.signature(model.forward).parameters
+    widths = ("cross_attention_hidden_size", "encoder_hidden_size", "hidden_size")
+    width = next(filter(None, (getattr(model.config, name, None) for name in widths)), None)
+    if not isinstance(width, int):
+        return {}
+    states = _moved(torch.zeros(1, _TOKENS, width), model)
+    if "encoder_hidden_states" in taken:
+        return {"encoder_hidden_states": states}
+    return {"encoder_outputs": (states,)} if "encoder_outputs" in taken else {}
+
+
+def _made(model: PreTrainedModel, taken: Collection[str]) -> dict[str, Any]:
     config = model.config
     made: dict[str, Any] = {}
     if "input_ids" in taken and model.main_input_name != "pixel_values":
         made["input_ids"] = torch.arange(_TOKENS)[None]
     if "pixel_values" in taken:
-        vision = getattr(config, "vision_config", config)
+        vision = _part(config, "vision_config", "encoder")
         if hasattr(vision, "image_size"):
-            made["pixel_values"] = torch.zeros(1, vision.num_channels, *_pair(vision.image_size))
+            channels = getattr(vision, "num_channels", 3)
+            made["pixel_values"] = torch.zeros(1, channels, *_pair(vision.image_size))
     if "input_features" in taken and hasattr(config, "max_source_positions"):
         # Whisper's convolutions halve the frames, and its encoder takes no other length.
         made["input_features"] = torch.zeros(
             1, config.num_mel_bins, 2 * config.max_source_positions
         )
     if "input_values" in taken:
-        made["input_values"] = _sound(config)
+        made["input_values"] = _sound(_part(config, "encoder"))
     if "decoder_input_ids" in taken:
         made["decoder_input_ids"] = torch.arange(_TOKENS)[None]
-    if not made:
-        raise ValueError(
-            f"inputs: cannot make a batch for {type(model).__name__}, whose forward takes "
-            f"{', '.join(taken)}; give one"
-        )
-    return {name: _moved(tensor, model) for name, tensor in made.items()}
+    if made and "use_cache" in taken:
+        made["use_cache"] = False
+    return made
+
+
+def _part(config: PreTrainedConfig, *names: str) -> Any:
+    """The config inside a composite one that has one of these names, or itself."""
+    found = (getattr(config, name, None) for name in names)
+    return next((each for each in found if isinstance(each, PreTrainedConfig)), config)
 
 
 def _pair(size: Any) -> tuple[int, int]:

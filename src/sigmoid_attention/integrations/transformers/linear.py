@@ -1,19 +1,40 @@
-"""A bias that a module computes from its own input: what stands in for a softmax's normaliser.
+"""Biases that depend on a module's own input: what stands in for a softmax's normaliser.
 
 Shape letters: B batch, H query heads, N tokens, C channels of the module's input.
 """
 
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention.bias import BiasPolicy, RowContext
+from sigmoid_attention.attention.keep_fp32 import keep_fp32
 
 _WATCHED = "sigmoid_input_watched"
 
 
-class LinearBias(nn.Module, BiasPolicy):
+class InputBias(BiasPolicy):
+    """Base of the policies that depend on what their attention module is called with."""
+
+    def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> float | Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is resolved")
+
+    def given(self, input_BNC: Tensor | None) -> BiasPolicy:
+        """The bias of one call of the module, with what it is called with."""
+        return _Given(self, input_BNC)
+
+
+class _Given(BiasPolicy):
+    def __init__(self, bias: InputBias, input_BNC: Tensor | None) -> None:
+        self.bias, self.input_BNC = bias, input_BNC
+
+    def resolve(self, rows: RowContext) -> float | Tensor:
+        return self.bias.resolve(rows, self.input_BNC)
+
+
+class LinearBias(nn.Module, InputBias):
     r"""A learned bias for each head and query, from what the attention module is given:
 
     .. math::
@@ -25,9 +46,10 @@ class LinearBias(nn.Module, BiasPolicy):
     a = 0 it is a bias per head, with a = 1 ``NegLogVisible`` with an offset. This policy is the
     project's own.
 
-    Parameters, fp32: ``offset`` (H,), ``slope`` (H,) and ``weight`` (H, C).
+    Parameters: ``offset`` (H,), ``slope`` (H,) and ``weight`` (H, C). They stay in fp32 when the
+    model is cast to less.
 
-    Raises ``ValueError`` where it was not shown the input of the call; `convert` sees to that.
+    Raises ``ValueError`` where it is not ``given`` the input of the call; `convert` sees to that.
 
     Example:
         >>> from sigmoid_attention import NegLogVisible, sigmoid_attention
@@ -35,8 +57,8 @@ class LinearBias(nn.Module, BiasPolicy):
         >>> bias = LinearBias(torch.zeros(2), dim=16)
         >>> bias.slope.data.fill_(1.0).shape
         torch.Size([2])
-        >>> bias.see(torch.randn(1, 5, 16))
-        >>> out = sigmoid_attention(q, k, v, bias=bias, is_causal=True)
+        >>> given = bias.given(torch.randn(1, 5, 16))
+        >>> out = sigmoid_attention(q, k, v, bias=given, is_causal=True)
         >>> other = sigmoid_attention(q, k, v, bias=NegLogVisible(), is_causal=True)
         >>> torch.allclose(out, other, atol=1e-5)
         True
@@ -44,52 +66,70 @@ class LinearBias(nn.Module, BiasPolicy):
 
     def __init__(self, offset_H: Tensor, dim: int) -> None:
         super().__init__()
-        heads = offset_H.numel()
+        zeros = offset_H.detach().new_zeros(offset_H.numel(), 1 + dim, dtype=torch.float32)
         self.offset = nn.Parameter(offset_H.detach().clone().float())
-        self.slope = nn.Parameter(torch.zeros(heads, device=offset_H.device))
-        self.weight = nn.Parameter(torch.zeros(heads, dim, device=offset_H.device))
-        self._input_BNC: Tensor | None = None
+        self.slope = nn.Parameter(zeros[:, 0].clone())
+        self.weight = nn.Parameter(zeros[:, 1:].clone())
 
-    def see(self, input_BNC: Tensor | None) -> None:
-        """What the module is called with; None when the call is over."""
-        self._input_BNC = input_BNC
+    def forward(self, input_BNC: Tensor, log_m: Tensor) -> tuple[Tensor, Tensor]:
+        """o_h + w_h x_i, (B, H, N, 1), and a_h log m_i, in the dtype of ``log_m`` (..., Q, 1)."""
+        # Autocast would leave a logarithm of hundreds two or three digits.
+        with torch.autocast(log_m.device.type, enabled=False):
+            input_BNC = input_BNC.to(log_m.device, log_m.dtype)
+            linear_BNH = input_BNC @ self.weight.T.to(log_m.dtype) + self.offset
+        return linear_BNH.mT[..., None], self.slope[:, None, None] * log_m
 
-    def resolve(self, rows: RowContext) -> Tensor:
-        if self._input_BNC is None:
+    def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> Tensor:
+        if input_BNC is None:
             raise ValueError(
-                "bias: LinearBias was not shown what its module was called with; it works inside "
-                "the attention modules of a converted model"
+                "bias: LinearBias was not given what its module was called with; it works inside "
+                "the attention modules of a converted model, or as bias.given(hidden_states)"
             )
         log_m = rows.visible_counts().clamp(min=1).to(rows.dtype).log()
-        offset_H11, slope_H11 = self.offset[:, None, None], self.slope[:, None, None]
-        # Autocast would leave a logarithm of hundreds two or three digits.
-        with torch.autocast(self._input_BNC.device.type, enabled=False):
-            weight_CH = self.weight.T.to(rows.dtype)
-            linear_BHN1 = (self._input_BNC.to(rows.dtype) @ weight_CH).mT[..., None]
-        return offset_H11 - slope_H11 * log_m + rows.aligned(linear_BHN1)
+        linear_BHN1, visible = self(input_BNC, log_m)
+        return rows.aligned(linear_BHN1) - visible
 
     def extra_repr(self) -> str:
         return f"heads={self.weight.shape[0]}, dim={self.weight.shape[1]}"
 
 
+keep_fp32(LinearBias, "offset", "slope", "weight")
+
+
+class _Calls(threading.local):
+    """The calls of watched modules that a thread is in the middle of, the innermost first."""
+
+    def __init__(self) -> None:
+        # The module, its input and the call around this one.
+        self.innermost: tuple[nn.Module, Tensor | None, Any] | None = None
+
+
+_calls = _Calls()
+
+
 def watch_input(module: nn.Module) -> None:
-    """Let an attention module's bias ``see`` what the module is called with, if it wants to."""
+    """Let `input_of` know what an attention module is called with."""
     if not hasattr(module, _WATCHED):
         setattr(module, _WATCHED, True)
-        module.register_forward_pre_hook(_show, with_kwargs=True)
-        module.register_forward_hook(_forget, always_call=True)
+        # First of all, so that each call that is left has been entered.
+        module.register_forward_pre_hook(_enter, with_kwargs=True, prepend=True)
+        module.register_forward_hook(_leave, always_call=True)
 
 
-def _show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    see = getattr(module.sigmoid_bias, "see", None)
-    if see is not None:
-        see(first_input(args, kwargs))
+def input_of(module: nn.Module) -> Tensor | None:
+    """What a watched module is called with, in the call that this thread is in."""
+    call = _calls.innermost
+    return call[1] if call is not None and call[0] is module else None
 
 
-def _forget(module: nn.Module, *_: Any) -> None:
-    see = getattr(module.sigmoid_bias, "see", None)
-    if see is not None:
-        see(None)
+def _enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    _calls.innermost = (module, first_input(args, kwargs), _calls.innermost)
+
+
+def _leave(module: nn.Module, *_: Any) -> None:
+    call = _calls.innermost
+    if call is not None and call[0] is module:
+        _calls.innermost = call[2]
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -1,50 +1,76 @@
-"""Continuous batching: many requests packed into one row, their keys in transformers' paged cache.
+"""Packed sequences: many of them in one row, each with its end, and with or without a paged cache.
 
-Shape letters: G key heads, T tokens of all requests, H query heads, D head dim, E value dim.
+Continuous batching packs requests and keeps their keys in transformers' paged cache. Until
+transformers 5.23 the attention function is given that cache, and puts new keys into it; from 5.24
+on the model did so before, and the function is given all keys and where those of a request end.
+
+Shape letters: G key heads, T tokens of all sequences, H query heads, D head dim, E value dim.
 """
 
 import functools
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from transformers.generation.continuous_batching import ContinuousBatchingManager
-from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers import __version__ as installed
 
 from sigmoid_attention.attention import sigmoid_varlen_attention
 from sigmoid_attention.integrations.transformers.record import NAME
 
-# Until transformers 5.22 the cache is told where to read and write, later it looks for itself.
-_UPDATE = getattr(PagedAttentionCache, "update")  # noqa: B009, compiled in a way types do not show
-_LOOKS_FOR_ITSELF = "kwargs" in inspect.signature(_UPDATE).parameters
+try:
+    from transformers.generation.continuous_batching import ContinuousBatchingManager
+    from transformers.generation.continuous_batching import cache as _caches
+
+    # It is compiled in a way that types do not show.
+    _PagedCache: Any = _caches.PagedAttentionCache
+except (ImportError, AttributeError):  # then there is none that we know
+    ContinuousBatchingManager = _PagedCache = None
+
+ENDS = ("cu_seq_lens_q", "cu_seq_lens_k")
+# transformers 5.17 calls the two longest of a continuous batch by the second names.
+LONGEST = (("max_length_q", "max_seqlen_q"), ("max_length_k", "max_seqlen_k"))
+_PLACES = ("read_index", "write_index")
+NAMES = frozenset((*ENDS, *LONGEST[0], *LONGEST[1], *_PLACES))
+
+
+class CannotRun(ValueError):
+    """A model hands its attention what sigmoid attention has no meaning for, or none we know."""
+
+
+class Ends(NamedTuple):
+    """Where packed sequences end among the queries and keys, (sequences + 1,), and the longest."""
+
+    q: Tensor
+    k: Tensor
+    longest_q: int
+    longest_k: int
 
 
 def attend(
-    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cache: Any,
-    batch: dict[str, Any],
+    ends: Ends,
+    *,
+    is_causal: bool,
+    window: int | None,
     **settings: Any,
 ) -> Tensor:
-    """The packed requests' output (1, T, H, E); the new keys and values are put into the cache.
+    """The packed sequences' output (1, T, H, E), each sequence by itself.
 
-    Each request is causal by itself, so no mask is needed, only where each one ends.
+    A window is the number of keys that a query sees on one side, itself included.
     """
-    key_1GTD, value_1GTE, ends_k, longest_k = _update(module, key, value, cache, batch)
-    longest_q = batch["max_length_q" if _LOOKS_FOR_ITSELF else "max_seqlen_q"]
-    window = batch.get("sliding_window")
+    side = -1 if window is None else window - 1
+    query_THD, key_TGD, value_TGE = (x[0].transpose(0, 1) for x in (query, key, value))
     out_THE = sigmoid_varlen_attention(
-        query[0].transpose(0, 1),
-        key_1GTD[0].transpose(0, 1),
-        value_1GTE[0].transpose(0, 1),
-        batch["cu_seq_lens_q"],
-        ends_k,
-        longest_q,
-        longest_k,
-        is_causal=True,
-        window_size=(-1 if window is None else window - 1, -1),
+        query_THD,
+        key_TGD,
+        value_TGE,
+        *ends,
+        is_causal=is_causal,
+        window_size=(side, -1 if is_causal else side),
         enable_gqa=True,
         **settings,
     )
@@ -52,35 +78,103 @@ def attend(
     return out_THE[None]
 
 
-def _update(
+def within(ends: Ends, mask: Tensor) -> Tensor:
+    """A mask that also keeps the packed sequences apart, boolean or with the lowest number."""
+    rows = (
+        torch.searchsorted(end, torch.arange(tokens).to(end), right=True)
+        for end, tokens in zip(ends[:2], mask.shape[-2:], strict=True)
+    )
+    row_Q, row_K = rows
+    same_QK = row_Q[:, None] == row_K
+    return mask & same_QK if mask.dtype == torch.bool else mask.masked_fill(~same_QK, -torch.inf)
+
+
+def ends(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Ends | None:
+    """Where packed sequences end, if there are any.
+
+    Raises:
+        CannotRun: they are said in a way that is not known.
+    """
+    given = [kwargs.get(name) for name in ENDS]
+    if given == [None, None]:
+        # Indices into a cache without ends: whose keys these are, nothing says.
+        if any(kwargs.get(name) is not None for name in _PLACES):
+            raise _unknown("read_index", "comes without cu_seq_lens_q and cu_seq_lens_k")
+        return None
+    found: list[Any] = []
+    longest: list[Any] = []
+    for name, names, tokens in zip(ENDS, LONGEST, (query, key), strict=True):
+        end = kwargs.get(name)
+        most = next((kwargs[each] for each in names if kwargs.get(each) is not None), None)
+        if not isinstance(end, Tensor) or end.dim() != 1:
+            kind = f"a tensor {tuple(end.shape)}" if isinstance(end, Tensor) else type(end).__name__
+            raise _unknown(name, f"is {kind}, not a tensor (sequences + 1,)")
+        if tokens.shape[0] != 1:
+            raise _unknown(name, f"comes with a batch of {tokens.shape[0]} rows, not with one")
+        if isinstance(most, dict):
+            raise _unknown(names[0], "is a dict, not a number")
+        found.append(end)
+        longest.append(int(end.diff().max()) if most is None else most)
+    return Ends(*found, *longest)
+
+
+def _unknown(name: str, what: str) -> CannotRun:
+    return CannotRun(
+        f"{name}: {what}; this version of sigmoid_attention does not know how transformers "
+        f"{installed} packs sequences, and would mix them up"
+    )
+
+
+def updated(
     module: nn.Module, key: Tensor, value: Tensor, cache: Any, batch: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Keys and values of all requests, (1, G, T, ...), where each ends, and the longest."""
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Keys and values of all requests, (1, G, T, ...), out of the paged cache, new ones included.
+
+    The batch comes back with what belongs to this layer in the place of what belongs to each kind.
+    """
+    if _PagedCache is None or not isinstance(cache, _PagedCache):
+        raise _unknown("cache", f"is {type(cache).__name__}, not a PagedAttentionCache")
+    if batch.get("block_table") is not None:
+        raise _unknown("block_table", "is there")
     layer: dict[str, Any] = {
         "key_states": key,
         "value_states": value,
         "layer_idx": module.layer_idx,
     }
-    if _LOOKS_FOR_ITSELF:
+    taken = _parameters(type(cache).update)
+    if "kwargs" in taken:
         key, value = cache.update(**layer, kwargs=batch)
-        return key, value, batch["cu_seq_lens_k"], batch["max_length_k"]
-    places = {name: batch[name] for name in ("read_index", "write_index")}
-    key, value = (x.transpose(0, 1)[None] for x in cache.update(**layer, **places))
-    ends, longest = batch["cu_seq_lens_k"], batch["max_seqlen_k"]
-    if isinstance(ends, dict):
-        kind = "full_attention" if batch.get("sliding_window") is None else "sliding_attention"
-        ends, longest = ends[kind], longest[kind]
-    return key, value, ends, longest
+        return key, value, batch
+    if not taken.issuperset(_PLACES):
+        raise _unknown("cache", f"takes {', '.join(sorted(taken))}")
+    # Until transformers 5.17 the cache is told where to read and write.
+    key, value = (
+        x.transpose(0, 1)[None] for x in cache.update(**layer, **{n: batch[n] for n in _PLACES})
+    )
+    kind = "full_attention" if batch.get("sliding_window") is None else "sliding_attention"
+    own = {n: x[kind] if isinstance(x, dict) else x for n, x in batch.items()}
+    return key, value, own
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 @functools.cache
 def install() -> None:
-    """Let the manager of continuous batching keep our implementation, which it does not know."""
-    switch = ContinuousBatchingManager.switch_to_cb_friendly_attn
+    """Let the manager of continuous batching keep our implementation, which it does not know.
+
+    One that has no such method says by itself that it does not take our implementation.
+    """
+    name = "switch_to_cb_friendly_attn"
+    if not hasattr(ContinuousBatchingManager, name):
+        return
+    switch = getattr(ContinuousBatchingManager, name)
 
     @functools.wraps(switch)
     def keeping(manager: Any, model: Any, *args: Any, **kwargs: Any) -> None:
         if model.config._attn_implementation != NAME:
             switch(manager, model, *args, **kwargs)
 
-    setattr(ContinuousBatchingManager, switch.__name__, keeping)
+    setattr(ContinuousBatchingManager, name, keeping)

@@ -7,7 +7,7 @@ Shape letters: B batch, H query heads, G key heads, Q queries, D head dim, E val
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sigmoid_attention.integrations.transformers import record
-from sigmoid_attention.integrations.transformers.forward import AttentionSinks, refuse_sinks
-from sigmoid_attention.integrations.transformers.inputs import dummy_inputs
+from sigmoid_attention.integrations.transformers.forward import refuse_unknown
+from sigmoid_attention.integrations.transformers.inputs import dummy_inputs, encoder_states
 from sigmoid_attention.integrations.transformers.linear import first_input
+from sigmoid_attention.integrations.transformers.meta import without_numbers
+from sigmoid_attention.integrations.transformers.paged import CannotRun
 from sigmoid_attention.integrations.transformers.record import PROBE, HeadShape
 
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
@@ -45,7 +47,7 @@ def probe(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Stands in for the operator during a counted forward: notes who called, and gives zeros."""
-    refuse_sinks(module, kwargs)
+    refuse_unknown(module, kwargs)
     heads, head_dim = query.shape[1], query.shape[3]
     calls = _calls.get()
     calls.shapes[module] = HeadShape(heads, key.shape[1], head_dim, calls.dims.get(module, 0))
@@ -75,15 +77,20 @@ def reached_modules(
     shapes = calls.shapes
     token = _calls.set(calls)
     try:
-        with _probing(model), _noting(model, calls.dims), torch.no_grad():
+        with _probing(model), _noting(model, calls.dims), without_numbers(model), torch.no_grad():
             model(**batch)
-    except AttentionSinks:
+            missed = _missed(model, set(shapes), except_for)
+            if missed and inputs is None and (states := encoder_states(model)):
+                # A decoder calls its cross-attention only where there is something to attend to.
+                with suppress(Exception):
+                    model(**batch, **states)
+                missed = _missed(model, set(shapes), except_for)
+    except CannotRun:
         raise
     except Exception as error:
         raise _does_not_run(model, error) from error
     finally:
         _calls.reset(token)
-    missed = _missed(model, set(shapes), except_for)
     if missed or not shapes:
         named = ", ".join(missed) if missed else "there are no attention modules"
         raise ValueError(
@@ -98,10 +105,13 @@ def reached_modules(
     ]
 
 
-def _does_not_run(model: nn.Module, error: Exception) -> ValueError:
+def _does_not_run(model: PreTrainedModel, error: Exception) -> ValueError:
+    remedy = "give one that passes through all of its attention modules"
+    if model.device.type == "meta":
+        remedy += ", or convert the model while its weights are in memory, before it is offloaded"
     return ValueError(
         f"inputs: {type(model).__name__} does not run on this batch ({type(error).__name__}: "
-        f"{error}); give one that passes through all of its attention modules"
+        f"{error}); {remedy}"
     )
 
 

@@ -2,15 +2,18 @@
 
 Each is a small module inside the attention module, so that it is trained, saved and moved with it,
 and acts through a forward hook on a projection. The hook is a method of that small module: a copy
-of the model then calls the copy's own, where a closure would go on calling the original's.
+of the model then calls the copy's own, where a closure would go on calling the original's. What
+takes a projection's place later, as an adapter or a quantised layer does, takes over its hook.
 
 Shape letters: B batch, N tokens, H query heads, G key heads, D head dim, C model dim.
 """
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from sigmoid_attention.integrations.transformers.record import HeadShape, Record
 from sigmoid_attention.nn.norm import NORMS, LayerScale, QKNorm, RMSNorm
@@ -73,8 +76,25 @@ class Branch(nn.Module):
         return self.scale(self.norm(out))
 
 
+@functools.cache
+def _follow_projections() -> None:
+    register_module_module_registration_hook(_hand_over)
+
+
+def _hand_over(parent: nn.Module, name: str, new: nn.Module | None) -> None:
+    """Give our hooks on a module to the one that is about to take its place."""
+    old = parent._modules.get(name)
+    if old is None or new is None or old is new:
+        return
+    for key, hook in list(old._forward_hooks.items()):
+        if isinstance(getattr(hook, "__self__", None), ProjectionNorm | Branch):
+            del old._forward_hooks[key]
+            new.register_forward_hook(hook)
+
+
 def place(module: nn.Module, parent: nn.Module | None, record: Record, shape: HeadShape) -> None:
     """Put into an attention module what the record asks for; `checked` says that it can be."""
+    _follow_projections()
     if record.qk_norm is not None:
         projections = _query_and_key(module, shape)
         norms = ProjectionNorm(record.qk_norm, shape).to(_like(projections[0]))
@@ -101,9 +121,9 @@ def check_modules(record: Record, modules: list[tuple[nn.Module, nn.Module | Non
                     f"qk_norm: {type(module).__name__} normalises its queries and keys already "
                     f"({own[0]})"
                 )
-            _query_and_key(module, shape)
+            _like(_query_and_key(module, shape)[0])
         if record.layer_scale is not None or record.norm is not None:
-            output_projection(module, parent)
+            _like(output_projection(module, parent))
 
 
 def _width(projection: nn.Module) -> int:
@@ -112,7 +132,14 @@ def _width(projection: nn.Module) -> int:
 
 
 def _like(projection: nn.Module) -> Tensor:
-    return next(projection.parameters())
+    """A parameter whose device and precision a norm beside it takes."""
+    for parameter in projection.parameters():
+        if parameter.is_floating_point():
+            return parameter
+    raise ValueError(
+        f"qk_norm, layer_scale, norm: {type(projection).__name__} has no floating weights to go "
+        f"beside; a model is quantised after its conversion, not before"
+    )
 
 
 def _query_and_key(module: nn.Module, shape: HeadShape) -> tuple[nn.Module, ...]:

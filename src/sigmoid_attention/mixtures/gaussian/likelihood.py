@@ -7,12 +7,15 @@ H nodes of a quadrature, P parameters.
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.mixtures.data import LeastSquares, Summaries
 from sigmoid_attention.mixtures.gaussian.family import GaussianExperts
+
+with lab_imports("sigmoid_attention.mixtures"):
+    import numpy as np
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.mixtures import experts
 from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Truth
+
+with lab_imports("sigmoid_attention.mixtures"):
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
 
 # Exponents in a cell of 2, of 3 and of more fitted experts. Those of polynomial systems are rbar(m)
 # of Gaussian mixtures, of which 7 is only a lower bound for more than 3.

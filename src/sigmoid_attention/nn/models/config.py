@@ -11,6 +11,7 @@ from sigmoid_attention.attention import (
     NegLogEffectiveLength,
     NegLogLength,
     NegLogVisible,
+    arguments,
 )
 from sigmoid_attention.nn.attention import ACTIVATIONS
 from sigmoid_attention.nn.block import NORM_PLACEMENTS
@@ -19,6 +20,7 @@ from sigmoid_attention.nn.models.recipes import recipe_settings
 from sigmoid_attention.nn.moe import MoEConfig
 from sigmoid_attention.nn.norm import NORMS
 from sigmoid_attention.nn.position import alibi_slopes
+from sigmoid_attention.nn.sizes import positive_number, positive_whole
 
 POSITIONS = ("alibi", "rope", "sincos", "learned", "cape", "none")
 BIASES = ("neg_log_length", "neg_log_visible", "neg_log_effective_length")
@@ -139,18 +141,17 @@ class ModelConfig:
             "head_dim",
             "ffn_dim",
             "window",
-            "softcap",
-            "rope_base",
-            "norm_eps",
         ):
-            size = getattr(self, name)
-            if size is not None and not size > 0:
-                raise ValueError(f"{name} must be positive, got {size}")
+            if getattr(self, name) is not None:
+                positive_whole(name, getattr(self, name))
+        for name in ("softcap", "rope_base", "norm_eps"):
+            if getattr(self, name) is not None:
+                positive_number(name, getattr(self, name))
         if self.head_dim is None and self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of heads ({self.heads}), got {self.dim}")
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"kv_heads must divide heads ({self.heads}), got {self.kv_heads}")
-        if not 0 <= self.dropout < 1:
+        if not arguments.is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
 
     def _check_names(self) -> None:
@@ -171,7 +172,8 @@ class ModelConfig:
             raise ValueError(f"position {self.position!r} needs an even dim, got {self.dim}")
 
     def _check_bias(self) -> None:
-        if isinstance(self.bias, str) and self.bias not in BIASES:
+        named = isinstance(self.bias, str)
+        if self.bias not in BIASES if named else not arguments.is_number(self.bias):
             raise ValueError(f"bias must be a number or one of {BIASES}, got {self.bias!r}")
         if self.bias == "neg_log_effective_length" and self.position != "alibi":
             raise ValueError(

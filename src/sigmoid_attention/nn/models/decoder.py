@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Block
 from sigmoid_attention.nn.cache import KVCache
@@ -84,11 +85,28 @@ def _block(config: ModelConfig, layer: int) -> Block:
     )
 
 
+class TiedEmbedding(nn.Embedding):
+    """Rows of the table for integers (...), or logits (..., V) for states (..., C) of any length.
+
+    One module does both, since offloading, sharding and hooks act where a module is called.
+
+    Example:
+        >>> table = TiedEmbedding(7, 4)
+        >>> table(torch.tensor([1, 2])).shape, table(torch.randn(2, 4)).shape
+        (torch.Size([2, 4]), torch.Size([2, 7]))
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_floating_point():
+            return F.linear(input, self.weight)
+        return super().forward(input)
+
+
 class DecoderLM(nn.Module):
     """Embedding, position, blocks, a last RMSNorm and the vocabulary, causal throughout.
 
     Submodules keep their names: ``embedding``, ``position``, ``blocks.{i}.attention``,
-    ``blocks.{i}.feed_forward``, ``norm`` and, unless the embedding is tied, ``head``.
+    ``blocks.{i}.feed_forward``, ``norm`` and ``head``, or a `TiedEmbedding` in place of a head.
 
     Initialisation follows P1's language models (section 6.2): linear weights are normal with
     variance 1 / fan_in, the embedding with variance 1 / dim, gains are one. What is read of the
@@ -112,7 +130,8 @@ class DecoderLM(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        embedding = TiedEmbedding if config.tie_embeddings else nn.Embedding
+        self.embedding = embedding(config.vocab_size, config.dim)
         self.position = _embedding_position(config)
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -139,6 +158,7 @@ class DecoderLM(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """The normalised state of every token, (B, N, dim); arguments and errors as `forward`."""
+        arguments.dense("tokens", tokens)
         if tokens.dim() != 2 or tokens.dtype not in (torch.int32, torch.int64):
             raise ValueError(
                 f"tokens must be integers of shape (batch, tokens), "
@@ -154,7 +174,15 @@ class DecoderLM(nn.Module):
                 f"tokens: the learned position table ends at {longest} tokens, got {start + new}"
             )
         positions_BN = token_positions(batch, new, start, attention_mask, tokens.device)
-        x_BNC = self.position(self.embedding(tokens), positions_BN) * self.config.dim**0.5
+        try:
+            embedded_BNC = self.embedding(tokens)
+        except IndexError as error:
+            # On a CPU; there it costs nothing to find out.
+            low, high = (int(edge) for edge in tokens.aminmax())
+            raise ValueError(
+                f"tokens: must lie in 0 to {self.config.vocab_size - 1}, got {low} to {high}"
+            ) from error
+        x_BNC = self.position(embedded_BNC, positions_BN) * self.config.dim**0.5
         for i, block in enumerate(self.blocks):
             layer_cache = None if cache is None else cache[i]
             x_BNC = block(x_BNC, cache=layer_cache, attention_mask=attention_mask)
@@ -163,7 +191,7 @@ class DecoderLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of normalised states (..., dim)."""
         head = self.embedding if self.config.tie_embeddings else self.head
-        return F.linear(hidden, head.weight)
+        return head(hidden)
 
     def forward(
         self,
@@ -171,14 +199,19 @@ class DecoderLM(nn.Module):
         *,
         cache: list[KVCache] | None = None,
         attention_mask: Tensor | None = None,
+        logits_to_keep: int | None = None,
     ) -> Tensor:
         """Logits (B, N, V) of tokens (B, N), which follow those in ``cache``.
 
         ``attention_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
-        a row stand side by side. Raises ``ValueError`` for other shapes or dtypes, a full cache,
-        and more tokens than a learned position table holds.
+        a row stand side by side. ``logits_to_keep`` asks for the logits of so many last tokens
+        only. Raises ``ValueError`` for other shapes or dtypes, a full cache, and more tokens than
+        a learned position table holds.
         """
-        return self.logits(self.hidden(tokens, cache=cache, attention_mask=attention_mask))
+        if logits_to_keep is not None and not logits_to_keep > 0:
+            raise ValueError(f"logits_to_keep must be positive or None, got {logits_to_keep}")
+        hidden = self.hidden(tokens, cache=cache, attention_mask=attention_mask)
+        return self.logits(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats of targets (B, N), those equal to -100 left out.
@@ -197,7 +230,7 @@ class DecoderLM(nn.Module):
     def new_cache(
         self, batch: int, length: int, *, dtype: torch.dtype | None = None
     ) -> list[KVCache]:
-        """Empty caches for ``length`` tokens, one a layer, in ``dtype`` or the parameters' own."""
+        """Empty caches for ``length`` tokens, one a layer, in ``dtype`` or that of the keys."""
         return [
             cast(Block, block).attention.new_cache(batch, length, dtype=dtype)
             for block in self.blocks

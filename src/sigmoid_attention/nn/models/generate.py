@@ -3,8 +3,11 @@
 Shape letters: B batch, N prompt tokens, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sigmoid_attention.nn.models.decoder import DecoderLM
 
@@ -67,6 +70,19 @@ def _choose(
     return order_BV.gather(-1, rank_B1)
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each of its modules is in its own mode again."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        if training:
+            model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 @torch.no_grad()
 def generate(
     model: DecoderLM,
@@ -85,8 +101,9 @@ def generate(
     softmax(logits / temperature), cut to the likeliest that reach ``top_p`` together (Holtzman et
     al. 2020). Shorter prompts are padded on the left with any token and marked False in
     ``attention_mask`` (B, N). A row that has produced ``stop_token`` repeats it, and generation
-    ends when every row has. The model is put in evaluation mode for the call. Raises
-    ``ValueError`` for values outside these ranges, and where a learned position table ends first.
+    ends when every row has. A model in training mode is put in evaluation mode for the call, so
+    that threads may share one only if it is in evaluation mode already. Raises ``ValueError`` for
+    values outside these ranges, and where a learned position table ends first.
 
     Example:
         >>> from sigmoid_attention.nn import PRESETS
@@ -96,15 +113,14 @@ def generate(
     """
     _check(model, prompt, max_new_tokens, temperature, top_p, attention_mask)
     batch, prompt_length = prompt.shape
-    was_training = model.training
-    model.eval()
-    try:
+    with _evaluating(model):
         cache = model.new_cache(batch, prompt_length + max_new_tokens)
         tokens, unread, mask = prompt, prompt, attention_mask
         stopped_B1 = torch.zeros(batch, 1, dtype=torch.bool, device=prompt.device)
         for _ in range(max_new_tokens):
-            hidden = model.hidden(unread, cache=cache, attention_mask=mask)
-            unread = _choose(model.logits(hidden[:, -1]), temperature, top_p, generator)
+            # The model itself is called, since its forward is what offloads and shards it.
+            logits = model(unread, cache=cache, attention_mask=mask, logits_to_keep=1)
+            unread = _choose(logits[:, -1], temperature, top_p, generator)
             if stop_token is not None:
                 unread = unread.masked_fill(stopped_B1, stop_token)
                 stopped_B1 = stopped_B1 | (unread == stop_token)
@@ -113,6 +129,4 @@ def generate(
                 mask = torch.cat([mask, mask.new_ones(batch, 1)], -1)
             if stop_token is not None and bool(stopped_B1.all()):
                 break
-    finally:
-        model.train(was_training)
     return tokens

@@ -141,7 +141,7 @@ class Distillation:
             if setting.hidden_weight or setting.logit_weight:
                 with torch.no_grad():
                     parent = self.parent(**batch, **more)
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), dtype=torch.float32, device=self.device)
         if setting.hidden_weight:
             hidden = zip(student.hidden_states[1:], parent.hidden_states[1:], strict=True)
             errors = [damped_error(mine_BNC, theirs_BNC) for mine_BNC, theirs_BNC in hidden]

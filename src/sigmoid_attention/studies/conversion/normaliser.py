@@ -16,10 +16,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention.bias import BiasPolicy, RowContext
+from sigmoid_attention.attention.bias import RowContext
 from sigmoid_attention.integrations.conversion import SoftmaxStart, Student
 from sigmoid_attention.integrations.conversion.calibration import solved
 from sigmoid_attention.integrations.transformers import attention_modules, replace_bias
+from sigmoid_attention.integrations.transformers.linear import InputBias
 from sigmoid_attention.studies.conversion.parents import load_parent
 from sigmoid_attention.studies.conversion.text import Sequences
 from sigmoid_attention.training.data.corpus import load_corpus
@@ -37,22 +38,19 @@ FEATURES = {
 }
 
 
-class Rows(nn.Module, BiasPolicy):
+class Rows(nn.Module, InputBias):
     """Stands in for the bias of a module and hands every row to ``use``."""
 
     def __init__(self, use: Callable[[dict[str, Tensor], Tensor], None]) -> None:
         super().__init__()
         self.use = use
 
-    def see(self, input_BNC: Tensor | None) -> None:
-        self._input_BNC = input_BNC
-
-    def resolve(self, rows: RowContext) -> Tensor:
+    def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> Tensor:
         lse_BHN1 = rows.row_lse()
         log_m = rows.visible_counts().double().log().expand(lse_BHN1.shape)
         queries: Tensor = rows.query  # pyright: ignore[reportAttributeAccessIssue]
-        assert self._input_BNC is not None
-        input_BHNC = self._input_BNC[:, None].expand(-1, lse_BHN1.shape[1], -1, -1)
+        assert input_BNC is not None
+        input_BHNC = input_BNC[:, None].expand(-1, lse_BHN1.shape[1], -1, -1)
         self.use({"log m": log_m, "query": queries, "input": input_BHNC}, lse_BHN1.double())
         return SoftmaxStart(GAIN).resolve(rows)
 

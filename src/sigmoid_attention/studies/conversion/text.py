@@ -91,7 +91,7 @@ class Sequences:
         if self._one_length:
             return self.seq_len
         # Evenly over the powers of two, as sentences are more often short than long.
-        share = torch.rand((), generator=generator).item()
+        share = torch.rand((), generator=generator, dtype=torch.float32).item()
         return round(SHORTEST * (self.seq_len / SHORTEST) ** share)
 
     def _cut(
@@ -119,7 +119,7 @@ def repeating(row_N: Tensor, share: float, generator: torch.Generator) -> Tensor
     made, read, done = [], 0, 0
     while done < len(row_N):
         length = min(int(torch.randint(*STRETCH, (), generator=generator)), len(row_N) - done)
-        again = torch.rand((), generator=generator).item() < share
+        again = torch.rand((), generator=generator, dtype=torch.float32).item() < share
         if again and length < read:
             start = int(torch.randint(read - length, (), generator=generator))
         else:

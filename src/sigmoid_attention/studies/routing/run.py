@@ -65,9 +65,11 @@ def run(
         "torch": torch.__version__,
     }
     store = Store(out, identity, stamp, resume=resume)
+    console = console or Console(quiet=True)
+    console.print(corpus.told(), highlight=False, markup=False, soft_wrap=True)
     todo = [unit for unit in units(setting) if not store.has(unit_name(*unit))]
     work = {unit: float(_work(unit[0], setting)) for unit in todo}
-    with StudyProgress(sum(work.values()), len(todo), console or Console(quiet=True)) as progress:
+    with StudyProgress(sum(work.values()), len(todo), console) as progress:
         for pair, arm, seed in todo:
             label = f"{pair}, {arm}, seed {seed}"
             progress.begin(label, work[pair, arm, seed])

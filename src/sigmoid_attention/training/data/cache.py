@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-import platformdirs
+from sigmoid_attention.extras import lab_imports
+
+with lab_imports("sigmoid_attention.training"):
+    import platformdirs
 
 
 def cache_dir() -> Path:

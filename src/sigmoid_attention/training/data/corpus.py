@@ -1,8 +1,10 @@
 """Text to train on, what is held out of it, and where it came from."""
 
 import hashlib
+import itertools
 import os
 import platform
+import stat
 import sysconfig
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +20,17 @@ from sigmoid_attention.training.data.shakespeare import (
 HELDOUT_SHARE = 0.1
 BY_NAME = f"whole files held out: the name's SHA-256 is in the lowest {HELDOUT_SHARE:.0%}"
 BY_TAIL = f"the last {HELDOUT_SHARE:.0%} of the bytes held out"
+
+# A text of more is not read by mistake: all of it is held in memory, and its tokens beside it.
+MOST_BYTES, MOST_FILES = 2 << 30, 50_000
+# What a file begins with tells text from anything else: no text has a zero byte, and few have other
+# control characters than tabs and ends of lines and pages.
+HEAD_BYTES, CONTROL_SHARE = 8192, 0.05
+CONTROLS = bytes({*range(32), 127} - set(b"\b\t\n\f\r\x1b"))
+
+# Below so many held-out files, or outside of these shares of the bytes, the held-out loss tells
+# little about the rest of the text.
+FEW_HELDOUT, USUAL_SHARE = 5, (0.03, 0.25)
 
 STDLIB_LEFT_OUT = {
     "site-packages",
@@ -61,24 +74,60 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train on, documents held out, and their provenance."""
+    """Documents to train on, documents held out, their provenance, and how many were skipped."""
 
     train: list[Document]
     heldout: list[Document]
     provenance: Provenance
+    binaries: int = 0
+
+    def described(self) -> str:
+        """What was read, in a line.
+
+        Example:
+            >>> load_corpus("stdlib").described().split("; ")[0][:6]
+            'text: '
+        """
+        found = self.provenance
+        share = found.heldout_bytes / found.bytes
+        part = _files(found.heldout_files) if found.split == BY_NAME else "its end"
+        held_out = f"{part} held out, {_size(found.heldout_bytes)} ({share:.0%})"
+        skipped = f"; {_files(self.binaries)} skipped as binary" if self.binaries else ""
+        return f"text: {_files(found.files)}, {_size(found.bytes)}; {held_out}{skipped}"
+
+    def told(self) -> str:
+        """`described`, and on a line of its own the `warning`, if there is one."""
+        warning = self.warning()
+        return self.described() + (f"\nwarning: {warning}" if warning else "")
+
+    def warning(self) -> str:
+        """What makes the held-out loss a poor guide, in a sentence; empty where nothing does."""
+        found = self.provenance
+        share, (least, most) = found.heldout_bytes / found.bytes, USUAL_SHARE
+        told = []
+        if found.split == BY_NAME and found.heldout_files < FEW_HELDOUT:
+            told.append(f"only {_files(found.heldout_files)} held out")
+        if not least <= share <= most:
+            told.append(
+                f"{share:.0%} of the bytes held out, where about {HELDOUT_SHARE:.0%} is meant"
+            )
+        if not told:
+            return ""
+        return f"{' and '.join(told)}: the held-out loss hangs on what these files happen to be"
 
 
-def load_corpus(source: str | Path) -> Corpus:
+def load_corpus(source: str | Path, *, binaries: bool = False) -> Corpus:
     """Read the text called `source` and hold a tenth of it out.
 
     `"stdlib"` is the source code of the running Python's standard library (no download),
     `"shakespeare"` the works of Shakespeare (one download of 5 MB, then cached); anything else is
     the path of a file or of a folder, read as bytes. A folder is split by whole files and the
     choice hangs on the hash of each name, so it is the same in every run and moves little when
-    files come and go; a single file is split at nine tenths.
+    files come and go; a single file is split at nine tenths. Files that are no text are skipped in
+    a folder and refused alone, unless `binaries` asks for them.
 
     Raises:
-        ValueError: `source` does not exist, cannot be read, or holds no text.
+        ValueError: `source` does not exist, cannot be read, is too much, or holds no text.
         OSError: the download failed.
 
     Example:
@@ -95,17 +144,75 @@ def load_corpus(source: str | Path) -> Corpus:
         documents = [Document(name, text) for name, text in shakespeare_texts().items()]
         version = f"{REQUIREMENT} sha256:{ARCHIVE_SHA256}"
         return _split(documents, "shakespeare", version, "CC-BY-2.5 (public domain works)")
+    if not str(source):
+        raise ValueError(f"{WANTED}; got an empty name")
     path = Path(source)
-    if not (path.is_file() or path.is_dir()):
-        raise ValueError(
-            f"data must be 'stdlib', 'shakespeare', or the path of a file or folder; "
-            f"there is none at {str(source)!r}"
-        )
     if path.is_dir():
-        documents = _read(path, _visible_files(path))
+        if path.resolve() == path.resolve().parent:
+            raise ValueError(f"data: {str(path)!r} is the whole machine: name a folder inside it")
+        names, skipped = _texts(path, binaries)
     else:
-        documents = _read(path.parent, [path.name])
-    return _split(documents, str(source), "as found", "not stated")
+        _refuse_other_than_file(path)
+        names, skipped = [path.name], 0
+        path = path.parent
+        if not binaries and _is_binary(path / names[0]):
+            raise ValueError(
+                f"data: {str(source)!r} is no text, as its control characters tell; "
+                f"train --binaries reads its bytes all the same"
+            )
+    return _split(_read(path, names), str(source), "as found", "not stated", skipped)
+
+
+WANTED = "data must be 'stdlib', 'shakespeare', or the path of a file or folder"
+
+
+def _refuse_other_than_file(path: Path) -> None:
+    if path.is_file():
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"data: {str(path)!r} has more than {_size(MOST_BYTES)}: name a part")
+        return
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise ValueError(f"{WANTED}; there is none at {str(path)!r}") from None
+    kinds = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe"}
+    kind = kinds.get(stat.S_IFMT(mode), "a socket")
+    raise ValueError(f"{WANTED}; {str(path)!r} is {kind}, which has no end: copy it to a file")
+
+
+def _texts(folder: Path, binaries: bool) -> tuple[list[str], int]:
+    """The names of a folder's texts, and how many files are none; refuses too much, soon."""
+    too_much = ValueError(
+        f"data: {str(folder)!r} holds more than {MOST_FILES:,} files or {_size(MOST_BYTES)} of "
+        f"text, which is too much to read: name a folder inside it"
+    )
+    found = list(itertools.islice(_visible_files(folder), MOST_FILES + 1))
+    if len(found) > MOST_FILES:
+        raise too_much
+    names, size = [], 0
+    for name in found:
+        if binaries or not _is_binary(folder / name):
+            names.append(name)
+            size += (folder / name).stat().st_size
+        if size > MOST_BYTES:
+            raise too_much
+    skipped = len(found) - len(names)
+    if skipped and not names:
+        raise ValueError(
+            f"data holds no text: all of the {_files(skipped)} in {str(folder)!r} are binary"
+        )
+    return names, skipped
+
+
+def _is_binary(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            # The system's own tables say that they are empty, and some never end.
+            head = file.read(HEAD_BYTES) if os.fstat(file.fileno()).st_size else b""
+    except OSError as error:
+        _refuse(error)
+    controls = len(head) - len(head.translate(None, CONTROLS))
+    return b"\0" in head or controls > CONTROL_SHARE * len(head)
 
 
 def _stdlib_documents() -> list[Document]:
@@ -142,7 +249,9 @@ def _refuse(error: OSError) -> NoReturn:
     raise ValueError(f"data cannot be read: {error.filename} ({error.strerror})") from error
 
 
-def _split(documents: list[Document], source: str, version: str, licence: str) -> Corpus:
+def _split(
+    documents: list[Document], source: str, version: str, licence: str, binaries: int = 0
+) -> Corpus:
     documents = sorted((d for d in documents if d.text), key=lambda document: document.name)
     if not documents:
         raise ValueError(f"data holds no text: {source!r} has no file with any bytes in it")
@@ -169,7 +278,7 @@ def _split(documents: list[Document], source: str, version: str, licence: str) -
         heldout_bytes=sum(len(document.text) for document in heldout),
         sha256=_fingerprint(documents),
     )
-    return Corpus(train, heldout, provenance)
+    return Corpus(train, heldout, provenance, binaries)
 
 
 def _rank(document: Document) -> float:
@@ -187,3 +296,11 @@ def _fingerprint(documents: list[Document]) -> str:
         total.update(name)
         total.update(document.text)
     return total.hexdigest()
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'s' * (count != 1)}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count:,} bytes"

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
-
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.training.files import read_json, reading, write_json
+
+with lab_imports("sigmoid_attention.training"):
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, trainers
 
 # Words with their leading space, numbers, punctuation, white space. Every byte above 127 counts
 # as a letter, so that no character of a UTF-8 text is torn between two words.

@@ -80,12 +80,11 @@ class MultiQueryRecall:
 
     def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         B, P = self.batch_size, self.pairs
-        # Sorting noise is a random permutation of every row at once.
-        keys_BP = 1 + torch.rand(B, self.keys, generator=generator).argsort(1)[:, :P]
+        keys_BP = 1 + _shuffled(B, self.keys, generator)[:, :P]
         values_BP = torch.randint(
             1 + self.keys, self.vocab_size, (B, P), generator=generator, dtype=torch.int64
         )
-        order_BP = torch.rand(B, P, generator=generator).argsort(1)
+        order_BP = _shuffled(B, P, generator)
         asked_BP, answers_BP = keys_BP.gather(1, order_BP), values_BP.gather(1, order_BP)
 
         filler = torch.full((B, self.seq_len + 1 - 4 * P), FILLER)
@@ -95,6 +94,12 @@ class MultiQueryRecall:
         targets = torch.full_like(tokens, -100)
         targets[:, -2 * P + 1 :: 2] = answers_BP
         return tokens[:, :-1], targets[:, 1:]
+
+
+def _shuffled(rows: int, size: int, generator: torch.Generator) -> Tensor:
+    """A permutation of 0 to ``size`` - 1 in every row: noise, sorted all at once."""
+    noise = torch.rand(rows, size, generator=generator, dtype=torch.float32)
+    return noise.argsort(1)
 
 
 def _interleave(first_BP: Tensor, second_BP: Tensor) -> Tensor:

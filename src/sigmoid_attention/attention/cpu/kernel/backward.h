@@ -188,7 +188,7 @@ template <bool PAIRS> struct BackwardUnit {
   private:
     void find_visits(int64_t head) {
         const int64_t *visits =
-            call.visits + (sequence * call.heads + head) * call.visits_row();
+            call.visits + (sequence * call.heads + head) * call.visits_row;
         for (int64_t i = 0; i < query_blocks; ++i) {
             Order order(QueryBlock(call, sequence, head, i, 1.0f));
             while (order.turn < visits[i]) order.take();
@@ -273,8 +273,8 @@ static std::vector<int64_t> in_order(const Call &call, int64_t turns, int64_t se
     int64_t serial_sequences = turns / serial_heads;
     std::vector<int64_t> work(pairs, 0), order(pairs);
     for (int64_t pair = 0; pair < pairs; ++pair) {
-        const int64_t *visits = call.visits + pair * group * call.visits_row();
-        for (int64_t i = 0; i < group * call.visits_row(); ++i) work[pair] += visits[i];
+        const int64_t *visits = call.visits + pair * group * call.visits_row;
+        for (int64_t i = 0; i < group * call.visits_row; ++i) work[pair] += visits[i];
         order[pair] = pair;
     }
     auto turn_of = [&](int64_t pair) {

@@ -41,9 +41,9 @@ struct Call {
     const int64_t *block_table;  // null unless keys are in pages of page_size tokens
     int64_t block_table_row, page_size;
 
-    // (sequence, head, visits_row()): the key blocks that each query block visited. Null where no
-    // backward pass will ask.
-    int64_t *visits;
+    // (sequence, head, query block): the key blocks that it visited; rows lie visits_row apart. Null
+    // where no backward pass will ask.
+    int64_t *visits, visits_row;
 
     // Backward only. What is null is not asked for.
     Rows grad_out, grad_query, grad_key, grad_value;
@@ -57,9 +57,11 @@ struct Call {
     double softcap;          // 0 for none
     double tolerance;        // 0 skips nothing that is visible
 
+    // Whether the output has no element: no memory may be there, for any number of heads.
+    bool answers_nothing() const {
+        return sequences == 0 || heads == 0 || queries == 0 || value_dim == 0;
+    }
     int64_t group() const { return heads / key_heads; }
-    // How far apart rows of `visits` lie: never 1, which torch would make a case of its own.
-    int64_t visits_row() const { return queries / block_queries + 2; }
     int64_t queries_of(int64_t sequence) const { return length_q ? length_q[sequence] : queries; }
     int64_t keys_of(int64_t sequence) const { return length_k ? length_k[sequence] : keys; }
     int64_t element_size() const { return dtype == FLOAT32 ? 4 : 2; }

@@ -1,8 +1,7 @@
 // In which order a block of queries visits the keys, and when it may stop: ../../bounds.py, whose
 // text has the proof, for one block of queries at a time.
 #pragma once
-#include <vector>
-
+#include "memory.h"
 #include "tile.h"
 
 constexpr double NORM_SLACK = 0x1p-14;
@@ -97,23 +96,35 @@ static int64_t most_visible(const Call &call, const QueryBlock &block, int64_t f
 }
 
 struct Certificate {
-    std::vector<int64_t> blocks;    // of keys, in the order of the visit
-    std::vector<bool> visible;      // by turn
-    std::vector<double> remaining;  // by turn: what the rest can weigh in a row, at most
-    std::vector<double> squares;    // by turn: of its weights in a row, at most
-    std::vector<bool> may_stop;     // by turn: whether that could be small enough
+    int64_t count = 0;  // of turns
+    int64_t *blocks;    // of keys, in the order of the visit
+    double *remaining;  // by turn: what the rest can weigh in a row, at most
+    double *squares;    // by turn: of its weights in a row, at most
+    bool *visible;      // by turn
+    bool *may_stop;     // by turn: whether that could be small enough
     bool needs_squares = false;  // of the weights that each row collects
+
+    static int64_t bytes(int64_t longest) {
+        return 3 * Arena::rounded(longest * 8) + 2 * Arena::rounded(longest);
+    }
+
+    void place(Arena &arena, int64_t longest) {
+        blocks = arena.take<int64_t>(longest);
+        remaining = arena.take<double>(longest);
+        squares = arena.take<double>(longest);
+        visible = arena.take<bool>(longest);
+        may_stop = arena.take<bool>(longest);
+    }
 
     // key_norms: the largest norm in each block of keys.
     void prepare(const Call &call, const QueryBlock &block, double query_norm,
                  const double *key_norms) {
         Order order(block);
-        int64_t count = order.blocks;
-        blocks.resize(count);
-        visible.assign(count, false);
-        remaining.assign(count, 0.0);
-        squares.assign(count, 0.0);
-        may_stop.assign(count, false);
+        count = order.blocks;
+        std::fill_n(visible, count, false);
+        std::fill_n(remaining, count, 0.0);
+        std::fill_n(squares, count, 0.0);
+        std::fill_n(may_stop, count, false);
         needs_squares = false;
         for (int64_t t = 0; t < count; ++t) {
             int64_t j = blocks[t] = order.take();
@@ -162,7 +173,6 @@ struct Certificate {
     }
 
     void bound(const Call &call) {
-        int64_t count = (int64_t)blocks.size();
         double before = 0.0;
         for (int64_t t = 0; t < count; ++t) before += squares[t];
         double rest = 0.0;

@@ -5,6 +5,7 @@
 // of keys are dealt out to the threads; nothing is normalised, so a row is the sum of its chunks.
 #pragma once
 #include <atomic>
+#include <new>
 
 #include "in_place.h"
 
@@ -33,8 +34,9 @@ struct Chunks {
     static int64_t first(const Call &call, int64_t sequence) {
         return first_key(call, sequence) / CHUNK_KEYS;
     }
-    // A head without keys has a chunk of none: its rows are to become zeros.
+    // A head without keys has a chunk of none: its rows are to become zeros. Without rows it has none.
     static int64_t of_head(const Call &call, int64_t sequence) {
+        if (call.queries_of(sequence) == 0) return 0;
         int64_t end = parts(call.keys_of(sequence), CHUNK_KEYS);
         return std::max<int64_t>(end - first(call, sequence), 1);
     }
@@ -45,7 +47,7 @@ template <DataType T> struct DecodeRoom {
     Word *query;
     char *zeros;
     float *scores, *extra, *sums;
-    std::vector<QueryBlock> blocks;  // of each head in the group
+    QueryBlock *blocks;  // of each head in the group
 
     explicit DecodeRoom(const Call &call)
         : rows(call.group() * call.queries), query_row(row_words<PAIRED<T>>(call.head_dim)),
@@ -57,6 +59,7 @@ template <DataType T> struct DecodeRoom {
         take(scores, rows * SCORES_ROW);
         take(extra, call.queries * BLOCK_KEYS);
         take(sums, rows * out_row);
+        take(blocks, call.group());
     }
 
     int64_t bytes(const Call &call) {
@@ -75,11 +78,10 @@ template <DataType T> struct DecodeRoom {
     }
 
     void take_queries(const Call &call, int64_t sequence, int64_t key_head) {
-        blocks.clear();
         Word *row = query;
         for (int64_t member = 0; member < call.group(); ++member) {
             int64_t head = key_head * call.group() + member;
-            blocks.emplace_back(call, sequence, head, 0, LOGIT_UNIT<PAIRED<T>>);
+            new (blocks + member) QueryBlock(call, sequence, head, 0, LOGIT_UNIT<PAIRED<T>>);
             for (int64_t r = 0; r < call.queries_of(sequence); ++r, row += query_row)
                 pack_row<PAIRED<T>>(row, query_row, call.query_row(call.query, sequence, head, r),
                                     call.head_dim, call.dtype);
@@ -122,13 +124,24 @@ static void decode_chunk(const Call &call, DecodeRoom<T> &room, int64_t sequence
                                                     room.scores + r * SCORES_ROW);
         });
         float *scores = room.scores;
-        for (const QueryBlock &block : room.blocks) {
-            Tile tile(call, block, j, room.extra);
+        for (int64_t member = 0; member < call.group(); ++member) {
+            Tile tile(call, room.blocks[member], j, room.extra);
             (extra ? weigh_rows<true, PAIRED<T>> : weigh_rows<false, PAIRED<T>>)(tile, low, high,
                                                                                  scores);
             scores += queries * SCORES_ROW;
         }
         add_weighted<T>(values, low, high, call.value_dim, (const Word *)room.scores, rows, sums);
+    }
+}
+
+// total = the sum of so many parts, of which it is the first. Single precision would lose digits:
+// there are a thousand parts in a million keys.
+static void add_up(float *total, int64_t many, int64_t size) {
+    for (int64_t k = 0; k < size; k += LANES) {
+        double sums[LANES] = {};
+        for (int64_t part = 0; part < many; ++part)
+            for (int i = 0; i < LANES; ++i) sums[i] += total[part * size + k + i];
+        for (int i = 0; i < LANES; ++i) total[k + i] = (float)sums[i];
     }
 }
 
@@ -138,7 +151,7 @@ static void write_answers(const Call &call, int64_t sequence, int64_t key_head, 
     // A certificate would need the norms of all keys, which cost as much as attending to them. To
     // visit all blocks is always right, and the backward pass leaves out what is hidden.
     int64_t visits = parts(call.keys_of(sequence), BLOCK_KEYS);
-    int64_t blocks = call.visits_row();
+    int64_t blocks = call.visits_row;
     for (int64_t member = 0; member < call.group(); ++member) {
         int64_t head = key_head * call.group() + member;
         for (int64_t r = 0; r < call.queries_of(sequence); ++r, sums += out_row)
@@ -199,8 +212,7 @@ template <DataType T> static int decode(const Call &call) {
             // instead would cost a call on a busy machine as much again as its end does.
             if (++finished[sequence * call.key_heads + key_head] < many) continue;
             float *total = many > 1 ? partial + (task - own % many) * sums : room.sums;
-            for (int64_t other = 1; other < many; ++other)
-                for (int64_t k = 0; k < sums; ++k) total[k] += total[other * sums + k];
+            if (many > 1) add_up(total, many, sums);
             write_answers(call, sequence, key_head, total, room.out_row);
         }
         arena.trim();

@@ -1,9 +1,9 @@
 // The forward pass: blocks of queries against packed keys and values, in parallel over blocks.
 #pragma once
 #include <algorithm>
+#include <vector>
 
 #include "certificate.h"
-#include "memory.h"
 
 // Keys and values of some key heads in the forms that the micro-kernel reads.
 template <bool PAIRS> struct PackedKeys {
@@ -84,26 +84,41 @@ template <bool PAIRS> static inline void store_weights(Word *to, const Vector (&
     for (int n = 0; n < COLUMNS; ++n) store(to + n * LANES, w[n]);
 }
 
+// Tiles whose weighted values are summed in single precision, which would lose the digits of more.
+constexpr int64_t TILES_A_SUM = 16;
+
 template <bool PAIRS> struct ForwardRoom {
     Word *query, *weights;
     float *out, *extra;
+    double *total;    // of the sums before the one in `out`
     Vector *squares;  // of the weights that each row has collected
     Certificate certificate;
 
-    static int64_t bytes(const Call &call) {
-        return Arena::rounded(BLOCK_QUERIES * row_words<PAIRS>(call.head_dim) * 4) +
+    static int64_t bytes(const Call &call, int64_t blocks) {
+        return Certificate::bytes(blocks) + Arena::rounded(BLOCK_QUERIES * row_words<PAIRS>(call.head_dim) * 4) +
                Arena::rounded(BLOCK_QUERIES * WEIGHTS_ROW<PAIRS> * 4) +
                Arena::rounded(BLOCK_QUERIES * Columns(call.value_dim).padded() * 4) +
+               Arena::rounded(BLOCK_QUERIES * Columns(call.value_dim).padded() * 8) +
                Arena::rounded(BLOCK_QUERIES * BLOCK_KEYS * 4) +
                Arena::rounded(BLOCK_QUERIES * sizeof(Vector));
     }
 
-    void place(const Call &call, Arena &arena) {
+    void place(const Call &call, Arena &arena, int64_t blocks) {
+        certificate.place(arena, blocks);
         query = arena.take<Word>(BLOCK_QUERIES * row_words<PAIRS>(call.head_dim));
         weights = arena.take<Word>(BLOCK_QUERIES * WEIGHTS_ROW<PAIRS>);
         out = arena.take<float>(BLOCK_QUERIES * Columns(call.value_dim).padded());
+        total = arena.take<double>(BLOCK_QUERIES * Columns(call.value_dim).padded());
         extra = arena.take<float>(BLOCK_QUERIES * BLOCK_KEYS);
         squares = arena.take<Vector>(BLOCK_QUERIES);
+    }
+
+    // The next sum begins.
+    void add_to_total(int64_t size, bool first) {
+        for (int64_t k = 0; k < size; ++k) {
+            total[k] = (first ? 0.0 : total[k]) + out[k];
+            out[k] = 0.0f;
+        }
     }
 };
 
@@ -200,7 +215,7 @@ static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const Pack
 
     Certificate &certificate = room.certificate;
     certificate.prepare(call, block, query_norm, packed.norms);
-    int64_t turns = (int64_t)certificate.blocks.size(), turn = 0;
+    int64_t turns = certificate.count, turn = 0, tiles = 0;
     for (; turn < turns; ++turn) {
         if (certificate.may_stop[turn]) {
             double least = INFINITY;
@@ -209,6 +224,9 @@ static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const Pack
             if (certificate.stop(call, turn, std::sqrt(least))) break;
         }
         if (!certificate.visible[turn]) continue;
+        if (tiles && tiles % TILES_A_SUM == 0)
+            room.add_to_total(padded_rows * out_row, tiles == TILES_A_SUM);
+        ++tiles;
         Tile tile(call, block, certificate.blocks[turn], room.extra);
         const Word *panels = packed.panels + tile.first_key * packed.key_words;
         Vector *squares = certificate.needs_squares ? room.squares : nullptr;
@@ -221,7 +239,9 @@ static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const Pack
         add_values<PAIRS>(tile, packed, room.weights, room.out,
                           packed.panels + then * BLOCK_KEYS * packed.key_words);
     }
-    if (call.visits) call.visits[(sequence * call.heads + head) * call.visits_row() + i] = turn;
+    if (call.visits) call.visits[(sequence * call.heads + head) * call.visits_row + i] = turn;
+    for (int64_t k = 0; tiles > TILES_A_SUM && k < padded_rows * out_row; ++k)
+        room.out[k] = (float)(room.total[k] + room.out[k]);
     for (int64_t r = 0; r < block.rows; ++r)
         from_floats(call.query_row(call.out, sequence, head, block.first + r),
                     room.out + r * out_row, call.value_dim, call.dtype, 1.0f);
@@ -248,7 +268,7 @@ template <bool PAIRS> static int forward(const Call &call) {
     {
         thread_local Arena arena;
         int64_t row_bytes = Arena::rounded(PackedKeys<PAIRS>::room_words(call) * 4);
-        bool ready = arena.reserve(ForwardRoom<PAIRS>::bytes(call) + row_bytes);
+        bool ready = arena.reserve(ForwardRoom<PAIRS>::bytes(call, like.blocks) + row_bytes);
         if (!ready) {
 #pragma omp atomic write
             failed = 1;
@@ -256,7 +276,7 @@ template <bool PAIRS> static int forward(const Call &call) {
         ForwardRoom<PAIRS> room;
         Word *rows = nullptr;
         if (ready) {
-            room.place(call, arena);
+            room.place(call, arena, like.blocks);
             rows = arena.take<Word>(PackedKeys<PAIRS>::room_words(call));
         }
         for (int64_t start = 0; start < pairs; start += chunk) {

@@ -1,0 +1,132 @@
+"""What autocast does to the operator: nothing, but for inputs that differ in dtype.
+
+Autocast rounds the operands of every product to bf16 or fp16. That is meant for the products of
+layers; here it would leave two digits of logits and sums. So the operator computes in the precision
+of its inputs whatever autocast says, in all derivatives too, wherever those are asked for.
+"""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+# Those that autocast casts; a double stays what it is.
+CAST = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def dtype_on(device: torch.device) -> torch.dtype | None:
+    """The dtype in which layers multiply on this device; None where autocast is off."""
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which a layer multiplies this tensor."""
+    dtype = dtype_on(tensor.device)
+    return tensor.dtype if dtype is None or tensor.dtype not in CAST else dtype
+
+
+def off(device: torch.device) -> contextlib.AbstractContextManager:
+    """A region in which what runs on this device keeps its precision.
+
+    It holds for what runs in it: not for the backward pass of that, which comes later.
+    """
+    if dtype_on(device) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def same_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast tensors of mixed dtype are cast, as torch's scaled_dot_product_attention does.
+
+    Tensors that agree stay as they are, and so do all of them where one is in double precision.
+
+    Example:
+        >>> q, k, v = torch.randn(3, 1, 2, 5, 8).unbind(0)
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     [x.dtype for x in same_dtype(q, k, v.bfloat16())]
+        [torch.bfloat16, torch.bfloat16, torch.bfloat16]
+    """
+    tensors = query, key, value
+    if query.dtype == key.dtype == value.dtype:
+        return tensors
+    dtype = dtype_on(query.device)
+    if dtype is None or any(tensor.dtype not in CAST for tensor in tensors):
+        return tensors
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right of equal leading sizes in their own precision, in all derivatives.
+
+    The backward pass of a plain product is rounded where it runs under autocast, and in a compiled
+    graph also where only the forward pass does.
+    """
+    tracing = torch._C._get_tracing_state() is not None
+    if not (tracing or torch.compiler.is_compiling()):
+        return _Product.apply(left, right)
+    # Graphs that leave this process hold operations of torch alone, and torch.func follows those.
+    kept = tracing or torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+    if kept or dtype_on(left.device) is None:
+        with off(left.device):
+            return left @ right
+    return compiled_product(left, right)
+
+
+class _Product(torch.autograd.Function):
+    """The product as a function whose derivatives are products again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(left: Tensor, right: Tensor) -> Tensor:
+        with off(left.device):
+            return left @ right
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        left, right = ctx.saved_tensors
+        return (
+            product(grad, right.mT) if ctx.needs_input_grad[0] else None,
+            product(left.mT, grad) if ctx.needs_input_grad[1] else None,
+        )
+
+    @staticmethod
+    def jvp(ctx, along_left, along_right):
+        left, right = ctx.saved_tensors
+        parts = []
+        if along_left is not None:
+            parts.append(product(along_left, right))
+        if along_right is not None:
+            parts.append(product(left, along_right))
+        return sum(parts[1:], start=parts[0])
+
+
+@torch.library.custom_op("sigmoid_attention::product", mutates_args=())
+def compiled_product(left: Tensor, right: Tensor) -> Tensor:
+    """The product for graphs: torch does not look into it, and so calls its own derivative."""
+    with off(left.device):
+        return left @ right
+
+
+@compiled_product.register_fake
+def _(left, right):
+    return left.new_empty(*left.shape[:-1], right.shape[-1])
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx, grad):
+    left, right = ctx.saved_tensors
+    return compiled_product(grad, right.mT), compiled_product(left.mT, grad)
+
+
+compiled_product.register_autograd(_gradients, setup_context=_save)

@@ -1,0 +1,34 @@
+"""The bias of a call that names none: minus the log of the number of its own keys."""
+
+import warnings
+
+import torch
+
+from sigmoid_attention.attention.bias import NegLogLength
+
+# The number of keys in the first call without a bias, and whether another number was warned about.
+_first_keys: int | None = None
+_warned = False
+
+
+def default_bias(keys: int, name: str = "bias") -> NegLogLength | float:
+    """``NegLogLength(keys)``; warns once in a process when calls come with different lengths.
+
+    A model that was trained at one length gives other answers at another one then, for the same
+    tokens. ``name`` is that of the caller's argument.
+    """
+    global _first_keys, _warned
+    if keys == 0:
+        return 0.0
+    # A graph that is traced stands for all lengths, and has no number.
+    if not (_warned or torch.compiler.is_compiling()) and isinstance(keys, int):
+        _first_keys = _first_keys or keys
+        if keys != _first_keys:
+            _warned = True
+            warnings.warn(
+                f"{name}: None means -log(number of keys), and calls came with {_first_keys} and "
+                f"{keys} keys, so that the same tokens get other answers; give the training length "
+                f"instead, e.g. {name}=NegLogLength(1024)",
+                stacklevel=4,
+            )
+    return NegLogLength(keys)

@@ -1,0 +1,184 @@
+"""What all commands share: names, versions, help, JSON, and sentences in the words of flags."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+
+from sigmoid_attention import __version__
+from sigmoid_attention.cli import COMMANDS, arguments, main
+from sigmoid_attention.studies.claims import registry
+from sigmoid_attention.studies.recipe import RecipeSetting
+from tests.studies import test_recipe, test_routing
+from tests.studies.claims import made
+from tests.test_cli import complaint
+
+store = test_recipe.store  # a fixture
+
+
+@pytest.mark.parametrize("word", ["--version", "-V", "version"])
+def test_the_version(word, capsys):
+    assert main([word]) == 0
+    assert capsys.readouterr().out == f"sigmoid-attention {__version__}\n"
+
+
+def test_the_package_itself_is_the_command():
+    command = [sys.executable, "-m", "sigmoid_attention", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"sigmoid-attention {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("compar", "there is no command 'compar'; did you mean compare?"),
+        ("generte", "did you mean generate?"),
+        ("study", "did you mean studies?"),
+        ("xyz", "there is no command 'xyz'; --help shows those that there are"),
+    ],
+)
+def test_a_misspelt_command(typed, says, capsys):
+    assert says in complaint(capsys, typed)
+
+
+def test_the_commands_are_those_that_can_be_parsed(capsys):
+    found = [part.__metadata__[0].name for part in get_args(arguments.Command)]
+    assert tuple(found) == COMMANDS
+
+
+def test_the_top_help_says_what_the_program_is_and_how_to_complete(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.index("Trains, compares, converts") < shown.index("compare: Should I switch")
+    assert "--tyro-print-completion bash" in shown
+
+
+EVERY = [
+    *([command] for command in COMMANDS if command not in ("studies", "compare")),
+    *(["studies", action] for action in ("run", "list", "report")),
+]
+
+
+@pytest.mark.parametrize("command", EVERY, ids=" ".join)
+def test_help_has_no_words_of_python_and_names_json(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    shown = capsys.readouterr().out
+    assert not re.search(r"\bNone\b|\bFalse\b|\{None\}", shown)
+    assert ("--json" in shown) == (command != ["generate"])
+
+
+def test_sentences_name_arguments_as_they_are_typed(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    for argv, says in (
+        (["universality", "max", "--error", "0.001", "--n", "4"], "--error: 0.001 needs "),
+        (["universality", "max", "--error", "0.001", "--n", "4"], "--max-layers"),
+        (["train", "--preset", "tiny", "--vocab-size", "9"], "--vocab-size must be at least 257"),
+        (["train", "--preset", "tiny", "--seq-len", "0"], "--max-seq-len must be positive, got 0"),
+        (["train", "--preset", "tiny", "--dim", "33"], "--dim must be a multiple of heads (2)"),
+        (["train", "--eval-every", "-1"], "--eval-every must be 0 (none) or a number of steps"),
+        (["rates", "--workers", "0"], "--workers: must be 1 or more"),
+    ):
+        assert says in complaint(capsys, *argv, *out)
+
+
+def parsed(capsys, *argv):
+    capsys.readouterr()
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    return json.loads(captured.out), captured.err
+
+
+@pytest.fixture
+def squares(monkeypatch):
+    monkeypatch.setattr(registry, "ROOMS", {"made": ("squares",)})
+    monkeypatch.setattr(registry, "_module", lambda room, name: made.__name__)
+
+
+def test_studies_as_json(squares, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out"), "--json"]
+    listed, _ = parsed(capsys, "studies", "list", *out)
+    assert [(one["name"], one["tasks"], one["done"]) for one in listed["studies"]] == [
+        ("squares", 3, 0)
+    ]
+    ran, progress = parsed(capsys, "studies", "run", "squares", *out, "--workers", "1")
+    (study,) = ran["studies"]
+    assert study["name"] == "squares" and {"cell", "verdict"} <= study["findings"][0].keys()
+    assert "3/3 squares" in progress
+    reported, _ = parsed(capsys, "studies", "report", *out)
+    assert reported["studies"] == ran["studies"] and Path(reported["reports"][0]).exists()
+
+
+def test_recipe_as_json(store, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sigmoid_attention.cli.recipe.run", lambda *_, **__: store)
+    monkeypatch.setattr(
+        "sigmoid_attention.cli.recipe.RecipeSetting",
+        lambda **_: RecipeSetting(seeds=3, learning_rates=(1e-3, 1e-2), seq_len=8),
+    )
+    found, _ = parsed(capsys, "recipe", "--json", "--out", str(tmp_path / "out"))
+    assert found["recommended"]["alibi"] == "alibi sigmoid pre -log L"
+    assert found["standings"][0]["at"]["8"]["n"] == 3
+
+
+def test_routing_as_json(tmp_path, capsys, monkeypatch):
+    rows = test_routing.made(tmp_path / "made", seeds=2)
+    store = SimpleNamespace(rows=lambda: rows)
+    monkeypatch.setattr("sigmoid_attention.cli.routing.run", lambda *_, **__: store)
+    found, _ = parsed(capsys, "routing", "--json", "--out", str(tmp_path / "out"))
+    assert found["verdict"] and found["findings"][0]["quantity"]["metric"]
+    # Two seeds give no interval, and JSON has no word for what is no number.
+    assert found["findings"][0]["difference"]["low"] is None
+
+
+def test_universality_as_json(tmp_path, capsys):
+    argv = ["universality", "max", "--n", "2", "--error", "0.25", "--samples", "64"]
+    found, progress = parsed(capsys, *argv, "--json", "--out", str(tmp_path))
+    assert found["functions"]["max"]["layers"] > 0 and "smallest gap" in progress
+    assert Path(found["figure"]).exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    text = folder / "text"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 120)
+    argv = ["train", "--preset", "tiny", "--data", str(text), "--steps", "2", "--batch-size", "2"]
+    return [*argv, "--device", "cpu", "--out", str(folder / "runs" / "sigmoid-seed100")], folder
+
+
+def test_training_and_regularity_as_json(trained, tmp_path, capsys):
+    argv, folder = trained
+    found, progress = parsed(capsys, *argv, "--json")
+    assert found["steps"] == 2 and 5 < found["heldout_bits_per_byte"] < 10
+    assert "bits/byte" in progress
+    model = argv[-1]
+    argv = ["regularity", model, "--radius", "8", "--tokens", "4", "--seconds", "0.1", "--json"]
+    found, _ = parsed(capsys, *argv, "--out", str(tmp_path))
+    assert found["branches"] and found["product_within"] >= found["product_at"]
+    # The folder of a comparison holds no model itself; the sentence names one that it has.
+    said = complaint(capsys, "generate", str(folder))
+    assert f"no config.json in it; {model} holds one" in said
+
+
+def test_generate_of_a_model_of_transformers_says_how_to_load_it(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").touch()
+    for folder in (tmp_path, tmp_path / "model"):
+        assert "load it with from_pretrained" in complaint(capsys, "generate", str(folder))
+
+
+def test_every_table_has_a_field_for_json():
+    """What prints tables is every command but `generate`, which writes a text."""
+    for part in get_args(arguments.Command):
+        command = part.__origin__
+        if command in (arguments.Generate, arguments.Studies, arguments.Compare):
+            continue
+        assert "json" in {field.name for field in fields(command)}

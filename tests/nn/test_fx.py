@@ -1,0 +1,94 @@
+"""torch.fx traces models of our layers; a layer that looks at sizes stays one node."""
+
+import pytest
+import torch
+from torch import nn
+
+from sigmoid_attention.nn import (
+    CAPE,
+    Attention,
+    Block,
+    DecoderLM,
+    GELUFeedForward,
+    LayerScale,
+    LearnedPosition,
+    ModelConfig,
+    MoEConfig,
+    QKNorm,
+    RMSNorm,
+    RoPE,
+    SigmoidMultiheadAttention,
+    SinCos,
+    SwiGLU,
+    softmax_attention,
+)
+
+DIM, TOKENS = 16, 5
+
+
+class Whole(nn.Module):
+    """A user's module: a layer between two operations of torch."""
+
+    def __init__(self, layer: nn.Module, arguments: int = 1):
+        super().__init__()
+        self.layer, self.arguments = layer, arguments
+
+    def forward(self, x):
+        out = self.layer(*[2 * x] * self.arguments)
+        return out[0] + 1 if self.arguments > 1 else out + 1
+
+
+class Placed(nn.Module):
+    def __init__(self, position: nn.Module):
+        super().__init__()
+        self.position = position
+
+    def forward(self, x):
+        return self.position(x, torch.arange(TOKENS).expand(2, TOKENS))
+
+
+class Softmax(nn.Module):
+    def forward(self, x):
+        heads = x.unflatten(2, (2, DIM // 2)).transpose(1, 2)
+        return softmax_attention(heads, heads, heads, is_causal=True)
+
+
+def first_block(**settings) -> Block:
+    config = ModelConfig.recipe(
+        "recommended", vocab_size=31, dim=DIM, layers=1, heads=2, max_seq_len=8, **settings
+    )
+    block = DecoderLM(config).blocks[0]
+    assert isinstance(block, Block)
+    return block
+
+
+LAYERS = {
+    "Attention": lambda: Attention(DIM, heads=2, max_seq_len=8, position=RoPE(), qk_norm="rms"),
+    "softmax": lambda: Attention(DIM, heads=2, max_seq_len=8, activation="softmax"),
+    "RMSNorm": lambda: RMSNorm(DIM),
+    "LayerScale": lambda: LayerScale(DIM, 0.1),
+    "GELUFeedForward": lambda: GELUFeedForward(DIM, 32),
+    "SwiGLU": lambda: SwiGLU(DIM, 32),
+    "Block": first_block,
+    "Block with experts": lambda: first_block(moe=MoEConfig(experts=4, hidden=16, top_k=2)),
+}
+MODULES = {
+    **{name: lambda make=make: Whole(make()) for name, make in LAYERS.items()},
+    "SigmoidMultiheadAttention": lambda: Whole(
+        SigmoidMultiheadAttention(DIM, 2, batch_first=True, sigmoid_bias=-2.0), 3
+    ),
+    "QKNorm": lambda: Whole(QKNorm("rms", DIM), 2),
+    "SinCos": lambda: Placed(SinCos(DIM)),
+    "LearnedPosition": lambda: Placed(LearnedPosition(DIM, 8)),
+    "CAPE": lambda: Placed(CAPE(DIM)),
+    "softmax_attention": Softmax,
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_traced_layer_computes_the_same(name):
+    torch.manual_seed(0)
+    module = MODULES[name]().eval()
+    x = torch.randn(2, TOKENS, DIM)
+    traced = torch.fx.symbolic_trace(module)
+    torch.testing.assert_close(traced(x), module(x), rtol=0, atol=0)
