@@ -24,6 +24,7 @@ from sigmoid_attention.studies.results import Comparison, Fusion
 from sigmoid_attention.studies.setting import compare_setting
 from sigmoid_attention.studies.standing import gain_reading, reading
 from sigmoid_attention.studies.summary import whole_run_peak
+from sigmoid_attention.training.terminal import tell, terminal
 
 REPORT = "report.html"
 WIDTH_OF_A_FILE = 144
@@ -43,7 +44,7 @@ def compare(asked: Compare) -> None:
         recipe=asked.recipe,
         position=asked.position,
     )
-    errors = Console(stderr=True)
+    errors = terminal(errors=True)
     if setting.preset == "medium" and setting.device == "cpu":
         errors.print("the preset medium is made for a GPU; on a CPU it takes many hours")
     comparison = run_comparison(setting, asked.out, resume=asked.resume, console=errors)
@@ -52,9 +53,9 @@ def compare(asked: Compare) -> None:
     if asked.json:
         print_json(as_json(comparison, str(report)))
         return
-    show(comparison, Console())
-    print(f"report: {report}")
-    print(f"rows:   {comparison.path}")
+    show(comparison, terminal())
+    tell(f"report: {report}")
+    tell(f"rows:   {comparison.path}")
 
 
 def as_json(comparison: Comparison, report: str) -> dict[str, Any]:

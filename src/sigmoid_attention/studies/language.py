@@ -17,7 +17,7 @@ from torch import Tensor
 from sigmoid_attention.nn.models import DecoderLM, ModelConfig, generate
 from sigmoid_attention.studies.results import SOFTMAX
 from sigmoid_attention.studies.setting import FIRST_SEED, TextSetting
-from sigmoid_attention.studies.store import Row, Store
+from sigmoid_attention.studies.store import Row, Store, step_parts
 from sigmoid_attention.studies.summary import COURSE, LOSS
 from sigmoid_attention.studies.trained import describe_run, new_model, tokenizer_for
 from sigmoid_attention.training.data.batches import TextBatches, token_stream
@@ -161,6 +161,9 @@ def run_text(
     n = setting.model.max_seq_len
     model = new_model(arm_config(setting.model, arm), seed)
     batches = TextBatches(text.tokens, n, setting.batch_size, seed)
+    name = f"text-{arm}-seed{seed}"
+    tests = step_parts(name, setting.steps, setting.test_every)
+    store.refuse_gaps(folder, tests, setting.test_every)
     describe_run(folder, model, batches, config, text.tokenizer, text.corpus.provenance)
     records = folder / "records"
     # With the end of a piece, as many bytes as one sequence.
@@ -182,9 +185,7 @@ def run_text(
             Recorder(records, setting.record_every, whole=True) if seed == FIRST_SEED else None
         ),
         progress=False,
-        on_step=on_the_way(
-            store, f"text-{arm}-seed{seed}", setting.steps, setting.test_every, tested, progress
-        ),
+        on_step=on_the_way(store, name, setting.steps, setting.test_every, tested, progress),
     )
     for step, loss in enumerate(result.losses, 1):
         yield Row(arm, "train_loss", loss * text.bits_per_nat, "bits/byte", seed, step=step)
