@@ -188,11 +188,19 @@ def test_a_finished_run_is_read_and_not_repeated(finished, corpus):
     [
         ("rows/text-softmax-seed100.parquet", "flipped"),
         ("rows/copy-sigmoid-seed100-step000005.parquet", "missing"),
+        ("rows/text-sigmoid-seed100-step000008.parquet", "missing"),
         ("rows/recall-softmax-seed100-step000005.parquet", "flipped"),
         ("runs/sigmoid-seed100/records/steps-000000010-000000010.parquet", "flipped"),
         ("runs/sigmoid-seed100/records/steps-000000010-000000010.parquet", "missing"),
     ],
-    ids=["a unit", "a test that is missing", "a test", "records", "records that are missing"],
+    ids=[
+        "a unit",
+        "a test that is missing",
+        "a test of text that is missing",
+        "a test",
+        "records",
+        "records that are missing",
+    ],
 )
 def test_what_was_damaged_since_is_named_and_made_again(
     finished, corpus, tmp_path, capsys, name, harm

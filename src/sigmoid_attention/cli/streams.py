@@ -44,8 +44,13 @@ def _like(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def named(error: Exception) -> Exception:
     """The same error; where it is standard output's own, as on a full disk, it says so."""
-    # What this library writes to files names them.
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+    # What this library writes to files names them in its own words, without the system's.
+    if (
+        isinstance(error, OSError)
+        and error.errno == errno.ENOSPC
+        and error.strerror
+        and error.filename is None
+    ):
         error.filename = "standard output"
         _to_nowhere(sys.stdout)
     return error

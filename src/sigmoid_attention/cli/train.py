@@ -30,6 +30,7 @@ from sigmoid_attention.training.forecast import in_time, refuse_too_large, train
 from sigmoid_attention.training.loss_log import LossLog, read_losses
 from sigmoid_attention.training.optimizer import schedule
 from sigmoid_attention.training.recorder import Recorder
+from sigmoid_attention.training.terminal import tell, warn
 from sigmoid_attention.training.trainer import TrainConfig
 from sigmoid_attention.training.trainer import train as run_training
 
@@ -65,7 +66,8 @@ def train(asked: Train) -> None:
     corpus = load_corpus(asked.data, binaries=asked.binaries)
     text = Text.prepare(corpus, config.vocab_size, HELDOUT_BYTES)
     text.check_lengths(config.max_seq_len, config.max_seq_len)
-    print(corpus.told(), file=sys.stderr)
+    for line in corpus.told().splitlines():
+        warn(line)
     # The text may be too short for as many byte pairs as were asked for.
     config = dataclasses.replace(config, vocab_size=_vocabulary(text, config.vocab_size))
     refuse_too_large(asked.preset, config, asked.batch_size, device)
@@ -116,9 +118,9 @@ def train(asked: Train) -> None:
     last = found["training_bits_per_byte"]
     print(f"bits a byte: training {last:.4f} in the last step, held-out {bits:.4f}")
     if rows:
-        print(f"losses: {log.path}\ncurve:  {asked.out / CURVE}")
+        tell(f"losses: {log.path}\ncurve:  {asked.out / CURVE}")
     out = shlex.quote(str(asked.out))
-    print(f'let it write: sigmoid-attention generate {out} --prompt "..."')
+    tell(f'let it write: sigmoid-attention generate {out} --prompt "..."')
 
 
 def model_config(asked: Train) -> ModelConfig:

@@ -66,5 +66,5 @@ def test_fewer_tokens_than_bytes_is_refused():
 @pytest.mark.parametrize("content", ["", "[]", '{"kind": "bpe"}', '{"kind": "bpe", "model": {}}'])
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "t.json").write_text(content)
-    with pytest.raises(ValueError, match=r"t\.json is not a tokenizer"):
+    with pytest.raises(ValueError, match=r"t\.json is damaged"):
         load_tokenizer(tmp_path / "t.json")
