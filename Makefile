@@ -87,6 +87,9 @@ test-paths: $(READY)
 	  SIGMOID_ATTENTION_CPU=$$path $(PYTEST) $(OTHERS) || exit 1; \
 	done
 
+test-torch-only: $(READY)
+	PYTHON=$(PYTHON) tools/torch_only.sh
+
 # torch stays the locked one: a newer torch is a change of its own, made in pyproject.toml.
 test-newest: $(READY)
 	$(PYTHON) -m venv --clear $(NEWEST)
