@@ -66,20 +66,14 @@ def test_a_damaged_config_is_named(tmp_path, content):
         load_parent(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_hidden_layers", "rms_norm_eps"])
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size"])
 @pytest.mark.parametrize("value", [10**13, "x", [], -1])
 def test_a_config_that_cannot_be_is_one_sentence(tmp_path, name, value):
     checkpoint(tmp_path, "llama")
     config = json.loads((tmp_path / "config.json").read_text())
-    if name == "num_hidden_layers" and value == 10**13:
-        pytest.skip("transformers makes them one by one")
     (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
-    if (name, value) == ("rms_norm_eps", 10**13):
-        return
-    try:
+    with pytest.raises(ValueError, match=r"^model: transformers cannot load"):
         load_parent(str(tmp_path))
-    except ValueError as error:
-        assert str(error).startswith("model: transformers cannot load")
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known to transformers", "unknown"])
