@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 TEXT = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text()
 # The pieces of the page behind each heading of the second level, by that heading.
@@ -30,6 +31,8 @@ CASES = [
 @pytest.mark.parametrize("block", CASES)
 def test_a_python_block_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # What was compiled before is not part of the page.
+    torch._dynamo.reset()
     exec(block, {"__name__": "example"})
 
 
