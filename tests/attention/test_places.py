@@ -262,7 +262,7 @@ def test_a_bias_may_be_given_for_more_than_the_longest():
 @pytest.mark.parametrize("side", ["q", "k"])
 def test_a_longest_length_that_is_no_integer_is_refused(side, longest):
     declared = {"max_q": 16, "max_k": 16, f"max_{side}": longest}
-    with pytest.raises(ValueError, match=f"^max_{side}: must be an integer from 0 to"):
+    with pytest.raises(ValueError, match=f"^max_{side}: must be a whole number, the longest"):
         sigmoid_varlen_attention(*TOKENS * 3, ENDS, ENDS, **declared, bias=-1.0)
 
 

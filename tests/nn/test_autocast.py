@@ -142,7 +142,9 @@ def test_caches_change_nothing(activation, dtype):
         parts.append(layer(x[:, 5:], cache=cache))
         assert_same_bits([torch.cat(parts, 1)], [layer(x)])
     assert cache.keys.dtype == (torch.bfloat16 if dtype is None else dtype)
-    assert layer.new_cache(2, 9).keys.dtype == torch.float32
+    later = layer.new_cache(2, 9)
+    layer(x, cache=later)
+    assert later.keys.dtype == torch.float32
 
 
 @activations

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable
 from typing import Literal, overload
 
@@ -25,6 +24,7 @@ from sigmoid_attention.attention.default_bias import default_bias
 from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.problem import Problem, known
 from sigmoid_attention.attention.reference import AttentionAux
+from sigmoid_attention.attention.tracing import exporting_to_onnx
 
 Bias = float | Tensor | BiasPolicy
 Answer = Tensor | tuple[Tensor, AttentionAux]
@@ -123,15 +123,9 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
-def _exporting_to_onnx() -> bool:
-    # An operator of this library means nothing to ONNX; those of the definition have translations.
-    onnx = sys.modules.get("torch.onnx")
-    return onnx is not None and onnx.is_in_onnx_export()
-
-
 def transformed() -> bool:
     """Whether torch.func, forward mode or a trace is at work, which only the definition follows."""
-    if _exporting_to_onnx():
+    if exporting_to_onnx():
         return True
     if torch.compiler.is_compiling():
         return False

@@ -16,11 +16,15 @@ from torch import Tensor
 
 from sigmoid_attention.attention.cpu.operator import plain, untraced
 from sigmoid_attention.attention.sequences import Sequences, used_pages
+from sigmoid_attention.attention.tracing import exporting_to_onnx
 
 
 def looked_at(device: torch.device) -> bool:
-    """Whether the numbers in a tensor are read: those of a GPU would have to be waited for."""
-    return device.type == "cpu"
+    """Whether the numbers in a tensor are read: those of a GPU would have to be waited for.
+
+    In ONNX nothing of this library runs that could read them, and operations check their indices.
+    """
+    return device.type == "cpu" and not exporting_to_onnx()
 
 
 def packed(

@@ -1,5 +1,9 @@
-"""What torch.compile is told about the operator's own functions, without loading torch.compile."""
+"""What graphs that torch makes of the operator are told, and which of them is being made.
 
+Nothing here loads torch.compile or torch.onnx.
+"""
+
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,3 +25,12 @@ def constant_when_traced(function: Function) -> Function:
     """
     function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
     return function
+
+
+def exporting_to_onnx() -> bool:
+    """Whether torch.onnx.export is at work.
+
+    ONNX knows no operator of this library, but has a translation of all that the definition uses.
+    """
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and onnx.is_in_onnx_export()
