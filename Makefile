@@ -96,7 +96,7 @@ test-newest: $(READY)
 	grep -E '^(torch|torchvision|triton)==' $(LOCK) > $(NEWEST)/torch.txt
 	$(NEWEST)/bin/python $(PIP) -c $(NEWEST)/torch.txt -e '.[dev]'
 	$(NEWEST)/bin/python $(MEND)
-	$(NEWEST)/bin/python -m pytest $(PYTEST_OPTIONS) tests/integrations
+	$(NEWEST)/bin/python -m pytest $(PYTEST_OPTIONS) tests/integrations tests/cli/test_convert.py
 
 # Python itself leaks. Capturing by file descriptor would swallow the report of a process that dies,
 # and with that process the run should end.
