@@ -29,7 +29,7 @@ SANITIZED := $(KERNEL_TESTS) -k "not thousand_keys and not accuracy and not weig
 SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
   -fno-omit-frame-pointer
 
-.PHONY: env update compare bench-cpu bench-gpu test test-all test-paths test-newest test-torch-only \
+.PHONY: env update compare bench-cpu bench-gpu test test-all test-slow test-paths test-newest test-torch-only \
   sanitize check format clean
 
 env: $(READY)
@@ -73,11 +73,10 @@ bench-gpu: $(READY)
 test: $(READY)
 	$(PYTEST) -m "not slow"
 
-test-all: $(READY)
-	$(PYTEST)
-	$(MAKE) test-paths
-	$(MAKE) test-torch-only
-	$(MAKE) sanitize
+test-all: test test-slow test-paths test-torch-only sanitize
+
+test-slow: $(READY)
+	$(PYTEST) -m slow
 
 # The tests above take the best vector path; here are the others that this processor runs.
 test-paths: $(READY)
@@ -104,7 +103,7 @@ sanitize: $(READY)
 	SIGMOID_ATTENTION_CXXFLAGS="$(SANITIZERS)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libubsan.so)" \
-	$(PYTEST) --max-worker-restart=0 --capture=sys $(SANITIZED)
+	$(PYTEST) --max-worker-restart=0 --capture=sys -m "not slow" $(SANITIZED)
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
