@@ -83,7 +83,7 @@ test-paths: $(READY)
 	@paths=$$($(BIN)/python -m sigmoid_attention.attention.cpu) && set -- $$paths && shift && \
 	for path; do \
 	  echo "The CPU kernel's vector path $$path:"; \
-	  SIGMOID_ATTENTION_CPU=$$path $(PYTEST) $(OTHERS) || exit 1; \
+	  SIGMOID_ATTENTION_CPU=$$path $(PYTEST) -m "not slow" $(OTHERS) || exit 1; \
 	done
 
 test-torch-only: $(READY)
