@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from sigmoid_attention.attention import api, tiled_operator
-from sigmoid_attention.attention.cpu import library
+from sigmoid_attention.attention.cpu import cache, library
 from sigmoid_attention.attention.cpu.compiler import NoCompiler, find_compiler
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.studies import fused
@@ -63,7 +63,10 @@ def test_compiling_is_said_in_a_line(monkeypatch, tmp_path):
     except NoCompiler as error:
         pytest.skip(str(error))
     monkeypatch.setattr(library, "_choices", {})
-    monkeypatch.setenv("SIGMOID_ATTENTION_CACHE", str(tmp_path))
+    # Where this process has compiled before, it would compile nothing.
+    (tmp_path / "own").mkdir()
+    monkeypatch.setattr(cache, "_process_folder", lambda: tmp_path / "own")
+    monkeypatch.setenv("SIGMOID_ATTENTION_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SIGMOID_ATTENTION_CPU", "generic")
     log = logging.getLogger("sigmoid_attention")
     before = log.level, list(log.handlers)
