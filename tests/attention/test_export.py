@@ -13,7 +13,7 @@ from sigmoid_attention.attention import (
     sigmoid_attention,
     sigmoid_decode,
 )
-from sigmoid_attention.nn import DecoderLM, ModelConfig
+from sigmoid_attention.nn import DecoderLM, Experts, ModelConfig, MoE, Router
 from tests.attention.test_compile import normal
 
 # Two blocks of the CPU kernel and of the tiles lie between the last two.
@@ -118,3 +118,16 @@ def test_onnx_runs_a_model():
     onnx = in_onnx(model, (tokens,), ({1: torch.export.Dim("length", min=2, max=32)},))
     for n in (16, 9):
         torch.testing.assert_close(onnx(tokens[:, :n]), model(tokens[:, :n]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")
+@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+@torch.no_grad()
+def test_a_mixture_of_experts_is_exported_for_every_length(strict):
+    model = MoE(Router(8, 4, 2), Experts(4, 8, 16)).eval()
+    length = torch.export.Dim("length", min=2, max=30)
+    exported = torch.export.export(
+        model, (normal(2, 9, 8),), dynamic_shapes=({1: length},), strict=strict
+    )
+    for n in (9, 5, 30):
+        torch.testing.assert_close(exported.module()(normal(2, n, 8)), model(normal(2, n, 8)))

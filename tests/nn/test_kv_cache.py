@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sigmoid_attention.nn import KVCache
+from sigmoid_attention.nn import Attention, DecoderLM, KVCache, ModelConfig
 
 
 def test_append_returns_everything_so_far():
@@ -92,3 +92,71 @@ def test_tokens_of_inference_mode_may_be_followed_by_others():
         cache.append(one, one)
     keys, _ = cache.append(2 * one, one)
     assert keys.flatten().tolist() == [1, 2]
+
+
+def stored(caches):
+    return [cache.length for cache in caches]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"return_aux": "yes"},
+        {"attention_mask": torch.ones(2, 10, dtype=torch.bool, device="meta")},
+    ],
+    ids=["return_aux", "mask on another device"],
+)
+def test_a_refused_call_of_a_layer_stores_nothing(settings):
+    layer, x = Attention(16, 4, max_seq_len=32), torch.randn(2, 5, 16)
+    cache = layer.new_cache(2, 32)
+    layer(x, cache=cache)
+    with pytest.raises(ValueError):
+        layer(x, cache=cache, **settings)
+    assert cache.length == 5
+    expected = layer.new_cache(2, 32)
+    layer(x, cache=expected)
+    torch.testing.assert_close(layer(x, cache=cache), layer(x, cache=expected))
+
+
+def test_an_implementation_that_cannot_run_stores_nothing():
+    layer, x = Attention(16, 4, max_seq_len=32, impl="gluon"), torch.randn(2, 5, 16)
+    cache = layer.new_cache(2, 32)
+    with pytest.raises(NotImplementedError):
+        layer(x, cache=cache)
+    assert cache.length == 0
+
+
+def model_with_two_layers():
+    config = ModelConfig(vocab_size=31, dim=16, layers=2, heads=2, max_seq_len=16)
+    return DecoderLM(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("second", "named"),
+    [
+        (lambda model: model.new_cache(2, 3)[1], "cache: 0 tokens are stored and 5 are new"),
+        (lambda model: model.new_cache(3, 16)[1], r"cache: made for \(batch, key heads\)"),
+        (lambda model: None, "cache must hold a KVCache for each layer, got None"),
+    ],
+    ids=["too short", "another batch", "missing"],
+)
+def test_a_refused_call_of_a_model_stores_nothing_in_any_layer(second, named):
+    model = model_with_two_layers()
+    caches = [model.new_cache(2, 16)[0], second(model)]
+    with pytest.raises(ValueError, match=named):
+        model(torch.zeros(2, 5, dtype=torch.long), cache=caches)
+    assert stored(cache for cache in caches if cache) == [0] * sum(map(bool, caches))
+
+
+def test_layers_that_have_read_unlike_many_tokens_are_refused():
+    model = model_with_two_layers()
+    tokens, caches = torch.zeros(2, 5, dtype=torch.long), model.new_cache(2, 16)
+    model(tokens, cache=caches)
+    caches[1].length = 3
+    with pytest.raises(ValueError, match=r"as many tokens in each layer, got \[3, 5\]"):
+        model(tokens, cache=caches)
+
+
+def test_a_cache_of_whole_numbers_is_refused():
+    with pytest.raises(ValueError, match="KVCache: dtype must be floating or None, got"):
+        KVCache(1, 2, 8, 4, dtype=torch.int64)

@@ -20,8 +20,10 @@ def default_bias(keys: int, name: str = "bias") -> NegLogLength | float:
     global _first_keys, _warned
     if keys == 0:
         return 0.0
-    # A graph that is traced stands for all lengths, and has no number.
-    if not (_warned or torch.compiler.is_compiling()) and isinstance(keys, int):
+    if torch.compiler.is_compiling():
+        # A graph stands for all lengths, and must not depend on what was warned about.
+        return NegLogLength(keys)
+    if not _warned and isinstance(keys, int):
         _first_keys = _first_keys or keys
         if keys != _first_keys:
             _warned = True

@@ -16,7 +16,7 @@ from sigmoid_attention.attention import (
 )
 from sigmoid_attention.attention.api import check_impl
 from sigmoid_attention.attention.override import leaf_in_fx
-from sigmoid_attention.nn.cache import KVCache
+from sigmoid_attention.nn.cache import KVCache, Unchanged
 from sigmoid_attention.nn.norm import QKNorm
 from sigmoid_attention.nn.position import AttentionPosition, token_positions
 from sigmoid_attention.nn.sizes import positive_number, positive_whole
@@ -176,6 +176,16 @@ class Attention(nn.Module):
             raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
         if cache is not None and not self.causal:
             raise ValueError("cache: only causal attention can read a sequence in parts")
+        if cache is None:
+            return self._answer(x, None, attention_mask, return_aux)
+        if not isinstance(cache, KVCache):
+            raise ValueError(f"cache: must be a KVCache or None, got {arguments.shown(cache)}")
+        with Unchanged(cache):
+            return self._answer(x, cache, attention_mask, return_aux)
+
+    def _answer(
+        self, x: Tensor, cache: KVCache | None, attention_mask: Tensor | None, return_aux: bool
+    ) -> Tensor | tuple[Tensor, AttentionAux]:
         query, key, value = self._project(x, 0 if cache is None else cache.length, attention_mask)
         if cache is not None:
             # A cache may hold another dtype: its own, or that of an autocast which is over.

@@ -37,6 +37,8 @@ class KVCache:
         sizes = {"batch": batch, "heads": heads, "capacity": capacity, "head_dim": head_dim}
         for name, size in sizes.items():
             positive_whole(f"KVCache: {name}", size)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"KVCache: dtype must be floating or None, got {dtype}")
         self.batch, self.heads, self.capacity, self.head_dim = batch, heads, capacity, head_dim
         self.dtype, self.device = dtype, device
         self.length = 0
@@ -82,3 +84,22 @@ class KVCache:
     def reset(self) -> None:
         """Forget every token; the arrays stay."""
         self.length = 0
+
+
+class Unchanged:
+    """A block that leaves caches as long as they were, unless it ends without an error.
+
+    A refused call has then stored nothing: what lies behind a cache's length is not read.
+    """
+
+    def __init__(self, *caches: KVCache) -> None:
+        self.caches = caches
+        self.lengths = [cache.length for cache in caches]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            for cache, length in zip(self.caches, self.lengths, strict=True):
+                cache.length = length

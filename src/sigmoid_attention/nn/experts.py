@@ -64,15 +64,15 @@ class Experts(nn.Module):
         if x.dim() != 2 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be (tokens, {self.dim}), got {tuple(x.shape)}")
         if experts is None:
-            if weights.shape != (len(x), self.experts):
+            if weights.shape != (x.shape[0], self.experts):
                 raise ValueError(
-                    f"weights must be ({len(x)}, {self.experts}) where experts is None, "
+                    f"weights must be ({x.shape[0]}, {self.experts}) where experts is None, "
                     f"got {tuple(weights.shape)}"
                 )
             return self.dense(x, weights)
-        if experts.dim() != 2 or len(experts) != len(x) or experts.shape != weights.shape:
+        if experts.dim() != 2 or experts.shape[0] != x.shape[0] or experts.shape != weights.shape:
             raise ValueError(
-                f"experts and weights must both be ({len(x)}, visits), "
+                f"experts and weights must both be ({x.shape[0]}, visits), "
                 f"got {tuple(experts.shape)} and {tuple(weights.shape)}"
             )
 

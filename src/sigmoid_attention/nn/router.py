@@ -179,7 +179,9 @@ class Router(nn.Module):
         terms = []
         if self.affinity != "partially_quadratic":
             weight = self.weight.to(x.dtype)
-            product = autocast.product(x.reshape(-1, self.dim), weight.T).view(*x.shape[:-1], -1)
+            product = autocast.product(x.reshape(-1, self.dim), weight.T).view(
+                *x.shape[:-1], self.experts
+            )
             if self.affinity == "euclidean":
                 # Multiplied out, so that no difference of a token and a centre is ever stored.
                 squares = x.square().sum(-1, keepdim=True) + weight.square().sum(-1)
@@ -188,7 +190,7 @@ class Router(nn.Module):
         if self.affinity.endswith("quadratic"):
             matrices_ECC, x_TC = self.quadratic.to(x.dtype), x.reshape(-1, self.dim)
             turned_ETC = autocast.product(x_TC.expand(self.experts, -1, -1), matrices_ECC)
-            terms.append((turned_ETC * x_TC).sum(-1).T.reshape(*x.shape[:-1], -1))
+            terms.append((turned_ETC * x_TC).sum(-1).T.reshape(*x.shape[:-1], self.experts))
         if self.intercept is not None:
             terms.append(self.intercept.to(x.dtype))
         return sum(terms[1:], start=terms[0])

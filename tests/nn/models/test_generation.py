@@ -162,7 +162,7 @@ def test_logits_of_the_last_tokens_alone(model):
     every = model.eval()(tokens)
     for last in (1, 3, 7, 9):
         torch.testing.assert_close(model(tokens, logits_to_keep=last), every[:, -last:])
-    with pytest.raises(ValueError, match="logits_to_keep must be positive or None, got 0"):
+    with pytest.raises(ValueError, match="logits_to_keep must be positive, got 0"):
         model(tokens, logits_to_keep=0)
 
 

@@ -77,7 +77,7 @@ class LinearBias(nn.Module, InputBias):
         # Autocast would leave a logarithm of hundreds two or three digits.
         input_BNC = input_BNC.to(log_m.device, log_m.dtype)
         product_TH = autocast.product(input_BNC.flatten(0, -2), self.weight.T.to(log_m.dtype))
-        linear_BNH = product_TH.view(*input_BNC.shape[:-1], -1) + self.offset
+        linear_BNH = product_TH.view(*input_BNC.shape[:-1], len(self.weight)) + self.offset
         return linear_BNH.mT[..., None], self.slope[:, None, None] * log_m
 
     def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> Tensor:

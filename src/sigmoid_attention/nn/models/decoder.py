@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sigmoid_attention.attention import arguments
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Block
-from sigmoid_attention.nn.cache import KVCache
+from sigmoid_attention.nn.cache import KVCache, Unchanged
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
 from sigmoid_attention.nn.models.config import ModelConfig
 from sigmoid_attention.nn.norm import RMSNorm
@@ -27,6 +27,7 @@ from sigmoid_attention.nn.position import (
     token_positions,
 )
 from sigmoid_attention.nn.router import record_routing
+from sigmoid_attention.nn.sizes import positive_whole
 
 IGNORED_TARGET = -100
 
@@ -164,8 +165,8 @@ class DecoderLM(nn.Module):
                 f"tokens must be integers of shape (batch, tokens), "
                 f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
             )
-        if cache is not None and len(cache) != len(self.blocks):
-            raise ValueError(f"cache must hold {len(self.blocks)} layers, got {len(cache)}")
+        if cache is not None:
+            self._check_caches(cache)
         batch, new = tokens.shape
         start = 0 if cache is None else cache[0].length
         longest = self.position.max_length
@@ -183,9 +184,10 @@ class DecoderLM(nn.Module):
                 f"tokens: must lie in 0 to {self.config.vocab_size - 1}, got {low} to {high}"
             ) from error
         x_BNC = self.position(embedded_BNC, positions_BN) * self.config.dim**0.5
-        for i, block in enumerate(self.blocks):
-            layer_cache = None if cache is None else cache[i]
-            x_BNC = block(x_BNC, cache=layer_cache, attention_mask=attention_mask)
+        with Unchanged(*cache or ()):
+            for i, block in enumerate(self.blocks):
+                layer_cache = None if cache is None else cache[i]
+                x_BNC = block(x_BNC, cache=layer_cache, attention_mask=attention_mask)
         return self.norm(x_BNC)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -208,10 +210,24 @@ class DecoderLM(nn.Module):
         only. Raises ``ValueError`` for other shapes or dtypes, a full cache, and more tokens than
         a learned position table holds.
         """
-        if logits_to_keep is not None and not logits_to_keep > 0:
-            raise ValueError(f"logits_to_keep must be positive or None, got {logits_to_keep}")
+        if logits_to_keep is not None:
+            positive_whole("logits_to_keep", logits_to_keep)
         hidden = self.hidden(tokens, cache=cache, attention_mask=attention_mask)
         return self.logits(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+
+    def _check_caches(self, cache: list[KVCache]) -> None:
+        if not isinstance(cache, list | tuple) or len(cache) != len(self.blocks):
+            got = len(cache) if isinstance(cache, list | tuple) else arguments.shown(cache)
+            raise ValueError(f"cache must hold {len(self.blocks)} layers, got {got}")
+        for layer in cache:
+            if not isinstance(layer, KVCache):
+                raise ValueError(
+                    f"cache must hold a KVCache for each layer, got {arguments.shown(layer)}"
+                )
+        if len(lengths := {layer.length for layer in cache}) > 1:
+            raise ValueError(
+                f"cache must hold as many tokens in each layer, got {sorted(lengths)} tokens"
+            )
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats of targets (B, N), those equal to -100 left out.
