@@ -158,7 +158,7 @@ def test_what_some_seeds_solve_and_others_do_not_is_counted():
 
 def test_loss_by_time_says_who_is_ahead_at_equal_time():
     text = Reader(page(synthetic_comparison())).text
-    row = "Text, after 85.9 s of training each bits per byte, lower is better Softmax better"
+    row = "Text, at equal training time (85.9 s each) bits per byte, lower is better Softmax better"
     assert row in text
     assert (
         "At equal time, after 85.9 s, softmax has done all 400 steps and sigmoid 366. Then sigmoid "

@@ -115,7 +115,7 @@ def test_at_equal_time_the_slower_arm_is_read_where_it_was():
         rows += course("sigmoid", 10, 4.0, 3.5, 2.5, seed=seed)
     row = only(summarise(table(*rows)), EQUAL_TIME)
     # All 30 steps of sigmoid take 12 s, in which softmax takes 24: between 3.0 and 2.0.
-    assert row.label == "Text, after 12 s of training each"
+    assert row.label == "Text, at equal training time (12 s each)"
     assert row.softmax.mean == pytest.approx(2.6)
     assert row.sigmoid.mean == pytest.approx(2.5)
     assert row.difference.mean == pytest.approx(-0.1)

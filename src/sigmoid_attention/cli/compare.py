@@ -85,6 +85,11 @@ def show(comparison: Comparison, console: Console) -> None:
     if comparison.fusion and comparison.fusion.gains:
         _add_gains(table, comparison.fusion)
     console.print(table)
+    console.print(
+        "\nTimes are medians. A ratio of times is the median over pairs of neighbouring rounds, "
+        "so it may differ a little from that of the two medians.",
+        highlight=False,
+    )
     if comparison.fusion:
         _say_operator(comparison.fusion, console)
     console.print()

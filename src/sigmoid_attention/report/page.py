@@ -17,8 +17,9 @@ from sigmoid_attention.training.files import write_whole
 # The browser itself then refuses whatever is not in the file.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 NUMBERS = """<p class="intro">A difference is sigmoid − softmax, a ratio sigmoid ÷ softmax. Each is
-paired, by seed or by turn, and has its 95% interval below it. An interval that excludes 0 (for a
-ratio: 1) is hard to explain by chance alone. A small difference counts as none:
+paired, by seed or by round, and has its 95% interval below it. Times are medians; their ratio is
+the median over pairs, which may differ a little from the ratio of the two medians. An interval that
+excludes 0 (for a ratio: 1) is hard to explain by chance alone. A small difference counts as none:
 <a href="#method">how a question is judged</a>.</p>"""
 
 

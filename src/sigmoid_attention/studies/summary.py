@@ -137,7 +137,7 @@ def _at_equal_time(rows: pa.Table, losses: Sequence[SummaryRow]) -> list[Summary
     }
     row = _difference(
         EQUAL_TIME,
-        f"Text, after {seconds:.3g} s of training each",
+        f"Text, at equal training time ({seconds:.3g} s each)",
         "bits/byte",
         values,
         lower_is_better=True,
