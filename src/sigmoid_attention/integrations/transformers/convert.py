@@ -79,7 +79,8 @@ def convert(
             f"model_or_config: must be a model or a config of transformers, "
             f"got {type(model_or_config).__name__}"
         )
-    structure.check(qk_norm, layer_scale, norm)
+    layer_scale = structure.checked_scale(layer_scale)
+    structure.check(qk_norm, norm)
     register()
     options: dict[str, Any] = {"qk_norm": qk_norm, "layer_scale": layer_scale, "norm": norm}
     if isinstance(model_or_config, PreTrainedConfig):
@@ -148,7 +149,7 @@ def set_bias(model: PreTrainedModel, bias: ModuleBias) -> None:
     Raises:
         ValueError: the model is not converted, or a config cannot hold such a bias.
     """
-    biases.check(bias)
+    bias = biases.checked(bias)
     modules = attention_modules(model)
     if not modules:
         raise ValueError(f"model: no attention module of this {type(model).__name__} is converted")
@@ -198,9 +199,7 @@ def _biases(
         plan = {key: _default(config) for key, config in owners.items()}
     else:
         plan = dict.fromkeys(owners, bias)
-    for each in plan.values():
-        biases.check(each)
-    return plan
+    return {key: biases.checked(each) for key, each in plan.items()}
 
 
 def _default(config: PreTrainedConfig) -> NegLogLength:
