@@ -12,10 +12,12 @@ from torch import Tensor
 
 from sigmoid_attention.attention import arguments, checks, decode, sigmoid_decode
 from sigmoid_attention.attention.api import Bias
+from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.reference import compute_dtype
 from sigmoid_attention.integrations.flash_settings import four_dimensional, operator_settings
 
 
+@overridable
 @torch.no_grad()
 def flash_attn_with_kvcache(
     q: Tensor,

@@ -20,11 +20,13 @@ from sigmoid_attention import attention
 from sigmoid_attention.attention import arguments, checks
 from sigmoid_attention.attention.api import Bias
 from sigmoid_attention.attention.default_bias import default_bias
+from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.reference import compute_dtype
 
 __all__ = ["sigmoid_attention", "sigmoid_attention_padded"]
 
 
+@overridable
 def sigmoid_attention(
     query: Tensor,
     key: Tensor,
@@ -79,6 +81,7 @@ def sigmoid_attention(
     return out.transpose(1, 2).contiguous()
 
 
+@overridable
 def sigmoid_attention_padded(
     query: Tensor,
     key: Tensor,
