@@ -45,8 +45,9 @@ def convert(
             loaded; ``from_pretrained(path, config=config)`` then gives what is new its start.
         bias: added to every logit: a number, a policy (:class:`NegLogLength` with the training
             length, :class:`NegLogVisible`, :class:`RowLSE`, ...) or :class:`PerHead`, which is
-            kept in the state dict. A mapping gives each config inside a composite one its own,
-            e.g. ``{"text_config": NegLogLength(77), "vision_config": NegLogLength(50)}``. None is
+            kept in the state dict; no other bias holds a tensor. A mapping gives each config
+            inside a composite one its own, e.g.
+            ``{"text_config": NegLogLength(77), "vision_config": NegLogLength(50)}``. None is
             ``NegLogLength(config.max_position_embeddings)``.
         qk_norm: "rms" or "layer": normalise each head's query and key, before any rotation.
         layer_scale: start of a trained gain per channel on what attention adds.
