@@ -44,10 +44,19 @@ def test_another_length_is_warned_of_once():
     assert "e.g. bias=NegLogLength(1024)" in sentence and "\n" not in sentence
 
 
-def test_the_warning_names_the_line_of_the_caller():
-    with pytest.warns(UserWarning, match="^bias: None") as caught:
-        sigmoid_attention(*text(9))
-        sigmoid_attention(*text(7))
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: sigmoid_attention(x, x, x),
+        lambda x: flash_attn.flash_attn_func(*[x.transpose(1, 2)] * 3),
+        lambda x: flash_attn.flash_attn_qkvpacked_func(torch.stack([x.transpose(1, 2)] * 3, 2)),
+    ],
+    ids=["operator", "flash", "packed"],
+)
+def test_the_warning_names_the_line_of_the_caller(call):
+    with pytest.warns(UserWarning, match="bias: None") as caught:
+        call(text(9)[0])
+        call(text(7)[0])
     assert caught[0].filename == __file__
 
 

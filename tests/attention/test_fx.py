@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
+from sigmoid_attention.integrations import flash_attn, flash_sigmoid, triton_sigmoid
 from tests.attention.test_compile import normal
 
 
@@ -88,6 +90,68 @@ def test_a_traced_module_computes_the_same_and_can_be_copied_and_stored(name):
     }
     for each in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
         torch.testing.assert_close(each(*tensors), module(*tensors), rtol=0, atol=0)
+
+
+def names_of_others():
+    """Calls of (B, S, H, D) under the names of other libraries, by name."""
+    ends = torch.tensor([0, 2, 5])
+
+    def packed(function):
+        return lambda q, k, v: function(torch.stack((q, k, v), 2), sigmoid_bias=-2.0)
+
+    def key_value_packed(function):
+        return lambda q, k, v: function(q, torch.stack((k, v), 2), sigmoid_bias=-2.0)
+
+    def sequences(q, k, v):
+        return flash_attn.flash_attn_varlen_func(
+            q[0], k[0], v[0], ends, ends, 3, 3, sigmoid_bias=-2.0
+        )
+
+    def sequences_of_packed(q, k, v):
+        qkv = torch.stack((q[0], k[0], v[0]), 1)
+        return flash_attn.flash_attn_varlen_qkvpacked_func(qkv, ends, 3, sigmoid_bias=-2.0)
+
+    def sequences_of_key_value_packed(q, k, v):
+        kv = torch.stack((k[0], v[0]), 1)
+        return flash_attn.flash_attn_varlen_kvpacked_func(
+            q[0], kv, ends, ends, 3, 3, sigmoid_bias=-2.0
+        )
+
+    def cached(q, k, v):
+        k_cache, v_cache = k.repeat(1, 2, 1, 1), v.repeat(1, 2, 1, 1)
+        out = flash_attn.flash_attn_with_kvcache(
+            q, k_cache, v_cache, k, v, cache_seqlens=3, sigmoid_bias=-2.0
+        )
+        return out + k_cache[:, 3:8]
+
+    def padded(q, k, v):
+        lengths = torch.tensor([4, 5])
+        return triton_sigmoid.sigmoid_attention_padded(q, k, v, lengths, sigmoid_bias=-2.0)
+
+    yield "varlen", sequences
+    yield "varlen-qkvpacked", sequences_of_packed
+    yield "varlen-kvpacked", sequences_of_key_value_packed
+    yield "kvcache", cached
+    yield "padded", padded
+    for module in (flash_attn, flash_sigmoid):
+        name = module.__name__.rpartition(".")[2]
+        dense = partial(module.flash_attn_func, sigmoid_bias=-2.0)
+        yield name, lambda q, k, v, dense=dense: dense(q, k, v)
+        yield f"{name}-qkvpacked", packed(module.flash_attn_qkvpacked_func)
+        yield f"{name}-kvpacked", key_value_packed(module.flash_attn_kvpacked_func)
+    yield "triton", lambda q, k, v: triton_sigmoid.sigmoid_attention(q, k, v, sigmoid_bias=-2.0)
+
+
+@pytest.mark.parametrize("call", [pytest.param(call, id=name) for name, call in names_of_others()])
+def test_a_call_by_the_name_of_another_library_is_traced(call):
+    class Called(nn.Module):
+        def forward(self, q, k, v):
+            return call(q, k, v)
+
+    tensors = [normal(2, 5, 2, 8, seed=seed) for seed in range(3)]
+    traced = torch.fx.symbolic_trace(Called())
+    for each in (traced, pickle.loads(pickle.dumps(traced))):
+        torch.testing.assert_close(each(*tensors), call(*tensors), rtol=0, atol=0)
 
 
 def test_a_tensor_subclass_keeps_its_class():

@@ -288,3 +288,45 @@ def test_steps_of_one_graph_write_the_same_cache(paged):
         wanted = step(new[0], *theirs.unbind(0), *new[1:], lengths)
         torch.testing.assert_close(found, wanted, **CLOSE)
     assert ours.equal(theirs) and ours.abs().max() > 0
+
+
+PAGES = torch.tensor([[3, 0], [1, 2], [3, 0]])
+ROTARY = {"rotary_cos": COS[:6], "rotary_sin": COS[:6]}
+ROOM = "cache_seqlens: must leave room for 2 new tokens in a cache of 12"
+REFUSED_IN_A_GRAPH = {
+    "negative": ({"cache_seqlens": torch.tensor([5, -1, 4])}, f"{ROOM}, got -1 to 5"),
+    "full": ({"cache_seqlens": torch.tensor([5, 12, 4])}, f"{ROOM}, got 4 to 12"),
+    "one-too-many": ({"cache_seqlens": torch.tensor([5, 11, 4])}, f"{ROOM}, got 4 to 11"),
+    "nothing-new": (
+        {"cache_seqlens": torch.tensor([5, -1, 4]), "k": None, "v": None},
+        "cache_seqlens: must leave room for 0 new tokens",
+    ),
+    "row": ({"cache_batch_idx": torch.tensor([0, -1, 2])}, "block_table, cache_batch_idx: .*-1"),
+    "page": ({"block_table": PAGES.where(PAGES != 1, -1)}, "block_table, cache_batch_idx: .*-1"),
+    "old-page": (
+        {"block_table": PAGES.where(PAGES != 1, -1), "cache_seqlens": torch.tensor([12, 13, 14])},
+        "block_table: pages must lie in 0 to 3, got -1 to 3",
+    ),
+    "angles": (ROTARY | {"cache_seqlens": torch.tensor([5, 2, 4])}, "rotary_cos: must have 7 pl"),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    "wrong, sentence", REFUSED_IN_A_GRAPH.values(), ids=REFUSED_IN_A_GRAPH.keys()
+)
+def test_a_graph_refuses_such_numbers_before_it_writes(wrong, sentence, backend):
+    caches = {name: torch.ones(4, 12, 2, 8) for name in ("k_cache", "v_cache")}
+    given = GOOD | caches | {"cache_seqlens": torch.tensor([5, 3, 4])} | wrong
+    names = [name for name, value in given.items() if isinstance(value, torch.Tensor)]
+
+    def step(*tensors):
+        return flash_attn_with_kvcache(**given | dict(zip(names, tensors, strict=True)))
+
+    torch._dynamo.reset()
+    tensors = [given[name] for name in names]
+    for call in (step, torch.compile(step, fullgraph=True, backend=backend)):
+        # A graph that raises would leave torch's gradients off, as it turned them.
+        with torch.no_grad(), pytest.raises(ValueError, match=f"^{sentence}"):
+            call(*tensors)
+        assert all((cache == 1).all() for cache in caches.values())

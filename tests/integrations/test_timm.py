@@ -11,7 +11,7 @@ from timm.layers.attention import Attention
 from timm.models.eva import EvaAttention
 from torch import nn
 
-from sigmoid_attention import Learned, NegLogLength
+from sigmoid_attention import Constant, Learned, NegLogEffectiveLength, NegLogLength
 from sigmoid_attention.integrations.timm import SigmoidAttention, convert, register
 from sigmoid_attention.integrations.timm_layers import CLASSES
 
@@ -343,10 +343,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "bias, mention",
         [
-            (torch.zeros(4), "got Tensor"),
+            (torch.zeros(4), "got a tensor of shape"),
+            (10**400, "got a number of 1329 bits"),
+            (Constant(nn.Parameter(torch.zeros(()))), "Constant holds a Parameter .*; Learned"),
+            (NegLogEffectiveLength((0.5,), 8), r"1 slopes, blocks\.0\.attn has 4"),
             (Learned(0.0, heads=3), r"3 heads, blocks\.0\.attn has 4"),
         ],
-        ids=["tensor", "heads"],
+        ids=["tensor", "huge", "parameter", "slopes", "heads"],
     )
     def test_a_bias_that_does_not_fit(self, bias, mention):
         with pytest.raises(ValueError, match=f"^bias: .*{mention}"):

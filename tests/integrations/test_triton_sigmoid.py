@@ -118,6 +118,23 @@ def test_a_value_error_names_the_argument(wrong, name, mention):
     assert mention in str(caught.value)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["called", "compiled"])
+@pytest.mark.parametrize("name", ["seq_lens_k", "seq_lens_q"])
+def test_a_length_lies_within_the_tokens(name, compiled):
+    q = torch.ones(2, 5, 2, 6)
+
+    def padded(lengths):
+        return triton_sigmoid.sigmoid_attention_padded(q, q, q, **{name: lengths})
+
+    torch._dynamo.reset()
+    call = torch.compile(padded, fullgraph=True, backend="aot_eager") if compiled else padded
+    for wrong, said in ((-1, "-1 to 3"), (6, "3 to 6")):
+        with pytest.raises(ValueError, match=f"^{name}: must lie in 0 to 5, .*, got {said}$"):
+            call(torch.tensor([3, wrong]))
+    good = torch.tensor([0, 5], dtype=torch.int32)
+    torch.testing.assert_close(call(good), padded(good))
+
+
 def test_the_dense_function_wants_as_many_queries_as_keys():
     with pytest.raises(ValueError, match=r"^key: must have as many tokens as query, got 9 and 4"):
         triton_sigmoid.sigmoid_attention(*tensors(4, 9))

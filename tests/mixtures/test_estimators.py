@@ -291,6 +291,17 @@ def test_a_column_that_varies_by_rounding_is_constant(kind, value):
 
 
 @both
+def test_a_column_that_varies_below_the_normal_numbers_is_constant(kind):
+    X, y = data_for(kind)
+    noise = 1e-320 * np.random.default_rng(0).standard_normal(len(X))
+    wide, new = np.insert(X, 1, noise, axis=1), np.insert(X, 1, 7.0, axis=1)
+    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and say nothing$"):
+        model = kind(random_state=0, starts=2).fit(wide, y)
+    assert model.score(new, y) == model.score(wide, y)
+    assert model.scale_[1] == 1 and model.constant_.tolist() == [False, True, False]
+
+
+@both
 @pytest.mark.parametrize("unit, offset", [(1.0, 1e9), (1e-9, 1.0), (1e200, 0.0), (1e-200, 0.0)])
 def test_columns_of_any_size_and_offset_are_seen(kind, unit, offset):
     X, y = data_for(kind)

@@ -62,6 +62,20 @@ def first_block(**settings) -> Block:
     return block
 
 
+class Model(nn.Module):
+    """A language model, whose first token a number decides."""
+
+    def __init__(self):
+        super().__init__()
+        config = ModelConfig.recipe(
+            "recommended", vocab_size=31, dim=DIM, layers=1, heads=2, max_seq_len=8
+        )
+        self.model = DecoderLM(config)
+
+    def forward(self, x):
+        return self.model((x[..., 0] > 0).long(), logits_to_keep=2)
+
+
 LAYERS = {
     "Attention": lambda: Attention(DIM, heads=2, max_seq_len=8, position=RoPE(), qk_norm="rms"),
     "softmax": lambda: Attention(DIM, heads=2, max_seq_len=8, activation="softmax"),
@@ -82,6 +96,7 @@ MODULES = {
     "LearnedPosition": lambda: Placed(LearnedPosition(DIM, 8)),
     "CAPE": lambda: Placed(CAPE(DIM)),
     "softmax_attention": Softmax,
+    "DecoderLM": Model,
 }
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sigmoid_attention import Learned, NegLogLength, NegLogVisible
+from sigmoid_attention import Constant, Learned, NegLogLength, NegLogVisible
 from sigmoid_attention.nn import SigmoidMultiheadAttention, replace_multihead_attention
 
 # Torch says so whenever its encoder makes a nested tensor.
@@ -377,6 +377,12 @@ class TestComplaints:
         "wrong, sentence",
         [
             ({"sigmoid_bias": float("nan")}, "sigmoid_bias: .* got nan"),
+            ({"sigmoid_bias": 10**400}, "sigmoid_bias: .* got a number of 1329 bits"),
+            ({"sigmoid_bias": Constant(torch.zeros(()))}, "sigmoid_bias: Constant holds a tensor"),
+            (
+                {"sigmoid_bias": NegLogLength(8, torch.zeros(()))},
+                "sigmoid_bias: NegLogLength holds",
+            ),
             ({"sigmoid_bias": True}, "sigmoid_bias: .* got True"),
             ({"sigmoid_bias": Learned(-1.0, heads=H + 1)}, "sigmoid_bias: Learned has"),
             ({"dropout": 1.5}, "dropout: .* got 1.5"),

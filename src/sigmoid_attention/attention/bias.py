@@ -80,8 +80,9 @@ def _check_length(n: Any, owner: str) -> None:
 class Constant(BiasPolicy):
     """The same bias everywhere: b.
 
-    b may be a tensor, like one given as ``bias``, and then gets its gradient. Raises ``ValueError``
-    unless it is that or a finite number.
+    b may be a tensor, like one given as ``bias``, and then gets its gradient; a layer, which would
+    not have it among its parameters, takes `Learned` instead. Raises ``ValueError`` unless b is
+    that or a finite number.
 
     Example:
         >>> import torch

@@ -12,9 +12,11 @@ from torch._subclasses.fake_tensor import is_fake
 from sigmoid_attention.attention import arguments, autocast, geometry
 from sigmoid_attention.attention.bias import (
     BiasPolicy,
+    Constant,
     HeadValues,
     Learned,
     NegLogEffectiveLength,
+    NegLogLength,
 )
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -183,20 +185,29 @@ def bias_kind(bias: Any, name: str = "bias") -> float | Tensor | BiasPolicy:
     return arguments.number(name, bias, "a finite number, a tensor or a bias policy")
 
 
-def layer_bias(bias: Any, heads: int, name: str = "bias") -> float | BiasPolicy:
+def layer_bias(
+    bias: Any, heads: int, name: str = "bias", layer: str = "the layer"
+) -> float | BiasPolicy:
     """The bias that a layer keeps: a finite number, or a policy for its number of heads."""
+    instead = "Learned(init, heads) is a bias that a layer trains"
     if isinstance(bias, Learned | HeadValues) and bias.value.shape != (heads,):
         raise ValueError(
-            f"{name}: {type(bias).__name__} has {bias.value.numel()} heads, the layer has {heads}"
+            f"{name}: {type(bias).__name__} has {bias.value.numel()} heads, {layer} has {heads}"
         )
     if isinstance(bias, NegLogEffectiveLength) and len(bias.alibi_slopes) != heads:
         raise ValueError(
-            f"{name}: NegLogEffectiveLength has {len(bias.alibi_slopes)} slopes, the layer has "
+            f"{name}: NegLogEffectiveLength has {len(bias.alibi_slopes)} slopes, {layer} has "
             f"{heads} heads"
         )
+    if isinstance(bias, Constant | NegLogLength):
+        held = bias.b if isinstance(bias, Constant) else bias.offset
+        if isinstance(held, Tensor):
+            raise ValueError(
+                f"{name}: {type(bias).__name__} holds {arguments.shown(held)}, which would be no "
+                f"parameter of {layer}; {instead}"
+            )
     if isinstance(bias, BiasPolicy):
         return bias
-    instead = "Learned(init, heads) is a bias that a layer trains"
     return arguments.number(name, bias, "a finite number or a bias policy", instead)
 
 

@@ -1,5 +1,6 @@
 """The bias of a call that names none: minus the log of the number of its own keys."""
 
+import sys
 import warnings
 
 import torch
@@ -31,6 +32,14 @@ def default_bias(keys: int, name: str = "bias") -> NegLogLength | float:
                 f"{name}: None means -log(number of keys), and calls came with {_first_keys} and "
                 f"{keys} keys, so that the same tokens get other answers; give the training length "
                 f"instead, e.g. {name}=NegLogLength(1024)",
-                stacklevel=4,
+                stacklevel=_callers_level(),
             )
     return NegLogLength(keys)
+
+
+def _callers_level() -> int:
+    """The level of `warnings.warn` in `default_bias` that names the line outside this library."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("sigmoid_attention."):
+        frame, level = frame.f_back, level + 1
+    return level

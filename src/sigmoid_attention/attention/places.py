@@ -71,6 +71,22 @@ def cached(
     return Sequences(places_4B, max_q=queries, max_k=capacity, block_table_BM=table_BM)
 
 
+def fitting(numbers: Tensor, room: int, size: int, sentence: str) -> Tensor:
+    """Integers from 0 to size - room, checked when the graph runs where they are traced.
+
+    Work with what is returned: a graph leaves out an operator whose answer is not used.
+
+    Raises:
+        ValueError: ``sentence``, in which {low} and {high} stand for the least and the largest
+            number, {needed} and {last} for high + 1 and size - 1, {room} and {size} for these.
+    """
+    if untraced() and not numbers.is_meta:
+        return _fitting(numbers, room, size, sentence)
+    if looked_at(numbers.device):
+        return _fitting_later(numbers, room, size, sentence)
+    return numbers.long()
+
+
 def _at_most(declared: int, tokens: int) -> int:
     # torch.jit.trace has tensors for sizes.
     return declared if isinstance(tokens, Tensor) else torch.sym_min(declared, tokens)  # pyright: ignore
@@ -139,6 +155,25 @@ def _cached(
     return places_4B, table_BM
 
 
+def _fitting(numbers: Tensor, room: int, size: int, sentence: str) -> Tensor:
+    numbers = numbers.to(torch.int64, copy=True)
+    low, high = (int(edge) for edge in numbers.aminmax()) if numbers.numel() else (0, 0)
+    if numbers.numel() and (low < 0 or high + room > size):
+        numbered = {"low": low, "high": high, "needed": high + 1, "last": size - 1}
+        raise ValueError(sentence.format(**numbered, room=room, size=size))
+    return numbers
+
+
+@torch.library.custom_op("sigmoid_attention::fitting_numbers", mutates_args=())
+def _fitting_later(numbers: Tensor, room: int, size: int, sentence: str) -> Tensor:
+    return _fitting(numbers, room, size, sentence)
+
+
+@_fitting_later.register_fake
+def _(numbers, *_):
+    return torch.empty_like(numbers, dtype=torch.int64)
+
+
 @torch.library.custom_op("sigmoid_attention::packed_places", mutates_args=())
 def _packed_later(
     cu_seq_q: Tensor, cu_seq_k: Tensor, tokens_q: int, tokens_k: int, max_q: int, max_k: int
@@ -183,5 +218,5 @@ def _one_by_one(operator, info, in_dims, *arguments):
     return parts, (0,) * len(parts)
 
 
-for _operator in (_packed_later, _cached_later):
+for _operator in (_packed_later, _cached_later, _fitting_later):
     _operator.register_vmap(partial(_one_by_one, _operator))

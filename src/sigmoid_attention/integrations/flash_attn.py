@@ -36,6 +36,7 @@ from sigmoid_attention.attention import (
 )
 from sigmoid_attention.attention.api import Bias
 from sigmoid_attention.attention.default_bias import default_bias
+from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.integrations.flash_kvcache import flash_attn_with_kvcache
 from sigmoid_attention.integrations.flash_settings import four_dimensional, operator_settings
 
@@ -59,6 +60,7 @@ def _unpacked(name: str, packed: Tensor, dim: int, shape: str, parts: int) -> tu
     return packed.unbind(dim)
 
 
+@overridable
 def flash_attn_func(
     q: Tensor,
     k: Tensor,
@@ -129,6 +131,7 @@ def flash_attn_func(
     return out, None, sigmoid_attention(query, key, identity, skip_tolerance=0.0, **settings)
 
 
+@overridable
 def flash_attn_kvpacked_func(
     q: Tensor,
     kv: Tensor,
@@ -157,6 +160,7 @@ def flash_attn_kvpacked_func(
     )  # fmt: skip
 
 
+@overridable
 def flash_attn_qkvpacked_func(
     qkv: Tensor,
     dropout_p: float = 0.0,
@@ -183,6 +187,7 @@ def flash_attn_qkvpacked_func(
     )  # fmt: skip
 
 
+@overridable
 def flash_attn_varlen_func(
     q: Tensor,
     k: Tensor,
@@ -261,6 +266,7 @@ def flash_attn_varlen_func(
     return out.contiguous()
 
 
+@overridable
 def flash_attn_varlen_kvpacked_func(
     q: Tensor,
     kv: Tensor,
@@ -294,6 +300,7 @@ def flash_attn_varlen_kvpacked_func(
     )  # fmt: skip
 
 
+@overridable
 def flash_attn_varlen_qkvpacked_func(
     qkv: Tensor,
     cu_seqlens: Tensor,

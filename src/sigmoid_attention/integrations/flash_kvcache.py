@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments, checks, decode, sigmoid_decode
+from sigmoid_attention.attention import arguments, checks, decode, places, sigmoid_decode
 from sigmoid_attention.attention.api import Bias
+from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.reference import compute_dtype
 from sigmoid_attention.integrations.flash_settings import four_dimensional, operator_settings
 
 
+@overridable
 @torch.no_grad()
 def flash_attn_with_kvcache(
     q: Tensor,
@@ -107,7 +109,7 @@ def flash_attn_with_kvcache(
         unlimited = settings["window_size"] == (-1, -1)
         turned_queries = q.shape[1] if causal or not unlimited else 1
         places_BN = _places(lengths_B, max(turned_queries, k.shape[1]))
-        _check_rotary(rotary_cos, rotary_sin, places_BN, q.shape[3])
+        places_BN = _check_rotary(rotary_cos, rotary_sin, places_BN, q.shape[3])
         queries_at, keys_at = places_BN[:, :turned_queries], places_BN[:, : k.shape[1]]
         q = _rotated(q, rotary_cos, rotary_sin, queries_at, rotary_interleaved)
         k = _rotated(k, rotary_cos, rotary_sin, keys_at, rotary_interleaved)
@@ -121,8 +123,11 @@ def flash_attn_with_kvcache(
     settings |= {"seqused_k": lengths_B + new, "block_table": table}
     if k is not None and v is not None:
         page_BN, inside_BN = _behind(lengths_B, new, k_cache, table_BM)
-        # A call that is refused has written nothing.
-        decode.checked(*tensors, **settings)
+        # A call that is refused has written nothing. A graph keeps no other order of its
+        # operators, so that it writes to places which only the checked lengths tell.
+        checked = decode.checked(*tensors, **settings).sequences
+        if not checks.has_numbers(q) and places.looked_at(q.device) and checked is not None:
+            inside_BN = _places(checked.length_k_B - new, new) % k_cache.shape[1]
         k_cache[page_BN, inside_BN] = k
         v_cache[page_BN, inside_BN] = v
     out = sigmoid_decode(*tensors, **settings)
@@ -169,14 +174,11 @@ def _lengths(
         lengths = torch.full((batch,), number, device=k_cache.device)
     checks.lengths("cache_seqlens", lengths, (batch,), k_cache.device)
     new = 0 if k is None else k.shape[1]
-    if batch > 0 and checks.has_numbers(lengths):
-        low, high = (int(edge) for edge in lengths.aminmax())
-        if low < 0 or high + new > capacity:
-            raise ValueError(
-                f"cache_seqlens: must leave room for {new} new tokens in a cache of {capacity}, "
-                f"got {low} to {high}"
-            )
-    return lengths.long()
+    sentence = (
+        "cache_seqlens: must leave room for {room} new tokens in a cache of {size}, "
+        "got {low} to {high}"
+    )
+    return places.fitting(lengths, new, capacity, sentence)
 
 
 def _check_new(
@@ -197,7 +199,8 @@ def _check_new(
             )
 
 
-def _check_rotary(cos: Tensor, sin: Tensor, places_BN: Tensor, head_dim: int) -> None:
+def _check_rotary(cos: Tensor, sin: Tensor, places_BN: Tensor, head_dim: int) -> Tensor:
+    """The places, each of which has its angles."""
     for name, angles in (("rotary_cos", cos), ("rotary_sin", sin)):
         arguments.dense(name, angles)
         checks.on_device(name, angles, places_BN.device)
@@ -206,10 +209,8 @@ def _check_rotary(cos: Tensor, sin: Tensor, places_BN: Tensor, head_dim: int) ->
             f"rotary_cos, rotary_sin: must be (places, half the rotated channels) with at most "
             f"{head_dim // 2} of these, got {tuple(cos.shape)} and {tuple(sin.shape)}"
         )
-    if places_BN.numel() > 0 and checks.has_numbers(places_BN):
-        needed = int(places_BN.max()) + 1
-        if needed > cos.shape[0]:
-            raise ValueError(f"rotary_cos: must have {needed} places, got {cos.shape[0]}")
+    sentence = "rotary_cos: must have {needed} places, got {size}"
+    return places.fitting(places_BN, 1, cos.shape[0], sentence)
 
 
 def _behind(
@@ -218,13 +219,11 @@ def _behind(
     """Page and place in it, both (B, N), of the new tokens behind those of each sequence."""
     places_BN = _places(lengths_B, new)
     pages_BN = table_BM.gather(1, places_BN // k_cache.shape[1])
-    if pages_BN.numel() > 0 and checks.has_numbers(pages_BN):
-        low, high = (int(edge) for edge in pages_BN.aminmax())
-        if low < 0 or high >= k_cache.shape[0]:
-            raise ValueError(
-                f"block_table, cache_batch_idx: must lie in 0 to {k_cache.shape[0] - 1} where new "
-                f"tokens go, got {low} to {high}"
-            )
+    sentence = (
+        "block_table, cache_batch_idx: must lie in 0 to {last} where new tokens go, "
+        "got {low} to {high}"
+    )
+    pages_BN = places.fitting(pages_BN, 1, k_cache.shape[0], sentence)
     return pages_BN, places_BN % k_cache.shape[1]
 
 
@@ -233,10 +232,10 @@ def _places(lengths_B: Tensor, tokens: int) -> Tensor:
     return lengths_B[:, None] + torch.arange(tokens, device=lengths_B.device)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, places: Tensor, interleaved: bool) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, at: Tensor, interleaved: bool) -> Tensor:
     """x (B, N, H, D) with each pair of its first 2 R channels turned by its place's angle."""
     half, dtype = cos.shape[1], compute_dtype(x.dtype)
-    cos_BN1R, sin_BN1R = (angles[places].unsqueeze(2).to(dtype) for angles in (cos, sin))
+    cos_BN1R, sin_BN1R = (angles[at].unsqueeze(2).to(dtype) for angles in (cos, sin))
     turning = x[..., : 2 * half].to(dtype)
     pairs = turning.unflatten(-1, (half, 2) if interleaved else (2, half))
     first, second = pairs.unbind(-1 if interleaved else -2)

@@ -13,6 +13,7 @@ in :mod:`sigmoid_attention.integrations.flash_attn`, and so are the shapes.
 from torch import Tensor
 
 from sigmoid_attention.attention.api import Bias
+from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.integrations import flash_attn
 
 __all__ = ["flash_attn_func", "flash_attn_kvpacked_func", "flash_attn_qkvpacked_func"]
@@ -20,6 +21,7 @@ __all__ = ["flash_attn_func", "flash_attn_kvpacked_func", "flash_attn_qkvpacked_
 Answer = Tensor | tuple[Tensor, Tensor]
 
 
+@overridable
 def flash_attn_func(
     q: Tensor,
     k: Tensor,
@@ -48,6 +50,7 @@ def flash_attn_func(
     return _with_weights(answer)
 
 
+@overridable
 def flash_attn_kvpacked_func(
     q: Tensor,
     kv: Tensor,
@@ -68,6 +71,7 @@ def flash_attn_kvpacked_func(
     return _with_weights(answer)
 
 
+@overridable
 def flash_attn_qkvpacked_func(
     qkv: Tensor,
     dropout_p: float = 0.0,

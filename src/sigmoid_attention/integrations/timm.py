@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import BiasPolicy, Learned, NegLogLength
+from sigmoid_attention.attention import Learned, NegLogLength, checks
 from sigmoid_attention.integrations.timm_layers import (
     ATTN_LAYERS,
     CLASSES,
@@ -94,13 +94,8 @@ def convert(
         known = ", ".join(each.__name__ for each in CLASSES)
         raise ValueError(f"model: {type(model).__name__} has no attention of the classes {known}")
     bias = NegLogLength(_tokens(model)) if bias is None else bias
-    if not isinstance(bias, int | float | BiasPolicy):
-        raise ValueError(f"bias: must be a number or a bias policy, got {type(bias).__name__}")
     for name, module in found.items():
-        if isinstance(bias, Learned) and bias.value.numel() != module.num_heads:
-            raise ValueError(
-                f"bias: Learned has {bias.value.numel()} heads, {name} has {module.num_heads}"
-            )
+        bias = checks.layer_bias(bias, module.num_heads, layer=name)
     if example_input is None:
         example_input = _blank_image(model)
     with all_or_nothing(model.modules()):

@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention import attention
-from sigmoid_attention.attention import arguments, checks
+from sigmoid_attention.attention import arguments, checks, places
 from sigmoid_attention.attention.api import Bias
 from sigmoid_attention.attention.default_bias import default_bias
+from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.reference import compute_dtype
 
 __all__ = ["sigmoid_attention", "sigmoid_attention_padded"]
 
 
+@overridable
 def sigmoid_attention(
     query: Tensor,
     key: Tensor,
@@ -79,6 +81,7 @@ def sigmoid_attention(
     return out.transpose(1, 2).contiguous()
 
 
+@overridable
 def sigmoid_attention_padded(
     query: Tensor,
     key: Tensor,
@@ -94,8 +97,9 @@ def sigmoid_attention_padded(
 
     Args:
         query: (B, Q, H, D). key, value: (B, K, H, D), or with fewer heads.
-        seq_lens_k: (B,) int, the tokens that are keys; None for all.
-        seq_lens_q: (B,) int, the tokens that are queries; None for all.
+        seq_lens_k: (B,) int, the tokens that are keys; None for all. Those of a GPU are not
+            checked: the call would have to wait for them.
+        seq_lens_q: (B,) int, the tokens that are queries; likewise.
         is_causal: query i sees the keys 0 to i, whatever Q and K.
         sigmoid_bias: -log seq_lens_k by default, the length of each sequence and not that of
             training: a model that is to answer the same at all lengths wants the number.
@@ -116,6 +120,7 @@ def sigmoid_attention_padded(
     _check(query, key, value, score_mod)
     batch, queries = query.shape[:2]
     lengths_B = _lengths("seq_lens_k", seq_lens_k, batch, key.shape[1], key.device)
+    queries_B = _lengths("seq_lens_q", seq_lens_q, batch, queries, query.device)
     if sigmoid_bias is None:
         # A sequence without keys has no logarithm, nor a weight for it to change.
         sigmoid_bias = (
@@ -141,8 +146,7 @@ def sigmoid_attention_padded(
         bias=sigmoid_bias,
         enable_gqa=True,
     )
-    lengths_B = _lengths("seq_lens_q", seq_lens_q, batch, queries, query.device)
-    padded_BQ = torch.arange(queries, device=query.device) >= lengths_B[:, None]
+    padded_BQ = torch.arange(queries, device=query.device) >= queries_B[:, None]
     return out.transpose(1, 2).masked_fill(padded_BQ[..., None, None], 0.0)
 
 
@@ -170,4 +174,7 @@ def _lengths(
     if seq_lens is None:
         return torch.full((batch,), tokens, device=device)
     checks.lengths(name, seq_lens, (batch,), device)
-    return seq_lens
+    if not places.looked_at(device):
+        return seq_lens
+    sentence = f"{name}: must lie in 0 to {{size}}, the number of tokens, got {{low}} to {{high}}"
+    return places.fitting(seq_lens, 0, tokens, sentence)

@@ -28,8 +28,11 @@ def centre_and_spread(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     unit = np.ldexp(1.0, np.frexp(np.abs(X).max(axis=0))[1] - 1)
     mean, variance = (X / unit).mean(axis=0), (X / unit).var(axis=0)
     rounding = len(X) * np.finfo(np.float64).eps
+    spread = unit * np.sqrt(variance)
     constant = variance <= rounding * variance + (rounding * mean) ** 2
-    return unit * mean, np.where(constant, 1.0, unit * np.sqrt(variance)), constant
+    # A quotient by a number below the normal ones overflows.
+    constant |= spread < np.finfo(np.float64).tiny
+    return unit * mean, np.where(constant, 1.0, spread), constant
 
 
 def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:

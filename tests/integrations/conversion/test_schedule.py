@@ -71,9 +71,13 @@ def test_the_second_half_is_at_the_end(steps):
     assert all(t == 1 for t in values[max(1, steps // 2) :]) and values[-1] == 1
 
 
-def test_a_gain_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="gain: must be positive and finite, got 0"):
-        SoftmaxStart(0.0)
+@pytest.mark.parametrize(
+    "gain, said",
+    [(0.0, "0.0"), (10**400, "a number of"), (torch.nn.Parameter(torch.ones(())), "a P")],
+)
+def test_a_gain_that_is_no_positive_number_is_refused(gain, said):
+    with pytest.raises(ValueError, match=f"gain: must be positive and finite, got {said}"):
+        SoftmaxStart(gain)
 
 
 def test_visible_keys_are_not_confused_with_the_softmax():

@@ -1,21 +1,27 @@
 """What `convert` refuses, and that a refusal leaves the model as it was."""
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
 from torch import nn
 
-from sigmoid_attention import Learned, NegLogLength, RowLSE
+from sigmoid_attention import Constant, Learned, NegLogLength, NegLogVisible, RowLSE
 from sigmoid_attention.integrations.transformers import (
     PerHead,
     attention_modules,
     convert,
     reached_modules,
     register,
+    replace_bias,
     set_bias,
 )
 from tests.integrations.transformers.architectures import ARCHITECTURES
 from tests.integrations.transformers.checks import answer
+
+
+def Parameter(number):
+    return nn.Parameter(torch.tensor(number))
 
 
 def bloom():
@@ -83,10 +89,17 @@ def test_a_class_may_be_let_off_by_name():
     ("name", "options", "complaint"),
     [
         ("Llama", {"qk_norm": "batch"}, "qk_norm: must be 'rms', 'layer' or None, got 'batch'"),
+        ("Llama", {"layer_scale": Parameter(0.1)}, "layer_scale: must be .*, got a Parameter of"),
+        ("Llama", {"bias": Parameter(-3.0)}, r"bias: .* a Parameter of .*; PerHead\(init\)"),
+        ("Llama", {"bias": Constant(Parameter(-3.0))}, "^bias: a config holds numbers, .* Param"),
+        ("Llama", {"bias": Constant(torch.tensor(-3.0))}, "^bias: a config holds numbers, .* tens"),
+        ("Llama", {"bias": NegLogLength(8, Parameter(1.0))}, r"with offset a Par.*PerHead\(init\)"),
+        ("Llama", {"bias": 10**400}, "^bias: must be .*, got a number of 1329 bits"),
+        ("Llama", {"bias": float("nan")}, "^bias: must be .*, got nan"),
         ("Llama", {"layer_scale": 0.0}, "layer_scale: must be positive or None, got 0.0"),
         ("Llama", {"norm": "post"}, "norm: must be 'hybrid' or None, got 'post'"),
-        ("Llama", {"bias": Learned(-3.0, 4)}, "bias: must be .*, got Learned"),
-        ("Llama", {"bias": "log"}, "bias: must be .*, got str"),
+        ("Llama", {"bias": Learned(-3.0, 4)}, "bias: must be .*, got .*Learned"),
+        ("Llama", {"bias": "log"}, "bias: must be .*, got the string 'log'"),
         ("ViT", {}, "bias: ViTConfig has no max_position_embeddings .*NegLogLength"),
         ("T5", {}, "bias: T5Config has no max_position_embeddings"),
         ("CLIP", {"bias": {"text_config": -3.0}}, r"\['text_config', 'vision_config'\]"),
@@ -109,6 +122,47 @@ def test_an_option_that_does_not_fit_is_refused_and_nothing_is_changed(name, opt
 def test_a_module_of_no_library_is_refused():
     with pytest.raises(ValueError, match="must be a model or a config of transformers, got Linear"):
         convert(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        np.float32(-3),
+        Constant(np.float32(-3)),
+        NegLogLength(np.int64(8), offset=np.float32(0.5)),
+        NegLogVisible(np.int32(2)),
+        PerHead(np.float32(-3), learned=np.bool_(True)),
+        PerHead(Constant(np.float16(-3))),
+    ],
+    ids=repr,
+)
+def test_numbers_of_numpy_are_numbers_to_a_config(bias, tmp_path):
+    gpt2 = ARCHITECTURES["GPT-2"]
+    model = convert(gpt2.build(), bias=bias, layer_scale=np.float32(0.5)).eval()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    batch = gpt2.batch()
+    torch.testing.assert_close(answer(again, batch), answer(model, batch), rtol=0, atol=0)
+    set_bias(model, bias)
+    model.config.to_json_string()
+
+
+@pytest.mark.parametrize(
+    "bias, complaint",
+    [
+        (10**400, "got a number of 1329 bits"),
+        ("log", "got the string 'log'"),
+        (Constant(Parameter(-3.0)), "Constant holds a Parameter of shape"),
+        (Learned(-3.0, 3), "Learned has 3 heads, GPT2Attention has 4"),
+    ],
+    ids=["huge", "text", "parameter", "heads"],
+)
+def test_a_module_takes_no_bias_that_could_not_work(bias, complaint):
+    model = convert(ARCHITECTURES["GPT-2"].build(), bias=-2.0)
+    module = next(iter(attention_modules(model).values()))
+    with pytest.raises(ValueError, match=f"^bias: .*{complaint}"):
+        replace_bias(module, bias)
+    assert module.sigmoid_bias == -2.0
 
 
 def test_a_second_conversion_is_refused():

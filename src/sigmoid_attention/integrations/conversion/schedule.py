@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.attention.bias import BiasPolicy, RowContext, RowLSE
 from sigmoid_attention.integrations.transformers.linear import InputBias
 
@@ -40,7 +41,7 @@ class SoftmaxStart(BiasPolicy):
     gain: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.gain < math.inf:
+        if not arguments.number("gain", self.gain, "positive and finite") > 0:
             raise ValueError(f"gain: must be positive and finite, got {self.gain}")
 
     def resolve(self, rows: RowContext) -> Tensor:

@@ -18,6 +18,8 @@ from sigmoid_attention.attention import (
     NegLogLength,
     NegLogVisible,
     RowLSE,
+    arguments,
+    checks,
 )
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
 from sigmoid_attention.integrations.transformers.linear import (
@@ -56,9 +58,14 @@ class PerHead:
     linear: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.init, int | float | BiasPolicy):
-            kind = type(self.init).__name__
+        init = arguments.scalar(self.init)
+        if not isinstance(init, int | float | BiasPolicy):
+            kind = type(init).__name__
             raise ValueError(f"PerHead: init must be a number or a bias policy, got {kind}")
+        object.__setattr__(self, "init", init)
+        for name in ("learned", "linear"):
+            given = arguments.switch(f"PerHead: {name}", getattr(self, name))
+            object.__setattr__(self, name, bool(given))
         heads = len(self.init.alibi_slopes) if isinstance(self.init, NegLogEffectiveLength) else 1
         self.start(heads)
 
@@ -70,17 +77,25 @@ class PerHead:
 ModuleBias = float | BiasPolicy | PerHead
 
 
-def check(bias: object) -> None:
-    """A bias that a config can hold."""
-    if not isinstance(bias, (int, float, PerHead, *_POLICIES)) or isinstance(bias, bool):
-        raise ValueError(
-            f"bias: must be a number, PerHead or one of "
-            f"{', '.join(policy.__name__ for policy in _POLICIES)}, got {type(bias).__name__}"
-        )
+def checked(bias: Any) -> ModuleBias:
+    """A bias that a config can hold: numbers, as Python's, and no tensors."""
+    instead = "PerHead(init) is a bias that learns"
+    if type(bias) not in (PerHead, *_POLICIES):
+        kinds = ", ".join(policy.__name__ for policy in _POLICIES)
+        return arguments.number("bias", bias, f"a number, PerHead or one of {kinds}", instead)
+    for name, value in vars(bias).items():
+        if isinstance(value, Tensor):
+            raise ValueError(
+                f"bias: a config holds numbers, got {type(bias).__name__} with {name} "
+                f"{arguments.shown(value)}; {instead}"
+            )
+    return bias
 
 
 def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
     """Give an attention module, called with ``dim`` channels, its bias in place of what it has."""
+    if not isinstance(bias, PerHead):
+        bias = checks.layer_bias(bias, heads, layer=type(module).__name__)
     # A parameter, a buffer and an attribute may not take each other's place by assignment.
     if hasattr(module, ATTRIBUTE):
         delattr(module, ATTRIBUTE)
@@ -138,7 +153,9 @@ def to_json(bias: ModuleBias) -> dict[str, Any]:
     if not isinstance(bias, BiasPolicy):
         bias = Constant(float(bias))
     assert dataclasses.is_dataclass(bias)
-    return {"policy": type(bias).__name__, **dataclasses.asdict(bias)}
+    # numpy's scalars, which JSON has not, are numbers to a policy.
+    fields = {name: arguments.scalar(value) for name, value in vars(bias).items()}
+    return {"policy": type(bias).__name__, **fields}
 
 
 def from_json(entry: dict[str, Any]) -> BiasPolicy | PerHead:

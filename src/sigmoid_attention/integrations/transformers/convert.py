@@ -45,8 +45,9 @@ def convert(
             loaded; ``from_pretrained(path, config=config)`` then gives what is new its start.
         bias: added to every logit: a number, a policy (:class:`NegLogLength` with the training
             length, :class:`NegLogVisible`, :class:`RowLSE`, ...) or :class:`PerHead`, which is
-            kept in the state dict. A mapping gives each config inside a composite one its own,
-            e.g. ``{"text_config": NegLogLength(77), "vision_config": NegLogLength(50)}``. None is
+            kept in the state dict; no other bias holds a tensor. A mapping gives each config
+            inside a composite one its own, e.g.
+            ``{"text_config": NegLogLength(77), "vision_config": NegLogLength(50)}``. None is
             ``NegLogLength(config.max_position_embeddings)``.
         qk_norm: "rms" or "layer": normalise each head's query and key, before any rotation.
         layer_scale: start of a trained gain per channel on what attention adds.
@@ -79,7 +80,8 @@ def convert(
             f"model_or_config: must be a model or a config of transformers, "
             f"got {type(model_or_config).__name__}"
         )
-    structure.check(qk_norm, layer_scale, norm)
+    layer_scale = structure.checked_scale(layer_scale)
+    structure.check(qk_norm, norm)
     register()
     options: dict[str, Any] = {"qk_norm": qk_norm, "layer_scale": layer_scale, "norm": norm}
     if isinstance(model_or_config, PreTrainedConfig):
@@ -148,7 +150,7 @@ def set_bias(model: PreTrainedModel, bias: ModuleBias) -> None:
     Raises:
         ValueError: the model is not converted, or a config cannot hold such a bias.
     """
-    biases.check(bias)
+    bias = biases.checked(bias)
     modules = attention_modules(model)
     if not modules:
         raise ValueError(f"model: no attention module of this {type(model).__name__} is converted")
@@ -198,9 +200,7 @@ def _biases(
         plan = {key: _default(config) for key, config in owners.items()}
     else:
         plan = dict.fromkeys(owners, bias)
-    for each in plan.values():
-        biases.check(each)
-    return plan
+    return {key: biases.checked(each) for key, each in plan.items()}
 
 
 def _default(config: PreTrainedConfig) -> NegLogLength:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.integrations.transformers.record import HeadShape, Record
 from sigmoid_attention.nn.norm import NORMS, LayerScale, QKNorm, RMSNorm
 
@@ -29,12 +30,21 @@ _OUTPUT_BESIDE = ("output.dense",)
 _OWN_NORMS = ("q_norm", "k_norm", "query_norm", "key_norm", "q_layernorm", "k_layernorm")
 
 
-def check(qk_norm: str | None, layer_scale: float | None, norm: str | None) -> None:
-    """The options themselves, before any module is looked at."""
+def checked_scale(layer_scale: Any) -> float | None:
+    """Where LayerScale starts, as a number that a config can hold."""
+    if layer_scale is None:
+        return None
+    wanted = "positive or None"
+    number = arguments.number("layer_scale", layer_scale, wanted)
+    if not number > 0:
+        raise ValueError(f"layer_scale: must be {wanted}, got {number}")
+    return number
+
+
+def check(qk_norm: str | None, norm: str | None) -> None:
+    """The other options, before any module is looked at."""
     if qk_norm is not None and qk_norm not in NORMS:
         raise ValueError(f"qk_norm: must be 'rms', 'layer' or None, got {qk_norm!r}")
-    if layer_scale is not None and not layer_scale > 0:
-        raise ValueError(f"layer_scale: must be positive or None, got {layer_scale}")
     if norm not in (None, "hybrid"):
         raise ValueError(f"norm: must be 'hybrid' or None, got {norm!r}")
 

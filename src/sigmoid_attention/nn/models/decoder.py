@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments
+from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Block
 from sigmoid_attention.nn.cache import KVCache, Unchanged
@@ -195,6 +196,7 @@ class DecoderLM(nn.Module):
         head = self.embedding if self.config.tie_embeddings else self.head
         return head(hidden)
 
+    @leaf_in_fx
     def forward(
         self,
         tokens: Tensor,
