@@ -9,7 +9,6 @@ Shape letters: B batch, N tokens, C model dim, H heads, D head dim.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +52,30 @@ def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor
         >>> alibi_slopes(3).tolist()
         [0.0625, 0.00390625, 0.25]
     """
-    heads = positive_whole("heads", heads)
+    # On the device, where a CUDA graph may capture it; integers divided would have torch's default
+    # dtype.
+    parts = [
+        torch.arange(i.start, i.stop, i.step, dtype=torch.float32, device=device) / of
+        for i, of in _slope_indices(positive_whole("heads", heads))
+    ]
+    return torch.exp2(-8 * torch.cat(parts))
+
+
+def slope_numbers(heads: int) -> tuple[float, ...]:
+    """The slopes of `alibi_slopes` as Python's numbers, whatever mode makes tensors hold none.
+
+    Example:
+        >>> slope_numbers(3)
+        (0.0625, 0.00390625, 0.25)
+    """
+    indices = _slope_indices(positive_whole("heads", heads))
+    return tuple(2.0 ** (-8 * h / of) for part, of in indices for h in part)
+
+
+def _slope_indices(heads: int) -> tuple[tuple[range, int], ...]:
+    """The h and the H of m_h = 2^(-8h/H), of the lower power of two and of the one between."""
     power = 1 << (heads.bit_length() - 1)
-    # Integers divided would have torch's default dtype.
-    numbers = partial(torch.arange, dtype=torch.float32, device=device)
-    whole = numbers(1, power + 1) / power
-    between = numbers(1, 1 + 2 * (heads - power), 2) / (2 * power)
-    return torch.exp2(-8 * torch.cat([whole, between]))
+    return (range(1, power + 1), power), (range(1, 1 + 2 * (heads - power), 2), 2 * power)
 
 
 def _sinusoids(positions: Tensor, dim: int, base: float) -> Tensor:
