@@ -32,11 +32,11 @@ def whole_number(name: str, count: Any) -> int:
     return found
 
 
-def positive_number(name: str, number: Any) -> float:
+def positive_number(name: str, number: Any, wanted: str = "positive") -> float:
     """Likewise a positive number that float32 holds. A tensor is none: it would not learn."""
-    plain = number_from_zero(name, number, "positive")
+    plain = number_from_zero(name, number, wanted)
     if plain < arguments.SMALLEST:
-        raise ValueError(f"{name} must be positive, got {arguments.shown(number)}")
+        raise ValueError(f"{name} must be {wanted}, got {arguments.shown(number)}")
     return plain
 
 
