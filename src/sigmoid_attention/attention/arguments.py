@@ -112,3 +112,8 @@ def shown(given: Any) -> str:
         said = said if len(said) <= 60 else f"{said[:57]}..."
         return f"the string {said}" if isinstance(given, str) else said
     return f"{type(given).__module__}.{type(given).__name__}"
+
+
+def shown_name(given: Any) -> str:
+    """What was given for a name, of which it is clear that a string is one."""
+    return shown(given).removeprefix("the string ")

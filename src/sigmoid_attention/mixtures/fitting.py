@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -50,4 +51,6 @@ def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
 
 def real(given: Any) -> float:
     """A parameter that has to be a number; NaN, which fits no range, for what is none."""
-    return float(given) if isinstance(given, Real) and not isinstance(given, bool) else math.nan
+    if not isinstance(given, Real) or isinstance(given, bool) or abs(given) > sys.float_info.max:
+        return math.nan
+    return float(given)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigmoid_attention.nn.sizes import finite_number, positive_number, positive_whole, shown_name
+from sigmoid_attention.attention import arguments
+from sigmoid_attention.nn.sizes import finite_number, positive_number, positive_whole
 
 
 class RMSNorm(nn.Module):
@@ -54,7 +55,9 @@ class QKNorm(nn.Module):
     def __init__(self, kind: str | None, head_dim: int, eps: float = 1e-5) -> None:
         super().__init__()
         if kind is not None and not (isinstance(kind, str) and kind in NORMS):
-            raise ValueError(f"qk_norm must be 'rms', 'layer' or None, got {shown_name(kind)}")
+            raise ValueError(
+                f"qk_norm must be 'rms', 'layer' or None, got {arguments.shown_name(kind)}"
+            )
         self.query = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()
         self.key = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()
 

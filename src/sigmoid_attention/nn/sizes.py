@@ -75,9 +75,4 @@ def one_of(name: str, given: Any, allowed: Iterable[str | None]) -> None:
     """``ValueError`` for what is none of the names."""
     allowed = tuple(allowed)
     if not isinstance(given, str | None) or given not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {shown_name(given)}")
-
-
-def shown_name(given: Any) -> str:
-    """What was given for a name; of a string it is clear that it is one."""
-    return arguments.shown(given).removeprefix("the string ")
+        raise ValueError(f"{name} must be one of {allowed}, got {arguments.shown_name(given)}")
