@@ -15,7 +15,7 @@ from sigmoid_attention.attention import arguments
 from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.mixtures.classification import Deviance, LogisticMixture
 from sigmoid_attention.mixtures.data import ROWS_OF_A_CHUNK, RawData
-from sigmoid_attention.mixtures.fitting import all_or_nothing, centre_and_spread, real
+from sigmoid_attention.mixtures.fitting import all_or_nothing, centre_and_spread, check_target, real
 from sigmoid_attention.mixtures.labels import RawLabels
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.multistart import Attempts, best_of, spread, uniform_starts
@@ -175,15 +175,6 @@ class _MixtureOfExperts(BaseEstimator):
         return self._by_rows(self.family_.gate_weights, X)
 
 
-def _check_target(y: Any) -> None:
-    """Refuse words, of which scikit-learn tells neither where they are nor, always, that."""
-    given = np.asarray(y)
-    if given.dtype.kind in "SUO":
-        for number in given.ravel().tolist():
-            if isinstance(number, str | bytes):
-                raise ValueError(f"y: must hold numbers, got {arguments.shown(number)}")
-
-
 class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
     r"""A mixture of experts as a regression function, by penalised least squares.
 
@@ -245,7 +236,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
     def fit(self, X, y) -> "MixtureOfExpertsRegressor":
         """Fit to features (n, d) and targets (n,)."""
         self._check_parameters()
-        _check_target(y)
+        check_target(y)
         X, y = self._checked(X, y, y_numeric=True)
         inputs = self._standardised(X)
         n, d = inputs.shape

@@ -2,11 +2,11 @@
 
 import functools
 import math
-import sys
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.extras import lab_imports
 
 with lab_imports("sigmoid_attention.mixtures"):
@@ -51,6 +51,18 @@ def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
 
 def real(given: Any) -> float:
     """A parameter that has to be a number; NaN, which fits no range, for what is none."""
-    if not isinstance(given, Real) or isinstance(given, bool) or abs(given) > sys.float_info.max:
+    if not isinstance(given, Real) or isinstance(given, bool):
         return math.nan
-    return float(given)
+    try:
+        return float(given)
+    except OverflowError:
+        return math.inf
+
+
+def check_target(y: Any) -> None:
+    """Refuse words, of which scikit-learn tells neither where they are nor, always, that."""
+    given = np.asarray(y)
+    if given.dtype.kind in "SUO":
+        for number in given.ravel().tolist():
+            if isinstance(number, str | bytes):
+                raise ValueError(f"y: must hold numbers, got {arguments.shown(number)}")

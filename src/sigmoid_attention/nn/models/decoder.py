@@ -117,7 +117,7 @@ def _check_targets(tokens: Tensor, targets: Tensor, vocab_size: int) -> None:
     # Before the model runs, as a router counts. Elsewhere than on a CPU a look would wait.
     if not (targets.is_cpu and type(targets) is Tensor and checks.has_numbers(targets)):
         return
-    if torch._C._functorch.is_functorch_wrapped_tensor(targets):
+    if torch._C._are_functorch_transforms_active():
         return
     scored = targets[targets != IGNORED_TARGET]
     low, high = (int(edge) for edge in scored.aminmax()) if scored.numel() else (0, 0)
