@@ -55,3 +55,18 @@ def test_branch_dropout_acts_in_training_only():
 def test_another_placement_is_refused():
     with pytest.raises(ValueError, match=r"norm_placement must be one of .*got 'sandwich'"):
         block(norm_placement="sandwich")
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        (dict(norm_placement=["pre"]), r"norm_placement must be one of .*got \['pre'\]"),
+        (dict(layer_scale="1"), "layer_scale must be a number, got the string '1'"),
+        (dict(dropout=1.5), "dropout must be at least 0 and below 1, got 1.5"),
+        (dict(dropout=None), "dropout must be at least 0 and below 1, got None"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named(settings, match):
+    with pytest.raises(ValueError, match=match):
+        block(**settings)

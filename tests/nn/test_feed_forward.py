@@ -29,3 +29,20 @@ def test_swiglu_width_is_eight_thirds_rounded_up(dim, hidden):
 @pytest.mark.parametrize("layer", [SwiGLU, GELUFeedForward])
 def test_no_linear_biases(layer):
     assert all(parameter.dim() == 2 for parameter in layer(4, 6).parameters())
+
+
+@pytest.mark.parametrize("layer", [SwiGLU, GELUFeedForward])
+@pytest.mark.parametrize(
+    "dim, hidden, match",
+    [
+        (0, 6, "dim must be positive, got 0"),
+        (4.0, 6, "dim must be a whole number, got 4.0"),
+        (4, None, "hidden must be a whole number, got None"),
+        (4, -6, "hidden must be positive, got -6"),
+    ],
+)
+def test_sizes_are_positive_whole_numbers(layer, dim, hidden, match):
+    with pytest.raises(ValueError, match=match):
+        layer(dim, hidden)
+    with pytest.raises(ValueError, match="dim must be a whole number, got 96"):
+        swiglu_hidden(96.5)

@@ -390,6 +390,13 @@ class TestComplaints:
             ({"impl": "fast"}, "impl: must be auto or one of .* got the string 'fast'"),
             ({"embed_dim": E + 1}, "embed_dim must be a multiple of num_heads"),
             ({"num_heads": 2.0}, "num_heads must be a whole number, got 2.0"),
+            ({"bias": None}, "bias: must be True or False, got None"),
+            ({"batch_first": "no"}, "batch_first: must be True or False, got the string 'no'"),
+            ({"add_bias_kv": 2}, "add_bias_kv: must be True or False, got 2"),
+            ({"add_zero_attn": None}, "add_zero_attn: must be True or False, got None"),
+            ({"kdim": 0}, "kdim must be positive, got 0"),
+            ({"kdim": 2.5}, "kdim must be a whole number, got 2.5"),
+            ({"vdim": "8"}, "vdim must be a whole number, got the string '8'"),
         ],
         ids=lambda value: value if isinstance(value, str) else None,
     )

@@ -57,3 +57,28 @@ def test_layer_scale_starts_at_the_papers_value_and_trains():
     scale(torch.ones(2, 5)).sum().backward()
     torch.testing.assert_close(scale.gamma, torch.full((5,), 1e-4))
     torch.testing.assert_close(scale.gamma.grad, torch.full((5,), 2.0))
+
+
+@pytest.mark.parametrize(
+    "make, match",
+    [
+        (lambda: LayerScale(3.0), "dim must be a whole number, got 3.0"),
+        (lambda: LayerScale(3, None), "init must be a number, got None"),
+        (lambda: LayerScale(3, float("nan")), "init must be finite, got nan"),
+        (
+            lambda: LayerScale(3, torch.nn.Parameter(torch.ones(2))),
+            "init must be a number, got a P",
+        ),
+        (lambda: RMSNorm(3, eps="0"), "eps must be a number, got the string '0'"),
+        (lambda: QKNorm(["rms"], 4), r"qk_norm must be .*, got \['rms'\]"),
+    ],
+    ids=["dim", "none", "nan", "parameter", "eps", "list"],
+)
+def test_what_cannot_be_meant_is_refused(make, match):
+    with pytest.raises(ValueError, match=match) as refused:
+        make()
+    assert "\n" not in str(refused.value)
+
+
+def test_layer_scale_may_start_at_a_whole_number():
+    assert LayerScale(3, init=1)(torch.ones(3)).dtype == torch.float32

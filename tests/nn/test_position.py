@@ -17,6 +17,7 @@ from sigmoid_attention.nn import (
 )
 from sigmoid_attention.nn.position import token_positions
 
+PARAMETER = torch.nn.Parameter(torch.ones(3))
 CPU = torch.device("cpu")
 
 
@@ -134,13 +135,31 @@ def test_cape_shift_and_scale_are_shared_by_a_sequence():
         (lambda: CAPE(8, max_shift=-1.0), "max_shift"),
         (lambda: CAPE(8, max_scale=0.5), "max_scale"),
         (lambda: LearnedPosition(8, 0), "max_length must be positive, got 0"),
+        (lambda: LearnedPosition(8.5, 4), "dim must be a whole number, got 8.5"),
         (lambda: alibi_slopes(0), "heads must be positive, got 0"),
+        (lambda: SinCos(8.0), "SinCos .* even, got 8.0"),
+        (lambda: SinCos("8"), "SinCos .* even, got the string '8'"),
+        (lambda: SinCos(8, base=0.0), "SinCos: base must be positive, got 0.0"),
+        (lambda: SinCos(8, base=None), "SinCos: base must be a number, got None"),
+        (lambda: SinCos(8, scale=math.inf), "SinCos: scale must be finite, got inf"),
+        (lambda: SinCos(8, scale=PARAMETER), "SinCos: scale must be a number, got a Parameter"),
+        (lambda: CAPE(8, base="1"), "CAPE: base must be a number, got the string '1'"),
+        (lambda: CAPE(8, max_shift=math.nan), "CAPE: max_shift must be 0 or more, got nan"),
+        (lambda: CAPE(8, max_local_shift=None), "CAPE: max_local_shift must be a number, got None"),
+        (lambda: CAPE(8, max_scale=math.inf), "CAPE: max_scale must be 1 or more, got inf"),
+        (lambda: CAPE(8, max_scale=PARAMETER), "CAPE: max_scale must be a number, got a Param"),
+        (lambda: RoPE(0), "RoPE: base must be positive, got 0"),
+        (lambda: RoPE(math.nan), "RoPE: base must be positive, got nan"),
+        (lambda: RoPE(math.inf), "RoPE: base must be positive, got inf"),
+        (lambda: RoPE("10000"), "RoPE: base must be a number, got the string '10000'"),
+        (lambda: RoPE(PARAMETER), "RoPE: base must be a number, got a Parameter of shape"),
     ],
-    ids=["sincos-odd", "cape-odd", "cape-shift", "cape-scale", "learned-0", "slopes-0"],
+    ids=lambda x: x[:24] if isinstance(x, str) else "",
 )
 def test_positions_refuse_what_cannot_be_meant(make, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=match) as refused:
         make()
+    assert "\n" not in str(refused.value)
 
 
 def test_learned_table_is_looked_up_and_trained():

@@ -107,7 +107,13 @@ def shown(given: Any) -> str:
     if isinstance(given, int) and given.bit_length() > 128:
         return f"a number of {given.bit_length()} bits"
     if given is None or isinstance(given, str | int | float | complex | tuple | list):
-        said = repr(given)
+        # On one line: what a list holds may be shown on several.
+        said = " ".join(repr(given).split())
         said = said if len(said) <= 60 else f"{said[:57]}..."
         return f"the string {said}" if isinstance(given, str) else said
     return f"{type(given).__module__}.{type(given).__name__}"
+
+
+def shown_name(given: Any) -> str:
+    """What was given for a name, of which it is clear that a string is one."""
+    return shown(given).removeprefix("the string ")

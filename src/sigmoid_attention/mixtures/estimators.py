@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.mixtures.classification import Deviance, LogisticMixture
 from sigmoid_attention.mixtures.data import ROWS_OF_A_CHUNK, RawData
-from sigmoid_attention.mixtures.fitting import all_or_nothing, centre_and_spread, real
+from sigmoid_attention.mixtures.fitting import all_or_nothing, centre_and_spread, check_target, real
 from sigmoid_attention.mixtures.labels import RawLabels
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.multistart import Attempts, best_of, spread, uniform_starts
@@ -76,12 +77,18 @@ class _MixtureOfExperts(BaseEstimator):
         for name in ("n_experts", "starts", "max_iter"):
             number = getattr(self, name)
             if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
-                raise ValueError(f"{name}: must be a whole number of 1 or more, got {number!r}")
+                raise ValueError(
+                    f"{name}: must be a whole number of 1 or more, got {arguments.shown(number)}"
+                )
         for name in ("width", "half_width", "drop", "alpha"):
             number = real(getattr(self, name))
             if not 0 <= number < np.inf or (number == 0 and name != "alpha"):
                 wanted = "0 or more" if name == "alpha" else "positive"
-                raise ValueError(f"{name}: must be {wanted}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name}: must be {wanted}, got {arguments.shown(getattr(self, name))}"
+                )
+        for name in ("temperature", "standardize"):
+            arguments.switch(name, getattr(self, name))
 
     def _checked(self, X, y, **options: bool) -> tuple[np.ndarray, np.ndarray]:
         checked: Any = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2, **options)
@@ -101,7 +108,7 @@ class _MixtureOfExperts(BaseEstimator):
         self.mean_ = centre if self.standardize else np.zeros(X.shape[1])
         self.scale_ = spread if self.standardize else np.ones(X.shape[1])
         # What a constant column becomes in new rows was never seen.
-        self.constant_ = constant & self.standardize
+        self.constant_ = constant & bool(self.standardize)
         return self._scaled(X)
 
     def _scaled(self, X: np.ndarray) -> np.ndarray:
@@ -229,6 +236,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
     def fit(self, X, y) -> "MixtureOfExpertsRegressor":
         """Fit to features (n, d) and targets (n,)."""
         self._check_parameters()
+        check_target(y)
         X, y = self._checked(X, y, y_numeric=True)
         inputs = self._standardised(X)
         n, d = inputs.shape

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.extras import lab_imports
 
 with lab_imports("sigmoid_attention.mixtures"):
@@ -53,4 +54,18 @@ def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
 
 def real(given: Any) -> float:
     """A parameter that has to be a number; NaN, which fits no range, for what is none."""
-    return float(given) if isinstance(given, Real) and not isinstance(given, bool) else math.nan
+    if not isinstance(given, Real) or isinstance(given, bool):
+        return math.nan
+    try:
+        return float(given)
+    except OverflowError:
+        return math.inf
+
+
+def check_target(y: Any) -> None:
+    """Refuse words, of which scikit-learn tells neither where they are nor, always, that."""
+    given = np.asarray(y)
+    if given.dtype.kind in "SUO":
+        for number in given.ravel().tolist():
+            if isinstance(number, str | bytes):
+                raise ValueError(f"y: must hold numbers, got {arguments.shown(number)}")

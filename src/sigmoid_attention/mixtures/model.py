@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.mixtures import experts, gates, scores
 
 
@@ -56,8 +57,8 @@ class Mixture:
         scores.score(self.score)
         experts.expert(self.expert)
         for name, number in (("k", self.k), ("d", self.d)):
-            if number < 1:
-                raise ValueError(f"{name}: must be 1 or more, got {number}")
+            arguments.whole(name, number, 1, "a whole number of 1 or more")
+        arguments.switch("temperature", self.temperature)
 
     @property
     def _gate(self) -> gates.Gate:

@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TypeVar
 
+from sigmoid_attention.attention import arguments
+
 Kind = TypeVar("Kind")
 
 
@@ -23,6 +25,7 @@ class Parametric(ABC):
 
 def named(what: str, table: Mapping[str, Kind], name: str) -> Kind:
     """The entry of this name; ``ValueError`` with the names there are for any other."""
-    if name not in table:
-        raise ValueError(f"{what}: must be one of {', '.join(table)}, got {name!r}")
+    if not isinstance(name, str) or name not in table:
+        said = arguments.shown_name(name)
+        raise ValueError(f"{what}: must be one of {', '.join(table)}, got {said}")
     return table[name]

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.mixtures import voronoi
 from sigmoid_attention.mixtures.data import FiniteDesign
 from sigmoid_attention.mixtures.gates import gate
@@ -75,7 +76,8 @@ class Setting:
         for name, allowed in (("regime", REGIMES), ("start", STARTS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"{name}: must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                    f"{name}: must be one of {', '.join(allowed)}, got "
+                    f"{arguments.shown_name(getattr(self, name))}"
                 )
         for name, least in (("extra", 0), ("starts", 1), ("replicates", 1), ("sigma", 0)):
             if getattr(self, name) < least:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sigmoid_attention.extras import lab_imports
+from sigmoid_attention.mixtures.parts import named
 
 with lab_imports("sigmoid_attention.mixtures"):
     import numpy as np
@@ -84,9 +85,7 @@ def slope(
             f"got {losses.shape}"
         )
     centres = {"median": _median, "mean": _mean}
-    if statistic not in centres:
-        raise ValueError(f"statistic: must be one of {', '.join(centres)}, got {statistic!r}")
-    centre = centres[statistic]
+    centre = named("statistic", centres, statistic)
     log_n = np.log(np.asarray(sizes, dtype=float))
     rng = np.random.default_rng(seed)
     chosen = rng.integers(0, losses.shape[-1], (draws, *losses.shape))

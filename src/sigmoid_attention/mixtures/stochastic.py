@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.parts import named
 from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, Settings, chi2, minimise
 
 OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
@@ -41,10 +42,7 @@ class Recipe:
     batch: int = 256
 
     def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS:
-            raise ValueError(
-                f"optimiser: must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}"
-            )
+        named("optimiser", OPTIMISERS, self.optimiser)
         for name in ("learning_rate", "epochs", "batch"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: must be positive, got {getattr(self, name)}")

@@ -19,7 +19,7 @@ from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.nn.cache import KVCache, Unchanged
 from sigmoid_attention.nn.norm import QKNorm
 from sigmoid_attention.nn.position import AttentionPosition, token_positions
-from sigmoid_attention.nn.sizes import positive_number, positive_whole
+from sigmoid_attention.nn.sizes import one_of, positive_number, positive_whole, switch
 from sigmoid_attention.nn.softmax import softmax_attention
 
 ACTIVATIONS = ("sigmoid", "softmax")
@@ -93,8 +93,8 @@ class Attention(nn.Module):
             raise ValueError(f"dim must be a multiple of heads ({heads}), got {dim}")
         if heads % kv_heads:
             raise ValueError(f"kv_heads must divide heads ({heads}), got {kv_heads}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+        one_of("activation", activation, ACTIVATIONS)
+        linear_bias = switch("linear_bias", linear_bias)
         head_dim = dim // heads if head_dim is None else head_dim
         # What the operator would refuse later, when a cache has been written.
         checks.settings(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.cache import KVCache
 from sigmoid_attention.nn.norm import LayerScale, RMSNorm
+from sigmoid_attention.nn.sizes import finite_number, one_of, positive_whole, probability
 
 # Which of a branch's three places for a norm are filled: before f, after f, after the sum.
 NORM_PLACEMENTS = {
@@ -46,15 +47,17 @@ class Residual(nn.Module):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        if norm_placement not in NORM_PLACEMENTS:
-            raise ValueError(
-                f"norm_placement must be one of {tuple(NORM_PLACEMENTS)}, got {norm_placement!r}"
-            )
+        one_of("norm_placement", norm_placement, NORM_PLACEMENTS)
+        dim, dropout = positive_whole("dim", dim), probability("dropout", dropout)
         self.norm_in, self.norm_out, self.norm_after = (
             RMSNorm(dim, norm_eps) if filled else nn.Identity()
             for filled in NORM_PLACEMENTS[norm_placement]
         )
-        self.scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.scale = (
+            nn.Identity()
+            if layer_scale is None
+            else LayerScale(dim, finite_number("layer_scale", layer_scale))
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BNC: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from sigmoid_attention.attention import autocast
 from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
 from sigmoid_attention.nn.grouped import each_expert
+from sigmoid_attention.nn.sizes import one_of, positive_whole
 
 
 class Experts(nn.Module):
@@ -35,11 +36,9 @@ class Experts(nn.Module):
 
     def __init__(self, experts: int, dim: int, hidden: int, *, kind: str = "swiglu") -> None:
         super().__init__()
-        for name, size in {"experts": experts, "dim": dim, "hidden": hidden}.items():
-            if size <= 0:
-                raise ValueError(f"{name} must be positive, got {size}")
-        if kind not in FEED_FORWARDS:
-            raise ValueError(f"kind must be one of {tuple(FEED_FORWARDS)}, got {kind!r}")
+        experts, dim = positive_whole("experts", experts), positive_whole("dim", dim)
+        hidden = positive_whole("hidden", hidden)
+        one_of("kind", kind, FEED_FORWARDS)
         self.experts, self.dim, self.hidden, self.kind = experts, dim, hidden, kind
         if kind == "swiglu":
             self.gate_up = nn.Parameter(torch.empty(experts, 2 * hidden, dim))

@@ -6,6 +6,8 @@ Shape letters: B batch, N tokens, C model dim, F hidden dim.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigmoid_attention.nn.sizes import positive_whole
+
 
 def swiglu_hidden(dim: int) -> int:
     """8/3 of dim, rounded up to a multiple of 256: the width P1's models use (section 6.2).
@@ -14,11 +16,13 @@ def swiglu_hidden(dim: int) -> int:
         >>> [swiglu_hidden(dim) for dim in (768, 2048, 4096)]
         [2048, 5632, 11008]
     """
-    return -(-8 * dim // (3 * 256)) * 256
+    return -(-8 * positive_whole("dim", dim) // (3 * 256)) * 256
 
 
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), three matrices (Shazeer 2020, eq. 6).
+
+    Raises ``ValueError`` for a size that is no positive whole number, as `GELUFeedForward` does.
 
     Example:
         >>> import torch
@@ -28,6 +32,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
+        dim, hidden = positive_whole("dim", dim), positive_whole("hidden", hidden)
         self.gate = nn.Linear(dim, hidden, bias=False)
         self.up = nn.Linear(dim, hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
@@ -47,6 +52,7 @@ class GELUFeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
+        dim, hidden = positive_whole("dim", dim), positive_whole("hidden", hidden)
         self.up = nn.Linear(dim, hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
 

@@ -14,6 +14,7 @@ from sigmoid_attention.nn.balance import sequence_loss, switch_loss, z_loss
 from sigmoid_attention.nn.experts import Experts
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
 from sigmoid_attention.nn.router import Router, Routing
+from sigmoid_attention.nn.sizes import number_from_zero, whole_number
 
 
 class MoE(nn.Module):
@@ -86,13 +87,22 @@ class MoEConfig:
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        names = ("shared_experts", "dense_layers", "switch_loss", "sequence_loss", "z_loss")
-        for name in names:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("shared_experts", "dense_layers"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        for name in ("switch_loss", "sequence_loss", "z_loss"):
+            object.__setattr__(self, name, number_from_zero(name, getattr(self, name)))
         # Router and experts check the rest; on the meta device they draw and hold nothing.
         with torch.device("meta"):
-            self.build(dim=1)
+            built = self.build(dim=1)
+        # As Python's numbers, which JSON can write.
+        object.__setattr__(self, "hidden", built.experts.hidden)
+        for name in ("experts", "top_k", "groups", "normalize", "route_scale", "temperature"):
+            object.__setattr__(self, name, getattr(built.router, name))
+        object.__setattr__(self, "balance_rate", built.router.balance_rate)
+        if self.top_groups is not None:
+            object.__setattr__(self, "top_groups", built.router.top_groups)
+        if self.intercept is not None:
+            object.__setattr__(self, "intercept", built.router.intercept is not None)
 
     def build(self, dim: int, *, kind: str = "swiglu") -> MoE:
         """A layer for tokens of ``dim`` channels with feed-forwards of ``kind``."""

@@ -19,7 +19,7 @@ from sigmoid_attention.attention import (
 )
 from sigmoid_attention.attention.api import check_impl
 from sigmoid_attention.attention.override import leaf_in_fx
-from sigmoid_attention.nn.sizes import positive_whole
+from sigmoid_attention.nn.sizes import positive_whole, switch
 
 SigmoidBias = float | BiasPolicy
 
@@ -78,6 +78,11 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
             raise ValueError(
                 f"embed_dim must be a multiple of num_heads ({num_heads}), got {embed_dim}"
             )
+        bias, add_bias_kv = switch("bias", bias), switch("add_bias_kv", add_bias_kv)
+        add_zero_attn = switch("add_zero_attn", add_zero_attn)
+        batch_first = switch("batch_first", batch_first)
+        kdim = None if kdim is None else positive_whole("kdim", kdim)
+        vdim = None if vdim is None else positive_whole("vdim", vdim)
         super().__init__(
             embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim,
             batch_first, device, dtype,

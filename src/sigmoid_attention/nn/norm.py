@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigmoid_attention.nn.sizes import positive_number, positive_whole
+from sigmoid_attention.attention import arguments
+from sigmoid_attention.nn.sizes import finite_number, positive_number, positive_whole
 
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * gain over the last dimension, returned in the dtype of x.
 
     Sums are kept in fp32 by ``torch.nn.functional.rms_norm``. The gain starts at one
-    (Zhang and Sennrich 2019).
+    (Zhang and Sennrich 2019). Raises ``ValueError`` unless dim is a positive whole number and eps
+    a positive number.
 
     Example:
         >>> RMSNorm(2)(torch.tensor([3.0, 3.0])).tolist()
@@ -53,7 +55,9 @@ class QKNorm(nn.Module):
     def __init__(self, kind: str | None, head_dim: int, eps: float = 1e-5) -> None:
         super().__init__()
         if kind is not None and not (isinstance(kind, str) and kind in NORMS):
-            raise ValueError(f"qk_norm must be 'rms', 'layer' or None, got {kind!r}")
+            raise ValueError(
+                f"qk_norm must be 'rms', 'layer' or None, got {arguments.shown_name(kind)}"
+            )
         self.query = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()
         self.key = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()
 
@@ -65,6 +69,8 @@ class QKNorm(nn.Module):
 class LayerScale(nn.Module):
     """gamma * x with a trained gamma per channel that starts small (Touvron et al. 2021, eq. 4).
 
+    Raises ``ValueError`` unless dim is a positive whole number and init a finite number.
+
     Example:
         >>> LayerScale(3, init=0.5)(torch.ones(3)).tolist()
         [0.5, 0.5, 0.5]
@@ -72,7 +78,9 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, init: float = 1e-4) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), init))
+        # A float also of a whole number, of which torch would make integers.
+        start = float(finite_number("init", init))
+        self.gamma = nn.Parameter(torch.full((positive_whole("dim", dim),), start))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gamma * x

@@ -9,13 +9,17 @@ Shape letters: B batch, N tokens, C model dim, H heads, D head dim.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments
-from sigmoid_attention.nn.sizes import positive_whole
+from sigmoid_attention.nn.sizes import (
+    finite_number,
+    number_from_zero,
+    positive_number,
+    positive_whole,
+)
 
 
 def token_positions(
@@ -53,13 +57,30 @@ def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor
         >>> alibi_slopes(3).tolist()
         [0.0625, 0.00390625, 0.25]
     """
-    heads = positive_whole("heads", heads)
+    # On the device, where a CUDA graph may capture it; integers divided would have torch's default
+    # dtype.
+    parts = [
+        torch.arange(i.start, i.stop, i.step, dtype=torch.float32, device=device) / of
+        for i, of in _slope_indices(positive_whole("heads", heads))
+    ]
+    return torch.exp2(-8 * torch.cat(parts))
+
+
+def slope_numbers(heads: int) -> tuple[float, ...]:
+    """The slopes of `alibi_slopes` as Python's numbers, whatever mode makes tensors hold none.
+
+    Example:
+        >>> slope_numbers(3)
+        (0.0625, 0.00390625, 0.25)
+    """
+    indices = _slope_indices(positive_whole("heads", heads))
+    return tuple(2.0 ** (-8 * h / of) for part, of in indices for h in part)
+
+
+def _slope_indices(heads: int) -> tuple[tuple[range, int], ...]:
+    """The h and the H of m_h = 2^(-8h/H), of the lower power of two and of the one between."""
     power = 1 << (heads.bit_length() - 1)
-    # Integers divided would have torch's default dtype.
-    numbers = partial(torch.arange, dtype=torch.float32, device=device)
-    whole = numbers(1, power + 1) / power
-    between = numbers(1, 1 + 2 * (heads - power), 2) / (2 * power)
-    return torch.exp2(-8 * torch.cat([whole, between]))
+    return (range(1, power + 1), power), (range(1, 1 + 2 * (heads - power), 2), 2 * power)
 
 
 def _sinusoids(positions: Tensor, dim: int, base: float) -> Tensor:
@@ -70,9 +91,14 @@ def _sinusoids(positions: Tensor, dim: int, base: float) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-def _check_even(dim: int, owner: str) -> None:
-    if dim <= 0 or dim % 2:
-        raise ValueError(f"{owner} pairs up channels, so its dim must be even, got {dim}")
+def _even(dim: int, owner: str) -> int:
+    found = arguments.index(dim)
+    if found is None or not 0 < found < 2**63 or found % 2:
+        raise ValueError(
+            f"{owner} pairs up channels, so its dim must be a positive whole number and even, "
+            f"got {arguments.shown(dim)}"
+        )
+    return found
 
 
 class EmbeddingPosition(nn.Module):
@@ -96,7 +122,7 @@ class SinCos(EmbeddingPosition):
 
     ``scale`` defaults to dim^-1/2. Vaswani et al. 2017 (section 3.5) multiply the embedding by
     dim^1/2 instead; the ratio of the two terms is the same, and a tied output keeps its size.
-    Raises ``ValueError`` if dim is odd.
+    Raises ``ValueError`` if dim is odd, base not positive or scale not finite.
 
     Example:
         >>> SinCos(4, scale=1.0)(torch.zeros(1, 1, 4), torch.tensor([[0]])).tolist()
@@ -105,9 +131,9 @@ class SinCos(EmbeddingPosition):
 
     def __init__(self, dim: int, base: float = 10_000.0, scale: float | None = None) -> None:
         super().__init__()
-        _check_even(dim, type(self).__name__)
-        self.dim, self.base = dim, base
-        self.scale = dim**-0.5 if scale is None else scale
+        owner = type(self).__name__
+        self.dim, self.base = _even(dim, owner), positive_number(f"{owner}: base", base)
+        self.scale = self.dim**-0.5 if scale is None else finite_number(f"{owner}: scale", scale)
 
     def forward(self, x_BNC: Tensor, positions_BN: Tensor) -> Tensor:
         return x_BNC + (self.scale * _sinusoids(positions_BN, self.dim, self.base)).to(x_BNC.dtype)
@@ -141,13 +167,11 @@ class CAPE(SinCos):
         base: float = 10_000.0,
     ) -> None:
         super().__init__(dim, base)
-        if max_shift < 0 or max_local_shift < 0 or max_scale < 1:
-            raise ValueError(
-                "CAPE: max_shift and max_local_shift must be 0 or more and max_scale 1 or more, "
-                f"got {max_shift}, {max_local_shift} and {max_scale}"
-            )
-        self.max_shift, self.max_local_shift = max_shift, max_local_shift
-        self.max_scale = max_scale
+        self.max_shift = number_from_zero("CAPE: max_shift", max_shift)
+        self.max_local_shift = number_from_zero("CAPE: max_local_shift", max_local_shift)
+        self.max_scale = number_from_zero("CAPE: max_scale", max_scale, "1 or more")
+        if self.max_scale < 1:
+            raise ValueError(f"CAPE: max_scale must be 1 or more, got {self.max_scale}")
 
     def forward(self, x_BNC: Tensor, positions_BN: Tensor) -> Tensor:
         if not self.training:
@@ -166,7 +190,7 @@ class LearnedPosition(EmbeddingPosition):
     """A trained vector for each place: x + table[p], for at most ``max_length`` places.
 
     The table starts as a normal of standard deviation dim^-1/2, the size of the embeddings.
-    Raises ``ValueError`` if max_length is not positive.
+    Raises ``ValueError`` if dim or max_length is no positive whole number.
 
     Example:
         >>> LearnedPosition(8, max_length=16).table.weight.shape
@@ -177,6 +201,7 @@ class LearnedPosition(EmbeddingPosition):
         super().__init__()
         max_length = positive_whole("LearnedPosition: max_length", max_length)
         self.max_length = max_length
+        dim = positive_whole("LearnedPosition: dim", dim)
         self.table = nn.Embedding(max_length, dim)
         nn.init.normal_(self.table.weight, std=dim**-0.5)
 
@@ -212,8 +237,8 @@ class RoPE(AttentionPosition):
     """Rotate channel pairs (i, i + D/2) of queries and keys by the angle p * base^(-2i/D).
 
     A product of a rotated query and key depends on their distance only (Su et al. 2021, eq. 34).
-    Rotation is done in fp32 and returned in the dtype that came in. ``check`` raises
-    ``ValueError`` for an odd head_dim.
+    Rotation is done in fp32 and returned in the dtype that came in. Raises ``ValueError`` if base
+    is no positive number; ``check`` raises it for an odd head_dim.
 
     Example:
         >>> q = torch.tensor([1.0, 0.0]).expand(1, 1, 1, 2)
@@ -224,8 +249,11 @@ class RoPE(AttentionPosition):
 
     base: float = 10_000.0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", positive_number("RoPE: base", self.base))
+
     def check(self, head_dim: int) -> None:
-        _check_even(head_dim, "RoPE")
+        _even(head_dim, "RoPE")
 
     def rotate(self, query: Tensor, key: Tensor, positions_BN: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(query.dtype, torch.float32)

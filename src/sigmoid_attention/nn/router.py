@@ -10,12 +10,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import autocast
+from sigmoid_attention.attention import arguments, autocast
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
 from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.mixtures.gates import GATES
 from sigmoid_attention.mixtures.scores import SCORES
 from sigmoid_attention.nn.recording import recomputed, recomputing, recordings, stand_ins
+from sigmoid_attention.nn.sizes import (
+    number_from_zero,
+    one_of,
+    positive_number,
+    positive_whole,
+    switch,
+)
 
 # Of a gate whose weights may be negative neither a share nor a balance means anything.
 ROUTER_GATES = tuple(name for name in GATES if name != "tanh")
@@ -112,24 +119,31 @@ class Router(nn.Module):
         balance_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        top_groups = groups if top_groups is None else top_groups
-        self.dim, self.experts, self.top_k = dim, experts, top_k
-        self.groups, self.top_groups = groups, top_groups
-        self.gate, self.affinity, self.normalize = gate, affinity, normalize
-        self.route_scale, self.temperature = route_scale, temperature
-        self.balance_rate = balance_rate
+        self.dim = positive_whole("dim", dim)
+        self.experts = positive_whole("experts", experts)
+        self.top_k = top_k
+        self.groups = positive_whole("groups", groups)
+        self.top_groups = self.groups if top_groups is None else top_groups
+        self.gate, self.affinity = gate, affinity
+        self.normalize = switch("normalize", normalize)
+        self.route_scale = positive_number("route_scale", route_scale)
+        self.temperature = positive_number("temperature", temperature)
+        self.balance_rate = number_from_zero("balance_rate", balance_rate)
         self._check()
         if affinity != "partially_quadratic":
-            self.weight = nn.Parameter(torch.empty(experts, dim))
+            self.weight = nn.Parameter(torch.empty(self.experts, self.dim))
         if affinity.endswith("quadratic"):
-            self.quadratic = nn.Parameter(torch.empty(experts, dim, dim))
-        with_intercept = affinity == "euclidean" if intercept is None else intercept
-        self.intercept = nn.Parameter(torch.empty(experts)) if with_intercept else None
+            self.quadratic = nn.Parameter(torch.empty(self.experts, self.dim, self.dim))
+        if intercept is None:
+            intercept = affinity == "euclidean"
+        self.intercept = (
+            nn.Parameter(torch.empty(self.experts)) if switch("intercept", intercept) else None
+        )
         if balance_rate:
             self.correction_bias: Tensor
             self.tokens_per_expert: Tensor
-            self.register_buffer("correction_bias", torch.empty(experts, dtype=torch.float32))
-            counts = torch.empty(experts, dtype=torch.int64)
+            self.register_buffer("correction_bias", torch.empty(self.experts, dtype=torch.float32))
+            counts = torch.empty(self.experts, dtype=torch.int64)
             self.register_buffer("tokens_per_expert", counts, persistent=False)
         self.reset_parameters()
 
@@ -208,19 +222,15 @@ class Router(nn.Module):
         return scores.topk(top_k, -1, sorted=False).indices
 
     def _check(self) -> None:
-        for name in ("dim", "experts", "groups", "temperature", "route_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if not self.balance_rate >= 0:
-            raise ValueError(f"balance_rate must be 0 or more, got {self.balance_rate}")
-        if self.gate not in ROUTER_GATES:
-            raise ValueError(f"gate must be one of {ROUTER_GATES}, got {self.gate!r}")
-        if self.affinity not in AFFINITIES:
-            raise ValueError(f"affinity must be one of {AFFINITIES}, got {self.affinity!r}")
+        one_of("gate", self.gate, ROUTER_GATES)
+        one_of("affinity", self.affinity, AFFINITIES)
         if self.experts % self.groups:
             raise ValueError(f"groups must divide experts ({self.experts}), got {self.groups}")
-        if not 1 <= self.top_groups <= self.groups:
-            raise ValueError(f"top_groups must be 1 to {self.groups}, got {self.top_groups}")
+        top_groups = arguments.index(self.top_groups)
+        if top_groups is None or not 1 <= top_groups <= self.groups:
+            shown = arguments.shown(self.top_groups)
+            raise ValueError(f"top_groups must be 1 to {self.groups}, got {shown}")
+        self.top_groups = top_groups
         if self.top_k is None:
             if self.balance_rate or self.top_groups < self.groups:
                 raise ValueError(
@@ -229,11 +239,13 @@ class Router(nn.Module):
                 )
             return
         within_reach = self.experts // self.groups * self.top_groups
-        if not 1 <= self.top_k <= within_reach:
+        top_k = arguments.index(self.top_k)
+        if top_k is None or not 1 <= top_k <= within_reach:
             raise ValueError(
                 f"top_k must be 1 to {within_reach}, the experts that a token may choose from, "
-                f"or None for all, got {self.top_k}"
+                f"or None for all, got {arguments.shown(self.top_k)}"
             )
+        self.top_k = top_k
 
     def extra_repr(self) -> str:
         chosen = "all" if self.top_k is None else f"top {self.top_k}"

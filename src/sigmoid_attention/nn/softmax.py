@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sigmoid_attention.attention import autocast, geometry, reference
+from sigmoid_attention.attention import arguments, autocast, checks, geometry, reference
 from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.reference import AttentionAux
 
@@ -41,19 +41,34 @@ def softmax_attention(
     `sigmoid_attention`, less the bias: a number for each row leaves a softmax unchanged. A query
     that sees no key gets exact zeros, where a plain softmax has none to give. Torch's
     ``scaled_dot_product_attention`` does the work, on its fast causal path where no mask is
-    needed; ``softcap`` and ``return_aux`` need the weights and form them.
+    needed; ``softcap`` and ``return_aux`` need the weights and form them. Raises ``ValueError``
+    for an argument that `sigmoid_attention` would refuse.
 
     Example:
         >>> q = k = v = torch.randn(1, 2, 3, 8)
         >>> softmax_attention(q, k, v, is_causal=True)[0, 0, 0].equal(v[0, 0, 0])
         True
     """
-    query, key, value = autocast.same_dtype(query, key, value)
-    queries, keys = query.shape[2], key.shape[2]
-    if scale is None:
-        scale = 1 / math.sqrt(query.shape[-1])
-    window = geometry.effective_window(is_causal, window_size)
-    formed = softcap is not None or return_aux
+    names = ("query", "key", "value")
+    query, key, value = checks.same_kind(query, key, value, names)
+    checks.dense_shapes(query, key, value, names)
+    checks.head_groups(query.shape[1], key.shape[1], enable_gqa)
+    batch, heads, queries, head_dim = query.shape
+    keys = key.shape[2]
+    factor, softcap, window = checks.settings(
+        head_dim,
+        scale=scale,
+        softcap=softcap,
+        is_causal=is_causal,
+        window_size=window_size,
+        dropout_p=dropout_p,
+    )
+    # Torch's own default, to the last digit.
+    scale = 1 / math.sqrt(head_dim) if scale is None else factor
+    checks.mask(attn_mask, (batch, heads, queries, keys), query.device)
+    checks.slopes(alibi_slopes, batch, heads, query.device)
+    formed = arguments.switch("return_aux", return_aux) or softcap is not None
+    enable_gqa, dropout_p = bool(enable_gqa), arguments.scalar(dropout_p)
     if query.device.type == "cpu":
         # For these torch would form the weights too, by products whose gradients autocast rounds.
         learned = _learned(attn_mask) or _learned(alibi_slopes)

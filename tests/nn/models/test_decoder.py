@@ -1,14 +1,18 @@
 """The decoder: its start, its loss, its names, its hooks, compilation and bad input."""
 
+import copy
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sigmoid_attention.nn import PRESETS, DecoderLM, ModelConfig
+from sigmoid_attention.nn import PRESETS, DecoderLM, ModelConfig, MoEConfig
 
 TINY = PRESETS["tiny"]
+LOSS_TOKENS = torch.ones(2, 3, dtype=torch.long)
 ARMS = {"sigmoid": TINY, "softmax": TINY.as_softmax()}
 
 
@@ -181,3 +185,32 @@ def test_bad_input_is_named(config):
             model(torch.tensor(tokens), cache=model.new_cache(1, 4))
     with pytest.raises(ValueError, match=r"^tokens: must be a tensor of torch, got \[\[0\]\]"):
         model([[0]])
+
+
+@pytest.mark.parametrize(
+    "tokens, targets, match",
+    [
+        (LOSS_TOKENS, np.ones((2, 3), dtype=np.int64), "targets: must be a tensor of torch"),
+        (LOSS_TOKENS, [[1, 2, 3]] * 2, "targets: must be a tensor of torch"),
+        (LOSS_TOKENS.numpy(), LOSS_TOKENS, "tokens: must be a tensor of torch"),
+        (LOSS_TOKENS, LOSS_TOKENS[:1], r"targets must be integers of the tokens' shape \(2, 3\)"),
+        (LOSS_TOKENS, LOSS_TOKENS.flatten(), r"shape \(2, 3\), got torch.int64 of shape \(6,\)"),
+        (LOSS_TOKENS, LOSS_TOKENS.float(), "targets must be integers .*, got torch.float32"),
+        (LOSS_TOKENS, LOSS_TOKENS + 256, "targets must lie in 0 to 256, or be -100 .* 257 to 257"),
+        (LOSS_TOKENS, LOSS_TOKENS - 2, "targets must lie in 0 to 256, .*, got -1 to -1"),
+    ],
+    ids=["numpy", "list", "tokens", "rows", "flat", "float", "above", "below"],
+)
+def test_bad_targets_are_refused_before_a_router_counts(tokens, targets, match):
+    moe = MoEConfig(experts=3, hidden=4, top_k=1, balance_rate=0.1)
+    model = DecoderLM(dataclasses.replace(PRESETS["tiny"], moe=moe))
+    before = copy.deepcopy(dict(model.named_buffers()))
+    with pytest.raises(ValueError, match=match):
+        model.loss(tokens, targets)
+    assert before and all(buffer.equal(before[n]) for n, buffer in model.named_buffers())
+
+
+def test_targets_may_be_int32_and_all_be_left_out():
+    model = DecoderLM(PRESETS["tiny"])
+    assert model.loss(LOSS_TOKENS, LOSS_TOKENS.int()).equal(model.loss(LOSS_TOKENS, LOSS_TOKENS))
+    assert model.loss(LOSS_TOKENS, torch.full((2, 3), -100)).isnan()

@@ -2,11 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
 from sigmoid_attention.nn import PRESETS, DecoderLM, ModelConfig, generate
 
+PARAMETER = torch.nn.Parameter(torch.ones(1))
 CONFIG = ModelConfig.from_dict({**PRESETS["tiny"].to_dict(), "vocab_size": 13})
 
 
@@ -119,6 +121,27 @@ def test_the_mode_of_the_model_is_restored():
         (dict(attention_mask=torch.ones(1, 2)), "attention_mask must be boolean"),
         (dict(attention_mask=torch.tensor([[True, False, True]])), "padding must stand on the"),
         (dict(attention_mask=torch.zeros(1, 3, dtype=torch.bool)), "padding must stand on the"),
+        (dict(prompt=np.ones((1, 3), dtype=np.int64)), "prompt: must be a tensor of torch"),
+        (dict(prompt=[[1, 2, 3]]), "prompt: must be a tensor of torch, got"),
+        (dict(max_new_tokens=2.5), "max_new_tokens must be a whole number, got 2.5"),
+        (dict(max_new_tokens=None), "max_new_tokens must be a whole number, got None"),
+        (dict(max_new_tokens=10**400), "max_new_tokens must be positive, got a number of"),
+        (dict(temperature=float("inf")), "temperature must be 0 .*, got inf"),
+        (dict(temperature=float("nan")), "temperature must be 0 .*, got nan"),
+        (dict(temperature=PARAMETER), "temperature must be a number, got a Parameter"),
+        (dict(temperature="1"), "temperature must be a number, got the string '1'"),
+        (dict(temperature=1e-45), "temperature must be 0 .*, got 1e-45"),
+        (dict(top_p=None), "top_p must be a number, got None"),
+        (dict(top_p="0.9"), "top_p must be a number, got the string '0.9'"),
+        (dict(top_p=1.5), "top_p must be above 0 and at most 1, got 1.5"),
+        (dict(top_p=float("nan")), "top_p must be above 0 and at most 1, got nan"),
+        (dict(top_p=PARAMETER), "top_p must be a number, got a Parameter"),
+        (dict(stop_token=13), "stop_token must be a whole number of 0 to 12, or None, got 13"),
+        (dict(stop_token=-1), "stop_token must be a whole number of 0 to 12, or None, got -1"),
+        (dict(stop_token=2.0), "stop_token must be a whole number .*, got 2.0"),
+        (dict(stop_token="2"), "stop_token must be a whole number .*, got the string '2'"),
+        (dict(generator=0), "generator must be a torch.Generator or None, got 0"),
+        (dict(attention_mask=np.ones((1, 3), dtype=bool)), "attention_mask: must be a tensor"),
         (dict(max_new_tokens=30), "learned position table ends at 32 tokens, got a prompt of 3"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
@@ -126,8 +149,26 @@ def test_the_mode_of_the_model_is_restored():
 def test_bad_arguments_are_named(changes, match):
     model = DecoderLM(ModelConfig.from_dict({**CONFIG.to_dict(), "position": "learned"}))
     arguments = {"prompt": torch.ones(1, 3, dtype=torch.long), "max_new_tokens": 2, **changes}
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=match) as refused:
         generate(model, **arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_lowest_temperature_is_greedy(model):
+    prompt = torch.randint(13, (3, 4))
+    greedy = generate(model, prompt, max_new_tokens=5)
+    coldest = torch.finfo(torch.float32).tiny
+    assert generate(model, prompt, max_new_tokens=5, temperature=coldest).equal(greedy)
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    prompt = torch.randint(13, (2, 3))
+    numbers = dict(max_new_tokens=4, temperature=0.5, top_p=0.75, stop_token=3)
+    drawn = [
+        generate(model, prompt, **given, generator=torch.Generator().manual_seed(0))
+        for given in (numbers, {name: np.asarray(x)[()] for name, x in numbers.items()})
+    ]
+    assert drawn[0].equal(drawn[1])
 
 
 def test_each_module_is_in_its_own_mode_again():

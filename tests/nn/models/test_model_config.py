@@ -3,8 +3,10 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sigmoid_attention.attention import (
     Constant,
@@ -13,8 +15,10 @@ from sigmoid_attention.attention import (
     NegLogLength,
     NegLogVisible,
 )
-from sigmoid_attention.nn import PRESETS, ModelConfig, alibi_slopes
+from sigmoid_attention.nn import PRESETS, DecoderLM, ModelConfig, alibi_slopes
+from sigmoid_attention.nn.position import slope_numbers
 
+PARAMETER = torch.nn.Parameter(torch.ones(3))
 SIZES = dict(vocab_size=11, dim=24, layers=2, heads=3, max_seq_len=16)
 
 
@@ -27,6 +31,10 @@ def test_round_trip_through_json(name):
 def test_from_dict_names_the_field_that_is_wrong():
     with pytest.raises(ValueError, match="unknown field 'depth'"):
         ModelConfig.from_dict({**SIZES, "depth": 3})
+    with pytest.raises(ValueError, match="must be a dict of its fields, got None"):
+        ModelConfig.from_dict(None)
+    with pytest.raises(ValueError, match="moe: must be a dict of its fields, got 3"):
+        ModelConfig.from_dict({**SIZES, "moe": 3})
     with pytest.raises(ValueError, match="field 'heads' is missing"):
         ModelConfig.from_dict({k: v for k, v in SIZES.items() if k != "heads"})
 
@@ -111,6 +119,36 @@ def test_width_of_the_feed_forward_layers(settings, width):
         (dict(qk_norm="batch"), "qk_norm must be one of"),
         (dict(feed_forward="relu"), "feed_forward must be one of"),
         (dict(bias="log"), "bias must be a number or one of"),
+        (dict(dim=None), "dim must be a whole number, got None"),
+        (dict(heads=None), "heads must be a whole number, got None"),
+        (dict(layers="2"), "layers must be a whole number, got the string '2'"),
+        (dict(layers=True), "layers must be a whole number, got True"),
+        (dict(ffn_dim=2.5), "ffn_dim must be a whole number, got 2.5"),
+        (dict(rope_base=None), "rope_base must be a number, got None"),
+        (dict(rope_base=10**400), "rope_base must be positive, got a number of 1329 bits"),
+        (dict(norm_eps=1e-50), "norm_eps must be positive, got 1e-50"),
+        (dict(softcap=PARAMETER), "softcap must be a number, got a Parameter of shape"),
+        (dict(layer_scale=torch.ones(24)), "layer_scale must be a number, got a tensor"),
+        (dict(layer_scale=float("inf")), "layer_scale must be finite, got inf"),
+        (dict(dropout=PARAMETER), "dropout must be at least 0 and below 1, got a Parameter"),
+        (dict(dropout="0"), "dropout must be at least 0 and below 1, got the string '0'"),
+        (dict(bias=float("nan")), "bias: must be a finite number or one of .*, got nan"),
+        (dict(bias=float("inf")), "bias: must be a finite number or one of .*, got inf"),
+        (dict(bias=10**400), "bias: must be a finite number .*, got a number of 1329 bits"),
+        (dict(bias=PARAMETER), "bias: must be a finite number or one of .*, got a Parameter"),
+        (dict(bias=None), "bias: must be a finite number or one of .*, got None"),
+        (dict(bias=["neg_log_length"]), "bias: must be a finite number or one of"),
+        (dict(bias_offset=float("nan")), "bias_offset must be finite, got nan"),
+        (dict(bias_offset=None), "bias_offset must be a number, got None"),
+        (dict(bias_offset=PARAMETER), "bias_offset must be a number, got a Parameter"),
+        (dict(learn_bias="no"), "learn_bias: must be True or False, got the string 'no'"),
+        (dict(tie_embeddings=None), "tie_embeddings: must be True or False, got None"),
+        (dict(moe=dict(experts=2)), "moe must be a MoEConfig or None, got builtins.dict"),
+        (dict(moe=4), "moe must be a MoEConfig or None, got 4"),
+        (dict(activation=["sigmoid"]), "activation must be one of .*, got \\['sigmoid'\\]"),
+        (dict(position=PARAMETER), "position must be one of .*, got a Parameter"),
+        (dict(position=[PARAMETER]), "position must be one of .*, got \\[Parameter containing"),
+        (dict(feed_forward={}), "feed_forward must be one of .*, got builtins.dict"),
         (dict(bias="neg_log_effective_length", position="rope"), "slopes of position 'alibi'"),
         (dict(bias=-3.0, bias_offset=-1.0), "bias_offset moves"),
         (dict(bias="neg_log_visible", bias_offset=-1.0), "bias_offset moves"),
@@ -121,8 +159,33 @@ def test_width_of_the_feed_forward_layers(settings, width):
     ids=str,
 )
 def test_mistakes_are_named(settings, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=match) as refused:
         ModelConfig(**{**SIZES, **settings})
+    assert "\n" not in str(refused.value)
+
+
+def test_numbers_of_numpy_are_kept_as_pythons():
+    sizes = {name: np.int64(size) for name, size in SIZES.items()}
+    config = ModelConfig(**sizes, bias=np.float32(-2.5), learn_bias=np.bool_(True), dropout=0)
+    assert config == ModelConfig(**SIZES, bias=-2.5, learn_bias=True)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8, 12, 16])
+def test_a_model_of_fake_tensors_has_its_bias(heads):
+    sizes = {**SIZES, "dim": 2 * heads, "heads": heads}
+    config = ModelConfig(**sizes, bias="neg_log_effective_length", learn_bias=True)
+    expected = config.bias_policy()
+    with FakeTensorMode():
+        model = DecoderLM(config)
+        logits = model(torch.zeros(2, 5, dtype=torch.long))
+    assert logits.shape == (2, 5, 11)
+    fixed = dataclasses.replace(config, learn_bias=False)
+    with FakeTensorMode():
+        assert fixed.bias_policy() == NegLogEffectiveLength(slope_numbers(heads), 16)
+        assert DecoderLM(fixed)(torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, 11)
+    values = NegLogEffectiveLength(alibi_slopes(heads), 16).values
+    torch.testing.assert_close(expected.value.detach(), torch.tensor(values))
 
 
 def test_unknown_recipe():

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.mixtures import experts, gates, scores
 from sigmoid_attention.mixtures.model import Mixture
 
@@ -110,7 +111,8 @@ class GaussianExperts:
     def __post_init__(self) -> None:
         if self.routed.gate not in GATES:
             raise ValueError(
-                f"gate: of a density must be one of {', '.join(GATES)}, got {self.routed.gate!r}"
+                f"gate: of a density must be one of {', '.join(GATES)}, got "
+                f"{arguments.shown_name(self.routed.gate)}"
             )
         if self.routed.temperature:
             raise ValueError("temperature: must be False for Gaussian experts, got True")

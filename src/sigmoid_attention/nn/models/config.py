@@ -1,6 +1,7 @@
 """The configuration of a decoder language model, checked when it is made."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,8 +20,15 @@ from sigmoid_attention.nn.feed_forward import FEED_FORWARDS, swiglu_hidden
 from sigmoid_attention.nn.models.recipes import recipe_settings
 from sigmoid_attention.nn.moe import MoEConfig
 from sigmoid_attention.nn.norm import NORMS
-from sigmoid_attention.nn.position import alibi_slopes
-from sigmoid_attention.nn.sizes import positive_number, positive_whole
+from sigmoid_attention.nn.position import slope_numbers
+from sigmoid_attention.nn.sizes import (
+    finite_number,
+    one_of,
+    positive_number,
+    positive_whole,
+    probability,
+    switch,
+)
 
 POSITIONS = ("alibi", "rope", "sincos", "learned", "cape", "none")
 BIASES = ("neg_log_length", "neg_log_visible", "neg_log_effective_length")
@@ -73,8 +81,8 @@ class ModelConfig:
     moe: MoEConfig | None = None
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         self._check_sizes()
-        self._check_names()
         self._check_bias()
 
     @classmethod
@@ -127,44 +135,44 @@ class ModelConfig:
         n = self.max_seq_len if self.window is None else min(self.window, self.max_seq_len)
         if self.bias == "neg_log_length":
             return NegLogLength(n, self.bias_offset)
-        # On the CPU by name, so that a model built on the meta device has slopes to count with.
-        return NegLogEffectiveLength(alibi_slopes(self.heads, "cpu"), n, self.bias_offset)
+        return NegLogEffectiveLength(slope_numbers(self.heads), n, self.bias_offset)
+
+    def _check_kinds(self) -> None:
+        """Each field by itself; a number is kept as Python's, which JSON can write."""
+        for name in ("vocab_size", "dim", "layers", "heads", "max_seq_len"):
+            self._keep(name, positive_whole)
+        for name in ("kv_heads", "head_dim", "ffn_dim", "window"):
+            self._keep(name, positive_whole, optional=True)
+        for name in ("rope_base", "norm_eps"):
+            self._keep(name, positive_number)
+        self._keep("softcap", positive_number, optional=True)
+        self._keep("layer_scale", finite_number, optional=True)
+        self._keep("dropout", probability)
+        self._keep("bias_offset", finite_number)
+        for name in ("learn_bias", "tie_embeddings"):
+            self._keep(name, switch)
+        choices = {
+            "activation": ACTIVATIONS,
+            "position": POSITIONS,
+            "norm_placement": NORM_PLACEMENTS,
+            "qk_norm": (None, *NORMS),
+            "feed_forward": FEED_FORWARDS,
+        }
+        for name, allowed in choices.items():
+            one_of(name, getattr(self, name), allowed)
+        if self.moe is not None and not isinstance(self.moe, MoEConfig):
+            raise ValueError(f"moe must be a MoEConfig or None, got {arguments.shown(self.moe)}")
+
+    def _keep(self, name: str, checked: Callable[[str, Any], Any], optional: bool = False) -> None:
+        given = getattr(self, name)
+        if given is not None or not optional:
+            object.__setattr__(self, name, checked(name, given))
 
     def _check_sizes(self) -> None:
-        for name in (
-            "vocab_size",
-            "dim",
-            "layers",
-            "heads",
-            "max_seq_len",
-            "kv_heads",
-            "head_dim",
-            "ffn_dim",
-            "window",
-        ):
-            if getattr(self, name) is not None:
-                positive_whole(name, getattr(self, name))
-        for name in ("softcap", "rope_base", "norm_eps"):
-            if getattr(self, name) is not None:
-                positive_number(name, getattr(self, name))
         if self.head_dim is None and self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of heads ({self.heads}), got {self.dim}")
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"kv_heads must divide heads ({self.heads}), got {self.kv_heads}")
-        if not arguments.is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-
-    def _check_names(self) -> None:
-        choices = {
-            "activation": ACTIVATIONS,
-            "position": POSITIONS,
-            "norm_placement": tuple(NORM_PLACEMENTS),
-            "qk_norm": (None, *NORMS),
-            "feed_forward": tuple(FEED_FORWARDS),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         head_dim = self.dim // self.heads if self.head_dim is None else self.head_dim
         if self.position == "rope" and head_dim % 2:
             raise ValueError(f"position 'rope' needs an even head_dim, got {head_dim}")
@@ -172,8 +180,10 @@ class ModelConfig:
             raise ValueError(f"position {self.position!r} needs an even dim, got {self.dim}")
 
     def _check_bias(self) -> None:
-        named = isinstance(self.bias, str)
-        if self.bias not in BIASES if named else not arguments.is_number(self.bias):
+        if not isinstance(self.bias, str):
+            bias = arguments.number("bias", self.bias, f"a finite number or one of {BIASES}")
+            object.__setattr__(self, "bias", bias)
+        elif self.bias not in BIASES:
             raise ValueError(f"bias must be a number or one of {BIASES}, got {self.bias!r}")
         if self.bias == "neg_log_effective_length" and self.position != "alibi":
             raise ValueError(
@@ -190,8 +200,10 @@ class ModelConfig:
 
 
 def _check_fields(kind: type, values: dict[str, Any], where: str) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: must be a dict of its fields, got {arguments.shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - set(fields))
+    unknown = sorted(set(values) - set(fields), key=str)
     if unknown:
         raise ValueError(f"{where}: unknown field {unknown[0]!r}")
     required = {name for name, f in fields.items() if f.default is dataclasses.MISSING}

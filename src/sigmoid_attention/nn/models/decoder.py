@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments
+from sigmoid_attention.attention import arguments, checks
 from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Block
@@ -102,6 +102,32 @@ class TiedEmbedding(nn.Embedding):
         if input.is_floating_point():
             return F.linear(input, self.weight)
         return super().forward(input)
+
+
+def _check_targets(tokens: Tensor, targets: Tensor, vocab_size: int) -> None:
+    arguments.dense("tokens", tokens)
+    arguments.dense("targets", targets)
+    if targets.dtype not in (torch.int32, torch.int64) or targets.shape != tokens.shape:
+        raise ValueError(
+            f"targets must be integers of the tokens' shape {tuple(tokens.shape)}, "
+            f"got {targets.dtype} of shape {tuple(targets.shape)}"
+        )
+    if targets.device != tokens.device:
+        raise ValueError(
+            f"targets must be on the tokens' device, got {targets.device} and {tokens.device}"
+        )
+    # Before the model runs, as a router counts. Elsewhere than on a CPU a look would wait.
+    if not (targets.is_cpu and type(targets) is Tensor and checks.has_numbers(targets)):
+        return
+    if torch._C._are_functorch_transforms_active():
+        return
+    scored = targets[targets != IGNORED_TARGET]
+    low, high = (int(edge) for edge in scored.aminmax()) if scored.numel() else (0, 0)
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"targets must lie in 0 to {vocab_size - 1}, or be {IGNORED_TARGET} to be left out, "
+            f"got {low} to {high}"
+        )
 
 
 class DecoderLM(nn.Module):
@@ -234,12 +260,14 @@ class DecoderLM(nn.Module):
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats of targets (B, N), those equal to -100 left out.
 
-        In training mode the balance losses that ``config.moe`` weighs are added.
+        In training mode the balance losses that ``config.moe`` weighs are added. Raises
+        ``ValueError`` for targets of another shape or dtype, and, on a CPU, outside the vocabulary.
         """
+        _check_targets(tokens, targets, self.config.vocab_size)
         with record_routing(self) as routings:
             logits_BNV = self(tokens)
         loss = F.cross_entropy(
-            logits_BNV.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_TARGET
+            logits_BNV.flatten(0, 1).float(), targets.flatten().long(), ignore_index=IGNORED_TARGET
         )
         if self.config.moe is None or not self.training:
             return loss

@@ -9,17 +9,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.nn.models.decoder import DecoderLM
+from sigmoid_attention.nn.sizes import number_from_zero, positive_number, positive_whole
 
 
-def _check(
-    model: DecoderLM,
-    prompt: Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    attention_mask: Tensor | None,
-) -> None:
+def _check_prompt(model: DecoderLM, prompt: Tensor, attention_mask: Tensor | None) -> None:
+    arguments.dense("prompt", prompt)
     if prompt.dim() != 2 or prompt.numel() == 0 or prompt.dtype != torch.int64:
         raise ValueError(
             f"prompt must be int64 of shape (batch, tokens) with a token or more in each row, "
@@ -31,28 +27,63 @@ def _check(
             f"prompt: tokens must be 0 to {model.config.vocab_size - 1}, "
             f"got {smallest if smallest < 0 else largest}"
         )
-    if max_new_tokens <= 0:
-        raise ValueError(f"max_new_tokens must be positive, got {max_new_tokens}")
-    if not temperature >= 0:
-        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
-    longest = model.position.max_length
-    if longest is not None and prompt.shape[1] + max_new_tokens > longest:
-        raise ValueError(
-            f"max_new_tokens: the learned position table ends at {longest} tokens, "
-            f"got a prompt of {prompt.shape[1]} and {max_new_tokens} new ones"
-        )
     if attention_mask is None:
         return
+    arguments.dense("attention_mask", attention_mask)
     if attention_mask.dtype != torch.bool or attention_mask.shape != prompt.shape:
         raise ValueError(
             f"attention_mask must be boolean of the prompt's shape {tuple(prompt.shape)}, "
             f"got {attention_mask.dtype} of shape {tuple(attention_mask.shape)}"
         )
+    if attention_mask.device != prompt.device:
+        raise ValueError(
+            f"attention_mask must be on the prompt's device, "
+            f"got {attention_mask.device} and {prompt.device}"
+        )
     real = attention_mask.long()
     if not attention_mask[:, -1].all() or (real.diff(dim=-1) < 0).any():
         raise ValueError("attention_mask: padding must stand on the left, real tokens to its right")
+
+
+def _check_length(model: DecoderLM, prompt: Tensor, max_new_tokens: int) -> int:
+    new = positive_whole("max_new_tokens", max_new_tokens)
+    longest = model.position.max_length
+    if longest is not None and prompt.shape[1] + new > longest:
+        raise ValueError(
+            f"max_new_tokens: the learned position table ends at {longest} tokens, "
+            f"got a prompt of {prompt.shape[1]} and {new} new ones"
+        )
+    return new
+
+
+def _check_choice(
+    temperature: float, top_p: float, generator: torch.Generator | None
+) -> tuple[float, float]:
+    heat = number_from_zero("temperature", temperature, "0 (greedy) or more, and finite")
+    if 0 < heat < arguments.SMALLEST:
+        raise ValueError(
+            f"temperature must be 0 (greedy) or {arguments.SMALLEST} or more, got {heat}"
+        )
+    nucleus = positive_number("top_p", top_p, "above 0 and at most 1")
+    if nucleus > 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {arguments.shown(nucleus)}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator must be a torch.Generator or None, got {arguments.shown(generator)}"
+        )
+    return heat, nucleus
+
+
+def _check_stop(stop_token: int | None, vocab_size: int) -> int | None:
+    if stop_token is None:
+        return None
+    found = arguments.index(stop_token)
+    if found is None or not 0 <= found < vocab_size:
+        raise ValueError(
+            f"stop_token must be a whole number of 0 to {vocab_size - 1}, or None, "
+            f"got {arguments.shown(stop_token)}"
+        )
+    return found
 
 
 def _choose(
@@ -61,7 +92,9 @@ def _choose(
     """One token a row, (B, 1)."""
     if temperature == 0:
         return logits_BV.argmax(-1, keepdim=True)
-    probability_BV = (logits_BV.float() / temperature).softmax(-1)
+    # Less the largest, which changes no probability: a low temperature makes none of them infinite.
+    below_BV = logits_BV.float() - logits_BV.float().amax(-1, keepdim=True)
+    probability_BV = (below_BV / temperature).softmax(-1)
     descending_BV, order_BV = probability_BV.sort(-1, descending=True)
     # The nucleus: the fewest tokens that reach top_p, so the one that crosses it belongs to it.
     before_BV = descending_BV.cumsum(-1) - descending_BV
@@ -111,7 +144,10 @@ def generate(
         >>> generate(model, prompt, max_new_tokens=4).shape
         torch.Size([1, 7])
     """
-    _check(model, prompt, max_new_tokens, temperature, top_p, attention_mask)
+    _check_prompt(model, prompt, attention_mask)
+    max_new_tokens = _check_length(model, prompt, max_new_tokens)
+    temperature, top_p = _check_choice(temperature, top_p, generator)
+    stop_token = _check_stop(stop_token, model.config.vocab_size)
     batch, prompt_length = prompt.shape
     with _evaluating(model):
         cache = model.new_cache(batch, prompt_length + max_new_tokens)

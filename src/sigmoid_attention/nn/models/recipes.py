@@ -7,6 +7,8 @@ the size of the attention's output irrelevant, so the bias may go below -log n, 
 range where the sigmoid saturates. Under ALiBi a head weighs few keys, and the bias counts them.
 """
 
+from sigmoid_attention.attention import arguments
+
 PAPER = {
     "position": "alibi",
     "norm_placement": "hybrid",
@@ -45,4 +47,4 @@ def recipe_settings(name: str, position: str | None = None) -> dict[str, str | f
         position = "rope" if position is None else position
         settings = RECOMMENDED_ALIBI if position == "alibi" else RECOMMENDED
         return {"position": position, **settings}
-    raise ValueError(f"recipe must be 'paper' or 'recommended', got {name!r}")
+    raise ValueError(f"recipe must be 'paper' or 'recommended', got {arguments.shown_name(name)}")
