@@ -205,6 +205,41 @@ def test_a_training_is_continued_with_more_steps_and_never_with_fewer(trained, c
     assert [row.step for row in losses(trained)] == list(range(1, 10))
 
 
+def test_a_changed_loss_is_shown_by_no_resumed_run(trained, corpus, capsys):
+    argv = ["train", "--preset", "tiny", "--data", corpus, "--out", trained, *QUICK[2:]]
+    log = Path(trained) / "loss.csv"
+    capsys.readouterr()
+    assert main([*argv, "--steps", "6", "--resume"]) == 0
+    intact = capsys.readouterr()
+    assert "loss.csv is not what" not in intact.err
+    for damage in (b"9.99,", b"\xff,"):
+        lines = log.read_bytes().splitlines(True)
+        *before, tested, rate, _ = lines[-1].split(b",")
+        lines[-1] = b",".join([*before, damage + rate, b"00000000\n"])
+        log.write_bytes(b"".join(lines))
+        assert main([*argv, "--steps", "6", "--resume"]) == 0
+        again = capsys.readouterr()
+        assert again.out.splitlines()[1] == intact.out.splitlines()[1]
+        assert again.err.count("loss.csv is not what this run wrote") == 1
+        assert losses(trained)[-1].heldout_bits_per_byte == float(tested)
+    log.unlink()
+    assert main([*argv, "--steps", "8", "--resume"]) == 0
+    assert "loss.csv is not what this run wrote" in capsys.readouterr().err
+    assert [row.step for row in losses(trained)] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"run": {}}', '{"run": {"model": {}}}'])
+@pytest.mark.parametrize("steps", ["6", "7"])
+def test_a_configuration_that_describes_no_run_is_written_again(
+    trained, corpus, capsys, content, steps
+):
+    (Path(trained) / "config.json").write_text(content)
+    argv = ["train", "--preset", "tiny", "--data", corpus, "--out", trained, *QUICK[2:]]
+    assert main([*argv, "--steps", steps, "--resume"]) == 0
+    assert "config.json is damaged" in capsys.readouterr().err
+    assert main(["generate", trained, "--max-new-tokens", "3", "--device", "cpu"]) == 0
+
+
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_made(
     corpus, tmp_path, capsys, monkeypatch
 ):

@@ -6,7 +6,9 @@ FOLDER/checkpoint.safetensors  the weights and the optimiser's state
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +83,32 @@ def describe_run(
         return
     if not (latest and _reads_back(folder / TOKENIZER, load_tokenizer)):
         tokenizer.save(folder / TOKENIZER)
-    if again or not (latest and _reads_back(folder / CONFIG, read_json)):
+    if again or not (latest and _reads_back(folder / CONFIG, partial(read_run, like=described))):
         write_json(folder / CONFIG, described)
+
+
+def read_run(path: Path, like: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The run that a `config.json` describes; with `like`, that of this description but for steps.
+
+    Raises:
+        Damaged: it describes no run of a language model, or another one than `like`.
+        OSError: it is not there, or the system does not let it be read.
+    """
+    described = read_json(path)
+    with reading(path):
+        run = described["run"]
+        ModelConfig.from_dict(run["model"])
+        if type(run["train"]["steps"]) is not int:
+            raise ValueError("the number of steps is missing")
+        if like is not None and _but_for_steps(run) != _but_for_steps(like["run"]):
+            raise ValueError("it describes another run than the checkpoint is of")
+    return run
+
+
+def _but_for_steps(run: dict[str, Any]) -> dict[str, Any]:
+    # Through JSON and back, so that tuples compare equal to the lists they come back as.
+    run = json.loads(json.dumps(run))
+    return run | {"train": run["train"] | {"steps": None}}
 
 
 def _reads_back(path: Path, read: Callable[[Path], Any]) -> bool:
@@ -116,10 +142,8 @@ def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
             )
     assert checkpoint is not None
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    described = read_json(folder / CONFIG)
-    with reading(folder / CONFIG):
-        run = described["run"]
-        config = ModelConfig.from_dict(run["model"])
+    run = read_run(folder / CONFIG)
+    config = ModelConfig.from_dict(run["model"])
     # Before a model is made of sizes that none can be made of.
     loaded = load_checkpoint(checkpoint, expect=run)
     with reading(checkpoint):
