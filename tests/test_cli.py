@@ -76,6 +76,14 @@ def test_data_that_cannot_be_used(command, make, says, tmp_path, capsys):
         (["train", "--preset", "tiny", "--vocab-size", "9"], "--vocab-size must be at least 257"),
         (["train", "--steps", "0"], "steps must be at least 1"),
         (["train", "--lr", "-1"], "lr must be positive"),
+        (["train", "--lr", "1e300"], "--lr must be positive, from 1e-30 to 1e30"),
+        (["train", "--lr", "1e-300"], "--lr must be positive, from 1e-30 to 1e30"),
+        (["train", "--vocab-size", "1000000000000"], "--vocab-size must be at most 16,777,216"),
+        (["train", "--dim", "1000000000000"], "--dim must be at most"),
+        (["train", "--batch-size", "9" * 20], "--batch-size must be at most"),
+        (["train", "--layers", "1000000"], "--layers must be at most 10,000"),
+        (["train", "--steps", "9" * 20], "--steps must be at least 1 and at most 2**53"),
+        (["train", "--seed", "9" * 20], "--seed must be a whole number of 64 bits"),
         (["train", "--record", "-1"], "record must be 0 (none) or a number of steps"),
     ],
 )
@@ -153,11 +161,19 @@ def test_train_then_generate(trained, capsys):
     [
         (["--temperature", "-1"], "temperature must be 0"),
         (["--top-p", "0"], "--top-p must be above 0"),
+        (["--seed", "9" * 20], "--seed must be a whole number of 64 bits"),
+        (["--max-new-tokens", "9" * 20], "--max-new-tokens must be at most 1,000,000"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be positive"),
     ],
 )
 def test_generate_refuses_what_cannot_be_meant(argv, says, trained, capsys):
     assert says in complaint(capsys, "generate", trained, "--device", "cpu", *argv)
+
+
+@pytest.mark.parametrize("argv", ["--top-p 1e-300", "--temperature 1e-300", "--temperature 1e300"])
+def test_the_smallest_and_largest_numbers_still_draw(argv, trained):
+    more = ["--max-new-tokens", "3", "--device", "cpu"]
+    assert main(["generate", trained, *argv.split(), *more]) == 0
 
 
 def test_generate_wants_a_trained_model(tmp_path, capsys):

@@ -34,6 +34,10 @@ from sigmoid_attention.training.trainer import TrainConfig
 from sigmoid_attention.training.trainer import train as run_training
 
 HELDOUT_BYTES = 1 << 18
+# Sizes of which a model without numbers can still be made, to tell what it needs.
+MOST = {"layers": 10_000} | dict.fromkeys(
+    ("vocab_size", "dim", "heads", "max_seq_len", "batch_size"), 2**24
+)
 LOSSES, CURVE = "loss.csv", "loss.svg"
 # Longer trainings than this, or larger presets than these, are warned about on a CPU.
 SOON_SECONDS, FOR_A_CPU = 600, ("tiny", "small")
@@ -46,6 +50,9 @@ def train(asked: Train) -> None:
             raise ValueError(
                 f"{name} must be 0 (none) or a number of steps, got {getattr(asked, name)}"
             )
+    for name, most in MOST.items():
+        if (getattr(asked, name) or 0) > most:
+            raise ValueError(f"{name} must be at most {most:,}, got {getattr(asked, name)}")
     config = model_config(asked)
     device = resolve_device(asked.device)
     training = TrainConfig(

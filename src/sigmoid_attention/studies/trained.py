@@ -173,4 +173,6 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> Tensor:
         >>> [encode_prompt(ByteTokenizer(), text).tolist() for text in ("hi", "")]
         [[[104, 105]], [[256]]]
     """
-    return torch.tensor([tokenizer.encode(text.encode()) or [tokenizer.eos]])
+    return torch.tensor(
+        [tokenizer.encode(text.encode(errors="surrogateescape")) or [tokenizer.eos]]
+    )

@@ -61,11 +61,16 @@ def _choose(
     """One token a row, (B, 1)."""
     if temperature == 0:
         return logits_BV.argmax(-1, keepdim=True)
-    probability_BV = (logits_BV.float() / temperature).softmax(-1)
+    # The largest logit becomes 0, and the temperature a float32: the quotient is then never NaN.
+    below_BV = logits_BV.float() - logits_BV.float().amax(-1, keepdim=True)
+    probability_BV = (below_BV / max(temperature, 1e-38)).softmax(-1)
     descending_BV, order_BV = probability_BV.sort(-1, descending=True)
     # The nucleus: the fewest tokens that reach top_p, so the one that crosses it belongs to it.
     before_BV = descending_BV.cumsum(-1) - descending_BV
-    nucleus_BV = descending_BV.masked_fill(before_BV >= top_p, 0.0)
+    outside_BV = before_BV >= top_p
+    # The likeliest token stays, also where top_p is below the smallest float32.
+    outside_BV[:, 0] = False
+    nucleus_BV = descending_BV.masked_fill(outside_BV, 0.0)
     rank_B1 = torch.multinomial(nucleus_BV, 1, generator=generator)
     return order_BV.gather(-1, rank_B1)
 
