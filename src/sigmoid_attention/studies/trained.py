@@ -7,6 +7,7 @@ FOLDER/checkpoint.safetensors  the weights and the optimiser's state
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,13 @@ from torch import Tensor
 
 from sigmoid_attention.nn.models import DecoderLM, ModelConfig
 from sigmoid_attention.studies.environment import describe_versions
-from sigmoid_attention.training.checkpoint import belongs, latest_checkpoint, load_checkpoint
+from sigmoid_attention.training.checkpoint import (
+    CURRENT,
+    PREVIOUS,
+    belongs,
+    latest_checkpoint,
+    load_checkpoint,
+)
 from sigmoid_attention.training.data.batches import Batches
 from sigmoid_attention.training.data.corpus import Corpus, Provenance
 from sigmoid_attention.training.data.tokenizer import (
@@ -141,6 +148,8 @@ def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
                 f"{folder} holds no trained model: there is no {name} in it{_instead(folder)}"
             )
     assert checkpoint is not None
+    if checkpoint.name == PREVIOUS:
+        warn(f"{folder / CURRENT} is missing; the older {PREVIOUS} is taken")
     tokenizer = load_tokenizer(folder / TOKENIZER)
     run = read_run(folder / CONFIG)
     config = ModelConfig.from_dict(run["model"])
@@ -156,7 +165,7 @@ def _instead(folder: Path) -> str:
     """What to name in place of a folder of `compare` or `convert`."""
     for tokenizer in sorted(folder.glob(f"*/*/{TOKENIZER}"), reverse=True):
         if latest_checkpoint(tokenizer.parent):
-            return f"; {tokenizer.parent} holds one"
+            return f"; {shlex.quote(str(tokenizer.parent))} holds one"
     for weights in (*folder.glob("*.safetensors.index.json"), *folder.glob("model*.safetensors")):
         return f"; {weights.name} is of a model of transformers: load it with from_pretrained"
     if (folder / "model" / CONFIG).exists():
