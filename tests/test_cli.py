@@ -76,6 +76,14 @@ def test_data_that_cannot_be_used(command, make, says, tmp_path, capsys):
         (["train", "--preset", "tiny", "--vocab-size", "9"], "--vocab-size must be at least 257"),
         (["train", "--steps", "0"], "steps must be at least 1"),
         (["train", "--lr", "-1"], "lr must be positive"),
+        (["train", "--lr", "1e300"], "--lr must be positive, from 1e-30 to 1e30"),
+        (["train", "--lr", "1e-300"], "--lr must be positive, from 1e-30 to 1e30"),
+        (["train", "--vocab-size", "1000000000000"], "--vocab-size must be at most 16,777,216"),
+        (["train", "--dim", "1000000000000"], "--dim must be at most"),
+        (["train", "--batch-size", "9" * 20], "--batch-size must be at most"),
+        (["train", "--layers", "1000000"], "--layers must be at most 10,000"),
+        (["train", "--steps", "9" * 20], "--steps must be at least 1 and at most 2**53"),
+        (["train", "--seed", "9" * 20], "--seed must be a whole number of 64 bits"),
         (["train", "--record", "-1"], "record must be 0 (none) or a number of steps"),
     ],
 )
@@ -153,11 +161,19 @@ def test_train_then_generate(trained, capsys):
     [
         (["--temperature", "-1"], "temperature must be 0"),
         (["--top-p", "0"], "--top-p must be above 0"),
+        (["--seed", "9" * 20], "--seed must be a whole number of 64 bits"),
+        (["--max-new-tokens", "9" * 20], "--max-new-tokens must be at most 1,000,000"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be positive"),
     ],
 )
 def test_generate_refuses_what_cannot_be_meant(argv, says, trained, capsys):
     assert says in complaint(capsys, "generate", trained, "--device", "cpu", *argv)
+
+
+@pytest.mark.parametrize("argv", ["--top-p 1e-300", "--temperature 1e-300", "--temperature 1e300"])
+def test_the_smallest_and_largest_numbers_still_draw(argv, trained):
+    more = ["--max-new-tokens", "3", "--device", "cpu"]
+    assert main(["generate", trained, *argv.split(), *more]) == 0
 
 
 def test_generate_wants_a_trained_model(tmp_path, capsys):
@@ -203,6 +219,41 @@ def test_a_training_is_continued_with_more_steps_and_never_with_fewer(trained, c
     assert main(["generate", trained, "--max-new-tokens", "3", "--device", "cpu"]) == 0
     assert "steps is 9 there and 8 here" in complaint(capsys, *argv, "--steps", "8", "--resume")
     assert [row.step for row in losses(trained)] == list(range(1, 10))
+
+
+def test_a_changed_loss_is_shown_by_no_resumed_run(trained, corpus, capsys):
+    argv = ["train", "--preset", "tiny", "--data", corpus, "--out", trained, *QUICK[2:]]
+    log = Path(trained) / "loss.csv"
+    capsys.readouterr()
+    assert main([*argv, "--steps", "6", "--resume"]) == 0
+    intact = capsys.readouterr()
+    assert "loss.csv is not what" not in intact.err
+    for damage in (b"9.99,", b"\xff,"):
+        lines = log.read_bytes().splitlines(True)
+        *before, tested, rate, _ = lines[-1].split(b",")
+        lines[-1] = b",".join([*before, damage + rate, b"00000000\n"])
+        log.write_bytes(b"".join(lines))
+        assert main([*argv, "--steps", "6", "--resume"]) == 0
+        again = capsys.readouterr()
+        assert again.out.splitlines()[1] == intact.out.splitlines()[1]
+        assert again.err.count("loss.csv is not what this run wrote") == 1
+        assert losses(trained)[-1].heldout_bits_per_byte == float(tested)
+    log.unlink()
+    assert main([*argv, "--steps", "8", "--resume"]) == 0
+    assert "loss.csv is not what this run wrote" in capsys.readouterr().err
+    assert [row.step for row in losses(trained)] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"run": {}}', '{"run": {"model": {}}}'])
+@pytest.mark.parametrize("steps", ["6", "7"])
+def test_a_configuration_that_describes_no_run_is_written_again(
+    trained, corpus, capsys, content, steps
+):
+    (Path(trained) / "config.json").write_text(content)
+    argv = ["train", "--preset", "tiny", "--data", corpus, "--out", trained, *QUICK[2:]]
+    assert main([*argv, "--steps", steps, "--resume"]) == 0
+    assert "config.json is damaged" in capsys.readouterr().err
+    assert main(["generate", trained, "--max-new-tokens", "3", "--device", "cpu"]) == 0
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_made(

@@ -40,11 +40,12 @@ def test_the_package_itself_is_the_command():
         ("compar", "there is no command 'compar'; did you mean compare?"),
         ("generte", "did you mean generate?"),
         ("study", "did you mean studies?"),
+        ("version x", "version takes nothing more, got 'x'"),
         ("xyz", "there is no command 'xyz'; --help shows those that there are"),
     ],
 )
 def test_a_misspelt_command(typed, says, capsys):
-    assert says in complaint(capsys, typed)
+    assert says in complaint(capsys, *typed.split())
 
 
 def test_the_commands_are_those_that_can_be_parsed(capsys):

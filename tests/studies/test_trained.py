@@ -127,5 +127,17 @@ def test_the_vocabulary_decides_the_tokenizer(vocab_size, kind):
     assert isinstance(tokenizer, kind) and tokenizer.vocab_size <= vocab_size
 
 
+def test_a_prompt_of_bytes_that_are_no_text_is_read_as_those_bytes():
+    assert encode_prompt(ByteTokenizer(), "\udcff\udcfe").tolist() == [[255, 254]]
+
+
+def test_the_older_checkpoint_is_named_where_it_is_taken(trained, tmp_path, capsys):
+    shutil.copytree(trained[0], tmp_path / "run")
+    names = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
+    (tmp_path / "run" / names[0]).rename(tmp_path / "run" / names[1])
+    load_trained(tmp_path / "run")
+    assert f"{names[0]} is missing; the older {names[1]}" in capsys.readouterr().err
+
+
 def test_an_empty_prompt_is_the_end_of_a_document():
     assert encode_prompt(ByteTokenizer(), "").tolist() == [[256]]

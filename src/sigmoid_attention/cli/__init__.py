@@ -92,6 +92,8 @@ def _run(argv: list[str]) -> int:
         doctor(as_json="--json" in argv)
         return 0
     if argv and argv[0] in ("--version", "-V", "version"):
+        if len(argv) > 1:
+            raise ValueError(f"{argv[0]} takes nothing more, got {argv[1]!r}")
         print(f"{NAME} {__version__}")
         return 0
     if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):

@@ -10,9 +10,17 @@ from sigmoid_attention.studies.environment import resolve_device
 from sigmoid_attention.studies.trained import encode_prompt, load_trained
 from sigmoid_attention.training.terminal import plain
 
+MOST_TOKENS = 1_000_000
+
 
 def generate(asked: Generate) -> None:
     """Print the prompt and what the model makes of it."""
+    if not -(2**63) <= asked.seed < 2**63:
+        raise ValueError(f"seed must be a whole number of 64 bits, got {asked.seed}")
+    if asked.max_new_tokens > MOST_TOKENS:
+        raise ValueError(
+            f"max_new_tokens must be at most {MOST_TOKENS:,}, got {asked.max_new_tokens}"
+        )
     device = resolve_device(asked.device)
     model, tokenizer = load_trained(asked.folder)
     tokens = continue_tokens(

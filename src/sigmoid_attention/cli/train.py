@@ -1,13 +1,12 @@
 """`sigmoid-attention train`: one language model on a text, in a folder of its own."""
 
 import dataclasses
-import json
+import functools
 import math
 import shlex
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -20,14 +19,14 @@ from sigmoid_attention.studies.environment import resolve_device
 from sigmoid_attention.studies.language import Text
 from sigmoid_attention.studies.loss_figure import loss_figure
 from sigmoid_attention.studies.store import refuse_occupied
-from sigmoid_attention.studies.trained import CONFIG, describe_run, new_model
+from sigmoid_attention.studies.trained import CONFIG, describe_run, new_model, read_run
 from sigmoid_attention.training.data.batches import TextBatches
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
 from sigmoid_attention.training.evaluate import bits_per_byte
 from sigmoid_attention.training.files import write_whole
 from sigmoid_attention.training.forecast import in_time, refuse_too_large, training_seconds
-from sigmoid_attention.training.loss_log import LossLog, read_losses
+from sigmoid_attention.training.loss_log import LossLog
 from sigmoid_attention.training.optimizer import schedule
 from sigmoid_attention.training.recorder import Recorder
 from sigmoid_attention.training.terminal import tell, warn
@@ -35,6 +34,10 @@ from sigmoid_attention.training.trainer import TrainConfig
 from sigmoid_attention.training.trainer import train as run_training
 
 HELDOUT_BYTES = 1 << 18
+# Sizes of which a model without numbers can still be made, to tell what it needs.
+MOST = {"layers": 10_000} | dict.fromkeys(
+    ("vocab_size", "dim", "heads", "max_seq_len", "batch_size"), 2**24
+)
 LOSSES, CURVE = "loss.csv", "loss.svg"
 # Longer trainings than this, or larger presets than these, are warned about on a CPU.
 SOON_SECONDS, FOR_A_CPU = 600, ("tiny", "small")
@@ -47,6 +50,9 @@ def train(asked: Train) -> None:
             raise ValueError(
                 f"{name} must be 0 (none) or a number of steps, got {getattr(asked, name)}"
             )
+    for name, most in MOST.items():
+        if (getattr(asked, name) or 0) > most:
+            raise ValueError(f"{name} must be at most {most:,}, got {getattr(asked, name)}")
     config = model_config(asked)
     device = resolve_device(asked.device)
     training = TrainConfig(
@@ -76,12 +82,14 @@ def train(asked: Train) -> None:
     model = new_model(config, asked.seed)
     describe_run(asked.out, model, batches, training, text.tokenizer, corpus.provenance)
 
-    def test() -> float:
+    @functools.cache
+    def test(done: int) -> float:
+        # Once a step: what is printed in the end was measured now, and is not read from a file.
         return bits_per_byte(model, text.tokenizer, text.heldout, config.max_seq_len, device)
 
     def begun() -> None:
         # Only now is it known that the checkpoint may be continued, perhaps with more steps.
-        if _steps_told(asked.out / CONFIG) != training.steps:
+        if read_run(asked.out / CONFIG)["train"]["steps"] != training.steps:
             parts = (model, batches, training, text.tokenizer, corpus.provenance)
             describe_run(asked.out, *parts, again=True)
 
@@ -97,11 +105,9 @@ def train(asked: Train) -> None:
         bits_per_nat=bits_per_nat,
         on_step=_logging(log, training, asked.eval_every, bits_per_nat, test, begun),
     )
-    rows = read_losses(log.path)
-    tested = rows[-1].heldout_bits_per_byte if rows and rows[-1].step == training.steps else None
-    bits = test() if tested is None else tested
-    if rows:
-        write_whole(asked.out / CURVE, svg(loss_figure(rows)))
+    bits = test(result.steps)
+    rows = log.settle([loss * bits_per_nat for loss in result.losses], bits)
+    write_whole(asked.out / CURVE, svg(loss_figure(rows)))
     found = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": result.steps,
@@ -117,8 +123,7 @@ def train(asked: Train) -> None:
     print(f"{found['parameters']:,} parameters, {result.steps} steps, {result.seconds:.0f} s")
     last = found["training_bits_per_byte"]
     print(f"bits a byte: training {last:.4f} in the last step, held-out {bits:.4f}")
-    if rows:
-        tell(f"losses: {log.path}\ncurve:  {asked.out / CURVE}")
+    tell(f"losses: {log.path}\ncurve:  {asked.out / CURVE}")
     out = shlex.quote(str(asked.out))
     tell(f'let it write: sigmoid-attention generate {out} --prompt "..."')
 
@@ -164,16 +169,12 @@ def _warn_of_time(asked: Train, config: ModelConfig, device: torch.device) -> No
         )
 
 
-def _steps_told(path: Path) -> int:
-    return json.loads(path.read_text())["run"]["train"]["steps"]
-
-
 def _logging(
     log: LossLog,
     training: TrainConfig,
     every: int,
     bits_per_nat: float,
-    test: Callable[[], float],
+    test: Callable[[int], float],
     begun: Callable[[], None],
 ) -> Callable[[int, float], None]:
     """For `train`'s `on_step`: the line of each step, with a test at every so many and the last."""
@@ -185,7 +186,7 @@ def _logging(
         heldout = None
         if done == training.steps or (every and done % every == 0):
             started = time.perf_counter()
-            heldout = test()
+            heldout = test(done)
             log.pause(time.perf_counter() - started)
         rate = training.lr * schedule(done - 1, training)
         log.add(done, loss * bits_per_nat, heldout, rate)

@@ -93,9 +93,13 @@ def asked_function(name: str, n: int, d: int) -> Function:
         return function(name)
     try:
         chosen = function(name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ValueError) and str(error).startswith("function"):
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"function: {name!r} {wanted}; it raised {said}") from error
+    try:
         given = chosen(torch.rand(n, d, dtype=torch.float64))
-    except ValueError:
-        raise
     # A user's module may fail in any way, when it is imported and when it is called.
     except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}"

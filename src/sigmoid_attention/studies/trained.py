@@ -6,7 +6,10 @@ FOLDER/checkpoint.safetensors  the weights and the optimiser's state
 """
 
 import dataclasses
+import json
+import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,13 @@ from torch import Tensor
 
 from sigmoid_attention.nn.models import DecoderLM, ModelConfig
 from sigmoid_attention.studies.environment import describe_versions
-from sigmoid_attention.training.checkpoint import belongs, latest_checkpoint, load_checkpoint
+from sigmoid_attention.training.checkpoint import (
+    CURRENT,
+    PREVIOUS,
+    belongs,
+    latest_checkpoint,
+    load_checkpoint,
+)
 from sigmoid_attention.training.data.batches import Batches
 from sigmoid_attention.training.data.corpus import Corpus, Provenance
 from sigmoid_attention.training.data.tokenizer import (
@@ -81,8 +90,32 @@ def describe_run(
         return
     if not (latest and _reads_back(folder / TOKENIZER, load_tokenizer)):
         tokenizer.save(folder / TOKENIZER)
-    if again or not (latest and _reads_back(folder / CONFIG, read_json)):
+    if again or not (latest and _reads_back(folder / CONFIG, partial(read_run, like=described))):
         write_json(folder / CONFIG, described)
+
+
+def read_run(path: Path, like: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The run that a `config.json` describes; with `like`, that of this description but for steps.
+
+    Raises:
+        Damaged: it describes no run of a language model, or another one than `like`.
+        OSError: it is not there, or the system does not let it be read.
+    """
+    described = read_json(path)
+    with reading(path):
+        run = described["run"]
+        ModelConfig.from_dict(run["model"])
+        if type(run["train"]["steps"]) is not int:
+            raise ValueError("the number of steps is missing")
+        if like is not None and _but_for_steps(run) != _but_for_steps(like["run"]):
+            raise ValueError("it describes another run than the checkpoint is of")
+    return run
+
+
+def _but_for_steps(run: dict[str, Any]) -> dict[str, Any]:
+    # Through JSON and back, so that tuples compare equal to the lists they come back as.
+    run = json.loads(json.dumps(run))
+    return run | {"train": run["train"] | {"steps": None}}
 
 
 def _reads_back(path: Path, read: Callable[[Path], Any]) -> bool:
@@ -115,11 +148,11 @@ def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
                 f"{folder} holds no trained model: there is no {name} in it{_instead(folder)}"
             )
     assert checkpoint is not None
+    if checkpoint.name == PREVIOUS:
+        warn(f"{folder / CURRENT} is missing; the older {PREVIOUS} is taken")
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    described = read_json(folder / CONFIG)
-    with reading(folder / CONFIG):
-        run = described["run"]
-        config = ModelConfig.from_dict(run["model"])
+    run = read_run(folder / CONFIG)
+    config = ModelConfig.from_dict(run["model"])
     # Before a model is made of sizes that none can be made of.
     loaded = load_checkpoint(checkpoint, expect=run)
     with reading(checkpoint):
@@ -132,7 +165,7 @@ def _instead(folder: Path) -> str:
     """What to name in place of a folder of `compare` or `convert`."""
     for tokenizer in sorted(folder.glob(f"*/*/{TOKENIZER}"), reverse=True):
         if latest_checkpoint(tokenizer.parent):
-            return f"; {tokenizer.parent} holds one"
+            return f"; {shlex.quote(str(tokenizer.parent))} holds one"
     for weights in (*folder.glob("*.safetensors.index.json"), *folder.glob("model*.safetensors")):
         return f"; {weights.name} is of a model of transformers: load it with from_pretrained"
     if (folder / "model" / CONFIG).exists():
@@ -149,4 +182,6 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> Tensor:
         >>> [encode_prompt(ByteTokenizer(), text).tolist() for text in ("hi", "")]
         [[[104, 105]], [[256]]]
     """
-    return torch.tensor([tokenizer.encode(text.encode()) or [tokenizer.eos]])
+    return torch.tensor(
+        [tokenizer.encode(text.encode(errors="surrogateescape")) or [tokenizer.eos]]
+    )

@@ -43,7 +43,9 @@ def only_writer(folder: Path) -> Iterator[None]:
     path = folder / NAME
     try:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            # One by one: `parents=True` calls itself for each, and there may be too many for that.
+            for each in reversed(made):
+                each.mkdir(exist_ok=True)
             lock = _taken(path)
         except BlockingIOError:
             raise ValueError(f"another process{_pid(path)} writes to {folder}") from None

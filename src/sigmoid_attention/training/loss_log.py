@@ -1,39 +1,49 @@
 """The losses of a run on the way, as CSV: one line a step, written when the step is done.
 
 A line goes out in one piece, so a killed run loses the line of its current step at most. A run
-that is continued drops the lines of the steps that it does again.
+that is continued drops the lines of the steps that it does again. Each line ends with a checksum,
+and a line whose checksum does not fit is no line. When a run ends, the checkpoint's losses decide.
 """
 
 import os
 import time
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.terminal import warn
 
 
 class LossRow(NamedTuple):
     """One finished step; losses are in bits a byte, None where nothing was held against it.
 
-    `seconds` are those of training in all sessions together, without tests on held-out text.
+    `seconds` are those of training in all sessions together, without tests on held-out text. In
+    the row of a line that was lost, time and learning rate are None.
     """
 
     step: int
     tokens: int
-    seconds: float
+    seconds: float | None
     training_bits_per_byte: float
     heldout_bits_per_byte: float | None
-    learning_rate: float
+    learning_rate: float | None
 
     def line(self) -> str:
-        heldout = self.heldout_bits_per_byte
-        return (
-            f"{self.step},{self.tokens},{self.seconds:.3f},{self.training_bits_per_byte:.6g},"
-            f"{'' if heldout is None else f'{heldout:.6g}'},{self.learning_rate:.6g}\n"
+        values = ",".join(
+            (
+                str(self.step),
+                str(self.tokens),
+                "" if self.seconds is None else f"{self.seconds:.3f}",
+                *("" if value is None else f"{value:.6g}" for value in self[3:]),
+            )
         )
+        return f"{values},{_checksum(values)}\n"
 
 
-HEADER = ",".join(LossRow._fields) + "\n"
+EARLIER = ",".join(LossRow._fields)
+HEADER = f"{EARLIER},crc32\n"
 
 
 class LossLog:
@@ -64,31 +74,92 @@ class LossLog:
             self._before = self._begin(step)
         seconds = self._before + time.perf_counter() - self._started
         row = LossRow(step, step * self._tokens_per_step, seconds, training, heldout, lr)
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        # A file that was removed meanwhile stops no run: `settle` writes it again.
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(file, row.line().encode())
         finally:
             os.close(file)
 
+    def settle(self, losses: Sequence[float], heldout: float) -> list[LossRow]:
+        """Hold the file against the `losses` of all steps, and write again what does not agree.
+
+        `heldout` is what the last step was tested to be. Returns the rows of all steps.
+
+        Example:
+            >>> import tempfile
+            >>> log = LossLog(Path(tempfile.mkdtemp(), "loss.csv"), tokens_per_step=64)
+            >>> log.add(1, 5.5, None, 1e-3)
+            >>> log.add(2, 5.25, 5.375, 1e-3)
+            >>> log.settle([5.5, 5.25], 5.375) == read_losses(log.path)
+            True
+        """
+        logged = {row.step: row for row in read_losses(self.path)}
+        rows = []
+        for step, loss in enumerate(losses, start=1):
+            row = LossRow(step, step * self._tokens_per_step, None, loss, None, None)
+            there = logged.get(step)
+            rows.append(there if there and _agree(there, row) else row)
+        lost = sum(row.seconds is None for row in rows)
+        if rows[-1].heldout_bits_per_byte is None:
+            rows[-1] = rows[-1]._replace(heldout_bits_per_byte=heldout)
+        content = (HEADER + "".join(row.line() for row in rows)).encode()
+        if not self.path.exists() or self.path.read_bytes() != content:
+            without = f"; {lost} of its {len(rows)} lines are the checkpoint's losses alone"
+            warn(
+                f"{self.path} is not what this run wrote; it is written again"
+                f"{without if lost else ''}"
+            )
+            write_whole(self.path, content)
+        return rows
+
     def _begin(self, first: int) -> float:
         """Leave the header and the lines before step `first`; the seconds that those took."""
         kept = [row for row in read_losses(self.path) if row.step < first]
         write_whole(self.path, (HEADER + "".join(row.line() for row in kept)).encode())
-        return kept[-1].seconds if kept else 0.0
+        return max((row.seconds for row in kept if row.seconds is not None), default=0.0)
 
 
 def read_losses(path: Path) -> list[LossRow]:
-    """The lines of a file, in their order; none if there is no file. Half a line is no line."""
+    """The lines of a file, in their order; none if there is no file.
+
+    Half a line, and one that was changed, is no line. A file of an earlier version has no
+    checksums, which its header tells.
+    """
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text().splitlines(keepends=True)[1:]:
-        parts = line.removesuffix("\n").split(",")
-        if len(parts) != len(LossRow._fields) or not line.endswith("\n"):
-            continue
-        step, tokens, seconds, training, heldout, lr = parts
-        tested = float(heldout) if heldout else None
-        rows.append(
-            LossRow(int(step), int(tokens), float(seconds), float(training), tested, float(lr))
+    # What stands behind the last end of a line is half a line, and a header is no row.
+    lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]
+    found = (_row(line, sealed=lines[0] != EARLIER) for line in lines)
+    return [row for row in found if row is not None]
+
+
+def _row(line: str, *, sealed: bool) -> LossRow | None:
+    if sealed:
+        line, _, checksum = line.rpartition(",")
+        if checksum != _checksum(line):
+            return None
+    try:
+        step, tokens, *values = line.split(",")
+        seconds, training, heldout, lr = values
+        return LossRow(
+            *(int(step), int(tokens), _number(seconds)),
+            *(float(training), _number(heldout), _number(lr)),
         )
-    return rows
+    except ValueError:
+        return None
+
+
+def _number(value: str) -> float | None:
+    return float(value) if value else None
+
+
+def _agree(one: LossRow, other: LossRow) -> bool:
+    """Whether two rows have the same tokens and training loss, to the digits of a line."""
+    return one.tokens == other.tokens and (
+        f"{one.training_bits_per_byte:.6g}" == f"{other.training_bits_per_byte:.6g}"
+    )
+
+
+def _checksum(values: str) -> str:
+    return f"{zlib.crc32(values.encode()):08x}"

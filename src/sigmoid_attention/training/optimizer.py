@@ -42,14 +42,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         wants = {
-            "steps": (self.steps >= 1, "at least 1"),
-            "lr": (0 < self.lr < math.inf, "positive"),
+            "steps": (1 <= self.steps <= 2**53, "at least 1 and at most 2**53"),
+            # Adam's updates and the decay divided by the rate then stay within float32.
+            "lr": (1e-30 <= self.lr <= 1e30, "positive, from 1e-30 to 1e30"),
             "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "between 0 and 1"),
-            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
+            "warmup_steps": (0 <= self.warmup_steps <= 2**53, "at least 0 and at most 2**53"),
             "weight_decay": (0 <= self.weight_decay < 1, "at least 0 and below 1"),
             "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"),
             "eps": (self.eps > 0, "positive"),
             "clip_norm": (self.clip_norm > 0, "positive (math.inf never clips)"),
+            "seed": (-(2**63) <= self.seed < 2**63, "a whole number of 64 bits"),
             "checkpoint_every": (self.checkpoint_every >= 1, "at least 1"),
         }
         for name, (holds, wanted) in wants.items():

@@ -46,7 +46,13 @@ def tell(text: str) -> None:
 
 def warn(sentence: str) -> None:
     """Print one line to standard error, `plain`."""
-    print(plain(" ".join(sentence.split())), file=sys.stderr, flush=True)
+    # A full disk behind standard error fails no run; a reader that left is the caller's matter.
+    try:
+        print(plain(" ".join(sentence.split())), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        return
 
 
 def terminal(*, errors: bool = False, quiet: bool = False) -> "Console":

@@ -98,7 +98,10 @@ def _choose(
     descending_BV, order_BV = probability_BV.sort(-1, descending=True)
     # The nucleus: the fewest tokens that reach top_p, so the one that crosses it belongs to it.
     before_BV = descending_BV.cumsum(-1) - descending_BV
-    nucleus_BV = descending_BV.masked_fill(before_BV >= top_p, 0.0)
+    outside_BV = before_BV >= top_p
+    # The likeliest token stays, also where top_p is below the smallest float32.
+    outside_BV[:, 0] = False
+    nucleus_BV = descending_BV.masked_fill(outside_BV, 0.0)
     rank_B1 = torch.multinomial(nucleus_BV, 1, generator=generator)
     return order_BV.gather(-1, rank_B1)
 

@@ -241,6 +241,8 @@ def _read(folder: Path, names: Iterable[str]) -> list[Document]:
         try:
             documents.append(Document(name, (folder / name).read_bytes()))
         except OSError as error:
+            # Reading, other than opening, does not say of which file.
+            error.filename = error.filename or str(folder / name)
             _refuse(error)
     return documents
 

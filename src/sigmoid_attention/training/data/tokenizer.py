@@ -16,6 +16,9 @@ with lab_imports("sigmoid_attention.training"):
 # as a letter, so that no character of a UTF-8 text is torn between two words.
 WORDS = " ?[A-Za-z\x80-\xff]+| ?[0-9]+| ?[^ \t\n\r\x0b\x0cA-Za-z0-9\x80-\xff]+|[ \t\n\r\x0b\x0c]+"
 
+# The tokenizers library makes room for all of them at once, and ends the process where it cannot.
+MOST_TOKENS = 2**24
+
 
 class Tokenizer(Protocol):
     """What the data pipeline and the evaluation need of a tokenizer; `eos` ends a document."""
@@ -77,12 +80,13 @@ class BPETokenizer:
         """Learn merges from `texts` until there are `vocab_size` tokens, or fewer if they run out.
 
         Raises:
-            ValueError: `vocab_size` is below 257, the bytes and the end of a document.
+            ValueError: `vocab_size` is below 257, the bytes and the end of a document, or above
+                2**24.
         """
-        if vocab_size < 257:
+        if not 257 <= vocab_size <= MOST_TOKENS:
             raise ValueError(
-                f"vocab_size must be at least 257 (256 bytes and the end of a document), "
-                f"got {vocab_size}"
+                f"vocab_size must be at least 257 (256 bytes and the end of a document) "
+                f"and at most 2**24, got {vocab_size}"
             )
         model = tokenizers.Tokenizer(models.BPE())
         model.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated")
