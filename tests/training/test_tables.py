@@ -86,3 +86,11 @@ def test_reading_starts_no_threads(path):
     command = [sys.executable, "-c", THREADS, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+def test_a_file_under_the_name_of_another_is_refused(tmp_path):
+    path = tmp_path / "seed100.parquet"
+    path.write_bytes(parquet_bytes(TABLE, path.name))
+    assert read_table(path, TABLE.schema).equals(TABLE)
+    with pytest.raises(Damaged, match=r"seed101.parquet is damaged \(it was written as seed100"):
+        read_table(path.rename(tmp_path / "seed101.parquet"), TABLE.schema)

@@ -193,7 +193,7 @@ def holds_anything(out: Path) -> bool:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write `table` as Parquet, whole or not at all."""
-    write_whole(path, parquet_bytes(table))
+    write_whole(path, parquet_bytes(table, path.name))
 
 
 def first_difference(before: Any, now: Any, where: str = "") -> str | None:

@@ -149,7 +149,7 @@ class Recorder:
         if not steps:
             return
         part = self.path / f"steps-{steps[0]:09d}-{steps[-1]:09d}.parquet"
-        write_whole(part, parquet_bytes(pa.table(self._columns, schema=SCHEMA)))
+        write_whole(part, parquet_bytes(pa.table(self._columns, schema=SCHEMA), part.name))
         for column in self._columns.values():
             column.clear()
 

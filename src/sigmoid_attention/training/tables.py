@@ -20,16 +20,21 @@ with lab_imports("sigmoid_attention.training"):
 KEY = b"sigmoid-attention:checksum"
 MARK = b"sigmoid-attention:sha256:"
 ZEROS = b"0" * 64
+NAME = b"sigmoid-attention:name"
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """The content of a Parquet file with the checksum by which `read_table` can tell damage."""
+def parquet_bytes(table: pa.Table, name: str | None = None) -> bytes:
+    """The content of a Parquet file with the checksum by which `read_table` can tell damage.
+
+    With `name`, that of the file, `read_table` refuses it under another one.
+    """
     buffer = io.BytesIO()
     with pq.ParquetWriter(
         buffer, table.schema, compression="zstd", write_page_checksum=True
     ) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({KEY: MARK + ZEROS})
+        named = {} if name is None else {NAME: name.encode(errors="surrogateescape")}
+        writer.add_key_value_metadata(named | {KEY: MARK + ZEROS})
     data = buffer.getvalue()
     place = data.rindex(MARK) + len(MARK)
     digits = hashlib.sha256(data).hexdigest().encode()
@@ -39,7 +44,8 @@ def parquet_bytes(table: pa.Table) -> bytes:
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """The table of a file that `parquet_bytes` made.
 
-    A file of an earlier version has no checksum of the whole: its pages' are verified.
+    A file of an earlier version has no checksum of the whole: its pages' are verified. One without
+    a name may have any.
 
     Raises:
         Damaged: the file is not what was written, or has other columns than `schema`.
@@ -71,6 +77,9 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         table = file.read(use_threads=False).replace_schema_metadata(None)
     except (pa.ArrowException, OSError) as error:
         raise Damaged(f"{path} is damaged ({' '.join(str(error).split())})") from error
+    name = (file.metadata.metadata or {}).get(NAME, b"").decode(errors="surrogateescape")
+    if name not in ("", path.name):
+        raise Damaged(f"{path} is damaged (it was written as {name})")
     if not table.schema.equals(schema):
         raise Damaged(f"{path} is damaged (it has other columns than were written)")
     return table
