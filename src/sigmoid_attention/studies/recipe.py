@@ -14,6 +14,7 @@ P1's bias and norms.
 """
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class RecipeSetting:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
+        if not self.learning_rates or not all(0 < lr < math.inf for lr in self.learning_rates):
             raise ValueError(f"learning_rates must be positive numbers, got {self.learning_rates}")
 
 
