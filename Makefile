@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 PIP := -m pip install --quiet --disable-pip-version-check
 
 # What depends on the kernel's vector path; how a kernel is built does not.
-KERNEL_TESTS := tests/attention/cpu --ignore=tests/attention/cpu/building
+KERNEL_TESTS := tests/attention/impl/cpu --ignore=tests/attention/impl/cpu/building
 # At 4096 and 16384 keys the kernel walks as at 1024: the best vector path is tested there, the others
 # and the watched kernel, which takes minutes, are not. Whether digits are lost is no question of
 # memory: the watched kernel is not asked.
@@ -80,7 +80,7 @@ test-slow: $(READY)
 
 # The tests above take the best vector path; here are the others that this processor runs.
 test-paths: $(READY)
-	@paths=$$($(BIN)/python -m sigmoid_attention.attention.cpu) && set -- $$paths && shift && \
+	@paths=$$($(BIN)/python -m sigmoid_attention.attention.impl.cpu) && set -- $$paths && shift && \
 	for path; do \
 	  echo "The CPU kernel's vector path $$path:"; \
 	  SIGMOID_ATTENTION_CPU=$$path $(PYTEST) -m "not slow" $(OTHERS) || exit 1; \

@@ -15,7 +15,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
 
-ROOM = "sigmoid_attention/attention/cpu"
+ROOM = "sigmoid_attention/attention/impl/cpu"
 
 
 class KernelHook(BuildHookInterface):

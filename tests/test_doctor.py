@@ -14,7 +14,7 @@ import torch
 
 from sigmoid_attention import companions, doctor, extras
 from sigmoid_attention.attention.api import IMPLEMENTATIONS
-from sigmoid_attention.attention.cpu import library
+from sigmoid_attention.attention.impl.cpu import library
 from sigmoid_attention.cli import main
 
 

@@ -11,15 +11,15 @@ import torch
 
 from benchmarks.gpu.peers import sigmoid
 from benchmarks.operations import OPERATIONS, Case, Inputs
-from sigmoid_attention.attention import api, repeated
+from sigmoid_attention.attention import api, call_cache
 
 # Where an implementation begins, as the operator and decoding find it.
 ENTRANCES = {
-    "gluon.operator": "gluon",
-    "triton.decode_operator": "triton",
-    "triton.operator": "triton",
-    "cpu.operator": "cpu",
-    "tiled_operator": "tiled",
+    "impl.experimental.gluon.ops": "gluon",
+    "impl.triton.decode_ops": "triton",
+    "impl.triton.ops": "triton",
+    "impl.cpu.ops": "cpu",
+    "impl.tiled_ops": "tiled",
 }
 
 
@@ -51,7 +51,7 @@ def tried_by_auto(case: Case, tensors: Inputs, device: torch.device) -> tuple[st
                 stack.enter_context(patch.object(module, "attend", refusing(name)))
         stack.enter_context(patch.object(api, "_reference", side_effect=_Last))
         # A call that was made before goes straight to its kernel, and this one is not to be kept.
-        stack.enter_context(patch.object(repeated, "look", return_value=None))
+        stack.enter_context(patch.object(call_cache, "look", return_value=None))
         stack.enter_context(torch.set_grad_enabled(learns))
         with suppress(Exception):
             sigmoid("auto")(case, device)(*given)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import geometry
+from sigmoid_attention.attention import masking
 
 Named = dict[str, Tensor]
 Rounding = Callable[[Tensor], Tensor]
@@ -41,7 +41,7 @@ class Piece:
     attn_mask: Tensor | None = None
     slopes: Tensor | None = None
     softcap: float | None = None
-    window: geometry.Window = (-1, -1)
+    window: masking.Window = (-1, -1)
 
     @property
     def group(self) -> int:
@@ -107,12 +107,12 @@ def _block(piece: Piece, head: int, rows_R: Tensor, columns_C: Tensor) -> _Block
         logits_RC, steep_RC = piece.softcap * share_RC, 1 - share_RC.square()
     position_R1 = (rows_R + piece.key.shape[1] - piece.query.shape[1])[:, None]
     offset_RC = position_R1 - columns_C
-    visible = geometry.in_window(offset_RC, piece.window)
+    visible = masking.in_window(offset_RC, piece.window)
     for term in (piece.bias, piece.attn_mask):
         if isinstance(term, Tensor):
             part = _part(piece, term, head, rows_R, columns_C)
             if part.dtype == torch.bool:
-                visible = geometry.both(visible, part)
+                visible = masking.both(visible, part)
             else:
                 logits_RC = logits_RC + part.double()
         elif term is not None:
@@ -138,8 +138,8 @@ def _of_terms(piece: Piece, logits_HQK: Tensor) -> Named:
             found[name] = logits_HQK.sum_to_size(term.shape)
     if piece.slopes is not None:
         queries, keys = logits_HQK.shape[1:]
-        position_Q1 = geometry.query_positions(queries, keys, logits_HQK.device)
-        distance_QK = geometry.offsets(position_Q1, keys).abs()
+        position_Q1 = masking.query_positions(queries, keys, logits_HQK.device)
+        distance_QK = masking.offsets(position_Q1, keys).abs()
         found["alibi_slopes"] = -(logits_HQK * distance_QK).sum((1, 2))
     return found
 

@@ -16,9 +16,9 @@ import torch
 
 from sigmoid_attention.attention import NegLogLength, sigmoid_attention
 from sigmoid_attention.attention.api import IMPLEMENTATIONS
-from sigmoid_attention.attention.cpu.call import loaded
-from sigmoid_attention.attention.cpu.compiler import CannotBuild, find_compiler
-from sigmoid_attention.attention.cpu.library import Choice, decision
+from sigmoid_attention.attention.impl.cpu.abi import loaded
+from sigmoid_attention.attention.impl.cpu.compiler import CannotBuild, find_compiler
+from sigmoid_attention.attention.impl.cpu.library import Choice, decision
 from sigmoid_attention.companions import Companion, examined
 from sigmoid_attention.extras import INSTALL_LAB, missing_lab
 

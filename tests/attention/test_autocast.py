@@ -28,7 +28,7 @@ from sigmoid_attention.attention import (
     sigmoid_varlen_attention,
 )
 from sigmoid_attention.attention.autocast import compiled_product
-from sigmoid_attention.attention.cpu import operator as cpu_operator
+from sigmoid_attention.attention.impl.cpu import ops as cpu_operator
 
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *HALVES)

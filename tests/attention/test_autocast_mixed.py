@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from sigmoid_attention.attention import (
     RowLSE,
-    repeated,
+    call_cache,
     sigmoid_attention,
     sigmoid_decode,
     sigmoid_varlen_attention,
@@ -123,8 +123,8 @@ def test_mixed_inputs_are_refused_without_autocast(region):
 
 
 def test_remembered_calls_follow_autocast(monkeypatch):
-    monkeypatch.setattr(repeated, "_known", {})
-    monkeypatch.setattr(repeated, "_met", {})
+    monkeypatch.setattr(call_cache, "_known", {})
+    monkeypatch.setattr(call_cache, "_met", {})
     query, key, value = qkv()
     others = {"bias": -2.0, "enable_gqa": True}
     plain = sigmoid_attention(query, key, value, **others)

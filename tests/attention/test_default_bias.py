@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sigmoid_attention import NegLogLength, sigmoid_attention
-from sigmoid_attention.attention import api, default_bias, repeated
+from sigmoid_attention.attention import api, call_cache, default_bias
 from sigmoid_attention.integrations import flash_attn, triton_sigmoid
 from sigmoid_attention.nn import Attention, SigmoidMultiheadAttention
 
@@ -16,7 +16,7 @@ def no_call_was_made(monkeypatch):
     monkeypatch.setattr(default_bias, "_first_keys", None)
     monkeypatch.setattr(default_bias, "_warned", False)
     # A remembered call was looked at when it was first made.
-    monkeypatch.setattr(repeated, "_known", {})
+    monkeypatch.setattr(call_cache, "_known", {})
 
 
 def text(length: int):

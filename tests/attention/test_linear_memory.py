@@ -19,7 +19,7 @@ from sigmoid_attention.attention import (
     sigmoid_varlen_attention,
 )
 from sigmoid_attention.attention.bounds import tile_bounds
-from sigmoid_attention.attention.tiles import Tiles
+from sigmoid_attention.attention.impl.tiles import Tiles
 
 Q, K = 2500, 3001
 PAIRS = Q * K

@@ -22,7 +22,7 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
-from sigmoid_attention.attention.cpu import operator as cpu_operator
+from sigmoid_attention.attention.impl.cpu import ops as cpu_operator
 
 MODES = {"meta": lambda: torch.device("meta"), "fake": FakeTensorMode}
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())

@@ -16,7 +16,7 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
-from sigmoid_attention.attention.cpu.operator import available
+from sigmoid_attention.attention.impl.cpu.ops import available
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 

@@ -56,7 +56,7 @@ def test_a_narrow_dtype_costs_only_the_rounding_of_the_output(dtype, call: Call)
     in_fp32 = define(*tensors, **arguments, rounded=to_nearest(torch.float32)).out
     inside = 2 * (in_fp32 - exact).abs().max() + 4 * torch.finfo(torch.float32).eps
     rounding = torch.finfo(dtype).eps / 2 * exact.abs()
-    # A fused kernel may round its weights too: tests/attention/cpu has its budgets.
+    # A fused kernel may round its weights too: tests/attention/impl/cpu has its budgets.
     actual = sigmoid_attention(*tensors, **arguments, impl="reference")
     assert ((actual.double() - exact).abs() <= rounding + inside).all()
 

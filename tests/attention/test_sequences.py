@@ -16,15 +16,15 @@ from sigmoid_attention.attention import (
     NegLogLength,
     NegLogVisible,
     api,
-    places,
-    reference,
+    index_tensors,
     sigmoid_attention,
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
-from sigmoid_attention.attention.geometry import in_window, offsets, query_positions
+from sigmoid_attention.attention.impl import reference
+from sigmoid_attention.attention.impl.reference import AttentionAux
+from sigmoid_attention.attention.masking import in_window, offsets, query_positions
 from sigmoid_attention.attention.problem import Problem
-from sigmoid_attention.attention.reference import AttentionAux
 from tests.attention import test_decode, test_varlen
 from tests.attention.test_decode import Cached, caches
 from tests.attention.test_varlen import Packed, packs
@@ -258,7 +258,7 @@ def test_checks_stay_off_the_tensors(bias, monkeypatch):
     with Operations() as watched:
         sigmoid_decode(last, key, value, seqused_k=used, bias=bias, impl="no-op")
     assert watched.names == ["cached_places"]  # what a mode sees whole
-    monkeypatch.setattr(places, "untraced", lambda: True)
+    monkeypatch.setattr(index_tensors, "untraced", lambda: True)
     with Operations() as decoding:
         sigmoid_decode(last, key, value, seqused_k=used, bias=bias, impl="no-op")
     assert decoding.names == ["lift_fresh"]  # a tensor made of numbers

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sigmoid_attention.attention.cpu import library
-from sigmoid_attention.attention.cpu.call import loaded
+from sigmoid_attention.attention.impl.cpu import library
+from sigmoid_attention.attention.impl.cpu.abi import loaded
 from sigmoid_attention.report.method import when
 from sigmoid_attention.studies import compare as compare_module
 from sigmoid_attention.studies.compare import compare

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sigmoid_attention.attention.cpu.call import loaded
+from sigmoid_attention.attention.impl.cpu.abi import loaded
 from sigmoid_attention.studies.cost import SHORTEST_SECONDS, _stepper, by_turns, run_cost
 from sigmoid_attention.studies.fused import Operator
 from sigmoid_attention.studies.language import Text

@@ -8,9 +8,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from sigmoid_attention.attention import api, tiled_operator
-from sigmoid_attention.attention.cpu import cache, library
-from sigmoid_attention.attention.cpu.compiler import NoCompiler, find_compiler
+from sigmoid_attention.attention import api
+from sigmoid_attention.attention.impl import tiled_ops
+from sigmoid_attention.attention.impl.cpu import cache, library
+from sigmoid_attention.attention.impl.cpu.compiler import NoCompiler, find_compiler
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.studies import fused
 from sigmoid_attention.studies.fused import Operator, fusion, operator_in_use, unfused
@@ -85,7 +86,7 @@ def test_unfused_is_what_auto_takes_without_a_kernel(length):
         alibi_slopes=None, window=(-1, 0), dropout_p=0.0, tolerance=0.0,
         tolerance_is_relative=False,
     )  # fmt: skip
-    by_tiles = tiled_operator.attend in api._candidates(problem)
+    by_tiles = tiled_ops.attend in api._candidates(problem)
     assert unfused(1, 2, length) == ("tiled" if by_tiles else "reference")
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sigmoid_attention import sigmoid_attention
-from sigmoid_attention.attention.cpu.call import loaded
+from sigmoid_attention.attention.impl.cpu.abi import loaded
 from sigmoid_attention.studies.memory import peak_tensor_bytes
 
 CPU = torch.device("cpu")

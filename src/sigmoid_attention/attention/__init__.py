@@ -12,7 +12,7 @@ from sigmoid_attention.attention.bias import (
     RowLSE,
 )
 from sigmoid_attention.attention.decode import sigmoid_decode
-from sigmoid_attention.attention.reference import AttentionAux
+from sigmoid_attention.attention.impl.reference import AttentionAux
 from sigmoid_attention.attention.varlen import sigmoid_varlen_attention
 
 __all__ = [

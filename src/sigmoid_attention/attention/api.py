@@ -9,21 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from sigmoid_attention.attention import (
-    arguments,
-    checks,
-    flex,
-    geometry,
-    reference,
-    repeated,
-    tiled_operator,
-)
+from sigmoid_attention.attention import arguments, call_cache, masking, validation
 from sigmoid_attention.attention.bias import BiasPolicy, once_called
-from sigmoid_attention.attention.cpu import operator as cpu_operator
 from sigmoid_attention.attention.default_bias import default_bias
-from sigmoid_attention.attention.override import overridable
+from sigmoid_attention.attention.impl import flex, reference, tiled_ops
+from sigmoid_attention.attention.impl.cpu import ops as cpu_operator
+from sigmoid_attention.attention.impl.reference import AttentionAux
 from sigmoid_attention.attention.problem import Problem, known
-from sigmoid_attention.attention.reference import AttentionAux
+from sigmoid_attention.attention.torch_function import overridable
 from sigmoid_attention.attention.tracing import exporting_to_onnx
 
 Bias = float | Tensor | BiasPolicy
@@ -62,8 +55,8 @@ def _reference(problem: Problem, return_aux: bool) -> Answer:
             dense.value,
             scale=problem.scale,
             softcap=problem.softcap,
-            bias=geometry.of_rows(bias, rows) if isinstance(bias, Tensor) else bias,
-            float_mask=None if float_mask is None else geometry.of_rows(float_mask, rows),
+            bias=masking.of_rows(bias, rows) if isinstance(bias, Tensor) else bias,
+            float_mask=None if float_mask is None else masking.of_rows(float_mask, rows),
             alibi_slopes=problem.alibi_slopes,
             offset_QK=offset_QK,
             visible=visible,
@@ -71,7 +64,7 @@ def _reference(problem: Problem, return_aux: bool) -> Answer:
             return_aux=return_aux,
         )
 
-    blocks = geometry.blocks_of_rows(queries, batch * heads * keys, DENSE_SCORES)
+    blocks = masking.blocks_of_rows(queries, batch * heads * keys, DENSE_SCORES)
     answer = _joined([part(rows) for rows in blocks])
     return each_part(answer, problem.unpadded)
 
@@ -92,30 +85,30 @@ def _joined(parts: list[Answer]) -> Answer:
 def _triton(problem: Problem, return_aux: bool) -> Answer:
     try:
         # Triton is there where torch has CUDA, and nowhere else has anyone to import it.
-        from sigmoid_attention.attention.triton import operator
+        from sigmoid_attention.attention.impl.triton import ops
     except ImportError as error:
         raise NotImplementedError(
             "impl: triton is not installed; torch for CUDA brings it along, elsewhere it is "
             "'pip install triton'"
         ) from error
-    return operator.attend(problem, return_aux)
+    return ops.attend(problem, return_aux)
 
 
 def _gluon(problem: Problem, return_aux: bool) -> Answer:
     try:
         # Gluon is an experiment of Triton's, which may leave it again.
-        from sigmoid_attention.attention.gluon import operator
+        from sigmoid_attention.attention.impl.experimental.gluon import ops
     except ImportError as error:
         raise NotImplementedError(
             "impl: gluon needs Triton 3.6 or 3.7; torch for CUDA brings it along, elsewhere it is "
             "'pip install triton'"
         ) from error
-    return operator.attend(problem, return_aux)
+    return ops.attend(problem, return_aux)
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": _reference,
-    "tiled": tiled_operator.attend,
+    "tiled": tiled_ops.attend,
     "cpu": cpu_operator.attend,
     "triton": _triton,
     "gluon": _gluon,
@@ -143,7 +136,7 @@ def _candidates(problem: Problem) -> list[Implementation]:
     fused = _triton if problem.device.type == "cuda" else cpu_operator.attend
     # One graph serves all lengths of an axis that may change, so it takes what serves the longest.
     many = not known(math.prod(problem.shape) <= DENSE_SCORES)
-    return [fused, tiled_operator.attend] if many else [fused]
+    return [fused, tiled_ops.attend] if many else [fused]
 
 
 def _automatic(problem: Problem, return_aux: bool) -> Answer:
@@ -184,7 +177,7 @@ def with_bias(problem: Problem, bias: Bias) -> Problem:
                 f"got {arguments.shown(bias)}"
             )
     if isinstance(bias, Tensor):
-        checks.bias_tensor(bias, problem.shape, problem.device)
+        validation.bias_tensor(bias, problem.shape, problem.device)
     return dataclasses.replace(problem, bias=bias)
 
 
@@ -312,16 +305,16 @@ def sigmoid_attention(
     if return_aux is False and type(dropout_p) is float and not dropout_p:
         tensors = (query, key, value, None, alibi_slopes, bias, attn_mask, None)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
-        seen = repeated.look(impl, *tensors, window_size, *settings)
-        if (out := repeated.again(seen)) is not None:
+        seen = call_cache.look(impl, *tensors, window_size, *settings)
+        if (out := call_cache.again(seen)) is not None:
             return out
     names = ("query", "key", "value")
-    query, key, value = checks.same_kind(query, key, value, names)
-    checks.dense_shapes(query, key, value, names)
-    checks.head_groups(query.shape[1], key.shape[1], enable_gqa)
+    query, key, value = validation.same_kind(query, key, value, names)
+    validation.dense_shapes(query, key, value, names)
+    validation.head_groups(query.shape[1], key.shape[1], enable_gqa)
     batch, heads, queries, head_dim = query.shape
     keys = key.shape[2]
-    scale, softcap, window = checks.settings(
+    scale, softcap, window = validation.settings(
         head_dim,
         scale=scale,
         softcap=softcap,
@@ -329,9 +322,9 @@ def sigmoid_attention(
         window_size=window_size,
         dropout_p=dropout_p,
     )
-    checks.mask(attn_mask, (batch, heads, queries, keys), query.device)
-    checks.slopes(alibi_slopes, batch, heads, query.device)
-    tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
+    validation.mask(attn_mask, (batch, heads, queries, keys), query.device)
+    validation.slopes(alibi_slopes, batch, heads, query.device)
+    tolerance, relative = validation.tolerance(skip_tolerance, query.dtype)
     if bias is None:
         if queries != keys or attn_mask is not None:
             raise ValueError(
@@ -341,7 +334,7 @@ def sigmoid_attention(
                 f"e.g. bias=NegLogLength(1024)"
             )
         bias = default_bias(keys)
-    bias = checks.bias_kind(bias)
+    bias = validation.bias_kind(bias)
     problem = Problem(
         query=query,
         key=key,
@@ -357,5 +350,5 @@ def sigmoid_attention(
         tolerance_is_relative=relative,
     )
     problem = with_bias(problem, bias)
-    repeated.remember(seen, problem)
+    call_cache.remember(seen, problem)
     return run(problem, impl, return_aux)

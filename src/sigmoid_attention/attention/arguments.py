@@ -1,7 +1,7 @@
 """One argument by itself: a number, a whole number, a switch, or a tensor of numbers in memory.
 
 Every complaint is a ``ValueError`` of one sentence: which argument, what it must be, what it got.
-How the arguments of a call fit together is the matter of `checks`.
+How the arguments of a call fit together is the matter of `validation`.
 """
 
 import operator

@@ -68,8 +68,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import geometry
-from sigmoid_attention.attention.reference import compute_dtype
+from sigmoid_attention.attention import masking
+from sigmoid_attention.attention.impl.reference import compute_dtype
 
 NORM_SLACK = 2.0**-14
 KEPT_SLACK = 2.0**-7
@@ -171,7 +171,7 @@ def tile_bounds(
     scale: float,
     block_q: int,
     block_k: int,
-    window: geometry.Window = (-1, -1),
+    window: masking.Window = (-1, -1),
     attn_mask: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
     softcap: float | None = None,
@@ -183,7 +183,7 @@ def tile_bounds(
     """
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
-    position_Q1 = geometry.query_positions(queries, keys, query.device)
+    position_Q1 = masking.query_positions(queries, keys, query.device)
     nearest, farthest, distance = _distances(position_Q1, keys, window, block_q, block_k)
     fewest, most, start = _seen(position_Q1, keys, window, attn_mask, block_q, block_k)
     reach = _largest_product(query, key, block_q, block_k) * abs(scale) * (1 + NORM_SLACK)
@@ -268,7 +268,7 @@ def _edges(size: int, block: int, device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def _distances(
-    position_Q1: Tensor, keys: int, window: geometry.Window, block_q: int, block_k: int
+    position_Q1: Tensor, keys: int, window: masking.Window, block_q: int, block_k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Least and largest |p_i - j| over the window's pairs of each tile, and the tile's distance."""
     left, right = window
@@ -289,7 +289,7 @@ def _distances(
 def _seen(
     position_Q1: Tensor,
     keys: int,
-    window: geometry.Window,
+    window: masking.Window,
     attn_mask: Tensor | None,
     block_q: int,
     block_k: int,
@@ -299,7 +299,7 @@ def _seen(
     fewest, most, start = [], [], []
     for i in range(0, max(1, position_Q1.shape[0]), block_q):
         rows = slice(i, i + block_q)
-        mask = None if attn_mask is None else geometry.of_rows(_as_four(attn_mask), rows)
+        mask = None if attn_mask is None else masking.of_rows(_as_four(attn_mask), rows)
         seen_QJ, away_QJ = _seen_by_rows(position_Q1[rows], keys, window, mask, block_k)
         fewest.append(_pool(seen_QJ, -2, block_q, largest=False))
         most.append(_pool(seen_QJ, -2, block_q, largest=True))
@@ -308,7 +308,7 @@ def _seen(
 
 
 def _seen_by_rows(
-    position_Q1: Tensor, keys: int, window: geometry.Window, mask: Tensor | None, block_k: int
+    position_Q1: Tensor, keys: int, window: masking.Window, mask: Tensor | None, block_k: int
 ) -> tuple[Tensor, Tensor]:
     """For each query and key block: its visible keys, (..., Q, J), and how near the window's
     nearest key is, (Q, J)."""
@@ -319,5 +319,5 @@ def _seen_by_rows(
     away_QJ = torch.maximum(first - position_Q1, position_Q1 - last).clamp(min=0)
     first = first.expand(away_QJ.shape)
     stop = torch.maximum(last + 1, first)
-    seen = stop - first if mask is None else geometry.counts_between(mask, first, stop)
+    seen = stop - first if mask is None else masking.counts_between(mask, first, stop)
     return seen.double(), away_QJ.double()

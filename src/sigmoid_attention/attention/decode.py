@@ -5,12 +5,12 @@ Shape letters: B batch, M pages of a sequence.
 
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments, checks, places, repeated, sequences
+from sigmoid_attention.attention import arguments, call_cache, index_tensors, sequences, validation
 from sigmoid_attention.attention.api import Answer, Bias, run, transformed, with_bias
 from sigmoid_attention.attention.bias import once_called
-from sigmoid_attention.attention.override import overridable
-from sigmoid_attention.attention.places import looked_at
+from sigmoid_attention.attention.index_tensors import looked_at
 from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.torch_function import overridable
 
 
 def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor) -> None:
@@ -36,7 +36,7 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
             f"block_table: must be (batch, pages of a sequence) with batch {query.shape[0]}, "
             f"got {tuple(block_table.shape)}"
         )
-    checks.lengths("block_table", block_table, tuple(block_table.shape), query.device)
+    validation.lengths("block_table", block_table, tuple(block_table.shape), query.device)
 
 
 def _decode(problem: Problem, impl: str, return_aux: bool) -> Answer:
@@ -46,9 +46,9 @@ def _decode(problem: Problem, impl: str, return_aux: bool) -> Answer:
     if impl == "triton" or (impl == "auto" and problem.device.type == "cuda" and not transformed()):
         try:
             # Triton is there where torch has CUDA, and nowhere else has anyone to import it.
-            from sigmoid_attention.attention.triton import decode_operator
+            from sigmoid_attention.attention.impl.triton import decode_ops
 
-            return decode_operator.attend(problem, return_aux)
+            return decode_ops.attend(problem, return_aux)
         except (NotImplementedError, ImportError):
             pass
     return run(problem, impl, return_aux)
@@ -111,8 +111,8 @@ def sigmoid_decode(
     if return_aux is False:
         tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes, bias, None, block_table)
         settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
-        seen = repeated.look(impl, *tensors, window_size, *settings)
-        if (out := repeated.again(seen)) is not None:
+        seen = call_cache.look(impl, *tensors, window_size, *settings)
+        if (out := call_cache.again(seen)) is not None:
             return out
     problem = checked(
         query,
@@ -129,7 +129,7 @@ def sigmoid_decode(
         enable_gqa=enable_gqa,
         skip_tolerance=skip_tolerance,
     )
-    repeated.remember(seen, problem)
+    call_cache.remember(seen, problem)
     return _decode(problem, impl, return_aux)
 
 
@@ -151,11 +151,11 @@ def checked(
 ) -> Problem:
     """The problem that a call of `sigmoid_decode` poses, or its ``ValueError``."""
     names = ("query", "key_cache", "value_cache")
-    query, key_cache, value_cache = checks.same_kind(query, key_cache, value_cache, names)
+    query, key_cache, value_cache = validation.same_kind(query, key_cache, value_cache, names)
     if query.dim() != 4:
         raise ValueError(f"query: must be (batch, heads, length, dim), got {tuple(query.shape)}")
     if block_table is None:
-        checks.dense_shapes(query, key_cache, value_cache, names)
+        validation.dense_shapes(query, key_cache, value_cache, names)
         capacity, pages, page_size = key_cache.shape[2], 0, 0
     else:
         _check_paged(query, key_cache, value_cache, block_table)
@@ -163,10 +163,10 @@ def checked(
         capacity = block_table.shape[1] * page_size
         key_cache, value_cache = key_cache.transpose(1, 2), value_cache.transpose(1, 2)
     batch, heads, queries, head_dim = query.shape
-    checks.head_groups(heads, key_cache.shape[1], enable_gqa, name="key_cache")
-    checks.lengths("seqused_k", seqused_k, (batch,), query.device)
+    validation.head_groups(heads, key_cache.shape[1], enable_gqa, name="key_cache")
+    validation.lengths("seqused_k", seqused_k, (batch,), query.device)
     if looked_at(query.device):
-        own = places.cached(queries, seqused_k, capacity, block_table, pages, page_size)
+        own = index_tensors.cached(queries, seqused_k, capacity, block_table, pages, page_size)
     else:
         own = sequences.UnreadCache(queries, seqused_k, capacity, block_table, page_size)
     if bias is None:
@@ -174,9 +174,9 @@ def checked(
             "bias: a cache's current length is not the length that the model was trained with; "
             "give that length, e.g. bias=NegLogLength(1024)"
         )
-    bias = checks.bias_kind(bias)
-    checks.slopes(alibi_slopes, batch, heads, query.device)
-    scale, softcap, window = checks.settings(
+    bias = validation.bias_kind(bias)
+    validation.slopes(alibi_slopes, batch, heads, query.device)
+    scale, softcap, window = validation.settings(
         head_dim,
         scale=scale,
         softcap=softcap,
@@ -184,7 +184,7 @@ def checked(
         window_size=window_size,
         dropout_p=0.0,
     )
-    tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
+    tolerance, relative = validation.tolerance(skip_tolerance, query.dtype)
     problem = Problem(
         query=query,
         key=key_cache,

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import geometry
-from sigmoid_attention.attention.reference import compute_dtype, logits
+from sigmoid_attention.attention import masking
+from sigmoid_attention.attention.impl.reference import compute_dtype, logits
 from sigmoid_attention.attention.sequences import Sequences
 
 
@@ -51,7 +51,7 @@ class Problem:
     bias: float | Tensor
     attn_mask: Tensor | None
     alibi_slopes: Tensor | None
-    window: geometry.Window
+    window: masking.Window
     dropout_p: float
     tolerance: float
     tolerance_is_relative: bool
@@ -118,25 +118,25 @@ class Problem:
         if self.sequences is not None:
             return self.sequences.positions()
         queries, keys = self.shape[2:]
-        return geometry.query_positions(queries, keys, self.device)
+        return masking.query_positions(queries, keys, self.device)
 
     def offset_and_visible(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
         """Offsets (..., Q, K), and the boolean of what may be seen, None for everything."""
-        offset_QK = geometry.offsets(self.positions()[..., rows, :], self.shape[3])
-        visible = geometry.in_window(offset_QK, self.window)
+        offset_QK = masking.offsets(self.positions()[..., rows, :], self.shape[3])
+        visible = masking.in_window(offset_QK, self.window)
         if self.sequences is not None:
-            visible = geometry.both(visible, self.sequences.within())
+            visible = masking.both(visible, self.sequences.within())
         if self.attn_mask is not None:
-            shown = geometry.attended(geometry.of_rows(self.attn_mask, rows))
-            visible = geometry.both(visible, shown)
+            shown = masking.attended(masking.of_rows(self.attn_mask, rows))
+            visible = masking.both(visible, shown)
         return offset_QK, visible
 
     def visible_counts(self) -> Tensor:
         """Number of keys that each query may see, (..., Q, 1)."""
         keys = self.shape[3] if self.sequences is None else self.sequences.keys()
         if self.attn_mask is None:
-            return geometry.counts_in_window(self.positions(), keys, self.window)
-        return geometry.counts_shown(self.attn_mask, self.positions(), keys, self.window)
+            return masking.counts_in_window(self.positions(), keys, self.window)
+        return masking.counts_shown(self.attn_mask, self.positions(), keys, self.window)
 
     def row_lse(self) -> Tensor:
         """Log-sum-exp of each row's visible logits before the bias, (B, H, Q, 1).
@@ -156,7 +156,7 @@ class Problem:
                 scale=self.scale,
                 softcap=self.softcap,
                 bias=0.0,
-                float_mask=None if mask is None else geometry.of_rows(mask, rows),
+                float_mask=None if mask is None else masking.of_rows(mask, rows),
                 alibi_slopes=self.alibi_slopes,
                 offset_QK=offset_QK,
             )
@@ -165,7 +165,7 @@ class Problem:
             return logits_BHQK.logsumexp(-1, keepdim=True)
 
         numbers = batch * heads * keys
-        blocks = geometry.blocks_of_rows(queries, numbers, geometry.NUMBERS_OF_A_BLOCK)
+        blocks = masking.blocks_of_rows(queries, numbers, masking.NUMBERS_OF_A_BLOCK)
         return torch.cat([part(rows) for rows in blocks], -2)
 
     def aligned(self, rows_BHQ: Tensor) -> Tensor:

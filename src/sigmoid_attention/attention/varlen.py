@@ -5,11 +5,11 @@ Shape letters: T tokens of all sequences, H heads, D head or value dim.
 
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments, checks, places
+from sigmoid_attention.attention import arguments, index_tensors, validation
 from sigmoid_attention.attention.api import Answer, Bias, each_part, run, with_bias
-from sigmoid_attention.attention.override import overridable
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.sequences import Sequences
+from sigmoid_attention.attention.torch_function import overridable
 
 
 def _check_packed(
@@ -32,8 +32,8 @@ def _check_packed(
         raise ValueError(
             f"cu_seq_q: must be (sequences + 1,), starting at 0, got {tuple(cu_seq_q.shape)}"
         )
-    checks.lengths("cu_seq_q", cu_seq_q, tuple(cu_seq_q.shape), query.device)
-    checks.lengths("cu_seq_k", cu_seq_k, tuple(cu_seq_q.shape), query.device)
+    validation.lengths("cu_seq_q", cu_seq_q, tuple(cu_seq_q.shape), query.device)
+    validation.lengths("cu_seq_k", cu_seq_k, tuple(cu_seq_q.shape), query.device)
 
 
 def _row(packed_THD: Tensor) -> Tensor:
@@ -107,23 +107,23 @@ def sigmoid_varlen_attention(
         >>> sigmoid_varlen_attention(q, k, v, ends, ends, 3, 3, bias=NegLogLength(64)).shape
         torch.Size([5, 2, 8])
     """
-    query, key, value = checks.same_kind(query, key, value, ("query", "key", "value"))
+    query, key, value = validation.same_kind(query, key, value, ("query", "key", "value"))
     _check_packed(query, key, value, cu_seq_q, cu_seq_k)
     heads, head_dim = query.shape[1:]
-    checks.head_groups(heads, key.shape[1], enable_gqa)
+    validation.head_groups(heads, key.shape[1], enable_gqa)
     if bias is None:
         raise ValueError(
             "bias: packed sequences have no single length to take -log of; give the training "
             "length, e.g. bias=NegLogLength(1024)"
         )
-    bias = checks.bias_kind(bias)
-    max_q, max_k = checks.longest("max_q", max_q), checks.longest("max_k", max_k)
-    own = places.packed(cu_seq_q, cu_seq_k, query.shape[0], key.shape[0], max_q, max_k)
+    bias = validation.bias_kind(bias)
+    max_q, max_k = validation.longest("max_q", max_q), validation.longest("max_k", max_k)
+    own = index_tensors.packed(cu_seq_q, cu_seq_k, query.shape[0], key.shape[0], max_q, max_k)
     if isinstance(bias, Tensor):
-        checks.bias_tensor(bias, (own.count, heads, max_q, max_k), query.device)
+        validation.bias_tensor(bias, (own.count, heads, max_q, max_k), query.device)
         bias = _reached(bias, own)
-    checks.slopes(alibi_slopes, own.count, heads, query.device)
-    scale, softcap, window = checks.settings(
+    validation.slopes(alibi_slopes, own.count, heads, query.device)
+    scale, softcap, window = validation.settings(
         head_dim,
         scale=scale,
         softcap=softcap,
@@ -131,7 +131,7 @@ def sigmoid_varlen_attention(
         window_size=window_size,
         dropout_p=dropout_p,
     )
-    tolerance, relative = checks.tolerance(skip_tolerance, query.dtype)
+    tolerance, relative = validation.tolerance(skip_tolerance, query.dtype)
     problem = Problem(
         query=_row(query),
         key=_row(key),

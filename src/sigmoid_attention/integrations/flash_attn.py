@@ -30,13 +30,13 @@ from torch import Tensor
 
 from sigmoid_attention.attention import (
     arguments,
-    checks,
     sigmoid_attention,
     sigmoid_varlen_attention,
+    validation,
 )
 from sigmoid_attention.attention.api import Bias
 from sigmoid_attention.attention.default_bias import default_bias
-from sigmoid_attention.attention.override import overridable
+from sigmoid_attention.attention.torch_function import overridable
 from sigmoid_attention.integrations.flash_kvcache import flash_attn_with_kvcache
 from sigmoid_attention.integrations.flash_settings import four_dimensional, operator_settings
 
@@ -251,8 +251,8 @@ def flash_attn_varlen_func(
     tensors = {"q": q, "k": k, "v": v, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     for name, tensor in tensors.items():
         arguments.dense(name, tensor)
-    max_seqlen_q = checks.longest("max_seqlen_q", max_seqlen_q)
-    max_seqlen_k = checks.longest("max_seqlen_k", max_seqlen_k)
+    max_seqlen_q = validation.longest("max_seqlen_q", max_seqlen_q)
+    max_seqlen_k = validation.longest("max_seqlen_k", max_seqlen_k)
     if q.dim() != 3:
         raise ValueError(f"q: must be (tokens, heads, head_dim), got {tuple(q.shape)}")
     settings: dict[str, Any] = operator_settings(

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments, checks, decode, places, sigmoid_decode
+from sigmoid_attention.attention import arguments, decode, index_tensors, sigmoid_decode, validation
 from sigmoid_attention.attention.api import Bias
-from sigmoid_attention.attention.override import overridable
-from sigmoid_attention.attention.reference import compute_dtype
+from sigmoid_attention.attention.impl.reference import compute_dtype
+from sigmoid_attention.attention.torch_function import overridable
 from sigmoid_attention.integrations.flash_settings import four_dimensional, operator_settings
 
 
@@ -126,7 +126,11 @@ def flash_attn_with_kvcache(
         # A call that is refused has written nothing. A graph keeps no other order of its
         # operators, so that it writes to places which only the checked lengths tell.
         checked = decode.checked(*tensors, **settings).sequences
-        if not checks.has_numbers(q) and places.looked_at(q.device) and checked is not None:
+        if (
+            not validation.has_numbers(q)
+            and index_tensors.looked_at(q.device)
+            and checked is not None
+        ):
             inside_BN = _places(checked.length_k_B - new, new) % k_cache.shape[1]
         k_cache[page_BN, inside_BN] = k
         v_cache[page_BN, inside_BN] = v
@@ -148,10 +152,10 @@ def _table(
                 f"block_table: must be (batch, pages of a sequence) with batch {batch}, "
                 f"got {tuple(block_table.shape)}"
             )
-        checks.lengths("block_table", block_table, tuple(block_table.shape), k_cache.device)
+        validation.lengths("block_table", block_table, tuple(block_table.shape), k_cache.device)
         return block_table.long()
     if cache_batch_idx is not None:
-        checks.lengths("cache_batch_idx", cache_batch_idx, (batch,), k_cache.device)
+        validation.lengths("cache_batch_idx", cache_batch_idx, (batch,), k_cache.device)
         return cache_batch_idx.long()[:, None]
     if k_cache.shape[0] < batch:
         raise ValueError(
@@ -172,13 +176,13 @@ def _lengths(
     if not isinstance(lengths, Tensor):
         number = arguments.whole("cache_seqlens", lengths, 0, "a whole number, or (batch,) of them")
         lengths = torch.full((batch,), number, device=k_cache.device)
-    checks.lengths("cache_seqlens", lengths, (batch,), k_cache.device)
+    validation.lengths("cache_seqlens", lengths, (batch,), k_cache.device)
     new = 0 if k is None else k.shape[1]
     sentence = (
         "cache_seqlens: must leave room for {room} new tokens in a cache of {size}, "
         "got {low} to {high}"
     )
-    return places.fitting(lengths, new, capacity, sentence)
+    return index_tensors.fitting(lengths, new, capacity, sentence)
 
 
 def _check_new(
@@ -190,7 +194,7 @@ def _check_new(
         raise ValueError(f"k, v: must come together, got only {'k' if v is None else 'v'}")
     for name, new, cache in (("k", k, k_cache), ("v", v, v_cache)):
         four_dimensional(name, new)
-        checks.on_device(name, new, cache.device)
+        validation.on_device(name, new, cache.device)
         wanted = (batch, k.shape[1], *cache.shape[2:])
         if tuple(new.shape) != wanted or new.dtype != cache.dtype:
             raise ValueError(
@@ -203,14 +207,14 @@ def _check_rotary(cos: Tensor, sin: Tensor, places_BN: Tensor, head_dim: int) ->
     """The places, each of which has its angles."""
     for name, angles in (("rotary_cos", cos), ("rotary_sin", sin)):
         arguments.dense(name, angles)
-        checks.on_device(name, angles, places_BN.device)
+        validation.on_device(name, angles, places_BN.device)
     if cos.dim() != 2 or cos.shape != sin.shape or 2 * cos.shape[1] > head_dim:
         raise ValueError(
             f"rotary_cos, rotary_sin: must be (places, half the rotated channels) with at most "
             f"{head_dim // 2} of these, got {tuple(cos.shape)} and {tuple(sin.shape)}"
         )
     sentence = "rotary_cos: must have {needed} places, got {size}"
-    return places.fitting(places_BN, 1, cos.shape[0], sentence)
+    return index_tensors.fitting(places_BN, 1, cos.shape[0], sentence)
 
 
 def _behind(
@@ -223,7 +227,7 @@ def _behind(
         "block_table, cache_batch_idx: must lie in 0 to {last} where new tokens go, "
         "got {low} to {high}"
     )
-    pages_BN = places.fitting(pages_BN, 1, k_cache.shape[0], sentence)
+    pages_BN = index_tensors.fitting(pages_BN, 1, k_cache.shape[0], sentence)
     return pages_BN, places_BN % k_cache.shape[1]
 
 

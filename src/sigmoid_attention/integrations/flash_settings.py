@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments, checks
+from sigmoid_attention.attention import arguments, validation
 from sigmoid_attention.attention.api import Bias
 
 
@@ -72,7 +72,7 @@ def operators_window(window_size: Any) -> Any:
 def _operators_bias(sigmoid_bias: Bias | None, heads: int) -> Bias | None:
     """A bias of (heads,) or (batch, heads) in the shape that broadcasts; any other as it is."""
     if sigmoid_bias is not None:
-        sigmoid_bias = checks.bias_kind(sigmoid_bias, "sigmoid_bias")
+        sigmoid_bias = validation.bias_kind(sigmoid_bias, "sigmoid_bias")
     if isinstance(sigmoid_bias, Tensor):
         arguments.dense("sigmoid_bias", sigmoid_bias)
     if not isinstance(sigmoid_bias, Tensor) or sigmoid_bias.dim() not in (1, 2):

@@ -13,7 +13,7 @@ in :mod:`sigmoid_attention.integrations.flash_attn`, and so are the shapes.
 from torch import Tensor
 
 from sigmoid_attention.attention.api import Bias
-from sigmoid_attention.attention.override import overridable
+from sigmoid_attention.attention.torch_function import overridable
 from sigmoid_attention.integrations import flash_attn
 
 __all__ = ["flash_attn_func", "flash_attn_kvpacked_func", "flash_attn_qkvpacked_func"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import Learned, NegLogLength, checks
+from sigmoid_attention.attention import Learned, NegLogLength, validation
 from sigmoid_attention.integrations.timm_layers import (
     ATTN_LAYERS,
     CLASSES,
@@ -95,7 +95,7 @@ def convert(
         raise ValueError(f"model: {type(model).__name__} has no attention of the classes {known}")
     bias = NegLogLength(_tokens(model)) if bias is None else bias
     for name, module in found.items():
-        bias = checks.layer_bias(bias, module.num_heads, layer=name)
+        bias = validation.layer_bias(bias, module.num_heads, layer=name)
     if example_input is None:
         example_input = _blank_image(model)
     with all_or_nothing(model.modules()):

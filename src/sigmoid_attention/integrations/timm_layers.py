@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import BiasPolicy, NegLogLength, reference, sigmoid_attention
-from sigmoid_attention.attention.override import leaf_in_fx
+from sigmoid_attention.attention import BiasPolicy, NegLogLength, sigmoid_attention
+from sigmoid_attention.attention.impl import reference
+from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.integrations.importing import remedy
 
 try:

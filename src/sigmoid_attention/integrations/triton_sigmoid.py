@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention import attention
-from sigmoid_attention.attention import arguments, checks, places
+from sigmoid_attention.attention import arguments, index_tensors, validation
 from sigmoid_attention.attention.api import Bias
 from sigmoid_attention.attention.default_bias import default_bias
-from sigmoid_attention.attention.override import overridable
-from sigmoid_attention.attention.reference import compute_dtype
+from sigmoid_attention.attention.impl.reference import compute_dtype
+from sigmoid_attention.attention.torch_function import overridable
 
 __all__ = ["sigmoid_attention", "sigmoid_attention_padded"]
 
@@ -67,7 +67,7 @@ def sigmoid_attention(
         )
     if sigmoid_bias is None:
         sigmoid_bias = default_bias(key.shape[1], "sigmoid_bias")
-    sigmoid_bias = checks.bias_kind(sigmoid_bias, "sigmoid_bias")
+    sigmoid_bias = validation.bias_kind(sigmoid_bias, "sigmoid_bias")
     out = attention.sigmoid_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -127,7 +127,7 @@ def sigmoid_attention_padded(
             -lengths_B.clamp(min=1).to(compute_dtype(query.dtype)).log()[:, None, None, None]
         )
     is_causal = arguments.switch("is_causal", is_causal)
-    sigmoid_bias = checks.bias_kind(sigmoid_bias, "sigmoid_bias")
+    sigmoid_bias = validation.bias_kind(sigmoid_bias, "sigmoid_bias")
     # Keys behind the last query are nobody's when causality begins at the first key.
     keys = min(queries, key.shape[1]) if is_causal else key.shape[1]
     hidden_BK = torch.arange(keys, device=key.device) >= lengths_B[:, None]
@@ -173,8 +173,8 @@ def _lengths(
     """(B,): lengths of the sequences, all tokens where none are given."""
     if seq_lens is None:
         return torch.full((batch,), tokens, device=device)
-    checks.lengths(name, seq_lens, (batch,), device)
-    if not places.looked_at(device):
+    validation.lengths(name, seq_lens, (batch,), device)
+    if not index_tensors.looked_at(device):
         return seq_lens
     sentence = f"{name}: must lie in 0 to {{size}}, the number of tokens, got {{low}} to {{high}}"
-    return places.fitting(seq_lens, 0, tokens, sentence)
+    return index_tensors.fitting(seq_lens, 0, tokens, sentence)

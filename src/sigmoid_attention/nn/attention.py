@@ -11,11 +11,11 @@ from sigmoid_attention.attention import (
     BiasPolicy,
     NegLogLength,
     arguments,
-    checks,
     sigmoid_attention,
+    validation,
 )
 from sigmoid_attention.attention.api import check_impl
-from sigmoid_attention.attention.override import leaf_in_fx
+from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.cache import KVCache, Unchanged
 from sigmoid_attention.nn.norm import QKNorm
 from sigmoid_attention.nn.position import AttentionPosition, token_positions
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         linear_bias = switch("linear_bias", linear_bias)
         head_dim = dim // heads if head_dim is None else head_dim
         # What the operator would refuse later, when a cache has been written.
-        checks.settings(
+        validation.settings(
             head_dim,
             scale=None,
             softcap=softcap,
@@ -130,7 +130,7 @@ class Attention(nn.Module):
             self.bias = None
         else:
             bias = NegLogLength(self._most_keys()) if bias is None else bias
-            self.bias = checks.layer_bias(bias, heads)
+            self.bias = validation.layer_bias(bias, heads)
 
     def extra_repr(self) -> str:
         shown = {

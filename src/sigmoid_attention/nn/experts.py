@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import autocast
-from sigmoid_attention.attention.override import leaf_in_fx
+from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
 from sigmoid_attention.nn.grouped import each_expert
 from sigmoid_attention.nn.sizes import one_of, positive_whole

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention.override import leaf_in_fx
+from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.balance import sequence_loss, switch_loss, z_loss
 from sigmoid_attention.nn.experts import Experts
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from sigmoid_attention.attention import (
     BiasPolicy,
     arguments,
-    checks,
     sigmoid_attention,
     sigmoid_varlen_attention,
+    validation,
 )
 from sigmoid_attention.attention.api import check_impl
-from sigmoid_attention.attention.override import leaf_in_fx
+from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.sizes import positive_whole, switch
 
 SigmoidBias = float | BiasPolicy
@@ -92,7 +92,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
     @staticmethod
     def check_settings(module: nn.MultiheadAttention, sigmoid_bias: object, impl: str) -> None:
         """Refuse what the operator would refuse, before anything of the module is changed."""
-        checks.layer_bias(sigmoid_bias, module.num_heads, "sigmoid_bias")
+        validation.layer_bias(sigmoid_bias, module.num_heads, "sigmoid_bias")
         wanted = "a number, at least 0 and below 1"
         if not 0 <= arguments.number("dropout", module.dropout, wanted) < 1:
             raise ValueError(f"dropout: must be {wanted}, got {module.dropout}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments, autocast
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
-from sigmoid_attention.attention.override import leaf_in_fx
+from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.mixtures.gates import GATES
 from sigmoid_attention.mixtures.scores import SCORES
 from sigmoid_attention.nn.recording import recomputed, recomputing, recordings, stand_ins

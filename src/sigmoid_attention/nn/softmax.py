@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments, autocast, checks, geometry, reference
-from sigmoid_attention.attention.override import overridable
-from sigmoid_attention.attention.reference import AttentionAux
+from sigmoid_attention.attention import arguments, autocast, masking, validation
+from sigmoid_attention.attention.impl import reference
+from sigmoid_attention.attention.impl.reference import AttentionAux
+from sigmoid_attention.attention.torch_function import overridable
 
 NOT_VISIBLE = float("-inf")
 
@@ -50,12 +51,12 @@ def softmax_attention(
         True
     """
     names = ("query", "key", "value")
-    query, key, value = checks.same_kind(query, key, value, names)
-    checks.dense_shapes(query, key, value, names)
-    checks.head_groups(query.shape[1], key.shape[1], enable_gqa)
+    query, key, value = validation.same_kind(query, key, value, names)
+    validation.dense_shapes(query, key, value, names)
+    validation.head_groups(query.shape[1], key.shape[1], enable_gqa)
     batch, heads, queries, head_dim = query.shape
     keys = key.shape[2]
-    factor, softcap, window = checks.settings(
+    factor, softcap, window = validation.settings(
         head_dim,
         scale=scale,
         softcap=softcap,
@@ -65,8 +66,8 @@ def softmax_attention(
     )
     # Torch's own default, to the last digit.
     scale = 1 / math.sqrt(head_dim) if scale is None else factor
-    checks.mask(attn_mask, (batch, heads, queries, keys), query.device)
-    checks.slopes(alibi_slopes, batch, heads, query.device)
+    validation.mask(attn_mask, (batch, heads, queries, keys), query.device)
+    validation.slopes(alibi_slopes, batch, heads, query.device)
     formed = arguments.switch("return_aux", return_aux) or softcap is not None
     enable_gqa, dropout_p = bool(enable_gqa), arguments.scalar(dropout_p)
     if query.device.type == "cpu":
@@ -88,11 +89,11 @@ def softmax_attention(
                 dropout_p=dropout_p,
             )
 
-    offset_QK = geometry.offsets(geometry.query_positions(queries, keys, query.device), keys)
-    visible = geometry.in_window(offset_QK, window)
+    offset_QK = masking.offsets(masking.query_positions(queries, keys, query.device), keys)
+    visible = masking.in_window(offset_QK, window)
     float_mask = None
     if attn_mask is not None:
-        visible = geometry.both(visible, geometry.attended(attn_mask))
+        visible = masking.both(visible, masking.attended(attn_mask))
         float_mask = None if attn_mask.dtype == torch.bool else attn_mask
     if formed:
         return _formed(

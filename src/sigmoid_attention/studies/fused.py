@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from sigmoid_attention.attention.api import DENSE_SCORES
-from sigmoid_attention.attention.cpu.call import loaded
-from sigmoid_attention.attention.cpu.library import Choice, decision
+from sigmoid_attention.attention.impl.cpu.abi import loaded
+from sigmoid_attention.attention.impl.cpu.library import Choice, decision
 from sigmoid_attention.studies.results import NONE, SIGMOID, UNFUSED, Fusion, Gain
 from sigmoid_attention.studies.statistics import median_interval, paired_ratio
 from sigmoid_attention.studies.summary import STEP, TIMES, select, select_values

@@ -19,7 +19,7 @@ from sigmoid_attention.attention import (
     NegLogVisible,
     RowLSE,
     arguments,
-    checks,
+    validation,
 )
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
 from sigmoid_attention.integrations.transformers.linear import (
@@ -95,7 +95,7 @@ def checked(bias: Any) -> ModuleBias:
 def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
     """Give an attention module, called with ``dim`` channels, its bias in place of what it has."""
     if not isinstance(bias, PerHead):
-        bias = checks.layer_bias(bias, heads, layer=type(module).__name__)
+        bias = validation.layer_bias(bias, heads, layer=type(module).__name__)
     # A parameter, a buffer and an attribute may not take each other's place by assignment.
     if hasattr(module, ATTRIBUTE):
         delattr(module, ATTRIBUTE)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import __version__ as installed
 from transformers.utils.output_capturing import _active_collector
 
-from sigmoid_attention.attention import reference, sigmoid_attention
+from sigmoid_attention.attention import sigmoid_attention
+from sigmoid_attention.attention.impl import reference
 from sigmoid_attention.integrations.transformers import biases, paged
 from sigmoid_attention.integrations.transformers.paged import CannotRun
 

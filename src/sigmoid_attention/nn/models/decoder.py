@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments, checks
-from sigmoid_attention.attention.override import leaf_in_fx
+from sigmoid_attention.attention import arguments, validation
+from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Block
 from sigmoid_attention.nn.cache import KVCache, Unchanged
@@ -117,7 +117,7 @@ def _check_targets(tokens: Tensor, targets: Tensor, vocab_size: int) -> None:
             f"targets must be on the tokens' device, got {targets.device} and {tokens.device}"
         )
     # Before the model runs, as a router counts. Elsewhere than on a CPU a look would wait.
-    if not (targets.is_cpu and type(targets) is Tensor and checks.has_numbers(targets)):
+    if not (targets.is_cpu and type(targets) is Tensor and validation.has_numbers(targets)):
         return
     if torch._C._are_functorch_transforms_active():
         return

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import geometry, reference
+from sigmoid_attention.attention import masking
+from sigmoid_attention.attention.impl import reference
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.theory.regularity.domain import Domain, spectral_norm
 
@@ -98,10 +99,10 @@ class Heads:
                     Affine(output @ value.weight_OC, output @ value.offset_O),
                 )
             )
-        places = geometry.query_positions(tokens, tokens, torch.device("cpu"))
-        offset_NN = geometry.offsets(places, tokens)
-        seen = geometry.in_window(
-            offset_NN, geometry.effective_window(layer.causal, layer.window_size)
+        places = masking.query_positions(tokens, tokens, torch.device("cpu"))
+        offset_NN = masking.offsets(places, tokens)
+        seen = masking.in_window(
+            offset_NN, masking.effective_window(layer.causal, layer.window_size)
         )
         visible_NN = torch.ones(tokens, tokens, dtype=torch.bool) if seen is None else seen
         return cls(

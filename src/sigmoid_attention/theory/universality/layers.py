@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import reference
+from sigmoid_attention.attention.impl import reference
 from sigmoid_attention.nn.attention import Attention
 
 A = TypeVar("A", bound=Attention)

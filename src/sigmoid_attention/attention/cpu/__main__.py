@@ -1,9 +1,0 @@
-"""Print the vector paths that this processor runs, best first: what a test of them all loops over.
-
-python -m sigmoid_attention.attention.cpu
-"""
-
-from sigmoid_attention.attention.cpu.compiler import PATHS, runs
-
-if __name__ == "__main__":
-    print(*filter(runs, PATHS))

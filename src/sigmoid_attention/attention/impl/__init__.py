@@ -1,0 +1,1 @@
+"""The implementations of the operator: `reference` defines it, the others are tested against it."""

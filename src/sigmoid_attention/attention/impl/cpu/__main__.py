@@ -1,0 +1,9 @@
+"""Print the vector paths that this processor runs, best first: what a test of them all loops over.
+
+python -m sigmoid_attention.attention.impl.cpu
+"""
+
+from sigmoid_attention.attention.impl.cpu.compiler import PATHS, runs
+
+if __name__ == "__main__":
+    print(*filter(runs, PATHS))

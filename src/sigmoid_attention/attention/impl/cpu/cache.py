@@ -1,0 +1,260 @@
+"""Where the compiled kernel is kept: shipped with the wheel, or cached at the first use.
+
+A kernel is compiled in a folder of this process and then copied to the cache. A cache that cannot
+be used (no permission, full, damaged) costs a compilation in each process and nothing else.
+
+Any number of processes may start at once. The first holds a lock while it compiles, the others
+wait for its library; the system frees the lock of a process that dies.
+"""
+
+import atexit
+import contextlib
+import functools
+import logging
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sigmoid_attention.attention.impl.cpu import compiler
+
+try:
+    import fcntl
+except ImportError:  # Windows: there two processes may compile the same library, each its own
+    fcntl = None
+
+PREBUILT = Path(__file__).parent / "prebuilt"
+
+# As long as a process waits for a compiler of its own (compiler.py).
+_WAIT_S = 120.0
+# What a process copies into the cache takes it no time; after an hour it has died in between.
+_LEFT_BEHIND_S = 3600.0
+_COPY = "build-"
+_FOLDER = "sigmoid-attention-"
+
+_logger = logging.getLogger("sigmoid_attention")
+
+
+class _OpenToOthers(Exception):
+    """Other users can put a library into the cache, or replace one."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A library that can be loaded, and where it came from."""
+
+    file: Path
+    origin: Literal["prebuilt", "cached", "compiled"]
+
+
+def build(path: str, kernel: Path = compiler.KERNEL, prebuilt: Path = PREBUILT) -> Built:
+    """The library of a vector path: prebuilt if the wheel has it, else cached, else compiled.
+
+    Raises:
+        CannotBuild: there is no compiler, or it fails, or no folder can be written.
+    """
+    shipped = prebuilt / compiler.library_name(path, None, kernel)
+    if compiler.intact(shipped):
+        return Built(shipped, "prebuilt")
+    found = compiler.find_compiler()
+    name = compiler.library_name(path, found, kernel)
+    try:
+        folder = _cache()
+        if kept := _usable(folder / name):
+            return Built(kept, "cached")
+        with _alone(folder / f"{name}.lock"):
+            # Another process may have compiled it while this one waited.
+            if kept := _usable(folder / name):
+                return Built(kept, "cached")
+            compiled = _compile(path, found, kernel)
+            return Built(_publish(compiled.file, folder), "compiled")
+    except _OpenToOthers as problem:
+        _logger.warning("the CPU kernel is compiled for this process alone: %s", problem)
+    except (OSError, RuntimeError) as problem:
+        _logger.info("the CPU kernel is compiled for this process alone: %s", problem)
+    return _compile(path, found, kernel)
+
+
+def rebuild(path: str, rejected: Built, kernel: Path = compiler.KERNEL) -> Built:
+    """Compile a library anew that is intact, and yet cannot be loaded or used.
+
+    It is dropped from the cache, and the new one stays in the folder of this process: under the
+    old name, the loader would take it for the one that it knows.
+    """
+    if rejected.origin != "prebuilt":
+        with contextlib.suppress(OSError):
+            rejected.file.unlink()
+    return _compile(path, compiler.find_compiler(), kernel, anew=True)
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this library, or what `SIGMOID_ATTENTION_CACHE` names.
+
+    Raises:
+        RuntimeError: this user has no home.
+    """
+    if named := os.environ.get("SIGMOID_ATTENTION_CACHE"):
+        return Path(named)
+    name = "sigmoid-attention"
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+        return Path(local, name, name, "Cache").expanduser()
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches", name).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", name).expanduser()
+
+
+def _cache() -> Path:
+    """The cache's folder, made if need be.
+
+    Raises:
+        OSError: there is none and it cannot be made.
+        _OpenToOthers: a library runs with this user's rights, so no other user may put one here.
+    """
+    folder = cache_folder()
+    if not folder.is_dir():
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not hasattr(os, "geteuid"):
+        return folder
+    state = folder.stat()
+    default = not os.environ.get("SIGMOID_ATTENTION_CACHE")
+    if default and state.st_uid == os.geteuid() and state.st_mode & 0o022:
+        # Made under a umask that lets the user's group write.
+        folder.chmod(stat.S_IMODE(state.st_mode) & ~0o022)
+        state = folder.stat()
+    if not _own(state) or state.st_mode & 0o022:
+        raise _OpenToOthers(f"other users can write to {folder}; chmod go-w ends that")
+    for parent in folder.resolve().parents:
+        mode = parent.stat().st_mode
+        if mode & 0o002 and not mode & stat.S_ISVTX:
+            raise _OpenToOthers(f"other users can write to {parent} and replace {folder}")
+    return folder
+
+
+def _own(state: os.stat_result) -> bool:
+    return state.st_uid in (0, os.geteuid())
+
+
+def _usable(file: Path) -> Path | None:
+    """The file, if it is a whole library that this user or root has written."""
+    with contextlib.suppress(OSError):
+        if not hasattr(os, "geteuid") or _own(file.stat()):
+            return file if compiler.intact(file) else None
+    return None
+
+
+def _compile(path: str, found: compiler.Compiler, kernel: Path, anew: bool = False) -> Built:
+    """Compile into the folder of this process, or take what it has compiled there before."""
+    try:
+        folder = _process_folder()
+        file = folder / compiler.library_name(path, found, kernel)
+        if not anew and compiler.intact(file):
+            return Built(file, "cached")
+        _logger.info("compiling the CPU kernel for %s, once", path)
+        file.unlink(missing_ok=True)
+        compiler.compile_library(path, found, file, kernel)
+        compiler.seal(file)
+    except OSError as problem:
+        raise compiler.NoRoom(f"the CPU kernel cannot be written: {problem}") from problem
+    return Built(file, "compiled")
+
+
+def _publish(file: Path, folder: Path) -> Path:
+    """Copy a sealed library to the cache, in which others may be looking for it."""
+    try:
+        for left in folder.glob(f"{_COPY}*"):
+            if left.stat().st_mtime < time.time() - _LEFT_BEHIND_S:
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_COPY, dir=folder) as scratch:
+            # The seal last: between the two, the library is not yet intact, never wrongly so.
+            for part in (file, compiler.seal_of(file)):
+                copy = shutil.copy(part, scratch)
+                os.replace(copy, folder / part.name)
+    except OSError as problem:
+        _logger.info("the CPU kernel is kept for this process alone: %s", problem)
+        return file
+    return folder / file.name
+
+
+@functools.cache
+def _process_folder() -> Path:
+    """A folder that no other user can enter, and that is removed with this process."""
+    _remove_folders_of_dead_processes()
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
+    maker = os.getpid()
+    if fcntl:
+        # Held until this process ends, however it ends.
+        alive = os.open(folder / "alive", os.O_RDWR | os.O_CREAT)
+        with contextlib.suppress(OSError):
+            fcntl.flock(alive, fcntl.LOCK_EX)
+
+    def remove() -> None:
+        # A forked child ends before its parent, which still needs the folder.
+        if os.getpid() == maker:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def _remove_folders_of_dead_processes() -> None:
+    if not fcntl:
+        return
+    for alive in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/alive"):
+        with contextlib.suppress(OSError):
+            if alive.stat().st_uid != os.geteuid():
+                continue
+            handle = os.open(alive, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(alive.parent, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold the lock, or go on without it after two minutes; raises OSError if it cannot be had."""
+    # Without waiting, even where someone has put a pipe in its place.
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o644)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(f"{lock} is no file")
+        locked = bool(fcntl) and _locked(handle)
+        try:
+            yield
+        finally:
+            # By name: a child that was forked meanwhile still has the file open.
+            if locked and fcntl:
+                fcntl.flock(handle, fcntl.LOCK_UN)
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    """Whether the lock was got; a file system without locks leaves each process to compile."""
+    assert fcntl
+    deadline = time.monotonic() + _WAIT_S
+    told = False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+        except OSError:
+            return False
+        if not told and time.monotonic() > deadline - _WAIT_S + 10:
+            told = True
+            _logger.warning(
+                "another process compiles the CPU kernel; waiting for it, at most %g seconds",
+                _WAIT_S,
+            )
+        time.sleep(0.05)

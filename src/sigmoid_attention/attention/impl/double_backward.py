@@ -1,0 +1,120 @@
+"""Second derivatives of the fused kernel: the tiled mode's, sequence by sequence.
+
+Shape letters: B sequences, H query heads, T tokens of a row, Q queries, K keys, I query blocks,
+M pages of a sequence.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.attention.impl import tiled
+from sigmoid_attention.attention.impl.cpu.abi import BLOCK_KEYS, Layout, Settings
+from sigmoid_attention.attention.impl.tiles import Tiles
+from sigmoid_attention.attention.sequences import of_pages
+
+# For one sequence, the views of query, key, value, bias, mask, slopes, grad_out and visits.
+Cut = Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+def gradients(
+    directions: Sequence[Tensor],
+    grad_out: Tensor,
+    visits_BHI: Tensor,
+    tensors: Sequence[Tensor | None],
+    layout: Layout,
+    settings: Settings,
+) -> tuple[Tensor, ...]:
+    """Gradients of the backward pass's results for query, key, value, bias, mask, slopes, grad_out.
+
+    ``directions`` weigh those results, empty where one was not wanted. What is None has an empty
+    gradient; a boolean mask has zeros, and so have the pages of a cache.
+    """
+    if layout.block_table_BM is not None:
+        unpaged = replace(layout, block_table_BM=None)
+        along, rows = (_without_pages(x, layout.block_table_BM) for x in (directions, tensors))
+        found = gradients(along, grad_out, visits_BHI, rows, unpaged, settings)
+        pages = [on.new_zeros(on.shape) for on in directions[1:3]]
+        return found[0], *pages, *found[3:]
+    nothing = grad_out.new_empty(0)
+    given = [nothing if tensor is None else tensor for tensor in tensors]
+    if tensors[3] is None:
+        given[3] = grad_out.new_full((), settings.constant, dtype=torch.float32)
+    zeros = partial(grad_out.new_zeros, dtype=torch.float32)
+    along = [
+        zeros(like.shape) if on.numel() != like.numel() else on
+        for on, like in zip(directions, given, strict=True)
+    ]
+    total = [zeros(like.shape) for like in (*given, grad_out)]
+    for cut in _cuts(layout, settings.block_q):
+        query, key, value, bias, mask, slopes, part_grad_out, visits = cut(
+            [*given, grad_out, visits_BHI]
+        )
+        tiles = Tiles(
+            query, key, value, bias,
+            None if tensors[4] is None else mask,
+            None if tensors[5] is None else slopes,
+            settings.scale, settings.softcap or None, settings.left, settings.right,
+            settings.block_q, BLOCK_KEYS,
+        )  # fmt: skip
+        part = tiled.double_backward(
+            tiles, part_grad_out, visits, cut([*along, nothing, nothing])[:6]
+        )
+        for whole, share in zip(cut([*total, nothing]), part, strict=False):
+            if share.numel():
+                whole += share
+    return tuple(
+        grad_out.new_empty(0) if like is None else whole.to(like.dtype, copy=True)
+        for whole, like in zip(total, (*tensors, grad_out), strict=True)
+    )
+
+
+def _without_pages(tensors: Sequence, table_BM: Tensor) -> list:
+    """The same tensors with keys and values copied to a row for each sequence."""
+    query, key, value, *others = tensors
+    return [query, of_pages(key, table_BM), of_pages(value, table_BM), *others]
+
+
+def _cuts(layout: Layout, block_q: int) -> Iterator[Cut]:
+    if layout.places_4B is None:
+        yield list
+        return
+    for s, places in enumerate(layout.places_4B.mT.tolist()):
+        start_q, queries, start_k, keys = places
+        if queries and keys:
+            row = slice(None) if layout.packed else slice(s, s + 1)
+            rows_q = (row, slice(None), slice(start_q, start_q + queries))
+            rows_k = (row, slice(None), slice(start_k, start_k + keys))
+            yield _cut(s, rows_q, rows_k, queries, keys, -(-queries // block_q))
+
+
+def _cut(s: int, rows_q: tuple, rows_k: tuple, queries: int, keys: int, blocks: int) -> Cut:
+    def own(tensor: Tensor) -> Tensor:
+        return tensor[s : s + 1] if tensor.shape[0] > 1 else tensor
+
+    def term(tensor: Tensor) -> Tensor:
+        if tensor.dim() < 2:
+            # A scalar, or a mask of one dimension: keys.
+            return tensor[:keys] if tensor.dim() and tensor.shape[0] > 1 else tensor
+        if tensor.dim() == 4:
+            tensor = own(tensor)
+        if tensor.shape[-2] > 1:
+            tensor = tensor[..., :queries, :]
+        return tensor[..., :keys] if tensor.shape[-1] > 1 else tensor
+
+    def cut(whole: Sequence[Tensor]) -> list[Tensor]:
+        query, key, value, bias, mask, slopes, grad_out, *visits = whole
+        return [
+            *(tensor[rows] if tensor.dim() == 4 else tensor
+              for tensor, rows in ((query, rows_q), (key, rows_k), (value, rows_k))),
+            term(bias),
+            term(mask),
+            own(slopes) if slopes.dim() == 2 else slopes,
+            grad_out[rows_q] if grad_out.dim() == 4 else grad_out,
+            *(own(tensor)[..., :blocks] if tensor.dim() == 3 else tensor for tensor in visits),
+        ]  # fmt: skip
+
+    return cut

@@ -1,0 +1,1 @@
+"""Implementations that no hardware has run yet: `impl="auto"` never takes them."""

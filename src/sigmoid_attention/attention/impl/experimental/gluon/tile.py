@@ -1,0 +1,47 @@
+# type: ignore - in a kernel, names mean what Gluon's compiler makes of them.
+"""A warp group's tile: how it lies in registers, and how scores become weights.
+
+Shape letters: R rows of a tile, C its columns; queries by keys, or in the backward pass keys by
+queries.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from sigmoid_attention.attention.impl.experimental.gluon import activation
+
+ROWS = gl.constexpr(64)  # of a warp group's product
+
+
+@gluon.constexpr_function
+def product(columns):
+    """How a warp group holds a product of ROWS rows."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
+
+
+@gluon.jit
+def weigh(scores_RC, first, term, MASK: gl.constexpr, TAILED: gl.constexpr, CONFIG: gl.constexpr):
+    """2^shift sigmoid(scale scores + extra - slope |r - c|), and 0 outside of the window.
+
+    ``term`` is (scale, extra, slope, position, before, after), the first three times log2(e) and
+    ``extra`` with the shift in it. A row stands at ``position`` plus its number, a column at
+    ``first`` plus its own; it sees columns up to ``before`` to its left and ``after`` to its right.
+    """
+    scale, extra, slope, position, before, after = term
+    if CONFIG.slopes or MASK:
+        LAYOUT: gl.constexpr = scores_RC.type.layout
+        row = gl.arange(0, scores_RC.shape[0], gl.SliceLayout(1, LAYOUT)) + (position - first)
+        column = gl.arange(0, scores_RC.shape[1], gl.SliceLayout(0, LAYOUT))
+        # A thread's columns differ in all bits but these two, which are its own: what is left is
+        # known to the compiler, and so takes no registers.
+        near = row[:, None] - (column & 6)[None, :]
+        rest = (column & ~6)[None, :]
+    if CONFIG.slopes:
+        away = near.to(gl.float32) - rest.to(gl.float32)
+        x = scores_RC * scale + (extra - gl.abs(away) * slope)
+    else:
+        x = scores_RC * scale + extra
+    if MASK:
+        visible = (rest >= near - before) & (rest <= near + after)
+        x = gl.where(visible, x, -float("inf"))
+    return activation.weights(x, MASK, TAILED, CONFIG.shift)

@@ -1,0 +1,202 @@
+"""The definition computed tile by tile: linear memory, and the certificate's skipping.
+
+Two things need it. Long sequences, whose score matrix would not fit; and every fused kernel, as
+the oracle that says which tiles may be skipped and what then comes out, forward and backward.
+
+Shape letters: B batch, H query heads, Q queries, D head dim, E value dim, I query blocks,
+A pairs of batch and head that are active in a tile, T rows and S columns of a tile.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.attention import autocast
+from sigmoid_attention.attention.bounds import may_stop
+from sigmoid_attention.attention.impl import reference
+from sigmoid_attention.attention.impl.tiles import Tile, Tiles
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Pass:
+    """What the passes over one tile share: its operands, weights and the slope of cap.
+
+    With W the weights, c = cap' at the scores, s the scale and dO the gradient of the output:
+        dV = W^T dO,  dU = W (1 - W) dO V^T,  dS = dU c,  dQ = s dS K,  dK = s dS^T Q.
+    """
+
+    def __init__(self, tile: Tile) -> None:
+        self.scale = tile.of.scale
+        self.query, self.key, self.value = tile.operands()
+        cap = tile.of.softcap
+        scores_ATS = reference.scores(
+            self.query[None], self.key[None], scale=self.scale, softcap=cap
+        )[0]
+        self.weights = reference.weights(scores_ATS + tile.extra(), tile.visible())
+        self.slope = scores_ATS.new_ones(()) if cap is None else 1 - (scores_ATS / cap).square()
+        # cap'' over cap', at the raw scores.
+        self.bend = scores_ATS.new_zeros(()) if cap is None else -2 * scores_ATS / cap**2
+
+    def output(self) -> Tensor:
+        return self.weights @ self.value
+
+    def gradients(self, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of query, key, value and extra logits."""
+        steep = self.weights * (1 - self.weights)
+        grad_extra = steep * (grad_out @ self.value.mT)
+        grad_scores = grad_extra * self.slope * self.scale
+        grad_value = self.weights.mT @ grad_out
+        return grad_scores @ self.key, grad_scores.mT @ self.query, grad_value, grad_extra
+
+    def second_gradients(
+        self, grad_out: Tensor, on_query: Tensor, on_key: Tensor, on_value: Tensor, on_extra: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of <gradients, on_...> for query, key, value, extra logits and grad_out.
+
+        With G = dO V^T, R = s (on_Q K^T + Q on_K^T) and M = R c + on_U the product is
+        <M, W (1 - W) G> + <W, dO on_V^T>, whose derivatives these are.
+        """
+        steep = self.weights * (1 - self.weights)
+        grad_weights = grad_out @ self.value.mT
+        grad_extra = steep * grad_weights
+        grad_scores = grad_extra * self.slope * self.scale
+        reach = (on_query @ self.key.mT + self.query @ on_key.mT) * self.scale
+        blend = reach * self.slope + on_extra
+        mixed = blend * steep
+        extra = steep * (blend * grad_weights * (1 - 2 * self.weights) + grad_out @ on_value.mT)
+        scores = (extra + reach * grad_extra * self.bend) * self.slope * self.scale
+        return (
+            scores @ self.key + grad_scores @ on_key,
+            scores.mT @ self.query + grad_scores.mT @ on_query,
+            mixed.mT @ grad_out,
+            extra,
+            mixed @ self.value + self.weights @ on_value,
+        )
+
+
+def _outside_autocast(compute: Callable[Concatenate[Tiles, P], R]) -> Callable[..., R]:
+    """A pass over tiles in their own precision; a backward pass may find autocast on or off."""
+
+    @wraps(compute)
+    def run(tiles: Tiles, *others: P.args, **named: P.kwargs) -> R:
+        with autocast.off(tiles.query.device):
+            return compute(tiles, *others, **named)
+
+    return run
+
+
+@_outside_autocast
+def forward(tiles: Tiles, tolerance: float, relative: bool) -> tuple[Tensor, Tensor]:
+    """Output (B, H, Q, E), and how many tiles each query block visits, (B, H, I)."""
+    batch, heads, queries, _ = tiles.query.shape
+    bounds = tiles.bounds()
+    remaining = bounds.remaining().flatten(0, 1)
+    sees = bounds.visited(bounds.most).flatten(0, 1) > 0
+    order = bounds.order.tolist()
+    out = tiles.query.new_zeros(batch, heads, queries, tiles.value.shape[3], dtype=tiles.dtype)
+    visits = bounds.order.new_full((batch * heads, len(order)), bounds.order.shape[1])
+    for i, turns in enumerate(order):
+        rows = tiles.rows(i)
+        squares = out.new_zeros(batch * heads, rows.stop - rows.start)
+        going = torch.ones(batch * heads, dtype=torch.bool, device=out.device)
+        for turn, j in enumerate(turns):
+            stop = going & may_stop(
+                remaining[:, i, turn],
+                squares.amin(-1).double().sqrt(),
+                tolerance=tolerance,
+                tolerance_is_relative=relative,
+            )
+            visits[stop, i] = turn
+            going &= ~stop
+            active = (going & sees[:, i, turn]).nonzero()[:, 0]
+            if active.numel():
+                tile = tiles.cut(i, j, active)
+                step = Pass(tile)
+                squares[active] += step.weights.square().sum(-1)
+                tile.add_to_rows(out, step.output())
+    return out.to(tiles.query.dtype), visits.view(batch, heads, len(order))
+
+
+def _visited(tiles: Tiles, visits_BHI: Tensor) -> Iterator[Tile]:
+    """The tiles that the forward pass computed."""
+    bounds = tiles.bounds()
+    sees = bounds.visited(bounds.most).flatten(0, 1) > 0
+    visits = visits_BHI.flatten(0, 1)
+    for i, turns in enumerate(bounds.order.tolist()):
+        for turn, j in enumerate(turns):
+            active = (sees[:, i, turn] & (turn < visits[:, i])).nonzero()[:, 0]
+            if active.numel():
+                yield tiles.cut(i, j, active)
+
+
+def _totals(tiles: Tiles) -> list[Tensor]:
+    """Zeros in the shape of query, key, value, bias, float mask and slopes; empty if absent."""
+    like = (
+        tiles.query, tiles.key, tiles.value, tiles.bias, tiles.float_mask, tiles.alibi_slopes
+    )  # fmt: skip
+    return [
+        tiles.query.new_zeros((0,) if tensor is None else tensor.shape, dtype=tiles.dtype)
+        for tensor in like
+    ]
+
+
+def _add_extra(tile: Tile, totals: Sequence[Tensor], grad_ATS: Tensor) -> None:
+    """Hand the gradient of a tile's extra logits on to bias, float mask and slopes."""
+    bias, mask, slopes = totals
+    tile.add_to_term(bias, grad_ATS)
+    if tile.of.float_mask is not None:
+        tile.add_to_term(mask, grad_ATS)
+    if tile.of.alibi_slopes is not None:
+        tile.add_to_heads(slopes, -(grad_ATS * tile.offset().abs()).sum((1, 2)))
+
+
+def _extra_along(tile: Tile, directions: Sequence[Tensor]) -> Tensor:
+    """The change of a tile's extra logits along directions of bias, float mask and slopes."""
+    bias, mask, slopes = directions
+    change = tile.of_term(bias)
+    if tile.of.float_mask is not None:
+        change = change + tile.of_term(mask)
+    if tile.of.alibi_slopes is not None:
+        change = change - tile.of_heads(slopes)[:, None, None] * tile.offset().abs()
+    return change.to(tile.of.dtype)
+
+
+@_outside_autocast
+def backward(tiles: Tiles, grad_out: Tensor, visits_BHI: Tensor) -> list[Tensor]:
+    """Gradients of query, key, value, bias, float mask and slopes; empty for what is absent."""
+    total = _totals(tiles)
+    for tile in _visited(tiles, visits_BHI):
+        grads = Pass(tile).gradients(tile.of_rows(grad_out))
+        tile.add_to_rows(total[0], grads[0])
+        tile.add_to_columns(total[1], grads[1])
+        tile.add_to_columns(total[2], grads[2])
+        _add_extra(tile, total[3:], grads[3])
+    return total
+
+
+@_outside_autocast
+def double_backward(
+    tiles: Tiles, grad_out: Tensor, visits_BHI: Tensor, directions: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of ``backward``'s results for its inputs, and last for ``grad_out``."""
+    total = _totals(tiles)
+    on_grad_out = torch.zeros_like(grad_out, dtype=tiles.dtype)
+    for tile in _visited(tiles, visits_BHI):
+        second = Pass(tile).second_gradients(
+            tile.of_rows(grad_out),
+            tile.of_rows(directions[0]),
+            tile.of_columns(directions[1]),
+            tile.of_columns(directions[2]),
+            _extra_along(tile, directions[3:]),
+        )
+        tile.add_to_rows(total[0], second[0])
+        tile.add_to_columns(total[1], second[1])
+        tile.add_to_columns(total[2], second[2])
+        _add_extra(tile, total[3:], second[3])
+        tile.add_to_rows(on_grad_out, second[4])
+    return [*total, on_grad_out]

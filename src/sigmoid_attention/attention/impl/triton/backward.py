@@ -1,0 +1,199 @@
+"""The backward kernel: a block of keys visits the queries that see it, five products a tile.
+
+With W the weights, c = cap' at the scores and s the scale, for an upstream gradient dO:
+
+    dV = W^T dO,   dU = W (1 - W) dO V^T,   dS = dU c,   dK = s dS^T Q,   dQ = s dS K
+
+There is no row statistic to compute first, and nothing to save but the inputs. Tiles are computed
+as keys by queries, in which form W^T and dS^T are what the products for dV and dK take from
+registers. A block keeps its dK and dV; its share of dQ is added to an fp32 total in memory, in
+whatever order blocks come by. The query heads that share a key head are visited one after the
+other by the same block, so that their sums need no memory.
+
+Gradients of what is added to the logits are sums of dU and come from the same pass: per pair as
+they are, per row by addition in memory, per key and for the slopes in registers.
+
+Shape letters: Q queries of a tile, K keys of a tile, D head dim, E value dim.
+"""
+
+import triton
+import triton.language as tl
+
+from sigmoid_attention.attention.impl.triton import tile
+from sigmoid_attention.attention.impl.triton.activation import LOG2E
+from sigmoid_attention.attention.impl.triton.tile import ACCURATE, COLUMNS, HEADS, ROWS
+
+# What becomes of a gradient.
+NOT_WANTED = tl.constexpr(0)
+STORED = tl.constexpr(1)  # nobody else writes there
+ADDED = tl.constexpr(2)
+
+
+@triton.jit(do_not_specialize=tile.NUMBERS)
+def backward(
+    query, key, value, grad_out, grad_query, grad_key, grad_value, bias, mask, slopes,
+    grad_rows, grad_columns, grad_pairs, grad_slopes, magnitudes, places, spans,
+    sequences, heads, group, longest_q, longest_k, units, scale, constant, softcap, left, right,
+    D: tl.constexpr, E: tl.constexpr, WIDE_D: tl.constexpr, WIDE_E: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr,
+    BIAS: tl.constexpr, MASK: tl.constexpr, SLOPES: tl.constexpr, SOFTCAP: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, SPANS: tl.constexpr,
+    SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    ON_QUERY: tl.constexpr, ON_ROWS: tl.constexpr, ON_COLUMNS: tl.constexpr,
+    ON_PAIRS: tl.constexpr, ON_SLOPES: tl.constexpr, BY_16: tl.constexpr,
+    BY_8: tl.constexpr,
+):  # fmt: skip
+    """One block of keys of one key head; arguments as for the forward kernel.
+
+    BY_16: the number of keys is a multiple of 16. A bias or a mask is read by as many then, where
+    else each key would have to be asked for.
+
+    grad_rows (B, H, Q), grad_columns (B, H, K), grad_slopes (B, H, blocks) and grad_pairs, which
+    broadcasts to (B, H, Q, K), are in fp32; ON_... say what to do with each.
+    magnitudes: see :func:`grad_shift`; spans: the ranges of queries, (4, B, H, units).
+    """
+    query, grad_out = tile.by_8(query, BY_8), tile.by_8(grad_out, BY_8)
+    key, value = tile.by_8(key, BY_8), tile.by_8(value, BY_8)
+    grad_key, grad_value = tile.by_8(grad_key, BY_8), tile.by_8(grad_value, BY_8)
+    grad_query = tile.by_8(grad_query, BY_8)
+    blocks = tl.cdiv(longest_k, BLOCK_K)
+    turn = tl.program_id(0)
+    # The first keys are seen by most queries.
+    block = turn % blocks
+    g = turn // blocks % (heads // group)
+    s = turn // blocks // (heads // group)
+    start_q, length_q, start_k, length_k = tile.place(places, sequences, s, longest_q, longest_k)
+    if BY_16:
+        length_k = length_k // 16 * 16
+    first_k = block * BLOCK_K
+    if first_k < length_k:
+        PRECISE: tl.constexpr = PRECISION == "tf32x3" and ACTIVATION == ACCURATE
+        UNIT: tl.constexpr = LOG2E if ACTIVATION == ACCURATE else tl.constexpr(0.5)
+        column = tl.arange(0, BLOCK_K)
+        row = tl.arange(0, BLOCK_Q)
+        k, q = column[:, None], row[None, :]
+        key_KD = tile.load_rows(
+            tile.rows_of(key, s, g, start_k), key[3], first_k, length_k, column, D, WIDE_D, True
+        )
+        value_KE = tile.load_rows(
+            tile.rows_of(value, s, g, start_k), value[3], first_k, length_k, column, E, WIDE_E,
+            True,
+        )  # fmt: skip
+        on_key_KD = tl.zeros((BLOCK_K, WIDE_D), tl.float32)
+        on_value_KE = tl.zeros((BLOCK_K, WIDE_E), tl.float32)
+        up, down = grad_shift(magnitudes, SHIFT)
+        numbers = scale, constant, softcap, left, right
+        shift = length_k - length_q
+        for member in tl.range(0, group):
+            h = g * group + member
+            slope = tile.slope_of(slopes, s, h, SLOPES) * UNIT
+            extra = constant * UNIT + (SHIFT if ACTIVATION == ACCURATE else 0)
+            extra = tile.plus(
+                extra, bias, s, h, q, k, 0, first_k, length_q, length_k, BIAS, HEADS, COLUMNS,
+                UNIT,
+            )  # fmt: skip
+            extra = tile.plus(
+                extra, mask, s, h, q, k, 0, first_k, length_q, length_k, MASK, HEADS, COLUMNS,
+                UNIT,
+            )  # fmt: skip
+            query_rows = tile.rows_of(query, s, h, start_q)
+            grad_out_rows = tile.rows_of(grad_out, s, h, start_q)
+            span = spans
+            if SPANS:
+                span = spans + (s.to(tl.int64) * heads + h) * units + first_k // SPAN
+            first, end, inner_first, inner_end, full_first, full_end = tile.visited(
+                first_k - shift, tl.minimum(first_k + BLOCK_K, length_k) - 1 - shift, length_q,
+                right, left, span, sequences * heads * units,
+                RIGHT, LEFT, SPANS, SPAN, BLOCK_Q,
+            )  # fmt: skip
+            column_sum = tl.zeros((BLOCK_K,), tl.float32)
+            slope_sum = tl.zeros((BLOCK_K,), tl.float32)
+            for part in tl.static_range(3):
+                begin, stop = tile.part_of(part, first, inner_first, inner_end, end)
+                if part != 0 or RIGHT:
+                    # What is kept from tile to tile are the sums; with more the widest would spill.
+                    for i in tl.range(begin, stop, disable_licm=WIDE_D + WIDE_E > 128):
+                        first_q = i * BLOCK_Q
+                        query_QD = tile.load_rows(
+                            query_rows, query[3], first_q, length_q, row, D, WIDE_D, part != 1
+                        )
+                        grad_QE = tile.load_rows(
+                            grad_out_rows, grad_out[3], first_q, length_q, row, E, WIDE_E,
+                            part != 1,
+                        )  # fmt: skip
+                        scores_KQ = tile.dot(key_KD, tl.trans(query_QD), None, PRECISION)
+                        weights_KQ, x_KQ, bend_KQ, away_KQ = tile.weigh(
+                            scores_KQ, extra, slope, bias, mask, s, h, q, k, first_q, first_k,
+                            length_q, length_k, numbers, i, full_first, full_end,
+                            BIAS, MASK, ROWS, SLOPES, SOFTCAP, LEFT, RIGHT, part == 1, SPANS, UNIT,
+                            PRECISION, SHIFT, ACTIVATION,
+                        )  # fmt: skip
+                        rounded = weights_KQ.to(grad_QE.dtype)
+                        on_value_KE = tile.dot(rounded, grad_QE, on_value_KE, PRECISION)
+                        grad_KQ = tile.dot(value_KE, tl.trans(grad_QE), None, PRECISION)
+                        grad_KQ *= tile.steepness(weights_KQ, x_KQ, up, SHIFT, PRECISE)
+                        if ON_COLUMNS:
+                            column_sum += tl.sum(grad_KQ, 1)
+                        if ON_SLOPES:
+                            slope_sum += tl.sum(grad_KQ * tl.abs(away_KQ), 1)
+                        if ON_ROWS:
+                            own = grad_rows[0] + s.to(tl.int64) * grad_rows[1]
+                            own += h.to(tl.int64) * grad_rows[2] + first_q
+                            tl.atomic_add(
+                                own + row, tl.sum(grad_KQ, 0) * down, mask=row < length_q - first_q,
+                                sem="relaxed",
+                            )  # fmt: skip
+                        if ON_PAIRS != NOT_WANTED:
+                            tile.give_pairs(
+                                grad_pairs, s, h, q, k, first_q, first_k, length_q, length_k,
+                                grad_KQ * down, ON_PAIRS == ADDED,
+                            )  # fmt: skip
+                        if SOFTCAP:
+                            grad_KQ *= bend_KQ
+                        rounded = grad_KQ.to(query_QD.dtype)
+                        on_key_KD = tile.dot(rounded, query_QD, on_key_KD, PRECISION)
+                        if ON_QUERY:
+                            part_QD = tile.dot(tl.trans(rounded), key_KD, None, PRECISION)
+                            if SHIFT != 0:
+                                part_QD *= down
+                            tile.add_rows(
+                                tile.rows_of(grad_query, s, h, start_q), grad_query[3], first_q,
+                                length_q, row, part_QD, D, WIDE_D, part != 1,
+                            )  # fmt: skip
+            exists = column < length_k - first_k
+            if ON_COLUMNS:
+                own = grad_columns[0] + s.to(tl.int64) * grad_columns[1]
+                own += h.to(tl.int64) * grad_columns[2] + first_k
+                tl.store(own + column, column_sum * down, mask=exists)
+            if ON_SLOPES:
+                own = grad_slopes[0] + s.to(tl.int64) * grad_slopes[1]
+                own += h.to(tl.int64) * grad_slopes[2] + block
+                tl.store(own, -tl.sum(slope_sum, 0) * down)
+        tile.store_rows(
+            tile.rows_of(grad_key, s, g, start_k), grad_key[3], first_k, length_k, column,
+            on_key_KD * (scale * down), D, WIDE_D,
+        )  # fmt: skip
+        tile.store_rows(
+            tile.rows_of(grad_value, s, g, start_k), grad_value[3], first_k, length_k, column,
+            on_value_KE * 2.0**-SHIFT, E, WIDE_E,
+        )  # fmt: skip
+
+
+@triton.jit
+def grad_shift(magnitudes, SHIFT: tl.constexpr):
+    """The power of two by which dU is multiplied before it is rounded to fp16, and its inverse.
+
+    |dU| is at most max|dO| max|v| / 4; the two norms, if they are given, tell how far it is from
+    fp16's largest number, 2^16 less a bit. Without them the power is 1.
+    """
+    if SHIFT == 0:
+        up, down = 1.0, 1.0
+    else:
+        largest = tl.load(magnitudes) * tl.load(magnitudes + 1)
+        # 2^17 and not 2^18: norms and their product are rounded.
+        power = 17.0 - tl.ceil(tl.log2(largest))
+        known = (largest > 0.0) & (tl.abs(power) <= 60.0)
+        power = tl.where(known, power, 0.0).to(tl.int32)
+        up = ((power + 127) << 23).to(tl.float32, bitcast=True)
+        down = ((127 - power) << 23).to(tl.float32, bitcast=True)
+    return up, down

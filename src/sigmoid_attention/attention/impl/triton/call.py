@@ -1,0 +1,382 @@
+"""From the tensors of a call to the launches of its kernels.
+
+Shape letters: B sequences, H query heads, G key heads, Q queries, K keys, D head dim, E value dim,
+I units of queries, J units of keys.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from sigmoid_attention.attention.bounds import TAIL_LOGIT
+from sigmoid_attention.attention.impl.triton import activation, configs, plan, tile
+from sigmoid_attention.attention.impl.triton.backward import ADDED, NOT_WANTED, STORED, backward
+from sigmoid_attention.attention.impl.triton.backward_queries import backward_queries
+from sigmoid_attention.attention.impl.triton.configs import Config, Configs
+from sigmoid_attention.attention.impl.triton.forward import forward
+from sigmoid_attention.attention.impl.triton.launch import launch, room
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FARTHEST_ROW = 2**23
+
+# With slopes a plan pays once rows are longer than the near keys that it computes anyway; without,
+# only a bias far below zero can make tails, and reading all queries and keys once must not matter.
+PLANNED_WITH_SLOPES = 1024
+PLANNED_WITHOUT = 8192
+
+# A tensor with its strides, as tile.py has them, or None.
+Strided = tuple | None
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """The tensor, copied only where the elements of a row do not lie side by side, or rows so far
+    apart that offsets within a tile would need more than 32 bits."""
+    near = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+    return tensor if near and tensor.stride(-2) <= FARTHEST_ROW else tensor.contiguous()
+
+
+def as_four(tensor: Tensor) -> tuple[int, ...]:
+    return (1,) * (4 - tensor.dim()) + tuple(tensor.shape)
+
+
+def form(term: Tensor | None) -> int:
+    """Which form of tile.py a bias or a mask has."""
+    if term is None:
+        found = tile.NONE
+    elif term.dtype == torch.bool:
+        found = tile.FLAGS
+    else:
+        by_query, by_key = (size > 1 for size in as_four(term)[2:])
+        found = tile.PAIRS if by_key else tile.ROWS
+        if not by_query:
+            found = tile.COLUMNS if by_key else tile.HEADS
+    return found.value
+
+
+def strided(term: Tensor | None) -> Strided:
+    """A term and its strides along (B, H, Q, K), 0 where it broadcasts."""
+    if term is None:
+        return None
+    pairs = zip(term.shape, term.stride(), strict=True)
+    strides = tuple(0 if size == 1 else stride for size, stride in pairs)
+    flags = term.view(torch.uint8) if term.dtype == torch.bool else term
+    return flags, *(0,) * (4 - len(strides)), *strides
+
+
+def by_8(*tensors: Strided) -> bool:
+    """Whether tile.by_8 has something to say: all strides are multiples of 8, and not of 16."""
+    strides = [stride for tensor in tensors if tensor is not None for stride in tensor[1:]]
+    return all(stride % 8 == 0 for stride in strides) and any(stride % 16 for stride in strides)
+
+
+def cdiv(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def padded(dim: int) -> int:
+    """What a product takes for ``dim``: a power of two, and 16 at least."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a call; ``constant`` is added to every logit, a softcap of 0 is none."""
+
+    max_q: int
+    max_k: int
+    packed: bool
+    left: int
+    right: int
+    relative: bool
+    scale: float
+    softcap: float
+    constant: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a backward pass fills; None is not computed.
+
+    ``query`` lacks the factor ``scale`` and is in fp32 and zero at first, unless it is computed in
+    order. The last four are in fp32 and zero at first: rows (B, H, Q), columns (B, H, K), pairs
+    (broadcasts to (B, H, Q, K)) and slopes (B, H, blocks of keys).
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    rows: Tensor | None
+    columns: Tensor | None
+    pairs: Tensor | None
+    pairs_shared: bool
+    slopes: Tensor | None
+
+
+class Call:
+    """The tensors of a call and what its kernels have in common."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        attn_mask: Tensor | None,
+        alibi_slopes: Tensor | None,
+        places: Tensor | None,
+        settings: Settings,
+    ) -> None:
+        self.query, self.key, self.value = readable(query), readable(key), readable(value)
+        self.bias, self.mask, self.slopes = bias, attn_mask, alibi_slopes
+        self.places, self.settings = places, settings
+        self.sequences = query.shape[0] if places is None else places.shape[1]
+        self.heads, self.key_heads = query.shape[1], key.shape[1]
+        self.head_dim, self.value_dim = query.shape[3], value.shape[3]
+
+    @cached_property
+    def configs(self) -> Configs:
+        own, dims = configs.of(self.query.device), (padded(self.head_dim), padded(self.value_dim))
+        chosen = configs.choose(own, self.query.dtype, *dims)
+        return chosen.beside_pairs(self.read_for_each_pair)
+
+    @cached_property
+    def read_for_each_pair(self) -> int:
+        """Bytes of bias and mask for each score."""
+        of_pairs = (tile.PAIRS.value, tile.FLAGS.value)
+        terms = (term for term in (self.bias, self.mask) if form(term) in of_pairs)
+        return sum(term.element_size() for term in terms if term is not None)
+
+    @property
+    def on_device(self):
+        """Launches go to the current device, which need not be the tensors'."""
+        return torch.cuda.device(self.query.device) if self.query.is_cuda else nullcontext()
+
+    def rows(self, tensor: Tensor) -> Strided:
+        batch, head, row, _ = tensor.stride()
+        return tensor, 0 if self.settings.packed else batch, head, row
+
+    @cached_property
+    def terms(self) -> tuple[Strided, Strided, Strided]:
+        slopes = self.slopes
+        if slopes is not None:
+            batch = slopes.stride(0) if slopes.dim() == 2 and slopes.shape[0] > 1 else 0
+            slopes = slopes, batch, slopes.stride(-1)
+        return strided(self.bias), strided(self.mask), slopes
+
+    def numbers(self, units: int) -> tuple[int | float, ...]:
+        """As NUMBERS of tile.py."""
+        own = self.settings
+        return (
+            self.sequences, self.heads, self.heads // self.key_heads, own.max_q, own.max_k, units,
+            own.scale, own.constant, own.softcap, own.left, own.right,
+        )  # fmt: skip
+
+    def units(self, length: int) -> int:
+        return cdiv(length, self.configs.span)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return {"D": self.head_dim, "WIDE_D": padded(self.head_dim)}
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """What the kernels are compiled for, beside dims and blocks."""
+        own = self.settings
+        return {
+            "BIAS": form(self.bias),
+            "MASK": form(self.mask),
+            "SLOPES": self.slopes is not None,
+            "SOFTCAP": own.softcap > 0,
+            "LEFT": own.left >= 0,
+            "RIGHT": own.right >= 0,
+            # In fp32 three products in tf32 keep the digits; the others have their own.
+            "PRECISION": "tf32x3" if self.query.dtype == torch.float32 else "tf32",
+        }
+
+    def constants(self, config: Config, planned: bool) -> dict[str, Any]:
+        """Of one of the three kernels."""
+        tanh = activation.tanh_is_used()
+        return (
+            self.dims
+            | self.features
+            | {
+                "E": self.value_dim,
+                "WIDE_E": padded(self.value_dim),
+                "BLOCK_Q": config.block_q,
+                "BLOCK_K": config.block_k,
+                "SPAN": self.configs.span,
+                "SPANS": planned,
+                "SHIFT": 15 if self.query.dtype == torch.float16 else 0,
+                "ACTIVATION": (tile.TANH if tanh else tile.ACCURATE).value,
+                "num_warps": config.num_warps,
+                "num_stages": config.num_stages,
+            }
+        )
+
+    @cached_property
+    def ranges(self) -> Tensor | None:
+        """(4, B, H, I), what plan.py bounds; None where there is nothing to plan."""
+        own, span = self.settings, self.configs.span
+        looked_at = (tile.NONE.value, tile.HEADS.value, tile.ROWS.value)
+        if form(self.bias) not in looked_at or form(self.mask) not in (
+            *looked_at, tile.FLAGS.value
+        ):  # fmt: skip
+            # A term of every key would have to be read in full first.
+            return None
+        if self.slopes is None:
+            worthwhile = own.max_k >= PLANNED_WITHOUT and own.constant <= TAIL_LOGIT
+        else:
+            worthwhile = own.max_k >= PLANNED_WITH_SLOPES
+        if not worthwhile:
+            return None
+        units, units_k = self.units(own.max_q), self.units(own.max_k)
+        query_norms = self.norms(self.query, self.heads, units, keys=False)
+        key_norms = self.norms(self.key, self.key_heads, units_k, keys=True)
+        ranges = room(self.query, (4, self.sequences, self.heads, units), torch.int32)
+        launch(
+            plan.bound, ranges[0].numel(),
+            self.rows(self.query), self.rows(self.key), query_norms, key_norms, *self.terms,
+            self.places, ranges, *self.numbers(units), units_k, own.tolerance,
+            **self.dims, **self.features, BLOCK_K=min(span, 64), SPAN=span, CHUNK=plan.CHUNK,
+            RELATIVE=own.relative, num_warps=8, num_stages=1,
+        )  # fmt: skip
+        return ranges
+
+    def norms(self, rows: Tensor, heads: int, units: int, *, keys: bool) -> Tensor:
+        """(B, heads, units)"""
+        shape = (self.sequences, heads, units)
+        found = room(rows, shape, torch.float32)
+        dim = rows.shape[3]
+        launch(
+            plan.norms, found.numel(), self.rows(rows), found, self.places, self.sequences, heads,
+            self.settings.max_k if keys else self.settings.max_q, units,
+            D=dim, WIDE_D=padded(dim), SPAN=self.configs.span, KEYS=keys, num_warps=4,
+        )  # fmt: skip
+        return found
+
+    def spans(self, *, of_keys: bool) -> Tensor | None:
+        """The plan, settled: (4, B, H, I) ranges of keys, or (4, B, H, J) of queries."""
+        if self.ranges is None:
+            return None
+        units = self.ranges.shape[3]
+        settled_units = self.units(self.settings.max_k) if of_keys else units
+        pairs = self.sequences * self.heads
+        sizes = (4, self.sequences, self.heads, settled_units)
+        settled = room(self.ranges, sizes, torch.int32)
+        launch(
+            plan.settle, pairs * cdiv(settled_units, plan.CHUNK),
+            self.ranges, settled, pairs, units, settled_units,
+            CHUNK=plan.CHUNK, OF_KEYS=of_keys, num_warps=4,
+        )  # fmt: skip
+        return settled
+
+    def described(self, config: Config) -> tuple[TensorDescriptor, ...] | None:
+        """Keys and values for the tensor memory accelerator, if that can fetch them."""
+        if not config.described or self.places is not None:
+            return None
+        unit = 16 // self.query.element_size()
+        for tensor in (self.key, self.value):
+            odd = any(stride % unit or stride == 0 for stride in tensor.stride()[:3])
+            if odd or tensor.data_ptr() % 16:
+                return None
+        return tuple(
+            TensorDescriptor(
+                tensor, list(tensor.shape), list(tensor.stride()),
+                # Behind the last dim it brings zeros.
+                [1, 1, config.block_k, padded(tensor.shape[3])],
+            )
+            for tensor in (self.key, self.value)
+        )  # fmt: skip
+
+    def forward(self, out: Tensor) -> None:
+        config = self.configs.forward
+        with self.on_device:
+            spans = self.spans(of_keys=False)
+            described = None if self.key.numel() == 0 else self.described(config)
+            keys, values = self.rows(self.key), self.rows(self.value)
+            queries, rows_of_out = self.rows(self.query), self.rows(out)
+            launch(
+                forward, self.sequences * self.heads * cdiv(self.settings.max_q, config.block_q),
+                queries, *(described or (keys, values)), rows_of_out,
+                *self.terms, self.places, spans, *self.numbers(self.units(self.settings.max_q)),
+                **self.constants(config, spans is not None), DESCRIBED=described is not None,
+                BY_8=by_8(queries, keys, values, rows_of_out),
+            )  # fmt: skip
+
+    def backward(self, grad_out: Tensor, into: Gradients, *, in_order: bool) -> None:
+        """``in_order``: the same bits in every run, with a kernel more."""
+        with self.on_device:
+            magnitudes = self._magnitudes(grad_out)
+            self._keys(grad_out, into, magnitudes, in_order)
+            if in_order:
+                self._queries(grad_out, into, magnitudes)
+
+    def _magnitudes(self, grad_out: Tensor) -> Tensor | None:
+        """The largest norms of the rows of dO and of V, which fp16 needs to know."""
+        if self.query.dtype != torch.float16:
+            return None
+        found = torch.zeros(2, dtype=torch.float32, device=grad_out.device)
+        own = self.settings
+        norms = (
+            self.norms(grad_out, self.heads, self.units(own.max_q), keys=False),
+            self.norms(self.value, self.key_heads, self.units(own.max_k), keys=True),
+        )
+        for place, each in zip(found, norms, strict=True):
+            if each.numel():
+                torch.amax(each, (0, 1, 2), out=place)
+        return found
+
+    def _keys(
+        self, grad_out: Tensor, into: Gradients, magnitudes: Tensor | None, in_order: bool
+    ) -> None:
+        summed = (into.rows, into.columns, into.slopes)
+        plain = all(sums is None for sums in summed)
+        config = self.configs.backward if plain else self.configs.backward_with_sums
+        spans = self.spans(of_keys=True)
+        pairs = NOT_WANTED
+        if into.pairs is not None:
+            pairs = ADDED if into.pairs_shared else STORED
+        by_16 = self.places is None and self.settings.max_k % 16 == 0
+        programs = self.sequences * self.key_heads * cdiv(self.settings.max_k, config.block_k)
+        given = (self.query, self.key, self.value, grad_out)
+        rows = [self.rows(tensor) for tensor in (*given, into.query, into.key, into.value)]
+        launch(
+            backward, programs, *rows,
+            *self.terms, _heads(into.rows), _heads(into.columns), strided(into.pairs),
+            _heads(into.slopes), magnitudes, self.places, spans,
+            *self.numbers(self.units(self.settings.max_k)),
+            **self.constants(config, spans is not None),
+            ON_QUERY=not in_order,
+            ON_ROWS=into.rows is not None and not in_order,
+            ON_COLUMNS=into.columns is not None,
+            ON_PAIRS=pairs.value,
+            ON_SLOPES=into.slopes is not None,
+            BY_16=by_16 and self.read_for_each_pair > 0,
+            BY_8=by_8(*rows),
+        )  # fmt: skip
+
+    def _queries(self, grad_out: Tensor, into: Gradients, magnitudes: Tensor | None) -> None:
+        config = self.configs.backward_queries
+        spans = self.spans(of_keys=False)
+        given = (self.query, self.key, self.value, grad_out, into.query)
+        rows = [self.rows(tensor) for tensor in given]
+        launch(
+            backward_queries,
+            self.sequences * self.heads * cdiv(self.settings.max_q, config.block_q), *rows,
+            *self.terms, _heads(into.rows), magnitudes, self.places, spans,
+            *self.numbers(self.units(self.settings.max_q)),
+            **self.constants(config, spans is not None),
+            ON_ROWS=into.rows is not None,
+            BY_8=by_8(*rows),
+        )  # fmt: skip
+
+
+def _heads(sums: Tensor | None) -> Strided:
+    """A (B, H, ...) tensor of sums with its strides along B and H."""
+    return None if sums is None else (sums, sums.stride(0), sums.stride(1))

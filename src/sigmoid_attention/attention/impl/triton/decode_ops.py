@@ -1,0 +1,207 @@
+"""Decoding as an operator of torch's library: what is launched, and in how many parts.
+
+**Parts.** A step reads its cache once, so it is as fast as the memory if every multiprocessor has
+as much to read as the others, in flight all the time. Of P units of work (key heads, sequences,
+blocks of rows) and a longest sequence of N blocks of keys, S parts each make P S programs of
+ceil(N / S) blocks; R of them run at a time. :func:`parts` takes the smallest S for which
+
+    ceil(P S / R) (ceil(N / S) + START_BLOCKS)
+
+is least: rounds of programs, times what a program takes. R counts RESIDENT programs for each
+multiprocessor, and a block is as many keys as fill BLOCK_BYTES. The three numbers are reckoned, not
+measured.
+
+Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim,
+S parts, M pages of a sequence.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.attention.impl.cpu.ops import unwatched
+from sigmoid_attention.attention.impl.triton import decode as kernels
+from sigmoid_attention.attention.impl.triton.call import padded, strided
+from sigmoid_attention.attention.impl.triton.configs import multiprocessors
+from sigmoid_attention.attention.impl.triton.launch import launch, room
+from sigmoid_attention.attention.impl.triton.ops import refuse
+from sigmoid_attention.attention.problem import Problem
+
+MOST_QUERIES = 16
+# Of keys, and as many of values: two programs keep about 128 KiB in flight, twice what it takes to
+# cover the memory's latency at 5 TB/s with 132 multiprocessors.
+BLOCK_BYTES = 16 * 1024
+RESIDENT = 2
+# A table of pages is read a stage ahead of what lies in them.
+STAGES, PAGED_STAGES = 3, 4
+# What starting a program and adding up its part costs, in blocks.
+START_BLOCKS = 2
+MOST_PARTS = 256
+# In every dtype: few rows leave room for it.
+WIDEST = 256
+# Of a block of rows: what it sums up, in fp32, stays in registers.
+MOST_ROWS, SUM_BYTES = 64, 32 * 1024
+# Weights are at most 1. In fp16, times 2^15, even those near 1 / n have all their digits.
+FP16_SHIFT = 15
+
+
+def attend(problem: Problem, return_aux: bool) -> Tensor:
+    """The operator for a few queries against a cache, (B, H, Q, E).
+
+    Raises:
+        NotImplementedError: no cache, too many queries, statistics, fp64, a head dim above 256,
+            gradients, or a device that runs no Triton.
+    """
+    _refuse(problem, return_aux)
+    own = problem.sequences
+    assert own is not None
+    bias = problem.bias
+    by_number = not isinstance(bias, Tensor)
+    tensors = (
+        problem.query,
+        problem.key,
+        problem.value,
+        None if by_number else bias,
+        problem.alibi_slopes,
+        *own.as_given(),
+    )
+    sizes = (own.max_k, *problem.window, int(problem.tolerance_is_relative))
+    constant = bias if by_number else 0.0
+    # NumPy's scalars are numbers, too, but not to a launch.
+    given = (problem.scale, problem.softcap or 0.0, constant, problem.tolerance)
+    numbers = given if torch.compiler.is_compiling() else tuple(map(float, given))
+    # Its way through torch's dispatcher would take longer than the kernel does.
+    compute = _compute if unwatched(tensors) else decode
+    return compute(*tensors, sizes, numbers)
+
+
+def _refuse(problem: Problem, return_aux: bool) -> None:
+    query, own = problem.query, problem.sequences
+    if own is None or own.packed:
+        raise NotImplementedError("query: the decoding kernel needs a cache")
+    if query.shape[2] > MOST_QUERIES:
+        raise NotImplementedError(
+            f"query: the decoding kernel takes {MOST_QUERIES} queries, got {query.shape[2]}"
+        )
+    refuse(problem, return_aux, WIDEST)
+    learns = (query, problem.key, problem.value, problem.bias, problem.alibi_slopes)
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in learns):
+        raise NotImplementedError("query: the decoding kernel has no gradients")
+
+
+@lru_cache
+def parts(units: int, keys: int, block: int, multiprocessors: int) -> int:
+    """In how many parts to read the keys: the formula of the module's text.
+
+    Example:
+        >>> parts(units=8, keys=32768, block=64, multiprocessors=132)
+        32
+        >>> parts(units=512, keys=32768, block=64, multiprocessors=132)
+        1
+    """
+    blocks, resident = -(-keys // block), RESIDENT * multiprocessors
+    if blocks == 0 or units == 0:
+        return 1
+
+    def cost(count: int) -> int:
+        return -(-units * count // resident) * (-(-blocks // count) + START_BLOCKS)
+
+    return min(range(1, min(blocks, MOST_PARTS) + 1), key=cost)
+
+
+def block_keys(head_dim: int, value_dim: int, itemsize: int) -> int:
+    """Keys of a block: as many as fill BLOCK_BYTES, a power of two from 16 to 128."""
+    row = padded(max(head_dim, value_dim)) * itemsize
+    return min(max(BLOCK_BYTES // row, 16), 128)
+
+
+def block_rows(rows: int, value_dim: int, dtype: torch.dtype) -> int:
+    """Rows of a block, a power of two from 16 to MOST_ROWS; in fp32, without tensor cores, 16."""
+    fitting = SUM_BYTES // (4 * padded(value_dim))
+    most = 16 if dtype == torch.float32 else min(fitting, MOST_ROWS)
+    return min(padded(rows), most)
+
+
+def _by_sequence(slopes: Tensor | None) -> tuple | None:
+    """Slopes with their strides along (B, H)."""
+    if slopes is None:
+        return None
+    return (slopes, *slopes.stride()) if slopes.dim() == 2 else (slopes, 0, slopes.stride(0))
+
+
+def _compute(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    alibi_slopes: Tensor | None,
+    used: Tensor,
+    block_table: Tensor | None,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
+) -> Tensor:
+    capacity, left, right, relative = sizes
+    scale, softcap, constant, tolerance = numbers
+    batch, heads, queries, head_dim = query.shape
+    key_heads, page = key.shape[1], 0 if block_table is None else key.shape[2]
+    value_dim = value.shape[3]
+    out = query.new_empty(batch, heads, queries, value_dim)
+    if out.numel() == 0:
+        return out
+    rows = heads // key_heads * queries
+    block_m = block_rows(rows, value_dim, query.dtype)
+    block_n = block_keys(head_dim, value_dim, query.element_size())
+    units = batch * key_heads * -(-rows // block_m)
+    seen = capacity if left < 0 else min(capacity, left + queries)
+    splits = parts(units, seen, block_n, multiprocessors(query.device))
+    found = out.unsqueeze(3)
+    if splits > 1:
+        found = room(query, (batch, heads, queries, splits, value_dim), torch.float32)
+    by_key = bias is not None and bias.dim() > 0 and bias.shape[-1] > 1
+    device = torch.cuda.device(query.device) if query.is_cuda else nullcontext()
+    with device:
+        launch(
+            kernels.attend_part, units * splits,
+            (query, *query.stride()), (key, *key.stride()), (value, *value.stride()),
+            (found, *found.stride()), (used, used.stride(0)),
+            None if block_table is None else (block_table, *block_table.stride()),
+            strided(bias), _by_sequence(alibi_slopes),
+            (key_heads, capacity, splits), (scale, softcap, constant, tolerance),
+            GROUP=heads // key_heads, QUERIES=queries, D=head_dim, E=value_dim,
+            LEFT=left, RIGHT=right, PAGE=page, BIAS_BY_KEY=by_key, HAS_SOFTCAP=softcap > 0,
+            HAS_REACH=softcap > 0 and alibi_slopes is not None and tolerance > 0 and not by_key,
+            RELATIVE=bool(relative),
+            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=padded(head_dim), BLOCK_E=padded(value_dim),
+            SHIFT=FP16_SHIFT if query.dtype == torch.float16 else 0,
+            num_warps=4, num_stages=PAGED_STAGES if page else STAGES,
+        )  # fmt: skip
+        if splits > 1:
+            launch(
+                kernels.add_parts, batch * heads * queries, found, out, splits,
+                E=value_dim, BLOCK_S=16, BLOCK_E=padded(value_dim), num_warps=4,
+            )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("sigmoid_attention::triton_decode", mutates_args=())
+def decode(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    alibi_slopes: Tensor | None,
+    used: Tensor,
+    block_table: Tensor | None,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
+) -> Tensor:
+    """Output (B, H, Q, E); ``sizes`` and ``numbers`` as ``attend`` packs them."""
+    return _compute(query, key, value, bias, alibi_slopes, used, block_table, sizes, numbers)
+
+
+@decode.register_fake
+def _(query, key, value, *arguments):
+    return query.new_empty(*query.shape[:3], value.shape[3])

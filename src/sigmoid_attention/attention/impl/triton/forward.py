@@ -1,0 +1,117 @@
+"""The forward kernel: a block of queries visits its keys, nothing is carried along but the sum.
+
+There is no maximum to wait for and no sum to divide by, so a tile is two products with a sigmoid
+in between. A block of queries visits a contiguous range of keys: first the tiles on the window's
+left edge, then the inner ones, which need no mask, then those on its right edge or behind the last
+key. Of the inner ones a contiguous part has the full sigmoid; the certificate proves that the
+others lie in the sigmoid's tail.
+
+Shape letters: Q queries of a block, K keys of a block, D head dim, E value dim.
+"""
+
+import triton
+import triton.language as tl
+
+from sigmoid_attention.attention.impl.triton import tile
+from sigmoid_attention.attention.impl.triton.activation import LOG2E
+from sigmoid_attention.attention.impl.triton.tile import ACCURATE, COLUMNS, HEADS, ROWS
+
+
+@triton.jit(do_not_specialize=tile.NUMBERS)
+def forward(
+    query, key, value, out, bias, mask, slopes, places, spans,
+    sequences, heads, group, longest_q, longest_k, units, scale, constant, softcap, left, right,
+    D: tl.constexpr, E: tl.constexpr, WIDE_D: tl.constexpr, WIDE_E: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr,
+    BIAS: tl.constexpr, MASK: tl.constexpr, SLOPES: tl.constexpr, SOFTCAP: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, SPANS: tl.constexpr,
+    SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr, BY_8: tl.constexpr,
+):  # fmt: skip
+    """One block of queries of one head.
+
+    group: query heads of a key head; longest_q, longest_k: of all sequences; units: see spans.
+    key, value: descriptors of (B, G, K, ...) if DESCRIBED; BY_8: see tile.by_8.
+    spans: (4, B, H, units), the ranges of keys in units of SPAN, see plan.py.
+    """
+    query, out = tile.by_8(query, BY_8), tile.by_8(out, BY_8)
+    if not DESCRIBED:
+        key, value = tile.by_8(key, BY_8), tile.by_8(value, BY_8)
+    blocks = tl.cdiv(longest_q, BLOCK_Q)
+    turn = tl.program_id(0)
+    # The last queries see most; a long block that starts last would be waited for.
+    block = blocks - 1 - turn % blocks
+    h = turn // blocks % heads
+    s = turn // blocks // heads
+    start_q, length_q, start_k, length_k = tile.place(places, sequences, s, longest_q, longest_k)
+    first_q = block * BLOCK_Q
+    if first_q < length_q:
+        span = spans
+        if SPANS:
+            span = spans + (s.to(tl.int64) * heads + h) * units + first_q // SPAN
+        out_QE = _attend(
+            tile.rows_of(query, s, h, start_q), query[3],
+            key, value, start_k, h // group,
+            bias, mask, slopes, span, sequences * heads * units, s, h,
+            first_q, length_q, length_k, (scale, constant, softcap, left, right),
+            D, E, WIDE_D, WIDE_E, BLOCK_Q, BLOCK_K, SPAN, BIAS, MASK, SLOPES, SOFTCAP,
+            LEFT, RIGHT, SPANS, SHIFT, ACTIVATION, PRECISION, DESCRIBED,
+        )  # fmt: skip
+        tile.store_rows(
+            tile.rows_of(out, s, h, start_q), out[3], first_q, length_q,
+            tl.arange(0, BLOCK_Q), out_QE, E, WIDE_E,
+        )  # fmt: skip
+
+
+@triton.jit
+def _attend(
+    query, query_row, key, value, start_k, g, bias, mask, slopes, span, span_step, s, h,
+    first_q, length_q, length_k, numbers,
+    D: tl.constexpr, E: tl.constexpr, WIDE_D: tl.constexpr, WIDE_E: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr,
+    BIAS: tl.constexpr, MASK: tl.constexpr, SLOPES: tl.constexpr, SOFTCAP: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, SPANS: tl.constexpr,
+    SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    constant, left, right = numbers[1], numbers[3], numbers[4]
+    UNIT: tl.constexpr = LOG2E if ACTIVATION == ACCURATE else tl.constexpr(0.5)
+    row = tl.arange(0, BLOCK_Q)
+    q = row[:, None]
+    k = tl.arange(0, BLOCK_K)[None, :]
+    query_QD = tile.load_rows(query, query_row, first_q, length_q, row, D, WIDE_D, True)
+    slope = tile.slope_of(slopes, s, h, SLOPES) * UNIT
+    extra = constant * UNIT + (SHIFT if ACTIVATION == ACCURATE else 0)
+    extra = tile.plus(
+        extra, bias, s, h, q, k, first_q, 0, length_q, length_k, BIAS, HEADS, ROWS, UNIT
+    )
+    extra = tile.plus(
+        extra, mask, s, h, q, k, first_q, 0, length_q, length_k, MASK, HEADS, ROWS, UNIT
+    )
+    shift = length_k - length_q
+    first, end, inner_first, inner_end, full_first, full_end = tile.visited(
+        first_q + shift, tl.minimum(first_q + BLOCK_Q, length_q) - 1 + shift, length_k,
+        left, right, span, span_step, LEFT, RIGHT, SPANS, SPAN, BLOCK_K,
+    )  # fmt: skip
+    out_QE = tl.zeros((BLOCK_Q, WIDE_E), tl.float32)
+    for part in tl.static_range(3):
+        begin, stop = tile.part_of(part, first, inner_first, inner_end, end)
+        if part != 0 or LEFT:
+            for j in tl.range(begin, stop):
+                first_k = j * BLOCK_K
+                key_KD = tile.block_of(
+                    key, s, g, start_k, first_k, length_k, BLOCK_K, D, WIDE_D, part != 1, DESCRIBED
+                )
+                scores_QK = tile.dot(query_QD, tl.trans(key_KD), None, PRECISION)
+                weights_QK, _, _, _ = tile.weigh(
+                    scores_QK, extra, slope, bias, mask, s, h, q, k, first_q, first_k,
+                    length_q, length_k, numbers, j, full_first, full_end,
+                    BIAS, MASK, COLUMNS, SLOPES, SOFTCAP, LEFT, RIGHT, part == 1, SPANS, UNIT,
+                    PRECISION, SHIFT, ACTIVATION,
+                )  # fmt: skip
+                value_KE = tile.block_of(
+                    value, s, g, start_k, first_k, length_k, BLOCK_K, E, WIDE_E, part != 1,
+                    DESCRIBED,
+                )  # fmt: skip
+                out_QE = tile.dot(weights_QK.to(value_KE.dtype), value_KE, out_QE, PRECISION)
+    return out_QE * 2.0**-SHIFT

@@ -1,0 +1,243 @@
+"""Arguments are checked here, once; nothing behind this file looks at them again.
+
+Every complaint is a ``ValueError`` of one sentence: which argument, what it got, what it wants.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+
+from sigmoid_attention.attention import arguments, autocast, masking
+from sigmoid_attention.attention.bias import (
+    BiasPolicy,
+    Constant,
+    HeadValues,
+    Learned,
+    NegLogEffectiveLength,
+    NegLogLength,
+)
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def same_kind(
+    query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of one floating dtype, on one device; autocast makes them agree."""
+    for name, tensor in zip(names, (query, key, value), strict=True):
+        arguments.dense(name, tensor)
+    query, key, value = autocast.same_dtype(query, key, value)
+    if query.dtype not in FLOATS:
+        raise ValueError(f"{names[0]}: dtype must be fp16, bf16, fp32 or fp64, got {query.dtype}")
+    for name, tensor in zip(names[1:], (key, value), strict=True):
+        if tensor.dtype != query.dtype:
+            raise ValueError(
+                f"{name}: dtype must equal {names[0]}'s, got {tensor.dtype} and {query.dtype}"
+            )
+        if tensor.device != query.device:
+            raise ValueError(
+                f"{name}: must be on {names[0]}'s device, got {tensor.device} and {query.device}"
+            )
+    return query, key, value
+
+
+def dense_shapes(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]) -> None:
+    """(B, H, Q, D), (B, G, K, D), (B, G, K, E)."""
+    for name, tensor in zip(names, (query, key, value), strict=True):
+        if tensor.dim() != 4:
+            raise ValueError(f"{name}: must be (batch, heads, length, dim), got {_shape(tensor)}")
+    if key.shape[0] != query.shape[0]:
+        raise ValueError(
+            f"{names[1]}: batch must equal {names[0]}'s, got {_shape(key)} and {_shape(query)}"
+        )
+    if key.shape[3] != query.shape[3]:
+        raise ValueError(
+            f"{names[1]}: head dim must equal {names[0]}'s, got {_shape(key)} and {_shape(query)}"
+        )
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(
+            f"{names[2]}: batch, heads and length must equal {names[1]}'s, "
+            f"got {_shape(value)} and {_shape(key)}"
+        )
+
+
+def head_groups(heads: int, key_heads: int, enable_gqa: bool, name: str = "key") -> None:
+    """Query heads are a multiple of key heads, and equal to them unless GQA was asked for."""
+    if not arguments.switch("enable_gqa", enable_gqa) and heads != key_heads:
+        raise ValueError(
+            f"{name}: has {key_heads} heads for {heads} query heads; enable_gqa=True shares them"
+        )
+    if key_heads == 0 or heads % key_heads:
+        raise ValueError(f"{name}: {key_heads} heads do not divide {heads} query heads")
+
+
+def settings(
+    head_dim: int,
+    *,
+    scale: float | None,
+    softcap: float | None,
+    is_causal: bool,
+    window_size: tuple[int, int],
+    dropout_p: float,
+) -> tuple[float, float | None, masking.Window]:
+    """Scale, by default 1 / sqrt(head dim), softcap, and the window with causality in it."""
+    if softcap is not None:
+        wanted = "positive and finite, a number, or None"
+        softcap = arguments.number("softcap", softcap, wanted)
+        if softcap < arguments.SMALLEST:
+            raise ValueError(f"softcap: must be {wanted}, got {softcap}")
+    wanted = "a number, at least 0 and below 1"
+    if not 0.0 <= arguments.number("dropout_p", dropout_p, wanted) < 1.0:
+        raise ValueError(f"dropout_p: must be {wanted}, got {dropout_p}")
+    if scale is None:
+        if head_dim == 0:
+            raise ValueError("query: head dim must be positive, got 0")
+        factor: float = head_dim**-0.5
+    else:
+        instead = "multiply query by a factor that is to learn, and give scale=1"
+        factor = arguments.number("scale", scale, "a finite number", instead)
+    pair = isinstance(window_size, tuple | list) and len(window_size) == 2
+    left, right = map(arguments.index, window_size) if pair else (None, None)
+    if left is None or right is None or min(left, right) < -1:
+        raise ValueError(
+            f"window_size: must be (left, right), whole numbers of -1 (no limit) or more, "
+            f"got {arguments.shown(window_size)}"
+        )
+    causal = arguments.switch("is_causal", is_causal)
+    return factor, softcap, masking.effective_window(causal, (left, right))
+
+
+def _broadcasts(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    sizes = tuple(tensor.shape)
+    if len(sizes) > len(shape):
+        return False
+    pairs = zip(reversed(sizes), reversed(shape), strict=False)
+    # Not `size in (1, full)`: under dynamic shapes that compares without asking the shape's symbol.
+    return all(size == 1 or size == full for size, full in pairs)
+
+
+def on_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    """A tensor beside query must live where query does."""
+    if tensor.device != device:
+        raise ValueError(f"{name}: must be on query's device, got {tensor.device} and {device}")
+
+
+def mask(attn_mask: Tensor | None, shape: tuple[int, ...], device: torch.device) -> None:
+    """Boolean or floating, broadcastable to (B, H, Q, K)."""
+    if attn_mask is None:
+        return
+    arguments.dense("attn_mask", attn_mask)
+    on_device("attn_mask", attn_mask, device)
+    if attn_mask.dtype != torch.bool and attn_mask.dtype not in FLOATS:
+        raise ValueError(
+            f"attn_mask: must be boolean (True = attend) or floating, got {attn_mask.dtype}"
+        )
+    if not _broadcasts(attn_mask, shape):
+        raise ValueError(
+            f"attn_mask: must broadcast to (batch, heads, queries, keys) = {shape}, "
+            f"got {_shape(attn_mask)}"
+        )
+
+
+def bias_tensor(bias: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    """Floating, broadcastable to (B, H, Q, K), and never of one dimension."""
+    arguments.dense("bias", bias)
+    on_device("bias", bias, device)
+    if bias.dtype not in FLOATS:
+        raise ValueError(f"bias: must be floating, got {bias.dtype}")
+    if bias.dim() == 1:
+        raise ValueError(
+            f"bias: a vector of {bias.shape[0]} could mean heads or keys; give a bias per head as "
+            f"(heads, 1, 1) and a bias per key as (1, 1, 1, keys)"
+        )
+    if not _broadcasts(bias, shape):
+        raise ValueError(
+            f"bias: must broadcast to (batch, heads, queries, keys) = {shape}, got {_shape(bias)}"
+        )
+
+
+def slopes(alibi_slopes: Tensor | None, batch: int, heads: int, device: torch.device) -> None:
+    """Floating, (H,) or (B, H)."""
+    if alibi_slopes is None:
+        return
+    arguments.dense("alibi_slopes", alibi_slopes)
+    on_device("alibi_slopes", alibi_slopes, device)
+    if alibi_slopes.dtype not in FLOATS:
+        raise ValueError(f"alibi_slopes: must be floating, got {alibi_slopes.dtype}")
+    shape = tuple(alibi_slopes.shape)
+    if shape != (heads,) and shape != (batch, heads):
+        raise ValueError(
+            f"alibi_slopes: must be (heads,) = ({heads},) or (batch, heads) = ({batch}, {heads}), "
+            f"got {_shape(alibi_slopes)}"
+        )
+
+
+def bias_kind(bias: Any, name: str = "bias") -> float | Tensor | BiasPolicy:
+    """A tensor, a policy or a finite number, which is returned as Python's."""
+    if isinstance(bias, Tensor | BiasPolicy):
+        return bias
+    return arguments.number(name, bias, "a finite number, a tensor or a bias policy")
+
+
+def layer_bias(
+    bias: Any, heads: int, name: str = "bias", layer: str = "the layer"
+) -> float | BiasPolicy:
+    """The bias that a layer keeps: a finite number, or a policy for its number of heads."""
+    instead = "Learned(init, heads) is a bias that a layer trains"
+    if isinstance(bias, Learned | HeadValues) and bias.value.shape != (heads,):
+        raise ValueError(
+            f"{name}: {type(bias).__name__} has {bias.value.numel()} heads, {layer} has {heads}"
+        )
+    if isinstance(bias, NegLogEffectiveLength) and len(bias.alibi_slopes) != heads:
+        raise ValueError(
+            f"{name}: NegLogEffectiveLength has {len(bias.alibi_slopes)} slopes, {layer} has "
+            f"{heads} heads"
+        )
+    if isinstance(bias, Constant | NegLogLength):
+        held = bias.b if isinstance(bias, Constant) else bias.offset
+        if isinstance(held, Tensor):
+            raise ValueError(
+                f"{name}: {type(bias).__name__} holds {arguments.shown(held)}, which would be no "
+                f"parameter of {layer}; {instead}"
+            )
+    if isinstance(bias, BiasPolicy):
+        return bias
+    return arguments.number(name, bias, "a finite number or a bias policy", instead)
+
+
+def tolerance(skip_tolerance: str | float, dtype: torch.dtype) -> tuple[float, bool]:
+    """The tolerance as a number, and whether it is relative to the weights that a row keeps."""
+    if isinstance(skip_tolerance, str) and skip_tolerance == "rounding":
+        # Half the spacing of the output's numbers: what rounding a weight to that dtype costs.
+        return torch.finfo(dtype).eps / 2, True
+    wanted = '"rounding" or a number of 0 or more'
+    number = arguments.number("skip_tolerance", skip_tolerance, wanted)
+    if number < 0:
+        raise ValueError(f"skip_tolerance: must be {wanted}, got {number}")
+    return float(number), False
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether they can be looked at: a meta or fake tensor has none, nor has one in a graph."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor))
+
+
+def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    """Integer tensors that hold lengths or indices."""
+    arguments.dense(name, tensor)
+    on_device(name, tensor, device)
+    if tensor.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name}: must be int32 or int64, got {tensor.dtype}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: must have shape {shape}, got {_shape(tensor)}")
+
+
+def longest(name: str, length: int) -> int:
+    """The declared length of the longest sequence; of a graph that is traced, its symbol."""
+    return arguments.whole(name, length, 0, "a whole number, the longest sequence's length or more")

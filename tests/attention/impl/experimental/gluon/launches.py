@@ -1,0 +1,137 @@
+"""Calls of the operator on the CPU, whose launches the emulator runs with the arguments they make.
+
+Everything between the public function and the two kernels runs as it is shipped; the kernels are
+replaced where ``call.py`` launches them. What a launch hands over is read as the copy engine would
+read it, at the descriptors' own addresses and strides, and results go back to the same place.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.runtime.jit import create_function_from_signature
+
+from sigmoid_attention.attention.impl.cpu.ops import like
+from sigmoid_attention.attention.impl.experimental.gluon import call, ops
+from sigmoid_attention.attention.impl.triton import ops as portable
+from tests.attention.cross_compile import HOPPER
+from tests.attention.impl.experimental.gluon import listing, translation
+from tests.attention.impl.experimental.gluon.emulator import Descriptor
+from tests.attention.impl.experimental.gluon.kernels import Signature
+
+RESULTS = ("out", "on_query", "on_key", "on_value")
+
+
+@dataclass
+class Launch:
+    """A kernel with its grid and everything that it was handed, options of the compiler too."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    given: dict[str, Any]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {name: each for name, each in self.given.items() if name in self.kernel.arg_names}
+
+    def signature(self) -> Signature:
+        """What Triton would compile for these arguments, by its own reading of them."""
+        backend = make_backend(GPUTarget("cuda", HOPPER, 32))
+        kernel = self.kernel
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        bound, seen, _ = bind(**self.given)
+        options, types, constants, attributes = kernel._pack_args(
+            backend, self.given, bound, seen, None
+        )
+        aligned = {kernel.arg_names[place] for (place,), own in attributes.items() if own}
+        names = {kernel.arg_names[place]: value for (place,), value in constants.items()}
+        return Signature(types, names, aligned, options.num_warps)
+
+    def run(self, seed: int) -> None:
+        """In the emulator, in float64, the results rounded to their dtype."""
+        copies = {
+            name: _copied(each)
+            for name, each in self.arguments.items()
+            if isinstance(each, TensorDescriptor)
+        }
+        (programs,) = self.grid
+        translation.launch(self.kernel, programs, seed, **self.arguments | copies)
+        for name in RESULTS:
+            if name in copies:
+                _described(self.given[name]).copy_(copies[name].tensor)
+
+
+def _described(given: TensorDescriptor) -> Tensor:
+    """What lies where a descriptor says."""
+    return given.base.as_strided(given.shape, given.strides)
+
+
+def _copied(given: TensorDescriptor) -> Descriptor:
+    base, box = given.base, tuple(given.block_shape)
+    return Descriptor(_described(given).double(), box, base.dtype, itemsize=base.element_size())
+
+
+def _unwritten(*given: Any) -> Tensor:
+    """Room for a result that shows where nothing was written; a fresh one may hold the answer."""
+    return like(*given).fill_(float("nan"))
+
+
+def _listed(
+    spans: Tensor, rows: int, columns: int, window: tuple[int, int], tile: int, group: int,
+    span: int,
+) -> Tensor:  # fmt: skip
+    """The list of work, for which ``schedule.py`` would launch kernels of the portable tier."""
+    seen = listing.visits(rows, columns, *window, span, tile, spans, span)
+    return listing.work(seen, spans.shape[1], spans.shape[2], group)
+
+
+@contextmanager
+def launched(
+    processors: int, plan: Callable[..., Tensor | None] | None = None, seed: int = 0
+) -> Iterator[list[Launch]]:
+    """Calls run as on a Hopper GPU of so many multiprocessors, and are listed.
+
+    ``plan`` finds the spans of a call, from what the constructor of ``Call`` takes; without it no
+    call has any.
+    """
+    found: list[Launch] = []
+
+    class Recorder:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            def run(**given: Any) -> None:
+                found.append(Launch(self.kernel, grid, given))
+                found[-1].run(seed)
+
+            return run
+
+    def spans(own: call.HopperCall, *, of_keys: bool) -> Tensor | None:
+        terms = own.bias, own.mask, own.slopes, own.places, own.settings
+        return plan(of_keys, own.query, own.key, own.value, *terms) if plan else None
+
+    with ExitStack() as stack:
+        for patch in (
+            mock.patch.object(call, "multiprocessors", lambda device: processors),
+            mock.patch.object(ops, "_unfit", lambda device: None),
+            mock.patch.object(ops, "like", _unwritten),
+            mock.patch.object(portable, "_unfit", lambda device: None),
+            mock.patch.object(call.HopperCall, "spans", spans),
+            mock.patch.object(call.schedule, "work", _listed),
+            mock.patch.object(call, "forward", Recorder(call.forward)),
+            mock.patch.object(call, "backward", Recorder(call.backward)),
+        ):
+            stack.enter_context(patch)
+        # On a GPU alone the operators are what they are here for the CPU as well.
+        library = stack.enter_context(torch.library._scoped_library("sigmoid_attention", "IMPL"))
+        library.impl("gluon_forward", ops._forward, "CPU")
+        library.impl("gluon_backward", ops._backward, "CPU")
+        yield found

@@ -1,0 +1,23 @@
+"""What the portable tier's kernels prepare, which Triton interprets in another Python.
+
+Shape letters: B batch, H query heads, I units of queries, J units of keys.
+"""
+
+from unittest import mock
+
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+
+from sigmoid_attention.attention.impl.experimental.gluon import schedule, walk
+from sigmoid_attention.attention.impl.triton.call import Call
+
+
+def spans(of_keys: bool, *given) -> Tensor | None:
+    """Ranges of keys, (4, B, H, I), or of queries, (4, B, H, J), with the shipped tiles."""
+    return Call(*given).spans(of_keys=of_keys)
+
+
+def listed(together: int, *given) -> Tensor:
+    """The list of work where so many items are worked through together."""
+    with mock.patch.object(walk, "TOGETHER", gl.constexpr(together)):
+        return schedule.work(*given)

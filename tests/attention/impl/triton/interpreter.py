@@ -1,0 +1,107 @@
+"""A second Python in which Triton interprets its kernels on the CPU, beside the one that tests.
+
+Triton decides what a kernel is when it is defined: code for a GPU, or with ``TRITON_INTERPRET=1``
+in the environment something that numpy runs. The tests that compile kernels need the one, those of
+their meaning the other, and pytest-xdist may hand both to the same worker.
+
+What runs there is named by a function of a module of these tests, and everything between the two
+goes by value.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.attention import call_cache, sigmoid_attention
+from tests.attention.impl.cpu.oracle import Named, differentiated
+
+_ENVIRONMENT = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def start() -> ProcessPoolExecutor:
+    """The other Python, started."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=context)
+    with mock.patch.dict(os.environ, _ENVIRONMENT):
+        pool.submit(one_thread).result()
+    return pool
+
+
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Small tiles, so that short sequences have many, and a plan for however few keys."""
+
+    query: int = 16
+    key: int = 16
+    span: int = 32
+    planned: bool = True
+    described: bool = False
+
+
+def tiled(function: Callable, blocks: Blocks, *arguments: Any, in_order: bool = False) -> Any:
+    """A function's result where the kernels run with such tiles."""
+    from sigmoid_attention.attention.impl.triton import call, configs
+
+    config = configs.Config(blocks.query, blocks.key, 4, 1, blocks.described)
+    longest = 0 if blocks.planned else 2**31
+    torch.use_deterministic_algorithms(in_order)
+    with (
+        mock.patch.object(
+            configs,
+            "choose",
+            lambda *_: configs.Configs(config, config, config, config, blocks.span),
+        ),
+        mock.patch.multiple(call, PLANNED_WITH_SLOPES=longest, PLANNED_WITHOUT=longest),
+        # A call that was made with other tiles would be made with them again.
+        mock.patch.multiple(call_cache, _known={}, _met={}),
+    ):
+        return function(*arguments)
+
+
+def output(positional: tuple, arguments: dict) -> Tensor:
+    with torch.no_grad():
+        return sigmoid_attention(*positional, **arguments, impl="triton")
+
+
+def with_gradients(positional: tuple, arguments: dict) -> Named:
+    return differentiated(sigmoid_attention, positional, arguments | {"impl": "triton"})
+
+
+def under_autocast(positional: tuple, arguments: dict, half: torch.dtype) -> list[Named]:
+    """The same without autocast, with it, and with query and key in fp32 beside a lower value."""
+    query, key, value, *others = positional
+    mixed = (query, key, value.to(half), *others)
+    found = [with_gradients(positional, arguments)]
+    with torch.autocast("cpu", half):
+        found += [with_gradients(positional, arguments), with_gradients(mixed, arguments)]
+    return found
+
+
+def spans_of(positional: tuple, arguments: dict) -> dict[str, Tensor | None]:
+    """The plan that each kernel of both passes is handed, by its name; the kernel is not run."""
+    from sigmoid_attention.attention.impl.triton import call
+
+    found = {}
+    launch = call.launch
+
+    def recorded(kernel, programs, *given, **constants) -> None:
+        if "spans" in kernel.arg_names:
+            spans = given[kernel.arg_names.index("spans")]
+            found[kernel.fn.__name__] = None if spans is None else spans.clone()
+        else:
+            launch(kernel, programs, *given, **constants)
+
+    with mock.patch.object(call, "launch", recorded):
+        with_gradients(positional, arguments)
+    return found

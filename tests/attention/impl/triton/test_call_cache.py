@@ -1,0 +1,349 @@
+"""Calls that were made before: the same answers as the first of a kind, by the same launches."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.runtime.errors import OutOfResources
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from sigmoid_attention.attention import (
+    HeadValues,
+    Learned,
+    call_cache,
+    sigmoid_attention,
+    sigmoid_decode,
+)
+from sigmoid_attention.attention.impl.triton import activation, configs, ops
+from sigmoid_attention.attention.impl.triton import call_cache as own
+from tests.attention.impl.cpu.budgets import normal
+from tests.attention.impl.triton.interpreter import Blocks
+from tests.attention.impl.triton.shipped import H200
+from tests.attention.impl.triton.test_operator import FEATURES, SLOPES, qkv
+
+NOT_READ = mock.patch("sigmoid_attention.attention.decode.looked_at", lambda *_: False)
+
+
+def others(tensors: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
+    """Tensors of the same kind with other numbers."""
+    return tuple(normal(*x.shape, seed=seed + place).to(x.dtype) for place, x in enumerate(tensors))
+
+
+def in_turns(function: Any, calls: list[tuple[tuple, dict]]) -> tuple[list[Tensor], list, int]:
+    """Answers of calls that follow each other, those of each as the first, and how many kinds."""
+    with mock.patch.object(own, "WORTHWHILE", 1):
+        found = [function(*tensors, **arguments) for tensors, arguments in calls]
+    kept = list(call_cache._known.values())
+    first = []
+    for tensors, arguments in calls:
+        call_cache._known.clear()
+        first.append(function(*tensors, **arguments))
+    return found, first, sum(hasattr(known, "_launches") for known in kept)
+
+
+def attended(calls: list[tuple[tuple, dict]]) -> tuple[list[Tensor], list, int]:
+    with torch.no_grad():
+        return in_turns(sigmoid_attention, calls)
+
+
+def decoded(calls: list[tuple[tuple, dict]]) -> tuple[list[Tensor], list, int]:
+    with NOT_READ:
+        return in_turns(sigmoid_decode, calls)
+
+
+def assert_same(answers: tuple[list[Tensor], list[Tensor], int], kinds: int) -> None:
+    found, first, kept = answers
+    assert kept == kinds
+    assert len(found) == len(first) > kinds
+    assert all(torch.equal(one, other) for one, other in zip(found, first, strict=True))
+    assert not torch.equal(found[0], found[-1])
+
+
+# One of each way in which a launch has its tensors.
+WAYS = (
+    "causal-fewer-queries", "window", "three-heads-a-key-head-two-batches",
+    "head-dim-40-value-dim-24", "slopes-causal-of-each-batch", "softcap", "bias-of-heads",
+    "bias-of-rows-shared", "bias-of-keys", "bias-of-all", "bias-in-float64", "flags-of-keys",
+    "mask-and-bias-of-pairs", "all-at-once",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("positional, arguments", [FEATURES[name] for name in WAYS], ids=WAYS)
+def test_a_call_is_made_again_with_other_numbers(interpreted, positional, arguments):
+    arguments = {"bias": -2.0, "enable_gqa": True, "impl": "triton"} | arguments
+    calls = [(others(positional, seed), arguments) for seed in (10, 20)]
+    assert_same(interpreted(attended, Blocks(described=True), calls), 1)
+
+
+def test_a_bias_of_heads_is_read_anew(interpreted):
+    for biases in (
+        [HeadValues(normal(2, seed=seed).float()) for seed in (1, 2)],
+        [Learned(-number, heads=2) for number in (1.5, 2.5)],
+    ):
+        calls = [
+            (qkv(20, 33), {"bias": bias, "enable_gqa": True, "impl": "triton"}) for bias in biases
+        ]
+        assert_same(interpreted(attended, Blocks(), calls), 1)
+
+
+def test_tensors_that_have_to_be_copied_first_are_looked_at_every_time(interpreted):
+    gapped = [tuple(torch.stack((x, x), -1)[..., 0] for x in others(qkv(9, 9), s)) for s in (1, 2)]
+    calls = [(tensors, {"bias": -1.0, "enable_gqa": True, "impl": "triton"}) for tensors in gapped]
+    assert_same(interpreted(attended, Blocks(), calls), 0)
+
+
+def test_slopes_masks_and_biases_are_told_apart(interpreted):
+    """By shape and strides, and whether they are there."""
+    query, key, value = qkv(9, 9, batch=2)
+    base = {"bias": -1.0, "enable_gqa": True, "impl": "triton"}
+    kinds = [
+        base,
+        base | {"bias": -1.5},
+        base | {"scale": 0.5},
+        base | {"is_causal": True},
+        base | {"softcap": 2.0},
+        base | {"alibi_slopes": SLOPES},
+        base | {"alibi_slopes": SLOPES.expand(2, 2).contiguous()},
+        base | {"attn_mask": normal(9, 9) > 0},
+        base | {"attn_mask": normal(2, 1, 1, 9) > 0},
+        base | {"bias": normal(2, 1, 1)},
+        base | {"bias": normal(9, 1)},
+    ]
+    calls = [((query, key, value), kind) for kind in kinds + kinds[::-1]]
+    found, first, kept = interpreted(attended, Blocks(), calls)
+    assert kept == len(kinds)
+    assert all(torch.equal(one, other) for one, other in zip(found, first, strict=True))
+
+
+@pytest.mark.parametrize("parts", (1, 3))
+@pytest.mark.parametrize("paged", (False, True))
+def test_a_decoding_step_is_made_again_with_other_lengths(interpreted, paged, parts):
+    calls = []
+    for seed, used in ((10, (70, 9)), (20, (0, 33)), (30, (96, 64))):
+        query, key, value = others(qkv(1, 96, batch=2, heads=4, key_heads=2, dim=8), seed)
+        tensors, table = (query, key, value), None
+        if paged:
+            pages = [normal(12, 16, 2, dim, seed=seed).float() for dim in (8, 16)]
+            tensors, table = (query, *pages), torch.arange(12).view(2, 6).flip(0)
+        lengths = torch.tensor(used, dtype=torch.int32)
+        arguments = {"seqused_k": lengths, "bias": -2.0, "enable_gqa": True, "impl": "triton"}
+        calls.append((tensors, arguments | {"block_table": table}))
+    assert_same(interpreted(decoded_in, Blocks(), parts, calls), 1)
+
+
+def decoded_in(parts: int, calls: list) -> tuple[list[Tensor], list, int]:
+    from sigmoid_attention.attention.impl.triton import decode_ops
+
+    with (
+        mock.patch.object(decode_ops, "parts", lambda *_: parts),
+        mock.patch.object(decode_ops, "block_keys", lambda *_: 16),
+    ):
+        return decoded(calls)
+
+
+def learning_between(tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    arguments = {"bias": -2.0, "impl": "triton"}
+    with torch.no_grad():
+        sigmoid_attention(*tensors, **arguments)
+        sigmoid_attention(*tensors, **arguments)
+    query = tensors[0].clone().requires_grad_()
+    answer = sigmoid_attention(query, *tensors[1:], **arguments)
+    return answer.detach(), torch.autograd.grad(answer.sum(), query)[0]
+
+
+def test_gradients_are_followed_after_calls_without(interpreted):
+    answer, grad = interpreted(learning_between, Blocks(), qkv(9, 9, key_heads=2))
+    assert answer.shape == (1, 2, 9, 16) and grad.abs().max() > 0
+
+
+def activations(tensors: tuple[Tensor, ...]) -> list[int]:
+    kinds = []
+    for name in ("accurate", "tanh", "accurate"):
+        activation.use(name)
+        for _ in range(2):
+            sigmoid_attention(*tensors, bias=-2.0, impl="triton")
+        kinds.append(len(call_cache._known))
+    activation.use(None)
+    return kinds
+
+
+def test_the_activation_is_looked_at(interpreted):
+    assert interpreted(activations, Blocks(), qkv(9, 9, key_heads=2)) == [1, 2, 2]
+
+
+def grown(tensors: tuple[Tensor, ...]) -> tuple[int, int]:
+    query, key, value = tensors
+    for keys in range(1, key.shape[2] + 1):
+        sigmoid_attention(query, key[:, :, :keys], value[:, :, :keys], bias=-2.0, impl="triton")
+    return len(call_cache._known), len(call_cache._met)
+
+
+def test_what_never_comes_again_is_not_kept(interpreted):
+    assert interpreted(grown, Blocks(), qkv(1, 5, key_heads=2)) == (0, 5)
+
+
+def test_addresses_are_told_apart_by_what_kernels_are_compiled_for():
+    row = torch.zeros(33)
+    aligned, odd = row[: 32 - row.data_ptr() % 16 // 4], row[1:]
+    assert call_cache._place(aligned) == call_cache._place(aligned[4:])
+    assert call_cache._place(aligned) != call_cache._place(odd)
+
+
+# Without a GPU: Triton's own way to a launch, up to where the compiled code would be started.
+
+NO_DEVICE = 2**20
+
+
+class Started:
+    """Compiled code that writes down what it is started with."""
+
+    function, packed_metadata = 0, None
+
+    def __init__(self, name: str, starts: list[tuple]) -> None:
+        self._name, self._starts = name, starts
+
+    def launch_metadata(self, grid: tuple, stream: int, *arguments: Any) -> None:
+        return None
+
+    def run(self, x: int, y: int, z: int, *rest: Any) -> None:
+        # Stream, function, metadata and hooks stand before the arguments.
+        self._starts.append((self._name, x, y, z, *map(flat, rest[6:])))
+
+    # Triton's own.
+    __getitem__ = CompiledKernel.__getitem__
+
+    def _init_handles(self) -> None:
+        """There is no driver to load it."""
+
+
+class Address(int):
+    """Of a tensor."""
+
+
+def flat(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return Address(argument.data_ptr())
+    if isinstance(argument, TensorDescriptor):
+        return [flat(part) for part in vars(argument).values()]
+    return [flat(part) for part in argument] if isinstance(argument, tuple) else argument
+
+
+class NoGpu:
+    def get_current_device(self) -> int:
+        return NO_DEVICE
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def starts() -> Iterator[list[tuple]]:
+    """What would be started on an H200."""
+    found: list[tuple] = []
+
+    def compiled(self: Any, key: str, signature: Any, device: int, *_: Any) -> Started:
+        return self.device_caches[device][0].setdefault(key, Started(self.__name__, found))
+
+    with (
+        mock.patch.object(driver, "_active", NoGpu()),
+        mock.patch.object(JITFunction, "_do_compile", compiled),
+        mock.patch.object(configs, "NO_DEVICE", H200),
+        mock.patch.object(ops, "_unfit", lambda *_: None),
+        mock.patch.multiple(call_cache, _known={}, _met={}),
+        NOT_READ,
+    ):
+        yield found
+
+
+def named(argument: Any, names: dict[Address, str]) -> Any:
+    """With a name for each address; what a call makes anew is named in its order."""
+    if isinstance(argument, Address):
+        return names.setdefault(argument, f"made {len(names)}")
+    if isinstance(argument, list | tuple):
+        return [named(part, names) for part in argument]
+    return argument
+
+
+def dense(dim: int, dtype=torch.bfloat16, length=128, **arguments: Any) -> Any:
+    tensors = tuple(torch.zeros(1, length, 2, dim, dtype=dtype).transpose(1, 2) for _ in range(3))
+    return sigmoid_attention, tensors, {"bias": -3.0} | arguments
+
+
+def step(pages: int = 0) -> Any:
+    cache = [torch.zeros(9, 16, 2, 64) if pages else torch.zeros(1, 2, 64, 64) for _ in range(2)]
+    table = torch.zeros(1, pages, dtype=torch.int32) if pages else None
+    arguments = {"seqused_k": torch.tensor([50]), "bias": -3.0, "enable_gqa": True}
+    return (
+        sigmoid_decode,
+        (torch.zeros(1, 4, 1, 64), *cache),
+        arguments | {"block_table": table},
+    )
+
+
+@pytest.mark.parametrize(
+    "function, tensors, arguments",
+    [
+        dense(64),
+        dense(128, is_causal=True),
+        dense(40, torch.float32, softcap=2.0),
+        dense(64, torch.float16, attn_mask=torch.ones(128, 128, dtype=torch.bool)),
+        dense(64, length=1024, is_causal=True, alibi_slopes=SLOPES),
+        dense(128, bias=torch.zeros(2, 1, 1), window_size=(64, 0)),
+        step(),
+        step(pages=4),
+    ],
+    ids=("D64", "causal", "fp32", "flags", "planned", "bias", "decoding", "pages"),
+)
+def test_compiled_code_is_started_with_what_triton_starts_it_with(
+    starts, function, tensors, arguments
+):
+    given = (*tensors, *(x for x in arguments.values() if isinstance(x, Tensor)))
+    rounds = []
+    # Looked at in full, twice; through Triton's door, which finds the code; and straight to it.
+    for _ in range(4):
+        starts.clear()
+        function(*tensors, **arguments, impl="triton")
+        names = {Address(x.data_ptr()): f"given {place}" for place, x in enumerate(given)}
+        rounds.append(named(starts, names))
+    assert rounds[0] and all(each == rounds[0] for each in rounds)
+
+
+def test_a_gpu_with_too_little_memory_is_left_to_others(starts, monkeypatch):
+    def failing(*_: Any) -> None:
+        raise OutOfResources(200_000, 100_000, "shared memory")
+
+    monkeypatch.setattr(Started, "run", failing)
+    tensors = [torch.zeros(1, 1, 64, 64) for _ in range(3)]
+    sentence = r"^query: this GPU has 100000 of shared memory, the kernel forward needs 200000$"
+    for _ in range(3):
+        with pytest.raises(NotImplementedError, match=sentence):
+            sigmoid_attention(*tensors, bias=-2.0, impl="triton")
+    # Nor does a call that is known stand in their way.
+    window, settings = (-1, -1), (None, False, None, False, "rounding")
+    seen = call_cache.look("triton", *tensors, None, None, -2.0, None, None, window, *settings)
+    assert seen is not None and seen.kind in call_cache._known
+    assert call_cache.again(seen) is None
+
+
+def test_no_tensors_are_kept(starts):
+    tensors = [torch.zeros(1, 2, 1024, 64, dtype=torch.bfloat16) for _ in range(3)]
+    watched = [weakref.ref(x) for x in tensors]
+    for _ in range(3):
+        sigmoid_attention(*tensors, is_causal=True, alibi_slopes=SLOPES, impl="triton")
+    starts.clear()
+    tensors.clear()
+    gc.collect()
+    assert len(call_cache._known) == 1
+    assert [each() for each in watched] == [None] * 3
