@@ -23,8 +23,8 @@ from benchmarks.stamp import same_conditions, stamp
 from benchmarks.suites import SUITES, Choice, Suite, Task, chosen
 from benchmarks.table import checks_block, readme_block, with_block
 from benchmarks.targets import GPU_TARGETS, MET, read_targets, standing
-from sigmoid_attention.studies.environment import usable_cores
-from sigmoid_attention.studies.progress import StudyProgress
+from sigmoid_attention.lab.progress import StudyProgress
+from sigmoid_attention.training.environment import usable_cores
 from sigmoid_attention.training.files import write_whole
 
 NOT_ALL_MET, BAD_INPUT, INTERRUPTED = 1, 2, 130

@@ -23,7 +23,7 @@ from sigmoid_attention.integrations.transformers import (
     register,
     sigmoid_attention_forward,
 )
-from sigmoid_attention.studies.statistics import median_interval
+from sigmoid_attention.lab.statistics import median_interval
 
 # SmolLM2-135M, with a number of layers that leaves time for several rounds.
 HEADS, KEY_HEADS, HEAD_DIM, LAYERS = 9, 3, 64, 8

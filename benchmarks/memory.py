@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.operations import Case, inputs, work
 from benchmarks.peers import PEERS
-from sigmoid_attention.studies.environment import peak_process_bytes
+from sigmoid_attention.training.environment import peak_process_bytes
 
 ROOT = Path(__file__).parents[1]
 WARM_UP_LENGTH = 128

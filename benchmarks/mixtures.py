@@ -19,12 +19,12 @@ import torch
 
 from benchmarks.memory import ROOT
 from benchmarks.sgd import Observed, plain_sgd, sufficient
-from sigmoid_attention.mixtures.rates import Curve, measure
-from sigmoid_attention.mixtures.setting import Setting, box, draw_truth, start
+from sigmoid_attention.lab.pool import process_pool
+from sigmoid_attention.mixtures.rates.measure import Curve, measure
+from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
 from sigmoid_attention.mixtures.solver import chi2, minimise
 from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
-from sigmoid_attention.studies.claims.pool import process_pool
-from sigmoid_attention.studies.environment import (
+from sigmoid_attention.training.environment import (
     describe_machine,
     describe_versions,
     usable_cores,

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from benchmarks.operations import Case, flops
 from benchmarks.timing import Seconds
-from sigmoid_attention.studies.environment import processor_name
+from sigmoid_attention.training.environment import processor_name
 from sigmoid_attention.training.files import reading, write_whole
 
 Key = tuple[Case, str, int]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sigmoid_attention.mixtures.data import Samples, Summaries
 from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.setting import Setting, draw_truth
+from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
 from sigmoid_attention.mixtures.stochastic import Recipe
 
 

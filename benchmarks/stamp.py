@@ -12,7 +12,7 @@ import torch
 import sigmoid_attention.attention
 from sigmoid_attention.attention.impl.cpu.abi import loaded
 from sigmoid_attention.attention.impl.cpu.library import decision
-from sigmoid_attention.studies.environment import describe_machine, describe_versions
+from sigmoid_attention.training.environment import describe_machine, describe_versions
 
 # Settings of the environment that change what is measured.
 SWITCHES = (

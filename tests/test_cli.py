@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from sigmoid_attention.cli import main
-from sigmoid_attention.studies.trained import load_trained
 from sigmoid_attention.training import forecast
 from sigmoid_attention.training.loss_log import read_losses
+from sigmoid_attention.training.model_folder import load_trained
 
 QUICK = ["--steps", "6", "--batch-size", "2", "--warmup-steps", "2", "--device", "cpu"]
 

@@ -3,16 +3,16 @@
 import pytest
 
 from sigmoid_attention.cli import main
-from sigmoid_attention.studies.claims import registry
-from tests.studies.claims import made
+from sigmoid_attention.studies import claims_registry
+from tests.lab import made
 from tests.test_cli import complaint
 
 
 @pytest.fixture
 def squares(monkeypatch):
     """The registry with one study, which takes no time."""
-    monkeypatch.setattr(registry, "ROOMS", {"made": ("squares",)})
-    monkeypatch.setattr(registry, "_module", lambda room, name: made.__name__)
+    monkeypatch.setattr(claims_registry, "ROOMS", {"made": ("squares",)})
+    monkeypatch.setattr(claims_registry, "_module", lambda room, name: made.__name__)
 
 
 def test_run_list_report(squares, tmp_path, capsys):

@@ -22,7 +22,7 @@ for block in re.findall(r"```python\n(.*?)```", open(sys.argv[1]).read(), re.DOT
 import sigmoid_attention.integrations.flash_attn
 import sigmoid_attention.integrations.flash_sigmoid
 import sigmoid_attention.integrations.triton_sigmoid
-import sigmoid_attention.integrations.watch
+import sigmoid_attention.integrations.softmax_detection
 import sigmoid_attention.theory.regularity
 import sigmoid_attention.theory.universality
 

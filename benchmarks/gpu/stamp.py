@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.stamp import hash_of, source_hash, switches
-from sigmoid_attention.studies.environment import describe_machine, describe_versions
+from sigmoid_attention.training.environment import describe_machine, describe_versions
 
 PEERS = ("flash-attn", "flash-attn-3", "triton-sigmoid", "flash-sigmoid")
 DRIVER = Path("/proc/driver/nvidia/version")

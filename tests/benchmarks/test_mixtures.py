@@ -12,7 +12,7 @@ from benchmarks.__main__ import main
 from benchmarks.mixtures import QUICK, SUITES, Check, Scale, checks, write
 from benchmarks.raw import fit_raw
 from benchmarks.sgd import Observed, plain_sgd, sufficient
-from sigmoid_attention.mixtures.setting import Setting, box, draw_truth
+from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth
 from sigmoid_attention.mixtures.solver import chi2, minimise
 from sigmoid_attention.mixtures.stochastic import Recipe
 

@@ -13,10 +13,10 @@ import pytest
 
 from sigmoid_attention import __version__
 from sigmoid_attention.cli import COMMANDS, arguments, main
-from sigmoid_attention.studies.claims import registry
+from sigmoid_attention.studies import claims_registry
 from sigmoid_attention.studies.recipe import RecipeSetting
+from tests.lab import made
 from tests.studies import test_recipe, test_routing
-from tests.studies.claims import made
 from tests.test_cli import complaint
 
 store = test_recipe.store  # a fixture
@@ -99,8 +99,8 @@ def parsed(capsys, *argv):
 
 @pytest.fixture
 def squares(monkeypatch):
-    monkeypatch.setattr(registry, "ROOMS", {"made": ("squares",)})
-    monkeypatch.setattr(registry, "_module", lambda room, name: made.__name__)
+    monkeypatch.setattr(claims_registry, "ROOMS", {"made": ("squares",)})
+    monkeypatch.setattr(claims_registry, "_module", lambda room, name: made.__name__)
 
 
 def test_studies_as_json(squares, tmp_path, capsys):

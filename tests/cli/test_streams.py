@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from sigmoid_attention.cli import main, streams
-from sigmoid_attention.studies.claims.archive import Archive
-from sigmoid_attention.studies.claims.sweep import _orders
+from sigmoid_attention.lab.archive import Archive
+from sigmoid_attention.lab.sweep import _orders
 from sigmoid_attention.studies.conversion import page, positions
 from sigmoid_attention.training.terminal import in_sentences, tell, terminal
-from tests.studies.claims import made
+from tests.lab import made
 
 SIGMOID = [sys.executable, "-m", "sigmoid_attention.cli"]
 LIST = "studies list --out nowhere"

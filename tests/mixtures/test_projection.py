@@ -15,8 +15,8 @@ from sigmoid_attention.mixtures.projection import (
     pseudo_true,
     starts_in,
 )
-from sigmoid_attention.mixtures.rates import measure
-from sigmoid_attention.mixtures.setting import Setting, box, draw_truth
+from sigmoid_attention.mixtures.rates.measure import measure
+from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth
 from sigmoid_attention.mixtures.solver import Box
 from sigmoid_attention.mixtures.voronoi import l2
 

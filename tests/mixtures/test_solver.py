@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from sigmoid_attention.mixtures import FiniteDesign, RawData, binned
-from sigmoid_attention.mixtures.rates import measure
-from sigmoid_attention.mixtures.setting import Setting
-from sigmoid_attention.mixtures.slopes import slope
+from sigmoid_attention.mixtures.rates.measure import measure
+from sigmoid_attention.mixtures.rates.setting import Setting
+from sigmoid_attention.mixtures.rates.slopes import slope
 from sigmoid_attention.mixtures.solver import Box, chi2, minimise
 
 

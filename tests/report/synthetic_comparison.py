@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterator
 
 import pyarrow as pa
 
-from sigmoid_attention.studies.fused import OPERATOR, fusion
-from sigmoid_attention.studies.results import (
+from sigmoid_attention.lab.store import Row
+from sigmoid_attention.studies.compare.implementation import OPERATOR, fusion
+from sigmoid_attention.studies.compare.results import (
     ARMS,
     ROW_SCHEMA,
     SIGMOID,
@@ -23,8 +24,7 @@ from sigmoid_attention.studies.results import (
     Comparison,
     Verdict,
 )
-from sigmoid_attention.studies.store import Row
-from sigmoid_attention.studies.summary import COURSE, UNIT_END, UNIT_SECONDS, summarise
+from sigmoid_attention.studies.compare.summary import COURSE, UNIT_END, UNIT_SECONDS, summarise
 
 STEPS, LENGTH, LAYERS, TURNS = 400, 256, 4, 9
 # Step at which half of the answers are right, softmax and sigmoid.

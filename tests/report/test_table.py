@@ -7,7 +7,7 @@ import re
 import pytest
 
 from sigmoid_attention.report.table import cells, fused_table, summary_table
-from sigmoid_attention.studies.results import Gain, Interval, Solved, SummaryRow
+from sigmoid_attention.studies.compare.results import Gain, Interval, Solved, SummaryRow
 
 ARM = Interval(0.8, 0.7, 0.9, 3)
 APART = Interval(0.2, 0.1, 0.3, 3)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sigmoid_attention.lab.store import Row, Store
 from sigmoid_attention.studies.recipe import (
     CANDIDATES,
     METRIC,
@@ -14,7 +15,6 @@ from sigmoid_attention.studies.recipe import (
     unit_name,
     units,
 )
-from sigmoid_attention.studies.store import Row, Store
 
 SETTING = RecipeSetting(seeds=3, learning_rates=(1e-3, 1e-2), seq_len=8)
 

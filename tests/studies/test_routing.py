@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sigmoid_attention.cli import main
+from sigmoid_attention.lab.store import Row, Store
 from sigmoid_attention.nn import DecoderLM
-from sigmoid_attention.studies.results import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX
+from sigmoid_attention.studies.compare.results import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX
 from sigmoid_attention.studies.routing import findings as rule
 from sigmoid_attention.studies.routing.findings import QUANTITIES, findings, verdict
 from sigmoid_attention.studies.routing.measure import (
@@ -27,7 +28,6 @@ from sigmoid_attention.studies.routing.setting import (
     active_parameters,
     model_config,
 )
-from sigmoid_attention.studies.store import Row, Store
 
 TINY = RoutingSetting(
     seeds=1, steps=4, warmup_steps=1, batch_size=2, seq_len=16, dim=8, heads=2, experts=4,

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from sigmoid_attention.lab.memory import peak_tensor_bytes
 from sigmoid_attention.nn.models import PRESETS, DecoderLM, ModelConfig
-from sigmoid_attention.studies.memory import peak_tensor_bytes
 from sigmoid_attention.training import forecast
 from sigmoid_attention.training.forecast import (
     free_bytes,

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from sigmoid_attention.studies.claims.figure import svg
-from sigmoid_attention.studies.loss_figure import POINTS, loss_figure
+from sigmoid_attention.lab.figure import svg
+from sigmoid_attention.lab.loss_figure import POINTS, loss_figure
 from sigmoid_attention.training.loss_log import LossLog, LossRow, read_losses
 
 

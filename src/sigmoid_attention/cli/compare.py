@@ -18,12 +18,12 @@ from sigmoid_attention.report.table import (
     gain_cells,
     no_gain,
 )
-from sigmoid_attention.studies.compare import compare as run_comparison
-from sigmoid_attention.studies.environment import resolve_device
-from sigmoid_attention.studies.results import Comparison, Fusion
-from sigmoid_attention.studies.setting import compare_setting
-from sigmoid_attention.studies.standing import gain_reading, reading
-from sigmoid_attention.studies.summary import whole_run_peak
+from sigmoid_attention.studies.compare.results import Comparison, Fusion
+from sigmoid_attention.studies.compare.run import compare as run_comparison
+from sigmoid_attention.studies.compare.settings import compare_setting
+from sigmoid_attention.studies.compare.standing import gain_reading, reading
+from sigmoid_attention.studies.compare.summary import whole_run_peak
+from sigmoid_attention.training.environment import resolve_device
 from sigmoid_attention.training.terminal import tell, terminal
 
 REPORT = "report.html"

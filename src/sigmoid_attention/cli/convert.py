@@ -6,9 +6,9 @@ from importlib.util import find_spec
 
 from sigmoid_attention.cli.arguments import Convert
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.studies.environment import resolve_device
-from sigmoid_attention.studies.store import refuse_occupied
+from sigmoid_attention.lab.store import refuse_occupied
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.environment import resolve_device
 from sigmoid_attention.training.terminal import tell
 
 

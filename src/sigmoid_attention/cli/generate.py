@@ -6,8 +6,8 @@ import torch
 
 from sigmoid_attention.cli.arguments import Generate
 from sigmoid_attention.nn.models import generate as continue_tokens
-from sigmoid_attention.studies.environment import resolve_device
-from sigmoid_attention.studies.trained import encode_prompt, load_trained
+from sigmoid_attention.training.environment import resolve_device
+from sigmoid_attention.training.model_folder import encode_prompt, load_trained
 from sigmoid_attention.training.terminal import plain
 
 MOST_TOKENS = 1_000_000

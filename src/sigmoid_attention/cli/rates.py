@@ -5,9 +5,9 @@ import itertools
 from sigmoid_attention.cli.arguments import Rates
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.studies import carry_out, described
+from sigmoid_attention.lab.page import write
+from sigmoid_attention.lab.study import Study
 from sigmoid_attention.mixtures import Mixture
-from sigmoid_attention.studies.claims.page import write
-from sigmoid_attention.studies.claims.study import Study
 from sigmoid_attention.studies.mixtures.cells import Cell, rate_study
 from sigmoid_attention.training.terminal import tell
 

@@ -6,8 +6,8 @@ from rich.table import Table
 from sigmoid_attention.cli.arguments import Regularity
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.theory.certificate import Certificate, certify, save
-from sigmoid_attention.studies.trained import encode_prompt, load_trained
 from sigmoid_attention.theory.regularity import Ball
+from sigmoid_attention.training.model_folder import encode_prompt, load_trained
 from sigmoid_attention.training.terminal import tell, terminal
 
 HEADINGS = ("branch", "|x| here", "bound in ball", "bound here", "measured", "tightness")

@@ -4,7 +4,7 @@ from rich.table import Table
 
 from sigmoid_attention.cli.arguments import Routing
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.studies.document import around
+from sigmoid_attention.lab.markers import around
 from sigmoid_attention.studies.routing.findings import findings, verdict
 from sigmoid_attention.studies.routing.page import BEGIN, END, HEADINGS, cells, publish
 from sigmoid_attention.studies.routing.run import run

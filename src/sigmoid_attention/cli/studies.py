@@ -9,11 +9,11 @@ from rich.table import Table
 
 from sigmoid_attention.cli.arguments import ListStudies, ReportStudies, RunStudies
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.studies.claims import registry
-from sigmoid_attention.studies.claims.archive import Archive
-from sigmoid_attention.studies.claims.page import Answer, answer, publish, write
-from sigmoid_attention.studies.claims.study import Study
-from sigmoid_attention.studies.claims.sweep import sweep
+from sigmoid_attention.lab.archive import Archive
+from sigmoid_attention.lab.page import Answer, answer, publish, write
+from sigmoid_attention.lab.study import Study
+from sigmoid_attention.lab.sweep import sweep
+from sigmoid_attention.studies import claims_registry
 from sigmoid_attention.training.terminal import tell, terminal, warn
 
 COMMAND = "sigmoid-attention studies run {name}"
@@ -36,9 +36,9 @@ def studies(action: RunStudies | ListStudies | ReportStudies) -> int:
 def run(asked: RunStudies) -> int:
     """Do what is missing of the studies and show what they found; 2 if a task raised, else 0."""
     if not asked.names and not asked.all:
-        there = ", ".join(registry.names())
+        there = ", ".join(claims_registry.names())
         raise ValueError(f"name: say which of {there}, or --all")
-    chosen = registry.chosen(() if asked.all else asked.names)
+    chosen = claims_registry.chosen(() if asked.all else asked.names)
     answers, code = carry_out(chosen, asked.out, asked.workers, quiet=asked.json)
     if asked.json:
         print_json({"studies": [described(one) for one in answers]})
@@ -79,7 +79,7 @@ def list_studies(asked: ListStudies) -> int:
     """Print every study with its source, and how many of its tasks are done in a folder."""
     archive = Archive(asked.out)
     rows = []
-    for study in registry.chosen(()):
+    for study in claims_registry.chosen(()):
         tasks, done = progress_of(study, archive)
         rows.append((study.name, study.title, study.source, tasks, done))
     if asked.json:
@@ -101,7 +101,7 @@ def report(asked: ReportStudies) -> int:
     """Write the page and figures of the complete studies; ``ValueError`` where there are none."""
     archive = Archive(asked.out)
     answers = []
-    for study in registry.chosen(asked.names):
+    for study in claims_registry.chosen(asked.names):
         found = answer(study, archive)
         if found:
             answers.append(found)

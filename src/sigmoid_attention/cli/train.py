@@ -12,21 +12,21 @@ import torch
 
 from sigmoid_attention.cli.arguments import Train
 from sigmoid_attention.cli.output import print_json
+from sigmoid_attention.lab.figure import svg
+from sigmoid_attention.lab.store import refuse_occupied
 from sigmoid_attention.nn.models import PRESETS, ModelConfig
 from sigmoid_attention.nn.models.recipes import recipe_settings
-from sigmoid_attention.studies.claims.figure import svg
-from sigmoid_attention.studies.environment import resolve_device
-from sigmoid_attention.studies.language import Text
-from sigmoid_attention.studies.loss_figure import loss_figure
-from sigmoid_attention.studies.store import refuse_occupied
-from sigmoid_attention.studies.trained import CONFIG, describe_run, new_model, read_run
+from sigmoid_attention.studies.compare.text import Text
 from sigmoid_attention.training.data.batches import TextBatches
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
+from sigmoid_attention.training.environment import resolve_device
 from sigmoid_attention.training.evaluate import bits_per_byte
 from sigmoid_attention.training.files import write_whole
 from sigmoid_attention.training.forecast import in_time, refuse_too_large, training_seconds
+from sigmoid_attention.lab.loss_figure import loss_figure
 from sigmoid_attention.training.loss_log import LossLog
+from sigmoid_attention.training.model_folder import CONFIG, describe_run, new_model, read_run
 from sigmoid_attention.training.optimizer import schedule
 from sigmoid_attention.training.recorder import Recorder
 from sigmoid_attention.training.terminal import tell, warn

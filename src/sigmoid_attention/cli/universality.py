@@ -11,15 +11,15 @@ import torch
 
 from sigmoid_attention.cli.arguments import Universality
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.studies.claims.figure import svg
-from sigmoid_attention.studies.universality import (
+from sigmoid_attention.lab.figure import svg
+from sigmoid_attention.studies.theory.universality import (
     Findings,
     UniversalitySetting,
     findings,
     report,
     run,
 )
-from sigmoid_attention.studies.universality_figure import size_figure, steepness_figure
+from sigmoid_attention.studies.theory.universality_figure import size_figure, steepness_figure
 from sigmoid_attention.theory.universality import (
     FUNCTIONS,
     Construction,

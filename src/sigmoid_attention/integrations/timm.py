@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import Learned, NegLogLength, validation
+from sigmoid_attention.integrations.softmax_detection import watch
 from sigmoid_attention.integrations.timm_layers import (
     ATTN_LAYERS,
     CLASSES,
@@ -25,7 +26,6 @@ from sigmoid_attention.integrations.timm_layers import (
     SigmoidLayer,
 )
 from sigmoid_attention.integrations.undo import all_or_nothing
-from sigmoid_attention.integrations.watch import watch
 
 __all__ = [
     "SigmoidAttention",

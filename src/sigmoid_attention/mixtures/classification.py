@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sigmoid_attention.mixtures.labels import Labelled
 from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.setting import free_parameters
+from sigmoid_attention.mixtures.rates.setting import free_parameters
 from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, Settings, descend
 
 

@@ -20,7 +20,7 @@ from sigmoid_attention.mixtures.labels import RawLabels
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.multistart import Attempts, best_of, spread, uniform_starts
 from sigmoid_attention.mixtures.objective import Objective, Penalised, SumOfSquares
-from sigmoid_attention.mixtures.setting import free_parameters
+from sigmoid_attention.mixtures.rates.setting import free_parameters
 from sigmoid_attention.mixtures.solver import Box, Settings
 
 with lab_imports("sigmoid_attention.mixtures"):

@@ -13,7 +13,7 @@ from torch import Tensor
 from sigmoid_attention.mixtures.data import Summaries
 from sigmoid_attention.mixtures.distance import d3, matched
 from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.setting import Setting, box, draw_truth, start
+from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
 from sigmoid_attention.mixtures.solver import Box, Fit, Settings, minimise
 
 # The unit of a descent's stopping rule, in which it goes on until it gains a ten-thousandth.
@@ -169,7 +169,7 @@ def pseudo_true(setting: Setting, *, starts: int = 64) -> Projection:
     some experts dead or split, the floor is 0 and the minimisers are whatever makes the truth.
 
     Example:
-        >>> from sigmoid_attention.mixtures.setting import Setting
+        >>> from sigmoid_attention.mixtures.rates.setting import Setting
         >>> found = pseudo_true(Setting("sigmoid", "gelu", extra=0), starts=8)
         >>> found.floor < 1e-6, len(found.theta_MP)
         (True, 1)
@@ -195,8 +195,8 @@ def distance_to_pseudo_true(setting: Setting, theta_BP: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from sigmoid_attention.mixtures.rates import measure
-        >>> from sigmoid_attention.mixtures.setting import Setting
+        >>> from sigmoid_attention.mixtures.rates.measure import measure
+        >>> from sigmoid_attention.mixtures.rates.setting import Setting
         >>> setting = Setting("sigmoid", "gelu", extra=0, sizes=(10**6, 10**12), replicates=1)
         >>> theta_BP = torch.from_numpy(measure(setting).theta)[:, 0]
         >>> less, more = distance_to_pseudo_true(setting, theta_BP)

@@ -17,9 +17,9 @@ from sigmoid_attention.report.panels import (
     lengths_panels,
     percent,
 )
-from sigmoid_attention.studies.results import ARMS, NONE, SIGMOID, SOFTMAX, Interval
-from sigmoid_attention.studies.standing import reading, solved_by
-from sigmoid_attention.studies.summary import COURSE, EQUAL_TIME, LOSS, STEP
+from sigmoid_attention.studies.compare.results import ARMS, NONE, SIGMOID, SOFTMAX, Interval
+from sigmoid_attention.studies.compare.standing import reading, solved_by
+from sigmoid_attention.studies.compare.summary import COURSE, EQUAL_TIME, LOSS, STEP
 
 # Of a curve; more would not be told apart at this size.
 MOST_POINTS = 80

@@ -2,7 +2,7 @@
 
 import math
 
-from sigmoid_attention.studies.results import Interval
+from sigmoid_attention.studies.compare.results import Interval
 
 ABSENT = "not measured"
 

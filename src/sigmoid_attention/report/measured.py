@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from sigmoid_attention.studies.results import (
+from sigmoid_attention.studies.compare.results import (
     ARMS,
     NONE,
     SIGMOID,
@@ -17,7 +17,7 @@ from sigmoid_attention.studies.results import (
     Solved,
     SummaryRow,
 )
-from sigmoid_attention.studies.summary import baseline_bits, late_change_of_gap
+from sigmoid_attention.studies.compare.summary import baseline_bits, late_change_of_gap
 
 Curve = tuple[tuple[float, float], ...]
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from sigmoid_attention.report.format import plain, quantity
 from sigmoid_attention.report.measured import Measured
-from sigmoid_attention.studies.results import Comparison
-from sigmoid_attention.studies.summary import (
+from sigmoid_attention.studies.compare.results import Comparison
+from sigmoid_attention.studies.compare.summary import (
     UNIT_END,
     UNIT_SECONDS,
     select_values,

@@ -19,7 +19,7 @@ from sigmoid_attention.report.chart import (
 )
 from sigmoid_attention.report.format import compact, plain, quantity, signed, tick, token_count
 from sigmoid_attention.report.measured import Curve, Measured, mean, mean_curve
-from sigmoid_attention.studies.results import ARMS, SIGMOID, SOFTMAX, Interval
+from sigmoid_attention.studies.compare.results import ARMS, SIGMOID, SOFTMAX, Interval
 
 # The class of a mark that belongs to no arm but to how far the two lie apart.
 APART = "difference"

@@ -5,8 +5,8 @@ from html import escape
 from itertools import groupby
 
 from sigmoid_attention.report.format import difference, quantity
-from sigmoid_attention.studies.results import Fusion, Gain, SummaryRow
-from sigmoid_attention.studies.standing import Reading, gain_reading, pace, reading, share
+from sigmoid_attention.studies.compare.results import Fusion, Gain, SummaryRow
+from sigmoid_attention.studies.compare.standing import Reading, gain_reading, pace, reading, share
 
 HEADINGS = ("Question", "Verdict", "Softmax", "Sigmoid", "Sigmoid against softmax")
 FUSED_HEADINGS = ("Question", "Verdict", "Unfused", "Fused", "Fused against unfused")
@@ -24,7 +24,7 @@ def cells(row: SummaryRow) -> Cells:
     """What each arm measured, how far they lie apart, and the interval around that.
 
     Example:
-        >>> from sigmoid_attention.studies.results import Interval
+        >>> from sigmoid_attention.studies.compare.results import Interval
         >>> arm, ratio = Interval(0.06, 0.05, 0.07, 9), Interval(0.92, 0.85, 1.0, 9)
         >>> cells(SummaryRow("step_seconds", "", "seconds", -1, True, arm, arm, ratio, "ratio"))
         ('60.0 ms', '60.0 ms', '8% faster', '0.920×, 0.850 to 1.000')

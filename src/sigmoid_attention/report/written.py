@@ -3,8 +3,8 @@
 from html import escape
 
 from sigmoid_attention.report.measured import Measured
-from sigmoid_attention.studies.language import PROMPT, TEMPERATURE, TOP_P, WRITTEN
-from sigmoid_attention.studies.results import ARMS
+from sigmoid_attention.studies.compare.results import ARMS
+from sigmoid_attention.studies.compare.text import PROMPT, TEMPERATURE, TOP_P, WRITTEN
 
 
 def texts(measured: Measured) -> str:

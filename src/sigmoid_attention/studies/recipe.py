@@ -22,15 +22,15 @@ from pathlib import Path
 
 import torch
 
+from sigmoid_attention.lab.statistics import paired_difference, t_interval
+from sigmoid_attention.lab.store import Row, Store
 from sigmoid_attention.nn.models.config import ModelConfig
 from sigmoid_attention.nn.models.decoder import DecoderLM
-from sigmoid_attention.studies.environment import describe_machine, describe_versions
-from sigmoid_attention.studies.results import Interval
-from sigmoid_attention.studies.statistics import paired_difference, t_interval
-from sigmoid_attention.studies.store import Row, Store
+from sigmoid_attention.studies.compare.results import Interval
 from sigmoid_attention.training.data.batches import TextBatches, token_stream
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
+from sigmoid_attention.training.environment import describe_machine, describe_versions
 from sigmoid_attention.training.evaluate import bits_per_byte
 from sigmoid_attention.training.trainer import Diverged, TrainConfig, train
 

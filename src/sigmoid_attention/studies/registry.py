@@ -16,7 +16,7 @@ STUDIES = (
     Study(
         name="compare",
         question="Should I switch to sigmoid attention, and what does it cost?",
-        rule="sigmoid_attention.studies.verdict",
+        rule="sigmoid_attention.studies.compare.verdict",
     ),
     Study(
         name="recipe",

@@ -12,13 +12,13 @@ from sigmoid_attention.integrations.transformers import (
     PerHead,
     attention_modules,
     biases,
+    config_entry,
     convert,
-    guard,
-    record,
+    extra_norms,
+    patches,
     register,
     replace_bias,
     set_bias,
-    structure,
 )
 from tests.integrations.transformers.architectures import ARCHITECTURES
 
@@ -39,7 +39,7 @@ def snapshot(model):
             for name, value in vars(each).items()
         }  # fmt: skip
 
-    configs = record.configs(model)
+    configs = config_entry.configs(model)
     return [(type(each), held(each)) for each in [*model.modules(), *configs]]
 
 
@@ -66,15 +66,15 @@ def fail_at(monkeypatch, owner, name, call):
     [
         (CONVERT, "reached_modules", 1),
         (CONVERT, "set_implementation", 1),
-        (record, "write", 1),
-        (record, "write", 2),
+        (config_entry, "write", 1),
+        (config_entry, "write", 2),
         (biases, "place", 1),
         (biases, "place", 2),
-        (structure, "place", 1),
-        (structure, "place", 2),
-        (guard, "equip", 2),
-        (guard, "keep_bias_in_fp32", 1),
-        (record, "declare", 1),
+        (extra_norms, "place", 1),
+        (extra_norms, "place", 2),
+        (patches, "equip", 2),
+        (patches, "keep_bias_in_fp32", 1),
+        (config_entry, "declare", 1),
     ],
     ids=lambda value: "" if isinstance(value, type(sys)) else None,
 )
@@ -96,12 +96,12 @@ def test_a_failure_at_any_step_is_undone(owner, name, call, monkeypatch):
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_config_is_what_it_was(call, monkeypatch):
     config = ARCHITECTURES["CLIP"].build().config
-    before = [(path, dict(vars(each))) for path, each in record.tree(config)]
+    before = [(path, dict(vars(each))) for path, each in config_entry.tree(config)]
     # The first two calls are for the skeleton.
-    fail_at(monkeypatch, record, "write", call * 4 + 1)
+    fail_at(monkeypatch, config_entry, "write", call * 4 + 1)
     with pytest.raises(Injected):
         convert(config, bias=-3.0)
-    assert [(path, dict(vars(each))) for path, each in record.tree(config)] == before
+    assert [(path, dict(vars(each))) for path, each in config_entry.tree(config)] == before
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

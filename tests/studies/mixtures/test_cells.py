@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sigmoid_attention.mixtures import verdict
-from sigmoid_attention.mixtures.setting import Setting
-from sigmoid_attention.studies.claims.study import Measured, Row
+from sigmoid_attention.lab.study import Measured, Row
+from sigmoid_attention.mixtures.rates import verdict
+from sigmoid_attention.mixtures.rates.setting import Setting
 from sigmoid_attention.studies.mixtures.cells import Cell, evidence, findings, rate_study, run
 
 CELL = Cell("softmax", "gelu", claim=-0.25)

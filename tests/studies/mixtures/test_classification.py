@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from sigmoid_attention.mixtures.slopes import Slope
-from sigmoid_attention.mixtures.verdict import (
+from sigmoid_attention.lab.study import Measured, Row
+from sigmoid_attention.mixtures.rates.slopes import Slope
+from sigmoid_attention.mixtures.rates.verdict import (
     DEPENDS_ON_THE_START,
     NOT_IDENTIFIABLE,
     NOT_REPRODUCED,
@@ -16,7 +17,6 @@ from sigmoid_attention.mixtures.verdict import (
     REPRODUCED,
     UNDECIDED,
 )
-from sigmoid_attention.studies.claims.study import Measured, Row
 from sigmoid_attention.studies.mixtures.classification import (
     EARLY,
     GATES,

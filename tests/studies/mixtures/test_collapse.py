@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from sigmoid_attention.lab.study import Measured, Row
 from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from sigmoid_attention.studies.claims.study import Measured, Row
+from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from sigmoid_attention.studies.compare.results import Interval
 from sigmoid_attention.studies.mixtures.collapse import (
     GATES,
     JUDGED,
@@ -16,7 +17,6 @@ from sigmoid_attention.studies.mixtures.collapse import (
     state,
     verdict_of,
 )
-from sigmoid_attention.studies.results import Interval
 
 INPUTS = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)).double()
 

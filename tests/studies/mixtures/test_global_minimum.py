@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sigmoid_attention.mixtures import verdict
-from sigmoid_attention.studies.claims.study import Measured, Row
+from sigmoid_attention.lab.study import Measured, Row
+from sigmoid_attention.mixtures.rates import verdict
 from sigmoid_attention.studies.mixtures.global_minimum import CELLS, SIZES, STUDY
 
 

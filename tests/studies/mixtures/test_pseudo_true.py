@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sigmoid_attention.mixtures import verdict
-from sigmoid_attention.mixtures.setting import Setting
-from sigmoid_attention.studies.claims.study import Measured, Row
+from sigmoid_attention.lab.study import Measured, Row
+from sigmoid_attention.mixtures.rates import verdict
+from sigmoid_attention.mixtures.rates.setting import Setting
 from sigmoid_attention.studies.mixtures.pseudo_true import CELLS, RADII, STUDY, _name, run
 
 SIZES = (10_000, 1_000_000, 100_000_000)

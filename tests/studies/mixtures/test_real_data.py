@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from sigmoid_attention.studies.claims.study import Measured, Row
+from sigmoid_attention.lab.study import Measured, Row
+from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from sigmoid_attention.studies.compare.results import Interval
 from sigmoid_attention.studies.mixtures import real_data
 from sigmoid_attention.studies.mixtures.real_data import (
     GATES,
@@ -19,7 +20,6 @@ from sigmoid_attention.studies.mixtures.real_data import (
     table,
     verdict_of,
 )
-from sigmoid_attention.studies.results import Interval
 
 IRIS = "iris: species (d = 4)"
 DIABETES = "diabetes: progression (d = 10)"

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from sigmoid_attention.studies.claims.study import Measured, Row
+from sigmoid_attention.lab.study import Measured, Row
+from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.studies.mixtures.same_truth import (
     FITS,
     NEITHER,

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from sigmoid_attention.lab.study import Measured, Row
 from sigmoid_attention.mixtures.data import Samples
-from sigmoid_attention.mixtures.setting import Setting, draw_truth
-from sigmoid_attention.mixtures.slopes import Slope
-from sigmoid_attention.mixtures.stochastic import Recipe
-from sigmoid_attention.mixtures.verdict import (
+from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
+from sigmoid_attention.mixtures.rates.slopes import Slope
+from sigmoid_attention.mixtures.rates.verdict import (
     DEPENDS_ON_THE_START,
     NOT_REPRODUCED,
     REPRODUCED,
     UNDECIDED,
 )
-from sigmoid_attention.studies.claims.study import Measured, Row
+from sigmoid_attention.mixtures.stochastic import Recipe
 from sigmoid_attention.studies.mixtures import sensitivity
 from sigmoid_attention.studies.mixtures.sensitivity import (
     LEAST_SQUARES,

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from sigmoid_attention.mixtures.slopes import Slope
-from sigmoid_attention.mixtures.verdict import (
+from sigmoid_attention.lab.study import Measured
+from sigmoid_attention.mixtures.rates.slopes import Slope
+from sigmoid_attention.mixtures.rates.verdict import (
     NOT_IDENTIFIABLE,
     NOT_REPRODUCED,
     PRE_ASYMPTOTIC,
     REPRODUCED,
     UNDECIDED,
 )
-from sigmoid_attention.studies.claims.study import Measured
 from sigmoid_attention.studies.mixtures.temperature import (
     GATES,
     SCORES,

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sigmoid_attention.mixtures.slopes import Slope
-from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from sigmoid_attention.studies.claims.study import Measured
+from sigmoid_attention.lab.study import Measured
+from sigmoid_attention.mixtures.rates.slopes import Slope
+from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.studies.theory import (
     regularity_depth,
     regularity_length,

@@ -10,7 +10,7 @@ import pytest
 
 from sigmoid_attention.training.data import shakespeare
 from sigmoid_attention.training.data.corpus import load_corpus
-from sigmoid_attention.training.data.pip_download import downloaded
+from sigmoid_attention.training.data.downloads import downloaded
 
 TEXTS = {"hamlet_gut.txt": b"To be", "hamlet_gut_f.txt": b"To bee", "lear_gut.txt": b"Nothing"}
 

@@ -19,7 +19,7 @@ from sigmoid_attention.integrations.transformers import (
     convert,
     replace_bias,
 )
-from sigmoid_attention.integrations.transformers.structure import output_projection
+from sigmoid_attention.integrations.transformers.extra_norms import output_projection
 
 # What the bias of a head ends as: a linear function of the module's input, or a number.
 FORMS = ("linear", "constant")

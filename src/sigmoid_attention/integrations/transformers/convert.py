@@ -11,14 +11,14 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sigmoid_attention.attention import NegLogLength
-from sigmoid_attention.integrations.transformers import biases, guard, record, structure
+from sigmoid_attention.integrations.transformers import biases, config_entry, extra_norms, patches
 from sigmoid_attention.integrations.transformers.biases import ModuleBias
-from sigmoid_attention.integrations.transformers.reach import (
+from sigmoid_attention.integrations.transformers.config_entry import NAME, HeadShape, Record
+from sigmoid_attention.integrations.transformers.probe import (
     Reached,
     reached_modules,
     set_implementation,
 )
-from sigmoid_attention.integrations.transformers.record import NAME, HeadShape, Record
 from sigmoid_attention.integrations.transformers.registration import register
 from sigmoid_attention.integrations.undo import all_or_nothing
 
@@ -80,18 +80,18 @@ def convert(
             f"model_or_config: must be a model or a config of transformers, "
             f"got {type(model_or_config).__name__}"
         )
-    layer_scale = structure.checked_scale(layer_scale)
-    structure.check(qk_norm, norm)
+    layer_scale = extra_norms.checked_scale(layer_scale)
+    extra_norms.check(qk_norm, norm)
     register()
     options: dict[str, Any] = {"qk_norm": qk_norm, "layer_scale": layer_scale, "norm": norm}
     if isinstance(model_or_config, PreTrainedConfig):
-        configs = [config for _, config in record.tree(model_or_config)]
+        configs = [config for _, config in config_entry.tree(model_or_config)]
         with all_or_nothing(configs):
             skeleton = _skeleton(model_or_config)
             convert(skeleton, bias=bias, inputs=inputs, except_for=except_for, **options)
             _take_keys(model_or_config, skeleton.config)
     else:
-        with all_or_nothing([*model_or_config.modules(), *record.configs(model_or_config)]):
+        with all_or_nothing([*model_or_config.modules(), *config_entry.configs(model_or_config)]):
             _convert_model(model_or_config, bias, options, inputs, except_for)
     return model_or_config
 
@@ -110,7 +110,7 @@ def _convert_model(
         )
     reached = reached_modules(model, inputs, except_for)
     owners = [_owner(model, each) for each in reached]
-    paths = {id(config): path for path, config in record.tree(model.config)}
+    paths = {id(config): path for path, config in config_entry.tree(model.config)}
     plan = _biases(bias, {id(owner): owner for owner in owners}, paths)
     records = {
         id(owner): Record(
@@ -122,16 +122,16 @@ def _convert_model(
         )
         for owner in owners
     }
-    structure.check_modules(
+    extra_norms.check_modules(
         next(iter(records.values())), [(each.module, each.parent, each.shape) for each in reached]
     )
     set_implementation(model, NAME)
     for each, owner in zip(reached, owners, strict=True):
         for config in (owner, getattr(each.module, "config", owner)):
-            record.write(config, records[id(owner)])
-        guard.equip(each.module, each.parent, records[id(owner)], each.shape)
-    guard.keep_bias_in_fp32(model)
-    record.declare(model.config)
+            config_entry.write(config, records[id(owner)])
+        patches.equip(each.module, each.parent, records[id(owner)], each.shape)
+    patches.keep_bias_in_fp32(model)
+    config_entry.declare(model.config)
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -154,13 +154,13 @@ def set_bias(model: PreTrainedModel, bias: ModuleBias) -> None:
     modules = attention_modules(model)
     if not modules:
         raise ValueError(f"model: no attention module of this {type(model).__name__} is converted")
-    configs = record.configs(model)
+    configs = config_entry.configs(model)
     with all_or_nothing([*modules.values(), *configs]):
         for module in modules.values():
             replace_bias(module, bias)
         for config in configs:
-            if (known := record.of(config)) is not None:
-                record.write(config, dataclasses.replace(known, bias=bias))
+            if (known := config_entry.of(config)) is not None:
+                config_entry.write(config, dataclasses.replace(known, bias=bias))
 
 
 def replace_bias(module: nn.Module, bias: ModuleBias) -> None:
@@ -175,7 +175,7 @@ def _owner(model: PreTrainedModel, each: Reached) -> PreTrainedConfig:
 
     A module's own is one of the tree, or a copy that its model made of one, as T5's stacks do.
     """
-    tree = {id(config) for _, config in record.tree(model.config)}
+    tree = {id(config) for _, config in config_entry.tree(model.config)}
     parts = each.name.split(".")
     inner = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
     configs = (getattr(module, "config", model.config) for module in inner)
@@ -250,9 +250,9 @@ def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _take_keys(config: PreTrainedConfig, converted: PreTrainedConfig) -> None:
-    known = dict(record.tree(converted))
+    known = dict(config_entry.tree(converted))
     config._attn_implementation = NAME
-    for path, each in record.tree(config):
-        if (found := record.of(known[path])) is not None:
-            record.write(each, found)
-    record.declare(config)
+    for path, each in config_entry.tree(config):
+        if (found := config_entry.of(known[path])) is not None:
+            config_entry.write(each, found)
+    config_entry.declare(config)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import __version__ as installed
 
 from sigmoid_attention.attention import sigmoid_varlen_attention
-from sigmoid_attention.integrations.transformers.record import NAME
+from sigmoid_attention.integrations.transformers.config_entry import NAME
 
 try:
     from transformers.generation.continuous_batching import ContinuousBatchingManager

@@ -3,9 +3,9 @@
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from sigmoid_attention.integrations.transformers import guard, paged, reach
+from sigmoid_attention.integrations.transformers import paged, patches, probe
+from sigmoid_attention.integrations.transformers.config_entry import NAME, PROBE
 from sigmoid_attention.integrations.transformers.forward import sigmoid_attention_forward
-from sigmoid_attention.integrations.transformers.record import NAME, PROBE
 
 
 def register() -> None:
@@ -21,8 +21,8 @@ def register() -> None:
         >>> "sigmoid" in AttentionInterface()
         True
     """
-    for name, attend in ((NAME, sigmoid_attention_forward), (PROBE, reach.probe)):
+    for name, attend in ((NAME, sigmoid_attention_forward), (PROBE, probe.probe)):
         AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, sdpa_mask)
-    guard.install()
+    patches.install()
     paged.install()

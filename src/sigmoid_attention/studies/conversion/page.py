@@ -8,10 +8,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from sigmoid_attention.studies.claims.figure import COLOURS, panels, svg
+from sigmoid_attention.lab.figure import COLOURS, panels, svg
+from sigmoid_attention.lab.markers import around
+from sigmoid_attention.studies.compare.results import SIGMOID, SOFTMAX
 from sigmoid_attention.studies.conversion.curve import Curve, read_curve
-from sigmoid_attention.studies.document import around
-from sigmoid_attention.studies.results import SIGMOID, SOFTMAX
 from sigmoid_attention.training.files import write_whole
 from sigmoid_attention.training.terminal import in_sentences, tell
 

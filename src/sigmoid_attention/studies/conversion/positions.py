@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sigmoid_attention.studies.store import SETTING
+from sigmoid_attention.lab.store import SETTING
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.files import read_json, reading
 from sigmoid_attention.training.terminal import in_sentences

@@ -29,7 +29,6 @@ from sigmoid_attention.studies.conversion.evaluate import Evaluation
 from sigmoid_attention.studies.conversion.parents import Parent
 from sigmoid_attention.studies.conversion.setting import Setting
 from sigmoid_attention.studies.conversion.text import Sequences
-from sigmoid_attention.studies.environment import describe_machine, describe_versions
 from sigmoid_attention.training.checkpoint import (
     CURRENT,
     latest_checkpoint,
@@ -38,6 +37,7 @@ from sigmoid_attention.training.checkpoint import (
     save_checkpoint,
 )
 from sigmoid_attention.training.data.corpus import Corpus
+from sigmoid_attention.training.environment import describe_machine, describe_versions
 from sigmoid_attention.training.files import Damaged, read_json, write_json
 from sigmoid_attention.training.progress import StepProgress
 from sigmoid_attention.training.signals import ending_later
@@ -292,7 +292,7 @@ def begin(out: Path, described: dict[str, Any]) -> None:
         ValueError: the folder was started with something else; names the field.
         OSError: the folder cannot be written.
     """
-    from sigmoid_attention.studies.store import SETTING, first_difference
+    from sigmoid_attention.lab.store import SETTING, first_difference
 
     path = out / SETTING
     if not path.exists():

@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sigmoid_attention.training.data.pip_download import downloaded
+from sigmoid_attention.training.data.downloads import downloaded
 
 REQUIREMENT = "gensim==4.4.0"
 WHEEL = "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl"

@@ -11,13 +11,13 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
+from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
-from sigmoid_attention.mixtures.rates import Curve, measure, measure_continuous
-from sigmoid_attention.mixtures.setting import Setting, draw_truth, free_parameters
-from sigmoid_attention.mixtures.slopes import Slope, ratio, slope
-from sigmoid_attention.mixtures.verdict import RULE, Evidence, judge
-from sigmoid_attention.studies.claims.figure import loglog, panels
-from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
+from sigmoid_attention.mixtures.rates.measure import Curve, measure, measure_continuous
+from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
+from sigmoid_attention.mixtures.rates.verdict import RULE, Evidence, judge
 
 EARLY = tuple(round(10 ** (2 + i / 2)) for i in range(7))  # 1e2 .. 1e5
 LATE = tuple(round(10 ** (4 + 2 * i / 3)) for i in range(7))  # 1e4 .. 1e8

@@ -13,6 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.classification import (
     Deviance,
     LogisticMixture,
@@ -23,9 +25,8 @@ from sigmoid_attention.mixtures.data import FiniteDesign
 from sigmoid_attention.mixtures.identifiability import SEEN
 from sigmoid_attention.mixtures.labels import LabelCounts, draw_labels
 from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.slopes import Slope, ratio, slope
-from sigmoid_attention.mixtures.solver import Box
-from sigmoid_attention.mixtures.verdict import (
+from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
+from sigmoid_attention.mixtures.rates.verdict import (
     BEND,
     DEPENDS_ON_THE_START,
     FEWEST_CONVERGED,
@@ -38,8 +39,7 @@ from sigmoid_attention.mixtures.verdict import (
     UNDECIDED,
     WIDEST,
 )
-from sigmoid_attention.studies.claims.figure import loglog, panels
-from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
+from sigmoid_attention.mixtures.solver import Box
 
 GATES = ("softmax", "normalised_sigmoid", "sigmoid")
 EARLY = tuple(round(10 ** (4 + i / 2)) for i in range(5))  # 1e4 .. 1e6

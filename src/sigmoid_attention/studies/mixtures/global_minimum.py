@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from sigmoid_attention.mixtures import verdict
-from sigmoid_attention.mixtures.slopes import Slope, slope
-from sigmoid_attention.studies.claims.figure import loglog, panels
-from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Study, Task
+from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.study import Finding, Measured, Results, Study, Task
+from sigmoid_attention.mixtures.rates import verdict
+from sigmoid_attention.mixtures.rates.slopes import Slope, slope
 from sigmoid_attention.studies.mixtures.cells import REPLICATES, TRUTHS, Cell, run
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)

@@ -13,13 +13,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from sigmoid_attention.mixtures import verdict
-from sigmoid_attention.mixtures.projection import distance_to_pseudo_true, pseudo_true
-from sigmoid_attention.mixtures.rates import measure
-from sigmoid_attention.mixtures.setting import Setting
-from sigmoid_attention.mixtures.slopes import Slope
-from sigmoid_attention.studies.claims.figure import loglog, panels
-from sigmoid_attention.studies.claims.study import (
+from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.study import (
     Finding,
     Measured,
     Results,
@@ -27,6 +22,11 @@ from sigmoid_attention.studies.claims.study import (
     Study,
     Task,
 )
+from sigmoid_attention.mixtures.projection import distance_to_pseudo_true, pseudo_true
+from sigmoid_attention.mixtures.rates import verdict
+from sigmoid_attention.mixtures.rates.measure import measure
+from sigmoid_attention.mixtures.rates.setting import Setting
+from sigmoid_attention.mixtures.rates.slopes import Slope
 from sigmoid_attention.studies.mixtures.cells import TRUTHS, Cell, slope_of
 
 RADII = (0.3, 0.5)

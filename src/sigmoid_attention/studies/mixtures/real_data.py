@@ -16,20 +16,20 @@ from scipy.optimize import linear_sum_assignment
 from sklearn import datasets
 from sklearn.metrics import log_loss
 
+from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.statistics import paired_difference
+from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.estimators import (
     MixtureOfExpertsClassifier,
     MixtureOfExpertsRegressor,
 )
-from sigmoid_attention.mixtures.verdict import (
+from sigmoid_attention.mixtures.rates.verdict import (
     FEWEST_CONVERGED,
     NOT_REPRODUCED,
     REPRODUCED,
     UNDECIDED,
 )
-from sigmoid_attention.studies.claims.figure import loglog, panels
-from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
-from sigmoid_attention.studies.results import Interval
-from sigmoid_attention.studies.statistics import paired_difference
+from sigmoid_attention.studies.compare.results import Interval
 
 GATES = ("softmax", "sigmoid")
 RESAMPLES = 20

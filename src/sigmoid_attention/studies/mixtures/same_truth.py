@@ -15,17 +15,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import FiniteDesign, Summaries
 from sigmoid_attention.mixtures.equivalence import shift_scores
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.multistart import multistart, spread, uniform_starts
-from sigmoid_attention.mixtures.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.mixtures.solver import Box
-from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.mixtures.voronoi import Truth, l2
-from sigmoid_attention.studies.claims.figure import loglog, panels
-from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
 
 FITS = ("sigmoid", "softmax")
 NEITHER = "normalised_sigmoid"

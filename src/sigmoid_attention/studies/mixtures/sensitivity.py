@@ -11,24 +11,24 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.equivalence import shift_scores
-from sigmoid_attention.mixtures.rates import UNIT_WITHOUT_NOISE, continuous_data, losses_of
-from sigmoid_attention.mixtures.setting import Setting, box, draw_truth, start
-from sigmoid_attention.mixtures.slopes import Slope, slope
-from sigmoid_attention.mixtures.solver import Fit, minimise
-from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
-from sigmoid_attention.mixtures.verdict import (
+from sigmoid_attention.mixtures.rates.measure import UNIT_WITHOUT_NOISE, continuous_data, losses_of
+from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
+from sigmoid_attention.mixtures.rates.slopes import Slope, slope
+from sigmoid_attention.mixtures.rates.verdict import (
     BEND,
     DEPENDS_ON_THE_START,
     NOT_REPRODUCED,
     REPRODUCED,
     UNDECIDED,
 )
+from sigmoid_attention.mixtures.solver import Fit, minimise
+from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
 from sigmoid_attention.mixtures.voronoi import Truth
-from sigmoid_attention.studies.claims.figure import loglog, panels
-from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
 
 SIZES = tuple(round(10 ** (2 + i / 2)) for i in range(5))  # 1e2 .. 1e4
 TRUTHS = 3

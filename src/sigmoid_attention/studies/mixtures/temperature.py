@@ -11,14 +11,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import FiniteDesign
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
 from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.setting import Setting, draw_truth, free_parameters
-from sigmoid_attention.mixtures.slopes import Slope, ratio, slope
-from sigmoid_attention.mixtures.solver import Box, chi2, minimise
-from sigmoid_attention.mixtures.verdict import (
+from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
+from sigmoid_attention.mixtures.rates.verdict import (
     MARGIN,
     NOT_IDENTIFIABLE,
     NOT_REPRODUCED,
@@ -27,9 +28,8 @@ from sigmoid_attention.mixtures.verdict import (
     UNDECIDED,
     WIDEST,
 )
+from sigmoid_attention.mixtures.solver import Box, chi2, minimise
 from sigmoid_attention.mixtures.voronoi import l2
-from sigmoid_attention.studies.claims.figure import loglog, panels
-from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
 
 GATES = ("sigmoid", "normalised_sigmoid", "softmax")
 SCORES = ("linear", "euclidean")

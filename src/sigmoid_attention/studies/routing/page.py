@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from sigmoid_attention.studies.claims.figure import COLOURS, panels, styled, svg
-from sigmoid_attention.studies.document import around
-from sigmoid_attention.studies.results import SIGMOID, SOFTMAX, Interval
+from sigmoid_attention.lab.figure import COLOURS, panels, styled, svg
+from sigmoid_attention.lab.markers import around
+from sigmoid_attention.studies.compare.results import SIGMOID, SOFTMAX, Interval
 from sigmoid_attention.studies.routing import findings as rule
 from sigmoid_attention.studies.routing.findings import QUANTITIES, Finding, findings, verdict
 from sigmoid_attention.studies.routing.setting import PAIRS

@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from sigmoid_attention.studies.environment import describe_machine, describe_versions
-from sigmoid_attention.studies.language import Text
-from sigmoid_attention.studies.progress import StudyProgress
-from sigmoid_attention.studies.results import ARMS
+from sigmoid_attention.lab.progress import StudyProgress
+from sigmoid_attention.lab.store import Row, Store
+from sigmoid_attention.studies.compare.results import ARMS
+from sigmoid_attention.studies.compare.text import Text
 from sigmoid_attention.studies.routing.measure import (
     choices,
     churn,
@@ -28,12 +28,12 @@ from sigmoid_attention.studies.routing.setting import (
     active_parameters,
     model_config,
 )
-from sigmoid_attention.studies.store import Row, Store
-from sigmoid_attention.studies.trained import new_model
 from sigmoid_attention.training.data.batches import TextBatches, token_stream
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
+from sigmoid_attention.training.environment import describe_machine, describe_versions
 from sigmoid_attention.training.evaluate import bits_per_byte
+from sigmoid_attention.training.model_folder import new_model
 from sigmoid_attention.training.trainer import Diverged, TrainConfig, train
 
 

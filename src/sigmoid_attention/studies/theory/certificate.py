@@ -12,9 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from sigmoid_attention.lab.figure import panels, styled, svg
 from sigmoid_attention.nn import DecoderLM
-from sigmoid_attention.studies.claims.figure import panels, styled, svg
-from sigmoid_attention.studies.environment import describe_versions
 from sigmoid_attention.theory.regularity import (
     Ball,
     LayerBound,
@@ -24,6 +23,7 @@ from sigmoid_attention.theory.regularity import (
     network_bound_at,
 )
 from sigmoid_attention.theory.regularity.network import branches
+from sigmoid_attention.training.environment import describe_versions
 from sigmoid_attention.training.files import write_whole
 
 

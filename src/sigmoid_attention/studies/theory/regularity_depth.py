@@ -11,11 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sigmoid_attention.mixtures.slopes import Slope, ratio
-from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.study import Finding, Results, Row, Study, Task
+from sigmoid_attention.mixtures.rates.slopes import Slope, ratio
+from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.nn import DecoderLM, ModelConfig
-from sigmoid_attention.studies.claims.figure import loglog, panels
-from sigmoid_attention.studies.claims.study import Finding, Results, Row, Study, Task
 from sigmoid_attention.theory.regularity import composed, largest_gain, network_bound_at
 
 DEPTHS = (1, 2, 4, 8, 12)

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sigmoid_attention.mixtures.slopes import Slope, slope
-from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED
-from sigmoid_attention.studies.claims.figure import loglog, panels
-from sigmoid_attention.studies.claims.study import Finding, Results, Row, Study, Task
+from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.study import Finding, Results, Row, Study, Task
+from sigmoid_attention.mixtures.rates.slopes import Slope, slope
+from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED
 from sigmoid_attention.studies.theory.drawn import DrawnLayers, generator, layer, tokens_of
 from sigmoid_attention.theory.regularity import (
     Ball,

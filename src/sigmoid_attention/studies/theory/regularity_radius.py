@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from sigmoid_attention.mixtures.slopes import Slope, ratio, slope
-from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.study import Finding, Results, Row, Study, Task
+from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
+from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.nn import Attention
-from sigmoid_attention.studies.claims.figure import loglog, panels
-from sigmoid_attention.studies.claims.study import Finding, Results, Row, Study, Task
 from sigmoid_attention.studies.theory.drawn import (
     KINDS,
     DrawnLayers,

@@ -11,16 +11,16 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from sigmoid_attention.mixtures.slopes import Slope, ratio
-from sigmoid_attention.mixtures.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from sigmoid_attention.lab.figure import COLOURS, panels
+from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
+from sigmoid_attention.mixtures.rates.slopes import Slope, ratio
+from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.nn import DecoderLM, ModelConfig
-from sigmoid_attention.studies.claims.figure import COLOURS, panels
-from sigmoid_attention.studies.claims.study import Finding, Measured, Results, Row, Study, Task
-from sigmoid_attention.studies.trained import new_model
 from sigmoid_attention.theory.regularity import largest_gain
 from sigmoid_attention.training.data.batches import TextBatches, token_stream
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
+from sigmoid_attention.training.model_folder import new_model
 from sigmoid_attention.training.optimizer import TrainConfig
 from sigmoid_attention.training.trainer import train
 

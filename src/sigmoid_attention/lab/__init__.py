@@ -1,0 +1,1 @@
+"""What studies stand on: rows, a store, statistics, sweeps over processes, figures and pages."""

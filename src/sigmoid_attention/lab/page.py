@@ -1,0 +1,143 @@
+"""The report of studies: a page in Markdown with every finding, and a figure a study.
+
+The same rows make the same bytes, so that a page under version control changes only with them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sigmoid_attention.lab.archive import Archive, results_of
+from sigmoid_attention.lab.figure import styled, svg
+from sigmoid_attention.lab.markers import around
+from sigmoid_attention.lab.study import Finding, Results, Study
+from sigmoid_attention.training.files import Damaged, write_whole
+
+PAGE = "studies.md"
+# In a document of words what lies between these is made, and only that.
+BEGIN, END = "<!-- studies -->", "<!-- /studies -->"
+HEADINGS = ("cell", "claim", "measured", "verdict", "because", "controls")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A study of which all tasks are done: what was measured, and what follows.
+
+    ``machines`` and ``cpu_seconds`` are those of the tasks, which may have run in several places.
+    """
+
+    study: Study
+    results: Results
+    findings: Sequence[Finding]
+    tasks: int
+    machines: Sequence[str]
+    cpu_seconds: float
+
+
+def answer(study: Study, archive: Archive) -> Answer | None:
+    """The study's findings from its rows; None while tasks are missing, as its rule is of all."""
+    tasks = study.tasks()
+    try:
+        tables = archive.tables(tasks)
+    except (FileNotFoundError, Damaged):
+        return None
+    results = results_of(tasks, tables)
+    machines, seconds = set(), 0.0
+    for table in tables.values():
+        machines |= {_machine(text) for text in table["machine"].unique().to_pylist()}
+        seconds += sum(table["cpu_seconds"].unique().to_pylist())
+    return Answer(study, results, study.judge(results), len(tasks), sorted(machines), seconds)
+
+
+def write(answers: Sequence[Answer], folder: Path, command: str) -> Path:
+    """Write the page and the figures of ``answers`` into ``folder``; where the page is.
+
+    Args:
+        command: what makes the rows of a study, with its name in place of ``{name}``.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    _draw(answers, folder)
+    title = "# Claims about mixtures of experts, put to the test"
+    write_whole(folder / PAGE, f"{title}\n\n{markdown(answers, command)}".encode())
+    return folder / PAGE
+
+
+def publish(answers: Sequence[Answer], document: Path, command: str) -> Path:
+    """Write the same between the markers of a document, and figures in a folder of its name.
+
+    Raises:
+        ValueError: the document is not there, or has no markers.
+        OSError: a file could not be written.
+    """
+    before, after = around(document, BEGIN, END)
+    _draw(answers, document.with_suffix(""))
+    made = markdown(answers, command, figures=f"{document.stem}/")
+    write_whole(document, f"{before}\n{made}{after}".encode())
+    return document
+
+
+def _draw(answers: Sequence[Answer], folder: Path) -> None:
+    for one in answers:
+        with styled():
+            figure = one.study.draw(one.results)
+        write_whole(folder / _figure(one.study), svg(figure))
+
+
+def markdown(answers: Sequence[Answer], command: str, figures: str = "") -> str:
+    """An overview, then a section for each study; ``figures`` is what stands before their names."""
+    overview = [
+        [f"[{one.study.title}](#{one.study.name})", one.study.source, _counted(one.findings)]
+        for one in answers
+    ]
+    parts = [
+        "Made by `sigmoid-attention` from the rows of the studies: what is typed in here is lost. "
+        "Every verdict is computed by the rule that stands above its table.",
+        _table(("study", "claim of", "verdicts"), overview),
+        *(_section(one, command.format(name=one.study.name), figures) for one in answers),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(one: Answer, command: str, figures: str) -> str:
+    study = one.study
+    rows = [[getattr(finding, name) for name in HEADINGS] for finding in one.findings]
+    parts = [
+        f'<a id="{study.name}"></a>\n\n## {study.title}',
+        f"**Claim.** {study.claim}",
+        f"**Source.** {study.source}",
+        f"**Rule.** {study.rule}",
+        f"**Command.** `{command}` ({one.tasks} tasks, {one.cpu_seconds:,.0f} CPU seconds on "
+        f"{' and '.join(one.machines)})",
+        _table(HEADINGS, rows),
+        f"![{study.title}]({figures}{_figure(study)})",
+    ]
+    return "\n\n".join(parts)
+
+
+def _figure(study: Study) -> str:
+    return f"{study.name}.svg"
+
+
+def _machine(text: str) -> str:
+    machine = json.loads(text)
+    return f"{machine['processor']} ({machine['device']}, {machine['cores']} cores)"
+
+
+def _counted(findings: Sequence[Finding]) -> str:
+    """How often each verdict was given, the most frequent first."""
+    verdicts = [finding.verdict for finding in findings]
+    by_count = sorted(set(verdicts), key=lambda verdict: (-verdicts.count(verdict), verdict))
+    return ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in by_count)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """On one line, and with bars that end no cell."""
+    return " ".join(text.split()).replace("|", r"\|")

@@ -1,0 +1,218 @@
+"""The folder of a study: what it was asked for, and one immutable file a finished unit of work.
+
+    OUT/setting.json      what the study was started with; resuming with anything else is refused
+    OUT/rows/NAME.parquet the rows of one finished unit, written whole, never changed
+    OUT/rows.parquet      all of them, once the study is complete
+    OUT/runs/             checkpoints of the training runs
+
+Which units are done is read off the folder itself, so a run that was killed at any moment
+continues with what it has. A part that was damaged since is named and removed when the folder is
+opened, so that its unit is to be done again.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sigmoid_attention.studies.compare.results import NONE, ROW_SCHEMA
+from sigmoid_attention.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    remove_checkpoints,
+)
+from sigmoid_attention.training.files import Damaged, read_json, write_json, write_whole
+from sigmoid_attention.training.lock import NAME as LOCK
+from sigmoid_attention.training.tables import parquet_bytes, read_table
+from sigmoid_attention.training.terminal import warn
+
+SETTING = "setting.json"
+ROWS = "rows.parquet"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured value; -1 where seed, step, length or layer say nothing."""
+
+    arm: str
+    metric: str
+    value: float
+    unit: str
+    seed: int = NONE
+    step: int = NONE
+    length: int = NONE
+    layer: int = NONE
+
+
+class Store:
+    """The parts of a study under `out`, opened for a `setting` that they must have been made with.
+
+    `stamp` (machine, versions, provenance: JSON-able dicts) goes into every row that this process
+    writes, beside the setting.
+
+    Raises:
+        ValueError: `out` holds something already and `resume` is False, is no study's folder, or
+            holds a study of another setting; the sentence names the first field that differs.
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> out = Path(tempfile.mkdtemp())
+        >>> store = Store(out, {"steps": 3}, {}, resume=False)
+        >>> store.put("loss-seed0", [Row("softmax", "train_loss", 2.5, "nats/token", seed=0)])
+        >>> store.has("loss-seed0"), store.rows().num_rows
+        (True, 1)
+        >>> Store(out, {"steps": 4}, {}, resume=True)
+        Traceback (most recent call last):
+        ...
+        ValueError: --resume: steps was 3 when this folder was started and is 4 now; ...
+    """
+
+    def __init__(
+        self, out: Path, setting: dict[str, Any], stamp: dict[str, Any], *, resume: bool
+    ) -> None:
+        self.out = out
+        refuse_occupied(out, resume)
+        if holds_anything(out):
+            self._check(setting)
+            self._remove_damaged()
+        else:
+            write_json(out / SETTING, setting)
+        described = {"setting": setting, **stamp}
+        self._stamp = {
+            name: json.dumps(described.get(name, {}), sort_keys=True)
+            for name in ("setting", "machine", "versions", "provenance")
+        }
+
+    def _check(self, setting: dict[str, Any]) -> None:
+        if not (self.out / SETTING).exists():
+            raise ValueError(f"--resume: {self.out} holds no study (there is no {SETTING} in it)")
+        # Through JSON and back, so that tuples compare equal to the lists they come back as.
+        now = json.loads(json.dumps(setting))
+        difference = first_difference(read_json(self.out / SETTING), now)
+        if difference:
+            raise ValueError(
+                f"--resume: {difference}; nothing was overwritten (name another folder)"
+            )
+
+    def has(self, name: str) -> bool:
+        """Whether the unit or part called `name` is finished."""
+        return self._part(name).exists()
+
+    def is_done(self, name: str, parts: Iterable[str] = ()) -> bool:
+        """Whether a unit is finished, with the parts that it left on its way."""
+        if not self.has(name):
+            return False
+        for part in parts:
+            if not self.has(part):
+                warn(f"{self._part(part)} is missing; it is made again")
+                return False
+        return True
+
+    def put(self, name: str, rows: Iterable[Row]) -> None:
+        """Write the rows of `name`, all or none; a part that is there already stays as it is."""
+        if self.has(name):
+            return
+        stamped = [asdict(row) | self._stamp for row in rows]
+        write_table(self._part(name), pa.Table.from_pylist(stamped, schema=ROW_SCHEMA))
+
+    def rows(self) -> pa.Table:
+        """The rows of all parts so far, in the order of the parts' names.
+
+        Raises:
+            Damaged: a part does not read back as it was written; names it.
+        """
+        tables = [read_table(part, ROW_SCHEMA) for part in self._parts()]
+        return pa.concat_tables(tables) if tables else ROW_SCHEMA.empty_table()
+
+    def merge(self) -> pa.Table:
+        """Write `rows.parquet` from all parts and return it."""
+        rows = self.rows()
+        write_table(self.out / ROWS, rows)
+        return rows
+
+    def run_folder(self, name: str) -> Path:
+        """Where the training run called `name` keeps its checkpoint."""
+        return self.out / "runs" / name
+
+    def refuse_gaps(self, folder: Path, parts: Sequence[str], every: int) -> None:
+        """Remove the checkpoints of a run that is not to be continued from them.
+
+        It left one of `parts` every so many steps, and not all of those before its checkpoint are
+        there: from its beginning it makes them again.
+        """
+        latest = latest_checkpoint(folder)
+        if latest is not None:
+            reached = load_checkpoint(latest).step // every
+            if not all(self.has(part) for part in parts[:reached]):
+                remove_checkpoints(folder)
+
+    def _remove_damaged(self) -> None:
+        for part in self._parts():
+            try:
+                read_table(part, ROW_SCHEMA)
+            except Damaged as error:
+                warn(f"{error}; it is made again")
+                part.unlink()
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.out / "rows").glob("*.parquet"))
+
+    def _part(self, name: str) -> Path:
+        return self.out / "rows" / f"{name}.parquet"
+
+
+def step_parts(name: str, steps: int, every: int) -> list[str]:
+    """The names of the parts that a unit leaves every so many steps, but not at the last.
+
+    Example:
+        >>> step_parts("copy-sigmoid-seed100", steps=10, every=5)
+        ['copy-sigmoid-seed100-step000005']
+    """
+    return [f"{name}-step{done:06d}" for done in range(every, steps, every)]
+
+
+def refuse_occupied(out: Path, resume: bool) -> None:
+    """Raise ``ValueError`` if `out` is a file, or holds anything and is not to be continued."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: {out} is a file; nothing was overwritten")
+    if not resume and holds_anything(out):
+        raise ValueError(
+            f"--out: {out} is not empty; nothing was overwritten "
+            f"(continue it with --resume, or name another folder)"
+        )
+
+
+def holds_anything(out: Path) -> bool:
+    """Whether there is a folder at `out` with more in it than the lock of this process."""
+    return out.exists() and any(path.name != LOCK for path in out.iterdir())
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write `table` as Parquet, whole or not at all."""
+    write_whole(path, parquet_bytes(table, path.name))
+
+
+def first_difference(before: Any, now: Any, where: str = "") -> str | None:
+    """Say which field of two nested settings differs first, in words, or None if none does.
+
+    Example:
+        >>> first_difference({"text": {"steps": 3}}, {"text": {"steps": 4}})
+        'text.steps was 3 when this folder was started and is 4 now'
+    """
+    if before == now:
+        return None
+    if isinstance(before, dict) and isinstance(now, dict):
+        # What is no dict itself first: it is what was asked for by name.
+        for key in sorted(before.keys() | now.keys(), key=lambda k: (type(now.get(k)) is dict, k)):
+            name = f"{where}.{key}" if where else key
+            found = first_difference(before.get(key), now.get(key), name)
+            if found:
+                return found
+    if where.endswith("sha256"):
+        return "the text was another one when this folder was started"
+    was, is_now = json.dumps(before), json.dumps(now)
+    return f"{where} was {was} when this folder was started and is {is_now} now"

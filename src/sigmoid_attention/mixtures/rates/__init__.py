@@ -1,0 +1,1 @@
+"""Rates of convergence of estimated mixtures: settings, measurements, slopes and verdicts."""

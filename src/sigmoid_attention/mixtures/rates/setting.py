@@ -1,0 +1,196 @@
+"""A cell of a rate study: its families, its truth, where fits start, and what holds them.
+
+Shape letters: P parameters, Q inputs.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.attention import arguments
+from sigmoid_attention.mixtures import voronoi
+from sigmoid_attention.mixtures.data import FiniteDesign
+from sigmoid_attention.mixtures.gates import gate
+from sigmoid_attention.mixtures.identifiability import jacobian_rank
+from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.solver import Box
+
+CANDIDATES = 200
+REGIMES = ("sparse", "dense")
+STARTS = ("near_truth", "random")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One cell of a study: everything that its numbers depend on.
+
+    Args:
+        regime: what the over-specified expert's score is at the truth: "sparse" is zero beside the
+            intercept (P2's regime 1), "dense" is not (regime 2).
+        k, extra: true experts, and how many more than these are fitted. The first true expert is
+            the one that is over-specified.
+        sigma: standard deviation of the noise; 0 is the control without any.
+        start, starts, jitter: fits start around the truth, ``jitter`` away from it, or anywhere at
+            random; of several starts the best fit counts.
+        nodes: of the finite design, uniform on [-1, 1]^d.
+        sizes, replicates: numbers of observations, and data sets of each.
+        truth_seed, seed: of the true parameters, and of noise and starts.
+        half_width: of the box of parameters.
+        radius: of a box around the truth with its first expert repeated, in place of that; for the
+            estimand towards which P2's second regime converges.
+
+    Raises:
+        ValueError: an unknown regime or start, or a number out of its range.
+
+    Example:
+        >>> from sigmoid_attention.mixtures.rates.setting import Setting
+        >>> Setting("sigmoid", "gelu", k=3).family.k
+        4
+    """
+
+    gate: str
+    expert: str
+    score: str = "linear"
+    regime: str = "dense"
+    d: int = 2
+    k: int = 2
+    extra: int = 1
+    sigma: float = 0.1
+    start: str = "near_truth"
+    starts: int = 1
+    jitter: float = 0.1
+    nodes: int = 256
+    sizes: tuple[int, ...] = tuple(round(10 ** (2 + i / 3)) for i in range(10))
+    replicates: int = 20
+    truth_seed: int = 0
+    seed: int = 0
+    half_width: float = 10.0
+    radius: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("regime", REGIMES), ("start", STARTS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}: must be one of {', '.join(allowed)}, got "
+                    f"{arguments.shown_name(getattr(self, name))}"
+                )
+        for name, least in (("extra", 0), ("starts", 1), ("replicates", 1), ("sigma", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: must be {least} or more, got {getattr(self, name)}")
+        if not self.sizes or min(self.sizes) < 1:
+            raise ValueError(f"sizes: must be one or more numbers of 1 or more, got {self.sizes}")
+
+    @property
+    def truth_family(self) -> Mixture:
+        return Mixture(self.gate, self.expert, self.score, self.k, self.d)
+
+    @property
+    def family(self) -> Mixture:
+        return replace(self.truth_family, k=self.k + self.extra)
+
+    @property
+    def inputs_Qd(self) -> Tensor:
+        return FiniteDesign.sobol(self.nodes, d=self.d).inputs_Qd
+
+    @property
+    def key(self) -> str:
+        """A hash of all of it: rows of the same key are rows of the same experiment."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# Truths ---------------------------------------------------------------------------------------
+
+
+def free_parameters(family: Mixture) -> Tensor:
+    """Which parameters a fit may move, (P,): under a shift-blind gate not the last one's score.
+
+    That holds for Euclidean scores too: |x|^2 cancels, and what is left is linear in x.
+    """
+    free = torch.ones(family.size, dtype=torch.bool)
+    if gate(family.gate).shift:
+        last = (family.k - 1) * family.atom_size
+        free[last : last + family.score_size] = False
+    return free
+
+
+def draw_truth(setting: Setting) -> voronoi.Truth:
+    """The best conditioned of some random mixtures: of a poor one, no n within reach says much."""
+    return _draw(setting.truth_family, setting.regime, setting.nodes, setting.truth_seed)
+
+
+# A study asks for the same truth in every part, and looking for it takes as long as a few fits.
+@lru_cache(maxsize=64)
+def _draw(family: Mixture, regime: str, nodes: int, seed: int) -> voronoi.Truth:
+    inputs = FiniteDesign.sobol(nodes, d=family.d).inputs_Qd
+    rng = torch.Generator().manual_seed(seed)
+    free = free_parameters(family)
+    best, best_value = None, -1.0
+    for _ in range(CANDIDATES):
+        theta = _random(family, rng)
+        if regime == "sparse":
+            theta[: family.score_size - 1] = 0.0
+        value = jacobian_rank(family, theta, inputs, free).smallest
+        if value > best_value:
+            best, best_value = theta, value
+    assert best is not None
+    return voronoi.Truth(family, best)
+
+
+def _random(family: Mixture, rng: torch.Generator) -> Tensor:
+    normal = torch.randn(family.k, family.atom_size, generator=rng, dtype=torch.float64)
+    normal[:, : family.score_size - 1] *= 2.0
+    normal[:, family.score_size - 1] *= 0.5
+    normal[:, family.score_size :] *= 1.5
+    return normal.flatten()
+
+
+# Starts and boxes -----------------------------------------------------------------------------
+
+
+def start(setting: Setting, truth: voronoi.Truth, rng: torch.Generator) -> Tensor:
+    """Where a fit begins, (P,)."""
+    if setting.start == "random":
+        return _random(setting.family, rng)
+    whole = _repeated(setting, truth, share=True)
+    jitter = torch.randn(whole.shape, generator=rng, dtype=torch.float64) * setting.jitter
+    return whole + jitter * free_parameters(setting.family)
+
+
+def _repeated(setting: Setting, truth: voronoi.Truth, *, share: bool) -> Tensor:
+    """The true experts, the first one repeated, its mass shared among the copies or not.
+
+    Copies come first, so that the last expert stays the reference of a shift-blind gate.
+    """
+    atoms, copies = truth.atoms, 1 + setting.extra
+    first = atoms[0].clone()
+    if share:
+        place = truth.family.score_size - 1
+        first[place] = _shared_intercept(setting.gate, float(first[place]), copies)
+    return torch.cat((first.expand(copies, -1), atoms[1:])).flatten()
+
+
+def _shared_intercept(gate_name: str, intercept: float, copies: int) -> float:
+    """What each of several copies has for its intercept, so that they sum to one expert's mass."""
+    if gate_name in ("softmax", "entmax15", "sparsemax"):
+        return intercept - math.log(copies)
+    if gate_name in ("sigmoid", "normalised_sigmoid"):
+        mass = 1 / (1 + math.exp(-intercept)) / copies
+        return math.log(mass / (1 - mass))
+    return intercept / copies
+
+
+def box(setting: Setting, truth: voronoi.Truth) -> Box:
+    """The compact set that the theory asks for, with a shift-blind gate's reference held."""
+    centre = _repeated(setting, truth, share=False)
+    if setting.radius is None:
+        whole = Box.around_zero(setting.family.size, setting.half_width)
+    else:
+        whole = Box(centre - setting.radius, centre + setting.radius)
+    held = ~free_parameters(setting.family)
+    return whole.pinned(held, centre[held]) if held.any() else whole

@@ -1,0 +1,1 @@
+"""Does sigmoid attention pay? The comparison behind `sigmoid-attention compare`."""

@@ -1,0 +1,120 @@
+"""What computes attention in the sigmoid arm on this machine, and what its being fused gains.
+
+Where a fused kernel runs, the cost part also times the arm with what would run without one, in
+the same turns. Nothing of this enters the verdict, which compares the arms as they are.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from rich.console import Console
+
+from sigmoid_attention.attention.api import DENSE_SCORES
+from sigmoid_attention.attention.impl.cpu.abi import loaded
+from sigmoid_attention.attention.impl.cpu.library import Choice, decision
+from sigmoid_attention.lab.statistics import median_interval, paired_ratio
+from sigmoid_attention.studies.compare.results import NONE, SIGMOID, UNFUSED, Fusion, Gain
+from sigmoid_attention.studies.compare.summary import STEP, TIMES, select, select_values
+
+# The key of a machine's description under which its rows carry the operator's words.
+OPERATOR = "sigmoid_operator"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What impl="auto" computes with: a kernel's vector path, "" for none, and both in words."""
+
+    path: str
+    words: str
+
+
+def operator_in_use(device: torch.device, console: Console) -> Operator:
+    """What computes sigmoid attention on `device`; a kernel that is not there yet is compiled.
+
+    That takes seconds, so it is said on the console, and done before anything is timed.
+
+    Raises:
+        ValueError: `SIGMOID_ATTENTION_CPU` names no vector path, or one that cannot run here.
+
+    Example:
+        >>> operator_in_use(torch.device("cuda"), Console(quiet=True)).words
+        'PyTorch alone (no fused kernel for cuda)'
+    """
+    if device.type != "cpu":
+        return Operator("", f"PyTorch alone (no fused kernel for {device.type})")
+    with _log_on(console):
+        loaded()
+    chosen = decision() or Choice()
+    if chosen.library is None:
+        return Operator("", f"PyTorch alone (no fused kernel: {chosen.problem})")
+    path = "; ".join(filter(None, (f"vector path {chosen.path}", chosen.problem)))
+    return Operator(chosen.path, f"the fused C++ kernel ({path})")
+
+
+class _Lines(logging.Handler):
+    """Prints every message as a line of its own."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(record.getMessage(), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _log_on(console: Console) -> Iterator[None]:
+    """Print what the library logs meanwhile, down to the line that something is being compiled."""
+    log = logging.getLogger("sigmoid_attention")
+    level = log.level
+    handler = _Lines(console)
+    if not console.quiet:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+def unfused(batch: int, heads: int, length: int) -> str:
+    """The implementation that `impl="auto"` would take for these sizes without a kernel.
+
+    Example:
+        >>> unfused(1, 4, 256), unfused(1, 4, 2048)
+        ('reference', 'tiled')
+    """
+    return "tiled" if batch * heads * length**2 > DENSE_SCORES else "reference"
+
+
+def fusion(rows: pa.Table) -> Fusion | None:
+    """What ran in the sigmoid arm and what fusing it gained; None where the arm was not timed."""
+    machines = select_values(rows, STEP, "machine", arm=SIGMOID)
+    if not machines:
+        return None
+    operator = json.loads(machines[0])[OPERATOR]
+    labels = {STEP: "Training step", **TIMES}
+    gains = [gain for metric, label in labels.items() for gain in _gains(rows, metric, label)]
+    return Fusion(operator, gains)
+
+
+def _gains(rows: pa.Table, metric: str, label: str) -> Iterator[Gain]:
+    for length, by_arm in select(rows, metric, by="step", arms=(UNFUSED, SIGMOID)).items():
+        shared = sorted(by_arm[UNFUSED].keys() & by_arm[SIGMOID].keys())
+        if not shared:
+            continue
+        without, fused = ([by_arm[arm][turn] for turn in shared] for arm in (UNFUSED, SIGMOID))
+        yield Gain(
+            metric,
+            label if length == NONE else f"{label}, {length:,} tokens",
+            length,
+            median_interval(without),
+            median_interval(fused),
+            paired_ratio(without, fused),
+        )

@@ -1,0 +1,302 @@
+"""From a comparison's rows to the questions that it answers: one `SummaryRow` each.
+
+What belongs to a seed is paired by seed and compared as a difference with a t-interval; what was
+timed is paired by round and compared as a ratio with an interval of order statistics.
+
+A question is silent as long as neither arm has learnt anything there that needs attention: on
+text, below the loss of a table of byte pairs; in retrieval, right in half of the cases.
+
+A task is all-or-nothing if, within an arm, some seeds solve it (90% right or more) and others stay
+below half. The mean of such values describes no run, and an interval around it reaches from below
+0 to above 100%: the seeds that solved it are counted instead (`Solved`), over the seeds that both
+arms have, and the mean over training, which is of the same two kinds, is left out.
+
+At equal time: the arm with the shorter training step does all its steps in some time; the other
+arm's loss after that time is read off its held-out tests during training, between two of them by
+a straight line. Time is steps times the median seconds of a training step.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from sigmoid_attention.lab.statistics import (
+    median_interval,
+    paired_difference,
+    paired_ratio,
+    t_interval,
+)
+from sigmoid_attention.studies.compare.results import (
+    ARMS,
+    NONE,
+    SIGMOID,
+    SOFTMAX,
+    Interval,
+    Solved,
+    SummaryRow,
+)
+
+# Values of one metric and length, by arm and by seed (or by round).
+Values = dict[str, dict[int, float]]
+
+# Bits per byte on held-out text: after training, by length; and on the way, by step.
+LOSS = "validation_bits_per_byte"
+COURSE = "validation_during_training"
+STEP = "step_seconds"
+EQUAL_TIME = "validation_at_equal_time"
+BASELINE = "bigram_bits_per_byte"
+# Of every unit of the comparison: how long it took, and when it was finished.
+UNIT_SECONDS, UNIT_END = "unit_seconds", "unit_end"
+TASKS = {"recall": "Associative recall", "copy": "Copying"}
+TIMES = {
+    "operator_forward_seconds": "Operator forward",
+    "operator_training_seconds": "Operator forward + backward",
+}
+# Shares of right answers: from the first on a task is solved, below the second it is not learnt.
+SOLVED, LEARNT = 0.9, 0.5
+NO_BETTER_THAN_PAIRS = "neither arm beats a table of byte pairs"
+NOT_LEARNT = "neither arm learnt it"
+
+
+def summarise(rows: pa.Table) -> list[SummaryRow]:
+    """Every question that the rows have an answer to, in the order of a reader's interest."""
+    losses = _losses(rows)
+    return [
+        *losses,
+        *_at_equal_time(rows, losses),
+        *_retrieval(rows),
+        *_timings(rows, STEP, "Training step"),
+        *_once(rows, "peak_memory_bytes", "Training step, memory in tensors", "bytes"),
+        *(row for metric, label in TIMES.items() for row in _timings(rows, metric, label)),
+        *_once(rows, "operator_peak_bytes", "Operator, memory in tensors", "bytes"),
+    ]
+
+
+def select(
+    rows: pa.Table, metric: str, *, by: str, arms: Sequence[str] = ARMS
+) -> dict[int, Values]:
+    """A metric's values by length, arm and the column `by` ("seed" or "step")."""
+    found: dict[int, Values] = defaultdict(lambda: {arm: {} for arm in arms})
+    columns = ("metric", "arm", "length", by, "value")
+    for name, arm, length, place, value in zip(
+        *(rows[column].to_pylist() for column in columns), strict=True
+    ):
+        if name == metric and arm in arms:
+            found[length][arm][place] = value
+    return dict(sorted(found.items()))
+
+
+def paired(values: Values) -> tuple[list[float], list[float]]:
+    """What both arms have, softmax first, in the same order."""
+    shared = sorted(values[SOFTMAX].keys() & values[SIGMOID].keys())
+    return [values[SOFTMAX][at] for at in shared], [values[SIGMOID][at] for at in shared]
+
+
+def _losses(rows: pa.Table) -> list[SummaryRow]:
+    baseline = baseline_bits(rows)
+    by_length = select(rows, LOSS, by="seed")
+    shortest = min(by_length, default=1)
+    found = [
+        _difference(
+            LOSS,
+            f"Text, {length:,} tokens"
+            + (f" ({length // shortest} n)" if length > shortest else " (n)"),
+            "bits/byte",
+            values,
+            length=length,
+            lower_is_better=True,
+        )
+        for length, values in by_length.items()
+    ]
+    return [
+        replace(row, silent=NO_BETTER_THAN_PAIRS)
+        if min(row.softmax.mean, row.sigmoid.mean) >= baseline
+        else row
+        for row in found
+    ]
+
+
+def baseline_bits(rows: pa.Table) -> float:
+    """Bits per byte of a table of byte pairs, which needs no attention; infinite if not counted."""
+    return max(select_values(rows, BASELINE, "value"), default=math.inf)
+
+
+def _at_equal_time(rows: pa.Table, losses: Sequence[SummaryRow]) -> list[SummaryRow]:
+    turns = select(rows, STEP, by="step").get(NONE)
+    curves = curves_by_step(rows, COURSE)
+    if turns is None or not (all(turns.values()) and all(curves.values())):
+        return []
+    step = {arm: median_interval(list(turns[arm].values())).mean for arm in ARMS}
+    seconds = min(step.values()) * min(max(c) for of in curves.values() for c in of.values())
+    values = {
+        arm: {seed: _between(curve, seconds / step[arm]) for seed, curve in of.items()}
+        for arm, of in curves.items()
+    }
+    row = _difference(
+        EQUAL_TIME,
+        f"Text, at equal training time ({seconds:.3g} s each)",
+        "bits/byte",
+        values,
+        lower_is_better=True,
+    )
+    return [replace(row, silent=losses[0].silent if losses else "")]
+
+
+def _between(curve: dict[int, float], step: float) -> float:
+    """The curve's value at a step, along straight lines; before its first point that point's."""
+    places = sorted(curve)
+    after = next((at for at in places if at >= step), places[-1])
+    before = max((at for at in places if at < after), default=after)
+    if after == before or step >= after:
+        return curve[after]
+    share = max((step - before) / (after - before), 0.0)
+    return (1 - share) * curve[before] + share * curve[after]
+
+
+def late_change_of_gap(rows: pa.Table) -> Interval:
+    """How the gap, sigmoid - softmax, on held-out text changed in the second half of training."""
+    curves = curves_by_step(rows, COURSE)
+    shared = sorted(curves[SOFTMAX].keys() & curves[SIGMOID].keys())
+
+    def gap(seed: int, share: float) -> float:
+        at = {arm: share * max(curves[arm][seed]) for arm in ARMS}
+        return _between(curves[SIGMOID][seed], at[SIGMOID]) - _between(
+            curves[SOFTMAX][seed], at[SOFTMAX]
+        )
+
+    return t_interval([gap(seed, 1.0) - gap(seed, 0.5) for seed in shared])
+
+
+def _retrieval(rows: pa.Table) -> list[SummaryRow]:
+    answer = []
+    for task, label in TASKS.items():
+        metric = f"{task}_accuracy"
+        curves = curves_by_step(rows, metric)
+        at_the_end = {arm: {s: c[max(c)] for s, c in of.items()} for arm, of in curves.items()}
+        overall = {
+            arm: {s: sum(c.values()) / len(c) for s, c in of.items()} for arm, of in curves.items()
+        }
+        if not any(at_the_end.values()):
+            continue
+        end = _difference(metric, f"{label}, in the end", "fraction", at_the_end)
+        if found := all_or_nothing(at_the_end):
+            answer.append(replace(end, solved=found))
+            continue
+        learnt = max(end.softmax.mean, end.sigmoid.mean) >= LEARNT
+        over = _difference(
+            f"{metric}_over_training", f"{label}, over training", "fraction", overall
+        )
+        answer += [replace(row, silent="" if learnt else NOT_LEARNT) for row in (end, over)]
+    return answer
+
+
+def all_or_nothing(accuracies: Values) -> Solved | None:
+    """The seeds that solved a task, where an arm's seeds do so or fail; None where they do not.
+
+    The rule is in the module's docstring.
+
+    Example:
+        >>> split = {"softmax": {0: 0.2, 1: 1.0, 2: 0.7}, "sigmoid": {0: 0.3, 1: 0.95, 2: 0.98}}
+        >>> all_or_nothing(split)
+        Solved(softmax=1, sigmoid=2, both=1, seeds=3)
+        >>> all_or_nothing({"softmax": {0: 0.2, 1: 0.3}, "sigmoid": {0: 0.95, 1: 0.98}})
+    """
+    split = any(
+        max(of.values(), default=0.0) >= SOLVED and min(of.values()) < LEARNT
+        for of in accuracies.values()
+    )
+    first, second = paired(accuracies)
+    if not split or not first:
+        return None
+    solved = [(a >= SOLVED, b >= SOLVED) for a, b in zip(first, second, strict=True)]
+    return Solved(
+        sum(a for a, _ in solved), sum(b for _, b in solved), sum(a and b for a, b in solved),
+        len(solved),
+    )  # fmt: skip
+
+
+def curves_by_step(rows: pa.Table, metric: str) -> dict[str, dict[int, dict[int, float]]]:
+    """A metric's values by arm, seed and step."""
+    curves: dict[str, dict[int, dict[int, float]]] = {arm: defaultdict(dict) for arm in ARMS}
+    columns = ("metric", "arm", "seed", "step", "value")
+    for name, arm, seed, step, value in zip(
+        *(rows[column].to_pylist() for column in columns), strict=True
+    ):
+        if name == metric:
+            curves[arm][seed][step] = value
+    return curves
+
+
+def _timings(rows: pa.Table, metric: str, label: str) -> list[SummaryRow]:
+    return [
+        _ratio(metric, label, "seconds", values, length, median_interval)
+        for length, values in select(rows, metric, by="step").items()
+    ]
+
+
+def _once(rows: pa.Table, metric: str, label: str, unit: str) -> list[SummaryRow]:
+    return [
+        _ratio(metric, label, unit, values, length, t_interval)
+        for length, values in select(rows, metric, by="seed").items()
+    ]
+
+
+def _difference(
+    metric: str,
+    label: str,
+    unit: str,
+    values: Values,
+    *,
+    length: int = NONE,
+    lower_is_better: bool = False,
+) -> SummaryRow:
+    return SummaryRow(
+        metric=metric,
+        label=label,
+        unit=unit,
+        length=length,
+        lower_is_better=lower_is_better,
+        softmax=t_interval(list(values[SOFTMAX].values())),
+        sigmoid=t_interval(list(values[SIGMOID].values())),
+        difference=paired_difference(*paired(values)),
+        kind="difference",
+    )
+
+
+def _ratio(
+    metric: str,
+    label: str,
+    unit: str,
+    values: Values,
+    length: int,
+    interval: Callable[[list[float]], Interval],
+) -> SummaryRow:
+    return SummaryRow(
+        metric=metric,
+        label=label if length == NONE else f"{label}, {length:,} tokens",
+        unit=unit,
+        length=length,
+        lower_is_better=True,
+        softmax=interval(list(values[SOFTMAX].values())),
+        sigmoid=interval(list(values[SIGMOID].values())),
+        difference=paired_ratio(*paired(values)),
+        kind="ratio",
+    )
+
+
+def select_values(rows: pa.Table, metric: str, column: str, *, arm: str | None = None) -> list:
+    """What stands in `column` of every row of a metric, or of those of one arm."""
+    names, arms, values = (rows[name].to_pylist() for name in ("metric", "arm", column))
+    return [
+        value
+        for name, of, value in zip(names, arms, values, strict=True)
+        if name == metric and arm in (None, of)
+    ]
+
+
+def whole_run_peak(rows: pa.Table) -> float:
+    """The most memory that any process of the run has held, in bytes; NaN if none was noted."""
+    return max(select_values(rows, "process_peak_bytes", "value"), default=math.nan)

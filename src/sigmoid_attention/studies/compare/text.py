@@ -1,0 +1,264 @@
+"""The comparison's language-modelling part: one arm and seed trained on text, then tested.
+
+Gives the loss of every training step; bits per byte on held-out text, on the way and, at the
+training length and beyond it, in the end; and, for the first seed, what the recorder saw inside
+the network and a text that the trained model writes.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.lab.store import Row, Store, step_parts
+from sigmoid_attention.nn.models import DecoderLM, ModelConfig, generate
+from sigmoid_attention.studies.compare.results import SOFTMAX
+from sigmoid_attention.studies.compare.settings import FIRST_SEED, TextSetting
+from sigmoid_attention.studies.compare.summary import COURSE, LOSS
+from sigmoid_attention.training.data.batches import TextBatches, token_stream
+from sigmoid_attention.training.data.corpus import Corpus, Document
+from sigmoid_attention.training.data.tokenizer import Tokenizer
+from sigmoid_attention.training.evaluate import bits_per_byte
+from sigmoid_attention.training.model_folder import describe_run, new_model, tokenizer_for
+from sigmoid_attention.training.recorder import Recorder, read_records
+from sigmoid_attention.training.trainer import TrainConfig, train
+
+# The bytes of a text that a trained model wrote, one a row, and of what it was given to begin with.
+WRITTEN, PROMPT = "sample_text", "sample_prompt"
+LONGEST_PROMPT, LONGEST_TEXT = 64, 256
+TEMPERATURE, TOP_P = 0.8, 0.95
+
+# A row's metric, by the recorder's quantity and statistic; its steps count from 0, the
+# initialisation, because the recorder looks before the step's update.
+RECORDED = {
+    ("attention_output", "rms"): ("attention_output_norm", "rms"),
+    ("attention_weights", "row_mass_mean"): ("attention_mass", "weight"),
+    ("attention_weights", "max_abs"): ("largest_weight", "weight"),
+    ("residual_stream", "rms"): ("residual_norm", "rms"),
+    ("gradient_norm", "value"): ("gradient_norm", "norm"),
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A corpus with its tokenizer, its training part as tokens, and what is tested on."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    tokens: Tensor
+    heldout: list[Document]
+
+    @classmethod
+    def prepare(cls, corpus: Corpus, vocab_size: int, heldout_bytes: int) -> "Text":
+        """Tokenize a corpus for a vocabulary of `vocab_size`, and choose what to test on."""
+        tokenizer = tokenizer_for(vocab_size, corpus)
+        tokens = token_stream(tokenizer, corpus.train)
+        return cls(corpus, tokenizer, tokens, sample(corpus.heldout, heldout_bytes))
+
+    @property
+    def bits_per_nat(self) -> float:
+        """Turns nats per token into bits per byte: the training text's mean, not each token's."""
+        size = sum(len(document.text) for document in self.corpus.train)
+        return len(self.tokens) / (size * math.log(2))
+
+    def prompt(self, most: int) -> bytes:
+        """The beginning of the held-out text: at most `most` bytes, whole words if there are two.
+
+        Example:
+            >>> from sigmoid_attention.training.data.corpus import Provenance
+            >>> documents = [Document("a", b"The first words of a text")]
+            >>> Text(None, None, None, documents).prompt(12)
+            b'The first'
+        """
+        start = b"".join(document.text[: most + 1] for document in self.heldout)[: most + 1]
+        return (start[:most] if len(start) <= most else start.rpartition(b" ")[0]) or start[:most]
+
+    def check_lengths(self, training: int, longest: int) -> None:
+        """Raise ``ValueError``, before any training, if a part is shorter than one sequence.
+
+        `training` is the length in tokens that is trained at, `longest` the longest tested.
+        """
+        TextBatches(self.tokens, training, batch_size=1, seed=0)
+        held_out = len(token_stream(self.tokenizer, self.heldout))
+        if held_out < longest + 1:
+            raise ValueError(
+                f"the held-out part of the corpus has {held_out} tokens, which is shorter than one "
+                f"sequence of {longest} and the token after it"
+            )
+
+
+def sample(documents: Sequence[Document], most: int) -> list[Document]:
+    """Documents with at most `most` bytes together, the last of them cut short.
+
+    In the order of their names' hashes: that is neither the alphabet's nor chance, and whole
+    documents are read where the heads of all would be a text of nothing but beginnings.
+
+    Example:
+        >>> documents = [Document(name, b"text of " + name.encode()) for name in "abc"]
+        >>> [document.text for document in sample(documents, 12)]
+        [b'text of c', b'tex']
+    """
+    chosen, left = [], most
+    for document in sorted(
+        documents, key=lambda d: sha256(d.name.encode(errors="surrogateescape")).digest()
+    ):
+        if left <= 0:
+            break
+        chosen.append(Document(document.name, document.text[:left]))
+        left -= len(document.text)
+    return chosen
+
+
+def spread(documents: Sequence[Document], piece: int, most: int) -> list[Document]:
+    """Pieces of `piece` bytes from everywhere in the documents, with about `most` bytes together.
+
+    Equally far from each other, so that their mean is near that of all. The last piece of a
+    document may be shorter.
+
+    Example:
+        >>> [piece.text for piece in spread([Document("a", b"one two six ten")], 4, most=8)]
+        [b'one ', b'six ']
+    """
+    pieces = [
+        Document(document.name, document.text[start : start + piece])
+        for document in documents
+        for start in range(0, len(document.text), piece)
+    ]
+    return pieces[:: math.ceil(len(pieces) * piece / most)]
+
+
+def arm_config(config: ModelConfig, arm: str) -> ModelConfig:
+    """The arm's own configuration: nothing but the activation differs."""
+    return config.as_softmax() if arm == SOFTMAX else config
+
+
+def run_text(
+    setting: TextSetting,
+    text: Text,
+    arm: str,
+    seed: int,
+    folder: Path,
+    device: torch.device,
+    store: Store,
+    progress: Callable[[float], None],
+) -> Iterator[Row]:
+    """Train (or go on training, if `folder` has a checkpoint), test, and give the rows.
+
+    `progress` is told the share of the training that is done. Raises ``Diverged`` as the trainer.
+    """
+    name = f"text-{arm}-seed{seed}"
+    tests = step_parts(name, setting.steps, setting.test_every)
+    store.refuse_gaps(folder, tests, setting.test_every)
+    config = TrainConfig(
+        steps=setting.steps,
+        lr=setting.peak_rate(arm),
+        warmup_steps=setting.warmup_steps,
+        seed=seed,
+        checkpoint_every=setting.checkpoint_every,
+        device=str(device),
+    )
+    n = setting.model.max_seq_len
+    model = new_model(arm_config(setting.model, arm), seed)
+    batches = TextBatches(text.tokens, n, setting.batch_size, seed)
+    name = f"text-{arm}-seed{seed}"
+    tests = step_parts(name, setting.steps, setting.test_every)
+    store.refuse_gaps(folder, tests, setting.test_every)
+    describe_run(folder, model, batches, config, text.tokenizer, text.corpus.provenance)
+    records = folder / "records"
+    # With the end of a piece, as many bytes as one sequence.
+    pieces = spread(text.heldout, n - 1, setting.test_bytes)
+
+    def bits(documents: Sequence[Document], length: int) -> float:
+        return bits_per_byte(model, text.tokenizer, documents, length, device)
+
+    def tested(step: int) -> Row:
+        return Row(arm, COURSE, bits(pieces, n), "bits/byte", seed, step, length=n)
+
+    result = train(
+        model,
+        batches,
+        config,
+        out=folder,
+        resume=True,
+        recorder=(
+            Recorder(records, setting.record_every, whole=True) if seed == FIRST_SEED else None
+        ),
+        progress=False,
+        on_step=on_the_way(store, name, setting.steps, setting.test_every, tested, progress),
+    )
+    for step, loss in enumerate(result.losses, 1):
+        yield Row(arm, "train_loss", loss * text.bits_per_nat, "bits/byte", seed, step=step)
+    yield tested(setting.steps)
+    for times in setting.times:
+        length = times * n
+        yield Row(arm, LOSS, bits(text.heldout, length), "bits/byte", seed, length=length)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    yield Row(arm, "parameters", count, "parameters", seed)
+    if seed == FIRST_SEED:
+        yield from _recorded(records, arm)
+        yield from _written(model, text, arm, n, device)
+
+
+def on_the_way(
+    store: Store,
+    name: str,
+    steps: int,
+    every: int,
+    tested: Callable[[int], Row],
+    progress: Callable[[float], None],
+) -> Callable[[int, float], None]:
+    """For `train`'s `on_step`: test every so many steps but the last, and tell the progress.
+
+    A test's row is stored as soon as it is taken: when a run is continued from its checkpoint, the
+    tests before that are not taken again.
+    """
+
+    def on_step(done: int, _loss: float) -> None:
+        if done % every == 0 and done < steps:
+            part = f"{name}-step{done:06d}"
+            if not store.has(part):
+                store.put(part, [tested(done)])
+        progress(done / steps)
+
+    return on_step
+
+
+def _written(model: DecoderLM, text: Text, arm: str, n: int, device: torch.device) -> Iterator[Row]:
+    """What the model makes of the held-out text's beginning, within the training length."""
+    prompt = text.prompt(min(LONGEST_PROMPT, n // 4))
+    ids = torch.tensor([text.tokenizer.encode(prompt)])
+    longest = min(n, ids.shape[1] + LONGEST_TEXT)
+    tokens = generate(
+        model,
+        ids.to(device),
+        max_new_tokens=longest - ids.shape[1],
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        # The same for both arms.
+        generator=torch.Generator(device).manual_seed(FIRST_SEED),
+        stop_token=text.tokenizer.eos,
+    )
+    written = text.tokenizer.decode(tokens[0, ids.shape[1] :].tolist())
+    for metric, content in ((PROMPT, prompt), (WRITTEN, written)):
+        for place, byte in enumerate(content):
+            yield Row(arm, metric, byte, "byte", FIRST_SEED, step=place)
+
+
+def _recorded(records: Path, arm: str) -> Iterator[Row]:
+    for record in read_records(records).to_pylist():
+        found = RECORDED.get((record["quantity"], record["statistic"]))
+        if found:
+            metric, unit = found
+            yield Row(
+                arm,
+                metric,
+                record["value"],
+                unit,
+                FIRST_SEED,
+                step=record["step"],
+                layer=record["layer"],
+            )

@@ -1,0 +1,88 @@
+"""The figures on universality: error against steepness, and error against size.
+
+The dashes of a curve tell the functions apart where colours do not.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from sigmoid_attention.lab.figure import COLOURS, panels, styled
+from sigmoid_attention.studies.compare.results import ARMS
+from sigmoid_attention.studies.theory.universality import Findings
+
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = {"sigmoid": "s", "softmax": "o"}
+PROOF_COLOUR = "#000000"
+
+
+def steepness_figure(by_function: Mapping[str, Mapping[float, float]], error: float) -> Figure:
+    """The construction's L^p error by the steepness of its sigmoids, a curve a function.
+
+    ``error`` is what was asked for, drawn as a level.
+    """
+    figure, (ax,) = panels(1)
+    with styled():
+        figure.set_size_inches(4.8, 3.4)
+        ax.axhline(error, color="#000000", linewidth=0.8, label="asked for")
+        for (name, errors), dash in zip(by_function.items(), cycle(DASHES), strict=False):
+            ax.plot(list(errors), list(errors.values()), linestyle=dash, label=name)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda steepness, _: f"{steepness:g}"))
+        _few_labels(ax)
+        ax.set_xlabel("steepness")
+        ax.set_ylabel("error of the construction")
+        ax.legend()
+    return figure
+
+
+def size_figure(found: Sequence[Findings]) -> Figure:
+    """L2 error by number of parameters: the proof's on one grid after the other, and trained ones.
+
+    A trained size has its mean over seeds and the 95% interval; a panel a function.
+    """
+    figure, axes = panels(len(found))
+    with styled():
+        for ax, one in zip(axes, found, strict=True):
+            _size_panel(ax, one)
+        axes[0].set_ylabel("L2 error")
+        axes[-1].legend()
+    return figure
+
+
+def _size_panel(ax: Axes, one: Findings) -> None:
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.plot(list(one.proof), list(one.proof.values()), "D-", color=PROOF_COLOUR, label="proof")
+    for arm in ARMS:
+        sizes = list(one.trained[arm])
+        intervals = list(one.trained[arm].values())
+        means = [interval.mean for interval in intervals]
+        # An interval of few seeds may reach below zero, where a logarithm has no place.
+        below = [min(i.mean - i.low, 0.9 * i.mean) if i.bounded else 0.0 for i in intervals]
+        above = [i.high - i.mean if i.bounded else 0.0 for i in intervals]
+        ax.errorbar(
+            sizes,
+            means,
+            (below, above),
+            fmt=f"{MARKERS[arm]}-",
+            color=COLOURS[arm],
+            markerfacecolor="white" if arm == "softmax" else None,
+            label=f"trained, {arm}",
+        )
+    _few_labels(ax)
+    ax.set_title(one.name, loc="left")
+    ax.set_xlabel("parameters")
+
+
+def _few_labels(ax: Axes) -> None:
+    """Errors as plain numbers, at 1, 2 and 5 times powers of ten, and no ticks between labels."""
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{error:g}"))
+    # Minor ticks are most of such an SVG's bytes.
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_minor_locator(NullLocator())

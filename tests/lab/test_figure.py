@@ -1,0 +1,104 @@
+"""The figures' style: what is drawn, in which colours, and SVG that hangs on nothing else."""
+
+import matplotlib
+import numpy as np
+import pytest
+
+from sigmoid_attention.lab.figure import COLOURS, loglog, panels, styled, svg
+from sigmoid_attention.mixtures.gates import GATES
+
+SIZES = np.array([10.0, 100.0, 1000.0])
+
+
+def panel():
+    _, (axis,) = panels(1)
+    return axis
+
+
+def values(replicates=9):
+    spread = np.linspace(0.5, 1.5, replicates)
+    return SIZES[:, None] ** -0.5 * spread
+
+
+def test_medians_with_bars_from_quartile_to_quartile():
+    axis = panel()
+    loglog(axis, SIZES, values(), "sigmoid")
+    (bars,) = axis.containers
+    points, _, (lines,) = bars
+    np.testing.assert_allclose(points.get_ydata(), SIZES**-0.5)
+    ends = np.array([segment[:, 1] for segment in lines.get_segments()])
+    np.testing.assert_allclose(ends, np.outer(SIZES**-0.5, (0.75, 1.25)))
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["sigmoid"]
+
+
+def test_the_line_has_its_slope_and_goes_through_the_middle():
+    axis = panel()
+    loglog(axis, SIZES, values(), None, slope=-0.25, colour="softmax", dashed=True)
+    line = axis.lines[-1]
+    heights = np.log(line.get_ydata())
+    np.testing.assert_allclose(np.diff(heights) / np.diff(np.log(SIZES)), -0.25)
+    assert heights.mean() == pytest.approx(-0.5 * np.log(SIZES).mean())
+    assert line.get_color() == COLOURS["softmax"] and line.get_linestyle() == "--"
+    assert axis.get_legend() is None
+
+
+def test_what_did_not_converge_is_no_point():
+    axis = panel()
+    measured = values()
+    measured[1] = np.nan
+    measured[2, 5:] = np.nan
+    loglog(axis, SIZES, measured, "sigmoid")
+    np.testing.assert_allclose(axis.containers[0][0].get_xdata(), SIZES[[0, 2]])
+    loglog(axis, SIZES, np.full_like(measured, np.nan), "softmax", slope=1.0)
+    assert len(axis.containers) == 1
+
+
+def test_an_axis_of_less_than_a_decade_has_plain_labels():
+    axis = panel()
+    loglog(axis, SIZES, np.array([[0.5], [0.9], [1.5]]), "sigmoid")
+    drawn = svg(axis.figure).decode()
+    assert ">0.6</text>" in drawn and "e-01" not in drawn
+
+
+def test_every_gate_has_a_colour_of_its_own_and_others_take_turns():
+    assert COLOURS.keys() == GATES.keys()
+    assert len(set(COLOURS.values())) == len(COLOURS)
+    axis = panel()
+    for label in ("one", "other"):
+        loglog(axis, SIZES, values(), label, slope=-0.5)
+    first, second = (container[0].get_color() for container in axis.containers)
+    assert first != second
+    loglog(axis, SIZES, values(), "third", colour="#123456")
+    assert axis.containers[2][0].get_color() == "#123456"
+
+
+def test_svg_is_text_on_white_and_the_same_every_time():
+    def drawn():
+        figure, axes = panels(2)
+        for axis in axes:
+            axis.set_title("a title to be found")
+            loglog(axis, SIZES, values(), "sigmoid", slope=-0.5)
+        return svg(figure)
+
+    first = drawn()
+    assert first == drawn()
+    assert b">a title to be found</text>" in first and b"fill: #ffffff" in first
+    assert b"<dc:date>" not in first
+
+
+def test_the_style_ends_where_it_ends():
+    before = dict(matplotlib.rcParams)
+    with styled():
+        assert matplotlib.rcParams["svg.fonttype"] == "none"
+        panels(3)
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (3, (1, 3)), (5, (2, 3))])
+def test_panels_fill_rows(count, shape):
+    figure, axes = panels(count)
+    assert len(axes) == count
+    grid = axes[0].get_subplotspec().get_gridspec()
+    assert (grid.nrows, grid.ncols) == shape
+    assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)

@@ -1,0 +1,61 @@
+"""The report: complete studies only, a readable page, the same bytes every time."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from sigmoid_attention.lab.archive import Archive
+from sigmoid_attention.lab.page import answer, markdown, write
+from sigmoid_attention.lab.sweep import sweep
+from tests.lab.made import STUDY, study, task
+
+COMMAND = "sigmoid-attention studies run {name}"
+
+
+@pytest.fixture
+def archive(tmp_path):
+    with ThreadPoolExecutor(2) as executor:
+        assert sweep([STUDY], tmp_path / "out", executor=executor) == []
+    return Archive(tmp_path / "out")
+
+
+def test_a_study_with_tasks_to_do_has_no_answer(archive):
+    assert answer(study(*STUDY.tasks(), task(9)), archive) is None
+
+
+def test_the_page_has_all_that_a_reader_needs(archive):
+    page = markdown([answer(STUDY, archive)], COMMAND)
+    for said in (
+        "## The squares",
+        "**Claim.** Squares grow with the square.",
+        "**Source.** arXiv 0000.00000, table 1",
+        "**Rule.** A rule in words.",
+        "`sigmoid-attention studies run squares` (3 tasks, ",
+        "![The squares](squares.svg)",
+        "| [The squares](#squares) | arXiv 0000.00000, table 1 | 2 reproduced, 1 not reproduced |",
+    ):
+        assert said in page
+    assert page.endswith("\n") and "\n\n\n" not in page
+
+
+def test_a_bar_or_a_line_break_ends_no_cell(archive):
+    page = markdown([answer(STUDY, archive)], COMMAND)
+    (line,) = [line for line in page.splitlines() if line.startswith("| cell 1 ")]
+    assert line == (r"| cell 1 | n^2 \| always | 0.67 | reproduced | of the rows | 1 truths |")
+
+
+def test_the_time_is_what_all_tasks_took(archive):
+    found = answer(STUDY, archive)
+    seconds = [archive.table(one.key)["cpu_seconds"][0].as_py() for one in STUDY.tasks()]
+    assert found.cpu_seconds == pytest.approx(sum(seconds), abs=1e-12)
+    assert len(found.machines) == 1 and re.search(r"\(cpu, \d+ cores\)", found.machines[0])
+
+
+def test_the_same_rows_make_the_same_bytes(archive, tmp_path):
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder in folders:
+        assert write([answer(STUDY, archive)], folder, COMMAND) == folder / "studies.md"
+    one, other = ({path.name: path.read_bytes() for path in f.iterdir()} for f in folders)
+    assert sorted(one) == ["squares.svg", "studies.md"]
+    assert one == other
