@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from sigmoid_attention.lab.statistics import (
+    Interval,
     median_interval,
     paired_difference,
     paired_ratio,
@@ -14,7 +15,6 @@ from sigmoid_attention.lab.statistics import (
     t_quantile,
     t_tail,
 )
-from sigmoid_attention.studies.compare.results import Interval
 
 # Two-sided 95% and 99% points of Student's t, from the usual printed tables.
 TABLE = {

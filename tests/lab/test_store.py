@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sigmoid_attention.lab.store import Row, Store, first_difference, step_parts
-from sigmoid_attention.studies.compare.results import ROW_SCHEMA
+from sigmoid_attention.lab.rows import ROW_SCHEMA, Row
+from sigmoid_attention.lab.store import Store, first_difference, step_parts
 
 SETTING = {"text": {"steps": 7, "lengths": (5, 10)}, "seeds": 3}
 

@@ -12,18 +12,9 @@ from collections.abc import Collection, Iterator
 
 import pyarrow as pa
 
-from sigmoid_attention.lab.store import Row
+from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, Row
 from sigmoid_attention.studies.compare.implementation import OPERATOR, fusion
-from sigmoid_attention.studies.compare.results import (
-    ARMS,
-    ROW_SCHEMA,
-    SIGMOID,
-    SOFTMAX,
-    UNFUSED,
-    Advice,
-    Comparison,
-    Verdict,
-)
+from sigmoid_attention.studies.compare.results import UNFUSED, Advice, Comparison, Verdict
 from sigmoid_attention.studies.compare.summary import COURSE, UNIT_END, UNIT_SECONDS, summarise
 
 STEPS, LENGTH, LAYERS, TURNS = 400, 256, 4, 9

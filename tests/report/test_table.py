@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.report.table import cells, fused_table, summary_table
-from sigmoid_attention.studies.compare.results import Gain, Interval, Solved, SummaryRow
+from sigmoid_attention.studies.compare.results import Gain, Solved, SummaryRow
 
 ARM = Interval(0.8, 0.7, 0.9, 3)
 APART = Interval(0.2, 0.1, 0.3, 3)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sigmoid_attention.lab.store import Row, Store
+from sigmoid_attention.lab.rows import Row
+from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe import (
     CANDIDATES,
     METRIC,

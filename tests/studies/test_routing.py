@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sigmoid_attention.cli import main
-from sigmoid_attention.lab.store import Row, Store
+from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, Row
+from sigmoid_attention.lab.store import Store
 from sigmoid_attention.nn import DecoderLM
-from sigmoid_attention.studies.compare.results import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX
 from sigmoid_attention.studies.routing import findings as rule
 from sigmoid_attention.studies.routing.findings import QUANTITIES, findings, verdict
 from sigmoid_attention.studies.routing.measure import (

@@ -70,7 +70,7 @@ THREADS = """
 import os, sys
 from pathlib import Path
 import torch
-from sigmoid_attention.studies.compare.results import ROW_SCHEMA
+from sigmoid_attention.lab.rows import ROW_SCHEMA
 from sigmoid_attention.training import tables
 
 path = Path(sys.argv[1])

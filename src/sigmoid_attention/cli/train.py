@@ -13,6 +13,7 @@ import torch
 from sigmoid_attention.cli.arguments import Train
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.lab.figure import svg
+from sigmoid_attention.lab.loss_figure import loss_figure
 from sigmoid_attention.lab.store import refuse_occupied
 from sigmoid_attention.nn.models import PRESETS, ModelConfig
 from sigmoid_attention.nn.models.recipes import recipe_settings
@@ -24,7 +25,6 @@ from sigmoid_attention.training.environment import resolve_device
 from sigmoid_attention.training.evaluate import bits_per_byte
 from sigmoid_attention.training.files import write_whole
 from sigmoid_attention.training.forecast import in_time, refuse_too_large, training_seconds
-from sigmoid_attention.lab.loss_figure import loss_figure
 from sigmoid_attention.training.loss_log import LossLog
 from sigmoid_attention.training.model_folder import CONFIG, describe_run, new_model, read_run
 from sigmoid_attention.training.optimizer import schedule

@@ -8,12 +8,35 @@ only ever adds), so they get their median and an interval that assumes no shape 
 
 import math
 from collections.abc import Sequence
-
-from sigmoid_attention.studies.compare.results import Interval
+from dataclasses import dataclass
 
 CONFIDENCE = 0.95
 # Below this many seeds an interval would be wider than any question asked of it.
 FEWEST_FOR_INTERVAL = 3
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n values with its 95% interval.
+
+    `low` and `high` are NaN where n is too small for an interval; `mean` is NaN where n is 0.
+
+    Example:
+        >>> Interval(mean=2.0, low=1.5, high=2.5, n=3).bounded
+        True
+        >>> Interval(mean=2.0, low=float("nan"), high=float("nan"), n=1).bounded
+        False
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are enough values for an interval at all."""
+        return self.low <= self.high
 
 
 def t_tail(t: float, degrees: int) -> float:

@@ -12,13 +12,13 @@ opened, so that its unit is to be done again.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from sigmoid_attention.studies.compare.results import NONE, ROW_SCHEMA
+from sigmoid_attention.lab.rows import ROW_SCHEMA, Row
 from sigmoid_attention.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -31,20 +31,6 @@ from sigmoid_attention.training.terminal import warn
 
 SETTING = "setting.json"
 ROWS = "rows.parquet"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured value; -1 where seed, step, length or layer say nothing."""
-
-    arm: str
-    metric: str
-    value: float
-    unit: str
-    seed: int = NONE
-    step: int = NONE
-    length: int = NONE
-    layer: int = NONE
 
 
 class Store:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sigmoid_attention.lab.rows import ARMS, NONE, SIGMOID, SOFTMAX
+from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.report.chart import Panel, linear_axis, log_axis
 from sigmoid_attention.report.format import difference, plain, quantity, signed
 from sigmoid_attention.report.measured import Curve, Measured, along, curves, gap
@@ -17,7 +19,6 @@ from sigmoid_attention.report.panels import (
     lengths_panels,
     percent,
 )
-from sigmoid_attention.studies.compare.results import ARMS, NONE, SIGMOID, SOFTMAX, Interval
 from sigmoid_attention.studies.compare.standing import reading, solved_by
 from sigmoid_attention.studies.compare.summary import COURSE, EQUAL_TIME, LOSS, STEP
 

@@ -2,7 +2,7 @@
 
 import math
 
-from sigmoid_attention.studies.compare.results import Interval
+from sigmoid_attention.lab.statistics import Interval
 
 ABSENT = "not measured"
 

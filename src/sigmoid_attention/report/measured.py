@@ -7,16 +7,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from sigmoid_attention.studies.compare.results import (
-    ARMS,
-    NONE,
-    SIGMOID,
-    SOFTMAX,
-    Comparison,
-    Interval,
-    Solved,
-    SummaryRow,
-)
+from sigmoid_attention.lab.rows import ARMS, NONE, SIGMOID, SOFTMAX
+from sigmoid_attention.lab.statistics import Interval
+from sigmoid_attention.studies.compare.results import Comparison, Solved, SummaryRow
 from sigmoid_attention.studies.compare.summary import baseline_bits, late_change_of_gap
 
 Curve = tuple[tuple[float, float], ...]

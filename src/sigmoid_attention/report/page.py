@@ -5,13 +5,14 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
 from sigmoid_attention.report.chart import marker
 from sigmoid_attention.report.figures import Figure, figures
 from sigmoid_attention.report.measured import Measured
 from sigmoid_attention.report.method import breakable, commits, method, when
 from sigmoid_attention.report.table import fused_table, no_gain, summary_table
 from sigmoid_attention.report.written import texts
-from sigmoid_attention.studies.compare.results import SIGMOID, SOFTMAX, Advice, Comparison, Fusion
+from sigmoid_attention.studies.compare.results import Advice, Comparison, Fusion
 from sigmoid_attention.training.files import write_whole
 
 # The browser itself then refuses whatever is not in the file.
@@ -35,7 +36,8 @@ def render(comparison: Comparison, path: str | Path) -> None:
 
     Example:
         >>> import tempfile
-        >>> from sigmoid_attention.studies.compare.results import ROW_SCHEMA, Verdict
+        >>> from sigmoid_attention.lab.rows import ROW_SCHEMA
+        >>> from sigmoid_attention.studies.compare.results import Verdict
         >>> verdict = Verdict("Nothing to compare", "No run has finished.", ("It needs two runs.",))
         >>> empty = Comparison(ROW_SCHEMA.empty_table(), [], None, verdict, {}, {}, {}, {})
         >>> report = Path(tempfile.mkdtemp()) / "report.html"

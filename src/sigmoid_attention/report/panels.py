@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from sigmoid_attention.lab.rows import ARMS, SIGMOID, SOFTMAX
+from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.report.chart import (
     Axis,
     Dot,
@@ -19,7 +21,6 @@ from sigmoid_attention.report.chart import (
 )
 from sigmoid_attention.report.format import compact, plain, quantity, signed, tick, token_count
 from sigmoid_attention.report.measured import Curve, Measured, mean, mean_curve
-from sigmoid_attention.studies.compare.results import ARMS, SIGMOID, SOFTMAX, Interval
 
 # The class of a mark that belongs to no arm but to how far the two lie apart.
 APART = "difference"

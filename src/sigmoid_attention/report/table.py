@@ -24,7 +24,7 @@ def cells(row: SummaryRow) -> Cells:
     """What each arm measured, how far they lie apart, and the interval around that.
 
     Example:
-        >>> from sigmoid_attention.studies.compare.results import Interval
+        >>> from sigmoid_attention.lab.statistics import Interval
         >>> arm, ratio = Interval(0.06, 0.05, 0.07, 9), Interval(0.92, 0.85, 1.0, 9)
         >>> cells(SummaryRow("step_seconds", "", "seconds", -1, True, arm, arm, ratio, "ratio"))
         ('60.0 ms', '60.0 ms', '8% faster', '0.920×, 0.850 to 1.000')

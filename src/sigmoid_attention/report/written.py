@@ -2,8 +2,8 @@
 
 from html import escape
 
+from sigmoid_attention.lab.rows import ARMS
 from sigmoid_attention.report.measured import Measured
-from sigmoid_attention.studies.compare.results import ARMS
 from sigmoid_attention.studies.compare.text import PROMPT, TEMPERATURE, TOP_P, WRITTEN
 
 

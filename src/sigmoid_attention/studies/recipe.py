@@ -22,11 +22,11 @@ from pathlib import Path
 
 import torch
 
-from sigmoid_attention.lab.statistics import paired_difference, t_interval
-from sigmoid_attention.lab.store import Row, Store
+from sigmoid_attention.lab.rows import Row
+from sigmoid_attention.lab.statistics import Interval, paired_difference, t_interval
+from sigmoid_attention.lab.store import Store
 from sigmoid_attention.nn.models.config import ModelConfig
 from sigmoid_attention.nn.models.decoder import DecoderLM
-from sigmoid_attention.studies.compare.results import Interval
 from sigmoid_attention.training.data.batches import TextBatches, token_stream
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer

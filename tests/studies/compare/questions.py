@@ -3,7 +3,8 @@
 import math
 from dataclasses import replace
 
-from sigmoid_attention.studies.compare.results import Interval, Solved, SummaryRow
+from sigmoid_attention.lab.statistics import Interval
+from sigmoid_attention.studies.compare.results import Solved, SummaryRow
 
 STEPS = "step_seconds"
 

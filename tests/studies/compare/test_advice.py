@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from sigmoid_attention.cli.arguments import Compare, parse
+from sigmoid_attention.lab.rows import ROW_SCHEMA
 from sigmoid_attention.studies.compare.advice import OTHER_MODELS, advise, seeds_to_decide
-from sigmoid_attention.studies.compare.results import ROW_SCHEMA, Fusion, Gain
+from sigmoid_attention.studies.compare.results import Fusion, Gain
 from sigmoid_attention.studies.compare.settings import compare_setting
 from sigmoid_attention.studies.compare.summary import COURSE
 from tests.studies.compare.questions import SAME, around, solved, task, text, unbounded

@@ -7,9 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigmoid_attention.attention.impl.cpu.abi import loaded
+from sigmoid_attention.lab.rows import ARMS, SIGMOID, SOFTMAX
 from sigmoid_attention.studies.compare.cost import SHORTEST_SECONDS, _stepper, by_turns, run_cost
 from sigmoid_attention.studies.compare.implementation import Operator
-from sigmoid_attention.studies.compare.results import ARMS, SIGMOID, SOFTMAX, UNFUSED
+from sigmoid_attention.studies.compare.results import UNFUSED
 from sigmoid_attention.studies.compare.settings import compare_setting
 from sigmoid_attention.studies.compare.text import Text
 from sigmoid_attention.training.data.corpus import load_corpus

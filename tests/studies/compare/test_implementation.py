@@ -13,7 +13,8 @@ from sigmoid_attention.attention.impl import tiled_ops
 from sigmoid_attention.attention.impl.cpu import cache, library
 from sigmoid_attention.attention.impl.cpu.compiler import NoCompiler, find_compiler
 from sigmoid_attention.attention.problem import Problem
-from sigmoid_attention.lab.store import Row, Store
+from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, Row
+from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.compare import implementation
 from sigmoid_attention.studies.compare.implementation import (
     Operator,
@@ -21,7 +22,7 @@ from sigmoid_attention.studies.compare.implementation import (
     operator_in_use,
     unfused,
 )
-from sigmoid_attention.studies.compare.results import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, UNFUSED
+from sigmoid_attention.studies.compare.results import UNFUSED
 from sigmoid_attention.studies.compare.summary import summarise
 from sigmoid_attention.studies.compare.verdict import judge
 

@@ -15,9 +15,10 @@ import torch
 
 from sigmoid_attention.attention.impl.cpu import library
 from sigmoid_attention.attention.impl.cpu.abi import loaded
+from sigmoid_attention.lab.rows import ARMS, NONE, ROW_SCHEMA, SIGMOID
 from sigmoid_attention.report.method import when
 from sigmoid_attention.studies.compare import run as compare_module
-from sigmoid_attention.studies.compare.results import ARMS, NONE, ROW_SCHEMA, SIGMOID, UNFUSED
+from sigmoid_attention.studies.compare.results import UNFUSED
 from sigmoid_attention.studies.compare.run import compare
 from sigmoid_attention.studies.compare.settings import compare_setting
 from sigmoid_attention.studies.compare.summary import select_values

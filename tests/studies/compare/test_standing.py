@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from sigmoid_attention.studies.compare.results import Gain, Interval, Solved, SummaryRow
+from sigmoid_attention.lab.statistics import Interval
+from sigmoid_attention.studies.compare.results import Gain, Solved, SummaryRow
 from sigmoid_attention.studies.compare.standing import gain_reading, reading, standing
 from tests.studies.compare.questions import around, cost, task, text, unbounded
 

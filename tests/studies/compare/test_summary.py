@@ -5,7 +5,8 @@ import math
 import pyarrow as pa
 import pytest
 
-from sigmoid_attention.studies.compare.results import NONE, ROW_SCHEMA, Solved
+from sigmoid_attention.lab.rows import NONE, ROW_SCHEMA
+from sigmoid_attention.studies.compare.results import Solved
 from sigmoid_attention.studies.compare.summary import (
     COURSE,
     EQUAL_TIME,

@@ -5,7 +5,7 @@ import math
 import pyarrow as pa
 import pytest
 
-from sigmoid_attention.studies.compare.results import ROW_SCHEMA
+from sigmoid_attention.lab.rows import ROW_SCHEMA
 from sigmoid_attention.studies.compare.standing import RULE
 from sigmoid_attention.studies.compare.verdict import ORDER, judge
 from tests.studies.compare.questions import (

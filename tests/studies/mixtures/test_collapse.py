@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.lab.study import Measured, Row
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from sigmoid_attention.studies.compare.results import Interval
 from sigmoid_attention.studies.mixtures.collapse import (
     GATES,
     JUDGED,

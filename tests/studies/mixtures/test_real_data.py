@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.lab.study import Measured, Row
 from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from sigmoid_attention.studies.compare.results import Interval
 from sigmoid_attention.studies.mixtures import real_data
 from sigmoid_attention.studies.mixtures.real_data import (
     GATES,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sigmoid_attention.lab.figure import svg
-from sigmoid_attention.lab.store import Row, Store
+from sigmoid_attention.lab.rows import Row
+from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.theory.universality import (
     SequenceRegressor,
     UniversalitySetting,

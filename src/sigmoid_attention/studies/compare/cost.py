@@ -18,10 +18,10 @@ from torch import Tensor
 
 from sigmoid_attention.attention import sigmoid_attention
 from sigmoid_attention.lab.memory import peak_tensor_bytes
-from sigmoid_attention.lab.store import Row
+from sigmoid_attention.lab.rows import ARMS, SIGMOID, SOFTMAX, Row
 from sigmoid_attention.nn import Attention
 from sigmoid_attention.studies.compare.implementation import Operator, unfused
-from sigmoid_attention.studies.compare.results import ARMS, SIGMOID, SOFTMAX, UNFUSED
+from sigmoid_attention.studies.compare.results import UNFUSED
 from sigmoid_attention.studies.compare.settings import CompareSetting
 from sigmoid_attention.studies.compare.summary import STEP
 from sigmoid_attention.studies.compare.text import Text, arm_config

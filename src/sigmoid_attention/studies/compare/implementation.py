@@ -17,8 +17,9 @@ from rich.console import Console
 from sigmoid_attention.attention.api import DENSE_SCORES
 from sigmoid_attention.attention.impl.cpu.abi import loaded
 from sigmoid_attention.attention.impl.cpu.library import Choice, decision
+from sigmoid_attention.lab.rows import NONE, SIGMOID
 from sigmoid_attention.lab.statistics import median_interval, paired_ratio
-from sigmoid_attention.studies.compare.results import NONE, SIGMOID, UNFUSED, Fusion, Gain
+from sigmoid_attention.studies.compare.results import UNFUSED, Fusion, Gain
 from sigmoid_attention.studies.compare.summary import STEP, TIMES, select, select_values
 
 # The key of a machine's description under which its rows carry the operator's words.

@@ -9,59 +9,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-SOFTMAX = "softmax"
-SIGMOID = "sigmoid"
-ARMS = (SOFTMAX, SIGMOID)
+from sigmoid_attention.lab.statistics import Interval
+
 # The sigmoid arm again, timed with what would compute its attention if nothing were fused.
 UNFUSED = "sigmoid_unfused"
-# The `arm` of a value that belongs to neither: a baseline, the whole run's memory.
-BOTH = "both"
-
-# Stands in `seed`, `step`, `length` and `layer` of a value that belongs to none.
-NONE = -1
-
-ROW_SCHEMA = pa.schema(
-    [
-        ("arm", pa.string()),
-        ("seed", pa.int64()),
-        ("metric", pa.string()),
-        ("step", pa.int64()),
-        ("length", pa.int64()),
-        ("layer", pa.int64()),
-        ("value", pa.float64()),
-        ("unit", pa.string()),
-        # JSON: what the value was measured with. The same text in nearly every row, which
-        # Parquet's dictionaries store once.
-        ("setting", pa.string()),
-        ("machine", pa.string()),
-        ("versions", pa.string()),
-        ("provenance", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over n values with its 95% interval.
-
-    `low` and `high` are NaN where n is too small for an interval; `mean` is NaN where n is 0.
-
-    Example:
-        >>> Interval(mean=2.0, low=1.5, high=2.5, n=3).bounded
-        True
-        >>> Interval(mean=2.0, low=float("nan"), high=float("nan"), n=1).bounded
-        False
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def bounded(self) -> bool:
-        """Whether there are enough values for an interval at all."""
-        return self.low <= self.high
 
 
 @dataclass(frozen=True)

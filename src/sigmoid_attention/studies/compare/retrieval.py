@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from sigmoid_attention.lab.store import Row, Store, step_parts
+from sigmoid_attention.lab.rows import Row
+from sigmoid_attention.lab.store import Store, step_parts
 from sigmoid_attention.studies.compare.settings import TaskSetting
 from sigmoid_attention.studies.compare.text import arm_config, on_the_way
 from sigmoid_attention.training.model_folder import new_model

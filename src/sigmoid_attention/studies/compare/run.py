@@ -22,7 +22,9 @@ import torch
 from rich.console import Console
 
 from sigmoid_attention.lab.progress import StudyProgress
-from sigmoid_attention.lab.store import ROWS, Row, Store, step_parts
+from sigmoid_attention.lab.rows import ARMS, BOTH, NONE, Row
+from sigmoid_attention.lab.statistics import Interval
+from sigmoid_attention.lab.store import ROWS, Store, step_parts
 from sigmoid_attention.nn.models import ModelConfig
 from sigmoid_attention.studies.compare.advice import advise
 from sigmoid_attention.studies.compare.bigram import bigram_bits_per_byte
@@ -33,15 +35,7 @@ from sigmoid_attention.studies.compare.implementation import (
     fusion,
     operator_in_use,
 )
-from sigmoid_attention.studies.compare.results import (
-    ARMS,
-    BOTH,
-    NONE,
-    Comparison,
-    Interval,
-    SummaryRow,
-    Verdict,
-)
+from sigmoid_attention.studies.compare.results import Comparison, SummaryRow, Verdict
 from sigmoid_attention.studies.compare.retrieval import COPYING, RECALL, run_task
 from sigmoid_attention.studies.compare.settings import CompareSetting, TaskSetting
 from sigmoid_attention.studies.compare.summary import BASELINE, UNIT_END, UNIT_SECONDS, summarise

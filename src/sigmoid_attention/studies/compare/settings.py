@@ -6,9 +6,9 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from sigmoid_attention.lab.rows import SOFTMAX
 from sigmoid_attention.nn.models import PRESETS, ModelConfig
 from sigmoid_attention.nn.models.recipes import recipe_settings
-from sigmoid_attention.studies.compare.results import SOFTMAX
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,9 @@ report both use them.
 import math
 from typing import Literal, NamedTuple
 
-from sigmoid_attention.lab.statistics import CONFIDENCE, FEWEST_FOR_INTERVAL, sign_test
-from sigmoid_attention.studies.compare.results import (
-    SIGMOID,
-    SOFTMAX,
-    Gain,
-    Interval,
-    Solved,
-    SummaryRow,
-)
+from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
+from sigmoid_attention.lab.statistics import CONFIDENCE, FEWEST_FOR_INTERVAL, Interval, sign_test
+from sigmoid_attention.studies.compare.results import Gain, Solved, SummaryRow
 from sigmoid_attention.studies.compare.summary import LEARNT, SOLVED
 
 LOSS_MARGIN = 0.01

@@ -23,21 +23,15 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from sigmoid_attention.lab.rows import ARMS, NONE, SIGMOID, SOFTMAX
 from sigmoid_attention.lab.statistics import (
+    Interval,
     median_interval,
     paired_difference,
     paired_ratio,
     t_interval,
 )
-from sigmoid_attention.studies.compare.results import (
-    ARMS,
-    NONE,
-    SIGMOID,
-    SOFTMAX,
-    Interval,
-    Solved,
-    SummaryRow,
-)
+from sigmoid_attention.studies.compare.results import Solved, SummaryRow
 
 # Values of one metric and length, by arm and by seed (or by round).
 Values = dict[str, dict[int, float]]

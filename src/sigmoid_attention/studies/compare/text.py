@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sigmoid_attention.lab.store import Row, Store, step_parts
+from sigmoid_attention.lab.rows import SOFTMAX, Row
+from sigmoid_attention.lab.store import Store, step_parts
 from sigmoid_attention.nn.models import DecoderLM, ModelConfig, generate
-from sigmoid_attention.studies.compare.results import SOFTMAX
 from sigmoid_attention.studies.compare.settings import FIRST_SEED, TextSetting
 from sigmoid_attention.studies.compare.summary import COURSE, LOSS
 from sigmoid_attention.training.data.batches import TextBatches, token_stream

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from sigmoid_attention.lab.figure import COLOURS, panels, svg
 from sigmoid_attention.lab.markers import around
-from sigmoid_attention.studies.compare.results import SIGMOID, SOFTMAX
+from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
 from sigmoid_attention.studies.conversion.curve import Curve, read_curve
 from sigmoid_attention.training.files import write_whole
 from sigmoid_attention.training.terminal import in_sentences, tell

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sigmoid_attention.lab.figure import COLOURS, panels
-from sigmoid_attention.lab.statistics import paired_difference, t_interval
+from sigmoid_attention.lab.statistics import Interval, paired_difference, t_interval
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.experts import expert as expert_of
@@ -22,7 +22,6 @@ from sigmoid_attention.mixtures.multistart import spread, uniform_starts
 from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
 from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
-from sigmoid_attention.studies.compare.results import Interval
 
 GATES = ("softmax", "sigmoid")
 # A gate of neither family; "smooth" is no mixture at all.

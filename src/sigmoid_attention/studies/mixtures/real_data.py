@@ -17,7 +17,7 @@ from sklearn import datasets
 from sklearn.metrics import log_loss
 
 from sigmoid_attention.lab.figure import loglog, panels
-from sigmoid_attention.lab.statistics import paired_difference
+from sigmoid_attention.lab.statistics import Interval, paired_difference
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.estimators import (
     MixtureOfExpertsClassifier,
@@ -29,7 +29,6 @@ from sigmoid_attention.mixtures.rates.verdict import (
     REPRODUCED,
     UNDECIDED,
 )
-from sigmoid_attention.studies.compare.results import Interval
 
 GATES = ("softmax", "sigmoid")
 RESAMPLES = 20

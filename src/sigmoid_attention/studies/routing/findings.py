@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from sigmoid_attention.lab.statistics import paired_difference, t_interval
-from sigmoid_attention.studies.compare.results import ARMS, SIGMOID, SOFTMAX, Interval
+from sigmoid_attention.lab.rows import ARMS, SIGMOID, SOFTMAX
+from sigmoid_attention.lab.statistics import Interval, paired_difference, t_interval
 from sigmoid_attention.studies.compare.standing import LOSS_MARGIN
 from sigmoid_attention.studies.routing.run import arm_name
 from sigmoid_attention.studies.routing.setting import PAIRS

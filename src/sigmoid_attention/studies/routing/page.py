@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from sigmoid_attention.lab.figure import COLOURS, panels, styled, svg
 from sigmoid_attention.lab.markers import around
-from sigmoid_attention.studies.compare.results import SIGMOID, SOFTMAX, Interval
+from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
+from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.studies.routing import findings as rule
 from sigmoid_attention.studies.routing.findings import QUANTITIES, Finding, findings, verdict
 from sigmoid_attention.studies.routing.setting import PAIRS

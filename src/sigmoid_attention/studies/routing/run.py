@@ -10,8 +10,8 @@ from rich.console import Console
 from torch import Tensor
 
 from sigmoid_attention.lab.progress import StudyProgress
-from sigmoid_attention.lab.store import Row, Store
-from sigmoid_attention.studies.compare.results import ARMS
+from sigmoid_attention.lab.rows import ARMS, Row
+from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.compare.text import Text
 from sigmoid_attention.studies.routing.measure import (
     choices,

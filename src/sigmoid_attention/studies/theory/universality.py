@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.lab.statistics import t_interval
-from sigmoid_attention.lab.store import Row, Store
+from sigmoid_attention.lab.rows import ARMS, Row
+from sigmoid_attention.lab.statistics import Interval, t_interval
+from sigmoid_attention.lab.store import Store
 from sigmoid_attention.nn import Attention, Block, GELUFeedForward, RMSNorm
-from sigmoid_attention.studies.compare.results import ARMS, Interval
 from sigmoid_attention.theory.universality import function, universal_transformer
 from sigmoid_attention.theory.universality.grid import Grid
 from sigmoid_attention.theory.universality.measure import Target

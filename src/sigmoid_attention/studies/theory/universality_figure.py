@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sigmoid_attention.lab.figure import COLOURS, panels, styled
-from sigmoid_attention.studies.compare.results import ARMS
+from sigmoid_attention.lab.rows import ARMS
 from sigmoid_attention.studies.theory.universality import Findings
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))

@@ -1,0 +1,47 @@
+"""One measured value in long form: the columns that every study's rows have."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SOFTMAX = "softmax"
+SIGMOID = "sigmoid"
+ARMS = (SOFTMAX, SIGMOID)
+# The `arm` of a value that belongs to neither: a baseline, the whole run's memory.
+BOTH = "both"
+
+# Stands in `seed`, `step`, `length` and `layer` of a value that belongs to none.
+NONE = -1
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("seed", pa.int64()),
+        ("metric", pa.string()),
+        ("step", pa.int64()),
+        ("length", pa.int64()),
+        ("layer", pa.int64()),
+        ("value", pa.float64()),
+        ("unit", pa.string()),
+        # JSON: what the value was measured with. The same text in nearly every row, which
+        # Parquet's dictionaries store once.
+        ("setting", pa.string()),
+        ("machine", pa.string()),
+        ("versions", pa.string()),
+        ("provenance", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured value; -1 where seed, step, length or layer say nothing."""
+
+    arm: str
+    metric: str
+    value: float
+    unit: str
+    seed: int = NONE
+    step: int = NONE
+    length: int = NONE
+    layer: int = NONE
