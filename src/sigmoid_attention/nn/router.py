@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments, autocast
+from sigmoid_attention.attention import arguments, autocast, checks
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
 from sigmoid_attention.attention.override import leaf_in_fx
 from sigmoid_attention.mixtures.gates import GATES
@@ -163,8 +163,9 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> Routing:
         """Route tokens x (..., dim); in training mode a balanced router counts who is visited.
 
-        Raises ``ValueError`` if the last dimension is not ``dim``.
+        Raises ``ValueError`` unless they are floating and their last dimension is ``dim``.
         """
+        checks.layer_input("x", x)
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have {self.dim} channels, got shape {tuple(x.shape)}")
         with autocast.off(x.device):
