@@ -289,7 +289,8 @@ def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
     With their gradients, for balance losses; see `sigmoid_attention.nn.balance`. Calls of other
     threads are not listed, nor is what a checkpoint computes again. A balance loss of what a
     checkpoint with ``use_reentrant=True`` decides must be differentiated together with the
-    checkpoint's output, else the backward pass raises ``ValueError``.
+    checkpoint's output, else the backward pass raises ``ValueError``. A compiled layer inside such
+    a checkpoint records its routing without a gradient.
 
     Example:
         >>> router = Router(4, experts=3, top_k=1)
