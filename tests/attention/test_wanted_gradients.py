@@ -5,6 +5,7 @@ Sizes: Q queries, K keys; the terms beside the logits are Q x K, everything else
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigmoid_attention import sigmoid_attention
 
@@ -18,7 +19,7 @@ TERMS = {
 OPERATORS = ("tiled_backward", "tiled_double_backward", "cpu_backward", "cpu_double_backward")
 
 
-class Results(torch.utils._python_dispatch.TorchDispatchMode):
+class Results(TorchDispatchMode):
     """The most elements that a result of the operators' derivatives has."""
 
     def __init__(self):
@@ -44,9 +45,8 @@ def gradients(impl: str, terms: dict, learned: list[torch.Tensor]):
     tensors = inputs()
     out = sigmoid_attention(*tensors, impl=impl, skip_tolerance=0.0, **terms)
     first = torch.autograd.grad(out.square().sum(), (*tensors, *learned), create_graph=True)
-    return *first, *torch.autograd.grad(
-        sum(grad.square().sum() for grad in first), (*tensors, *learned)
-    )
+    total = torch.stack([grad.square().sum() for grad in first]).sum()
+    return *first, *torch.autograd.grad(total, (*tensors, *learned))
 
 
 def assert_near(found, wanted):

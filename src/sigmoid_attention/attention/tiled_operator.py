@@ -133,7 +133,7 @@ def _fake_gradients(query, key, value, bias, attn_mask, alibi_slopes, wanted):
 
 @tiled_backward.register_fake
 def _(grad_out, visits, *arguments):
-    return _fake_gradients(*arguments[:6], arguments[-1])
+    return _fake_gradients(*arguments[:6], wanted=arguments[-1])
 
 
 @torch.library.custom_op("sigmoid_attention::tiled_double_backward", mutates_args=())
@@ -174,7 +174,7 @@ def tiled_double_backward(
 def _(*arguments):
     grad_out = arguments[6]
     dtype = reference.compute_dtype(grad_out.dtype)
-    return *_fake_gradients(*arguments[8:14], arguments[-1]), torch.empty_like(
+    return *_fake_gradients(*arguments[8:14], wanted=arguments[-1]), torch.empty_like(
         grad_out, dtype=dtype
     )
 
