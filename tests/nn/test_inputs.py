@@ -12,6 +12,7 @@ from sigmoid_attention.nn import (
     GELUFeedForward,
     MoE,
     Router,
+    SigmoidMultiheadAttention,
 )
 from tests.attention.complaints import NO_TENSORS, assert_sentence, complaint
 
@@ -103,3 +104,8 @@ def test_torch_fx_traces_a_layer_as_a_part_of_a_module(make):
     with pytest.raises(TraceError, match=f"^{type(layer).__name__}: .* a part of"):
         torch.fx.symbolic_trace(layer)
     torch.testing.assert_close(torch.fx.symbolic_trace(nn.Sequential(layer))(x), layer(x))
+
+
+def test_layers_do_not_share_the_compilers_limit_of_graphs():
+    layers = (Attention, Block, Experts, MoE, Router, SigmoidMultiheadAttention)
+    assert len({layer.forward.__code__ for layer in layers}) == len(layers)

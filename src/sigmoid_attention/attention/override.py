@@ -71,7 +71,10 @@ def leaf_in_fx(forward: Function) -> Function:
                 return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
         return forward(self, *args, **kwargs)
 
+    leaf: Any = call
+    # The compiler counts the graphs of a function by its code: all layers would share one limit.
+    leaf.__code__ = leaf.__code__.replace(co_name=forward.__qualname__)
     # By ``__wrapped__`` torch.fx would count the arguments of ``forward``, and then call this.
-    call.__signature__ = inspect.signature(forward)  # pyright: ignore[reportAttributeAccessIssue]
-    del call.__wrapped__
-    return call  # pyright: ignore[reportReturnType]
+    leaf.__signature__ = inspect.signature(forward)
+    del leaf.__wrapped__
+    return leaf
