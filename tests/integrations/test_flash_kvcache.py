@@ -326,7 +326,8 @@ def test_a_graph_refuses_such_numbers_before_it_writes(wrong, sentence, backend)
     torch._dynamo.reset()
     tensors = [given[name] for name in names]
     for call in (step, torch.compile(step, fullgraph=True, backend=backend)):
-        # A graph that raises would leave torch's gradients off, as it turned them.
+        # Torch's backend "eager" leaves gradients off after any graph of a function under no_grad
+        # that raises, also one that only indexes a tensor out of its bounds.
         with torch.no_grad(), pytest.raises(ValueError, match=f"^{sentence}"):
             call(*tensors)
         assert all((cache == 1).all() for cache in caches.values())

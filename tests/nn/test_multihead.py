@@ -7,6 +7,7 @@ exchanged: what it makes of masks, shapes, extra keys and missing parts is then 
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -358,6 +359,24 @@ class TestComplaints:
             ({"attn_mask": torch.ones(3, 5, 7)}, "attn_mask", "(5, 7) or (12, 5, 7), got"),
             ({"attn_mask": torch.ones(5, 7).int()}, "attn_mask", "torch.int32"),
             ({"is_causal": True}, "is_causal", "attn_mask"),
+            ({"query": torch.ones(())}, "query", "12 channels, got ()"),
+            ({"query": torch.ones(3, 5, E).double()}, "query", "torch.float32, got torch.float64"),
+            ({"key": torch.ones(3, 7, E).half()}, "key", "torch.float32, got torch.float16"),
+            ({"value": torch.ones(3, 7, E).long()}, "value", "floating, got torch.int64"),
+            ({"query": torch.ones(3, 5, E) > 0}, "query", "floating, got torch.bool"),
+            ({"key": torch.ones(3, 7, E).to(torch.complex64)}, "key", "got torch.complex64"),
+            ({"value": torch.ones(3, 7, E, device="meta")}, "value", "cpu, got meta"),
+            ({"value": torch.ones(3, 7, E).to_sparse()}, "value", "torch.sparse_coo"),
+            ({"key": np.ones((3, 7, E))}, "key", "numpy.ndarray"),
+            ({"query": "abc"}, "query", "the string 'abc'"),
+            ({"attn_mask": torch.ones(5, 7).to(torch.float8_e4m3fn)}, "attn_mask", "float8"),
+            ({"key_padding_mask": torch.ones(3, 7, device="meta")}, "key_padding_mask", "meta"),
+            ({"key_padding_mask": torch.ones(3, 7).to_sparse()}, "key_padding_mask", "sparse"),
+            ({"attn_mask": np.ones((5, 7))}, "attn_mask", "numpy.ndarray"),
+            ({"need_weights": None}, "need_weights", "True or False, got None"),
+            ({"need_weights": torch.ones(3)}, "need_weights", "True or False, got a tensor"),
+            ({"average_attn_weights": "no"}, "average_attn_weights", "got the string 'no'"),
+            ({"is_causal": 2}, "is_causal", "True or False, got 2"),
         ],
         ids=lambda value: value if isinstance(value, str) else None,
     )  # fmt: skip
@@ -411,6 +430,30 @@ class TestComplaints:
         x = torch.ones(3, 5, E)
         with pytest.raises(ValueError, match=rf"^{wrong}: must be a tensor of torch, got \[\[1\.0"):
             layer(**{"query": x, "key": x, "value": x} | {wrong: [[1.0]]})
+
+    @pytest.mark.parametrize(
+        "wrong, sentence",
+        [
+            ({"key": (2, 4)}, "key, value: .* got \\[2, 4\\] and \\[3, 3\\]"),
+            ({"value": (4, 2)}, "key, value: .* got \\[3, 3\\] and \\[4, 2\\]"),
+            ({"key": (3, 2, 1), "value": (3, 2, 1)}, "key, value: .* as many sequences as query"),
+            ({"query": (2, 4, torch.float64)}, "query: .* torch.float32, got torch.float64"),
+            ({"value": (3, 3, torch.int64)}, "value: must be floating, got torch.int64"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else None,
+    )
+    @pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+    def test_nested_sequences_that_do_not_fit(self, layout, wrong, sentence):
+        def nested(*lengths):
+            dtype = lengths[-1] if isinstance(lengths[-1], torch.dtype) else torch.float32
+            parts = [torch.ones(n, E, dtype=dtype) for n in lengths if isinstance(n, int)]
+            return torch.nested.nested_tensor(parts, layout=layout)
+
+        layer = SigmoidMultiheadAttention(E, H, batch_first=True, sigmoid_bias=BIAS)
+        lengths = {"query": (2, 4), "key": (3, 3), "value": (3, 3)}
+        assert layer(**{k: nested(*v) for k, v in lengths.items()}, need_weights=False)[0].is_nested
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            layer(**{k: nested(*v) for k, v in (lengths | wrong).items()}, need_weights=False)
 
     def test_what_nested_sequences_do_not_have(self):
         nested = torch.nested.nested_tensor([torch.ones(3, E), torch.ones(2, E)])

@@ -5,10 +5,12 @@ an object gets the call of a public function as a whole: in a torch.fx graph it 
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import fx, nn
+from torch.fx.proxy import TraceError
 from torch.overrides import handle_torch_function, has_torch_function
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -51,14 +53,28 @@ def leaf_in_fx(forward: Function) -> Function:
         ...         return self.mha(x, x, x)[0]
         >>> [node.op for node in torch.fx.symbolic_trace(Block()).graph.nodes]
         ['placeholder', 'call_module', 'call_function', 'output']
+
+    A node is a part of a module, so that a trace of the layer alone raises torch.fx's `TraceError`.
     """
 
     @functools.wraps(forward)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        for given in (*args, *kwargs.values()):
+        # To a root torch.fx hands one proxy for all of ``args``.
+        for given in (args,) if isinstance(args, fx.Proxy) else (*args, *kwargs.values()):
             if isinstance(given, fx.Proxy):
                 tracer: Any = given.tracer
+                if tracer.root is self:
+                    raise TraceError(
+                        f"{type(self).__name__}: torch.fx traces it as a part of a module, where "
+                        f"it is one node; trace a module that holds it, such as nn.Sequential"
+                    )
                 return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
         return forward(self, *args, **kwargs)
 
-    return call  # pyright: ignore[reportReturnType]
+    leaf: Any = call
+    # The compiler counts the graphs of a function by its code: all layers would share one limit.
+    leaf.__code__ = leaf.__code__.replace(co_name=forward.__qualname__)
+    # By ``__wrapped__`` torch.fx would count the arguments of ``forward``, and then call this.
+    leaf.__signature__ = inspect.signature(forward)
+    del leaf.__wrapped__
+    return leaf

@@ -211,6 +211,23 @@ def layer_bias(
     return arguments.number(name, bias, "a finite number or a bias policy", instead)
 
 
+def layer_input(name: str, x: Any, weight: Any = None) -> None:
+    """What a layer reads: dense and floating, and fit for the product with a weight, if given."""
+    arguments.dense(name, x)
+    if x.dtype not in FLOATS:
+        raise ValueError(f"{name}: must be floating, got {x.dtype}")
+    if not isinstance(weight, Tensor) or weight.dtype not in FLOATS:
+        return
+    if autocast.product_dtype(x) != autocast.product_dtype(weight):
+        raise ValueError(
+            f"{name}: must have the dtype of the layer's weights, {weight.dtype}, got {x.dtype}"
+        )
+    if x.device != weight.device:
+        raise ValueError(
+            f"{name}: must be on the device of the layer's weights, {weight.device}, got {x.device}"
+        )
+
+
 def tolerance(skip_tolerance: str | float, dtype: torch.dtype) -> tuple[float, bool]:
     """The tolerance as a number, and whether it is relative to the weights that a row keeps."""
     if isinstance(skip_tolerance, str) and skip_tolerance == "rounding":

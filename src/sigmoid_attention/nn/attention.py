@@ -171,9 +171,7 @@ class Attention(nn.Module):
         `AttentionAux`. Raises ``ValueError`` for other shapes, and for a cache that is full or
         given to a layer that is not causal.
         """
-        arguments.dense("x", x)
-        if x.dim() != 3 or x.shape[-1] != self.dim:
-            raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
+        self.check(x)
         if cache is not None and not self.causal:
             raise ValueError("cache: only causal attention can read a sequence in parts")
         if cache is None:
@@ -182,6 +180,12 @@ class Attention(nn.Module):
             raise ValueError(f"cache: must be a KVCache or None, got {arguments.shown(cache)}")
         with Unchanged(cache):
             return self._answer(x, cache, attention_mask, return_aux)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse what the projections cannot read."""
+        validation.layer_input("x", x, _weight(self.query))
+        if x.dim() != 3 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
 
     def _answer(
         self, x: Tensor, cache: KVCache | None, attention_mask: Tensor | None, return_aux: bool
@@ -209,6 +213,7 @@ class Attention(nn.Module):
             >>> layer.weights(torch.randn(1, 4, 8)).sum(-1).allclose(torch.ones(1, 2, 4))
             True
         """
+        self.check(x)
         query, key, _ = self._project(x, 0, None)
         identity = torch.eye(x.shape[1], dtype=key.dtype, device=x.device)
         value = identity.expand(x.shape[0], self.kv_heads, -1, -1)
@@ -255,3 +260,10 @@ class Attention(nn.Module):
         if self.activation == "softmax":
             return softmax_attention(query, key, value, **settings)
         return sigmoid_attention(query, key, value, bias=self.bias, impl=self.impl, **settings)
+
+
+def _weight(linear: nn.Module) -> Tensor | None:
+    """What torch multiplies by; None where hooks, wrappers or other classes may have their say."""
+    if type(linear) is nn.Linear and not ("forward" in vars(linear) or linear._forward_pre_hooks):
+        return linear.weight
+    return None

@@ -5,7 +5,7 @@ Shape letters: B batch, N tokens, C model dim.
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.cache import KVCache
@@ -113,6 +113,10 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
+        # A norm comes before the attention that would refuse it; torch.fx traces through both.
+        if not isinstance(x, fx.Proxy):
+            self.attention.check(x)
+
         def attend(normed: Tensor) -> Tensor:
             return self.attention(normed, cache=cache, attention_mask=attention_mask)
 

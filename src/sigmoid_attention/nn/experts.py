@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import autocast
+from sigmoid_attention.attention import arguments, autocast, validation
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
 from sigmoid_attention.nn.grouped import each_expert
@@ -60,6 +60,8 @@ class Experts(nn.Module):
         wider of theirs and the tokens'. With ``experts`` None every token visits all of them, as in
         `dense`. Raises ``ValueError`` for other shapes.
         """
+        validation.layer_input("x", x, self._inner if experts is None else None)
+        validation.layer_input("weights", weights)
         if x.dim() != 2 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be (tokens, {self.dim}), got {tuple(x.shape)}")
         if experts is None:
@@ -69,6 +71,9 @@ class Experts(nn.Module):
                     f"got {tuple(weights.shape)}"
                 )
             return self.dense(x, weights)
+        arguments.dense("experts", experts)
+        if experts.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"experts: must be int32 or int64, got {experts.dtype}")
         if experts.dim() != 2 or experts.shape[0] != x.shape[0] or experts.shape != weights.shape:
             raise ValueError(
                 f"experts and weights must both be ({x.shape[0]}, visits), "

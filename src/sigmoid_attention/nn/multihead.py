@@ -143,6 +143,9 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         output. Raises ``ValueError`` for shapes and masks that do not fit, and
         ``NotImplementedError`` for what nested tensors do not have here.
         """
+        need_weights = arguments.switch("need_weights", need_weights)
+        average_attn_weights = arguments.switch("average_attn_weights", average_attn_weights)
+        is_causal = arguments.switch("is_causal", is_causal)
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             arguments.tensor(name, tensor)
         if query.is_nested or key.is_nested or value.is_nested:
@@ -153,7 +156,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         key_NSE = query_NLE if key is query else self._batch_first(key)
         value_NSE = key_NSE if value is key else self._batch_first(value)
         N, L, S = *query_NLE.shape[:2], key_NSE.shape[1]
-        self._check_masks(key_padding_mask, attn_mask, is_causal, (N, L, S), batched)
+        self._check_masks(key_padding_mask, attn_mask, is_causal, (N, L, S), batched, query.device)
         query_NLE, key_NSE, value_NSE = self._projected(query_NLE, key_NSE, value_NSE)
         key_NSE, value_NSE = self._with_extra_keys(key_NSE, value_NSE)
         extra = key_NSE.shape[1] - S
@@ -185,12 +188,12 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
 
     def _check(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
         """Whether there is a dimension for the batch."""
-        dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
-        for (name, dim), tensor in zip(dims.items(), (query, key, value), strict=True):
-            if tensor.dim() not in (2, 3) or tensor.dim() != query.dim() or tensor.shape[-1] != dim:
+        self._check_inputs(query, key, value)
+        for name, tensor in (("query", query), ("key", key), ("value", value)):
+            if tensor.dim() not in (2, 3) or tensor.dim() != query.dim():
                 raise ValueError(
-                    f"{name}: must have 3 dimensions, or 2 without a batch, like query, and "
-                    f"{dim} channels, got {tuple(tensor.shape)}"
+                    f"{name}: must have 3 dimensions, or 2 without a batch, like query, "
+                    f"got {tuple(tensor.shape)}"
                 )
         if key.shape[:-1] != value.shape[:-1]:
             raise ValueError(
@@ -205,6 +208,15 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
             )
         return query.dim() == 3
 
+    def _check_inputs(self, *inputs: Tensor) -> None:
+        dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
+        own = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        weights = own if self.in_proj_weight is None else (self.in_proj_weight,) * 3
+        for (name, dim), tensor, weight in zip(dims.items(), inputs, weights, strict=True):
+            validation.layer_input(name, tensor, weight)
+            if tensor.dim() == 0 or tensor.shape[-1] != dim:
+                raise ValueError(f"{name}: must have {dim} channels, got {tuple(tensor.shape)}")
+
     def _check_masks(
         self,
         key_padding_mask: Tensor | None,
@@ -212,6 +224,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         is_causal: bool,
         sizes: tuple[int, int, int],
         batched: bool,
+        device: torch.device,
     ) -> None:
         N, L, S = sizes
         for name, mask, shapes in (
@@ -221,7 +234,8 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
             if mask is None:
                 continue
             arguments.dense(name, mask)
-            if mask.dtype != torch.bool and not mask.is_floating_point():
+            validation.on_device(name, mask, device)
+            if mask.dtype != torch.bool and mask.dtype not in validation.FLOATS:
                 raise ValueError(
                     f"{name}: must be boolean (True = ignored) or floating, got {mask.dtype}"
                 )
@@ -330,7 +344,13 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
             raise NotImplementedError("add_bias_kv, add_zero_attn: not for nested sequences")
         query_TE, ends_q = _packed(query)
         key_TE, ends_k = (query_TE, ends_q) if key is query else _packed(key)
-        value_TE = key_TE if value is key else _packed(value)[0]
+        value_TE, ends_v = (key_TE, ends_k) if value is key else _packed(value)
+        self._check_inputs(query_TE, key_TE, value_TE)
+        if ends_k.shape != ends_q.shape or not ends_v.equal(ends_k):
+            raise ValueError(
+                "key, value: must have as many sequences as query, and the same lengths, "
+                f"got {ends_k.diff().tolist()} and {ends_v.diff().tolist()}"
+            )
         query_TE, key_TE, value_TE = self._projected(query_TE, key_TE, value_TE)
         out_THD = sigmoid_varlen_attention(
             self._heads(query_TE),

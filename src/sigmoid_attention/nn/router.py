@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments, autocast
+from sigmoid_attention.attention import arguments, autocast, validation
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.mixtures.gates import GATES
@@ -163,8 +163,9 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> Routing:
         """Route tokens x (..., dim); in training mode a balanced router counts who is visited.
 
-        Raises ``ValueError`` if the last dimension is not ``dim``.
+        Raises ``ValueError`` unless they are floating and their last dimension is ``dim``.
         """
+        validation.layer_input("x", x)
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have {self.dim} channels, got shape {tuple(x.shape)}")
         with autocast.off(x.device):
@@ -288,7 +289,8 @@ def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
     With their gradients, for balance losses; see `sigmoid_attention.nn.balance`. Calls of other
     threads are not listed, nor is what a checkpoint computes again. A balance loss of what a
     checkpoint with ``use_reentrant=True`` decides must be differentiated together with the
-    checkpoint's output, else the backward pass raises ``ValueError``.
+    checkpoint's output, else the backward pass raises ``ValueError``. A compiled layer inside such
+    a checkpoint records its routing without a gradient.
 
     Example:
         >>> router = Router(4, experts=3, top_k=1)

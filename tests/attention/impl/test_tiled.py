@@ -131,7 +131,7 @@ def test_opcheck(case):
     forward = (q, k, v, bias.clone().requires_grad_(), mask, slopes, *settings)
     torch.library.opcheck(tiled_ops.tiled_forward, (*forward, 2.0**-53, True))
     out, visits = tiled_ops.tiled_forward(*forward, 2.0**-53, True)
-    backward = (torch.randn_like(out), visits, *forward)
+    backward = (torch.randn_like(out), visits, *forward, [True, mask is not None, True])
     torch.library.opcheck(tiled_ops.tiled_backward, backward)
     with torch.no_grad():
         directions = [torch.randn_like(grad) for grad in tiled_ops.tiled_backward(*backward)]

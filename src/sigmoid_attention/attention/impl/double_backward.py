@@ -27,16 +27,17 @@ def gradients(
     tensors: Sequence[Tensor | None],
     layout: Layout,
     settings: Settings,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients of the backward pass's results for query, key, value, bias, mask, slopes, grad_out.
 
-    ``directions`` weigh those results, empty where one was not wanted. What is None has an empty
-    gradient; a boolean mask has zeros, and so have the pages of a cache.
+    ``directions`` weigh those results, empty where one was not wanted. Of bias, mask and slopes
+    what is None or not ``wanted`` has an empty gradient; the pages of a cache have zeros.
     """
     if layout.block_table_BM is not None:
         unpaged = replace(layout, block_table_BM=None)
         along, rows = (_without_pages(x, layout.block_table_BM) for x in (directions, tensors))
-        found = gradients(along, grad_out, visits_BHI, rows, unpaged, settings)
+        found = gradients(along, grad_out, visits_BHI, rows, unpaged, settings, wanted)
         pages = [on.new_zeros(on.shape) for on in directions[1:3]]
         return found[0], *pages, *found[3:]
     nothing = grad_out.new_empty(0)
@@ -44,11 +45,8 @@ def gradients(
     if tensors[3] is None:
         given[3] = grad_out.new_full((), settings.constant, dtype=torch.float32)
     zeros = partial(grad_out.new_zeros, dtype=torch.float32)
-    along = [
-        zeros(like.shape) if on.numel() != like.numel() else on
-        for on, like in zip(directions, given, strict=True)
-    ]
-    total = [zeros(like.shape) for like in (*given, grad_out)]
+    learned = [term if want else nothing for term, want in zip(given[3:], wanted, strict=True)]
+    total = [zeros(like.shape) for like in (*given[:3], *learned, grad_out)]
     for cut in _cuts(layout, settings.block_q):
         query, key, value, bias, mask, slopes, part_grad_out, visits = cut(
             [*given, grad_out, visits_BHI]
@@ -61,14 +59,16 @@ def gradients(
             settings.block_q, BLOCK_KEYS,
         )  # fmt: skip
         part = tiled.double_backward(
-            tiles, part_grad_out, visits, cut([*along, nothing, nothing])[:6]
+            tiles, part_grad_out, visits, cut([*directions, nothing, nothing])[:6], wanted
         )
         for whole, share in zip(cut([*total, nothing]), part, strict=False):
             if share.numel():
                 whole += share
     return tuple(
-        grad_out.new_empty(0) if like is None else whole.to(like.dtype, copy=True)
-        for whole, like in zip(total, (*tensors, grad_out), strict=True)
+        whole.to(like.dtype, copy=True) if want and like is not None else grad_out.new_empty(0)
+        for whole, like, want in zip(
+            total, (*tensors, grad_out), (True, True, True, *wanted, True), strict=True
+        )
     )
 
 

@@ -134,11 +134,14 @@ def _visited(tiles: Tiles, visits_BHI: Tensor) -> Iterator[Tile]:
                 yield tiles.cut(i, j, active)
 
 
-def _totals(tiles: Tiles) -> list[Tensor]:
-    """Zeros in the shape of query, key, value, bias, float mask and slopes; empty if absent."""
-    like = (
-        tiles.query, tiles.key, tiles.value, tiles.bias, tiles.float_mask, tiles.alibi_slopes
-    )  # fmt: skip
+def _totals(tiles: Tiles, wanted: Sequence[bool]) -> list[Tensor]:
+    """Zeros in the shape of query, key, value, bias, float mask and slopes.
+
+    Of the last three those that are absent or not ``wanted`` are empty.
+    """
+    terms = (tiles.bias, tiles.float_mask, tiles.alibi_slopes)
+    learned = (term if want else None for term, want in zip(terms, wanted, strict=True))
+    like = (tiles.query, tiles.key, tiles.value, *learned)
     return [
         tiles.query.new_zeros((0,) if tensor is None else tensor.shape, dtype=tiles.dtype)
         for tensor in like
@@ -146,30 +149,42 @@ def _totals(tiles: Tiles) -> list[Tensor]:
 
 
 def _add_extra(tile: Tile, totals: Sequence[Tensor], grad_ATS: Tensor) -> None:
-    """Hand the gradient of a tile's extra logits on to bias, float mask and slopes."""
+    """Hand the gradient of a tile's extra logits on to bias, float mask and slopes, if wanted."""
     bias, mask, slopes = totals
-    tile.add_to_term(bias, grad_ATS)
-    if tile.of.float_mask is not None:
-        tile.add_to_term(mask, grad_ATS)
-    if tile.of.alibi_slopes is not None:
+    for term in (bias, mask):
+        if term.numel():
+            tile.add_to_term(term, grad_ATS)
+    if slopes.numel():
         tile.add_to_heads(slopes, -(grad_ATS * tile.offset().abs()).sum((1, 2)))
 
 
 def _extra_along(tile: Tile, directions: Sequence[Tensor]) -> Tensor:
-    """The change of a tile's extra logits along directions of bias, float mask and slopes."""
+    """The change of a tile's extra logits along directions of bias, float mask and slopes.
+
+    An empty direction is none.
+    """
     bias, mask, slopes = directions
-    change = tile.of_term(bias)
-    if tile.of.float_mask is not None:
-        change = change + tile.of_term(mask)
-    if tile.of.alibi_slopes is not None:
+    change = tile.of.query.new_zeros((), dtype=tile.of.dtype)
+    for term in (bias, mask):
+        if term.numel():
+            change = change + tile.of_term(term)
+    if slopes.numel():
         change = change - tile.of_heads(slopes)[:, None, None] * tile.offset().abs()
     return change.to(tile.of.dtype)
 
 
 @_outside_autocast
-def backward(tiles: Tiles, grad_out: Tensor, visits_BHI: Tensor) -> list[Tensor]:
-    """Gradients of query, key, value, bias, float mask and slopes; empty for what is absent."""
-    total = _totals(tiles)
+def backward(
+    tiles: Tiles,
+    grad_out: Tensor,
+    visits_BHI: Tensor,
+    wanted: Sequence[bool] = (True, True, True),
+) -> list[Tensor]:
+    """Gradients of query, key, value, bias, float mask and slopes.
+
+    Of the last three those that are absent or not ``wanted`` are empty.
+    """
+    total = _totals(tiles, wanted)
     for tile in _visited(tiles, visits_BHI):
         grads = Pass(tile).gradients(tile.of_rows(grad_out))
         tile.add_to_rows(total[0], grads[0])
@@ -181,10 +196,14 @@ def backward(tiles: Tiles, grad_out: Tensor, visits_BHI: Tensor) -> list[Tensor]
 
 @_outside_autocast
 def double_backward(
-    tiles: Tiles, grad_out: Tensor, visits_BHI: Tensor, directions: Sequence[Tensor]
+    tiles: Tiles,
+    grad_out: Tensor,
+    visits_BHI: Tensor,
+    directions: Sequence[Tensor],
+    wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of ``backward``'s results for its inputs, and last for ``grad_out``."""
-    total = _totals(tiles)
+    """Gradients of ``backward``'s results for its inputs, likewise, and last for ``grad_out``."""
+    total = _totals(tiles, wanted)
     on_grad_out = torch.zeros_like(grad_out, dtype=tiles.dtype)
     for tile in _visited(tiles, visits_BHI):
         second = Pass(tile).second_gradients(

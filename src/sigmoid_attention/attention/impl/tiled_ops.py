@@ -107,27 +107,33 @@ def tiled_backward(
     right: int,
     block_q: int,
     block_k: int,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, bias, float mask and slopes; empty for what is absent."""
+    """Gradients of query, key, value, bias, float mask and slopes.
+
+    Of the last three those that are absent or not ``wanted`` are empty.
+    """
     tiles = Tiles(
         query, key, value, bias, attn_mask, alibi_slopes, scale, softcap, left, right,
         block_q, block_k,
     )  # fmt: skip
-    return tuple(tiled.backward(tiles, grad_out, visits))  # pyright: ignore[reportReturnType]
+    return tuple(tiled.backward(tiles, grad_out, visits, wanted))  # pyright: ignore[reportReturnType]
 
 
-def _fake_gradients(query, key, value, bias, attn_mask, alibi_slopes):
+def _fake_gradients(query, key, value, bias, attn_mask, alibi_slopes, wanted):
     mask = None if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask
     dtype = reference.compute_dtype(query.dtype)
+    terms = zip((bias, mask, alibi_slopes), wanted, strict=True)
+    learned = (term if want else None for term, want in terms)
     return tuple(
         query.new_empty((0,) if like is None else like.shape, dtype=dtype)
-        for like in (query, key, value, bias, mask, alibi_slopes)
+        for like in (query, key, value, *learned)
     )
 
 
 @tiled_backward.register_fake
 def _(grad_out, visits, *arguments):
-    return _fake_gradients(*arguments[:6])
+    return _fake_gradients(*arguments[:6], wanted=arguments[-1])
 
 
 @torch.library.custom_op("sigmoid_attention::tiled_double_backward", mutates_args=())
@@ -152,6 +158,7 @@ def tiled_double_backward(
     right: int,
     block_q: int,
     block_k: int,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``tiled_backward``'s results, weighted by ``on_...``, for its inputs."""
     tiles = Tiles(
@@ -159,7 +166,7 @@ def tiled_double_backward(
         block_q, block_k,
     )  # fmt: skip
     directions = (on_query, on_key, on_value, on_bias, on_mask, on_slopes)
-    answer = tiled.double_backward(tiles, grad_out, visits, directions)
+    answer = tiled.double_backward(tiles, grad_out, visits, directions, wanted)
     return tuple(answer)  # pyright: ignore[reportReturnType]
 
 
@@ -167,14 +174,18 @@ def tiled_double_backward(
 def _(*arguments):
     grad_out = arguments[6]
     dtype = reference.compute_dtype(grad_out.dtype)
-    return *_fake_gradients(*arguments[8:14]), torch.empty_like(grad_out, dtype=dtype)
+    return *_fake_gradients(*arguments[8:14], wanted=arguments[-1]), torch.empty_like(
+        grad_out, dtype=dtype
+    )
 
 
-def _fitting(grads: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Gradients in the dtype of what they belong to; None for what has none."""
+def _fitting(
+    grads: Sequence[Tensor], tensors: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients in the dtype of what they belong to; None for what wants none."""
     return [
-        grad.to(tensor.dtype) if tensor is not None and tensor.is_floating_point() else None
-        for grad, tensor in zip(grads, tensors, strict=True)
+        grad.to(tensor.dtype) if want and tensor is not None else None
+        for grad, tensor, want in zip(grads, tensors, wanted, strict=True)
     ]
 
 
@@ -187,19 +198,24 @@ def _save_forward(ctx, inputs, output):
 
 def _forward_gradients(ctx, grad_out, _grad_visits):
     visits, *tensors = ctx.saved_tensors
-    grads = tiled_backward(grad_out, visits, *tensors, *ctx.settings)
-    return *_fitting(grads, tensors), *([None] * 8)
+    wanted = ctx.needs_input_grad[:6]
+    grads = tiled_backward(grad_out, visits, *tensors, *ctx.settings, wanted[3:])
+    return *_fitting(grads, tensors, wanted), *([None] * 8)
 
 
 def _save_backward(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:8])
-    ctx.settings = inputs[8:]
+    ctx.settings = inputs[8:-1]
 
 
 def _backward_gradients(ctx, *directions):
     grad_out, visits, *tensors = ctx.saved_tensors
-    answer = tiled_double_backward(*directions, grad_out, visits, *tensors, *ctx.settings)
-    return answer[6].to(grad_out.dtype), None, *_fitting(answer[:6], tensors), *([None] * 6)
+    wanted = ctx.needs_input_grad[2:8]
+    answer = tiled_double_backward(
+        *directions, grad_out, visits, *tensors, *ctx.settings, wanted[3:]
+    )
+    found = _fitting(answer[:6], tensors, wanted)
+    return answer[6].to(grad_out.dtype), None, *found, *([None] * 7)
 
 
 tiled_forward.register_autograd(_forward_gradients, setup_context=_save_forward)

@@ -230,7 +230,7 @@ def test_opcheck(case, dtype):
         directions = [torch.randn_like(grad) for grad in ops.backward(*backward)]
         # Nothing is differentiated a third time, so this one is checked without gradients.
         fixed = [x.detach() if isinstance(x, Tensor) else x for x in (*backward[:2], *given)]
-        torch.library.opcheck(ops.backward_of_backward, (*directions, *fixed, *layout))
+        torch.library.opcheck(ops.backward_of_backward, (*directions, *fixed, *layout, wanted))
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from sigmoid_attention.attention.impl.cpu.library import library
 BLOCK_QUERIES = 192
 BLOCK_KEYS = 128
 
-# 81 integers and 4 reals, each of 8 bytes.
-_FIELDS = struct.Struct("=81q4d")
+# 83 integers and 4 reals, each of 8 bytes.
+_FIELDS = struct.Struct("=83q4d")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 Places = tuple[int, ...]
@@ -27,7 +27,7 @@ Places = tuple[int, ...]
 # Where the struct holds what changes from one call to the next of the same shape: the bytes from
 # its start to each address.
 QUERY, KEY, VALUE, OUT = (8 * field for field in (13, 17, 21, 25))
-BIAS, MASK, FLAGS, SLOPES, LENGTH_K = (8 * field for field in (29, 34, 39, 44, 50))
+BIAS, MASK, FLAGS, SLOPES, LENGTH_K = (8 * field for field in (29, 35, 41, 46, 52))
 
 
 def supports(dtype: torch.dtype) -> bool:
@@ -69,6 +69,11 @@ def _term(tensor: Tensor | None) -> Places:
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
     return tensor.data_ptr(), *(0,) * (4 - len(strides)), *strides
+
+
+def _read_term(tensor: Tensor | None) -> Places:
+    """Likewise, and the dtype."""
+    return *_term(tensor), 0 if tensor is None else _DTYPES[tensor.dtype]
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ _NO_GRADIENTS: Places = (0,) * 25
 
 @dataclass(frozen=True)
 class Arguments:
-    """The tensors of a call: floats where they are added to logits, rows without gaps."""
+    """The tensors of a call, as they are where the kernel can read them, else as copies."""
 
     query: Tensor
     key: Tensor
@@ -178,9 +183,8 @@ class Arguments:
         return tensor
 
     def _floats(self, tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or tensor.dtype == torch.float32:
-            return tensor
-        return self._kept(tensor.float())
+        """In a dtype that the kernel reads. Only what is added in double precision is copied."""
+        return tensor if tensor is None or supports(tensor.dtype) else self._kept(tensor.float())
 
     def bytes(
         self, out: Tensor | None, visits: Tensor | None, gradients: Places = _NO_GRADIENTS
@@ -190,7 +194,7 @@ class Arguments:
         query, key, value = (self._kept(readable(x)) for x in (self.query, self.key, self.value))
         mask = self.attn_mask
         flags = mask if mask is not None and mask.dtype == torch.bool else None
-        slopes = self._floats(self.alibi_slopes)
+        slopes = None if self.alibi_slopes is None else self._kept(self.alibi_slopes.float())
         by_batch = slopes is not None and slopes.dim() == 2
         paged = layout.block_table_BM is not None
         return _FIELDS.pack(
@@ -211,8 +215,8 @@ class Arguments:
             *_rows(key, layout.packed),
             *_rows(value, layout.packed),
             *_rows(out, layout.packed),
-            *_term(self._floats(self.bias)),
-            *_term(None if flags is not None else self._floats(mask)),
+            *_read_term(self._floats(self.bias)),
+            *_read_term(None if flags is not None else self._floats(mask)),
             *_term(flags),
             _address(slopes),
             slopes.stride(0) if slopes is not None and by_batch else 0,

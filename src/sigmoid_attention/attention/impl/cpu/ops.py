@@ -326,21 +326,27 @@ def backward_of_backward(
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``backward``'s results, weighted by ``on_...``, for its inputs."""
+    """Gradients of ``backward``'s results, weighted by ``on_...``, for its inputs.
+
+    Of bias, mask and slopes those that are absent or not ``wanted`` are empty.
+    """
     return double_backward.gradients(  # pyright: ignore[reportReturnType]
         (on_query, on_key, on_value, on_bias, on_mask, on_slopes),
         grad_out,
         visits,
         (query, key, value, bias, attn_mask, alibi_slopes),
         *_unpack(places, block_table, sizes, numbers),
+        wanted,
     )
 
 
 @backward_of_backward.register_fake
 def _(*arguments):
-    grad_out, tensors = arguments[6], arguments[8:14]
-    return tuple(_like_or_empty(True, x, grad_out) for x in (*tensors, grad_out))
+    grad_out, tensors, wanted = arguments[6], arguments[8:14], arguments[-1]
+    given = zip((True, True, True, *wanted, True), (*tensors, grad_out), strict=True)
+    return tuple(_like_or_empty(want, x, grad_out) for want, x in given)
 
 
 def _wanted(grads, tensors) -> list[Tensor | None]:
@@ -372,11 +378,11 @@ def _save_backward(ctx, inputs, output):
 
 def _backward_gradients(ctx, *directions):
     grad_out, visits, *tensors = ctx.saved_tensors
-    answer = backward_of_backward(*directions, grad_out, visits, *tensors, *ctx.settings)
-    found = [
-        grad if tensor is not None and tensor.is_floating_point() else None
-        for grad, tensor in zip(answer[:6], tensors[:6], strict=True)
-    ]
+    wanted = ctx.needs_input_grad[5:11]
+    answer = backward_of_backward(
+        *directions, grad_out, visits, *tensors, *ctx.settings, wanted[3:]
+    )
+    found = [grad if want else None for grad, want in zip(answer[:6], wanted, strict=True)]
     return answer[6], None, None, None, None, *found, *([None] * 4)
 
 

@@ -44,7 +44,7 @@ torch.library.define(
 torch.library.define(
     "sigmoid_attention::triton_double_backward",
     "(Tensor on_query, Tensor on_key, Tensor on_value, Tensor on_bias, Tensor on_mask, "
-    f"Tensor on_slopes, Tensor grad_out, {_CALL}) -> {_SEVEN}",
+    f"Tensor on_slopes, Tensor grad_out, {_CALL}, bool[] wanted) -> {_SEVEN}",
 )
 
 # Of the tiles in which second derivatives are computed.
@@ -211,8 +211,11 @@ def _double_backward(
     places: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
+    wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients of ``_backward``'s results, weighted by ``on_...``, for its inputs.
+
+    Of bias, mask and slopes those that are absent or not ``wanted`` are empty.
 
     In tiles of PyTorch, all that are visible: what a plan left out of the first two passes is
     within their tolerance.
@@ -232,6 +235,7 @@ def _double_backward(
             own.left, own.right, _BLOCK_Q, own.relative, own.scale, own.softcap, own.constant,
             own.tolerance,
         ),
+        wanted,
     )  # fmt: skip
 
 
@@ -256,8 +260,9 @@ def fake_backward(grad_out, bias_wanted, mask_wanted, slopes_wanted, *arguments)
 
 
 def _fake_double_backward(*arguments):
-    grad_out, tensors = arguments[6], arguments[7:13]
-    return *(_like_or_empty(True, x, grad_out) for x in tensors), torch.empty_like(grad_out)
+    grad_out, tensors, wanted = arguments[6], arguments[7:13], arguments[-1]
+    given = zip((True, True, True, *wanted), tensors, strict=True)
+    return *(_like_or_empty(want, x, grad_out) for want, x in given), torch.empty_like(grad_out)
 
 
 def _wanted(grads, tensors) -> list[Tensor | None]:
@@ -288,8 +293,12 @@ def save_backward(ctx, inputs, output):
 
 def backward_gradients(ctx, *directions):
     grad_out, *tensors = ctx.saved_tensors
-    answer = OPERATORS.triton_double_backward(*directions, grad_out, *tensors, *ctx.settings)
-    return answer[6], None, None, None, *_wanted(answer[:6], tensors[:6]), None, None, None
+    wanted = ctx.needs_input_grad[4:10]
+    answer = OPERATORS.triton_double_backward(
+        *directions, grad_out, *tensors, *ctx.settings, wanted[3:]
+    )
+    found = [grad if want else None for grad, want in zip(answer[:6], wanted, strict=True)]
+    return answer[6], None, None, None, *found, None, None, None
 
 
 for _name, _compute, _fake in (

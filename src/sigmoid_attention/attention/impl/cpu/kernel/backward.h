@@ -242,7 +242,7 @@ template <bool PAIRS> struct BackwardUnit {
             std::memset(extra.columns, 0, CHAINS * BLOCK_KEYS * 4);
         }
         if (call.grad_pairs.data) {
-            const Term &term = call.grad_pairs;
+            const TermGradient &term = call.grad_pairs;
             extra.pairs = term.data + sequence * term.batch + block.head * term.head +
                           block.first * term.query + tile.first_key * term.key;
             extra.pairs_row = term.query;

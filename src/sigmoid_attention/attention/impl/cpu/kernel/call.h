@@ -15,6 +15,13 @@ struct Rows {
 
 // Something broadcastable to (batch, head, query, key); a stride is 0 along what is broadcast.
 struct Term {
+    const char *data;
+    int64_t batch, head, query, key;
+    int64_t dtype;
+};
+
+// The gradient of one, likewise.
+struct TermGradient {
     float *data;
     int64_t batch, head, query, key;
 };
@@ -50,7 +57,7 @@ struct Call {
     int64_t splits;       // parts into which the keys of a head are dealt out
     float *grad_rows;     // (sequence, head, split, query): gradient of a bias per row, in parts
     float *grad_columns;  // (sequence, head, key): gradient of a bias per key
-    Term grad_pairs;      // gradient of a bias per pair
+    TermGradient grad_pairs;  // gradient of a bias per pair
     double *grad_slopes;  // (sequence, head, split): gradient of a slope, in parts
 
     double scale, constant;  // constant is added to every logit

@@ -60,11 +60,14 @@ struct Range {
 
 static Range range_of(const Term &term, const QueryBlock &block, int64_t key, int64_t keys) {
     Range range;
-    const float *from = term.data + block.sequence * term.batch + block.head * term.head +
-                        block.first * term.query + key * term.key;
+    int64_t place = block.sequence * term.batch + block.head * term.head +
+                    block.first * term.query + key * term.key;
     int64_t rows = term.query ? block.rows : 1, columns = term.key ? keys : 1;
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < columns; ++c) range.include(from[r * term.query + c * term.key]);
+    read_term(term, place, [&](auto from, auto value) {
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t c = 0; c < columns; ++c)
+                range.include(value(from[r * term.query + c * term.key]));
+    });
     return range;
 }
 

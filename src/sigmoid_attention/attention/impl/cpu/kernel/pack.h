@@ -39,6 +39,18 @@ static inline float from_half(uint16_t half) {
     return float_of_bits(sign | bits_of_float(float_of_bits(magnitude << 13) * 0x1p112f));
 }
 
+static inline float from_bfloat(uint16_t bits) { return float_of_bits(uint32_t(bits) << 16); }
+
+// Calls read(from, value): value(from[n]) is a term's number, n elements behind the one at `place`.
+template <class Read> static inline void read_term(const Term &term, int64_t place, Read read) {
+    if (term.dtype == FLOAT32)
+        read((const float *)term.data + place, [](float x) { return x; });
+    else if (term.dtype == BFLOAT16)
+        read((const uint16_t *)term.data + place, from_bfloat);
+    else
+        read((const uint16_t *)term.data + place, from_half);
+}
+
 static inline uint16_t to_half(float x) {
     uint32_t bits = bits_of_float(x), sign = (bits >> 16) & 0x8000u;
     bits &= 0x7fffffffu;

@@ -31,11 +31,13 @@ struct QueryBlock {
         for (int64_t r = 0; r < BLOCK_QUERIES; ++r) row_bias[r] = (float)call.constant;
         for (const Term *term : {&call.bias, &call.mask}) {
             if (!term->data || term->key) continue;
-            const float *from = term->data + sequence * term->batch + head * term->head;
-            for (int64_t r = 0; r < rows; ++r) {
-                row_bias[r] += from[(first + r) * term->query];
-                hides_rows |= row_bias[r] == -INFINITY;
-            }
+            int64_t place = sequence * term->batch + head * term->head + first * term->query;
+            read_term(*term, place, [&](auto from, auto value) {
+                for (int64_t r = 0; r < rows; ++r) {
+                    row_bias[r] += value(from[r * term->query]);
+                    hides_rows |= row_bias[r] == -INFINITY;
+                }
+            });
         }
         for (int64_t r = 0; r < rows; ++r) row_bias[r] *= unit;
     }
@@ -126,13 +128,14 @@ struct Tile {
             std::memset(row, 0, BLOCK_KEYS * 4);
             for (const Term *term : {&call.bias, &call.mask}) {
                 if (!term->data || !term->key) continue;
-                const float *from = term->data + block.sequence * term->batch +
-                                    block.head * term->head + (block.first + r) * term->query +
-                                    first_key * term->key;
-                if (term->key == 1)
-                    for (int64_t c = 0; c < columns; ++c) row[c] += from[c];
-                else
-                    for (int64_t c = 0; c < columns; ++c) row[c] += from[c * term->key];
+                int64_t place = block.sequence * term->batch + block.head * term->head +
+                                (block.first + r) * term->query + first_key * term->key;
+                read_term(*term, place, [&](auto from, auto value) {
+                    if (term->key == 1)
+                        for (int64_t c = 0; c < columns; ++c) row[c] += value(from[c]);
+                    else
+                        for (int64_t c = 0; c < columns; ++c) row[c] += value(from[c * term->key]);
+                });
             }
             if (call.attend.data) {
                 const Flags &flags = call.attend;
