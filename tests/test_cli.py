@@ -60,7 +60,26 @@ def test_data_that_cannot_be_used(command, make, says, tmp_path, capsys):
     data = str(make(tmp_path))
     said = complaint(capsys, command, "--preset", "tiny", "--data", data, "--out", str(out))
     assert says in said
+    assert f"--data: {data!r} is too short" in said or says in ("there is none at", "no text")
     assert not out.exists()
+
+
+def test_data_that_may_not_be_read_is_named(tmp_path, capsys, monkeypatch):
+    """As in /proc: a user with all rights meets such entries nowhere else."""
+    (tmp_path / "text").write_bytes(b"words " * 100)
+    closed = tmp_path / "closed"
+    closed.touch()
+    stat = os.stat
+
+    def refusing(path, *more, **settings):
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *more, **settings)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    for data in (tmp_path, closed):
+        said = complaint(capsys, "train", "--data", str(data), "--out", str(tmp_path / "out"))
+        assert f"--data cannot be read: {closed} (Permission denied)" in said
 
 
 @pytest.mark.parametrize(
@@ -71,6 +90,10 @@ def test_data_that_cannot_be_used(command, make, says, tmp_path, capsys):
         (["compare", "--steps", "-3"], "steps must be at least 1, got -3"),
         (["compare", "--device", "abacus"], "device must be one of auto, cpu, cuda"),
         (["train", "--preset", "huge"], "preset must be one of tiny"),
+        (["train", "--preset", "smal"], "got 'smal'; did you mean small?"),
+        (["train", "--recipe", "papr"], "got 'papr'; did you mean paper?"),
+        (["train", "--activation", "sigmod"], "got 'sigmod'; did you mean sigmoid?"),
+        (["compare", "--position", "rop"], "got 'rop'; did you mean rope?"),
         (["train", "--recipe", "secret"], "recipe must be 'paper' or 'recommended'"),
         (["train", "--activation", "tanh"], "activation must be one of"),
         (["train", "--preset", "tiny", "--vocab-size", "9"], "--vocab-size must be at least 257"),

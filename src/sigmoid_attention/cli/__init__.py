@@ -98,14 +98,14 @@ def _run(argv: list[str]) -> int:
         return 0
     if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
         raise ValueError(_unknown(argv[0]))
-    from sigmoid_attention.cli.arguments import in_flags, parse
+    from sigmoid_attention.cli.arguments import in_flags, parse, with_nearest
 
     asked = parse(argv)
     try:
         return _carry_out(asked)
     except ValueError as error:
         if len(error.args) == 1:
-            error.args = (in_flags(str(error), asked),)
+            error.args = (with_nearest(in_flags(str(error), asked)),)
         raise
 
 

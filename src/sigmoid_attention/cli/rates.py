@@ -1,6 +1,7 @@
 """`sigmoid-attention rates`: rates of the cells that are asked for, with controls and verdicts."""
 
 import itertools
+import math
 
 from sigmoid_attention.cli.arguments import Rates
 from sigmoid_attention.cli.output import print_json
@@ -29,6 +30,8 @@ def rates(asked: Rates) -> int:
 
 def asked_study(asked: Rates) -> Study:
     """The study of all combinations; ``ValueError`` for a name or a number that cannot be meant."""
+    if not -math.inf < asked.claim <= 0:
+        raise ValueError(f"claim: must be 0 or a negative number, got {asked.claim}")
     cells = [
         Cell(
             gate, expert, score, regime, d, k, extra, asked.claim,

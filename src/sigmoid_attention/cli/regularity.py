@@ -17,6 +17,8 @@ def regularity(asked: Regularity) -> None:
     """Print a line a branch, and write the certificate and its figure."""
     if asked.tokens < 1:
         raise ValueError(f"tokens must be 1 or more, got {asked.tokens}")
+    if not asked.seconds >= 0:
+        raise ValueError(f"seconds must be 0 or more, got {asked.seconds}")
     ball = Ball(asked.radius, asked.lower)
     model, tokenizer = load_trained(asked.folder)
     tokens = encode_prompt(tokenizer, asked.text)

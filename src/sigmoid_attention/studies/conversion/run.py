@@ -71,6 +71,9 @@ class Run:
     shown: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("heldout_sequences", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         positions = getattr(self.parent.model.config, "max_position_embeddings", None)
         self.setting = setting = self.setting.fitted(positions, predicts=self.parent.causal)
         assert setting.seq_len is not None and setting.batch_size is not None
