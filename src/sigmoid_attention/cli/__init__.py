@@ -8,7 +8,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from sigmoid_attention import __version__
@@ -196,7 +196,5 @@ def _interruption(error: KeyboardInterrupt, arguments: list[str]) -> str:
 
 
 def _say(said: str, code: int) -> int:
-    # Where nobody listens there is the exit code.
-    with suppress(OSError):
-        warn(f"{NAME}: {said}")
+    warn(f"{NAME}: {said}")
     return code

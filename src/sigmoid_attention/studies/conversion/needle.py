@@ -39,8 +39,8 @@ def haystacks(
             raise ValueError(f"needles must be at least {length - room} tokens, got {length}")
         if len(heldout) <= room:
             raise ValueError(
-                f"data: {source} is too short: {len(heldout)} tokens held out, and a needle is sought "
-                f"among {length}"
+                f"data: {source} is too short: {len(heldout)} tokens held out, and a needle "
+                f"is sought among {length}"
             )
         start = int(torch.randint(len(heldout) - room, (), generator=generator))
         hay = heldout[start : start + room].long()
