@@ -57,10 +57,7 @@ def could_not_write(path: Path, error: OSError) -> OSError:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` as JSON, whole or not at all, with a checksum that `read_json` verifies."""
-    # Through JSON and back: tuples become lists, and the checksum is of what will be read.
-    content = json.loads(json.dumps(content))
-    sealed = content | {SEAL: _digest(content)}
-    write_whole(path, (json.dumps(sealed, indent=1) + "\n").encode())
+    write_whole(path, (json.dumps(sealed(content), indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -87,9 +84,34 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(data)
     if not isinstance(content, dict):
         raise Damaged(f"{path} is damaged (it holds no JSON object)")
+    try:
+        return unsealed(content)
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged ({error})") from error
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` as JSON holds it, with a checksum that `unsealed` verifies."""
+    # Through JSON and back: tuples become lists, and the checksum is of what will be read.
+    content = json.loads(json.dumps(content))
+    return content | {SEAL: _digest(content)}
+
+
+def unsealed(content: dict[str, Any]) -> dict[str, Any]:
+    """What was `sealed`; ``ValueError`` if it is not. Without a checksum it is taken as it is.
+
+    Example:
+        >>> unsealed(sealed({"seconds": (0.5, 0.25)}))
+        {'seconds': [0.5, 0.25]}
+        >>> unsealed(sealed({"seconds": 0.5}) | {"seconds": 0.25})
+        Traceback (most recent call last):
+        ...
+        ValueError: its checksum does not fit its content
+    """
+    content = dict(content)
     seal = content.pop(SEAL, None)
     if seal is not None and seal != _digest(content):
-        raise Damaged(f"{path} is damaged (its checksum does not fit its content)")
+        raise ValueError("its checksum does not fit its content")
     return content
 
 
