@@ -7,15 +7,18 @@ from sigmoid_attention.cli.arguments import Rates
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.studies import carry_out, described
 from sigmoid_attention.mixtures import Mixture
-from sigmoid_attention.studies.claims.page import write
+from sigmoid_attention.studies.claims.page import PAGE, write
 from sigmoid_attention.studies.claims.study import Study
 from sigmoid_attention.studies.mixtures.cells import Cell, rate_study
+from sigmoid_attention.training.files import refuse_other_kinds
 from sigmoid_attention.training.terminal import tell
 
 
 def rates(asked: Rates) -> int:
     """Measure what is missing, print the table and write figure and page; 2 if a task raised."""
     study = asked_study(asked)
+    refuse_other_kinds(asked.out, folders=("report",))
+    refuse_other_kinds(asked.out / "report", files=(PAGE, f"{study.name}.svg"))
     answers, code = carry_out([study], asked.out, asked.workers, quiet=asked.json)
     page = write(answers, asked.out / "report", _command(asked)) if answers else None
     figure = page.with_name(f"{study.name}.svg") if page else None

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,34 @@ def write_whole(path: Path, data: bytes) -> None:
         # An interrupt.
         _remove_if_there(temporary)
         raise
+
+
+def refuse_other_kinds(
+    out: Path, *, files: Iterable[str] = (), folders: Iterable[str] = ()
+) -> None:
+    """Raise ``ValueError`` where `out` has a folder in the place of one of its files, or a file of
+    a folder: before the work, at the end of which it would be written.
+
+    Example:
+        >>> import tempfile
+        >>> out = Path(tempfile.mkdtemp())
+        >>> (out / "loss.svg").mkdir()
+        >>> refuse_other_kinds(out, files=["loss.csv"], folders=["records"])
+        >>> refuse_other_kinds(out, files=["loss.csv", "loss.svg"])
+        Traceback (most recent call last):
+        ...
+        ValueError: ...loss.svg is a folder, but a file is to be written there; ...
+    """
+    for path in (out / (name + end) for name in files for end in ("", ".tmp")):
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder, but a file is to be written there; nothing was overwritten"
+            )
+    for path in (out / name for name in folders):
+        if path.exists() and not path.is_dir():
+            raise ValueError(
+                f"{path} is a file, but a folder is to be made there; nothing was overwritten"
+            )
 
 
 def could_not_write(path: Path, error: OSError) -> OSError:
