@@ -144,13 +144,25 @@ def test_a_run_that_diverges_says_where(corpus, tmp_path, capsys):
     assert "diverged at step" in said and "is not finite" in said
 
 
-def test_an_interrupt_is_no_error_of_the_input(monkeypatch, capsys):
-    def interrupt(_argv):
+def test_an_interrupt_is_no_error_of_the_input(tmp_path, monkeypatch, capsys):
+    def interrupt(_asked):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sigmoid_attention.cli._run", interrupt)
-    assert main(["compare"]) == 130
-    assert "--resume" in capsys.readouterr().err
+    monkeypatch.setattr("sigmoid_attention.cli._carry_out", interrupt)
+    for command, kept, said in (
+        ("compare", "", "nothing was finished that could be kept, and the same command with"),
+        ("compare", "rows/a.parquet", "and the same command with --resume goes on with it"),
+        ("compare", "runs/a/checkpoint.safetensors", "what is finished is kept in "),
+        ("train", "config.json", "nothing was finished that could be kept, "),
+        ("train", "checkpoint.previous.safetensors", "what is finished is kept in "),
+        ("rates", "rows/a.parquet", ", and the same command goes on with it"),
+    ):
+        out = tmp_path / f"{command} {kept.replace('/', ' ')}"
+        if kept:
+            (out / kept).parent.mkdir(parents=True)
+            (out / kept).touch()
+        assert main([command, "--out", str(out)]) == 130
+        assert said in capsys.readouterr().err
 
 
 def test_a_fault_of_the_library_is_not_dressed_up_as_the_users(monkeypatch):

@@ -148,7 +148,7 @@ def test_the_first_field_that_differs_is_named(tmp_path, expect, named):
 
 
 def test_a_folder_in_the_place_of_the_previous_one_is_named(tmp_path):
-    model = nn.Linear(2, 1)
+    model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters())
     save_checkpoint(tmp_path / CURRENT, model, optimizer, losses=[1.0], config={})
     (tmp_path / PREVIOUS).mkdir()
