@@ -23,6 +23,7 @@ from benchmarks.stamp import same_conditions, stamp
 from benchmarks.suites import SUITES, Choice, Suite, Task, chosen
 from benchmarks.table import checks_block, readme_block, with_block
 from benchmarks.targets import GPU_TARGETS, MET, read_targets, standing
+from sigmoid_attention.cli import streams
 from sigmoid_attention.lab.progress import StudyProgress
 from sigmoid_attention.training.environment import usable_cores
 from sigmoid_attention.training.files import write_whole
@@ -150,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    streams.prepare()
     try:
         match asked:
             case Cpu():

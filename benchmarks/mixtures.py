@@ -29,7 +29,7 @@ from sigmoid_attention.training.environment import (
     describe_versions,
     usable_cores,
 )
-from sigmoid_attention.training.files import reading, write_whole
+from sigmoid_attention.training.files import reading, sealed, unsealed, write_whole
 
 GIB = 2**30
 FAMILIES = (("sigmoid", "relu", 1.0), ("softmax", "gelu", 2.0))
@@ -316,7 +316,7 @@ def _stamp() -> dict[str, Any]:
 def read(path: Path) -> list[Check]:
     """What ``write`` wrote."""
     with reading(path):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [unsealed(json.loads(line)) for line in path.read_text().splitlines()]
     return [Check(**{name: row[name] for name in row if name != "met"}) for row in rows]
 
 
@@ -324,7 +324,7 @@ def write(path: Path, found: Iterable[Check]) -> None:
     """One line of JSON a check, whole or not at all, in the place of what was there of its name."""
     old = path.read_text().splitlines() if path.exists() else []
     with reading(path):
-        lines = {json.loads(line)["name"]: line for line in old}
+        lines = {unsealed(json.loads(line))["name"]: line for line in old}
     for check in found:
-        lines[check.name] = json.dumps({**asdict(check), "met": check.met})
+        lines[check.name] = json.dumps(sealed({**asdict(check), "met": check.met}))
     write_whole(path, "".join(line + "\n" for line in lines.values()).encode())

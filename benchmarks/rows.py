@@ -15,7 +15,7 @@ from typing import Any, Self
 from benchmarks.operations import Case, flops
 from benchmarks.timing import Seconds
 from sigmoid_attention.training.environment import processor_name
-from sigmoid_attention.training.files import reading, write_whole
+from sigmoid_attention.training.files import reading, sealed, unsealed, write_whole
 
 Key = tuple[Case, str, int]
 
@@ -72,12 +72,12 @@ class Row:
     def to_json(self) -> str:
         """One line."""
         values = asdict(self)
-        return json.dumps(values.pop("case") | values.pop("stamp") | values)
+        return json.dumps(sealed(values.pop("case") | values.pop("stamp") | values))
 
     @classmethod
     def from_json(cls, line: str) -> Self:
-        """The row of a line that `to_json` wrote."""
-        values = json.loads(line)
+        """The row of a line that `to_json` wrote; earlier ones have no checksum."""
+        values = unsealed(json.loads(line))
         case = Case(**{f.name: values.pop(f.name) for f in fields(Case) if f.name in values})
         named = {f.name for f in fields(cls)}
         own = {name: values.pop(name) for name in list(values) if name in named}

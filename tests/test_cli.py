@@ -60,7 +60,26 @@ def test_data_that_cannot_be_used(command, make, says, tmp_path, capsys):
     data = str(make(tmp_path))
     said = complaint(capsys, command, "--preset", "tiny", "--data", data, "--out", str(out))
     assert says in said
+    assert f"--data: {data!r} is too short" in said or says in ("there is none at", "no text")
     assert not out.exists()
+
+
+def test_data_that_may_not_be_read_is_named(tmp_path, capsys, monkeypatch):
+    """As in /proc: a user with all rights meets such entries nowhere else."""
+    (tmp_path / "text").write_bytes(b"words " * 100)
+    closed = tmp_path / "closed"
+    closed.touch()
+    stat = os.stat
+
+    def refusing(path, *more, **settings):
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *more, **settings)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    for data in (tmp_path, closed):
+        said = complaint(capsys, "train", "--data", str(data), "--out", str(tmp_path / "out"))
+        assert f"--data cannot be read: {closed} (Permission denied)" in said
 
 
 @pytest.mark.parametrize(
@@ -71,6 +90,10 @@ def test_data_that_cannot_be_used(command, make, says, tmp_path, capsys):
         (["compare", "--steps", "-3"], "steps must be at least 1, got -3"),
         (["compare", "--device", "abacus"], "device must be one of auto, cpu, cuda"),
         (["train", "--preset", "huge"], "preset must be one of tiny"),
+        (["train", "--preset", "smal"], "got 'smal'; did you mean small?"),
+        (["train", "--recipe", "papr"], "got 'papr'; did you mean paper?"),
+        (["train", "--activation", "sigmod"], "got 'sigmod'; did you mean sigmoid?"),
+        (["compare", "--position", "rop"], "got 'rop'; did you mean rope?"),
         (["train", "--recipe", "secret"], "recipe must be 'paper' or 'recommended'"),
         (["train", "--activation", "tanh"], "activation must be one of"),
         (["train", "--preset", "tiny", "--vocab-size", "9"], "--vocab-size must be at least 257"),
@@ -121,13 +144,25 @@ def test_a_run_that_diverges_says_where(corpus, tmp_path, capsys):
     assert "diverged at step" in said and "is not finite" in said
 
 
-def test_an_interrupt_is_no_error_of_the_input(monkeypatch, capsys):
-    def interrupt(_argv):
+def test_an_interrupt_is_no_error_of_the_input(tmp_path, monkeypatch, capsys):
+    def interrupt(_asked):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sigmoid_attention.cli._run", interrupt)
-    assert main(["compare"]) == 130
-    assert "--resume" in capsys.readouterr().err
+    monkeypatch.setattr("sigmoid_attention.cli._carry_out", interrupt)
+    for command, kept, said in (
+        ("compare", "", "nothing was finished that could be kept, and the same command with"),
+        ("compare", "rows/a.parquet", "and the same command with --resume goes on with it"),
+        ("compare", "runs/a/checkpoint.safetensors", "what is finished is kept in "),
+        ("train", "config.json", "nothing was finished that could be kept, "),
+        ("train", "checkpoint.previous.safetensors", "what is finished is kept in "),
+        ("rates", "rows/a.parquet", ", and the same command goes on with it"),
+    ):
+        out = tmp_path / f"{command} {kept.replace('/', ' ')}"
+        if kept:
+            (out / kept).parent.mkdir(parents=True)
+            (out / kept).touch()
+        assert main([command, "--out", str(out)]) == 130
+        assert said in capsys.readouterr().err
 
 
 def test_a_fault_of_the_library_is_not_dressed_up_as_the_users(monkeypatch):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.stopwatch import gpu_stopwatch
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import reading, sealed, unsealed, write_whole
 
 ROUNDS = 5
 LENGTHS = (512, 2048, 8192, 32768, 131072)
@@ -43,11 +43,11 @@ class Reading:
         return statistics.median(self.values)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(sealed(asdict(self)))
 
     @classmethod
     def from_json(cls, line: str) -> "Reading":
-        values = json.loads(line)
+        values = unsealed(json.loads(line))
         return cls(**values | {"values": tuple(values["values"])})
 
 
@@ -173,8 +173,11 @@ READINGS: dict[str, Callable[[torch.device], Iterator[Reading]]] = {
 
 def read(path: Path) -> dict[str, Reading]:
     """The readings of a file by their names; none if there is no such file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {reading.name: reading for reading in map(Reading.from_json, lines)}
+    if not path.exists():
+        return {}
+    with reading(path):
+        lines = path.read_text().splitlines()
+        return {found.name: found for found in map(Reading.from_json, lines)}
 
 
 def write(path: Path, readings: Iterable[Reading]) -> None:

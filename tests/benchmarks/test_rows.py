@@ -1,9 +1,12 @@
 """Rows survive their file, ratios keep to their rounds, and newer rows take older ones' places."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
+from benchmarks import mixtures
+from benchmarks.gpu import readings
 from benchmarks.operations import Case
 from benchmarks.rows import Row, merged, ratio_to, read, results_file, write
 from tests.benchmarks.made import STAMP, made
@@ -69,3 +72,31 @@ def test_a_damaged_file_is_named(tmp_path, line):
     (tmp_path / "cpu.jsonl").write_text(line)
     with pytest.raises(ValueError, match=r"cpu\.jsonl is damaged"):
         read(tmp_path / "cpu.jsonl")
+
+
+def kinds(folder):
+    """One file of each kind with its reader."""
+    write(folder / "rows.jsonl", made(CASE, sdpa=(2.0, 3.0)))
+    readings.write(folder / "readings.jsonl", [readings.Reading("rate of x", "1", (2.0, 3.0))])
+    mixtures.write(folder / "checks.jsonl", [mixtures.Check("s", "one", 2.0, "x", 3.0)])
+    return {"rows": read, "readings": readings.read, "checks": mixtures.read}
+
+
+@pytest.mark.parametrize("kind", ["rows", "readings", "checks"])
+def test_another_number_is_told_by_the_checksum(tmp_path, kind):
+    reads, path = kinds(tmp_path)[kind], tmp_path / f"{kind}.jsonl"
+    content = path.read_bytes()
+    for old, new in ((b"2.0", b"6.0"), (b"3.0", b"7.0")):
+        path.write_bytes(content.replace(old, new, 1))
+        with pytest.raises(ValueError, match=rf"{kind}\.jsonl is damaged .*checksum"):
+            reads(path)
+
+
+@pytest.mark.parametrize("kind", ["rows", "readings", "checks"])
+def test_lines_of_earlier_versions_have_no_checksum(tmp_path, kind):
+    reads, path = kinds(tmp_path)[kind], tmp_path / f"{kind}.jsonl"
+    found = reads(path)
+    line = json.loads(path.read_text())
+    assert line.pop("sha256")
+    path.write_text(json.dumps(line))
+    assert reads(path) == found

@@ -58,8 +58,12 @@ def test_it_leaves_a_model_that_writes(tiny, tmp_path, capsys):
         (["--form", "row"], "form must be one of linear, constant, got 'row'"),
         (["--data", "/nowhere"], "data must be 'stdlib', 'shakespeare', or the path"),
         (["--seq-len", "5000"], "--seq-len must be at most the model's"),
-        (["--needles", "5000"], "data is too short"),
-        (["--text-weight", "-1"], "--text-weight must be at least 0, got -1.0"),
+        (["--needles", "5000"], "text.txt' is too short: "),
+        (["--needles", "1"], "--needles must be at least"),
+        (["--evaluate-every", "0"], "--evaluate-every must be at least 1, got 0"),
+        (["--heldout-sequences", "0"], "--heldout-sequences must be at least 1, got 0"),
+        (["--lr", "inf"], "--lr must be at least 0 and finite, got inf"),
+        (["--text-weight", "-1"], "--text-weight must be at least 0 and finite, got -1.0"),
         (["--device", "tpu"], "device must be one of"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -72,7 +76,7 @@ def test_bad_options_are_one_sentence(tiny, tmp_path, capsys, options, said):
 
 def test_an_unknown_model_is_one_sentence(tiny, tmp_path, capsys):
     assert ask(("smollm3", tiny[1]), tmp_path / "out") == 2
-    assert "model must be smollm2-135m, all-minilm-l6-v2, a folder" in complaint(capsys)
+    assert "model must be one of smollm2-135m, all-minilm-l6-v2, a folder" in complaint(capsys)
 
 
 def test_a_missing_extra_is_told_from_one_that_does_not_import(tiny, tmp_path, capsys, monkeypatch):

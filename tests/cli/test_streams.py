@@ -12,7 +12,8 @@ from sigmoid_attention.cli import main, streams
 from sigmoid_attention.lab.archive import Archive
 from sigmoid_attention.lab.sweep import _orders
 from sigmoid_attention.studies.conversion import page, positions
-from sigmoid_attention.training.terminal import in_sentences, tell, terminal
+from sigmoid_attention.training.progress import StepProgress
+from sigmoid_attention.training.terminal import in_sentences, tell, terminal, warn
 from tests.lab import made
 
 SIGMOID = [sys.executable, "-m", "sigmoid_attention.cli"]
@@ -53,6 +54,40 @@ def test_full_output_is_named(tmp_path):
     done = shell("train --help > /dev/full", tmp_path)
     said = "sigmoid-attention: No space left on device (standard output)\n"
     assert (done.returncode, done.stderr) == (2, said)
+
+
+def full():
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def without_reader():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("broken", [full, without_reader])
+@pytest.mark.parametrize("bar", [True, False], ids=["bar", "lines"])
+def test_standard_error_that_takes_nothing_fails_no_run(monkeypatch, broken, bar):
+    if bar:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with open(broken(), "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        streams.prepare()
+        with StepProgress("train", 0, 2, tokens_per_step=64, shown=True) as progress:
+            progress.update(1, loss=5.5)
+            progress.update(2, loss=5.5)
+        terminal(errors=True).print("words")
+        warn("words")
+        print("words", file=sys.stderr, flush=True)
+        sys.stderr.write("what is left for the end")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_the_exit_code_is_that_of_the_work(tmp_path):
+    assert shell("trian 2> /dev/full", tmp_path).returncode == 2
+    assert shell("studies list --out nowhere 2> /dev/full", tmp_path).returncode == 0
 
 
 ASCII = {"PYTHONIOENCODING": "ascii"}

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from sigmoid_attention.lab.archive import Archive
+from sigmoid_attention.lab.pool import process_pool
 from sigmoid_attention.lab.sweep import sweep
 from tests.lab.made import broken, deadly, diary, square, study, task
 
@@ -263,3 +264,17 @@ def test_fewer_than_one_worker_is_refused(workers, out):
     with pytest.raises(ValueError, match=f"workers: must be 1 or more, got {workers}"):
         sweep([study(task(1))], out, workers=workers)
     assert not out.exists()
+
+
+def blocked():
+    """Which signals are kept from this process, as from its first moment."""
+    time.sleep(0.2)
+    return os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system has no masks")
+def test_no_worker_can_be_interrupted_while_it_starts():
+    with process_pool(2) as pool:
+        found = dict(future.result() for future in [pool.submit(blocked) for _ in range(4)])
+    assert all(signal.SIGINT in masked for masked in found.values())
+    assert signal.SIGINT not in blocked()[1]

@@ -145,3 +145,13 @@ def test_the_first_field_that_differs_is_named(tmp_path, expect, named):
     save(tmp_path / CURRENT, *stepped(0))
     with pytest.raises(ValueError, match=named):
         load_checkpoint(tmp_path / CURRENT, expect=expect)
+
+
+def test_a_folder_in_the_place_of_the_previous_one_is_named(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    save_checkpoint(tmp_path / CURRENT, model, optimizer, losses=[1.0], config={})
+    (tmp_path / PREVIOUS).mkdir()
+    with pytest.raises(OSError, match=rf"could not write .*{PREVIOUS} \(Is a directory\)"):
+        save_checkpoint(tmp_path / CURRENT, model, optimizer, losses=[1.0, 0.5], config={})
+    assert load_checkpoint(tmp_path / CURRENT).step == 1

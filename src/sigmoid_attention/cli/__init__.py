@@ -8,7 +8,8 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from sigmoid_attention import __version__
@@ -29,9 +30,11 @@ COMMANDS = (
 )
 BAD_INPUT = 2
 INTERRUPTED = 130
-GOES_ON = "what is finished is kept, and the same command goes on with it"
-WITH_RESUME = ("compare", "train", "recipe", "routing", "convert")
-WITHOUT = ("studies", "rates", "universality")
+# What a command goes on from, in the folder that it writes to.
+KEPT = (
+    *("checkpoint*.safetensors", "runs/*/checkpoint*.safetensors"),
+    *("rows/*.parquet", "trained/rows/*.parquet"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _answer(arguments)
     except KeyboardInterrupt as error:
-        return _say(_interruption(error, arguments), getattr(error, "code", INTERRUPTED))
+        said = "; ".join(["interrupted", *getattr(error, "__notes__", [])])
+        return _say(said, getattr(error, "code", INTERRUPTED))
     except (BrokenPipeError, SystemExit) as error:
         if streams.reader_left(error):
             return 0
@@ -98,14 +102,18 @@ def _run(argv: list[str]) -> int:
         return 0
     if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
         raise ValueError(_unknown(argv[0]))
-    from sigmoid_attention.cli.arguments import in_flags, parse
+    from sigmoid_attention.cli.arguments import in_flags, parse, with_nearest
 
     asked = parse(argv)
     try:
-        return _carry_out(asked)
+        with interruptible():
+            return _carry_out(asked)
+    except KeyboardInterrupt as error:
+        error.__notes__ = [_kept(error, asked)]
+        raise
     except ValueError as error:
         if len(error.args) == 1:
-            error.args = (in_flags(str(error), asked),)
+            error.args = (with_nearest(in_flags(str(error), asked)),)
         raise
 
 
@@ -176,27 +184,31 @@ def _carry_out(asked: object) -> int:
 
 def _written_to(asked: Any) -> AbstractContextManager[None]:
     """Keeps the folder that a command writes to for itself; some write to none."""
+    folder = _folder(asked)
+    return only_writer(folder) if folder else nullcontext()
+
+
+def _folder(asked: Any) -> Path | None:
     from sigmoid_attention.cli.arguments import ListStudies, ReportStudies
 
     # They read what a study has so far, also while it runs.
     if isinstance(getattr(asked, "action", None), ListStudies | ReportStudies):
-        return nullcontext()
-    folder = getattr(getattr(asked, "action", asked), "out", None)
-    return only_writer(folder) if folder else nullcontext()
+        return None
+    return getattr(getattr(asked, "action", asked), "out", None)
 
 
-def _interruption(error: KeyboardInterrupt, arguments: list[str]) -> str:
-    command = arguments[0] if arguments else ""
-    kept = " ".join(getattr(error, "__notes__", []))
-    if kept:
-        return f"interrupted; {kept}, and the same command with --resume goes on there"
-    if command in WITH_RESUME:
-        return f"interrupted; {GOES_ON} (with --resume)"
-    return f"interrupted; {GOES_ON}" if command in WITHOUT else "interrupted"
+def _kept(error: KeyboardInterrupt, asked: Any) -> str:
+    """What an interrupted command leaves, and how to go on."""
+    again = "the same command with --resume" if hasattr(asked, "resume") else "the same command"
+    told = " ".join(getattr(error, "__notes__", []))
+    if told:
+        return f"{told}, and {again} goes on there"
+    out = _folder(asked)
+    if out and any(path for pattern in KEPT for path in out.glob(pattern)):
+        return f"what is finished is kept in {out}, and {again} goes on with it"
+    return f"nothing was finished that could be kept, and {again} begins anew"
 
 
 def _say(said: str, code: int) -> int:
-    # Where nobody listens there is the exit code.
-    with suppress(OSError):
-        warn(f"{NAME}: {said}")
+    warn(f"{NAME}: {said}")
     return code

@@ -1,5 +1,6 @@
 """What each command takes: one frozen dataclass each, from which tyro makes options and help."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -480,10 +481,28 @@ def in_flags(sentence: str, asked: object) -> str:
             if name in POSITIONAL:
                 continue
             flag = f"--{name.replace('_', '-')}"
-            sentence = re.sub(rf"^{name}(?=:| must | is )", flag, sentence)
+            sentence = re.sub(rf"^{name}(?=:| (must|is|cannot|holds|already) )", flag, sentence)
             if "_" in name:
                 sentence = re.sub(rf"(?<![\w.-]){name}\b", flag, sentence)
     return sentence
+
+
+def with_nearest(sentence: str) -> str:
+    """The sentence of a name that is not in a list, with the name of the list that is meant.
+
+    Example:
+        >>> with_nearest("preset must be one of tiny, small, got 'smal'")
+        "preset must be one of tiny, small, got 'smal'; did you mean small?"
+        >>> with_nearest("recipe must be 'paper' or 'recommended', got 'secret'")
+        "recipe must be 'paper' or 'recommended', got 'secret'"
+    """
+    found = re.search(r"must be (one of )?(.+)(?:, got|; there is none at) '([^']*)'$", sentence)
+    if not found:
+        return sentence
+    in_words, listed, got = found.groups()
+    names = re.findall(r"[\w.+-]+" if in_words else r"'([\w.+-]+)'", listed)
+    near = difflib.get_close_matches(got, names, 1)
+    return f"{sentence}; did you mean {near[0]}?" if near else sentence
 
 
 POSITIONAL = ("folder", "model", "function", "names", "action")

@@ -24,6 +24,7 @@ from sigmoid_attention.studies.compare.settings import compare_setting
 from sigmoid_attention.studies.compare.standing import gain_reading, reading
 from sigmoid_attention.studies.compare.summary import whole_run_peak
 from sigmoid_attention.training.environment import resolve_device
+from sigmoid_attention.training.files import refuse_other_kinds
 from sigmoid_attention.training.terminal import tell, terminal
 
 REPORT = "report.html"
@@ -44,6 +45,7 @@ def compare(asked: Compare) -> None:
         recipe=asked.recipe,
         position=asked.position,
     )
+    refuse_other_kinds(asked.out, files=(REPORT,))
     errors = terminal(errors=True)
     if setting.preset == "medium" and setting.device == "cpu":
         errors.print("the preset medium is made for a GPU; on a CPU it takes many hours")

@@ -6,9 +6,11 @@ from importlib.util import find_spec
 
 from sigmoid_attention.cli.arguments import Convert
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.lab.store import refuse_occupied
+from sigmoid_attention.lab.store import SETTING, refuse_occupied
+from sigmoid_attention.training.checkpoint import CURRENT, FRESH, PREVIOUS
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.environment import resolve_device
+from sigmoid_attention.training.files import refuse_other_kinds
 from sigmoid_attention.training.terminal import tell
 
 
@@ -20,6 +22,7 @@ def convert(asked: Convert) -> None:
     # anything is written, so that the folder is still empty for another try.
     corpus = load_corpus(asked.data)
     try:
+        from sigmoid_attention.studies.conversion.curve import NAME
         from sigmoid_attention.studies.conversion.parents import load_parent
         from sigmoid_attention.studies.conversion.run import MODEL, Run, begin
         from sigmoid_attention.studies.conversion.setting import Setting
@@ -27,6 +30,8 @@ def convert(asked: Convert) -> None:
         raise ValueError(_missing(error)) from error
     setting = Setting(**{field.name: getattr(asked, field.name) for field in fields(Setting)})
     _quiet()
+    files = (NAME, SETTING, CURRENT, PREVIOUS, FRESH)
+    refuse_other_kinds(asked.out, files=files, folders=(MODEL, f"{MODEL}.new"))
     run = Run(
         load_parent(asked.model),
         corpus,

@@ -1,20 +1,24 @@
 """`sigmoid-attention rates`: rates of the cells that are asked for, with controls and verdicts."""
 
 import itertools
+import math
 
 from sigmoid_attention.cli.arguments import Rates
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.studies import carry_out, described
-from sigmoid_attention.lab.page import write
+from sigmoid_attention.lab.page import PAGE, write
 from sigmoid_attention.lab.study import Study
 from sigmoid_attention.mixtures import Mixture
 from sigmoid_attention.studies.mixtures.cells import Cell, rate_study
+from sigmoid_attention.training.files import refuse_other_kinds
 from sigmoid_attention.training.terminal import tell
 
 
 def rates(asked: Rates) -> int:
     """Measure what is missing, print the table and write figure and page; 2 if a task raised."""
     study = asked_study(asked)
+    refuse_other_kinds(asked.out, folders=("report",))
+    refuse_other_kinds(asked.out / "report", files=(PAGE, f"{study.name}.svg"))
     answers, code = carry_out([study], asked.out, asked.workers, quiet=asked.json)
     page = write(answers, asked.out / "report", _command(asked)) if answers else None
     figure = page.with_name(f"{study.name}.svg") if page else None
@@ -29,6 +33,8 @@ def rates(asked: Rates) -> int:
 
 def asked_study(asked: Rates) -> Study:
     """The study of all combinations; ``ValueError`` for a name or a number that cannot be meant."""
+    if not -math.inf < asked.claim <= 0:
+        raise ValueError(f"claim: must be 0 or a negative number, got {asked.claim}")
     cells = [
         Cell(
             gate, expert, score, regime, d, k, extra, asked.claim,

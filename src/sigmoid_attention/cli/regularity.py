@@ -7,6 +7,7 @@ from sigmoid_attention.cli.arguments import Regularity
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.theory.certificate import Certificate, certify, save
 from sigmoid_attention.theory.regularity import Ball
+from sigmoid_attention.training.files import refuse_other_kinds
 from sigmoid_attention.training.model_folder import encode_prompt, load_trained
 from sigmoid_attention.training.terminal import tell, terminal
 
@@ -17,7 +18,10 @@ def regularity(asked: Regularity) -> None:
     """Print a line a branch, and write the certificate and its figure."""
     if asked.tokens < 1:
         raise ValueError(f"tokens must be 1 or more, got {asked.tokens}")
+    if not asked.seconds >= 0:
+        raise ValueError(f"seconds must be 0 or more, got {asked.seconds}")
     ball = Ball(asked.radius, asked.lower)
+    refuse_other_kinds(asked.out, files=("certificate.json", "certificate.svg"))
     model, tokenizer = load_trained(asked.folder)
     tokens = encode_prompt(tokenizer, asked.text)
     # A text shorter than what was asked for is read again and again.

@@ -6,9 +6,10 @@ from sigmoid_attention.cli.arguments import Routing
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.lab.markers import around
 from sigmoid_attention.studies.routing.findings import findings, verdict
-from sigmoid_attention.studies.routing.page import BEGIN, END, HEADINGS, cells, publish
+from sigmoid_attention.studies.routing.page import BEGIN, END, FIGURE, HEADINGS, cells, publish
 from sigmoid_attention.studies.routing.run import run
 from sigmoid_attention.studies.routing.setting import RoutingSetting
+from sigmoid_attention.training.files import refuse_other_kinds
 from sigmoid_attention.training.terminal import tell, terminal
 
 WIDTH_OF_A_FILE = 160
@@ -19,6 +20,7 @@ def routing(asked: Routing) -> None:
     if asked.docs:
         # Before the work, not after it.
         around(asked.docs, BEGIN, END)
+        refuse_other_kinds(asked.docs.parent, files=(FIGURE,))
     setting = RoutingSetting(data=asked.data, seeds=asked.seeds, steps=asked.steps)
     store = run(setting, asked.out, resume=asked.resume, console=terminal(errors=True))
     found = findings(store.rows())

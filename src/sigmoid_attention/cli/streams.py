@@ -7,7 +7,7 @@ import os
 import select
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 # What is said uses these, and a stream that has no other letters gets their likes.
 LIKES = str.maketrans(
@@ -24,8 +24,38 @@ LIKES = str.maketrans(
 HANDLER = "sigmoid-attention.likes"
 
 
+class Errors:
+    """Standard error of which no failure is one of the work: from the first on it leads nowhere.
+
+    So a full disk, a reader that left or a terminal that was closed ends no run, whatever writes:
+    progress bars, warnings of libraries, this command's own sentences.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _to_nowhere(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _to_nowhere(self._stream)
+
+
 def prepare() -> None:
-    """Make standard output and error take any text; one that is closed takes it nowhere."""
+    """Make standard output and error take any text; one that is closed takes it nowhere.
+
+    Standard error takes it nowhere also where it cannot be written any more.
+    """
     codecs.register_error(HANDLER, _like)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -33,6 +63,8 @@ def prepare() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=HANDLER)
+    if not isinstance(sys.stderr, Errors):
+        sys.stderr = Errors(sys.stderr)
 
 
 def _like(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -65,10 +97,10 @@ def reader_left(error: BaseException) -> bool:
         # So rich leaves it, and has led the stream away.
         return isinstance(error.__context__, BrokenPipeError)
     # Other pipes break, too: those to worker processes.
-    left = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
-    for stream in left:
-        _to_nowhere(stream)
-    return bool(left)
+    left = _has_no_reader(sys.stdout)
+    if left:
+        _to_nowhere(sys.stdout)
+    return left
 
 
 def _has_no_reader(stream: TextIO) -> bool:

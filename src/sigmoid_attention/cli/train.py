@@ -18,15 +18,22 @@ from sigmoid_attention.lab.store import refuse_occupied
 from sigmoid_attention.nn.models import PRESETS, ModelConfig
 from sigmoid_attention.nn.models.recipes import recipe_settings
 from sigmoid_attention.studies.compare.text import Text
+from sigmoid_attention.training.checkpoint import CURRENT, FRESH, PREVIOUS
 from sigmoid_attention.training.data.batches import TextBatches
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
 from sigmoid_attention.training.environment import resolve_device
 from sigmoid_attention.training.evaluate import bits_per_byte
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import refuse_other_kinds, write_whole
 from sigmoid_attention.training.forecast import in_time, refuse_too_large, training_seconds
 from sigmoid_attention.training.loss_log import LossLog
-from sigmoid_attention.training.model_folder import CONFIG, describe_run, new_model, read_run
+from sigmoid_attention.training.model_folder import (
+    CONFIG,
+    TOKENIZER,
+    describe_run,
+    new_model,
+    read_run,
+)
 from sigmoid_attention.training.optimizer import schedule
 from sigmoid_attention.training.recorder import Recorder
 from sigmoid_attention.training.terminal import tell, warn
@@ -66,6 +73,8 @@ def train(asked: Train) -> None:
     )
     recorder = Recorder(asked.out / "records", asked.record) if asked.record else None
     refuse_occupied(asked.out, asked.resume)
+    files = (LOSSES, CURVE, CONFIG, TOKENIZER, CURRENT, PREVIOUS, FRESH)
+    refuse_other_kinds(asked.out, files=files, folders=("records",))
     # What cannot fit with the smallest vocabulary is refused before any text is read.
     smallest = dataclasses.replace(config, vocab_size=ByteTokenizer.vocab_size)
     refuse_too_large(asked.preset, smallest, asked.batch_size, device)

@@ -29,7 +29,7 @@ from sigmoid_attention.theory.universality import (
     design,
     function,
 )
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import refuse_other_kinds, write_whole
 from sigmoid_attention.training.terminal import tell
 
 # Steepnesses of the figure, by halves of octaves down from the sufficient one.
@@ -48,6 +48,7 @@ def universality(asked: Universality) -> None:
 
 def _build_and_measure(asked: Universality) -> dict[str, Any]:
     names = tuple(FUNCTIONS) if asked.function == "all" else tuple(asked.function.split(","))
+    refuse_other_kinds(asked.out, files=("steepness.svg", "size.svg"), folders=("trained",))
     # The user's own functions lie beside the place where the command is given.
     sys.path.append(os.getcwd())
     # What cannot be meant is to be said before anything is built.

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from sigmoid_attention.lab.study import Measured, Results, Row, Task
-from sigmoid_attention.training.files import Damaged, write_whole
+from sigmoid_attention.training.files import Damaged, refuse_other_kinds, write_whole
 from sigmoid_attention.training.tables import parquet_bytes, read_table
 
 _ARROW = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
@@ -59,7 +59,7 @@ class Archive:
     """The finished tasks under ``out``; nothing is written before the first one.
 
     Raises:
-        ValueError: ``out`` is a file.
+        ValueError: ``out``, or ``out/rows``, is a file.
 
     Example:
         >>> Archive(Path("nowhere")).has("0123456789abcdef")
@@ -69,6 +69,7 @@ class Archive:
     def __init__(self, out: Path) -> None:
         if out.exists() and not out.is_dir():
             raise ValueError(f"out: must be a folder, but {out} is a file")
+        refuse_other_kinds(out, folders=("rows",))
         self.out = out
 
     def path(self, key: str) -> Path:

@@ -31,6 +31,10 @@ def process_pool(workers: int) -> Iterator[Executor]:
     reading, lifeline = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(reading,))
     try:
+        with _without_interrupts():
+            # Each task starts a worker until there are all.
+            for _ in range(workers):
+                pool.submit(int)
         yield pool
     except BaseException:
         lifeline.close()
@@ -39,6 +43,22 @@ def process_pool(workers: int) -> Iterator[Executor]:
         pool.shutdown()
         lifeline.close()
         reading.close()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started within it meet no Control-C, not even while they import.
+
+    One that comes meanwhile takes effect here when the context is left.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(lifeline: Connection) -> None:

@@ -24,7 +24,13 @@ from sigmoid_attention.training.checkpoint import (
     load_checkpoint,
     remove_checkpoints,
 )
-from sigmoid_attention.training.files import Damaged, read_json, write_json, write_whole
+from sigmoid_attention.training.files import (
+    Damaged,
+    read_json,
+    refuse_other_kinds,
+    write_json,
+    write_whole,
+)
 from sigmoid_attention.training.lock import NAME as LOCK
 from sigmoid_attention.training.tables import parquet_bytes, read_table
 from sigmoid_attention.training.terminal import warn
@@ -62,6 +68,7 @@ class Store:
     ) -> None:
         self.out = out
         refuse_occupied(out, resume)
+        refuse_other_kinds(out, files=(SETTING, ROWS), folders=("rows", "runs"))
         if holds_anything(out):
             self._check(setting)
             self._remove_damaged()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.extras import lab_imports
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import could_not_write, write_whole
 
 with lab_imports("sigmoid_attention.training"):
     import safetensors
@@ -25,6 +25,7 @@ with lab_imports("sigmoid_attention.training"):
 
 CURRENT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
+FRESH = f"{CURRENT}.new"
 HEADER = "sigmoid-attention checkpoint"
 
 
@@ -93,13 +94,20 @@ def save_checkpoint(
     header["crc32"] = _checksum(tensors, header)
     content = safetensors.torch.save(tensors, {"header": json.dumps(header)})
 
-    fresh = path.with_name(path.name + ".new")
+    fresh = path.with_name(f"{path.name}.new")
     write_whole(fresh, content)
     # Only now that the new one is safe does the old one move: at every moment one of the two
     # names holds a whole checkpoint, which is what `latest_checkpoint` looks for.
     if path.exists():
-        os.replace(path, path.with_name(f"{path.stem}.previous{path.suffix}"))
-    os.replace(fresh, path)
+        _move(path, path.with_name(f"{path.stem}.previous{path.suffix}"))
+    _move(fresh, path)
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        raise could_not_write(target, error) from error
 
 
 def load_checkpoint(path: Path, *, expect: dict[str, Any] | None = None) -> Checkpoint:

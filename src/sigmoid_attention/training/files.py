@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,34 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
+def refuse_other_kinds(
+    out: Path, *, files: Iterable[str] = (), folders: Iterable[str] = ()
+) -> None:
+    """Raise ``ValueError`` where `out` has a folder in the place of one of its files, or a file of
+    a folder: before the work, at the end of which it would be written.
+
+    Example:
+        >>> import tempfile
+        >>> out = Path(tempfile.mkdtemp())
+        >>> (out / "loss.svg").mkdir()
+        >>> refuse_other_kinds(out, files=["loss.csv"], folders=["records"])
+        >>> refuse_other_kinds(out, files=["loss.csv", "loss.svg"])
+        Traceback (most recent call last):
+        ...
+        ValueError: ...loss.svg is a folder, but a file is to be written there; ...
+    """
+    for path in (out / (name + end) for name in files for end in ("", ".tmp")):
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder, but a file is to be written there; nothing was overwritten"
+            )
+    for path in (out / name for name in folders):
+        if path.exists() and not path.is_dir():
+            raise ValueError(
+                f"{path} is a file, but a folder is to be made there; nothing was overwritten"
+            )
+
+
 def could_not_write(path: Path, error: OSError) -> OSError:
     """The same failure as a sentence that names the file which was to be written."""
     failure = OSError(f"could not write {path} ({error.strerror}); nothing was overwritten")
@@ -57,10 +85,7 @@ def could_not_write(path: Path, error: OSError) -> OSError:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` as JSON, whole or not at all, with a checksum that `read_json` verifies."""
-    # Through JSON and back: tuples become lists, and the checksum is of what will be read.
-    content = json.loads(json.dumps(content))
-    sealed = content | {SEAL: _digest(content)}
-    write_whole(path, (json.dumps(sealed, indent=1) + "\n").encode())
+    write_whole(path, (json.dumps(sealed(content), indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -87,9 +112,34 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(data)
     if not isinstance(content, dict):
         raise Damaged(f"{path} is damaged (it holds no JSON object)")
+    try:
+        return unsealed(content)
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged ({error})") from error
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` as JSON holds it, with a checksum that `unsealed` verifies."""
+    # Through JSON and back: tuples become lists, and the checksum is of what will be read.
+    content = json.loads(json.dumps(content))
+    return content | {SEAL: _digest(content)}
+
+
+def unsealed(content: dict[str, Any]) -> dict[str, Any]:
+    """What was `sealed`; ``ValueError`` if it is not. Without a checksum it is taken as it is.
+
+    Example:
+        >>> unsealed(sealed({"seconds": (0.5, 0.25)}))
+        {'seconds': [0.5, 0.25]}
+        >>> unsealed(sealed({"seconds": 0.5}) | {"seconds": 0.25})
+        Traceback (most recent call last):
+        ...
+        ValueError: its checksum does not fit its content
+    """
+    content = dict(content)
     seal = content.pop(SEAL, None)
     if seal is not None and seal != _digest(content):
-        raise Damaged(f"{path} is damaged (its checksum does not fit its content)")
+        raise ValueError("its checksum does not fit its content")
     return content
 
 

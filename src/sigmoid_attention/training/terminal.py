@@ -7,6 +7,7 @@ overwrite or retitle a terminal; square brackets would be markup to rich.
 import sys
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,13 +47,9 @@ def tell(text: str) -> None:
 
 def warn(sentence: str) -> None:
     """Print one line to standard error, `plain`."""
-    # A full disk behind standard error fails no run; a reader that left is the caller's matter.
-    try:
+    # Where nobody listens, or the disk behind it is full, no run fails.
+    with suppress(OSError):
         print(plain(" ".join(sentence.split())), file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError:
-        return
 
 
 def terminal(*, errors: bool = False, quiet: bool = False) -> "Console":

@@ -20,12 +20,15 @@ from torch import Tensor, nn
 from sigmoid_attention.nn.balance import LoadBalancer, balanced_routers
 from sigmoid_attention.training.checkpoint import (
     CURRENT,
+    FRESH,
+    PREVIOUS,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
 from sigmoid_attention.training.data.batches import Batches
 from sigmoid_attention.training.divergence import Diverged, first_non_finite, non_finite_parameter
+from sigmoid_attention.training.files import refuse_other_kinds
 from sigmoid_attention.training.optimizer import TrainConfig, decoupled_adamw, schedule
 from sigmoid_attention.training.progress import StepProgress
 from sigmoid_attention.training.recorder import Recorder
@@ -79,8 +82,8 @@ def train(
     Raises:
         Diverged: the loss, a gradient or a parameter is no longer finite; names step and module,
             and leaves the last checkpoint as it is.
-        ValueError: `out` holds another run, or one that `resume` does not ask for; or the device
-            is not there.
+        ValueError: `out` holds another run, one that `resume` does not ask for, or a folder in the
+            place of a checkpoint; or the device is not there.
         OSError: a checkpoint could not be written.
 
     Example:
@@ -90,6 +93,8 @@ def train(
         >>> train(model, data, TrainConfig(steps=2), progress=False).steps
         2
     """
+    if out:
+        refuse_other_kinds(out, files=(CURRENT, PREVIOUS, FRESH))
     device = _device(config)
     model.to(device).train()
     optimizer = decoupled_adamw(model, config)

@@ -220,12 +220,21 @@ def test_what_was_damaged_since_is_named_and_made_again(made, tmp_path, capsys, 
     assert path.read_bytes() != data and again.model[weights] == first.model[weights]
 
 
-def test_an_interrupt_in_stage_two_keeps_the_step(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("stage", "at", "kept", "steps"),
+    [
+        ("layer by layer", 6, "layer 1 of 2 is kept in", 6),
+        ("layer by layer", 12, "layer 2 of 2 is kept in", 12),
+        ("all layers", 2, "step 2 of 6 is kept in", 12 + 2),
+    ],
+    ids=["first layer", "last layer", "all layers"],
+)
+def test_an_interrupt_keeps_what_was_done(made, tmp_path, monkeypatch, stage, at, kept, steps):
     update, asked = StepProgress.update, []
 
     def ask(bar, done, loss):
         update(bar, done, loss)
-        if bar._label == "all layers" and done == 2 and not asked:
+        if bar._label == stage and done == at and not asked:
             asked.append(1)
             signal.raise_signal(signal.SIGINT)
 
@@ -235,8 +244,8 @@ def test_an_interrupt_in_stage_two_keeps_the_step(made, tmp_path, monkeypatch):
             of = run(made, tmp_path)
             of.checkpoint_seconds = 1e9
             of.go()
-    assert caught.value.__notes__[0].startswith("step 2 of 6 is kept in")
-    assert load_checkpoint(tmp_path / "checkpoint.safetensors").step == 12 + 2
+    assert caught.value.__notes__[0].startswith(kept)
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors").step == steps
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"points": [3]}', "[" * 9999])

@@ -95,5 +95,5 @@ def test_a_stretch_comes_again_at_any_distance():
 
 def test_a_short_text_is_refused(made, tmp_path):
     corpus = load_corpus(text(tmp_path, words=100))
-    with pytest.raises(ValueError, match=r"data is too short: \d+ tokens held out"):
+    with pytest.raises(ValueError, match=r"text.txt' is too short: \d+ tokens held out"):
         sequences((made[0], corpus))

@@ -82,13 +82,17 @@ class Text:
 
         `training` is the length in tokens that is trained at, `longest` the longest tested.
         """
-        TextBatches(self.tokens, training, batch_size=1, seed=0)
         held_out = len(token_stream(self.tokenizer, self.heldout))
-        if held_out < longest + 1:
-            raise ValueError(
-                f"the held-out part of the corpus has {held_out} tokens, which is shorter than one "
-                f"sequence of {longest} and the token after it"
-            )
+        for part, tokens, length in (
+            ("training", len(self.tokens), training),
+            ("held-out", held_out, longest),
+        ):
+            if tokens < length + 1:
+                raise ValueError(
+                    f"data: {self.corpus.provenance.source!r} is too short: its {part} part has "
+                    f"{tokens} tokens, which is shorter than one sequence of {length} and the "
+                    f"token after it"
+                )
 
 
 def sample(documents: Sequence[Document], most: int) -> list[Document]:

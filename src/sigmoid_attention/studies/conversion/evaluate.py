@@ -38,7 +38,9 @@ class Evaluation:
     def __post_init__(self) -> None:
         lengths = self.lengths if self.parent.causal else ()
         self._haystacks = {
-            length: needle.haystacks(self.parent, self.text.heldout, length, NEEDLES)
+            length: needle.haystacks(
+                self.parent, self.text.heldout, length, NEEDLES, self.text.source
+            )
             for length in lengths
         }
 

@@ -15,7 +15,7 @@ PLACES = ("harbour", "library", "orchard", "cathedral", "bakery", "lighthouse", 
 
 
 def haystacks(
-    parent: Parent, heldout: Tensor, length: int, count: int
+    parent: Parent, heldout: Tensor, length: int, count: int, source: str = "the text"
 ) -> list[tuple[Tensor, Tensor]]:
     """`count` texts of `length` tokens with a number hidden in each, evenly from front to back.
 
@@ -23,7 +23,8 @@ def haystacks(
     token, and the answer's ids.
 
     Raises:
-        ValueError: the text that is held out is shorter.
+        ValueError: the text that is held out of `source` is shorter, or `length` has no room for
+            the needle and its question.
     """
     made = []
     for index in range(count):
@@ -34,10 +35,12 @@ def haystacks(
         question = _ids(parent, QUESTION.format(place=place))
         answer = _ids(parent, f"{QUESTION.format(place=place)} {number}")[len(question) :]
         room = length - len(needle) - len(question) - len(answer) + 1
+        if room < 0:
+            raise ValueError(f"needles must be at least {length - room} tokens, got {length}")
         if len(heldout) <= room:
             raise ValueError(
-                f"data is too short: {len(heldout)} tokens held out, and a needle is sought "
-                f"among {length}"
+                f"data: {source} is too short: {len(heldout)} tokens held out, and a needle "
+                f"is sought among {length}"
             )
         start = int(torch.randint(len(heldout) - room, (), generator=generator))
         hay = heldout[start : start + room].long()

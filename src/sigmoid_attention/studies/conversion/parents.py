@@ -118,8 +118,8 @@ def load_parent(name: str) -> Parent:
 def _is_causal(folder: Path, name: str) -> bool:
     if not folder.is_dir():
         raise ValueError(
-            f"model must be {', '.join(PACKAGED)}, a folder with a checkpoint of transformers, "
-            f"or a .gguf file; there is none at {name!r}"
+            f"model must be one of {', '.join(PACKAGED)}, a folder with a checkpoint of "
+            f"transformers, or a .gguf file; there is none at {name!r}"
         )
     if not (folder / "config.json").is_file():
         raise ValueError(f"model: there is no config.json in {name!r}, which says what it is")

