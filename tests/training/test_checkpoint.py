@@ -145,3 +145,9 @@ def test_the_first_field_that_differs_is_named(tmp_path, expect, named):
     save(tmp_path / CURRENT, *stepped(0))
     with pytest.raises(ValueError, match=named):
         load_checkpoint(tmp_path / CURRENT, expect=expect)
+
+
+def test_a_pipe_in_its_place_is_named(tmp_path):
+    os.mkfifo(tmp_path / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged"):
+        load_checkpoint(tmp_path / "checkpoint.safetensors")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.extras import lab_imports
-from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.files import refuse_endless, write_whole
 
 with lab_imports("sigmoid_attention.training"):
     import safetensors
@@ -134,6 +134,7 @@ def belongs(path: Path, config: dict[str, Any]) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    refuse_endless(path)
     # The system's own words for a folder, or for a file that may not be read, are these.
     with open(path, "rb"):
         pass
