@@ -132,3 +132,14 @@ def test_help(command, capsys):
     shown = capsys.readouterr().out
     assert f"usage: sigmoid-attention {' '.join(command)}" in shown
     assert "action." not in shown
+
+
+def test_a_damaged_file_is_named_by_report_and_list(squares, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["studies", "run", "squares", "--out", str(out), "--workers", "1"]) == 0
+    part = min((out / "rows").iterdir())
+    part.write_bytes(part.read_bytes()[:-9])
+    for argv, code in (["report"], 2), (["report", "squares"], 2), (["list"], 0):
+        capsys.readouterr()
+        assert main(["studies", *argv, "--out", str(out)]) == code
+        assert f"{part} is damaged" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The folder of a study: whole parts, no overwriting, and refusing what it was not started with."""
 
 import json
+import os
 
 import pytest
 
@@ -118,6 +119,22 @@ def test_a_unit_whose_part_is_missing_is_not_done(tmp_path, capsys):
     (tmp_path / "rows" / "copy-step000005.parquet").unlink()
     assert not store.is_done("copy", names)
     assert "copy-step000005.parquet is missing; it is made again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "nowhere"])
+def test_what_is_no_file_is_no_part(tmp_path, kind):
+    store = Store(tmp_path, SETTING, {}, resume=False)
+    store.put("a", [row(0)])
+    part = tmp_path / "rows" / "a.parquet"
+    part.unlink()
+    if kind == "pipe":
+        os.mkfifo(part)
+    else:
+        part.symlink_to("/dev/full" if kind == "endless" else tmp_path / "nowhere")
+    resumed = Store(tmp_path, SETTING, {}, resume=True)
+    assert not resumed.is_done("a") and resumed.rows().num_rows == 0
+    resumed.put("a", [row(1)])
+    assert resumed.rows()["seed"].to_pylist() == [1]
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "[" * 9999], ids=["list", "cut", "deep"])

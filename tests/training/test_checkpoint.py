@@ -155,3 +155,9 @@ def test_a_folder_in_the_place_of_the_previous_one_is_named(tmp_path):
     with pytest.raises(OSError, match=rf"could not write .*{PREVIOUS} \(Is a directory\)"):
         save_checkpoint(tmp_path / CURRENT, model, optimizer, losses=[1.0, 0.5], config={})
     assert load_checkpoint(tmp_path / CURRENT).step == 1
+
+
+def test_a_pipe_in_its_place_is_named(tmp_path):
+    os.mkfifo(tmp_path / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged"):
+        load_checkpoint(tmp_path / "checkpoint.safetensors")

@@ -88,3 +88,25 @@ def test_json_that_cannot_be_read_is_named(tmp_path, content):
     with pytest.raises(Damaged, match=r"curve\.json is damaged") as caught:
         read_json(tmp_path / "curve.json")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_what_never_ends_is_named_and_not_read(tmp_path, kind):
+    path = tmp_path / "setting.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/full")
+    with pytest.raises(Damaged, match=r"setting\.json is damaged \(it is no file\)"):
+        read_json(path)
+    write_json(path, {"steps": 3})
+    assert read_json(path) == {"steps": 3} and not path.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["shb256", "sha25", "SHA256"])
+def test_a_checksum_under_a_damaged_name_is_told(tmp_path, name):
+    path = tmp_path / "setting.json"
+    write_json(path, {"steps": 3})
+    path.write_text(path.read_text().replace("sha256", name))
+    with pytest.raises(Damaged, match=r"setting\.json is damaged \(its checksum"):
+        read_json(path)

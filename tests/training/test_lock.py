@@ -63,3 +63,17 @@ def test_a_file_in_its_place_is_for_the_command_to_refuse(tmp_path):
     with only_writer(tmp_path / "out"):
         pass
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_what_stands_in_the_place_of_the_lock_is_named_and_not_followed(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / NAME).mkdir()
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / NAME).symlink_to(tmp_path / "other")
+    for name in ("folder", "link"):
+        with (
+            pytest.raises(OSError, match=rf"could not write .*{name}/\{NAME} \("),
+            only_writer(tmp_path / name),
+        ):
+            pass
+    assert not (tmp_path / "other").exists()

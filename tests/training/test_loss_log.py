@@ -159,3 +159,12 @@ def test_the_curve_has_all_tests_and_few_points(count):
     assert list(heldout.get_xdata()) == list(range(1, count + 1, 2))
     text = svg(figure).decode()
     assert "bits a byte" in text and "held out" in text
+
+
+def test_a_pipe_in_its_place_is_no_log(tmp_path):
+    path = tmp_path / "loss.csv"
+    os.mkfifo(path)
+    assert read_losses(path) == []
+    log = LossLog(path, 64)
+    log.add(1, 5.5, None, 1e-3)
+    assert [row.step for row in read_losses(path)] == [1]

@@ -125,9 +125,9 @@ def report(asked: ReportStudies) -> int:
 
 
 def progress_of(study: Study, archive: Archive) -> tuple[int, int]:
-    """How many tasks a study has, and how many of them are done."""
+    """How many tasks a study has, and how many of them are done; says which files are damaged."""
     tasks = study.tasks()
-    return len(tasks), len(tasks) - sum(1 for _ in archive.missing(tasks))
+    return len(tasks), len(tasks) - sum(1 for _ in archive.missing(tasks, warn))
 
 
 def _print(table: Table, console: Console) -> None:

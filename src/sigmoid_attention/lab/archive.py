@@ -99,13 +99,13 @@ class Archive:
     def missing(
         self, tasks: Iterable[Task], complain: Callable[[str], None] = lambda said: None
     ) -> Iterator[Task]:
-        """The tasks that are still to be done; each damaged file is complained of in a sentence."""
+        """The tasks that are still to be done; ``complain`` is told of each damaged file."""
         for task in tasks:
             try:
                 if self.has(task.key):
                     continue
             except Damaged as error:
-                complain(f"{error}; it is computed again")
+                complain(str(error))
             yield task
 
     def tables(self, tasks: Iterable[Task]) -> dict[str, pa.Table]:

@@ -152,7 +152,8 @@ class Store:
                 part.unlink()
 
     def _parts(self) -> list[Path]:
-        return sorted((self.out / "rows").glob("*.parquet"))
+        # A link to nowhere is no part, and the part takes its place.
+        return sorted(part for part in (self.out / "rows").glob("*.parquet") if part.exists())
 
     def _part(self, name: str) -> Path:
         return self.out / "rows" / f"{name}.parquet"

@@ -133,7 +133,10 @@ def _orders(studies: Sequence[Study], archive: Archive, console: Console) -> lis
     complain = lambda said: console.print(  # noqa: E731
         plain(said), markup=False, highlight=False, emoji=False, soft_wrap=True
     )
-    missing = archive.missing((order.task for order in orders.values()), complain)
+    missing = archive.missing(
+        (order.task for order in orders.values()),
+        lambda damage: complain(f"{damage}; it is computed again"),
+    )
     left = [orders[task.key] for task in missing]
     if len(left) < len(orders):
         complain(f"{len(orders) - len(left)} of {len(orders)} tasks are done already")

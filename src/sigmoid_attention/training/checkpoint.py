@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.extras import lab_imports
-from sigmoid_attention.training.files import could_not_write, write_whole
+from sigmoid_attention.training.files import could_not_write, refuse_endless, write_whole
 
 with lab_imports("sigmoid_attention.training"):
     import safetensors
@@ -142,6 +142,7 @@ def belongs(path: Path, config: dict[str, Any]) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    refuse_endless(path)
     # The system's own words for a folder, or for a file that may not be read, are these.
     with open(path, "rb"):
         pass

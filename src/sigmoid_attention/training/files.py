@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,30 @@ def refuse_other_kinds(
             )
 
 
+def read_whole(path: Path) -> bytes:
+    """The content of a file; a pipe, a socket or a device, which may never end, is not read.
+
+    Raises:
+        Damaged: there is something else than a file or a folder at `path`, or behind its link.
+        OSError: it is not there, is a folder, or the system does not let it be read.
+
+    Example:
+        >>> read_whole(Path(os.devnull))
+        Traceback (most recent call last):
+        ...
+        sigmoid_attention.training.files.Damaged: /dev/null is damaged (it is no file)
+    """
+    refuse_endless(path)
+    return path.read_bytes()
+
+
+def refuse_endless(path: Path) -> None:
+    """Raise ``Damaged`` if there is a pipe, a socket or a device at `path`; see `read_whole`."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise Damaged(f"{path} is damaged (it is no file)")
+
+
 def could_not_write(path: Path, error: OSError) -> OSError:
     """The same failure as a sentence that names the file which was to be written."""
     failure = OSError(f"could not write {path} ({error.strerror}); nothing was overwritten")
@@ -92,7 +117,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; an object without a checksum, as others write it, is taken as it is.
 
     Raises:
-        Damaged: the file is no JSON or holds no object, or its checksum does not fit.
+        Damaged: it is no file, no JSON or holds no object, or its checksum does not fit.
         OSError: it is not there, or the system does not let it be read.
 
     Example:
@@ -107,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ...
         sigmoid_attention.training.files.Damaged: ...setting.json is damaged (its checksum ...
     """
-    data = path.read_bytes()
+    data = read_whole(path)
     with reading(path):
         content = json.loads(data)
     if not isinstance(content, dict):
@@ -136,11 +161,13 @@ def unsealed(content: dict[str, Any]) -> dict[str, Any]:
         ...
         ValueError: its checksum does not fit its content
     """
-    content = dict(content)
-    seal = content.pop(SEAL, None)
-    if seal is not None and seal != _digest(content):
+    # Under a damaged name, too, the checksum is the last entry.
+    name = SEAL if SEAL in content else next(reversed(content), "")
+    rest = {key: value for key, value in content.items() if key != name}
+    fits = bool(content) and content[name] == _digest(rest)
+    if fits != (name == SEAL):
         raise ValueError("its checksum does not fit its content")
-    return content
+    return rest if fits else content
 
 
 @contextmanager

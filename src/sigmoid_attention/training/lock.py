@@ -14,6 +14,8 @@ except ImportError:  # Windows: nobody is kept out.
     fcntl = None
 
 NAME = ".lock"
+# A link could lead to a file of someone else; Windows has no such flag.
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
@@ -50,7 +52,8 @@ def only_writer(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ValueError(f"another process{_pid(path)} writes to {folder}") from None
         except OSError as error:
-            raise could_not_write(folder, error) from error
+            # Something else may stand in the lock's place: a folder, a pipe, a link.
+            raise could_not_write(path if os.path.lexists(path) else folder, error) from error
         try:
             yield
         finally:
@@ -77,7 +80,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 def _taken(path: Path, *, wait: bool = False) -> int:
     """The open and locked file at `path`; ``BlockingIOError`` if another process holds it."""
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
         try:
             if fcntl is not None:
                 try:

@@ -104,7 +104,7 @@ class LossLog:
         if rows[-1].heldout_bits_per_byte is None:
             rows[-1] = rows[-1]._replace(heldout_bits_per_byte=heldout)
         content = (HEADER + "".join(row.line() for row in rows)).encode()
-        if not self.path.exists() or self.path.read_bytes() != content:
+        if not self.path.is_file() or self.path.read_bytes() != content:
             without = f"; {lost} of its {len(rows)} lines are the checkpoint's losses alone"
             warn(
                 f"{self.path} is not what this run wrote; it is written again"
@@ -121,12 +121,12 @@ class LossLog:
 
 
 def read_losses(path: Path) -> list[LossRow]:
-    """The lines of a file, in their order; none if there is no file.
+    """The lines of a file, in their order; none if there is no file, or a pipe in its place.
 
     Half a line, and one that was changed, is no line. A file of an earlier version has no
     checksums, which its header tells.
     """
-    if not path.exists():
+    if not path.is_file():
         return []
     # What stands behind the last end of a line is half a line, and a header is no row.
     lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]

@@ -246,7 +246,7 @@ def read_records(path: Path) -> pa.Table:
 
 
 def _parts(path: Path) -> list[Path]:
-    return sorted(path.glob("steps-*.parquet"))
+    return sorted(part for part in path.glob("steps-*.parquet") if part.exists())
 
 
 def _first_step(part: Path) -> int:

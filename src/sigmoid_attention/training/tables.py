@@ -10,7 +10,7 @@ import io
 from pathlib import Path
 
 from sigmoid_attention.extras import lab_imports
-from sigmoid_attention.training.files import Damaged
+from sigmoid_attention.training.files import Damaged, read_whole
 
 with lab_imports("sigmoid_attention.training"):
     import pyarrow as pa
@@ -66,7 +66,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         ...
         sigmoid_attention.training.files.Damaged: ...losses.parquet is damaged (its checksum ...
     """
-    data = path.read_bytes()
+    data = read_whole(path)
     if not _intact(data):
         raise Damaged(f"{path} is damaged (its checksum does not fit its content)")
     try:

@@ -1,6 +1,7 @@
 """A whole conversion of tiny models: what it ends as, what it measures, and killing it."""
 
 import json
+import os
 import signal
 from dataclasses import replace
 
@@ -220,6 +221,41 @@ def test_what_was_damaged_since_is_named_and_made_again(made, tmp_path, capsys, 
     assert path.read_bytes() != data and again.model[weights] == first.model[weights]
 
 
+def test_killed_before_the_model_takes_its_name_it_has_checksums(made, tmp_path, monkeypatch):
+    real = os.replace
+
+    def replace_and_die(source, target):
+        real(source, target)
+        if str(target) == str(tmp_path / MODEL):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_and_die)
+        with pytest.raises(Killed):
+            run(made, tmp_path).go()
+    (tmp_path / MODEL / "config.json").write_text("{}")
+    run(made, tmp_path).go()
+    assert json.loads((tmp_path / MODEL / "config.json").read_text())
+
+
+def test_a_curve_that_is_missing_loses_no_point(made, tmp_path, monkeypatch, capsys):
+    names = [point.stage for point in run(made, tmp_path / "whole").go().points]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_all_layers", lambda _: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run(made, tmp_path / "cut").go()
+    (tmp_path / "cut" / "curve.json").unlink()
+    assert [point.stage for point in run(made, tmp_path / "cut").go().points] == names
+    assert "curve.json is missing; the conversion begins anew" in capsys.readouterr().err
+
+
+def test_without_its_setting_a_folder_is_not_continued(tmp_path):
+    begin(tmp_path, {"steps": 6})
+    (tmp_path / "setting.json").rename(tmp_path / "other.json")
+    with pytest.raises(ValueError, match=r"holds no conversion \(there is no setting\.json in it"):
+        begin(tmp_path, {"steps": 6})
+
+
 @pytest.mark.parametrize(
     ("stage", "at", "kept", "steps"),
     [
@@ -256,11 +292,11 @@ def test_a_damaged_curve_is_one_sentence(tmp_path, content):
 
 
 def test_a_checkpoint_of_another_setting_is_refused(made, tmp_path, monkeypatch):
+    begin(tmp_path, {"steps": 6})
     monkeypatch.setattr(StepProgress, "update", lambda *_, **__: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         run(made, tmp_path, layer_steps=0).go()
     monkeypatch.undo()
-    begin(tmp_path, {"steps": 6})
     with pytest.raises(ValueError, match="steps was 6 when this folder was started and is 7 now"):
         begin(tmp_path, {"steps": 7})
 

@@ -168,9 +168,6 @@ def run_text(
     n = setting.model.max_seq_len
     model = new_model(arm_config(setting.model, arm), seed)
     batches = TextBatches(text.tokens, n, setting.batch_size, seed)
-    name = f"text-{arm}-seed{seed}"
-    tests = step_parts(name, setting.steps, setting.test_every)
-    store.refuse_gaps(folder, tests, setting.test_every)
     describe_run(folder, model, batches, config, text.tokenizer, text.corpus.provenance)
     records = folder / "records"
     # With the end of a piece, as many bytes as one sequence.

@@ -49,7 +49,7 @@ def read_curve(out: Path) -> Curve:
         ValueError: the folder holds none, or the file is damaged.
     """
     path = out / NAME
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{out} holds no conversion (there is no {NAME} in it)")
     content = read_json(path)
     with reading(path):

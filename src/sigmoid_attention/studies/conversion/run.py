@@ -121,27 +121,33 @@ class Run:
         """Whether the folder holds the end of the curve and the model as it was written."""
         if not (self.curve.points and self.curve.points[-1].stage == FINAL):
             return False
+        model = self.out / MODEL
+        if not model.is_dir():
+            return False
         known = self.curve.model.items()
-        damaged = [name for name, digest in known if self._digest(name) != digest]
+        damaged = [model / name for name, digest in known if self._digest(model / name) != digest]
         if damaged:
-            warn(f"{self.out / MODEL / damaged[0]} is damaged; the conversion begins anew")
-        return (self.out / MODEL).is_dir() and not damaged
+            warn(f"{damaged[0]} is damaged; the conversion begins anew")
+        return not damaged
 
-    def _digest(self, name: str) -> str | None:
-        path = self.out / MODEL / name
+    def _digest(self, path: Path) -> str | None:
         if not path.is_file():
             return None
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _curve(self) -> Curve:
-        if (self.out / NAME).is_file():
+        path = self.out / NAME
+        fault = f"{path} is missing" if latest_checkpoint(self.out) else None
+        if path.exists():
             try:
                 return read_curve(self.out)
             except Damaged as error:
-                # Its points lie behind, and only a run from the beginning comes by them again.
-                warn(f"{error}; the conversion begins anew")
-                remove_checkpoints(self.out)
+                fault = str(error)
+        if fault:
+            # Its points lie behind, and only a run from the beginning comes by them again.
+            warn(f"{fault}; the conversion begins anew")
+            remove_checkpoints(self.out)
         curve = Curve(
             {
                 "setting": asdict(self.setting),
@@ -285,15 +291,23 @@ class Run:
     def _save_model(self) -> None:
         """The folder takes its name when it is complete; checkpoints are then of no more use."""
         fresh = self.out / f"{MODEL}.new"
-        shutil.rmtree(fresh, ignore_errors=True)
+        _remove(fresh)
         self.distillation.student.model.save_pretrained(fresh)
         self.parent.tokenizer.save_pretrained(fresh)
-        shutil.rmtree(self.out / MODEL, ignore_errors=True)
-        os.replace(fresh, self.out / MODEL)
-        names = sorted(path.name for path in (self.out / MODEL).iterdir() if path.is_file())
-        self.curve.model = {name: str(self._digest(name)) for name in names}
+        _remove(self.out / MODEL)
+        # Before the folder takes its name: a model without checksums would be taken as it is.
+        files = sorted(path for path in fresh.iterdir() if path.is_file())
+        self.curve.model = {path.name: str(self._digest(path)) for path in files}
         self.curve.write(self.out)
+        os.replace(fresh, self.out / MODEL)
         remove_checkpoints(self.out)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def begin(out: Path, described: dict[str, Any]) -> None:
@@ -303,10 +317,15 @@ def begin(out: Path, described: dict[str, Any]) -> None:
         ValueError: the folder was started with something else; names the field.
         OSError: the folder cannot be written.
     """
-    from sigmoid_attention.lab.store import SETTING, first_difference
+    from sigmoid_attention.lab.store import SETTING, first_difference, holds_anything
 
     path = out / SETTING
     if not path.exists():
+        if holds_anything(out):
+            raise ValueError(
+                f"--resume: {out} holds no conversion (there is no {SETTING} in it); "
+                f"nothing was overwritten (name another folder)"
+            )
         write_json(path, described)
         return
     difference = first_difference(read_json(path), json.loads(json.dumps(described)))
