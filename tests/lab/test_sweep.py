@@ -17,7 +17,7 @@ from sigmoid_attention.lab.pool import process_pool
 from sigmoid_attention.lab.sweep import sweep
 from tests.lab.made import broken, deadly, diary, square, study, task
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
