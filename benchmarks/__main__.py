@@ -323,9 +323,9 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in _names(text))
     except ValueError:
-        raise ValueError(f"{option}: must be whole numbers, got {text!r}") from None
+        raise ValueError(f"{option} must be whole numbers, got {text!r}") from None
     if any(number < 1 for number in numbers):
-        raise ValueError(f"{option}: must be positive, got {text!r}")
+        raise ValueError(f"{option} must be positive, got {text!r}")
     return numbers
 
 

@@ -185,7 +185,7 @@ def checks(only: Sequence[str], scale: Scale) -> Iterator[Check]:
     """What was asked for, everything if nothing was, on as many threads as torch has."""
     for name in only:
         if name not in SUITES:
-            raise ValueError(f"--only: must be of {', '.join(SUITES)}, got {name}")
+            raise ValueError(f"--only must be of {', '.join(SUITES)}, got {name}")
     now = {**stamp(torch.device("cpu")), "threads": torch.get_num_threads()}
     for name in only or SUITES:
         for check in SUITES[name](scale):

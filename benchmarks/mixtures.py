@@ -294,7 +294,7 @@ def checks(only: tuple[str, ...], scale: Scale) -> Iterator[Check]:
     """
     for name in only:
         if name not in SUITES:
-            raise ValueError(f"--only: must be of {', '.join(SUITES)}, got {name}")
+            raise ValueError(f"--only must be of {', '.join(SUITES)}, got {name}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

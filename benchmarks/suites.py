@@ -153,7 +153,7 @@ def chosen(suite: Suite, choice: Choice) -> list[Task]:
         known = list(dict.fromkeys(value for grid in grids for value in getattr(grid, axis)))
         for value in asked:
             if value not in known:
-                raise ValueError(f"{option}: must be of {', '.join(map(str, known))}, got {value}")
+                raise ValueError(f"{option} must be of {', '.join(map(str, known))}, got {value}")
     tasks: dict[Case, Task] = {}
     for grid in grids:
         peers = _kept(grid.peers, choice.peers)

@@ -43,7 +43,7 @@ def measure_gpu(
     """
     for kind in only:
         if kind not in KINDS:
-            raise ValueError(f"--only: must be of {', '.join(KINDS)}, got {kind}")
+            raise ValueError(f"--only must be of {', '.join(KINDS)}, got {kind}")
     if reason := without_gpu():
         raise ValueError(f"gpu: {reason}")
     device = torch.device(DEVICE)

@@ -132,7 +132,7 @@ def build(case: Case, device: torch.device) -> Call:
         ValueError: there is no such feature.
     """
     if case.feature not in FEATURES:
-        raise ValueError(f"feature: must be of {', '.join(FEATURES)}, got {case.feature!r}")
+        raise ValueError(f"feature must be of {', '.join(FEATURES)}, got {case.feature!r}")
     chance = torch.Generator(device).manual_seed(case.length + case.dim)
 
     def normal(*sizes: int) -> Tensor:

@@ -70,7 +70,7 @@ def complaint(function, arguments: dict) -> str:
 
 
 def assert_sentence(sentence: str, name: str, mentions: tuple[str, ...]) -> None:
-    assert sentence.startswith(f"{name}: "), sentence
+    assert sentence.startswith((f"{name} ", f"{name}: ")), sentence
     assert "\n" not in sentence
     for mention in mentions:
         assert mention in sentence, f"{mention!r} is not in {sentence!r}"

@@ -62,14 +62,14 @@ CALLS = {
     "packed": (packed, TOKENS, (ENDS, ENDS), (longs(0, 7, 16), longs(0, 9, 16))),
 }
 WRONG = {
-    "one-beyond-the-cache": ("cached", (longs(17, 9),), "seqused_k: must lie in 0 to"),
-    "far-beyond-the-cache": ("cached", (longs(10**7, 9),), "seqused_k: must lie in 0 to"),
-    "beyond-all-memory": ("cached", (longs(9, 2**62),), "seqused_k: must lie in 0 to"),
-    "below-nothing": ("cached", (longs(9, -1),), "seqused_k: must lie in 0 to"),
+    "one-beyond-the-cache": ("cached", (longs(17, 9),), "seqused_k must lie in 0 to"),
+    "far-beyond-the-cache": ("cached", (longs(10**7, 9),), "seqused_k must lie in 0 to"),
+    "beyond-all-memory": ("cached", (longs(9, 2**62),), "seqused_k must lie in 0 to"),
+    "below-nothing": ("cached", (longs(9, -1),), "seqused_k must lie in 0 to"),
     "beyond-the-pages": (
         "paged",
         (longs(17), longs(0, 1, 2, 3)[None]),
-        "seqused_k: must lie in 0 to",
+        "seqused_k must lie in 0 to",
     ),
     "one-page-too-far": (
         "paged",
@@ -78,12 +78,12 @@ WRONG = {
     ),
     "a-far-page": ("paged", (longs(16), longs(0, 10**9, 2, 3)[None]), "block_table: pages must"),
     "a-page-below-nothing": ("paged", (longs(16), longs(0, 1, 2, -1)[None]), "block_table: pages"),
-    "ends-beyond-the-tokens": ("packed", (longs(0, 8, 40), ENDS), "cu_seq_q: must rise from 0"),
-    "ends-before-the-tokens": ("packed", (ENDS, longs(0, 8, 15)), "cu_seq_k: must rise from 0"),
-    "ends-that-fall": ("packed", (ENDS, longs(0, 20, 16)), "cu_seq_k: must rise from 0"),
-    "ends-not-from-nothing": ("packed", (longs(-4, 8, 16), ENDS), "cu_seq_q: must rise from 0"),
-    "ends-that-overflow": ("packed", (longs(0, -(2**63), 16), ENDS), "cu_seq_q: must rise from 0"),
-    "longer-than-declared": ("packed", (longs(0, 6, 16), ENDS), "max_q: must be at least the"),
+    "ends-beyond-the-tokens": ("packed", (longs(0, 8, 40), ENDS), "cu_seq_q must rise from 0"),
+    "ends-before-the-tokens": ("packed", (ENDS, longs(0, 8, 15)), "cu_seq_k must rise from 0"),
+    "ends-that-fall": ("packed", (ENDS, longs(0, 20, 16)), "cu_seq_k must rise from 0"),
+    "ends-not-from-nothing": ("packed", (longs(-4, 8, 16), ENDS), "cu_seq_q must rise from 0"),
+    "ends-that-overflow": ("packed", (longs(0, -(2**63), 16), ENDS), "cu_seq_q must rise from 0"),
+    "longer-than-declared": ("packed", (longs(0, 6, 16), ENDS), "max_q must be at least the"),
 }
 
 
@@ -156,7 +156,7 @@ def test_lengths_may_differ_under_vmap():
     for index in range(3):
         expected = cached("auto", query[index], key[index], used[index])
         torch.testing.assert_close(out[index], expected)
-    with pytest.raises(ValueError, match=r"^seqused_k: must lie in 0 to"):
+    with pytest.raises(ValueError, match=r"^seqused_k must lie in 0 to"):
         vmap(lambda *given: cached("auto", *given))(query, key, used + 1)
 
 
@@ -262,7 +262,7 @@ def test_a_bias_may_be_given_for_more_than_the_longest():
 @pytest.mark.parametrize("side", ["q", "k"])
 def test_a_longest_length_that_is_no_integer_is_refused(side, longest):
     declared = {"max_q": 16, "max_k": 16, f"max_{side}": longest}
-    with pytest.raises(ValueError, match=f"^max_{side}: must be a whole number, the longest"):
+    with pytest.raises(ValueError, match=f"^max_{side} must be a whole number, the longest"):
         sigmoid_varlen_attention(*TOKENS * 3, ENDS, ENDS, **declared, bias=-1.0)
 
 
@@ -276,7 +276,7 @@ def test_no_pages_hold_no_tokens(impl):
     (grad,) = torch.autograd.grad(out.sum(), query, create_graph=True)
     assert not grad.any()
     assert not torch.autograd.grad(grad.sum(), query)[0].any()
-    with pytest.raises(ValueError, match=r"^seqused_k: must lie in 0 to the cache's capacity 0"):
+    with pytest.raises(ValueError, match=r"^seqused_k must lie in 0 to the cache's capacity 0"):
         sigmoid_decode(query, pages, pages, seqused_k=longs(0, 1), **arguments)
 
 

@@ -193,9 +193,9 @@ def test_costs_of_integrations_are_published_where_they_belong(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("cpu --length 1k", "--length: must be whole numbers, got '1k'"),
-        ("cpu --threads 0", "--threads: must be positive, got '0'"),
-        ("cpu --only backward", "--only: must be of gemm"),
+        ("cpu --length 1k", "--length must be whole numbers, got '1k'"),
+        ("cpu --threads 0", "--threads must be positive, got '0'"),
+        ("cpu --only backward", "--only must be of gemm"),
         ("cpu --resume", "--resume: needs --out"),
     ],
     ids=lambda text: text.replace(" ", "_"),

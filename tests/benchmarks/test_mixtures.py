@@ -118,7 +118,7 @@ def test_an_unmet_check_is_an_exit_code(monkeypatch, capsys):
 def test_bad_input_is_one_sentence(capsys):
     assert main(["mixtures", "--only", "speed"]) == 2
     said = capsys.readouterr().err
-    assert "--only: must be of curve, sgd, raw, wide, cores, got speed" in said
+    assert "--only must be of curve, sgd, raw, wide, cores, got speed" in said
     assert said.count("\n") == 1
 
 

@@ -43,9 +43,9 @@ def test_quick_has_every_operation_at_a_small_shape():
 @pytest.mark.parametrize(
     ("choice", "sentence"),
     [
-        (Choice(only=("backward",)), "--only: must be of gemm, forward, .*, got backward"),
-        (Choice(lengths=(1000,)), "--length: must be of 1024, .*, got 1000"),
-        (Choice(peers=("flash",)), "--peers: must be of .*sdpa.*, got flash"),
+        (Choice(only=("backward",)), "--only must be of gemm, forward, .*, got backward"),
+        (Choice(lengths=(1000,)), "--length must be of 1024, .*, got 1000"),
+        (Choice(peers=("flash",)), "--peers must be of .*sdpa.*, got flash"),
         (Choice(only=("decode",), lengths=(1024,)), "nothing of the suite"),
         (Choice(only=("gemm",), peers=("ours",)), "nothing of the suite"),
     ],

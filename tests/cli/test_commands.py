@@ -85,7 +85,7 @@ def test_sentences_name_arguments_as_they_are_typed(tmp_path, capsys):
         (["train", "--preset", "tiny", "--seq-len", "0"], "--max-seq-len must be positive, got 0"),
         (["train", "--preset", "tiny", "--dim", "33"], "--dim must be a multiple of heads (2)"),
         (["train", "--eval-every", "-1"], "--eval-every must be 0 (none) or a number of steps"),
-        (["rates", "--workers", "0"], "--workers: must be 1 or more"),
+        (["rates", "--workers", "0"], "--workers must be 1 or more"),
     ):
         assert says in complaint(capsys, *argv, *out)
 

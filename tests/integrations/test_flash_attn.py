@@ -324,7 +324,7 @@ class TestComplaints:
         good |= {"k": torch.ones(2, 5, 4, 6), "v": torch.ones(2, 5, 4, 6)}
         with pytest.raises(ValueError) as caught:
             flash_attn.flash_attn_func(**good | wrong)
-        assert str(caught.value).startswith(f"{name}: ")
+        assert str(caught.value).startswith((f"{name} ", f"{name}: "))
         assert mention in str(caught.value)
 
     @pytest.mark.parametrize(
@@ -335,13 +335,13 @@ class TestComplaints:
         q, ends = torch.ones(5, 4, 6), torch.tensor([0, 5])
         good = {"q": q, "k": q, "v": q, "cu_seqlens_q": ends, "cu_seqlens_k": ends}
         good |= {"max_seqlen_q": 5, "max_seqlen_k": 5, "sigmoid_bias": -1.0}
-        with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: "):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))}:? "):
             flash_attn.flash_attn_varlen_func(**good | wrong)
 
     def test_packed_shapes(self):
-        with pytest.raises(ValueError, match=r"^kv: must be .* 2, .*got \(2, 7, 3, 2, 6\)"):
+        with pytest.raises(ValueError, match=r"^kv must be .* 2, .*got \(2, 7, 3, 2, 6\)"):
             flash_attn.flash_attn_kvpacked_func(torch.ones(2, 5, 4, 6), torch.ones(2, 7, 3, 2, 6))
-        with pytest.raises(ValueError, match=r"^qkv: must be .* 3, .*got \(2, 7, 2, 6\)"):
+        with pytest.raises(ValueError, match=r"^qkv must be .* 3, .*got \(2, 7, 2, 6\)"):
             flash_attn.flash_attn_qkvpacked_func(torch.ones(2, 7, 2, 6))
 
     def test_packed_sequences_want_a_bias(self):
@@ -359,5 +359,5 @@ class TestComplaints:
 
     def test_weights_under_dropout_are_refused(self):
         q = torch.ones(2, 5, 4, 6)
-        with pytest.raises(NotImplementedError, match=r"^return_attn_probs: .*0\.5"):
+        with pytest.raises(NotImplementedError, match=r"^return_attn_probs:? .*0\.5"):
             flash_attn.flash_attn_func(q, q, q, 0.5, return_attn_probs=True)

@@ -246,7 +246,7 @@ COS = torch.ones(40, 4)
 def test_a_value_error_names_the_argument(wrong, name, mention):
     with pytest.raises(ValueError) as caught:
         flash_attn_with_kvcache(**GOOD | wrong)
-    assert str(caught.value).startswith(f"{name}: ")
+    assert str(caught.value).startswith((f"{name} ", f"{name}: "))
     assert mention in str(caught.value)
     assert (GOOD["k_cache"] == 1).all() and (GOOD["v_cache"] == 1).all()
 
@@ -292,22 +292,22 @@ def test_steps_of_one_graph_write_the_same_cache(paged):
 
 PAGES = torch.tensor([[3, 0], [1, 2], [3, 0]])
 ROTARY = {"rotary_cos": COS[:6], "rotary_sin": COS[:6]}
-ROOM = "cache_seqlens: must leave room for 2 new tokens in a cache of 12"
+ROOM = "cache_seqlens must leave room for 2 new tokens in a cache of 12"
 REFUSED_IN_A_GRAPH = {
     "negative": ({"cache_seqlens": torch.tensor([5, -1, 4])}, f"{ROOM}, got -1 to 5"),
     "full": ({"cache_seqlens": torch.tensor([5, 12, 4])}, f"{ROOM}, got 4 to 12"),
     "one-too-many": ({"cache_seqlens": torch.tensor([5, 11, 4])}, f"{ROOM}, got 4 to 11"),
     "nothing-new": (
         {"cache_seqlens": torch.tensor([5, -1, 4]), "k": None, "v": None},
-        "cache_seqlens: must leave room for 0 new tokens",
+        "cache_seqlens must leave room for 0 new tokens",
     ),
-    "row": ({"cache_batch_idx": torch.tensor([0, -1, 2])}, "block_table, cache_batch_idx: .*-1"),
-    "page": ({"block_table": PAGES.where(PAGES != 1, -1)}, "block_table, cache_batch_idx: .*-1"),
+    "row": ({"cache_batch_idx": torch.tensor([0, -1, 2])}, "block_table, cache_batch_idx:? .*-1"),
+    "page": ({"block_table": PAGES.where(PAGES != 1, -1)}, "block_table, cache_batch_idx:? .*-1"),
     "old-page": (
         {"block_table": PAGES.where(PAGES != 1, -1), "cache_seqlens": torch.tensor([12, 13, 14])},
         "block_table: pages must lie in 0 to 3, got -1 to 3",
     ),
-    "angles": (ROTARY | {"cache_seqlens": torch.tensor([5, 2, 4])}, "rotary_cos: must have 7 pl"),
+    "angles": (ROTARY | {"cache_seqlens": torch.tensor([5, 2, 4])}, "rotary_cos must have 7 pl"),
 }
 
 

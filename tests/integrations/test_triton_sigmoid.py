@@ -114,7 +114,7 @@ def test_a_value_error_names_the_argument(wrong, name, mention):
     q = torch.ones(3, 5, 2, 6)
     with pytest.raises(ValueError) as caught:
         triton_sigmoid.sigmoid_attention_padded(**{"query": q, "key": q, "value": q} | wrong)
-    assert str(caught.value).startswith(f"{name}: ")
+    assert str(caught.value).startswith((f"{name} ", f"{name}: "))
     assert mention in str(caught.value)
 
 
@@ -129,12 +129,12 @@ def test_a_length_lies_within_the_tokens(name, compiled):
     torch._dynamo.reset()
     call = torch.compile(padded, fullgraph=True, backend="aot_eager") if compiled else padded
     for wrong, said in ((-1, "-1 to 3"), (6, "3 to 6")):
-        with pytest.raises(ValueError, match=f"^{name}: must lie in 0 to 5, .*, got {said}$"):
+        with pytest.raises(ValueError, match=f"^{name} must lie in 0 to 5, .*, got {said}$"):
             call(torch.tensor([3, wrong]))
     good = torch.tensor([0, 5], dtype=torch.int32)
     torch.testing.assert_close(call(good), padded(good))
 
 
 def test_the_dense_function_wants_as_many_queries_as_keys():
-    with pytest.raises(ValueError, match=r"^key: must have as many tokens as query, got 9 and 4"):
+    with pytest.raises(ValueError, match=r"^key must have as many tokens as query, got 9 and 4"):
         triton_sigmoid.sigmoid_attention(*tensors(4, 9))

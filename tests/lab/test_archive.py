@@ -119,7 +119,7 @@ def test_a_file_that_may_not_be_read_is_no_damage(archive, monkeypatch):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ValueError, match=r"out: must be a folder, but .*out is a file"):
+    with pytest.raises(ValueError, match=r"out must be a folder, but .*out is a file"):
         Archive(tmp_path / "out")
 
 

@@ -261,7 +261,7 @@ def test_a_full_disk_is_not_a_failure_of_the_task(out, threads, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, -2])
 def test_fewer_than_one_worker_is_refused(workers, out):
-    with pytest.raises(ValueError, match=f"workers: must be 1 or more, got {workers}"):
+    with pytest.raises(ValueError, match=f"workers must be 1 or more, got {workers}"):
         sweep([study(task(1))], out, workers=workers)
     assert not out.exists()
 

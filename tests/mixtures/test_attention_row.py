@@ -131,9 +131,9 @@ def moved(theta_EP: torch.Tensor, channel: int, place: int) -> torch.Tensor:
 
 def test_what_is_no_row_of_attention_is_refused():
     family, theta_EP = drawn(2, 2, BIASES[1]).as_mixture(TOKENS, 1)
-    with pytest.raises(ValueError, match=r"^theta: must be a row of attention, D=1, but is"):
+    with pytest.raises(ValueError, match=r"^theta must be a row of attention, D=1, but is"):
         Head.of_mixture(family, theta_EP, 1, head_dim=1)
-    with pytest.raises(ValueError, match=r"^theta: must be a row of attention, D=3"):
+    with pytest.raises(ValueError, match=r"^theta must be a row of attention, D=3"):
         Head.of_mixture(family, theta_EP, 0)
     # Every single parameter of either channel matters.
     for place in range(family.size):
@@ -152,37 +152,37 @@ SEQUENCE = Mixture("sigmoid", "linear", "partially_quadratic", k=2, d=4)
 @pytest.mark.parametrize(
     ("call", "sentence"),
     (
-        (lambda: drawn(2, 2, BIASES[0]).as_mixture(3, 3), "row: must be from 0 to 2, got 3"),
+        (lambda: drawn(2, 2, BIASES[0]).as_mixture(3, 3), "row must be from 0 to 2, got 3"),
         (
             lambda: Head.of_mixture(SEQUENCE, torch.zeros(1, SEQUENCE.size), -1),
-            "row: must be from 0 to 1, got -1",
+            "row must be from 0 to 1, got -1",
         ),
         (
             lambda: Head.of_mixture(replace(SEQUENCE, temperature=True), torch.zeros(1, 37), 0),
-            "family: must be sigmoid, partially_quadratic and linear",
+            "family must be sigmoid, partially_quadratic and linear",
         ),
         (
             lambda: Head.of_mixture(replace(SEQUENCE, d=3), torch.zeros(1, 22), 0),
-            "family: must be sigmoid, partially_quadratic and linear",
+            "family must be sigmoid, partially_quadratic and linear",
         ),
         (
             lambda: Head.of_mixture(Mixture("softmax", "linear", k=2, d=4), torch.zeros(1, 20), 0),
-            "family: must be sigmoid, partially_quadratic and linear",
+            "family must be sigmoid, partially_quadratic and linear",
         ),
         (
             lambda: Context.of_mixture(Mixture("sigmoid", "linear"), torch.zeros(1, 8)),
-            "family: must be sigmoid, linear and constant, without a temperature, got",
+            "family must be sigmoid, linear and constant, without a temperature, got",
         ),
         (
             lambda: Context.of_mixture(Mixture("sigmoid", "constant"), normal(2, 6)),
-            "theta: must be attention to a context, but is",
+            "theta must be attention to a context, but is",
         ),
-        (lambda: heads_as_hierarchy([]), "heads: must be one or more of one family, got 0"),
+        (lambda: heads_as_hierarchy([]), "heads must be one or more of one family, got 0"),
         (
             lambda: hierarchy_as_heads(
                 Hierarchy("relu", Mixture("sigmoid", "gelu")), torch.zeros(1, 16)
             ),
-            "family: must have linear or constant experts, got gelu",
+            "family must have linear or constant experts, got gelu",
         ),
         (
             lambda: hierarchy_as_heads(

@@ -188,17 +188,17 @@ def test_certain_classes_lean_on_the_box_and_stay_finite():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     (
-        (lambda: LogisticMixture(Mixture("sigmoid", "tanh"), 1), "classes: must be 2 or more"),
-        (lambda: draw_labels(DESIGN, torch.ones(96, 1), [0], seed=0), "sizes: must be 1 or more"),
-        (lambda: RawLabels.of(np.zeros((3, 1)), np.zeros(2), 2), "data: must be"),
-        (lambda: RawLabels.of(np.array([[np.nan]]), np.zeros(1), 2), "data: must be finite"),
+        (lambda: LogisticMixture(Mixture("sigmoid", "tanh"), 1), "classes must be 2 or more"),
+        (lambda: draw_labels(DESIGN, torch.ones(96, 1), [0], seed=0), "sizes must be 1 or more"),
+        (lambda: RawLabels.of(np.zeros((3, 1)), np.zeros(2), 2), "data must be"),
+        (lambda: RawLabels.of(np.array([[np.nan]]), np.zeros(1), 2), "data must be finite"),
         (
             lambda: RawLabels.of(np.zeros((3, 1)), np.array([0, 1, -1]), 2, chunk=2),
-            "labels: must be whole numbers from 0 to 1, got -1 in row 2$",
+            "labels must be whole numbers from 0 to 1, got -1 in row 2$",
         ),
         (
             lambda: RawLabels.of(np.zeros((1, 1)), np.array([0.5]), 2),
-            "labels: must be whole numbers from 0 to 1, got 0.5 in row 0$",
+            "labels must be whole numbers from 0 to 1, got 0.5 in row 0$",
         ),
     ),
 )

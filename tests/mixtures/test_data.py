@@ -43,8 +43,8 @@ def test_sums_are_kept_to_the_last_row():
 @pytest.mark.parametrize(
     ("x", "y", "bins", "sentence"),
     [
-        (np.zeros(3), np.zeros(3), 5, "data: must be"),
-        (np.zeros((3, 1)), np.zeros(2), 5, "data: must be"),
+        (np.zeros(3), np.zeros(3), 5, "data must be"),
+        (np.zeros((3, 1)), np.zeros(2), 5, "data must be"),
         (np.zeros((3, 30)), np.zeros(3), 5, "bins: 5 along each of 30 axes"),
     ],
     ids=["one axis", "lengths", "cells"],

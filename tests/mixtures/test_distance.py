@@ -139,5 +139,5 @@ def test_a_small_hellinger_distance_is_an_l2_distance(seed):
 @pytest.mark.parametrize("shape", ((0, 8), (8,), (2, 7)))
 def test_sets_of_another_size_are_refused(shape):
     family = Mixture("sigmoid", "gelu", k=2, d=2)
-    with pytest.raises(ValueError, match=r"^members: must be \(M, 10\) with M of 1 or more, got"):
+    with pytest.raises(ValueError, match=r"^members must be \(M, 10\) with M of 1 or more, got"):
         d3(family, torch.zeros(1, 10), torch.zeros(shape))

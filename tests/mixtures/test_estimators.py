@@ -210,37 +210,37 @@ def test_a_fit_that_ran_out_of_steps_warns_and_says_so(kind):
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     (
-        ({"n_experts": 0}, "n_experts: must be a whole number of 1 or more, got 0"),
-        ({"n_experts": 1.5}, "n_experts: must be a whole number of 1 or more, got 1.5"),
-        ({"starts": 0}, "starts: must be a whole number of 1 or more, got 0"),
-        ({"max_iter": 0}, "max_iter: must be a whole number of 1 or more, got 0"),
-        ({"width": 0.0}, "width: must be positive, got 0.0"),
-        ({"half_width": -1}, "half_width: must be positive, got -1"),
-        ({"drop": 0}, "drop: must be positive, got 0"),
-        ({"alpha": -0.1}, "alpha: must be 0 or more, got -0.1"),
-        ({"alpha": np.inf}, "alpha: must be 0 or more, got inf"),
-        ({"alpha": None}, "alpha: must be 0 or more, got None"),
-        ({"width": "2"}, "width: must be positive, got the string '2'"),
-        ({"drop": True}, "drop: must be positive, got True"),
-        ({"n_experts": True}, "n_experts: must be a whole number of 1 or more, got True"),
-        ({"n_experts": 500}, "n_experts: must be at most the number of observations, 400, got 500"),
-        ({"gate": "step"}, "gate: must be one of sigmoid, .* got 'step'"),
-        ({"expert": "tree"}, "expert: must be one of relu, .* got 'tree'"),
-        ({"half_width": 10**400}, "half_width: must be positive, got a number of 1329 bits"),
-        ({"width": torch.nn.Parameter(torch.ones(3))}, "width: must be positive, got a Param.*"),
+        ({"n_experts": 0}, "n_experts must be a whole number of 1 or more, got 0"),
+        ({"n_experts": 1.5}, "n_experts must be a whole number of 1 or more, got 1.5"),
+        ({"starts": 0}, "starts must be a whole number of 1 or more, got 0"),
+        ({"max_iter": 0}, "max_iter must be a whole number of 1 or more, got 0"),
+        ({"width": 0.0}, "width must be positive, got 0.0"),
+        ({"half_width": -1}, "half_width must be positive, got -1"),
+        ({"drop": 0}, "drop must be positive, got 0"),
+        ({"alpha": -0.1}, "alpha must be 0 or more, got -0.1"),
+        ({"alpha": np.inf}, "alpha must be 0 or more, got inf"),
+        ({"alpha": None}, "alpha must be 0 or more, got None"),
+        ({"width": "2"}, "width must be positive, got the string '2'"),
+        ({"drop": True}, "drop must be positive, got True"),
+        ({"n_experts": True}, "n_experts must be a whole number of 1 or more, got True"),
+        ({"n_experts": 500}, "n_experts must be at most the number of observations, 400, got 500"),
+        ({"gate": "step"}, "gate must be one of sigmoid, .* got 'step'"),
+        ({"expert": "tree"}, "expert must be one of relu, .* got 'tree'"),
+        ({"half_width": 10**400}, "half_width must be positive, got a number of 1329 bits"),
+        ({"width": torch.nn.Parameter(torch.ones(3))}, "width must be positive, got a Param.*"),
         (
             {"starts": torch.nn.Parameter(torch.ones(3))},
-            "starts: must be a whole .*, got a Param.*",
+            "starts must be a whole .*, got a Param.*",
         ),
-        ({"standardize": "no"}, "standardize: must be True or False, got the string 'no'"),
-        ({"standardize": None}, "standardize: must be True or False, got None"),
-        ({"temperature": None}, "temperature: must be True or False, got None"),
-        ({"temperature": 0.5}, "temperature: must be True or False, got 0.5"),
-        ({"gate": ["sigmoid"]}, r"gate: must be one of sigmoid, .* got \['sigmoid'\]"),
-        ({"expert": ["linear"]}, r"expert: must be one of relu, .* got \['linear'\]"),
-        ({"gate_score": {}}, "score: must be one of linear, .* got builtins.dict"),
-        ({"gate_score": None}, "score: must be one of linear, .* got None"),
-        ({"gate_score": "cubic"}, "score: must be one of linear, .* got 'cubic'"),
+        ({"standardize": "no"}, "standardize must be True or False, got the string 'no'"),
+        ({"standardize": None}, "standardize must be True or False, got None"),
+        ({"temperature": None}, "temperature must be True or False, got None"),
+        ({"temperature": 0.5}, "temperature must be True or False, got 0.5"),
+        ({"gate": ["sigmoid"]}, r"gate must be one of sigmoid, .* got \['sigmoid'\]"),
+        ({"expert": ["linear"]}, r"expert must be one of relu, .* got \['linear'\]"),
+        ({"gate_score": {}}, "score must be one of linear, .* got builtins.dict"),
+        ({"gate_score": None}, "score must be one of linear, .* got None"),
+        ({"gate_score": "cubic"}, "score must be one of linear, .* got 'cubic'"),
         (
             {"n_experts": 100, "alpha": 0},
             "X: 400 observations cannot determine 600 parameters; give more of them, .*",
@@ -268,13 +268,13 @@ def test_bad_data_are_refused(kind):
 def test_a_target_of_words_is_refused_in_one_sentence(words):
     X, _ = waves()
     y = np.resize(np.asarray(words), len(X))
-    with pytest.raises(ValueError, match=r"^y: must hold numbers, got the string '[ab1]'$"):
+    with pytest.raises(ValueError, match=r"^y must hold numbers, got the string '[ab1]'$"):
         MixtureOfExpertsRegressor().fit(X, y)
 
 
 def test_labels_must_be_classes_of_more_than_one_kind():
     X, _ = corners()
-    with pytest.raises(ValueError, match=r"^y: must have 2 classes or more, got one class, 7$"):
+    with pytest.raises(ValueError, match=r"^y must have 2 classes or more, got one class, 7$"):
         MixtureOfExpertsClassifier().fit(X, np.full(400, 7))
     with pytest.raises(ValueError, match=r"^Unknown label type: continuous"):
         MixtureOfExpertsClassifier().fit(X, X[:, 0])

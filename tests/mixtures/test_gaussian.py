@@ -269,10 +269,10 @@ def test_a_start_without_noise_has_the_density_of_the_truth(gate):
         (lambda: GaussianExperts(Mixture("sigmoid", "linear")), "gate: of a density"),
         (
             lambda: GaussianExperts(Mixture("softmax", "linear", temperature=True)),
-            "temperature: must be False",
+            "temperature must be False",
         ),
         (lambda: Shared("linear", 0), "k: of shared experts"),
-        (lambda: Shared("cubic"), "expert: must be one of"),
+        (lambda: Shared("cubic"), "expert must be one of"),
         (
             lambda: near_truth(
                 Truth(LINE, LINE_THETA),
@@ -281,7 +281,7 @@ def test_a_start_without_noise_has_the_density_of_the_truth(gate):
                 times=1.0,
                 rng=torch.Generator(),
             ),
-            "family: must have as many experts",
+            "family must have as many experts",
         ),
     ),
 )

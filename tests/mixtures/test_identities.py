@@ -127,5 +127,5 @@ def test_weights_of_two_flat_sigmoids_are_shared_in_any_proportion():
     ),
 )
 def test_families_without_the_identity_are_refused(convert, family):
-    with pytest.raises(ValueError, match=r"^family: must have"):
+    with pytest.raises(ValueError, match=r"^family must have"):
         convert(family, torch.zeros(family.size))

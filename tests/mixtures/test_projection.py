@@ -148,11 +148,11 @@ def test_starts_keep_to_the_box_at_all_scales():
 @pytest.mark.parametrize(
     ("target", "starts", "sentence"),
     (
-        (torch.zeros(3), torch.zeros(2, 3), r"target: must be finite, \(8,\), got \(3,\)"),
-        (torch.full((8,), torch.nan), torch.zeros(2, 3), "target: must be finite"),
-        (torch.zeros(8), torch.zeros(0, 3), "starts: must be 1 or more, got none"),
-        (torch.zeros(8), torch.zeros(2, 4), "start: must be finite, with the box's 3 parameters"),
-        (torch.zeros(8), torch.full((2, 3), torch.inf), "start: must be finite"),
+        (torch.zeros(3), torch.zeros(2, 3), r"target must be finite, \(8,\), got \(3,\)"),
+        (torch.full((8,), torch.nan), torch.zeros(2, 3), "target must be finite"),
+        (torch.zeros(8), torch.zeros(0, 3), "starts must be 1 or more, got none"),
+        (torch.zeros(8), torch.zeros(2, 4), "start must be finite, with the box's 3 parameters"),
+        (torch.zeros(8), torch.full((2, 3), torch.inf), "start must be finite"),
     ),
 )
 def test_bad_input_is_refused(target, starts, sentence):

@@ -72,12 +72,12 @@ def test_a_finite_design_has_the_moments_of_its_observations():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     (
-        (lambda: FiniteDesign(torch.zeros(1, 2)), "inputs: must be"),
-        (lambda: FiniteDesign(torch.tensor([[0.0], [np.nan]])), "inputs: must be finite"),
-        (lambda: RawData.of(np.zeros((3, 1)), np.zeros(2)), "data: must be"),
-        (lambda: RawData.of(np.zeros((2, 1)), np.array([0, np.inf])), "data: must be finite"),
+        (lambda: FiniteDesign(torch.zeros(1, 2)), "inputs must be"),
+        (lambda: FiniteDesign(torch.tensor([[0.0], [np.nan]])), "inputs must be finite"),
+        (lambda: RawData.of(np.zeros((3, 1)), np.zeros(2)), "data must be"),
+        (lambda: RawData.of(np.zeros((2, 1)), np.array([0, np.inf])), "data must be finite"),
         (lambda: Box(torch.ones(2), torch.zeros(2)), "box: a lower end"),
-        (lambda: Setting("sigmoid", "relu", regime="thin"), "regime: must be"),
+        (lambda: Setting("sigmoid", "relu", regime="thin"), "regime must be"),
     ),
 )
 def test_bad_input_is_refused(make, sentence):

@@ -112,13 +112,13 @@ def test_excess_without_an_optimum_is_no_number():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     (
-        (lambda: Recipe("lion"), "optimiser: must be one of sgd, adam, got 'lion'"),
-        (lambda: Recipe(learning_rate=0.0), "learning_rate: must be positive, got 0.0"),
-        (lambda: Recipe(epochs=-1), "epochs: must be positive, got -1"),
-        (lambda: Recipe(batch=0), "batch: must be positive, got 0"),
+        (lambda: Recipe("lion"), "optimiser must be one of sgd, adam, got 'lion'"),
+        (lambda: Recipe(learning_rate=0.0), "learning_rate must be positive, got 0.0"),
+        (lambda: Recipe(epochs=-1), "epochs must be positive, got -1"),
+        (lambda: Recipe(batch=0), "batch must be positive, got 0"),
         (
             lambda: paper_mode(FAMILY, samples(50), START[:2], sigma=0.1),
-            r"start: must be \(problems, parameters\) = \(3, 10\), got \(2, 10\)",
+            r"start must be \(problems, parameters\) = \(3, 10\), got \(2, 10\)",
         ),
     ),
 )

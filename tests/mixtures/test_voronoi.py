@@ -216,7 +216,7 @@ def test_exponents_of_quadratic_scores_follow_the_crowd(gate, score, part, by_cr
 
 def test_a_power_of_no_part_is_refused():
     truth = drawn("sigmoid")
-    with pytest.raises(ValueError, match=r"^powers: must name parts of beta1, .*, got A$"):
+    with pytest.raises(ValueError, match=r"^powers must name parts of beta1, .*, got A$"):
         voronoi(truth.family, truth.theta_P[None], truth, powers={"A": 2.0})
 
 

@@ -120,7 +120,7 @@ def test_compiled_it_answers_and_counts_the_same():
         (dict(z_loss=torch.nn.Parameter(torch.ones(2))), "z_loss must be a number, got a Param"),
         (dict(switch_loss="1"), "switch_loss must be a number, got the string '1'"),
         (dict(top_k=1.5), "top_k must be 1 to 4, .*, got 1.5"),
-        (dict(normalize=3), "normalize: must be True or False, got 3"),
+        (dict(normalize=3), "normalize must be True or False, got 3"),
     ],
     ids=str,
 )

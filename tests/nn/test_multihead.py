@@ -385,34 +385,34 @@ class TestComplaints:
         good = {"query": torch.ones(3, 5, E), "key": torch.ones(3, 7, E)}
         with pytest.raises(ValueError) as caught:
             layer(**good | {"value": torch.ones(3, 7, E)} | wrong)
-        assert str(caught.value).startswith(f"{name}: ")
+        assert str(caught.value).startswith((f"{name} ", f"{name}: "))
         assert mention in str(caught.value)
 
     def test_a_bias_is_a_number_or_a_policy(self):
-        with pytest.raises(ValueError, match=r"^sigmoid_bias: .* got a tensor"):
+        with pytest.raises(ValueError, match=r"^sigmoid_bias .* got a tensor"):
             SigmoidMultiheadAttention(E, H, sigmoid_bias=torch.zeros(H))
 
     @pytest.mark.parametrize(
         "wrong, sentence",
         [
-            ({"sigmoid_bias": float("nan")}, "sigmoid_bias: .* got nan"),
-            ({"sigmoid_bias": 10**400}, "sigmoid_bias: .* got a number of 1329 bits"),
+            ({"sigmoid_bias": float("nan")}, "sigmoid_bias:? .* got nan"),
+            ({"sigmoid_bias": 10**400}, "sigmoid_bias:? .* got a number of 1329 bits"),
             ({"sigmoid_bias": Constant(torch.zeros(()))}, "sigmoid_bias: Constant holds a tensor"),
             (
                 {"sigmoid_bias": NegLogLength(8, torch.zeros(()))},
                 "sigmoid_bias: NegLogLength holds",
             ),
-            ({"sigmoid_bias": True}, "sigmoid_bias: .* got True"),
+            ({"sigmoid_bias": True}, "sigmoid_bias:? .* got True"),
             ({"sigmoid_bias": Learned(-1.0, heads=H + 1)}, "sigmoid_bias: Learned has"),
-            ({"dropout": 1.5}, "dropout: .* got 1.5"),
-            ({"dropout": "0.1"}, "dropout: .* got the string '0.1'"),
-            ({"impl": "fast"}, "impl: must be auto or one of .* got the string 'fast'"),
+            ({"dropout": 1.5}, "dropout:? .* got 1.5"),
+            ({"dropout": "0.1"}, "dropout:? .* got the string '0.1'"),
+            ({"impl": "fast"}, "impl must be auto or one of .* got the string 'fast'"),
             ({"embed_dim": E + 1}, "embed_dim must be a multiple of num_heads"),
             ({"num_heads": 2.0}, "num_heads must be a whole number, got 2.0"),
-            ({"bias": None}, "bias: must be True or False, got None"),
-            ({"batch_first": "no"}, "batch_first: must be True or False, got the string 'no'"),
-            ({"add_bias_kv": 2}, "add_bias_kv: must be True or False, got 2"),
-            ({"add_zero_attn": None}, "add_zero_attn: must be True or False, got None"),
+            ({"bias": None}, "bias must be True or False, got None"),
+            ({"batch_first": "no"}, "batch_first must be True or False, got the string 'no'"),
+            ({"add_bias_kv": 2}, "add_bias_kv must be True or False, got 2"),
+            ({"add_zero_attn": None}, "add_zero_attn must be True or False, got None"),
             ({"kdim": 0}, "kdim must be positive, got 0"),
             ({"kdim": 2.5}, "kdim must be a whole number, got 2.5"),
             ({"vdim": "8"}, "vdim must be a whole number, got the string '8'"),
@@ -428,17 +428,17 @@ class TestComplaints:
     def test_lists_are_no_tensors(self, wrong):
         layer = SigmoidMultiheadAttention(E, H, batch_first=True, sigmoid_bias=BIAS)
         x = torch.ones(3, 5, E)
-        with pytest.raises(ValueError, match=rf"^{wrong}: must be a tensor of torch, got \[\[1\.0"):
+        with pytest.raises(ValueError, match=rf"^{wrong} must be a tensor of torch, got \[\[1\.0"):
             layer(**{"query": x, "key": x, "value": x} | {wrong: [[1.0]]})
 
     @pytest.mark.parametrize(
         "wrong, sentence",
         [
-            ({"key": (2, 4)}, "key, value: .* got \\[2, 4\\] and \\[3, 3\\]"),
-            ({"value": (4, 2)}, "key, value: .* got \\[3, 3\\] and \\[4, 2\\]"),
-            ({"key": (3, 2, 1), "value": (3, 2, 1)}, "key, value: .* as many sequences as query"),
-            ({"query": (2, 4, torch.float64)}, "query: .* torch.float32, got torch.float64"),
-            ({"value": (3, 3, torch.int64)}, "value: must be floating, got torch.int64"),
+            ({"key": (2, 4)}, "key, value:? .* got \\[2, 4\\] and \\[3, 3\\]"),
+            ({"value": (4, 2)}, "key, value:? .* got \\[3, 3\\] and \\[4, 2\\]"),
+            ({"key": (3, 2, 1), "value": (3, 2, 1)}, "key, value:? .* as many sequences as query"),
+            ({"query": (2, 4, torch.float64)}, "query:? .* torch.float32, got torch.float64"),
+            ({"value": (3, 3, torch.int64)}, "value must be floating, got torch.int64"),
         ],
         ids=lambda value: value if isinstance(value, str) else None,
     )
@@ -462,7 +462,7 @@ class TestComplaints:
             layer(nested, nested, nested)
         with pytest.raises(ValueError, match=r"^key_padding_mask, attn_mask: nested"):
             layer(nested, nested, nested, need_weights=False, attn_mask=torch.ones(3, 3))
-        with pytest.raises(ValueError, match=r"^query, key, value: must all be nested"):
+        with pytest.raises(ValueError, match=r"^query, key, value must all be nested"):
             layer(nested, torch.ones(2, 3, E), nested, need_weights=False)
         layer = SigmoidMultiheadAttention(E, H, sigmoid_bias=BIAS, add_zero_attn=True)
         with pytest.raises(NotImplementedError, match=r"^add_bias_kv, add_zero_attn: "):

@@ -11,7 +11,7 @@ from sigmoid_attention.studies import claims_registry
 
 
 def test_a_name_that_no_study_has_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"name: must be one of p2_table, .*, got 'p4'"):
+    with pytest.raises(ValueError, match=r"name must be one of p2_table, .*, got 'p4'"):
         claims_registry.chosen(["p2_table", "p4"])
 
 

@@ -152,7 +152,7 @@ def check_impl(impl: str) -> None:
     """Refuse what names no implementation."""
     if not isinstance(impl, str) or impl not in ("auto", *IMPLEMENTATIONS):
         names = ", ".join(IMPLEMENTATIONS)
-        raise ValueError(f"impl: must be auto or one of {names}, got {arguments.shown(impl)}")
+        raise ValueError(f"impl must be auto or one of {names}, got {arguments.shown(impl)}")
 
 
 def run(problem: Problem, impl: str, return_aux: bool) -> Answer:

@@ -27,11 +27,11 @@ def number(
     """
     if isinstance(given, Tensor):
         raise ValueError(
-            f"{name}: must be {wanted}, got {shown(given)}, which could not learn here; {instead}"
+            f"{name} must be {wanted}, got {shown(given)}, which could not learn here; {instead}"
         )
     given = scalar(given)
     if not is_number(given) or not -LARGEST <= given <= LARGEST:
-        raise ValueError(f"{name}: must be {wanted}, got {shown(given)}")
+        raise ValueError(f"{name} must be {wanted}, got {shown(given)}")
     return given
 
 
@@ -39,7 +39,7 @@ def whole(name: str, given: Any, least: int, wanted: str) -> int:
     """A whole number of ``least`` or more, as Python's; a trace's symbol stays one."""
     found = index(given)
     if found is None or not least <= found <= _LARGEST_WHOLE:
-        raise ValueError(f"{name}: must be {wanted}, got {shown(given)}")
+        raise ValueError(f"{name} must be {wanted}, got {shown(given)}")
     return found
 
 
@@ -47,7 +47,7 @@ def switch(name: str, given: Any) -> bool:
     """True or False; 1 and 0 will do."""
     given = scalar(given)
     if not isinstance(given, int | torch.SymBool) or given not in (True, False):
-        raise ValueError(f"{name}: must be True or False, got {shown(given)}")
+        raise ValueError(f"{name} must be True or False, got {shown(given)}")
     return given  # pyright: ignore[reportReturnType]
 
 
@@ -55,7 +55,7 @@ def tensor(name: str, given: Any) -> None:
     """Refuse what is not a tensor."""
     if not isinstance(given, Tensor):
         raise ValueError(
-            f"{name}: must be a tensor of torch, got {shown(given)}; torch.as_tensor makes one"
+            f"{name} must be a tensor of torch, got {shown(given)}; torch.as_tensor makes one"
         )
 
 
@@ -64,12 +64,12 @@ def dense(name: str, given: Any) -> None:
     tensor(name, given)
     if given.is_nested:
         raise ValueError(
-            f"{name}: must be a dense tensor, got a nested one; sequences of different lengths go "
+            f"{name} must be a dense tensor, got a nested one; sequences of different lengths go "
             f"packed, as their .values(), to sigmoid_varlen_attention"
         )
     if given.layout is not torch.strided:
         raise ValueError(
-            f"{name}: must be a dense tensor, got one of layout {given.layout}; .to_dense() makes "
+            f"{name} must be a dense tensor, got one of layout {given.layout}; .to_dense() makes "
             f"it one"
         )
 

@@ -33,7 +33,7 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
     arguments.dense("block_table", block_table)
     if block_table.dim() != 2 or block_table.shape[0] != query.shape[0]:
         raise ValueError(
-            f"block_table: must be (batch, pages of a sequence) with batch {query.shape[0]}, "
+            f"block_table must be (batch, pages of a sequence) with batch {query.shape[0]}, "
             f"got {tuple(block_table.shape)}"
         )
     validation.lengths("block_table", block_table, tuple(block_table.shape), query.device)
@@ -153,7 +153,7 @@ def checked(
     names = ("query", "key_cache", "value_cache")
     query, key_cache, value_cache = validation.same_kind(query, key_cache, value_cache, names)
     if query.dim() != 4:
-        raise ValueError(f"query: must be (batch, heads, length, dim), got {tuple(query.shape)}")
+        raise ValueError(f"query must be (batch, heads, length, dim), got {tuple(query.shape)}")
     if block_table is None:
         validation.dense_shapes(query, key_cache, value_cache, names)
         capacity, pages, page_size = key_cache.shape[2], 0, 0

@@ -115,11 +115,11 @@ def _longest(side: str, ends: list[int], tokens: int, declared: int) -> int:
     lengths = [end - start for start, end in pairwise(ends)]
     if ends[0] != 0 or ends[-1] != tokens or min(lengths) < 0:
         raise ValueError(
-            f"cu_seq_{side}: must rise from 0 to the number of tokens, {tokens}, got {ends}"
+            f"cu_seq_{side} must rise from 0 to the number of tokens, {tokens}, got {ends}"
         )
     if declared < max(lengths):
         raise ValueError(
-            f"max_{side}: must be at least the longest sequence, {max(lengths)}, got {declared}"
+            f"max_{side} must be at least the longest sequence, {max(lengths)}, got {declared}"
         )
     return max(lengths)
 
@@ -149,7 +149,7 @@ def _cached(
         capacity = capacity if pages else 0
     if used and (min(used) < 0 or max(used) > capacity):
         raise ValueError(
-            f"seqused_k: must lie in 0 to the cache's capacity {capacity}, "
+            f"seqused_k must lie in 0 to the cache's capacity {capacity}, "
             f"got {min(used)} to {max(used)}"
         )
     return places_4B, table_BM

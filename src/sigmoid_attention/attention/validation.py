@@ -42,7 +42,7 @@ def same_kind(
             )
         if tensor.device != query.device:
             raise ValueError(
-                f"{name}: must be on {names[0]}'s device, got {tensor.device} and {query.device}"
+                f"{name} must be on {names[0]}'s device, got {tensor.device} and {query.device}"
             )
     return query, key, value
 
@@ -51,7 +51,7 @@ def dense_shapes(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, st
     """(B, H, Q, D), (B, G, K, D), (B, G, K, E)."""
     for name, tensor in zip(names, (query, key, value), strict=True):
         if tensor.dim() != 4:
-            raise ValueError(f"{name}: must be (batch, heads, length, dim), got {_shape(tensor)}")
+            raise ValueError(f"{name} must be (batch, heads, length, dim), got {_shape(tensor)}")
     if key.shape[0] != query.shape[0]:
         raise ValueError(
             f"{names[1]}: batch must equal {names[0]}'s, got {_shape(key)} and {_shape(query)}"
@@ -91,10 +91,10 @@ def settings(
         wanted = "positive and finite, a number, or None"
         softcap = arguments.number("softcap", softcap, wanted)
         if softcap < arguments.SMALLEST:
-            raise ValueError(f"softcap: must be {wanted}, got {softcap}")
+            raise ValueError(f"softcap must be {wanted}, got {softcap}")
     wanted = "a number, at least 0 and below 1"
     if not 0.0 <= arguments.number("dropout_p", dropout_p, wanted) < 1.0:
-        raise ValueError(f"dropout_p: must be {wanted}, got {dropout_p}")
+        raise ValueError(f"dropout_p must be {wanted}, got {dropout_p}")
     if scale is None:
         if head_dim == 0:
             raise ValueError("query: head dim must be positive, got 0")
@@ -106,7 +106,7 @@ def settings(
     left, right = map(arguments.index, window_size) if pair else (None, None)
     if left is None or right is None or min(left, right) < -1:
         raise ValueError(
-            f"window_size: must be (left, right), whole numbers of -1 (no limit) or more, "
+            f"window_size must be (left, right), whole numbers of -1 (no limit) or more, "
             f"got {arguments.shown(window_size)}"
         )
     causal = arguments.switch("is_causal", is_causal)
@@ -125,7 +125,7 @@ def _broadcasts(tensor: Tensor, shape: tuple[int, ...]) -> bool:
 def on_device(name: str, tensor: Tensor, device: torch.device) -> None:
     """A tensor beside query must live where query does."""
     if tensor.device != device:
-        raise ValueError(f"{name}: must be on query's device, got {tensor.device} and {device}")
+        raise ValueError(f"{name} must be on query's device, got {tensor.device} and {device}")
 
 
 def mask(attn_mask: Tensor | None, shape: tuple[int, ...], device: torch.device) -> None:
@@ -136,11 +136,11 @@ def mask(attn_mask: Tensor | None, shape: tuple[int, ...], device: torch.device)
     on_device("attn_mask", attn_mask, device)
     if attn_mask.dtype != torch.bool and attn_mask.dtype not in FLOATS:
         raise ValueError(
-            f"attn_mask: must be boolean (True = attend) or floating, got {attn_mask.dtype}"
+            f"attn_mask must be boolean (True = attend) or floating, got {attn_mask.dtype}"
         )
     if not _broadcasts(attn_mask, shape):
         raise ValueError(
-            f"attn_mask: must broadcast to (batch, heads, queries, keys) = {shape}, "
+            f"attn_mask must broadcast to (batch, heads, queries, keys) = {shape}, "
             f"got {_shape(attn_mask)}"
         )
 
@@ -150,7 +150,7 @@ def bias_tensor(bias: Tensor, shape: tuple[int, ...], device: torch.device) -> N
     arguments.dense("bias", bias)
     on_device("bias", bias, device)
     if bias.dtype not in FLOATS:
-        raise ValueError(f"bias: must be floating, got {bias.dtype}")
+        raise ValueError(f"bias must be floating, got {bias.dtype}")
     if bias.dim() == 1:
         raise ValueError(
             f"bias: a vector of {bias.shape[0]} could mean heads or keys; give a bias per head as "
@@ -158,7 +158,7 @@ def bias_tensor(bias: Tensor, shape: tuple[int, ...], device: torch.device) -> N
         )
     if not _broadcasts(bias, shape):
         raise ValueError(
-            f"bias: must broadcast to (batch, heads, queries, keys) = {shape}, got {_shape(bias)}"
+            f"bias must broadcast to (batch, heads, queries, keys) = {shape}, got {_shape(bias)}"
         )
 
 
@@ -169,11 +169,11 @@ def slopes(alibi_slopes: Tensor | None, batch: int, heads: int, device: torch.de
     arguments.dense("alibi_slopes", alibi_slopes)
     on_device("alibi_slopes", alibi_slopes, device)
     if alibi_slopes.dtype not in FLOATS:
-        raise ValueError(f"alibi_slopes: must be floating, got {alibi_slopes.dtype}")
+        raise ValueError(f"alibi_slopes must be floating, got {alibi_slopes.dtype}")
     shape = tuple(alibi_slopes.shape)
     if shape != (heads,) and shape != (batch, heads):
         raise ValueError(
-            f"alibi_slopes: must be (heads,) = ({heads},) or (batch, heads) = ({batch}, {heads}), "
+            f"alibi_slopes must be (heads,) = ({heads},) or (batch, heads) = ({batch}, {heads}), "
             f"got {_shape(alibi_slopes)}"
         )
 
@@ -215,16 +215,16 @@ def layer_input(name: str, x: Any, weight: Any = None) -> None:
     """What a layer reads: dense and floating, and fit for the product with a weight, if given."""
     arguments.dense(name, x)
     if x.dtype not in FLOATS:
-        raise ValueError(f"{name}: must be floating, got {x.dtype}")
+        raise ValueError(f"{name} must be floating, got {x.dtype}")
     if not isinstance(weight, Tensor) or weight.dtype not in FLOATS:
         return
     if autocast.product_dtype(x) != autocast.product_dtype(weight):
         raise ValueError(
-            f"{name}: must have the dtype of the layer's weights, {weight.dtype}, got {x.dtype}"
+            f"{name} must have the dtype of the layer's weights, {weight.dtype}, got {x.dtype}"
         )
     if x.device != weight.device:
         raise ValueError(
-            f"{name}: must be on the device of the layer's weights, {weight.device}, got {x.device}"
+            f"{name} must be on the device of the layer's weights, {weight.device}, got {x.device}"
         )
 
 
@@ -236,7 +236,7 @@ def tolerance(skip_tolerance: str | float, dtype: torch.dtype) -> tuple[float, b
     wanted = '"rounding" or a number of 0 or more'
     number = arguments.number("skip_tolerance", skip_tolerance, wanted)
     if number < 0:
-        raise ValueError(f"skip_tolerance: must be {wanted}, got {number}")
+        raise ValueError(f"skip_tolerance must be {wanted}, got {number}")
     return float(number), False
 
 
@@ -250,9 +250,9 @@ def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.dev
     arguments.dense(name, tensor)
     on_device(name, tensor, device)
     if tensor.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"{name}: must be int32 or int64, got {tensor.dtype}")
+        raise ValueError(f"{name} must be int32 or int64, got {tensor.dtype}")
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name}: must have shape {shape}, got {_shape(tensor)}")
+        raise ValueError(f"{name} must have shape {shape}, got {_shape(tensor)}")
 
 
 def longest(name: str, length: int) -> int:

@@ -17,7 +17,7 @@ def _check_packed(
 ) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.dim() != 3:
-            raise ValueError(f"{name}: must be (tokens, heads, dim), got {tuple(tensor.shape)}")
+            raise ValueError(f"{name} must be (tokens, heads, dim), got {tuple(tensor.shape)}")
     if key.shape[2] != query.shape[2]:
         raise ValueError(
             f"key: head dim must equal query's, got {tuple(key.shape)} and {tuple(query.shape)}"
@@ -30,7 +30,7 @@ def _check_packed(
     arguments.dense("cu_seq_q", cu_seq_q)
     if cu_seq_q.dim() != 1 or cu_seq_q.shape[0] < 2:
         raise ValueError(
-            f"cu_seq_q: must be (sequences + 1,), starting at 0, got {tuple(cu_seq_q.shape)}"
+            f"cu_seq_q must be (sequences + 1,), starting at 0, got {tuple(cu_seq_q.shape)}"
         )
     validation.lengths("cu_seq_q", cu_seq_q, tuple(cu_seq_q.shape), query.device)
     validation.lengths("cu_seq_k", cu_seq_k, tuple(cu_seq_q.shape), query.device)

@@ -34,7 +34,7 @@ def rates(asked: Rates) -> int:
 def asked_study(asked: Rates) -> Study:
     """The study of all combinations; ``ValueError`` for a name or a number that cannot be meant."""
     if not -math.inf < asked.claim <= 0:
-        raise ValueError(f"claim: must be 0 or a negative number, got {asked.claim}")
+        raise ValueError(f"claim must be 0 or a negative number, got {asked.claim}")
     cells = [
         Cell(
             gate, expert, score, regime, d, k, extra, asked.claim,
@@ -67,7 +67,7 @@ def _numbers(name: str, text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise ValueError(f"{name}: must be whole numbers between commas, got {text!r}") from None
+        raise ValueError(f"{name} must be whole numbers between commas, got {text!r}") from None
 
 
 def _command(asked: Rates) -> str:

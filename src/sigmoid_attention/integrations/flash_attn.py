@@ -56,7 +56,7 @@ Answer = Tensor | tuple[Tensor, None, Tensor]
 def _unpacked(name: str, packed: Tensor, dim: int, shape: str, parts: int) -> tuple[Tensor, ...]:
     arguments.dense(name, packed)
     if packed.dim() != dim + 3 or packed.shape[dim] != parts:
-        raise ValueError(f"{name}: must be {shape}, got {tuple(packed.shape)}")
+        raise ValueError(f"{name} must be {shape}, got {tuple(packed.shape)}")
     return packed.unbind(dim)
 
 
@@ -254,7 +254,7 @@ def flash_attn_varlen_func(
     max_seqlen_q = validation.longest("max_seqlen_q", max_seqlen_q)
     max_seqlen_k = validation.longest("max_seqlen_k", max_seqlen_k)
     if q.dim() != 3:
-        raise ValueError(f"q: must be (tokens, heads, head_dim), got {tuple(q.shape)}")
+        raise ValueError(f"q must be (tokens, heads, head_dim), got {tuple(q.shape)}")
     settings: dict[str, Any] = operator_settings(
         softmax_scale, causal, window_size, softcap, alibi_slopes, sigmoid_bias, q.shape[1]
     )

@@ -105,7 +105,7 @@ def flash_attn_with_kvcache(
     )
     if rotary_cos is not None or rotary_sin is not None:
         if k is None or rotary_cos is None or rotary_sin is None:
-            raise ValueError("rotary_cos, rotary_sin: must come together, and with k and v")
+            raise ValueError("rotary_cos, rotary_sin must come together, and with k and v")
         unlimited = settings["window_size"] == (-1, -1)
         turned_queries = q.shape[1] if causal or not unlimited else 1
         places_BN = _places(lengths_B, max(turned_queries, k.shape[1]))
@@ -149,7 +149,7 @@ def _table(
         arguments.dense("block_table", block_table)
         if block_table.dim() != 2 or block_table.shape[0] != batch:
             raise ValueError(
-                f"block_table: must be (batch, pages of a sequence) with batch {batch}, "
+                f"block_table must be (batch, pages of a sequence) with batch {batch}, "
                 f"got {tuple(block_table.shape)}"
             )
         validation.lengths("block_table", block_table, tuple(block_table.shape), k_cache.device)
@@ -159,7 +159,7 @@ def _table(
         return cache_batch_idx.long()[:, None]
     if k_cache.shape[0] < batch:
         raise ValueError(
-            f"k_cache: must have a row for each of {batch} sequences, got {k_cache.shape[0]}"
+            f"k_cache must have a row for each of {batch} sequences, got {k_cache.shape[0]}"
         )
     return torch.arange(batch, device=k_cache.device)[:, None]
 
@@ -171,7 +171,7 @@ def _lengths(
     batch, pages = table_BM.shape
     capacity = pages * k_cache.shape[1]
     if cache_seqlens is None and k is not None:
-        raise ValueError("cache_seqlens: must say where k and v go, got None")
+        raise ValueError("cache_seqlens must say where k and v go, got None")
     lengths = capacity if cache_seqlens is None else cache_seqlens
     if not isinstance(lengths, Tensor):
         number = arguments.whole("cache_seqlens", lengths, 0, "a whole number, or (batch,) of them")
@@ -179,7 +179,7 @@ def _lengths(
     validation.lengths("cache_seqlens", lengths, (batch,), k_cache.device)
     new = 0 if k is None else k.shape[1]
     sentence = (
-        "cache_seqlens: must leave room for {room} new tokens in a cache of {size}, "
+        "cache_seqlens must leave room for {room} new tokens in a cache of {size}, "
         "got {low} to {high}"
     )
     return index_tensors.fitting(lengths, new, capacity, sentence)
@@ -191,14 +191,14 @@ def _check_new(
     if k is None and v is None:
         return
     if k is None or v is None:
-        raise ValueError(f"k, v: must come together, got only {'k' if v is None else 'v'}")
+        raise ValueError(f"k, v must come together, got only {'k' if v is None else 'v'}")
     for name, new, cache in (("k", k, k_cache), ("v", v, v_cache)):
         four_dimensional(name, new)
         validation.on_device(name, new, cache.device)
         wanted = (batch, k.shape[1], *cache.shape[2:])
         if tuple(new.shape) != wanted or new.dtype != cache.dtype:
             raise ValueError(
-                f"{name}: must be {wanted} of {cache.dtype} like its cache, "
+                f"{name} must be {wanted} of {cache.dtype} like its cache, "
                 f"got {tuple(new.shape)} of {new.dtype}"
             )
 
@@ -210,10 +210,10 @@ def _check_rotary(cos: Tensor, sin: Tensor, places_BN: Tensor, head_dim: int) ->
         validation.on_device(name, angles, places_BN.device)
     if cos.dim() != 2 or cos.shape != sin.shape or 2 * cos.shape[1] > head_dim:
         raise ValueError(
-            f"rotary_cos, rotary_sin: must be (places, half the rotated channels) with at most "
+            f"rotary_cos, rotary_sin must be (places, half the rotated channels) with at most "
             f"{head_dim // 2} of these, got {tuple(cos.shape)} and {tuple(sin.shape)}"
         )
-    sentence = "rotary_cos: must have {needed} places, got {size}"
+    sentence = "rotary_cos must have {needed} places, got {size}"
     return index_tensors.fitting(places_BN, 1, cos.shape[0], sentence)
 
 
@@ -224,7 +224,7 @@ def _behind(
     places_BN = _places(lengths_B, new)
     pages_BN = table_BM.gather(1, places_BN // k_cache.shape[1])
     sentence = (
-        "block_table, cache_batch_idx: must lie in 0 to {last} where new tokens go, "
+        "block_table, cache_batch_idx must lie in 0 to {last} where new tokens go, "
         "got {low} to {high}"
     )
     pages_BN = index_tensors.fitting(pages_BN, 1, k_cache.shape[0], sentence)

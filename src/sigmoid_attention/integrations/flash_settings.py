@@ -14,7 +14,7 @@ def four_dimensional(name: str, tensor: Tensor) -> None:
     arguments.dense(name, tensor)
     if tensor.dim() != 4:
         raise ValueError(
-            f"{name}: must be (batch, seqlen, heads, head_dim), got {tuple(tensor.shape)}"
+            f"{name} must be (batch, seqlen, heads, head_dim), got {tuple(tensor.shape)}"
         )
 
 
@@ -34,7 +34,7 @@ def operator_settings(
     """
     if not arguments.is_number(arguments.scalar(softcap)):
         raise ValueError(
-            f"softcap: must be a number, 0.0 for none, got {arguments.shown(softcap)}; "
+            f"softcap must be a number, 0.0 for none, got {arguments.shown(softcap)}; "
             f"FlashSigmoid has alibi_slopes in this place "
             f"(sigmoid_attention.integrations.flash_sigmoid)"
         )
@@ -79,7 +79,7 @@ def _operators_bias(sigmoid_bias: Bias | None, heads: int) -> Bias | None:
         return sigmoid_bias
     if sigmoid_bias.shape[-1] != heads:
         raise ValueError(
-            f"sigmoid_bias: must be (heads,) or (batch, heads) with {heads} heads, "
+            f"sigmoid_bias must be (heads,) or (batch, heads) with {heads} heads, "
             f"got {tuple(sigmoid_bias.shape)}"
         )
     return sigmoid_bias[..., None, None]

@@ -62,7 +62,7 @@ def sigmoid_attention(
     _check(query, key, value, score_mod)
     if query.shape[1] != key.shape[1]:
         raise ValueError(
-            f"key: must have as many tokens as query, got {key.shape[1]} and {query.shape[1]}; "
+            f"key must have as many tokens as query, got {key.shape[1]} and {query.shape[1]}; "
             f"sigmoid_attention_padded takes other numbers"
         )
     if sigmoid_bias is None:
@@ -155,14 +155,14 @@ def _check(query: Tensor, key: Tensor, value: Tensor, score_mod: Tensor | None) 
         arguments.dense(name, tensor)
         if tensor.dim() != 4:
             raise ValueError(
-                f"{name}: must be (batch, tokens, heads, head_dim), got {tuple(tensor.shape)}"
+                f"{name} must be (batch, tokens, heads, head_dim), got {tuple(tensor.shape)}"
             )
     if score_mod is None:
         return
     arguments.dense("score_mod", score_mod)
     if score_mod.shape != key.shape[:2]:
         raise ValueError(
-            f"score_mod: must be (batch, keys) = {tuple(key.shape[:2])}, "
+            f"score_mod must be (batch, keys) = {tuple(key.shape[:2])}, "
             f"got {tuple(score_mod.shape)}"
         )
 
@@ -176,5 +176,5 @@ def _lengths(
     validation.lengths(name, seq_lens, (batch,), device)
     if not index_tensors.looked_at(device):
         return seq_lens
-    sentence = f"{name}: must lie in 0 to {{size}}, the number of tokens, got {{low}} to {{high}}"
+    sentence = f"{name} must lie in 0 to {{size}}, the number of tokens, got {{low}} to {{high}}"
     return index_tensors.fitting(seq_lens, 0, tokens, sentence)

@@ -68,7 +68,7 @@ class Archive:
 
     def __init__(self, out: Path) -> None:
         if out.exists() and not out.is_dir():
-            raise ValueError(f"out: must be a folder, but {out} is a file")
+            raise ValueError(f"out must be a folder, but {out} is a file")
         refuse_other_kinds(out, folders=("rows",))
         self.out = out
 

@@ -88,7 +88,7 @@ def sweep(
     """
     workers = usable_cores() if workers is None else workers
     if workers < 1:
-        raise ValueError(f"workers: must be 1 or more, got {workers}")
+        raise ValueError(f"workers must be 1 or more, got {workers}")
     console = console or Console(quiet=True)
     archive = Archive(out)
     orders = _orders(studies, archive, console)

@@ -100,7 +100,7 @@ class Head:
         _check_row(row, family.k)
         if family != _over_sequence(family.k, family.d) or family.d % family.k:
             raise ValueError(
-                "family: must be sigmoid, partially_quadratic and linear, with d a multiple of k "
+                "family must be sigmoid, partially_quadratic and linear, with d a multiple of k "
                 f"and without a temperature, got {family}"
             )
         tokens, width = family.k, family.d // family.k
@@ -171,7 +171,7 @@ class Context:
         """
         if family != _over_context(family.k, family.d):
             raise ValueError(
-                f"family: must be sigmoid, linear and constant, without a temperature, got {family}"
+                f"family must be sigmoid, linear and constant, without a temperature, got {family}"
             )
         atoms, parts = family.atoms(theta_EP), family.parts
         context = cls(
@@ -193,7 +193,7 @@ def _over_context(keys: int, dim: int) -> Mixture:
 
 def _check_row(row: int, tokens: int) -> None:
     if not 0 <= row < tokens:
-        raise ValueError(f"row: must be from 0 to {tokens - 1}, got {row}")
+        raise ValueError(f"row must be from 0 to {tokens - 1}, got {row}")
 
 
 # Heads ----------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def heads_as_hierarchy(heads: Sequence[tuple[Mixture, Tensor]]) -> tuple[Hierarc
     """
     families = {family for family, _ in heads}
     if len(families) != 1:
-        raise ValueError(f"heads: must be one or more of one family, got {len(families)} families")
+        raise ValueError(f"heads must be one or more of one family, got {len(families)} families")
     family = Hierarchy("relu", families.pop(), groups=len(heads))
     inner = torch.stack([theta_EP for _, theta_EP in heads], 1)
     outer = inner.new_zeros(*inner.shape[:2], family.score_size)
@@ -225,7 +225,7 @@ def hierarchy_as_heads(family: Hierarchy, theta_EP: Tensor) -> list[tuple[Mixtur
             the input.
     """
     if family.inner.expert not in ADDITIVE:
-        raise ValueError(f"family: must have linear or constant experts, got {family.inner.expert}")
+        raise ValueError(f"family must have linear or constant experts, got {family.inner.expert}")
     outer, inner = family.split(theta_EP)
     if family.score == "euclidean" or outer[..., :-1].any():
         raise ValueError("theta: groups must have scores that do not depend on the input")
@@ -269,4 +269,4 @@ def _symmetric(flat: Tensor, dim: int) -> Tensor:
 def _agree(theta_EP: Tensor, rebuilt_EP: Tensor, form: str) -> None:
     error = (theta_EP - rebuilt_EP).abs().max()
     if not error <= ROUNDING * theta_EP.abs().max():  # nor is NaN
-        raise ValueError(f"theta: must be {form}, but is {error:.2g} away from it")
+        raise ValueError(f"theta must be {form}, but is {error:.2g} away from it")

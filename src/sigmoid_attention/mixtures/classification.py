@@ -52,7 +52,7 @@ class LogisticMixture:
 
     def __post_init__(self) -> None:
         if self.classes < 2:
-            raise ValueError(f"classes: must be 2 or more, got {self.classes}")
+            raise ValueError(f"classes must be 2 or more, got {self.classes}")
 
     @property
     def k(self) -> int:

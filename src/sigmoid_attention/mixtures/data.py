@@ -87,11 +87,10 @@ class FiniteDesign:
     def __post_init__(self) -> None:
         if self.inputs_Qd.dim() != 2 or self.inputs_Qd.shape[0] < 2:
             raise ValueError(
-                f"inputs: must be (nodes, d) with 2 nodes or more, "
-                f"got {tuple(self.inputs_Qd.shape)}"
+                f"inputs must be (nodes, d) with 2 nodes or more, got {tuple(self.inputs_Qd.shape)}"
             )
         if not self.inputs_Qd.isfinite().all():
-            raise ValueError("inputs: must be finite")
+            raise ValueError("inputs must be finite")
 
     @classmethod
     def sobol(cls, nodes: int = 256, *, d: int, seed: int = 0, half_width: float = 1.0):
@@ -117,7 +116,7 @@ class FiniteDesign:
         counts, noise, within = [], [], []
         for place, size in enumerate(sizes):
             if size < 1:
-                raise ValueError(f"sizes: must be 1 or more, got {size}")
+                raise ValueError(f"sizes must be 1 or more, got {size}")
             rng = np.random.default_rng([seed, place])
             count = rng.multinomial(size, even)
             # Of a node without observations the mean does not matter; its count is 0.
@@ -205,7 +204,7 @@ class RawData:
         """
         if inputs.ndim != 2 or observations.shape != inputs.shape[:1] or len(inputs) == 0:
             raise ValueError(
-                f"data: must be (n, d) and (n,) with n of 1 or more, "
+                f"data must be (n, d) and (n,) with n of 1 or more, "
                 f"got {inputs.shape} and {observations.shape}"
             )
         count = -(-len(inputs) // chunk)
@@ -216,7 +215,7 @@ class RawData:
 
         for i in range(count):
             if not all(np.isfinite(part).all() for part in read(i)):
-                raise ValueError(f"data: must be finite, but is not in rows from {i * chunk} on")
+                raise ValueError(f"data must be finite, but is not in rows from {i * chunk} on")
         return cls(read, count, len(inputs))
 
     @property
@@ -256,7 +255,7 @@ def binned(inputs: np.ndarray, observations: np.ndarray, bins: int = 2000) -> Su
     """
     if inputs.ndim != 2 or observations.shape != inputs.shape[:1] or len(inputs) == 0:
         raise ValueError(
-            f"data: must be (n, d) and (n,) with n of 1 or more, "
+            f"data must be (n, d) and (n,) with n of 1 or more, "
             f"got {inputs.shape} and {observations.shape}"
         )
     dim = inputs.shape[1]

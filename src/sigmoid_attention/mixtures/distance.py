@@ -73,8 +73,7 @@ def d3(family: Mixture, theta_BP: Tensor, members_MP: Tensor) -> Tensor:
     """
     if members_MP.dim() != 2 or len(members_MP) == 0 or members_MP.shape[1] != family.size:
         raise ValueError(
-            f"members: must be (M, {family.size}) with M of 1 or more, "
-            f"got {tuple(members_MP.shape)}"
+            f"members must be (M, {family.size}) with M of 1 or more, got {tuple(members_MP.shape)}"
         )
     return torch.stack([matched(family, theta_BP, member) for member in members_MP]).amin(0)
 

@@ -85,7 +85,7 @@ def softmax_as_sigmoid(family: Mixture, theta_P: Tensor) -> tuple[Mixture, Tenso
     """
     if (family.gate, family.k) != ("softmax", 2) or family.score == "euclidean":
         raise ValueError(
-            "family: must have a softmax gate, 2 experts and scores that are linear in their "
+            "family must have a softmax gate, 2 experts and scores that are linear in their "
             f"parameters, got {family.gate}, {family.k} and {family.score}"
         )
     scores, experts = family.atoms(theta_P).tensor_split([family.score_size], -1)
@@ -117,7 +117,7 @@ def sigmoid_as_softmax(family: Mixture, theta_P: Tensor) -> tuple[Mixture, Tenso
     """
     if family.gate != "sigmoid" or family.expert not in ADDITIVE or family.score == "euclidean":
         raise ValueError(
-            "family: must have a sigmoid gate, linear or constant experts and scores that are "
+            "family must have a sigmoid gate, linear or constant experts and scores that are "
             f"linear in their parameters, got {family.gate}, {family.expert} and {family.score}"
         )
     atoms = family.atoms(theta_P)

@@ -78,14 +78,14 @@ class _MixtureOfExperts(BaseEstimator):
             number = getattr(self, name)
             if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
                 raise ValueError(
-                    f"{name}: must be a whole number of 1 or more, got {arguments.shown(number)}"
+                    f"{name} must be a whole number of 1 or more, got {arguments.shown(number)}"
                 )
         for name in ("width", "half_width", "drop", "alpha"):
             number = real(getattr(self, name))
             if not 0 <= number < np.inf or (number == 0 and name != "alpha"):
                 wanted = "0 or more" if name == "alpha" else "positive"
                 raise ValueError(
-                    f"{name}: must be {wanted}, got {arguments.shown(getattr(self, name))}"
+                    f"{name} must be {wanted}, got {arguments.shown(getattr(self, name))}"
                 )
         for name in ("temperature", "standardize"):
             arguments.switch(name, getattr(self, name))
@@ -117,7 +117,7 @@ class _MixtureOfExperts(BaseEstimator):
     def _compare_counts(self, n: int, free: int) -> None:
         if self.n_experts > n:
             raise ValueError(
-                f"n_experts: must be at most the number of observations, {n}, got {self.n_experts}"
+                f"n_experts must be at most the number of observations, {n}, got {self.n_experts}"
             )
         if n > free:
             return
@@ -322,7 +322,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, _MixtureOfExperts):
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y: must have 2 classes or more, got one class, {self.classes_[0]}")
+            raise ValueError(f"y must have 2 classes or more, got one class, {self.classes_[0]}")
         inputs = self._standardised(X)
         n, d = inputs.shape
         family = LogisticMixture(self._family_of_one_output(d), len(self.classes_))

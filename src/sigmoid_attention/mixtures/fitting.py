@@ -68,4 +68,4 @@ def check_target(y: Any) -> None:
     if given.dtype.kind in "SUO":
         for number in given.ravel().tolist():
             if isinstance(number, str | bytes):
-                raise ValueError(f"y: must hold numbers, got {arguments.shown(number)}")
+                raise ValueError(f"y must hold numbers, got {arguments.shown(number)}")

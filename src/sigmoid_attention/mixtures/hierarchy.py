@@ -53,7 +53,7 @@ class Hierarchy:
         gates.gate(self.gate)
         scores.score(self.score)
         if self.groups < 1:
-            raise ValueError(f"groups: must be 1 or more, got {self.groups}")
+            raise ValueError(f"groups must be 1 or more, got {self.groups}")
 
     @property
     def score_size(self) -> int:

@@ -85,7 +85,7 @@ def draw_labels(
     counts, shares = [], []
     for place, size in enumerate(sizes):
         if size < 1:
-            raise ValueError(f"sizes: must be 1 or more, got {size}")
+            raise ValueError(f"sizes must be 1 or more, got {size}")
         rng = np.random.default_rng([seed, place])
         count_Q = rng.multinomial(size, even)
         seen_QS = rng.multinomial(count_Q, probability_QS.numpy())
@@ -121,22 +121,22 @@ class RawLabels:
             >>> import numpy as np
             >>> RawLabels.of(np.zeros((2, 1)), np.array([0, 3]), classes=3)
             Traceback (most recent call last):
-            ValueError: labels: must be whole numbers from 0 to 2, got 3 in row 1
+            ValueError: labels must be whole numbers from 0 to 2, got 3 in row 1
         """
         if inputs.ndim != 2 or labels.shape != inputs.shape[:1] or len(inputs) == 0:
             raise ValueError(
-                f"data: must be (n, d) and (n,) with n of 1 or more, "
+                f"data must be (n, d) and (n,) with n of 1 or more, "
                 f"got {inputs.shape} and {labels.shape}"
             )
         for first in range(0, len(inputs), chunk):
             rows = slice(first, first + chunk)
             if not np.isfinite(inputs[rows]).all():
-                raise ValueError(f"data: must be finite, but is not in rows from {first} on")
+                raise ValueError(f"data must be finite, but is not in rows from {first} on")
             wrong = ~np.isin(labels[rows], np.arange(classes))
             if wrong.any():
                 row = first + int(wrong.argmax())
                 raise ValueError(
-                    f"labels: must be whole numbers from 0 to {classes - 1}, "
+                    f"labels must be whole numbers from 0 to {classes - 1}, "
                     f"got {labels[row]} in row {row}"
                 )
         return cls(inputs, labels, classes, chunk)

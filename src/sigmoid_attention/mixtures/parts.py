@@ -27,5 +27,5 @@ def named(what: str, table: Mapping[str, Kind], name: str) -> Kind:
     """The entry of this name; ``ValueError`` with the names there are for any other."""
     if not isinstance(name, str) or name not in table:
         said = arguments.shown_name(name)
-        raise ValueError(f"{what}: must be one of {', '.join(table)}, got {said}")
+        raise ValueError(f"{what} must be one of {', '.join(table)}, got {said}")
     return table[name]

@@ -47,7 +47,7 @@ class Approximation:
         nodes = self.inputs_Qd.shape[:1]
         if self.target_Q.shape != nodes or not self.target_Q.isfinite().all():
             raise ValueError(
-                f"target: must be finite, {tuple(nodes)}, got {tuple(self.target_Q.shape)}"
+                f"target must be finite, {tuple(nodes)}, got {tuple(self.target_Q.shape)}"
             )
 
     def descend(self, starts_SP: Tensor) -> tuple[Fit, Tensor]:
@@ -104,7 +104,7 @@ def project(problem: Approximation, starts_SP: Tensor, *, apart: float = 1e-3) -
         (True, True)
     """
     if len(starts_SP) == 0:
-        raise ValueError("starts: must be 1 or more, got none")
+        raise ValueError("starts must be 1 or more, got none")
     fit, distance_S = problem.descend(starts_SP)
     floor = float(distance_S.min())
     ties = torch.nonzero(distance_S <= floor + TIE).squeeze(-1)

@@ -123,7 +123,7 @@ def check_start(start_P: Tensor, box: Box) -> None:
     """``ValueError`` unless starts (..., P) are finite and have the parameters of the box."""
     if start_P.shape[-1] != len(box.low_P) or not start_P.isfinite().all():
         raise ValueError(
-            f"start: must be finite, with the box's {len(box.low_P)} parameters a problem, "
+            f"start must be finite, with the box's {len(box.low_P)} parameters a problem, "
             f"got {tuple(start_P.shape)}"
         )
 

@@ -45,7 +45,7 @@ class Recipe:
         named("optimiser", OPTIMISERS, self.optimiser)
         for name in ("learning_rate", "epochs", "batch"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: must be positive, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 def paper_mode(
@@ -95,7 +95,7 @@ def paper_mode(
     problems, n = data.observations_BQ.shape
     if start_BP.shape != (problems, family.size):
         raise ValueError(
-            f"start: must be (problems, parameters) = {(problems, family.size)}, "
+            f"start must be (problems, parameters) = {(problems, family.size)}, "
             f"got {tuple(start_BP.shape)}"
         )
     theta = start_BP.clone()

@@ -184,7 +184,7 @@ def voronoi(
     """
     unknown = sorted(set(powers or {}) - set(family.parts))
     if unknown:
-        raise ValueError(f"powers: must name parts of {', '.join(family.parts)}, got {unknown[0]}")
+        raise ValueError(f"powers must name parts of {', '.join(family.parts)}, got {unknown[0]}")
     return _parts(family, aligned(family, theta_BP, truth), truth, powers or {}, everywhere)
 
 

@@ -177,7 +177,7 @@ class Attention(nn.Module):
         if cache is None:
             return self._answer(x, None, attention_mask, return_aux)
         if not isinstance(cache, KVCache):
-            raise ValueError(f"cache: must be a KVCache or None, got {arguments.shown(cache)}")
+            raise ValueError(f"cache must be a KVCache or None, got {arguments.shown(cache)}")
         with Unchanged(cache):
             return self._answer(x, cache, attention_mask, return_aux)
 

@@ -73,7 +73,7 @@ class Experts(nn.Module):
             return self.dense(x, weights)
         arguments.dense("experts", experts)
         if experts.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"experts: must be int32 or int64, got {experts.dtype}")
+            raise ValueError(f"experts must be int32 or int64, got {experts.dtype}")
         if experts.dim() != 2 or experts.shape[0] != x.shape[0] or experts.shape != weights.shape:
             raise ValueError(
                 f"experts and weights must both be ({x.shape[0]}, visits), "

@@ -95,7 +95,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         validation.layer_bias(sigmoid_bias, module.num_heads, "sigmoid_bias")
         wanted = "a number, at least 0 and below 1"
         if not 0 <= arguments.number("dropout", module.dropout, wanted) < 1:
-            raise ValueError(f"dropout: must be {wanted}, got {module.dropout}")
+            raise ValueError(f"dropout must be {wanted}, got {module.dropout}")
         check_impl(impl)
 
     def extra_repr(self) -> str:
@@ -192,18 +192,18 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             if tensor.dim() not in (2, 3) or tensor.dim() != query.dim():
                 raise ValueError(
-                    f"{name}: must have 3 dimensions, or 2 without a batch, like query, "
+                    f"{name} must have 3 dimensions, or 2 without a batch, like query, "
                     f"got {tuple(tensor.shape)}"
                 )
         if key.shape[:-1] != value.shape[:-1]:
             raise ValueError(
-                f"value: must have key's tokens and batch, "
+                f"value must have key's tokens and batch, "
                 f"got {tuple(value.shape)} and {tuple(key.shape)}"
             )
         batch = 0 if self.batch_first else 1
         if query.dim() == 3 and key.shape[batch] != query.shape[batch]:
             raise ValueError(
-                f"key: must have query's batch in dimension {batch}, "
+                f"key must have query's batch in dimension {batch}, "
                 f"got {tuple(key.shape)} and {tuple(query.shape)}"
             )
         return query.dim() == 3
@@ -215,7 +215,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         for (name, dim), tensor, weight in zip(dims.items(), inputs, weights, strict=True):
             validation.layer_input(name, tensor, weight)
             if tensor.dim() == 0 or tensor.shape[-1] != dim:
-                raise ValueError(f"{name}: must have {dim} channels, got {tuple(tensor.shape)}")
+                raise ValueError(f"{name} must have {dim} channels, got {tuple(tensor.shape)}")
 
     def _check_masks(
         self,
@@ -237,11 +237,11 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
             validation.on_device(name, mask, device)
             if mask.dtype != torch.bool and mask.dtype not in validation.FLOATS:
                 raise ValueError(
-                    f"{name}: must be boolean (True = ignored) or floating, got {mask.dtype}"
+                    f"{name} must be boolean (True = ignored) or floating, got {mask.dtype}"
                 )
             if tuple(mask.shape) not in shapes:
                 wanted = " or ".join(map(str, shapes))
-                raise ValueError(f"{name}: must be {wanted}, got {tuple(mask.shape)}")
+                raise ValueError(f"{name} must be {wanted}, got {tuple(mask.shape)}")
         if is_causal and attn_mask is None:
             raise ValueError("is_causal: is a hint about attn_mask, which must be given with it")
 
@@ -335,7 +335,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
     ) -> Tensor:
         """Nested sequences are packed sequences, and go to the operator as such."""
         if not (query.is_nested and key.is_nested and value.is_nested):
-            raise ValueError("query, key, value: must all be nested or none of them")
+            raise ValueError("query, key, value must all be nested or none of them")
         if any(mask is not None for mask in masks):
             raise ValueError("key_padding_mask, attn_mask: nested sequences take none")
         if need_weights:
@@ -348,7 +348,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         self._check_inputs(query_TE, key_TE, value_TE)
         if ends_k.shape != ends_q.shape or not ends_v.equal(ends_k):
             raise ValueError(
-                "key, value: must have as many sequences as query, and the same lengths, "
+                "key, value must have as many sequences as query, and the same lengths, "
                 f"got {ends_k.diff().tolist()} and {ends_v.diff().tolist()}"
             )
         query_TE, key_TE, value_TE = self._projected(query_TE, key_TE, value_TE)

@@ -14,7 +14,7 @@ ROOMS = {
         "pseudo_true",
         "p3_table",
         "p3_figures",
-        "sibling",
+        "shared_experts",
         "same_truth",
         "other_gates",
         "classification",
@@ -51,7 +51,7 @@ def study(name: str) -> Study:
     for room in ROOMS:
         if name in names(room):
             return import_module(_module(room, name)).STUDY
-    raise ValueError(f"name: must be one of {', '.join(names())}, got {name!r}")
+    raise ValueError(f"name must be one of {', '.join(names())}, got {name!r}")
 
 
 def chosen(asked: Sequence[str]) -> list[Study]:

@@ -135,7 +135,7 @@ class TestRefusals:
     def test_gradients_on_a_cpu(self, learning):
         q, bias = self.QUERY.clone(), torch.zeros(2, 1, 1)
         (q if learning == "query" else bias).requires_grad_()
-        with pytest.raises(NotImplementedError, match=r"^query: .* no backward pass on a CPU"):
+        with pytest.raises(NotImplementedError, match=r"^query:? .* no backward pass on a CPU"):
             sigmoid_attention(q, q, q, bias=bias, impl="flex")
         with torch.no_grad():
             sigmoid_attention(q, q, q, bias=bias, impl="flex")

@@ -189,7 +189,7 @@ def test_a_run_is_the_plan_of_what_was_asked_for(tmp_path, monkeypatch, capsys):
     ("arguments", "sentence"),
     [
         ("gpu", "gpu: this is why"),
-        ("gpu --only spead", "--only: must be of readings, errors, speed, got spead"),
+        ("gpu --only spead", "--only must be of readings, errors, speed, got spead"),
         ("gpu --resume", "--resume: needs --out"),
     ],
     ids=["no-gpu", "kind", "resume"],

@@ -117,7 +117,7 @@ def test_long_problems_are_sampled_and_short_rows_are_many():
 
 
 def test_what_there_is_not_is_refused():
-    with pytest.raises(ValueError, match=r"feature: must be of .*softcap.*, got 'magic'"):
+    with pytest.raises(ValueError, match=r"feature must be of .*softcap.*, got 'magic'"):
         build(case("magic"), CPU)
     with pytest.raises(ValueError, match="triton-sigmoid is compared without softcap alone"):
         measure_errors(case("softcap"), "triton-sigmoid", CPU)

@@ -114,7 +114,7 @@ def test_padding_changes_nothing():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="form: must be one of linear, constant, got 'row'"):
+    with pytest.raises(ValueError, match="form must be one of linear, constant, got 'row'"):
         Student(llama(), form="row", gain=1.0)
 
 

@@ -88,18 +88,18 @@ def test_a_class_may_be_let_off_by_name():
 @pytest.mark.parametrize(
     ("name", "options", "complaint"),
     [
-        ("Llama", {"qk_norm": "batch"}, "qk_norm: must be 'rms', 'layer' or None, got 'batch'"),
-        ("Llama", {"layer_scale": Parameter(0.1)}, "layer_scale: must be .*, got a Parameter of"),
-        ("Llama", {"bias": Parameter(-3.0)}, r"bias: .* a Parameter of .*; PerHead\(init\)"),
+        ("Llama", {"qk_norm": "batch"}, "qk_norm must be 'rms', 'layer' or None, got 'batch'"),
+        ("Llama", {"layer_scale": Parameter(0.1)}, "layer_scale must be .*, got a Parameter of"),
+        ("Llama", {"bias": Parameter(-3.0)}, r"bias:? .* a Parameter of .*; PerHead\(init\)"),
         ("Llama", {"bias": Constant(Parameter(-3.0))}, "^bias: a config holds numbers, .* Param"),
         ("Llama", {"bias": Constant(torch.tensor(-3.0))}, "^bias: a config holds numbers, .* tens"),
         ("Llama", {"bias": NegLogLength(8, Parameter(1.0))}, r"with offset a Par.*PerHead\(init\)"),
-        ("Llama", {"bias": 10**400}, "^bias: must be .*, got a number of 1329 bits"),
-        ("Llama", {"bias": float("nan")}, "^bias: must be .*, got nan"),
-        ("Llama", {"layer_scale": 0.0}, "layer_scale: must be positive or None, got 0.0"),
-        ("Llama", {"norm": "post"}, "norm: must be 'hybrid' or None, got 'post'"),
-        ("Llama", {"bias": Learned(-3.0, 4)}, "bias: must be .*, got .*Learned"),
-        ("Llama", {"bias": "log"}, "bias: must be .*, got the string 'log'"),
+        ("Llama", {"bias": 10**400}, "^bias must be .*, got a number of 1329 bits"),
+        ("Llama", {"bias": float("nan")}, "^bias must be .*, got nan"),
+        ("Llama", {"layer_scale": 0.0}, "layer_scale must be positive or None, got 0.0"),
+        ("Llama", {"norm": "post"}, "norm must be 'hybrid' or None, got 'post'"),
+        ("Llama", {"bias": Learned(-3.0, 4)}, "bias must be .*, got .*Learned"),
+        ("Llama", {"bias": "log"}, "bias must be .*, got the string 'log'"),
         ("ViT", {}, "bias: ViTConfig has no max_position_embeddings .*NegLogLength"),
         ("T5", {}, "bias: T5Config has no max_position_embeddings"),
         ("CLIP", {"bias": {"text_config": -3.0}}, r"\['text_config', 'vision_config'\]"),
@@ -160,7 +160,7 @@ def test_numbers_of_numpy_are_numbers_to_a_config(bias, tmp_path):
 def test_a_module_takes_no_bias_that_could_not_work(bias, complaint):
     model = convert(ARCHITECTURES["GPT-2"].build(), bias=-2.0)
     module = next(iter(attention_modules(model).values()))
-    with pytest.raises(ValueError, match=f"^bias: .*{complaint}"):
+    with pytest.raises(ValueError, match=f"^bias:? .*{complaint}"):
         replace_bias(module, bias)
     assert module.sigmoid_bias == -2.0
 

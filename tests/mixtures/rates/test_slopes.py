@@ -69,7 +69,7 @@ def test_distances_of_intervals():
     (
         ([10], (1, 5), "median", "2 sizes or more"),
         ([10, 100], (3, 5), "median", r"got \(1, 3, 5\)"),
-        ([10, 100], (2, 5), "mode", "statistic: must be one of median, mean"),
+        ([10, 100], (2, 5), "mode", "statistic must be one of median, mean"),
     ),
 )
 def test_bad_input_is_one_sentence(sizes, shape, statistic, said):

@@ -181,18 +181,18 @@ def test_bad_input_is_named(config):
         model(torch.zeros(1, 2, dtype=torch.long), cache=cache)
     assert [layer.length for layer in cache] == [3, 3]
     for tokens in ([[0, 257]], [[-1, 0]]):
-        with pytest.raises(ValueError, match=r"^tokens: must lie in 0 to 256, got "):
+        with pytest.raises(ValueError, match=r"^tokens must lie in 0 to 256, got "):
             model(torch.tensor(tokens), cache=model.new_cache(1, 4))
-    with pytest.raises(ValueError, match=r"^tokens: must be a tensor of torch, got \[\[0\]\]"):
+    with pytest.raises(ValueError, match=r"^tokens must be a tensor of torch, got \[\[0\]\]"):
         model([[0]])
 
 
 @pytest.mark.parametrize(
     "tokens, targets, match",
     [
-        (LOSS_TOKENS, np.ones((2, 3), dtype=np.int64), "targets: must be a tensor of torch"),
-        (LOSS_TOKENS, [[1, 2, 3]] * 2, "targets: must be a tensor of torch"),
-        (LOSS_TOKENS.numpy(), LOSS_TOKENS, "tokens: must be a tensor of torch"),
+        (LOSS_TOKENS, np.ones((2, 3), dtype=np.int64), "targets must be a tensor of torch"),
+        (LOSS_TOKENS, [[1, 2, 3]] * 2, "targets must be a tensor of torch"),
+        (LOSS_TOKENS.numpy(), LOSS_TOKENS, "tokens must be a tensor of torch"),
         (LOSS_TOKENS, LOSS_TOKENS[:1], r"targets must be integers of the tokens' shape \(2, 3\)"),
         (LOSS_TOKENS, LOSS_TOKENS.flatten(), r"shape \(2, 3\), got torch.int64 of shape \(6,\)"),
         (LOSS_TOKENS, LOSS_TOKENS.float(), "targets must be integers .*, got torch.float32"),

@@ -33,7 +33,7 @@ def test_from_dict_names_the_field_that_is_wrong():
         ModelConfig.from_dict({**SIZES, "depth": 3})
     with pytest.raises(ValueError, match="must be a dict of its fields, got None"):
         ModelConfig.from_dict(None)
-    with pytest.raises(ValueError, match="moe: must be a dict of its fields, got 3"):
+    with pytest.raises(ValueError, match="moe must be a dict of its fields, got 3"):
         ModelConfig.from_dict({**SIZES, "moe": 3})
     with pytest.raises(ValueError, match="field 'heads' is missing"):
         ModelConfig.from_dict({k: v for k, v in SIZES.items() if k != "heads"})
@@ -132,17 +132,17 @@ def test_width_of_the_feed_forward_layers(settings, width):
         (dict(layer_scale=float("inf")), "layer_scale must be finite, got inf"),
         (dict(dropout=PARAMETER), "dropout must be at least 0 and below 1, got a Parameter"),
         (dict(dropout="0"), "dropout must be at least 0 and below 1, got the string '0'"),
-        (dict(bias=float("nan")), "bias: must be a finite number or one of .*, got nan"),
-        (dict(bias=float("inf")), "bias: must be a finite number or one of .*, got inf"),
-        (dict(bias=10**400), "bias: must be a finite number .*, got a number of 1329 bits"),
-        (dict(bias=PARAMETER), "bias: must be a finite number or one of .*, got a Parameter"),
-        (dict(bias=None), "bias: must be a finite number or one of .*, got None"),
-        (dict(bias=["neg_log_length"]), "bias: must be a finite number or one of"),
+        (dict(bias=float("nan")), "bias must be a finite number or one of .*, got nan"),
+        (dict(bias=float("inf")), "bias must be a finite number or one of .*, got inf"),
+        (dict(bias=10**400), "bias must be a finite number .*, got a number of 1329 bits"),
+        (dict(bias=PARAMETER), "bias must be a finite number or one of .*, got a Parameter"),
+        (dict(bias=None), "bias must be a finite number or one of .*, got None"),
+        (dict(bias=["neg_log_length"]), "bias must be a finite number or one of"),
         (dict(bias_offset=float("nan")), "bias_offset must be finite, got nan"),
         (dict(bias_offset=None), "bias_offset must be a number, got None"),
         (dict(bias_offset=PARAMETER), "bias_offset must be a number, got a Parameter"),
-        (dict(learn_bias="no"), "learn_bias: must be True or False, got the string 'no'"),
-        (dict(tie_embeddings=None), "tie_embeddings: must be True or False, got None"),
+        (dict(learn_bias="no"), "learn_bias must be True or False, got the string 'no'"),
+        (dict(tie_embeddings=None), "tie_embeddings must be True or False, got None"),
         (dict(moe=dict(experts=2)), "moe must be a MoEConfig or None, got builtins.dict"),
         (dict(moe=4), "moe must be a MoEConfig or None, got 4"),
         (dict(activation=["sigmoid"]), "activation must be one of .*, got \\['sigmoid'\\]"),

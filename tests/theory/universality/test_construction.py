@@ -95,7 +95,7 @@ def test_other_norms(p):
         ({"samples": 1}, "samples must be at least 2, got 1"),
         ({"n": 0}, "n must be at least 1, got 0"),
         ({"low": 1.0}, "low must be below high"),
-        ({"f": lambda x: x.sort(0).values}, "function: must be permutation-equivariant"),
+        ({"f": lambda x: x.sort(0).values}, "function must be permutation-equivariant"),
         ({"max_layers": 100, "error": 0.01}, r"error: 0.01 needs [\d,]+ layers \(\d+ cells"),
         ({"f": lambda x: torch.sin(1e6 * x)}, "error: 0.1 is not reached with 4096 cells"),
         ({"n": 7, "error": 0.4}, "n: float64 cannot hold the construction for n = 7"),

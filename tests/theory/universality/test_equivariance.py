@@ -40,7 +40,7 @@ def beyond_four(x_ND):
     ids=["sorted list", "by position", "ties broken by place", "fifth token"],
 )
 def test_others_are_refused_with_a_counterexample_that_is_one(f, n):
-    with pytest.raises(ValueError, match="function: must be permutation-equivariant") as error:
+    with pytest.raises(ValueError, match="function must be permutation-equivariant") as error:
         check_equivariance(f, Grid(n, 1, cells=3))
     said = str(error.value)
     lists = [ast.literal_eval(found) for found in re.findall(r"\[\[.*?\]\]", said)]

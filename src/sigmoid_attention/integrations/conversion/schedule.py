@@ -42,7 +42,7 @@ class SoftmaxStart(BiasPolicy):
 
     def __post_init__(self) -> None:
         if not arguments.number("gain", self.gain, "positive and finite") > 0:
-            raise ValueError(f"gain: must be positive and finite, got {self.gain}")
+            raise ValueError(f"gain must be positive and finite, got {self.gain}")
 
     def resolve(self, rows: RowContext) -> Tensor:
         return RowLSE().resolve(rows) - math.log(self.gain)

@@ -61,7 +61,7 @@ class Student:
         inputs: Mapping[str, Any] | None = None,
     ) -> None:
         if form not in FORMS:
-            raise ValueError(f"form: must be one of {', '.join(FORMS)}, got {form!r}")
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
         start = SoftmaxStart(gain)
         convert(model, bias=PerHead(0.0, linear=form == "linear"), inputs=inputs)
         self.model = model

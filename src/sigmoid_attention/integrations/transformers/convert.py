@@ -77,7 +77,7 @@ def convert(
     """
     if not isinstance(model_or_config, PreTrainedModel | PreTrainedConfig):
         raise ValueError(
-            f"model_or_config: must be a model or a config of transformers, "
+            f"model_or_config must be a model or a config of transformers, "
             f"got {type(model_or_config).__name__}"
         )
     layer_scale = extra_norms.checked_scale(layer_scale)
@@ -193,7 +193,7 @@ def _biases(
         wanted = {paths[key]: key for key in owners}
         if set(bias) != set(wanted):
             raise ValueError(
-                f"bias: must name the configs {sorted(wanted)} of this model, got {sorted(bias)}"
+                f"bias must name the configs {sorted(wanted)} of this model, got {sorted(bias)}"
             )
         plan = {key: bias[path] for path, key in wanted.items()}
     elif bias is None:

@@ -37,16 +37,16 @@ def checked_scale(layer_scale: Any) -> float | None:
     wanted = "positive or None"
     number = arguments.number("layer_scale", layer_scale, wanted)
     if not number > 0:
-        raise ValueError(f"layer_scale: must be {wanted}, got {number}")
+        raise ValueError(f"layer_scale must be {wanted}, got {number}")
     return number
 
 
 def check(qk_norm: str | None, norm: str | None) -> None:
     """The other options, before any module is looked at."""
     if qk_norm is not None and qk_norm not in NORMS:
-        raise ValueError(f"qk_norm: must be 'rms', 'layer' or None, got {qk_norm!r}")
+        raise ValueError(f"qk_norm must be 'rms', 'layer' or None, got {qk_norm!r}")
     if norm not in (None, "hybrid"):
-        raise ValueError(f"norm: must be 'hybrid' or None, got {norm!r}")
+        raise ValueError(f"norm must be 'hybrid' or None, got {norm!r}")
 
 
 class ProjectionNorm(QKNorm):

@@ -115,7 +115,7 @@ class GaussianExperts:
                 f"{arguments.shown_name(self.routed.gate)}"
             )
         if self.routed.temperature:
-            raise ValueError("temperature: must be False for Gaussian experts, got True")
+            raise ValueError("temperature must be False for Gaussian experts, got True")
 
     @property
     def routed_size(self) -> int:

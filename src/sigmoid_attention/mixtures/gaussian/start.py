@@ -45,7 +45,7 @@ def near_truth(
     wanted = family.routed.k, family.shared.k if family.shared else 0
     if wanted[0] < len(routed) or wanted[1] < len(shared):
         raise ValueError(
-            f"family: must have as many experts as the truth, {len(routed)} routed and "
+            f"family must have as many experts as the truth, {len(routed)} routed and "
             f"{len(shared)} shared, got {wanted[0]} and {wanted[1]}"
         )
     place = family.routed.score_size - 1

@@ -76,14 +76,14 @@ class Setting:
         for name, allowed in (("regime", REGIMES), ("start", STARTS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"{name}: must be one of {', '.join(allowed)}, got "
+                    f"{name} must be one of {', '.join(allowed)}, got "
                     f"{arguments.shown_name(getattr(self, name))}"
                 )
         for name, least in (("extra", 0), ("starts", 1), ("replicates", 1), ("sigma", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name}: must be {least} or more, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if not self.sizes or min(self.sizes) < 1:
-            raise ValueError(f"sizes: must be one or more numbers of 1 or more, got {self.sizes}")
+            raise ValueError(f"sizes must be one or more numbers of 1 or more, got {self.sizes}")
 
     @property
     def truth_family(self) -> Mixture:

@@ -81,7 +81,7 @@ def slope(
         losses = losses[None]
     if len(sizes) < 2 or losses.shape[1] != len(sizes):
         raise ValueError(
-            f"losses: must be (truths, {len(sizes)} sizes, replicates) with 2 sizes or more, "
+            f"losses must be (truths, {len(sizes)} sizes, replicates) with 2 sizes or more, "
             f"got {losses.shape}"
         )
     centres = {"median": _median, "mean": _mean}

@@ -201,7 +201,7 @@ class ModelConfig:
 
 def _check_fields(kind: type, values: dict[str, Any], where: str) -> None:
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: must be a dict of its fields, got {arguments.shown(values)}")
+        raise ValueError(f"{where} must be a dict of its fields, got {arguments.shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(fields), key=str)
     if unknown:

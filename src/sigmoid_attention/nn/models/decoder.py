@@ -208,7 +208,7 @@ class DecoderLM(nn.Module):
             # On a CPU; there it costs nothing to find out.
             low, high = (int(edge) for edge in tokens.aminmax())
             raise ValueError(
-                f"tokens: must lie in 0 to {self.config.vocab_size - 1}, got {low} to {high}"
+                f"tokens must lie in 0 to {self.config.vocab_size - 1}, got {low} to {high}"
             ) from error
         x_BNC = self.position(embedded_BNC, positions_BN) * self.config.dim**0.5
         with Unchanged(*cache or ()):

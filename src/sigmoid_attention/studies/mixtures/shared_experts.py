@@ -199,7 +199,7 @@ maximum of the likelihood: *{DEPENDS_ON_THE_START}*.
 (3) The published slope lies in the interval: *{REPRODUCED}*; else *{NOT_REPRODUCED}*."""
 
 STUDY = Study(
-    "sibling",
+    "shared_experts",
     "The sibling paper's four settings",
     "With shared experts the Voronoi losses of maximum likelihood fall like (log n / n)^0.451 "
     "(softmax, ReLU), 0.517 (softmax, linear), 0.46 (normalised sigmoid, sparse) and 0.552 "

@@ -35,7 +35,7 @@ def check_equivariance(f: Function, grid: Grid, *, seed: int = 0) -> None:
         >>> check_equivariance(lambda x: x.cumsum(0), Grid(n=2, d=1, cells=1))
         Traceback (most recent call last):
         ...
-        ValueError: function: must be permutation-equivariant; for tokens [[0.97...], ...
+        ValueError: function must be permutation-equivariant; for tokens [[0.97...], ...
     """
     for x_ND in _points(grid, seed):
         answer_ND = _answer(f, x_ND)
@@ -44,7 +44,7 @@ def check_equivariance(f: Function, grid: Grid, *, seed: int = 0) -> None:
             permuted_ND = _answer(f, x_ND[order])
             if (permuted_ND - answer_ND[order]).abs().amax() > TOLERANCE * size:
                 raise ValueError(
-                    f"function: must be permutation-equivariant; for tokens {x_ND.tolist()} it "
+                    f"function must be permutation-equivariant; for tokens {x_ND.tolist()} it "
                     f"gives {answer_ND.tolist()}, in the order {order} it gives "
                     f"{permuted_ND.tolist()} where {answer_ND[order].tolist()} is wanted"
                 )
@@ -74,9 +74,9 @@ def _answer(f: Function, x_ND: Tensor) -> Tensor:
     answer = f(x_ND.clone())
     if not isinstance(answer, Tensor) or answer.shape != x_ND.shape:
         got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise ValueError(f"function: must return a tensor of shape {tuple(x_ND.shape)}, got {got}")
+        raise ValueError(f"function must return a tensor of shape {tuple(x_ND.shape)}, got {got}")
     if answer.dtype != torch.float64:
-        raise ValueError(f"function: must return float64, got {answer.dtype}")
+        raise ValueError(f"function must return float64, got {answer.dtype}")
     if not answer.isfinite().all():
-        raise ValueError(f"function: must be finite on the box, is not at {x_ND.tolist()}")
+        raise ValueError(f"function must be finite on the box, is not at {x_ND.tolist()}")
     return answer

@@ -26,10 +26,10 @@ def fit(monkeypatch):
 @pytest.mark.parametrize(
     "tensors, arguments, named",
     [
-        (qkv(torch.float64), {}, "query: .* no torch.float64"),
-        (qkv(torch.float16, dim=264), {}, "query: .* head dims up to 256 .* got 264"),
-        (qkv(torch.bfloat16, value_dim=257), {}, "value: .* head dims up to 256 .* got 257"),
-        (qkv(torch.float32, dim=136), {}, "query: .* head dims up to 128 .* got 136"),
+        (qkv(torch.float64), {}, "query:? .* no torch.float64"),
+        (qkv(torch.float16, dim=264), {}, "query:? .* head dims up to 256 .* got 264"),
+        (qkv(torch.bfloat16, value_dim=257), {}, "value:? .* head dims up to 256 .* got 257"),
+        (qkv(torch.float32, dim=136), {}, "query:? .* head dims up to 128 .* got 136"),
         (qkv(), {"dropout_p": 0.5}, "dropout_p"),
         (qkv(), {"return_aux": True}, "return_aux"),
     ],
@@ -62,7 +62,7 @@ def test_auto_falls_back(monkeypatch):
 
 
 def test_an_unknown_activation_is_named(monkeypatch):
-    with pytest.raises(ValueError, match=r"activation: .* got 'relu'"):
+    with pytest.raises(ValueError, match=r"activation:? .* got 'relu'"):
         activation.use("relu")  # pyright: ignore[reportArgumentType]
     monkeypatch.setenv("SIGMOID_ATTENTION_ACTIVATION", "relu")
     with pytest.raises(ValueError, match=r"SIGMOID_ATTENTION_ACTIVATION: .* got 'relu'"):

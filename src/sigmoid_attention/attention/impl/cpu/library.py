@@ -129,11 +129,11 @@ def _candidates(forced: str | None) -> list[str]:
         return runnable
     if forced not in PATHS:
         raise ValueError(
-            f"SIGMOID_ATTENTION_CPU: must be one of {', '.join(PATHS)} or off, got {forced!r}"
+            f"SIGMOID_ATTENTION_CPU must be one of {', '.join(PATHS)} or off, got {forced!r}"
         )
     if forced not in runnable:
         raise ValueError(
-            f"SIGMOID_ATTENTION_CPU: must be one of {', '.join(runnable)} or off on this "
+            f"SIGMOID_ATTENTION_CPU must be one of {', '.join(runnable)} or off on this "
             f"processor, got {forced!r}"
         )
     return [forced]

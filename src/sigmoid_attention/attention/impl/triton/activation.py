@@ -46,7 +46,7 @@ def use(activation: Activation | None) -> None:
         >>> use(None)
     """
     if activation not in ("accurate", "tanh", None):
-        raise ValueError(f"activation: must be accurate, tanh or None, got {activation!r}")
+        raise ValueError(f"activation must be accurate, tanh or None, got {activation!r}")
     global _chosen
     _chosen = activation
 
@@ -55,7 +55,7 @@ def tanh_is_used() -> bool:
     """Whether weights come from the hardware's tanh; accurate is what is not asked for."""
     chosen = _chosen or os.environ.get("SIGMOID_ATTENTION_ACTIVATION", "accurate")
     if chosen not in ("accurate", "tanh"):
-        raise ValueError(f"SIGMOID_ATTENTION_ACTIVATION: must be accurate or tanh, got {chosen!r}")
+        raise ValueError(f"SIGMOID_ATTENTION_ACTIVATION must be accurate or tanh, got {chosen!r}")
     return chosen == "tanh"
 
 

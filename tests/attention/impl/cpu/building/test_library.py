@@ -70,7 +70,7 @@ def test_an_unknown_path(monkeypatch, name):
     monkeypatch.setenv("SIGMOID_ATTENTION_CPU", name)
     with pytest.raises(
         ValueError,
-        match=rf"^SIGMOID_ATTENTION_CPU: must be one of {', '.join(PATHS)} or off, got '{name}'$",
+        match=rf"^SIGMOID_ATTENTION_CPU must be one of {', '.join(PATHS)} or off, got '{name}'$",
     ):
         library.library(STRUCT_SIZE)
 
