@@ -1,7 +1,7 @@
-"""The packages that integrations are for: which versions are there, and whether they import.
+"""Find the installed packages that the integrations need, and whether they import.
 
-They are imported in another process, because an import that fails may leave half of
-itself behind, and one that crashes takes its process along.
+The imports run in another process, because a failed import may leave partial state and a crash
+would end this process.
 """
 
 import functools
@@ -13,35 +13,35 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-# What is imported of each, its oldest version, and what brings it.
+# For each package: the module to import, the oldest supported version, and the extra.
 _COMPANIONS = {
     "torchvision": ("torchvision", "", "timm"),
     "timm": ("timm", "1.0.23", "timm"),
     "transformers": ("transformers.models.llama.modeling_llama", "5.17", "transformers"),
     "accelerate": ("accelerate", "1.0", "transformers"),
 }
-# Lets a torchvision for CUDA import beside a torch for CPUs; `make env` installs it.
+# Makes a torchvision for CUDA importable with a torch for CPUs; `make env` installs it.
 MEND = "torchvision_cpu_mend"
 _SYMPTOM = "operator torchvision::"
 
 _TRY = """
 import importlib, json, sys
-said = {}
+errors = {}
 for name, module in json.loads(sys.argv[1]).items():
     try:
         importlib.import_module(module)
-        said[name] = ""
+        errors[name] = ""
     except BaseException as error:
         while error.__cause__ is not None:
             error = error.__cause__
-        said[name] = f"{type(error).__name__}: {error}"
-print(json.dumps(said))
+        errors[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(errors))
 """
 
 
 @dataclass(frozen=True)
 class Companion:
-    """A package beside torch: its version if it is installed, and why it does not import."""
+    """One package: its version if it is installed, and the error of its import."""
 
     name: str
     version: str | None = None
@@ -51,16 +51,16 @@ class Companion:
 
     @property
     def lacks_operators(self) -> bool:
-        """Whether it fails as torchvision for CUDA does beside torch for CPUs."""
+        """Whether it is a torchvision for CUDA beside a torch for CPUs, which fails to import."""
         return _SYMPTOM in self.problem
 
     @property
     def install(self) -> str:
-        """What to type for it."""
+        """The command that installs it."""
         return f"pip install '.[{_COMPANIONS[self.name][2]}]' in a clone of sigmoid-attention"
 
-    def said(self) -> str:
-        """One line about it."""
+    def describe(self) -> str:
+        """One line with version and problem."""
         if self.version is None:
             return f"not installed; {self.install} brings it"
         if self.problem:
@@ -70,7 +70,7 @@ class Companion:
 
 @functools.cache
 def examined() -> tuple[Companion, ...]:
-    """Every companion, tried once in this process's lifetime."""
+    """All companions; the imports are tried once per process."""
     versions = {name: _version(name) for name in _COMPANIONS}
     there = {name: _COMPANIONS[name][0] for name, found in versions.items() if found}
     problems = _problems(there)
@@ -100,7 +100,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _problems(modules: dict[str, str]) -> dict[str, str]:
-    """Why each of these modules does not import; nothing for those that do."""
+    """The error of each module's import, "" where it imports."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _TRY, json.dumps(modules)],
         capture_output=True,

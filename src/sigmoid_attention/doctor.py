@@ -84,7 +84,7 @@ def _software() -> Iterator[Finding]:
 def _companions() -> Iterator[Finding]:
     """The packages that integrations are for; one that is not installed is no fault."""
     for one in examined():
-        yield Finding(one.name, one.said(), _remedy(one) if one.problem else "")
+        yield Finding(one.name, one.describe(), _remedy(one) if one.problem else "")
 
 
 def _remedy(one: Companion) -> str:

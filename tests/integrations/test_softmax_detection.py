@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sigmoid_attention.integrations.softmax_detection import watch
+from sigmoid_attention.integrations.softmax_detection import trace_softmax
 from sigmoid_attention.nn import replace_multihead_attention
 
 
@@ -44,10 +44,10 @@ WAYS = {
 def test_a_softmax_is_put_down_to_the_innermost_module(way, mode):
     model = Outer(way)
     with mode():
-        seen = watch(model, lambda: model(torch.ones(2, 3, 8)))
-    assert list(seen.softmaxes) == ["second.1"]
-    assert {"first", "second", "second.0", "second.1"} <= seen.ran
-    assert "never" not in seen.ran
+        trace = trace_softmax(model, lambda: model(torch.ones(2, 3, 8)))
+    assert list(trace.softmaxes) == ["second.1"]
+    assert {"first", "second", "second.0", "second.1"} <= trace.ran
+    assert "never" not in trace.ran
 
 
 def test_what_runs_behind_a_part_is_its_owners():
@@ -56,27 +56,27 @@ def test_what_runs_behind_a_part_is_its_owners():
             return super().forward(x).softmax(-1)
 
     model = nn.Sequential(Owner(torch.sigmoid))
-    assert list(watch(model, lambda: model(torch.ones(2, 3, 8))).softmaxes) == ["0"]
+    assert list(trace_softmax(model, lambda: model(torch.ones(2, 3, 8))).softmaxes) == ["0"]
 
 
 def test_a_sigmoid_is_none():
     model = Outer(torch.sigmoid)
-    assert watch(model, lambda: model(torch.ones(2, 3, 8))).softmaxes == {}
+    assert trace_softmax(model, lambda: model(torch.ones(2, 3, 8))).softmaxes == {}
 
 
 def test_torchs_own_layers():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.TransformerEncoder(layer, 2)
     run = lambda: model(torch.ones(2, 3, 8))  # noqa: E731
-    assert set(watch(model, run).softmaxes) == {"layers.0.self_attn", "layers.1.self_attn"}
+    assert set(trace_softmax(model, run).softmaxes) == {"layers.0.self_attn", "layers.1.self_attn"}
     replace_multihead_attention(model, -1.0)
-    assert watch(model, run).softmaxes == {}
+    assert trace_softmax(model, run).softmaxes == {}
 
 
 def test_modes_and_hooks_are_afterwards_what_they_were():
     model = Outer(torch.sigmoid)
     model.second.eval()
     with pytest.raises(RuntimeError):
-        watch(model, lambda: model(torch.ones(2, 3, 9)))
+        trace_softmax(model, lambda: model(torch.ones(2, 3, 9)))
     assert model.training and model.first.training and not model.second[1].training
     assert not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())

@@ -124,7 +124,7 @@ class Injected(Exception):
     [
         (CONVERT, "_become_sigmoid", 1),
         (CONVERT, "_become_sigmoid", 2),
-        (CONVERT, "watch", 1),
+        (CONVERT, "trace_softmax", 1),
         (SigmoidLayer, "_answer", 2),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

@@ -1,1 +1,1 @@
-"""Sigmoid attention under the names of other libraries; each one is imported by its own module."""
+"""Sigmoid attention with the interfaces of other libraries, one module for each library."""

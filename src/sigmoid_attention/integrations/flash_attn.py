@@ -1,6 +1,6 @@
-"""Sigmoid attention under the names, the layout and the argument order of flash-attn 2.8.
+"""Sigmoid attention with the function names, layout and argument order of flash-attn 2.8.
 
-Code written for FlashAttention runs after changing its import, and gets sigmoid attention:
+Change the import of code that uses FlashAttention, and it computes sigmoid attention:
 
     from sigmoid_attention.integrations.flash_attn import flash_attn_func
 
@@ -9,11 +9,11 @@ What differs from flash-attn, everywhere in this file:
     sigmoid_bias       by name only. A number, a bias policy, a tensor (heads,) or (batch, heads)
                        like ``alibi_slopes``, or one of three or four dimensions that broadcasts
                        to (batch, heads, seqlen_q, seqlen_k). A tensor receives its gradient.
-    dtype, device      whatever the operator takes; the value dim may differ from the head dim.
-    alibi_slopes       receive a gradient, and the distance is counted in full: a sigmoid is not
-                       invariant to a shift of its row.
+    dtype, device      all that the operator supports; the value dim may differ from the head dim.
+    alibi_slopes       receive a gradient. The full distance enters the logits, because a sigmoid
+                       is not invariant to a shift of its row.
     deterministic      has no effect.
-    return_attn_probs  the answer is (out, None, weights) with the sigmoid weights (B, H, S, K).
+    return_attn_probs  returns (out, None, weights) with the sigmoid weights (B, H, S, K).
                        There is no log-sum-exp to return: partial results over disjoint keys add.
 
 FlashSigmoid's functions have another order of arguments and another default for the bias:
@@ -38,7 +38,7 @@ from sigmoid_attention.attention.api import Bias
 from sigmoid_attention.attention.default_bias import default_bias
 from sigmoid_attention.attention.torch_function import overridable
 from sigmoid_attention.integrations.flash_kvcache import flash_attn_with_kvcache
-from sigmoid_attention.integrations.flash_settings import four_dimensional, operator_settings
+from sigmoid_attention.integrations.flash_settings import check_four_dimensional, operator_settings
 
 __all__ = [
     "flash_attn_func",
@@ -102,7 +102,7 @@ def flash_attn_func(
         torch.Size([2, 9, 4, 16])
     """
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        four_dimensional(name, tensor)
+        check_four_dimensional(name, tensor)
     dropout_p = arguments.number("dropout_p", dropout_p, "a number, at least 0 and below 1")
     if arguments.switch("return_attn_probs", return_attn_probs) and dropout_p > 0:
         raise NotImplementedError(
@@ -213,7 +213,7 @@ def flash_attn_varlen_func(
     Args:
         q: (T, H, D). k: (T_k, G, D). v: (T_k, G, value_dim).
         cu_seqlens_q, cu_seqlens_k: (B + 1,) int, from 0 to the number of tokens.
-        sigmoid_bias: required: which n a packed sequence was trained with cannot be told from
+        sigmoid_bias: required; the training length n of a packed sequence does not follow from
             its length. Otherwise as at the head of this file.
         Others: as for :func:`flash_attn_func`.
 

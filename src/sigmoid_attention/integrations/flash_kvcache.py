@@ -1,4 +1,4 @@
-"""flash-attn's attention against a cache: rotate, append in place, attend.
+"""flash-attn's cached attention: rotate, append to the cache in place, attend.
 
 Shape letters: B batch, C rows of the cache, P pages, S query tokens, N new key tokens, L cache
 length or page size, H query heads, G key heads, D head dim, R half of the rotated channels,
@@ -14,7 +14,7 @@ from sigmoid_attention.attention import arguments, decode, index_tensors, sigmoi
 from sigmoid_attention.attention.api import Bias
 from sigmoid_attention.attention.impl.reference import compute_dtype
 from sigmoid_attention.attention.torch_function import overridable
-from sigmoid_attention.integrations.flash_settings import four_dimensional, operator_settings
+from sigmoid_attention.integrations.flash_settings import check_four_dimensional, operator_settings
 
 
 @overridable
@@ -42,7 +42,7 @@ def flash_attn_with_kvcache(
     *,
     sigmoid_bias: Bias | None = None,
 ) -> Tensor:
-    """Write k and v behind what the cache holds, in place, and attend from q to all of it.
+    """Append k and v to the cache in place, then attend from q to the whole cache.
 
     As in flash-attn 2.8 there is no gradient, the last query stands on the last key, and with
     rotary tables the new keys are rotated to their places; so are the queries where ``causal`` or
@@ -94,7 +94,7 @@ def flash_attn_with_kvcache(
             "with; give that length, e.g. sigmoid_bias=NegLogLength(1024)"
         )
     for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
-        four_dimensional(name, tensor)
+        check_four_dimensional(name, tensor)
     batch = q.shape[0]
     _check_new(k, v, k_cache, v_cache, batch)
     table_BM = _table(batch, k_cache, cache_batch_idx, block_table)
@@ -142,7 +142,7 @@ def flash_attn_with_kvcache(
 def _table(
     batch: int, k_cache: Tensor, cache_batch_idx: Tensor | None, block_table: Tensor | None
 ) -> Tensor:
-    """(B, M): which pages hold a sequence. A row of a cache without pages is a page of its own."""
+    """(B, M): the pages of each sequence. In a cache without pages each row is one page."""
     if block_table is not None:
         if cache_batch_idx is not None:
             raise ValueError("cache_batch_idx: a block_table already says where a sequence is")
@@ -193,7 +193,7 @@ def _check_new(
     if k is None or v is None:
         raise ValueError(f"k, v must come together, got only {'k' if v is None else 'v'}")
     for name, new, cache in (("k", k, k_cache), ("v", v, v_cache)):
-        four_dimensional(name, new)
+        check_four_dimensional(name, new)
         validation.on_device(name, new, cache.device)
         wanted = (batch, k.shape[1], *cache.shape[2:])
         if tuple(new.shape) != wanted or new.dtype != cache.dtype:
@@ -204,7 +204,7 @@ def _check_new(
 
 
 def _check_rotary(cos: Tensor, sin: Tensor, places_BN: Tensor, head_dim: int) -> Tensor:
-    """The places, each of which has its angles."""
+    """The positions of the rotated tokens; each has its angles in the table."""
     for name, angles in (("rotary_cos", cos), ("rotary_sin", sin)):
         arguments.dense(name, angles)
         validation.on_device(name, angles, places_BN.device)
@@ -220,7 +220,7 @@ def _check_rotary(cos: Tensor, sin: Tensor, places_BN: Tensor, head_dim: int) ->
 def _behind(
     lengths_B: Tensor, new: int, k_cache: Tensor, table_BM: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Page and place in it, both (B, N), of the new tokens behind those of each sequence."""
+    """Page and position in the page, both (B, N), of the new tokens of each sequence."""
     places_BN = _places(lengths_B, new)
     pages_BN = table_BM.gather(1, places_BN // k_cache.shape[1])
     sentence = (
@@ -232,12 +232,12 @@ def _behind(
 
 
 def _places(lengths_B: Tensor, tokens: int) -> Tensor:
-    """(B, tokens): the places behind each sequence's tokens in the cache."""
+    """(B, tokens): the positions after the tokens that each sequence has in the cache."""
     return lengths_B[:, None] + torch.arange(tokens, device=lengths_B.device)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, at: Tensor, interleaved: bool) -> Tensor:
-    """x (B, N, H, D) with each pair of its first 2 R channels turned by its place's angle."""
+    """x (B, N, H, D); each pair of its first 2 R channels is rotated by the angle of its position."""
     half, dtype = cos.shape[1], compute_dtype(x.dtype)
     cos_BN1R, sin_BN1R = (angles[at].unsqueeze(2).to(dtype) for angles in (cos, sin))
     turning = x[..., : 2 * half].to(dtype)

@@ -1,4 +1,4 @@
-"""flash-attn's settings in the operator's words, for the files that carry its names."""
+"""Translate flash-attn's arguments into those of the operator."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from sigmoid_attention.attention import arguments, validation
 from sigmoid_attention.attention.api import Bias
 
 
-def four_dimensional(name: str, tensor: Tensor) -> None:
-    """Refuse what is not (batch, seqlen, heads, head_dim)."""
+def check_four_dimensional(name: str, tensor: Tensor) -> None:
+    """Raise ``ValueError`` unless the tensor is (batch, seqlen, heads, head_dim)."""
     arguments.dense(name, tensor)
     if tensor.dim() != 4:
         raise ValueError(
@@ -27,7 +27,7 @@ def operator_settings(
     sigmoid_bias: Bias | None,
     heads: int,
 ) -> dict[str, Any]:
-    """Keyword arguments that the dense, the packed and the cached operator share.
+    """The keyword arguments that the dense, packed and cached operators share.
 
     Raises ``ValueError``, in flash-attn's names, for what is no number or no switch, and for a bias
     of unexpected heads; the operator looks at the rest.
@@ -43,18 +43,18 @@ def operator_settings(
         wanted = "a finite number, or None"
         softmax_scale = arguments.number("softmax_scale", softmax_scale, wanted, instead)
     return {
-        "bias": _operators_bias(sigmoid_bias, heads),
+        "bias": _operator_bias(sigmoid_bias, heads),
         "scale": softmax_scale,
         "is_causal": arguments.switch("causal", causal),
-        "window_size": operators_window(window_size),
+        "window_size": operator_window(window_size),
         "alibi_slopes": alibi_slopes,
         "softcap": None if softcap == 0 else softcap,
         "enable_gqa": True,
     }
 
 
-def operators_window(window_size: Any) -> Any:
-    """A window as the operator takes it; None, the newer word for no limit, becomes -1.
+def operator_window(window_size: Any) -> Any:
+    """The operator's window; None, which newer versions use for no limit, becomes -1.
 
     flash-attn also takes a tensor or an array of two.
     """
@@ -69,8 +69,8 @@ def operators_window(window_size: Any) -> Any:
     return tuple(-1 if side is None else side for side in sides)
 
 
-def _operators_bias(sigmoid_bias: Bias | None, heads: int) -> Bias | None:
-    """A bias of (heads,) or (batch, heads) in the shape that broadcasts; any other as it is."""
+def _operator_bias(sigmoid_bias: Bias | None, heads: int) -> Bias | None:
+    """Reshape a bias (heads,) or (batch, heads) so that it broadcasts; leave others as they are."""
     if sigmoid_bias is not None:
         sigmoid_bias = validation.bias_kind(sigmoid_bias, "sigmoid_bias")
     if isinstance(sigmoid_bias, Tensor):

@@ -1,13 +1,13 @@
 """The three functions of Apple's FlashSigmoid (arXiv 2409.04431), in its order of arguments.
 
-Code written for it runs after changing its import:
+Code that uses FlashSigmoid needs only another import:
 
     from sigmoid_attention.integrations.flash_sigmoid import flash_attn_func
 
 The order is that of flash-attn 2.5: no ``softcap``, and ``sigmoid_bias`` last. As there, the bias
-is 0 unless given, which for a row of n keys is log n above what the paper recommends; a caller
-who omitted it meant 0, so it stays. ``return_attn_probs`` answers (out, weights). All else is as
-in :mod:`sigmoid_attention.integrations.flash_attn`, and so are the shapes.
+is 0 by default. For a row of n keys that is log n above the paper's recommendation, but code that
+omits the bias relies on 0. ``return_attn_probs`` returns (out, weights). All else, shapes included,
+is as in :mod:`sigmoid_attention.integrations.flash_attn`.
 """
 
 from torch import Tensor

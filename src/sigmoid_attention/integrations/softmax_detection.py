@@ -1,8 +1,8 @@
-"""Which modules of a model run, and which of them run a softmax, seen from below.
+"""Trace which modules of a model run, and which of them call a softmax operator.
 
-What a model's classes are called says little about what they compute. This looks at the operators
-that reach torch's dispatcher, whichever way they came: a softmax written out, a fused attention
-kernel, or a fast path that skips the module it speaks for.
+Class names do not tell what a module computes. So the trace is taken at torch's dispatcher, which
+every operator reaches: a plain softmax, a fused attention kernel, or a fast path that skips the
+forward of its module.
 """
 
 from collections.abc import Callable
@@ -25,45 +25,45 @@ SOFTMAXES = (
 
 
 @dataclass
-class Seen:
-    """Names of modules: those that ran, and of those with a softmax the operator that it was in."""
+class SoftmaxTrace:
+    """The names of the modules that ran, and the softmax operator of those that called one."""
 
     ran: set[str] = field(default_factory=set)
     softmaxes: dict[str, str] = field(default_factory=dict)
 
 
-class _Watch(TorchDispatchMode):
-    def __init__(self, seen: Seen, running: list[str]) -> None:
+class _SoftmaxRecorder(TorchDispatchMode):
+    def __init__(self, trace: SoftmaxTrace, running: list[str]) -> None:
         super().__init__()
-        self.seen, self.running = seen, running
+        self.trace, self.running = trace, running
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name
         if any(part in name for part in SOFTMAXES):
-            self.seen.softmaxes.setdefault(self.running[-1], name)
+            self.trace.softmaxes.setdefault(self.running[-1], name)
         return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
-def watch(model: nn.Module, run: Callable[[], Any]) -> Seen:
-    """Call ``run``, which is to run the model, in evaluation mode, and tell what was seen.
+def trace_softmax(model: nn.Module, run: Callable[[], Any]) -> SoftmaxTrace:
+    """Call ``run``, which runs the model, in evaluation mode, and return the trace.
 
-    A softmax is put down to the innermost module that was running; the model itself is "". Modes
-    and hooks of the model are afterwards what they were.
+    A softmax is attributed to the innermost module that runs; the model itself is "". Modes and
+    hooks of the model are restored.
 
     Example:
         >>> layer = nn.MultiheadAttention(8, 2)
         >>> x = torch.zeros(3, 1, 8)
-        >>> watch(layer, lambda: layer(x, x, x)).softmaxes
+        >>> trace_softmax(layer, lambda: layer(x, x, x)).softmaxes
         {'': 'aten::_softmax'}
     """
-    seen, running = Seen(), [""]
+    trace, running = SoftmaxTrace(), [""]
     training = {module: module.training for module in model.modules()}
 
     def enter(name: str):
         def hook(*_):
             running.append(name)
-            seen.ran.add(name)
+            trace.ran.add(name)
 
         return hook
 
@@ -76,11 +76,11 @@ def watch(model: nn.Module, run: Callable[[], Any]) -> Seen:
         handles.append(module.register_forward_hook(leave))
     try:
         model.eval()
-        with _Watch(seen, running):
+        with _SoftmaxRecorder(trace, running):
             run()
     finally:
         for handle in handles:
             handle.remove()
         for module, mode in training.items():
             module.training = mode
-    return seen
+    return trace

@@ -1,10 +1,10 @@
 """Sigmoid attention in timm's vision transformers, from version 1.0.23.
 
     model = timm.create_model("vit_tiny_patch16_224", attn_layer=SigmoidAttention, qk_norm=True)
-    convert(model)  # says with which bias, and sees to it that no softmax is left
+    convert(model)  # sets the bias, and checks that no softmax is left
 
-The parameters keep timm's names. LayerScale is timm's ``init_values``, QK-norm its ``qk_norm``;
-its ``gated=True`` is a gate on the output and has nothing to do with this.
+The parameters keep timm's names. LayerScale is timm's ``init_values``, QK-norm its ``qk_norm``.
+timm's ``gated=True`` is a gate on the output, which is something else.
 """
 
 import copy
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import Learned, NegLogLength, validation
-from sigmoid_attention.integrations.softmax_detection import watch
+from sigmoid_attention.integrations.softmax_detection import trace_softmax
 from sigmoid_attention.integrations.timm_layers import (
     ATTN_LAYERS,
     CLASSES,
@@ -56,7 +56,7 @@ def convert(
     example_input: Any = None,
     keep: Collection[str] = (),
 ) -> nn.Module:
-    """Turn every attention of a timm model into a sigmoid one, in place, and see that it is so.
+    """Convert every attention of a timm model to sigmoid attention, in place, and verify it.
 
     Parameters keep their names and values; weights that were trained with a softmax have to be
     trained further. A forward pass of the converted model is watched: a module that was not
@@ -76,7 +76,7 @@ def convert(
         The model.
 
     Raises:
-        ValueError: there is no such attention, the bias or the input cannot be told, or a softmax
+        ValueError: there is no such attention, the bias or the input is unclear, or a softmax
             would be left; the sentence names the module.
 
     Example:
@@ -126,8 +126,8 @@ def _become_sigmoid(module: Any, bias: SigmoidBias) -> None:
 def _check(
     model: nn.Module, found: Collection[str], run: Callable[[], Any], keep: Collection[str]
 ) -> None:
-    seen = watch(model, run)
-    for name, operator in seen.softmaxes.items():
+    trace = trace_softmax(model, run)
+    for name, operator in trace.softmaxes.items():
         if not any(name == kept or name.startswith(f"{kept}.") for kept in keep):
             kind = type(model.get_submodule(name)).__name__
             raise ValueError(
@@ -135,7 +135,7 @@ def _check(
                 f"it can stay with keep=({name!r},)"
             )
     for name in found:
-        if name not in seen.ran:
+        if name not in trace.ran:
             raise ValueError(f"model: {name} was not reached by the example input")
 
 

@@ -1,4 +1,4 @@
-"""timm's attention layers with a sigmoid; `sigmoid_attention.integrations.timm` puts them to work.
+"""timm's attention layers with a sigmoid; `sigmoid_attention.integrations.timm` installs them.
 
 Shape letters: B images, N tokens, C model dim, H heads, G key heads, D head dim.
 """
@@ -37,7 +37,7 @@ SigmoidBias = float | BiasPolicy
 
 
 class SigmoidLayer(nn.Module):
-    """What timm's attention classes have in common, with the sigmoid in its place.
+    """The common part of timm's attention classes, with the sigmoid in place of the softmax.
 
     ``sigmoid_bias`` is a number, a policy, or None for -log n with n the tokens of the first call,
     which stays n for images of other sizes. A mask hides how many tokens there are, so that with
@@ -72,7 +72,7 @@ class SigmoidLayer(nn.Module):
         attn_mask: Tensor | None,
         is_causal: bool,
     ) -> Tensor:
-        """(B, N, C) from query (B, H, N, D), key and value (B, G, N, D), in timm's order."""
+        """The output (B, N, C) from query (B, H, N, D), key and value (B, G, N, D), in timm's order."""
         module: Any = self
         settings: dict[str, Any] = {
             "bias": self._bias(key.shape[2], attn_mask),
@@ -134,7 +134,7 @@ class SigmoidAttention(SigmoidLayer, Attention):
 
 
 class SigmoidAttentionRope(SigmoidLayer, AttentionRope):
-    """timm's ``AttentionRope``, likewise."""
+    """timm's ``AttentionRope`` with the sigmoid."""
 
     @leaf_in_fx
     def forward(
@@ -144,7 +144,7 @@ class SigmoidAttentionRope(SigmoidLayer, AttentionRope):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """x (B, N, C), ``rope`` the rotations of all tokens but the prefix."""
+        """x (B, N, C), ``rope`` the rotations of the tokens after the prefix."""
         if self.qkv is not None:
             query, key, value = _heads(self.qkv(x), 3 * self.num_heads).chunk(3, dim=1)
         else:
@@ -155,7 +155,7 @@ class SigmoidAttentionRope(SigmoidLayer, AttentionRope):
 
 
 class SigmoidEvaAttention(SigmoidLayer, EvaAttention):
-    """timm's ``EvaAttention``, of EVA and DINOv3, likewise."""
+    """timm's ``EvaAttention``, of EVA and DINOv3, with the sigmoid."""
 
     @leaf_in_fx
     def forward(
@@ -165,7 +165,7 @@ class SigmoidEvaAttention(SigmoidLayer, EvaAttention):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """x (B, N, C), ``rope`` the rotations of all tokens but the prefix."""
+        """x (B, N, C), ``rope`` the rotations of the tokens after the prefix."""
         if self.qkv is None:
             query, key, value = _separate(self, x, self.num_heads)
         else:
@@ -191,7 +191,7 @@ def _separate(module: Any, x: Tensor, key_heads: int) -> tuple[Tensor, Tensor, T
 
 
 def _rotated(module: Any, query: Tensor, key: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Query and key with all tokens turned but the prefix."""
+    """Query and key, rotated except for the prefix tokens."""
     if rope is None:
         return query, key
     prefix = module.num_prefix_tokens

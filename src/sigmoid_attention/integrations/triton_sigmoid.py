@@ -1,6 +1,6 @@
-"""The two functions of triton-sigmoid (arXiv 2604.27124), with its layout and its meaning.
+"""The two functions of triton-sigmoid (arXiv 2604.27124), with its layout and semantics.
 
-Code written for it runs after changing its import, on a CPU as well:
+Code that uses triton-sigmoid needs only another import, and runs on a CPU as well:
 
     from sigmoid_attention.integrations.triton_sigmoid import sigmoid_attention
 
@@ -44,7 +44,7 @@ def sigmoid_attention(
         is_causal: query i sees the keys 0 to i.
         scale: 1 / sqrt(D) by default.
         sigmoid_bias: -log T by default, with a warning once calls come with several T. Beyond the
-            number of the original: whatever the operator takes, with its gradient.
+            number of the original, also a tensor or policy of the operator, with its gradient.
         score_mod: (B, T), added to the logits of a key, for all queries and heads. Unlike the
             original's it receives a gradient.
 
@@ -100,7 +100,7 @@ def sigmoid_attention_padded(
         seq_lens_k: (B,) int, the tokens that are keys; None for all. Those of a GPU are not
             checked: the call would have to wait for them.
         seq_lens_q: (B,) int, the tokens that are queries; likewise.
-        is_causal: query i sees the keys 0 to i, whatever Q and K.
+        is_causal: query i sees the keys 0 to i, also where Q and K differ.
         sigmoid_bias: -log seq_lens_k by default, the length of each sequence and not that of
             training: a model that is to answer the same at all lengths wants the number.
         Others: as for :func:`sigmoid_attention`, score_mod (B, K).
@@ -128,7 +128,7 @@ def sigmoid_attention_padded(
         )
     is_causal = arguments.switch("is_causal", is_causal)
     sigmoid_bias = validation.bias_kind(sigmoid_bias, "sigmoid_bias")
-    # Keys behind the last query are nobody's when causality begins at the first key.
+    # With top-left causality no query sees the keys after the last query.
     keys = min(queries, key.shape[1]) if is_causal else key.shape[1]
     hidden_BK = torch.arange(keys, device=key.device) >= lengths_B[:, None]
     if score_mod is None:

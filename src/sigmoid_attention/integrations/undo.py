@@ -1,4 +1,4 @@
-"""A change to a model that is made as a whole or not at all."""
+"""Undo a change to a model if it fails midway."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -8,11 +8,11 @@ from typing import Any
 
 @contextmanager
 def all_or_nothing(objects: Iterable[Any]) -> Iterator[None]:
-    """After an error modules and configs have the class and the attributes that they had.
+    """Restore the class and the attributes of modules and configs after an error.
 
-    Dicts and sets among the attributes, such as a module's parameters and hooks, get back what
-    they held and stay the same objects: a handle of a hook knows its dict. Numbers inside tensors
-    are not kept.
+    Dicts and sets among the attributes, such as a module's parameters and hooks, get their content
+    back and stay the same objects, because the handle of a hook refers to its dict. Values of
+    tensors are not restored.
 
     Example:
         >>> from torch import nn

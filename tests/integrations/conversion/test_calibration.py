@@ -13,7 +13,7 @@ from sigmoid_attention.integrations.transformers import LinearBias
 
 def watched(query, key, gain=1.0, ridge=0.0, given=None, **settings):
     bias = Calibration(SoftmaxStart(gain), gain, ridge)
-    sigmoid_attention(query, key, key, bias=bias.given(given), enable_gqa=True, **settings)
+    sigmoid_attention(query, key, key, bias=bias.with_input(given), enable_gqa=True, **settings)
     return bias
 
 

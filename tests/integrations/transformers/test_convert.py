@@ -11,7 +11,7 @@ from sigmoid_attention.integrations.transformers import (
     PerHead,
     attention_modules,
     convert,
-    reached_modules,
+    find_attention_modules,
     register,
     replace_bias,
     set_bias,
@@ -192,11 +192,11 @@ def test_a_counted_forward_keeps_mode_and_weights():
     register()
     model = ARCHITECTURES["BART"].build().train()
     before = state(model)
-    shapes = {each.name: each.shape[:3] for each in reached_modules(model)}
+    shapes = {each.name: each.shape[:3] for each in find_attention_modules(model)}
     assert state(model) == before
     assert shapes["model.encoder.layers.1.self_attn"] == (4, 4, 6)
     assert shapes["model.decoder.layers.0.encoder_attn"] == (3, 3, 8)
-    assert all(each.shape.dim == model.config.d_model for each in reached_modules(model))
+    assert all(each.shape.dim == model.config.d_model for each in find_attention_modules(model))
 
 
 def _norm(x, kind):

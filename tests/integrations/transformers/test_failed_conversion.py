@@ -39,7 +39,7 @@ def snapshot(model):
             for name, value in vars(each).items()
         }  # fmt: skip
 
-    configs = config_entry.configs(model)
+    configs = config_entry.model_configs(model)
     return [(type(each), held(each)) for each in [*model.modules(), *configs]]
 
 
@@ -64,15 +64,15 @@ def fail_at(monkeypatch, owner, name, call):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (CONVERT, "reached_modules", 1),
+        (CONVERT, "find_attention_modules", 1),
         (CONVERT, "set_implementation", 1),
         (config_entry, "write", 1),
         (config_entry, "write", 2),
-        (biases, "place", 1),
-        (biases, "place", 2),
-        (extra_norms, "place", 1),
-        (extra_norms, "place", 2),
-        (patches, "equip", 2),
+        (biases, "attach", 1),
+        (biases, "attach", 2),
+        (extra_norms, "attach", 1),
+        (extra_norms, "attach", 2),
+        (patches, "attach", 2),
         (patches, "keep_bias_in_fp32", 1),
         (config_entry, "declare", 1),
     ],
@@ -96,12 +96,12 @@ def test_a_failure_at_any_step_is_undone(owner, name, call, monkeypatch):
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_config_is_what_it_was(call, monkeypatch):
     config = ARCHITECTURES["CLIP"].build().config
-    before = [(path, dict(vars(each))) for path, each in config_entry.tree(config)]
+    before = [(path, dict(vars(each))) for path, each in config_entry.config_tree(config)]
     # The first two calls are for the skeleton.
     fail_at(monkeypatch, config_entry, "write", call * 4 + 1)
     with pytest.raises(Injected):
         convert(config, bias=-3.0)
-    assert [(path, dict(vars(each))) for path, each in config_entry.tree(config)] == before
+    assert [(path, dict(vars(each))) for path, each in config_entry.config_tree(config)] == before
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -1,4 +1,4 @@
-"""The way of a pretrained softmax model to sigmoid attention: start, calibration, distillation."""
+"""Convert a pretrained softmax model: initial bias, calibration, distillation losses."""
 
 from sigmoid_attention.integrations.conversion.calibration import Calibration
 from sigmoid_attention.integrations.conversion.layers import LayerStream, attention_layers

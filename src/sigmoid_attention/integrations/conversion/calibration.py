@@ -1,11 +1,11 @@
-r"""A closed-form bias for each head, by least squares from the rows of the softmax itself.
+r"""Fit the bias of each head in closed form, by least squares on the rows of the softmax.
 
-What the bias has to predict without a look at the keys is minus the row's log-sum-exp:
+The bias predicts minus the log-sum-exp of the row, without reading the keys:
 
     -LSE_i - log g  ~  o_h - a_h log m_i + w_h . x_i,
 
-with m_i the keys that query i may see and x_i what the module is given. The normal equations are
-summed while batches run through the model, in float64, so that no row has to be kept.
+where m_i is the number of keys that query i may see, and x_i is the input of the module. The normal
+equations are summed in float64 during the forward passes, so that no row is stored.
 
 Shape letters: B batch, H query heads, N tokens, C channels, F features (2 + C), R rows.
 """
@@ -20,7 +20,7 @@ from sigmoid_attention.integrations.transformers.linear import InputBias, Linear
 
 
 class Calibration(nn.Module, InputBias):
-    """Stands in for a bias while it watches: answers with ``start``, and sums what a fit needs.
+    """A bias during calibration: it resolves to ``start`` and accumulates the normal equations.
 
     Rows that see nothing have no log-sum-exp and count for nothing. Where it is not ``given`` the
     module's input it fits what needs none.
@@ -48,10 +48,10 @@ class Calibration(nn.Module, InputBias):
 
     def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> float | Tensor:
         with torch.no_grad():
-            self._watch(rows, input_BNC)
+            self._accumulate(rows, input_BNC)
         return self.start.resolve(rows)
 
-    def _watch(self, rows: RowContext, input_BNC: Tensor | None) -> None:
+    def _accumulate(self, rows: RowContext, input_BNC: Tensor | None) -> None:
         target_BHN1 = RowLSE().resolve(rows) - self.log_gain
         batch, heads, tokens, _ = target_BHN1.shape
         counts_BN1 = rows.visible_counts().expand(batch, heads, tokens, 1)[:, 0]
@@ -77,14 +77,14 @@ class Calibration(nn.Module, InputBias):
                 final.value.copy_(self.moment_FH[0] / self.gram_FF[0, 0])
                 return
             assert isinstance(final, LinearBias)
-            solved_FH = solved(self.gram_FF, self.moment_FH, self.ridge)
+            solved_FH = solve_ridge(self.gram_FF, self.moment_FH, self.ridge)
             final.offset.copy_(solved_FH[0])
             final.slope.copy_(solved_FH[1])
             final.weight.copy_(solved_FH[2:].T)
 
 
-def solved(gram_FF: Tensor, moment_FH: Tensor, ridge: float) -> Tensor:
-    """(..., F, H) of normal equations whose first feature, the constant, is free of the ridge."""
+def solve_ridge(gram_FF: Tensor, moment_FH: Tensor, ridge: float) -> Tensor:
+    """Solve ridge normal equations, (..., F, H); the first feature (the constant) has no penalty."""
     size_F = gram_FF.diagonal(dim1=-2, dim2=-1).clone()
     size_F[..., 0] = 0
     # Where rows leave a direction open, as with one token in all, it stays at zero.

@@ -1,4 +1,4 @@
-"""One layer of a model after another, on batches whose hidden states are kept in front of it."""
+"""Run a model layer by layer on fixed batches; the inputs of the next layer are stored."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +15,10 @@ _NUMBERED = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
 
 
 def attention_layers(model: nn.Module, attention: Sequence[str]) -> list[nn.Module]:
-    """The numbered blocks that the attention modules of these names lie in, in order, each once.
+    """The numbered blocks that contain these attention modules, in order, without repetition.
 
     Raises:
-        ValueError: an attention module lies in no numbered block.
+        ValueError: an attention module is not part of a numbered block.
 
     Example:
         >>> blocks = nn.ModuleList([nn.ModuleDict({"attn": nn.Identity()}) for _ in range(2)])
@@ -36,10 +36,10 @@ def attention_layers(model: nn.Module, attention: Sequence[str]) -> list[nn.Modu
 
 
 class LayerStream:
-    """Hidden states of fixed batches in front of layer 0, then 1, and so on.
+    """The inputs of layer 0 for fixed batches, then those of layer 1, and so on.
 
-    Each layer is called with what the model itself passed beside the hidden states, which one
-    forward pass of each batch has shown.
+    One forward pass of each batch records the other arguments that the model gives to each layer.
+    Later calls of a layer use them again.
 
     Args:
         model: in evaluation mode. layers: its blocks in order. batches: arguments of ``forward``.
@@ -61,12 +61,12 @@ class LayerStream:
             self.hidden.append(first)
 
     def output(self, index: int, batch: int, hidden: Tensor) -> Tensor:
-        """What layer `index` makes of hidden states in front of it, with gradients."""
+        """The output of layer `index` for these hidden states, with gradients."""
         args, kwargs = self._calls[batch][index]
         return _tensor(self._layers[index](hidden, *args, **kwargs))
 
     def outputs(self, index: int) -> list[Tensor]:
-        """What layer `index` makes of every batch."""
+        """The outputs of layer `index` for every batch."""
         with torch.no_grad():
             return [self.output(index, batch, hidden) for batch, hidden in enumerate(self.hidden)]
 
@@ -111,7 +111,7 @@ def _hooks(layers: Sequence[nn.Module], before: Any, after: Any) -> Iterator[Non
 
 
 def _without_cache(value: Any) -> Any:
-    """A cache would take in the keys of every further call."""
+    """A cache would grow with every further call."""
     return None if isinstance(value, Cache) else value
 
 

@@ -1,4 +1,4 @@
-"""What a converted model is held to: its parent's hidden states and predictions.
+"""Distillation losses: distance to the hidden states and predictions of the parent model.
 
 Shape letters: B batch, N tokens, C channels, V vocabulary.
 """
@@ -22,7 +22,7 @@ def relative_error(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
 
 
 def damped_error(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
-    r"""Mean over tokens of :math:`\log(1 + |x - y|^2 / |y|^2)`: what is trained for.
+    r"""Mean over tokens of :math:`\log(1 + |x - y|^2 / |y|^2)`, the training loss of one layer.
 
     Where errors are small it is :func:`relative_error`. But a model on its way may give a token an
     activation thousands of times too large, where its parent gives none, and the gradient of such
@@ -46,7 +46,7 @@ def _errors(student_BNC: Tensor, parent_BNC: Tensor) -> Tensor:
 
 
 def next_token_loss(logits_BNV: Tensor, ids_BN: Tensor) -> Tensor:
-    """Mean over tokens of -log of the probability that the tokens before give it: the text itself.
+    """Cross-entropy of the next token, mean over tokens, in nats.
 
     Example:
         >>> import torch

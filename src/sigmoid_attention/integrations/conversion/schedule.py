@@ -1,11 +1,11 @@
-r"""From a softmax to a sigmoid: the start, and the way from it to a bias that needs no row.
+r"""Anneal the bias from one that reproduces the softmax to one that does not read the keys.
 
-With the row's log-sum-exp as bias a sigmoid of the logits is p / (1 + p), p the softmax's weight.
-A gain g > 1 on the output of attention, and log g less in the bias, make of it
+With bias -LSE (the row's log-sum-exp) the sigmoid weight is p / (1 + p), p the softmax weight. A
+gain g > 1 on the output of attention, and a bias that is lower by log g, give
 
     g sigmoid(s - LSE - log g) = p / (1 + p / g),
 
-which is as near to p as one likes. From there the bias moves to one that does not look at the keys:
+which tends to p for large g. Then the bias moves to one that does not read the keys:
 
     b(t) = (1 - t) (-LSE - log g) + t b_final,      t from 0 to 1.
 
@@ -49,7 +49,7 @@ class SoftmaxStart(BiasPolicy):
 
 
 class Annealed(nn.Module, InputBias):
-    """(1 - t) start + t final; ``t`` is set by whoever trains, and at 1 no row is looked at.
+    """(1 - t) start + t final; the training loop sets ``t``. At t = 1 no row is read.
 
     Example:
         >>> from sigmoid_attention.attention import Learned
@@ -64,7 +64,7 @@ class Annealed(nn.Module, InputBias):
         self.t = 0.0
 
     def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> Tensor:
-        own = self.final.given(input_BNC) if isinstance(self.final, InputBias) else self.final
+        own = self.final.with_input(input_BNC) if isinstance(self.final, InputBias) else self.final
         final: Tensor = own.resolve(rows)  # pyright: ignore
         if self.t == 1:
             return final
@@ -72,7 +72,7 @@ class Annealed(nn.Module, InputBias):
 
 
 def anneal(step: int, steps: int) -> float:
-    """t at `step` of `steps`: from above 0 evenly to 1 at the middle, and 1 from there on.
+    """t at `step` of `steps`: linear up to 1 at the middle, then constant.
 
     Example:
         >>> [anneal(step, 8) for step in range(8)]

@@ -1,4 +1,4 @@
-"""A pretrained model on its way to sigmoid attention: the biases of its attention modules.
+"""The student of a conversion: a copy of the softmax model whose biases are annealed.
 
 Shape letters: H query heads.
 """
@@ -21,25 +21,25 @@ from sigmoid_attention.integrations.transformers import (
 )
 from sigmoid_attention.integrations.transformers.extra_norms import output_projection
 
-# What the bias of a head ends as: a linear function of the module's input, or a number.
+# The final bias of a head: a linear function of the module's input, or a number.
 FORMS = ("linear", "constant")
 
 
 class Student:
-    """A copy of a softmax model that `convert` made sigmoid, with biases that are still moving.
+    """A converted copy of a softmax model, with biases that are annealed.
 
-    Every attention module has an :class:`Annealed` bias: at t = 0 it does what the softmax did, up
-    to the ``gain``, and at t = 1 its bias has the ``form`` that stays. ``finish`` leaves a plain
-    converted model, which ``save_pretrained`` and ``from_pretrained`` keep.
+    Every attention module has an :class:`Annealed` bias. At t = 0 it computes the softmax, up to the
+    ``gain``; at t = 1 its bias has the final ``form``. ``finish`` returns a plain converted model,
+    which ``save_pretrained`` and ``from_pretrained`` store.
 
     Args:
         model: weights of the parent; changed in place. form: one of ``FORMS``.
-        gain: what the outputs of attention are multiplied with, so that p / (1 + p / gain) is
-            near p; folded into the output projections.
+        gain: factor on the outputs of attention, so that p / (1 + p / gain) is near p; it is
+            multiplied into the output projections.
         inputs: a batch for the counted forward of `convert`.
 
     Raises:
-        ValueError: an unknown form, or what `convert` says of the model.
+        ValueError: an unknown form, or an error of `convert`.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -78,14 +78,14 @@ class Student:
             scale_attention_output(module, parent, gain)
 
     def set_t(self, t: float, modules: Iterable[nn.Module] | None = None) -> None:
-        """How far the biases are on their way, of all attention modules or of some."""
+        """Set t of the biases of all attention modules, or of some."""
         for module in self.modules.values() if modules is None else modules:
             module.sigmoid_bias.t = t  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
     def calibrate(self, modules: Iterable[nn.Module], run: Callable[[], object]) -> None:
-        """Fit the biases of some modules to the rows that they see while ``run`` is at work.
+        """Fit the biases of some modules to the rows of the forward passes in ``run``.
 
-        In the meantime these modules do what the softmax did.
+        During ``run`` these modules compute the softmax.
         """
         annealed = {module: module.sigmoid_bias for module in modules}
         start = SoftmaxStart(self.gain)
@@ -94,13 +94,13 @@ class Student:
         with torch.no_grad():
             run()
         for module, bias in annealed.items():
-            watched = module.sigmoid_bias
-            assert isinstance(watched, Calibration) and isinstance(bias, Annealed)
-            watched.solve(bias.final)
+            calibration = module.sigmoid_bias
+            assert isinstance(calibration, Calibration) and isinstance(bias, Annealed)
+            calibration.solve(bias.final)
             replace_bias(module, bias)
 
     def finish(self) -> PreTrainedModel:
-        """The model with the biases that stay, and nothing left of the softmax."""
+        """The model with its final biases, without any softmax."""
         for module in self.modules.values():
             final = module.sigmoid_bias.final  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(final, Learned):
@@ -113,13 +113,13 @@ class Student:
 
 
 def use_bias(model: PreTrainedModel, bias: BiasPolicy) -> None:
-    """Give every attention module of a converted model the same policy, to look what it does."""
+    """Give every attention module of a converted model the same policy, for an evaluation."""
     for module in attention_modules(model).values():
         replace_bias(module, bias)
 
 
 def scale_attention_output(module: nn.Module, parent: nn.Module | None, gain: float) -> None:
-    """Multiply what attention hands on by ``gain``, in the weights of its output projection."""
+    """Multiply the output of attention by ``gain``, in the weights of its output projection."""
     projection = output_projection(module, parent)
     with torch.no_grad():
         projection.weight.mul_(gain)  # pyright: ignore[reportCallIssue]

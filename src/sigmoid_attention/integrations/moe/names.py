@@ -1,6 +1,6 @@
-"""The state dict of a `MoE` layer under the names of other projects, and back.
+"""Rename the state dict of a `MoE` layer to the layouts of other projects, and back.
 
-Nothing is computed: the same numbers under other names, split or stacked. With E experts of F
+The numbers stay the same; they are renamed, split or stacked. With E experts of F
 hidden channels for tokens of C, ours and theirs hold
 
     experts.gate_up (E, 2 F, C)    transformers, gates above ups
@@ -132,7 +132,7 @@ def _names(layout: str) -> dict[str, str]:
 
 
 def _layout_of(state: Mapping[str, Tensor], prefix: str) -> str:
-    """The layout whose name for the first down projection is there: in these no two agree."""
+    """Recognise a layout by its name for the first down projection, which is unique."""
     for layout, names in LAYOUTS.items():
         if names["experts.down"].format(0) in state:
             return layout

@@ -1,7 +1,7 @@
-"""Experts and routers of transformers' models: our kernel, our layer, and a bias that moves.
+"""Experts and routers in models of transformers: grouped kernel, layer, and load balancing.
 
-transformers (5.23) has DeepSeek-V3's correction bias in some thirty architectures and updates it in
-none. `balance` adds the update.
+transformers (5.23) has DeepSeek-V3's correction bias in some thirty architectures but never updates
+it. `balance` adds the update.
 
 Shape letters: T tokens, K experts a token visits, S visits in the experts' order, E experts,
 C model dim.
@@ -48,7 +48,7 @@ def register_experts() -> None:
 def experts_forward(
     module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """What an experts module of transformers answers, (T, C), by this library's grouped product.
+    """The output (T, C) of an experts module of transformers, by this library's grouped product.
 
     Tokens are (T, C), indices and weights (T, K). Biases, transposed and interleaved weights, gates
     of the model's own and norms after an expert are followed, as the module says that it has them.
@@ -126,7 +126,7 @@ def from_deepseek(module: nn.Module, *, balance_rate: float = 1e-3) -> MoE:
 
 
 class _CountedRouter:
-    """A router of transformers as a `LoadBalancer` wants it: its bias, a rate, and counts."""
+    """Adapter of a router of transformers for `LoadBalancer`: its bias, a rate, and counts."""
 
     def __init__(self, owner: nn.Module, experts: nn.Module, balance_rate: float) -> None:
         self.balance_rate = balance_rate
@@ -156,7 +156,7 @@ class Balancing:
         self._handles = handles
 
     def remove(self) -> None:
-        """Neither count nor move a bias any more; the biases stay as they are."""
+        """Stop counting and updating; the biases keep their values."""
         for handle in self._handles:
             handle.remove()
 

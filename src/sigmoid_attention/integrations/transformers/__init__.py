@@ -1,6 +1,6 @@
 """Sigmoid attention in the models of transformers, from version 5.17.
 
-`register` makes ``attn_implementation="sigmoid"`` known, `convert` turns a model over to it.
+`register` adds ``attn_implementation="sigmoid"``; `convert` converts a model to it.
 """
 
 from sigmoid_attention.integrations.importing import remedy
@@ -15,7 +15,7 @@ try:
     )
     from sigmoid_attention.integrations.transformers.forward import sigmoid_attention_forward
     from sigmoid_attention.integrations.transformers.linear import LinearBias
-    from sigmoid_attention.integrations.transformers.probe import reached_modules
+    from sigmoid_attention.integrations.transformers.probe import find_attention_modules
     from sigmoid_attention.integrations.transformers.registration import register
 except (ImportError, RuntimeError) as error:
     raise ImportError(remedy("transformers", "5.17 or newer (tested to 5.24)", error)) from error
@@ -25,7 +25,7 @@ __all__ = [
     "PerHead",
     "attention_modules",
     "convert",
-    "reached_modules",
+    "find_attention_modules",
     "register",
     "replace_bias",
     "set_bias",

@@ -1,4 +1,4 @@
-"""The bias of an attention module, `module.sigmoid_bias`: what it may be, and how it is kept.
+"""The bias of an attention module, `module.sigmoid_bias`: its kinds, and how it is saved.
 
 Shape letters: H query heads.
 """
@@ -25,8 +25,8 @@ from sigmoid_attention.attention.keep_fp32 import keep_fp32
 from sigmoid_attention.integrations.transformers.linear import (
     InputBias,
     LinearBias,
-    input_of,
-    watch_input,
+    record_input,
+    recorded_input,
 )
 
 ATTRIBUTE = "sigmoid_bias"
@@ -35,7 +35,7 @@ _POLICIES = (Constant, NegLogLength, NegLogVisible, NegLogEffectiveLength, RowLS
 
 @dataclass(frozen=True)
 class PerHead:
-    """A bias for each head, a tensor (heads,) that is kept in the module's state dict.
+    """A bias for each head: a tensor (heads,) in the state dict of the module.
 
     It stays in fp32 when the model is cast to less.
 
@@ -78,7 +78,7 @@ ModuleBias = float | BiasPolicy | PerHead
 
 
 def checked(bias: Any) -> ModuleBias:
-    """A bias that a config can hold: numbers, as Python's, and no tensors."""
+    """Validate a bias that a config can hold: Python numbers, no tensors."""
     instead = "PerHead(init) is a bias that learns"
     if type(bias) not in (PerHead, *_POLICIES):
         kinds = ", ".join(policy.__name__ for policy in _POLICIES)
@@ -92,15 +92,15 @@ def checked(bias: Any) -> ModuleBias:
     return bias
 
 
-def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
-    """Give an attention module, called with ``dim`` channels, its bias in place of what it has."""
+def attach(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
+    """Set the bias of an attention module whose input has ``dim`` channels."""
     if not isinstance(bias, PerHead):
         bias = validation.layer_bias(bias, heads, layer=type(module).__name__)
     # A parameter, a buffer and an attribute may not take each other's place by assignment.
     if hasattr(module, ATTRIBUTE):
         delattr(module, ATTRIBUTE)
     if isinstance(bias, InputBias):
-        watch_input(module)
+        record_input(module)
     if not isinstance(bias, PerHead):
         setattr(module, ATTRIBUTE, bias)
         return
@@ -118,7 +118,7 @@ def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
                 f"bias: PerHead(linear=True) reads what a module is called with, and "
                 f"{type(module).__name__} is not called with hidden states"
             )
-        place(module, LinearBias(start_H, dim), heads, dim)
+        attach(module, LinearBias(start_H, dim), heads, dim)
         return
     keep_fp32(module, ATTRIBUTE)
     if bias.learned:
@@ -127,8 +127,8 @@ def place(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
         module.register_buffer(ATTRIBUTE, start_H)
 
 
-def of(module: nn.Module) -> float | BiasPolicy:
-    """The bias as the operator takes it."""
+def operator_bias(module: nn.Module) -> float | BiasPolicy:
+    """The bias in the form that the operator accepts."""
     # A parameter is looked up where modules keep them: by way of getattr it would take longer than
     # a short call's other checks together.
     bias = module._parameters.get(ATTRIBUTE)
@@ -141,12 +141,12 @@ def of(module: nn.Module) -> float | BiasPolicy:
             f"bias; convert the model first, e.g. convert(model, bias=NegLogLength(1024))"
         )
     if isinstance(bias, InputBias):
-        return bias.given(input_of(module))
+        return bias.with_input(recorded_input(module))
     return HeadValues(bias) if isinstance(bias, Tensor) else bias
 
 
 def to_json(bias: ModuleBias) -> dict[str, Any]:
-    """The bias as a config keeps it; values per head stay in the state dict."""
+    """The bias as an entry of a config; values per head stay in the state dict."""
     if isinstance(bias, PerHead):
         own = {"learned": bias.learned, "linear": bias.linear}
         return {"policy": "PerHead", "init": to_json(bias.init), **own}
@@ -159,7 +159,7 @@ def to_json(bias: ModuleBias) -> dict[str, Any]:
 
 
 def from_json(entry: dict[str, Any]) -> BiasPolicy | PerHead:
-    """What ``to_json`` wrote."""
+    """Read the entry that ``to_json`` wrote."""
     if entry.get("policy") == "PerHead":
         return PerHead(_policy(entry["init"]), entry["learned"], entry["linear"])
     return _policy(entry)

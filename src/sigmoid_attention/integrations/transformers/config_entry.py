@@ -1,4 +1,4 @@
-"""The key `sigmoid_attention` of a model's config: what was done to its attention modules."""
+"""The entry `sigmoid_attention` of a model's config: how its attention modules were converted."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _FORMAT = 2
 
 
 class HeadShape(NamedTuple):
-    """Query heads, key heads, channels of a head's query and key, and of the module's input.
+    """Number of query heads, of key heads, channels of a head, and channels of the module's input.
 
     ``dim`` is 0 where a module is not called with hidden states.
     """
@@ -31,8 +31,8 @@ class HeadShape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Record:
-    """What `convert` was asked for, and the attention modules that belong to a config.
+class ConfigEntry:
+    """The options of `convert`, and the attention modules that belong to a config.
 
     ``shapes`` maps the name of a module's class to its head shape, or to one for each module of
     the class in the order of the model where they differ.
@@ -55,8 +55,8 @@ class Record:
         }
 
     @classmethod
-    def from_json(cls, entry: dict[str, Any]) -> "Record":
-        """What ``to_json`` wrote; ``ValueError`` for another format."""
+    def from_json(cls, entry: dict[str, Any]) -> "ConfigEntry":
+        """Read the entry that ``to_json`` wrote; ``ValueError`` for another format."""
         if not isinstance(entry, dict) or entry.get("format") != _FORMAT:
             written = entry.get("format") if isinstance(entry, dict) else entry
             raise ValueError(
@@ -74,42 +74,42 @@ class Record:
         )
 
 
-def of(config: object) -> Record | None:
-    """The record that a config carries."""
+def read(config: object) -> ConfigEntry | None:
+    """The entry of a config, None if it has none."""
     entry = vars(config).get(KEY) if isinstance(config, PreTrainedConfig) else None
-    return None if entry is None else Record.from_json(entry)
+    return None if entry is None else ConfigEntry.from_json(entry)
 
 
-def write(config: PreTrainedConfig, record: Record) -> None:
+def write(config: PreTrainedConfig, record: ConfigEntry) -> None:
     setattr(config, KEY, record.to_json())
 
 
-def tree(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:
-    """A config and those inside it, each with its dotted path; "" for the outermost."""
+def config_tree(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:
+    """A config and its nested configs, each with its dotted path; "" for the outermost."""
     yield path, config
     for name in config.sub_configs:
         inner = getattr(config, name, None)
         if isinstance(inner, PreTrainedConfig):
-            yield from tree(inner, f"{path}.{name}" if path else name)
+            yield from config_tree(inner, f"{path}.{name}" if path else name)
 
 
 def declare(config: PreTrainedConfig) -> None:
-    """Let config.json name the implementation, which transformers alone does not know and refuses.
+    """Write the implementation's name into config.json, so that transformers alone refuses it.
 
-    transformers itself leaves the name out, so that without this a sigmoid's weights would load as
-    a softmax wherever this package is not imported.
+    transformers omits the name. Then, where this package is not imported, weights of a sigmoid
+    model would load as a softmax model.
     """
-    for _, each in tree(config):
-        if any(of(inner) is not None for _, inner in tree(each)):
+    for _, each in config_tree(config):
+        if any(read(inner) is not None for _, inner in config_tree(each)):
             each.attn_implementation = NAME
 
 
-def configs(model: nn.Module) -> list[PreTrainedConfig]:
-    """All configs that a model's modules hold, each once, the model's own first."""
+def model_configs(model: nn.Module) -> list[PreTrainedConfig]:
+    """All configs of a model's modules without repetition, the model's own first."""
     found: dict[int, PreTrainedConfig] = {}
     for module in model.modules():
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig):
-            for _, each in tree(config):
+            for _, each in config_tree(config):
                 found.setdefault(id(each), each)
     return list(found.values())

@@ -1,4 +1,4 @@
-"""`convert`: from a model of transformers to the same model with sigmoid attention."""
+"""Convert a model of transformers to sigmoid attention."""
 
 import copy
 import dataclasses
@@ -13,10 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sigmoid_attention.attention import NegLogLength
 from sigmoid_attention.integrations.transformers import biases, config_entry, extra_norms, patches
 from sigmoid_attention.integrations.transformers.biases import ModuleBias
-from sigmoid_attention.integrations.transformers.config_entry import NAME, HeadShape, Record
+from sigmoid_attention.integrations.transformers.config_entry import NAME, ConfigEntry, HeadShape
 from sigmoid_attention.integrations.transformers.probe import (
-    Reached,
-    reached_modules,
+    AttentionModule,
+    find_attention_modules,
     set_implementation,
 )
 from sigmoid_attention.integrations.transformers.registration import register
@@ -35,14 +35,14 @@ def convert(
     inputs: Mapping[str, Any] | None = None,
     except_for: Sequence[str] = (),
 ) -> Converted:
-    r"""Turn every attention of a model into sigmoid attention, in place, or nothing at all.
+    r"""Convert every attention of a model to sigmoid attention, in place; on an error, none.
 
     Weights stay as they are. A model that was trained with a softmax has to be trained further:
     a sigmoid with other weights than its own gives nonsense.
 
     Args:
         model_or_config: a model of transformers, or a config for one that is yet to be built or
-            loaded; ``from_pretrained(path, config=config)`` then gives what is new its start.
+            loaded; ``from_pretrained(path, config=config)`` then initializes the new parameters.
         bias: added to every logit: a number, a policy (:class:`NegLogLength` with the training
             length, :class:`NegLogVisible`, :class:`RowLSE`, ...) or :class:`PerHead`, which is
             kept in the state dict; no other bias holds a tensor. A mapping gives each config
@@ -80,18 +80,20 @@ def convert(
             f"model_or_config must be a model or a config of transformers, "
             f"got {type(model_or_config).__name__}"
         )
-    layer_scale = extra_norms.checked_scale(layer_scale)
-    extra_norms.check(qk_norm, norm)
+    layer_scale = extra_norms.validated_scale(layer_scale)
+    extra_norms.check_options(qk_norm, norm)
     register()
     options: dict[str, Any] = {"qk_norm": qk_norm, "layer_scale": layer_scale, "norm": norm}
     if isinstance(model_or_config, PreTrainedConfig):
-        configs = [config for _, config in config_entry.tree(model_or_config)]
+        configs = [config for _, config in config_entry.config_tree(model_or_config)]
         with all_or_nothing(configs):
             skeleton = _skeleton(model_or_config)
             convert(skeleton, bias=bias, inputs=inputs, except_for=except_for, **options)
             _take_keys(model_or_config, skeleton.config)
     else:
-        with all_or_nothing([*model_or_config.modules(), *config_entry.configs(model_or_config)]):
+        with all_or_nothing(
+            [*model_or_config.modules(), *config_entry.model_configs(model_or_config)]
+        ):
             _convert_model(model_or_config, bias, options, inputs, except_for)
     return model_or_config
 
@@ -108,12 +110,12 @@ def _convert_model(
             f"model_or_config: this {type(model).__name__} was converted before; set_bias gives "
             f"it another bias"
         )
-    reached = reached_modules(model, inputs, except_for)
+    reached = find_attention_modules(model, inputs, except_for)
     owners = [_owner(model, each) for each in reached]
-    paths = {id(config): path for path, config in config_entry.tree(model.config)}
+    paths = {id(config): path for path, config in config_entry.config_tree(model.config)}
     plan = _biases(bias, {id(owner): owner for owner in owners}, paths)
     records = {
-        id(owner): Record(
+        id(owner): ConfigEntry(
             bias=plan[id(owner)],
             **options,
             shapes=_shapes(
@@ -129,23 +131,23 @@ def _convert_model(
     for each, owner in zip(reached, owners, strict=True):
         for config in (owner, getattr(each.module, "config", owner)):
             config_entry.write(config, records[id(owner)])
-        patches.equip(each.module, each.parent, records[id(owner)], each.shape)
+        patches.attach(each.module, each.parent, records[id(owner)], each.shape)
     patches.keep_bias_in_fp32(model)
     config_entry.declare(model.config)
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The attention modules that `convert` or ``from_pretrained`` made sigmoid, by name."""
+    """The converted attention modules of a model, by name."""
     return {
         name: module for name, module in model.named_modules() if hasattr(module, biases.ATTRIBUTE)
     }
 
 
 def set_bias(model: PreTrainedModel, bias: ModuleBias) -> None:
-    """Give all attention modules of a converted model another bias, and the config with it.
+    """Set another bias in all attention modules of a converted model and in its config.
 
-    What a module's own ``sigmoid_bias`` held is lost. A policy of another kind than a config can
-    hold goes to modules one by one, with :func:`replace_bias`, for the time of a conversion.
+    The values of the former ``sigmoid_bias`` are lost. For a policy that a config cannot hold, use
+    :func:`replace_bias` on each module.
 
     Raises:
         ValueError: the model is not converted, or a config cannot hold such a bias.
@@ -154,28 +156,28 @@ def set_bias(model: PreTrainedModel, bias: ModuleBias) -> None:
     modules = attention_modules(model)
     if not modules:
         raise ValueError(f"model: no attention module of this {type(model).__name__} is converted")
-    configs = config_entry.configs(model)
+    configs = config_entry.model_configs(model)
     with all_or_nothing([*modules.values(), *configs]):
         for module in modules.values():
             replace_bias(module, bias)
         for config in configs:
-            if (known := config_entry.of(config)) is not None:
+            if (known := config_entry.read(config)) is not None:
                 config_entry.write(config, dataclasses.replace(known, bias=bias))
 
 
 def replace_bias(module: nn.Module, bias: ModuleBias) -> None:
-    """Give one converted attention module another bias, any policy included; no config is told."""
+    """Set another bias, of any policy, in one converted attention module; configs do not change."""
     shape: Any = module.sigmoid_shape
     with all_or_nothing([module]):
-        biases.place(module, bias, shape.heads, shape.dim)
+        biases.attach(module, bias, shape.heads, shape.dim)
 
 
-def _owner(model: PreTrainedModel, each: Reached) -> PreTrainedConfig:
-    """The config that is saved with the model and that a module belongs to.
+def _owner(model: PreTrainedModel, each: AttentionModule) -> PreTrainedConfig:
+    """The saved config that a module belongs to.
 
-    A module's own is one of the tree, or a copy that its model made of one, as T5's stacks do.
+    The module's own config may be a copy, as in T5's stacks, which is not saved.
     """
-    tree = {id(config) for _, config in config_entry.tree(model.config)}
+    tree = {id(config) for _, config in config_entry.config_tree(model.config)}
     parts = each.name.split(".")
     inner = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
     configs = (getattr(module, "config", model.config) for module in inner)
@@ -187,7 +189,7 @@ def _biases(
     owners: dict[int, PreTrainedConfig],
     paths: dict[int, str],
 ) -> dict[int, ModuleBias]:
-    """The bias of each config that attention modules belong to."""
+    """The bias of each config with attention modules."""
     plan: dict[int, ModuleBias]
     if isinstance(bias, Mapping):
         wanted = {paths[key]: key for key in owners}
@@ -213,15 +215,15 @@ def _default(config: PreTrainedConfig) -> NegLogLength:
     return NegLogLength(length)
 
 
-def _shapes(reached: list[Reached]) -> dict[str, list[HeadShape]]:
-    """Head shapes by class; one stands for all where they agree."""
+def _shapes(reached: list[AttentionModule]) -> dict[str, list[HeadShape]]:
+    """Head shapes by class; a single shape if all modules of the class agree."""
     found: dict[str, list[HeadShape]] = {}
     for each in reached:
         found.setdefault(type(each.module).__name__, []).append(each.shape)
     return {kind: all[:1] if len(set(all)) == 1 else all for kind, all in found.items()}
 
 
-# The first that knows a config says what model is built of it.
+# The first class that maps a config determines its model.
 _AUTO = (
     transformers.AutoModel,
     transformers.AutoModelForCausalLM,
@@ -232,10 +234,10 @@ _AUTO = (
 
 
 def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a config, without memory for its weights."""
+    """The model of a config on the meta device, without memory for its weights."""
     autos = _AUTO
     if getattr(config, "is_decoder", False) and not config.is_encoder_decoder:
-        # By itself, without the encoder that the whole model would have.
+        # The decoder alone, without the encoder of the whole model.
         autos = (transformers.AutoModelForCausalLM, *_AUTO)
     known = [auto for auto in autos if type(config) in auto._model_mapping]
     if not known:
@@ -245,14 +247,14 @@ def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
         )
     with torch.device("meta"):
         skeleton = known[0].from_config(copy.deepcopy(config))
-    # Some parameters are made on the CPU whatever the default device is.
+    # Some models create parameters on the CPU and ignore the default device.
     return skeleton.to("meta")
 
 
 def _take_keys(config: PreTrainedConfig, converted: PreTrainedConfig) -> None:
-    known = dict(config_entry.tree(converted))
+    known = dict(config_entry.config_tree(converted))
     config._attn_implementation = NAME
-    for path, each in config_entry.tree(config):
-        if (found := config_entry.of(known[path])) is not None:
+    for path, each in config_entry.config_tree(config):
+        if (found := config_entry.read(known[path])) is not None:
             config_entry.write(each, found)
     config_entry.declare(config)

@@ -1,9 +1,9 @@
-"""QK-norm, LayerScale and hybrid norm for attention modules that were written without them.
+"""Add QK-norm, LayerScale and hybrid norm to attention modules that lack them.
 
-Each is a small module inside the attention module, so that it is trained, saved and moved with it,
-and acts through a forward hook on a projection. The hook is a method of that small module: a copy
-of the model then calls the copy's own, where a closure would go on calling the original's. What
-takes a projection's place later, as an adapter or a quantised layer does, takes over its hook.
+Each is a submodule of the attention module, so that it is trained, saved and moved with it. It acts
+through a forward hook on a projection. The hook is a method of the submodule, so that a copy of the
+model calls the copy's submodule. A module that later replaces the projection, such as an adapter or
+a quantised layer, gets the hook.
 
 Shape letters: B batch, N tokens, H query heads, G key heads, D head dim, C model dim.
 """
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from sigmoid_attention.attention import arguments
-from sigmoid_attention.integrations.transformers.config_entry import HeadShape, Record
+from sigmoid_attention.integrations.transformers.config_entry import ConfigEntry, HeadShape
 from sigmoid_attention.nn.norm import NORMS, LayerScale, QKNorm, RMSNorm
 
 QK_NORM = "sigmoid_qk_norm"
 BRANCH = "sigmoid_branch"
 
-# What the projections are called, in the order in which they are looked for.
+# Names of the projections, in the order of the search.
 _QUERY_AND_KEY = (("q_proj", "k_proj"), ("query", "key"), ("q", "k"), ("q_lin", "k_lin"))
 _FUSED = ("Wqkv", "qkv_proj", "c_attn", "qkv")
 _OUTPUT = ("o_proj", "out_proj", "c_proj", "Wo", "o", "out_lin", "proj", "dense")
@@ -30,8 +30,8 @@ _OUTPUT_BESIDE = ("output.dense",)
 _OWN_NORMS = ("q_norm", "k_norm", "query_norm", "key_norm", "q_layernorm", "k_layernorm")
 
 
-def checked_scale(layer_scale: Any) -> float | None:
-    """Where LayerScale starts, as a number that a config can hold."""
+def validated_scale(layer_scale: Any) -> float | None:
+    """The initial value of LayerScale as a Python number."""
     if layer_scale is None:
         return None
     wanted = "positive or None"
@@ -41,8 +41,8 @@ def checked_scale(layer_scale: Any) -> float | None:
     return number
 
 
-def check(qk_norm: str | None, norm: str | None) -> None:
-    """The other options, before any module is looked at."""
+def check_options(qk_norm: str | None, norm: str | None) -> None:
+    """Validate the options that do not depend on the modules."""
     if qk_norm is not None and qk_norm not in NORMS:
         raise ValueError(f"qk_norm must be 'rms', 'layer' or None, got {qk_norm!r}")
     if norm not in (None, "hybrid"):
@@ -50,7 +50,7 @@ def check(qk_norm: str | None, norm: str | None) -> None:
 
 
 class ProjectionNorm(QKNorm):
-    """QK-norm on what the projections give, (B, N, H D), which is before any rotation."""
+    """QK-norm on the output (B, N, H D) of the projections, before any rotation."""
 
     def __init__(self, kind: str, shape: HeadShape) -> None:
         super().__init__(kind, shape.head_dim)
@@ -74,8 +74,8 @@ class ProjectionNorm(QKNorm):
         return norm(out.unflatten(-1, (-1, self.shape.head_dim))).to(out.dtype).flatten(-2)
 
 
-class Branch(nn.Module):
-    """What attention adds to the residual stream: scale * norm(projection), (B, N, C)."""
+class ResidualBranch(nn.Module):
+    """The residual branch of attention: scale * norm(projection), (B, N, C)."""
 
     def __init__(self, dim: int, layer_scale: float | None, norm: str | None) -> None:
         super().__init__()
@@ -87,27 +87,29 @@ class Branch(nn.Module):
 
 
 @functools.cache
-def _follow_projections() -> None:
-    register_module_module_registration_hook(_hand_over)
+def _watch_replacements() -> None:
+    register_module_module_registration_hook(_move_hooks)
 
 
-def _hand_over(parent: nn.Module, name: str, new: nn.Module | None) -> None:
-    """Give our hooks on a module to the one that is about to take its place."""
+def _move_hooks(parent: nn.Module, name: str, new: nn.Module | None) -> None:
+    """Move our hooks from a module to the one that replaces it."""
     old = parent._modules.get(name)
     if old is None or new is None or old is new:
         return
     for key, hook in list(old._forward_hooks.items()):
-        if isinstance(getattr(hook, "__self__", None), ProjectionNorm | Branch):
+        if isinstance(getattr(hook, "__self__", None), ProjectionNorm | ResidualBranch):
             del old._forward_hooks[key]
             new.register_forward_hook(hook)
 
 
-def place(module: nn.Module, parent: nn.Module | None, record: Record, shape: HeadShape) -> None:
-    """Put into an attention module what the record asks for; `checked` says that it can be."""
-    _follow_projections()
+def attach(
+    module: nn.Module, parent: nn.Module | None, record: ConfigEntry, shape: HeadShape
+) -> None:
+    """Add the options of the entry to one attention module; `check_modules` has validated them."""
+    _watch_replacements()
     if record.qk_norm is not None:
         projections = _query_and_key(module, shape)
-        norms = ProjectionNorm(record.qk_norm, shape).to(_like(projections[0]))
+        norms = ProjectionNorm(record.qk_norm, shape).to(_floating_parameter(projections[0]))
         if len(projections) == 1:
             projections[0].register_forward_hook(norms.after_fused)
         else:
@@ -116,13 +118,15 @@ def place(module: nn.Module, parent: nn.Module | None, record: Record, shape: He
         module.add_module(QK_NORM, norms)
     if record.layer_scale is not None or record.norm is not None:
         projection = output_projection(module, parent)
-        branch = Branch(_width(projection), record.layer_scale, record.norm)
-        module.add_module(BRANCH, branch.to(_like(projection)))
+        branch = ResidualBranch(_width(projection), record.layer_scale, record.norm)
+        module.add_module(BRANCH, branch.to(_floating_parameter(projection)))
         projection.register_forward_hook(branch.after)
 
 
-def check_modules(record: Record, modules: list[tuple[nn.Module, nn.Module | None, HeadShape]]):
-    """Complain before anything is changed about a module that has no place for an option."""
+def check_modules(
+    record: ConfigEntry, modules: list[tuple[nn.Module, nn.Module | None, HeadShape]]
+):
+    """Raise ``ValueError``, before any change, for a module that cannot take an option."""
     for module, parent, shape in modules:
         if record.qk_norm is not None:
             own = [name for name in _OWN_NORMS if hasattr(module, name)]
@@ -131,18 +135,18 @@ def check_modules(record: Record, modules: list[tuple[nn.Module, nn.Module | Non
                     f"qk_norm: {type(module).__name__} normalises its queries and keys already "
                     f"({own[0]})"
                 )
-            _like(_query_and_key(module, shape)[0])
+            _floating_parameter(_query_and_key(module, shape)[0])
         if record.layer_scale is not None or record.norm is not None:
-            _like(output_projection(module, parent))
+            _floating_parameter(output_projection(module, parent))
 
 
 def _width(projection: nn.Module) -> int:
-    """Channels that a linear layer gives; GPT-2's Conv1D calls them nf."""
+    """Output channels of a linear layer; GPT-2's Conv1D calls them nf."""
     return projection.nf if hasattr(projection, "nf") else projection.out_features  # pyright: ignore[reportReturnType]
 
 
-def _like(projection: nn.Module) -> Tensor:
-    """A parameter whose device and precision a norm beside it takes."""
+def _floating_parameter(projection: nn.Module) -> Tensor:
+    """A parameter that gives the new norm its device and dtype."""
     for parameter in projection.parameters():
         if parameter.is_floating_point():
             return parameter
@@ -153,7 +157,7 @@ def _like(projection: nn.Module) -> Tensor:
 
 
 def _query_and_key(module: nn.Module, shape: HeadShape) -> tuple[nn.Module, ...]:
-    """The projections of queries and keys, or the one that gives both and the values."""
+    """The query and key projections, or the fused projection of query, key and value."""
     heads, key_heads, head_dim, _ = shape
     for query, key in _QUERY_AND_KEY:
         if hasattr(module, query) and hasattr(module, key):
@@ -172,7 +176,7 @@ def _query_and_key(module: nn.Module, shape: HeadShape) -> tuple[nn.Module, ...]
 
 
 def output_projection(module: nn.Module, parent: nn.Module | None) -> nn.Module:
-    """The projection of what attention gives back to the residual stream."""
+    """The output projection of an attention module."""
     for owner, names in ((module, _OUTPUT), (parent, _OUTPUT_BESIDE)):
         for name in names:
             found = owner

@@ -1,4 +1,4 @@
-"""The operator under transformers' names: what `attn_implementation="sigmoid"` calls.
+"""The function behind `attn_implementation="sigmoid"`: the operator with transformers' arguments.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
 """
@@ -14,7 +14,7 @@ from transformers.utils.output_capturing import _active_collector
 from sigmoid_attention.attention import sigmoid_attention
 from sigmoid_attention.attention.impl import reference
 from sigmoid_attention.integrations.transformers import biases, paged
-from sigmoid_attention.integrations.transformers.paged import CannotRun
+from sigmoid_attention.integrations.transformers.paged import UnsupportedCall
 
 # A masked key comes as True or False, as -inf, or as a number so low that a softmax cannot tell:
 # -10000 in the oldest models, the dtype's minimum in others. No position bias that was learned
@@ -49,7 +49,7 @@ def sigmoid_attention_forward(
     cache: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """One attention module's call, as transformers' AttentionInterface makes it.
+    """Compute one attention module's call, with the signature of transformers' AttentionInterface.
 
     Args:
         module: holds the bias as ``sigmoid_bias``; its ``is_causal`` counts where the argument
@@ -74,14 +74,14 @@ def sigmoid_attention_forward(
     """
     if kwargs:
         refuse_unknown(module, kwargs)
-    bias = biases.of(module)
+    bias = biases.operator_bias(module)
     if not query.dtype == key.dtype == value.dtype:
         # Autocast leaves rotated queries and keys in fp32 beside values of its own dtype.
         query, key = query.to(value.dtype), key.to(value.dtype)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     if cache is not None:
-        key, value, kwargs = paged.updated(module, key, value, cache, kwargs)
+        key, value, kwargs = paged.update_cache(module, key, value, cache, kwargs)
         # It was made without a look at the cache.
         attention_mask = None
     if attention_mask is not None:
@@ -92,12 +92,12 @@ def sigmoid_attention_forward(
         if attention_mask is None:
             if wanted or position_bias is not None:
                 name = "output_attentions" if wanted else "position_bias"
-                raise CannotRun(f"{name}: packed sequences (cu_seq_lens_q) have none")
+                raise UnsupportedCall(f"{name}: packed sequences (cu_seq_lens_q) have none")
             return paged.attend(
                 query, key, value, ends, bias=bias, scale=scaling, softcap=softcap,
                 is_causal=bool(is_causal), window=kwargs.get("sliding_window"), dropout_p=dropout,
             ), None  # fmt: skip
-        attention_mask = paged.within(ends, attention_mask, query, key)
+        attention_mask = paged.keep_sequences_apart(ends, attention_mask, query, key)
     queries = query.shape[2]
     causal = queries > 1 and attention_mask is None and bool(is_causal)
     if causal and key.shape[2] > queries:
@@ -128,7 +128,7 @@ def sigmoid_attention_forward(
 
 
 def _weights_wanted(module: nn.Module, kwargs: dict[str, Any]) -> bool:
-    """Whether the model was called with ``output_attentions=True``, or its config says so.
+    """Whether the call or the config has ``output_attentions=True``.
 
     Most models do not tell their attention modules: they collect what those give back, by hooks.
     """
@@ -146,7 +146,7 @@ def _weights_wanted(module: nn.Module, kwargs: dict[str, Any]) -> bool:
 
 
 def refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
-    """An argument that may change what attention means is not passed over.
+    """Raise for an argument that may change the meaning of attention and is not supported.
 
     A sink, of all known ones, is a logit in a softmax's denominator; a sigmoid has no denominator.
     """
@@ -155,18 +155,18 @@ def refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
             continue
         kind = type(module).__name__
         if name in SINKS:
-            raise CannotRun(
+            raise UnsupportedCall(
                 f"{name}: {kind} has attention sinks, which mean nothing to a sigmoid; this "
                 f"architecture cannot run as sigmoid attention"
             )
-        raise CannotRun(
+        raise UnsupportedCall(
             f"{name}: {kind} of transformers {installed} hands this to its attention, and this "
             f"version of sigmoid_attention does not know what it means there"
         )
 
 
 def check_mask(mask: object) -> None:
-    """A boolean or floating tensor of four dimensions."""
+    """Validate that the mask is a boolean or floating tensor of four dimensions."""
     if not isinstance(mask, Tensor):
         raise ValueError(f"attention_mask must be a tensor or None, got {type(mask).__name__}")
     if mask.dim() != 4 or not (mask.dtype == torch.bool or mask.is_floating_point()):
@@ -177,7 +177,7 @@ def check_mask(mask: object) -> None:
 
 
 def joined(mask: Tensor, position_bias: Tensor | None) -> Tensor:
-    """One mask for the operator: boolean, or added with -inf for every hidden key."""
+    """Combine masks into one: boolean, or added to the logits with -inf for every hidden key."""
     if mask.dtype == torch.bool:
         return mask if position_bias is None else position_bias.masked_fill(~mask, float("-inf"))
     hidden = mask.masked_fill(mask <= HIDDEN_BELOW, float("-inf"))

@@ -1,4 +1,4 @@
-"""A small batch that reaches every attention module of a model, made from its config."""
+"""A small batch, made from the config, that reaches every attention module of a model."""
 
 import inspect
 import math
@@ -14,14 +14,15 @@ _FRAMES = 8
 
 
 def dummy_inputs(model: PreTrainedModel) -> dict[str, Any]:
-    """Tokens, pixels or sound, whichever the model's ``forward`` has arguments for.
+    """Tokens, pixels or audio, according to the arguments of the model's ``forward``.
 
     Raises:
-        ValueError: none of them, or their sizes cannot be told; the sentence asks for ``inputs``.
+        ValueError: the model takes none of them, or their sizes are unknown; the sentence asks for
+            ``inputs``.
     """
     taken = inspect.signature(model.forward).parameters
     try:
-        made = _made(model, taken)
+        made = _dummy_input(model, taken)
     except AttributeError as error:
         raise ValueError(
             f"inputs: cannot make a batch for {type(model).__name__} ({error}); give one"
@@ -32,25 +33,25 @@ def dummy_inputs(model: PreTrainedModel) -> dict[str, Any]:
             f"{', '.join(taken)}; give one"
         )
     return {
-        name: _moved(value, model) if isinstance(value, Tensor) else value
+        name: _to_model(value, model) if isinstance(value, Tensor) else value
         for name, value in made.items()
     }
 
 
 def encoder_states(model: PreTrainedModel) -> dict[str, Any]:
-    """What a decoder's cross-attention looks at, if its ``forward`` has an argument for it."""
+    """Encoder states for the cross-attention of a decoder whose ``forward`` accepts them."""
     taken = inspect.signature(model.forward).parameters
     widths = ("cross_attention_hidden_size", "encoder_hidden_size", "hidden_size")
     width = next(filter(None, (getattr(model.config, name, None) for name in widths)), None)
     if not isinstance(width, int):
         return {}
-    states = _moved(torch.zeros(1, _TOKENS, width), model)
+    states = _to_model(torch.zeros(1, _TOKENS, width), model)
     if "encoder_hidden_states" in taken:
         return {"encoder_hidden_states": states}
     return {"encoder_outputs": (states,)} if "encoder_outputs" in taken else {}
 
 
-def _made(model: PreTrainedModel, taken: Collection[str]) -> dict[str, Any]:
+def _dummy_input(model: PreTrainedModel, taken: Collection[str]) -> dict[str, Any]:
     config = model.config
     made: dict[str, Any] = {}
     if "input_ids" in taken and model.main_input_name != "pixel_values":
@@ -75,7 +76,7 @@ def _made(model: PreTrainedModel, taken: Collection[str]) -> dict[str, Any]:
 
 
 def _part(config: PreTrainedConfig, *names: str) -> Any:
-    """The config inside a composite one that has one of these names, or itself."""
+    """The nested config with one of these names, or the config itself."""
     found = (getattr(config, name, None) for name in names)
     return next((each for each in found if isinstance(each, PreTrainedConfig)), config)
 
@@ -85,13 +86,13 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _sound(config: PreTrainedConfig) -> Tensor:
-    """Enough samples for some frames behind the convolutions, or a spectrogram."""
+    """Samples for a few frames after the convolutions, or a spectrogram."""
     if hasattr(config, "conv_stride"):
         samples = _FRAMES * math.prod(config.conv_stride) + sum(config.conv_kernel)
         return torch.zeros(1, samples)
     return torch.zeros(1, config.max_length, config.num_mel_bins)
 
 
-def _moved(tensor: Tensor, model: PreTrainedModel) -> Tensor:
+def _to_model(tensor: Tensor, model: PreTrainedModel) -> Tensor:
     dtype = model.dtype if tensor.is_floating_point() else tensor.dtype
     return tensor.to(device=model.device, dtype=dtype)

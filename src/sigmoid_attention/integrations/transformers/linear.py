@@ -1,4 +1,4 @@
-"""Biases that depend on a module's own input: what stands in for a softmax's normaliser.
+"""Biases that depend on the input of their attention module.
 
 Shape letters: B batch, H query heads, N tokens, C channels of the module's input.
 """
@@ -13,21 +13,21 @@ from sigmoid_attention.attention import autocast
 from sigmoid_attention.attention.bias import BiasPolicy, RowContext
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
 
-_WATCHED = "sigmoid_input_watched"
+_RECORDED = "sigmoid_input_watched"
 
 
 class InputBias(BiasPolicy):
-    """Base of the policies that depend on what their attention module is called with."""
+    """Base class of the policies that depend on the input of their attention module."""
 
     def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> float | Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not say how it is resolved")
 
-    def given(self, input_BNC: Tensor | None) -> BiasPolicy:
-        """The bias of one call of the module, with what it is called with."""
-        return _Given(self, input_BNC)
+    def with_input(self, input_BNC: Tensor | None) -> BiasPolicy:
+        """The policy for one call of the module with this input."""
+        return _WithInput(self, input_BNC)
 
 
-class _Given(BiasPolicy):
+class _WithInput(BiasPolicy):
     def __init__(self, bias: InputBias, input_BNC: Tensor | None) -> None:
         self.bias, self.input_BNC = bias, input_BNC
 
@@ -36,7 +36,7 @@ class _Given(BiasPolicy):
 
 
 class LinearBias(nn.Module, InputBias):
-    r"""A learned bias for each head and query, from what the attention module is given:
+    r"""A learned bias for each head and query, linear in the input of the attention module:
 
     .. math::
         b_i = o_h - a_h \log m_i + w_h \cdot x_i
@@ -58,7 +58,7 @@ class LinearBias(nn.Module, InputBias):
         >>> bias = LinearBias(torch.zeros(2), dim=16)
         >>> bias.slope.data.fill_(1.0).shape
         torch.Size([2])
-        >>> given = bias.given(torch.randn(1, 5, 16))
+        >>> given = bias.with_input(torch.randn(1, 5, 16))
         >>> out = sigmoid_attention(q, k, v, bias=given, is_causal=True)
         >>> other = sigmoid_attention(q, k, v, bias=NegLogVisible(), is_causal=True)
         >>> torch.allclose(out, other, atol=1e-5)
@@ -83,8 +83,8 @@ class LinearBias(nn.Module, InputBias):
     def resolve(self, rows: RowContext, input_BNC: Tensor | None = None) -> Tensor:
         if input_BNC is None:
             raise ValueError(
-                "bias: LinearBias was not given what its module was called with; it works inside "
-                "the attention modules of a converted model, or as bias.given(hidden_states)"
+                "bias: LinearBias needs the input of its module; use it in the attention modules "
+                "of a converted model, or as bias.with_input(hidden_states)"
             )
         log_m = rows.visible_counts().clamp(min=1).to(rows.dtype).log()
         linear_BHN1, visible = self(input_BNC, log_m)
@@ -98,7 +98,7 @@ keep_fp32(LinearBias, "offset", "slope", "weight")
 
 
 class _Calls(threading.local):
-    """The calls of watched modules that a thread is in the middle of, the innermost first."""
+    """The running calls of recorded modules in this thread, the innermost first."""
 
     def __init__(self) -> None:
         # The module, its input and the call around this one.
@@ -108,17 +108,17 @@ class _Calls(threading.local):
 _calls = _Calls()
 
 
-def watch_input(module: nn.Module) -> None:
-    """Let `input_of` know what an attention module is called with."""
-    if not hasattr(module, _WATCHED):
-        setattr(module, _WATCHED, True)
-        # First of all, so that each call that is left has been entered.
+def record_input(module: nn.Module) -> None:
+    """Record the input of an attention module, for `recorded_input`."""
+    if not hasattr(module, _RECORDED):
+        setattr(module, _RECORDED, True)
+        # Prepended, so that every call that is left was entered.
         module.register_forward_pre_hook(_enter, with_kwargs=True, prepend=True)
         module.register_forward_hook(_leave, always_call=True)
 
 
-def input_of(module: nn.Module) -> Tensor | None:
-    """What a watched module is called with, in the call that this thread is in."""
+def recorded_input(module: nn.Module) -> Tensor | None:
+    """The input of a recorded module in the running call of this thread."""
     call = _calls.innermost
     return call[1] if call is not None and call[0] is module else None
 
@@ -134,6 +134,6 @@ def _leave(module: nn.Module, *_: Any) -> None:
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The hidden states that a module of transformers is called with."""
+    """The hidden states among the arguments of a module of transformers."""
     found = args[0] if args else kwargs.get("hidden_states")
     return found if isinstance(found, Tensor) else None

@@ -1,4 +1,4 @@
-"""A forward pass on meta tensors, which have shapes and no numbers."""
+"""Run a forward pass on meta tensors, which have shapes but no values."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,7 +12,7 @@ _aten = torch.ops.aten
 
 
 class _NoNumbers(TorchDispatchMode):
-    """Where a model reads numbers, such as which experts were chosen, it reads zero, or nothing."""
+    """Answer reads of values, such as the chosen experts, with zero or with nothing."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -32,12 +32,12 @@ class _NoNumbers(TorchDispatchMode):
 
 
 def _nowhere(index: Tensor | None) -> list[Tensor | None]:
-    """A boolean index finds nothing; any other stays."""
+    """An empty selection for a boolean index; other indices stay."""
     if index is None or index.dtype != torch.bool:
         return [index]
     return [index.new_empty(0, dtype=torch.int64)] * index.dim()
 
 
 def without_numbers(model: PreTrainedModel) -> AbstractContextManager[Any]:
-    """Let a model on meta pass what has to read numbers."""
+    """A context in which a model on the meta device can pass code that reads values."""
     return _NoNumbers() if model.device.type == "meta" else nullcontext()

@@ -1,8 +1,8 @@
-"""Packed sequences: many of them in one row, each with its end, and with or without a paged cache.
+"""Packed sequences: several sequences in one row, with or without a paged cache.
 
-Continuous batching packs requests and keeps their keys in transformers' paged cache. Until
-transformers 5.23 the attention function is given that cache, and puts new keys into it; from 5.24
-on the model did so before, and the function is given all keys and where those of a request end.
+Continuous batching packs requests and stores their keys in transformers' paged cache. Up to
+transformers 5.23 the attention function receives that cache and adds the new keys. From 5.24 on the
+model adds them first, and the function receives all keys and the end of each request.
 
 Shape letters: G key heads, T tokens of all sequences, H query heads, D head dim, E value dim.
 """
@@ -23,24 +23,24 @@ try:
     from transformers.generation.continuous_batching import ContinuousBatchingManager
     from transformers.generation.continuous_batching import cache as _caches
 
-    # It is compiled in a way that types do not show.
+    # Decorated in a way that hides its type.
     _PagedCache: Any = _caches.PagedAttentionCache
-except (ImportError, AttributeError):  # then there is none that we know
+except (ImportError, AttributeError):  # this version has none that we support
     ContinuousBatchingManager = _PagedCache = None
 
 ENDS = ("cu_seq_lens_q", "cu_seq_lens_k")
 # transformers 5.17 calls the two longest of a continuous batch by the second names.
 LONGEST = (("max_length_q", "max_seqlen_q"), ("max_length_k", "max_seqlen_k"))
-_PLACES = ("read_index", "write_index")
-NAMES = frozenset((*ENDS, *LONGEST[0], *LONGEST[1], *_PLACES))
+_CACHE_INDICES = ("read_index", "write_index")
+NAMES = frozenset((*ENDS, *LONGEST[0], *LONGEST[1], *_CACHE_INDICES))
 
 
-class CannotRun(ValueError):
-    """A model hands its attention what sigmoid attention has no meaning for, or none we know."""
+class UnsupportedCall(ValueError):
+    """A model calls its attention with arguments that sigmoid attention does not support."""
 
 
-class Ends(NamedTuple):
-    """Where packed sequences end among the queries and keys, (sequences + 1,), and the longest."""
+class PackedEnds(NamedTuple):
+    """Cumulative ends of the packed queries and keys, (sequences + 1,), and the longest lengths."""
 
     q: Tensor
     k: Tensor
@@ -52,13 +52,13 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    ends: Ends,
+    ends: PackedEnds,
     *,
     is_causal: bool,
     window: int | None,
     **settings: Any,
 ) -> Tensor:
-    """The packed sequences' output (1, T, H, E), each sequence by itself.
+    """Attention within each packed sequence; the output is (1, T, H, E).
 
     A window is the number of keys that a query sees on one side, itself included.
     """
@@ -78,8 +78,8 @@ def attend(
     return out_THE[None]
 
 
-def within(ends: Ends, mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """A mask that also keeps the packed sequences apart, boolean or with -inf."""
+def keep_sequences_apart(ends: PackedEnds, mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Restrict a mask to pairs of one packed sequence; boolean or with -inf."""
     row_Q, row_K = (
         torch.searchsorted(end, torch.arange(tokens.shape[2]).to(end), right=True)
         for end, tokens in ((ends.q, query), (ends.k, key))
@@ -88,16 +88,16 @@ def within(ends: Ends, mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return mask & same_QK if mask.dtype == torch.bool else mask.masked_fill(~same_QK, -torch.inf)
 
 
-def ends(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Ends | None:
-    """Where packed sequences end, if there are any.
+def ends(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> PackedEnds | None:
+    """The ends of the packed sequences, None if the call is not packed.
 
     Raises:
-        CannotRun: they are said in a way that is not known.
+        UnsupportedCall: the ends have an unknown format.
     """
     if kwargs.get(ENDS[0]) is None and kwargs.get(ENDS[1]) is None:
-        # Indices into a cache without ends: whose keys these are, nothing says.
-        if kwargs.get(_PLACES[0]) is not None:
-            raise _unknown(_PLACES[0], "comes without cu_seq_lens_q and cu_seq_lens_k")
+        # Indices into a cache without ends: the keys of a request cannot be identified.
+        if kwargs.get(_CACHE_INDICES[0]) is not None:
+            raise _unknown(_CACHE_INDICES[0], "comes without cu_seq_lens_q and cu_seq_lens_k")
         return None
     found: list[Any] = []
     longest: list[Any] = []
@@ -113,20 +113,20 @@ def ends(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Ends | None:
             raise _unknown(names[0], "is a dict, not a number")
         found.append(end)
         longest.append(int(end.diff().max()) if most is None else most)
-    return Ends(*found, *longest)
+    return PackedEnds(*found, *longest)
 
 
-def _unknown(name: str, what: str) -> CannotRun:
-    return CannotRun(
-        f"{name}: {what}; this version of sigmoid_attention does not know how transformers "
-        f"{installed} packs sequences, and would mix them up"
+def _unknown(name: str, what: str) -> UnsupportedCall:
+    return UnsupportedCall(
+        f"{name}: {what}; this version of sigmoid_attention does not support the way in which "
+        f"transformers {installed} packs sequences, and would mix them up"
     )
 
 
-def updated(
+def update_cache(
     module: nn.Module, key: Tensor, value: Tensor, cache: Any, batch: dict[str, Any]
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Keys and values of all requests, (1, G, T, ...), out of the paged cache, new ones included.
+    """Add the new keys and values to the paged cache; return those of all requests, (1, G, T, ...).
 
     The batch comes back with what belongs to this layer in the place of what belongs to each kind.
     """
@@ -143,11 +143,12 @@ def updated(
     if "kwargs" in taken:
         key, value = cache.update(**layer, kwargs=batch)
         return key, value, batch
-    if not taken.issuperset(_PLACES):
+    if not taken.issuperset(_CACHE_INDICES):
         raise _unknown("cache", f"takes {', '.join(sorted(taken))}")
-    # Until transformers 5.17 the cache is told where to read and write.
+    # Up to transformers 5.17 the cache needs the indices to read and write.
     key, value = (
-        x.transpose(0, 1)[None] for x in cache.update(**layer, **{n: batch[n] for n in _PLACES})
+        x.transpose(0, 1)[None]
+        for x in cache.update(**layer, **{n: batch[n] for n in _CACHE_INDICES})
     )
     kind = "full_attention" if batch.get("sliding_window") is None else "sliding_attention"
     own = {n: x[kind] if isinstance(x, dict) else x for n, x in batch.items()}
@@ -161,7 +162,7 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
 
 @functools.cache
 def install() -> None:
-    """Let the manager of continuous batching keep our implementation, which it does not know.
+    """Patch the manager of continuous batching, so that it keeps our implementation.
 
     One that has no such method says by itself that it does not take our implementation.
     """

@@ -1,8 +1,8 @@
-"""What makes a converted checkpoint come back as it was, and refuse to run as anything else.
+"""Patches of transformers' base classes, so that a converted checkpoint loads as it was saved.
 
-A config that carries our key takes no other implementation, however one is set: by
-``from_pretrained(..., attn_implementation=...)``, ``set_attn_implementation`` or by hand. And a
-model that is built from such a config gets its biases and norms before weights are loaded.
+A config with our entry refuses every other implementation, whether it is set by
+``from_pretrained(..., attn_implementation=...)``, ``set_attn_implementation`` or by hand. A model
+that is built from such a config gets its biases and norms before its weights are loaded.
 """
 
 import functools
@@ -18,8 +18,8 @@ from sigmoid_attention.integrations.transformers.config_entry import (
     KEY,
     NAME,
     PROBE,
+    ConfigEntry,
     HeadShape,
-    Record,
 )
 from sigmoid_attention.integrations.transformers.linear import LinearBias
 
@@ -29,10 +29,10 @@ _ATTENTIONS = "_output_attentions"
 _CHECK = "validate_output_attentions"
 
 
-class _Implementation:
-    """Where a config keeps its implementation. Without ``__get__``, so that reading costs nothing.
+class _ImplementationField:
+    """The attribute with the implementation's name. It has no ``__get__``, so that reading is free.
 
-    transformers sets it before other keys when it reads a config, and anew when it builds a model.
+    transformers sets it before other keys when it reads a config, and again when it builds a model.
     """
 
     def __set__(self, config: PreTrainedConfig, name: str | None) -> None:
@@ -40,8 +40,8 @@ class _Implementation:
         held[_STORED] = _allowed(config, name) if KEY in held else name
 
 
-class _Key:
-    """The key itself: a config that gets it takes the implementation that goes with it."""
+class _EntryField:
+    """Our entry: setting it also sets the implementation of the config."""
 
     def __get__(self, config: PreTrainedConfig | None, owner: type) -> Any:
         if config is None or KEY not in vars(config):
@@ -49,7 +49,7 @@ class _Key:
         return vars(config)[KEY]
 
     def __set__(self, config: PreTrainedConfig, entry: dict[str, Any]) -> None:
-        Record.from_json(entry)
+        ConfigEntry.from_json(entry)
         held = vars(config)
         held[_STORED] = _allowed(config, held.get(_STORED))
         held[KEY] = entry
@@ -59,7 +59,7 @@ class _Key:
 
 
 def _allowed(config: PreTrainedConfig, name: str | None) -> str:
-    # "eager" is what transformers asks of a config that returns attentions, and sets it by itself.
+    # transformers itself sets "eager" in a config that returns attentions.
     if name == "eager" and vars(config).get(_ATTENTIONS):
         return NAME
     if name not in (None, NAME, PROBE):
@@ -72,10 +72,10 @@ def _allowed(config: PreTrainedConfig, name: str | None) -> str:
 
 @functools.cache
 def install() -> None:
-    """Put the guard into transformers' base classes, once."""
-    setattr(PreTrainedConfig, _STORED, _Implementation())
-    setattr(PreTrainedConfig, KEY, _Key())
-    _let_attentions_be_returned()
+    """Patch transformers' base classes, once."""
+    setattr(PreTrainedConfig, _STORED, _ImplementationField())
+    setattr(PreTrainedConfig, KEY, _EntryField())
+    _allow_output_attentions()
     post_init = PreTrainedModel.post_init
     initialize = PreTrainedModel._initialize_weights
 
@@ -89,16 +89,16 @@ def install() -> None:
         fresh = not getattr(module, "_is_hf_initialized", False)
         initialize(model, module, *args, **kwargs)
         if fresh:
-            _start(module)
+            _initialize_missing(module)
 
     setattr(PreTrainedModel, post_init.__name__, restoring)
     setattr(PreTrainedModel, initialize.__name__, initializing)
 
 
-def _let_attentions_be_returned() -> None:
-    """Of all implementations transformers lets eager alone have ``config.output_attentions``.
+def _allow_output_attentions() -> None:
+    """Allow ``config.output_attentions`` for converted models.
 
-    A converted model returns its attentions as well.
+    transformers allows it for "eager" only; a converted model returns its attentions as well.
     """
     theirs: Any = PreTrainedConfig.output_attentions
     check = getattr(PreTrainedConfig, _CHECK, None)
@@ -119,7 +119,7 @@ def _let_attentions_be_returned() -> None:
         return
     checking.__name__ = _CHECK
     setattr(PreTrainedConfig, _CHECK, checking)
-    # Classes that are there already have lists of their checks.
+    # Classes that exist already have their own lists of checks.
     kinds: list[type] = [PreTrainedConfig]
     for kind in kinds:
         kinds += kind.__subclasses__()
@@ -128,51 +128,53 @@ def _let_attentions_be_returned() -> None:
 
 
 def restore(model: PreTrainedModel) -> None:
-    """Give the attention modules of a new model what the key of their config asks for."""
+    """Add biases and norms to the attention modules of a new model, by the entry of their config."""
     modules = dict(model.named_modules())
     members: dict[tuple[int, str], list[str]] = defaultdict(list)
-    records: dict[int, Record] = {}
+    records: dict[int, ConfigEntry] = {}
     for name, module in modules.items():
         config = getattr(module, "config", None)
-        known = records.get(id(config)) or config_entry.of(config)
+        known = records.get(id(config)) or config_entry.read(config)
         if known is not None and type(module).__name__ in known.shapes:
             records[id(config)] = known
             members[id(config), type(module).__name__].append(name)
     for (config, kind), names in members.items():
         shapes = records[config].shapes[kind]
-        # Shapes that differ are given for all modules in order; a part of the model waits for the
-        # whole, which is built around it.
+        # If shapes differ there is one for each module, in order. A part of a model is skipped here
+        # and handled when the whole model is built.
         if len(shapes) in (1, len(names)):
             for place, name in enumerate(names):
                 parent = modules.get(name.rpartition(".")[0]) if name else None
                 shape = shapes[place if len(shapes) > 1 else 0]
-                equip(modules[name], parent, records[config], shape)
+                attach(modules[name], parent, records[config], shape)
     if records:
         keep_bias_in_fp32(model)
         config_entry.declare(model.config)
 
 
-def equip(module: nn.Module, parent: nn.Module | None, asked: Record, shape: HeadShape) -> None:
-    """Give one attention module its bias and its norms, once."""
+def attach(
+    module: nn.Module, parent: nn.Module | None, entry: ConfigEntry, shape: HeadShape
+) -> None:
+    """Add bias and norms to one attention module, once."""
     if hasattr(module, biases.ATTRIBUTE):
         return
     module.sigmoid_shape = shape  # pyright: ignore[reportArgumentType]
-    biases.place(module, asked.bias, shape.heads, shape.dim)
-    extra_norms.place(module, parent, asked, shape)
+    biases.attach(module, entry.bias, shape.heads, shape.dim)
+    extra_norms.attach(module, parent, entry, shape)
 
 
 def keep_bias_in_fp32(model: PreTrainedModel) -> None:
-    """A bias near -log n loses most of its digits in bf16."""
+    """Keep the bias in fp32: a bias near -log n loses most of its digits in bf16."""
     strict = model._keep_in_fp32_modules_strict
     model._keep_in_fp32_modules_strict = {*(strict or ()), biases.ATTRIBUTE}
 
 
-def _start(module: nn.Module) -> None:
-    """Values for what a checkpoint of a softmax does not have, as transformers fills missing keys.
+def _initialize_missing(module: nn.Module) -> None:
+    """Initialize parameters that a softmax checkpoint lacks, with transformers' own functions.
 
-    Its functions leave alone what was loaded.
+    These functions skip parameters that were loaded.
     """
-    known = config_entry.of(getattr(module, "config", None))
+    known = config_entry.read(getattr(module, "config", None))
     if known is None or not hasattr(module, biases.ATTRIBUTE):
         return
     bias = getattr(module, biases.ATTRIBUTE)

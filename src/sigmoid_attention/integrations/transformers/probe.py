@@ -1,6 +1,7 @@
-"""Which attention modules a model has, and which of them call what is registered.
+"""Find the attention modules of a model that call the registered implementation.
 
-A model may accept any `attn_implementation` and go on with a softmax of its own; only a call tells.
+A model may accept any `attn_implementation` and still compute its own softmax, so that only a
+forward pass can tell.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, D head dim, E value dim.
 """
@@ -21,14 +22,14 @@ from sigmoid_attention.integrations.transformers.forward import refuse_unknown
 from sigmoid_attention.integrations.transformers.inputs import dummy_inputs, encoder_states
 from sigmoid_attention.integrations.transformers.linear import first_input
 from sigmoid_attention.integrations.transformers.meta import without_numbers
-from sigmoid_attention.integrations.transformers.paged import CannotRun
+from sigmoid_attention.integrations.transformers.paged import UnsupportedCall
 
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _calls: ContextVar["_Calls"] = ContextVar("calls")
 
 
-class Reached(NamedTuple):
-    """An attention module of a model that calls what is registered."""
+class AttentionModule(NamedTuple):
+    """An attention module that calls the registered implementation."""
 
     name: str
     module: nn.Module
@@ -37,7 +38,7 @@ class Reached(NamedTuple):
 
 
 class _Calls(NamedTuple):
-    """Who called, and the channels of what every module was given."""
+    """The modules that called the probe, and the input channels of every module."""
 
     shapes: dict[nn.Module, HeadShape]
     dims: dict[nn.Module, int]
@@ -46,7 +47,7 @@ class _Calls(NamedTuple):
 def probe(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Stands in for the operator during a counted forward: notes who called, and gives zeros."""
+    """Replace the operator during a probing forward pass: record the caller, return zeros."""
     refuse_unknown(module, kwargs)
     heads, head_dim = query.shape[1], query.shape[3]
     calls = _calls.get()
@@ -54,14 +55,14 @@ def probe(
     return query.new_zeros(query.shape[0], query.shape[2], heads, value.shape[3]), None
 
 
-def reached_modules(
+def find_attention_modules(
     model: PreTrainedModel,
     inputs: Mapping[str, Any] | None = None,
     except_for: Sequence[str] = (),
-) -> list[Reached]:
-    """Every attention module of a model, after a counted forward that has to reach them all.
+) -> list[AttentionModule]:
+    """Every attention module of a model, found by a forward pass that must reach them all.
 
-    The forward changes nothing: the model's mode and implementation are put back in any case.
+    The model's mode and implementation are restored afterwards.
 
     Args:
         inputs: a batch for ``model.forward`` that passes through the whole model; made from the
@@ -77,15 +78,20 @@ def reached_modules(
     shapes = calls.shapes
     token = _calls.set(calls)
     try:
-        with _probing(model), _noting(model, calls.dims), without_numbers(model), torch.no_grad():
+        with (
+            _probe_installed(model),
+            _recording_channels(model, calls.dims),
+            without_numbers(model),
+            torch.no_grad(),
+        ):
             model(**batch)
             missed = _missed(model, set(shapes), except_for)
             if missed and inputs is None and (states := encoder_states(model)):
-                # A decoder calls its cross-attention only where there is something to attend to.
+                # A decoder calls its cross-attention only if there are encoder states.
                 with suppress(Exception):
                     model(**batch, **states)
                 missed = _missed(model, set(shapes), except_for)
-    except CannotRun:
+    except UnsupportedCall:
         raise
     except Exception as error:
         raise _does_not_run(model, error) from error
@@ -99,7 +105,7 @@ def reached_modules(
         )
     modules = dict(model.named_modules())
     return [
-        Reached(name, module, modules.get(name.rpartition(".")[0]) if name else None, shape)
+        AttentionModule(name, module, modules.get(name.rpartition(".")[0]) if name else None, shape)
         for name, module in modules.items()
         if (shape := shapes.get(module)) is not None
     ]
@@ -116,10 +122,10 @@ def _does_not_run(model: PreTrainedModel, error: Exception) -> ValueError:
 
 
 def _missed(model: nn.Module, reached: set[nn.Module], except_for: Sequence[str]) -> list[str]:
-    """Modules that are called attention and neither were reached, nor hold or are part of one.
+    """Attention modules, by their class name, that did not call the probe.
 
-    In transformers all that weigh keys by a softmax of their own are called so, but for a few
-    pooling heads. One that holds others of that name is judged by these.
+    In transformers all modules with an own softmax over keys have such a name, except a few pooling
+    heads. A module that contains others of that name is judged by those.
     """
     inside: set[nn.Module] = {part for module in reached for part in module.modules()}
     missed = []
@@ -137,7 +143,7 @@ def _missed(model: nn.Module, reached: set[nn.Module], except_for: Sequence[str]
 
 
 def _projects_attention(module: nn.Module) -> bool:
-    """By name; dropout, masks and positions may carry it as well, but have no matrices."""
+    """By class name; dropout, masks and positions may have it as well, but have no matrices."""
     return (
         _ATTENTION.search(type(module).__name__) is not None
         and not isinstance(module, PreTrainedModel)
@@ -146,9 +152,9 @@ def _projects_attention(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _probing(model: PreTrainedModel) -> Iterator[None]:
-    """The model in evaluation mode, with the probe in the place of its attention."""
-    configs = config_entry.configs(model)
+def _probe_installed(model: PreTrainedModel) -> Iterator[None]:
+    """Put the model into evaluation mode, with the probe in place of its attention."""
+    configs = config_entry.model_configs(model)
     implementations = [config._attn_implementation for config in configs]
     training = [(module, module.training) for module in model.modules()]
     try:
@@ -163,15 +169,15 @@ def _probing(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _noting(model: nn.Module, dims: dict[nn.Module, int]) -> Iterator[None]:
-    """Every module's hidden states leave the number of their channels."""
+def _recording_channels(model: nn.Module, dims: dict[nn.Module, int]) -> Iterator[None]:
+    """Record the number of input channels of every module."""
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = first_input(args, kwargs)
         if hidden is not None and hidden.dim() == 3:
             dims[module] = hidden.shape[-1]
 
-    hooks = [x.register_forward_pre_hook(note, with_kwargs=True) for x in model.modules()]
+    hooks = [x.register_forward_pre_hook(record, with_kwargs=True) for x in model.modules()]
     try:
         yield
     finally:
@@ -180,10 +186,10 @@ def _noting(model: nn.Module, dims: dict[nn.Module, int]) -> Iterator[None]:
 
 
 def set_implementation(model: PreTrainedModel, name: str) -> None:
-    """Set it on every config that a module of the model holds, each by itself.
+    """Set the implementation in every config of the model's modules.
 
-    ``model.set_attn_implementation`` skips a class whose source does not look right to it, with a
-    warning; here a counted forward decides.
+    ``model.set_attn_implementation`` would skip classes after an inspection of their source; here
+    a forward pass decides.
     """
-    for config in config_entry.configs(model):
+    for config in config_entry.model_configs(model):
         config._attn_implementation_internal = name

@@ -1,4 +1,4 @@
-"""`register()`: the operator, its mask function and the guard become known to transformers."""
+"""Register the operator, its mask function and the patches with transformers."""
 
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -9,7 +9,7 @@ from sigmoid_attention.integrations.transformers.forward import sigmoid_attentio
 
 
 def register() -> None:
-    """Make ``attn_implementation="sigmoid"`` known to transformers, as often as one likes.
+    """Register ``attn_implementation="sigmoid"`` with transformers; further calls do nothing.
 
     Beside the operator goes its mask function: without one transformers drops padding and windows
     of a custom attention silently. From then on a checkpoint that `convert` wrote is restored by

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sigmoid_attention.attention.bias import RowContext
 from sigmoid_attention.integrations.conversion import SoftmaxStart, Student
-from sigmoid_attention.integrations.conversion.calibration import solved
+from sigmoid_attention.integrations.conversion.calibration import solve_ridge
 from sigmoid_attention.integrations.transformers import attention_modules, replace_bias
 from sigmoid_attention.integrations.transformers.linear import InputBias
 from sigmoid_attention.studies.conversion.parents import load_parent
@@ -77,7 +77,7 @@ class Predictor:
     def solved_HF1(self) -> Tensor:
         """From all that was watched; the ridge is in units of each feature's own size."""
         assert isinstance(self.gram_HFF, Tensor) and isinstance(self.moment_HF1, Tensor)
-        return solved(self.gram_HFF, self.moment_HF1, RIDGE)
+        return solve_ridge(self.gram_HFF, self.moment_HF1, RIDGE)
 
     def error(self, given: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
         """(H, N) for a batch of one sequence."""
