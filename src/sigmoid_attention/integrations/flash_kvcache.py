@@ -237,7 +237,7 @@ def _places(lengths_B: Tensor, tokens: int) -> Tensor:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, at: Tensor, interleaved: bool) -> Tensor:
-    """x (B, N, H, D); each pair of its first 2 R channels is rotated by the angle of its position."""
+    """x (B, N, H, D); each pair of the first 2 R channels is rotated by its position's angle."""
     half, dtype = cos.shape[1], compute_dtype(x.dtype)
     cos_BN1R, sin_BN1R = (angles[at].unsqueeze(2).to(dtype) for angles in (cos, sin))
     turning = x[..., : 2 * half].to(dtype)

@@ -72,7 +72,7 @@ class SigmoidLayer(nn.Module):
         attn_mask: Tensor | None,
         is_causal: bool,
     ) -> Tensor:
-        """The output (B, N, C) from query (B, H, N, D), key and value (B, G, N, D), in timm's order."""
+        """The output (B, N, C) of query (B, H, N, D), key and value (B, G, N, D), as in timm."""
         module: Any = self
         settings: dict[str, Any] = {
             "bias": self._bias(key.shape[2], attn_mask),

@@ -1,4 +1,4 @@
-"""A training step as one graph: the same loss and gradients, whatever kind the biases are of."""
+"""A compiled training step gives the same loss and gradients, for every kind of bias."""
 
 import copy
 import warnings

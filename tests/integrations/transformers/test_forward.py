@@ -1,4 +1,4 @@
-"""The function that attention modules call, with whatever they hand to it."""
+"""The function that attention modules call, with all arguments that they may give."""
 
 import pytest
 import torch
@@ -178,7 +178,7 @@ def test_a_module_without_a_bias_asks_for_a_conversion():
 
 
 def test_the_bias_of_one_module_may_depend_on_its_rows():
-    """As a conversion starts: p / (1 + p) in one layer, whatever is in the others."""
+    """As a conversion starts: p / (1 + p) in one layer, independently of the others."""
     architecture = ARCHITECTURES["GPT-2"]
     model = convert(architecture.build(), bias=-3.0)
     before = model(**architecture.batch()).logits

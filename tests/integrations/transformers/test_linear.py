@@ -124,5 +124,5 @@ def test_a_module_holds_nothing_of_a_call(model):
 
 def test_the_policy_says_what_it_was_not_given():
     query = torch.randn(1, 2, 5, 8)
-    with pytest.raises(ValueError, match=r"^bias: LinearBias was not given what its module"):
+    with pytest.raises(ValueError, match=r"^bias: LinearBias needs the input of its module"):
         sigmoid_attention(query, query, query, bias=LinearBias(torch.zeros(2), dim=16))

@@ -1,4 +1,4 @@
-"""`convert` of a config: its model runs without memory, whatever numbers it would look at."""
+"""`convert` of a config: its model runs without memory, also where it would read values."""
 
 import pytest
 import torch

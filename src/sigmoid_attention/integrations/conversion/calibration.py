@@ -84,7 +84,7 @@ class Calibration(nn.Module, InputBias):
 
 
 def solve_ridge(gram_FF: Tensor, moment_FH: Tensor, ridge: float) -> Tensor:
-    """Solve ridge normal equations, (..., F, H); the first feature (the constant) has no penalty."""
+    """Solve ridge normal equations (..., F, H); the constant, the first feature, has no penalty."""
     size_F = gram_FF.diagonal(dim1=-2, dim2=-1).clone()
     size_F[..., 0] = 0
     # Where rows leave a direction open, as with one token in all, it stays at zero.

@@ -128,7 +128,7 @@ def _allow_output_attentions() -> None:
 
 
 def restore(model: PreTrainedModel) -> None:
-    """Add biases and norms to the attention modules of a new model, by the entry of their config."""
+    """Add biases and norms to the attention modules of a new model, as its config says."""
     modules = dict(model.named_modules())
     members: dict[tuple[int, str], list[str]] = defaultdict(list)
     records: dict[int, ConfigEntry] = {}
