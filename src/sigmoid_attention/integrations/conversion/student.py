@@ -29,8 +29,8 @@ class Student:
     """A converted copy of a softmax model, with biases that are annealed.
 
     Every attention module has an :class:`Annealed` bias. At t = 0 it computes the softmax, up
-    to the ``gain``; at t = 1 its bias has the final ``form``. ``finish`` returns a plain converted model,
-    which ``save_pretrained`` and ``from_pretrained`` store.
+    to the ``gain``; at t = 1 its bias has the final ``form``. ``finish`` returns a plain converted
+    model, which ``save_pretrained`` and ``from_pretrained`` store.
 
     Args:
         model: weights of the parent; changed in place. form: one of ``FORMS``.
