@@ -12,6 +12,7 @@ from sigmoid_attention.cli import main
 from sigmoid_attention.training import forecast
 from sigmoid_attention.training.loss_log import read_losses
 from sigmoid_attention.training.model_folder import load_trained
+from tests.support.cli import complaint
 
 QUICK = ["--steps", "6", "--batch-size", "2", "--warmup-steps", "2", "--device", "cpu"]
 
@@ -28,19 +29,6 @@ def trained(corpus, tmp_path):
     out = str(tmp_path / "trained")
     assert main(["train", "--preset", "tiny", "--data", corpus, "--out", out, *QUICK]) == 0
     return out
-
-
-def complaint(capsys, *argv):
-    """What standard error says after a run that must fail as bad input."""
-    capsys.readouterr()
-    assert main(argv) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    # What was read of a text is said where nothing was wrong with it.
-    lines = [line for line in captured.err.splitlines() if not line.startswith("text: ")]
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("sigmoid-attention: ")
-    return lines[0]
 
 
 @pytest.mark.parametrize("command", ["compare", "train"])

@@ -4,15 +4,15 @@ import pytest
 
 from sigmoid_attention.cli import main
 from sigmoid_attention.studies import claims_registry
-from tests.lab import made
-from tests.test_cli import complaint
+from tests.support.cli import complaint
+from tests.support.studies import squares_study
 
 
 @pytest.fixture
 def squares(monkeypatch):
     """The registry with one study, which takes no time."""
     monkeypatch.setattr(claims_registry, "ROOMS", {"made": ("squares",)})
-    monkeypatch.setattr(claims_registry, "_module", lambda room, name: made.__name__)
+    monkeypatch.setattr(claims_registry, "_module", lambda room, name: squares_study.__name__)
 
 
 def test_run_list_report(squares, tmp_path, capsys):
@@ -53,8 +53,8 @@ def test_run_list_report(squares, tmp_path, capsys):
 
 
 def test_a_task_that_fails_is_named_and_the_exit_code_is_2(squares, tmp_path, capsys, monkeypatch):
-    tasks = [made.task(1), made.task(2, run=made.broken)]
-    monkeypatch.setattr(made, "STUDY", made.study(*tasks))
+    tasks = [squares_study.task(1), squares_study.task(2, run=squares_study.broken)]
+    monkeypatch.setattr(squares_study, "STUDY", squares_study.study(*tasks))
     out = str(tmp_path / "out")
     assert main(["studies", "run", "squares", "--out", out, "--workers", "1"]) == 2
     captured = capsys.readouterr()

@@ -51,7 +51,7 @@ from sigmoid_attention.training.evaluate import bits_per_byte
 from sigmoid_attention.training.tasks.copying import Copying
 from sigmoid_attention.training.tasks.recall import MultiQueryRecall
 from sigmoid_attention.training.trainer import train
-from tests.training.runs import tiny_config, tiny_model, tiny_text
+from tests.support.training.runs import tiny_config, tiny_model, tiny_text
 
 FP32 = torch.float32
 Results = Iterable[Tensor]

@@ -15,7 +15,7 @@ from sigmoid_attention.attention import (
     RowLSE,
     sigmoid_attention,
 )
-from tests.attention.complaints import (
+from tests.support.attention.complaints import (
     SETTINGS,
     assert_sentence,
     complaint,

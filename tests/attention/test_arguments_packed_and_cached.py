@@ -3,7 +3,7 @@
 import torch
 
 from sigmoid_attention.attention import sigmoid_decode, sigmoid_varlen_attention
-from tests.attention.complaints import (
+from tests.support.attention.complaints import (
     SETTINGS,
     assert_sentence,
     complaint,

@@ -28,34 +28,17 @@ from sigmoid_attention.attention import (
     sigmoid_varlen_attention,
 )
 from sigmoid_attention.attention.autocast import compiled_product
-from sigmoid_attention.attention.impl.cpu import ops as cpu_operator
+from tests.support.attention.autocast import (
+    FLOATS,
+    assert_same_bits,
+    autocast,
+    both_halves,
+    implementations,
+    normal,
+    qkv,
+)
 
-HALVES = (torch.bfloat16, torch.float16)
-FLOATS = (torch.float32, *HALVES)
-both_halves = pytest.mark.parametrize("half", HALVES, ids=["bf16", "fp16"])
 SLOPES = torch.tensor([0.25, 0.0, 0.03125, 0.5])
-
-
-def implementations(*names: str):
-    """Those of ``names`` that this machine has."""
-    missing = pytest.mark.skipif(not cpu_operator.available(), reason="no CPU kernel here")
-    return pytest.mark.parametrize(
-        "impl", [pytest.param(name, marks=[missing] if name == "cpu" else []) for name in names]
-    )
-
-
-def autocast(half: torch.dtype, on: bool = True) -> torch.autocast:
-    return torch.autocast("cpu", half, enabled=on)
-
-
-def normal(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    chance = torch.Generator().manual_seed(seed + sum(sizes))
-    return torch.randn(sizes, generator=chance, dtype=torch.float64).to(dtype)
-
-
-def qkv(dtype: torch.dtype = torch.float32, *, queries: int = 19, keys: int = 23) -> list[Tensor]:
-    shapes = ((2, 4, queries, 8), (2, 2, keys, 8), (2, 2, keys, 5))
-    return [2 * normal(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes)]
 
 
 def settings(**others) -> dict:
@@ -69,11 +52,6 @@ def settings(**others) -> dict:
         "softcap": 3.0,
         "enable_gqa": True,
     } | others
-
-
-def assert_same_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def assert_same_under(half: torch.dtype, function: Callable[[], Sequence[Tensor]]) -> None:

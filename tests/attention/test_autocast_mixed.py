@@ -15,7 +15,7 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
-from tests.attention.test_autocast import (
+from tests.support.attention.autocast import (
     FLOATS,
     assert_same_bits,
     autocast,

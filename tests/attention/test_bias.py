@@ -26,7 +26,7 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
-from tests.attention.calls import WINDOWS
+from tests.support.attention.calls import WINDOWS
 
 N, HEADS = 11, 3
 

@@ -21,6 +21,7 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
+from tests.support.attention.compiled import changing, compiled, normal, one_graph_only
 
 
 @pytest.fixture(autouse=True)
@@ -28,26 +29,6 @@ def forgotten_graphs():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-def normal(*sizes: int, seed: int = 0) -> Tensor:
-    return torch.randn(sizes, generator=torch.Generator().manual_seed(seed + sum(sizes)))
-
-
-def compiled(function, *, dynamic: bool | None = None, backend: str = "aot_eager"):
-    return torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend)
-
-
-one_graph_only = torch._dynamo.config.patch(error_on_recompile=True)
-
-
-def changing(tensors: list[Tensor], *lengths: int) -> list[Tensor]:
-    """Say that every dimension of one of these sizes will have another size next time."""
-    for tensor in tensors:
-        for dim in range(tensor.dim()):
-            if tensor.shape[dim] in lengths:
-                torch._dynamo.mark_dynamic(tensor, dim)
-    return tensors
 
 
 def assert_same(function, graph, inputs: list, **tolerance) -> None:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tests.attention.cross_compile import cross_compile
+from tests.support.attention.cross_compile import cross_compile
 
 
 @triton.jit

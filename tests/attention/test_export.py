@@ -14,7 +14,7 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
 )
 from sigmoid_attention.nn import DecoderLM, Experts, ModelConfig, MoE, Router
-from tests.attention.test_compile import normal
+from tests.support.attention.compiled import normal
 
 # Two blocks of the CPU kernel and of the tiles lie between the last two.
 LENGTHS = (40, 17, 300)

@@ -21,7 +21,7 @@ from sigmoid_attention.attention import (
     sigmoid_varlen_attention,
 )
 from sigmoid_attention.integrations import flash_attn, flash_sigmoid, triton_sigmoid
-from tests.attention.test_compile import normal
+from tests.support.attention.compiled import normal
 
 
 class Causal(nn.Module):

@@ -17,7 +17,7 @@ from sigmoid_attention import NegLogVisible
 from sigmoid_attention.attention import index_tensors, sigmoid_decode, sigmoid_varlen_attention
 from sigmoid_attention.attention.impl.cpu import abi
 from sigmoid_attention.attention.impl.cpu.ops import available
-from tests.attention.complaints import longs
+from tests.support.attention.complaints import longs
 
 needs_kernel = pytest.mark.skipif(not available(), reason="there is no CPU kernel on this machine")
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigmoid_attention.attention import Constant, NegLogVisible, sigmoid_attention
-from tests.attention.calls import MASK_SHAPES, POLICIES, Call, calls
-from tests.attention.definition import Expected, define, to_nearest
+from tests.support.attention.calls import MASK_SHAPES, POLICIES, Call, calls
+from tests.support.attention.definition import Expected, define, to_nearest
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}

@@ -25,9 +25,9 @@ from sigmoid_attention.attention.impl import reference
 from sigmoid_attention.attention.impl.reference import AttentionAux
 from sigmoid_attention.attention.masking import in_window, offsets, query_positions
 from sigmoid_attention.attention.problem import Problem
-from tests.attention import test_decode, test_varlen
-from tests.attention.test_decode import Cached, caches
-from tests.attention.test_varlen import Packed, packs
+from tests.support.attention import cached, packed
+from tests.support.attention.cached import Cached, caches
+from tests.support.attention.packed import Packed, packs
 
 
 def keys_of(cache: Tensor, problem: Problem, s: int) -> Tensor:
@@ -120,11 +120,11 @@ def test_cached_tokens_are_where_the_problem_says(cached: Cached, index):
 
 
 CALLS = {
-    "packed": (sigmoid_varlen_attention, test_varlen.RAGGED),
-    "packed-alone": (sigmoid_varlen_attention, Packed((3,), (4,), 2, test_varlen.RAGGED.call)),
-    "cached": (sigmoid_decode, test_decode.RAGGED),
-    "cached-alone": (sigmoid_decode, Cached((5,), 0, test_decode.GROUPED)),
-    "paged": (sigmoid_decode, test_decode.PAGED),
+    "packed": (sigmoid_varlen_attention, packed.RAGGED),
+    "packed-alone": (sigmoid_varlen_attention, Packed((3,), (4,), 2, packed.RAGGED.call)),
+    "cached": (sigmoid_decode, cached.RAGGED),
+    "cached-alone": (sigmoid_decode, Cached((5,), 0, cached.GROUPED)),
+    "paged": (sigmoid_decode, cached.PAGED),
 }
 each_call = pytest.mark.parametrize("function, call", CALLS.values(), ids=CALLS.keys())
 
@@ -219,7 +219,7 @@ def test_counting_visible_keys_pads_nothing(function, call, seen, monkeypatch):
 
 
 def test_the_table_says_0_where_no_token_is(seen):
-    (query, key, value), arguments = test_decode.PAGED.build()
+    (query, key, value), arguments = cached.PAGED.build()
     arguments["block_table"][1, 2:], arguments["block_table"][2, 1:] = -1, 999
     before = arguments["block_table"].clone()
     sigmoid_decode(query, key, value, **arguments, impl="listening")

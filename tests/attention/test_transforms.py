@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from sigmoid_attention.attention import NegLogVisible, RowLSE, sigmoid_attention
-from tests.attention.calls import Call
-from tests.attention.test_derivatives import CASES, differentiable, trained
+from tests.support.attention.calls import Call
+from tests.support.attention.differentiable import CASES, differentiable, trained
 
 SQUARE = CASES["plain-Q3-K3"].but(bias="-2.5")
 

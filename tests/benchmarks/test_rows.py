@@ -9,7 +9,7 @@ from benchmarks import mixtures
 from benchmarks.gpu import readings
 from benchmarks.operations import Case
 from benchmarks.rows import Row, merged, ratio_to, read, results_file, write
-from tests.benchmarks.made import STAMP, made
+from tests.support.benchmarks.rows import STAMP, made
 
 CASE = Case("forward", "bf16", 1024)
 

@@ -13,7 +13,7 @@ from benchmarks.operations import Case
 from benchmarks.plot import plot
 from benchmarks.rows import Row, merged
 from benchmarks.table import readme_block, with_block
-from tests.benchmarks.made import STAMP, made
+from tests.support.benchmarks.rows import STAMP, made
 
 FORWARD = Case("forward", "fp32", 1024, mask="causal")
 

@@ -16,7 +16,7 @@ from benchmarks.targets import (
     read_targets,
     standing,
 )
-from tests.benchmarks.made import made
+from tests.support.benchmarks.rows import made
 
 SHORT, LONG = (Case("forward", "bf16", length) for length in (1024, 8192))
 TWICE = Target("twice", "ratio", ((SHORT, "ours", 2), (LONG, "ours", 2)), 2.0, at_least=True)

@@ -15,11 +15,10 @@ from sigmoid_attention import __version__
 from sigmoid_attention.cli import COMMANDS, arguments, main
 from sigmoid_attention.studies import claims_registry
 from sigmoid_attention.studies.recipe import RecipeSetting
-from tests.lab import made
-from tests.studies import test_recipe, test_routing
-from tests.test_cli import complaint
+from tests.support.cli import complaint
+from tests.support.studies import recipe_store, routing_rows, squares_study
 
-store = test_recipe.store  # a fixture
+store = recipe_store.store  # a fixture
 
 
 @pytest.mark.parametrize("word", ["--version", "-V", "version"])
@@ -100,7 +99,7 @@ def parsed(capsys, *argv):
 @pytest.fixture
 def squares(monkeypatch):
     monkeypatch.setattr(claims_registry, "ROOMS", {"made": ("squares",)})
-    monkeypatch.setattr(claims_registry, "_module", lambda room, name: made.__name__)
+    monkeypatch.setattr(claims_registry, "_module", lambda room, name: squares_study.__name__)
 
 
 def test_studies_as_json(squares, tmp_path, capsys):
@@ -129,7 +128,7 @@ def test_recipe_as_json(store, tmp_path, capsys, monkeypatch):
 
 
 def test_routing_as_json(tmp_path, capsys, monkeypatch):
-    rows = test_routing.made(tmp_path / "made", seeds=2)
+    rows = routing_rows.made(tmp_path / "made", seeds=2)
     store = SimpleNamespace(rows=lambda: rows)
     monkeypatch.setattr("sigmoid_attention.cli.routing.run", lambda *_, **__: store)
     found, _ = parsed(capsys, "routing", "--json", "--out", str(tmp_path / "out"))

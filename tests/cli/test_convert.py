@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sigmoid_attention.cli import main
-from tests.integrations.conversion.models import ids
-from tests.studies.conversion.made import checkpoint, text
+from tests.support.conversion.checkpoints import checkpoint, text
+from tests.support.conversion.models import ids
 
 QUICK = "--steps=2 --layer-steps=2 --seq-len=32 --batch-size=2 --layer-batches=1 "
 QUICK += "--heldout-sequences=2 --needles 64 --device=cpu"

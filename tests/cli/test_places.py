@@ -3,7 +3,7 @@
 import pytest
 
 from sigmoid_attention.cli import main
-from tests.studies.conversion.made import checkpoint
+from tests.support.conversion.checkpoints import checkpoint
 
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
 FOLDERS = ("rows", "runs", "records", "model", "report", "trained")

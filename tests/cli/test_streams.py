@@ -14,7 +14,7 @@ from sigmoid_attention.lab.sweep import _orders
 from sigmoid_attention.studies.conversion import page, positions
 from sigmoid_attention.training.progress import StepProgress
 from sigmoid_attention.training.terminal import in_sentences, tell, terminal, warn
-from tests.lab import made
+from tests.support.studies import squares_study
 
 SIGMOID = [sys.executable, "-m", "sigmoid_attention.cli"]
 LIST = "studies list --out nowhere"
@@ -116,12 +116,12 @@ def test_a_name_cannot_steer_a_terminal(tmp_path, capsys):
 
 def test_names_are_no_markup(tmp_path, capsys):
     """Nor is a damaged file's name, whatever console a user gives."""
-    name, study = "a[/b] [red] :smile:", made.study(made.task(1))
+    name, study = "a[/b] [red] :smile:", squares_study.study(squares_study.task(1))
     archive = Archive(tmp_path / name)
-    archive.put(made.task(1).key, b"damaged")
+    archive.put(squares_study.task(1).key, b"damaged")
     console = Console(stderr=True, width=20)
     assert list(_orders([study], archive, console))
-    assert f"{archive.path(made.task(1).key)} is damaged" in capsys.readouterr().err
+    assert f"{archive.path(squares_study.task(1).key)} is damaged" in capsys.readouterr().err
     terminal().print(name)
     tell(name)
     assert capsys.readouterr().out == f"{name}\n" * 2

@@ -9,7 +9,7 @@ import torch
 
 from sigmoid_attention import Learned, NegLogLength, NegLogVisible
 from sigmoid_attention.integrations import flash_attn, flash_sigmoid
-from tests.integrations.oracle import attend, distances, weights
+from tests.support.attention.token_major_oracle import attend, distances, weights
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-13}
 

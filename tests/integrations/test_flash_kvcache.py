@@ -14,7 +14,7 @@ from sigmoid_attention import (
     RowLSE,
 )
 from sigmoid_attention.integrations.flash_attn import flash_attn_with_kvcache
-from tests.integrations.oracle import attend, distances
+from tests.support.attention.token_major_oracle import attend, distances
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-13}
 BIAS = NegLogLength(50)

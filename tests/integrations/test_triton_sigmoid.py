@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sigmoid_attention.integrations import triton_sigmoid
-from tests.integrations.oracle import attend
+from tests.support.attention.token_major_oracle import attend
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-13}
 

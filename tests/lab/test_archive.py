@@ -9,7 +9,7 @@ import pytest
 from sigmoid_attention.lab.archive import SCHEMA, Archive, Damaged, encode
 from sigmoid_attention.lab.store import parquet_bytes
 from sigmoid_attention.lab.study import Row
-from tests.lab.made import square, task
+from tests.support.studies.squares_study import square, task
 
 STAMP = {"machine": {"cores": 2}, "versions": {"torch": "9"}, "provenance": {"claim": "P2"}}
 TASK = task(1, 2)

@@ -8,7 +8,7 @@ import pytest
 from sigmoid_attention.lab.archive import Archive
 from sigmoid_attention.lab.page import answer, markdown, write
 from sigmoid_attention.lab.sweep import sweep
-from tests.lab.made import STUDY, study, task
+from tests.support.studies.squares_study import STUDY, study, task
 
 COMMAND = "sigmoid-attention studies run {name}"
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from sigmoid_attention.lab.archive import Archive
 from sigmoid_attention.lab.pool import process_pool
 from sigmoid_attention.lab.sweep import sweep
-from tests.lab.made import broken, deadly, diary, square, study, task
+from tests.support.studies.squares_study import broken, deadly, diary, held_up, square, study, task
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,17 +180,11 @@ import signal
 import sys
 from pathlib import Path
 from sigmoid_attention.lab.sweep import sweep
-from tests.lab.test_sweep import held_up
+from tests.support.studies.squares_study import held_up
 # What a shell runs in its background begins with an interrupt that is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sweep([held_up(sys.argv[2])], Path(sys.argv[1]), workers=2)
 """
-
-
-def held_up(book, seconds=300.0):
-    """A task that holds one worker up, and two that are left to the other."""
-    slow = task(3, diary=book, seconds=seconds, work=9.0)
-    return study(slow, task(1, diary=book), task(2, diary=book))
 
 
 def until(holds, seconds=60.0):

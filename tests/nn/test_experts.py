@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sigmoid_attention.nn import Experts
-from tests.nn.moe_oracle import expert, mixture
+from tests.support.moe_oracle import expert, mixture
 
 # (tokens, experts, top_k, dim, hidden): odd sizes, more experts than visits, one of everything.
 SHAPES = [(5, 4, 2, 3, 7), (3, 11, 2, 5, 2), (1, 2, 1, 1, 1), (9, 3, 3, 4, 5)]

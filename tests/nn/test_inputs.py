@@ -14,7 +14,7 @@ from sigmoid_attention.nn import (
     Router,
     SigmoidMultiheadAttention,
 )
-from tests.attention.complaints import NO_TENSORS, assert_sentence, complaint
+from tests.support.attention.complaints import NO_TENSORS, assert_sentence, complaint
 
 DIM = 6
 VISITS = {"experts": torch.tensor([[0], [2]]), "weights": torch.ones(2, 1)}

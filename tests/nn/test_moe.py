@@ -22,7 +22,7 @@ from sigmoid_attention.nn import (
 )
 from sigmoid_attention.training.tasks import Copying
 from sigmoid_attention.training.trainer import TrainConfig, train
-from tests.nn.moe_oracle import mixture
+from tests.support.moe_oracle import mixture
 
 DEEPSEEK = MoEConfig(
     experts=6, hidden=5, top_k=2, shared_experts=1, dense_layers=1, normalize=True,

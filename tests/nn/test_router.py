@@ -14,7 +14,7 @@ from sigmoid_attention.nn import (
     z_loss,
 )
 from sigmoid_attention.nn.router import AFFINITIES, ROUTER_GATES
-from tests.nn.moe_oracle import deepseek_choice
+from tests.support.moe_oracle import deepseek_choice
 
 
 def parameters_of_score(router):

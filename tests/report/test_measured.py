@@ -3,7 +3,7 @@
 import pytest
 
 from sigmoid_attention.report.measured import Measured, Value, curves, gap, mean_curve
-from tests.report.synthetic_comparison import synthetic_comparison
+from tests.support.studies.synthetic_comparison import synthetic_comparison
 
 
 def run(seed: int, steps: int, height: float) -> list[Value]:

@@ -10,7 +10,7 @@ import pytest
 
 from sigmoid_attention.report import chart, render
 from sigmoid_attention.report.page import page
-from tests.report.synthetic_comparison import NO_KERNEL, synthetic_comparison
+from tests.support.studies.synthetic_comparison import NO_KERNEL, synthetic_comparison
 
 CASES = {
     "3-seeds": {},

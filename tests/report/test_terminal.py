@@ -11,7 +11,7 @@ from sigmoid_attention.cli.compare import as_json, show
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.report.page import page
 from sigmoid_attention.studies.compare.standing import reading
-from tests.report.synthetic_comparison import NO_KERNEL, synthetic_comparison
+from tests.support.studies.synthetic_comparison import NO_KERNEL, synthetic_comparison
 
 
 def shown(**case) -> str:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from sigmoid_attention.cli import main
-from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, Row
-from sigmoid_attention.lab.store import Store
+from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX
 from sigmoid_attention.nn import DecoderLM
 from sigmoid_attention.studies.routing import findings as rule
 from sigmoid_attention.studies.routing.findings import QUANTITIES, findings, verdict
@@ -21,18 +20,14 @@ from sigmoid_attention.studies.routing.measure import (
     similarities,
 )
 from sigmoid_attention.studies.routing.page import BEGIN, END, command, draw, markdown, publish
-from sigmoid_attention.studies.routing.run import arm_name, run, unit_name, units
+from sigmoid_attention.studies.routing.run import run
 from sigmoid_attention.studies.routing.setting import (
     PAIRS,
     RoutingSetting,
     active_parameters,
     model_config,
 )
-
-TINY = RoutingSetting(
-    seeds=1, steps=4, warmup_steps=1, batch_size=2, seq_len=16, dim=8, heads=2, experts=4,
-    expert_hidden=4, record_every=2, probe_tokens=64, heldout_bytes=256,
-)  # fmt: skip
+from tests.support.studies.routing_rows import LOSSES, TINY, made
 
 
 @pytest.fixture(autouse=True)
@@ -122,35 +117,6 @@ def test_experts_that_are_one_have_a_similarity_of_one():
         for weight in (experts.gate_up, experts.down):
             weight.copy_(weight[:1].expand_as(weight))
     assert similarities(model, torch.randint(257, (2, 16)))[0] == pytest.approx(1)
-
-
-# Sigmoid minus softmax of three seeds, about a loss of 2: the margin of "equal" is 0.02.
-LOSSES = {
-    "better": (-0.05, -0.06, -0.07),
-    "worse": (0.05, 0.06, 0.07),
-    "equal": (-0.004, 0.0, 0.003),
-    "undecided": (-0.2, 0.2, 0.1),
-}
-
-
-def made(tmp_path, apart=LOSSES["better"], seeds=3, **others):
-    """A store in which sigmoid differs from softmax as is said, in every pair."""
-    store = Store(tmp_path / "made", dataclasses.asdict(TINY), {
-        "machine": {"processor": "a processor", "threads": 1},
-        "versions": {"torch": "2.13.0"},
-    }, resume=False)  # fmt: skip
-    base = {"validation_bits_per_byte": 2.0, "load_entropy": 0.8, "churn": 0.3} | others
-    for pair, arm, seed in units(dataclasses.replace(TINY, seeds=seeds)):
-        shift = apart[(seed - 100) % 3] if arm == SIGMOID else 0.0
-        name = arm_name(pair, arm)
-        rows = [
-            Row(name, metric, value + shift + 0.1 * layer, "", seed, layer=layer)
-            for metric, value in base.items()
-            for layer in (0, 1)
-        ]
-        rows += [Row(name, of, 7.0, "", seed) for of in ("parameters", "active_parameters")]
-        store.put(unit_name(pair, arm, seed), rows)
-    return store.rows()
 
 
 @pytest.mark.parametrize("standing", LOSSES)

@@ -13,7 +13,7 @@ from sigmoid_attention.training.checkpoint import (
     save_checkpoint,
 )
 from sigmoid_attention.training.optimizer import decoupled_adamw
-from tests.training.runs import digest, tiny_config, tiny_model
+from tests.support.training.runs import digest, tiny_config, tiny_model
 
 CONFIG = {"model": {"dim": 32, "betas": (0.9, 0.95)}, "seed": 1}
 

@@ -9,7 +9,7 @@ from torch import nn
 from sigmoid_attention.training.data.corpus import Document
 from sigmoid_attention.training.data.tokenizer import BPETokenizer, ByteTokenizer
 from sigmoid_attention.training.evaluate import bits_per_byte
-from tests.training.runs import tiny_model
+from tests.support.training.runs import tiny_model
 
 DOCUMENTS = [Document("a", b"the first of the texts, "), Document("b", b"and the other one")]
 BPE = BPETokenizer.train([document.text for document in DOCUMENTS], vocab_size=270)

@@ -10,7 +10,7 @@ from sigmoid_attention.training import recorder as recorder_module
 from sigmoid_attention.training.optimizer import schedule
 from sigmoid_attention.training.recorder import SCHEMA, Recorder, read_records
 from sigmoid_attention.training.trainer import Diverged, train
-from tests.training.runs import digest, tiny_config, tiny_model, tiny_text
+from tests.support.training.runs import digest, tiny_config, tiny_model, tiny_text
 
 SIZES = {"norm", "rms", "max_abs"}
 

@@ -21,7 +21,7 @@ from sigmoid_attention.training.checkpoint import (
 from sigmoid_attention.training.signals import Interrupted, interruptible
 from sigmoid_attention.training.tasks import Copying
 from sigmoid_attention.training.trainer import Diverged, train
-from tests.training.runs import digest, tiny_config, tiny_model, tiny_text
+from tests.support.training.runs import digest, tiny_config, tiny_model, tiny_text
 
 ROOT = Path(__file__).parents[2]
 # The first checkpoint takes three renames (records, temporary file, new name), the second four:
@@ -75,7 +75,7 @@ def test_checkpoints_do_not_change_the_outcome(tmp_path):
 
 def test_killed_anywhere_and_resumed_a_run_ends_with_the_same_bits():
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.training.crash_points", str(RENAMES)],
+        [sys.executable, "-m", "tests.support.training.crash_points", str(RENAMES)],
         cwd=ROOT,
         capture_output=True,
         text=True,

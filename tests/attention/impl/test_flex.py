@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from sigmoid_attention import sigmoid_attention, sigmoid_decode, sigmoid_varlen_attention
 from sigmoid_attention.attention import NegLogLength
 from sigmoid_attention.attention.impl import flex
-from tests.attention.calls import Call, calls
-from tests.attention.definition import define
+from tests.support.attention.calls import Call, calls
+from tests.support.attention.definition import define
 
 
 @pytest.fixture

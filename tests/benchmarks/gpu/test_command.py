@@ -16,7 +16,7 @@ from benchmarks.gpu.readings import Reading
 from benchmarks.operations import Case
 from benchmarks.rows import Row, read
 from benchmarks.targets import GPU_TARGETS, read_targets
-from tests.benchmarks.gpu.made import COPY, DECODE, FORWARD, STAMP
+from tests.support.benchmarks.gpu_rows import COPY, DECODE, FORWARD, STAMP
 
 # The plan -----------------------------------------------------------------------------------------
 

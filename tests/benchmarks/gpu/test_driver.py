@@ -17,9 +17,10 @@ from benchmarks.gpu.readings import Reading
 from benchmarks.memory import ROOT
 from benchmarks.operations import Case
 from benchmarks.rows import Row
+from tests.support.benchmarks import stub_worker
 
 CASE = Case("forward", "bf16", 64)
-COMMAND = [sys.executable, str(Path(__file__).with_name("measuring.py"))]
+COMMAND = [sys.executable, stub_worker.__file__]
 
 
 @pytest.fixture

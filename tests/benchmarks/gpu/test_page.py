@@ -27,7 +27,7 @@ from benchmarks.targets import (
     read_targets,
     standing,
 )
-from tests.benchmarks.gpu.made import COPY, DECODE, ERROR, FORWARD, STAMP, at, row, rows
+from tests.support.benchmarks.gpu_rows import COPY, DECODE, ERROR, FORWARD, STAMP, at, row, rows
 
 # Targets ------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu import mufu, readings
 from benchmarks.gpu.readings import Reading, errors_of, rates_of, read, write
 from benchmarks.timing import Seconds
-from tests.attention.cross_compile import cross_compile
+from tests.support.attention.cross_compile import cross_compile
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sigmoid_attention.integrations.conversion import LayerStream, Student, attention_layers
-from tests.integrations.conversion.models import KINDS, ids
+from tests.support.conversion.models import KINDS, ids
 
 
 @pytest.mark.parametrize("kind", KINDS)

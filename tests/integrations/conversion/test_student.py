@@ -8,7 +8,7 @@ from sigmoid_attention import RowLSE
 from sigmoid_attention.integrations.conversion import FORMS, Student
 from sigmoid_attention.integrations.conversion.student import use_bias
 from sigmoid_attention.integrations.transformers import LinearBias, PerHead, convert
-from tests.integrations.conversion.models import KINDS, answer, bert, ids, llama
+from tests.support.conversion.models import KINDS, answer, bert, ids, llama
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.transformers import checks
-from tests.integrations.transformers.architectures import ARCHITECTURES
-from tests.integrations.transformers.table import COLUMNS, legend, markdown
+from tests.support.transformers import checks
+from tests.support.transformers.architectures import ARCHITECTURES
+from tests.support.transformers.table import COLUMNS, legend, markdown
 
 CASES = [
     pytest.param(name, check, id=f"{name}-{head.replace(' ', '-')}")

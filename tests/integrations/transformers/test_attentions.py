@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from sigmoid_attention.integrations.transformers import PerHead, convert
-from tests.integrations.transformers import checks, oracle
-from tests.integrations.transformers.architectures import ARCHITECTURES
+from tests.support.transformers import checks, oracle
+from tests.support.transformers.architectures import ARCHITECTURES
 
 LLAMA = ARCHITECTURES["Llama"]
 

@@ -8,8 +8,8 @@ import torch
 
 from sigmoid_attention import NegLogLength
 from sigmoid_attention.integrations.transformers import PerHead
-from tests.integrations.transformers import checks
-from tests.integrations.transformers.architectures import ARCHITECTURES
+from tests.support.transformers import checks
+from tests.support.transformers.architectures import ARCHITECTURES
 
 BIASES = {
     "number": NegLogLength(8),

@@ -16,8 +16,8 @@ from sigmoid_attention.integrations.transformers import (
     replace_bias,
     set_bias,
 )
-from tests.integrations.transformers.architectures import ARCHITECTURES
-from tests.integrations.transformers.checks import answer
+from tests.support.transformers.architectures import ARCHITECTURES
+from tests.support.transformers.checks import answer
 
 
 def Parameter(number):

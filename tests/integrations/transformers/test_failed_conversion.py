@@ -20,7 +20,7 @@ from sigmoid_attention.integrations.transformers import (
     replace_bias,
     set_bias,
 )
-from tests.integrations.transformers.architectures import ARCHITECTURES
+from tests.support.transformers.architectures import ARCHITECTURES
 
 LLAMA = ARCHITECTURES["Llama"]
 # The package has a function of this name.

@@ -12,8 +12,8 @@ from sigmoid_attention.integrations.transformers import (
     replace_bias,
     sigmoid_attention_forward,
 )
-from tests.integrations.transformers.architectures import ARCHITECTURES
-from tests.integrations.transformers.checks import with_cache
+from tests.support.transformers.architectures import ARCHITECTURES
+from tests.support.transformers.checks import with_cache
 
 HEADS, QUERIES, KEYS, DIM = 4, 5, 7, 6
 

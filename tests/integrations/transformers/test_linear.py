@@ -13,8 +13,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from sigmoid_attention import NegLogLength, sigmoid_attention
 from sigmoid_attention.integrations.transformers import LinearBias, PerHead, attention_modules
 from sigmoid_attention.integrations.transformers import linear as calls
-from tests.integrations.transformers import checks
-from tests.integrations.transformers.architectures import ARCHITECTURES
+from tests.support.transformers import checks
+from tests.support.transformers.architectures import ARCHITECTURES
 
 
 @pytest.fixture

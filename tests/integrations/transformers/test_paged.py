@@ -6,8 +6,8 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from sigmoid_attention import NegLogLength
 from sigmoid_attention.integrations.transformers import PerHead, sigmoid_attention_forward
-from tests.integrations.transformers import checks
-from tests.integrations.transformers.architectures import ARCHITECTURES
+from tests.support.transformers import checks
+from tests.support.transformers.architectures import ARCHITECTURES
 
 PROMPTS = [[5, 9, 11, 7, 3, 8, 20, 31], [13, 4, 6], [7] * 5]
 NEW = 5

@@ -23,7 +23,7 @@ from sigmoid_attention.integrations.transformers import (
     convert,
     set_bias,
 )
-from tests.integrations.transformers.architectures import ARCHITECTURES
+from tests.support.transformers.architectures import ARCHITECTURES
 
 LLAMA = ARCHITECTURES["Llama"]
 REFUSED = "belongs to a model with sigmoid attention"

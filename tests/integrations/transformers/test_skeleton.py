@@ -5,7 +5,7 @@ import torch
 import transformers as tf
 
 from sigmoid_attention.integrations.transformers import PerHead, attention_modules, convert
-from tests.integrations.transformers.architectures import ARCHITECTURES
+from tests.support.transformers.architectures import ARCHITECTURES
 
 SIZES = {
     "vocab_size": 61,

@@ -10,8 +10,8 @@ from torch.func import functional_call, grad, vmap
 
 from sigmoid_attention import NegLogLength
 from sigmoid_attention.integrations.transformers import PerHead, attention_modules, convert
-from tests.integrations.transformers import checks
-from tests.integrations.transformers.architectures import ARCHITECTURES
+from tests.support.transformers import checks
+from tests.support.transformers.architectures import ARCHITECTURES
 
 BIASES = {
     "number": NegLogLength(8),

@@ -11,8 +11,8 @@ from sigmoid_attention.studies.compare.advice import OTHER_MODELS, advise, seeds
 from sigmoid_attention.studies.compare.results import Fusion, Gain
 from sigmoid_attention.studies.compare.settings import compare_setting
 from sigmoid_attention.studies.compare.summary import COURSE
-from tests.studies.compare.questions import SAME, around, solved, task, text, unbounded
-from tests.studies.compare.test_summary import table
+from tests.support.studies.row_tables import table
+from tests.support.studies.summary_rows import SAME, around, solved, task, text, unbounded
 
 NO_ROWS = ROW_SCHEMA.empty_table()
 FUSED = Fusion("a kernel", [Gain("m", "M", -1, SAME, SAME, SAME)])

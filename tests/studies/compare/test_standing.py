@@ -7,7 +7,7 @@ import pytest
 from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.studies.compare.results import Gain, Solved, SummaryRow
 from sigmoid_attention.studies.compare.standing import gain_reading, reading, standing
-from tests.studies.compare.questions import around, cost, task, text, unbounded
+from tests.support.studies.summary_rows import around, cost, task, text, unbounded
 
 ARM = Interval(0.8, 0.7, 0.9, 3)
 APART = Interval(0.2, 0.1, 0.3, 3)

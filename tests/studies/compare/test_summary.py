@@ -2,10 +2,9 @@
 
 import math
 
-import pyarrow as pa
 import pytest
 
-from sigmoid_attention.lab.rows import NONE, ROW_SCHEMA
+from sigmoid_attention.lab.rows import NONE
 from sigmoid_attention.studies.compare.results import Solved
 from sigmoid_attention.studies.compare.summary import (
     COURSE,
@@ -16,13 +15,7 @@ from sigmoid_attention.studies.compare.summary import (
     summarise,
     whole_run_peak,
 )
-
-
-def table(*rows):
-    names = ("arm", "seed", "metric", "step", "length", "value")
-    blank = {**dict.fromkeys(ROW_SCHEMA.names, ""), "layer": NONE}
-    listed = [{**blank, **dict(zip(names, row, strict=True))} for row in rows]
-    return pa.Table.from_pylist(listed, schema=ROW_SCHEMA)
+from tests.support.studies.row_tables import table
 
 
 def losses(arm, length, *values):

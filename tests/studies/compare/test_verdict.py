@@ -8,7 +8,7 @@ import pytest
 from sigmoid_attention.lab.rows import ROW_SCHEMA
 from sigmoid_attention.studies.compare.standing import RULE
 from sigmoid_attention.studies.compare.verdict import ORDER, judge
-from tests.studies.compare.questions import (
+from tests.support.studies.summary_rows import (
     SAME,
     SAME_COST,
     around,

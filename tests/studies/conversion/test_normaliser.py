@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sigmoid_attention.studies.conversion import normaliser
-from tests.studies.conversion.made import checkpoint, text
+from tests.support.conversion.checkpoints import checkpoint, text
 
 
 def test_what_is_linear_is_predicted_exactly(monkeypatch):

@@ -11,8 +11,8 @@ import torch
 from sigmoid_attention.integrations.transformers import convert
 from sigmoid_attention.studies.conversion import parents
 from sigmoid_attention.studies.conversion.parents import Packaged, load_parent
-from tests.integrations.conversion.models import answer, ids, llama
-from tests.studies.conversion.made import checkpoint
+from tests.support.conversion.checkpoints import checkpoint
+from tests.support.conversion.models import answer, ids, llama
 
 
 @pytest.mark.parametrize(("kind", "causal"), [("llama", True), ("gpt2", True), ("bert", False)])

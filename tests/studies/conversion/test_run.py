@@ -22,8 +22,8 @@ from sigmoid_attention.studies.conversion.text import Sequences
 from sigmoid_attention.training.checkpoint import load_checkpoint, save_checkpoint
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.progress import StepProgress
-from tests.integrations.conversion.models import answer
-from tests.studies.conversion.made import WORDS, checkpoint, text
+from tests.support.conversion.checkpoints import WORDS, checkpoint, text
+from tests.support.conversion.models import answer
 
 SETTING = {"steps": 6, "layer_steps": 6, "seq_len": 32, "batch_size": 2, "layer_batches": 2}
 PAIRS = (Pairs("made", WORDS[:4], [(0, 1), (1, 2), (2, 3)], [0.1, 0.9, 0.4]),)

@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 
 from sigmoid_attention.studies.conversion.parents import load_parent
 from sigmoid_attention.studies.conversion.similarity import Pairs, correlation
-from tests.studies.conversion.made import checkpoint
+from tests.support.conversion.checkpoints import checkpoint
 
 TEXTS = ["w1 w2 w3", "w1 w2 w3 w4 w5 w6 w7 w8", "w40 w41", "w9", "w1 w2 w9 w50 w51"]
 

@@ -6,7 +6,7 @@ import torch
 from sigmoid_attention.studies.conversion.parents import load_parent
 from sigmoid_attention.studies.conversion.text import Sequences, repeating
 from sigmoid_attention.training.data.corpus import load_corpus
-from tests.studies.conversion.made import SPECIAL, checkpoint, text
+from tests.support.conversion.checkpoints import SPECIAL, checkpoint, text
 
 
 @pytest.fixture(scope="module", params=["llama", "bert"])

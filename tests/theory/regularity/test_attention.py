@@ -16,7 +16,7 @@ from sigmoid_attention.theory.regularity import (
     attention_bound_at,
     mean_norm_bound,
 )
-from tests.theory.regularity.random_layers import inputs, layers, whole_jacobian
+from tests.support.theory.random_layers import inputs, layers, whole_jacobian
 
 ROUNDING = 1 + 1e-9
 radii = st.floats(0.05, 8.0)

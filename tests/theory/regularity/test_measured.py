@@ -16,7 +16,7 @@ from sigmoid_attention.theory.regularity import (
     onto_ball,
     steepest,
 )
-from tests.theory.regularity.random_layers import inputs, layers, whole_jacobian
+from tests.support.theory.random_layers import inputs, layers, whole_jacobian
 
 
 @settings(max_examples=60)

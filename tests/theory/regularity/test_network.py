@@ -13,7 +13,7 @@ from sigmoid_attention.theory.regularity import (
     network_bound,
     network_bound_at,
 )
-from tests.theory.regularity.random_layers import DIM, inputs, layers, whole_jacobian
+from tests.support.theory.random_layers import DIM, inputs, layers, whole_jacobian
 
 
 @st.composite

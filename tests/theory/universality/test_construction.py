@@ -8,7 +8,7 @@ import torch
 from sigmoid_attention.theory.universality import FUNCTIONS, Grid, design, universal_transformer
 from sigmoid_attention.theory.universality.grid import piecewise_constant
 from sigmoid_attention.theory.universality.measure import Target, lp_error
-from tests.theory.universality.built import GRIDS, construction, grid_id
+from tests.support.theory.constructions import GRIDS, construction, grid_id
 
 # Errors that a few hundred to 1540 layers reach.
 ERRORS = {

@@ -10,7 +10,7 @@ from sigmoid_attention.theory.universality import Grid, Network, Plan
 from sigmoid_attention.theory.universality.context import selected_sum, selective_shift
 from sigmoid_attention.theory.universality.layers import Affine, attention_layer
 from sigmoid_attention.theory.universality.mapping import contexts
-from tests.theory.universality.built import GRIDS, construction, grid_id
+from tests.support.theory.constructions import GRIDS, construction, grid_id
 
 
 def states_of_all(built, steepness=None):

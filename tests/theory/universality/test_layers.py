@@ -7,7 +7,7 @@ from sigmoid_attention import sigmoid_attention
 from sigmoid_attention.nn import Attention
 from sigmoid_attention.theory.universality import HeavisideAttention
 from sigmoid_attention.theory.universality.layers import ReLUFeedForward
-from tests.theory.universality.built import construction
+from tests.support.theory.constructions import construction
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 4), (2, 2, 3)], ids=["n3-d1", "n2-d2"])

@@ -8,7 +8,7 @@ import pytest
 from sigmoid_attention.theory.universality import Grid, Plan, layer_counts
 from sigmoid_attention.theory.universality.layers import block_parameters
 from sigmoid_attention.theory.universality.plan import layers_of, parameters_of, refuse_layers
-from tests.theory.universality.built import GRIDS, construction, grid_id
+from tests.support.theory.constructions import GRIDS, construction, grid_id
 
 
 @pytest.mark.parametrize("sizes", GRIDS, ids=grid_id)

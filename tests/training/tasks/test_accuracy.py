@@ -5,7 +5,7 @@ from torch import nn
 
 from sigmoid_attention.training.tasks import Copying, MultiQueryRecall, accuracy
 from sigmoid_attention.training.trainer import TrainConfig, train
-from tests.training.runs import tiny_model
+from tests.support.training.runs import tiny_model
 
 
 class Says(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sigmoid_attention.attention import sigmoid_attention
-from tests.attention.impl.cpu.budgets import (
+from tests.support.cpu.budgets import (
     Inputs,
     Named,
     drawn,

@@ -8,7 +8,6 @@ import ctypes
 import math
 import mmap
 import sys
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from sigmoid_attention.attention import sigmoid_decode
 from sigmoid_attention.attention.impl.cpu import ops
-from tests.attention.calls import BIAS_SHAPES, Call, masks
-from tests.attention.impl.cpu.budgets import Inputs, eager, error, floor, normal, weights
-from tests.attention.impl.cpu.oracle import LEAST_WEIGHT, ROUNDINGS, in_float64
-from tests.attention.impl.cpu.test_operator import FAR_WINDOWS, LAYOUTS, assert_right, laid_out
+from tests.support.attention.calls import BIAS_SHAPES, Call, masks
+from tests.support.cpu.budgets import Inputs, eager, error, floor, normal, weights
+from tests.support.cpu.cache import SPARE, Cache
+from tests.support.cpu.calls import FAR_WINDOWS, LAYOUTS, assert_right, laid_out
+from tests.support.cpu.oracle import LEAST_WEIGHT, ROUNDINGS, in_float64
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -30,7 +30,6 @@ KEYS = (0, 1, 5, 127, 128, 129, 1000)
 DIMS = (1, 3, 31, 64, 80, 128, 256)
 PAGES = (0, 1, 7, 16, 128)
 BIASES = ("-2.5", "visible", "effective", *(f"tensor {letters}" for letters in BIAS_SHAPES))
-SPARE = 3  # tokens for which a cache has room, and which nobody has written
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 
@@ -53,43 +52,6 @@ def few_queries(draw, keys) -> Call:
         scale=draw(st.sampled_from((None, -0.1))),
         seed=draw(st.integers(0, 2**16)),
     )
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Tokens in use of each sequence, page size (0: contiguous), and a call's rest."""
-
-    used: tuple[int, ...]
-    page_size: int
-    layout: str
-    call: Call
-
-    def build(self, dtype: torch.dtype) -> tuple[tuple, dict]:
-        """Keys and values, in pages in any order, among NaN where no token is."""
-        capacity = max(self.used) + SPARE
-        pages = -(-capacity // self.page_size) if self.page_size else 0
-        if pages:
-            capacity = pages * self.page_size
-        call = self.call.but(batch=len(self.used), keys=capacity)
-        (query, *caches), arguments = call.build(dtype)
-        used = torch.tensor(self.used)
-        unwritten = torch.arange(capacity) >= used[:, None, None, None]
-        caches = [cache.masked_fill(unwritten.mT, math.nan) for cache in caches]
-        arguments["seqused_k"] = used
-        if not pages:
-            return (query, *(laid_out(cache, self.layout) for cache in caches)), arguments
-        chance = torch.Generator().manual_seed(call.seed)
-        table = torch.randperm(len(self.used) * pages, generator=chance).view(-1, pages)
-        stored = []
-        for cache in caches:
-            by_page = (
-                cache.unflatten(2, (pages, self.page_size)).permute(0, 2, 3, 1, 4).flatten(0, 1)
-            )
-            place = torch.empty_like(by_page)
-            place[table.flatten()] = by_page
-            stored.append(place)
-        arguments["block_table"] = table
-        return (query, *stored), arguments
 
 
 @st.composite

@@ -16,9 +16,13 @@ from sigmoid_attention.attention.impl import tiled
 from sigmoid_attention.attention.impl.cpu import ops
 from sigmoid_attention.attention.impl.cpu.abi import BLOCK_KEYS
 from sigmoid_attention.attention.impl.tiles import Tiles
-from tests.attention.calls import Call
-from tests.attention.impl.cpu.budgets import normal
-from tests.attention.impl.cpu.oracle import (
+from tests.support.attention.cached import Cached
+from tests.support.attention.calls import Call
+from tests.support.attention.compiled import changing, compiled, one_graph_only
+from tests.support.attention.packed import Packed
+from tests.support.cpu.budgets import normal
+from tests.support.cpu.calls import PLAIN, cut, each_dtype, fused
+from tests.support.cpu.oracle import (
     assert_close_in_norm,
     differentiated,
     direction,
@@ -26,10 +30,6 @@ from tests.attention.impl.cpu.oracle import (
     in_float64,
     real_arguments,
 )
-from tests.attention.impl.cpu.test_operator import PLAIN, cut, each_dtype, fused
-from tests.attention.test_compile import changing, compiled, one_graph_only
-from tests.attention.test_decode import Cached
-from tests.attention.test_varlen import Packed
 
 pytestmark = pytest.mark.usefixtures("kernel")
 

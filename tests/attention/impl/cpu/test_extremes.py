@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sigmoid_attention.attention import sigmoid_attention, sigmoid_varlen_attention
 from sigmoid_attention.attention.impl.cpu import ops
-from tests.attention.calls import Call
-from tests.attention.impl.cpu.oracle import differentiated
-from tests.attention.impl.cpu.test_operator import PLAIN, cut, each_dtype, fused
+from tests.support.attention.calls import Call
+from tests.support.cpu.calls import PLAIN, cut, each_dtype, fused
+from tests.support.cpu.oracle import differentiated
 
 pytestmark = pytest.mark.usefixtures("kernel")
 

@@ -20,13 +20,13 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
-from tests.attention.calls import BIAS_SHAPES, MASK_SHAPES, Call
-from tests.attention.impl.cpu.guarded import Fence
-from tests.attention.impl.cpu.oracle import Named, differentiated, exactly, in_float64, is_real
-from tests.attention.impl.cpu.test_operator import DTYPES, FAR_WINDOWS
-from tests.attention.impl.cpu.test_threads import threads
-from tests.attention.test_decode import Cached
-from tests.attention.test_varlen import Packed
+from tests.support.attention.cached import Cached
+from tests.support.attention.calls import BIAS_SHAPES, MASK_SHAPES, Call
+from tests.support.attention.packed import Packed
+from tests.support.cpu.calls import DTYPES, FAR_WINDOWS
+from tests.support.cpu.guarded import Fence
+from tests.support.cpu.oracle import Named, differentiated, exactly, in_float64, is_real
+from tests.support.cpu.threads import threads
 
 pytestmark = [
     pytest.mark.usefixtures("kernel"),

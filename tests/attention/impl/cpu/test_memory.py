@@ -17,7 +17,7 @@ from sigmoid_attention.attention import (
     sigmoid_varlen_attention,
 )
 from sigmoid_attention.attention.impl.cpu import abi
-from tests.attention.impl.cpu.test_threads import in_a_process
+from tests.support.cpu.threads import in_a_process
 
 pytestmark = pytest.mark.usefixtures("kernel")
 

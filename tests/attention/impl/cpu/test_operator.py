@@ -4,83 +4,34 @@ Sizes lie around the kernel's own: 192 queries a block (or 96, or 48), 128 keys,
 or 8 of them, rows in groups of 6.
 """
 
-import contextlib
 import math
-from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from sigmoid_attention.attention import call_cache, sigmoid_attention
-from sigmoid_attention.attention.impl import term_gradients
-from sigmoid_attention.attention.impl.cpu import ops
-from tests.attention.calls import BIAS_SHAPES, WINDOWS, Call, masks
-from tests.attention.impl.cpu.oracle import (
-    assert_within_rounding,
+from tests.support.attention.calls import BIAS_SHAPES, Call, masks
+from tests.support.cpu.calls import (
+    FAR_WINDOWS,
+    LAYOUTS,
+    PLAIN,
+    assert_right,
+    cut,
+    each_dtype,
+    fused,
+    laid_out,
+)
+from tests.support.cpu.oracle import (
     differentiated,
-    exactly,
     real_arguments,
-    sizes,
 )
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 QUERIES = (1, 5, 6, 7, 48, 49, 95, 97, 191, 192, 193, 385)
 KEYS = (1, 7, 15, 17, 63, 65, 127, 128, 129, 193, 257)
 DIMS = (1, 2, 7, 16, 17, 33, 64, 65, 70)
-LAYOUTS = ("heads", "tokens", "fused", "gapped", "offset", "expanded")
-FAR_WINDOWS = (*WINDOWS, (64, 64), (130, -1), (-1, 130), (200, 3), (6, 65))
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
-
-
-def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """The same numbers elsewhere in memory, between NaNs that nobody may read."""
-    batch, heads, rows, dim = tensor.shape
-    match layout:
-        case "heads":
-            return tensor.contiguous()
-        case "tokens":
-            return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-        case "fused":
-            whole = tensor.new_full((batch, rows, 3, heads, dim), math.nan)
-            place = whole[:, :, 1].transpose(1, 2)
-        case "gapped":
-            place = tensor.new_full((batch, heads, rows, 2 * dim), math.nan)[..., ::2]
-        case "offset":
-            place = tensor.new_full((tensor.numel() + 1,), math.nan)[1:].view(tensor.shape)
-        case "expanded":
-            return tensor[:, :1].expand(tensor.shape)
-    return place.copy_(tensor)
-
-
-@contextlib.contextmanager
-def cut(block_queries: int, splits: int):
-    """The kernel's work cut as it would be for more threads."""
-    with (
-        mock.patch.object(ops, "_block_queries", lambda problem: block_queries),
-        mock.patch.object(term_gradients, "splits", lambda units, threads, keys: splits),
-        mock.patch.object(call_cache, "_known", {}),
-    ):
-        yield
-
-
-def fused(*tensors, **arguments) -> Tensor:
-    return sigmoid_attention(*tensors, **arguments, impl="cpu")
-
-
-def assert_right(tensors, arguments, dtype: torch.dtype) -> None:
-    arguments = {"skip_tolerance": 0.0, **arguments}
-    assert_within_rounding(
-        differentiated(fused, tensors, arguments),
-        exactly(sigmoid_attention, tensors, arguments),
-        sizes(tensors, arguments),
-        dtype,
-    )
 
 
 @st.composite
@@ -124,9 +75,6 @@ def test_equals_the_reference(dtype, call: Call, layouts, blocks, splits, terms)
         assert_right(tensors, arguments, dtype)
 
 
-PLAIN = Call(
-    batch=1, key_heads=2, group=1, queries=385, keys=257, head_dim=33, value_dim=20, seed=3
-)
 FEATURES = {
     "plain-Q385-K257-D33-E20": PLAIN,
     "causal-Q257-K257": PLAIN.but(queries=257, is_causal=True),

@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigmoid_attention.attention import sigmoid_decode, sigmoid_varlen_attention
-from tests.attention.calls import BIAS_SHAPES, Call
-from tests.attention.impl.cpu.oracle import (
+from tests.support.attention.cached import Cached
+from tests.support.attention.calls import BIAS_SHAPES, Call
+from tests.support.attention.packed import Packed
+from tests.support.cpu.calls import FAR_WINDOWS, cut, each_dtype
+from tests.support.cpu.oracle import (
     assert_close_in_norm,
     differentiated,
     exactly,
     in_float64,
 )
-from tests.attention.impl.cpu.test_operator import FAR_WINDOWS, cut, each_dtype
-from tests.attention.test_decode import Cached
-from tests.attention.test_varlen import Packed
 
 pytestmark = pytest.mark.usefixtures("kernel")
 

@@ -16,9 +16,9 @@ from sigmoid_attention.attention.impl import tiled
 from sigmoid_attention.attention.impl.cpu import ops
 from sigmoid_attention.attention.impl.cpu.abi import BLOCK_KEYS
 from sigmoid_attention.attention.impl.tiles import Tiles
-from tests.attention.impl.cpu.budgets import Named, normal
-from tests.attention.impl.cpu.oracle import differentiated, exactly
-from tests.attention.impl.cpu.test_operator import cut, each_dtype, fused
+from tests.support.cpu.budgets import Named, normal
+from tests.support.cpu.calls import cut, each_dtype, fused
+from tests.support.cpu.oracle import differentiated, exactly
 
 pytestmark = pytest.mark.usefixtures("kernel")
 

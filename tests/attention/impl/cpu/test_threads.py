@@ -5,12 +5,8 @@ Linux with libgomp; with one thread, as torch's data loaders set it in their wor
 So does this operator.
 """
 
-import contextlib
 import math
 import os
-import subprocess
-import sys
-import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -21,32 +17,15 @@ from sigmoid_attention.attention.impl import term_gradients
 from sigmoid_attention.attention.impl.cpu import library, ops
 from sigmoid_attention.attention.impl.cpu.abi import BLOCK_KEYS, BLOCK_QUERIES, loaded
 from sigmoid_attention.attention.problem import Problem
-from tests.attention.calls import Call
-from tests.attention.impl.cpu.oracle import differentiated
-from tests.attention.impl.cpu.test_operator import PLAIN, assert_right, each_dtype, fused
-from tests.attention.test_varlen import Packed
+from tests.support.attention.calls import Call
+from tests.support.attention.packed import Packed
+from tests.support.cpu.calls import PLAIN, assert_right, each_dtype, fused
+from tests.support.cpu.oracle import differentiated
+from tests.support.cpu.threads import in_a_process, threads
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
 THREADS = (1, 2, 3, 5, 8)
-
-
-@contextlib.contextmanager
-def threads(count: int):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def in_a_process(script: str) -> str:
-    """What a fresh interpreter prints."""
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("count", THREADS[1:])

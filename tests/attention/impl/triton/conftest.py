@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.attention.impl.triton import interpreter
+from tests.support.triton import interpreter
 
 
 @pytest.fixture(scope="session")

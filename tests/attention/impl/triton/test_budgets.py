@@ -14,8 +14,8 @@ import torch
 
 from sigmoid_attention.attention.impl.triton import configs, ops
 from sigmoid_attention.attention.impl.triton.configs import Device
-from tests.attention.cross_compile import Code, Compiled
-from tests.attention.impl.triton.shipped import A100, B200, H200, L40S, Launch, launches
+from tests.support.attention.cross_compile import Code, Compiled
+from tests.support.triton.shipped import A100, B200, H200, L40S, Launch, launches
 
 KEYS = 2048
 SLOPES = torch.tensor([0.5, 0.25])

@@ -25,10 +25,10 @@ from sigmoid_attention.attention import (
 )
 from sigmoid_attention.attention.impl.triton import activation, configs, ops
 from sigmoid_attention.attention.impl.triton import call_cache as own
-from tests.attention.impl.cpu.budgets import normal
-from tests.attention.impl.triton.interpreter import Blocks
-from tests.attention.impl.triton.shipped import H200
-from tests.attention.impl.triton.test_operator import FEATURES, SLOPES, qkv
+from tests.support.cpu.budgets import normal
+from tests.support.triton.calls import FEATURES, SLOPES, qkv
+from tests.support.triton.interpreter import Blocks
+from tests.support.triton.shipped import H200
 
 NOT_READ = mock.patch("sigmoid_attention.attention.decode.looked_at", lambda *_: False)
 

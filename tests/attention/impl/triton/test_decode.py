@@ -17,12 +17,12 @@ from sigmoid_attention.attention import index_tensors, sigmoid_decode
 from sigmoid_attention.attention.impl.triton import decode as kernels
 from sigmoid_attention.attention.impl.triton import decode_ops
 from sigmoid_attention.attention.impl.triton.decode_ops import block_keys, block_rows, parts
-from tests.attention.calls import Call
-from tests.attention.cross_compile import Compiled, cross_compile
-from tests.attention.impl.cpu.budgets import normal
-from tests.attention.impl.cpu.oracle import LEAST_WEIGHT, ROUNDINGS, in_float64
-from tests.attention.impl.cpu.test_decode_kernel import Cache
-from tests.attention.impl.triton.interpreter import Blocks
+from tests.support.attention.calls import Call
+from tests.support.attention.cross_compile import Compiled, cross_compile
+from tests.support.cpu.budgets import normal
+from tests.support.cpu.cache import Cache
+from tests.support.cpu.oracle import LEAST_WEIGHT, ROUNDINGS, in_float64
+from tests.support.triton.interpreter import Blocks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BUDGETS = ROUNDINGS | {torch.bfloat16: 2 * ROUNDINGS[torch.bfloat16]}

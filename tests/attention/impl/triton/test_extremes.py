@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import sigmoid_attention
-from tests.attention.impl.cpu.budgets import normal
-from tests.attention.impl.cpu.oracle import assert_within_rounding, exactly, sizes
-from tests.attention.impl.triton.interpreter import Blocks, output, with_gradients
-from tests.attention.impl.triton.test_operator import BLOCKS, SLOPES, check, qkv
+from tests.support.cpu.budgets import normal
+from tests.support.cpu.oracle import assert_within_rounding, exactly, sizes
+from tests.support.triton.calls import BLOCKS, SLOPES, check, qkv
+from tests.support.triton.interpreter import Blocks, output, with_gradients
 
 NARROW = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 each_narrow = pytest.mark.parametrize("dtype", NARROW, ids=NARROW.values())

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sigmoid_attention.attention import sigmoid_attention
 from sigmoid_attention.attention.bounds import TAIL_LOGIT
-from tests.attention.impl.cpu.budgets import normal
-from tests.attention.impl.triton.interpreter import Blocks, output, spans_of, with_gradients
-from tests.attention.impl.triton.test_operator import qkv
+from tests.support.cpu.budgets import normal
+from tests.support.triton.calls import qkv
+from tests.support.triton.interpreter import Blocks, output, spans_of, with_gradients
 
 SPAN = 32
 BLOCKS = Blocks(32, 16, SPAN)

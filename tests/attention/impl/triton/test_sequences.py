@@ -12,10 +12,10 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
-from tests.attention.impl.cpu.budgets import normal
-from tests.attention.impl.cpu.oracle import assert_close_in_norm, differentiated, exactly
-from tests.attention.impl.triton.interpreter import Blocks
-from tests.attention.impl.triton.test_operator import BLOCKS, SLOPES, qkv
+from tests.support.cpu.budgets import normal
+from tests.support.cpu.oracle import assert_close_in_norm, differentiated, exactly
+from tests.support.triton.calls import BLOCKS, SLOPES, qkv
+from tests.support.triton.interpreter import Blocks
 
 LENGTHS_Q, LENGTHS_K = (0, 21, 1, 34, 0), (5, 21, 18, 20, 0)
 

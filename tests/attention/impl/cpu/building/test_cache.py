@@ -13,8 +13,7 @@ import pytest
 
 from sigmoid_attention.attention.impl.cpu import cache, compiler
 from sigmoid_attention.training.data.cache import cache_dir
-
-from .conftest import STRUCT_SIZE, output, start
+from tests.support.cpu.building import STRUCT_SIZE, output, start
 
 BUILD = """
 import os, pathlib

@@ -10,8 +10,7 @@ import time
 import pytest
 
 from sigmoid_attention.attention.impl.cpu import cache, compiler, library
-
-from .conftest import STRUCT_SIZE, output, start
+from tests.support.cpu.building import STRUCT_SIZE, output, start
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="permissions are those of POSIX")
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from sigmoid_attention.attention.impl.cpu import compiler
-
-from .conftest import output, start
+from tests.support.cpu.building import output, start
 
 EVERYTHING = {
     "avx2", "fma3", "f16c", "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16",

@@ -10,8 +10,7 @@ import torch
 
 from sigmoid_attention.attention.impl.cpu import cache, compiler, library
 from sigmoid_attention.attention.impl.cpu.compiler import PATHS, runs
-
-from .conftest import STRUCT_SIZE, output, start
+from tests.support.cpu.building import STRUCT_SIZE, output, start
 
 BEST = next(path for path in PATHS if runs(path))
 

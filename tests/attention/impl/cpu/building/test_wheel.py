@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from sigmoid_attention.attention.impl.cpu import compiler
-
-from .conftest import STRUCT_SIZE, output, start
+from tests.support.cpu.building import STRUCT_SIZE, output, start
 
 ROOT = Path(compiler.__file__).parents[5]
 

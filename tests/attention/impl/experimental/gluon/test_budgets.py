@@ -20,7 +20,7 @@ from sigmoid_attention.attention.impl.experimental.gluon.configs import (
     Features,
     Forward,
 )
-from tests.attention.impl.experimental.gluon.kernels import EVERYTHING, PLAIN, compiled
+from tests.support.gluon.kernels import EVERYTHING, PLAIN, compiled
 
 WINDOW, TAILS = replace(PLAIN, window=True), replace(PLAIN, tails=True)
 

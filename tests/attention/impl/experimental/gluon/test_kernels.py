@@ -7,7 +7,7 @@ import torch
 
 from sigmoid_attention.attention.impl.experimental.gluon import configs
 from sigmoid_attention.attention.impl.experimental.gluon.configs import Forward
-from tests.attention.impl.experimental.gluon.kernels import Case, run_backward, run_forward
+from tests.support.gluon.kernels import Case, run_backward, run_forward
 
 # Units of queries visit units of keys from the first up to the last number; between the other two
 # they need the full sigmoid. Two heads, whose ranges differ: the first one's first unit has none.

@@ -19,10 +19,10 @@ from torch.nn.functional import max_pool2d
 
 from sigmoid_attention import sigmoid_attention
 from sigmoid_attention.attention.impl.experimental.gluon import ops
-from tests.attention.impl.cpu.oracle import in_float64
-from tests.attention.impl.experimental.gluon import kernels, planned, ptx
-from tests.attention.impl.experimental.gluon.launches import Launch, launched
-from tests.attention.impl.triton import interpreter
+from tests.support.cpu.oracle import in_float64
+from tests.support.gluon import kernels, planned, ptx
+from tests.support.gluon.launches import Launch, launched
+from tests.support.triton import interpreter
 
 Plan = Callable[..., Tensor | None]
 

@@ -3,9 +3,9 @@
 import pytest
 
 from sigmoid_attention.attention.impl.experimental.gluon import configs
-from tests.attention.cross_compile import Code, Instruction
-from tests.attention.impl.experimental.gluon import roofline
-from tests.attention.impl.experimental.gluon.kernels import PLAIN
+from tests.support.attention.cross_compile import Code, Instruction
+from tests.support.gluon import roofline
+from tests.support.gluon.kernels import PLAIN
 
 
 def test_bounds_are_those_of_the_slowest_unit_and_of_a_sum():

@@ -10,9 +10,9 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 
 from sigmoid_attention.attention.impl.experimental.gluon import schedule, walk
-from tests.attention.impl.experimental.gluon import emulator, listing, planned, translation
-from tests.attention.impl.triton import interpreter
-from tests.attention.impl.triton.shipped import H200, Launch
+from tests.support.gluon import emulator, listing, planned, translation
+from tests.support.triton import interpreter
+from tests.support.triton.shipped import H200, Launch
 
 SIZES = ((150, 200), (300, 190), (64, 1000), (700, 64), (1, 1))
 WINDOWS = ((-1, -1), (-1, 0), (0, 0), (100, 0), (70, 30), (-1, 500))

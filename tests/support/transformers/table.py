@@ -1,13 +1,13 @@
 """The table of architectures in docs/integrations.md, from the tests that are run.
 
-python -m tests.integrations.transformers.table
+python -m tests.support.transformers.table
 """
 
 import inspect
 from collections.abc import Callable
 
-from tests.integrations.transformers import checks
-from tests.integrations.transformers.architectures import ARCHITECTURES, Architecture
+from tests.support.transformers import checks
+from tests.support.transformers.architectures import ARCHITECTURES, Architecture
 
 # Column by column: its head, the check, and whether it makes sense for an architecture.
 COLUMNS: list[tuple[str, Callable[..., None], Callable[[Architecture], bool]]] = [

@@ -12,8 +12,8 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, Sta
 
 from sigmoid_attention import NegLogLength
 from sigmoid_attention.integrations.transformers import PerHead, attention_modules, convert
-from tests.integrations.transformers import oracle
-from tests.integrations.transformers.architectures import Architecture
+from tests.support.transformers import oracle
+from tests.support.transformers.architectures import Architecture
 
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from tests.integrations.conversion.models import KINDS, VOCABULARY
+from tests.support.conversion.models import KINDS, VOCABULARY
 
 WORDS = [f"w{number}" for number in range(VOCABULARY - 4)]
 SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"]

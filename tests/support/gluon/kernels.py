@@ -20,10 +20,10 @@ from sigmoid_attention.attention.impl.experimental.gluon.configs import (
 from sigmoid_attention.attention.impl.experimental.gluon.forward import forward
 from sigmoid_attention.attention.impl.experimental.gluon.walk import UNLIMITED
 from sigmoid_attention.attention.impl.triton.call import cdiv
-from tests.attention.cross_compile import Compiled, cross_compile
-from tests.attention.impl.experimental.gluon import listing
-from tests.attention.impl.experimental.gluon.emulator import Descriptor
-from tests.attention.impl.experimental.gluon.translation import launch
+from tests.support.attention.cross_compile import Compiled, cross_compile
+from tests.support.gluon import listing
+from tests.support.gluon.emulator import Descriptor
+from tests.support.gluon.translation import launch
 
 PLAIN = Features(window=False, tails=False, bias=False, slopes=False, shift=0)
 EVERYTHING = replace(PLAIN, window=True, tails=True)

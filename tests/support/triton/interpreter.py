@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import call_cache, sigmoid_attention
-from tests.attention.impl.cpu.oracle import Named, differentiated
+from tests.support.cpu.oracle import Named, differentiated
 
 _ENVIRONMENT = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 

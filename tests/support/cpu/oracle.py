@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import sigmoid_attention
-from tests.attention.impl.cpu.budgets import normal
+from tests.support.cpu.budgets import normal
 
 Named = dict[str, Tensor]
 

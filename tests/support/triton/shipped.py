@@ -14,7 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sigmoid_attention.attention.impl.triton import call, configs
 from sigmoid_attention.attention.impl.triton.configs import Device
-from tests.attention.cross_compile import Compiled, cross_compile
+from tests.support.attention.cross_compile import Compiled, cross_compile
 
 H200 = Device("NVIDIA H200", (9, 0), 227 * 1024)
 B200 = Device("NVIDIA B200", (10, 0), 227 * 1024)

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 from triton.experimental.gluon import language
 
-from tests.attention.impl.experimental.gluon.emulator import Block, Machine, Pointer, tile
+from tests.support.gluon.emulator import Block, Machine, Pointer, tile
 
 OURS = "sigmoid_attention.attention"
 

@@ -21,10 +21,10 @@ from triton.runtime.jit import create_function_from_signature
 from sigmoid_attention.attention.impl.cpu.ops import like
 from sigmoid_attention.attention.impl.experimental.gluon import call, ops
 from sigmoid_attention.attention.impl.triton import ops as portable
-from tests.attention.cross_compile import HOPPER
-from tests.attention.impl.experimental.gluon import listing, translation
-from tests.attention.impl.experimental.gluon.emulator import Descriptor
-from tests.attention.impl.experimental.gluon.kernels import Signature
+from tests.support.attention.cross_compile import HOPPER
+from tests.support.gluon import listing, translation
+from tests.support.gluon.emulator import Descriptor
+from tests.support.gluon.kernels import Signature
 
 RESULTS = ("out", "on_query", "on_key", "on_value")
 

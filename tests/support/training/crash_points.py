@@ -18,7 +18,7 @@ import torch._dynamo  # what the first step of an optimiser imports: here once f
 
 from sigmoid_attention.training.recorder import Recorder, read_records
 from sigmoid_attention.training.trainer import train
-from tests.training.runs import digest, tiny_config, tiny_model, tiny_text
+from tests.support.training.runs import digest, tiny_config, tiny_model, tiny_text
 
 REAL_REPLACE = os.replace
 

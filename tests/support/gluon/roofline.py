@@ -1,6 +1,6 @@
 """What the machine code lets a Hopper GPU reach.
 
-``python -m tests.attention.impl.experimental.gluon.roofline`` prints it.
+``python -m tests.support.gluon.roofline`` prints it.
 
 Predicted from counts of instructions in the inner loops, not measured. For each score a
 multiprocessor spends, in cycles,
@@ -19,8 +19,8 @@ from dataclasses import replace
 
 from sigmoid_attention.attention.impl.experimental.gluon import configs
 from sigmoid_attention.attention.impl.experimental.gluon.configs import ROWS, Backward, Forward
-from tests.attention.cross_compile import Code
-from tests.attention.impl.experimental.gluon.kernels import PLAIN, compiled
+from tests.support.attention.cross_compile import Code
+from tests.support.gluon.kernels import PLAIN, compiled
 
 PROCESSORS = 132  # of an H100 or H200 SXM
 

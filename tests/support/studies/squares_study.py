@@ -89,6 +89,12 @@ def study(*tasks: Task, name: str = "squares") -> Study:
     )
 
 
+def held_up(book, seconds=300.0):
+    """A task that holds one worker up, and two that are left to the other."""
+    slow = task(3, diary=book, seconds=seconds, work=9.0)
+    return study(slow, task(1, diary=book), task(2, diary=book))
+
+
 STUDY = study(task(1, 2, 3), task(4, 5, 6), task(4, 5, 6, part="early", seconds=0.01))
 
 

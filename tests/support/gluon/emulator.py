@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.attention.impl.experimental.gluon import ptx
+from tests.support.gluon import ptx
 
 
 class Tile(Tensor):
