@@ -165,7 +165,7 @@ class TestBias:
     def test_it_is_printed(self):
         assert "bias=NegLogLength(n=5" in repr(SigmoidAttention(8, 2, sigmoid_bias=NegLogLength(5)))
         learned = repr(SigmoidAttention(8, 2, sigmoid_bias=Learned(0.0, num_heads=2)))
-        assert learned.count("Learned(heads=2)") == 1
+        assert learned.count("Learned(num_heads=2)") == 1
 
 
 def vit(**settings):

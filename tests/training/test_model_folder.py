@@ -82,7 +82,7 @@ def test_weights_of_another_configuration_are_refused(trained, tmp_path):
     described = read_json(path)
     described["run"]["model"]["num_heads"] = 4
     write_json(path, described)
-    with pytest.raises(ValueError, match=r"another configuration: model\.heads"):
+    with pytest.raises(ValueError, match=r"another configuration: model\.num_heads"):
         load_trained(tmp_path / "run")
 
 
