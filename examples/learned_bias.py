@@ -26,4 +26,4 @@ for _ in range(100):
 print("end  ", [round(b, 2) for b in bias.value.tolist()])
 
 # The first head stays near -log 64 = -4.16, the second moves to about -log 640 = -6.46.
-# In a layer: nn.Attention(dim, num_heads, max_seq_len=64, bias=Learned(NegLogLength(64), num_heads))
+# A layer takes it too: nn.Attention(..., bias=Learned(NegLogLength(LENGTH), HEADS)).

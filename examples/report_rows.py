@@ -19,7 +19,9 @@ with tempfile.TemporaryDirectory() as folder:
         path = Path(sys.argv[1])
     else:
         out = str(Path(folder) / "compare")
-        assert main(["compare", "--preset", "tiny", "--steps", "5", "--seeds", "1", "--out", out]) == 0
+        assert (
+            main(["compare", "--preset", "tiny", "--steps", "5", "--seeds", "1", "--out", out]) == 0
+        )
         path = Path(out) / "rows.parquet"
     rows = pd.read_parquet(path)
 

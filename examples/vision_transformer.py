@@ -17,12 +17,12 @@ model = timm.create_model(
     "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, num_classes=10, depth=2,
     embed_dim=48, num_heads=3, qk_norm=True,
 )  # fmt: skip
-# The bias is -log(5): four patches and the class token. `convert` runs an image through the model and
-# refuses if a softmax is left.
+# The bias is -log(5): four patches and the class token. `convert` runs an image through the model
+# and refuses if a softmax is left.
 convert(model)
 
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-for step in range(150):
+for _ in range(150):
     batch = torch.randint(train.stop, (64,))
     loss = F.cross_entropy(model(images[batch]), labels[batch])
     optimizer.zero_grad()
