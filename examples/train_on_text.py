@@ -18,7 +18,7 @@ from sigmoid_attention.training.trainer import TrainConfig, train
 corpus = load_corpus(sys.argv[1] if len(sys.argv) > 1 else __file__)
 tokenizer = ByteTokenizer()
 config = ModelConfig.recipe(
-    "recommended", vocab_size=tokenizer.vocab_size, dim=64, layers=2, heads=4, max_seq_len=64
+    "recommended", vocab_size=tokenizer.vocab_size, dim=64, layers=2, num_heads=4, max_seq_len=64
 )
 
 torch.manual_seed(0)

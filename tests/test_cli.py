@@ -328,11 +328,11 @@ def refuse_to_run(*_arguments, **_settings):
 
 def test_sizes_in_place_of_the_presets(corpus, tmp_path):
     out = tmp_path / "out"
-    sizes = ["--dim", "24", "--layers", "1", "--heads", "3", "--seq-len", "16"]
+    sizes = ["--dim", "24", "--layers", "1", "--num-heads", "3", "--seq-len", "16"]
     argv = ["train", "--preset", "tiny", "--data", corpus, "--out", str(out), *QUICK]
     assert main([*argv, *sizes]) == 0
     model = load_trained(out)[0]
-    assert (model.config.dim, model.config.layers, model.config.heads) == (24, 1, 3)
+    assert (model.config.dim, model.config.layers, model.config.num_heads) == (24, 1, 3)
     assert model.config.max_seq_len == 16 and losses(out)[0].tokens == 32
 
 

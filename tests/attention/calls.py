@@ -112,7 +112,7 @@ class Call:
                 slopes = [0.3 * h for h in range(self.heads)]
                 return NegLogEffectiveLength(slopes, n=9, offset=-0.25)
             case "learned":
-                return Learned(-1.5, heads=self.heads)
+                return Learned(-1.5, num_heads=self.heads)
             case "lse":
                 return RowLSE()
             case _:

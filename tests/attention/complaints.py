@@ -193,7 +193,7 @@ SETTINGS = no_tensors("alibi_slopes", but=("none",)) | {
         ("floating", "torch.int64"),
     ),
     "bias-elsewhere": ({"bias": ones(4, 1, 1, device="meta")}, "bias", ("device", "meta", "cpu")),
-    "bias-learned-of-other-heads": ({"bias": Learned(0.0, heads=3)}, "bias", ("3 heads", "4")),
+    "bias-learned-of-other-heads": ({"bias": Learned(0.0, num_heads=3)}, "bias", ("3 heads", "4")),
     "bias-values-of-other-heads": (
         {"bias": HeadValues(torch.zeros(3))},
         "bias",

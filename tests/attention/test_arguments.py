@@ -231,13 +231,17 @@ POLICIES = {
         "NegLogEffectiveLength",
         ("offset", "could not learn"),
     ),
-    "learned-from-nan": (lambda: Learned(math.nan, heads=2), "Learned", ("init", "finite", "nan")),
+    "learned-from-nan": (
+        lambda: Learned(math.nan, num_heads=2),
+        "Learned",
+        ("init", "finite", "nan"),
+    ),
     "learned-from-a-tensor": (
-        lambda: Learned(Constant(ones(1)), heads=2),
+        lambda: Learned(Constant(ones(1)), num_heads=2),
         "Learned",
         ("init", "a tensor"),
     ),
-    "learned-of-half-a-head": (lambda: Learned(0.0, 2.5), "Learned", ("heads", "whole", "2.5")),
+    "learned-of-half-a-head": (lambda: Learned(0.0, 2.5), "Learned", ("num_heads", "whole", "2.5")),
     "visible-at-least-zero": (
         lambda: NegLogVisible(at_least=0),
         "NegLogVisible",
@@ -259,22 +263,22 @@ POLICIES = {
         ("slopes", "(2, 2)"),
     ),
     "learned-from-the-visible": (
-        lambda: Learned(NegLogVisible(), heads=2),
+        lambda: Learned(NegLogVisible(), num_heads=2),
         "Learned",
         ("init", "Constant", "NegLogVisible"),
     ),
     "learned-from-row-lse": (
-        lambda: Learned(RowLSE(), heads=2),
+        lambda: Learned(RowLSE(), num_heads=2),
         "Learned",
         ("init", "Constant", "RowLSE"),
     ),
     "learned-from-learned": (
-        lambda: Learned(Learned(0.0, heads=2), heads=2),
+        lambda: Learned(Learned(0.0, num_heads=2), num_heads=2),
         "Learned",
         ("init", "Constant", "Learned"),
     ),
     "learned-from-other-heads": (
-        lambda: Learned(NegLogEffectiveLength((0.5,), 8), heads=2),
+        lambda: Learned(NegLogEffectiveLength((0.5,), 8), num_heads=2),
         "Learned",
         ("1 slopes", "2 heads"),
     ),

@@ -149,7 +149,7 @@ POLICIES = {
     "visible": NegLogVisible(),
     "effective": NegLogEffectiveLength(SLOPES, n=64),
     "head-values": HeadValues(torch.linspace(-3, -2, 4)),
-    "learned": Learned(-2.5, heads=4),
+    "learned": Learned(-2.5, num_heads=4),
     "row-lse": RowLSE(),
 }
 

@@ -157,7 +157,7 @@ POLICIES: list[BiasPolicy] = [
     NegLogLength(16, offset=0.5),
     NegLogVisible(at_least=2),
     NegLogEffectiveLength((0.5, 0.25, 0.0), 16),
-    Learned(NegLogLength(16), heads=HEADS),
+    Learned(NegLogLength(16), num_heads=HEADS),
     HeadValues(torch.linspace(-2, -1, HEADS)),
 ]
 each_policy = pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
@@ -186,13 +186,13 @@ def test_policies_that_are_not_trained_are_values(policy):
     ids=["float", "int", "Constant", "NegLogLength", "NegLogEffectiveLength"],
 )
 def test_learned_starts_where_it_was_told_to(init, start):
-    policy = Learned(init, heads=3)
+    policy = Learned(init, num_heads=3)
     torch.testing.assert_close(policy.value.tolist(), start, rtol=1e-6, atol=1e-6)
     assert isinstance(policy.value, torch.nn.Parameter)
 
 
 def test_learned_is_trained_by_a_step(text):
-    policy = Learned(NegLogLength(N), heads=HEADS)
+    policy = Learned(NegLogLength(N), num_heads=HEADS)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
     before = policy.value.detach().clone()
 
@@ -208,15 +208,15 @@ def test_learned_is_trained_by_a_step(text):
 
 
 def test_learned_is_saved_with_its_module(text):
-    policy, other = Learned(-1.0, heads=HEADS), Learned(-2.0, heads=HEADS)
+    policy, other = Learned(-1.0, num_heads=HEADS), Learned(-2.0, num_heads=HEADS)
     other.load_state_dict(policy.state_dict())
     assert torch.equal(other.value, policy.value)
-    assert "heads=3" in repr(policy)
+    assert "num_heads=3" in repr(policy)
 
 
 def test_values_kept_elsewhere_get_their_gradient(text):
     values = torch.linspace(-2, -1, HEADS, requires_grad=True)
-    learned = Learned(0.0, heads=HEADS)
+    learned = Learned(0.0, num_heads=HEADS)
     learned.value.data.copy_(values.detach())
     for bias in (HeadValues(values), learned):
         sigmoid_attention(*text, bias=bias).square().sum().backward()

@@ -64,7 +64,7 @@ def assert_same(function, graph, inputs: list, **tolerance) -> None:
 
 
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0])
-LEARNED = Learned(-2.0, heads=4)
+LEARNED = Learned(-2.0, num_heads=4)
 
 
 def causal(query, key, value):

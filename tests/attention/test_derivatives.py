@@ -59,7 +59,7 @@ cases = pytest.mark.parametrize("call", CASES.values(), ids=CASES.keys())
 
 def trained(value: Tensor) -> Learned:
     """A learned bias around a tensor that a derivative is being taken of."""
-    policy = Learned(0.0, heads=value.shape[0])
+    policy = Learned(0.0, num_heads=value.shape[0])
     del policy.value
     policy.value = value
     return policy

@@ -111,7 +111,7 @@ def test_onnx_runs_a_decoding_step():
 @torch.no_grad()
 def test_onnx_runs_a_model():
     config = ModelConfig.recipe(
-        "recommended", vocab_size=31, dim=16, layers=2, heads=2, max_seq_len=32
+        "recommended", vocab_size=31, dim=16, layers=2, num_heads=2, max_seq_len=32
     )
     model = DecoderLM(config).eval()
     tokens = torch.arange(2 * 16).view(2, 16) % 31

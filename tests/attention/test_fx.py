@@ -61,7 +61,7 @@ BIASES = (
     NegLogLength(64),
     NegLogVisible(),
     NegLogEffectiveLength((0.5, 0.0), 16),
-    Learned(-2.0, heads=2),
+    Learned(-2.0, num_heads=2),
     RowLSE(),
 )
 MODULES = {

@@ -56,7 +56,7 @@ SETTINGS: dict[str, Callable[[], dict]] = {
     "visible": lambda: {"bias": NegLogVisible(), "is_causal": True},
     "visible-mask": lambda: {"bias": NegLogVisible(), "attn_mask": torch.zeros(7, 9)},
     "effective": lambda: {"bias": NegLogEffectiveLength((0.5, 0.25, 0.0, 0.0), n=64)},
-    "learned": lambda: {"bias": Learned(-2.0, heads=4)},
+    "learned": lambda: {"bias": Learned(-2.0, num_heads=4)},
     "row-lse": lambda: {"bias": RowLSE()},
 }
 

@@ -119,7 +119,7 @@ class TestDense:
         out = flash_attn.flash_attn_func(q, k, v, causal=True, sigmoid_bias=NegLogVisible())
         visible = distances(7, 7) >= 0
         torch.testing.assert_close(out, attend(q, k, v, -counts.log(), visible=visible), **CLOSE)
-        out = flash_attn.flash_attn_func(q, k, v, sigmoid_bias=Learned(-2.0, heads=4))
+        out = flash_attn.flash_attn_func(q, k, v, sigmoid_bias=Learned(-2.0, num_heads=4))
         torch.testing.assert_close(out, attend(q, k, v, -2.0), **CLOSE)
 
     def test_no_bias_is_minus_log_of_as_many_keys_as_queries(self):

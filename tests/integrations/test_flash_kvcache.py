@@ -238,7 +238,7 @@ COS = torch.ones(40, 4)
         ({"causal": "no"}, "causal", "'no'"),
         ({"sigmoid_bias": math.inf}, "sigmoid_bias", "inf"),
         ({"sigmoid_bias": torch.ones(3, 4, 2, 5)}, "bias", "(3, 4, 2, 5)"),
-        ({"sigmoid_bias": Learned(-1.0, heads=3)}, "bias", "3 heads"),
+        ({"sigmoid_bias": Learned(-1.0, num_heads=3)}, "bias", "3 heads"),
         ({"sigmoid_bias": NegLogEffectiveLength((0.5,), 8)}, "bias", "1 slopes"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -251,7 +251,7 @@ def test_a_value_error_names_the_argument(wrong, name, mention):
     assert (GOOD["k_cache"] == 1).all() and (GOOD["v_cache"] == 1).all()
 
 
-@pytest.mark.parametrize("bias", [RowLSE(), NegLogVisible(), Learned(-1.0, heads=4)], ids=repr)
+@pytest.mark.parametrize("bias", [RowLSE(), NegLogVisible(), Learned(-1.0, num_heads=4)], ids=repr)
 def test_a_bias_of_rows_knows_the_new_tokens(bias):
     caches = {name: torch.randn(4, 12, 2, 8) for name in ("k_cache", "v_cache")}
     out = flash_attn_with_kvcache(**GOOD | caches | {"sigmoid_bias": bias})

@@ -164,8 +164,8 @@ class TestBias:
 
     def test_it_is_printed(self):
         assert "bias=NegLogLength(n=5" in repr(SigmoidAttention(8, 2, sigmoid_bias=NegLogLength(5)))
-        learned = repr(SigmoidAttention(8, 2, sigmoid_bias=Learned(0.0, heads=2)))
-        assert learned.count("Learned(heads=2)") == 1
+        learned = repr(SigmoidAttention(8, 2, sigmoid_bias=Learned(0.0, num_heads=2)))
+        assert learned.count("Learned(num_heads=2)") == 1
 
 
 def vit(**settings):
@@ -214,7 +214,7 @@ class TestModels:
         assert made.blocks[0].attn.sigmoid_bias == NegLogLength(n)
 
     def test_a_learned_bias_is_each_modules_own(self):
-        model = convert(vit(), Learned(NegLogLength(17), heads=4))
+        model = convert(vit(), Learned(NegLogLength(17), num_heads=4))
         names = [f"blocks.{i}.attn.sigmoid_bias.value" for i in range(2)]
         assert [name for name in model.state_dict() if "sigmoid" in name] == names
         assert model.blocks[0].attn.sigmoid_bias is not model.blocks[1].attn.sigmoid_bias
@@ -305,7 +305,7 @@ class TestRefusals:
         model = vit(global_pool="map", class_token=False, attn_layer=SigmoidAttention)
         model.blocks[0].attn.sigmoid_bias = -3.0
         with pytest.raises(ValueError, match=r"^model: attn_pool"):
-            convert(model, Learned(0.0, heads=4))
+            convert(model, Learned(0.0, num_heads=4))
         assert model.blocks[0].attn.sigmoid_bias == -3.0
         assert not any("sigmoid" in name for name in model.state_dict())
 
@@ -347,7 +347,7 @@ class TestRefusals:
             (10**400, "got a number of 1329 bits"),
             (Constant(nn.Parameter(torch.zeros(()))), "Constant holds a Parameter .*; Learned"),
             (NegLogEffectiveLength((0.5,), 8), r"1 slopes, blocks\.0\.attn has 4"),
-            (Learned(0.0, heads=3), r"3 heads, blocks\.0\.attn has 4"),
+            (Learned(0.0, num_heads=3), r"3 heads, blocks\.0\.attn has 4"),
         ],
         ids=["tensor", "huge", "parameter", "slopes", "heads"],
     )

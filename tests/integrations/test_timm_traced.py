@@ -29,7 +29,7 @@ def built(kind, bias=None, **settings):
     return convert(model, bias), image
 
 
-BIASES = {"number": -2.0, "policy": NegLogLength(17), "learned": Learned(-2.0, heads=4)}
+BIASES = {"number": -2.0, "policy": NegLogLength(17), "learned": Learned(-2.0, num_heads=4)}
 
 
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
@@ -98,7 +98,7 @@ def test_scripting_is_refused_by_a_sentence(kind):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_each_block_is_one_graph_by_itself():
-    model, image = built("plain", Learned(-2.0, heads=4))
+    model, image = built("plain", Learned(-2.0, num_heads=4))
     expected = model(image)
     torch._dynamo.reset()
     for block in model.blocks:
@@ -129,13 +129,13 @@ class Injected(Exception):
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-@pytest.mark.parametrize("bias", [-2.0, Learned(-2.0, heads=4)], ids=["number", "learned"])
+@pytest.mark.parametrize("bias", [-2.0, Learned(-2.0, num_heads=4)], ids=["number", "learned"])
 @pytest.mark.parametrize("before", ["timm", "sigmoid"])
 def test_a_failure_at_any_step_is_undone(owner, name, call, bias, before, monkeypatch):
     layer = {"attn_layer": SigmoidAttention} if before == "sigmoid" else {}
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, **SMALL, **layer)
     if before == "sigmoid":
-        convert(model, Learned(-1.0, heads=4))
+        convert(model, Learned(-1.0, num_heads=4))
     kept, real, calls = snapshot(model), getattr(owner, name), []
 
     def failing(*args, **kwargs):
@@ -156,6 +156,6 @@ def test_a_quantised_model_takes_a_number_and_refuses_what_learns():
     plain = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, **SMALL).eval()
     model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, dtype=torch.qint8)
     with pytest.raises(ValueError, match=r"^bias: Learned puts a parameter beside"):
-        convert(model, Learned(-2.0, heads=4))
+        convert(model, Learned(-2.0, num_heads=4))
     assert type(model.blocks[0].attn) is not SigmoidAttention
     assert convert(model, -2.0)(torch.zeros(1, 3, 32, 32)).isfinite().all()

@@ -18,7 +18,7 @@ from sigmoid_attention.nn import ALiBi, Attention, RoPE, SinCos, alibi_slopes
 def by_definition(layer, x, bias):
     """Causal attention with ALiBi slopes and no other setting, head by head."""
     B, N, _ = x.shape
-    H, G = layer.heads, layer.kv_heads
+    H, G = layer.num_heads, layer.num_kv_heads
     query = (x @ layer.query.weight.T).view(B, N, H, -1)
     key = (x @ layer.key.weight.T).view(B, N, G, -1)
     value = (x @ layer.value.weight.T).view(B, N, G, -1)
@@ -41,7 +41,7 @@ def by_definition(layer, x, bias):
 @pytest.mark.parametrize("N, dim, H, G", [(1, 4, 1, 1), (7, 12, 3, 1), (9, 16, 4, 2)])
 def test_it_is_its_definition(activation, N, dim, H, G):
     layer = Attention(
-        dim, H, kv_heads=G, max_seq_len=32, activation=activation, position=ALiBi()
+        dim, H, num_kv_heads=G, max_seq_len=32, activation=activation, position=ALiBi()
     ).double()
     x = torch.randn(2, N, dim, dtype=torch.float64)
     torch.testing.assert_close(
@@ -67,8 +67,8 @@ def test_both_arms_have_the_same_parameters(qk_norm, position):
         ({"window_size": (15, 0)}, 16),
         ({"window_size": (99, 0)}, 64),
         ({"window_size": (3, 4)}, 4),
-        ({"window_size": (3, 4), "causal": False}, 8),
-        ({"window_size": (-1, 4), "causal": False}, 64),
+        ({"window_size": (3, 4), "is_causal": False}, 8),
+        ({"window_size": (-1, 4), "is_causal": False}, 64),
     ],
     ids=str,
 )
@@ -91,7 +91,7 @@ def test_every_bias_reaches_the_operator(bias):
 
 
 def test_gradients_reach_the_learned_bias_and_the_norm_gains():
-    bias = Learned(NegLogLength(16), heads=4)
+    bias = Learned(NegLogLength(16), num_heads=4)
     layer = Attention(16, 4, max_seq_len=16, bias=bias, qk_norm="rms", position=RoPE())
     layer(torch.randn(2, 6, 16)).pow(2).sum().backward()
     for name, parameter in layer.named_parameters():
@@ -102,11 +102,11 @@ def test_gradients_reach_the_learned_bias_and_the_norm_gains():
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 def test_return_aux_gives_the_statistics_and_the_same_answer(activation, causal):
-    layer = Attention(8, 2, max_seq_len=8, activation=activation, causal=causal)
+    layer = Attention(8, 2, max_seq_len=8, activation=activation, is_causal=causal)
     x, mask = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
     mask[0, :2] = False
-    out, aux = layer(x, attention_mask=mask, return_aux=True)
-    torch.testing.assert_close(out, layer(x, attention_mask=mask))
+    out, aux = layer(x, attn_mask=mask, return_aux=True)
+    torch.testing.assert_close(out, layer(x, attn_mask=mask))
     expected = [[0, 0, 1, 2, 3], [1, 2, 3, 4, 5]] if causal else [[3] * 5, [5] * 5]
     assert aux.visible[:, 0].tolist() == expected
     assert aux.mass.shape == aux.largest.shape == (2, 2, 5)
@@ -114,7 +114,7 @@ def test_return_aux_gives_the_statistics_and_the_same_answer(activation, causal)
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_dropout_acts_in_training_only(activation):
-    layer = Attention(8, 2, max_seq_len=8, activation=activation, dropout=0.5)
+    layer = Attention(8, 2, max_seq_len=8, activation=activation, dropout_p=0.5)
     x = torch.randn(1, 6, 8)
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
@@ -136,18 +136,18 @@ def test_padding_queries_give_no_nan_to_the_gradients():
     for activation in ("sigmoid", "softmax"):
         layer = Attention(8, 2, max_seq_len=8, activation=activation, position=ALiBi())
         mask = torch.tensor([[False, False, False, True]])
-        layer(torch.randn(1, 4, 8), attention_mask=mask).sum().backward()
+        layer(torch.randn(1, 4, 8), attn_mask=mask).sum().backward()
         assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
 @pytest.mark.parametrize(
     "settings, match",
     [
-        ({"dim": 10}, r"dim must be a multiple of heads \(4\), got 10"),
-        ({"heads": 0}, "heads must be positive, got 0"),
+        ({"dim": 10}, r"dim must be a multiple of num_heads \(4\), got 10"),
+        ({"num_heads": 0}, "num_heads must be positive, got 0"),
         ({"max_seq_len": 0}, "max_seq_len must be positive, got 0"),
-        ({"kv_heads": 3}, r"kv_heads must divide heads \(4\), got 3"),
-        ({"kv_heads": -1}, "kv_heads must be positive, got -1"),
+        ({"num_kv_heads": 3}, r"num_kv_heads must divide num_heads \(4\), got 3"),
+        ({"num_kv_heads": -1}, "num_kv_heads must be positive, got -1"),
         ({"activation": "relu"}, "activation must be one of .*got 'relu'"),
         ({"qk_norm": "batch"}, "qk_norm must be"),
         ({"position": SinCos(8)}, "SinCos, which belongs to the model's embeddings"),
@@ -155,25 +155,25 @@ def test_padding_queries_give_no_nan_to_the_gradients():
         ({"dim": "8"}, "dim must be a whole number, got the string '8'"),
         ({"dim": None}, "dim must be a whole number, got None"),
         ({"dim": 10**400}, "dim must be positive, got a number of 1329 bits"),
-        ({"heads": 2.0}, "heads must be a whole number, got 2.0"),
-        ({"heads": True}, "heads must be a whole number, got True"),
+        ({"num_heads": 2.0}, "num_heads must be a whole number, got 2.0"),
+        ({"num_heads": True}, "num_heads must be a whole number, got True"),
         ({"max_seq_len": math.inf}, "max_seq_len must be a whole number, got inf"),
-        ({"kv_heads": [2]}, r"kv_heads must be a whole number, got \[2\]"),
+        ({"num_kv_heads": [2]}, r"num_kv_heads must be a whole number, got \[2\]"),
         ({"head_dim": -3}, "head_dim must be positive, got -3"),
         ({"head_dim": 2.5}, "head_dim must be a whole number, got 2.5"),
         ({"bias": "-log n"}, "bias must be a finite number or a bias policy, got the string"),
         ({"bias": math.nan}, "bias must be a finite number or a bias policy, got nan"),
         ({"bias": torch.zeros(4)}, "bias:? .* could not learn here; Learned"),
-        ({"bias": Learned(-1.0, heads=3)}, "bias: Learned has 3 heads, the layer has 4"),
+        ({"bias": Learned(-1.0, num_heads=3)}, "bias: Learned has 3 heads, the layer has 4"),
         ({"bias": NegLogEffectiveLength((0.5,), 8)}, "bias: NegLogEffectiveLength has 1 slopes"),
         ({"qk_norm": ["rms"]}, "qk_norm must be"),
-        ({"causal": "no"}, "is_causal must be True or False, got the string 'no'"),
+        ({"is_causal": "no"}, "is_causal must be True or False, got the string 'no'"),
         ({"window_size": (2.0, 0)}, r"window_size:? .* got \(2.0, 0\)"),
         ({"window_size": None}, "window_size:? .* got None"),
         ({"softcap": nn.Parameter(torch.ones(()))}, "softcap:? .* a Parameter .* could not learn"),
         ({"softcap": "5"}, "softcap:? .* got the string '5'"),
-        ({"dropout": 1.0}, "dropout_p must be a number, at least 0 and below 1, got 1.0"),
-        ({"dropout": None}, "dropout_p must be a number, at least 0 and below 1, got None"),
+        ({"dropout_p": 1.0}, "dropout_p must be a number, at least 0 and below 1, got 1.0"),
+        ({"dropout_p": None}, "dropout_p must be a number, at least 0 and below 1, got None"),
         ({"linear_bias": None}, "linear_bias must be True or False, got None"),
         ({"linear_bias": "yes"}, "linear_bias must be True or False, got the string 'yes'"),
         ({"activation": ["sigmoid"]}, r"activation must be one of .*got \['sigmoid'\]"),
@@ -184,15 +184,15 @@ def test_padding_queries_give_no_nan_to_the_gradients():
 )
 def test_bad_settings_are_named(settings, match):
     with pytest.raises(ValueError, match=match):
-        Attention(**{"dim": 8, "heads": 4, "max_seq_len": 8, **settings})
+        Attention(**{"dim": 8, "num_heads": 4, "max_seq_len": 8, **settings})
 
 
 def test_bad_inputs_are_named():
-    layer = Attention(8, 2, max_seq_len=8, causal=False)
+    layer = Attention(8, 2, max_seq_len=8, is_causal=False)
     with pytest.raises(ValueError, match=r"x must be \(batch, tokens, 8\), got \(2, 3, 7\)"):
         layer(torch.zeros(2, 3, 7))
-    with pytest.raises(ValueError, match="attention_mask must be boolean"):
-        layer(torch.zeros(2, 3, 8), attention_mask=torch.ones(2, 3))
+    with pytest.raises(ValueError, match="attn_mask must be boolean"):
+        layer(torch.zeros(2, 3, 8), attn_mask=torch.ones(2, 3))
     with pytest.raises(ValueError, match="only causal attention"):
         layer(torch.zeros(2, 3, 8), cache=layer.new_cache(2, 4))
 
@@ -200,10 +200,13 @@ def test_bad_inputs_are_named():
 @pytest.mark.parametrize(
     "settings, shown",
     [
-        ({}, ["activation=sigmoid", "bias=NegLogLength(n=16", "position=none", "causal=True"]),
+        ({}, ["activation=sigmoid", "bias=NegLogLength(n=16", "position=none", "is_causal=True"]),
         ({"position": RoPE(), "bias": -3.0}, ["position=RoPE(base=10000.0)", "bias=-3.0"]),
         ({"activation": "softmax", "position": ALiBi()}, ["=softmax", "position=ALiBi()"]),
-        ({"kv_heads": 1, "window_size": (4, 0)}, ["kv_heads=1", "window_size=(4, 0)", "n=5"]),
+        (
+            {"num_kv_heads": 1, "window_size": (4, 0)},
+            ["num_kv_heads=1", "window_size=(4, 0)", "n=5"],
+        ),
         ({"bias": Learned(-2.0, 2)}, ["activation=sigmoid", "(bias): Learned("]),
     ],
     ids=["default", "rope", "softmax", "grouped and windowed", "learned"],

@@ -90,7 +90,7 @@ def test_softmax_attention_casts_mixed_inputs():
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid-rope-norm": lambda: Attention(
-        16, 4, max_seq_len=8, kv_heads=2, position=RoPE(), qk_norm="rms"
+        16, 4, max_seq_len=8, num_kv_heads=2, position=RoPE(), qk_norm="rms"
     ),
     "sigmoid-alibi-window": lambda: Attention(
         16, 4, max_seq_len=8, position=ALiBi(), window_size=(3, 0), linear_bias=True

@@ -46,7 +46,7 @@ def test_hybrid_norm_forgets_the_size_of_the_branch():
 
 
 def test_branch_dropout_acts_in_training_only():
-    layer, x = block(dropout=0.5), torch.randn(1, 5, 12)
+    layer, x = block(dropout_p=0.5), torch.randn(1, 5, 12)
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
@@ -62,8 +62,8 @@ def test_another_placement_is_refused():
     [
         (dict(norm_placement=["pre"]), r"norm_placement must be one of .*got \['pre'\]"),
         (dict(layer_scale="1"), "layer_scale must be a number, got the string '1'"),
-        (dict(dropout=1.5), "dropout must be at least 0 and below 1, got 1.5"),
-        (dict(dropout=None), "dropout must be at least 0 and below 1, got None"),
+        (dict(dropout_p=1.5), "dropout_p must be at least 0 and below 1, got 1.5"),
+        (dict(dropout_p=None), "dropout_p must be at least 0 and below 1, got None"),
     ],
     ids=str,
 )

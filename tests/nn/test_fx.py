@@ -55,7 +55,7 @@ class Softmax(nn.Module):
 
 def first_block(**settings) -> Block:
     config = ModelConfig.recipe(
-        "recommended", vocab_size=31, dim=DIM, layers=1, heads=2, max_seq_len=8, **settings
+        "recommended", vocab_size=31, dim=DIM, layers=1, num_heads=2, max_seq_len=8, **settings
     )
     block = DecoderLM(config).blocks[0]
     assert isinstance(block, Block)
@@ -68,7 +68,7 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         config = ModelConfig.recipe(
-            "recommended", vocab_size=31, dim=DIM, layers=1, heads=2, max_seq_len=8
+            "recommended", vocab_size=31, dim=DIM, layers=1, num_heads=2, max_seq_len=8
         )
         self.model = DecoderLM(config)
 
@@ -77,8 +77,8 @@ class Model(nn.Module):
 
 
 LAYERS = {
-    "Attention": lambda: Attention(DIM, heads=2, max_seq_len=8, position=RoPE(), qk_norm="rms"),
-    "softmax": lambda: Attention(DIM, heads=2, max_seq_len=8, activation="softmax"),
+    "Attention": lambda: Attention(DIM, num_heads=2, max_seq_len=8, position=RoPE(), qk_norm="rms"),
+    "softmax": lambda: Attention(DIM, num_heads=2, max_seq_len=8, activation="softmax"),
     "RMSNorm": lambda: RMSNorm(DIM),
     "LayerScale": lambda: LayerScale(DIM, 0.1),
     "GELUFeedForward": lambda: GELUFeedForward(DIM, 32),

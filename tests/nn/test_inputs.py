@@ -22,7 +22,7 @@ EVERY = {"experts": None, "weights": torch.ones(2, 3)}
 
 
 def attention(**settings) -> Attention:
-    return Attention(DIM, heads=2, max_seq_len=8, **settings)
+    return Attention(DIM, num_heads=2, max_seq_len=8, **settings)
 
 
 READERS = {

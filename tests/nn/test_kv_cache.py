@@ -7,7 +7,7 @@ from sigmoid_attention.nn import Attention, DecoderLM, KVCache, ModelConfig
 
 
 def test_append_returns_everything_so_far():
-    cache = KVCache(batch=2, heads=3, capacity=7, head_dim=4)
+    cache = KVCache(batch=2, num_kv_heads=3, capacity=7, head_dim=4)
     keys, values = torch.randn(2, 2, 3, 6, 4).unbind(0)
     cache.append(keys[:, :, :1], values[:, :, :1])
     cache.append(keys[:, :, 1:4], values[:, :, 1:4])
@@ -17,7 +17,7 @@ def test_append_returns_everything_so_far():
 
 
 def test_overflow_is_refused_and_nothing_is_stored():
-    cache = KVCache(batch=1, heads=1, capacity=4, head_dim=2)
+    cache = KVCache(batch=1, num_kv_heads=1, capacity=4, head_dim=2)
     cache.append(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2))
     with pytest.raises(ValueError, match=r"3 tokens are stored and 2 are new.*capacity is 4"):
         cache.append(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
@@ -27,14 +27,14 @@ def test_overflow_is_refused_and_nothing_is_stored():
 
 
 def test_another_batch_or_number_of_heads_is_refused():
-    cache = KVCache(batch=2, heads=3, capacity=4, head_dim=2)
+    cache = KVCache(batch=2, num_kv_heads=3, capacity=4, head_dim=2)
     with pytest.raises(ValueError, match=r"\(2, 3\), got \(1, 3\)"):
         cache.append(torch.zeros(1, 3, 1, 2), torch.zeros(1, 3, 1, 2))
 
 
 @pytest.mark.parametrize("wrong", ["key", "value"])
 def test_a_key_or_value_of_another_shape_is_refused_and_nothing_is_stored(wrong):
-    cache = KVCache(batch=1, heads=2, capacity=4, head_dim=3)
+    cache = KVCache(batch=1, num_kv_heads=2, capacity=4, head_dim=3)
     cache.append(torch.ones(1, 2, 1, 3), torch.ones(1, 2, 1, 3))
     new = {"key": torch.zeros(1, 2, 1, 3), "value": torch.zeros(1, 2, 1, 3)}
     with pytest.raises(ValueError, match=rf"^cache: {wrong} must be \(1, 2, 1, 3\), got"):
@@ -45,22 +45,22 @@ def test_a_key_or_value_of_another_shape_is_refused_and_nothing_is_stored(wrong)
 
 
 @pytest.mark.parametrize("size", [2.5, "2", None, True, torch.tensor(1.5)], ids=repr)
-@pytest.mark.parametrize("name", ["batch", "heads", "capacity", "head_dim"])
+@pytest.mark.parametrize("name", ["batch", "num_kv_heads", "capacity", "head_dim"])
 def test_sizes_must_be_whole_numbers(name, size):
-    sizes = {"batch": 1, "heads": 1, "capacity": 1, "head_dim": 1, name: size}
+    sizes = {"batch": 1, "num_kv_heads": 1, "capacity": 1, "head_dim": 1, name: size}
     with pytest.raises(ValueError, match=f"{name} must be a whole number, got"):
         KVCache(**sizes)
 
 
-@pytest.mark.parametrize("name", ["batch", "heads", "capacity", "head_dim"])
+@pytest.mark.parametrize("name", ["batch", "num_kv_heads", "capacity", "head_dim"])
 def test_sizes_must_be_positive(name):
-    sizes = {"batch": 1, "heads": 1, "capacity": 1, "head_dim": 1, name: 0}
+    sizes = {"batch": 1, "num_kv_heads": 1, "capacity": 1, "head_dim": 1, name: 0}
     with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
         KVCache(**sizes)
 
 
 def test_reset_forgets_the_tokens():
-    cache = KVCache(batch=1, heads=1, capacity=2, head_dim=1, dtype=torch.bfloat16)
+    cache = KVCache(batch=1, num_kv_heads=1, capacity=2, head_dim=1, dtype=torch.bfloat16)
     cache.append(torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1))
     cache.reset()
     keys, _ = cache.append(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
@@ -69,25 +69,25 @@ def test_reset_forgets_the_tokens():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_arrays_are_made_as_the_first_tokens_are(dtype):
-    cache = KVCache(batch=1, heads=2, capacity=3, head_dim=4)
+    cache = KVCache(batch=1, num_kv_heads=2, capacity=3, head_dim=4)
     assert cache.keys is None and cache.values is None
     first = torch.randn(1, 2, 1, 4, dtype=dtype)
     keys, values = cache.append(first, -first)
     assert keys.dtype == values.dtype == dtype
     assert torch.equal(keys, first) and torch.equal(values, -first)
-    meta = KVCache(batch=1, heads=2, capacity=3, head_dim=4)
+    meta = KVCache(batch=1, num_kv_heads=2, capacity=3, head_dim=4)
     assert meta.append(first.to("meta"), first.to("meta"))[0].is_meta
 
 
 def test_what_is_refused_makes_nothing():
-    cache = KVCache(batch=1, heads=2, capacity=3, head_dim=4)
+    cache = KVCache(batch=1, num_kv_heads=2, capacity=3, head_dim=4)
     with pytest.raises(ValueError, match=r"\(1, 2\), got \(2, 2\)"):
         cache.append(torch.zeros(2, 2, 1, 4), torch.zeros(2, 2, 1, 4))
     assert cache.keys is None and cache.length == 0
 
 
 def test_tokens_of_inference_mode_may_be_followed_by_others():
-    cache, one = KVCache(batch=1, heads=1, capacity=2, head_dim=1), torch.ones(1, 1, 1, 1)
+    cache, one = KVCache(batch=1, num_kv_heads=1, capacity=2, head_dim=1), torch.ones(1, 1, 1, 1)
     with torch.inference_mode():
         cache.append(one, one)
     keys, _ = cache.append(2 * one, one)
@@ -102,7 +102,7 @@ def stored(caches):
     "settings",
     [
         {"return_aux": "yes"},
-        {"attention_mask": torch.ones(2, 10, dtype=torch.bool, device="meta")},
+        {"attn_mask": torch.ones(2, 10, dtype=torch.bool, device="meta")},
     ],
     ids=["return_aux", "mask on another device"],
 )
@@ -127,7 +127,7 @@ def test_an_implementation_that_cannot_run_stores_nothing():
 
 
 def model_with_two_layers():
-    config = ModelConfig(vocab_size=31, dim=16, layers=2, heads=2, max_seq_len=16)
+    config = ModelConfig(vocab_size=31, dim=16, layers=2, num_heads=2, max_seq_len=16)
     return DecoderLM(config).eval()
 
 

@@ -43,7 +43,7 @@ def attention(**settings) -> Iterable[Tensor]:
     layer, x = Attention(16, 4, max_seq_len=8, **settings), sequence().requires_grad_()
     padding = torch.ones(2, 5, dtype=torch.bool)
     out, aux = layer(x, return_aux=True)
-    yield from (out, *aux, layer(x, attention_mask=padding))
+    yield from (out, *aux, layer(x, attn_mask=padding))
     yield from torch.autograd.grad(layer(x).square().sum(), x)
     cache = layer.new_cache(2, 8)
     yield from (layer(x[:, :3], cache=cache), layer(x[:, 3:], cache=cache), layer.weights(x))
@@ -86,12 +86,12 @@ def norms() -> Iterable[Tensor]:
 COMPUTED: dict[str, Callable[[], Iterable[Tensor]]] = {
     "positions": positions,
     "norms": norms,
-    "sigmoid-rope": partial(attention, position=RoPE(), kv_heads=2, qk_norm="rms"),
+    "sigmoid-rope": partial(attention, position=RoPE(), num_kv_heads=2, qk_norm="rms"),
     "sigmoid-alibi-window": partial(attention, position=ALiBi(), window_size=(2, 0)),
-    "sigmoid-softcap-dropout": partial(attention, softcap=3.0, dropout=0.1),
+    "sigmoid-softcap-dropout": partial(attention, softcap=3.0, dropout_p=0.1),
     "sigmoid-reference": partial(attention, impl="reference"),
-    "softmax-rope": partial(attention, activation="softmax", position=RoPE(), kv_heads=2),
-    "softmax-alibi": partial(attention, activation="softmax", position=ALiBi(), dropout=0.1),
+    "softmax-rope": partial(attention, activation="softmax", position=RoPE(), num_kv_heads=2),
+    "softmax-alibi": partial(attention, activation="softmax", position=ALiBi(), dropout_p=0.1),
     "multihead": multihead,
     "multihead-more-keys": partial(multihead, add_bias_kv=True, add_zero_attn=True),
     "decoder-rope": partial(decoder, position="rope"),

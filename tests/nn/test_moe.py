@@ -37,7 +37,7 @@ each_config = pytest.mark.parametrize("moe", CONFIGS.values(), ids=CONFIGS)
 
 
 def model_config(moe, **changes):
-    sizes = dict(vocab_size=9, dim=8, layers=2, heads=2, ffn_dim=12, max_seq_len=8)
+    sizes = dict(vocab_size=9, dim=8, layers=2, num_heads=2, ffn_dim=12, max_seq_len=8)
     return ModelConfig.recipe("recommended", **{**sizes, "moe": moe, **changes})
 
 

@@ -300,7 +300,7 @@ class TestLayer:
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
     def test_a_learned_bias_is_a_parameter(self):
-        layer = SigmoidMultiheadAttention(E, H, sigmoid_bias=Learned(NegLogLength(9), heads=H))
+        layer = SigmoidMultiheadAttention(E, H, sigmoid_bias=Learned(NegLogLength(9), num_heads=H))
         assert layer.state_dict()["sigmoid_bias.value"].shape == (H,)
         x = torch.randn(4, 2, E)
         layer(x, x, x)[0].square().sum().backward()
@@ -403,7 +403,7 @@ class TestComplaints:
                 "sigmoid_bias: NegLogLength holds",
             ),
             ({"sigmoid_bias": True}, "sigmoid_bias:? .* got True"),
-            ({"sigmoid_bias": Learned(-1.0, heads=H + 1)}, "sigmoid_bias: Learned has"),
+            ({"sigmoid_bias": Learned(-1.0, num_heads=H + 1)}, "sigmoid_bias: Learned has"),
             ({"dropout": 1.5}, "dropout:? .* got 1.5"),
             ({"dropout": "0.1"}, "dropout:? .* got the string '0.1'"),
             ({"impl": "fast"}, "impl must be auto or one of .* got the string 'fast'"),

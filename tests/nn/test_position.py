@@ -56,7 +56,7 @@ def test_positions_count_real_tokens_only():
     "mask", [torch.ones(2, 5), torch.ones(2, 4).bool(), torch.ones(1, 5).bool()], ids=str
 )
 def test_positions_refuse_a_mask_of_another_kind(mask):
-    with pytest.raises(ValueError, match="attention_mask must be boolean of shape"):
+    with pytest.raises(ValueError, match="attn_mask must be boolean of shape"):
         token_positions(2, 2, 3, mask, CPU)
 
 
@@ -136,7 +136,7 @@ def test_cape_shift_and_scale_are_shared_by_a_sequence():
         (lambda: CAPE(8, max_scale=0.5), "max_scale"),
         (lambda: LearnedPosition(8, 0), "max_length must be positive, got 0"),
         (lambda: LearnedPosition(8.5, 4), "dim must be a whole number, got 8.5"),
-        (lambda: alibi_slopes(0), "heads must be positive, got 0"),
+        (lambda: alibi_slopes(0), "num_heads must be positive, got 0"),
         (lambda: SinCos(8.0), "SinCos .* even, got 8.0"),
         (lambda: SinCos("8"), "SinCos .* even, got the string '8'"),
         (lambda: SinCos(8, base=0.0), "SinCos: base must be positive, got 0.0"),

@@ -102,7 +102,7 @@ def test_several_batches_in_one_backward_pass():
 @pytest.mark.parametrize("call", [reentrant, not_reentrant], ids=["reentrant", "not reentrant"])
 def test_a_decoder_over_checkpoints_has_the_loss_and_the_gradients_of_one_without(call):
     config = ModelConfig.recipe(
-        "recommended", vocab_size=11, dim=8, layers=2, heads=2, max_seq_len=16,
+        "recommended", vocab_size=11, dim=8, layers=2, num_heads=2, max_seq_len=16,
         moe=MoEConfig(experts=4, hidden=6, top_k=2, switch_loss=0.5, z_loss=0.1),
     )  # fmt: skip
     model, tokens = DecoderLM(config), torch.randint(11, (2, 6))

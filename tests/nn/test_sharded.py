@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 from sigmoid_attention.nn import DecoderLM, ModelConfig, MoEConfig, generate
 
-SIZES = dict(vocab_size=11, dim=8, layers=2, heads=2, max_seq_len=32, ffn_dim=12)
+SIZES = dict(vocab_size=11, dim=8, layers=2, num_heads=2, max_seq_len=32, ffn_dim=12)
 MIXTURE = MoEConfig(experts=4, hidden=6, top_k=2, normalize=True, switch_loss=0.1)
 MODELS = {
     "tied": dict(),

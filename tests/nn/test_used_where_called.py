@@ -45,12 +45,12 @@ B, N, C = 3, 5, 8
 
 
 def decoder(**changes: Any) -> DecoderLM:
-    sizes = dict(vocab_size=11, dim=C, layers=2, heads=2, max_seq_len=16, ffn_dim=12)
+    sizes = dict(vocab_size=11, dim=C, layers=2, num_heads=2, max_seq_len=16, ffn_dim=12)
     return DecoderLM(ModelConfig.recipe("recommended", **{**sizes, **changes}))
 
 
 def attention(**changes: Any) -> Attention:
-    settings = dict(heads=4, kv_heads=2, max_seq_len=16, position=RoPE(), qk_norm="rms")
+    settings = dict(num_heads=4, num_kv_heads=2, max_seq_len=16, position=RoPE(), qk_norm="rms")
     return Attention(C, **{**settings, "bias": Learned(NegLogLength(16), 4), **changes})
 
 

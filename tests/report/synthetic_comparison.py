@@ -31,7 +31,7 @@ SETTING = {
             "layers": LAYERS,
             "max_seq_len": LENGTH,
             "qk_norm": "rms",
-            "window": None,
+            "window_size": None,
         },
         "steps": STEPS,
         "batch_size": 4,

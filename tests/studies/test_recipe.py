@@ -84,7 +84,7 @@ def test_runs_and_resumes_without_training_again(tmp_path):
         batch_size=2,
         dim=8,
         layers=1,
-        heads=2,
+        num_heads=2,
         ffn_dim=8,
         seq_len=8,
         heldout_bytes=100,

@@ -30,7 +30,7 @@ from sigmoid_attention.studies.routing.setting import (
 )
 
 TINY = RoutingSetting(
-    seeds=1, steps=4, warmup_steps=1, batch_size=2, seq_len=16, dim=8, heads=2, experts=4,
+    seeds=1, steps=4, warmup_steps=1, batch_size=2, seq_len=16, dim=8, num_heads=2, experts=4,
     expert_hidden=4, record_every=2, probe_tokens=64, heldout_bytes=256,
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from sigmoid_attention.training.trainer import TrainConfig
 def tiny_model(*, seed=0, **changes):
     """The tiny preset with dropout, so that a run depends on torch's random generator."""
     torch.manual_seed(seed)
-    return DecoderLM(dataclasses.replace(PRESETS["tiny"], **{"dropout": 0.1, **changes}))
+    return DecoderLM(dataclasses.replace(PRESETS["tiny"], **{"dropout_p": 0.1, **changes}))
 
 
 def tiny_text(seq_len=7, batch_size=2, seed=3):

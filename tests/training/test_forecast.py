@@ -17,7 +17,7 @@ from sigmoid_attention.training.forecast import (
 from sigmoid_attention.training.optimizer import TrainConfig, decoupled_adamw
 
 CPU = torch.device("cpu")
-SIZES = {"vocab_size": 257, "dim": 64, "layers": 3, "heads": 2, "max_seq_len": 96}
+SIZES = {"vocab_size": 257, "dim": 64, "layers": 3, "num_heads": 2, "max_seq_len": 96}
 MODELS = {
     "tiny": PRESETS["tiny"],
     "recommended": ModelConfig.recipe("recommended", **SIZES),

@@ -80,9 +80,9 @@ def test_weights_of_another_configuration_are_refused(trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     described = read_json(path)
-    described["run"]["model"]["heads"] = 4
+    described["run"]["model"]["num_heads"] = 4
     write_json(path, described)
-    with pytest.raises(ValueError, match=r"another configuration: model\.heads"):
+    with pytest.raises(ValueError, match=r"another configuration: model\.num_heads"):
         load_trained(tmp_path / "run")
 
 

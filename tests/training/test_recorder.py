@@ -77,11 +77,11 @@ def test_the_numbers_are_those_of_the_tensors(tmp_path):
 
 
 def test_attention_numbers_at_initialisation_are_those_of_the_layer(tmp_path):
-    model = tiny_model(dropout=0.0)
+    model = tiny_model(dropout_p=0.0)
     seen = []
     layer = model.blocks[0].attention
     layer.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0].detach(), out)))
-    untouched = tiny_model(dropout=0.0).blocks[0].attention
+    untouched = tiny_model(dropout_p=0.0).blocks[0].attention
     recorded(tmp_path, model=model, config=tiny_config(steps=1))
     x, out = seen[0]
     weights_BHNN = untouched.weights(x)
@@ -211,7 +211,7 @@ def test_bad_arguments_are_named(tmp_path):
 def test_what_a_checkpoint_computes_again_is_recorded_once(tmp_path, reentrant):
     found = []
     for name in ("plain", "checkpoints"):
-        model = tiny_model(dropout=0.0)
+        model = tiny_model(dropout_p=0.0)
         for block in model.blocks if name == "checkpoints" else ():
             once_more = partial(checkpoint, block.forward, use_reentrant=reentrant)
             block.forward = lambda x, run=once_more, **_: run(x)

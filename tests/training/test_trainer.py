@@ -44,7 +44,7 @@ def test_the_loss_falls_on_a_batch_that_repeats():
         def describe(self):
             return {}
 
-    model = tiny_model(dropout=0.0)
+    model = tiny_model(dropout_p=0.0)
     result = train(model, Same(), tiny_config(steps=30, lr=1e-2), progress=False)
     assert result.steps == len(result.losses) == 30
     assert result.losses[-1] < 0.5 * result.losses[0]

@@ -288,26 +288,26 @@ class Learned(nn.Module, BiasPolicy):
     depends on the rows of a call, or is no finite number.
 
     Example:
-        >>> Learned(NegLogLength(256), heads=2).value.shape
+        >>> Learned(NegLogLength(256), num_heads=2).value.shape
         torch.Size([2])
     """
 
-    def __init__(self, init: float | BiasPolicy, heads: int) -> None:
+    def __init__(self, init: float | BiasPolicy, num_heads: int) -> None:
         super().__init__()
-        arguments.whole("Learned: heads", heads, 1, "a positive whole number")
+        arguments.whole("Learned: num_heads", num_heads, 1, "a positive whole number")
         if isinstance(init, NegLogEffectiveLength):
             start = init.values
-            if len(start) != heads:
-                raise ValueError(f"Learned: init has {len(start)} slopes for {heads} heads")
+            if len(start) != num_heads:
+                raise ValueError(f"Learned: init has {len(start)} slopes for {num_heads} heads")
         elif isinstance(init, NegLogLength | Constant):
-            start = (_start(init.value if isinstance(init, NegLogLength) else init.b),) * heads
+            start = (_start(init.value if isinstance(init, NegLogLength) else init.b),) * num_heads
         elif isinstance(init, BiasPolicy):
             raise ValueError(
                 f"Learned: init must be a number, Constant, NegLogLength or NegLogEffectiveLength, "
                 f"got {type(init).__name__}, which depends on the rows of a call"
             )
         else:
-            start = (_start(init),) * heads
+            start = (_start(init),) * num_heads
         self.value = nn.Parameter(torch.tensor(start, dtype=torch.float32))
 
     def forward(self) -> Tensor:
@@ -322,7 +322,7 @@ class Learned(nn.Module, BiasPolicy):
         return _traced_for_heads(self.value, tracer)
 
     def extra_repr(self) -> str:
-        return f"heads={self.value.numel()}"
+        return f"num_heads={self.value.numel()}"
 
 
 keep_fp32(Learned, "value")

@@ -93,7 +93,7 @@ class Train:
     """Channels, in place of the preset's; feed-forward layers are then 8/3 as wide."""
     layers: Int = None
     """Layers, in place of the preset's."""
-    heads: Int = None
+    num_heads: Int = None
     """Heads of a layer, in place of the preset's."""
     max_seq_len: Annotated[Int, tyro.conf.arg(aliases=("--seq-len",))] = None
     """Tokens of a sequence, in place of the preset's."""

@@ -43,7 +43,7 @@ from sigmoid_attention.training.trainer import train as run_training
 HELDOUT_BYTES = 1 << 18
 # Sizes of which a model without numbers can still be made, to tell what it needs.
 MOST = {"layers": 10_000} | dict.fromkeys(
-    ("vocab_size", "dim", "heads", "max_seq_len", "batch_size"), 2**24
+    ("vocab_size", "dim", "num_heads", "max_seq_len", "batch_size"), 2**24
 )
 LOSSES, CURVE = "loss.csv", "loss.svg"
 # Longer trainings than this, or larger presets than these, are warned about on a CPU.
@@ -144,7 +144,7 @@ def model_config(asked: Train) -> ModelConfig:
     changes: dict = {"activation": asked.activation}
     if asked.recipe is not None:
         changes |= recipe_settings(asked.recipe)
-    sizes = {name: getattr(asked, name) for name in ("vocab_size", "dim", "layers", "heads")}
+    sizes = {name: getattr(asked, name) for name in ("vocab_size", "dim", "layers", "num_heads")}
     sizes["max_seq_len"] = asked.max_seq_len
     changes |= {name: size for name, size in sizes.items() if size is not None}
     if asked.dim is not None:

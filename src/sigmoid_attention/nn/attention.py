@@ -34,20 +34,20 @@ class Attention(nn.Module):
 
     Args:
         dim: channels of the input and the output.
-        heads: query heads.
+        num_heads: query heads.
         max_seq_len: n, the training length in tokens; longer inputs are read with the same bias.
-        kv_heads: key and value heads, a divisor of ``heads``; None for as many.
-        head_dim: channels of a head; None for dim / heads.
+        num_kv_heads: key and value heads, a divisor of ``num_heads``; None for as many.
+        head_dim: channels of a head; None for dim / num_heads.
         activation: "sigmoid" or "softmax".
         bias: a number or a bias policy for the sigmoid. None is ``NegLogLength(n)`` with
             n = max_seq_len, or the number of keys in the window where that is smaller: n stands
             for the most keys that a trained query has seen. A softmax takes none and ignores it.
         position: an `AttentionPosition` such as ``RoPE()`` or ``ALiBi()``; None for none.
         qk_norm: "rms", "layer" or None, applied to each head before the position.
-        causal: a token sees no later one. A cache needs it.
+        is_causal: a token sees no later one. A cache needs it.
         window_size: (left, right) tokens that a token sees beside itself, -1 for no limit.
         softcap: bounds the scaled dot product smoothly to (-softcap, softcap).
-        dropout: probability of dropping an attention weight in training.
+        dropout_p: probability of dropping an attention weight in training.
         linear_bias: give the four projections an additive term.
         impl: the implementation of the sigmoid operator.
 
@@ -57,7 +57,7 @@ class Attention(nn.Module):
     Example:
         >>> import torch
         >>> from sigmoid_attention.nn import RoPE
-        >>> layer = Attention(32, heads=4, max_seq_len=64, position=RoPE(), qk_norm="rms")
+        >>> layer = Attention(32, num_heads=4, max_seq_len=64, position=RoPE(), qk_norm="rms")
         >>> layer(torch.randn(2, 10, 32)).shape
         torch.Size([2, 10, 32])
     """
@@ -65,45 +65,47 @@ class Attention(nn.Module):
     def __init__(
         self,
         dim: int,
-        heads: int,
+        num_heads: int,
         *,
         max_seq_len: int,
-        kv_heads: int | None = None,
+        num_kv_heads: int | None = None,
         head_dim: int | None = None,
         activation: str = "sigmoid",
         bias: float | BiasPolicy | None = None,
         position: AttentionPosition | None = None,
         qk_norm: str | None = None,
-        causal: bool = True,
+        is_causal: bool = True,
         window_size: tuple[int, int] = (-1, -1),
         softcap: float | None = None,
-        dropout: float = 0.0,
+        dropout_p: float = 0.0,
         linear_bias: bool = False,
         norm_eps: float = 1e-5,
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        kv_heads = heads if kv_heads is None else kv_heads
-        dim, heads = positive_whole("dim", dim), positive_whole("heads", heads)
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        dim, num_heads = positive_whole("dim", dim), positive_whole("num_heads", num_heads)
         max_seq_len = positive_whole("max_seq_len", max_seq_len)
-        kv_heads = positive_whole("kv_heads", kv_heads)
+        num_kv_heads = positive_whole("num_kv_heads", num_kv_heads)
         if head_dim is not None:
             head_dim = positive_whole("head_dim", head_dim)
-        if head_dim is None and dim % heads:
-            raise ValueError(f"dim must be a multiple of heads ({heads}), got {dim}")
-        if heads % kv_heads:
-            raise ValueError(f"kv_heads must divide heads ({heads}), got {kv_heads}")
+        if head_dim is None and dim % num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads ({num_heads}), got {dim}")
+        if num_heads % num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads must divide num_heads ({num_heads}), got {num_kv_heads}"
+            )
         one_of("activation", activation, ACTIVATIONS)
         linear_bias = switch("linear_bias", linear_bias)
-        head_dim = dim // heads if head_dim is None else head_dim
+        head_dim = dim // num_heads if head_dim is None else head_dim
         # What the operator would refuse later, when a cache has been written.
         validation.settings(
             head_dim,
             scale=None,
             softcap=softcap,
-            is_causal=causal,
+            is_causal=is_causal,
             window_size=window_size,
-            dropout_p=dropout,
+            dropout_p=dropout_p,
         )
         check_impl(impl)
         norm_eps = positive_number("norm_eps", norm_eps)
@@ -115,42 +117,47 @@ class Attention(nn.Module):
             )
         position.check(head_dim)
 
-        self.dim, self.heads, self.kv_heads, self.head_dim = dim, heads, kv_heads, head_dim
+        self.dim, self.num_heads, self.num_kv_heads, self.head_dim = (
+            dim,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+        )
         self.max_seq_len = max_seq_len
         self.activation = activation
         self.position = position
-        self.causal, self.window_size = causal, window_size
-        self.softcap, self.dropout, self.impl = softcap, dropout, impl
-        self.query = nn.Linear(dim, heads * head_dim, bias=linear_bias)
-        self.key = nn.Linear(dim, kv_heads * head_dim, bias=linear_bias)
-        self.value = nn.Linear(dim, kv_heads * head_dim, bias=linear_bias)
-        self.output = nn.Linear(heads * head_dim, dim, bias=linear_bias)
+        self.is_causal, self.window_size = is_causal, window_size
+        self.softcap, self.dropout_p, self.impl = softcap, dropout_p, impl
+        self.query = nn.Linear(dim, num_heads * head_dim, bias=linear_bias)
+        self.key = nn.Linear(dim, num_kv_heads * head_dim, bias=linear_bias)
+        self.value = nn.Linear(dim, num_kv_heads * head_dim, bias=linear_bias)
+        self.output = nn.Linear(num_heads * head_dim, dim, bias=linear_bias)
         self.qk_norm = QKNorm(qk_norm, head_dim, norm_eps)
         if activation == "softmax":
             self.bias = None
         else:
             bias = NegLogLength(self._most_keys()) if bias is None else bias
-            self.bias = validation.layer_bias(bias, heads)
+            self.bias = validation.layer_bias(bias, num_heads)
 
     def extra_repr(self) -> str:
         shown = {
             "activation": self.activation,
-            "heads": self.heads,
-            "kv_heads": self.kv_heads if self.kv_heads != self.heads else None,
+            "num_heads": self.num_heads,
+            "num_kv_heads": self.num_kv_heads if self.num_kv_heads != self.num_heads else None,
             "max_seq_len": self.max_seq_len,
             # A Learned bias is a submodule, and printed as such.
             "bias": None if isinstance(self.bias, nn.Module) else self.bias,
             "position": self.position if type(self.position) is not AttentionPosition else "none",
-            "causal": self.causal,
+            "is_causal": self.is_causal,
             "window_size": self.window_size if max(self.window_size) >= 0 else None,
             "softcap": self.softcap,
-            "dropout": self.dropout or None,
+            "dropout_p": self.dropout_p or None,
         }
         return ", ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
 
     def _most_keys(self) -> int:
         left, right = self.window_size
-        right = 0 if self.causal else right
+        right = 0 if self.is_causal else right
         in_window = self.max_seq_len if min(left, right) < 0 else left + 1 + right
         return min(self.max_seq_len, in_window)
 
@@ -160,26 +167,26 @@ class Attention(nn.Module):
         x: Tensor,
         *,
         cache: KVCache | None = None,
-        attention_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
         return_aux: bool = False,
     ) -> Tensor | tuple[Tensor, AttentionAux]:
         """Read x (B, N, dim), after the tokens in ``cache``; return (B, N, dim).
 
-        ``attention_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
+        ``attn_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
         a row must stand side by side, since ALiBi and windows count places. Padded places return
         numbers without meaning. With ``return_aux`` the answer is a pair with the operator's
         `AttentionAux`. Raises ``ValueError`` for other shapes, and for a cache that is full or
         given to a layer that is not causal.
         """
         self.check(x)
-        if cache is not None and not self.causal:
+        if cache is not None and not self.is_causal:
             raise ValueError("cache: only causal attention can read a sequence in parts")
         if cache is None:
-            return self._answer(x, None, attention_mask, return_aux)
+            return self._answer(x, None, attn_mask, return_aux)
         if not isinstance(cache, KVCache):
             raise ValueError(f"cache must be a KVCache or None, got {arguments.shown(cache)}")
         with Unchanged(cache):
-            return self._answer(x, cache, attention_mask, return_aux)
+            return self._answer(x, cache, attn_mask, return_aux)
 
     def check(self, x: Tensor) -> None:
         """Refuse what the projections cannot read."""
@@ -188,14 +195,14 @@ class Attention(nn.Module):
             raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
 
     def _answer(
-        self, x: Tensor, cache: KVCache | None, attention_mask: Tensor | None, return_aux: bool
+        self, x: Tensor, cache: KVCache | None, attn_mask: Tensor | None, return_aux: bool
     ) -> Tensor | tuple[Tensor, AttentionAux]:
-        query, key, value = self._project(x, 0 if cache is None else cache.length, attention_mask)
+        query, key, value = self.project(x, 0 if cache is None else cache.length, attn_mask)
         if cache is not None:
             # A cache may hold another dtype: its own, or that of an autocast which is over.
             key, value = (stored.to(query.dtype) for stored in cache.append(key, value))
-        dropout_p = self.dropout if self.training else 0.0
-        answer = self._operate(query, key, value, attention_mask, dropout_p, return_aux)
+        dropout_p = self.dropout_p if self.training else 0.0
+        answer = self._operate(query, key, value, attn_mask, dropout_p, return_aux)
         out_BHND, aux = answer if isinstance(answer, tuple) else (answer, None)
         out = self.output(out_BHND.transpose(1, 2).flatten(2))
         return out if aux is None else (out, aux)
@@ -209,31 +216,31 @@ class Attention(nn.Module):
 
         Example:
             >>> import torch
-            >>> layer = Attention(8, heads=2, max_seq_len=4, activation="softmax")
+            >>> layer = Attention(8, num_heads=2, max_seq_len=4, activation="softmax")
             >>> layer.weights(torch.randn(1, 4, 8)).sum(-1).allclose(torch.ones(1, 2, 4))
             True
         """
         self.check(x)
-        query, key, _ = self._project(x, 0, None)
+        query, key, _ = self.project(x, 0, None)
         identity = torch.eye(x.shape[1], dtype=key.dtype, device=x.device)
-        value = identity.expand(x.shape[0], self.kv_heads, -1, -1)
+        value = identity.expand(x.shape[0], self.num_kv_heads, -1, -1)
         weights = self._operate(query, key, value, None, 0.0, False)
         assert isinstance(weights, Tensor)
         return weights
 
     def new_cache(self, batch: int, length: int, *, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for ``length`` tokens, in ``dtype`` or that of the keys that come."""
-        return KVCache(batch, self.kv_heads, length, self.head_dim, dtype=dtype)
+        return KVCache(batch, self.num_kv_heads, length, self.head_dim, dtype=dtype)
 
-    def _project(
-        self, x: Tensor, start: int, attention_mask: Tensor | None
+    def project(
+        self, x: Tensor, start: int, attn_mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value per head, normed and positioned, of the tokens from ``start`` on."""
         batch, tokens, _ = x.shape
-        positions_BN = token_positions(batch, tokens, start, attention_mask, x.device)
-        query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key = self.key(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        value = self.value(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        positions_BN = token_positions(batch, tokens, start, attn_mask, x.device)
+        query = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        key = self.key(x).unflatten(-1, (self.num_kv_heads, -1)).transpose(1, 2)
+        value = self.value(x).unflatten(-1, (self.num_kv_heads, -1)).transpose(1, 2)
         query, key = self.qk_norm(query, key)
         query, key = self.position.rotate(query, key, positions_BN)
         return query, key, value
@@ -243,17 +250,17 @@ class Attention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        attn_mask: Tensor | None,
         dropout_p: float,
         return_aux: bool,
     ) -> Tensor | tuple[Tensor, AttentionAux]:
         settings = {
-            "attn_mask": None if attention_mask is None else attention_mask[:, None, None],
-            "is_causal": self.causal,
+            "attn_mask": None if attn_mask is None else attn_mask[:, None, None],
+            "is_causal": self.is_causal,
             "window_size": self.window_size,
-            "alibi_slopes": self.position.slopes(self.heads, query.device),
+            "alibi_slopes": self.position.slopes(self.num_heads, query.device),
             "softcap": self.softcap,
-            "enable_gqa": self.heads != self.kv_heads,
+            "enable_gqa": self.num_heads != self.num_kv_heads,
             "dropout_p": dropout_p,
             "return_aux": return_aux,
         }

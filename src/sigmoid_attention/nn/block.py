@@ -43,12 +43,12 @@ class Residual(nn.Module):
         norm_placement: str = "pre",
         *,
         layer_scale: float | None = None,
-        dropout: float = 0.0,
+        dropout_p: float = 0.0,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         one_of("norm_placement", norm_placement, NORM_PLACEMENTS)
-        dim, dropout = positive_whole("dim", dim), probability("dropout", dropout)
+        dim, dropout_p = positive_whole("dim", dim), probability("dropout_p", dropout_p)
         self.norm_in, self.norm_out, self.norm_after = (
             RMSNorm(dim, norm_eps) if filled else nn.Identity()
             for filled in NORM_PLACEMENTS[norm_placement]
@@ -58,7 +58,7 @@ class Residual(nn.Module):
             if layer_scale is None
             else LayerScale(dim, finite_number("layer_scale", layer_scale))
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout_p)
 
     def forward(self, x_BNC: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
         branch_BNC = self.norm_out(layer(self.norm_in(x_BNC)))
@@ -69,7 +69,7 @@ class Block(nn.Module):
     """Attention, then a feed-forward layer, each on its own `Residual`.
 
     Takes and returns x (B, N, dim). ``layer_scale`` is the start of a trained gain on both
-    branches (the papers' 1e-4 in vision), None for no gain; ``dropout`` acts on both branches.
+    branches (the papers' 1e-4 in vision), None for no gain; ``dropout_p`` acts on both branches.
     Raises ``ValueError`` for an unknown placement.
 
     Example:
@@ -87,7 +87,7 @@ class Block(nn.Module):
         *,
         norm_placement: str = "pre",
         layer_scale: float | None = None,
-        dropout: float = 0.0,
+        dropout_p: float = 0.0,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Block(nn.Module):
                 attention.dim,
                 norm_placement,
                 layer_scale=layer_scale,
-                dropout=dropout,
+                dropout_p=dropout_p,
                 norm_eps=norm_eps,
             )
 
@@ -111,13 +111,13 @@ class Block(nn.Module):
         x: Tensor,
         *,
         cache: KVCache | None = None,
-        attention_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
     ) -> Tensor:
         # A norm comes before the attention that would refuse it; torch.fx traces through both.
         if not isinstance(x, fx.Proxy):
             self.attention.check(x)
 
         def attend(normed: Tensor) -> Tensor:
-            return self.attention(normed, cache=cache, attention_mask=attention_mask)
+            return self.attention(normed, cache=cache, attn_mask=attn_mask)
 
         return self.feed_forward_residual(self.attention_residual(x, attend), self.feed_forward)

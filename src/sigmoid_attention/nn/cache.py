@@ -18,7 +18,7 @@ class KVCache:
     every token all the same. Raises ``ValueError`` if a size is not positive.
 
     Example:
-        >>> cache = KVCache(batch=1, heads=2, capacity=8, head_dim=4)
+        >>> cache = KVCache(batch=1, num_kv_heads=2, capacity=8, head_dim=4)
         >>> keys, values = cache.append(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
         >>> keys.shape, cache.length
         (torch.Size([1, 2, 3, 4]), 3)
@@ -27,19 +27,29 @@ class KVCache:
     def __init__(
         self,
         batch: int,
-        heads: int,
+        num_kv_heads: int,
         capacity: int,
         head_dim: int,
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        sizes = {"batch": batch, "heads": heads, "capacity": capacity, "head_dim": head_dim}
+        sizes = {
+            "batch": batch,
+            "num_kv_heads": num_kv_heads,
+            "capacity": capacity,
+            "head_dim": head_dim,
+        }
         for name, size in sizes.items():
             positive_whole(f"KVCache: {name}", size)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"KVCache: dtype must be floating or None, got {dtype}")
-        self.batch, self.heads, self.capacity, self.head_dim = batch, heads, capacity, head_dim
+        self.batch, self.num_kv_heads, self.capacity, self.head_dim = (
+            batch,
+            num_kv_heads,
+            capacity,
+            head_dim,
+        )
         self.dtype, self.device = dtype, device
         self.length = 0
         self.keys: Tensor | None = None
@@ -56,9 +66,9 @@ class KVCache:
                 f"cache: {self.length} tokens are stored and {key.shape[2]} are new, "
                 f"but its capacity is {self.capacity}"
             )
-        if key.shape[:2] != (self.batch, self.heads):
+        if key.shape[:2] != (self.batch, self.num_kv_heads):
             raise ValueError(
-                f"cache: made for (batch, key heads) {(self.batch, self.heads)}, "
+                f"cache: made for (batch, key heads) {(self.batch, self.num_kv_heads)}, "
                 f"got {tuple(key.shape[:2])}"
             )
         for name, new in (("key", key), ("value", value)):
@@ -76,7 +86,7 @@ class KVCache:
         # What is made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
             return torch.zeros(
-                (self.batch, self.heads, self.capacity, self.head_dim),
+                (self.batch, self.num_kv_heads, self.capacity, self.head_dim),
                 dtype=like.dtype if self.dtype is None else self.dtype,
                 device=like.device if self.device is None else self.device,
             )

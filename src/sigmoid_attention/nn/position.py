@@ -23,7 +23,7 @@ from sigmoid_attention.nn.sizes import (
 
 
 def token_positions(
-    batch: int, tokens: int, start: int, attention_mask: Tensor | None, device: torch.device
+    batch: int, tokens: int, start: int, attn_mask: Tensor | None, device: torch.device
 ) -> Tensor:
     """Positions of the ``tokens`` that follow ``start`` cached ones, (B, N), or (1, N) unmasked.
 
@@ -31,20 +31,20 @@ def token_positions(
     it, so that a row reads the same wherever its padding stands. Raises ``ValueError`` unless the
     mask is boolean of shape (batch, start + tokens).
     """
-    if attention_mask is None:
+    if attn_mask is None:
         return torch.arange(start, start + tokens, device=device)[None]
-    arguments.dense("attention_mask", attention_mask)
-    if attention_mask.dtype != torch.bool or attention_mask.shape != (batch, start + tokens):
+    arguments.dense("attn_mask", attn_mask)
+    if attn_mask.dtype != torch.bool or attn_mask.shape != (batch, start + tokens):
         raise ValueError(
-            f"attention_mask must be boolean of shape (batch, cached + new tokens) = "
-            f"{(batch, start + tokens)}, got {attention_mask.dtype} of shape "
-            f"{tuple(attention_mask.shape)}"
+            f"attn_mask must be boolean of shape (batch, cached + new tokens) = "
+            f"{(batch, start + tokens)}, got {attn_mask.dtype} of shape "
+            f"{tuple(attn_mask.shape)}"
         )
-    positions_BN = attention_mask.long().cumsum(-1) - 1
+    positions_BN = attn_mask.long().cumsum(-1) - 1
     return positions_BN[:, start:].clamp(min=0)
 
 
-def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor:
+def alibi_slopes(num_heads: int, device: torch.device | str | None = None) -> Tensor:
     """The geometric ALiBi slopes, an fp32 tensor of shape (heads,).
 
     m_h = 2^(-8h/H) for h = 1..H where H is a power of two. Otherwise the slopes of the next lower
@@ -61,26 +61,26 @@ def alibi_slopes(heads: int, device: torch.device | str | None = None) -> Tensor
     # dtype.
     parts = [
         torch.arange(i.start, i.stop, i.step, dtype=torch.float32, device=device) / of
-        for i, of in _slope_indices(positive_whole("heads", heads))
+        for i, of in _slope_indices(positive_whole("num_heads", num_heads))
     ]
     return torch.exp2(-8 * torch.cat(parts))
 
 
-def slope_numbers(heads: int) -> tuple[float, ...]:
+def slope_numbers(num_heads: int) -> tuple[float, ...]:
     """The slopes of `alibi_slopes` as Python's numbers, whatever mode makes tensors hold none.
 
     Example:
         >>> slope_numbers(3)
         (0.0625, 0.00390625, 0.25)
     """
-    indices = _slope_indices(positive_whole("heads", heads))
+    indices = _slope_indices(positive_whole("num_heads", num_heads))
     return tuple(2.0 ** (-8 * h / of) for part, of in indices for h in part)
 
 
-def _slope_indices(heads: int) -> tuple[tuple[range, int], ...]:
+def _slope_indices(num_heads: int) -> tuple[tuple[range, int], ...]:
     """The h and the H of m_h = 2^(-8h/H), of the lower power of two and of the one between."""
-    power = 1 << (heads.bit_length() - 1)
-    return (range(1, power + 1), power), (range(1, 1 + 2 * (heads - power), 2), 2 * power)
+    power = 1 << (num_heads.bit_length() - 1)
+    return (range(1, power + 1), power), (range(1, 1 + 2 * (num_heads - power), 2), 2 * power)
 
 
 def _sinusoids(positions: Tensor, dim: int, base: float) -> Tensor:
@@ -216,7 +216,7 @@ class AttentionPosition:
     and a model that was built on the meta device.
 
     Example:
-        >>> AttentionPosition().slopes(heads=2, device="cpu") is None
+        >>> AttentionPosition().slopes(num_heads=2, device="cpu") is None
         True
     """
 
@@ -227,7 +227,7 @@ class AttentionPosition:
         """Queries and keys, each (B, H, N, D), after the position has acted on them."""
         return query, key
 
-    def slopes(self, heads: int, device: torch.device | str) -> Tensor | None:
+    def slopes(self, num_heads: int, device: torch.device | str) -> Tensor | None:
         """Slopes for the operator's ``alibi_slopes``, (H,), or None."""
         return None
 
@@ -273,9 +273,9 @@ class ALiBi(AttentionPosition):
     """Subtract slope_h * distance from every logit, with the slopes of `alibi_slopes`.
 
     Example:
-        >>> ALiBi().slopes(heads=2, device="cpu").tolist()
+        >>> ALiBi().slopes(num_heads=2, device="cpu").tolist()
         [0.0625, 0.00390625]
     """
 
-    def slopes(self, heads: int, device: torch.device | str) -> Tensor:
-        return alibi_slopes(heads, device)
+    def slopes(self, num_heads: int, device: torch.device | str) -> Tensor:
+        return alibi_slopes(num_heads, device)

@@ -10,9 +10,9 @@ def positive_whole(name: str, size: Any) -> int:
     """The size as Python's; ``ValueError`` for what is no positive whole number.
 
     Example:
-        >>> positive_whole("heads", 2.5)
+        >>> positive_whole("num_heads", 2.5)
         Traceback (most recent call last):
-        ValueError: heads must be a whole number, got 2.5
+        ValueError: num_heads must be a whole number, got 2.5
     """
     found = arguments.index(size)
     if found is None:

@@ -63,7 +63,7 @@ class RecipeSetting:
     batch_size: int = 8
     dim: int = 96
     layers: int = 2
-    heads: int = 4
+    num_heads: int = 4
     ffn_dim: int = 256
     seq_len: int = 256
     heldout_bytes: int = 65_536
@@ -83,7 +83,7 @@ def model_config(candidate: str, setting: RecipeSetting) -> ModelConfig:
         vocab_size=ByteTokenizer().vocab_size,
         dim=setting.dim,
         layers=setting.layers,
-        heads=setting.heads,
+        num_heads=setting.num_heads,
         ffn_dim=setting.ffn_dim,
         max_seq_len=setting.seq_len,
         position=position,

@@ -51,7 +51,7 @@ def test_a_constant_is_the_mean_over_all_batches():
     bias = Calibration(SoftmaxStart(1.0), 1.0)
     for row in range(3):
         sigmoid_attention(query[row : row + 1], key[row : row + 1], key[:1], bias=bias)
-    final = Learned(0.0, heads=2)
+    final = Learned(0.0, num_heads=2)
     bias.solve(final)
     lse = (query @ key.mT / 2).logsumexp(-1)
     torch.testing.assert_close(final.value.data, -lse.mean((0, 2)).float())
@@ -63,7 +63,7 @@ def test_rows_that_see_nothing_count_for_nothing():
     mask = torch.ones(2, 1, 20, 20, dtype=torch.bool)
     mask[1] = False
     bias = watched(query, key, attn_mask=mask)
-    final = Learned(0.0, heads=2)
+    final = Learned(0.0, num_heads=2)
     bias.solve(final)
     lse = (query[:1] @ key[:1].mT / 2).logsumexp(-1)
     torch.testing.assert_close(final.value.data, -lse.mean((0, 2)).float())

@@ -39,7 +39,7 @@ def test_a_large_gain_is_the_softmax():
 @pytest.mark.parametrize("t", [0.0, 0.25, 1.0])
 def test_the_bias_moves_on_a_line(t):
     query, key, value = made()
-    final = Learned(-2.0, heads=3).double()
+    final = Learned(-2.0, num_heads=3).double()
     bias = Annealed(SoftmaxStart(2.0), final)
     bias.t = t
     lse = (query @ key.mT / math.sqrt(5)).logsumexp(-1, keepdim=True)
@@ -58,7 +58,7 @@ def test_at_the_end_no_row_is_looked_at():
             raise AssertionError("the row was looked at")
 
     query, key, value = made()
-    bias = Annealed(Unasked(1.0), Learned(-2.0, heads=3).double())
+    bias = Annealed(Unasked(1.0), Learned(-2.0, num_heads=3).double())
     bias.t = 1.0
     out = sigmoid_attention(query, key, value, bias=bias)
     assert out.equal(sigmoid_attention(query, key, value, bias=Constant(-2.0)))

@@ -113,7 +113,7 @@ def test_a_hook_on_a_layer_can_ask_for_its_statistics(config):
     unwatched = DecoderLM(config)
     unwatched.load_state_dict(model.state_dict())
     torch.testing.assert_close(watched, unwatched(tokens))
-    assert [aux.mass.shape for aux in seen.values()] == [(2, config.heads, 5)] * config.layers
+    assert [aux.mass.shape for aux in seen.values()] == [(2, config.num_heads, 5)] * config.layers
 
 
 def test_overfitting_one_batch(config):
@@ -173,8 +173,8 @@ def test_bad_input_is_named(config):
         model(torch.zeros(1, 33, dtype=torch.long))
     with pytest.raises(ValueError, match="cache must hold 2 layers, got 1"):
         model(torch.zeros(1, 3, dtype=torch.long), cache=model.new_cache(1, 8)[:1])
-    with pytest.raises(ValueError, match="attention_mask must be boolean of shape"):
-        model(torch.zeros(1, 3, dtype=torch.long), attention_mask=torch.ones(1, 3))
+    with pytest.raises(ValueError, match="attn_mask must be boolean of shape"):
+        model(torch.zeros(1, 3, dtype=torch.long), attn_mask=torch.ones(1, 3))
     cache = model.new_cache(1, 4)
     model(torch.zeros(1, 3, dtype=torch.long), cache=cache)
     with pytest.raises(ValueError, match="its capacity is 4"):

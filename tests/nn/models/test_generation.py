@@ -40,7 +40,7 @@ def test_left_padded_prompts_continue_as_if_alone(model):
     lengths, N = (7, 4, 1), 7
     prompt = torch.randint(13, (3, N))
     mask = torch.arange(N) >= N - torch.tensor(lengths)[:, None]
-    together = generate(model, prompt, max_new_tokens=8, attention_mask=mask)
+    together = generate(model, prompt, max_new_tokens=8, attn_mask=mask)
     for row, length in enumerate(lengths):
         alone = generate(model, prompt[row : row + 1, N - length :], max_new_tokens=8)
         assert torch.equal(together[row, N - length :], alone[0])
@@ -118,9 +118,9 @@ def test_the_mode_of_the_model_is_restored():
         (dict(max_new_tokens=0), "max_new_tokens must be positive, got 0"),
         (dict(temperature=-1.0), "temperature must be 0"),
         (dict(top_p=0.0), "top_p must be above 0"),
-        (dict(attention_mask=torch.ones(1, 2)), "attention_mask must be boolean"),
-        (dict(attention_mask=torch.tensor([[True, False, True]])), "padding must stand on the"),
-        (dict(attention_mask=torch.zeros(1, 3, dtype=torch.bool)), "padding must stand on the"),
+        (dict(attn_mask=torch.ones(1, 2)), "attn_mask must be boolean"),
+        (dict(attn_mask=torch.tensor([[True, False, True]])), "padding must stand on the"),
+        (dict(attn_mask=torch.zeros(1, 3, dtype=torch.bool)), "padding must stand on the"),
         (dict(prompt=np.ones((1, 3), dtype=np.int64)), "prompt must be a tensor of torch"),
         (dict(prompt=[[1, 2, 3]]), "prompt must be a tensor of torch, got"),
         (dict(max_new_tokens=2.5), "max_new_tokens must be a whole number, got 2.5"),
@@ -141,7 +141,7 @@ def test_the_mode_of_the_model_is_restored():
         (dict(stop_token=2.0), "stop_token must be a whole number .*, got 2.0"),
         (dict(stop_token="2"), "stop_token must be a whole number .*, got the string '2'"),
         (dict(generator=0), "generator must be a torch.Generator or None, got 0"),
-        (dict(attention_mask=np.ones((1, 3), dtype=bool)), "attention_mask must be a tensor"),
+        (dict(attn_mask=np.ones((1, 3), dtype=bool)), "attn_mask must be a tensor"),
         (dict(max_new_tokens=30), "learned position table ends at 32 tokens, got a prompt of 3"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",

@@ -19,7 +19,7 @@ from sigmoid_attention.nn import PRESETS, DecoderLM, ModelConfig, alibi_slopes
 from sigmoid_attention.nn.position import slope_numbers
 
 PARAMETER = torch.nn.Parameter(torch.ones(3))
-SIZES = dict(vocab_size=11, dim=24, layers=2, heads=3, max_seq_len=16)
+SIZES = dict(vocab_size=11, dim=24, layers=2, num_heads=3, max_seq_len=16)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -35,8 +35,8 @@ def test_from_dict_names_the_field_that_is_wrong():
         ModelConfig.from_dict(None)
     with pytest.raises(ValueError, match="moe must be a dict of its fields, got 3"):
         ModelConfig.from_dict({**SIZES, "moe": 3})
-    with pytest.raises(ValueError, match="field 'heads' is missing"):
-        ModelConfig.from_dict({k: v for k, v in SIZES.items() if k != "heads"})
+    with pytest.raises(ValueError, match="field 'num_heads' is missing"):
+        ModelConfig.from_dict({k: v for k, v in SIZES.items() if k != "num_heads"})
 
 
 def test_the_softmax_arm_differs_in_its_activation_only():
@@ -50,7 +50,7 @@ def test_the_papers_recipe():
     config = ModelConfig.recipe("paper", **SIZES)
     assert (config.position, config.norm_placement, config.qk_norm) == ("alibi", "hybrid", "rms")
     assert config.bias_policy() == NegLogLength(16)
-    assert config.norm_eps == 1e-5 and config.tie_embeddings and config.dropout == 0
+    assert config.norm_eps == 1e-5 and config.tie_embeddings and config.dropout_p == 0
     assert ModelConfig.recipe("paper", position="rope", **SIZES).position == "rope"
 
 
@@ -70,8 +70,8 @@ def test_sizes_win_over_the_recipe():
     [
         (dict(), NegLogLength(16)),
         (dict(bias_offset=-2.5), NegLogLength(16, -2.5)),
-        (dict(window=5), NegLogLength(5)),
-        (dict(window=50), NegLogLength(16)),
+        (dict(window_size=5), NegLogLength(5)),
+        (dict(window_size=50), NegLogLength(16)),
         (dict(bias="neg_log_visible"), NegLogVisible()),
         (dict(bias=-10.0), Constant(-10.0)),
         (
@@ -105,14 +105,14 @@ def test_width_of_the_feed_forward_layers(settings, width):
 @pytest.mark.parametrize(
     "settings, match",
     [
-        (dict(dim=25), r"dim must be a multiple of heads \(3\), got 25"),
-        (dict(heads=0), "heads must be positive, got 0"),
+        (dict(dim=25), r"dim must be a multiple of num_heads \(3\), got 25"),
+        (dict(num_heads=0), "num_heads must be positive, got 0"),
         (dict(max_seq_len=-1), "max_seq_len must be positive, got -1"),
         (dict(layers=0), "layers must be positive"),
-        (dict(kv_heads=2), r"kv_heads must divide heads \(3\), got 2"),
-        (dict(window=0), "window must be positive"),
+        (dict(num_kv_heads=2), r"num_kv_heads must divide num_heads \(3\), got 2"),
+        (dict(window_size=0), "window_size must be positive"),
         (dict(softcap=float("nan")), "softcap must be positive, got nan"),
-        (dict(dropout=1.0), "dropout must be at least 0 and below 1, got 1.0"),
+        (dict(dropout_p=1.0), "dropout_p must be at least 0 and below 1, got 1.0"),
         (dict(activation="relu"), "activation must be one of"),
         (dict(position="xpos"), "position must be one of .* got 'xpos'"),
         (dict(norm_placement="sandwich"), "norm_placement must be one of"),
@@ -120,7 +120,7 @@ def test_width_of_the_feed_forward_layers(settings, width):
         (dict(feed_forward="relu"), "feed_forward must be one of"),
         (dict(bias="log"), "bias must be a number or one of"),
         (dict(dim=None), "dim must be a whole number, got None"),
-        (dict(heads=None), "heads must be a whole number, got None"),
+        (dict(num_heads=None), "num_heads must be a whole number, got None"),
         (dict(layers="2"), "layers must be a whole number, got the string '2'"),
         (dict(layers=True), "layers must be a whole number, got True"),
         (dict(ffn_dim=2.5), "ffn_dim must be a whole number, got 2.5"),
@@ -130,8 +130,8 @@ def test_width_of_the_feed_forward_layers(settings, width):
         (dict(softcap=PARAMETER), "softcap must be a number, got a Parameter of shape"),
         (dict(layer_scale=torch.ones(24)), "layer_scale must be a number, got a tensor"),
         (dict(layer_scale=float("inf")), "layer_scale must be finite, got inf"),
-        (dict(dropout=PARAMETER), "dropout must be at least 0 and below 1, got a Parameter"),
-        (dict(dropout="0"), "dropout must be at least 0 and below 1, got the string '0'"),
+        (dict(dropout_p=PARAMETER), "dropout_p must be at least 0 and below 1, got a Parameter"),
+        (dict(dropout_p="0"), "dropout_p must be at least 0 and below 1, got the string '0'"),
         (dict(bias=float("nan")), "bias must be a finite number or one of .*, got nan"),
         (dict(bias=float("inf")), "bias must be a finite number or one of .*, got inf"),
         (dict(bias=10**400), "bias must be a finite number .*, got a number of 1329 bits"),
@@ -166,14 +166,14 @@ def test_mistakes_are_named(settings, match):
 
 def test_numbers_of_numpy_are_kept_as_pythons():
     sizes = {name: np.int64(size) for name, size in SIZES.items()}
-    config = ModelConfig(**sizes, bias=np.float32(-2.5), learn_bias=np.bool_(True), dropout=0)
+    config = ModelConfig(**sizes, bias=np.float32(-2.5), learn_bias=np.bool_(True), dropout_p=0)
     assert config == ModelConfig(**SIZES, bias=-2.5, learn_bias=True)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize("heads", [1, 3, 8, 12, 16])
 def test_a_model_of_fake_tensors_has_its_bias(heads):
-    sizes = {**SIZES, "dim": 2 * heads, "heads": heads}
+    sizes = {**SIZES, "dim": 2 * heads, "num_heads": heads}
     config = ModelConfig(**sizes, bias="neg_log_effective_length", learn_bias=True)
     expected = config.bias_policy()
     with FakeTensorMode():

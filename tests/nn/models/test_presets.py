@@ -17,7 +17,7 @@ PUBLISHED = {
 def test_published_models(name):
     layers, dim, heads, head_dim, hidden = PUBLISHED[name]
     config = PRESETS[name]
-    assert (config.layers, config.dim, config.heads, config.hidden_dim) == (
+    assert (config.layers, config.dim, config.num_heads, config.hidden_dim) == (
         layers,
         dim,
         heads,
@@ -27,7 +27,7 @@ def test_published_models(name):
     with torch.device("meta"):
         model = DecoderLM(config)
     attention = model.blocks[0].attention
-    assert (attention.head_dim, attention.kv_heads) == (head_dim, heads)
+    assert (attention.head_dim, attention.num_kv_heads) == (head_dim, heads)
     matrices = 4 * dim * heads * head_dim + 3 * dim * hidden
     gains = 4 * dim + 2 * head_dim  # two norms on each of two branches, one on queries and keys
     expected = config.vocab_size * dim + layers * (matrices + gains) + dim

@@ -39,10 +39,10 @@ CASES |= {
     f"{case}-{extra}": {**CASES[case], **settings}
     for case in ("alibi-effective-hybrid", "rope-visible-pre", "rope-softmax-pre")
     for extra, settings in {
-        "window5": dict(window=5),
+        "window5": dict(window_size=5),
         "softcap": dict(softcap=4.0),
-        "untied": dict(tie_embeddings=False, kv_heads=None, head_dim=6, feed_forward="gelu"),
-        "window1": dict(window=1),
+        "untied": dict(tie_embeddings=False, num_kv_heads=None, head_dim=6, feed_forward="gelu"),
+        "window1": dict(window_size=1),
     }.items()
 }
 
@@ -54,8 +54,8 @@ def make_model(case, **changes):
         "vocab_size": VOCABULARY,
         "dim": 24,
         "layers": 2,
-        "heads": 3,
-        "kv_heads": 1,
+        "num_heads": 3,
+        "num_kv_heads": 1,
         "ffn_dim": 20,
         "max_seq_len": 16,
         **CASES[case],
@@ -86,7 +86,7 @@ def in_chunks(model, tokens, sizes, mask=None):
     for chunk in tokens.split(sizes, dim=1):
         end += chunk.shape[1]
         so_far = None if mask is None else mask[:, :end]
-        pieces.append(model(chunk, cache=cache, attention_mask=so_far))
+        pieces.append(model(chunk, cache=cache, attn_mask=so_far))
     return torch.cat(pieces, 1)
 
 
@@ -100,7 +100,7 @@ def test_left_padding_changes_nothing_with_and_without_a_cache(model):
     lengths = (N, 9, 4, 1)
     tokens = torch.randint(VOCABULARY, (len(lengths), N))
     mask = torch.arange(N) >= N - torch.tensor(lengths)[:, None]
-    padded = model(tokens, attention_mask=mask)
+    padded = model(tokens, attn_mask=mask)
     chunked = in_chunks(model, tokens, [6, 4, 2, 1], mask)
     assert padded.isfinite().all() and chunked.isfinite().all()
     for row, length in enumerate(lengths):
@@ -114,7 +114,7 @@ def test_right_padding_changes_nothing(case):
     model = make_model(case)
     tokens = torch.randint(VOCABULARY, (2, N))
     mask = torch.arange(N) < torch.tensor([[N], [7]])
-    padded = model(tokens, attention_mask=mask)
+    padded = model(tokens, attn_mask=mask)
     torch.testing.assert_close(padded[1, :7], model(tokens[1:, :7])[0], **TOLERANCE)
 
 

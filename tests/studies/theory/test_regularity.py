@@ -57,7 +57,7 @@ def test_a_small_run_gives_findings_a_figure_and_measurements_below_their_bounds
     for task in study.STUDY.tasks():
         small = {"replicates": 2}
         if study is regularity_depth:
-            small |= {"dim": 8, "heads": 2, "tokens": 4}
+            small |= {"dim": 8, "num_heads": 2, "tokens": 4}
         found = list(task.run(replace(task.setting, **small)))
         results.setdefault((task.cell, task.part), []).append(Measured(found))
         values = {name: Measured(found).values(name) for name in {row.quantity for row in found}}
@@ -83,13 +83,13 @@ def test_the_search_starts_where_all_logits_are_near_zero():
     setting = DrawnLayers("sigmoid", 6, radius=100.0)
     attention = layer(setting, 0)
     x = regularity_radius.undecided_tokens(attention, setting, torch.Generator().manual_seed(0))
-    query, key, _ = attention._project(x[None], 0, None)
+    query, key, _ = attention.project(x[None], 0, None)
     assert x.norm(dim=-1).tolist() == pytest.approx([100.0] * 6)
     assert float((query @ key.mT).abs().max()) < 1e-6
 
 
 def test_training_measures_every_look_and_all_robustness():
-    run = regularity_training.Run("sigmoid", 0, steps=50, dim=8, heads=2, layers=1, seq_len=8)
+    run = regularity_training.Run("sigmoid", 0, steps=50, dim=8, num_heads=2, layers=1, seq_len=8)
     rows = list(regularity_training.measure(run))
     looks = {row.step for row in rows if row.quantity == "steepness"}
     assert looks == {0, 50}

@@ -80,7 +80,13 @@ def test_the_mean_of_squared_norms_bounds_a_sigmoid_layer(drawn, radius):
 def constant(tokens: int, activation: str, bias: float = -1.0) -> Attention:
     """A layer whose queries are zero, so that all weights are what the bias makes them."""
     layer = Attention(
-        4, 1, max_seq_len=tokens, activation=activation, bias=bias, causal=False, impl="reference"
+        4,
+        1,
+        max_seq_len=tokens,
+        activation=activation,
+        bias=bias,
+        is_causal=False,
+        impl="reference",
     ).double()
     torch.nn.init.zeros_(layer.query.weight)
     torch.nn.init.zeros_(layer.key.weight)
@@ -107,7 +113,7 @@ def test_where_every_weight_is_the_same_softmax_is_bounded_by_its_value_path():
 
 
 def test_the_bound_of_a_sigmoid_grows_with_the_square_of_the_radius():
-    layer = Attention(8, 2, max_seq_len=16, causal=False).double()
+    layer = Attention(8, 2, max_seq_len=16, is_causal=False).double()
     far = [attention_bound(layer, Ball(radius), 16).jacobian for radius in (1e3, 1e4)]
     assert math.log10(far[1] / far[0]) == pytest.approx(2, abs=0.01)
 

@@ -48,7 +48,7 @@ def test_few_steps_give_less_and_say_that_they_have_not_settled():
 def test_the_search_finds_a_steeper_point_within_the_ball_and_below_the_bound(activation):
     torch.manual_seed(1)
     layer = Attention(
-        6, 1, max_seq_len=4, activation=activation, causal=False, impl="reference"
+        6, 1, max_seq_len=4, activation=activation, is_causal=False, impl="reference"
     ).double()
     x = onto_ball(torch.randn(4, 6).double(), 1.0)
     begin = jacobian_norm(lambda x: layer(x[None])[0], x)

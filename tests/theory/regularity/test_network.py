@@ -64,7 +64,7 @@ def test_no_stack_is_steeper_than_the_product_of_its_bounds(drawn, radius, share
 def test_each_branch_alone_is_within_its_own_bound():
     torch.manual_seed(0)
     config = ModelConfig.recipe(
-        "recommended", vocab_size=5, dim=16, layers=2, heads=2, max_seq_len=6
+        "recommended", vocab_size=5, dim=16, layers=2, num_heads=2, max_seq_len=6
     )
     blocks = DecoderLM(config).double().eval().blocks
     x = torch.randn(6, 16).double()
@@ -81,7 +81,7 @@ def test_each_branch_alone_is_within_its_own_bound():
 
 
 def test_a_part_without_a_bound_is_named():
-    config = ModelConfig.recipe("paper", vocab_size=5, dim=16, layers=1, heads=2, max_seq_len=6)
+    config = ModelConfig.recipe("paper", vocab_size=5, dim=16, layers=1, num_heads=2, max_seq_len=6)
     block = DecoderLM(config).blocks[0]
     block.feed_forward = torch.nn.Linear(16, 16)
     said = "0.feed_forward: Linear has no bound here; Attention, SwiGLU, GELUFeedForward have"

@@ -19,8 +19,8 @@ def test_every_layer_has_four_heads_of_width_one_or_four_hidden_units(sizes):
     for layer in network.layers:
         shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
         if isinstance(layer, Attention):
-            assert (layer.heads, layer.head_dim, layer.max_seq_len) == (4, 1, n)
-            assert (layer.bias, layer.causal, layer.activation) == (0.0, False, "sigmoid")
+            assert (layer.num_heads, layer.head_dim, layer.max_seq_len) == (4, 1, n)
+            assert (layer.bias, layer.is_causal, layer.activation) == (0.0, False, "sigmoid")
             assert shapes["query.weight"] == (4, d)
             assert shapes["output.weight"] == (d, 4)
         else:

@@ -31,7 +31,7 @@ class Calibration(nn.Module, InputBias):
         >>> q, k, v = torch.randn(3, 1, 2, 64, 4).unbind(0)
         >>> watching = Calibration(SoftmaxStart(1.0), gain=1.0)
         >>> _ = sigmoid_attention(q, k, v, bias=watching)
-        >>> final = Learned(0.0, heads=2)
+        >>> final = Learned(0.0, num_heads=2)
         >>> watching.solve(final)
         >>> lse = (q @ k.mT / 2).logsumexp(-1)
         >>> torch.allclose(final.value, -lse.mean((0, 2)), atol=1e-5)

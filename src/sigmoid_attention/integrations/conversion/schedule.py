@@ -53,7 +53,7 @@ class Annealed(nn.Module, InputBias):
 
     Example:
         >>> from sigmoid_attention.attention import Learned
-        >>> Annealed(SoftmaxStart(1.5), Learned(-3.0, heads=2)).t
+        >>> Annealed(SoftmaxStart(1.5), Learned(-3.0, num_heads=2)).t
         0.0
     """
 

@@ -39,15 +39,16 @@ class ModelConfig:
     """Everything that decides what a `DecoderLM` computes; two equal ones give equal models.
 
     Sizes are counts: ``dim`` channels, ``max_seq_len`` the training length n in tokens (longer
-    inputs are allowed unless positions are learned), ``window`` the tokens that a token sees,
-    itself among them. None stands for: ``kv_heads`` as many as heads, ``head_dim`` dim / heads,
-    ``ffn_dim`` 8/3 dim rounded up to 256 (SwiGLU) or 4 dim (GELU). ``bias`` is a name or a
-    number; ``bias_offset`` is added to a named one, ``learn_bias`` trains it per head from there.
-    ``moe`` puts mixtures of experts in the place of feed-forward layers. ``as_softmax`` gives the
-    other arm of a comparison. Raises ``ValueError`` where a value cannot be meant.
+    inputs are allowed unless positions are learned), ``window_size`` the tokens that a token
+    sees, itself among them. None stands for: ``num_kv_heads`` as many as ``num_heads``,
+    ``head_dim`` dim / num_heads, ``ffn_dim`` 8/3 dim rounded up to 256 (SwiGLU) or 4 dim (GELU).
+    ``bias`` is a name or a number; ``bias_offset`` is added to a named one, ``learn_bias`` trains
+    it per head from there. ``moe`` puts mixtures of experts in the place of feed-forward layers.
+    ``as_softmax`` gives the other arm of a comparison. Raises ``ValueError`` where a value cannot
+    be meant.
 
     Example:
-        >>> sizes = dict(vocab_size=257, dim=64, layers=2, heads=4, max_seq_len=128)
+        >>> sizes = dict(vocab_size=257, dim=64, layers=2, num_heads=4, max_seq_len=128)
         >>> config = ModelConfig.recipe("recommended", **sizes)
         >>> config.position, config.bias_policy()
         ('rope', NegLogLength(n=128, offset=-2.5))
@@ -58,9 +59,9 @@ class ModelConfig:
     vocab_size: int
     dim: int
     layers: int
-    heads: int
+    num_heads: int
     max_seq_len: int
-    kv_heads: int | None = None
+    num_kv_heads: int | None = None
     head_dim: int | None = None
     ffn_dim: int | None = None
     feed_forward: str = "swiglu"
@@ -74,9 +75,9 @@ class ModelConfig:
     norm_eps: float = 1e-5
     qk_norm: str | None = None
     layer_scale: float | None = None
-    window: int | None = None
+    window_size: int | None = None
     softcap: float | None = None
-    dropout: float = 0.0
+    dropout_p: float = 0.0
     tie_embeddings: bool = True
     moe: MoEConfig | None = None
 
@@ -124,7 +125,7 @@ class ModelConfig:
     def bias_policy(self) -> BiasPolicy:
         """The bias of one attention layer; a new parameter at every call if it is learned."""
         policy = self._fixed_bias()
-        return Learned(policy, self.heads) if self.learn_bias else policy
+        return Learned(policy, self.num_heads) if self.learn_bias else policy
 
     def _fixed_bias(self) -> BiasPolicy:
         if not isinstance(self.bias, str):
@@ -132,22 +133,26 @@ class ModelConfig:
         if self.bias == "neg_log_visible":
             return NegLogVisible()
         # No trained query sees more keys than its window holds.
-        n = self.max_seq_len if self.window is None else min(self.window, self.max_seq_len)
+        n = (
+            self.max_seq_len
+            if self.window_size is None
+            else min(self.window_size, self.max_seq_len)
+        )
         if self.bias == "neg_log_length":
             return NegLogLength(n, self.bias_offset)
-        return NegLogEffectiveLength(slope_numbers(self.heads), n, self.bias_offset)
+        return NegLogEffectiveLength(slope_numbers(self.num_heads), n, self.bias_offset)
 
     def _check_kinds(self) -> None:
         """Each field by itself; a number is kept as Python's, which JSON can write."""
-        for name in ("vocab_size", "dim", "layers", "heads", "max_seq_len"):
+        for name in ("vocab_size", "dim", "layers", "num_heads", "max_seq_len"):
             self._keep(name, positive_whole)
-        for name in ("kv_heads", "head_dim", "ffn_dim", "window"):
+        for name in ("num_kv_heads", "head_dim", "ffn_dim", "window_size"):
             self._keep(name, positive_whole, optional=True)
         for name in ("rope_base", "norm_eps"):
             self._keep(name, positive_number)
         self._keep("softcap", positive_number, optional=True)
         self._keep("layer_scale", finite_number, optional=True)
-        self._keep("dropout", probability)
+        self._keep("dropout_p", probability)
         self._keep("bias_offset", finite_number)
         for name in ("learn_bias", "tie_embeddings"):
             self._keep(name, switch)
@@ -169,11 +174,15 @@ class ModelConfig:
             object.__setattr__(self, name, checked(name, given))
 
     def _check_sizes(self) -> None:
-        if self.head_dim is None and self.dim % self.heads:
-            raise ValueError(f"dim must be a multiple of heads ({self.heads}), got {self.dim}")
-        if self.kv_heads is not None and self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads must divide heads ({self.heads}), got {self.kv_heads}")
-        head_dim = self.dim // self.heads if self.head_dim is None else self.head_dim
+        if self.head_dim is None and self.dim % self.num_heads:
+            raise ValueError(
+                f"dim must be a multiple of num_heads ({self.num_heads}), got {self.dim}"
+            )
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads must divide num_heads ({self.num_heads}), got {self.num_kv_heads}"
+            )
+        head_dim = self.dim // self.num_heads if self.head_dim is None else self.head_dim
         if self.position == "rope" and head_dim % 2:
             raise ValueError(f"position 'rope' needs an even head_dim, got {head_dim}")
         if self.position in ("sincos", "cape") and self.dim % 2:

@@ -64,17 +64,17 @@ def _feed_forward(config: ModelConfig, layer: int) -> nn.Module:
 def _block(config: ModelConfig, layer: int) -> Block:
     attention = Attention(
         config.dim,
-        config.heads,
+        config.num_heads,
         max_seq_len=config.max_seq_len,
-        kv_heads=config.kv_heads,
+        num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         activation=config.activation,
         bias=config.bias_policy(),
         position=_attention_position(config),
         qk_norm=config.qk_norm,
-        window_size=(-1, -1) if config.window is None else (config.window - 1, 0),
+        window_size=(-1, -1) if config.window_size is None else (config.window_size - 1, 0),
         softcap=config.softcap,
-        dropout=config.dropout,
+        dropout_p=config.dropout_p,
         norm_eps=config.norm_eps,
     )
     return Block(
@@ -82,7 +82,7 @@ def _block(config: ModelConfig, layer: int) -> Block:
         _feed_forward(config, layer),
         norm_placement=config.norm_placement,
         layer_scale=config.layer_scale,
-        dropout=config.dropout,
+        dropout_p=config.dropout_p,
         norm_eps=config.norm_eps,
     )
 
@@ -183,7 +183,7 @@ class DecoderLM(nn.Module):
         tokens: Tensor,
         *,
         cache: list[KVCache] | None = None,
-        attention_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
     ) -> Tensor:
         """The normalised state of every token, (B, N, dim); arguments and errors as `forward`."""
         arguments.dense("tokens", tokens)
@@ -201,7 +201,7 @@ class DecoderLM(nn.Module):
             raise ValueError(
                 f"tokens: the learned position table ends at {longest} tokens, got {start + new}"
             )
-        positions_BN = token_positions(batch, new, start, attention_mask, tokens.device)
+        positions_BN = token_positions(batch, new, start, attn_mask, tokens.device)
         try:
             embedded_BNC = self.embedding(tokens)
         except IndexError as error:
@@ -214,7 +214,7 @@ class DecoderLM(nn.Module):
         with Unchanged(*cache or ()):
             for i, block in enumerate(self.blocks):
                 layer_cache = None if cache is None else cache[i]
-                x_BNC = block(x_BNC, cache=layer_cache, attention_mask=attention_mask)
+                x_BNC = block(x_BNC, cache=layer_cache, attn_mask=attn_mask)
         return self.norm(x_BNC)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -228,19 +228,19 @@ class DecoderLM(nn.Module):
         tokens: Tensor,
         *,
         cache: list[KVCache] | None = None,
-        attention_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
         logits_to_keep: int | None = None,
     ) -> Tensor:
         """Logits (B, N, V) of tokens (B, N), which follow those in ``cache``.
 
-        ``attention_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
+        ``attn_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
         a row stand side by side. ``logits_to_keep`` asks for the logits of so many last tokens
         only. Raises ``ValueError`` for other shapes or dtypes, a full cache, and more tokens than
         a learned position table holds.
         """
         if logits_to_keep is not None:
             positive_whole("logits_to_keep", logits_to_keep)
-        hidden = self.hidden(tokens, cache=cache, attention_mask=attention_mask)
+        hidden = self.hidden(tokens, cache=cache, attn_mask=attn_mask)
         return self.logits(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
 
     def _check_caches(self, cache: list[KVCache]) -> None:

@@ -14,7 +14,7 @@ from sigmoid_attention.nn.models.decoder import DecoderLM
 from sigmoid_attention.nn.sizes import number_from_zero, positive_number, positive_whole
 
 
-def _check_prompt(model: DecoderLM, prompt: Tensor, attention_mask: Tensor | None) -> None:
+def _check_prompt(model: DecoderLM, prompt: Tensor, attn_mask: Tensor | None) -> None:
     arguments.dense("prompt", prompt)
     if prompt.dim() != 2 or prompt.numel() == 0 or prompt.dtype != torch.int64:
         raise ValueError(
@@ -27,22 +27,21 @@ def _check_prompt(model: DecoderLM, prompt: Tensor, attention_mask: Tensor | Non
             f"prompt: tokens must be 0 to {model.config.vocab_size - 1}, "
             f"got {smallest if smallest < 0 else largest}"
         )
-    if attention_mask is None:
+    if attn_mask is None:
         return
-    arguments.dense("attention_mask", attention_mask)
-    if attention_mask.dtype != torch.bool or attention_mask.shape != prompt.shape:
+    arguments.dense("attn_mask", attn_mask)
+    if attn_mask.dtype != torch.bool or attn_mask.shape != prompt.shape:
         raise ValueError(
-            f"attention_mask must be boolean of the prompt's shape {tuple(prompt.shape)}, "
-            f"got {attention_mask.dtype} of shape {tuple(attention_mask.shape)}"
+            f"attn_mask must be boolean of the prompt's shape {tuple(prompt.shape)}, "
+            f"got {attn_mask.dtype} of shape {tuple(attn_mask.shape)}"
         )
-    if attention_mask.device != prompt.device:
+    if attn_mask.device != prompt.device:
         raise ValueError(
-            f"attention_mask must be on the prompt's device, "
-            f"got {attention_mask.device} and {prompt.device}"
+            f"attn_mask must be on the prompt's device, got {attn_mask.device} and {prompt.device}"
         )
-    real = attention_mask.long()
-    if not attention_mask[:, -1].all() or (real.diff(dim=-1) < 0).any():
-        raise ValueError("attention_mask: padding must stand on the left, real tokens to its right")
+    real = attn_mask.long()
+    if not attn_mask[:, -1].all() or (real.diff(dim=-1) < 0).any():
+        raise ValueError("attn_mask: padding must stand on the left, real tokens to its right")
 
 
 def _check_length(model: DecoderLM, prompt: Tensor, max_new_tokens: int) -> int:
@@ -127,7 +126,7 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    attention_mask: Tensor | None = None,
+    attn_mask: Tensor | None = None,
     generator: torch.Generator | None = None,
     stop_token: int | None = None,
 ) -> Tensor:
@@ -136,7 +135,7 @@ def generate(
     ``temperature`` 0 takes the likeliest token; above, tokens are drawn from
     softmax(logits / temperature), cut to the likeliest that reach ``top_p`` together (Holtzman et
     al. 2020). Shorter prompts are padded on the left with any token and marked False in
-    ``attention_mask`` (B, N). A row that has produced ``stop_token`` repeats it, and generation
+    ``attn_mask`` (B, N). A row that has produced ``stop_token`` repeats it, and generation
     ends when every row has. A model in training mode is put in evaluation mode for the call, so
     that threads may share one only if it is in evaluation mode already. Raises ``ValueError`` for
     values outside these ranges, and where a learned position table ends first.
@@ -147,18 +146,18 @@ def generate(
         >>> generate(model, prompt, max_new_tokens=4).shape
         torch.Size([1, 7])
     """
-    _check_prompt(model, prompt, attention_mask)
+    _check_prompt(model, prompt, attn_mask)
     max_new_tokens = _check_length(model, prompt, max_new_tokens)
     temperature, top_p = _check_choice(temperature, top_p, generator)
     stop_token = _check_stop(stop_token, model.config.vocab_size)
     batch, prompt_length = prompt.shape
     with _evaluating(model):
         cache = model.new_cache(batch, prompt_length + max_new_tokens)
-        tokens, unread, mask = prompt, prompt, attention_mask
+        tokens, unread, mask = prompt, prompt, attn_mask
         stopped_B1 = torch.zeros(batch, 1, dtype=torch.bool, device=prompt.device)
         for _ in range(max_new_tokens):
             # The model itself is called, since its forward is what offloads and shards it.
-            logits = model(unread, cache=cache, attention_mask=mask, logits_to_keep=1)
+            logits = model(unread, cache=cache, attn_mask=mask, logits_to_keep=1)
             unread = _choose(logits[:, -1], temperature, top_p, generator)
             if stop_token is not None:
                 unread = unread.masked_fill(stopped_B1, stop_token)

@@ -10,13 +10,13 @@ from sigmoid_attention.nn.models.config import ModelConfig
 BYTES_AND_END = 257
 
 
-def _gala(dim: int, layers: int, heads: int, ffn_dim: int) -> ModelConfig:
+def _gala(dim: int, layers: int, num_heads: int, ffn_dim: int) -> ModelConfig:
     return ModelConfig.recipe(
         "paper",
         vocab_size=32_768,
         dim=dim,
         layers=layers,
-        heads=heads,
+        num_heads=num_heads,
         ffn_dim=ffn_dim,
         max_seq_len=4096,
     )
@@ -28,7 +28,7 @@ PRESETS: dict[str, ModelConfig] = {
         vocab_size=BYTES_AND_END,
         dim=32,
         layers=2,
-        heads=2,
+        num_heads=2,
         ffn_dim=96,
         max_seq_len=32,
     ),
@@ -37,7 +37,7 @@ PRESETS: dict[str, ModelConfig] = {
         vocab_size=BYTES_AND_END,
         dim=128,
         layers=4,
-        heads=4,
+        num_heads=4,
         ffn_dim=352,
         max_seq_len=256,
     ),
@@ -46,13 +46,13 @@ PRESETS: dict[str, ModelConfig] = {
         vocab_size=BYTES_AND_END,
         dim=256,
         layers=6,
-        heads=4,
+        num_heads=4,
         ffn_dim=704,
         max_seq_len=512,
     ),
-    "gala-85m": _gala(dim=768, layers=12, heads=12, ffn_dim=2048),
-    "gala-1b": _gala(dim=2048, layers=24, heads=32, ffn_dim=5632),
-    "gala-7b": _gala(dim=4096, layers=32, heads=32, ffn_dim=11008),
+    "gala-85m": _gala(dim=768, layers=12, num_heads=12, ffn_dim=2048),
+    "gala-1b": _gala(dim=2048, layers=24, num_heads=32, ffn_dim=5632),
+    "gala-7b": _gala(dim=4096, layers=32, num_heads=32, ffn_dim=11008),
 }
 
 

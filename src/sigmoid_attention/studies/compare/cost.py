@@ -111,8 +111,8 @@ def _operators(
 ) -> dict[str, dict[str, Work]]:
     """Each arm's operator forward, and forward with backward, on the same tensors."""
     config = setting.text.model
-    head_dim = config.head_dim or config.dim // config.heads
-    shape = (setting.cost.batch_size, config.heads, length, head_dim)
+    head_dim = config.head_dim or config.dim // config.num_heads
+    shape = (setting.cost.batch_size, config.num_heads, length, head_dim)
     generator = torch.Generator().manual_seed(length)
     query, key, value, upstream = (
         torch.randn(shape, generator=generator).to(device) for _ in range(4)
@@ -171,7 +171,7 @@ def _stepper(setting: CompareSetting, text: Text, arm: str, device: torch.device
     if arm == UNFUSED:
         for layer in model.modules():
             if isinstance(layer, Attention):
-                layer.impl = unfused(chosen.batch_size, layer.heads, chosen.model.max_seq_len)
+                layer.impl = unfused(chosen.batch_size, layer.num_heads, chosen.model.max_seq_len)
     config = TrainConfig(steps=1, lr=chosen.peak_rate(arm), warmup_steps=0)
     optimizer = decoupled_adamw(model, config)
     batches = TextBatches(text.tokens, chosen.model.max_seq_len, chosen.batch_size, seed=0)

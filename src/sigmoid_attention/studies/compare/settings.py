@@ -121,8 +121,8 @@ def _task_model(seq_len: int, vocab_size: int, **sizes: int) -> ModelConfig:
     return ModelConfig.recipe("recommended", vocab_size=vocab_size, max_seq_len=seq_len, **sizes)
 
 
-TINY_TASK = {"dim": 32, "layers": 2, "heads": 2, "ffn_dim": 64}
-SMALL_TASK = {"dim": 64, "layers": 2, "heads": 4, "ffn_dim": 128}
+TINY_TASK = {"dim": 32, "layers": 2, "num_heads": 2, "ffn_dim": 64}
+SMALL_TASK = {"dim": 64, "layers": 2, "num_heads": 4, "ffn_dim": 128}
 
 # Sizes, learning rates and the verdict's rule were chosen with seeds 0 to 9 in view. A comparison
 # takes others, so that its verdict is not the one that those choices were made with.

@@ -41,7 +41,7 @@ class RoutingSetting:
     seq_len: int = 128
     dim: int = 64
     layers: int = 2
-    heads: int = 4
+    num_heads: int = 4
     experts: int = 8
     expert_hidden: int = 64
     record_every: int = 50
@@ -68,7 +68,7 @@ def model_config(pair: str, arm: str, setting: RoutingSetting) -> ModelConfig:
         vocab_size=ByteTokenizer.vocab_size,
         dim=setting.dim,
         layers=setting.layers,
-        heads=setting.heads,
+        num_heads=setting.num_heads,
         max_seq_len=setting.seq_len,
         moe=moe,
     )

@@ -28,7 +28,7 @@ class DrawnLayers:
     radius: float
     bias: float | None = None
     dim: int = 8
-    heads: int = 2
+    num_heads: int = 2
     replicates: int = 12
     seed: int = 0
 
@@ -38,11 +38,11 @@ def layer(setting: DrawnLayers, replicate: int) -> Attention:
     rng = generator(setting, replicate, "weights")
     found = Attention(
         setting.dim,
-        setting.heads,
+        setting.num_heads,
         max_seq_len=setting.tokens,
         activation=setting.activation,
         bias=setting.bias,
-        causal=False,
+        is_causal=False,
         impl="reference",
     ).double()
     for part in (found.query, found.key, found.value, found.output):

@@ -30,7 +30,7 @@ class Stack:
     activation: str
     norm_placement: str
     dim: int = 32
-    heads: int = 4
+    num_heads: int = 4
     tokens: int = 32
     replicates: int = 12
 
@@ -61,7 +61,7 @@ def _decoder(setting: Stack) -> DecoderLM:
         vocab_size=2,
         dim=setting.dim,
         layers=DEPTHS[-1],
-        heads=setting.heads,
+        num_heads=setting.num_heads,
         max_seq_len=setting.tokens,
         activation=setting.activation,
         norm_placement=setting.norm_placement,

@@ -71,7 +71,8 @@ def undecided_tokens(
     Gauss and Newton's steps towards u' W_q' W_k u = 0 in every head, from a random direction.
     """
     query, key = (
-        part.weight.unflatten(0, (setting.heads, -1)) for part in (attention.query, attention.key)
+        part.weight.unflatten(0, (setting.num_heads, -1))
+        for part in (attention.query, attention.key)
     )
     forms = query.mT @ key
     u = torch.randn(setting.dim, generator=rng, dtype=torch.float64)

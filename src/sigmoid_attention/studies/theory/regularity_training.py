@@ -42,7 +42,7 @@ class Run:
     steps: int = LOOKS[-1]
     dim: int = 48
     layers: int = 2
-    heads: int = 4
+    num_heads: int = 4
     seq_len: int = 64
     batch_size: int = 16
     lr: float = 3e-3
@@ -55,7 +55,7 @@ def measure(run: Run) -> Iterator[Row]:
         vocab_size=ByteTokenizer.vocab_size,
         dim=run.dim,
         layers=run.layers,
-        heads=run.heads,
+        num_heads=run.num_heads,
         max_seq_len=run.seq_len,
         ffn_dim=4 * run.dim,
         activation=run.activation,

@@ -91,7 +91,7 @@ class SequenceRegressor(nn.Module):
         self.embed = nn.Linear(d, dim)
         self.blocks = nn.ModuleList(
             Block(
-                Attention(dim, HEADS, max_seq_len=n, causal=False, activation=activation),
+                Attention(dim, HEADS, max_seq_len=n, is_causal=False, activation=activation),
                 GELUFeedForward(dim, 4 * dim),
             )
             for _ in range(layers)

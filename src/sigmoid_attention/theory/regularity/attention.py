@@ -74,7 +74,7 @@ def attention_bound(
         >>> import torch
         >>> from sigmoid_attention.nn import Attention
         >>> from sigmoid_attention.theory.regularity import Ball
-        >>> layer = Attention(8, heads=2, max_seq_len=16)
+        >>> layer = Attention(8, num_heads=2, max_seq_len=16)
         >>> small, large = (attention_bound(layer, Ball(r), tokens=16) for r in (1.0, 4.0))
         >>> small.jacobian < large.jacobian
         True
@@ -156,7 +156,7 @@ def mean_norm_bound(layer: Attention, mean_square_norm: float, tokens: int) -> f
 
     Example:
         >>> from sigmoid_attention.nn import Attention
-        >>> mean_norm_bound(Attention(8, heads=2, max_seq_len=16), 1.0, tokens=16) > 0
+        >>> mean_norm_bound(Attention(8, num_heads=2, max_seq_len=16), 1.0, tokens=16) > 0
         True
     """
     heads = Heads.of(layer, tokens)

@@ -85,24 +85,24 @@ class Heads:
             raise ValueError(f"tokens must be 1 or more, got {tokens}")
         gain_C = torch.ones(layer.dim) if gain_C is None else gain_C
         output_CHD = (_weight(layer.output) * _double(gain_C)[:, None]).unflatten(
-            1, (layer.heads, -1)
+            1, (layer.num_heads, -1)
         )
-        share = layer.heads // layer.kv_heads
+        share = layer.num_heads // layer.num_kv_heads
         heads = []
-        for h in range(layer.heads):
-            value = _part(layer.value, layer.kv_heads, h // share)
+        for h in range(layer.num_heads):
+            value = _part(layer.value, layer.num_kv_heads, h // share)
             output = output_CHD[:, h]
             heads.append(
                 Head(
-                    _normed(_part(layer.query, layer.heads, h), layer.qk_norm.query),
-                    _normed(_part(layer.key, layer.kv_heads, h // share), layer.qk_norm.key),
+                    _normed(_part(layer.query, layer.num_heads, h), layer.qk_norm.query),
+                    _normed(_part(layer.key, layer.num_kv_heads, h // share), layer.qk_norm.key),
                     Affine(output @ value.weight_OC, output @ value.offset_O),
                 )
             )
         places = masking.query_positions(tokens, tokens, torch.device("cpu"))
         offset_NN = masking.offsets(places, tokens)
         seen = masking.in_window(
-            offset_NN, masking.effective_window(layer.causal, layer.window_size)
+            offset_NN, masking.effective_window(layer.is_causal, layer.window_size)
         )
         visible_NN = torch.ones(tokens, tokens, dtype=torch.bool) if seen is None else seen
         return cls(
@@ -144,14 +144,14 @@ class _Rows:
 
 
 def _bias(layer: Attention, offset_NN: Tensor, visible_NN: Tensor) -> Tensor:
-    bias = torch.zeros(layer.heads, *visible_NN.shape, dtype=torch.float64)
+    bias = torch.zeros(layer.num_heads, *visible_NN.shape, dtype=torch.float64)
     if layer.bias is not None:
         policy = layer.bias
-        rows = _Rows(layer.heads, visible_NN)
+        rows = _Rows(layer.num_heads, visible_NN)
         found = policy if isinstance(policy, int | float) else policy.resolve(rows)
         found = torch.as_tensor(found, dtype=torch.float64).detach().cpu()
         bias = bias + (found[0] if found.dim() == 4 else found)
-    slopes = layer.position.slopes(layer.heads, "cpu")
+    slopes = layer.position.slopes(layer.num_heads, "cpu")
     if slopes is not None:
         bias = bias + reference.position_bias(offset_NN, slopes, torch.float64)
     return bias

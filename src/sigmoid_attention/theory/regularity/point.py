@@ -43,7 +43,7 @@ def attention_bound_at(
     Example:
         >>> import torch
         >>> from sigmoid_attention.nn import Attention
-        >>> layer = Attention(8, heads=2, max_seq_len=16)
+        >>> layer = Attention(8, num_heads=2, max_seq_len=16)
         >>> attention_bound_at(layer, torch.zeros(16, 8)).through_queries
         0.0
     """
@@ -58,11 +58,11 @@ def attention_bound_at(
     rows_N = ones_N if rows_N is None else rows_N
     columns_N = ones_N if columns_N is None else columns_N
     with torch.no_grad():
-        query, key, _ = (part[0] for part in exact._project(x[None], 0, None))
-        share = layer.heads // layer.kv_heads
+        query, key, _ = (part[0] for part in exact.project(x[None], 0, None))
+        share = layer.num_heads // layer.num_kv_heads
         parts = [
             _head(heads, h, x, query[h], key[h // share], rows_N, columns_N)
-            for h in range(layer.heads)
+            for h in range(layer.num_heads)
         ]
         answer = sum(part[0] for part in parts) + heads.offset_C
     through = [float(sum(part[place] for part in parts)) for place in (1, 2, 3)]

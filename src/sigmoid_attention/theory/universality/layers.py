@@ -36,7 +36,7 @@ class HeavisideAttention(Attention):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        attn_mask: Tensor | None,
         dropout_p: float,
         return_aux: bool,
     ) -> Tensor:
@@ -119,7 +119,7 @@ def _blank(kind: type[A], dim: int, n: int) -> A:
             head_dim=1,
             max_seq_len=n,
             bias=0.0,
-            causal=False,
+            is_causal=False,
             linear_bias=True,
             impl="reference",
         )

@@ -43,7 +43,7 @@ CALLS = (
     {"bias": torch.linspace(-2, 1, 8).view(2, 4, 1, 1)},
     {"bias": torch.linspace(-2, 1, 9).view(9, 1), "alibi_slopes": SLOPES},
     {"bias": torch.linspace(-2, 1, 4).view(4, 1, 1).double()},
-    {"bias": Learned(-1.5, heads=4)},
+    {"bias": Learned(-1.5, num_heads=4)},
     {"bias": HeadValues(torch.linspace(-2, 1, 4))},
 )
 
@@ -85,7 +85,7 @@ def test_biases_and_masks_are_read_anew_every_time(remembered):
 
 
 def test_a_learned_bias_gets_its_gradient_after_calls_without_one(remembered):
-    bias, tensors = Learned(-1.0, heads=4), drawn()
+    bias, tensors = Learned(-1.0, num_heads=4), drawn()
     for _ in range(2):
         with torch.no_grad():
             sigmoid_attention(*tensors, bias=bias)
@@ -97,10 +97,10 @@ def test_a_learned_bias_gets_its_gradient_after_calls_without_one(remembered):
 def test_a_bias_for_other_heads_is_refused_after_good_ones():
     tensors = drawn()
     with torch.no_grad():
-        sigmoid_attention(*tensors, bias=Learned(-1.0, heads=4))
+        sigmoid_attention(*tensors, bias=Learned(-1.0, num_heads=4))
         for _ in range(2):
             with pytest.raises(ValueError, match=r"^bias: Learned has 1 heads, query 4"):
-                sigmoid_attention(*tensors, bias=Learned(-1.0, heads=1))
+                sigmoid_attention(*tensors, bias=Learned(-1.0, num_heads=1))
 
 
 def test_a_second_call_is_not_checked_again(monkeypatch):

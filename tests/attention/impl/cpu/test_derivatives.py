@@ -189,7 +189,7 @@ def _extra(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_a_learned_policy_is_trained():
     (query, key, value), _ = SMALL.build(torch.float32)
-    policies = [Learned(-2.0, heads=2) for _ in range(2)]
+    policies = [Learned(-2.0, num_heads=2) for _ in range(2)]
     for policy, impl in zip(policies, ("cpu", "reference"), strict=True):
         sigmoid_attention(query, key, value, bias=policy, impl=impl).square().sum().backward()
     torch.testing.assert_close(policies[0].value.grad, policies[1].value.grad)

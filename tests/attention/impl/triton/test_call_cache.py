@@ -87,7 +87,7 @@ def test_a_call_is_made_again_with_other_numbers(interpreted, positional, argume
 def test_a_bias_of_heads_is_read_anew(interpreted):
     for biases in (
         [HeadValues(normal(2, seed=seed).float()) for seed in (1, 2)],
-        [Learned(-number, heads=2) for number in (1.5, 2.5)],
+        [Learned(-number, num_heads=2) for number in (1.5, 2.5)],
     ):
         calls = [
             (qkv(20, 33), {"bias": bias, "enable_gqa": True, "impl": "triton"}) for bias in biases
