@@ -23,3 +23,4 @@ def test_runs(script, monkeypatch, tmp_path, capsys):
 def test_is_short_and_listed(script):
     assert len(script.read_text().splitlines()) <= 60
     assert f"`{script.name}`" in (EXAMPLES / "README.md").read_text()
+    assert f'"examples/{script.name}"' in (EXAMPLES.parent / "docs/examples.md").read_text()
