@@ -21,7 +21,7 @@ from benchmarks.plot import plot
 from benchmarks.rows import Key, Row, merged, read, results_file, write
 from benchmarks.stamp import same_conditions, stamp
 from benchmarks.suites import SUITES, Choice, Suite, Task, chosen
-from benchmarks.table import checks_block, readme_block, with_block
+from benchmarks.table import checks_block, cpu_block, with_block
 from benchmarks.targets import GPU_TARGETS, MET, read_targets, standing
 from sigmoid_attention.cli import streams
 from sigmoid_attention.lab.progress import StudyProgress
@@ -31,7 +31,7 @@ from sigmoid_attention.training.files import write_whole
 NOT_ALL_MET, BAD_INPUT, INTERRUPTED = 1, 2, 130
 # Where no terminal says how wide it is.
 WIDE = 200
-IMAGE = "docs/benchmarks/cpu.svg"
+CPU_PAGE, IMAGE = "docs/benchmarks.md", "docs/benchmarks/cpu.svg"
 MODELS_PAGE = "docs/integrations.md"
 
 
@@ -93,7 +93,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Publish:
-    """Write the README's table, docs/gpu.md, their pictures and the costs of integrations from
+    """Write docs/benchmarks.md, docs/gpu.md, their pictures and the costs of integrations from
     measured rows."""
 
     results: Annotated[Path, tyro.conf.Positional]
@@ -274,14 +274,14 @@ def targets(asked: Targets) -> int:
 
 
 def publish(asked: Publish) -> int:
-    """Draw the pictures, put tables into README and docs, and write the page on GPUs."""
+    """Draw the pictures, put tables into the docs, and write the page on GPUs."""
     of_gpus = gpu_results(asked.results)
     rows = _rows(asked.results, of_gpus)
     files = gpu_pages(of_gpus)
     if rows:
         files[IMAGE] = plot(rows)
-        text = (ROOT / "README.md").read_text(encoding="utf-8")
-        files["README.md"] = with_block(text, readme_block(rows, IMAGE))
+        text = (ROOT / CPU_PAGE).read_text(encoding="utf-8")
+        files[CPU_PAGE] = with_block(text, cpu_block(rows, IMAGE.removeprefix("docs/")))
     models = results_file(asked.results, "integrations")
     if models != asked.results and models.exists():
         text = (ROOT / MODELS_PAGE).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The README's picture: speed against SDPA by length, for every peer, as one SVG file.
+"""The picture of docs/benchmarks.md: speed against SDPA by length, for every peer, as one SVG file.
 
 It brings its own colours for light and dark pages, and its own ground to stand on.
 """

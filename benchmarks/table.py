@@ -81,8 +81,8 @@ def checks_block(checks: Iterable[Check]) -> str:
     return "\n".join([*lines, "", f"Measured on {'; '.join(stamps)}."])
 
 
-def readme_block(rows: dict[Key, Row], image: str) -> str:
-    """These rows in Markdown; `image` is the plot's address as the README sees it.
+def cpu_block(rows: dict[Key, Row], image: str) -> str:
+    """These rows in Markdown; `image` is the plot's address as docs/benchmarks.md sees it.
 
     Of several numbers of threads the largest is shown.
     """

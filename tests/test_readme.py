@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands there."""
+"""What README.md and docs/getting-started.md show runs, and every command on a page exists."""
 
 import re
 import shlex
@@ -6,23 +6,55 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-PYTHON = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-COMMANDS = re.findall(r"^sigmoid-attention (.*?)(?:  +#.*)?$", README.read_text(), re.MULTILINE)
+import sigmoid_attention
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+# Generated parts and the log keep the commands of their day.
+PAGES = [README, *sorted(set(ROOT.glob("docs/*.md")) - {ROOT / "docs/log.md"})]
+BLOCKS = [
+    pytest.param(block, id=f"{page.stem}-{number}")
+    for page in (README, ROOT / "docs/getting-started.md")
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+COMMANDS = {
+    command
+    for page in PAGES
+    for command in re.findall(
+        r"^sigmoid-attention (.*?)(?:  +#.*)?$", page.read_text(), re.MULTILINE
+    )
+}
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.splitlines()[0])
+@pytest.mark.parametrize("block", BLOCKS)
 def test_python_blocks_run(block):
     exec(block, {})
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_are_ones_that_there_are(command):
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_commands_exist(command):
     from sigmoid_attention.cli.arguments import parse
 
     parse(shlex.split(command))
 
 
 def test_there_is_something_to_test():
-    assert len(PYTHON) >= 2
-    assert len(COMMANDS) >= 4
+    assert len(BLOCKS) >= 4
+    assert len(COMMANDS) >= 8
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def test_links_lead_to_files():
+    """Links from the pages that GitHub shows; the site's builder checks those within docs/."""
+    for page in (README, ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_api_page_lists_every_public_name():
+    page = (ROOT / "docs/api/attention.md").read_text()
+    listed = set(re.findall(r"^::: sigmoid_attention\.(\w+)$", page, re.MULTILINE))
+    assert listed == set(sigmoid_attention.__all__)

@@ -19,7 +19,7 @@ from benchmarks.rows import merged, read, results_file, write
 from benchmarks.suites import CPU, Task
 from benchmarks.timing import Budget
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 QUICK = [
     "cpu",
     "--quick",
@@ -152,12 +152,13 @@ def test_targets_are_judged_from_a_file(out, capsys):
 def test_results_are_published_where_they_belong(out, tmp_path, monkeypatch):
     assert main([*QUICK, "--out", str(out)]) == 0
     monkeypatch.setattr(command_line, "ROOT", tmp_path)
-    readme = tmp_path / "README.md"
-    readme.write_text("# A\n<!-- benchmark -->\n<!-- /benchmark -->\nthe rest\n")
-    before = readme.read_text()
+    page = tmp_path / command_line.CPU_PAGE
+    page.parent.mkdir()
+    page.write_text("# A\n<!-- benchmark -->\n<!-- /benchmark -->\nthe rest\n")
+    before = page.read_text()
     # Nothing of this length belongs into the picture, so nothing at all is written.
     assert main(["publish", str(out)]) == 2
-    assert readme.read_text() == before
+    assert page.read_text() == before
 
     longer = [
         replace(row, case=replace(row.case, length=1024)) if row.case.length == 128 else row
@@ -165,8 +166,8 @@ def test_results_are_published_where_they_belong(out, tmp_path, monkeypatch):
     ]
     write(out, merged({}, longer))
     assert main(["publish", str(out)]) == 0
-    assert "| forward, causal, fp32 |" in readme.read_text()
-    assert readme.read_text().endswith("the rest\n")
+    assert "| forward, causal, fp32 |" in page.read_text()
+    assert page.read_text().endswith("the rest\n")
     assert (tmp_path / command_line.IMAGE).read_text().startswith("<svg")
 
 
@@ -207,11 +208,11 @@ def test_bad_input_is_one_sentence(arguments, sentence, capsys):
     assert said.count("\n") == 1
 
 
-def test_commands_of_the_readme_are_ones_that_there_are(monkeypatch):
+def test_commands_of_the_page_exist(monkeypatch):
     asked = []
     for name in ("cpu", "targets", "publish"):
         monkeypatch.setattr(command_line, name, lambda command: asked.append(command) or 0)
-    found = re.findall(r"^python -m benchmarks (.*?)(?:  +#.*)?$", README.read_text(), re.MULTILINE)
+    found = re.findall(r"^python -m benchmarks (.*?)(?:  +#.*)?$", PAGE.read_text(), re.MULTILINE)
     for command in found:
         assert main(shlex.split(command)) == 0
     assert len(asked) == len(found) >= 2

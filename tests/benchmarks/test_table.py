@@ -1,4 +1,4 @@
-"""The README's words and the picture say what the rows hold, and own up to what they lack."""
+"""docs/benchmarks.md and its picture say what the rows hold, and name what they lack."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from benchmarks.listing import listing
 from benchmarks.operations import Case
 from benchmarks.plot import plot
 from benchmarks.rows import Row, merged
-from benchmarks.table import readme_block, with_block
+from benchmarks.table import cpu_block, with_block
 from tests.support.benchmarks.rows import STAMP, made
 
 FORWARD = Case("forward", "fp32", 1024, mask="causal")
@@ -32,7 +32,7 @@ def rows():
 
 
 def test_ratios_stand_by_length_and_dim(rows):
-    lines = readme_block(rows, "docs/x.svg").splitlines()
+    lines = cpu_block(rows, "docs/x.svg").splitlines()
     (forward,) = [line for line in lines if line.startswith("| forward, causal")]
     # N = 128, 256, 1k, 2k, 4k, 8k; both dims where both were measured.
     assert forward == "| forward, causal, fp32 | – | – | 3.15 / 2.50 | – | 4.00 / – | – |"
@@ -42,7 +42,7 @@ def test_ratios_stand_by_length_and_dim(rows):
 
 
 def test_facts_are_told_in_sentences(rows):
-    text = " ".join(readme_block(rows, "docs/x.svg").split())
+    text = " ".join(cpu_block(rows, "docs/x.svg").split())
     assert "Some Processor, 4 cores, 2 threads, kernel path avx2, torch 2.13.0, 2026-01-02." in text
     assert "takes 400 ms, SDPA without ALiBi 20.0 s: 50.0 times faster." in text
     assert "forward bf16 8.00 MiB (16.0 MiB)." in text
@@ -51,12 +51,12 @@ def test_facts_are_told_in_sentences(rows):
 
 
 def test_no_line_of_prose_reads_as_markdown(rows):
-    for line in readme_block(rows, "docs/x.svg").splitlines():
+    for line in cpu_block(rows, "docs/x.svg").splitlines():
         assert not re.match(r"\s+[-+*>] ", line)
 
 
 def test_nothing_measured_is_said_to_be_so():
-    assert "Nothing has been measured" in readme_block({}, "docs/x.svg")
+    assert "Nothing has been measured" in cpu_block({}, "docs/x.svg")
 
 
 def test_block_takes_the_place_of_the_old_one():

@@ -283,7 +283,7 @@ def test_a_machine_with_a_gpu_alone_publishes_and_judges(tmp_path, monkeypatch, 
     assert main(["publish", str(results)]) == 0
     assert "| a | 1 | x | 1 to 1 |" in (tmp_path / PAGE).read_text()
     assert (tmp_path / "docs/benchmarks/gpu-nvidia-h200.svg").exists()
-    assert not (tmp_path / "README.md").exists()
+    assert not (tmp_path / "docs/benchmarks.md").exists()
     assert main(["targets", str(results)]) == 1
     said = capsys.readouterr().out
     assert said.startswith("NVIDIA H200:")
