@@ -115,7 +115,6 @@ SETTINGS = no_tensors("alibi_slopes", but=("none",)) | {
     "causal-word": ({"is_causal": "no"}, "is_causal", ("True or False", "'no'")),
     "causal-none": ({"is_causal": None}, "is_causal", ("True or False", "None")),
     "gqa-word": ({"enable_gqa": "no"}, "enable_gqa", ("True or False", "'no'")),
-    "aux-list": ({"return_aux": []}, "return_aux", ("True or False", "[]")),
     "impl-list": ({"impl": ["cpu"]}, "impl", ("auto", "['cpu']")),
     "impl-none": ({"impl": None}, "impl", ("auto", "None")),
     "impl-array": ({"impl": np.array(["cpu", "auto"])}, "impl", ("auto", "numpy.ndarray")),

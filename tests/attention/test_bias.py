@@ -22,6 +22,7 @@ from sigmoid_attention.attention import (
     NegLogLength,
     NegLogVisible,
     RowLSE,
+    attention_statistics,
     sigmoid_attention,
     sigmoid_decode,
     sigmoid_varlen_attention,
@@ -42,8 +43,7 @@ def mass_of_neutral_keys(bias, keys: int = 6, queries: int = 6, **arguments) -> 
     """Row masses where every logit is the bias alone, (HEADS, queries)."""
     query = torch.zeros(1, HEADS, queries, 2, dtype=torch.float64)
     key = torch.ones(1, HEADS, keys, 2, dtype=torch.float64)
-    _, aux = sigmoid_attention(query, key, key, bias=bias, return_aux=True, **arguments)
-    return aux.mass[0]
+    return attention_statistics(query, key, key, bias=bias, **arguments).mass[0]
 
 
 def sigmoid(x: float) -> float:
@@ -251,7 +251,7 @@ def test_decoding_refuses_to_guess_n(text):
     for used in (N, 4):
         seqused_k = torch.tensor([N, used])
         with pytest.raises(ValueError, match=r"bias:? .* give that length, e\.g\. .*NegLogLength"):
-            sigmoid_decode(query[:, :, -1:], key, value, seqused_k=seqused_k)
+            sigmoid_decode(query[:, :, -1:], key, value, seqused_k=seqused_k, is_causal=True)
 
 
 def test_packed_sequences_refuse_to_guess_n(text):
@@ -285,7 +285,9 @@ def test_a_cached_decode_continues_the_same_answer(text, policy):
     expected = whole(text, policy)
     for step in range(N):
         used = torch.full((2,), step + 1)
-        out = sigmoid_decode(query[:, :, step : step + 1], key, value, seqused_k=used, bias=policy)
+        out = sigmoid_decode(
+            query[:, :, step : step + 1], key, value, seqused_k=used, bias=policy, is_causal=True
+        )
         torch.testing.assert_close(out, expected[:, :, step : step + 1])
 
 

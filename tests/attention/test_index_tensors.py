@@ -34,11 +34,13 @@ def normal(*sizes: int, seed: int = 0) -> Tensor:
 
 
 def cached(impl: str, query: Tensor, key: Tensor, used: Tensor) -> Tensor:
-    return sigmoid_decode(query, key, key, seqused_k=used, bias=-1.0, impl=impl)
+    return sigmoid_decode(query, key, key, seqused_k=used, bias=-1.0, impl=impl, is_causal=True)
 
 
 def paged(impl: str, query: Tensor, key: Tensor, used: Tensor, table: Tensor) -> Tensor:
-    return sigmoid_decode(query, key, key, seqused_k=used, block_table=table, bias=-1.0, impl=impl)
+    return sigmoid_decode(
+        query, key, key, seqused_k=used, block_table=table, bias=-1.0, impl=impl, is_causal=True
+    )
 
 
 def packed(impl: str, query: Tensor, ends_q: Tensor, ends_k: Tensor) -> Tensor:
@@ -270,7 +272,7 @@ def test_a_longest_length_that_is_no_integer_is_refused(side, longest):
 def test_no_pages_hold_no_tokens(impl):
     query, pages = normal(2, 1, 3, 8).requires_grad_(), torch.empty(0, 4, 1, 8)
     table, bias = torch.full((2, 3), 99), torch.zeros(12)[None]
-    arguments = {"block_table": table, "bias": bias, "impl": impl}
+    arguments = {"block_table": table, "bias": bias, "is_causal": True, "impl": impl}
     out = sigmoid_decode(query, pages, pages, seqused_k=longs(0, 0), **arguments)
     assert not out.any()
     (grad,) = torch.autograd.grad(out.sum(), query, create_graph=True)
@@ -287,4 +289,4 @@ def test_numbers_without_values_pass_through():
         assert cached("auto", query, key, torch.empty(2, dtype=torch.int64)).shape == (2, 1, 1, 8)
         tokens, ends = torch.empty(16, 1, 8), torch.empty(3, dtype=torch.int32)
         assert packed("auto", tokens, ends, ends).shape == (16, 1, 8)
-    assert index_tensors.looked_at(torch.device("cpu"))
+    assert index_tensors.values_are_readable(torch.device("cpu"))

@@ -64,7 +64,9 @@ def test_it_learns_in_packed_and_cached_calls(policy, lower):
     number = nn.Parameter(torch.tensor(-1.5))
     for out in (
         sigmoid_varlen_attention(*packed, ends, ends, 5, 5, bias=policy(number)),
-        sigmoid_decode(query, key, value, seqused_k=torch.tensor([9]), bias=policy(number)),
+        sigmoid_decode(
+            query, key, value, seqused_k=torch.tensor([9]), bias=policy(number), is_causal=True
+        ),
     ):
         number.grad = None
         out.square().sum().backward()
