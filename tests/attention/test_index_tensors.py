@@ -264,7 +264,8 @@ def test_a_bias_may_be_given_for_more_than_the_longest():
 @pytest.mark.parametrize("side", ["q", "k"])
 def test_a_longest_length_that_is_no_integer_is_refused(side, longest):
     declared = {"max_q": 16, "max_k": 16, f"max_{side}": longest}
-    with pytest.raises(ValueError, match=f"^max_{side} must be a whole number, the longest"):
+    error = ValueError if isinstance(longest, int) else TypeError
+    with pytest.raises(error, match=f"^max_{side} must be a whole number, the longest"):
         sigmoid_varlen_attention(*TOKENS * 3, ENDS, ENDS, **declared, bias=-1.0)
 
 

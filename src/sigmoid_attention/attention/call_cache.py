@@ -104,7 +104,7 @@ def _kernels(impl: Implementation, query: Tensor, table: Tensor | None) -> Modul
     """The module that prepares calls of the fused kernels that a call starts with."""
     if not (isinstance(query, Tensor) and isinstance(impl, str)):
         return None
-    name = dispatch.fused(impl, query)
+    name = dispatch.fused_kernels(query) if impl == "auto" else impl
     if name == "cpu":
         # The CPU kernel reads a copy of the block table, which is made for each call.
         return cpu if query.is_cpu and table is None else None

@@ -95,11 +95,9 @@ def check_impl(impl: str) -> None:
     raise error(f"impl must be auto or one of {names}, got {arguments.shown(impl)}")
 
 
-def fused(impl: Implementation, query: Tensor) -> Implementation | None:
-    """The fused kernels that a call may start with: those it names, or those of its device."""
-    if impl == "auto":
-        return "triton" if query.is_cuda else "cpu"
-    return impl if impl in ("cpu", "triton") else None
+def fused_kernels(query: Tensor) -> Literal["cpu", "triton"]:
+    """The fused kernels that ``auto`` tries first."""
+    return "triton" if query.is_cuda else "cpu"
 
 
 def has_many_scores(batch: int, heads: int, queries: int, keys: int) -> bool:
@@ -120,13 +118,15 @@ def unfused(batch: int, heads: int, queries: int, keys: int) -> Implementation:
     return "tiled" if has_many_scores(batch, heads, queries, keys) else "reference"
 
 
-def _faster_than_definition(problem: Problem) -> list[Implementation]:
-    """What ``auto`` tries before the definition, in this order; each may still refuse."""
+def _order(problem: Problem, impl: Implementation) -> list[Implementation]:
+    """The implementations that are tried, in this order; the definition refuses nothing."""
+    if impl != "auto":
+        return [impl]
     if torch_state.needs_definition():
-        return []
-    first = fused("auto", problem.query)
-    assert first is not None
-    return [first, "tiled"] if has_many_scores(*problem.shape) else [first]
+        return ["reference"]
+    first = fused_kernels(problem.query)
+    many = has_many_scores(*problem.shape)
+    return [first, "tiled", "reference"] if many else [first, "reference"]
 
 
 def run(problem: Problem, impl: Implementation) -> Tensor:
@@ -135,14 +135,13 @@ def run(problem: Problem, impl: Implementation) -> Tensor:
     The answer has the layout of the problem's query: (1, H, T, E) for packed sequences.
     """
     check_impl(impl)
-    if impl != "auto":
-        return BACKENDS[impl].attend(problem)
-    for name in _faster_than_definition(problem):
+    *earlier, last = _order(problem, impl)
+    for name in earlier:
         try:
             return BACKENDS[name].attend(problem)
         except NotImplementedError as refusal:
             _log_refusal(name, refusal)
-    return BACKENDS["reference"].attend(problem)
+    return BACKENDS[last].attend(problem)
 
 
 def _log_refusal(name: str, refusal: NotImplementedError) -> None:
@@ -191,10 +190,8 @@ def explain(problem: Problem, impl: Implementation) -> Explanation:
     reasons: dict[Implementation, str] = {
         name: _reason(backend.refuse, problem) for name, backend in BACKENDS.items()
     }
-    order: list[Implementation] = [impl]
-    if impl == "auto":
-        order = [*_faster_than_definition(problem), "reference"]
-    taken = [name for name in order if not reasons[name]]
+    order = _order(problem, impl)
+    taken: list[Implementation] = [name for name in order if not reasons[name]]
     chosen = taken[0] if taken else None
     refusals = tuple(
         Refusal(name, reason or _why_passed_over(name, chosen, order, problem, impl))

@@ -40,7 +40,7 @@ def _check_packed(
 
 def _row(packed_THD: Tensor) -> Tensor:
     """(1, H, T, D): the tokens of all sequences as the one row of a batch."""
-    return packed_THD.transpose(0, 1)[None]
+    return packed_THD.transpose(0, 1).unsqueeze(0)
 
 
 def tokens(row_1HTD: Tensor) -> Tensor:
