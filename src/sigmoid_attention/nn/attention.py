@@ -115,7 +115,7 @@ class Attention(nn.Module):
         norm_eps = positive_number("norm_eps", norm_eps)
         position = AttentionPosition() if position is None else position
         if not isinstance(position, AttentionPosition):
-            raise ValueError(
+            raise TypeError(
                 f"position must act inside attention, like RoPE() or ALiBi(), "
                 f"got {type(position).__name__}, which belongs to the model's embeddings"
             )
@@ -190,7 +190,7 @@ class Attention(nn.Module):
         if cache is None:
             return self._answer(x, None, attn_mask, return_statistics)
         if not isinstance(cache, KVCache):
-            raise ValueError(f"cache must be a KVCache or None, got {arguments.shown(cache)}")
+            raise TypeError(f"cache must be a KVCache or None, got {arguments.shown(cache)}")
         with Unchanged(cache):
             return self._answer(x, cache, attn_mask, return_statistics)
 

@@ -42,7 +42,9 @@ class KVCache:
         }
         for name, size in sizes.items():
             positive_whole(f"KVCache: {name}", size)
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"KVCache: dtype must be a torch.dtype or None, got {dtype!r}")
+        if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"KVCache: dtype must be floating or None, got {dtype}")
         self.batch, self.num_kv_heads, self.capacity, self.head_dim = (
             batch,

@@ -14,7 +14,7 @@ from sigmoid_attention.nn.balance import sequence_loss, switch_loss, z_loss
 from sigmoid_attention.nn.experts import Experts
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
 from sigmoid_attention.nn.router import Router, Routing
-from sigmoid_attention.nn.sizes import number_from_zero, whole_number
+from sigmoid_attention.nn.sizes import number_from_zero, whole_from_zero
 
 
 class MoE(nn.Module):
@@ -88,7 +88,7 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         for name in ("shared_experts", "dense_layers"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+            object.__setattr__(self, name, whole_from_zero(name, getattr(self, name)))
         for name in ("switch_loss", "sequence_loss", "z_loss"):
             object.__setattr__(self, name, number_from_zero(name, getattr(self, name)))
         # Router and experts check the rest; on the meta device they draw and hold nothing.

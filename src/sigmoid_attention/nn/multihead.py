@@ -19,7 +19,7 @@ from sigmoid_attention.attention import (
 )
 from sigmoid_attention.attention.dispatch import Implementation, check_impl
 from sigmoid_attention.attention.torch_function import leaf_in_fx
-from sigmoid_attention.nn.sizes import positive_whole, switch
+from sigmoid_attention.nn.sizes import positive_whole, probability, switch
 
 SigmoidBias = float | BiasPolicy
 
@@ -95,9 +95,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
     ) -> None:
         """Refuse what the operator would refuse, before anything of the module is changed."""
         validation.layer_bias(sigmoid_bias, module.num_heads, "sigmoid_bias")
-        wanted = "a number, at least 0 and below 1"
-        if not 0 <= arguments.number("dropout", module.dropout, wanted) < 1:
-            raise ValueError(f"dropout must be {wanted}, got {module.dropout}")
+        probability("dropout", module.dropout)
         check_impl(impl)
 
     def extra_repr(self) -> str:

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments
-from sigmoid_attention.nn.sizes import finite_number, positive_number, positive_whole
+from sigmoid_attention.nn.sizes import finite_number, one_of, positive_number, positive_whole
 
 
 class RMSNorm(nn.Module):
@@ -54,10 +53,7 @@ class QKNorm(nn.Module):
 
     def __init__(self, kind: str | None, head_dim: int, eps: float = 1e-5) -> None:
         super().__init__()
-        if kind is not None and not (isinstance(kind, str) and kind in NORMS):
-            raise ValueError(
-                f"qk_norm must be 'rms', 'layer' or None, got {arguments.shown_name(kind)}"
-            )
+        one_of("qk_norm", kind, (*NORMS, None), "'rms', 'layer' or None")
         self.query = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()
         self.key = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()
 

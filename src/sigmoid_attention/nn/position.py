@@ -92,13 +92,10 @@ def _sinusoids(positions: Tensor, dim: int, base: float) -> Tensor:
 
 
 def _even(dim: int, owner: str) -> int:
-    found = arguments.index(dim)
-    if found is None or not 0 < found < 2**63 or found % 2:
-        raise ValueError(
-            f"{owner} pairs up channels, so its dim must be a positive whole number and even, "
-            f"got {arguments.shown(dim)}"
-        )
-    return found
+    even = positive_whole(f"{owner}: dim", dim)
+    if even % 2:
+        raise ValueError(f"{owner}: dim must be even, since channels form pairs, got {dim}")
+    return even
 
 
 class EmbeddingPosition(nn.Module):

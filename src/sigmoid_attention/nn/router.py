@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments, autocast, validation
+from sigmoid_attention.attention import autocast, validation
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.mixtures.gates import GATES
@@ -22,6 +22,7 @@ from sigmoid_attention.nn.sizes import (
     positive_number,
     positive_whole,
     switch,
+    whole_between,
 )
 
 # Of a gate whose weights may be negative neither a share nor a balance means anything.
@@ -227,11 +228,9 @@ class Router(nn.Module):
         one_of("affinity", self.affinity, AFFINITIES)
         if self.experts % self.groups:
             raise ValueError(f"groups must divide experts ({self.experts}), got {self.groups}")
-        top_groups = arguments.index(self.top_groups)
-        if top_groups is None or not 1 <= top_groups <= self.groups:
-            shown = arguments.shown(self.top_groups)
-            raise ValueError(f"top_groups must be 1 to {self.groups}, got {shown}")
-        self.top_groups = top_groups
+        self.top_groups = whole_between(
+            "top_groups", self.top_groups, 1, self.groups, f"1 to {self.groups}"
+        )
         if self.top_k is None:
             if self.balance_rate or self.top_groups < self.groups:
                 raise ValueError(
@@ -239,14 +238,9 @@ class Router(nn.Module):
                     "but with top_k None every token visits them all"
                 )
             return
-        within_reach = self.experts // self.groups * self.top_groups
-        top_k = arguments.index(self.top_k)
-        if top_k is None or not 1 <= top_k <= within_reach:
-            raise ValueError(
-                f"top_k must be 1 to {within_reach}, the experts that a token may choose from, "
-                f"or None for all, got {arguments.shown(self.top_k)}"
-            )
-        self.top_k = top_k
+        selectable = self.experts // self.groups * self.top_groups
+        wanted = f"1 to {selectable}, the experts that a token may choose from, or None for all"
+        self.top_k = whole_between("top_k", self.top_k, 1, selectable, wanted)
 
     def extra_repr(self) -> str:
         chosen = "all" if self.top_k is None else f"top {self.top_k}"

@@ -166,7 +166,7 @@ class ModelConfig:
         for name, allowed in choices.items():
             one_of(name, getattr(self, name), allowed)
         if self.moe is not None and not isinstance(self.moe, MoEConfig):
-            raise ValueError(f"moe must be a MoEConfig or None, got {arguments.shown(self.moe)}")
+            raise TypeError(f"moe must be a MoEConfig or None, got {arguments.shown(self.moe)}")
 
     def _keep(self, name: str, checked: Callable[[str, Any], Any], optional: bool = False) -> None:
         given = getattr(self, name)
@@ -210,7 +210,7 @@ class ModelConfig:
 
 def _check_fields(kind: type, values: dict[str, Any], where: str) -> None:
     if not isinstance(values, dict):
-        raise ValueError(f"{where} must be a dict of its fields, got {arguments.shown(values)}")
+        raise TypeError(f"{where} must be a dict of its fields, got {arguments.shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(fields), key=str)
     if unknown:

@@ -244,12 +244,14 @@ class DecoderLM(nn.Module):
         return self.logits(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
 
     def _check_caches(self, cache: list[KVCache]) -> None:
-        if not isinstance(cache, list | tuple) or len(cache) != len(self.blocks):
-            got = len(cache) if isinstance(cache, list | tuple) else arguments.shown(cache)
-            raise ValueError(f"cache must hold {len(self.blocks)} layers, got {got}")
+        layers = len(self.blocks)
+        if not isinstance(cache, list | tuple):
+            raise TypeError(f"cache must be a list of {layers}, got {arguments.shown(cache)}")
+        if len(cache) != layers:
+            raise ValueError(f"cache must hold {layers} layers, got {len(cache)}")
         for layer in cache:
             if not isinstance(layer, KVCache):
-                raise ValueError(
+                raise TypeError(
                     f"cache must hold a KVCache for each layer, got {arguments.shown(layer)}"
                 )
         if len(lengths := {layer.length for layer in cache}) > 1:

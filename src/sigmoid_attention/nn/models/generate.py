@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments
 from sigmoid_attention.nn.models.decoder import DecoderLM
-from sigmoid_attention.nn.sizes import number_from_zero, positive_number, positive_whole
+from sigmoid_attention.nn.sizes import (
+    number_from_zero,
+    positive_number,
+    positive_whole,
+    whole_between,
+)
 
 
 def _check_prompt(model: DecoderLM, prompt: Tensor, attn_mask: Tensor | None) -> None:
@@ -67,7 +72,7 @@ def _check_choice(
     if nucleus > 1:
         raise ValueError(f"top_p must be above 0 and at most 1, got {arguments.shown(nucleus)}")
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError(
+        raise TypeError(
             f"generator must be a torch.Generator or None, got {arguments.shown(generator)}"
         )
     return heat, nucleus
@@ -76,13 +81,9 @@ def _check_choice(
 def _check_stop(stop_token: int | None, vocab_size: int) -> int | None:
     if stop_token is None:
         return None
-    found = arguments.index(stop_token)
-    if found is None or not 0 <= found < vocab_size:
-        raise ValueError(
-            f"stop_token must be a whole number of 0 to {vocab_size - 1}, or None, "
-            f"got {arguments.shown(stop_token)}"
-        )
-    return found
+    largest = vocab_size - 1
+    wanted = f"a whole number of 0 to {largest}, or None"
+    return whole_between("stop_token", stop_token, 0, largest, wanted)
 
 
 def _choose(

@@ -7,7 +7,7 @@ the size of the attention's output irrelevant, so the bias may go below -log n, 
 range where the sigmoid saturates. Under ALiBi a head weighs few keys, and the bias counts them.
 """
 
-from sigmoid_attention.attention import arguments
+from sigmoid_attention.nn.sizes import one_of
 
 PAPER = {
     "position": "alibi",
@@ -41,10 +41,9 @@ def recipe_settings(name: str, position: str | None = None) -> dict[str, str | f
         >>> recipe_settings("recommended")["position"], recipe_settings("paper")["position"]
         ('rope', 'alibi')
     """
+    one_of("recipe", name, ("paper", "recommended"), "'paper' or 'recommended'")
     if name == "paper":
         return PAPER if position is None else {**PAPER, "position": position}
-    if name == "recommended":
-        position = "rope" if position is None else position
-        settings = RECOMMENDED_ALIBI if position == "alibi" else RECOMMENDED
-        return {"position": position, **settings}
-    raise ValueError(f"recipe must be 'paper' or 'recommended', got {arguments.shown_name(name)}")
+    position = "rope" if position is None else position
+    settings = RECOMMENDED_ALIBI if position == "alibi" else RECOMMENDED
+    return {"position": position, **settings}
