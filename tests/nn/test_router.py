@@ -1,4 +1,4 @@
-"""Routers: affinities, gates, the choice with groups and bias, and what a bad argument is told."""
+"""Routers: affinities, gates, the choice with groups and bias, and errors for wrong arguments."""
 
 import pytest
 import torch

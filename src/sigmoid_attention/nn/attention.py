@@ -1,4 +1,4 @@
-"""The attention layer: one class for both arms, which differ in their activation and its bias.
+"""The attention layer: one class for sigmoid and softmax, which share everything but the bias.
 
 Shape letters: B batch, N tokens, C model dim, H heads, G key heads, D head dim.
 """
@@ -30,33 +30,33 @@ ACTIVATIONS = ("sigmoid", "softmax")
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a sigmoid, or a softmax and everything else the same.
+    """Multi-head self-attention with a sigmoid or, otherwise unchanged, with a softmax.
 
     x -> query, key, value -> QK-norm -> position -> operator -> output, each projection linear.
-    The answer is the same in one pass, with a cache, in chunks and under padding, because the
-    bias is set by ``max_seq_len`` once and not by the length of a call.
+    The output is the same in one pass, with a cache, in chunks and under padding, because
+    ``max_seq_len`` sets the bias once, and the length of a call does not change it.
 
     Args:
         dim: channels of the input and the output.
         num_heads: query heads.
-        max_seq_len: n, the training length in tokens; longer inputs are read with the same bias.
-        num_kv_heads: key and value heads, a divisor of ``num_heads``; None for as many.
+        max_seq_len: n, the training length in tokens; longer inputs get the same bias.
+        num_kv_heads: key and value heads, a divisor of ``num_heads``; None for ``num_heads``.
         head_dim: channels of a head; None for dim / num_heads.
         activation: "sigmoid" or "softmax".
         bias: a number or a bias policy for the sigmoid. None is ``NegLogLength(n)`` with
-            n = max_seq_len, or the number of keys in the window where that is smaller: n stands
-            for the most keys that a trained query has seen. A softmax takes none and ignores it.
+            n = max_seq_len, or the number of keys in the window where that is smaller: n is the
+            largest number of keys that a query sees in training. A softmax ignores the bias.
         position: an `AttentionPosition` such as ``RoPE()`` or ``ALiBi()``; None for none.
         qk_norm: "rms", "layer" or None, applied to each head before the position.
-        is_causal: a token sees no later one. A cache needs it.
+        is_causal: a token sees no later token. Required for a cache.
         window_size: (left, right) tokens that a token sees beside itself, -1 for no limit.
         softcap: bounds the scaled dot product smoothly to (-softcap, softcap).
         dropout_p: probability of dropping an attention weight in training.
         linear_bias: give the four projections an additive term.
         impl: the implementation of the sigmoid operator.
 
-    Raises ``ValueError`` where these do not fit together. Source: P1 (arXiv 2409.04431),
-    section 2, and section 5 for the order of norm and position.
+    Raises ``TypeError`` for a wrong type and ``ValueError`` for values that do not fit together.
+    Source: Ramapuram et al. 2024, section 2, and section 5 for the order of norm and position.
 
     Example:
         >>> import torch
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         one_of("activation", activation, ACTIVATIONS)
         linear_bias = switch("linear_bias", linear_bias)
         head_dim = dim // num_heads if head_dim is None else head_dim
-        # What the operator would refuse later, when a cache has been written.
+        # Checked here too: the operator would refuse them after a cache has been written.
         validation.logit_options(
             head_dim,
             scale=None,
@@ -195,7 +195,7 @@ class Attention(nn.Module):
             return self._answer(x, cache, attn_mask, return_statistics)
 
     def check(self, x: Tensor) -> None:
-        """Refuse what the projections cannot read."""
+        """Refuse an input that does not fit the projections."""
         validation.layer_input("x", x, _weight(self.query))
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
@@ -209,7 +209,7 @@ class Attention(nn.Module):
     ) -> Tensor | tuple[Tensor, AttentionStatistics]:
         query, key, value = self.project(x, 0 if cache is None else cache.length, attn_mask)
         if cache is not None:
-            # A cache may hold another dtype: its own, or that of an autocast which is over.
+            # A cache may have another dtype: a given one, or that of an earlier autocast.
             key, value = (stored.to(query.dtype) for stored in cache.append(key, value))
         dropout_p = self.dropout_p if self.training else 0.0
         out_BHND = self._operate(query, key, value, attn_mask, dropout_p)
@@ -220,10 +220,10 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def weights(self, x: Tensor) -> Tensor:
-        """The attention matrix (B, H, N, N) for x (B, N, dim), before dropout; none is kept.
+        """The attention matrix (B, H, N, N) for x (B, N, dim), before dropout.
 
-        Attention is linear in its values, so with the identity in their place the operator's
-        output is the matrix: position, norms and bias are its own, for either activation.
+        Attention is linear in its values, so the operator returns the matrix where the values are
+        the identity, with this layer's position, norms and bias.
 
         Example:
             >>> import torch
@@ -238,7 +238,7 @@ class Attention(nn.Module):
         return self._operate(query, key, value, None, 0.0)
 
     def new_cache(self, batch: int, length: int, *, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for ``length`` tokens, in ``dtype`` or that of the keys that come."""
+        """An empty cache for ``length`` tokens, in ``dtype``, or in the dtype of its first keys."""
         return KVCache(batch, self.num_kv_heads, length, self.head_dim, dtype=dtype)
 
     def project(
@@ -288,7 +288,7 @@ class Attention(nn.Module):
 
 
 def _weight(linear: nn.Module) -> Tensor | None:
-    """What torch multiplies by; None where hooks, wrappers or other classes may have their say."""
+    """The weight of the product; None where a hook, wrapper or other class may replace it."""
     if type(linear) is nn.Linear and not ("forward" in vars(linear) or linear._forward_pre_hooks):
         return linear.weight
     return None

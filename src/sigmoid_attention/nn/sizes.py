@@ -1,4 +1,4 @@
-"""Checks of the sizes and other numbers of a layer, made once by its constructor.
+"""Checks of sizes and other numbers, made once, by the constructor of a layer.
 
 A wrong type is a ``TypeError``, a wrong value a ``ValueError``: "name must be ..., got ...".
 """
@@ -26,7 +26,7 @@ def whole_from_zero(name: str, count: Any) -> int:
 
 
 def whole_between(name: str, number: Any, least: int, most: int, wanted: str) -> int:
-    """A whole number of ``least`` to ``most``, as Python's ``int``; messages say ``wanted``."""
+    """A whole number of ``least`` to ``most``; ``wanted`` describes it in messages."""
     integer = arguments.index(number)
     if integer is None:
         raise TypeError(f"{name} must be {wanted}, got {arguments.shown(number)}")
@@ -81,7 +81,7 @@ def switch(name: str, value: Any) -> bool:
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str | None], wanted: str | None = None) -> None:
-    """Refuse what is not one of the allowed names; messages list them, or say ``wanted``."""
+    """Refuse what is not one of the allowed names; ``wanted`` replaces their list in messages."""
     allowed = tuple(allowed)
     wanted = f"one of {allowed}" if wanted is None else wanted
     message = f"{name} must be {wanted}, got {arguments.shown_name(value)}"

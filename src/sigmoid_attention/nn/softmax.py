@@ -1,4 +1,4 @@
-"""Softmax attention with the arguments of the sigmoid operator: the other arm of a comparison.
+"""Softmax attention with the arguments of the sigmoid operator, to compare the two.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
 """
@@ -33,7 +33,7 @@ def softmax_attention(
     enable_gqa: bool = False,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    r"""Softmax attention, asked for and answering like `sigmoid_attention`.
+    r"""Softmax attention with the arguments and the output shape of `sigmoid_attention`.
 
     .. math::
         O_i = \sum_j \frac{e^{u_{ij}}}{\sum_k e^{u_{ik}}} v_j
@@ -186,7 +186,7 @@ def _sdpa_mask(
     """One mask of the two, with rows that see nothing opened to everything.
 
     What a kernel makes of a closed row depends on the kernel, and a NaN there would reach the
-    gradients of every key, whatever is written over the row afterwards.
+    gradients of every key, even if the row is overwritten afterwards.
     """
     mask = additive
     if visible is not None:
