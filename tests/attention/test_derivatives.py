@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from sigmoid_attention.attention import NegLogVisible, RowLSE, sigmoid_attention
+from sigmoid_attention.attention import (
+    NegLogVisible,
+    RowLSE,
+    attention_statistics,
+    sigmoid_attention,
+)
 from tests.support.attention.calls import Call
 from tests.support.attention.differentiable import (
     CASES,
@@ -162,7 +167,7 @@ def test_the_statistics_are_differentiable(statistic):
     (query, key, value), _ = TALL.build()
 
     def function(query, key):
-        _, aux = sigmoid_attention(query, key, value, bias=-1.0, is_causal=True, return_aux=True)
-        return getattr(aux, statistic)
+        statistics = attention_statistics(query, key, value, bias=-1.0, is_causal=True)
+        return getattr(statistics, statistic)
 
     assert gradcheck(function, (query.requires_grad_(), key.requires_grad_()))

@@ -1,4 +1,4 @@
-"""Every test starts from the same random state, whatever ran before it."""
+"""Every test starts from the same random state, in any order of tests."""
 
 import pytest
 import torch

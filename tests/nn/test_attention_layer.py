@@ -101,11 +101,11 @@ def test_gradients_reach_the_learned_bias_and_the_norm_gains():
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
-def test_return_aux_gives_the_statistics_and_the_same_answer(activation, causal):
+def test_return_statistics_gives_the_statistics_and_the_same_answer(activation, causal):
     layer = Attention(8, 2, max_seq_len=8, activation=activation, is_causal=causal)
     x, mask = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
     mask[0, :2] = False
-    out, aux = layer(x, attn_mask=mask, return_aux=True)
+    out, aux = layer(x, attn_mask=mask, return_statistics=True)
     torch.testing.assert_close(out, layer(x, attn_mask=mask))
     expected = [[0, 0, 1, 2, 3], [1, 2, 3, 4, 5]] if causal else [[3] * 5, [5] * 5]
     assert aux.visible[:, 0].tolist() == expected
@@ -150,40 +150,51 @@ def test_padding_queries_give_no_nan_to_the_gradients():
         ({"num_kv_heads": -1}, "num_kv_heads must be positive, got -1"),
         ({"activation": "relu"}, "activation must be one of .*got 'relu'"),
         ({"qk_norm": "batch"}, "qk_norm must be"),
+        ({"head_dim": 3, "position": RoPE()}, "RoPE: dim must be even, .*got 3"),
+        ({"dim": 10**400}, "dim must be positive, got a number of 1329 bits"),
+        ({"head_dim": -3}, "head_dim must be positive, got -3"),
+        ({"bias": math.nan}, "bias must be a finite number or a bias policy, got nan"),
+        ({"bias": Learned(-1.0, num_heads=3)}, "bias: Learned has 3 heads, the layer has 4"),
+        ({"bias": NegLogEffectiveLength((0.5,), 8)}, "bias: NegLogEffectiveLength has 1 slopes"),
+        ({"dropout_p": 1.0}, "dropout_p must be a number, at least 0 and below 1, got 1.0"),
+        ({"norm_eps": 0.0}, "norm_eps must be positive, got 0.0"),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
+)
+def test_wrong_values_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        Attention(**{"dim": 8, "num_heads": 4, "max_seq_len": 8, **settings})
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
         ({"position": SinCos(8)}, "SinCos, which belongs to the model's embeddings"),
-        ({"head_dim": 3, "position": RoPE()}, "even, got 3"),
         ({"dim": "8"}, "dim must be a whole number, got the string '8'"),
         ({"dim": None}, "dim must be a whole number, got None"),
-        ({"dim": 10**400}, "dim must be positive, got a number of 1329 bits"),
         ({"num_heads": 2.0}, "num_heads must be a whole number, got 2.0"),
         ({"num_heads": True}, "num_heads must be a whole number, got True"),
         ({"max_seq_len": math.inf}, "max_seq_len must be a whole number, got inf"),
         ({"num_kv_heads": [2]}, r"num_kv_heads must be a whole number, got \[2\]"),
-        ({"head_dim": -3}, "head_dim must be positive, got -3"),
         ({"head_dim": 2.5}, "head_dim must be a whole number, got 2.5"),
         ({"bias": "-log n"}, "bias must be a finite number or a bias policy, got the string"),
-        ({"bias": math.nan}, "bias must be a finite number or a bias policy, got nan"),
         ({"bias": torch.zeros(4)}, "bias:? .* could not learn here; Learned"),
-        ({"bias": Learned(-1.0, num_heads=3)}, "bias: Learned has 3 heads, the layer has 4"),
-        ({"bias": NegLogEffectiveLength((0.5,), 8)}, "bias: NegLogEffectiveLength has 1 slopes"),
         ({"qk_norm": ["rms"]}, "qk_norm must be"),
         ({"is_causal": "no"}, "is_causal must be True or False, got the string 'no'"),
         ({"window_size": (2.0, 0)}, r"window_size:? .* got \(2.0, 0\)"),
         ({"window_size": None}, "window_size:? .* got None"),
         ({"softcap": nn.Parameter(torch.ones(()))}, "softcap:? .* a Parameter .* could not learn"),
         ({"softcap": "5"}, "softcap:? .* got the string '5'"),
-        ({"dropout_p": 1.0}, "dropout_p must be a number, at least 0 and below 1, got 1.0"),
         ({"dropout_p": None}, "dropout_p must be a number, at least 0 and below 1, got None"),
         ({"linear_bias": None}, "linear_bias must be True or False, got None"),
         ({"linear_bias": "yes"}, "linear_bias must be True or False, got the string 'yes'"),
         ({"activation": ["sigmoid"]}, r"activation must be one of .*got \['sigmoid'\]"),
-        ({"norm_eps": 0.0}, "norm_eps must be positive, got 0.0"),
         ({"impl": ["cpu"]}, "impl must be auto or one of"),
     ],
     ids=lambda x: str(x) if isinstance(x, dict) else "",
 )
-def test_bad_settings_are_named(settings, match):
-    with pytest.raises(ValueError, match=match):
+def test_wrong_types_are_refused(settings, match):
+    with pytest.raises(TypeError, match=match):
         Attention(**{"dim": 8, "num_heads": 4, "max_seq_len": 8, **settings})
 
 

@@ -72,7 +72,7 @@ def test_a_model_that_moved_is_still_followed():
 
 
 def test_an_uneven_router_becomes_even():
-    """All tokens like expert 0 best; the bias learns to share them out, the weights never know."""
+    """All tokens score expert 0 highest; the bias spreads them and does not change the weights."""
     router = Router(3, experts=4, top_k=1, balance_rate=0.005, intercept=True)
     x = torch.randn(256, 3)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_an_uneven_router_becomes_even():
 
 
 def test_nothing_to_balance_is_said():
-    with pytest.raises(ValueError, match="there is none to balance; a Router wants a balance_rate"):
+    with pytest.raises(ValueError, match="there is none to balance; a Router needs a balance_rate"):
         LoadBalancer.of(torch.nn.Linear(2, 2))
 
 

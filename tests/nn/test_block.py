@@ -60,13 +60,24 @@ def test_another_placement_is_refused():
 @pytest.mark.parametrize(
     "settings, match",
     [
-        (dict(norm_placement=["pre"]), r"norm_placement must be one of .*got \['pre'\]"),
-        (dict(layer_scale="1"), "layer_scale must be a number, got the string '1'"),
         (dict(dropout_p=1.5), "dropout_p must be at least 0 and below 1, got 1.5"),
-        (dict(dropout_p=None), "dropout_p must be at least 0 and below 1, got None"),
     ],
     ids=str,
 )
-def test_bad_settings_are_named(settings, match):
+def test_wrong_values_are_refused(settings, match):
     with pytest.raises(ValueError, match=match):
+        block(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        (dict(norm_placement=["pre"]), r"norm_placement must be one of .*got \['pre'\]"),
+        (dict(layer_scale="1"), "layer_scale must be a number, got the string '1'"),
+        (dict(dropout_p=None), "dropout_p must be a number, got None"),
+    ],
+    ids=str,
+)
+def test_wrong_types_are_refused(settings, match):
+    with pytest.raises(TypeError, match=match):
         block(**settings)

@@ -33,16 +33,16 @@ def test_no_linear_biases(layer):
 
 @pytest.mark.parametrize("layer", [SwiGLU, GELUFeedForward])
 @pytest.mark.parametrize(
-    "dim, hidden, match",
+    "dim, hidden, error, match",
     [
-        (0, 6, "dim must be positive, got 0"),
-        (4.0, 6, "dim must be a whole number, got 4.0"),
-        (4, None, "hidden must be a whole number, got None"),
-        (4, -6, "hidden must be positive, got -6"),
+        (0, 6, ValueError, "dim must be positive, got 0"),
+        (4.0, 6, TypeError, "dim must be a whole number, got 4.0"),
+        (4, None, TypeError, "hidden must be a whole number, got None"),
+        (4, -6, ValueError, "hidden must be positive, got -6"),
     ],
 )
-def test_sizes_are_positive_whole_numbers(layer, dim, hidden, match):
-    with pytest.raises(ValueError, match=match):
+def test_sizes_are_positive_whole_numbers(layer, dim, hidden, error, match):
+    with pytest.raises(error, match=match):
         layer(dim, hidden)
-    with pytest.raises(ValueError, match="dim must be a whole number, got 96"):
+    with pytest.raises(TypeError, match="dim must be a whole number, got 96"):
         swiglu_hidden(96.5)

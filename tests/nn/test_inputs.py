@@ -49,15 +49,15 @@ def test_no_tensor(name, given, mention):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
 @pytest.mark.parametrize("name", READERS)
 def test_no_floating_tensor(name, dtype):
-    said = complaint(READERS[name](), {"x": torch.ones(2, 3, DIM).to(dtype)})
-    assert_sentence(said, "x", ("floating", str(dtype)))
+    message = complaint(READERS[name](), {"x": torch.ones(2, 3, DIM).to(dtype)})
+    assert_sentence(message, "x", ("floating", str(dtype)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("name", OF_ONE_DTYPE)
 def test_another_dtype_than_that_of_the_weights(name, dtype):
-    said = complaint(READERS[name](), {"x": torch.ones(2, 3, DIM, dtype=dtype)})
-    assert_sentence(said, "x", ("torch.float32", str(dtype)))
+    message = complaint(READERS[name](), {"x": torch.ones(2, 3, DIM, dtype=dtype)})
+    assert_sentence(message, "x", ("torch.float32", str(dtype)))
 
 
 @pytest.mark.parametrize("name", OF_ONE_DTYPE)
@@ -65,8 +65,8 @@ def test_autocast_makes_dtypes_agree_but_for_doubles(name):
     reader, shape = READERS[name](), (2, DIM) if name == "every-expert" else (2, 3, DIM)
     with torch.autocast("cpu", torch.bfloat16):
         reader(torch.ones(shape, dtype=torch.bfloat16))
-        said = complaint(reader, {"x": torch.ones(shape, dtype=torch.float64)})
-    assert_sentence(said, "x", ("torch.float32", "torch.float64"))
+        message = complaint(reader, {"x": torch.ones(shape, dtype=torch.float64)})
+    assert_sentence(message, "x", ("torch.float32", "torch.float64"))
 
 
 def test_a_projection_with_a_hook_decides_itself_what_it_reads():
@@ -94,8 +94,8 @@ def test_a_refused_call_leaves_the_cache_empty():
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_experts_and_their_weights(wrong, name, mention):
-    said = complaint(Experts(3, DIM, 8), {"x": torch.ones(2, DIM)} | VISITS | wrong)
-    assert_sentence(said, name, (mention,))
+    message = complaint(Experts(3, DIM, 8), {"x": torch.ones(2, DIM)} | VISITS | wrong)
+    assert_sentence(message, name, (mention,))
 
 
 @pytest.mark.parametrize("make", [attention, READERS["Router"], READERS["MoE"]])

@@ -48,7 +48,7 @@ def test_a_key_or_value_of_another_shape_is_refused_and_nothing_is_stored(wrong)
 @pytest.mark.parametrize("name", ["batch", "num_kv_heads", "capacity", "head_dim"])
 def test_sizes_must_be_whole_numbers(name, size):
     sizes = {"batch": 1, "num_kv_heads": 1, "capacity": 1, "head_dim": 1, name: size}
-    with pytest.raises(ValueError, match=f"{name} must be a whole number, got"):
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got"):
         KVCache(**sizes)
 
 
@@ -99,18 +99,18 @@ def stored(caches):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "error"),
     [
-        {"return_aux": "yes"},
-        {"attn_mask": torch.ones(2, 10, dtype=torch.bool, device="meta")},
+        ({"return_statistics": "yes"}, TypeError),
+        ({"attn_mask": torch.ones(2, 10, dtype=torch.bool, device="meta")}, ValueError),
     ],
-    ids=["return_aux", "mask on another device"],
+    ids=["return_statistics", "mask on another device"],
 )
-def test_a_refused_call_of_a_layer_stores_nothing(settings):
+def test_a_refused_call_of_a_layer_stores_nothing(settings, error):
     layer, x = Attention(16, 4, max_seq_len=32), torch.randn(2, 5, 16)
     cache = layer.new_cache(2, 32)
     layer(x, cache=cache)
-    with pytest.raises(ValueError):
+    with pytest.raises(error):
         layer(x, cache=cache, **settings)
     assert cache.length == 5
     expected = layer.new_cache(2, 32)
@@ -132,18 +132,18 @@ def model_with_two_layers():
 
 
 @pytest.mark.parametrize(
-    ("second", "named"),
+    ("second", "error", "named"),
     [
-        (lambda model: model.new_cache(2, 3)[1], "cache: 0 tokens are stored and 5 are new"),
-        (lambda model: model.new_cache(3, 16)[1], r"cache: made for \(batch, key heads\)"),
-        (lambda model: None, "cache must hold a KVCache for each layer, got None"),
+        (lambda model: model.new_cache(2, 3)[1], ValueError, "cache: 0 tokens are stored"),
+        (lambda model: model.new_cache(3, 16)[1], ValueError, r"cache: made for \(batch, key"),
+        (lambda model: None, TypeError, "cache must hold a KVCache for each layer, got None"),
     ],
     ids=["too short", "another batch", "missing"],
 )
-def test_a_refused_call_of_a_model_stores_nothing_in_any_layer(second, named):
+def test_a_refused_call_of_a_model_stores_nothing_in_any_layer(second, error, named):
     model = model_with_two_layers()
     caches = [model.new_cache(2, 16)[0], second(model)]
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(error, match=named):
         model(torch.zeros(2, 5, dtype=torch.long), cache=caches)
     assert stored(cache for cache in caches if cache) == [0] * sum(map(bool, caches))
 
@@ -160,3 +160,8 @@ def test_layers_that_have_read_unlike_many_tokens_are_refused():
 def test_a_cache_of_whole_numbers_is_refused():
     with pytest.raises(ValueError, match="KVCache: dtype must be floating or None, got"):
         KVCache(1, 2, 8, 4, dtype=torch.int64)
+
+
+def test_a_dtype_by_name_is_refused():
+    with pytest.raises(TypeError, match=r"KVCache: dtype must be a torch\.dtype .*, got 'float32'"):
+        KVCache(1, 2, 8, 4, dtype="float32")

@@ -113,20 +113,33 @@ def test_compiled_it_answers_and_counts_the_same():
         (dict(shared_experts=-1), "shared_experts must be 0 or more, got -1"),
         (dict(dense_layers=-2), "dense_layers must be 0 or more, got -2"),
         (dict(switch_loss=float("nan")), "switch_loss must be 0 or more, got nan"),
-        (dict(dense_layers=1.5), "dense_layers must be a whole number, got 1.5"),
-        (dict(shared_experts=None), "shared_experts must be a whole number, got None"),
-        (dict(hidden="8"), "hidden must be a whole number, got the string '8'"),
         (dict(sequence_loss=float("inf")), "sequence_loss must be 0 or more, got inf"),
-        (dict(z_loss=torch.nn.Parameter(torch.ones(2))), "z_loss must be a number, got a Param"),
-        (dict(switch_loss="1"), "switch_loss must be a number, got the string '1'"),
-        (dict(top_k=1.5), "top_k must be 1 to 4, .*, got 1.5"),
         (dict(normalize=3), "normalize must be True or False, got 3"),
     ],
     ids=str,
 )
-def test_a_configuration_is_checked_when_it_is_made(change, sentence):
+def test_wrong_values_of_a_configuration_are_refused(change, sentence):
     state = torch.get_rng_state()
     with pytest.raises(ValueError, match=sentence):
+        dataclasses.replace(DEEPSEEK, **change)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (dict(dense_layers=1.5), "dense_layers must be a whole number, got 1.5"),
+        (dict(shared_experts=None), "shared_experts must be a whole number, got None"),
+        (dict(hidden="8"), "hidden must be a whole number, got the string '8'"),
+        (dict(z_loss=torch.nn.Parameter(torch.ones(2))), "z_loss must be a number, got a Param"),
+        (dict(switch_loss="1"), "switch_loss must be a number, got the string '1'"),
+        (dict(top_k=1.5), "top_k must be 1 to 4, .*, got 1.5"),
+    ],
+    ids=str,
+)
+def test_wrong_types_of_a_configuration_are_refused(change, sentence):
+    state = torch.get_rng_state()
+    with pytest.raises(TypeError, match=sentence):
         dataclasses.replace(DEEPSEEK, **change)
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -367,15 +367,9 @@ class TestComplaints:
             ({"key": torch.ones(3, 7, E).to(torch.complex64)}, "key", "got torch.complex64"),
             ({"value": torch.ones(3, 7, E, device="meta")}, "value", "cpu, got meta"),
             ({"value": torch.ones(3, 7, E).to_sparse()}, "value", "torch.sparse_coo"),
-            ({"key": np.ones((3, 7, E))}, "key", "numpy.ndarray"),
-            ({"query": "abc"}, "query", "the string 'abc'"),
             ({"attn_mask": torch.ones(5, 7).to(torch.float8_e4m3fn)}, "attn_mask", "float8"),
             ({"key_padding_mask": torch.ones(3, 7, device="meta")}, "key_padding_mask", "meta"),
             ({"key_padding_mask": torch.ones(3, 7).to_sparse()}, "key_padding_mask", "sparse"),
-            ({"attn_mask": np.ones((5, 7))}, "attn_mask", "numpy.ndarray"),
-            ({"need_weights": None}, "need_weights", "True or False, got None"),
-            ({"need_weights": torch.ones(3)}, "need_weights", "True or False, got a tensor"),
-            ({"average_attn_weights": "no"}, "average_attn_weights", "got the string 'no'"),
             ({"is_causal": 2}, "is_causal", "True or False, got 2"),
         ],
         ids=lambda value: value if isinstance(value, str) else None,
@@ -388,8 +382,28 @@ class TestComplaints:
         assert str(caught.value).startswith((f"{name} ", f"{name}: "))
         assert mention in str(caught.value)
 
+    @pytest.mark.parametrize(
+        "wrong, name, mention",
+        [
+            ({"key": np.ones((3, 7, E))}, "key", "numpy.ndarray"),
+            ({"query": "abc"}, "query", "the string 'abc'"),
+            ({"attn_mask": np.ones((5, 7))}, "attn_mask", "numpy.ndarray"),
+            ({"need_weights": None}, "need_weights", "True or False, got None"),
+            ({"need_weights": torch.ones(3)}, "need_weights", "True or False, got a tensor"),
+            ({"average_attn_weights": "no"}, "average_attn_weights", "got the string 'no'"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else None,
+    )  # fmt: skip
+    def test_a_type_error_names_the_argument(self, wrong, name, mention):
+        layer = SigmoidMultiheadAttention(E, H, batch_first=True, sigmoid_bias=BIAS)
+        good = {"query": torch.ones(3, 5, E), "key": torch.ones(3, 7, E)}
+        with pytest.raises(TypeError) as caught:
+            layer(**good | {"value": torch.ones(3, 7, E)} | wrong)
+        assert str(caught.value).startswith((f"{name} ", f"{name}: "))
+        assert mention in str(caught.value)
+
     def test_a_bias_is_a_number_or_a_policy(self):
-        with pytest.raises(ValueError, match=r"^sigmoid_bias .* got a tensor"):
+        with pytest.raises(TypeError, match=r"^sigmoid_bias .* got a tensor"):
             SigmoidMultiheadAttention(E, H, sigmoid_bias=torch.zeros(H))
 
     @pytest.mark.parametrize(
@@ -402,33 +416,44 @@ class TestComplaints:
                 {"sigmoid_bias": NegLogLength(8, torch.zeros(()))},
                 "sigmoid_bias: NegLogLength holds",
             ),
-            ({"sigmoid_bias": True}, "sigmoid_bias:? .* got True"),
             ({"sigmoid_bias": Learned(-1.0, num_heads=H + 1)}, "sigmoid_bias: Learned has"),
             ({"dropout": 1.5}, "dropout:? .* got 1.5"),
-            ({"dropout": "0.1"}, "dropout:? .* got the string '0.1'"),
             ({"impl": "fast"}, "impl must be auto or one of .* got the string 'fast'"),
             ({"embed_dim": E + 1}, "embed_dim must be a multiple of num_heads"),
+            ({"add_bias_kv": 2}, "add_bias_kv must be True or False, got 2"),
+            ({"kdim": 0}, "kdim must be positive, got 0"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else None,
+    )
+    def test_wrong_values_are_refused_by_the_constructor(self, wrong, sentence):
+        good = {"embed_dim": E, "num_heads": H, "sigmoid_bias": BIAS}
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            SigmoidMultiheadAttention(**good | wrong)
+
+    @pytest.mark.parametrize(
+        "wrong, sentence",
+        [
+            ({"sigmoid_bias": True}, "sigmoid_bias:? .* got True"),
+            ({"dropout": "0.1"}, "dropout:? .* got the string '0.1'"),
             ({"num_heads": 2.0}, "num_heads must be a whole number, got 2.0"),
             ({"bias": None}, "bias must be True or False, got None"),
             ({"batch_first": "no"}, "batch_first must be True or False, got the string 'no'"),
-            ({"add_bias_kv": 2}, "add_bias_kv must be True or False, got 2"),
             ({"add_zero_attn": None}, "add_zero_attn must be True or False, got None"),
-            ({"kdim": 0}, "kdim must be positive, got 0"),
             ({"kdim": 2.5}, "kdim must be a whole number, got 2.5"),
             ({"vdim": "8"}, "vdim must be a whole number, got the string '8'"),
         ],
         ids=lambda value: value if isinstance(value, str) else None,
     )
-    def test_what_cannot_work_is_refused_when_it_is_made(self, wrong, sentence):
+    def test_wrong_types_are_refused_by_the_constructor(self, wrong, sentence):
         good = {"embed_dim": E, "num_heads": H, "sigmoid_bias": BIAS}
-        with pytest.raises(ValueError, match=f"^{sentence}"):
+        with pytest.raises(TypeError, match=f"^{sentence}"):
             SigmoidMultiheadAttention(**good | wrong)
 
     @pytest.mark.parametrize("wrong", ["query", "key", "value", "key_padding_mask", "attn_mask"])
     def test_lists_are_no_tensors(self, wrong):
         layer = SigmoidMultiheadAttention(E, H, batch_first=True, sigmoid_bias=BIAS)
         x = torch.ones(3, 5, E)
-        with pytest.raises(ValueError, match=rf"^{wrong} must be a tensor of torch, got \[\[1\.0"):
+        with pytest.raises(TypeError, match=rf"^{wrong} must be a tensor of torch, got \[\[1\.0"):
             layer(**{"query": x, "key": x, "value": x} | {wrong: [[1.0]]})
 
     @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_derived_class_is_refused_and_nothing_is_changed():
 
 def test_a_bad_bias_changes_nothing():
     model = encoder()
-    with pytest.raises(ValueError, match=r"^sigmoid_bias:? .* got None"):
+    with pytest.raises(TypeError, match=r"^sigmoid_bias:? .* got None"):
         replace_multihead_attention(model, lambda name: None if "1" in name else BIAS)
     assert type(model.layers[0].self_attn) is nn.MultiheadAttention
 

@@ -1,4 +1,4 @@
-"""Routers: affinities, gates, the choice with groups and bias, and what a bad argument is told."""
+"""Routers: affinities, gates, the choice with groups and bias, and errors for wrong arguments."""
 
 import pytest
 import torch
@@ -258,6 +258,22 @@ PARAMETER = torch.nn.Parameter(torch.ones(3))
         (dict(dim=0), "dim must be positive, got 0"),
         (dict(experts=0), "experts must be positive, got 0"),
         (dict(groups=0), "groups must be positive, got 0"),
+        (dict(route_scale=float("inf")), "route_scale must be positive, got inf"),
+        (dict(temperature=1e-45), "temperature must be positive, got 1e-45"),
+        (dict(temperature=10**400), "temperature must be positive, got a number of 1329 bits"),
+        (dict(balance_rate=float("inf")), "balance_rate must be 0 or more, got inf"),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_refused(change, sentence):
+    with pytest.raises(ValueError, match=sentence) as refused:
+        Router(**{"dim": 4, "experts": 8, "top_k": 2, **change})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
         (dict(dim=4.5), "dim must be a whole number, got 4.5"),
         (dict(experts=None), "experts must be a whole number, got None"),
         (dict(top_k=1.5), "top_k must be 1 to 8, .*, got 1.5"),
@@ -265,12 +281,8 @@ PARAMETER = torch.nn.Parameter(torch.ones(3))
         (dict(top_k=True), "top_k must be 1 to 8, .*, got True"),
         (dict(groups=2.0), "groups must be a whole number, got 2.0"),
         (dict(groups=4, top_groups=1.5), "top_groups must be 1 to 4, got 1.5"),
-        (dict(route_scale=float("inf")), "route_scale must be positive, got inf"),
         (dict(route_scale=PARAMETER), "route_scale must be a number, got a Parameter of shape"),
         (dict(temperature=None), "temperature must be a number, got None"),
-        (dict(temperature=1e-45), "temperature must be positive, got 1e-45"),
-        (dict(temperature=10**400), "temperature must be positive, got a number of 1329 bits"),
-        (dict(balance_rate=float("inf")), "balance_rate must be 0 or more, got inf"),
         (dict(balance_rate="0.1"), "balance_rate must be a number, got the string '0.1'"),
         (dict(balance_rate=PARAMETER), "balance_rate must be a number, got a Parameter"),
         (dict(normalize=None), "normalize must be True or False, got None"),
@@ -280,8 +292,8 @@ PARAMETER = torch.nn.Parameter(torch.ones(3))
     ],
     ids=str,
 )
-def test_arguments_that_do_not_fit_are_refused_in_a_sentence(change, sentence):
-    with pytest.raises(ValueError, match=sentence) as refused:
+def test_wrong_types_are_refused(change, sentence):
+    with pytest.raises(TypeError, match=sentence) as refused:
         Router(**{"dim": 4, "experts": 8, "top_k": 2, **change})
     assert "\n" not in str(refused.value)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sigmoid_attention.nn import alibi_slopes, softmax_attention
+from sigmoid_attention.nn import alibi_slopes, softmax_attention, softmax_statistics
 
 
 def tensors(B=2, H=4, G=4, Q=5, K=5, D=8, E=8, dtype=torch.float64):
@@ -90,15 +90,14 @@ def test_window_alibi_and_groups(window, softcap):
 
 
 @pytest.mark.parametrize("kind", ["bool", "float"])
-@pytest.mark.parametrize("return_aux", [False, True], ids=["sdpa", "formed"])
-def test_a_row_without_keys_gives_zeros_and_finite_gradients(kind, return_aux):
+@pytest.mark.parametrize("softcap", [None, 1e9], ids=["sdpa", "formed"])
+def test_a_row_without_keys_gives_zeros_and_finite_gradients(kind, softcap):
     query, key, value = (x.requires_grad_() for x in tensors(Q=4, K=4))
     real = torch.tensor([[False, False, True, True], [True, True, True, True]])
     mask = real[:, None, None]
     if kind == "float":
         mask = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
-    answer = softmax_attention(query, key, value, mask, is_causal=True, return_aux=return_aux)
-    out = answer[0] if return_aux else answer
+    out = softmax_attention(query, key, value, mask, is_causal=True, softcap=softcap)
     expected = by_rows(query, key, value, visible=lambda b, i, j: j <= i and bool(real[b, j]))
     torch.testing.assert_close(out, expected)
     assert out[0, :, :2].count_nonzero() == 0
@@ -119,7 +118,8 @@ def test_statistics_of_the_rows():
     query, key, value = tensors(Q=3, K=5)
     real = torch.ones(2, 1, 1, 5, dtype=torch.bool)
     real[0, ..., :4] = False
-    out, aux = softmax_attention(query, key, value, real, is_causal=True, return_aux=True)
+    out = softmax_attention(query, key, value, real, is_causal=True, softcap=1e9)
+    aux = softmax_statistics(query, key, value, real, is_causal=True)
     assert aux.visible[1, 0].tolist() == [3, 4, 5]
     assert aux.visible[0, 0].tolist() == [0, 0, 1]
     torch.testing.assert_close(aux.mass, (aux.visible > 0).double())
@@ -154,7 +154,6 @@ def test_dropout_keeps_the_expectation_on_both_paths():
 @pytest.mark.parametrize(
     "changes, match",
     [
-        (dict(query=[[1.0]]), "query must be a tensor of torch, got"),
         (dict(query=torch.ones(2, 5, 8)), r"query must be \(batch, heads, length, dim\)"),
         (dict(query=torch.ones(1, 2, 5, 8, dtype=torch.long)), "query: dtype must be fp16"),
         (dict(key=torch.ones(1, 2, 5, 7)), "key: head dim must equal query's"),
@@ -162,23 +161,11 @@ def test_dropout_keeps_the_expectation_on_both_paths():
         (dict(value=torch.ones(1, 2, 4, 8)), "value: batch, heads and length must equal key's"),
         (dict(query=torch.ones(1, 4, 5, 8)), "key: has 2 heads for 4 query heads"),
         (dict(query=torch.ones(1, 3, 5, 8), enable_gqa=True), "2 heads do not divide 3"),
-        (dict(enable_gqa="yes"), "enable_gqa must be True or False, got the string 'yes'"),
-        (dict(is_causal=None), "is_causal must be True or False, got None"),
-        (dict(return_aux=2), "return_aux must be True or False, got 2"),
-        (dict(window_size=3), r"window_size must be \(left, right\), .*, got 3"),
         (dict(scale=math.nan), "scale must be a finite number, got nan"),
-        (
-            dict(scale=torch.nn.Parameter(torch.ones(()))),
-            "scale must be a finite number, got a Pa",
-        ),
         (dict(softcap=0.0), "softcap must be positive and finite"),
-        (dict(softcap="3"), "softcap must be positive and finite"),
         (dict(dropout_p=1.0), "dropout_p must be a number, at least 0 and below 1, got 1.0"),
-        (dict(dropout_p=None), "dropout_p must be a number, at least 0 and below 1, got None"),
-        (dict(attn_mask=[[True]]), "attn_mask must be a tensor of torch"),
         (dict(attn_mask=torch.ones(5, 5).long()), "attn_mask must be boolean"),
         (dict(attn_mask=torch.ones(5, 4)), "attn_mask must broadcast to"),
-        (dict(alibi_slopes=[0.5, 0.25]), "alibi_slopes must be a tensor of torch"),
         (dict(alibi_slopes=torch.ones(3)), r"alibi_slopes must be \(heads,\) = \(2,\)"),
         (
             dict(query=torch.ones(1, 2, 5, 0), key=torch.ones(1, 2, 5, 0)),
@@ -187,9 +174,34 @@ def test_dropout_keeps_the_expectation_on_both_paths():
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
-def test_bad_arguments_are_named(changes, match):
+def test_wrong_values_are_refused(changes, match):
     query, key, value = tensors(B=1, H=2, G=2, dtype=torch.float32)
     with pytest.raises(ValueError, match=match) as refused:
+        softmax_attention(**{"query": query, "key": key, "value": value, **changes})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        (dict(query=[[1.0]]), "query must be a tensor of torch, got"),
+        (dict(enable_gqa="yes"), "enable_gqa must be True or False, got the string 'yes'"),
+        (dict(is_causal=None), "is_causal must be True or False, got None"),
+        (dict(window_size=3), r"window_size must be \(left, right\), .*, got 3"),
+        (
+            dict(scale=torch.nn.Parameter(torch.ones(()))),
+            "scale must be a finite number, got a Pa",
+        ),
+        (dict(softcap="3"), "softcap must be positive and finite"),
+        (dict(dropout_p=None), "dropout_p must be a number, at least 0 and below 1, got None"),
+        (dict(attn_mask=[[True]]), "attn_mask must be a tensor of torch"),
+        (dict(alibi_slopes=[0.5, 0.25]), "alibi_slopes must be a tensor of torch"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_wrong_types_are_refused(changes, match):
+    query, key, value = tensors(B=1, H=2, G=2, dtype=torch.float32)
+    with pytest.raises(TypeError, match=match) as refused:
         softmax_attention(**{"query": query, "key": key, "value": value, **changes})
     assert "\n" not in str(refused.value)
 

@@ -1,58 +1,62 @@
-"""The attention layer: one class for both arms, which differ in their activation and its bias.
+"""The attention layer: one class for sigmoid and softmax, which share everything but the bias.
 
 Shape letters: B batch, N tokens, C model dim, H heads, G key heads, D head dim.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import (
-    AttentionAux,
+    AttentionStatistics,
     BiasPolicy,
+    Implementation,
     NegLogLength,
     arguments,
+    attention_statistics,
     sigmoid_attention,
     validation,
 )
-from sigmoid_attention.attention.api import check_impl
+from sigmoid_attention.attention.dispatch import check_impl
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.cache import KVCache, Unchanged
 from sigmoid_attention.nn.norm import QKNorm
 from sigmoid_attention.nn.position import AttentionPosition, token_positions
 from sigmoid_attention.nn.sizes import one_of, positive_number, positive_whole, switch
-from sigmoid_attention.nn.softmax import softmax_attention
+from sigmoid_attention.nn.softmax import softmax_attention, softmax_statistics
 
 ACTIVATIONS = ("sigmoid", "softmax")
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a sigmoid, or a softmax and everything else the same.
+    """Multi-head self-attention with a sigmoid or, otherwise unchanged, with a softmax.
 
     x -> query, key, value -> QK-norm -> position -> operator -> output, each projection linear.
-    The answer is the same in one pass, with a cache, in chunks and under padding, because the
-    bias is set by ``max_seq_len`` once and not by the length of a call.
+    The output is the same in one pass, with a cache, in chunks and under padding, because
+    ``max_seq_len`` sets the bias once, and the length of a call does not change it.
 
     Args:
         dim: channels of the input and the output.
         num_heads: query heads.
-        max_seq_len: n, the training length in tokens; longer inputs are read with the same bias.
-        num_kv_heads: key and value heads, a divisor of ``num_heads``; None for as many.
+        max_seq_len: n, the training length in tokens; longer inputs get the same bias.
+        num_kv_heads: key and value heads, a divisor of ``num_heads``; None for ``num_heads``.
         head_dim: channels of a head; None for dim / num_heads.
         activation: "sigmoid" or "softmax".
         bias: a number or a bias policy for the sigmoid. None is ``NegLogLength(n)`` with
-            n = max_seq_len, or the number of keys in the window where that is smaller: n stands
-            for the most keys that a trained query has seen. A softmax takes none and ignores it.
+            n = max_seq_len, or the number of keys in the window where that is smaller: n is the
+            largest number of keys that a query sees in training. A softmax ignores the bias.
         position: an `AttentionPosition` such as ``RoPE()`` or ``ALiBi()``; None for none.
         qk_norm: "rms", "layer" or None, applied to each head before the position.
-        is_causal: a token sees no later one. A cache needs it.
+        is_causal: a token sees no later token. Required for a cache.
         window_size: (left, right) tokens that a token sees beside itself, -1 for no limit.
         softcap: bounds the scaled dot product smoothly to (-softcap, softcap).
         dropout_p: probability of dropping an attention weight in training.
         linear_bias: give the four projections an additive term.
         impl: the implementation of the sigmoid operator.
 
-    Raises ``ValueError`` where these do not fit together. Source: P1 (arXiv 2409.04431),
-    section 2, and section 5 for the order of norm and position.
+    Raises ``TypeError`` for a wrong type and ``ValueError`` for values that do not fit together.
+    Source: Ramapuram et al. 2024, section 2, and section 5 for the order of norm and position.
 
     Example:
         >>> import torch
@@ -80,7 +84,7 @@ class Attention(nn.Module):
         dropout_p: float = 0.0,
         linear_bias: bool = False,
         norm_eps: float = 1e-5,
-        impl: str = "auto",
+        impl: Implementation = "auto",
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -98,8 +102,8 @@ class Attention(nn.Module):
         one_of("activation", activation, ACTIVATIONS)
         linear_bias = switch("linear_bias", linear_bias)
         head_dim = dim // num_heads if head_dim is None else head_dim
-        # What the operator would refuse later, when a cache has been written.
-        validation.settings(
+        # Checked here too: the operator would refuse them after a cache has been written.
+        validation.logit_options(
             head_dim,
             scale=None,
             softcap=softcap,
@@ -111,7 +115,7 @@ class Attention(nn.Module):
         norm_eps = positive_number("norm_eps", norm_eps)
         position = AttentionPosition() if position is None else position
         if not isinstance(position, AttentionPosition):
-            raise ValueError(
+            raise TypeError(
                 f"position must act inside attention, like RoPE() or ALiBi(), "
                 f"got {type(position).__name__}, which belongs to the model's embeddings"
             )
@@ -127,7 +131,8 @@ class Attention(nn.Module):
         self.activation = activation
         self.position = position
         self.is_causal, self.window_size = is_causal, window_size
-        self.softcap, self.dropout_p, self.impl = softcap, dropout_p, impl
+        self.softcap, self.dropout_p = softcap, dropout_p
+        self.impl: Implementation = impl
         self.query = nn.Linear(dim, num_heads * head_dim, bias=linear_bias)
         self.key = nn.Linear(dim, num_kv_heads * head_dim, bias=linear_bias)
         self.value = nn.Linear(dim, num_kv_heads * head_dim, bias=linear_bias)
@@ -168,51 +173,57 @@ class Attention(nn.Module):
         *,
         cache: KVCache | None = None,
         attn_mask: Tensor | None = None,
-        return_aux: bool = False,
-    ) -> Tensor | tuple[Tensor, AttentionAux]:
+        return_statistics: bool = False,
+    ) -> Tensor | tuple[Tensor, AttentionStatistics]:
         """Read x (B, N, dim), after the tokens in ``cache``; return (B, N, dim).
 
         ``attn_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
         a row must stand side by side, since ALiBi and windows count places. Padded places return
-        numbers without meaning. With ``return_aux`` the answer is a pair with the operator's
-        `AttentionAux`. Raises ``ValueError`` for other shapes, and for a cache that is full or
-        given to a layer that is not causal.
+        numbers without meaning. With ``return_statistics`` the answer is a pair with the
+        `AttentionStatistics` of the rows. Raises ``ValueError`` for other shapes, and for a cache
+        that is full or given to a layer that is not causal.
         """
         self.check(x)
+        return_statistics = switch("return_statistics", return_statistics)
         if cache is not None and not self.is_causal:
             raise ValueError("cache: only causal attention can read a sequence in parts")
         if cache is None:
-            return self._answer(x, None, attn_mask, return_aux)
+            return self._answer(x, None, attn_mask, return_statistics)
         if not isinstance(cache, KVCache):
-            raise ValueError(f"cache must be a KVCache or None, got {arguments.shown(cache)}")
+            raise TypeError(f"cache must be a KVCache or None, got {arguments.shown(cache)}")
         with Unchanged(cache):
-            return self._answer(x, cache, attn_mask, return_aux)
+            return self._answer(x, cache, attn_mask, return_statistics)
 
     def check(self, x: Tensor) -> None:
-        """Refuse what the projections cannot read."""
+        """Refuse an input that does not fit the projections."""
         validation.layer_input("x", x, _weight(self.query))
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
 
     def _answer(
-        self, x: Tensor, cache: KVCache | None, attn_mask: Tensor | None, return_aux: bool
-    ) -> Tensor | tuple[Tensor, AttentionAux]:
+        self,
+        x: Tensor,
+        cache: KVCache | None,
+        attn_mask: Tensor | None,
+        return_statistics: bool,
+    ) -> Tensor | tuple[Tensor, AttentionStatistics]:
         query, key, value = self.project(x, 0 if cache is None else cache.length, attn_mask)
         if cache is not None:
-            # A cache may hold another dtype: its own, or that of an autocast which is over.
+            # A cache may have another dtype: a given one, or that of an earlier autocast.
             key, value = (stored.to(query.dtype) for stored in cache.append(key, value))
         dropout_p = self.dropout_p if self.training else 0.0
-        answer = self._operate(query, key, value, attn_mask, dropout_p, return_aux)
-        out_BHND, aux = answer if isinstance(answer, tuple) else (answer, None)
+        out_BHND = self._operate(query, key, value, attn_mask, dropout_p)
         out = self.output(out_BHND.transpose(1, 2).flatten(2))
-        return out if aux is None else (out, aux)
+        if not return_statistics:
+            return out
+        return out, self._statistics(query, key, value, attn_mask)
 
     @torch.no_grad()
     def weights(self, x: Tensor) -> Tensor:
-        """The attention matrix (B, H, N, N) for x (B, N, dim), before dropout; none is kept.
+        """The attention matrix (B, H, N, N) for x (B, N, dim), before dropout.
 
-        Attention is linear in its values, so with the identity in their place the operator's
-        output is the matrix: position, norms and bias are its own, for either activation.
+        Attention is linear in its values, so the operator returns the matrix where the values are
+        the identity, with this layer's position, norms and bias.
 
         Example:
             >>> import torch
@@ -224,12 +235,10 @@ class Attention(nn.Module):
         query, key, _ = self.project(x, 0, None)
         identity = torch.eye(x.shape[1], dtype=key.dtype, device=x.device)
         value = identity.expand(x.shape[0], self.num_kv_heads, -1, -1)
-        weights = self._operate(query, key, value, None, 0.0, False)
-        assert isinstance(weights, Tensor)
-        return weights
+        return self._operate(query, key, value, None, 0.0)
 
     def new_cache(self, batch: int, length: int, *, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for ``length`` tokens, in ``dtype`` or that of the keys that come."""
+        """An empty cache for ``length`` tokens, in ``dtype``, or in the dtype of its first keys."""
         return KVCache(batch, self.num_kv_heads, length, self.head_dim, dtype=dtype)
 
     def project(
@@ -252,25 +261,34 @@ class Attention(nn.Module):
         value: Tensor,
         attn_mask: Tensor | None,
         dropout_p: float,
-        return_aux: bool,
-    ) -> Tensor | tuple[Tensor, AttentionAux]:
-        settings = {
+    ) -> Tensor:
+        options = self._options(query, attn_mask)
+        options["dropout_p"] = dropout_p
+        if self.activation == "softmax":
+            return softmax_attention(query, key, value, **options)
+        return sigmoid_attention(query, key, value, bias=self.bias, impl=self.impl, **options)
+
+    def _statistics(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None
+    ) -> AttentionStatistics:
+        options = self._options(query, attn_mask)
+        if self.activation == "softmax":
+            return softmax_statistics(query, key, value, **options)
+        return attention_statistics(query, key, value, bias=self.bias, **options)
+
+    def _options(self, query: Tensor, attn_mask: Tensor | None) -> dict[str, Any]:
+        return {
             "attn_mask": None if attn_mask is None else attn_mask[:, None, None],
             "is_causal": self.is_causal,
             "window_size": self.window_size,
             "alibi_slopes": self.position.slopes(self.num_heads, query.device),
             "softcap": self.softcap,
             "enable_gqa": self.num_heads != self.num_kv_heads,
-            "dropout_p": dropout_p,
-            "return_aux": return_aux,
         }
-        if self.activation == "softmax":
-            return softmax_attention(query, key, value, **settings)
-        return sigmoid_attention(query, key, value, bias=self.bias, impl=self.impl, **settings)
 
 
 def _weight(linear: nn.Module) -> Tensor | None:
-    """What torch multiplies by; None where hooks, wrappers or other classes may have their say."""
+    """The weight of the product; None where a hook, wrapper or other class may replace it."""
     if type(linear) is nn.Linear and not ("forward" in vars(linear) or linear._forward_pre_hooks):
         return linear.weight
     return None

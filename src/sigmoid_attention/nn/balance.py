@@ -1,4 +1,4 @@
-"""Keeping the load of experts even: by a bias that follows the counts, or by a term of the loss.
+"""Balancing the load of experts: by a bias that follows the counts, or by a term of the loss.
 
 Shape letters: B sequences, N tokens, E experts, K experts a token visits.
 """
@@ -15,7 +15,7 @@ from sigmoid_attention.nn.router import SMALLEST_SUM, Router, Routing
 
 
 class Balanced(Protocol):
-    """What a `LoadBalancer` needs of a router: a bias (E,), counts (E,) in integers, and a rate."""
+    """The attributes of a router that `LoadBalancer` uses: bias (E,), integer counts (E,), rate."""
 
     correction_bias: Tensor
     tokens_per_expert: Tensor
@@ -27,11 +27,11 @@ class LoadBalancer:
 
         step_e = rate * sign(mean count - count_e),    bias += step - mean(step)
 
-    where counts are the tokens that visited expert e since the last step, over all processes of
-    ``group`` where torch.distributed is initialised. The bias decides who is chosen and not with
-    what weight, so no gradient fights the model's own (arXiv 2408.15664; DeepSeek-V3,
-    arXiv 2412.19437, section 2.1.2). Subtracting the mean changes no choice, and keeps the bias
-    from drifting.
+    where count_e is the number of tokens that visited expert e since the last step, over all
+    processes of ``group`` where torch.distributed is initialised. The bias decides which experts
+    are chosen but not their weights, so it adds no gradient to the model's (arXiv 2408.15664;
+    DeepSeek-V3, arXiv 2412.19437, section 2.1.2). Subtracting the mean changes no choice and
+    keeps the bias from drifting.
 
     Example:
         >>> router = Router(4, experts=2, top_k=1, balance_rate=0.1)
@@ -51,7 +51,7 @@ class LoadBalancer:
         self.group = group
         if not self.routers:
             raise ValueError(
-                "routers: there is none to balance; a Router wants a balance_rate and a top_k"
+                "routers: there is none to balance; a Router needs a balance_rate and a top_k"
             )
 
     @classmethod
@@ -62,13 +62,13 @@ class LoadBalancer:
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Call `update` before each of the optimizer's steps, until the handle is removed.
 
-        Of several optimizers of one model only one is to be given: each would move the bias.
+        Attach one optimizer of a model only: each attached one moves the bias.
         """
         return optimizer.register_step_pre_hook(lambda *_: self.update())
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move every bias by its step, and count from zero again."""
+        """Move every bias by its step and reset the counts to zero."""
         for router, counts_E in zip(self.routers, self._counts(), strict=True):
             # In integers: a mean in float32 is not exact beyond 2^24 tokens.
             sign_E = (counts_E.sum() - len(counts_E) * counts_E).sign().to(torch.float32)
@@ -79,11 +79,11 @@ class LoadBalancer:
         counts = [router.tokens_per_expert for router in self.routers]
         if not (dist.is_available() and dist.is_initialized()):
             return counts
-        # One message for all layers, wherever they lie.
-        everywhere = torch.cat([one.to(counts[0].device) for one in counts])
-        dist.all_reduce(everywhere, group=self.group)
-        parts = everywhere.split([len(one) for one in counts])
-        return [part.to(one.device) for part, one in zip(parts, counts, strict=True)]
+        # One message for all layers, also where they are on several devices.
+        all_counts = torch.cat([counts_E.to(counts[0].device) for counts_E in counts])
+        dist.all_reduce(all_counts, group=self.group)
+        parts = all_counts.split([len(counts_E) for counts_E in counts])
+        return [part.to(counts_E.device) for part, counts_E in zip(parts, counts, strict=True)]
 
 
 def balanced_routers(model: nn.Module) -> list[Router]:
@@ -94,7 +94,7 @@ def balanced_routers(model: nn.Module) -> list[Router]:
 
 
 def switch_loss(routing: Routing) -> Tensor:
-    """E sum_e f_e P_e over all tokens: 1 where the load is even, E where one expert has it all.
+    """E sum_e f_e P_e over all tokens: 1 for an even load, E where one expert gets all tokens.
 
     f_e is the share of all visits that expert e gets, and P_e its score's mean share of a token's
     scores, through which the gradient flows (Fedus et al. 2022, arXiv 2101.03961, eq. 4 to 6,

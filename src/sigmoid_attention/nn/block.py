@@ -12,7 +12,7 @@ from sigmoid_attention.nn.cache import KVCache
 from sigmoid_attention.nn.norm import LayerScale, RMSNorm
 from sigmoid_attention.nn.sizes import finite_number, one_of, positive_whole, probability
 
-# Which of a branch's three places for a norm are filled: before f, after f, after the sum.
+# Whether a norm stands before f, after f and after the sum.
 NORM_PLACEMENTS = {
     "pre": (True, False, False),
     "post": (False, False, True),
@@ -21,14 +21,14 @@ NORM_PLACEMENTS = {
 
 
 class Residual(nn.Module):
-    """The residual branch around a layer f, with RMSNorm where the placement says.
+    """The residual branch around a layer f, with RMSNorm at the chosen placement.
 
     pre:    x + s f(norm(x))        post:   norm(x + s f(x))
     hybrid: x + s norm(f(norm(x)))
 
-    s is a LayerScale or one. Hybrid fixes the size of what a branch adds, so that it no longer
-    matters how large a sigmoid's unnormalised rows are (P1, section 5: the norm acts after the
-    output projection). Raises ``ValueError`` for another placement.
+    s is a LayerScale, or 1. Under hybrid norm the output of a branch has a fixed size, which does
+    not depend on the size of a sigmoid's unnormalised rows (Ramapuram et al. 2024, section 5: the
+    norm acts after the output projection). Raises ``ValueError`` for another placement.
 
     Example:
         >>> import torch
@@ -68,8 +68,8 @@ class Residual(nn.Module):
 class Block(nn.Module):
     """Attention, then a feed-forward layer, each on its own `Residual`.
 
-    Takes and returns x (B, N, dim). ``layer_scale`` is the start of a trained gain on both
-    branches (the papers' 1e-4 in vision), None for no gain; ``dropout_p`` acts on both branches.
+    Takes and returns x (B, N, dim). ``layer_scale`` is the initial value of a trained gain on both
+    branches (1e-4 is usual in vision), None for no gain; ``dropout_p`` acts on both branches.
     Raises ``ValueError`` for an unknown placement.
 
     Example:
@@ -113,7 +113,7 @@ class Block(nn.Module):
         cache: KVCache | None = None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        # A norm comes before the attention that would refuse it; torch.fx traces through both.
+        # Checked before the norm, which comes before the attention; torch.fx traces through both.
         if not isinstance(x, fx.Proxy):
             self.attention.check(x)
 

@@ -10,12 +10,13 @@ from sigmoid_attention.nn.sizes import positive_whole
 
 
 class KVCache:
-    """Keys and values of the tokens that one layer has read, in arrays allocated once.
+    """Keys and values of the tokens that one layer has read, in tensors allocated once.
 
-    ``keys`` and ``values`` are (B, G, L, D), of which the first ``length`` tokens are filled. They
-    are made for the first tokens, in their dtype and on their device where the arguments are None.
-    For inference: gradients do not flow into what is stored. A layer that sees a window keeps
-    every token all the same. Raises ``ValueError`` if a size is not positive.
+    ``keys`` and ``values`` are (B, G, L, D), of which the first ``length`` tokens are filled. The
+    first tokens allocate them, in their dtype and on their device where the arguments are None.
+    For inference: gradients do not flow into stored tokens. A layer with a window keeps every
+    token too. Raises ``TypeError`` for a size that is no whole number and ``ValueError`` if one is
+    not positive.
 
     Example:
         >>> cache = KVCache(batch=1, num_kv_heads=2, capacity=8, head_dim=4)
@@ -42,7 +43,9 @@ class KVCache:
         }
         for name, size in sizes.items():
             positive_whole(f"KVCache: {name}", size)
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"KVCache: dtype must be a torch.dtype or None, got {dtype!r}")
+        if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"KVCache: dtype must be floating or None, got {dtype}")
         self.batch, self.num_kv_heads, self.capacity, self.head_dim = (
             batch,
@@ -83,7 +86,7 @@ class KVCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def _empty(self, like: Tensor) -> Tensor:
-        # What is made in inference mode could not be written outside of it.
+        # A tensor allocated in inference mode cannot be written outside of it.
         with torch.inference_mode(False):
             return torch.zeros(
                 (self.batch, self.num_kv_heads, self.capacity, self.head_dim),
@@ -92,14 +95,14 @@ class KVCache:
             )
 
     def reset(self) -> None:
-        """Forget every token; the arrays stay."""
+        """Discard every token; the tensors stay allocated."""
         self.length = 0
 
 
 class Unchanged:
-    """A block that leaves caches as long as they were, unless it ends without an error.
+    """Restores the lengths of caches where the block raises an error.
 
-    A refused call has then stored nothing: what lies behind a cache's length is not read.
+    A refused call then stores nothing, since elements behind a cache's length are not read.
     """
 
     def __init__(self, *caches: KVCache) -> None:

@@ -1,4 +1,4 @@
-"""Many feed-forward networks of one shape, of which each token visits the few that it is sent to.
+"""Feed-forward networks of one shape, the experts; each token visits those that a router chose.
 
 Shape letters: T tokens, K experts a token visits, S = T K visits in the experts' order, E experts,
 C model dim, F hidden dim of an expert.
@@ -23,8 +23,8 @@ class Experts(nn.Module):
         swiglu: down_e(silu(gate_e(x)) * up_e(x))        gelu: down_e(gelu(up_e(x)))
 
     ``gate_up`` is (E, 2 F, C), the gates above the ups, or ``up`` (E, F, C) for GELU; ``down`` is
-    (E, C, F). They start normal with variance 1 / fan_in. Every visit is computed, however the
-    tokens fall to the experts: there is no capacity and none is dropped. Raises ``ValueError``
+    (E, C, F). They start normal with variance 1 / fan_in. Every visit is computed, however
+    uneven the load: experts have no capacity limit and no token is dropped. Raises ``ValueError``
     for a size that is not positive and for another kind.
 
     Example:
@@ -48,7 +48,7 @@ class Experts(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights afresh."""
+        """Draw the weights again."""
         for weight in self.parameters():
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 
@@ -91,7 +91,7 @@ class Experts(nn.Module):
         return autocast.product(weights[:, None], each_TEC)[:, 0].to(x.dtype)
 
     def each(self, x: Tensor) -> Tensor:
-        """Every expert's own answer to every token, (E, T, C) for tokens (T, C)."""
+        """The output of every expert for every token, (E, T, C) for tokens (T, C)."""
         return self._activate(x @ self._inner.mT) @ self.down.mT
 
     @property
@@ -115,15 +115,15 @@ def visit_experts(
     count: int,
     visit: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Send tokens to ``count`` experts and add up what comes back, weighted, (T, C).
+    """The weighted sum (T, C) of the outputs of each token's experts, of which there are ``count``.
 
-    ``visit`` answers rows (S, C) in the experts' order, whose ends (E,) it is told.
+    ``visit`` maps rows (S, C) in the experts' order to their outputs; it also takes ends_E.
     """
     tokens, top_k = experts_TK.shape
     sorted_S, order_S = experts_TK.flatten().sort(stable=True)
     every_E = torch.arange(count, device=sorted_S.device)
     ends_E = torch.searchsorted(sorted_S, every_E, right=True)
-    # A copy for each visit first: then no row is read twice, and the gradient of reading adds up
+    # One copy for each visit: no row is read twice then, and the gradient of the copies is summed
     # in a fixed order on every device.
     copies_SC = x_TC[:, None].expand(-1, top_k, -1).flatten(0, 1)
     y_SC = visit(copies_SC.index_select(0, order_S), ends_E)
@@ -132,6 +132,6 @@ def visit_experts(
 
 
 def _linear(x_SI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
-    """The grouped product, in the dtype that autocast asks for where it is on."""
+    """The grouped product, in the dtype of autocast where it is on."""
     dtype = autocast.product_dtype(weight_EOI)
     return each_expert(x_SI.to(dtype), weight_EOI.to(dtype), ends_E)

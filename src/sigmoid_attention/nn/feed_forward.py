@@ -10,7 +10,7 @@ from sigmoid_attention.nn.sizes import positive_whole
 
 
 def swiglu_hidden(dim: int) -> int:
-    """8/3 of dim, rounded up to a multiple of 256: the width P1's models use (section 6.2).
+    """8/3 of dim, rounded up to a multiple of 256: the width of Ramapuram et al. 2024.
 
     Example:
         >>> [swiglu_hidden(dim) for dim in (768, 2048, 4096)]
@@ -22,7 +22,8 @@ def swiglu_hidden(dim: int) -> int:
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), three matrices (Shazeer 2020, eq. 6).
 
-    Raises ``ValueError`` for a size that is no positive whole number, as `GELUFeedForward` does.
+    Raises ``TypeError`` for a size that is no whole number and ``ValueError`` for one that is not
+    positive, as `GELUFeedForward` does.
 
     Example:
         >>> import torch

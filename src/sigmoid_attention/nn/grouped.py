@@ -1,8 +1,8 @@
 """A matrix product for each expert, over rows that lie in the experts' order.
 
-How many rows an expert has is known only when the numbers are, so tracing cannot follow the loop
-over experts. As operators of torch's library the products are opaque to it, and each one's
-derivatives are products of the same two kinds, to any order.
+The number of rows of an expert depends on the data, so tracing cannot follow the loop over experts.
+The products are operators of torch's library, which tracing does not look into. The derivatives of
+each are products of the same two kinds, to any order.
 
 Shape letters: S rows, E experts, I input channels, O output channels. ``ends_E`` counts, for each
 expert, the rows of all experts up to and with it; the last of them is S.
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sigmoid_attention.attention.api import transformed
+from sigmoid_attention.attention import torch_state
 
 # Rows of 16 bytes, which the grouped kernels of torch read at once.
 ALIGNED_CHANNELS = 8
@@ -23,16 +23,16 @@ ALIGNED_CHANNELS = 8
 def each_expert(x_SI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     """y_s = W_e x_s as `grouped_linear`, also under torch.func, forward mode and tracing.
 
-    An operator of a library has no rule for these. There every expert answers every row.
+    A custom operator has no rule for these. There every expert computes every row.
     """
-    if not transformed():
+    if not torch_state.needs_definition():
         return grouped_linear(x_SI, weight_EOI, ends_E)
     start_E = F.pad(ends_E[:-1], (1, 0))
     row_S1 = torch.arange(x_SI.shape[0], device=x_SI.device)[:, None]
     y_SO = x_SI.new_zeros(())
     for weight_OI, start, end in zip(weight_EOI, start_E, ends_E, strict=True):
-        own_S1 = (row_S1 >= start) & (row_S1 < end)
-        y_SO = y_SO + torch.where(own_S1, F.linear(x_SI, weight_OI), 0.0)
+        visits_S1 = (row_S1 >= start) & (row_S1 < end)
+        y_SO = y_SO + torch.where(visits_S1, F.linear(x_SI, weight_OI), 0.0)
     return y_SO
 
 
@@ -58,7 +58,7 @@ def grouped_outer(y_SO: Tensor, x_SI: Tensor, ends_E: Tensor) -> Tensor:
     """The sum of y_s x_s^T over the rows s of each expert, (E, O, I); zero where there are none."""
     if takes_grouped_mm(y_SO, x_SI):
         product_EOI = F.grouped_mm(y_SO.contiguous().mT, x_SI.contiguous(), offs=ends_E.int())
-        # What a grouped kernel leaves where there is nothing to sum is not documented.
+        # The result of a grouped kernel for an expert without rows is not documented.
         empty_E = ends_E.diff(prepend=ends_E.new_zeros(1)) == 0
         return product_EOI.masked_fill_(empty_E[:, None, None], 0)
     product_EOI = x_SI.new_empty(len(ends_E), y_SO.shape[1], x_SI.shape[1])
@@ -70,7 +70,7 @@ def grouped_outer(y_SO: Tensor, x_SI: Tensor, ends_E: Tensor) -> Tensor:
 def takes_grouped_mm(*operands: Tensor) -> bool:
     """Whether torch's grouped kernel multiplies these: bfloat16 on a GPU of 2020 or later, aligned.
 
-    Of anything else torch either refuses the product or loops over it, as is done here.
+    For other operands torch either refuses the product or loops over experts, as this file does.
     """
     return all(
         operand.device.type == "cuda"
@@ -83,7 +83,7 @@ def takes_grouped_mm(*operands: Tensor) -> bool:
 
 
 def _ranges(ends_E: Tensor, rows: int) -> list[tuple[int, int]]:
-    """Where the rows of each expert begin and end; ``ValueError`` if some belong to none."""
+    """The first row and the end of each expert; ``ValueError`` for rows of no expert."""
     ends = ends_E.tolist()
     if ends[-1] != rows:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A mixture-of-experts layer in the place of a feed-forward layer, and its configuration.
+"""A mixture-of-experts layer, which replaces a feed-forward layer, and its configuration.
 
 Shape letters: ... any leading, C model dim, E experts, K experts a token visits.
 """
@@ -14,13 +14,13 @@ from sigmoid_attention.nn.balance import sequence_loss, switch_loss, z_loss
 from sigmoid_attention.nn.experts import Experts
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS
 from sigmoid_attention.nn.router import Router, Routing
-from sigmoid_attention.nn.sizes import number_from_zero, whole_number
+from sigmoid_attention.nn.sizes import number_from_zero, whole_from_zero
 
 
 class MoE(nn.Module):
     """y = sum_k weight_k expert_k(x) + shared(x): tokens visit the experts that a router chooses.
 
-    Takes and returns (..., dim). ``shared`` is a layer that every token visits besides, or None.
+    Takes and returns (..., dim). ``shared`` is a layer that every token visits too, or None.
     Raises ``ValueError`` if router and experts are not of the same number and dimension.
 
     Example:
@@ -53,13 +53,13 @@ class MoE(nn.Module):
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """Everything that decides what the mixture-of-experts layers of a model compute.
+    """All settings of the mixture-of-experts layers of a model.
 
-    ``hidden`` is the width of one expert, ``shared_experts`` how many more of that width every
-    token visits, ``dense_layers`` how many of the first layers keep a plain feed-forward; what
-    else has a name of a `Router` means what it means there. ``switch_loss``, ``sequence_loss`` and
-    ``z_loss`` are weights of terms of the training loss. Raises ``ValueError`` where a value
-    cannot be meant.
+    ``hidden`` is the width of one expert. ``shared_experts`` is the number of further experts of
+    that width, which every token visits. ``dense_layers`` is the number of first layers that keep a
+    plain feed-forward. ``switch_loss``, ``sequence_loss`` and ``z_loss`` are weights of terms of
+    the training loss. The other fields are arguments of `Router`. Raises ``TypeError`` for a wrong
+    type and ``ValueError`` for a wrong value.
 
     Example:
         >>> deepseek = MoEConfig(experts=8, hidden=32, top_k=2, shared_experts=1, normalize=True,
@@ -88,10 +88,10 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         for name in ("shared_experts", "dense_layers"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+            object.__setattr__(self, name, whole_from_zero(name, getattr(self, name)))
         for name in ("switch_loss", "sequence_loss", "z_loss"):
             object.__setattr__(self, name, number_from_zero(name, getattr(self, name)))
-        # Router and experts check the rest; on the meta device they draw and hold nothing.
+        # Router and experts check the other fields; on the meta device they allocate nothing.
         with torch.device("meta"):
             built = self.build(dim=1)
         # As Python's numbers, which JSON can write.
@@ -126,7 +126,7 @@ class MoEConfig:
         return MoE(router, experts, FEED_FORWARDS[kind](dim, self.shared_experts * self.hidden))
 
     def penalty(self, routings: Sequence[Routing]) -> Tensor:
-        """The weighted balance losses of all layers, a scalar, of what they decided."""
+        """The sum of the weighted balance losses of all layers, a scalar."""
         losses = {
             switch_loss: self.switch_loss,
             sequence_loss: self.sequence_loss,

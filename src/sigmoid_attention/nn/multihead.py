@@ -17,9 +17,9 @@ from sigmoid_attention.attention import (
     sigmoid_varlen_attention,
     validation,
 )
-from sigmoid_attention.attention.api import check_impl
+from sigmoid_attention.attention.dispatch import Implementation, check_impl
 from sigmoid_attention.attention.torch_function import leaf_in_fx
-from sigmoid_attention.nn.sizes import positive_whole, switch
+from sigmoid_attention.nn.sizes import positive_whole, probability, switch
 
 SigmoidBias = float | BiasPolicy
 
@@ -28,9 +28,9 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
     """``nn.MultiheadAttention`` with sigmoid(q.k / sqrt(D) + b) in the place of its softmax.
 
     Constructor, parameters, state dict, arguments of ``forward`` and shapes are torch's, so it
-    stands wherever that stands, in ``nn.TransformerEncoderLayer`` and its like too. Those layers
-    have a fast path that in evaluation takes the weights of their attention and runs a softmax
-    without calling it. It is never taken with this module, in any mode.
+    can replace that layer everywhere, also in ``nn.TransformerEncoderLayer``. In evaluation mode
+    torch's layers have a fast path that computes a softmax from the weights of their attention
+    without calling it. They never take it with this module.
 
     Args:
         embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first,
@@ -39,8 +39,8 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
             of keys in training. A `Learned` adds the key ``sigmoid_bias.value`` to the state dict.
         impl: the implementation of the sigmoid operator.
 
-    Raises ``ValueError`` for a bias that is neither, and whatever torch's constructor raises.
-    Source: P1 (arXiv 2409.04431), section 2.
+    Raises ``TypeError`` for a bias that is neither, and what torch's constructor raises.
+    Source: Ramapuram et al. 2024, section 2.
 
     Example:
         >>> from sigmoid_attention import NegLogLength
@@ -70,7 +70,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         dtype: torch.dtype | None = None,
         *,
         sigmoid_bias: SigmoidBias,
-        impl: str = "auto",
+        impl: Implementation = "auto",
     ) -> None:
         embed_dim = positive_whole("embed_dim", embed_dim)
         num_heads = positive_whole("num_heads", num_heads)
@@ -90,12 +90,12 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         self.weigh_by_sigmoid(sigmoid_bias, impl)
 
     @staticmethod
-    def check_settings(module: nn.MultiheadAttention, sigmoid_bias: object, impl: str) -> None:
-        """Refuse what the operator would refuse, before anything of the module is changed."""
+    def check_settings(
+        module: nn.MultiheadAttention, sigmoid_bias: object, impl: Implementation
+    ) -> None:
+        """Check the arguments of the operator before the module is changed."""
         validation.layer_bias(sigmoid_bias, module.num_heads, "sigmoid_bias")
-        wanted = "a number, at least 0 and below 1"
-        if not 0 <= arguments.number("dropout", module.dropout, wanted) < 1:
-            raise ValueError(f"dropout must be {wanted}, got {module.dropout}")
+        probability("dropout", module.dropout)
         check_impl(impl)
 
     def extra_repr(self) -> str:
@@ -106,11 +106,11 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         shown = {"embed_dim": self.embed_dim, "num_heads": self.num_heads, **shown}
         return ", ".join(f"{name}={value}" for name, value in shown.items())
 
-    def weigh_by_sigmoid(self, sigmoid_bias: SigmoidBias, impl: str) -> None:
-        """Set what torch's constructor does not, in a new module or in one of torch's."""
+    def weigh_by_sigmoid(self, sigmoid_bias: SigmoidBias, impl: Implementation) -> None:
+        """Set the attributes that torch's constructor does not, in a new module or a torch one."""
         self.check_settings(self, sigmoid_bias, impl)
         self.sigmoid_bias = sigmoid_bias
-        self.impl = impl
+        self.impl: Implementation = impl
         # Torch's layers and encoders take their fast path only where this is true. Nothing else
         # reads it once the parameters are there.
         self._qkv_same_embed_dim = False
@@ -127,7 +127,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Output and, if wanted, the weights, which are those that remained after dropout.
+        """Return the output and, with ``need_weights``, the weights after dropout.
 
         Args:
             query: (N, L, E) if ``batch_first``, else (L, N, E); (L, E) without a batch.
@@ -136,12 +136,12 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
                 and added to the logits.
             attn_mask: (L, S) or (N * H, L, S), likewise.
             average_attn_weights: return their mean over heads, (N, L, S), not (N, H, L, S).
-            is_causal: says that ``attn_mask``, which has to be given, is the causal one; it is
-                then believed and not read.
+            is_causal: states that ``attn_mask``, which is required then, is the causal mask; the
+                mask itself is not read.
 
         With ``need_weights=False`` all three may be nested tensors, without masks; so is the
-        output. Raises ``ValueError`` for shapes and masks that do not fit, and
-        ``NotImplementedError`` for what nested tensors do not have here.
+        output. Raises ``TypeError`` for wrong types, ``ValueError`` for shapes and masks that do
+        not fit, and ``NotImplementedError`` for options without support for nested tensors.
         """
         need_weights = arguments.switch("need_weights", need_weights)
         average_attn_weights = arguments.switch("average_attn_weights", average_attn_weights)
@@ -160,7 +160,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         query_NLE, key_NSE, value_NSE = self._projected(query_NLE, key_NSE, value_NSE)
         key_NSE, value_NSE = self._with_extra_keys(key_NSE, value_NSE)
         extra = key_NSE.shape[1] - S
-        # Causality is aligned at the last key, so the hint is of use where that is the last token.
+        # The operator aligns causality at the last key: that must be the last token.
         causal = is_causal and L == S and extra == 0
         mask = self._visible(
             None if key_padding_mask is None else key_padding_mask.view(-1, 1, 1, S),
@@ -187,7 +187,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         return out, weights if batched else weights[0]
 
     def _check(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
-        """Whether there is a dimension for the batch."""
+        """Check the shapes; return whether there is a batch dimension."""
         self._check_inputs(query, key, value)
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             if tensor.dim() not in (2, 3) or tensor.dim() != query.dim():
@@ -210,8 +210,8 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
 
     def _check_inputs(self, *inputs: Tensor) -> None:
         dims = {"query": self.embed_dim, "key": self.kdim, "value": self.vdim}
-        own = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        weights = own if self.in_proj_weight is None else (self.in_proj_weight,) * 3
+        separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        weights = separate if self.in_proj_weight is None else (self.in_proj_weight,) * 3
         for (name, dim), tensor, weight in zip(dims.items(), inputs, weights, strict=True):
             validation.layer_input(name, tensor, weight)
             if tensor.dim() == 0 or tensor.shape[-1] != dim:
@@ -266,13 +266,13 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         return tuple(F.linear(*each) for each in zip(inputs, weights, biases, strict=True))
 
     def _with_extra_keys(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Behind the tokens: the learned key and value, then the pair of zeros."""
+        """Append the learned key and value, then a key and a value of zeros."""
         batch = key.shape[0]
         if self.bias_k is not None and self.bias_v is not None:
             key = torch.cat((key, self.bias_k.to(key.dtype).expand(batch, -1, -1)), 1)
             value = torch.cat((value, self.bias_v.to(value.dtype).expand(batch, -1, -1)), 1)
         if self.add_zero_attn:
-            # Zeros add nothing to the output, but callers know the shape of the weights.
+            # Zeros do not change the output, but the weights have a column for them, as in torch.
             key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
         return key, value
 
@@ -285,7 +285,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
     def _visible(
         padding: Tensor | None, attn_mask: Tensor | None, extra: int, dtype: torch.dtype
     ) -> Tensor | None:
-        """One mask in the operator's meaning, boolean with True = attend, or floating."""
+        """One mask as the operator takes it: boolean with True = attend, or floating."""
         masks = [mask for mask in (padding, attn_mask) if mask is not None]
         if not masks:
             return None
@@ -309,7 +309,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         causal: bool,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Output (N, H, L, D), and the weights (N, H, L, S) with their dropout, if wanted."""
+        """Output (N, H, L, D) and, with need_weights, the weights (N, H, L, S) after dropout."""
         settings: dict[str, Any] = {
             "is_causal": causal,
             "bias": self.sigmoid_bias,
@@ -318,12 +318,13 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         }
         if not need_weights:
             return sigmoid_attention(query, key, value, mask, **settings), None
-        # Attention is linear in its values: beside them, the identity is answered by the weights,
-        # those of the same dropout. Nothing that can be seen is left out of them.
+        # Attention is linear in its values: the identity, appended to the values, gives the weights
+        # after the same dropout. With a tolerance of 0 no visible key is skipped.
         identity = torch.eye(key.shape[2], dtype=value.dtype, device=value.device)
         both = torch.cat((value, identity.expand(*value.shape[:2], -1, -1)), -1)
         answer = sigmoid_attention(query, key, both, mask, skip_tolerance=0.0, **settings)
-        return answer.split((value.shape[3], key.shape[2]), dim=-1)
+        out, weights = answer.split((value.shape[3], key.shape[2]), dim=-1)
+        return out, weights
 
     def _forward_nested(
         self,
@@ -333,7 +334,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         masks: tuple[Tensor | None, Tensor | None],
         need_weights: bool,
     ) -> Tensor:
-        """Nested sequences are packed sequences, and go to the operator as such."""
+        """Nested sequences go to the operator for packed sequences."""
         if not (query.is_nested and key.is_nested and value.is_nested):
             raise ValueError("query, key, value must all be nested or none of them")
         if any(mask is not None for mask in masks):
@@ -364,7 +365,6 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
             dropout_p=self.dropout if self.training else 0.0,
             impl=self.impl,
         )
-        assert isinstance(out_THD, Tensor)
         out_TE = self.out_proj(out_THD.flatten(1))
         if query.layout == torch.jagged:
             return torch.nested.nested_tensor_from_jagged(out_TE, ends_q)
@@ -372,7 +372,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
 
 
 def _packed(nested: Any) -> tuple[Tensor, Tensor]:
-    """Tokens (T, E) of all sequences one behind the other, and where each ends, from 0."""
+    """Tokens (T, E) of all sequences in a row, and the offsets of the sequences, from 0 to T."""
     if nested.layout == torch.jagged:
         if nested.lengths() is not None:
             raise ValueError("query, key, value: jagged tensors must have no gaps between rows")

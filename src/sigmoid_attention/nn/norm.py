@@ -7,16 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments
-from sigmoid_attention.nn.sizes import finite_number, positive_number, positive_whole
+from sigmoid_attention.nn.sizes import finite_number, one_of, positive_number, positive_whole
 
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * gain over the last dimension, returned in the dtype of x.
 
     Sums are kept in fp32 by ``torch.nn.functional.rms_norm``. The gain starts at one
-    (Zhang and Sennrich 2019). Raises ``ValueError`` unless dim is a positive whole number and eps
-    a positive number.
+    (Zhang and Sennrich 2019). Raises ``TypeError`` or ``ValueError`` unless dim is a positive whole
+    number and eps a positive number.
 
     Example:
         >>> RMSNorm(2)(torch.tensor([3.0, 3.0])).tolist()
@@ -29,7 +28,7 @@ class RMSNorm(nn.Module):
         self.eps = positive_number("eps", eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Activations of one dtype and gains of another fall off torch's fused path, with a warning.
+        # Torch's fused path needs gains of the activations' dtype; otherwise it warns.
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
     def extra_repr(self) -> str:
@@ -40,10 +39,10 @@ NORMS = {"rms": RMSNorm, "layer": nn.LayerNorm}
 
 
 class QKNorm(nn.Module):
-    """Normalise each head's query and key, with a trained gain of their own, before any rotation.
+    """Normalise each head's query and key, each with its own trained gain, before any rotation.
 
-    ``kind`` is "rms", "layer" (the two of P1, section 5) or None for no norm. Takes and returns
-    query (B, H, N, D) and key (B, H, N, D) in the dtype of the query. One gain per channel
+    ``kind`` is "rms", "layer" (both from Ramapuram et al. 2024) or None for no norm. Takes and
+    returns query (B, H, N, D) and key (B, H, N, D) in the dtype of the query. One gain per channel
     is shared by all heads. Raises ``ValueError`` for any other kind.
 
     Example:
@@ -54,22 +53,20 @@ class QKNorm(nn.Module):
 
     def __init__(self, kind: str | None, head_dim: int, eps: float = 1e-5) -> None:
         super().__init__()
-        if kind is not None and not (isinstance(kind, str) and kind in NORMS):
-            raise ValueError(
-                f"qk_norm must be 'rms', 'layer' or None, got {arguments.shown_name(kind)}"
-            )
+        one_of("qk_norm", kind, (*NORMS, None), "'rms', 'layer' or None")
         self.query = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()
         self.key = NORMS[kind](head_dim, eps=eps) if kind else nn.Identity()
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        # Autocast lets some norms return fp32; the operator wants one dtype for all three inputs.
+        # Under autocast some norms return fp32; the operator takes one dtype for all three inputs.
         return self.query(query).to(query.dtype), self.key(key).to(query.dtype)
 
 
 class LayerScale(nn.Module):
     """gamma * x with a trained gamma per channel that starts small (Touvron et al. 2021, eq. 4).
 
-    Raises ``ValueError`` unless dim is a positive whole number and init a finite number.
+    Raises ``TypeError`` or ``ValueError`` unless dim is a positive whole number and init a finite
+    number.
 
     Example:
         >>> LayerScale(3, init=0.5)(torch.ones(3)).tolist()
@@ -78,7 +75,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, init: float = 1e-4) -> None:
         super().__init__()
-        # A float also of a whole number, of which torch would make integers.
+        # A float also for a whole number, which would make an integer tensor.
         start = float(finite_number("init", init))
         self.gamma = nn.Parameter(torch.full((positive_whole("dim", dim),), start))
 

@@ -1,9 +1,9 @@
-"""Positions: what a token's place adds to its embedding, or does to its queries and keys.
+"""Position encodings, of embeddings or of queries and keys.
 
-There are two kinds, and the type says which. An `EmbeddingPosition` acts once, on the embeddings
+There are two kinds, each a base class. An `EmbeddingPosition` acts once, on the embeddings
 of the model (SinCos, LearnedPosition, CAPE). An `AttentionPosition` acts in every layer: it
 rotates queries and keys (RoPE) or gives the operator its slopes (ALiBi). The base class of each
-kind does nothing, so whoever holds one asks it and never looks at its name.
+kind does nothing, so models and layers call its methods without checking which encoding it is.
 
 Shape letters: B batch, N tokens, C model dim, H heads, D head dim.
 """
@@ -27,9 +27,9 @@ def token_positions(
 ) -> Tensor:
     """Positions of the ``tokens`` that follow ``start`` cached ones, (B, N), or (1, N) unmasked.
 
-    Padding has no place of its own: the position of a token is the number of real tokens before
-    it, so that a row reads the same wherever its padding stands. Raises ``ValueError`` unless the
-    mask is boolean of shape (batch, start + tokens).
+    Padding takes no position: the position of a token is the number of real tokens before it, so
+    the position of the padding in a row does not matter. Raises ``TypeError`` unless the mask is a
+    tensor, and ``ValueError`` unless it is boolean of shape (batch, start + tokens).
     """
     if attn_mask is None:
         return torch.arange(start, start + tokens, device=device)[None]
@@ -45,11 +45,11 @@ def token_positions(
 
 
 def alibi_slopes(num_heads: int, device: torch.device | str | None = None) -> Tensor:
-    """The geometric ALiBi slopes, an fp32 tensor of shape (heads,).
+    """The geometric ALiBi slopes, an fp32 tensor of shape (num_heads,).
 
     m_h = 2^(-8h/H) for h = 1..H where H is a power of two. Otherwise the slopes of the next lower
     power of two P, followed by every second slope of 2P (Press et al. 2022, section 3 and their
-    released code). Raises ``ValueError`` if heads is not positive.
+    released code). Raises ``ValueError`` if num_heads is not positive.
 
     Example:
         >>> alibi_slopes(4).tolist()
@@ -57,8 +57,8 @@ def alibi_slopes(num_heads: int, device: torch.device | str | None = None) -> Te
         >>> alibi_slopes(3).tolist()
         [0.0625, 0.00390625, 0.25]
     """
-    # On the device, where a CUDA graph may capture it; integers divided would have torch's default
-    # dtype.
+    # On the device, where a CUDA graph can capture it. Of floats, since a quotient of integers has
+    # torch's default dtype.
     parts = [
         torch.arange(i.start, i.stop, i.step, dtype=torch.float32, device=device) / of
         for i, of in _slope_indices(positive_whole("num_heads", num_heads))
@@ -67,7 +67,7 @@ def alibi_slopes(num_heads: int, device: torch.device | str | None = None) -> Te
 
 
 def slope_numbers(num_heads: int) -> tuple[float, ...]:
-    """The slopes of `alibi_slopes` as Python's numbers, whatever mode makes tensors hold none.
+    """The slopes of `alibi_slopes` as Python's numbers, also where tensors are fake or meta.
 
     Example:
         >>> slope_numbers(3)
@@ -78,33 +78,30 @@ def slope_numbers(num_heads: int) -> tuple[float, ...]:
 
 
 def _slope_indices(num_heads: int) -> tuple[tuple[range, int], ...]:
-    """The h and the H of m_h = 2^(-8h/H), of the lower power of two and of the one between."""
+    """The h and the H of m_h = 2^(-8h/H), for P slopes and then for the slopes of 2P."""
     power = 1 << (num_heads.bit_length() - 1)
     return (range(1, power + 1), power), (range(1, 1 + 2 * (num_heads - power), 2), 2 * power)
 
 
 def _sinusoids(positions: Tensor, dim: int, base: float) -> Tensor:
     """sin and cos of the positions at dim/2 frequencies base^(-2i/dim), (..., dim), in fp32."""
-    places = torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device)
-    frequency = base ** (-places / dim)
+    channels = torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device)
+    frequency = base ** (-channels / dim)
     angle = positions[..., None] * frequency
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 def _even(dim: int, owner: str) -> int:
-    found = arguments.index(dim)
-    if found is None or not 0 < found < 2**63 or found % 2:
-        raise ValueError(
-            f"{owner} pairs up channels, so its dim must be a positive whole number and even, "
-            f"got {arguments.shown(dim)}"
-        )
-    return found
+    even = positive_whole(f"{owner}: dim", dim)
+    if even % 2:
+        raise ValueError(f"{owner}: dim must be even, since channels form pairs, got {dim}")
+    return even
 
 
 class EmbeddingPosition(nn.Module):
     """A position that the model adds to its embeddings; this base class adds nothing.
 
-    ``max_length`` is the longest sequence that it can place, None where any length will do.
+    ``max_length`` is the length of the longest sequence that it can encode, None for no limit.
 
     Example:
         >>> EmbeddingPosition()(torch.ones(1, 2, 4), torch.tensor([[0, 1]])).shape
@@ -145,8 +142,8 @@ class CAPE(SinCos):
     p' = (p + shift + local_p) * exp(log_scale), with shift ~ U(-max_shift, max_shift) and
     log_scale ~ U(-log max_scale, log max_scale) drawn for each sequence, and local_p
     ~ U(-max_local_shift, max_local_shift) for each token (Likhomanenko et al. 2021, section 3).
-    Positions are tokens counted from the first one, not centred on the middle: a cache must not
-    need to know how long the sequence will be. The default ranges are this project's own.
+    Positions count tokens from the first one and are not centred on the middle, since the final
+    length is unknown when tokens are cached. The default ranges are this project's.
     Raises ``ValueError`` if dim is odd, a shift is negative or max_scale is below one.
 
     Example:
@@ -187,10 +184,10 @@ class CAPE(SinCos):
 
 
 class LearnedPosition(EmbeddingPosition):
-    """A trained vector for each place: x + table[p], for at most ``max_length`` places.
+    """A trained vector for each position: x + table[p], for at most ``max_length`` positions.
 
     The table starts as a normal of standard deviation dim^-1/2, the size of the embeddings.
-    Raises ``ValueError`` if dim or max_length is no positive whole number.
+    Raises ``TypeError`` or ``ValueError`` unless dim and max_length are positive whole numbers.
 
     Example:
         >>> LearnedPosition(8, max_length=16).table.weight.shape
@@ -212,8 +209,8 @@ class LearnedPosition(EmbeddingPosition):
 class AttentionPosition:
     """A position that acts inside every attention layer; this base class does nothing.
 
-    Nothing is stored in buffers: what is computed on the fly in fp32 survives ``model.bfloat16()``
-    and a model that was built on the meta device.
+    It stores no buffers. Each call computes angles or slopes in fp32, so ``model.bfloat16()`` does
+    not round them, and a model may be built on the meta device.
 
     Example:
         >>> AttentionPosition().slopes(num_heads=2, device="cpu") is None
@@ -221,7 +218,7 @@ class AttentionPosition:
     """
 
     def check(self, head_dim: int) -> None:
-        """Raise ``ValueError`` if heads of this size cannot be placed."""
+        """Raise ``ValueError`` if the encoding does not support heads of this size."""
 
     def rotate(self, query: Tensor, key: Tensor, positions_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys, each (B, H, N, D), after the position has acted on them."""
@@ -237,8 +234,8 @@ class RoPE(AttentionPosition):
     """Rotate channel pairs (i, i + D/2) of queries and keys by the angle p * base^(-2i/D).
 
     A product of a rotated query and key depends on their distance only (Su et al. 2021, eq. 34).
-    Rotation is done in fp32 and returned in the dtype that came in. Raises ``ValueError`` if base
-    is no positive number; ``check`` raises it for an odd head_dim.
+    Rotation is computed in fp32 and returned in the input's dtype. Raises ``TypeError`` or
+    ``ValueError`` unless base is a positive number; ``check`` raises it for an odd head_dim.
 
     Example:
         >>> q = torch.tensor([1.0, 0.0]).expand(1, 1, 1, 2)

@@ -1,8 +1,8 @@
-"""Which recordings of routings a thread has open, and their gradients under checkpoints.
+"""The open recordings of routings of each thread, and their gradients under checkpoints.
 
-A checkpoint with ``use_reentrant=True`` runs its part of a model without a graph, and again when
-it is differentiated. What is recorded the first time stands in for what is computed the second
-time: the gradient of the one is kept, and added to that of the other.
+A checkpoint with ``use_reentrant=True`` runs its part of a model without a graph, and computes it
+again in the backward pass. The first run records stand-ins for the tensors of the second run: the
+gradient of a stand-in is kept, and added to the gradient of the recomputed tensor.
 """
 
 import threading
@@ -12,38 +12,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import torch_state
+
 
 class _Recordings(threading.local):
     def __init__(self) -> None:
-        # Routers, and the list of what they decide.
+        # Pairs of the recorded routers and the list of their routings.
         self.open: tuple[tuple[tuple[nn.Module, ...], list[Any]], ...] = ()
 
 
 recordings = _Recordings()
 
-# Those whose first computation is still part of a graph, by their ids.
+# The gradients of routings whose stand-ins are still part of a graph, by id.
 _kept: "weakref.WeakValueDictionary[int, _KeptGradient]" = weakref.WeakValueDictionary()
 _LOST = (
-    "record_routing: a gradient of what was recorded inside of a checkpoint with "
+    "record_routing: the gradient of a routing recorded inside a checkpoint with "
     "use_reentrant=True must come in one backward pass with that of the checkpoint's output; "
     "add the losses up, or use checkpoint(..., use_reentrant=False)"
 )
 
 
 def recomputing() -> bool:
-    """Whether activations are computed again for a backward pass, so that tokens count twice."""
-    # torch's own sign of a running backward pass: checkpointing of either kind recomputes inside
-    # of one. A compiler cannot follow it.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    """Whether a backward pass computes activations again, so that tokens would count twice."""
+    # Checkpointing of either kind recomputes inside a backward pass. A compiler cannot trace this.
+    return not torch.compiler.is_compiling() and torch_state.in_backward_pass()
 
 
 def stand_ins(router: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What is recorded of a router's tensors, logits first, when they are first computed."""
-    # The forward pass of an autograd.Function, such as a reentrant checkpoint, switches off
-    # gradients of both modes; no_grad leaves those of forward mode on.
+    """Stand-ins to record for a router's tensors, logits first, in their first computation."""
+    # An autograd.Function, such as a reentrant checkpoint, turns off gradients of both modes in its
+    # forward pass; no_grad leaves forward-mode gradients on.
     if (
         torch.compiler.is_compiling()
-        or torch._C._is_fwd_grad_enabled()
+        or torch_state.forward_gradients_are_enabled()
         or torch.is_inference_mode_enabled()
     ):
         return tensors
@@ -53,20 +54,20 @@ def stand_ins(router: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[Tensor, .
 
 
 def recomputed(router: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The same tensors computed again, with the gradient of what stood in for them."""
-    # A list of them, since another thread may add to what is iterated.
-    own = [
+    """The recomputed tensors, with the gradients of their stand-ins."""
+    # A list of the references, since another thread may add to the dictionary meanwhile.
+    own_gradients = [
         kept for reference in _kept.valuerefs() if (kept := reference()) and kept.router is router
     ]
-    if not own or not torch.is_grad_enabled():
+    if not own_gradients or not torch.is_grad_enabled():
         return tensors
-    # Equal numbers come of equal tokens, whose gradients may stand for one another.
-    equal = [kept for kept in own if torch.equal(kept.logits, tensors[0])]
+    # Equal logits come from equal tokens, whose gradients are interchangeable.
+    equal = [kept for kept in own_gradients if torch.equal(kept.logits, tensors[0])]
     return _Recomputed.apply(equal, *tensors)
 
 
 class _KeptGradient:
-    """The gradient of one routing, from its stand-in to what is computed again."""
+    """The gradient of one routing, passed from its stand-in to the recomputed tensors."""
 
     def __init__(self, router: nn.Module, logits: Tensor) -> None:
         self.router, self.logits = router, logits
@@ -116,7 +117,7 @@ class _Recomputed(torch.autograd.Function):
         return None, *gradients
 
 
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
-        return one if other is None else other
-    return one + other
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return a + b

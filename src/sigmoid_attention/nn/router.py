@@ -1,4 +1,4 @@
-"""Routers: which experts a token visits, and with what weights.
+"""Routers: the experts that a token visits, and their weights.
 
 Shape letters: ... any leading, C model dim, E experts, K experts a token visits, G groups.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments, autocast, validation
+from sigmoid_attention.attention import autocast, validation
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.mixtures.gates import GATES
@@ -22,20 +22,21 @@ from sigmoid_attention.nn.sizes import (
     positive_number,
     positive_whole,
     switch,
+    whole_between,
 )
 
-# Of a gate whose weights may be negative neither a share nor a balance means anything.
+# Without tanh: shares and balance losses need weights that are not negative.
 ROUTER_GATES = tuple(name for name in GATES if name != "tanh")
 AFFINITIES = tuple(SCORES)
-# Of what a normalised token's weights sum to, so that none divides by zero (DeepSeek-V3's figure).
+# Added to the sum that divides a token's weights, against division by zero (as DeepSeek-V3).
 SMALLEST_SUM = 1e-20
 
 
 class Routing(NamedTuple):
-    """What a router decided: floats in float32 or wider, ``experts`` in int64.
+    """The decision of a router: floats in float32 or wider, ``experts`` in int64.
 
-    ``logits`` and ``scores`` are those of all experts before and after the gate, (..., E);
-    ``experts`` are the chosen ones in no particular order and ``weights`` theirs, (..., K).
+    ``logits`` and ``scores`` are the values of all experts before and after the gate, (..., E);
+    ``experts`` are the chosen experts, in no particular order, and ``weights`` theirs, (..., K).
     """
 
     logits: Tensor
@@ -53,7 +54,7 @@ class Routing(NamedTuple):
         return torch.zeros_like(self.scores, dtype=torch.bool).scatter(-1, self.experts, True)
 
     def floats(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What has a gradient: logits, scores and weights."""
+        """The tensors with a gradient: logits, scores and weights."""
         return self.logits, self.scores, self.weights
 
     def with_floats(self, floats: tuple[Tensor, ...]) -> "Routing":
@@ -64,36 +65,37 @@ class Routing(NamedTuple):
 class Router(nn.Module):
     """Scores s = g(affinity(x) / temperature) of E experts, and the ``top_k`` highest of them.
 
-    The weights of a token's experts are their scores, divided by their sum where ``normalize``
-    says so, times ``route_scale``. With ``top_k`` None every expert is visited: the mixtures whose
-    theory is P2's (arXiv 2405.13997, section 2: sigmoid, linear, not normalised) and P3's
-    (arXiv 2502.00281: quadratic). "softmax", ``top_k`` and ``normalize`` are Mixtral's router;
-    "sigmoid", ``normalize``, groups and a ``balance_rate`` are DeepSeek-V3's (arXiv 2412.19437,
+    The weights of a token's experts are their scores times ``route_scale``, divided by their sum
+    with ``normalize``. With ``top_k`` None a token visits every expert: the mixtures of Nguyen et
+    al. 2024 (arXiv 2405.13997, section 2: sigmoid, linear, not normalised) and of Yan et al. 2025
+    (arXiv 2502.00281: quadratic). "softmax", ``top_k`` and ``normalize`` give Mixtral's router;
+    "sigmoid", ``normalize``, groups and a ``balance_rate`` give DeepSeek-V3's (arXiv 2412.19437,
     section 2.1.2).
 
     Args:
         dim: channels of a token.
-        experts: how many there are.
-        top_k: how many a token visits; None for all.
+        experts: the number of experts.
+        top_k: the number of experts that a token visits; None for all.
         gate: a name of ``ROUTER_GATES``; see `sigmoid_attention.mixtures.gates`.
         affinity: "linear" w_e.x, "partially_quadratic" x'A_e x, "fully_quadratic" their sum, or
             "euclidean" -|x - w_e|^2.
         normalize: divide a token's weights by their sum.
-        groups: parts of equal size that the experts fall into, in their order.
-        top_groups: how many groups a token's experts may come from, those with the highest sums
-            of their two best scores; None for any.
+        groups: the number of groups of consecutive experts, of equal size.
+        top_groups: the number of groups that a token's experts come from, those with the highest
+            sums of their two best scores; None for all.
         route_scale: multiplies the weights.
         temperature: divides the affinity.
-        intercept: add a number b_e to the affinity, trained; None only for "euclidean", where it
-            starts at ``dim``, about |x|^2 of a normed token, for a sigmoid to start in its middle.
+        intercept: add a trained number b_e to the affinity. None adds it for "euclidean" only,
+            where it starts at ``dim``, about |x|^2 of a normed token, so that a sigmoid starts
+            near 1/2.
         balance_rate: choose by score + correction_bias, where the bias moves by this at each step
-            of an optimizer that a `LoadBalancer` is attached to (DeepSeek-V3: 0.001); the weights
-            stay the scores themselves. 0 for no bias.
+            of an optimizer that a `LoadBalancer` is attached to (DeepSeek-V3: 0.001); the bias does
+            not change the weights. 0 for no bias.
 
-    Logits are computed in float32 (float64 for such tokens) whatever autocast says, and the
-    correction bias stays in float32 when the model is cast to less. A token whose
-    scores are NaN visits ``top_k`` experts with weights NaN, and other tokens do not notice.
-    Raises ``ValueError`` where the arguments do not fit together.
+    Logits are computed in float32 (float64 for float64 tokens) also under autocast, and the
+    correction bias stays in float32 when the model is cast to a smaller dtype. A token whose
+    scores are NaN visits ``top_k`` experts with weights NaN, without effect on other tokens.
+    Raises ``TypeError`` for a wrong type and ``ValueError`` for values that do not fit together.
 
     Example:
         >>> router = Router(16, experts=8, top_k=2, normalize=True, balance_rate=1e-3)
@@ -148,7 +150,7 @@ class Router(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw parameters afresh, for affinities near one of normed tokens, and balance anew."""
+        """Draw the parameters, for affinities near one of normed tokens, and reset the balance."""
         if self.affinity != "partially_quadratic":
             nn.init.normal_(self.weight, std=self.dim**-0.5)
         if self.affinity.endswith("quadratic"):
@@ -161,9 +163,9 @@ class Router(nn.Module):
 
     @leaf_in_fx
     def forward(self, x: Tensor) -> Routing:
-        """Route tokens x (..., dim); in training mode a balanced router counts who is visited.
+        """Route tokens x (..., dim); in training mode a balanced router counts the visits.
 
-        Raises ``ValueError`` unless they are floating and their last dimension is ``dim``.
+        Raises ``ValueError`` unless x is floating and its last dimension is ``dim``.
         """
         validation.layer_input("x", x)
         if x.dim() == 0 or x.shape[-1] != self.dim:
@@ -198,7 +200,7 @@ class Router(nn.Module):
                 *x.shape[:-1], self.experts
             )
             if self.affinity == "euclidean":
-                # Multiplied out, so that no difference of a token and a centre is ever stored.
+                # Multiplied out, so that no difference of a token and a centre is stored.
                 squares = x.square().sum(-1, keepdim=True) + weight.square().sum(-1)
                 product = 2 * product - squares
             terms.append(product)
@@ -227,11 +229,9 @@ class Router(nn.Module):
         one_of("affinity", self.affinity, AFFINITIES)
         if self.experts % self.groups:
             raise ValueError(f"groups must divide experts ({self.experts}), got {self.groups}")
-        top_groups = arguments.index(self.top_groups)
-        if top_groups is None or not 1 <= top_groups <= self.groups:
-            shown = arguments.shown(self.top_groups)
-            raise ValueError(f"top_groups must be 1 to {self.groups}, got {shown}")
-        self.top_groups = top_groups
+        self.top_groups = whole_between(
+            "top_groups", self.top_groups, 1, self.groups, f"1 to {self.groups}"
+        )
         if self.top_k is None:
             if self.balance_rate or self.top_groups < self.groups:
                 raise ValueError(
@@ -239,14 +239,9 @@ class Router(nn.Module):
                     "but with top_k None every token visits them all"
                 )
             return
-        within_reach = self.experts // self.groups * self.top_groups
-        top_k = arguments.index(self.top_k)
-        if top_k is None or not 1 <= top_k <= within_reach:
-            raise ValueError(
-                f"top_k must be 1 to {within_reach}, the experts that a token may choose from, "
-                f"or None for all, got {arguments.shown(self.top_k)}"
-            )
-        self.top_k = top_k
+        selectable = self.experts // self.groups * self.top_groups
+        wanted = f"1 to {selectable}, the experts that a token may choose from, or None for all"
+        self.top_k = whole_between("top_k", self.top_k, 1, selectable, wanted)
 
     def extra_repr(self) -> str:
         chosen = "all" if self.top_k is None else f"top {self.top_k}"
@@ -255,10 +250,10 @@ class Router(nn.Module):
 
 @torch.library.custom_op("sigmoid_attention::count_visits", mutates_args=("counts_E",))
 def count_visits(counts_E: Tensor, chosen: Tensor) -> None:
-    """Add to the counts (E,) which experts were chosen, boolean (..., E), unless once more.
+    """Add the chosen experts, boolean (..., E), to the counts (E,), except in a recomputation.
 
-    An operator, since compiled graphs run it as it is and torch.func takes what it counts for no
-    part of what it differentiates.
+    A custom operator, since compiled graphs then run it unchanged and torch.func does not
+    differentiate it.
     """
     if not recomputing():
         counts_E += chosen.reshape(-1, len(counts_E)).sum(0)
@@ -273,24 +268,24 @@ def _(counts_E: Tensor, chosen: Tensor) -> None:
 def _(info, in_dims: tuple[int | None, int | None], counts_E: Tensor, chosen: Tensor):
     counts_dim, chosen_dim = in_dims
     chosen = chosen.expand(info.batch_size, *chosen.shape) if chosen_dim is None else chosen
-    each = chosen.movedim(chosen_dim or 0, 0)
+    chosen_first = chosen.movedim(chosen_dim or 0, 0)
     if counts_dim is None:
-        count_visits(counts_E, each)
+        count_visits(counts_E, chosen_first)
     else:
-        for counts, one in zip(counts_E.movedim(counts_dim, 0), each, strict=True):
-            count_visits(counts, one)
+        for pair in zip(counts_E.movedim(counts_dim, 0), chosen_first, strict=True):
+            count_visits(*pair)
     return None, None
 
 
 @contextmanager
 def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
-    """Collect what every `Router` of ``model`` decides inside the ``with`` block, call by call.
+    """Collect the `Routing` of each call of a `Router` of ``model`` inside the ``with`` block.
 
-    With their gradients, for balance losses; see `sigmoid_attention.nn.balance`. Calls of other
-    threads are not listed, nor is what a checkpoint computes again. A balance loss of what a
-    checkpoint with ``use_reentrant=True`` decides must be differentiated together with the
-    checkpoint's output, else the backward pass raises ``ValueError``. A compiled layer inside such
-    a checkpoint records its routing without a gradient.
+    Routings have gradients, for balance losses; see `sigmoid_attention.nn.balance`. Calls of other
+    threads and recomputations by a checkpoint are not recorded. A balance loss of a routing inside
+    a checkpoint with ``use_reentrant=True`` must be differentiated together with the checkpoint's
+    output, else the backward pass raises ``ValueError``. A compiled layer inside such a checkpoint
+    records its routing without a gradient.
 
     Example:
         >>> router = Router(4, experts=3, top_k=1)

@@ -1,4 +1,7 @@
-"""Sizes and other numbers that a layer is made with: checked once, when it is made."""
+"""Checks of sizes and other numbers, made once, by the constructor of a layer.
+
+A wrong type is a ``TypeError``, a wrong value a ``ValueError``: "name must be ..., got ...".
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,33 +10,39 @@ from sigmoid_attention.attention import arguments
 
 
 def positive_whole(name: str, size: Any) -> int:
-    """The size as Python's; ``ValueError`` for what is no positive whole number.
+    """A positive whole number, as Python's ``int``.
 
     Example:
         >>> positive_whole("num_heads", 2.5)
         Traceback (most recent call last):
-        ValueError: num_heads must be a whole number, got 2.5
+        TypeError: num_heads must be a whole number, got 2.5
     """
-    found = arguments.index(size)
-    if found is None:
-        raise ValueError(f"{name} must be a whole number, got {arguments.shown(size)}")
-    if not 0 < found < 2**63:
-        raise ValueError(f"{name} must be positive, got {arguments.shown(size)}")
-    return found
+    return _whole(name, size, 1, "positive")
 
 
-def whole_number(name: str, count: Any) -> int:
-    """Likewise a whole number of 0 or more."""
-    found = arguments.index(count)
-    if found is None:
-        raise ValueError(f"{name} must be a whole number, got {arguments.shown(count)}")
-    if not 0 <= found < 2**63:
-        raise ValueError(f"{name} must be 0 or more, got {arguments.shown(count)}")
-    return found
+def whole_from_zero(name: str, count: Any) -> int:
+    """A whole number of 0 or more, as Python's ``int``."""
+    return _whole(name, count, 0, "0 or more")
+
+
+def whole_between(name: str, number: Any, least: int, most: int, wanted: str) -> int:
+    """A whole number of ``least`` to ``most``; ``wanted`` describes it in messages."""
+    integer = arguments.index(number)
+    if integer is None:
+        raise TypeError(f"{name} must be {wanted}, got {arguments.shown(number)}")
+    if not least <= integer <= most:
+        raise ValueError(f"{name} must be {wanted}, got {arguments.shown(number)}")
+    return integer
+
+
+def _whole(name: str, number: Any, least: int, wanted: str) -> int:
+    if arguments.index(number) is None:
+        raise TypeError(f"{name} must be a whole number, got {arguments.shown(number)}")
+    return whole_between(name, number, least, 2**63 - 1, wanted)
 
 
 def positive_number(name: str, number: Any, wanted: str = "positive") -> float:
-    """Likewise a positive number that float32 holds. A tensor is none: it would not learn."""
+    """A positive number that float32 holds. A tensor is refused: it would not be trained."""
     plain = number_from_zero(name, number, wanted)
     if plain < arguments.SMALLEST:
         raise ValueError(f"{name} must be {wanted}, got {arguments.shown(number)}")
@@ -41,7 +50,7 @@ def positive_number(name: str, number: Any, wanted: str = "positive") -> float:
 
 
 def number_from_zero(name: str, number: Any, wanted: str = "0 or more") -> float:
-    """Likewise a number of 0 or more that float32 holds."""
+    """A number of 0 or more that float32 holds."""
     plain = finite_number(name, number, wanted)
     if plain < 0:
         raise ValueError(f"{name} must be {wanted}, got {arguments.shown(number)}")
@@ -49,30 +58,34 @@ def number_from_zero(name: str, number: Any, wanted: str = "0 or more") -> float
 
 
 def finite_number(name: str, number: Any, wanted: str = "finite") -> float:
-    """Likewise a number of any sign."""
+    """A number of either sign that float32 holds."""
     plain = arguments.scalar(number)
     if not arguments.is_number(plain):
-        raise ValueError(f"{name} must be a number, got {arguments.shown(number)}")
+        raise TypeError(f"{name} must be a number, got {arguments.shown(number)}")
     if not abs(plain) <= arguments.LARGEST:
         raise ValueError(f"{name} must be {wanted}, got {arguments.shown(number)}")
     return plain
 
 
 def probability(name: str, number: Any) -> float:
-    """Likewise a number of 0 or more and below 1."""
-    plain = arguments.scalar(number)
-    if not arguments.is_number(plain) or not 0 <= plain < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {arguments.shown(number)}")
+    """A number of at least 0 and below 1."""
+    plain = number_from_zero(name, number, wanted := "at least 0 and below 1")
+    if plain >= 1:
+        raise ValueError(f"{name} must be {wanted}, got {arguments.shown(number)}")
     return plain
 
 
-def switch(name: str, given: Any) -> bool:
-    """True or False as Python's; 1 and 0 will do."""
-    return bool(arguments.switch(name, given))
+def switch(name: str, value: Any) -> bool:
+    """True or False as Python's ``bool``; 1 and 0 are accepted."""
+    return bool(arguments.switch(name, value))
 
 
-def one_of(name: str, given: Any, allowed: Iterable[str | None]) -> None:
-    """``ValueError`` for what is none of the names."""
+def one_of(name: str, value: Any, allowed: Iterable[str | None], wanted: str | None = None) -> None:
+    """Refuse what is not one of the allowed names; ``wanted`` replaces their list in messages."""
     allowed = tuple(allowed)
-    if not isinstance(given, str | None) or given not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {arguments.shown_name(given)}")
+    wanted = f"one of {allowed}" if wanted is None else wanted
+    message = f"{name} must be {wanted}, got {arguments.shown_name(value)}"
+    if not isinstance(value, str) and not (value is None and None in allowed):
+        raise TypeError(message)
+    if value not in allowed:
+        raise ValueError(message)

@@ -100,7 +100,8 @@ def test_a_hook_on_a_layer_can_ask_for_its_statistics(config):
         assert {f"blocks.{i}", f"blocks.{i}.attention", f"blocks.{i}.feed_forward"} <= names
         layer = model.get_submodule(f"blocks.{i}.attention")
         layer.register_forward_pre_hook(
-            lambda module, args, kwargs: (args, {**kwargs, "return_aux": True}), with_kwargs=True
+            lambda module, args, kwargs: (args, {**kwargs, "return_statistics": True}),
+            with_kwargs=True,
         )
 
         def keep(module, args, answer, i=i):
@@ -183,29 +184,59 @@ def test_bad_input_is_named(config):
     for tokens in ([[0, 257]], [[-1, 0]]):
         with pytest.raises(ValueError, match=r"^tokens must lie in 0 to 256, got "):
             model(torch.tensor(tokens), cache=model.new_cache(1, 4))
-    with pytest.raises(ValueError, match=r"^tokens must be a tensor of torch, got \[\[0\]\]"):
+    with pytest.raises(TypeError, match=r"^tokens must be a tensor of torch, got \[\[0\]\]"):
         model([[0]])
 
 
 @pytest.mark.parametrize(
-    "tokens, targets, match",
+    "tokens, targets, error, match",
     [
-        (LOSS_TOKENS, np.ones((2, 3), dtype=np.int64), "targets must be a tensor of torch"),
-        (LOSS_TOKENS, [[1, 2, 3]] * 2, "targets must be a tensor of torch"),
-        (LOSS_TOKENS.numpy(), LOSS_TOKENS, "tokens must be a tensor of torch"),
-        (LOSS_TOKENS, LOSS_TOKENS[:1], r"targets must be integers of the tokens' shape \(2, 3\)"),
-        (LOSS_TOKENS, LOSS_TOKENS.flatten(), r"shape \(2, 3\), got torch.int64 of shape \(6,\)"),
-        (LOSS_TOKENS, LOSS_TOKENS.float(), "targets must be integers .*, got torch.float32"),
-        (LOSS_TOKENS, LOSS_TOKENS + 256, "targets must lie in 0 to 256, or be -100 .* 257 to 257"),
-        (LOSS_TOKENS, LOSS_TOKENS - 2, "targets must lie in 0 to 256, .*, got -1 to -1"),
+        (
+            LOSS_TOKENS,
+            np.ones((2, 3), dtype=np.int64),
+            TypeError,
+            "targets must be a tensor of torch",
+        ),
+        (LOSS_TOKENS, [[1, 2, 3]] * 2, TypeError, "targets must be a tensor of torch"),
+        (LOSS_TOKENS.numpy(), LOSS_TOKENS, TypeError, "tokens must be a tensor of torch"),
+        (
+            LOSS_TOKENS,
+            LOSS_TOKENS[:1],
+            ValueError,
+            r"targets must be integers of the tokens' shape \(2, 3\)",
+        ),
+        (
+            LOSS_TOKENS,
+            LOSS_TOKENS.flatten(),
+            ValueError,
+            r"shape \(2, 3\), got torch.int64 of shape \(6,\)",
+        ),
+        (
+            LOSS_TOKENS,
+            LOSS_TOKENS.float(),
+            ValueError,
+            "targets must be integers .*, got torch.float32",
+        ),
+        (
+            LOSS_TOKENS,
+            LOSS_TOKENS + 256,
+            ValueError,
+            "targets must lie in 0 to 256, or be -100 .* 257 to 257",
+        ),
+        (
+            LOSS_TOKENS,
+            LOSS_TOKENS - 2,
+            ValueError,
+            "targets must lie in 0 to 256, .*, got -1 to -1",
+        ),
     ],
     ids=["numpy", "list", "tokens", "rows", "flat", "float", "above", "below"],
 )
-def test_bad_targets_are_refused_before_a_router_counts(tokens, targets, match):
+def test_bad_targets_are_refused_before_a_router_counts(tokens, targets, error, match):
     moe = MoEConfig(experts=3, hidden=4, top_k=1, balance_rate=0.1)
     model = DecoderLM(dataclasses.replace(PRESETS["tiny"], moe=moe))
     before = copy.deepcopy(dict(model.named_buffers()))
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(error, match=match):
         model.loss(tokens, targets)
     assert before and all(buffer.equal(before[n]) for n, buffer in model.named_buffers())
 

@@ -121,35 +121,49 @@ def test_the_mode_of_the_model_is_restored():
         (dict(attn_mask=torch.ones(1, 2)), "attn_mask must be boolean"),
         (dict(attn_mask=torch.tensor([[True, False, True]])), "padding must stand on the"),
         (dict(attn_mask=torch.zeros(1, 3, dtype=torch.bool)), "padding must stand on the"),
-        (dict(prompt=np.ones((1, 3), dtype=np.int64)), "prompt must be a tensor of torch"),
-        (dict(prompt=[[1, 2, 3]]), "prompt must be a tensor of torch, got"),
-        (dict(max_new_tokens=2.5), "max_new_tokens must be a whole number, got 2.5"),
-        (dict(max_new_tokens=None), "max_new_tokens must be a whole number, got None"),
         (dict(max_new_tokens=10**400), "max_new_tokens must be positive, got a number of"),
         (dict(temperature=float("inf")), "temperature must be 0 .*, got inf"),
         (dict(temperature=float("nan")), "temperature must be 0 .*, got nan"),
-        (dict(temperature=PARAMETER), "temperature must be a number, got a Parameter"),
-        (dict(temperature="1"), "temperature must be a number, got the string '1'"),
         (dict(temperature=1e-45), "temperature must be 0 .*, got 1e-45"),
-        (dict(top_p=None), "top_p must be a number, got None"),
-        (dict(top_p="0.9"), "top_p must be a number, got the string '0.9'"),
         (dict(top_p=1.5), "top_p must be above 0 and at most 1, got 1.5"),
         (dict(top_p=float("nan")), "top_p must be above 0 and at most 1, got nan"),
-        (dict(top_p=PARAMETER), "top_p must be a number, got a Parameter"),
         (dict(stop_token=13), "stop_token must be a whole number of 0 to 12, or None, got 13"),
         (dict(stop_token=-1), "stop_token must be a whole number of 0 to 12, or None, got -1"),
-        (dict(stop_token=2.0), "stop_token must be a whole number .*, got 2.0"),
-        (dict(stop_token="2"), "stop_token must be a whole number .*, got the string '2'"),
-        (dict(generator=0), "generator must be a torch.Generator or None, got 0"),
-        (dict(attn_mask=np.ones((1, 3), dtype=bool)), "attn_mask must be a tensor"),
         (dict(max_new_tokens=30), "learned position table ends at 32 tokens, got a prompt of 3"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
-def test_bad_arguments_are_named(changes, match):
+def test_wrong_values_are_refused(changes, match):
     model = DecoderLM(ModelConfig.from_dict({**CONFIG.to_dict(), "position": "learned"}))
     arguments = {"prompt": torch.ones(1, 3, dtype=torch.long), "max_new_tokens": 2, **changes}
     with pytest.raises(ValueError, match=match) as refused:
+        generate(model, **arguments)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        (dict(prompt=np.ones((1, 3), dtype=np.int64)), "prompt must be a tensor of torch"),
+        (dict(prompt=[[1, 2, 3]]), "prompt must be a tensor of torch, got"),
+        (dict(max_new_tokens=2.5), "max_new_tokens must be a whole number, got 2.5"),
+        (dict(max_new_tokens=None), "max_new_tokens must be a whole number, got None"),
+        (dict(temperature=PARAMETER), "temperature must be a number, got a Parameter"),
+        (dict(temperature="1"), "temperature must be a number, got the string '1'"),
+        (dict(top_p=None), "top_p must be a number, got None"),
+        (dict(top_p="0.9"), "top_p must be a number, got the string '0.9'"),
+        (dict(top_p=PARAMETER), "top_p must be a number, got a Parameter"),
+        (dict(stop_token=2.0), "stop_token must be a whole number .*, got 2.0"),
+        (dict(stop_token="2"), "stop_token must be a whole number .*, got the string '2'"),
+        (dict(generator=0), "generator must be a torch.Generator or None, got 0"),
+        (dict(attn_mask=np.ones((1, 3), dtype=bool)), "attn_mask must be a tensor"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_wrong_types_are_refused(changes, match):
+    model = DecoderLM(ModelConfig.from_dict({**CONFIG.to_dict(), "position": "learned"}))
+    arguments = {"prompt": torch.ones(1, 3, dtype=torch.long), "max_new_tokens": 2, **changes}
+    with pytest.raises(TypeError, match=match) as refused:
         generate(model, **arguments)
     assert "\n" not in str(refused.value)
 

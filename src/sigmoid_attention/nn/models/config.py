@@ -36,16 +36,16 @@ BIASES = ("neg_log_length", "neg_log_visible", "neg_log_effective_length")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides what a `DecoderLM` computes; two equal ones give equal models.
+    """All settings of a `DecoderLM`; equal configurations give models of equal structure.
 
     Sizes are counts: ``dim`` channels, ``max_seq_len`` the training length n in tokens (longer
     inputs are allowed unless positions are learned), ``window_size`` the tokens that a token
-    sees, itself among them. None stands for: ``num_kv_heads`` as many as ``num_heads``,
-    ``head_dim`` dim / num_heads, ``ffn_dim`` 8/3 dim rounded up to 256 (SwiGLU) or 4 dim (GELU).
-    ``bias`` is a name or a number; ``bias_offset`` is added to a named one, ``learn_bias`` trains
-    it per head from there. ``moe`` puts mixtures of experts in the place of feed-forward layers.
-    ``as_softmax`` gives the other arm of a comparison. Raises ``ValueError`` where a value cannot
-    be meant.
+    sees, itself among them. The defaults of None: ``num_kv_heads`` is ``num_heads``,
+    ``head_dim`` is dim / num_heads, ``ffn_dim`` is 8/3 dim rounded up to 256 (SwiGLU) or 4 dim
+    (GELU). ``bias`` is a name or a number; ``bias_offset`` is added to a named bias, and
+    ``learn_bias`` trains it per head from that value. ``moe`` replaces feed-forward layers by
+    mixtures of experts. ``as_softmax`` returns the same configuration with softmax attention.
+    Raises ``TypeError`` for a wrong type and ``ValueError`` for a wrong value.
 
     Example:
         >>> sizes = dict(vocab_size=257, dim=64, layers=2, num_heads=4, max_seq_len=128)
@@ -88,16 +88,16 @@ class ModelConfig:
 
     @classmethod
     def recipe(cls, name: str, **sizes: Any) -> Self:
-        """A configuration whose position, norms and bias follow a recipe; ``sizes`` wins over it.
+        """A configuration with the position, norms and bias of a recipe, changed by ``sizes``.
 
         ``name`` is "paper" or "recommended"; see `sigmoid_attention.nn.models.recipes`. The
-        recommended settings follow the position that ``sizes`` asks for.
+        recommended settings depend on the position in ``sizes``.
         """
         return cls(**{**recipe_settings(name, sizes.get("position")), **sizes})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The configuration that ``to_dict`` wrote; ``ValueError`` for a field it does not know."""
+        """The configuration that ``to_dict`` wrote; ``ValueError`` for an unknown field."""
         _check_fields(cls, values, "model configuration")
         moe = values.get("moe")
         if moe is None:
@@ -106,24 +106,24 @@ class ModelConfig:
         return cls(**{**values, "moe": MoEConfig(**moe)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and None, ready for JSON; without ``moe`` where there is none."""
+        """Plain numbers, strings and None, ready for JSON; without ``moe`` where it is None."""
         values = dataclasses.asdict(self)
-        # What a model without experts wrote before there were any stays what it writes.
+        # A model without experts writes no field for them.
         return values if self.moe else {k: v for k, v in values.items() if k != "moe"}
 
     def as_softmax(self) -> Self:
-        """The same configuration with softmax attention; nothing else differs."""
+        """The same configuration with softmax attention in place of sigmoid attention."""
         return dataclasses.replace(self, activation="softmax")
 
     @property
     def hidden_dim(self) -> int:
-        """Width of the feed-forward layers, resolved."""
+        """Width of the feed-forward layers."""
         if self.ffn_dim is not None:
             return self.ffn_dim
         return swiglu_hidden(self.dim) if self.feed_forward == "swiglu" else 4 * self.dim
 
     def bias_policy(self) -> BiasPolicy:
-        """The bias of one attention layer; a new parameter at every call if it is learned."""
+        """The bias of one attention layer; each call makes a new parameter if it is learned."""
         policy = self._fixed_bias()
         return Learned(policy, self.num_heads) if self.learn_bias else policy
 
@@ -132,7 +132,7 @@ class ModelConfig:
             return Constant(self.bias)
         if self.bias == "neg_log_visible":
             return NegLogVisible()
-        # No trained query sees more keys than its window holds.
+        # A query sees no more keys in training than its window holds.
         n = (
             self.max_seq_len
             if self.window_size is None
@@ -143,7 +143,7 @@ class ModelConfig:
         return NegLogEffectiveLength(slope_numbers(self.num_heads), n, self.bias_offset)
 
     def _check_kinds(self) -> None:
-        """Each field by itself; a number is kept as Python's, which JSON can write."""
+        """Check each field by itself, and convert numbers to Python's, which JSON can write."""
         for name in ("vocab_size", "dim", "layers", "num_heads", "max_seq_len"):
             self._keep(name, positive_whole)
         for name in ("num_kv_heads", "head_dim", "ffn_dim", "window_size"):
@@ -166,12 +166,12 @@ class ModelConfig:
         for name, allowed in choices.items():
             one_of(name, getattr(self, name), allowed)
         if self.moe is not None and not isinstance(self.moe, MoEConfig):
-            raise ValueError(f"moe must be a MoEConfig or None, got {arguments.shown(self.moe)}")
+            raise TypeError(f"moe must be a MoEConfig or None, got {arguments.shown(self.moe)}")
 
-    def _keep(self, name: str, checked: Callable[[str, Any], Any], optional: bool = False) -> None:
-        given = getattr(self, name)
-        if given is not None or not optional:
-            object.__setattr__(self, name, checked(name, given))
+    def _keep(self, name: str, check: Callable[[str, Any], Any], optional: bool = False) -> None:
+        value = getattr(self, name)
+        if value is not None or not optional:
+            object.__setattr__(self, name, check(name, value))
 
     def _check_sizes(self) -> None:
         if self.head_dim is None and self.dim % self.num_heads:
@@ -210,7 +210,7 @@ class ModelConfig:
 
 def _check_fields(kind: type, values: dict[str, Any], where: str) -> None:
     if not isinstance(values, dict):
-        raise ValueError(f"{where} must be a dict of its fields, got {arguments.shown(values)}")
+        raise TypeError(f"{where} must be a dict of its fields, got {arguments.shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(values) - set(fields), key=str)
     if unknown:

@@ -1,4 +1,4 @@
-"""A decoder language model built from the layers, the same for both kinds of attention.
+"""A decoder language model built from the layers, with sigmoid or softmax attention.
 
 Shape letters: B batch, N tokens, C model dim, V vocabulary.
 """
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments, validation
+from sigmoid_attention.attention import arguments, torch_state
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Block
@@ -90,7 +90,7 @@ def _block(config: ModelConfig, layer: int) -> Block:
 class TiedEmbedding(nn.Embedding):
     """Rows of the table for integers (...), or logits (..., V) for states (..., C) of any length.
 
-    One module does both, since offloading, sharding and hooks act where a module is called.
+    One module computes both, since offloading, sharding and hooks act on the calls of a module.
 
     Example:
         >>> table = TiedEmbedding(7, 4)
@@ -116,10 +116,10 @@ def _check_targets(tokens: Tensor, targets: Tensor, vocab_size: int) -> None:
         raise ValueError(
             f"targets must be on the tokens' device, got {targets.device} and {tokens.device}"
         )
-    # Before the model runs, as a router counts. Elsewhere than on a CPU a look would wait.
-    if not (targets.is_cpu and type(targets) is Tensor and validation.has_numbers(targets)):
+    # Before the model runs, since a router counts its calls. On a GPU the check would wait.
+    if not (targets.is_cpu and type(targets) is Tensor and torch_state.has_values(targets)):
         return
-    if torch._C._are_functorch_transforms_active():
+    if torch_state.in_functorch():
         return
     scored = targets[targets != IGNORED_TARGET]
     low, high = (int(edge) for edge in scored.aminmax()) if scored.numel() else (0, 0)
@@ -131,22 +131,22 @@ def _check_targets(tokens: Tensor, targets: Tensor, vocab_size: int) -> None:
 
 
 class DecoderLM(nn.Module):
-    """Embedding, position, blocks, a last RMSNorm and the vocabulary, causal throughout.
+    """Embedding, position, blocks, a last RMSNorm and the vocabulary; every layer is causal.
 
-    Submodules keep their names: ``embedding``, ``position``, ``blocks.{i}.attention``,
+    The names of submodules are stable: ``embedding``, ``position``, ``blocks.{i}.attention``,
     ``blocks.{i}.feed_forward``, ``norm`` and ``head``, or a `TiedEmbedding` in place of a head.
 
-    Initialisation follows P1's language models (section 6.2): linear weights are normal with
-    variance 1 / fan_in, the embedding with variance 1 / dim, gains are one. What is read of the
-    embedding is multiplied by dim^1/2 (Vaswani et al. 2017, section 3.4), so that a token enters
-    the residual stream as large as what a branch adds to it. Without that factor a token is a
-    faint part of the stream after one layer, and neither arm learns to recall (docs/log.md).
+    Initialisation follows Ramapuram et al. 2024 (section 6.2): linear weights are normal with
+    variance 1 / fan_in, the embedding with variance 1 / dim, gains are one. Embedded tokens are
+    multiplied by dim^1/2 (Vaswani et al. 2017, section 3.4), so that a token enters the residual
+    stream as large as the output of a branch. Without that factor a token is a small part of the
+    stream after one layer, and the model learns no recall, with either attention (docs/log.md).
 
-    The last norm gives a state of length dim^1/2, so tied logits have unit variance. What is left
-    of the token in its own state lets it predict itself: the first loss is about log V + 1/2 under
-    hybrid norm, a little more under pre norm. With LayerScale or post norm the stream is at first
-    mostly the embedding itself; there the gain of the last norm starts at dim^-1/2, and the first
-    loss is about log V.
+    The last norm gives a state of length dim^1/2, so tied logits have unit variance. The state of
+    a token still contains its embedding, which raises the logit of that token: the first loss is
+    about log V + 1/2 under hybrid norm, a little more under pre norm. With LayerScale or post norm
+    the stream is at first mostly the embedding; there the gain of the last norm starts at
+    dim^-1/2, and the first loss is about log V.
 
     Example:
         >>> from sigmoid_attention.nn import PRESETS
@@ -205,7 +205,7 @@ class DecoderLM(nn.Module):
         try:
             embedded_BNC = self.embedding(tokens)
         except IndexError as error:
-            # On a CPU; there it costs nothing to find out.
+            # Raised on a CPU only, where reading the tokens costs little.
             low, high = (int(edge) for edge in tokens.aminmax())
             raise ValueError(
                 f"tokens must lie in 0 to {self.config.vocab_size - 1}, got {low} to {high}"
@@ -234,9 +234,9 @@ class DecoderLM(nn.Module):
         """Logits (B, N, V) of tokens (B, N), which follow those in ``cache``.
 
         ``attn_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
-        a row stand side by side. ``logits_to_keep`` asks for the logits of so many last tokens
-        only. Raises ``ValueError`` for other shapes or dtypes, a full cache, and more tokens than
-        a learned position table holds.
+        a row stand side by side. ``logits_to_keep`` is the number of last tokens whose logits
+        are returned, None for all. Raises ``ValueError`` for other shapes or dtypes, a full cache,
+        and more tokens than a learned position table holds.
         """
         if logits_to_keep is not None:
             positive_whole("logits_to_keep", logits_to_keep)
@@ -244,12 +244,14 @@ class DecoderLM(nn.Module):
         return self.logits(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
 
     def _check_caches(self, cache: list[KVCache]) -> None:
-        if not isinstance(cache, list | tuple) or len(cache) != len(self.blocks):
-            got = len(cache) if isinstance(cache, list | tuple) else arguments.shown(cache)
-            raise ValueError(f"cache must hold {len(self.blocks)} layers, got {got}")
+        layers = len(self.blocks)
+        if not isinstance(cache, list | tuple):
+            raise TypeError(f"cache must be a list of {layers}, got {arguments.shown(cache)}")
+        if len(cache) != layers:
+            raise ValueError(f"cache must hold {layers} layers, got {len(cache)}")
         for layer in cache:
             if not isinstance(layer, KVCache):
-                raise ValueError(
+                raise TypeError(
                     f"cache must hold a KVCache for each layer, got {arguments.shown(layer)}"
                 )
         if len(lengths := {layer.length for layer in cache}) > 1:
@@ -276,7 +278,7 @@ class DecoderLM(nn.Module):
     def new_cache(
         self, batch: int, length: int, *, dtype: torch.dtype | None = None
     ) -> list[KVCache]:
-        """Empty caches for ``length`` tokens, one a layer, in ``dtype`` or that of the keys."""
+        """Empty caches for ``length`` tokens, one per layer, in ``dtype`` or that of the keys."""
         return [
             cast(Block, block).attention.new_cache(batch, length, dtype=dtype)
             for block in self.blocks

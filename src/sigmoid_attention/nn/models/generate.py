@@ -1,4 +1,4 @@
-"""Text from a decoder: greedy or sampled, cached, for batches of prompts of unequal length.
+"""Greedy or sampled text of a decoder, with a cache, for prompts of unequal length.
 
 Shape letters: B batch, N prompt tokens, V vocabulary.
 """
@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments
 from sigmoid_attention.nn.models.decoder import DecoderLM
-from sigmoid_attention.nn.sizes import number_from_zero, positive_number, positive_whole
+from sigmoid_attention.nn.sizes import (
+    number_from_zero,
+    positive_number,
+    positive_whole,
+    whole_between,
+)
 
 
 def _check_prompt(model: DecoderLM, prompt: Tensor, attn_mask: Tensor | None) -> None:
@@ -58,31 +63,27 @@ def _check_length(model: DecoderLM, prompt: Tensor, max_new_tokens: int) -> int:
 def _check_choice(
     temperature: float, top_p: float, generator: torch.Generator | None
 ) -> tuple[float, float]:
-    heat = number_from_zero("temperature", temperature, "0 (greedy) or more, and finite")
-    if 0 < heat < arguments.SMALLEST:
+    temperature = number_from_zero("temperature", temperature, "0 (greedy) or more, and finite")
+    if 0 < temperature < arguments.SMALLEST:
         raise ValueError(
-            f"temperature must be 0 (greedy) or {arguments.SMALLEST} or more, got {heat}"
+            f"temperature must be 0 (greedy) or {arguments.SMALLEST} or more, got {temperature}"
         )
-    nucleus = positive_number("top_p", top_p, "above 0 and at most 1")
-    if nucleus > 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {arguments.shown(nucleus)}")
+    top_p = positive_number("top_p", top_p, "above 0 and at most 1")
+    if top_p > 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {arguments.shown(top_p)}")
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError(
+        raise TypeError(
             f"generator must be a torch.Generator or None, got {arguments.shown(generator)}"
         )
-    return heat, nucleus
+    return temperature, top_p
 
 
 def _check_stop(stop_token: int | None, vocab_size: int) -> int | None:
     if stop_token is None:
         return None
-    found = arguments.index(stop_token)
-    if found is None or not 0 <= found < vocab_size:
-        raise ValueError(
-            f"stop_token must be a whole number of 0 to {vocab_size - 1}, or None, "
-            f"got {arguments.shown(stop_token)}"
-        )
-    return found
+    largest = vocab_size - 1
+    wanted = f"a whole number of 0 to {largest}, or None"
+    return whole_between("stop_token", stop_token, 0, largest, wanted)
 
 
 def _choose(
@@ -91,11 +92,11 @@ def _choose(
     """One token a row, (B, 1)."""
     if temperature == 0:
         return logits_BV.argmax(-1, keepdim=True)
-    # Less the largest, which changes no probability: a low temperature makes none of them infinite.
+    # Minus the largest, which changes no probability: none is infinite at a low temperature.
     below_BV = logits_BV.float() - logits_BV.float().amax(-1, keepdim=True)
     probability_BV = (below_BV / temperature).softmax(-1)
     descending_BV, order_BV = probability_BV.sort(-1, descending=True)
-    # The nucleus: the fewest tokens that reach top_p, so the one that crosses it belongs to it.
+    # The nucleus: the fewest tokens that reach top_p, with the token that crosses it.
     before_BV = descending_BV.cumsum(-1) - descending_BV
     outside_BV = before_BV >= top_p
     # The likeliest token stays, also where top_p is below the smallest float32.
@@ -107,7 +108,7 @@ def _choose(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards each of its modules is in its own mode again."""
+    """Put the model in evaluation mode; afterwards restore the mode of each module."""
     training = [module for module in model.modules() if module.training]
     try:
         if training:
@@ -134,10 +135,10 @@ def generate(
 
     ``temperature`` 0 takes the likeliest token; above, tokens are drawn from
     softmax(logits / temperature), cut to the likeliest that reach ``top_p`` together (Holtzman et
-    al. 2020). Shorter prompts are padded on the left with any token and marked False in
+    al. 2020). Shorter prompts are padded on the left with any token, which is False in
     ``attn_mask`` (B, N). A row that has produced ``stop_token`` repeats it, and generation
     ends when every row has. A model in training mode is put in evaluation mode for the call, so
-    that threads may share one only if it is in evaluation mode already. Raises ``ValueError`` for
+    threads may share a model only if it is in evaluation mode already. Raises ``ValueError`` for
     values outside these ranges, and where a learned position table ends first.
 
     Example:
@@ -156,7 +157,7 @@ def generate(
         tokens, unread, mask = prompt, prompt, attn_mask
         stopped_B1 = torch.zeros(batch, 1, dtype=torch.bool, device=prompt.device)
         for _ in range(max_new_tokens):
-            # The model itself is called, since its forward is what offloads and shards it.
+            # The model is called as a module, since offloading and sharding act on that call.
             logits = model(unread, cache=cache, attn_mask=mask, logits_to_keep=1)
             unread = _choose(logits[:, -1], temperature, top_p, generator)
             if stop_token is not None:

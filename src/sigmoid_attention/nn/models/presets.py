@@ -1,6 +1,6 @@
-"""Named sizes: P1's three language models with their training recipes, and small ones.
+"""Named sizes: three published language models with their training recipes, and small models.
 
-Source of the first: P1 (arXiv 2409.04431), the released configurations of its language models.
+Source of the published ones: Ramapuram et al. 2024 (arXiv 2409.04431), the released configurations.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """How P1 trained a model: plain figures, of which this project runs the small ones only.
+    """The training figures of a published model. This project trains the small models only.
 
     AdamW with decoupled weight decay; linear warm-up, then a cosine to ``min_lr_ratio`` of
     ``peak_lr``. ``mup_multiplier`` scales the update of every weight matrix of attention and

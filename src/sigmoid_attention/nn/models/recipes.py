@@ -1,13 +1,13 @@
-"""Which position, norms and bias go together: the one place where a recipe is chosen.
+"""Recipes: position, norms and bias that are chosen together.
 
-"paper" is P1's language model (arXiv 2409.04431; the released configuration). "recommended" is
-what this project's own trials favour, and depends on the position, because a position decides how
-many keys a head weighs. Rotary and absolute positions leave all n keys in reach: hybrid norm makes
-the size of the attention's output irrelevant, so the bias may go below -log n, away from the
-range where the sigmoid saturates. Under ALiBi a head weighs few keys, and the bias counts them.
+"paper" is the language model of Ramapuram et al. 2024 (the released configuration). "recommended"
+is the best of this project's own trials. It depends on the position, because a position decides
+how many keys a head weighs. Under rotary and absolute positions a head weighs all n keys: hybrid
+norm removes the size of the attention's output, so the bias may be below -log n, away from the
+range where the sigmoid saturates. Under ALiBi a head weighs few keys, and the bias counts those.
 """
 
-from sigmoid_attention.attention import arguments
+from sigmoid_attention.nn.sizes import one_of
 
 PAPER = {
     "position": "alibi",
@@ -33,18 +33,17 @@ RECOMMENDED_ALIBI = {
 
 
 def recipe_settings(name: str, position: str | None = None) -> dict[str, str | float]:
-    """The settings that a recipe fixes, for its own position or for the one that is given.
+    """The settings of a recipe, for its default position or for ``position``.
 
-    Raises ``ValueError`` for another name than "paper" and "recommended".
+    Raises ``ValueError`` for names other than "paper" and "recommended".
 
     Example:
         >>> recipe_settings("recommended")["position"], recipe_settings("paper")["position"]
         ('rope', 'alibi')
     """
+    one_of("recipe", name, ("paper", "recommended"), "'paper' or 'recommended'")
     if name == "paper":
         return PAPER if position is None else {**PAPER, "position": position}
-    if name == "recommended":
-        position = "rope" if position is None else position
-        settings = RECOMMENDED_ALIBI if position == "alibi" else RECOMMENDED
-        return {"position": position, **settings}
-    raise ValueError(f"recipe must be 'paper' or 'recommended', got {arguments.shown_name(name)}")
+    position = "rope" if position is None else position
+    settings = RECOMMENDED_ALIBI if position == "alibi" else RECOMMENDED
+    return {"position": position, **settings}

@@ -30,7 +30,7 @@ from tests.support.triton.calls import FEATURES, SLOPES, qkv
 from tests.support.triton.interpreter import Blocks
 from tests.support.triton.shipped import H200
 
-NOT_READ = mock.patch("sigmoid_attention.attention.decode.looked_at", lambda *_: False)
+NOT_READ = mock.patch("sigmoid_attention.attention.decode.values_are_readable", lambda *_: False)
 
 
 def others(tensors: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
