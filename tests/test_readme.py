@@ -50,3 +50,17 @@ def test_links_lead_to_files():
     for page in (README, ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_bibliography_has_every_paper_that_is_cited():
+    cited = {
+        number
+        for folder in ("src", "docs")
+        for page in (ROOT / folder).rglob("*")
+        if page.suffix in {".py", ".md", ".h", ".cpp"}
+        for number in re.findall(r"arXiv (\d{4}\.\d{5})", page.read_text())
+    }
+    listed = set(
+        re.findall(r"arxiv.org/abs/([\d.]+)\)", (ROOT / "docs/bibliography.md").read_text())
+    )
+    assert cited - listed == set()
