@@ -7,7 +7,7 @@ Shape letters: B batch, H heads, Q queries, K keys, D head dim.
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +90,7 @@ def sigmoid(impl: str = "auto", *, skipping: bool = True) -> Callable[[Case], At
         used = torch.full((case.batch,), case.length)
 
         def decode(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return cast(Tensor, sigmoid_decode(query, key, value, seqused_k=used, **options))
+            return sigmoid_decode(query, key, value, seqused_k=used, is_causal=True, **options)
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return sigmoid_attention(query, key, value, is_causal=case.is_causal, **options)

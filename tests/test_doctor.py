@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sigmoid_attention import companions, doctor, extras
-from sigmoid_attention.attention.api import IMPLEMENTATIONS
+from sigmoid_attention.attention.dispatch import BACKENDS
 from sigmoid_attention.attention.impl.cpu import library
 from sigmoid_attention.cli import main
 
@@ -27,7 +27,7 @@ def test_everything_is_looked_at():
     topics = {"python", "torch", "numpy", "lab extra", "torchvision", "timm", "transformers"}
     topics |= {"accelerate", "cpu", "c++ compiler", "cpu kernel", "triton", "disk"}
     assert topics <= found.keys()
-    assert {f"impl={name!r}" for name in IMPLEMENTATIONS} <= found.keys()
+    assert {f"impl={name!r}" for name in BACKENDS} <= found.keys()
     assert {"data stdlib", "data shakespeare"} <= found.keys()
     assert not found["lab extra"].advice and "MB" in found["data stdlib"].found
 

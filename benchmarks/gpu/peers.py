@@ -8,7 +8,7 @@ Shape letters: B batch, H heads, N tokens, D head dim.
 
 import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ def sigmoid(impl: str) -> Callable[[Case, torch.device], Attend]:
             options["seqused_k"] = torch.full((case.batch,), case.length, device=device)
             if case.feature.startswith("paged"):
                 return _paged(case, device, options)
-            return lambda q, k, v: cast(Tensor, sigmoid_decode(q, k, v, **options))
+            return lambda q, k, v: sigmoid_decode(q, k, v, is_causal=True, **options)
         return lambda q, k, v: sigmoid_attention(q, k, v, is_causal=case.is_causal, **options)
 
     return make
@@ -67,7 +67,7 @@ def _paged(case: Case, device: torch.device, options: dict[str, Any]) -> Attend:
     def decode(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # Every page is as good as any other: (B, H, N, D) storage is cut up as it lies.
         stored = [x.reshape(pages, size, x.shape[1], x.shape[3]) for x in (key, value)]
-        return cast(Tensor, sigmoid_decode(query, *stored, **options))
+        return sigmoid_decode(query, *stored, is_causal=True, **options)
 
     return decode
 

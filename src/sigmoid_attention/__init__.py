@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sigmoid_attention.attention import (
-        AttentionAux,
+        AttentionStatistics,
         BiasPolicy,
         Constant,
+        Explanation,
+        HeadValues,
+        Implementation,
         Learned,
         NegLogEffectiveLength,
         NegLogLength,
         NegLogVisible,
         RowLSE,
+        SkipTolerance,
+        attention_statistics,
+        explain,
         sigmoid_attention,
         sigmoid_decode,
         sigmoid_varlen_attention,
@@ -27,14 +33,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AttentionAux",
+    "AttentionStatistics",
     "BiasPolicy",
     "Constant",
+    "Explanation",
+    "HeadValues",
+    "Implementation",
     "Learned",
     "NegLogEffectiveLength",
     "NegLogLength",
     "NegLogVisible",
     "RowLSE",
+    "SkipTolerance",
+    "attention_statistics",
+    "explain",
     "sigmoid_attention",
     "sigmoid_decode",
     "sigmoid_varlen_attention",
@@ -42,8 +54,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to load. Whoever asks the command line for help should not wait for it,
-    # and the command line sets how torch's threads wait before it is there.
+    # torch takes seconds to load: the command line's help does without it, and sets how torch's
+    # threads wait before torch is imported.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from sigmoid_attention import attention

@@ -1,6 +1,6 @@
-"""What this machine has for the library, and what to do about what is missing.
+"""The command that lists what this machine has for the library, with advice on what is missing.
 
-Needs nothing but torch: it is the command for a machine on which the others do not run.
+It needs torch alone, so that it runs on machines on which the other commands do not.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from importlib.metadata import version
 
 import torch
 
-from sigmoid_attention.attention import NegLogLength, sigmoid_attention
-from sigmoid_attention.attention.api import IMPLEMENTATIONS
+from sigmoid_attention.attention import NegLogLength, explain, sigmoid_attention
+from sigmoid_attention.attention.dispatch import BACKENDS
 from sigmoid_attention.attention.impl.cpu.abi import loaded
 from sigmoid_attention.attention.impl.cpu.compiler import CannotBuild, find_compiler
 from sigmoid_attention.attention.impl.cpu.library import Choice, decision
@@ -33,7 +33,7 @@ _ORIGINS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination; `advice` says what to do, if anything is amiss."""
+    """One topic of the examination; `advice` is the remedy for a fault, empty without a fault."""
 
     topic: str
     found: str
@@ -41,7 +41,7 @@ class Finding:
 
 
 def doctor(*, as_json: bool = False) -> None:
-    """Print every finding, and the advice on what is missing below its line."""
+    """Print every finding, with the advice below it."""
     findings = list(examine())
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
@@ -49,7 +49,10 @@ def doctor(*, as_json: bool = False) -> None:
     width = max(len(finding.topic) for finding in findings)
     for finding in findings:
         mark = "!" if finding.advice else " "
-        print(f"{mark} {finding.topic:<{width}}  {finding.found}")
+        first, *more = finding.found.splitlines()
+        print(f"{mark} {finding.topic:<{width}}  {first}")
+        for line in more:
+            print(f"  {'':<{width}}  {line}")
         if finding.advice:
             print(f"  {'':<{width}}  -> {finding.advice}")
 
@@ -62,6 +65,7 @@ def examine() -> Iterator[Finding]:
     yield from _compilers()
     yield _kernel()
     yield from _implementations()
+    yield from _automatic()
     yield from _disk()
     yield from _data()
 
@@ -121,7 +125,7 @@ def _device() -> Iterator[Finding]:
 
 
 def _implementations() -> Iterator[Finding]:
-    for name in IMPLEMENTATIONS:
+    for name in BACKENDS:
         device, dtype, tolerance = _tried_with(name)
         query, key, value = torch.randn(3, 1, 2, 8, 64).to(dtype).unbind(0)
         bias = NegLogLength(8)
@@ -141,6 +145,18 @@ def _implementations() -> Iterator[Finding]:
             f"{error:.0e} from the definition in float64",
             "" if error < tolerance else "it computes something else: please report this machine",
         )
+
+
+def _automatic() -> Iterator[Finding]:
+    """What a typical call takes on each kind of device, and why nothing else."""
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        if device == "cuda" and not torch.cuda.is_available():
+            continue
+        query = torch.zeros(1, 8, 512, 64, dtype=dtype, device=device)
+        explanation = explain(query, query, query, bias=NegLogLength(512), is_causal=True)
+        lines = [f"takes {explanation.implementation} in {str(dtype)[6:]}"]
+        lines += [f"not {name}: {reason}" for name, reason in explanation.refusals]
+        yield Finding(f"auto on {device}", "\n".join(lines))
 
 
 def _tried_with(name: str) -> tuple[str, torch.dtype, float]:

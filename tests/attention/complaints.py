@@ -64,7 +64,7 @@ def no_tensors(*names: str, but: tuple[str, ...] = ()) -> dict:
 
 
 def complaint(function, arguments: dict) -> str:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises((TypeError, ValueError)) as caught:
         function(**arguments)
     return str(caught.value)
 
@@ -115,7 +115,6 @@ SETTINGS = no_tensors("alibi_slopes", but=("none",)) | {
     "causal-word": ({"is_causal": "no"}, "is_causal", ("True or False", "'no'")),
     "causal-none": ({"is_causal": None}, "is_causal", ("True or False", "None")),
     "gqa-word": ({"enable_gqa": "no"}, "enable_gqa", ("True or False", "'no'")),
-    "aux-list": ({"return_aux": []}, "return_aux", ("True or False", "[]")),
     "impl-list": ({"impl": ["cpu"]}, "impl", ("auto", "['cpu']")),
     "impl-none": ({"impl": None}, "impl", ("auto", "None")),
     "impl-array": ({"impl": np.array(["cpu", "auto"])}, "impl", ("auto", "numpy.ndarray")),
@@ -186,7 +185,7 @@ SETTINGS = no_tensors("alibi_slopes", but=("none",)) | {
     ),
     "bias-word": ({"bias": "-log n"}, "bias", ("number, a tensor or a bias policy", "str")),
     "bias-class": ({"bias": RowLSE}, "bias", ("number, a tensor or a bias policy", "type")),
-    "bias-vector-of-heads": ({"bias": ones(4)}, "bias", ("vector of 4", "(heads, 1, 1)")),
+    "bias-vector-of-other-heads": ({"bias": ones(3)}, "bias", ("(4,)", "(3,)", "(1, 1, 1, keys)")),
     "bias-integer": (
         {"bias": torch.zeros(4, 1, 1, dtype=torch.int64)},
         "bias",
@@ -204,4 +203,17 @@ SETTINGS = no_tensors("alibi_slopes", but=("none",)) | {
         "bias",
         ("2 slopes", "4 heads"),
     ),
+}
+
+# The rows above in which the type is wrong, and not the value.
+WRONG_TYPES = {
+    *(f"softcap-{kind}" for kind in ("word", "switch", "that-learns")),
+    *(f"scale-{kind}" for kind in ("that-learns", "tensor", "word", "list")),
+    *(f"window-{kind}" for kind in ("none", "of-none", "float", "nan", "word", "number")),
+    *(f"tolerance-{kind}" for kind in ("switch", "tensor", "none")),
+    *(f"bias-{kind}" for kind in ("switch", "list", "numpy", "word", "class")),
+    *(f"alibi_slopes-{kind}" for kind in ("number", "word", "list", "numpy")),
+    *("window-float-tensors", "causal-word", "causal-none", "gqa-word"),
+    *("impl-list", "impl-none", "impl-array"),
+    *("bias-values-that-are-none", "bias-policy-without-an-answer"),
 }

@@ -16,7 +16,9 @@ from sigmoid_attention.attention import (
     sigmoid_attention,
 )
 from tests.attention.complaints import (
+    NO_TENSORS,
     SETTINGS,
+    WRONG_TYPES,
     assert_sentence,
     complaint,
     no_tensors,
@@ -288,6 +290,40 @@ POLICIES = {
 @pytest.mark.parametrize("make, name, mentions", POLICIES.values(), ids=POLICIES.keys())
 def test_policies_refuse(make, name, mentions):
     assert_sentence(complaint(make, {}), name, mentions)
+
+
+@pytest.mark.parametrize("row", SETTINGS)
+def test_a_wrong_type_is_a_type_error_and_a_wrong_value_a_value_error(row):
+    wrong, *_ = SETTINGS[row]
+    with pytest.raises(TypeError if row in WRONG_TYPES else ValueError):
+        sigmoid_attention(**GOOD | wrong)
+
+
+@pytest.mark.parametrize("kind", NO_TENSORS)
+def test_no_tensor_is_a_type_error_and_no_dense_tensor_a_value_error(kind):
+    for name in OTHERS:
+        with pytest.raises(ValueError if "sparse" in kind or kind == "nested" else TypeError):
+            sigmoid_attention(**GOOD | {name: NO_TENSORS[kind][0]})
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: NegLogLength("8"), TypeError),
+        (lambda: NegLogLength(True), TypeError),
+        (lambda: NegLogLength(1.5), ValueError),
+        (lambda: NegLogLength(0), ValueError),
+        (lambda: Constant("1"), TypeError),
+        (lambda: Constant(math.inf), ValueError),
+        (lambda: NegLogVisible(2.0), TypeError),
+        (lambda: NegLogVisible(0), ValueError),
+        (lambda: NegLogEffectiveLength(0.5, 8), TypeError),
+        (lambda: NegLogEffectiveLength((-0.5,), 8), ValueError),
+    ],
+)
+def test_policies_distinguish_types_and_values(make, error):
+    with pytest.raises(error):
+        make()
 
 
 def test_scalars_of_numpy_and_whole_floats_are_numbers():

@@ -105,6 +105,7 @@ CACHED = {
     "key_cache": ones(2, 4, 7, 3),
     "value_cache": ones(2, 4, 7, 6),
     "seqused_k": longs(7, 4),
+    "is_causal": True,
     "bias": -1.0,
 }
 PAGES = {

@@ -23,6 +23,7 @@ from sigmoid_attention.attention import (
     NegLogLength,
     NegLogVisible,
     RowLSE,
+    attention_statistics,
     sigmoid_attention,
     sigmoid_decode,
     sigmoid_varlen_attention,
@@ -133,9 +134,8 @@ def test_statistics_and_dropout(impl, half):
 
     def both() -> list[Tensor]:
         torch.manual_seed(1)
-        out, aux = sigmoid_attention(
-            *tensors, **settings(bias=-2.0), dropout_p=0.3, return_aux=True, impl=impl
-        )
+        out = sigmoid_attention(*tensors, **settings(bias=-2.0), dropout_p=0.3, impl=impl)
+        aux = attention_statistics(*tensors, **settings(bias=-2.0))
         assert aux.mass.dtype == aux.largest.dtype == torch.float32
         loss = out.sum() + aux.mass.square().sum()
         return [out, *aux, *torch.autograd.grad(loss, tensors)]
@@ -180,8 +180,7 @@ def test_decoding(impl, paged, half):
         found = [
             sigmoid_decode(
                 query, *caches, seqused_k=used, block_table=table, bias=bias, enable_gqa=True,
-                alibi_slopes=SLOPES, impl=impl,
-            )
+                alibi_slopes=SLOPES, impl=impl, is_causal=True)
             for bias in (-2.0, RowLSE())
         ]  # fmt: skip
         assert all(isinstance(each, Tensor) for each in found)
@@ -228,10 +227,10 @@ def test_compiled(backend, backward):
     torch._dynamo.reset()
 
     def function(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        out, aux = sigmoid_attention(
-            query, key, value.to(query.dtype), bias=RowLSE(), is_causal=True, enable_gqa=True,
-            return_aux=True,
-        )  # fmt: skip
+        tensors = query, key, value.to(query.dtype)
+        options = {"bias": RowLSE(), "is_causal": True, "enable_gqa": True}
+        out = sigmoid_attention(*tensors, **options)
+        aux = attention_statistics(*tensors, **options)
         fused = sigmoid_attention(query, key, value, bias=-2.0, enable_gqa=True)
         return out, aux.mass.square() + fused.square().sum(-1)
 

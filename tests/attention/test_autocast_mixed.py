@@ -77,7 +77,7 @@ def test_mixed_caches_and_packed_sequences_are_cast_too():
     packed = [normal(5, 2, 8, seed=seed) for seed in range(3)]
     with autocast(half):
         step = sigmoid_decode(
-            query.to(half), key, value, seqused_k=used, bias=-2.0, enable_gqa=True
+            query.to(half), key, value, seqused_k=used, bias=-2.0, enable_gqa=True, is_causal=True
         )
         row = sigmoid_varlen_attention(
             packed[0], packed[1], packed[2].half(), ends, ends, 5, 5, bias=-2.0
@@ -87,7 +87,9 @@ def test_mixed_caches_and_packed_sequences_are_cast_too():
     assert_same_bits(
         [step, row],  # pyright: ignore[reportArgumentType]
         [
-            sigmoid_decode(query, key, value, seqused_k=used, bias=-2.0, enable_gqa=True),
+            sigmoid_decode(
+                query, key, value, seqused_k=used, bias=-2.0, enable_gqa=True, is_causal=True
+            ),
             sigmoid_varlen_attention(*packed, ends, ends, 5, 5, bias=-2.0),
         ],  # pyright: ignore[reportArgumentType]
     )

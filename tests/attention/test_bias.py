@@ -3,6 +3,7 @@ same however the text reaches the operator: whole, in chunks, from a cache, padd
 
 import math
 import re
+from collections.abc import Iterator
 from itertools import pairwise, product
 from unittest import mock
 
@@ -22,6 +23,7 @@ from sigmoid_attention.attention import (
     NegLogLength,
     NegLogVisible,
     RowLSE,
+    attention_statistics,
     sigmoid_attention,
     sigmoid_decode,
     sigmoid_varlen_attention,
@@ -42,8 +44,7 @@ def mass_of_neutral_keys(bias, keys: int = 6, queries: int = 6, **arguments) -> 
     """Row masses where every logit is the bias alone, (HEADS, queries)."""
     query = torch.zeros(1, HEADS, queries, 2, dtype=torch.float64)
     key = torch.ones(1, HEADS, keys, 2, dtype=torch.float64)
-    _, aux = sigmoid_attention(query, key, key, bias=bias, return_aux=True, **arguments)
-    return aux.mass[0]
+    return attention_statistics(query, key, key, bias=bias, **arguments).mass[0]
 
 
 def sigmoid(x: float) -> float:
@@ -251,7 +252,7 @@ def test_decoding_refuses_to_guess_n(text):
     for used in (N, 4):
         seqused_k = torch.tensor([N, used])
         with pytest.raises(ValueError, match=r"bias:? .* give that length, e\.g\. .*NegLogLength"):
-            sigmoid_decode(query[:, :, -1:], key, value, seqused_k=seqused_k)
+            sigmoid_decode(query[:, :, -1:], key, value, seqused_k=seqused_k, is_causal=True)
 
 
 def test_packed_sequences_refuse_to_guess_n(text):
@@ -264,12 +265,47 @@ def test_packed_sequences_refuse_to_guess_n(text):
             sigmoid_varlen_attention(*packed, cu, cu, N, N)
 
 
-@pytest.mark.parametrize("size", [HEADS, N, 1])
-def test_a_vector_could_mean_heads_or_keys_and_is_refused(text, size):
-    sentence = re.escape(f"bias: a vector of {size} could mean heads or keys")
+@pytest.mark.parametrize("size", [N, 1])
+def test_a_vector_of_other_than_the_heads_is_refused(text, size):
+    sentence = f"bias: a vector must have a number for each head, (3,), got ({size},)"
     vector = torch.zeros(size, dtype=torch.float64)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
         sigmoid_attention(*text, bias=vector)
+
+
+def per_head(text, bias: Tensor | BiasPolicy, impl: str) -> Iterator[Tensor]:
+    """Answers of all three functions with a bias for each head."""
+    query, key, value = text
+    yield sigmoid_attention(query, key, value, bias=bias, impl=impl)
+    ends, rows = torch.tensor([0, N]), [tensor[0].transpose(0, 1) for tensor in text]
+    yield sigmoid_varlen_attention(*rows, ends, ends, 2 * N, 2 * N, bias=bias, impl=impl)
+    used = torch.tensor([N, 4])
+    yield sigmoid_decode(query, key, value, seqused_k=used, bias=bias, is_causal=True, impl=impl)
+
+
+@pytest.mark.parametrize("wrap", [lambda bias: bias, Constant], ids=["tensor", "constant"])
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_vector_is_a_bias_per_head(text, wrap, impl, dtype):
+    text = tuple(tensor.to(dtype) for tensor in text)
+    vector = torch.tensor([-1.0, -2.5, 0.5], dtype=dtype)
+    shaped = vector.view(HEADS, 1, 1)
+    for _ in range(3):  # prepared calls as well
+        for out, expected in zip(
+            per_head(text, wrap(vector), impl), per_head(text, shaped, impl), strict=True
+        ):
+            assert torch.equal(out, expected)
+
+
+def test_a_vector_of_biases_gets_its_gradient(text):
+    vector = torch.tensor([-1.0, -2.5, 0.5], dtype=torch.float64, requires_grad=True)
+    shaped = vector.detach().view(HEADS, 1, 1).requires_grad_()
+    for out, expected in zip(
+        per_head(text, vector, "auto"), per_head(text, shaped, "auto"), strict=True
+    ):
+        (gradient,) = torch.autograd.grad(out.square().sum(), vector)
+        (right,) = torch.autograd.grad(expected.square().sum(), shaped)
+        torch.testing.assert_close(gradient, right.view(HEADS))
 
 
 # ----------------------------------------------------------------- one answer on every way there
@@ -285,7 +321,9 @@ def test_a_cached_decode_continues_the_same_answer(text, policy):
     expected = whole(text, policy)
     for step in range(N):
         used = torch.full((2,), step + 1)
-        out = sigmoid_decode(query[:, :, step : step + 1], key, value, seqused_k=used, bias=policy)
+        out = sigmoid_decode(
+            query[:, :, step : step + 1], key, value, seqused_k=used, bias=policy, is_causal=True
+        )
         torch.testing.assert_close(out, expected[:, :, step : step + 1])
 
 

@@ -17,6 +17,7 @@ from sigmoid_attention.attention import (
     NegLogLength,
     NegLogVisible,
     RowLSE,
+    attention_statistics,
     sigmoid_attention,
     sigmoid_decode,
     sigmoid_varlen_attention,
@@ -151,7 +152,8 @@ def test_one_graph_serves_any_size_of_all_dimensions(function, inputs):
 
 def test_statistics_and_dropout_compile():
     def function(query, key, value):
-        out, aux = sigmoid_attention(query, key, value, dropout_p=0.5, return_aux=True)
+        out = sigmoid_attention(query, key, value, dropout_p=0.5)
+        aux = attention_statistics(query, key, value)
         return out, aux.mass, aux.largest, aux.visible
 
     graph = compiled(function)
@@ -166,7 +168,7 @@ def test_no_bias_means_the_length_of_this_call(dynamic):
     """Neutral keys show the bias: n sigmoid(-log n) = n / (1 + n), for the n of now."""
 
     def mass(query, key, value):
-        return sigmoid_attention(query, key, value, return_aux=True)[1].mass
+        return attention_statistics(query, key, value).mass
 
     graph = compiled(mass, dynamic=dynamic, backend="eager")
     for n in (5, 9, 33):
@@ -228,7 +230,13 @@ def test_packed_sequences_with_a_longest_length_that_changes():
 def test_decoding_as_the_cache_fills_shares_a_graph():
     def function(query, key_cache, value_cache, used):
         return sigmoid_decode(
-            query, key_cache, value_cache, seqused_k=used, bias=NegLogVisible(), enable_gqa=True
+            query,
+            key_cache,
+            value_cache,
+            seqused_k=used,
+            bias=NegLogVisible(),
+            enable_gqa=True,
+            is_causal=True,
         )
 
     graph = compiled(function)
@@ -243,7 +251,13 @@ def test_decoding_as_the_cache_fills_shares_a_graph():
 def test_paged_decoding_shares_a_graph():
     def function(query, key, value, used, block_table):
         return sigmoid_decode(
-            query, key, value, seqused_k=used, block_table=block_table, bias=NegLogLength(64)
+            query,
+            key,
+            value,
+            seqused_k=used,
+            block_table=block_table,
+            bias=NegLogLength(64),
+            is_causal=True,
         )
 
     graph = compiled(function)

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sigmoid_attention.attention import NegLogVisible, RowLSE, sigmoid_attention, sigmoid_decode
+from sigmoid_attention.attention import (
+    NegLogVisible,
+    RowLSE,
+    attention_statistics,
+    sigmoid_attention,
+    sigmoid_decode,
+)
 from tests.attention.calls import BIAS_SHAPES, WINDOWS, Call
 from tests.attention.definition import Expected, define_cached, to_nearest
 
@@ -72,8 +78,8 @@ def caches(draw) -> Cached:
 
 
 def answer(positional, arguments) -> Expected:
-    out, aux = sigmoid_decode(*positional, **arguments, return_aux=True)
-    return Expected(out, *aux)
+    statistics = attention_statistics(*positional, **arguments)
+    return Expected(sigmoid_decode(*positional, **arguments), *statistics)
 
 
 @given(caches(), st.sampled_from((torch.int32, torch.int64)))
@@ -84,7 +90,6 @@ def test_equals_the_definition_in_float64(cached: Cached, index):
     torch.testing.assert_close(actual.mass, expected.mass, rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(actual.largest, expected.largest, rtol=1e-11, atol=1e-13)
     assert torch.equal(actual.visible, expected.visible)
-    assert torch.equal(actual.out, sigmoid_decode(*positional, **arguments))
 
 
 GROUPED = Call(
@@ -198,12 +203,14 @@ def test_queries_before_the_first_token_see_nothing_when_causal():
         assert part[1].all()
 
 
-def test_queries_do_not_see_each_other_s_future_unless_asked_to():
+def test_causality_has_no_default():
     positional, arguments = Cached((9, 5), 0, GROUPED.but(queries=3)).build()
     del arguments["is_causal"]
-    default = sigmoid_decode(*positional, **arguments)
-    assert torch.equal(default, sigmoid_decode(*positional, **arguments, is_causal=True))
-    assert not torch.equal(default, sigmoid_decode(*positional, **arguments, is_causal=False))
+    with pytest.raises(TypeError, match="is_causal"):
+        sigmoid_decode(*positional, **arguments)
+    causal, full = (sigmoid_decode(*positional, **arguments, is_causal=x) for x in (True, False))
+    assert torch.equal(causal[:, :, -1], full[:, :, -1])
+    assert not torch.equal(causal[:, :, :-1], full[:, :, :-1])
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
@@ -256,7 +263,9 @@ def test_entries_of_the_table_beyond_the_used_tokens_are_not_read():
     tidy = torch.tensor([[3, 1, 2], [5, 0, 0]])
     padded = torch.tensor([[3, 1, 2], [5, -1, 999]])
     answers = [
-        sigmoid_decode(query, key, value, seqused_k=used, block_table=table, bias=-2.0)
+        sigmoid_decode(
+            query, key, value, seqused_k=used, block_table=table, bias=-2.0, is_causal=True
+        )
         for table in (tidy, padded)
     ]
     torch.testing.assert_close(answers[0], answers[1])

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from sigmoid_attention.attention import Learned, NegLogVisible, RowLSE, sigmoid_attention
+from sigmoid_attention.attention import (
+    Learned,
+    NegLogVisible,
+    RowLSE,
+    attention_statistics,
+    sigmoid_attention,
+)
 from tests.attention.calls import Call
 
 SQUARE = Call(batch=1, key_heads=2, group=1, queries=3, keys=3, head_dim=2, value_dim=2, seed=7)
@@ -236,7 +242,7 @@ def test_the_statistics_are_differentiable(statistic):
     (query, key, value), _ = TALL.build()
 
     def function(query, key):
-        _, aux = sigmoid_attention(query, key, value, bias=-1.0, is_causal=True, return_aux=True)
-        return getattr(aux, statistic)
+        statistics = attention_statistics(query, key, value, bias=-1.0, is_causal=True)
+        return getattr(statistics, statistic)
 
     assert gradcheck(function, (query.requires_grad_(), key.requires_grad_()))

@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import sigmoid_attention, sigmoid_varlen_attention
+from sigmoid_attention.attention import (
+    attention_statistics,
+    sigmoid_attention,
+    sigmoid_varlen_attention,
+)
 
 N = 111
 
@@ -56,10 +60,12 @@ def test_without_dropout_no_random_number_is_drawn(tensors):
 
 
 def test_hidden_keys_stay_hidden_and_statistics_are_those_without_dropout(tensors):
-    out, aux = dropped(tensors, 0.5, seed=0, is_causal=True, return_aux=True)
+    out = dropped(tensors, 0.5, seed=0, is_causal=True)
     assert not out.triu(1).any()
-    _, expected = sigmoid_attention(*tensors, bias=-1.0, is_causal=True, return_aux=True)
-    assert all(torch.equal(*rows) for rows in zip(aux, expected, strict=True))
+    options = {"bias": -1.0, "is_causal": True}
+    statistics = attention_statistics(*tensors, **options, dropout_p=0.5)
+    expected = attention_statistics(*tensors, **options)
+    assert all(torch.equal(*rows) for rows in zip(statistics, expected, strict=True))
 
 
 def test_the_gradient_passes_where_the_weight_was_kept(tensors):

@@ -84,7 +84,9 @@ quiet = pytest.mark.filterwarnings("ignore")
 
 class Cached(nn.Module):
     def forward(self, query, key_cache, value_cache, used):
-        return sigmoid_decode(query, key_cache, value_cache, seqused_k=used, bias=-2.0)
+        return sigmoid_decode(
+            query, key_cache, value_cache, seqused_k=used, bias=-2.0, is_causal=True
+        )
 
 
 @quiet

@@ -34,11 +34,13 @@ def normal(*sizes: int, seed: int = 0) -> Tensor:
 
 
 def cached(impl: str, query: Tensor, key: Tensor, used: Tensor) -> Tensor:
-    return sigmoid_decode(query, key, key, seqused_k=used, bias=-1.0, impl=impl)
+    return sigmoid_decode(query, key, key, seqused_k=used, bias=-1.0, impl=impl, is_causal=True)
 
 
 def paged(impl: str, query: Tensor, key: Tensor, used: Tensor, table: Tensor) -> Tensor:
-    return sigmoid_decode(query, key, key, seqused_k=used, block_table=table, bias=-1.0, impl=impl)
+    return sigmoid_decode(
+        query, key, key, seqused_k=used, block_table=table, bias=-1.0, impl=impl, is_causal=True
+    )
 
 
 def packed(impl: str, query: Tensor, ends_q: Tensor, ends_k: Tensor) -> Tensor:
@@ -262,7 +264,8 @@ def test_a_bias_may_be_given_for_more_than_the_longest():
 @pytest.mark.parametrize("side", ["q", "k"])
 def test_a_longest_length_that_is_no_integer_is_refused(side, longest):
     declared = {"max_q": 16, "max_k": 16, f"max_{side}": longest}
-    with pytest.raises(ValueError, match=f"^max_{side} must be a whole number, the longest"):
+    error = ValueError if isinstance(longest, int) else TypeError
+    with pytest.raises(error, match=f"^max_{side} must be a whole number, the longest"):
         sigmoid_varlen_attention(*TOKENS * 3, ENDS, ENDS, **declared, bias=-1.0)
 
 
@@ -270,7 +273,7 @@ def test_a_longest_length_that_is_no_integer_is_refused(side, longest):
 def test_no_pages_hold_no_tokens(impl):
     query, pages = normal(2, 1, 3, 8).requires_grad_(), torch.empty(0, 4, 1, 8)
     table, bias = torch.full((2, 3), 99), torch.zeros(12)[None]
-    arguments = {"block_table": table, "bias": bias, "impl": impl}
+    arguments = {"block_table": table, "bias": bias, "is_causal": True, "impl": impl}
     out = sigmoid_decode(query, pages, pages, seqused_k=longs(0, 0), **arguments)
     assert not out.any()
     (grad,) = torch.autograd.grad(out.sum(), query, create_graph=True)
@@ -287,4 +290,4 @@ def test_numbers_without_values_pass_through():
         assert cached("auto", query, key, torch.empty(2, dtype=torch.int64)).shape == (2, 1, 1, 8)
         tokens, ends = torch.empty(16, 1, 8), torch.empty(3, dtype=torch.int32)
         assert packed("auto", tokens, ends, ends).shape == (16, 1, 8)
-    assert index_tensors.looked_at(torch.device("cpu"))
+    assert index_tensors.values_are_readable(torch.device("cpu"))

@@ -14,6 +14,7 @@ from sigmoid_attention.attention import (
     Constant,
     NegLogVisible,
     RowLSE,
+    attention_statistics,
     sigmoid_attention,
     sigmoid_decode,
     sigmoid_varlen_attention,
@@ -92,7 +93,7 @@ def test_keys_in_sight_of_caches_and_packed_sequences():
     packed = [x[0].transpose(0, 1) for x in (query, key, value)]
     ends_q, ends_k = torch.tensor([0, 900, Q]), torch.tensor([0, 1000, K])
     with Largest() as largest:
-        sigmoid_decode(query, key, value, seqused_k=used, bias=NegLogVisible())
+        sigmoid_decode(query, key, value, seqused_k=used, bias=NegLogVisible(), is_causal=True)
         sigmoid_varlen_attention(*packed, ends_q, ends_k, Q, K, bias=NegLogVisible())
     assert largest.elements < LIMIT
 
@@ -100,9 +101,10 @@ def test_keys_in_sight_of_caches_and_packed_sequences():
 def test_row_lse_and_statistics_of_rows():
     """By blocks of rows while nothing learns; their sums are those of a whole array."""
     arguments = {"attn_mask": MASKS["QK-float"], "alibi_slopes": torch.tensor([0.01])}
-    arguments |= {"bias": RowLSE(), "return_aux": True}
+    arguments |= {"bias": RowLSE()}
     with Largest() as largest:
-        out, aux = sigmoid_attention(*text(), **arguments)
+        out = sigmoid_attention(*text(), **arguments)
+        aux = attention_statistics(*text(), **arguments)
     # The statistics come from the definition, in blocks of 2^23 scores.
     assert largest.elements <= 2**23
     few = slice(1000, 1040)
@@ -120,10 +122,12 @@ def test_row_lse_and_statistics_of_rows():
 def test_the_definition_by_blocks_is_the_definition(monkeypatch, dropout_p):
     query, key, value = (x.double() for x in text(301, 317))
     arguments = {"attn_mask": MASKS["QK-bool"][:301, :317], "bias": torch.randn(301, 1).double()}
-    arguments |= {"impl": "reference", "return_aux": True, "is_causal": True}
-    whole, statistics = sigmoid_attention(query, key, value, **arguments)
-    monkeypatch.setattr("sigmoid_attention.attention.api.DENSE_SCORES", 5000)
-    out, aux = sigmoid_attention(query, key, value, dropout_p=dropout_p, **arguments)
+    arguments |= {"impl": "reference", "is_causal": True}
+    whole = sigmoid_attention(query, key, value, **arguments)
+    statistics = attention_statistics(query, key, value, **arguments)
+    monkeypatch.setattr("sigmoid_attention.attention.impl.reference_blocks.DENSE_SCORES", 5000)
+    out = sigmoid_attention(query, key, value, dropout_p=dropout_p, **arguments)
+    aux = attention_statistics(query, key, value, dropout_p=dropout_p, **arguments)
     assert torch.equal(aux.visible, statistics.visible)
     torch.testing.assert_close(aux.mass, statistics.mass)
     torch.testing.assert_close(aux.largest, statistics.largest)

@@ -18,6 +18,7 @@ from sigmoid_attention.attention import (
     NegLogLength,
     NegLogVisible,
     RowLSE,
+    attention_statistics,
     sigmoid_attention,
     sigmoid_decode,
     sigmoid_varlen_attention,
@@ -98,7 +99,8 @@ def test_statistics_dropout_and_transforms(mode):
     def several() -> list[Tensor]:
         query, key, value = qkv()
         others = {"bias": -2.0, "enable_gqa": True}
-        out, aux = sigmoid_attention(query, key, value, dropout_p=0.5, return_aux=True, **others)
+        out = sigmoid_attention(query, key, value, dropout_p=0.5, **others)
+        aux = attention_statistics(query, key, value, **others)
 
         def row(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             parts = (query[None], key[None], value[None])
@@ -122,8 +124,7 @@ def test_decoding(impl, paged, mode):
         answers = [
             sigmoid_decode(
                 query, keys, keys, seqused_k=used, block_table=table, bias=bias, enable_gqa=True,
-                impl=impl,
-            )
+                impl=impl, is_causal=True)
             for bias in (-2.0, NegLogVisible(), RowLSE())
         ]  # fmt: skip
         return [answer for answer in answers if isinstance(answer, Tensor)]

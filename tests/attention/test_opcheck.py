@@ -79,7 +79,12 @@ def cached(**terms) -> Tensor:
 def paged() -> Tensor:
     pages, table = torch.randn(2, 6, 4, 4, 8), torch.tensor([[1, 0, 5], [2, 3, 9]])
     return sigmoid_decode(
-        by_token(2, 4, 2, 8), *pages, seqused_k=torch.tensor([11, 7]), block_table=table, bias=-1.0
+        by_token(2, 4, 2, 8),
+        *pages,
+        seqused_k=torch.tensor([11, 7]),
+        block_table=table,
+        bias=-1.0,
+        is_causal=True,
     )
 
 

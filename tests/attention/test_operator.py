@@ -8,7 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigmoid_attention.attention import Constant, NegLogVisible, sigmoid_attention
+from sigmoid_attention.attention import (
+    Constant,
+    NegLogVisible,
+    attention_statistics,
+    sigmoid_attention,
+)
 from tests.attention.calls import MASK_SHAPES, POLICIES, Call, calls
 from tests.attention.definition import Expected, define, to_nearest
 
@@ -17,8 +22,8 @@ NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
 
 
 def answer(tensors, arguments) -> Expected:
-    out, aux = sigmoid_attention(*tensors, **arguments, return_aux=True)
-    return Expected(out, *aux)
+    out = sigmoid_attention(*tensors, **arguments)
+    return Expected(out, *attention_statistics(*tensors, **arguments))
 
 
 @settings(max_examples=200)
@@ -227,7 +232,8 @@ def test_empty_calls_have_the_shape_that_full_ones_have(sizes):
     batch, heads, queries, keys = sizes
     query = torch.ones(batch, heads, queries, 5)
     key, value = torch.ones(batch, heads, keys, 5), torch.ones(batch, heads, keys, 7)
-    out, aux = sigmoid_attention(query, key, value, bias=NegLogVisible(), return_aux=True)
+    out = sigmoid_attention(query, key, value, bias=NegLogVisible())
+    aux = attention_statistics(query, key, value, bias=NegLogVisible())
     assert out.shape == (batch, heads, queries, 7)
     assert all(rows.shape == (batch, heads, queries) for rows in aux)
     assert not out.any()

@@ -15,14 +15,17 @@ from sigmoid_attention.attention import (
     Constant,
     NegLogLength,
     NegLogVisible,
-    api,
-    index_tensors,
+    attention_statistics,
+    dispatch,
     sigmoid_attention,
     sigmoid_decode,
     sigmoid_varlen_attention,
+    torch_state,
 )
-from sigmoid_attention.attention.impl import reference
-from sigmoid_attention.attention.impl.reference import AttentionAux
+from sigmoid_attention.attention.dispatch import Backend
+from sigmoid_attention.attention.impl import reference, reference_blocks
+from sigmoid_attention.attention.impl.reference import AttentionStatistics
+from sigmoid_attention.attention.inspection import _problem
 from sigmoid_attention.attention.masking import in_window, offsets, query_positions
 from sigmoid_attention.attention.problem import Problem
 from tests.attention import test_decode, test_varlen
@@ -43,7 +46,34 @@ def keys_of(cache: Tensor, problem: Problem, s: int) -> Tensor:
     return torch.stack(tokens, 1)[None] if tokens else cache[:1, :, :0]
 
 
-def sequence_by_sequence(problem: Problem, return_aux: bool):
+def no_refusal(problem: Problem) -> None:
+    pass
+
+
+def sequence_by_sequence(problem: Problem) -> Tensor:
+    parts = [
+        reference.output(weights, value, 0.0, value.dtype)
+        for weights, _, value in weights_by_sequence(problem)
+    ]
+    return torch.cat(parts, joint(problem))
+
+
+def statistics_by_sequence(problem: Problem) -> AttentionStatistics:
+    parts = [
+        reference.row_statistics(weights, visible)
+        for weights, visible, _ in weights_by_sequence(problem)
+    ]
+    rows = zip(*parts, strict=True)
+    return AttentionStatistics(*(torch.cat(numbers, joint(problem)) for numbers in rows))
+
+
+def joint(problem: Problem) -> int:
+    """The dimension along which sequences follow one another."""
+    return 2 if problem.query.shape[0] == 1 else 0
+
+
+def weights_by_sequence(problem: Problem) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+    """Weights, visible keys and values of each sequence."""
     own = problem.sequences
     bias = problem.bias
     parts = []
@@ -54,27 +84,29 @@ def sequence_by_sequence(problem: Problem, return_aux: bool):
         key, value = (keys_of(cache, problem, s) for cache in (problem.key, problem.value))
         offset_QK = offsets(query_positions(length, key.shape[2], query.device), key.shape[2])
         slopes = problem.alibi_slopes
+        visible = in_window(offset_QK, problem.window)
         parts.append(
-            reference.attend(
-                query,
-                key,
+            (
+                reference.attention_weights(
+                    query,
+                    key,
+                    scale=problem.scale,
+                    softcap=problem.softcap,
+                    bias=bias.broadcast_to(problem.shape)[s : s + 1, :, :length, : key.shape[2]]
+                    if isinstance(bias, Tensor)
+                    else bias,
+                    float_mask=None,
+                    alibi_slopes=slopes
+                    if slopes is None or slopes.dim() == 1
+                    else slopes[s : s + 1],
+                    offset_QK=offset_QK,
+                    visible=visible,
+                ),
+                visible,
                 value,
-                scale=problem.scale,
-                softcap=problem.softcap,
-                bias=bias.broadcast_to(problem.shape)[s : s + 1, :, :length, : key.shape[2]]
-                if isinstance(bias, Tensor)
-                else bias,
-                float_mask=None,
-                alibi_slopes=slopes if slopes is None or slopes.dim() == 1 else slopes[s : s + 1],
-                offset_QK=offset_QK,
-                visible=in_window(offset_QK, problem.window),
-                return_aux=True,
             )
         )
-    joint = 2 if problem.query.shape[0] == 1 else 0
-    out = torch.cat([out for out, _ in parts], joint)
-    aux = [torch.cat(rows, joint) for rows in zip(*(aux for _, aux in parts), strict=True)]
-    return (out, AttentionAux(*aux)) if return_aux else out
+    return parts
 
 
 @pytest.fixture
@@ -82,28 +114,32 @@ def seen(monkeypatch) -> list[Problem]:
     """The problems that impl="listening" was handed; it answers as the definition does."""
     problems = []
 
-    def listening(problem: Problem, return_aux: bool):
+    def listening(problem: Problem) -> Tensor:
         problems.append(problem)
-        return api.IMPLEMENTATIONS["reference"](problem, return_aux)
+        return reference_blocks.attend(problem)
 
-    monkeypatch.setitem(api.IMPLEMENTATIONS, "listening", listening)
+    monkeypatch.setitem(dispatch.BACKENDS, "listening", Backend(listening, no_refusal))
     return problems
 
 
 @pytest.fixture(scope="module", autouse=True)
 def another_implementation():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(api.IMPLEMENTATIONS, "by sequence", sequence_by_sequence)
+        backend = Backend(sequence_by_sequence, no_refusal)
+        patch.setitem(dispatch.BACKENDS, "by sequence", backend)
         yield
 
 
 def assert_same(function, positional, arguments) -> None:
-    expected, rows = function(*positional, **arguments, return_aux=True)
-    out, aux = function(*positional, **arguments, return_aux=True, impl="by sequence")
+    expected = function(*positional, **arguments)
+    out = function(*positional, **arguments, impl="by sequence")
     torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(tuple(aux), tuple(rows))
-    alone = function(*positional, **arguments, impl="by sequence")
-    assert torch.equal(alone, out)
+    rows = attention_statistics(*positional, **arguments)
+    problem = _problem(*positional, **arguments)
+    by_sequence = statistics_by_sequence(problem)
+    if problem.sequences.packed:
+        by_sequence = (numbers[0].T for numbers in by_sequence)
+    torch.testing.assert_close(tuple(by_sequence), tuple(rows))
 
 
 indices = st.sampled_from((torch.int32, torch.int64))
@@ -190,8 +226,8 @@ def test_a_padded_problem_asks_the_same(function, call, seen):
     positional, arguments = call.build()
     function(*positional, **arguments, impl="listening")
     (problem,) = seen
-    expected = api.IMPLEMENTATIONS["reference"](problem, False)
-    answer = api.IMPLEMENTATIONS["reference"](problem.padded(), False)
+    expected = reference_blocks.attend(problem)
+    answer = reference_blocks.attend(problem.padded())
     assert torch.equal(problem.unpadded(answer), expected)
 
 
@@ -245,7 +281,8 @@ class Operations(TorchDispatchMode):
 @pytest.mark.parametrize("bias", [-3.0, Constant(-3.0), NegLogLength(64)], ids=repr)
 def test_checks_stay_off_the_tensors(bias, monkeypatch):
     """A decoding step lasts some 100 microseconds, and every operation about one of them."""
-    monkeypatch.setitem(api.IMPLEMENTATIONS, "no-op", lambda problem, aux: problem.query)
+    backend = Backend(lambda problem: problem.query, no_refusal)
+    monkeypatch.setitem(dispatch.BACKENDS, "no-op", backend)
     query, key, value = torch.randn(3, 2, 4, 8, 16).unbind(0)
     last = query[:, :, -1:]
     used = torch.tensor([8, 5])
@@ -256,9 +293,9 @@ def test_checks_stay_off_the_tensors(bias, monkeypatch):
         )
     assert dense.names == []
     with Operations() as watched:
-        sigmoid_decode(last, key, value, seqused_k=used, bias=bias, impl="no-op")
+        sigmoid_decode(last, key, value, seqused_k=used, bias=bias, impl="no-op", is_causal=True)
     assert watched.names == ["cached_places"]  # what a mode sees whole
-    monkeypatch.setattr(index_tensors, "untraced", lambda: True)
+    monkeypatch.setattr(torch_state, "is_eager", lambda: True)
     with Operations() as decoding:
-        sigmoid_decode(last, key, value, seqused_k=used, bias=bias, impl="no-op")
+        sigmoid_decode(last, key, value, seqused_k=used, bias=bias, impl="no-op", is_causal=True)
     assert decoding.names == ["lift_fresh"]  # a tensor made of numbers

@@ -5,7 +5,12 @@ import torch
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from sigmoid_attention.attention import NegLogVisible, RowLSE, sigmoid_attention
+from sigmoid_attention.attention import (
+    NegLogVisible,
+    RowLSE,
+    attention_statistics,
+    sigmoid_attention,
+)
 from tests.attention.calls import Call
 from tests.attention.test_derivatives import CASES, differentiable, trained
 
@@ -63,7 +68,9 @@ def test_vmap_equals_a_loop(call, own):
     mapped = {name: torch.stack([batch[1][name] for batch in batches]) for name in own}
 
     def function(query: Tensor, key: Tensor, value: Tensor, others: dict[str, Tensor]):
-        return sigmoid_attention(query, key, value, **(arguments | others), return_aux=True)
+        options = arguments | others
+        out = sigmoid_attention(query, key, value, **options)
+        return out, attention_statistics(query, key, value, **options)
 
     out, aux = vmap(function)(*tensors, mapped)
     for index in range(3):

@@ -101,11 +101,11 @@ def test_gradients_reach_the_learned_bias_and_the_norm_gains():
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
-def test_return_aux_gives_the_statistics_and_the_same_answer(activation, causal):
+def test_return_statistics_gives_the_statistics_and_the_same_answer(activation, causal):
     layer = Attention(8, 2, max_seq_len=8, activation=activation, is_causal=causal)
     x, mask = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
     mask[0, :2] = False
-    out, aux = layer(x, attn_mask=mask, return_aux=True)
+    out, aux = layer(x, attn_mask=mask, return_statistics=True)
     torch.testing.assert_close(out, layer(x, attn_mask=mask))
     expected = [[0, 0, 1, 2, 3], [1, 2, 3, 4, 5]] if causal else [[3] * 5, [5] * 5]
     assert aux.visible[:, 0].tolist() == expected

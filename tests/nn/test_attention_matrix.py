@@ -31,7 +31,7 @@ def test_weights_have_the_mass_of_the_operators_statistics(activation):
     layer = Attention(12, num_heads=3, max_seq_len=7, activation=activation)
     x = torch.randn(2, 5, 12)
     weights_BHNN = layer.weights(x)
-    _, aux = layer(x, return_aux=True)
+    _, aux = layer(x, return_statistics=True)
     torch.testing.assert_close(weights_BHNN.sum(-1), aux.mass)
     torch.testing.assert_close(weights_BHNN.amax(-1), aux.largest)
     assert not weights_BHNN.triu(1).any(), "causal"

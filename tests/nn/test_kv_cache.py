@@ -101,10 +101,10 @@ def stored(caches):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"return_aux": "yes"},
+        {"return_statistics": "yes"},
         {"attn_mask": torch.ones(2, 10, dtype=torch.bool, device="meta")},
     ],
-    ids=["return_aux", "mask on another device"],
+    ids=["return_statistics", "mask on another device"],
 )
 def test_a_refused_call_of_a_layer_stores_nothing(settings):
     layer, x = Attention(16, 4, max_seq_len=32), torch.randn(2, 5, 16)

@@ -42,7 +42,7 @@ def attention(**settings) -> Iterable[Tensor]:
     """One pass, under padding, with statistics, in steps, and the gradient."""
     layer, x = Attention(16, 4, max_seq_len=8, **settings), sequence().requires_grad_()
     padding = torch.ones(2, 5, dtype=torch.bool)
-    out, aux = layer(x, return_aux=True)
+    out, aux = layer(x, return_statistics=True)
     yield from (out, *aux, layer(x, attn_mask=padding))
     yield from torch.autograd.grad(layer(x).square().sum(), x)
     cache = layer.new_cache(2, 8)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sigmoid_attention.nn import alibi_slopes, softmax_attention
+from sigmoid_attention.nn import alibi_slopes, softmax_attention, softmax_statistics
 
 
 def tensors(B=2, H=4, G=4, Q=5, K=5, D=8, E=8, dtype=torch.float64):
@@ -90,15 +90,14 @@ def test_window_alibi_and_groups(window, softcap):
 
 
 @pytest.mark.parametrize("kind", ["bool", "float"])
-@pytest.mark.parametrize("return_aux", [False, True], ids=["sdpa", "formed"])
-def test_a_row_without_keys_gives_zeros_and_finite_gradients(kind, return_aux):
+@pytest.mark.parametrize("softcap", [None, 9.0], ids=["sdpa", "formed"])
+def test_a_row_without_keys_gives_zeros_and_finite_gradients(kind, softcap):
     query, key, value = (x.requires_grad_() for x in tensors(Q=4, K=4))
     real = torch.tensor([[False, False, True, True], [True, True, True, True]])
     mask = real[:, None, None]
     if kind == "float":
         mask = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
-    answer = softmax_attention(query, key, value, mask, is_causal=True, return_aux=return_aux)
-    out = answer[0] if return_aux else answer
+    out = softmax_attention(query, key, value, mask, is_causal=True, softcap=softcap)
     expected = by_rows(query, key, value, visible=lambda b, i, j: j <= i and bool(real[b, j]))
     torch.testing.assert_close(out, expected)
     assert out[0, :, :2].count_nonzero() == 0
@@ -119,7 +118,8 @@ def test_statistics_of_the_rows():
     query, key, value = tensors(Q=3, K=5)
     real = torch.ones(2, 1, 1, 5, dtype=torch.bool)
     real[0, ..., :4] = False
-    out, aux = softmax_attention(query, key, value, real, is_causal=True, return_aux=True)
+    out = softmax_attention(query, key, value, real, is_causal=True, softcap=1e9)
+    aux = softmax_statistics(query, key, value, real, is_causal=True)
     assert aux.visible[1, 0].tolist() == [3, 4, 5]
     assert aux.visible[0, 0].tolist() == [0, 0, 1]
     torch.testing.assert_close(aux.mass, (aux.visible > 0).double())
@@ -164,7 +164,6 @@ def test_dropout_keeps_the_expectation_on_both_paths():
         (dict(query=torch.ones(1, 3, 5, 8), enable_gqa=True), "2 heads do not divide 3"),
         (dict(enable_gqa="yes"), "enable_gqa must be True or False, got the string 'yes'"),
         (dict(is_causal=None), "is_causal must be True or False, got None"),
-        (dict(return_aux=2), "return_aux must be True or False, got 2"),
         (dict(window_size=3), r"window_size must be \(left, right\), .*, got 3"),
         (dict(scale=math.nan), "scale must be a finite number, got nan"),
         (

@@ -12,19 +12,27 @@ from sigmoid_attention.attention.bias import (
     RowLSE,
 )
 from sigmoid_attention.attention.decode import sigmoid_decode
-from sigmoid_attention.attention.impl.reference import AttentionAux
+from sigmoid_attention.attention.dispatch import Explanation, Implementation
+from sigmoid_attention.attention.impl.reference import AttentionStatistics
+from sigmoid_attention.attention.inspection import attention_statistics, explain
+from sigmoid_attention.attention.validation import SkipTolerance
 from sigmoid_attention.attention.varlen import sigmoid_varlen_attention
 
 __all__ = [
-    "AttentionAux",
+    "AttentionStatistics",
     "BiasPolicy",
     "Constant",
+    "Explanation",
     "HeadValues",
+    "Implementation",
     "Learned",
     "NegLogEffectiveLength",
     "NegLogLength",
     "NegLogVisible",
     "RowLSE",
+    "SkipTolerance",
+    "attention_statistics",
+    "explain",
     "sigmoid_attention",
     "sigmoid_decode",
     "sigmoid_varlen_attention",

@@ -10,6 +10,8 @@ import contextlib
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import torch_state
+
 # Those that autocast casts; a double stays what it is.
 CAST = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -63,11 +65,11 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     The backward pass of a plain product is rounded where it runs under autocast, and in a compiled
     graph also where only the forward pass does.
     """
-    tracing = torch._C._get_tracing_state() is not None
+    tracing = torch_state.in_jit_trace()
     if not (tracing or torch.compiler.is_compiling()):
         return _Product.apply(left, right)
     # Graphs that leave this process hold operations of torch alone, and torch.func follows those.
-    kept = tracing or torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+    kept = tracing or torch.compiler.is_exporting() or torch_state.in_functorch()
     if kept or dtype_on(left.device) is None:
         with off(left.device):
             return left @ right

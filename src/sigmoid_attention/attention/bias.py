@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments
+from sigmoid_attention.attention import arguments, torch_state
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
 
 T = TypeVar("T")
@@ -59,6 +59,9 @@ class BiasPolicy:
         raise NotImplementedError(f"{type(self).__name__} does not say how it is resolved")
 
 
+Bias = float | Tensor | BiasPolicy
+
+
 def _check_number(name: str, given: Any) -> None:
     """A finite number, or a tensor, which the operator takes as it takes a tensor of bias."""
     if not isinstance(given, Tensor):
@@ -67,13 +70,17 @@ def _check_number(name: str, given: Any) -> None:
 
 def _check_length(n: Any, owner: str) -> None:
     """A whole number, such as 1024 or 1e6."""
-    plain = arguments.scalar(n)
-    counts = arguments.is_number(plain) and 0 < plain < math.inf
-    if not counts or (isinstance(plain, float) and not plain.is_integer()):
-        raise ValueError(
-            f"{owner}: n is the number of keys seen in training and must be a positive whole "
-            f"number, got {arguments.shown(n)}"
-        )
+    length = arguments.scalar(n)
+    if arguments.is_number(length):
+        if 0 < length < math.inf and (not isinstance(length, float) or length.is_integer()):
+            return
+        error = ValueError
+    else:
+        error = TypeError
+    raise error(
+        f"{owner}: n is the number of keys seen in training and must be a positive whole number, "
+        f"got {arguments.shown(n)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ class NegLogEffectiveLength(BiasPolicy):
                 )
             alibi_slopes = alibi_slopes.tolist()
         if isinstance(alibi_slopes, str) or not isinstance(alibi_slopes, Iterable):
-            raise ValueError(
+            raise TypeError(
                 f"NegLogEffectiveLength: slopes must be a number for each head, "
                 f"got {arguments.shown(alibi_slopes)}"
             )
@@ -216,13 +223,8 @@ class NegLogEffectiveLength(BiasPolicy):
 
 def _for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """(1, H, 1, 1), copied to its device once: while a CUDA graph is captured nothing may be."""
-    # What a tracer makes of it means nothing to anyone else.
-    traced = (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-    )
-    return (_made_for_heads if traced else _kept_for_heads)(values, dtype, device)
+    make = _kept_for_heads if torch_state.results_may_be_kept() else _made_for_heads
+    return make(values, dtype, device)
 
 
 def _made_for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

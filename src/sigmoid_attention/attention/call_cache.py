@@ -1,8 +1,8 @@
-"""Calls that were made before, straight to the kernel: a decoding step makes the same one often.
+"""A cache of prepared kernel calls: repeated calls, as of decoding, skip validation and packing.
 
-To check a call and to lay out what its kernel is started with takes as long as the kernel takes for
-some thousand keys. Both depend on shapes, strides, dtypes and settings alone; what they led to is
-kept by these, and only the tensors are new.
+Validation and packing take about as long as attending to some thousand keys. They depend only on
+shapes, strides, dtypes and options, which form the key of the cache; a prepared call takes other
+tensors of the same kind.
 """
 
 from collections.abc import Callable, Hashable
@@ -13,42 +13,39 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention.bias import (
-    BiasPolicy,
-    Constant,
-    HeadValues,
-    NegLogLength,
-)
+from sigmoid_attention.attention import dispatch
+from sigmoid_attention.attention.bias import BiasPolicy, Constant, HeadValues, NegLogLength
+from sigmoid_attention.attention.dispatch import Implementation
 from sigmoid_attention.attention.impl.cpu import call_cache as cpu
-from sigmoid_attention.attention.impl.cpu.ops import plain, untraced
 from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.torch_state import is_eager, is_plain_tensor
 
-# What cannot change behind its back: a tensor, as an odd scale may be, has a value that could.
-_PLAIN = frozenset((float, int, bool, str, type(None)))
-# A cache that grows by a token a step brings a new shape with each; old ones do not come back.
-_MOST = 4096
+# Only immutable scalars of Python may enter the key: the value of a tensor can change.
+_SCALARS = frozenset((float, int, bool, str, type(None)))
+# A contiguous cache that grows by a token a step brings a new shape with each.
+_MOST_KEYS = 4096
 
 # Query, key, value, the keys in use of each sequence of a cache, slopes, bias, mask and the table
 # of a cache's pages.
 Tensors = tuple[Tensor | None, ...]
-# The answer for other tensors of the same kind; None where they have to be looked at in full.
-Again = Callable[[Tensors], Tensor | None]
+# Computes the answer for such tensors; None where the call needs validation after all.
+PreparedCall = Callable[[Tensors], Tensor | None]
 
-_known: dict[Hashable, Again] = {}
-# How often a kind was met that is not kept yet.
-_met: dict[Hashable, int] = {}
+_prepared: dict[Hashable, PreparedCall] = {}
+# How often a call was made that is not prepared yet.
+_counts: dict[Hashable, int] = {}
 
 
-class Seen(NamedTuple):
-    """A call as far as its checks and its kernel's start depend on it, and its tensors."""
+class CallKey(NamedTuple):
+    """The key of a call in the cache, its tensors, and the module that prepares such calls."""
 
     kernels: ModuleType
-    kind: Hashable
+    key: Hashable
     tensors: Tensors
 
 
-def look(
-    impl: str,
+def call_key(
+    impl: Implementation,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -58,14 +55,14 @@ def look(
     mask: Tensor | None,
     table: Tensor | None,
     window: tuple[int, int],
-    *settings: float | str | None,
-) -> Seen | None:
-    """What this call may be known by; None where it has to be looked at in full.
+    *options: float | str | None,
+) -> CallKey | None:
+    """The key of a call; None for a call that cannot be cached.
 
-    Nothing was checked yet, so that every argument may be anything.
+    No argument is validated yet, and each may be any object.
 
     Args:
-        settings: every other argument that changes the answer or that a check looks at.
+        options: every other argument that changes the answer or that validation reads.
     """
     kernels = _kernels(impl, query, table)
     if kernels is None or type(window) is not tuple:
@@ -76,14 +73,14 @@ def look(
     elif type(bias) is Constant:
         numbers = (bias.b,)
     elif type(bias) is HeadValues:
-        # A number for each head has the address that its (1, H, 1, 1) has.
+        # Its (heads,) have the address of the (1, heads, 1, 1) that the kernel reads.
         added, numbers = bias.value, (bias.owner,)
     elif isinstance(bias, Tensor):
         added = bias
     else:
         numbers = (bias,)
     tensors = (query, key, value, lengths, slopes, added, mask, table)
-    if not untraced() or not _PLAIN.issuperset(map(type, (*numbers, *window, *settings))):
+    if not is_eager() or not _SCALARS.issuperset(map(type, (*numbers, *window, *options))):
         return None
     learning = torch.is_grad_enabled()
     facts = []
@@ -91,66 +88,69 @@ def look(
         for tensor in tensors:
             if tensor is None:
                 facts.append(None)
-            elif plain(tensor, learning):
-                place = tensor.is_cpu or _place(tensor)
-                facts += tensor.shape, tensor.stride(), tensor.dtype, place
+            elif is_plain_tensor(tensor, learning):
+                location = tensor.is_cpu or _location(tensor)
+                facts += tensor.shape, tensor.stride(), tensor.dtype, location
             else:
                 return None
     except RuntimeError:
-        # Nested and sparse tensors have no sizes or strides; the checks say so better.
+        # Nested and sparse tensors have no sizes or strides; validation names them.
         return None
-    kind = (*facts, type(bias), numbers, window, settings, kernels.surroundings())
-    return Seen(kernels, kind, tensors)
+    facts = (*facts, type(bias), numbers, window, options, kernels.surroundings())
+    return CallKey(kernels, facts, tensors)
 
 
-def _kernels(impl: str, query: Tensor, table: Tensor | None) -> ModuleType | None:
-    """Whose kernels a call may go to straight away."""
+def _kernels(impl: Implementation, query: Tensor, table: Tensor | None) -> ModuleType | None:
+    """The module that prepares calls of the fused kernels that a call starts with."""
     if not (isinstance(query, Tensor) and isinstance(impl, str)):
         return None
-    if query.is_cpu and impl in ("auto", "cpu"):
-        # The tables that its kernel reads are made anew for each call.
-        return cpu if table is None else None
-    return _triton() if impl == "triton" or (impl == "auto" and query.is_cuda) else None
+    name = dispatch.fused_kernels(query) if impl == "auto" else impl
+    if name == "cpu":
+        # The CPU kernel reads a copy of the block table, which is made for each call.
+        return cpu if query.is_cpu and table is None else None
+    return _triton() if name == "triton" else None
 
 
 @cache
 def _triton() -> ModuleType | None:
     try:
-        # Triton is there where torch has CUDA, and nowhere else has anyone to import it.
+        # Triton is there where torch has CUDA; elsewhere it is an optional package.
         from sigmoid_attention.attention.impl.triton import call_cache
     except ImportError:
         return None
     return call_cache
 
 
-def _place(tensor: Tensor) -> Hashable:
-    """Which GPU, and whether addresses are multiples of 16, which its kernels are compiled for."""
+def _location(tensor: Tensor) -> Hashable:
+    """The GPU, and whether the address is a multiple of 16: kernels are compiled for either."""
     return tensor.device, tensor.data_ptr() % 16
 
 
-def again(seen: Seen | None) -> Tensor | None:
-    """The answer if such a call is known; None where it is not, or has to be looked at again."""
-    if seen is None:
+def run_cached(call: CallKey | None) -> Tensor | None:
+    """The answer of a call that is prepared; None for any other call."""
+    if call is None:
         return None
-    known = _known.get(seen.kind)
-    return None if known is None else known(seen.tensors)
+    prepared = _prepared.get(call.key)
+    return None if prepared is None else prepared(call.tensors)
 
 
-def remember(seen: Seen | None, problem: Problem) -> None:
-    """Keep what such a call needs, if that is nothing but other tensors."""
-    if seen is None or seen.kind in _known:
-        return
-    if len({tensor.dtype for tensor in seen.tensors[:3] if tensor is not None}) > 1:
-        return  # Autocast has cast them for this call alone.
-    if (met := _met.get(seen.kind, 0) + 1) < seen.kernels.WORTHWHILE:
-        _set(_met, seen.kind, met)
-        return
-    known = seen.kernels.known(seen.tensors, problem)
-    if known is not None:
-        _set(_known, seen.kind, known)
+def cache_and_run(call: CallKey | None, problem: Problem) -> Tensor | None:
+    """Prepare a validated call, keep that and run it; None where it has to be run as it is."""
+    if call is None or call.key in _prepared:
+        return None
+    if len({tensor.dtype for tensor in call.tensors[:3] if tensor is not None}) > 1:
+        return None  # Autocast has cast them for this call alone.
+    if (count := _counts.get(call.key, 0) + 1) < call.kernels.WORTHWHILE:
+        _set(_counts, call.key, count)
+        return None
+    prepared = call.kernels.known(call.tensors, problem)
+    if prepared is None:
+        return None
+    _set(_prepared, call.key, prepared)
+    return prepared(call.tensors)
 
 
-def _set(kept: dict[Hashable, Any], kind: Hashable, value: Any) -> None:
-    if len(kept) >= _MOST:
+def _set(kept: dict[Hashable, Any], key: Hashable, value: Any) -> None:
+    if len(kept) >= _MOST_KEYS:
         kept.clear()
-    kept[kind] = value
+    kept[key] = value

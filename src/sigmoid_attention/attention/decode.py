@@ -5,12 +5,20 @@ Shape letters: B batch, M pages of a sequence.
 
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments, call_cache, index_tensors, sequences, validation
-from sigmoid_attention.attention.api import Answer, Bias, run, transformed, with_bias
-from sigmoid_attention.attention.bias import once_called
-from sigmoid_attention.attention.index_tensors import looked_at
+from sigmoid_attention.attention import (
+    arguments,
+    call_cache,
+    dispatch,
+    index_tensors,
+    sequences,
+    validation,
+)
+from sigmoid_attention.attention.bias import Bias, once_called
+from sigmoid_attention.attention.dispatch import Implementation
+from sigmoid_attention.attention.index_tensors import values_are_readable
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.torch_function import overridable
+from sigmoid_attention.attention.validation import SkipTolerance
 
 
 def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor) -> None:
@@ -39,21 +47,6 @@ def _check_paged(query: Tensor, key: Tensor, value: Tensor, block_table: Tensor)
     validation.lengths("block_table", block_table, tuple(block_table.shape), query.device)
 
 
-def _decode(problem: Problem, impl: str, return_aux: bool) -> Answer:
-    """By the kernel for a few queries where a GPU can run it, else by one for many."""
-    if not isinstance(impl, str):
-        return run(problem, impl, return_aux)
-    if impl == "triton" or (impl == "auto" and problem.device.type == "cuda" and not transformed()):
-        try:
-            # Triton is there where torch has CUDA, and nowhere else has anyone to import it.
-            from sigmoid_attention.attention.impl.triton import decode_ops
-
-            return decode_ops.attend(problem, return_aux)
-        except (NotImplementedError, ImportError):
-            pass
-    return run(problem, impl, return_aux)
-
-
 @overridable
 def sigmoid_decode(
     query: Tensor,
@@ -61,18 +54,17 @@ def sigmoid_decode(
     value_cache: Tensor,
     *,
     seqused_k: Tensor,
+    is_causal: bool,
     block_table: Tensor | None = None,
     bias: Bias | None = None,
     scale: float | None = None,
-    is_causal: bool = True,
     window_size: tuple[int, int] = (-1, -1),
     alibi_slopes: Tensor | None = None,
     softcap: float | None = None,
     enable_gqa: bool = False,
-    skip_tolerance: float | str = "rounding",
-    impl: str = "auto",
-    return_aux: bool = False,
-) -> Answer:
+    skip_tolerance: SkipTolerance = "rounding",
+    impl: Implementation = "auto",
+) -> Tensor:
     """Sigmoid attention of the last queries of each sequence against its cache.
 
     Sequence s has ``seqused_k[s]`` tokens in the cache and its queries are the last of them, so
@@ -83,37 +75,38 @@ def sigmoid_decode(
         query: (batch, heads, queries, head_dim), usually one query.
         key_cache: (batch, key_heads, capacity, head_dim), or with ``block_table`` the paged layout
             (pages, page_size, key_heads, head_dim). value_cache: likewise, with value_dim.
-        seqused_k: (batch,) int, tokens in the cache, those of ``query`` included. On a GPU, where
-            nobody waits to look at them, more than the capacity counts as the capacity.
+        seqused_k: (batch,) int, tokens in the cache, those of ``query`` included. On a GPU they
+            are not checked, which would wait for it, and more than the capacity counts as that.
         block_table: (batch, pages of a sequence) int, which page holds which part; entries that
             ``seqused_k`` does not reach are not read.
         bias: required: a cache's current length is not the training length, so None raises
-            ``ValueError``. A tensor is broadcastable to (batch, heads, queries, capacity).
-        is_causal: matters for several queries only; True, unlike elsewhere, because these are
-            the last tokens of a text.
+            ``ValueError``. A tensor is (heads,) or broadcastable to (batch, heads, queries,
+            capacity).
+        is_causal: whether a query sees no key to its right, as in the decoding of a text. It has
+            no default, since it changes the answer for several queries.
         Others: as for :func:`sigmoid_attention`.
 
     Returns:
-        (batch, heads, queries, value_dim), and with ``return_aux`` the rows' statistics.
+        (batch, heads, queries, value_dim).
 
     Raises:
+        TypeError: an argument has the wrong type; the sentence names it.
         ValueError: an argument does not fit; the sentence names it.
 
     Example:
         >>> import torch
         >>> from sigmoid_attention import NegLogLength, sigmoid_decode
         >>> q, k, v = torch.randn(2, 4, 1, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
-        >>> used = torch.tensor([9, 5])
-        >>> sigmoid_decode(q, k, v, seqused_k=used, bias=NegLogLength(64), enable_gqa=True).shape
+        >>> options = {"bias": NegLogLength(64), "is_causal": True, "enable_gqa": True}
+        >>> sigmoid_decode(q, k, v, seqused_k=torch.tensor([9, 5]), **options).shape
         torch.Size([2, 4, 1, 8])
     """
-    seen, bias = None, once_called(bias)
-    if return_aux is False:
-        tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes, bias, None, block_table)
-        settings = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
-        seen = call_cache.look(impl, *tensors, window_size, *settings)
-        if (out := call_cache.again(seen)) is not None:
-            return out
+    bias = once_called(bias)
+    tensors = (query, key_cache, value_cache, seqused_k, alibi_slopes, bias, None, block_table)
+    options = (scale, is_causal, softcap, enable_gqa, skip_tolerance)
+    call = call_cache.call_key(impl, *tensors, window_size, *options)
+    if (out := call_cache.run_cached(call)) is not None:
+        return out
     problem = checked(
         query,
         key_cache,
@@ -129,8 +122,8 @@ def sigmoid_decode(
         enable_gqa=enable_gqa,
         skip_tolerance=skip_tolerance,
     )
-    call_cache.remember(seen, problem)
-    return _decode(problem, impl, return_aux)
+    out = call_cache.cache_and_run(call, problem)
+    return dispatch.run(problem, impl) if out is None else out
 
 
 def checked(
@@ -139,17 +132,17 @@ def checked(
     value_cache: Tensor,
     *,
     seqused_k: Tensor,
+    is_causal: bool,
     block_table: Tensor | None = None,
     bias: Bias | None = None,
     scale: float | None = None,
-    is_causal: bool = True,
     window_size: tuple[int, int] = (-1, -1),
     alibi_slopes: Tensor | None = None,
     softcap: float | None = None,
     enable_gqa: bool = False,
-    skip_tolerance: float | str = "rounding",
+    skip_tolerance: SkipTolerance = "rounding",
 ) -> Problem:
-    """The problem that a call of `sigmoid_decode` poses, or its ``ValueError``."""
+    """The problem that a call of `sigmoid_decode` poses; raises as the call does."""
     names = ("query", "key_cache", "value_cache")
     query, key_cache, value_cache = validation.same_kind(query, key_cache, value_cache, names)
     if query.dim() != 4:
@@ -162,42 +155,29 @@ def checked(
         pages, page_size = key_cache.shape[:2]
         capacity = block_table.shape[1] * page_size
         key_cache, value_cache = key_cache.transpose(1, 2), value_cache.transpose(1, 2)
-    batch, heads, queries, head_dim = query.shape
+    batch, heads, queries, _ = query.shape
     validation.head_groups(heads, key_cache.shape[1], enable_gqa, name="key_cache")
     validation.lengths("seqused_k", seqused_k, (batch,), query.device)
-    if looked_at(query.device):
-        own = index_tensors.cached(queries, seqused_k, capacity, block_table, pages, page_size)
+    if values_are_readable(query.device):
+        used = index_tensors.cached(queries, seqused_k, capacity, block_table, pages, page_size)
     else:
-        own = sequences.UnreadCache(queries, seqused_k, capacity, block_table, page_size)
+        used = sequences.DeviceCache(queries, seqused_k, capacity, block_table, page_size)
     if bias is None:
         raise ValueError(
             "bias: a cache's current length is not the length that the model was trained with; "
             "give that length, e.g. bias=NegLogLength(1024)"
         )
-    bias = validation.bias_kind(bias)
-    validation.slopes(alibi_slopes, batch, heads, query.device)
-    scale, softcap, window = validation.settings(
-        head_dim,
+    return Problem.checked(
+        query,
+        key_cache,
+        value_cache,
+        sequences=used,
+        bias=bias,
         scale=scale,
         softcap=softcap,
         is_causal=is_causal,
         window_size=window_size,
-        dropout_p=0.0,
-    )
-    tolerance, relative = validation.tolerance(skip_tolerance, query.dtype)
-    problem = Problem(
-        query=query,
-        key=key_cache,
-        value=value_cache,
-        scale=scale,
-        softcap=softcap,
-        bias=0.0,
-        attn_mask=None,
         alibi_slopes=alibi_slopes,
-        window=window,
         dropout_p=0.0,
-        tolerance=tolerance,
-        tolerance_is_relative=relative,
-        sequences=own,
+        skip_tolerance=skip_tolerance,
     )
-    return with_bias(problem, bias)

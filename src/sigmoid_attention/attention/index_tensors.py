@@ -14,17 +14,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention.impl.cpu.ops import plain, untraced
+from sigmoid_attention.attention import torch_state
 from sigmoid_attention.attention.sequences import Sequences, used_pages
-from sigmoid_attention.attention.tracing import exporting_to_onnx
 
 
-def looked_at(device: torch.device) -> bool:
+def values_are_readable(device: torch.device) -> bool:
     """Whether the numbers in a tensor are read: those of a GPU would have to be waited for.
 
     In ONNX nothing of this library runs that could read them, and operations check their indices.
     """
-    return device.type == "cpu" and not exporting_to_onnx()
+    return device.type == "cpu" and not torch_state.exporting_to_onnx()
 
 
 def packed(
@@ -39,16 +38,18 @@ def packed(
         ValueError: the ends do not rise from 0 to the number of tokens, or a sequence is longer
             than declared.
     """
-    if not looked_at(cu_seq_q.device):
-        places_4B = _between(cu_seq_q.long().contiguous(), cu_seq_k.long().contiguous())
+    if not values_are_readable(cu_seq_q.device):
+        offsets_and_lengths_4B = _between(
+            cu_seq_q.long().contiguous(), cu_seq_k.long().contiguous()
+        )
     elif _now(cu_seq_q, cu_seq_k):
         return Sequences(
             *_packed(cu_seq_q, cu_seq_k, tokens_q, tokens_k, max_q, max_k), packed=True
         )
     else:
-        places_4B = _packed_later(cu_seq_q, cu_seq_k, tokens_q, tokens_k, max_q, max_k)
+        offsets_and_lengths_4B = _packed_later(cu_seq_q, cu_seq_k, tokens_q, tokens_k, max_q, max_k)
     longest = _at_most(max_q, tokens_q), _at_most(max_k, tokens_k)
-    return Sequences(places_4B, *longest, packed=True)
+    return Sequences(offsets_and_lengths_4B, *longest, packed=True)
 
 
 def cached(
@@ -65,10 +66,12 @@ def cached(
         ValueError: a sequence has no such length, or a token of it lies in no page.
     """
     read = _cached if _now(seqused_k, block_table) else _cached_later
-    places_4B, table_BM = read(queries, seqused_k, capacity, block_table, pages, page_size)
+    offsets_and_lengths_4B, table_BM = read(
+        queries, seqused_k, capacity, block_table, pages, page_size
+    )
     if block_table is None:
         table_BM = None
-    return Sequences(places_4B, max_q=queries, max_k=capacity, block_table_BM=table_BM)
+    return Sequences(offsets_and_lengths_4B, max_q=queries, max_k=capacity, block_table_BM=table_BM)
 
 
 def fitting(numbers: Tensor, room: int, size: int, sentence: str) -> Tensor:
@@ -80,9 +83,9 @@ def fitting(numbers: Tensor, room: int, size: int, sentence: str) -> Tensor:
         ValueError: ``sentence``, in which {low} and {high} stand for the least and the largest
             number, {needed} and {last} for high + 1 and size - 1, {room} and {size} for these.
     """
-    if untraced() and not numbers.is_meta:
+    if torch_state.is_eager() and not numbers.is_meta:
         return _fitting(numbers, room, size, sentence)
-    if looked_at(numbers.device):
+    if values_are_readable(numbers.device):
         return _fitting_later(numbers, room, size, sentence)
     return numbers.long()
 
@@ -93,7 +96,9 @@ def _at_most(declared: int, tokens: int) -> int:
 
 
 def _now(*numbers: Tensor | None) -> bool:
-    return untraced() and all(x is None or plain(x, learning=False) for x in numbers)
+    return torch_state.is_eager() and all(
+        x is None or torch_state.is_plain_tensor(x, learning=False) for x in numbers
+    )
 
 
 def _between(ends_q: Tensor, ends_k: Tensor) -> Tensor:
@@ -136,11 +141,11 @@ def _cached(
     used = seqused_k.tolist()
     # One operation: each costs a decoding step as much as some hundred keys.
     rows = ([0] * len(used), [queries] * len(used), [0] * len(used), used)
-    places_4B = torch.tensor(rows, dtype=torch.int64, device=seqused_k.device)
+    offsets_and_lengths_4B = torch.tensor(rows, dtype=torch.int64, device=seqused_k.device)
     if block_table is None:
         table_BM = None
     else:
-        table_BM = used_pages(block_table, places_4B[3], page_size)
+        table_BM = used_pages(block_table, offsets_and_lengths_4B[3], page_size)
         low, high = table_BM.aminmax() if table_BM.numel() else (0, 0)
         if pages and (low < 0 or high >= pages):
             raise ValueError(
@@ -152,7 +157,7 @@ def _cached(
             f"seqused_k must lie in 0 to the cache's capacity {capacity}, "
             f"got {min(used)} to {max(used)}"
         )
-    return places_4B, table_BM
+    return offsets_and_lengths_4B, table_BM
 
 
 def _fitting(numbers: Tensor, room: int, size: int, sentence: str) -> Tensor:
@@ -195,8 +200,12 @@ def _cached_later(
     pages: int,
     page_size: int,
 ) -> tuple[Tensor, Tensor]:
-    places_4B, table_BM = _cached(queries, seqused_k, capacity, block_table, pages, page_size)
-    return places_4B, places_4B.new_empty(0) if table_BM is None else table_BM
+    offsets_and_lengths_4B, table_BM = _cached(
+        queries, seqused_k, capacity, block_table, pages, page_size
+    )
+    return offsets_and_lengths_4B, offsets_and_lengths_4B.new_empty(
+        0
+    ) if table_BM is None else table_BM
 
 
 @_cached_later.register_fake

@@ -1,4 +1,4 @@
-"""One checked call of the operator: what every implementation is handed.
+"""One checked call of the operator: what every implementation computes.
 
 Shape letters: B batch or sequences, H query heads, G key heads, Q queries, K keys, D head dim,
 E value dim, T tokens of packed sequences, P pages of a cache, S tokens a page.
@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import masking
+from sigmoid_attention.attention import arguments, masking, validation
+from sigmoid_attention.attention.bias import Bias, BiasPolicy
 from sigmoid_attention.attention.impl.reference import compute_dtype, logits
 from sigmoid_attention.attention.sequences import Sequences
 
@@ -56,6 +57,70 @@ class Problem:
     tolerance: float
     tolerance_is_relative: bool
     sequences: Sequences | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        bias: Bias,
+        scale: float | None,
+        softcap: float | None,
+        is_causal: bool,
+        window_size: tuple[int, int],
+        alibi_slopes: Tensor | None,
+        dropout_p: float,
+        skip_tolerance: validation.SkipTolerance,
+        attn_mask: Tensor | None = None,
+        sequences: Sequences | None = None,
+    ) -> "Problem":
+        """The problem of tensors that were checked, with options that are checked here.
+
+        Raises ``TypeError`` or ``ValueError`` for an option that does not fit.
+        """
+        scale, softcap, window = validation.logit_options(
+            query.shape[-1],
+            scale=scale,
+            softcap=softcap,
+            is_causal=is_causal,
+            window_size=window_size,
+            dropout_p=dropout_p,
+        )
+        bias = validation.bias_kind(bias)
+        batch = query.shape[0] if sequences is None else sequences.count
+        validation.slopes(alibi_slopes, batch, query.shape[1], query.device)
+        tolerance, relative = validation.tolerance(skip_tolerance, query.dtype)
+        problem = cls(
+            query=query,
+            key=key,
+            value=value,
+            scale=scale,
+            softcap=softcap,
+            bias=0.0,
+            attn_mask=attn_mask,
+            alibi_slopes=alibi_slopes,
+            window=window,
+            dropout_p=dropout_p,
+            tolerance=tolerance,
+            tolerance_is_relative=relative,
+            sequences=sequences,
+        )
+        return problem.with_bias(bias)
+
+    def with_bias(self, bias: Bias) -> "Problem":
+        """The problem with this bias, which a policy first computes from the rows."""
+        if isinstance(bias, BiasPolicy):
+            policy, bias = bias, arguments.scalar(bias.resolve(self))
+            if not isinstance(bias, Tensor) and not arguments.is_number(bias):
+                raise TypeError(
+                    f"bias: {type(policy).__name__}.resolve must return a number or a tensor, "
+                    f"got {arguments.shown(bias)}"
+                )
+        if isinstance(bias, Tensor):
+            bias = validation.bias_tensor(bias, self.shape, self.device)
+        return replace(self, bias=bias)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

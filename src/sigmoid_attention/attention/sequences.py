@@ -19,10 +19,10 @@ class Sequences:
     lies beyond its length may hold anything. With ``block_table_BM`` key and value are (P, H, S, D)
     and token t of sequence s is token t % S of page ``block_table_BM[s, t // S]``; where no token
     is, the table says 0. All tensors are contiguous int64 on the device of the query; the rows of
-    ``places_4B`` are start_q, length_q, start_k and length_k.
+    ``offsets_and_lengths_4B`` are start_q, length_q, start_k and length_k.
     """
 
-    places_4B: Tensor
+    offsets_and_lengths_4B: Tensor
     max_q: int
     max_k: int
     block_table_BM: Tensor | None = None
@@ -30,25 +30,25 @@ class Sequences:
 
     @property
     def count(self) -> int:
-        return self.places_4B.shape[1]
+        return self.offsets_and_lengths_4B.shape[1]
 
     @property
     def start_q_B(self) -> Tensor:
-        return self.places_4B[0]
+        return self.offsets_and_lengths_4B[0]
 
     @property
     def length_q_B(self) -> Tensor:
-        return self.places_4B[1]
+        return self.offsets_and_lengths_4B[1]
 
     @property
     def start_k_B(self) -> Tensor:
-        return self.places_4B[2]
+        return self.offsets_and_lengths_4B[2]
 
     @property
     def length_k_B(self) -> Tensor:
-        return self.places_4B[3]
+        return self.offsets_and_lengths_4B[3]
 
-    def as_given(self) -> tuple[Tensor, Tensor | None]:
+    def raw_lengths_and_table(self) -> tuple[Tensor, Tensor | None]:
         """Keys of each sequence, and the table, for whoever reads nothing beyond a sequence's end.
 
         Any integers; the table may hold anything where no token is.
@@ -122,7 +122,7 @@ def _rows(packed_1HTD: Tensor, start_B: Tensor, length_B: Tensor, longest: int) 
     return with_zero[index].transpose(1, 2)
 
 
-class UnreadCache(Sequences):
+class DeviceCache(Sequences):
     """A cache whose lengths and pages are on a GPU, or in a graph, where nobody can look at them.
 
     To check them would wait for the device. Even to bring them into shape takes launches that a
@@ -144,7 +144,7 @@ class UnreadCache(Sequences):
         return self.used_B.shape[0]
 
     @property
-    def places_4B(self) -> Tensor:
+    def offsets_and_lengths_4B(self) -> Tensor:
         starts = torch.zeros_like(self.used_B, dtype=torch.int64)
         return torch.stack((starts, starts + self.max_q, starts, self.used_B.long()))
 
@@ -152,7 +152,7 @@ class UnreadCache(Sequences):
     def block_table_BM(self) -> Tensor | None:
         return None if self.given_BM is None else used_pages(self.given_BM, self.used_B, self.page)
 
-    def as_given(self) -> tuple[Tensor, Tensor | None]:
+    def raw_lengths_and_table(self) -> tuple[Tensor, Tensor | None]:
         return self.used_B, self.given_BM
 
 

@@ -1,9 +1,5 @@
-"""What graphs that torch makes of the operator are told, and which of them is being made.
+"""A mark for functions that a compiled graph calls once; it does not load torch.compile."""
 
-Nothing here loads torch.compile or torch.onnx.
-"""
-
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -25,12 +21,3 @@ def constant_when_traced(function: Function) -> Function:
     """
     function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
     return function
-
-
-def exporting_to_onnx() -> bool:
-    """Whether torch.onnx.export is at work.
-
-    ONNX knows no operator of this library, but has a translation of all that the definition uses.
-    """
-    onnx = sys.modules.get("torch.onnx")
-    return onnx is not None and onnx.is_in_onnx_export()

@@ -1,13 +1,13 @@
-"""Arguments are checked here, once; nothing behind this file looks at them again.
+"""The checks of a call's arguments; the code behind the public functions checks nothing again.
 
-Every complaint is a ``ValueError`` of one sentence: which argument, what it got, what it wants.
+Every message is one sentence: the argument, what it must be, what it got. A wrong type is a
+``TypeError``, a wrong value a ``ValueError``.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
 from sigmoid_attention.attention import arguments, autocast, masking
 from sigmoid_attention.attention.bias import (
@@ -18,6 +18,8 @@ from sigmoid_attention.attention.bias import (
     NegLogEffectiveLength,
     NegLogLength,
 )
+
+SkipTolerance = float | Literal["rounding"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -77,7 +79,7 @@ def head_groups(heads: int, key_heads: int, enable_gqa: bool, name: str = "key")
         raise ValueError(f"{name}: {key_heads} heads do not divide {heads} query heads")
 
 
-def settings(
+def logit_options(
     head_dim: int,
     *,
     scale: float | None,
@@ -102,15 +104,26 @@ def settings(
     else:
         instead = "multiply query by a factor that is to learn, and give scale=1"
         factor = arguments.number("scale", scale, "a finite number", instead)
-    pair = isinstance(window_size, tuple | list) and len(window_size) == 2
-    left, right = map(arguments.index, window_size) if pair else (None, None)
-    if left is None or right is None or min(left, right) < -1:
-        raise ValueError(
-            f"window_size must be (left, right), whole numbers of -1 (no limit) or more, "
-            f"got {arguments.shown(window_size)}"
-        )
-    causal = arguments.switch("is_causal", is_causal)
-    return factor, softcap, masking.effective_window(causal, (left, right))
+    window = _window(window_size)
+    return (
+        factor,
+        softcap,
+        masking.effective_window(arguments.switch("is_causal", is_causal), window),
+    )
+
+
+def _window(window_size: tuple[int, int]) -> masking.Window:
+    error = TypeError
+    if isinstance(window_size, tuple | list):
+        sides = [side for side in map(arguments.index, window_size) if side is not None]
+        if len(sides) == len(window_size):
+            error = ValueError
+            if len(sides) == 2 and min(sides) >= -1:
+                return sides[0], sides[1]
+    raise error(
+        f"window_size must be (left, right), whole numbers of -1 (no limit) or more, "
+        f"got {arguments.shown(window_size)}"
+    )
 
 
 def _broadcasts(tensor: Tensor, shape: tuple[int, ...]) -> bool:
@@ -118,7 +131,7 @@ def _broadcasts(tensor: Tensor, shape: tuple[int, ...]) -> bool:
     if len(sizes) > len(shape):
         return False
     pairs = zip(reversed(sizes), reversed(shape), strict=False)
-    # Not `size in (1, full)`: under dynamic shapes that compares without asking the shape's symbol.
+    # Not `size in (1, full)`: under dynamic shapes that compares without the shape's symbol.
     return all(size == 1 or size == full for size, full in pairs)
 
 
@@ -145,21 +158,25 @@ def mask(attn_mask: Tensor | None, shape: tuple[int, ...], device: torch.device)
         )
 
 
-def bias_tensor(bias: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    """Floating, broadcastable to (B, H, Q, K), and never of one dimension."""
+def bias_tensor(bias: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A floating bias as it broadcasts to (B, H, Q, K); one of (H,) becomes (H, 1, 1)."""
     arguments.dense("bias", bias)
     on_device("bias", bias, device)
     if bias.dtype not in FLOATS:
         raise ValueError(f"bias must be floating, got {bias.dtype}")
     if bias.dim() == 1:
-        raise ValueError(
-            f"bias: a vector of {bias.shape[0]} could mean heads or keys; give a bias per head as "
-            f"(heads, 1, 1) and a bias per key as (1, 1, 1, keys)"
-        )
+        if bias.shape[0] != shape[1]:
+            raise ValueError(
+                f"bias: a vector must have a number for each head, ({shape[1]},), "
+                f"got {_shape(bias)}; a bias per key is (1, 1, 1, keys)"
+            )
+        return bias.view(-1, 1, 1)
     if not _broadcasts(bias, shape):
         raise ValueError(
-            f"bias must broadcast to (batch, heads, queries, keys) = {shape}, got {_shape(bias)}"
+            f"bias must be (heads,) or broadcast to (batch, heads, queries, keys) = {shape}, "
+            f"got {_shape(bias)}"
         )
+    return bias
 
 
 def slopes(alibi_slopes: Tensor | None, batch: int, heads: int, device: torch.device) -> None:
@@ -212,7 +229,7 @@ def layer_bias(
 
 
 def layer_input(name: str, x: Any, weight: Any = None) -> None:
-    """What a layer reads: dense and floating, and fit for the product with a weight, if given."""
+    """The input of a layer: dense, floating, of the dtype and device of the weight, if any."""
     arguments.dense(name, x)
     if x.dtype not in FLOATS:
         raise ValueError(f"{name} must be floating, got {x.dtype}")
@@ -228,21 +245,20 @@ def layer_input(name: str, x: Any, weight: Any = None) -> None:
         )
 
 
-def tolerance(skip_tolerance: str | float, dtype: torch.dtype) -> tuple[float, bool]:
+def tolerance(skip_tolerance: SkipTolerance, dtype: torch.dtype) -> tuple[float, bool]:
     """The tolerance as a number, and whether it is relative to the weights that a row keeps."""
-    if isinstance(skip_tolerance, str) and skip_tolerance == "rounding":
+    wanted = '"rounding" or a number of 0 or more'
+    if isinstance(skip_tolerance, str):
+        if skip_tolerance != "rounding":
+            raise ValueError(
+                f"skip_tolerance must be {wanted}, got {arguments.shown(skip_tolerance)}"
+            )
         # Half the spacing of the output's numbers: what rounding a weight to that dtype costs.
         return torch.finfo(dtype).eps / 2, True
-    wanted = '"rounding" or a number of 0 or more'
     number = arguments.number("skip_tolerance", skip_tolerance, wanted)
     if number < 0:
         raise ValueError(f"skip_tolerance must be {wanted}, got {number}")
     return float(number), False
-
-
-def has_numbers(tensor: Tensor) -> bool:
-    """Whether they can be looked at: a meta or fake tensor has none, nor has one in a graph."""
-    return not (torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor))
 
 
 def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
@@ -256,5 +272,5 @@ def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.dev
 
 
 def longest(name: str, length: int) -> int:
-    """The declared length of the longest sequence; of a graph that is traced, its symbol."""
+    """The declared length of the longest sequence; in a graph that is traced, its symbol."""
     return arguments.whole(name, length, 0, "a whole number, the longest sequence's length or more")

@@ -5,11 +5,13 @@ Shape letters: T tokens of all sequences, H heads, D head or value dim.
 
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments, index_tensors, validation
-from sigmoid_attention.attention.api import Answer, Bias, each_part, run, with_bias
+from sigmoid_attention.attention import arguments, dispatch, index_tensors, validation
+from sigmoid_attention.attention.bias import Bias
+from sigmoid_attention.attention.dispatch import Implementation
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.sequences import Sequences
 from sigmoid_attention.attention.torch_function import overridable
+from sigmoid_attention.attention.validation import SkipTolerance
 
 
 def _check_packed(
@@ -38,19 +40,19 @@ def _check_packed(
 
 def _row(packed_THD: Tensor) -> Tensor:
     """(1, H, T, D): the tokens of all sequences as the one row of a batch."""
-    return packed_THD.transpose(0, 1)[None]
+    return packed_THD.transpose(0, 1).unsqueeze(0)
 
 
-def _tokens(row_1HTD: Tensor) -> Tensor:
+def tokens(row_1HTD: Tensor) -> Tensor:
     """(T, H, D), or (T, H) of (1, H, T)."""
     return row_1HTD[0].transpose(0, 1)
 
 
-def _reached(bias: Tensor, own: Sequences) -> Tensor:
-    """The part of a bias that sequences reach: more was declared than the longest of them."""
+def _within_longest(bias: Tensor, sequences: Sequences) -> Tensor:
+    """The part of a bias up to the longest sequences; the declared lengths may be larger."""
     if bias.dim() and bias.shape[-1] > 1:
-        bias = bias[..., : own.max_k]
-    return bias[..., : own.max_q, :] if bias.dim() > 1 and bias.shape[-2] > 1 else bias
+        bias = bias[..., : sequences.max_k]
+    return bias[..., : sequences.max_q, :] if bias.dim() > 1 and bias.shape[-2] > 1 else bias
 
 
 @overridable
@@ -71,10 +73,9 @@ def sigmoid_varlen_attention(
     softcap: float | None = None,
     enable_gqa: bool = False,
     dropout_p: float = 0.0,
-    skip_tolerance: float | str = "rounding",
-    impl: str = "auto",
-    return_aux: bool = False,
-) -> Answer:
+    skip_tolerance: SkipTolerance = "rounding",
+    impl: Implementation = "auto",
+) -> Tensor:
     """Sigmoid attention within each sequence of a packed batch.
 
     Sequence s owns the queries ``cu_seq_q[s] : cu_seq_q[s + 1]`` and the keys of ``cu_seq_k``
@@ -85,18 +86,20 @@ def sigmoid_varlen_attention(
         query: (tokens, heads, head_dim). key: (tokens, key_heads, head_dim).
         value: (tokens, key_heads, value_dim).
         cu_seq_q, cu_seq_k: (sequences + 1,) int, cumulative lengths from 0 to the token count. On
-            a GPU, where nobody waits to look at them, they may end before it: the tokens behind,
-            the padding of a captured graph, get zeros in the output and in all gradients.
+            a GPU they are not checked, which would wait for it, and may end before the token count:
+            the tokens behind, such as the padding of a captured graph, get zeros in the output and
+            in all gradients.
         max_q, max_k: the longest sequence, or any number above it, which costs nothing.
-        bias: required. A number, a policy, or a tensor broadcastable to
+        bias: required. A number, a policy, or a tensor (heads,) or one broadcastable to
             (sequences, heads, max_q, max_k). Which n a sequence was trained with cannot be told
             from its length, so None raises ``ValueError``.
         Others: as for :func:`sigmoid_attention`.
 
     Returns:
-        (tokens, heads, value_dim), and with ``return_aux`` statistics of shape (tokens, heads).
+        (tokens, heads, value_dim).
 
     Raises:
+        TypeError: an argument has the wrong type; the sentence names it.
         ValueError: an argument does not fit; the sentence names it.
 
     Example:
@@ -107,44 +110,72 @@ def sigmoid_varlen_attention(
         >>> sigmoid_varlen_attention(q, k, v, ends, ends, 3, 3, bias=NegLogLength(64)).shape
         torch.Size([5, 2, 8])
     """
+    problem = checked(
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        bias=bias,
+        scale=scale,
+        is_causal=is_causal,
+        window_size=window_size,
+        alibi_slopes=alibi_slopes,
+        softcap=softcap,
+        enable_gqa=enable_gqa,
+        dropout_p=dropout_p,
+        skip_tolerance=skip_tolerance,
+    )
+    return tokens(dispatch.run(problem, impl))
+
+
+def checked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    bias: Bias | None = None,
+    scale: float | None = None,
+    is_causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    dropout_p: float = 0.0,
+    skip_tolerance: SkipTolerance = "rounding",
+) -> Problem:
+    """The problem that a packed call poses; raises as the call does."""
     query, key, value = validation.same_kind(query, key, value, ("query", "key", "value"))
     _check_packed(query, key, value, cu_seq_q, cu_seq_k)
-    heads, head_dim = query.shape[1:]
+    heads = query.shape[1]
     validation.head_groups(heads, key.shape[1], enable_gqa)
     if bias is None:
         raise ValueError(
             "bias: packed sequences have no single length to take -log of; give the training "
             "length, e.g. bias=NegLogLength(1024)"
         )
-    bias = validation.bias_kind(bias)
     max_q, max_k = validation.longest("max_q", max_q), validation.longest("max_k", max_k)
-    own = index_tensors.packed(cu_seq_q, cu_seq_k, query.shape[0], key.shape[0], max_q, max_k)
+    packed = index_tensors.packed(cu_seq_q, cu_seq_k, query.shape[0], key.shape[0], max_q, max_k)
     if isinstance(bias, Tensor):
-        validation.bias_tensor(bias, (own.count, heads, max_q, max_k), query.device)
-        bias = _reached(bias, own)
-    validation.slopes(alibi_slopes, own.count, heads, query.device)
-    scale, softcap, window = validation.settings(
-        head_dim,
+        bias = validation.bias_tensor(bias, (packed.count, heads, max_q, max_k), query.device)
+        bias = _within_longest(bias, packed)
+    return Problem.checked(
+        _row(query),
+        _row(key),
+        _row(value),
+        sequences=packed,
+        bias=bias,
         scale=scale,
         softcap=softcap,
         is_causal=is_causal,
         window_size=window_size,
-        dropout_p=dropout_p,
-    )
-    tolerance, relative = validation.tolerance(skip_tolerance, query.dtype)
-    problem = Problem(
-        query=_row(query),
-        key=_row(key),
-        value=_row(value),
-        scale=scale,
-        softcap=softcap,
-        bias=0.0,
-        attn_mask=None,
         alibi_slopes=alibi_slopes,
-        window=window,
         dropout_p=dropout_p,
-        tolerance=tolerance,
-        tolerance_is_relative=relative,
-        sequences=own,
+        skip_tolerance=skip_tolerance,
     )
-    return each_part(run(with_bias(problem, bias), impl, return_aux), _tokens)

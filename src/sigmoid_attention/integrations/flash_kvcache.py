@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments, decode, index_tensors, sigmoid_decode, validation
+from sigmoid_attention.attention import (
+    arguments,
+    decode,
+    index_tensors,
+    sigmoid_decode,
+    torch_state,
+    validation,
+)
 from sigmoid_attention.attention.api import Bias
 from sigmoid_attention.attention.impl.reference import compute_dtype
 from sigmoid_attention.attention.torch_function import overridable
@@ -127,15 +134,14 @@ def flash_attn_with_kvcache(
         # operators, so that it writes to places which only the checked lengths tell.
         checked = decode.checked(*tensors, **settings).sequences
         if (
-            not validation.has_numbers(q)
-            and index_tensors.looked_at(q.device)
+            not torch_state.has_values(q)
+            and index_tensors.values_are_readable(q.device)
             and checked is not None
         ):
             inside_BN = _places(checked.length_k_B - new, new) % k_cache.shape[1]
         k_cache[page_BN, inside_BN] = k
         v_cache[page_BN, inside_BN] = v
     out = sigmoid_decode(*tensors, **settings)
-    assert isinstance(out, Tensor)
     return out.transpose(1, 2).contiguous()
 
 

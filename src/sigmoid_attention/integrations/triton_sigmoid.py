@@ -174,7 +174,7 @@ def _lengths(
     if seq_lens is None:
         return torch.full((batch,), tokens, device=device)
     validation.lengths(name, seq_lens, (batch,), device)
-    if not index_tensors.looked_at(device):
+    if not index_tensors.values_are_readable(device):
         return seq_lens
     sentence = f"{name} must lie in 0 to {{size}}, the number of tokens, got {{low}} to {{high}}"
     return index_tensors.fitting(seq_lens, 0, tokens, sentence)

@@ -29,7 +29,7 @@ from sigmoid_attention.nn.position import (
 )
 from sigmoid_attention.nn.replace import replace_multihead_attention
 from sigmoid_attention.nn.router import Router, Routing, record_routing
-from sigmoid_attention.nn.softmax import softmax_attention
+from sigmoid_attention.nn.softmax import softmax_attention, softmax_statistics
 
 __all__ = [
     "CAPE",
@@ -66,6 +66,7 @@ __all__ = [
     "replace_multihead_attention",
     "sequence_loss",
     "softmax_attention",
+    "softmax_statistics",
     "switch_loss",
     "z_loss",
 ]

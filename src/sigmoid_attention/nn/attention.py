@@ -3,24 +3,28 @@
 Shape letters: B batch, N tokens, C model dim, H heads, G key heads, D head dim.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import (
-    AttentionAux,
+    AttentionStatistics,
     BiasPolicy,
+    Implementation,
     NegLogLength,
     arguments,
+    attention_statistics,
     sigmoid_attention,
     validation,
 )
-from sigmoid_attention.attention.api import check_impl
+from sigmoid_attention.attention.dispatch import check_impl
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.cache import KVCache, Unchanged
 from sigmoid_attention.nn.norm import QKNorm
 from sigmoid_attention.nn.position import AttentionPosition, token_positions
 from sigmoid_attention.nn.sizes import one_of, positive_number, positive_whole, switch
-from sigmoid_attention.nn.softmax import softmax_attention
+from sigmoid_attention.nn.softmax import softmax_attention, softmax_statistics
 
 ACTIVATIONS = ("sigmoid", "softmax")
 
@@ -80,7 +84,7 @@ class Attention(nn.Module):
         dropout_p: float = 0.0,
         linear_bias: bool = False,
         norm_eps: float = 1e-5,
-        impl: str = "auto",
+        impl: Implementation = "auto",
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -99,7 +103,7 @@ class Attention(nn.Module):
         linear_bias = switch("linear_bias", linear_bias)
         head_dim = dim // num_heads if head_dim is None else head_dim
         # What the operator would refuse later, when a cache has been written.
-        validation.settings(
+        validation.logit_options(
             head_dim,
             scale=None,
             softcap=softcap,
@@ -127,7 +131,8 @@ class Attention(nn.Module):
         self.activation = activation
         self.position = position
         self.is_causal, self.window_size = is_causal, window_size
-        self.softcap, self.dropout_p, self.impl = softcap, dropout_p, impl
+        self.softcap, self.dropout_p = softcap, dropout_p
+        self.impl: Implementation = impl
         self.query = nn.Linear(dim, num_heads * head_dim, bias=linear_bias)
         self.key = nn.Linear(dim, num_kv_heads * head_dim, bias=linear_bias)
         self.value = nn.Linear(dim, num_kv_heads * head_dim, bias=linear_bias)
@@ -168,25 +173,26 @@ class Attention(nn.Module):
         *,
         cache: KVCache | None = None,
         attn_mask: Tensor | None = None,
-        return_aux: bool = False,
-    ) -> Tensor | tuple[Tensor, AttentionAux]:
+        return_statistics: bool = False,
+    ) -> Tensor | tuple[Tensor, AttentionStatistics]:
         """Read x (B, N, dim), after the tokens in ``cache``; return (B, N, dim).
 
         ``attn_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
         a row must stand side by side, since ALiBi and windows count places. Padded places return
-        numbers without meaning. With ``return_aux`` the answer is a pair with the operator's
-        `AttentionAux`. Raises ``ValueError`` for other shapes, and for a cache that is full or
-        given to a layer that is not causal.
+        numbers without meaning. With ``return_statistics`` the answer is a pair with the
+        `AttentionStatistics` of the rows. Raises ``ValueError`` for other shapes, and for a cache
+        that is full or given to a layer that is not causal.
         """
         self.check(x)
+        return_statistics = switch("return_statistics", return_statistics)
         if cache is not None and not self.is_causal:
             raise ValueError("cache: only causal attention can read a sequence in parts")
         if cache is None:
-            return self._answer(x, None, attn_mask, return_aux)
+            return self._answer(x, None, attn_mask, return_statistics)
         if not isinstance(cache, KVCache):
             raise ValueError(f"cache must be a KVCache or None, got {arguments.shown(cache)}")
         with Unchanged(cache):
-            return self._answer(x, cache, attn_mask, return_aux)
+            return self._answer(x, cache, attn_mask, return_statistics)
 
     def check(self, x: Tensor) -> None:
         """Refuse what the projections cannot read."""
@@ -195,17 +201,22 @@ class Attention(nn.Module):
             raise ValueError(f"x must be (batch, tokens, {self.dim}), got {tuple(x.shape)}")
 
     def _answer(
-        self, x: Tensor, cache: KVCache | None, attn_mask: Tensor | None, return_aux: bool
-    ) -> Tensor | tuple[Tensor, AttentionAux]:
+        self,
+        x: Tensor,
+        cache: KVCache | None,
+        attn_mask: Tensor | None,
+        return_statistics: bool,
+    ) -> Tensor | tuple[Tensor, AttentionStatistics]:
         query, key, value = self.project(x, 0 if cache is None else cache.length, attn_mask)
         if cache is not None:
             # A cache may hold another dtype: its own, or that of an autocast which is over.
             key, value = (stored.to(query.dtype) for stored in cache.append(key, value))
         dropout_p = self.dropout_p if self.training else 0.0
-        answer = self._operate(query, key, value, attn_mask, dropout_p, return_aux)
-        out_BHND, aux = answer if isinstance(answer, tuple) else (answer, None)
+        out_BHND = self._operate(query, key, value, attn_mask, dropout_p)
         out = self.output(out_BHND.transpose(1, 2).flatten(2))
-        return out if aux is None else (out, aux)
+        if not return_statistics:
+            return out
+        return out, self._statistics(query, key, value, attn_mask)
 
     @torch.no_grad()
     def weights(self, x: Tensor) -> Tensor:
@@ -224,9 +235,7 @@ class Attention(nn.Module):
         query, key, _ = self.project(x, 0, None)
         identity = torch.eye(x.shape[1], dtype=key.dtype, device=x.device)
         value = identity.expand(x.shape[0], self.num_kv_heads, -1, -1)
-        weights = self._operate(query, key, value, None, 0.0, False)
-        assert isinstance(weights, Tensor)
-        return weights
+        return self._operate(query, key, value, None, 0.0)
 
     def new_cache(self, batch: int, length: int, *, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for ``length`` tokens, in ``dtype`` or that of the keys that come."""
@@ -252,21 +261,30 @@ class Attention(nn.Module):
         value: Tensor,
         attn_mask: Tensor | None,
         dropout_p: float,
-        return_aux: bool,
-    ) -> Tensor | tuple[Tensor, AttentionAux]:
-        settings = {
+    ) -> Tensor:
+        options = self._options(query, attn_mask)
+        options["dropout_p"] = dropout_p
+        if self.activation == "softmax":
+            return softmax_attention(query, key, value, **options)
+        return sigmoid_attention(query, key, value, bias=self.bias, impl=self.impl, **options)
+
+    def _statistics(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None
+    ) -> AttentionStatistics:
+        options = self._options(query, attn_mask)
+        if self.activation == "softmax":
+            return softmax_statistics(query, key, value, **options)
+        return attention_statistics(query, key, value, bias=self.bias, **options)
+
+    def _options(self, query: Tensor, attn_mask: Tensor | None) -> dict[str, Any]:
+        return {
             "attn_mask": None if attn_mask is None else attn_mask[:, None, None],
             "is_causal": self.is_causal,
             "window_size": self.window_size,
             "alibi_slopes": self.position.slopes(self.num_heads, query.device),
             "softcap": self.softcap,
             "enable_gqa": self.num_heads != self.num_kv_heads,
-            "dropout_p": dropout_p,
-            "return_aux": return_aux,
         }
-        if self.activation == "softmax":
-            return softmax_attention(query, key, value, **settings)
-        return sigmoid_attention(query, key, value, bias=self.bias, impl=self.impl, **settings)
 
 
 def _weight(linear: nn.Module) -> Tensor | None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sigmoid_attention.attention.api import transformed
+from sigmoid_attention.attention import torch_state
 
 # Rows of 16 bytes, which the grouped kernels of torch read at once.
 ALIGNED_CHANNELS = 8
@@ -25,7 +25,7 @@ def each_expert(x_SI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
 
     An operator of a library has no rule for these. There every expert answers every row.
     """
-    if not transformed():
+    if not torch_state.needs_definition():
         return grouped_linear(x_SI, weight_EOI, ends_E)
     start_E = F.pad(ends_E[:-1], (1, 0))
     row_S1 = torch.arange(x_SI.shape[0], device=x_SI.device)[:, None]

@@ -17,7 +17,7 @@ from sigmoid_attention.attention import (
     sigmoid_varlen_attention,
     validation,
 )
-from sigmoid_attention.attention.api import check_impl
+from sigmoid_attention.attention.dispatch import Implementation, check_impl
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.sizes import positive_whole, switch
 
@@ -70,7 +70,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         dtype: torch.dtype | None = None,
         *,
         sigmoid_bias: SigmoidBias,
-        impl: str = "auto",
+        impl: Implementation = "auto",
     ) -> None:
         embed_dim = positive_whole("embed_dim", embed_dim)
         num_heads = positive_whole("num_heads", num_heads)
@@ -90,7 +90,9 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         self.weigh_by_sigmoid(sigmoid_bias, impl)
 
     @staticmethod
-    def check_settings(module: nn.MultiheadAttention, sigmoid_bias: object, impl: str) -> None:
+    def check_settings(
+        module: nn.MultiheadAttention, sigmoid_bias: object, impl: Implementation
+    ) -> None:
         """Refuse what the operator would refuse, before anything of the module is changed."""
         validation.layer_bias(sigmoid_bias, module.num_heads, "sigmoid_bias")
         wanted = "a number, at least 0 and below 1"
@@ -106,11 +108,11 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         shown = {"embed_dim": self.embed_dim, "num_heads": self.num_heads, **shown}
         return ", ".join(f"{name}={value}" for name, value in shown.items())
 
-    def weigh_by_sigmoid(self, sigmoid_bias: SigmoidBias, impl: str) -> None:
+    def weigh_by_sigmoid(self, sigmoid_bias: SigmoidBias, impl: Implementation) -> None:
         """Set what torch's constructor does not, in a new module or in one of torch's."""
         self.check_settings(self, sigmoid_bias, impl)
         self.sigmoid_bias = sigmoid_bias
-        self.impl = impl
+        self.impl: Implementation = impl
         # Torch's layers and encoders take their fast path only where this is true. Nothing else
         # reads it once the parameters are there.
         self._qkv_same_embed_dim = False
@@ -323,7 +325,8 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         identity = torch.eye(key.shape[2], dtype=value.dtype, device=value.device)
         both = torch.cat((value, identity.expand(*value.shape[:2], -1, -1)), -1)
         answer = sigmoid_attention(query, key, both, mask, skip_tolerance=0.0, **settings)
-        return answer.split((value.shape[3], key.shape[2]), dim=-1)
+        out, weights = answer.split((value.shape[3], key.shape[2]), dim=-1)
+        return out, weights
 
     def _forward_nested(
         self,
@@ -364,7 +367,6 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
             dropout_p=self.dropout if self.training else 0.0,
             impl=self.impl,
         )
-        assert isinstance(out_THD, Tensor)
         out_TE = self.out_proj(out_THD.flatten(1))
         if query.layout == torch.jagged:
             return torch.nested.nested_tensor_from_jagged(out_TE, ends_q)

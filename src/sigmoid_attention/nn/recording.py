@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import torch_state
+
 
 class _Recordings(threading.local):
     def __init__(self) -> None:
@@ -34,7 +36,7 @@ def recomputing() -> bool:
     """Whether activations are computed again for a backward pass, so that tokens count twice."""
     # torch's own sign of a running backward pass: checkpointing of either kind recomputes inside
     # of one. A compiler cannot follow it.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and torch_state.in_backward_pass()
 
 
 def stand_ins(router: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -43,7 +45,7 @@ def stand_ins(router: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[Tensor, .
     # gradients of both modes; no_grad leaves those of forward mode on.
     if (
         torch.compiler.is_compiling()
-        or torch._C._is_fwd_grad_enabled()
+        or torch_state.forward_gradients_are_enabled()
         or torch.is_inference_mode_enabled()
     ):
         return tensors

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from sigmoid_attention.attention import BiasPolicy, Learned
+from sigmoid_attention.attention import BiasPolicy, Implementation, Learned
 from sigmoid_attention.nn.multihead import SigmoidBias, SigmoidMultiheadAttention
 
 
@@ -13,7 +13,7 @@ def replace_multihead_attention(
     model: nn.Module,
     sigmoid_bias: SigmoidBias | Callable[[str], SigmoidBias] | None = None,
     *,
-    impl: str = "auto",
+    impl: Implementation = "auto",
 ) -> nn.Module:
     """Turn every ``nn.MultiheadAttention`` in a model into a sigmoid one, in place.
 
@@ -71,7 +71,7 @@ def _own_bias(
     sigmoid_bias: SigmoidBias | Callable[[str], SigmoidBias],
     name: str,
     module: nn.MultiheadAttention,
-    impl: str,
+    impl: Implementation,
 ) -> SigmoidBias:
     # A Learned bias is a module and so can be called, but not with a name.
     if not isinstance(sigmoid_bias, BiasPolicy) and callable(sigmoid_bias):

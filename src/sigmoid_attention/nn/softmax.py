@@ -4,6 +4,7 @@ Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head di
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from sigmoid_attention.attention import arguments, autocast, masking, validation
 from sigmoid_attention.attention.impl import reference
-from sigmoid_attention.attention.impl.reference import AttentionAux
+from sigmoid_attention.attention.impl.reference import AttentionStatistics
 from sigmoid_attention.attention.torch_function import overridable
 
 NOT_VISIBLE = float("-inf")
@@ -31,8 +32,7 @@ def softmax_attention(
     softcap: float | None = None,
     enable_gqa: bool = False,
     dropout_p: float = 0.0,
-    return_aux: bool = False,
-) -> Tensor | tuple[Tensor, AttentionAux]:
+) -> Tensor:
     r"""Softmax attention, asked for and answering like `sigmoid_attention`.
 
     .. math::
@@ -42,7 +42,8 @@ def softmax_attention(
     `sigmoid_attention`, less the bias: a number for each row leaves a softmax unchanged. A query
     that sees no key gets exact zeros, where a plain softmax has none to give. Torch's
     ``scaled_dot_product_attention`` does the work, on its fast causal path where no mask is
-    needed; ``softcap`` and ``return_aux`` need the weights and form them. Raises ``ValueError``
+    needed; ``softcap`` needs the weights and forms them. Their statistics
+    come from `softmax_statistics`. Raises ``ValueError``
     for an argument that `sigmoid_attention` would refuse.
 
     Example:
@@ -50,13 +51,60 @@ def softmax_attention(
         >>> softmax_attention(q, k, v, is_causal=True)[0, 0, 0].equal(v[0, 0, 0])
         True
     """
+    out, _ = _attend(
+        query,
+        key,
+        value,
+        attn_mask,
+        scale=scale,
+        is_causal=is_causal,
+        window_size=window_size,
+        alibi_slopes=alibi_slopes,
+        softcap=softcap,
+        enable_gqa=enable_gqa,
+        dropout_p=dropout_p,
+    )
+    return out
+
+
+@overridable
+def softmax_statistics(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+) -> AttentionStatistics:
+    """The statistics of each row's weights before dropout, of the same arguments.
+
+    Example:
+        >>> q = k = v = torch.randn(1, 2, 3, 8)
+        >>> softmax_statistics(q, k, v, is_causal=True).visible[0, 0].tolist()
+        [1, 2, 3]
+    """
+    _, statistics = _attend(query, key, value, attn_mask, **options, with_statistics=True)
+    assert statistics is not None
+    return statistics
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    enable_gqa: bool = False,
+    dropout_p: float = 0.0,
+    with_statistics: bool = False,
+) -> tuple[Tensor, AttentionStatistics | None]:
     names = ("query", "key", "value")
     query, key, value = validation.same_kind(query, key, value, names)
     validation.dense_shapes(query, key, value, names)
     validation.head_groups(query.shape[1], key.shape[1], enable_gqa)
     batch, heads, queries, head_dim = query.shape
     keys = key.shape[2]
-    factor, softcap, window = validation.settings(
+    factor, softcap, window = validation.logit_options(
         head_dim,
         scale=scale,
         softcap=softcap,
@@ -68,7 +116,7 @@ def softmax_attention(
     scale = 1 / math.sqrt(head_dim) if scale is None else factor
     validation.mask(attn_mask, (batch, heads, queries, keys), query.device)
     validation.slopes(alibi_slopes, batch, heads, query.device)
-    formed = arguments.switch("return_aux", return_aux) or softcap is not None
+    formed = with_statistics or softcap is not None
     enable_gqa, dropout_p = bool(enable_gqa), arguments.scalar(dropout_p)
     if query.device.type == "cpu":
         # For these torch would form the weights too, by products whose gradients autocast rounds.
@@ -79,7 +127,7 @@ def softmax_attention(
     unmasked = window == (-1, -1) or (causal and queries in (1, keys))
     if unmasked and attn_mask is None and alibi_slopes is None and not formed:
         with autocast.off(query.device):
-            return F.scaled_dot_product_attention(
+            out = F.scaled_dot_product_attention(
                 query,
                 key,
                 value,
@@ -88,6 +136,7 @@ def softmax_attention(
                 enable_gqa=enable_gqa,
                 dropout_p=dropout_p,
             )
+        return out, None
 
     offset_QK = masking.offsets(masking.query_positions(queries, keys, query.device), keys)
     visible = masking.in_window(offset_QK, window)
@@ -107,7 +156,6 @@ def softmax_attention(
             offset_QK=offset_QK,
             visible=visible,
             dropout_p=dropout_p,
-            return_aux=return_aux,
         )
     additive = float_mask
     if alibi_slopes is not None:
@@ -123,7 +171,9 @@ def softmax_attention(
             enable_gqa=enable_gqa,
             dropout_p=dropout_p,
         )
-    return out if visible is None else out.masked_fill(~visible.any(-1, keepdim=True), 0.0)
+    if visible is not None:
+        out = out.masked_fill(~visible.any(-1, keepdim=True), 0.0)
+    return out, None
 
 
 def _learned(added: Tensor | None) -> bool:
@@ -164,8 +214,7 @@ def _formed(
     offset_QK: Tensor,
     visible: Tensor | None,
     dropout_p: float,
-    return_aux: bool,
-) -> Tensor | tuple[Tensor, AttentionAux]:
+) -> tuple[Tensor, AttentionStatistics]:
     """Attention through an explicit (B, H, Q, K) array of weights, in fp32 or better."""
     dtype = reference.compute_dtype(query.dtype)
     logits_BHQK = reference.logits(
@@ -186,4 +235,4 @@ def _formed(
         weights_BHQK = logits_BHQK.softmax(-1).masked_fill(~visible, 0.0)
     dropped = torch.dropout(weights_BHQK, dropout_p, train=True) if dropout_p > 0 else weights_BHQK
     out = reference.weighted_sum(dropped, value.to(dtype)).to(query.dtype)
-    return (out, reference.row_statistics(weights_BHQK, visible)) if return_aux else out
+    return out, reference.row_statistics(weights_BHQK, visible)

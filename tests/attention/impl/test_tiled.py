@@ -8,9 +8,10 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from sigmoid_attention import NegLogLength, NegLogVisible, sigmoid_attention
-from sigmoid_attention.attention import api
+from sigmoid_attention.attention import dispatch
 from sigmoid_attention.attention.bounds import TileClass, classify
-from sigmoid_attention.attention.impl import tiled, tiled_ops
+from sigmoid_attention.attention.dispatch import Backend
+from sigmoid_attention.attention.impl import reference_blocks, tiled, tiled_ops
 from sigmoid_attention.attention.impl.tiles import Tiles
 
 
@@ -248,25 +249,23 @@ def _expand(tiles, n):
 def test_auto_takes_tiles_only_where_the_scores_are_many(monkeypatch):
     q, k, v = tensors()
     calls = []
-    monkeypatch.setattr(tiled_ops, "attend", lambda problem, aux: calls.append(1) or problem.query)
+    counted = Backend(lambda problem: calls.append(1) or problem.query, tiled_ops.refuse)
+    monkeypatch.setitem(dispatch.BACKENDS, "tiled", counted)
     sigmoid_attention(q, k, v, bias=-1.0, enable_gqa=True)
     assert not calls
-    monkeypatch.setattr(api, "DENSE_SCORES", 10)
+    monkeypatch.setattr(reference_blocks, "DENSE_SCORES", 10)
     sigmoid_attention(q, k, v, bias=-1.0, enable_gqa=True)
     assert calls
 
 
-@pytest.mark.parametrize(
-    ("argument", "given"), [("return_aux", {"return_aux": True}), ("dropout_p", {"dropout_p": 0.5})]
-)
-def test_refuses_what_it_lacks(argument, given):
+def test_refuses_dropout():
     q, k, v = tensors()
-    with pytest.raises(NotImplementedError, match=argument):
-        sigmoid_attention(q, k, v, bias=-1.0, enable_gqa=True, impl="tiled", **given)
+    with pytest.raises(NotImplementedError, match="dropout_p"):
+        sigmoid_attention(q, k, v, bias=-1.0, enable_gqa=True, impl="tiled", dropout_p=0.5)
 
 
 def test_auto_keeps_to_the_definition_under_transforms(monkeypatch):
-    monkeypatch.setattr(api, "DENSE_SCORES", 10)
+    monkeypatch.setattr(reference_blocks, "DENSE_SCORES", 10)
     q, k, v = (x[:, :2] for x in tensors(h=2))
 
     def call(q, k, v):

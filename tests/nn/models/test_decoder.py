@@ -100,7 +100,8 @@ def test_a_hook_on_a_layer_can_ask_for_its_statistics(config):
         assert {f"blocks.{i}", f"blocks.{i}.attention", f"blocks.{i}.feed_forward"} <= names
         layer = model.get_submodule(f"blocks.{i}.attention")
         layer.register_forward_pre_hook(
-            lambda module, args, kwargs: (args, {**kwargs, "return_aux": True}), with_kwargs=True
+            lambda module, args, kwargs: (args, {**kwargs, "return_statistics": True}),
+            with_kwargs=True,
         )
 
         def keep(module, args, answer, i=i):

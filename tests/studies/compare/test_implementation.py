@@ -8,23 +8,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from sigmoid_attention.attention import api
-from sigmoid_attention.attention.impl import tiled_ops
+from sigmoid_attention.attention import dispatch, explain
 from sigmoid_attention.attention.impl.cpu import cache, library
+from sigmoid_attention.attention.impl.cpu import ops as cpu_ops
 from sigmoid_attention.attention.impl.cpu.compiler import NoCompiler, find_compiler
-from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, Row
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.compare import implementation
-from sigmoid_attention.studies.compare.implementation import (
-    Operator,
-    fusion,
-    operator_in_use,
-    unfused,
-)
+from sigmoid_attention.studies.compare.implementation import Operator, fusion, operator_in_use
 from sigmoid_attention.studies.compare.results import UNFUSED
 from sigmoid_attention.studies.compare.summary import summarise
 from sigmoid_attention.studies.compare.verdict import judge
+from tests.attention.fake_gpu import fake_gpu
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)
@@ -33,6 +28,7 @@ QUIET = Console(quiet=True)
 def choose(monkeypatch, **choice):
     monkeypatch.setattr(implementation, "loaded", lambda: None)
     monkeypatch.setattr(implementation, "decision", lambda: library.Choice(**choice))
+    monkeypatch.setattr(cpu_ops, "available", lambda: "library" in choice)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +48,24 @@ def test_the_operator_in_words(monkeypatch, choice, expected):
     assert operator_in_use(CPU, QUIET) == expected
 
 
-def test_on_another_device_no_kernel_is_asked_for(monkeypatch):
+def test_on_a_gpu_the_triton_kernels_are_named_and_no_cpu_kernel_is_built(monkeypatch):
     monkeypatch.setattr(implementation, "loaded", pytest.fail)
-    found = operator_in_use(torch.device("cuda"), QUIET)
-    assert found == Operator("", "PyTorch alone (no fused kernel for cuda)")
+    with fake_gpu(9, 0):
+        found = operator_in_use(torch.device("cuda"), QUIET)
+    assert found == Operator("triton", "the fused Triton kernels on cuda")
+
+
+def test_on_a_gpu_that_is_too_old_the_reason_is_named():
+    with fake_gpu(7, 5):
+        found = operator_in_use(torch.device("cuda"), QUIET)
+    assert found.path == ""
+    assert "PyTorch alone (no fused kernel: query: is on cuda:0 of capability 7.5" in found.words
+
+
+def test_on_a_gpu_the_head_dim_counts():
+    with fake_gpu(9, 0):
+        found = operator_in_use(torch.device("cuda"), QUIET, head_dim=512)
+    assert found.path == "" and "head dims up to 128" in found.words
 
 
 def test_a_kernel_that_is_switched_off_is_none(monkeypatch):
@@ -86,14 +96,9 @@ def test_compiling_is_said_in_a_line(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("length", [1, 256, 2048, 2049, 4096])
 def test_unfused_is_what_auto_takes_without_a_kernel(length):
-    query, key, value = torch.empty(3, 1, 2, length, 1).unbind(0)
-    problem = Problem(
-        query=query, key=key, value=value, scale=1.0, softcap=None, bias=0.0, attn_mask=None,
-        alibi_slopes=None, window=(-1, 0), dropout_p=0.0, tolerance=0.0,
-        tolerance_is_relative=False,
-    )  # fmt: skip
-    by_tiles = tiled_ops.attend in api._candidates(problem)
-    assert unfused(1, 2, length) == ("tiled" if by_tiles else "reference")
+    query = torch.zeros(1, 2, length, 1, dtype=torch.float64)  # which the CPU kernel refuses
+    taken = explain(query, query, query, bias=-1.0, is_causal=True).implementation
+    assert dispatch.unfused(1, 2, length, length) == taken
 
 
 def rows(tmp_path, *found, words="a kernel"):

@@ -32,28 +32,28 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
-from sigmoid_attention.attention import autocast
+from sigmoid_attention.attention import autocast, torch_state
 from sigmoid_attention.attention.masking import Window
 from sigmoid_attention.attention.problem import Problem
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def attend(problem: Problem, return_aux: bool) -> Tensor:
+def attend(problem: Problem) -> Tensor:
     """The operator on a checked problem; on a CPU its value only, without gradients.
 
     Raises:
-        NotImplementedError: statistics, dropout, ragged positions, an empty array; on a CPU a
+        NotImplementedError: dropout, ragged positions, an empty array; on a CPU a
             gradient, on a GPU fp64.
     """
-    _refuse(problem, return_aux)
+    refuse(problem)
     queries, keys = problem.shape[2:]
     block_mask = None
     # A graph that is being traced looks at no cache, and compiles what it calls.
     tracing = torch.compiler.is_compiling()
     if problem.window != (-1, -1):
         # What a mode makes of it, such as a fake tensor, means nothing outside of that.
-        kept = not (tracing or torch._C._len_torch_dispatch_stack())
+        kept = not (tracing or torch_state.in_dispatch_mode())
         make = _block_mask if kept else _block_mask.__wrapped__
         block_mask = make(problem.window, queries, keys, problem.device)
     run = flex_attention if tracing else _compiled(problem.device.type)
@@ -75,9 +75,8 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     return (out.to(problem.dtype) * mass_BHQ1).to(problem.query.dtype)
 
 
-def _refuse(problem: Problem, return_aux: bool) -> None:
-    if return_aux:
-        raise NotImplementedError("return_aux: FlexAttention keeps no row statistics")
+def refuse(problem: Problem) -> None:
+    """Raise ``NotImplementedError`` for what FlexAttention does not do."""
     if problem.dropout_p > 0:
         raise NotImplementedError("dropout_p: FlexAttention has no dropout")
     if problem.sequences is not None:

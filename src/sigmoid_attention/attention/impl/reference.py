@@ -19,7 +19,7 @@ from torch import Tensor
 from sigmoid_attention.attention.autocast import product
 
 
-class AttentionAux(NamedTuple):
+class AttentionStatistics(NamedTuple):
     """Per row, each (B, H, Q): the sum of the weights, the largest of them, the keys in sight.
 
     Taken before dropout. ``largest`` is zero for a row that sees nothing.
@@ -86,10 +86,9 @@ def weighted_sum(weights_BHQK: Tensor, value: Tensor) -> Tensor:
     return out_BGRE.reshape(*weights_BHQK.shape[:3], value.shape[3])
 
 
-def attend(
+def attention_weights(
     query: Tensor,
     key: Tensor,
-    value: Tensor,
     *,
     scale: float,
     softcap: float | None,
@@ -98,16 +97,13 @@ def attend(
     alibi_slopes: Tensor | None,
     offset_QK: Tensor,
     visible: Tensor | None,
-    dropout_p: float = 0.0,
-    return_aux: bool = False,
-) -> Tensor | tuple[Tensor, AttentionAux]:
-    """The module's formula on checked arguments; with ``return_aux`` also the rows' statistics.
+) -> Tensor:
+    """w_ij of the module's formula on checked arguments, (B, H, Q, K), in at least fp32.
 
-    ``visible`` is boolean and broadcastable to (B, H, Q, K), None where every key is; the output
-    has the dtype of ``query``, everything before it at least fp32.
+    ``visible`` is boolean and broadcastable to (B, H, Q, K), None where every key is.
     """
     dtype = compute_dtype(query.dtype)
-    weights_BHQK = weights(
+    return weights(
         logits(
             query.to(dtype),
             key.to(dtype),
@@ -120,16 +116,20 @@ def attend(
         ),
         visible,
     )
-    dropped = torch.dropout(weights_BHQK, dropout_p, train=True) if dropout_p > 0 else weights_BHQK
-    out = weighted_sum(dropped, value.to(dtype)).to(query.dtype)
-    return (out, row_statistics(weights_BHQK, visible)) if return_aux else out
 
 
-def row_statistics(weights_BHQK: Tensor, visible: Tensor | None) -> AttentionAux:
+def output(weights_BHQK: Tensor, value: Tensor, dropout_p: float, dtype: torch.dtype) -> Tensor:
+    """O_i of the module's formula from its weights, (B, H, Q, E), in ``dtype``."""
+    if dropout_p > 0:
+        weights_BHQK = torch.dropout(weights_BHQK, dropout_p, train=True)
+    return weighted_sum(weights_BHQK, value.to(weights_BHQK.dtype)).to(dtype)
+
+
+def row_statistics(weights_BHQK: Tensor, visible: Tensor | None) -> AttentionStatistics:
     """Mass, largest weight and number of visible keys of every row."""
     keys = weights_BHQK.shape[-1]
     mass = weights_BHQK.sum(-1)
-    return AttentionAux(
+    return AttentionStatistics(
         mass=mass,
         largest=weights_BHQK.amax(-1) if keys > 0 else mass,
         visible=torch.full_like(mass, keys, dtype=torch.int64)

@@ -20,16 +20,9 @@ BLOCK_Q = 256
 BLOCK_K = 256
 
 
-def attend(problem: Problem, return_aux: bool) -> Tensor:
-    """The operator on a checked problem; refuses dropout, statistics and ragged positions."""
-    if return_aux:
-        raise NotImplementedError("return_aux: the tiled implementation keeps no row statistics")
-    if problem.dropout_p > 0:
-        raise NotImplementedError("dropout_p: the tiled implementation has no dropout")
-    if problem.sequences is not None:
-        raise NotImplementedError(
-            "cu_seq_q, seqused_k: the tiled implementation takes one sequence a row"
-        )
+def attend(problem: Problem) -> Tensor:
+    """The operator on a checked problem; refuses dropout, and packed or cached sequences."""
+    refuse(problem)
     bias = problem.bias
     if not isinstance(bias, Tensor):
         dtype = reference.compute_dtype(problem.query.dtype)
@@ -50,6 +43,16 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
         problem.tolerance_is_relative,
     )
     return out
+
+
+def refuse(problem: Problem) -> None:
+    """Raise ``NotImplementedError`` for what the tiles do not do."""
+    if problem.dropout_p > 0:
+        raise NotImplementedError("dropout_p: the tiled implementation has no dropout")
+    if problem.sequences is not None:
+        raise NotImplementedError(
+            "cu_seq_q, seqused_k: the tiled implementation takes one sequence a row"
+        )
 
 
 @torch.library.custom_op("sigmoid_attention::tiled_forward", mutates_args=())

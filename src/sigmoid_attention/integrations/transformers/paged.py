@@ -74,7 +74,6 @@ def attend(
         enable_gqa=True,
         **settings,
     )
-    assert isinstance(out_THE, Tensor)
     return out_THE[None]
 
 

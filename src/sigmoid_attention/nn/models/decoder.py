@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments, validation
+from sigmoid_attention.attention import arguments, torch_state
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Block
@@ -117,9 +117,9 @@ def _check_targets(tokens: Tensor, targets: Tensor, vocab_size: int) -> None:
             f"targets must be on the tokens' device, got {targets.device} and {tokens.device}"
         )
     # Before the model runs, as a router counts. Elsewhere than on a CPU a look would wait.
-    if not (targets.is_cpu and type(targets) is Tensor and validation.has_numbers(targets)):
+    if not (targets.is_cpu and type(targets) is Tensor and torch_state.has_values(targets)):
         return
-    if torch._C._are_functorch_transforms_active():
+    if torch_state.in_functorch():
         return
     scored = targets[targets != IGNORED_TARGET]
     low, high = (int(edge) for edge in scored.aminmax()) if scored.numel() else (0, 0)

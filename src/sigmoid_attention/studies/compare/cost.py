@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sigmoid_attention.attention import sigmoid_attention
+from sigmoid_attention.attention import Implementation, sigmoid_attention
+from sigmoid_attention.attention.dispatch import unfused
 from sigmoid_attention.lab.memory import peak_tensor_bytes
 from sigmoid_attention.lab.rows import ARMS, SIGMOID, SOFTMAX, Row
 from sigmoid_attention.nn import Attention
-from sigmoid_attention.studies.compare.implementation import Operator, unfused
+from sigmoid_attention.studies.compare.implementation import Operator
 from sigmoid_attention.studies.compare.results import UNFUSED
 from sigmoid_attention.studies.compare.settings import CompareSetting
 from sigmoid_attention.studies.compare.summary import STEP
@@ -123,7 +124,7 @@ def _operators(
     def softmax() -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
-    def sigmoid(impl: str) -> Callable[[], Tensor]:
+    def sigmoid(impl: Implementation) -> Callable[[], Tensor]:
         return lambda: sigmoid_attention(query, key, value, bias=bias, is_causal=True, impl=impl)
 
     def forward(operator: Callable[[], Tensor]) -> Work:
@@ -139,7 +140,7 @@ def _operators(
     operators = {
         SOFTMAX: softmax,
         SIGMOID: sigmoid("auto"),
-        UNFUSED: sigmoid(unfused(*shape[:3])),
+        UNFUSED: sigmoid(unfused(*shape[:3], length)),
     }
     return {
         "operator_forward_seconds": {arm: forward(operators[arm]) for arm in timed_arms},
@@ -171,7 +172,8 @@ def _stepper(setting: CompareSetting, text: Text, arm: str, device: torch.device
     if arm == UNFUSED:
         for layer in model.modules():
             if isinstance(layer, Attention):
-                layer.impl = unfused(chosen.batch_size, layer.num_heads, chosen.model.max_seq_len)
+                length = chosen.model.max_seq_len
+                layer.impl = unfused(chosen.batch_size, layer.num_heads, length, length)
     config = TrainConfig(steps=1, lr=chosen.peak_rate(arm), warmup_steps=0)
     optimizer = decoupled_adamw(model, config)
     batches = TextBatches(text.tokens, chosen.model.max_seq_len, chosen.batch_size, seed=0)

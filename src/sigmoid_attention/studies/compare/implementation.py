@@ -1,7 +1,7 @@
-"""What computes attention in the sigmoid arm on this machine, and what its being fused gains.
+"""The implementation that computes attention in the sigmoid arm, and what fusing it gains.
 
-Where a fused kernel runs, the cost part also times the arm with what would run without one, in
-the same turns. Nothing of this enters the verdict, which compares the arms as they are.
+Where a fused kernel runs, the cost part also times the arm without it, in the same turns. Nothing
+of this enters the verdict, which compares the arms as they are.
 """
 
 import json
@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from rich.console import Console
 
-from sigmoid_attention.attention.api import DENSE_SCORES
+from sigmoid_attention.attention import explain
 from sigmoid_attention.attention.impl.cpu.abi import loaded
 from sigmoid_attention.attention.impl.cpu.library import Choice, decision
 from sigmoid_attention.lab.rows import NONE, SIGMOID
@@ -22,39 +22,41 @@ from sigmoid_attention.lab.statistics import median_interval, paired_ratio
 from sigmoid_attention.studies.compare.results import UNFUSED, Fusion, Gain
 from sigmoid_attention.studies.compare.summary import STEP, TIMES, select, select_values
 
-# The key of a machine's description under which its rows carry the operator's words.
+# The key of a machine's description under which its rows hold the operator in words.
 OPERATOR = "sigmoid_operator"
 
 
 @dataclass(frozen=True)
 class Operator:
-    """What impl="auto" computes with: a kernel's vector path, "" for none, and both in words."""
+    """What impl="auto" computes with: a name of the fused kernels, "" for none, and the words."""
 
     path: str
     words: str
 
 
-def operator_in_use(device: torch.device, console: Console) -> Operator:
-    """What computes sigmoid attention on `device`; a kernel that is not there yet is compiled.
+def operator_in_use(device: torch.device, console: Console, head_dim: int = 64) -> Operator:
+    """What computes sigmoid attention in training on `device`, as the dispatcher explains it.
 
-    That takes seconds, so it is said on the console, and done before anything is timed.
+    A CPU kernel that is not there yet is compiled, before anything is timed; that takes seconds,
+    and a line on the console says so.
 
     Raises:
         ValueError: `SIGMOID_ATTENTION_CPU` names no vector path, or one that cannot run here.
-
-    Example:
-        >>> operator_in_use(torch.device("cuda"), Console(quiet=True)).words
-        'PyTorch alone (no fused kernel for cuda)'
     """
-    if device.type != "cpu":
-        return Operator("", f"PyTorch alone (no fused kernel for {device.type})")
-    with _log_on(console):
-        loaded()
+    if device.type == "cpu":
+        with _log_on(console):
+            loaded()
+    query = torch.zeros(1, 1, 8, head_dim, device=device, requires_grad=True)
+    explanation = explain(query, query, query, bias=-1.0)
+    if explanation.implementation == "triton":
+        return Operator("triton", f"the fused Triton kernels on {device.type}")
     chosen = decision() or Choice()
-    if chosen.library is None:
-        return Operator("", f"PyTorch alone (no fused kernel: {chosen.problem})")
-    path = "; ".join(filter(None, (f"vector path {chosen.path}", chosen.problem)))
-    return Operator(chosen.path, f"the fused C++ kernel ({path})")
+    if explanation.implementation == "cpu":
+        path = "; ".join(filter(None, (f"vector path {chosen.path}", chosen.problem)))
+        return Operator(chosen.path, f"the fused C++ kernel ({path})")
+    refusals = dict(explanation.refusals)
+    reason = refusals["triton"] if device.type == "cuda" else chosen.problem or refusals["cpu"]
+    return Operator("", f"PyTorch alone (no fused kernel: {reason})")
 
 
 class _Lines(logging.Handler):
@@ -82,16 +84,6 @@ def _log_on(console: Console) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-
-
-def unfused(batch: int, heads: int, length: int) -> str:
-    """The implementation that `impl="auto"` would take for these sizes without a kernel.
-
-    Example:
-        >>> unfused(1, 4, 256), unfused(1, 4, 2048)
-        ('reference', 'tiled')
-    """
-    return "tiled" if batch * heads * length**2 > DENSE_SCORES else "reference"
 
 
 def fusion(rows: pa.Table) -> Fusion | None:

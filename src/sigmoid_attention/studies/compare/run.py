@@ -90,7 +90,8 @@ def compare(
     n = setting.text.model.max_seq_len
     text.check_lengths(n, n * max(setting.text.times))
     console = console or Console(quiet=True)
-    operator = operator_in_use(device, console)
+    model = setting.text.model
+    operator = operator_in_use(device, console, model.head_dim or model.dim // model.num_heads)
     commit = source_commit()
     described: dict[str, Any] = {
         "machine": describe_machine(device) | {OPERATOR: operator.words},

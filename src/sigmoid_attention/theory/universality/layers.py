@@ -38,7 +38,6 @@ class HeavisideAttention(Attention):
         value: Tensor,
         attn_mask: Tensor | None,
         dropout_p: float,
-        return_aux: bool,
     ) -> Tensor:
         logits_BHQK = reference.scores(query, key, scale=1.0, softcap=None)
         return reference.weighted_sum((logits_BHQK > 0).to(value.dtype), value)

@@ -161,16 +161,20 @@ def test_the_lengths_of_a_cache_are_looked_at_every_time(remembered):
     for used in ([9, 3], [1, 9], [5, 5], [1, 1]):
         query, key, value = drawn(queries=1)
         for lengths in (torch.tensor(used), torch.tensor(used, dtype=torch.int32)):
-            actual = sigmoid_decode(query, key, value, seqused_k=lengths, bias=-2.0)
+            actual = sigmoid_decode(query, key, value, seqused_k=lengths, bias=-2.0, is_causal=True)
             for one, many in enumerate(used):
                 row = [x[one : one + 1] for x in (query, key[:, :, :many], value[:, :, :many])]
                 expected = sigmoid_attention(*row, bias=-2.0, impl="reference")
                 torch.testing.assert_close(actual[one : one + 1], expected)
     assert len(remembered) == 2  # one for each dtype
     with pytest.raises(ValueError, match=r"^seqused_k must lie in 0 to the cache's capacity 9, "):
-        sigmoid_decode(query, key, value, seqused_k=torch.tensor([9, 10]), bias=-2.0)
+        sigmoid_decode(
+            query, key, value, seqused_k=torch.tensor([9, 10]), bias=-2.0, is_causal=True
+        )
     with pytest.raises(ValueError, match=r"^seqused_k must lie in 0 to the cache's capacity 9, "):
-        sigmoid_decode(query, key, value, seqused_k=torch.tensor([-1, 9]), bias=-2.0)
+        sigmoid_decode(
+            query, key, value, seqused_k=torch.tensor([-1, 9]), bias=-2.0, is_causal=True
+        )
 
 
 @pytest.mark.parametrize(

@@ -257,6 +257,7 @@ def decoded(inputs: Inputs) -> Tensor:
         bias=inputs.constant,
         skip_tolerance=0.0,
         impl="cpu",
+        is_causal=True,
     )
 
 

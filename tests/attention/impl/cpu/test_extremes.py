@@ -244,7 +244,6 @@ def test_a_gradient_that_is_not_finite_stays_in_its_row(dtype, by):
 
 
 REFUSED = {
-    "return_aux": ({"return_aux": True}, torch.float32),
     "dropout_p": ({"dropout_p": 0.5}, torch.float32),
     "query": ({}, torch.float64),
 }

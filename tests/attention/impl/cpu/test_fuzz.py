@@ -208,12 +208,11 @@ def test_numbers_that_another_thread_changes_lead_nowhere(calls):
     try:
         for _ in range(calls):
             outs = [
-                sigmoid_decode(query, key, key, seqused_k=used, bias=-12.0),
+                sigmoid_decode(query, key, key, seqused_k=used, bias=-12.0, is_causal=True),
                 sigmoid_varlen_attention(tokens, tokens, tokens, ends, ends, 256, 256, bias=-12.0),
                 sigmoid_decode(
                     query[:1], pages, pages, seqused_k=used[:1].clamp(max=128), block_table=table,
-                    bias=-12.0,
-                ),
+                    bias=-12.0, is_causal=True),
             ]  # fmt: skip
             for out in outs:
                 assert ((out >= 0) & (out < 5)).all()

@@ -90,7 +90,7 @@ def test_decoding(dtype):
     bias, used = numbers((B, H, 1, K), dtype), torch.tensor([K, 7])
     query, caches = random(B, H, 1, 8), random(2, B, H, K, 8)
     found, wanted = (
-        sigmoid_decode(query, *caches, seqused_k=used, bias=term, impl="cpu")
+        sigmoid_decode(query, *caches, seqused_k=used, bias=term, impl="cpu", is_causal=True)
         for term in (bias, bias.float())
     )
     assert found.equal(wanted)

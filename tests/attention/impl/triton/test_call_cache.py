@@ -30,7 +30,7 @@ from tests.attention.impl.triton.interpreter import Blocks
 from tests.attention.impl.triton.shipped import H200
 from tests.attention.impl.triton.test_operator import FEATURES, SLOPES, qkv
 
-NOT_READ = mock.patch("sigmoid_attention.attention.decode.looked_at", lambda *_: False)
+NOT_READ = mock.patch("sigmoid_attention.attention.decode.values_are_readable", lambda *_: False)
 
 
 def others(tensors: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:

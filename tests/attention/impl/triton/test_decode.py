@@ -57,7 +57,7 @@ def decoded(tensors: tuple[Tensor, ...], arguments: dict, count: int = PARTS) ->
     unread = mock.patch.object(index_tensors, "cached", None)
     whatever = mock.patch.object(decode_ops, "parts", lambda *_: count)
     small = mock.patch.object(decode_ops, "block_keys", lambda *_: 16)
-    device = mock.patch("sigmoid_attention.attention.decode.looked_at", lambda *_: False)
+    device = mock.patch("sigmoid_attention.attention.decode.values_are_readable", lambda *_: False)
     with whatever, small, device, unread:
         return sigmoid_decode(*tensors, **arguments, impl="triton")
 
@@ -227,11 +227,13 @@ def refusals() -> list[str]:
         value = torch.zeros(1, 2, 5, value_dim, dtype=dtype)
         problem = {}
         with mock.patch(
-            "sigmoid_attention.attention.decode.run", lambda own, *_: problem.update(own=own)
+            "sigmoid_attention.attention.dispatch.run", lambda own, *_: problem.update(own=own)
         ):
-            sigmoid_decode(query, key, value, seqused_k=torch.tensor([5]), bias=0.0, impl="x")
+            sigmoid_decode(
+                query, key, value, seqused_k=torch.tensor([5]), bias=0.0, impl="x", is_causal=True
+            )
         try:
-            decode_ops.attend(problem["own"], options.get("return_aux", False))
+            decode_ops.attend(problem["own"])
         except NotImplementedError as refusal:
             return str(refusal)
         return "accepted"
@@ -243,7 +245,6 @@ def refusals() -> list[str]:
         said(value_dim=257),
         said(dtype=torch.float64),
         said(learns=True),
-        said(return_aux=True),
     ]
 
 
@@ -251,7 +252,7 @@ def test_refuses_in_words_what_it_cannot_do(interpreted):
     accepted, *refused = interpreted(refusals, Blocks())
     assert accepted == "accepted"
     for sentence, word in zip(
-        refused, ("16 queries", "256", "256", "float64", "gradients", "statistics"), strict=True
+        refused, ("16 queries", "256", "256", "float64", "gradients"), strict=True
     ):
         assert word in sentence
     assert "need an NVIDIA GPU" in refusals()[0]
@@ -290,8 +291,7 @@ def launches(used: tuple[int, ...]) -> list[tuple]:
     with mock.patch.object(decode_ops, "launch", note):
         sigmoid_decode(
             query, key, key, seqused_k=torch.tensor(used, dtype=torch.int64), bias=0.0,
-            enable_gqa=True, impl="triton",
-        )  # fmt: skip
+            enable_gqa=True, impl="triton", is_causal=True)  # fmt: skip
     return seen
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sigmoid_attention.attention import api, sigmoid_attention
+from sigmoid_attention.attention import dispatch, sigmoid_attention
 from sigmoid_attention.attention.impl.triton import activation, configs, ops
 
 
@@ -31,9 +31,8 @@ def fit(monkeypatch):
         (qkv(torch.bfloat16, value_dim=257), {}, "value:? .* head dims up to 256 .* got 257"),
         (qkv(torch.float32, dim=136), {}, "query:? .* head dims up to 128 .* got 136"),
         (qkv(), {"dropout_p": 0.5}, "dropout_p"),
-        (qkv(), {"return_aux": True}, "return_aux"),
     ],
-    ids=["fp64", "head-dim", "value-dim", "head-dim-in-fp32", "dropout", "aux"],
+    ids=["fp64", "head-dim", "value-dim", "head-dim-in-fp32", "dropout"],
 )
 def test_what_is_not_offered_is_named(fit, tensors, arguments, named):
     with pytest.raises(NotImplementedError, match=named):
@@ -52,11 +51,12 @@ def test_auto_falls_back(monkeypatch):
     """On a GPU whose kernels refuse, the definition answers."""
     asked = []
 
-    def refuse(problem, return_aux):
+    def refuse(problem):
         asked.append(problem)
         raise NotImplementedError("query: a reason")
 
-    monkeypatch.setattr(api, "_candidates", lambda problem: [refuse])
+    for name in ("cpu", "triton"):
+        monkeypatch.setitem(dispatch.BACKENDS, name, dispatch.Backend(refuse, refuse))
     out = sigmoid_attention(*qkv())
     assert asked and torch.equal(out, sigmoid_attention(*qkv(), impl="reference"))
 

@@ -57,7 +57,9 @@ def packed_with_padding(impl: str, positional: tuple, arguments: dict) -> dict[s
     """Where nobody looks at the lengths, and nothing that is allocated happens to be zero."""
     from sigmoid_attention.attention.impl.triton import ops
 
-    nobody = mock.patch("sigmoid_attention.attention.index_tensors.looked_at", lambda *_: False)
+    nobody = mock.patch(
+        "sigmoid_attention.attention.index_tensors.values_are_readable", lambda *_: False
+    )
     like = ops.like
     filled = mock.patch.object(ops, "like", lambda *given: like(*given).fill_(torch.nan))
     with nobody, filled:
@@ -105,7 +107,7 @@ def test_a_cache_whose_end_holds_anything(interpreted):
 
 def paged_by(impl: str, positional: tuple, arguments: dict) -> dict[str, Tensor]:
     """As on a GPU, where nobody may look at the lengths."""
-    with mock.patch("sigmoid_attention.attention.decode.looked_at", lambda *_: False):
+    with mock.patch("sigmoid_attention.attention.decode.values_are_readable", lambda *_: False):
         return cached_by(impl, positional, arguments)
 
 

@@ -9,15 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
-)
-from torch.autograd import forward_ad
-from torch.compiler import is_compiling
-from torch.nn import Parameter
 
+from sigmoid_attention.attention import torch_state
 from sigmoid_attention.attention.impl import double_backward, term_gradients
 from sigmoid_attention.attention.impl.cpu.abi import (
     BLOCK_QUERIES,
@@ -37,23 +30,23 @@ from sigmoid_attention.attention.tracing import constant_when_traced
 _BLOCKS_A_THREAD = 4
 
 
-def attend(problem: Problem, return_aux: bool) -> Tensor:
+def attend(problem: Problem) -> Tensor:
     """The operator on a checked problem, in the layout of its query.
 
     Raises:
-        NotImplementedError: statistics, dropout, fp64, another device, no kernel on this machine,
+        NotImplementedError: dropout, fp64, another device, no kernel on this machine,
             forward-mode derivatives, or gradients of a paged cache.
     """
-    _refuse(problem, return_aux)
+    refuse(problem)
     own = problem.sequences
     tensors, number = problem.operands()
     arguments: tuple[Any, ...] = (
         *tensors,
-        None if own is None else own.places_4B,
+        None if own is None else own.offsets_and_lengths_4B,
         None if own is None else own.block_table_BM,
         *_pack(problem, number),
     )
-    straight = problem.device.type == "cpu" and unwatched(tensors)
+    straight = problem.device.type == "cpu" and torch_state.bypasses_dispatcher(tensors)
     return _compute(None, *arguments) if straight else forward(*arguments)[0]
 
 
@@ -94,9 +87,8 @@ def _unpack(
     return layout, Settings(left, right, block_q, bool(relative), *numbers)
 
 
-def _refuse(problem: Problem, return_aux: bool) -> None:
-    if return_aux:
-        raise NotImplementedError("return_aux: the CPU kernel keeps no row statistics")
+def refuse(problem: Problem) -> None:
+    """Raise ``NotImplementedError`` for what the kernel does not do."""
     if problem.dropout_p > 0:
         raise NotImplementedError("dropout_p: the CPU kernel has no dropout")
     if problem.device.type not in ("cpu", "meta"):
@@ -105,7 +97,7 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
         raise NotImplementedError(f"query: the CPU kernel has no {problem.query.dtype}")
     if not available():
         raise NotImplementedError("impl: there is no CPU kernel on this machine (see the log)")
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+    if torch_state.in_forward_mode():
         raise NotImplementedError("query: the CPU kernel has no forward-mode derivative")
     own = problem.sequences
     paged = own is not None and own.block_table_BM is not None
@@ -113,41 +105,6 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
     if paged and learns and torch.is_grad_enabled():
         # Sequences may share a page: two units of work would write one gradient.
         raise NotImplementedError("key_cache: the CPU kernel has no gradient of a paged cache")
-
-
-def unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether neither autograd nor a tracer nor a mode follows this call.
-
-    It then goes straight to the kernel: on its way through torch's dispatcher it would spend as
-    long as a short decoding step takes.
-    """
-    learning = torch.is_grad_enabled()
-    return untraced() and all(x is None or plain(x, learning) for x in tensors)
-
-
-def untraced() -> bool:
-    """Whether no tracer, mode or transform is at work."""
-    return not (
-        is_compiling()
-        or _get_tracing_state() is not None
-        or forward_ad._current_level >= 0
-        or _len_torch_dispatch_stack()
-        or _are_functorch_transforms_active()
-    )
-
-
-# A subclass may mean anything by its operations.
-_PLAIN = (Tensor, Parameter)
-
-
-def plain(tensor: Tensor, learning: bool) -> bool:
-    """Whether a tensor is its memory and nothing else; ``learning`` while gradients are wanted."""
-    return (
-        type(tensor) in _PLAIN
-        and not (learning and tensor.requires_grad)
-        # A view whose sign torch has yet to turn: on its way through the dispatcher it does.
-        and not tensor.is_neg()
-    )
 
 
 @constant_when_traced

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sigmoid_attention.attention.impl.triton import activation, decode_ops, ops
+from sigmoid_attention.attention import dispatch
+from sigmoid_attention.attention.impl.triton import activation
 from sigmoid_attention.attention.impl.triton.launch import Launch, recorded, start
 from sigmoid_attention.attention.problem import Problem
 
@@ -56,16 +57,11 @@ def _never(tensors: Filled) -> None:
 
 
 def _attended(problem: Problem) -> Tensor | None:
-    """As the public functions choose; None where the kernels refuse."""
-    attends = [ops.attend]
-    if problem.sequences is not None:
-        attends.insert(0, decode_ops.attend)
-    for attend in attends:
-        try:
-            return attend(problem, False)
-        except NotImplementedError:
-            continue
-    return None
+    """The answer of the kernels that the public functions take; None where these refuse."""
+    try:
+        return dispatch.BACKENDS["triton"].attend(problem)
+    except NotImplementedError:
+        return None
 
 
 class _Known:

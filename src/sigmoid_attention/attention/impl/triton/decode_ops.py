@@ -22,12 +22,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention.impl.cpu.ops import unwatched
+from sigmoid_attention.attention import torch_state
 from sigmoid_attention.attention.impl.triton import decode as kernels
 from sigmoid_attention.attention.impl.triton.call import padded, strided
 from sigmoid_attention.attention.impl.triton.configs import multiprocessors
 from sigmoid_attention.attention.impl.triton.launch import launch, room
-from sigmoid_attention.attention.impl.triton.ops import refuse
+from sigmoid_attention.attention.impl.triton.ops import refuse as refuse_triton
 from sigmoid_attention.attention.problem import Problem
 
 MOST_QUERIES = 16
@@ -48,14 +48,14 @@ MOST_ROWS, SUM_BYTES = 64, 32 * 1024
 FP16_SHIFT = 15
 
 
-def attend(problem: Problem, return_aux: bool) -> Tensor:
+def attend(problem: Problem) -> Tensor:
     """The operator for a few queries against a cache, (B, H, Q, E).
 
     Raises:
-        NotImplementedError: no cache, too many queries, statistics, fp64, a head dim above 256,
+        NotImplementedError: no cache, too many queries, fp64, a head dim above 256,
             gradients, or a device that runs no Triton.
     """
-    _refuse(problem, return_aux)
+    refuse(problem)
     own = problem.sequences
     assert own is not None
     bias = problem.bias
@@ -66,7 +66,7 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
         problem.value,
         None if by_number else bias,
         problem.alibi_slopes,
-        *own.as_given(),
+        *own.raw_lengths_and_table(),
     )
     sizes = (own.max_k, *problem.window, int(problem.tolerance_is_relative))
     constant = bias if by_number else 0.0
@@ -74,11 +74,12 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     given = (problem.scale, problem.softcap or 0.0, constant, problem.tolerance)
     numbers = given if torch.compiler.is_compiling() else tuple(map(float, given))
     # Its way through torch's dispatcher would take longer than the kernel does.
-    compute = _compute if unwatched(tensors) else decode
+    compute = _compute if torch_state.bypasses_dispatcher(tensors) else decode
     return compute(*tensors, sizes, numbers)
 
 
-def _refuse(problem: Problem, return_aux: bool) -> None:
+def refuse(problem: Problem) -> None:
+    """Raise ``NotImplementedError`` for what the decoding kernel does not do."""
     query, own = problem.query, problem.sequences
     if own is None or own.packed:
         raise NotImplementedError("query: the decoding kernel needs a cache")
@@ -86,7 +87,7 @@ def _refuse(problem: Problem, return_aux: bool) -> None:
         raise NotImplementedError(
             f"query: the decoding kernel takes {MOST_QUERIES} queries, got {query.shape[2]}"
         )
-    refuse(problem, return_aux, WIDEST)
+    refuse_triton(problem, WIDEST)
     learns = (query, problem.key, problem.value, problem.bias, problem.alibi_slopes)
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in learns):
         raise NotImplementedError("query: the decoding kernel has no gradients")

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from sigmoid_attention.attention import torch_state
 from sigmoid_attention.attention.impl import double_backward
 from sigmoid_attention.attention.impl.cpu.abi import Layout
 from sigmoid_attention.attention.impl.cpu.abi import Settings as TileSettings
-from sigmoid_attention.attention.impl.cpu.ops import like, unwatched
+from sigmoid_attention.attention.impl.cpu.ops import like
 from sigmoid_attention.attention.impl.triton import configs
 from sigmoid_attention.attention.impl.triton.activation import INTERPRETED
 from sigmoid_attention.attention.impl.triton.call import (
@@ -51,21 +51,25 @@ torch.library.define(
 _BLOCK_Q = 192
 
 
-def attend(problem: Problem, return_aux: bool) -> Tensor:
+def attend(problem: Problem) -> Tensor:
     """The operator on a checked problem, in the layout of its query.
 
     Raises:
-        NotImplementedError: statistics, dropout, a dtype, head dim or device that the kernels are
+        NotImplementedError: dropout, a dtype, head dim or device that the kernels are
             not made for, or forward-mode derivatives.
     """
-    refuse(problem, return_aux)
+    refuse(problem)
     own = problem.sequences
-    if own is not None and own.as_given()[1] is not None:
+    if own is not None and own.raw_lengths_and_table()[1] is not None:
         # Pages are put in their order first: that copies keys, but makes no score for each pair.
         problem = problem.padded()
     tensors, given = arguments(problem)
     # On its way through torch's dispatcher a short call would take longer than its kernel.
-    return _forward(*given) if unwatched(tensors) else OPERATORS.triton_forward(*given)
+    return (
+        _forward(*given)
+        if torch_state.bypasses_dispatcher(tensors)
+        else OPERATORS.triton_forward(*given)
+    )
 
 
 def arguments(problem: Problem) -> tuple[tuple[Tensor | None, ...], tuple]:
@@ -75,17 +79,15 @@ def arguments(problem: Problem) -> tuple[tuple[Tensor | None, ...], tuple]:
     packed = int(own is not None and own.packed)
     sizes = (*problem.shape[2:], packed, *problem.window, int(problem.tolerance_is_relative))
     numbers = (problem.scale, problem.softcap or 0.0, number, problem.tolerance)
-    return tensors, (*tensors, None if own is None else own.places_4B, sizes, numbers)
+    return tensors, (*tensors, None if own is None else own.offsets_and_lengths_4B, sizes, numbers)
 
 
-def refuse(problem: Problem, return_aux: bool, widest: int | None = None) -> None:
-    """Raise for what no kernel of this folder does.
+def refuse(problem: Problem, widest: int | None = None) -> None:
+    """Raise ``NotImplementedError`` for what no kernel of this folder does.
 
     ``widest`` is the largest head dim, what the device's configurations hold if it is not given.
     """
     query = problem.query
-    if return_aux:
-        raise NotImplementedError("return_aux: the Triton kernels keep no row statistics")
     if problem.dropout_p > 0:
         raise NotImplementedError("dropout_p: the Triton kernels have no dropout")
     if query.dtype not in DTYPES:
@@ -101,7 +103,7 @@ def refuse(problem: Problem, return_aux: bool, widest: int | None = None) -> Non
                 f"{name}: in {query.dtype} the Triton kernels take head dims up to {widest} on "
                 f"this GPU, got {tensor.shape[3]}"
             )
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+    if torch_state.in_forward_mode():
         raise NotImplementedError("query: the Triton kernels have no forward-mode derivative")
 
 

@@ -9,12 +9,13 @@ Shape letters: B batch, H query heads, Q queries, D head dim.
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention.impl.cpu.ops import like, unwatched
+from sigmoid_attention.attention.impl.cpu.ops import like
 from sigmoid_attention.attention.impl.experimental.gluon.call import HopperCall
 from sigmoid_attention.attention.impl.experimental.gluon.configs import HEAD_DIMS
 from sigmoid_attention.attention.impl.triton import activation
 from sigmoid_attention.attention.impl.triton import ops as portable
 from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.torch_state import bypasses_dispatcher
 from sigmoid_attention.attention.tracing import constant_when_traced
 
 OPERATORS = torch.ops.sigmoid_attention
@@ -28,7 +29,7 @@ torch.library.define("sigmoid_attention::gluon_forward", f"({_FORWARD}")
 torch.library.define("sigmoid_attention::gluon_backward", f"({_BACKWARD}")
 
 
-def attend(problem: Problem, return_aux: bool) -> Tensor:
+def attend(problem: Problem) -> Tensor:
     """The operator on a checked problem, in the layout of its query.
 
     Raises:
@@ -37,13 +38,17 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
             sequences, a mask, a softcap, a bias of rows or keys, nothing to compute, the
             hardware's tanh.
     """
-    _refuse(problem)
-    portable.refuse(problem, return_aux)
+    refuse(problem)
     tensors, arguments = portable.arguments(problem)
-    return _forward(*arguments) if unwatched(tensors) else OPERATORS.gluon_forward(*arguments)
+    return (
+        _forward(*arguments)
+        if bypasses_dispatcher(tensors)
+        else OPERATORS.gluon_forward(*arguments)
+    )
 
 
-def _refuse(problem: Problem) -> None:
+def refuse(problem: Problem) -> None:
+    """Raise ``NotImplementedError`` for what these kernels do not do."""
     query, value, bias = problem.query, problem.value, problem.bias
     if query.dtype not in DTYPES:
         raise NotImplementedError(f"query: the Hopper kernels have no {query.dtype}")
@@ -68,6 +73,7 @@ def _refuse(problem: Problem) -> None:
         raise NotImplementedError("activation: the Hopper kernels have the accurate one only")
     if (reason := _unfit(query.device)) is not None:
         raise NotImplementedError(f"query: is on {reason}, the Hopper kernels need capability 9.0")
+    portable.refuse(problem)
 
 
 @constant_when_traced
