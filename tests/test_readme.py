@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import sigmoid_attention
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 # Generated parts and the log keep the commands of their day.
@@ -64,3 +66,9 @@ def test_the_bibliography_has_every_paper_that_is_cited():
         re.findall(r"arxiv.org/abs/([\d.]+)\)", (ROOT / "docs/bibliography.md").read_text())
     )
     assert cited - listed == set()
+
+
+def test_the_api_page_lists_every_public_function():
+    page = (ROOT / "docs/api/attention.md").read_text()
+    listed = re.search(r"members: \[(.*)\]", page)[1].split(", ")
+    assert set(listed) == {name for name in sigmoid_attention.__all__ if name[0].islower()}
