@@ -83,11 +83,11 @@ def test_no_queries_never_start_the_kernel_with_terms(kind, monkeypatch):
 
 def test_a_struct_that_asks_for_nothing_is_answered_by_the_kernel_itself():
     """A remembered call without rows starts the kernel, which writes nothing."""
-    before = dict(call_cache._known)
+    before = dict(call_cache._prepared)
     query, key = torch.ones(1, 1, 0, 8), torch.ones(1, 1, 200, 8)
     bias = torch.zeros(1, 1, 1, 200)
     sigmoid_attention(query, key, key, bias=bias)
-    (known,) = (call_cache._known[kind] for kind in call_cache._known if kind not in before)
+    (known,) = (call_cache._prepared[kind] for kind in call_cache._prepared if kind not in before)
     assert abi.loaded() is not None
     for _ in range(100):
         assert known((query, key, key, None, None, bias, None, None)).shape == (1, 1, 0, 8)
