@@ -135,7 +135,13 @@ def test_a_decoding_step_is_made_again_with_other_lengths(interpreted, paged, pa
             pages = [normal(12, 16, 2, dim, seed=seed).float() for dim in (8, 16)]
             tensors, table = (query, *pages), torch.arange(12).view(2, 6).flip(0)
         lengths = torch.tensor(used, dtype=torch.int32)
-        arguments = {"seqused_k": lengths, "bias": -2.0, "is_causal": True, "enable_gqa": True, "impl": "triton"}
+        arguments = {
+            "seqused_k": lengths,
+            "bias": -2.0,
+            "is_causal": True,
+            "enable_gqa": True,
+            "impl": "triton",
+        }
         calls.append((tensors, arguments | {"block_table": table}))
     assert_same(interpreted(decoded_in, Blocks(), parts, calls), 1)
 
