@@ -183,7 +183,7 @@ def test_padding_queries_give_no_nan_to_the_gradients():
     ids=lambda x: str(x) if isinstance(x, dict) else "",
 )
 def test_bad_settings_are_named(settings, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((TypeError, ValueError), match=match):
         Attention(**{"dim": 8, "heads": 4, "max_seq_len": 8, **settings})
 
 

@@ -159,7 +159,7 @@ def test_width_of_the_feed_forward_layers(settings, width):
     ids=str,
 )
 def test_mistakes_are_named(settings, match):
-    with pytest.raises(ValueError, match=match) as refused:
+    with pytest.raises((TypeError, ValueError), match=match) as refused:
         ModelConfig(**{**SIZES, **settings})
     assert "\n" not in str(refused.value)
 
