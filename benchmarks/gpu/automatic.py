@@ -1,58 +1,49 @@
-"""What `impl="auto"` tries for a case: asked of the library itself, and nothing is computed.
+"""What `impl="auto"` tries for a case, from the library's dispatcher; nothing is computed.
 
-Which of it answers is then seen by the rows: the first that did not refuse.
+The rows show which of it answers: the first that did not refuse.
 """
 
-from contextlib import ExitStack, suppress
-from importlib import import_module
+from contextlib import suppress
 from unittest.mock import patch
 
 import torch
 
 from benchmarks.gpu.peers import sigmoid
 from benchmarks.operations import OPERATIONS, Case, Inputs
-from sigmoid_attention.attention import api, call_cache
-
-# Where an implementation begins, as the operator and decoding find it.
-ENTRANCES = {
-    "impl.experimental.gluon.ops": "gluon",
-    "impl.triton.decode_ops": "triton",
-    "impl.triton.ops": "triton",
-    "impl.cpu.ops": "cpu",
-    "impl.tiled_ops": "tiled",
-}
+from sigmoid_attention.attention import call_cache, dispatch
+from sigmoid_attention.attention.problem import Problem
 
 
-class _Last(Exception):
-    """Only the definition is left."""
+class _Posed(Exception):
+    """The call has come to the dispatcher."""
 
 
 def tried_by_auto(case: Case, tensors: Inputs, device: torch.device) -> tuple[str, ...]:
-    """The implementations that a call tries one after the other, the definition left out.
+    """The implementations that a call tries one after the other, without the definition.
 
-    Empty where the library could not be asked.
+    Empty where the call cannot be made.
     """
-    tried: dict[str, None] = {}
+    problems: list[Problem] = []
 
-    def refusing(name: str):
-        def attend(*_):
-            tried[name] = None
-            raise NotImplementedError(name)
-
-        return attend
+    def capture(problem: Problem, impl: str) -> None:
+        problems.append(problem)
+        raise _Posed
 
     learns = OPERATIONS[case.operation].backward
-    given = (x.detach().requires_grad_(learns) for x in (tensors.query, tensors.key, tensors.value))
-    with ExitStack() as stack:
-        for entrance, name in ENTRANCES.items():
-            # Whatever is wrong with it, its own rows say so.
-            with suppress(Exception):
-                module = import_module(f"sigmoid_attention.attention.{entrance}")
-                stack.enter_context(patch.object(module, "attend", refusing(name)))
-        stack.enter_context(patch.object(api, "_reference", side_effect=_Last))
-        # A call that was made before goes straight to its kernel, and this one is not to be kept.
-        stack.enter_context(patch.object(call_cache, "look", return_value=None))
-        stack.enter_context(torch.set_grad_enabled(learns))
-        with suppress(Exception):
-            sigmoid("auto")(case, device)(*given)
-    return tuple(tried)
+    query, key, value = (
+        x.detach().requires_grad_(learns) for x in (tensors.query, tensors.key, tensors.value)
+    )
+    with (
+        patch.object(dispatch, "run", capture),
+        # A prepared call skips the dispatcher, and this call is not to be prepared.
+        patch.object(call_cache, "call_key", return_value=None),
+        # The rows of a case say what is wrong with it.
+        suppress(Exception),
+    ):
+        sigmoid("auto")(case, device)(query, key, value)
+    return tuple(
+        name
+        for problem in problems
+        for name in dispatch.order(problem, "auto")
+        if name != "reference"
+    )

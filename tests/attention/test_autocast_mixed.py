@@ -125,8 +125,8 @@ def test_mixed_inputs_are_refused_without_autocast(region):
 
 
 def test_remembered_calls_follow_autocast(monkeypatch):
-    monkeypatch.setattr(call_cache, "_known", {})
-    monkeypatch.setattr(call_cache, "_met", {})
+    monkeypatch.setattr(call_cache, "_prepared", {})
+    monkeypatch.setattr(call_cache, "_counts", {})
     query, key, value = qkv()
     others = {"bias": -2.0, "enable_gqa": True}
     plain = sigmoid_attention(query, key, value, **others)

@@ -16,7 +16,7 @@ def no_call_was_made(monkeypatch):
     monkeypatch.setattr(default_bias, "_first_keys", None)
     monkeypatch.setattr(default_bias, "_warned", False)
     # A remembered call was looked at when it was first made.
-    monkeypatch.setattr(call_cache, "_known", {})
+    monkeypatch.setattr(call_cache, "_prepared", {})
 
 
 def text(length: int):

@@ -18,7 +18,7 @@ from sigmoid_attention.attention import dispatch, index_tensors
 from sigmoid_attention.attention.dispatch import Backend
 from sigmoid_attention.attention.impl import reference_blocks
 from sigmoid_attention.attention.impl.cpu.ops import available
-from tests.attention.fake_gpu import fake_gpu
+from tests.support.attention.fake_gpu import fake_gpu
 
 OPTIONS = {"bias": NegLogLength(64), "is_causal": True}
 with_kernel = pytest.mark.skipif(not available(), reason="no CPU kernel here")

@@ -73,7 +73,9 @@ def packed(**terms) -> Tensor:
 
 def cached(**terms) -> Tensor:
     cache = by_token(2, 4, 9, 8), by_token(2, 4, 9, 5)
-    return sigmoid_decode(by_token(2, 4, 2, 8), *cache, seqused_k=torch.tensor([9, 3]), **terms)
+    return sigmoid_decode(
+        by_token(2, 4, 2, 8), *cache, seqused_k=torch.tensor([9, 3]), is_causal=True, **terms
+    )
 
 
 def paged() -> Tensor:

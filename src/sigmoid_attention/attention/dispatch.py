@@ -118,7 +118,7 @@ def unfused(batch: int, heads: int, queries: int, keys: int) -> Implementation:
     return "tiled" if has_many_scores(batch, heads, queries, keys) else "reference"
 
 
-def _order(problem: Problem, impl: Implementation) -> list[Implementation]:
+def order(problem: Problem, impl: Implementation) -> list[Implementation]:
     """The implementations that are tried, in this order; the definition refuses nothing."""
     if impl != "auto":
         return [impl]
@@ -135,7 +135,7 @@ def run(problem: Problem, impl: Implementation) -> Tensor:
     The answer has the layout of the problem's query: (1, H, T, E) for packed sequences.
     """
     check_impl(impl)
-    *earlier, last = _order(problem, impl)
+    *earlier, last = order(problem, impl)
     for name in earlier:
         try:
             return BACKENDS[name].attend(problem)
@@ -190,11 +190,11 @@ def explain(problem: Problem, impl: Implementation) -> Explanation:
     reasons: dict[Implementation, str] = {
         name: _reason(backend.refuse, problem) for name, backend in BACKENDS.items()
     }
-    order = _order(problem, impl)
-    taken: list[Implementation] = [name for name in order if not reasons[name]]
+    tried = order(problem, impl)
+    taken: list[Implementation] = [name for name in tried if not reasons[name]]
     chosen = taken[0] if taken else None
     refusals = tuple(
-        Refusal(name, reason or _why_passed_over(name, chosen, order, problem, impl))
+        Refusal(name, reason or _why_passed_over(name, chosen, tried, problem, impl))
         for name, reason in reasons.items()
         if name != chosen
     )
@@ -204,14 +204,14 @@ def explain(problem: Problem, impl: Implementation) -> Explanation:
 def _why_passed_over(
     name: Implementation,
     chosen: Implementation | None,
-    order: list[Implementation],
+    tried: list[Implementation],
     problem: Problem,
     impl: Implementation,
 ) -> str:
     """Why an implementation that could compute a problem does not."""
     if impl != "auto":
         return f"the call names impl={impl!r}"
-    if name in order:
+    if name in tried:
         return f"{chosen} comes first"
     if name in ("gluon", "flex"):
         return f"runs only by its name, impl={name!r}"

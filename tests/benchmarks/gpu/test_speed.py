@@ -20,10 +20,7 @@ from benchmarks.gpu.speed import inputs, measure_speed
 from benchmarks.gpu.stopwatch import MOST_CALLS, captured, gpu_stopwatch
 from benchmarks.operations import LARGEST_LOGIT, Case, flops, work
 from benchmarks.timing import Budget, Seconds
-from sigmoid_attention.attention import api, call_cache, decode
-from sigmoid_attention.attention.impl.experimental.gluon import ops as gluon
-from sigmoid_attention.attention.impl.triton import decode_ops
-from sigmoid_attention.attention.impl.triton import ops as triton
+from sigmoid_attention.attention import call_cache, dispatch
 
 CPU = torch.device("cpu")
 FORWARD = Case("forward", "fp32", 33, dim=16, mask="causal", heads=3, batch=2)
@@ -214,22 +211,15 @@ def test_what_auto_tries_is_asked_of_the_library_and_nothing_computed(monkeypatc
         case = replace(FORWARD, operation=operation)
         return tried_by_auto(case, inputs(case, CPU), CPU)
 
-    monkeypatch.setattr(call_cache, "_known", {})
-    monkeypatch.setattr(api, "_reference", lambda *_: 1 / 0)
+    monkeypatch.setattr(call_cache, "_prepared", {})
     assert tried() == ("cpu",)
-    assert not call_cache._known
+    assert not call_cache._prepared
     # A call that is known already looks for nobody, unlike this question.
     tensors = inputs(FORWARD, CPU)
     sigmoid("auto")(FORWARD, CPU)(tensors.query, tensors.key, tensors.value)
-    assert call_cache._known and tried() == ("cpu",)
-    monkeypatch.setattr(api, "_candidates", lambda problem: [api._gluon, api._triton])
-    assert tried() == tried("backward") == ("gluon", "triton")
-    # What it found in place of them is there no more.
-    assert "refusing" not in gluon.attend.__qualname__ + triton.attend.__qualname__
-
-
-def test_a_step_s_own_kernel_is_what_auto_tries_first(monkeypatch):
-    monkeypatch.setattr(decode, "_decode", lambda problem, *_: decode_ops.attend(problem, 0))
+    assert call_cache._prepared and tried() == ("cpu",)
+    monkeypatch.setattr(dispatch, "fused_kernels", lambda query: "triton")
+    assert tried() == tried("backward") == ("triton",)
     assert tried_by_auto(DECODE, inputs(DECODE, CPU), CPU) == ("triton",)
 
 

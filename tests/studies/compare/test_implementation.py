@@ -19,7 +19,7 @@ from sigmoid_attention.studies.compare.implementation import Operator, fusion, o
 from sigmoid_attention.studies.compare.results import UNFUSED
 from sigmoid_attention.studies.compare.summary import summarise
 from sigmoid_attention.studies.compare.verdict import judge
-from tests.attention.fake_gpu import fake_gpu
+from tests.support.attention.fake_gpu import fake_gpu
 
 CPU = torch.device("cpu")
 QUIET = Console(quiet=True)

@@ -51,7 +51,7 @@ def cut(block_queries: int, splits: int):
     with (
         mock.patch.object(ops, "_block_queries", lambda problem: block_queries),
         mock.patch.object(term_gradients, "splits", lambda units, threads, keys: splits),
-        mock.patch.object(call_cache, "_known", {}),
+        mock.patch.object(call_cache, "_prepared", {}),
     ):
         yield
 

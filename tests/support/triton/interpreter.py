@@ -64,7 +64,7 @@ def tiled(function: Callable, blocks: Blocks, *arguments: Any, in_order: bool = 
         ),
         mock.patch.multiple(call, PLANNED_WITH_SLOPES=longest, PLANNED_WITHOUT=longest),
         # A call that was made with other tiles would be made with them again.
-        mock.patch.multiple(call_cache, _known={}, _met={}),
+        mock.patch.multiple(call_cache, _prepared={}, _counts={}),
     ):
         return function(*arguments)
 

@@ -25,4 +25,4 @@ def kernel() -> None:
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch) -> None:
     """A test that changes how calls are made must not meet one made before."""
-    monkeypatch.setattr(call_cache, "_known", {})
+    monkeypatch.setattr(call_cache, "_prepared", {})

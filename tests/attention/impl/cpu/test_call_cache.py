@@ -50,7 +50,7 @@ CALLS = (
 
 @pytest.fixture
 def remembered() -> dict:
-    return call_cache._known
+    return call_cache._prepared
 
 
 def drawn(dtype=torch.float32, queries=9, keys=9, heads=4) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,6 +109,16 @@ def test_a_second_call_is_not_checked_again(monkeypatch):
     assert sigmoid_attention(*drawn(), bias=-2.0).shape == first.shape
 
 
+def test_a_first_call_packs_its_arguments_once(monkeypatch):
+    packed, pack = [], abi.Arguments.bytes
+    monkeypatch.setattr(abi.Arguments, "bytes", lambda *given: packed.append(1) or pack(*given))
+    sigmoid_attention(*drawn(), bias=-2.0)
+    query, key, value = drawn(queries=1)
+    used = torch.tensor([9, 3])
+    sigmoid_decode(query, key, value, seqused_k=used, bias=-2.0, is_causal=True)
+    assert len(packed) == 2
+
+
 def test_shapes_strides_and_types_are_told_apart(remembered):
     for _, queries, keys in itertools.product(range(2), (1, 9), (9, 17)):
         for tensors in (drawn(queries=queries, keys=keys), drawn(torch.float16, queries, keys)):
@@ -151,7 +161,8 @@ def test_a_remembered_struct_is_the_one_that_would_be_written_anew(monkeypatch):
     slopes = SLOPES.clone()
     again = sigmoid_attention(query, key, value, bias=-2.0, alibi_slopes=slopes)
     remembered = seen[-1]
-    monkeypatch.setattr(call_cache, "_known", {})
+    monkeypatch.setattr(call_cache, "_prepared", {})
+    monkeypatch.setattr(call_cache, "cache_and_run", lambda *_: None)
     monkeypatch.setattr(ops, "like", lambda *_: again)
     sigmoid_attention(query, key, value, bias=-2.0, alibi_slopes=slopes)
     assert seen[-1] == remembered
@@ -194,7 +205,7 @@ def test_bad_arguments_are_refused_after_good_ones(wrong, sentence):
     tensors = drawn()
     for _ in range(2):
         sigmoid_attention(*tensors, bias=-2.0)
-        with pytest.raises(ValueError, match=f"^{sentence}"):
+        with pytest.raises((TypeError, ValueError), match=f"^{sentence}"):
             sigmoid_attention(*tensors, **{"bias": -2.0, **wrong})
 
 
@@ -237,10 +248,10 @@ def test_the_environment_and_threads_are_looked_at(monkeypatch, remembered):
 
 
 def test_memory_is_bounded(monkeypatch, remembered):
-    monkeypatch.setattr(call_cache, "_MOST", 3)
+    monkeypatch.setattr(call_cache, "_MOST_KEYS", 3)
     for keys in range(1, 9):
         assert_equals_the_definition(drawn(keys=keys), {})
-        assert 1 <= len(call_cache._known) <= 3
+        assert 1 <= len(call_cache._prepared) <= 3
 
 
 def test_calls_of_other_devices_are_left_alone(monkeypatch):

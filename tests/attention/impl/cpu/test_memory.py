@@ -74,7 +74,9 @@ def test_no_queries_never_start_the_kernel_with_terms(kind, monkeypatch):
     if "attn_mask" not in terms:
         used, ends = torch.full((3,), 200), torch.zeros(3, dtype=torch.int64)
         for _ in range(3):
-            assert sigmoid_decode(query, key, key, seqused_k=used, **terms).shape == (3, 2, 0, 8)
+            assert sigmoid_decode(
+                query, key, key, seqused_k=used, is_causal=True, **terms
+            ).shape == (3, 2, 0, 8)
         tokens = torch.ones(0, 2, 8), torch.ones(200, 2, 8), torch.ones(200, 2, 8)
         keys = torch.tensor([0, 120, 200])
         out = sigmoid_varlen_attention(*tokens, ends, keys, 0, 200, **terms)
@@ -83,11 +85,11 @@ def test_no_queries_never_start_the_kernel_with_terms(kind, monkeypatch):
 
 def test_a_struct_that_asks_for_nothing_is_answered_by_the_kernel_itself():
     """A remembered call without rows starts the kernel, which writes nothing."""
-    before = dict(call_cache._known)
+    before = dict(call_cache._prepared)
     query, key = torch.ones(1, 1, 0, 8), torch.ones(1, 1, 200, 8)
     bias = torch.zeros(1, 1, 1, 200)
     sigmoid_attention(query, key, key, bias=bias)
-    (known,) = (call_cache._known[kind] for kind in call_cache._known if kind not in before)
+    (known,) = (call_cache._prepared[kind] for kind in call_cache._prepared if kind not in before)
     assert abi.loaded() is not None
     for _ in range(100):
         assert known((query, key, key, None, None, bias, None, None)).shape == (1, 1, 0, 8)
@@ -112,7 +114,7 @@ def test_where_memory_runs_out_the_process_lives_on():
         calls = [
             lambda: sigmoid_attention(few, few.expand(64, 512, 1, 1), few, bias=-1.0),
             lambda: sigmoid_attention(many, many, many, bias=-1.0),
-            lambda: sigmoid_decode(many[:, :, :1], many, many, seqused_k=used, bias=-1.0),
+            lambda: sigmoid_decode(many[:, :, :1], many, many, seqused_k=used, bias=-1.0, is_causal=True),
         ]
         calls[0]()
         limits, refused = resource.getrlimit(resource.RLIMIT_AS), 0

@@ -42,10 +42,10 @@ def in_turns(function: Any, calls: list[tuple[tuple, dict]]) -> tuple[list[Tenso
     """Answers of calls that follow each other, those of each as the first, and how many kinds."""
     with mock.patch.object(own, "WORTHWHILE", 1):
         found = [function(*tensors, **arguments) for tensors, arguments in calls]
-    kept = list(call_cache._known.values())
+    kept = list(call_cache._prepared.values())
     first = []
     for tensors, arguments in calls:
-        call_cache._known.clear()
+        call_cache._prepared.clear()
         first.append(function(*tensors, **arguments))
     return found, first, sum(hasattr(known, "_launches") for known in kept)
 
@@ -135,7 +135,13 @@ def test_a_decoding_step_is_made_again_with_other_lengths(interpreted, paged, pa
             pages = [normal(12, 16, 2, dim, seed=seed).float() for dim in (8, 16)]
             tensors, table = (query, *pages), torch.arange(12).view(2, 6).flip(0)
         lengths = torch.tensor(used, dtype=torch.int32)
-        arguments = {"seqused_k": lengths, "bias": -2.0, "enable_gqa": True, "impl": "triton"}
+        arguments = {
+            "seqused_k": lengths,
+            "bias": -2.0,
+            "is_causal": True,
+            "enable_gqa": True,
+            "impl": "triton",
+        }
         calls.append((tensors, arguments | {"block_table": table}))
     assert_same(interpreted(decoded_in, Blocks(), parts, calls), 1)
 
@@ -171,7 +177,7 @@ def activations(tensors: tuple[Tensor, ...]) -> list[int]:
         activation.use(name)
         for _ in range(2):
             sigmoid_attention(*tensors, bias=-2.0, impl="triton")
-        kinds.append(len(call_cache._known))
+        kinds.append(len(call_cache._prepared))
     activation.use(None)
     return kinds
 
@@ -184,7 +190,7 @@ def grown(tensors: tuple[Tensor, ...]) -> tuple[int, int]:
     query, key, value = tensors
     for keys in range(1, key.shape[2] + 1):
         sigmoid_attention(query, key[:, :, :keys], value[:, :, :keys], bias=-2.0, impl="triton")
-    return len(call_cache._known), len(call_cache._met)
+    return len(call_cache._prepared), len(call_cache._counts)
 
 
 def test_what_never_comes_again_is_not_kept(interpreted):
@@ -194,8 +200,8 @@ def test_what_never_comes_again_is_not_kept(interpreted):
 def test_addresses_are_told_apart_by_what_kernels_are_compiled_for():
     row = torch.zeros(33)
     aligned, odd = row[: 32 - row.data_ptr() % 16 // 4], row[1:]
-    assert call_cache._place(aligned) == call_cache._place(aligned[4:])
-    assert call_cache._place(aligned) != call_cache._place(odd)
+    assert call_cache._location(aligned) == call_cache._location(aligned[4:])
+    assert call_cache._location(aligned) != call_cache._location(odd)
 
 
 # Without a GPU: Triton's own way to a launch, up to where the compiled code would be started.
@@ -261,7 +267,7 @@ def starts() -> Iterator[list[tuple]]:
         mock.patch.object(JITFunction, "_do_compile", compiled),
         mock.patch.object(configs, "NO_DEVICE", H200),
         mock.patch.object(ops, "_unfit", lambda *_: None),
-        mock.patch.multiple(call_cache, _known={}, _met={}),
+        mock.patch.multiple(call_cache, _prepared={}, _counts={}),
         NOT_READ,
     ):
         yield found
@@ -285,6 +291,7 @@ def step(pages: int = 0) -> Any:
     cache = [torch.zeros(9, 16, 2, 64) if pages else torch.zeros(1, 2, 64, 64) for _ in range(2)]
     table = torch.zeros(1, pages, dtype=torch.int32) if pages else None
     arguments = {"seqused_k": torch.tensor([50]), "bias": -3.0, "enable_gqa": True}
+    arguments["is_causal"] = True
     return (
         sigmoid_decode,
         (torch.zeros(1, 4, 1, 64), *cache),
@@ -332,9 +339,9 @@ def test_a_gpu_with_too_little_memory_is_left_to_others(starts, monkeypatch):
             sigmoid_attention(*tensors, bias=-2.0, impl="triton")
     # Nor does a call that is known stand in their way.
     window, settings = (-1, -1), (None, False, None, False, "rounding")
-    seen = call_cache.look("triton", *tensors, None, None, -2.0, None, None, window, *settings)
-    assert seen is not None and seen.kind in call_cache._known
-    assert call_cache.again(seen) is None
+    seen = call_cache.call_key("triton", *tensors, None, None, -2.0, None, None, window, *settings)
+    assert seen is not None and seen.key in call_cache._prepared
+    assert call_cache.run_cached(seen) is None
 
 
 def test_no_tensors_are_kept(starts):
@@ -345,5 +352,5 @@ def test_no_tensors_are_kept(starts):
     starts.clear()
     tensors.clear()
     gc.collect()
-    assert len(call_cache._known) == 1
+    assert len(call_cache._prepared) == 1
     assert [each() for each in watched] == [None] * 3

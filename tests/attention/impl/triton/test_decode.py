@@ -156,7 +156,7 @@ def reaching(tolerance, softcap: float = 2.0, bias: float = -3.0):
     slopes = torch.tensor([0.5, 0.25])
     return (query, key, value), {
         "bias": bias, "alibi_slopes": slopes, "softcap": softcap, "enable_gqa": True,
-        "seqused_k": torch.tensor([300]), "skip_tolerance": tolerance,
+        "seqused_k": torch.tensor([300]), "skip_tolerance": tolerance, "is_causal": True,
     }  # fmt: skip
 
 
@@ -306,7 +306,7 @@ def looks_at_nothing() -> Tensor:
     query, key = torch.zeros(2, 1, 1, 8), torch.zeros(2, 1, 9, 8)
     used = torch.tensor([9, 4])
     with mock.patch.object(Tensor, "tolist", None), mock.patch.object(Tensor, "item", None):
-        return decoded((query, key, key), {"seqused_k": used, "bias": 0.0})
+        return decoded((query, key, key), {"seqused_k": used, "bias": 0.0, "is_causal": True})
 
 
 def test_lengths_on_a_gpu_are_never_waited_for(interpreted):
