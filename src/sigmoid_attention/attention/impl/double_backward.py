@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention.impl import tiled
-from sigmoid_attention.attention.impl.cpu.abi import BLOCK_KEYS, Layout, Settings
+from sigmoid_attention.attention.impl.layout import Layout, LogitSettings, empty_gradient
 from sigmoid_attention.attention.impl.tiles import Tiles
 from sigmoid_attention.attention.sequences import of_pages
 
@@ -26,8 +26,11 @@ def gradients(
     visits_BHI: Tensor,
     tensors: Sequence[Tensor | None],
     layout: Layout,
-    settings: Settings,
+    settings: LogitSettings,
     wanted: Sequence[bool],
+    *,
+    block_q: int,
+    block_k: int,
 ) -> tuple[Tensor, ...]:
     """Gradients of the backward pass's results for query, key, value, bias, mask, slopes, grad_out.
 
@@ -37,7 +40,10 @@ def gradients(
     if layout.block_table_BM is not None:
         unpaged = replace(layout, block_table_BM=None)
         along, rows = (_without_pages(x, layout.block_table_BM) for x in (directions, tensors))
-        found = gradients(along, grad_out, visits_BHI, rows, unpaged, settings, wanted)
+        found = gradients(
+            along, grad_out, visits_BHI, rows, unpaged, settings, wanted,
+            block_q=block_q, block_k=block_k,
+        )  # fmt: skip
         pages = [on.new_zeros(on.shape) for on in directions[1:3]]
         return found[0], *pages, *found[3:]
     nothing = grad_out.new_empty(0)
@@ -47,7 +53,7 @@ def gradients(
     zeros = partial(grad_out.new_zeros, dtype=torch.float32)
     learned = [term if want else nothing for term, want in zip(given[3:], wanted, strict=True)]
     total = [zeros(like.shape) for like in (*given[:3], *learned, grad_out)]
-    for cut in _cuts(layout, settings.block_q):
+    for cut in _cuts(layout, block_q):
         query, key, value, bias, mask, slopes, part_grad_out, visits = cut(
             [*given, grad_out, visits_BHI]
         )
@@ -56,7 +62,7 @@ def gradients(
             None if tensors[4] is None else mask,
             None if tensors[5] is None else slopes,
             settings.scale, settings.softcap or None, settings.left, settings.right,
-            settings.block_q, BLOCK_KEYS,
+            block_q, block_k,
         )  # fmt: skip
         part = tiled.double_backward(
             tiles, part_grad_out, visits, cut([*directions, nothing, nothing])[:6], wanted
@@ -70,6 +76,15 @@ def gradients(
             total, (*tensors, grad_out), (True, True, True, *wanted, True), strict=True
         )
     )
+
+
+def fake_gradients(
+    grad_out: Tensor, tensors: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """Uninitialised tensors in the place of what ``gradients`` gives."""
+    flags = (True, True, True, *wanted, True)
+    pairs = zip(flags, (*tensors, grad_out), strict=True)
+    return tuple(empty_gradient(*pair, grad_out) for pair in pairs)
 
 
 def _without_pages(tensors: Sequence, table_BM: Tensor) -> list:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sigmoid_attention.attention import call_cache, sigmoid_attention
-from sigmoid_attention.attention.impl import term_gradients
 from sigmoid_attention.attention.impl.cpu import ops
 from tests.attention.calls import BIAS_SHAPES, WINDOWS, Call, masks
 from tests.attention.impl.cpu.oracle import (
@@ -63,7 +62,7 @@ def cut(block_queries: int, splits: int):
     """The kernel's work cut as it would be for more threads."""
     with (
         mock.patch.object(ops, "_block_queries", lambda problem: block_queries),
-        mock.patch.object(term_gradients, "splits", lambda units, threads, keys: splits),
+        mock.patch.object(ops, "key_splits", lambda units, threads, keys: splits),
         mock.patch.object(call_cache, "_known", {}),
     ):
         yield

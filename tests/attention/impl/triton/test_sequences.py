@@ -58,8 +58,8 @@ def packed_with_padding(impl: str, positional: tuple, arguments: dict) -> dict[s
     from sigmoid_attention.attention.impl.triton import ops
 
     nobody = mock.patch("sigmoid_attention.attention.index_tensors.looked_at", lambda *_: False)
-    like = ops.like
-    filled = mock.patch.object(ops, "like", lambda *given: like(*given).fill_(torch.nan))
+    empty = ops.empty_output
+    filled = mock.patch.object(ops, "empty_output", lambda *given: empty(*given).fill_(torch.nan))
     with nobody, filled:
         return packed_by(impl, positional, arguments)
 

@@ -10,7 +10,8 @@ from torch import Tensor, get_num_threads
 
 from sigmoid_attention.attention.impl.cpu import abi
 from sigmoid_attention.attention.impl.cpu.library import forced
-from sigmoid_attention.attention.impl.cpu.ops import available, like, struct
+from sigmoid_attention.attention.impl.cpu.ops import available, struct
+from sigmoid_attention.attention.impl.layout import empty_output, rows_are_contiguous
 from sigmoid_attention.attention.problem import Problem
 
 _ADDRESS = Struct("=q")
@@ -39,7 +40,7 @@ class _Known:
         assert query is not None
         out = query.new_empty_strided(*self.room)
         fields = bytearray(self.fields)
-        _ADDRESS.pack_into(fields, abi.OUT, out.data_ptr())
+        _ADDRESS.pack_into(fields, abi.Call.out.offset, out.data_ptr())
         for place, tensor in zip(self.places, tensors, strict=False):
             if tensor is not None:
                 _ADDRESS.pack_into(fields, place, tensor.data_ptr())
@@ -48,7 +49,7 @@ class _Known:
             used = array("q", lengths.tolist())
             if used and (min(used) < 0 or max(used) > self.capacity):
                 return None
-            _ADDRESS.pack_into(fields, abi.LENGTH_K, used.buffer_info()[0])
+            _ADDRESS.pack_into(fields, abi.Call.length_k.offset, used.buffer_info()[0])
         self.run(bytes(fields))
         return out
 
@@ -64,14 +65,18 @@ def known(tensors: tuple[Tensor | None, ...], problem: Problem) -> _Known | None
     if mask is not None and not flags and mask.dtype != torch.float32:
         return None
     own = (problem.query, problem.key, problem.value)
-    if problem.device.type != "cpu" or not all(map(abi.is_readable, own)):
+    if problem.device.type != "cpu" or not all(map(rows_are_contiguous, own)):
         return None
-    out = like(problem.query, problem.value.shape[3])
-    places = (abi.QUERY, abi.KEY, abi.VALUE, abi.LENGTH_K, abi.SLOPES, abi.BIAS)
+    out = empty_output(problem.query, problem.value.shape[3])
+    fields = abi.Call
+    addresses = (
+        *(fields.query, fields.key, fields.value, fields.length_k, fields.slopes, fields.bias),
+        fields.attend if flags else fields.mask,
+    )
     return _Known(
         abi.kernel("sigmoid_attention_forward"),
         (tuple(out.shape), out.stride()),
         struct(problem),
         problem.shape[3],
-        (*places, abi.FLAGS if flags else abi.MASK),
+        tuple(address.offset for address in addresses),
     )

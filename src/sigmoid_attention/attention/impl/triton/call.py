@@ -5,7 +5,6 @@ I units of queries, J units of keys.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +13,14 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sigmoid_attention.attention.bounds import TAIL_LOGIT
+from sigmoid_attention.attention.impl.layout import (
+    Layout,
+    LogitSettings,
+    rows_are_contiguous,
+    term_kind,
+    term_strides,
+)
+from sigmoid_attention.attention.impl.term_gradients import TermGradients
 from sigmoid_attention.attention.impl.triton import activation, configs, plan, tile
 from sigmoid_attention.attention.impl.triton.backward import ADDED, NOT_WANTED, STORED, backward
 from sigmoid_attention.attention.impl.triton.backward_queries import backward_queries
@@ -36,36 +43,31 @@ Strided = tuple | None
 def readable(tensor: Tensor) -> Tensor:
     """The tensor, copied only where the elements of a row do not lie side by side, or rows so far
     apart that offsets within a tile would need more than 32 bits."""
-    near = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
-    return tensor if near and tensor.stride(-2) <= FARTHEST_ROW else tensor.contiguous()
+    near = rows_are_contiguous(tensor) and tensor.stride(-2) <= FARTHEST_ROW
+    return tensor if near else tensor.contiguous()
 
 
-def as_four(tensor: Tensor) -> tuple[int, ...]:
-    return (1,) * (4 - tensor.dim()) + tuple(tensor.shape)
+_KINDS = {
+    "none": tile.NONE.value,
+    "flags": tile.FLAGS.value,
+    "heads": tile.HEADS.value,
+    "rows": tile.ROWS.value,
+    "columns": tile.COLUMNS.value,
+    "pairs": tile.PAIRS.value,
+}
 
 
-def form(term: Tensor | None) -> int:
-    """Which form of tile.py a bias or a mask has."""
-    if term is None:
-        found = tile.NONE
-    elif term.dtype == torch.bool:
-        found = tile.FLAGS
-    else:
-        by_query, by_key = (size > 1 for size in as_four(term)[2:])
-        found = tile.PAIRS if by_key else tile.ROWS
-        if not by_query:
-            found = tile.COLUMNS if by_key else tile.HEADS
-    return found.value
+def kind_number(term: Tensor | None) -> int:
+    """The number that tile.py has for the kind of a bias or a mask."""
+    return _KINDS[term_kind(term)]
 
 
 def strided(term: Tensor | None) -> Strided:
     """A term and its strides along (B, H, Q, K), 0 where it broadcasts."""
     if term is None:
         return None
-    pairs = zip(term.shape, term.stride(), strict=True)
-    strides = tuple(0 if size == 1 else stride for size, stride in pairs)
-    flags = term.view(torch.uint8) if term.dtype == torch.bool else term
-    return flags, *(0,) * (4 - len(strides)), *strides
+    numbers = term.view(torch.uint8) if term.dtype == torch.bool else term
+    return numbers, *term_strides(term)
 
 
 def by_8(*tensors: Strided) -> bool:
@@ -83,41 +85,6 @@ def padded(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The numbers of a call; ``constant`` is added to every logit, a softcap of 0 is none."""
-
-    max_q: int
-    max_k: int
-    packed: bool
-    left: int
-    right: int
-    relative: bool
-    scale: float
-    softcap: float
-    constant: float
-    tolerance: float
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """What a backward pass fills; None is not computed.
-
-    ``query`` lacks the factor ``scale`` and is in fp32 and zero at first, unless it is computed in
-    order. The last four are in fp32 and zero at first: rows (B, H, Q), columns (B, H, K), pairs
-    (broadcasts to (B, H, Q, K)) and slopes (B, H, blocks of keys).
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    rows: Tensor | None
-    columns: Tensor | None
-    pairs: Tensor | None
-    pairs_shared: bool
-    slopes: Tensor | None
-
-
 class Call:
     """The tensors of a call and what its kernels have in common."""
 
@@ -129,13 +96,13 @@ class Call:
         bias: Tensor | None,
         attn_mask: Tensor | None,
         alibi_slopes: Tensor | None,
-        places: Tensor | None,
-        settings: Settings,
+        layout: Layout,
+        settings: LogitSettings,
     ) -> None:
         self.query, self.key, self.value = readable(query), readable(key), readable(value)
         self.bias, self.mask, self.slopes = bias, attn_mask, alibi_slopes
-        self.places, self.settings = places, settings
-        self.sequences = query.shape[0] if places is None else places.shape[1]
+        self.layout, self.settings, self.places = layout, settings, layout.places_4B
+        self.sequences = layout.sequences(query)
         self.heads, self.key_heads = query.shape[1], key.shape[1]
         self.head_dim, self.value_dim = query.shape[3], value.shape[3]
 
@@ -149,7 +116,7 @@ class Call:
     def read_for_each_pair(self) -> int:
         """Bytes of bias and mask for each score."""
         of_pairs = (tile.PAIRS.value, tile.FLAGS.value)
-        terms = (term for term in (self.bias, self.mask) if form(term) in of_pairs)
+        terms = (term for term in (self.bias, self.mask) if kind_number(term) in of_pairs)
         return sum(term.element_size() for term in terms if term is not None)
 
     @property
@@ -159,7 +126,7 @@ class Call:
 
     def rows(self, tensor: Tensor) -> Strided:
         batch, head, row, _ = tensor.stride()
-        return tensor, 0 if self.settings.packed else batch, head, row
+        return tensor, 0 if self.layout.packed else batch, head, row
 
     @cached_property
     def terms(self) -> tuple[Strided, Strided, Strided]:
@@ -171,9 +138,10 @@ class Call:
 
     def numbers(self, units: int) -> tuple[int | float, ...]:
         """As NUMBERS of tile.py."""
-        own = self.settings
+        layout, own = self.layout, self.settings
         return (
-            self.sequences, self.heads, self.heads // self.key_heads, own.max_q, own.max_k, units,
+            self.sequences, self.heads, self.heads // self.key_heads,
+            layout.max_q, layout.max_k, units,
             own.scale, own.constant, own.softcap, own.left, own.right,
         )  # fmt: skip
 
@@ -189,8 +157,8 @@ class Call:
         """What the kernels are compiled for, beside dims and blocks."""
         own = self.settings
         return {
-            "BIAS": form(self.bias),
-            "MASK": form(self.mask),
+            "BIAS": kind_number(self.bias),
+            "MASK": kind_number(self.mask),
             "SLOPES": self.slopes is not None,
             "SOFTCAP": own.softcap > 0,
             "LEFT": own.left >= 0,
@@ -222,20 +190,20 @@ class Call:
     @cached_property
     def ranges(self) -> Tensor | None:
         """(4, B, H, I), what plan.py bounds; None where there is nothing to plan."""
-        own, span = self.settings, self.configs.span
+        layout, own, span = self.layout, self.settings, self.configs.span
         looked_at = (tile.NONE.value, tile.HEADS.value, tile.ROWS.value)
-        if form(self.bias) not in looked_at or form(self.mask) not in (
+        if kind_number(self.bias) not in looked_at or kind_number(self.mask) not in (
             *looked_at, tile.FLAGS.value
         ):  # fmt: skip
             # A term of every key would have to be read in full first.
             return None
         if self.slopes is None:
-            worthwhile = own.max_k >= PLANNED_WITHOUT and own.constant <= TAIL_LOGIT
+            worthwhile = layout.max_k >= PLANNED_WITHOUT and own.constant <= TAIL_LOGIT
         else:
-            worthwhile = own.max_k >= PLANNED_WITH_SLOPES
+            worthwhile = layout.max_k >= PLANNED_WITH_SLOPES
         if not worthwhile:
             return None
-        units, units_k = self.units(own.max_q), self.units(own.max_k)
+        units, units_k = self.units(layout.max_q), self.units(layout.max_k)
         query_norms = self.norms(self.query, self.heads, units, keys=False)
         key_norms = self.norms(self.key, self.key_heads, units_k, keys=True)
         ranges = room(self.query, (4, self.sequences, self.heads, units), torch.int32)
@@ -255,7 +223,7 @@ class Call:
         dim = rows.shape[3]
         launch(
             plan.norms, found.numel(), self.rows(rows), found, self.places, self.sequences, heads,
-            self.settings.max_k if keys else self.settings.max_q, units,
+            self.layout.max_k if keys else self.layout.max_q, units,
             D=dim, WIDE_D=padded(dim), SPAN=self.configs.span, KEYS=keys, num_warps=4,
         )  # fmt: skip
         return found
@@ -265,7 +233,7 @@ class Call:
         if self.ranges is None:
             return None
         units = self.ranges.shape[3]
-        settled_units = self.units(self.settings.max_k) if of_keys else units
+        settled_units = self.units(self.layout.max_k) if of_keys else units
         pairs = self.sequences * self.heads
         sizes = (4, self.sequences, self.heads, settled_units)
         settled = room(self.ranges, sizes, torch.int32)
@@ -302,30 +270,40 @@ class Call:
             keys, values = self.rows(self.key), self.rows(self.value)
             queries, rows_of_out = self.rows(self.query), self.rows(out)
             launch(
-                forward, self.sequences * self.heads * cdiv(self.settings.max_q, config.block_q),
+                forward, self.sequences * self.heads * cdiv(self.layout.max_q, config.block_q),
                 queries, *(described or (keys, values)), rows_of_out,
-                *self.terms, self.places, spans, *self.numbers(self.units(self.settings.max_q)),
+                *self.terms, self.places, spans, *self.numbers(self.units(self.layout.max_q)),
                 **self.constants(config, spans is not None), DESCRIBED=described is not None,
                 BY_8=by_8(queries, keys, values, rows_of_out),
             )  # fmt: skip
 
-    def backward(self, grad_out: Tensor, into: Gradients, *, in_order: bool) -> None:
-        """``in_order``: the same bits in every run, with a kernel more."""
+    def backward(
+        self,
+        grad_out: Tensor,
+        gradients: tuple[Tensor, Tensor, Tensor],
+        terms: TermGradients,
+        *,
+        in_order: bool,
+    ) -> None:
+        """Fill the gradients of query, key and value, and add to those of the terms.
+
+        ``in_order`` gives the same bits in every run, and takes a kernel more. Without it the
+        gradient of the query lacks the factor ``scale``, and must be in fp32 and zero at first.
+        """
         with self.on_device:
             magnitudes = self._magnitudes(grad_out)
-            self._keys(grad_out, into, magnitudes, in_order)
+            self._keys(grad_out, gradients, terms, magnitudes, in_order)
             if in_order:
-                self._queries(grad_out, into, magnitudes)
+                self._queries(grad_out, gradients[0], terms, magnitudes)
 
     def _magnitudes(self, grad_out: Tensor) -> Tensor | None:
         """The largest norms of the rows of dO and of V, which fp16 needs to know."""
         if self.query.dtype != torch.float16:
             return None
         found = torch.zeros(2, dtype=torch.float32, device=grad_out.device)
-        own = self.settings
         norms = (
-            self.norms(grad_out, self.heads, self.units(own.max_q), keys=False),
-            self.norms(self.value, self.key_heads, self.units(own.max_k), keys=True),
+            self.norms(grad_out, self.heads, self.units(self.layout.max_q), keys=False),
+            self.norms(self.value, self.key_heads, self.units(self.layout.max_k), keys=True),
         )
         for place, each in zip(found, norms, strict=True):
             if each.numel():
@@ -333,46 +311,53 @@ class Call:
         return found
 
     def _keys(
-        self, grad_out: Tensor, into: Gradients, magnitudes: Tensor | None, in_order: bool
+        self,
+        grad_out: Tensor,
+        gradients: tuple[Tensor, Tensor, Tensor],
+        terms: TermGradients,
+        magnitudes: Tensor | None,
+        in_order: bool,
     ) -> None:
-        summed = (into.rows, into.columns, into.slopes)
+        summed = (terms.rows, terms.columns, terms.slope_parts)
         plain = all(sums is None for sums in summed)
         config = self.configs.backward if plain else self.configs.backward_with_sums
         spans = self.spans(of_keys=True)
         pairs = NOT_WANTED
-        if into.pairs is not None:
-            pairs = ADDED if into.pairs_shared else STORED
-        by_16 = self.places is None and self.settings.max_k % 16 == 0
-        programs = self.sequences * self.key_heads * cdiv(self.settings.max_k, config.block_k)
+        if terms.pairs is not None:
+            pairs = ADDED if terms.pairs_shared else STORED
+        by_16 = self.places is None and self.layout.max_k % 16 == 0
+        programs = self.sequences * self.key_heads * cdiv(self.layout.max_k, config.block_k)
         given = (self.query, self.key, self.value, grad_out)
-        rows = [self.rows(tensor) for tensor in (*given, into.query, into.key, into.value)]
+        rows = [self.rows(tensor) for tensor in (*given, *gradients)]
         launch(
             backward, programs, *rows,
-            *self.terms, _heads(into.rows), _heads(into.columns), strided(into.pairs),
-            _heads(into.slopes), magnitudes, self.places, spans,
-            *self.numbers(self.units(self.settings.max_k)),
+            *self.terms, _heads(terms.rows), _heads(terms.columns), strided(terms.pairs),
+            _heads(terms.slope_parts), magnitudes, self.places, spans,
+            *self.numbers(self.units(self.layout.max_k)),
             **self.constants(config, spans is not None),
             ON_QUERY=not in_order,
-            ON_ROWS=into.rows is not None and not in_order,
-            ON_COLUMNS=into.columns is not None,
+            ON_ROWS=terms.rows is not None and not in_order,
+            ON_COLUMNS=terms.columns is not None,
             ON_PAIRS=pairs.value,
-            ON_SLOPES=into.slopes is not None,
+            ON_SLOPES=terms.slope_parts is not None,
             BY_16=by_16 and self.read_for_each_pair > 0,
             BY_8=by_8(*rows),
         )  # fmt: skip
 
-    def _queries(self, grad_out: Tensor, into: Gradients, magnitudes: Tensor | None) -> None:
+    def _queries(
+        self, grad_out: Tensor, on_query: Tensor, terms: TermGradients, magnitudes: Tensor | None
+    ) -> None:
         config = self.configs.backward_queries
         spans = self.spans(of_keys=False)
-        given = (self.query, self.key, self.value, grad_out, into.query)
+        given = (self.query, self.key, self.value, grad_out, on_query)
         rows = [self.rows(tensor) for tensor in given]
         launch(
             backward_queries,
-            self.sequences * self.heads * cdiv(self.settings.max_q, config.block_q), *rows,
-            *self.terms, _heads(into.rows), magnitudes, self.places, spans,
-            *self.numbers(self.units(self.settings.max_q)),
+            self.sequences * self.heads * cdiv(self.layout.max_q, config.block_q), *rows,
+            *self.terms, _heads(terms.rows), magnitudes, self.places, spans,
+            *self.numbers(self.units(self.layout.max_q)),
             **self.constants(config, spans is not None),
-            ON_ROWS=into.rows is not None,
+            ON_ROWS=terms.rows is not None,
             BY_8=by_8(*rows),
         )  # fmt: skip
 

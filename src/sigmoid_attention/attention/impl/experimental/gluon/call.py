@@ -95,19 +95,19 @@ class HopperCall(Call):
             scale=own.scale, constant=own.constant,
             left=own.left if own.left >= 0 else UNLIMITED.value,
             right=own.right if own.right >= 0 else UNLIMITED.value,
-            queries=own.max_q, keys=own.max_k, heads=self.heads, group=self.group,
+            queries=self.layout.max_q, keys=self.layout.max_k, heads=self.heads, group=self.group,
             CONFIG=config, num_warps=4,
         )  # fmt: skip
 
     def forward(self, out: Tensor) -> None:
-        own = self.settings
+        own, layout = self.settings, self.layout
         with self.on_device:
             spans = self.spans(of_keys=False)
             shift = 15 if self.query.dtype == torch.float16 else 0
             config = configs.forward(self.head_dim, self.kernel_features(spans is not None, shift))
             blocks = config.block_q, config.block_k
             window = own.left, own.right
-            work = self.work(own.max_q, own.max_k, window, blocks, 1, spans)
+            work = self.work(layout.max_q, layout.max_k, window, blocks, 1, spans)
             tensors = {
                 "query": fetchable(self.query),
                 "key": fetchable(self.key),
@@ -120,13 +120,13 @@ class HopperCall(Call):
         self, grad_out: Tensor, on_query: Tensor, on_key: Tensor, on_value: Tensor
     ) -> None:
         """Fill ``on_key`` and ``on_value``; add to ``on_query``, fp32 and without ``scale``."""
-        own = self.settings
+        own, layout = self.settings, self.layout
         with self.on_device:
             spans = self.spans(of_keys=True)
             config = configs.backward(self.head_dim, self.kernel_features(spans is not None, 0))
             # From a key, what its queries see to their left lies to the right.
             window, blocks = (own.right, own.left), (KEYS, config.block_q)
-            work = self.work(own.max_k, own.max_q, window, blocks, self.group, spans)
+            work = self.work(layout.max_k, layout.max_q, window, blocks, self.group, spans)
             tensors = {
                 "query": fetchable(self.query),
                 "key": fetchable(self.key),

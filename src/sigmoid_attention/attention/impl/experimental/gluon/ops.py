@@ -9,9 +9,10 @@ Shape letters: B batch, H query heads, Q queries, D head dim.
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention.impl.cpu.ops import like, unwatched
+from sigmoid_attention.attention.impl.cpu.ops import unwatched
 from sigmoid_attention.attention.impl.experimental.gluon.call import HopperCall
 from sigmoid_attention.attention.impl.experimental.gluon.configs import HEAD_DIMS
+from sigmoid_attention.attention.impl.layout import empty_output
 from sigmoid_attention.attention.impl.triton import activation
 from sigmoid_attention.attention.impl.triton import ops as portable
 from sigmoid_attention.attention.problem import Problem
@@ -81,9 +82,9 @@ def _unfit(device: torch.device) -> str | None:
 
 def _forward(query, key, value, bias, attn_mask, alibi_slopes, places, sizes, numbers) -> Tensor:
     """Output (B, H, Q, D)."""
-    settings = portable.unpacked(sizes, numbers)
-    out = like(query, value.shape[3])
-    HopperCall(query, key, value, bias, attn_mask, alibi_slopes, places, settings).forward(out)
+    layout, settings = portable.unpacked(places, sizes, numbers)
+    out = empty_output(query, value.shape[3])
+    HopperCall(query, key, value, bias, attn_mask, alibi_slopes, layout, settings).forward(out)
     return out
 
 
@@ -94,11 +95,11 @@ def _backward(grad_out, bias_wanted, mask_wanted, slopes_wanted, query, key, val
         # Sums of bias and slopes, an order of additions, and fp16's range of gradients are theirs.
         wanted = (bias_wanted, mask_wanted, slopes_wanted)
         return OPERATORS.triton_backward(grad_out, *wanted, query, key, value, *rest)
-    *terms, sizes, numbers = rest
-    settings = portable.unpacked(sizes, numbers)
-    total = like(query, query.shape[3], torch.float32).zero_()
-    on_query, on_key, on_value = (like(x, x.shape[3]) for x in (query, key, value))
-    call = HopperCall(query, key, value, *terms, settings=settings)
+    bias, attn_mask, alibi_slopes, places, sizes, numbers = rest
+    layout, settings = portable.unpacked(places, sizes, numbers)
+    total = empty_output(query, query.shape[3], torch.float32).zero_()
+    on_query, on_key, on_value = (empty_output(x, x.shape[3]) for x in (query, key, value))
+    call = HopperCall(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
     call.keys_pass(grad_out, total, on_key, on_value)
     torch.mul(total, settings.scale, out=on_query)
     return on_query, on_key, on_value, *(query.new_empty(0) for _ in range(3))
