@@ -99,7 +99,7 @@ def look(
     except RuntimeError:
         # Nested and sparse tensors have no sizes or strides; the checks say so better.
         return None
-    kind = (*facts, type(bias), numbers, window, settings, kernels.surroundings())
+    kind = (*facts, type(bias), numbers, window, settings, kernels.environment_key())
     return Seen(kernels, kind, tensors)
 
 
@@ -120,7 +120,7 @@ def _triton() -> ModuleType | None:
         from sigmoid_attention.attention.impl.triton import call_cache
     except ImportError:
         return None
-    return call_cache
+    return call_cache if call_cache.ENABLED else None
 
 
 def _place(tensor: Tensor) -> Hashable:
@@ -142,10 +142,10 @@ def remember(seen: Seen | None, problem: Problem) -> None:
         return
     if len({tensor.dtype for tensor in seen.tensors[:3] if tensor is not None}) > 1:
         return  # Autocast has cast them for this call alone.
-    if (met := _met.get(seen.kind, 0) + 1) < seen.kernels.WORTHWHILE:
+    if (met := _met.get(seen.kind, 0) + 1) < seen.kernels.CALLS_BEFORE_CACHING:
         _set(_met, seen.kind, met)
         return
-    known = seen.kernels.known(seen.tensors, problem)
+    known = seen.kernels.prepare(seen.tensors, problem)
     if known is not None:
         _set(_known, seen.kind, known)
 

@@ -94,10 +94,10 @@ def _without_pages(tensors: Sequence, table_BM: Tensor) -> list:
 
 
 def _cuts(layout: Layout, block_q: int) -> Iterator[Cut]:
-    if layout.places_4B is None:
+    if layout.offsets_and_lengths_4B is None:
         yield list
         return
-    for s, places in enumerate(layout.places_4B.mT.tolist()):
+    for s, places in enumerate(layout.offsets_and_lengths_4B.mT.tolist()):
         start_q, queries, start_k, keys = places
         if queries and keys:
             row = slice(None) if layout.packed else slice(s, s + 1)

@@ -17,10 +17,10 @@ TermKind = Literal["none", "flags", "heads", "rows", "columns", "pairs"]
 class Layout:
     """Where sequences lie in query, key and value, as :class:`Sequences` has it.
 
-    ``places_4B`` is None for a dense call, ``block_table_BM`` where keys are not in pages.
+    ``offsets_and_lengths_4B`` is None for a dense call, ``block_table_BM`` for keys without pages.
     """
 
-    places_4B: Tensor | None
+    offsets_and_lengths_4B: Tensor | None
     block_table_BM: Tensor | None
     max_q: int
     max_k: int
@@ -28,16 +28,20 @@ class Layout:
 
     def fitted(self, *terms: Tensor | None) -> "Layout":
         """The layout with the longest sequence's lengths, at least those of the ``terms``."""
-        if self.places_4B is None or not self.packed:
+        if self.offsets_and_lengths_4B is None or not self.packed:
             return self
-        max_q, max_k = self.places_4B[1::2].amax(1).tolist()
+        max_q, max_k = self.offsets_and_lengths_4B[1::2].amax(1).tolist()
         for term in terms:
             if term is not None and term.dim() > 1:
                 max_q, max_k = max(max_q, term.shape[-2]), max(max_k, term.shape[-1])
         return replace(self, max_q=max_q, max_k=max_k)
 
     def sequences(self, query: Tensor) -> int:
-        return query.shape[0] if self.places_4B is None else self.places_4B.shape[1]
+        return (
+            query.shape[0]
+            if self.offsets_and_lengths_4B is None
+            else self.offsets_and_lengths_4B.shape[1]
+        )
 
 
 @dataclass(frozen=True)

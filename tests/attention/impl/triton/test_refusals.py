@@ -65,7 +65,7 @@ def test_an_unknown_activation_is_named(monkeypatch):
     with pytest.raises(ValueError, match=r"activation:? .* got 'relu'"):
         activation.use("relu")  # pyright: ignore[reportArgumentType]
     monkeypatch.setenv("SIGMOID_ATTENTION_ACTIVATION", "relu")
-    with pytest.raises(ValueError, match=r"SIGMOID_ATTENTION_ACTIVATION: .* got 'relu'"):
+    with pytest.raises(ValueError, match=r"SIGMOID_ATTENTION_ACTIVATION must be .* got 'relu'"):
         activation.tanh_is_used()
 
 

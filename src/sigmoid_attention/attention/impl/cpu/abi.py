@@ -138,9 +138,12 @@ def _typed_term(tensor: Tensor | None) -> StructFields:
 
 
 def _sequence_fields(layout: Layout) -> StructFields:
-    if layout.places_4B is None:
+    if layout.offsets_and_lengths_4B is None:
         return (0,) * 6
-    first, step = layout.places_4B.data_ptr(), layout.places_4B.stride(0) * 8
+    first, step = (
+        layout.offsets_and_lengths_4B.data_ptr(),
+        layout.offsets_and_lengths_4B.stride(0) * 8,
+    )
     table = layout.block_table_BM
     return (
         *(first + i * step for i in range(4)),

@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock, Timeout
+
 from sigmoid_attention.attention.impl.cpu import compiler
 
 try:
     import fcntl
-except ImportError:  # Windows: there two processes may compile the same library, each its own
+except ImportError:  # Windows
     fcntl = None
 
 PREBUILT = Path(__file__).parent / "prebuilt"
@@ -68,7 +70,7 @@ def build(path: str, kernel: Path = compiler.KERNEL, prebuilt: Path = PREBUILT) 
         folder = _cache()
         if kept := _usable(folder / name):
             return Built(kept, "cached")
-        with _alone(folder / f"{name}.lock"):
+        with _locked(folder / f"{name}.lock"):
             # Another process may have compiled it while this one waited.
             if kept := _usable(folder / name):
                 return Built(kept, "cached")
@@ -219,42 +221,20 @@ def _remove_folders_of_dead_processes() -> None:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold the lock, or go on without it after two minutes; raises OSError if it cannot be had."""
-    # Without waiting, even where someone has put a pipe in its place.
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o644)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(f"{lock} is no file")
-        locked = bool(fcntl) and _locked(handle)
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock file, or go on without it after two minutes or where there are no locks."""
+    lock = FileLock(file, mode=0o644)
+    notice_s = min(10.0, _WAIT_S)
+    with contextlib.suppress(OSError, NotImplementedError):
         try:
-            yield
-        finally:
-            # By name: a child that was forked meanwhile still has the file open.
-            if locked and fcntl:
-                fcntl.flock(handle, fcntl.LOCK_UN)
-    finally:
-        os.close(handle)
-
-
-def _locked(handle: int) -> bool:
-    """Whether the lock was got; a file system without locks leaves each process to compile."""
-    assert fcntl
-    deadline = time.monotonic() + _WAIT_S
-    told = False
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-        except OSError:
-            return False
-        if not told and time.monotonic() > deadline - _WAIT_S + 10:
-            told = True
+            lock.acquire(timeout=notice_s)
+        except Timeout:
             _logger.warning(
                 "another process compiles the CPU kernel; waiting for it, at most %g seconds",
                 _WAIT_S,
             )
-        time.sleep(0.05)
+            lock.acquire(timeout=_WAIT_S - notice_s)
+    try:
+        yield
+    finally:
+        lock.release()

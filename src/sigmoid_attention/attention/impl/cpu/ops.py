@@ -64,10 +64,10 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     return _compute(None, *arguments) if straight else forward(*arguments)[0]
 
 
-def struct(problem: Problem) -> bytes:
-    """The kernel's struct for a call without backward pass, whose tensors need no copies.
+def argument_block(problem: Problem) -> bytes:
+    """The kernel's argument block for a call without backward pass, whose tensors need no copies.
 
-    Where the sequences of a cache end is left out.
+    The address of the lengths of a cache's sequences is left out.
     """
     tensors, number = problem.operands()
     arguments: tuple[Any, ...] = (*tensors, *_unpack(None, None, *_pack(problem, number)))

@@ -26,7 +26,7 @@ from sigmoid_attention.attention.impl.triton.backward import ADDED, NOT_WANTED, 
 from sigmoid_attention.attention.impl.triton.backward_queries import backward_queries
 from sigmoid_attention.attention.impl.triton.configs import Config, Configs
 from sigmoid_attention.attention.impl.triton.forward import forward
-from sigmoid_attention.attention.impl.triton.launch import launch, room
+from sigmoid_attention.attention.impl.triton.launch import launch, workspace
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FARTHEST_ROW = 2**23
@@ -101,7 +101,7 @@ class Call:
     ) -> None:
         self.query, self.key, self.value = readable(query), readable(key), readable(value)
         self.bias, self.mask, self.slopes = bias, attn_mask, alibi_slopes
-        self.layout, self.settings, self.places = layout, settings, layout.places_4B
+        self.layout, self.settings, self.places = layout, settings, layout.offsets_and_lengths_4B
         self.sequences = layout.sequences(query)
         self.heads, self.key_heads = query.shape[1], key.shape[1]
         self.head_dim, self.value_dim = query.shape[3], value.shape[3]
@@ -206,7 +206,7 @@ class Call:
         units, units_k = self.units(layout.max_q), self.units(layout.max_k)
         query_norms = self.norms(self.query, self.heads, units, keys=False)
         key_norms = self.norms(self.key, self.key_heads, units_k, keys=True)
-        ranges = room(self.query, (4, self.sequences, self.heads, units), torch.int32)
+        ranges = workspace(self.query, (4, self.sequences, self.heads, units), torch.int32)
         launch(
             plan.bound, ranges[0].numel(),
             self.rows(self.query), self.rows(self.key), query_norms, key_norms, *self.terms,
@@ -219,7 +219,7 @@ class Call:
     def norms(self, rows: Tensor, heads: int, units: int, *, keys: bool) -> Tensor:
         """(B, heads, units)"""
         shape = (self.sequences, heads, units)
-        found = room(rows, shape, torch.float32)
+        found = workspace(rows, shape, torch.float32)
         dim = rows.shape[3]
         launch(
             plan.norms, found.numel(), self.rows(rows), found, self.places, self.sequences, heads,
@@ -236,7 +236,7 @@ class Call:
         settled_units = self.units(self.layout.max_k) if of_keys else units
         pairs = self.sequences * self.heads
         sizes = (4, self.sequences, self.heads, settled_units)
-        settled = room(self.ranges, sizes, torch.int32)
+        settled = workspace(self.ranges, sizes, torch.int32)
         launch(
             plan.settle, pairs * cdiv(settled_units, plan.CHUNK),
             self.ranges, settled, pairs, units, settled_units,

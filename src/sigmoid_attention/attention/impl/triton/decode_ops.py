@@ -26,7 +26,7 @@ from sigmoid_attention.attention.impl.cpu.ops import unwatched
 from sigmoid_attention.attention.impl.triton import decode as kernels
 from sigmoid_attention.attention.impl.triton.call import padded, strided
 from sigmoid_attention.attention.impl.triton.configs import multiprocessors
-from sigmoid_attention.attention.impl.triton.launch import launch, room
+from sigmoid_attention.attention.impl.triton.launch import launch, workspace
 from sigmoid_attention.attention.impl.triton.ops import refuse
 from sigmoid_attention.attention.problem import Problem
 
@@ -159,7 +159,7 @@ def _compute(
     splits = parts(units, seen, block_n, multiprocessors(query.device))
     found = out.unsqueeze(3)
     if splits > 1:
-        found = room(query, (batch, heads, queries, splits, value_dim), torch.float32)
+        found = workspace(query, (batch, heads, queries, splits, value_dim), torch.float32)
     by_key = bias is not None and bias.dim() > 0 and bias.shape[-1] > 1
     device = torch.cuda.device(query.device) if query.is_cuda else nullcontext()
     with device:

@@ -38,8 +38,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from sigmoid_attention.attention.impl.experimental.gluon import activation, ring, walk
-from sigmoid_attention.attention.impl.experimental.gluon.reduce import async_reduce
-from sigmoid_attention.attention.impl.experimental.gluon.tile import ROWS, product, weigh
+from sigmoid_attention.attention.impl.experimental.gluon.tile import (
+    ROWS,
+    async_reduce,
+    product,
+    weigh,
+)
 from sigmoid_attention.attention.impl.triton.activation import LOG2E
 
 CONSUMERS = gl.constexpr(2)

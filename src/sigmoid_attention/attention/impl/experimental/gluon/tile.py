@@ -1,12 +1,16 @@
 # type: ignore - in a kernel, names mean what Gluon's compiler makes of them.
-"""A warp group's tile: how it lies in registers, and how scores become weights.
+"""A warp group's tile: its layout in registers, its weights, and its addition to global memory.
 
 Shape letters: R rows of a tile, C its columns; queries by keys, or in the backward pass keys by
 queries.
 """
 
+from typing import Any
+
+from triton._C.libtriton import ir
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language._core import builtin
 
 from sigmoid_attention.attention.impl.experimental.gluon import activation
 
@@ -17,6 +21,18 @@ ROWS = gl.constexpr(64)  # of a warp group's product
 def product(columns):
     """How a warp group holds a product of ROWS rows."""
     return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
+
+
+@builtin
+def async_reduce(descriptor, place, tile, _semantic: Any = None):
+    """Start to add a tile in shared memory to the box at ``place`` in global memory.
+
+    Gluon has no function for that. The copy engine adds in the second-level cache, in fp32 and in
+    no fixed order; ``tma.store_wait`` waits until the tile is read.
+    """
+    where = _semantic._convert_to_ir_values(place, require_i64=False)
+    kind = ir.DESCRIPTOR_REDUCE_KIND.ADD
+    _semantic.builder.create_async_tma_reduce(kind, descriptor.handle, where, tile.handle)
 
 
 @gluon.jit
