@@ -303,7 +303,7 @@ def test_a_blackwell_gpu_has_room_for_every_product(dim, kind):
 
 def test_a_plan_spills_nothing():
     kernels = launched(Shipped(H200, BF16, 128), SUMS)
-    for name in ("norms", "bound", "settle"):
+    for name in ("norms", "bound_tiles", "make_ranges_monotone"):
         kernel = kernels[name].compiled(H200)
         assert kernel.spills == 0, name
         assert kernel.registers <= 128, name

@@ -144,7 +144,7 @@ def decoded_in(parts: int, calls: list) -> tuple[list[Tensor], list, int]:
     from sigmoid_attention.attention.impl.triton import decode_ops
 
     with (
-        mock.patch.object(decode_ops, "parts", lambda *_: parts),
+        mock.patch.object(decode_ops, "key_parts", lambda *_: parts),
         mock.patch.object(decode_ops, "block_keys", lambda *_: 16),
     ):
         return decoded(calls)

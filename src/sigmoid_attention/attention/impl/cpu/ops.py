@@ -89,14 +89,14 @@ def _pack(problem: Problem, constant) -> tuple[tuple[int, ...], tuple[float, ...
 
 
 def _unpack(
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> tuple[Layout, LogitSettings, int]:
     """What ``_pack`` packed; the last is the number of queries of a block."""
     max_q, max_k, packed, left, right, block_queries, relative = sizes
-    layout = Layout(places, block_table, max_q, max_k, bool(packed))
+    layout = Layout(offsets_and_lengths, block_table, max_q, max_k, bool(packed))
     return layout, LogitSettings(left, right, bool(relative), *numbers), block_queries
 
 
@@ -202,13 +202,13 @@ def _compute(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> Tensor:
     """Output (B, H, Q, E); ``visits`` are filled where a backward pass may want them."""
-    layout, settings, block_queries = _unpack(places, block_table, sizes, numbers)
+    layout, settings, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
     tensors = (query, key, value, bias, attn_mask, alibi_slopes)
     call = Arguments(*tensors, layout.fitted(), settings, block_queries)
     out = empty_output(query, value.shape[3])
@@ -225,15 +225,15 @@ def forward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Q, E), and how many key blocks each query block visits, (B, H, I)."""
-    layout, _, block_queries = _unpack(places, block_table, sizes, numbers)
+    layout, _, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
     visits = _empty_visits(query, layout, block_queries)
-    tensors = (query, key, value, bias, attn_mask, alibi_slopes, places, block_table)
+    tensors = (query, key, value, bias, attn_mask, alibi_slopes, offsets_and_lengths, block_table)
     return _compute(visits, *tensors, sizes, numbers), visits
 
 
@@ -256,20 +256,20 @@ def backward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
-    layout, settings, block_queries = _unpack(places, block_table, sizes, numbers)
+    layout, settings, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
     layout = layout.fitted(bias, attn_mask)
     tensors = (query, key, value, bias, attn_mask, alibi_slopes)
     if grad_out.numel() == 0:
         gradients = empty_gradients((bias_wanted, mask_wanted, slopes_wanted), tensors)
         return tuple(x.zero_() for x in gradients)  # pyright: ignore[reportReturnType]
     on_query, on_key, on_value = (empty_output(x, x.shape[3]) for x in (query, key, value))
-    if places is not None and not layout.packed:
+    if offsets_and_lengths is not None and not layout.packed:
         on_key.zero_()  # a cache is longer than what it holds
         on_value.zero_()
     learned = (
@@ -320,7 +320,7 @@ def backward_of_backward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
@@ -330,7 +330,7 @@ def backward_of_backward(
 
     Of bias, mask and slopes those that are absent or not ``wanted`` are empty.
     """
-    layout, settings, block_queries = _unpack(places, block_table, sizes, numbers)
+    layout, settings, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
     return double_backward.gradients(  # pyright: ignore[reportReturnType]
         (on_query, on_key, on_value, on_bias, on_mask, on_slopes),
         grad_out,

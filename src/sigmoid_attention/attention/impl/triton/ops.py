@@ -1,7 +1,7 @@
 """The kernels as operators of torch's library: forward, backward, and the backward of that.
 
-Nothing is saved for a backward pass but the inputs: what the forward pass visited is planned again
-from them, by the same kernels, and so comes out the same.
+Only the inputs are saved for a backward pass. From them the same kernels make the same plan again,
+so that both passes visit the same tiles.
 
 Shape letters: B sequences, H query heads, Q queries, E value dim.
 """
@@ -32,7 +32,7 @@ OPERATORS = torch.ops.sigmoid_attention
 
 _CALL = (
     "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? attn_mask, "
-    "Tensor? alibi_slopes, Tensor? places, SymInt[] sizes, float[] numbers"
+    "Tensor? alibi_slopes, Tensor? offsets_and_lengths, SymInt[] sizes, float[] numbers"
 )
 _SIX, _SEVEN = (f"({', '.join(['Tensor'] * count)})" for count in (6, 7))
 torch.library.define("sigmoid_attention::triton_forward", f"({_CALL}) -> Tensor")
@@ -46,7 +46,7 @@ torch.library.define(
     f"Tensor on_slopes, Tensor grad_out, {_CALL}, bool[] wanted) -> {_SEVEN}",
 )
 
-# Of the tiles in which second derivatives are computed.
+# The tiles of second derivatives.
 _BLOCK_Q, _BLOCK_K = 192, 128
 
 
@@ -60,7 +60,7 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     refuse(problem, return_aux)
     own = problem.sequences
     if own is not None and own.as_given()[1] is not None:
-        # Pages are put in their order first: that copies keys, but makes no score for each pair.
+        # The pages are copied in their order, which needs no memory for each pair.
         problem = problem.padded()
     tensors, given = arguments(problem)
     # On its way through torch's dispatcher a short call would take longer than its kernel.
@@ -106,7 +106,7 @@ def refuse(problem: Problem, return_aux: bool, widest: int | None = None) -> Non
 
 @constant_when_traced
 def _unfit(device: torch.device) -> str | None:
-    """What is wrong with a device."""
+    """The reason for which a device cannot run the kernels, None for one that can."""
     if device.type != "cuda" or torch.version.hip is not None:
         return str(device)
     major, minor = configs.of(device).capability
@@ -119,11 +119,11 @@ def _widest(device: torch.device, dtype: torch.dtype) -> int:
 
 
 def unpacked(
-    places: Tensor | None, sizes: Sequence[int], numbers: Sequence[float]
+    offsets_and_lengths: Tensor | None, sizes: Sequence[int], numbers: Sequence[float]
 ) -> tuple[Layout, LogitSettings]:
     max_q, max_k, packed, left, right, relative = sizes
     scale, softcap, constant, tolerance = map(float, numbers)
-    layout = Layout(places, None, max_q, max_k, bool(packed))
+    layout = Layout(offsets_and_lengths, None, max_q, max_k, bool(packed))
     return layout, LogitSettings(left, right, bool(relative), scale, softcap, constant, tolerance)
 
 
@@ -134,15 +134,15 @@ def _forward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> Tensor:
     """Output (B, H, Q, E)."""
-    layout, settings = unpacked(places, sizes, numbers)
+    layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
     out = empty_output(query, value.shape[3])
     if layout.packed:
-        out.zero_()  # behind the last sequence there may be rows that belong to none
+        out.zero_()  # rows past the last sequence belong to none
     if out.numel():
         Call(query, key, value, bias, attn_mask, alibi_slopes, layout, settings).forward(out)
     return out
@@ -159,17 +159,17 @@ def _backward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
-    layout, settings = unpacked(places, sizes, numbers)
+    layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
     in_order = torch.are_deterministic_algorithms_enabled()
     call = Call(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
     on_query, on_key, on_value = (empty_output(x, x.shape[3]) for x in (query, key, value))
-    if places is not None:
-        # A cache is longer than what it holds, and packed rows may belong to no sequence.
+    if offsets_and_lengths is not None:
+        # Rows of a cache past its tokens, and packed rows past the last sequence, get zeros.
         for grad in (on_query, on_key, on_value):
             grad.zero_()
     terms = TermGradients(
@@ -208,7 +208,7 @@ def _double_backward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
     wanted: Sequence[bool],
@@ -217,10 +217,10 @@ def _double_backward(
 
     Of bias, mask and slopes those that are absent or not ``wanted`` are empty.
 
-    In tiles of PyTorch, all that are visible: what a plan left out of the first two passes is
-    within their tolerance.
+    It is computed in tiles by PyTorch, over all visible tiles. Those that the plan skipped in the
+    first two passes are within the tolerance.
     """
-    layout, settings = unpacked(places, sizes, numbers)
+    layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
     blocks = (layout.sequences(query), query.shape[1], cdiv(layout.max_q, _BLOCK_Q))
     visits = query.new_full(blocks, layout.max_k, dtype=torch.int64)
     return double_backward.gradients(
@@ -279,7 +279,7 @@ for _name, _compute, _fake in (
     ("triton_backward", _backward, fake_backward),
     ("triton_double_backward", _double_backward, _fake_double_backward),
 ):
-    # On the CPU, too: there Triton's interpreter runs the kernels, and nothing else gets here.
+    # Also on the CPU, where only Triton's interpreter runs the kernels.
     torch.library.impl(f"sigmoid_attention::{_name}", ("cuda", "cpu"), _compute)
     torch.library.register_fake(f"sigmoid_attention::{_name}", _fake)
 torch.library.register_autograd(

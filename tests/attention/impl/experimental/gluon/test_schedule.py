@@ -192,5 +192,5 @@ def test_the_lists_kernels_spill_nothing():
 
     with mock.patch.object(schedule, "launch", record):
         schedule.work(torch.zeros(4, 1, 16, 32).int(), 4096, 4096, (-1, 0), 128, 1, 128)
-    assert found.keys() == {"_measure", "_deal"}
+    assert found.keys() == {"_count_tiles", "_write_longest_first"}
     assert all(kernel.spills == 0 for kernel in found.values())

@@ -1,7 +1,7 @@
 """The Hopper kernels as operators of torch's library: forward and backward.
 
-What these kernels have no gradient for, the portable kernels differentiate: their operators take
-the same arguments, and the plan is the same.
+Gradients that these kernels do not compute come from the portable kernels, whose operators take the
+same arguments and follow the same plan.
 
 Shape letters: B batch, H query heads, Q queries, D head dim.
 """
@@ -33,7 +33,7 @@ def attend(problem: Problem, return_aux: bool) -> Tensor:
     """The operator on a checked problem, in the layout of its query.
 
     Raises:
-        NotImplementedError: whatever the portable kernels refuse, and: a GPU other than Hopper,
+        NotImplementedError: what the portable kernels refuse, and: a GPU other than Hopper,
             other dtypes than bf16 and fp16, head dims other than 64 and 128, packed or cached
             sequences, a mask, a softcap, a bias of rows or keys, nothing to compute, the
             hardware's tanh.
@@ -73,16 +73,18 @@ def _refuse(problem: Problem) -> None:
 
 @constant_when_traced
 def _unfit(device: torch.device) -> str | None:
-    """What is wrong with a device."""
+    """The reason for which a device cannot run the kernels, None for one that can."""
     if device.type != "cuda" or torch.version.hip is not None:
         return str(device)
     major, minor = torch.cuda.get_device_capability(device)
     return None if (major, minor) == (9, 0) else f"{device} of capability {major}.{minor}"
 
 
-def _forward(query, key, value, bias, attn_mask, alibi_slopes, places, sizes, numbers) -> Tensor:
+def _forward(
+    query, key, value, bias, attn_mask, alibi_slopes, offsets_and_lengths, sizes, numbers
+) -> Tensor:
     """Output (B, H, Q, D)."""
-    layout, settings = portable.unpacked(places, sizes, numbers)
+    layout, settings = portable.unpacked(offsets_and_lengths, sizes, numbers)
     out = empty_output(query, value.shape[3])
     HopperCall(query, key, value, bias, attn_mask, alibi_slopes, layout, settings).forward(out)
     return out
@@ -90,18 +92,22 @@ def _forward(query, key, value, bias, attn_mask, alibi_slopes, places, sizes, nu
 
 def _backward(grad_out, bias_wanted, mask_wanted, slopes_wanted, query, key, value, *rest):
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
-    others = bias_wanted or slopes_wanted
-    if others or torch.are_deterministic_algorithms_enabled() or query.dtype == torch.float16:
-        # Sums of bias and slopes, an order of additions, and fp16's range of gradients are theirs.
+    if (
+        bias_wanted
+        or slopes_wanted
+        or torch.are_deterministic_algorithms_enabled()
+        or query.dtype == torch.float16
+    ):
+        # Only the portable kernels sum gradients of terms, add in order, and scale for fp16.
         wanted = (bias_wanted, mask_wanted, slopes_wanted)
         return OPERATORS.triton_backward(grad_out, *wanted, query, key, value, *rest)
-    bias, attn_mask, alibi_slopes, places, sizes, numbers = rest
-    layout, settings = portable.unpacked(places, sizes, numbers)
-    total = empty_output(query, query.shape[3], torch.float32).zero_()
+    bias, attn_mask, alibi_slopes, offsets_and_lengths, sizes, numbers = rest
+    layout, settings = portable.unpacked(offsets_and_lengths, sizes, numbers)
+    unscaled = empty_output(query, query.shape[3], torch.float32).zero_()
     on_query, on_key, on_value = (empty_output(x, x.shape[3]) for x in (query, key, value))
     call = HopperCall(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
-    call.keys_pass(grad_out, total, on_key, on_value)
-    torch.mul(total, settings.scale, out=on_query)
+    call.keys_pass(grad_out, unscaled, on_key, on_value)
+    torch.mul(unscaled, settings.scale, out=on_query)
     return on_query, on_key, on_value, *(query.new_empty(0) for _ in range(3))
 
 
