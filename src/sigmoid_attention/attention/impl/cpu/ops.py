@@ -40,7 +40,7 @@ from sigmoid_attention.attention.impl.term_gradients import TermGradients, pair_
 from sigmoid_attention.attention.problem import Problem, known
 from sigmoid_attention.attention.tracing import constant_when_traced
 
-# Units of work for each thread, so that the last thread to finish is not waited for long.
+# Units of work for each thread, at least, so that threads finish at about the same time.
 _UNITS_A_THREAD = 4
 
 
@@ -76,7 +76,7 @@ def argument_block(problem: Problem) -> bytes:
 
 
 def _pack(problem: Problem, constant) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Sizes and numbers: an operator's schema is walked once for each of its arguments."""
+    """Sizes and numbers in two tuples: torch checks every argument of an operator."""
     own = problem.sequences
     sizes = (
         *problem.shape[2:],
@@ -94,7 +94,7 @@ def _unpack(
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> tuple[Layout, LogitSettings, int]:
-    """What ``_pack`` packed; the last is the number of queries of a block."""
+    """The inverse of ``_pack``; the last value is the number of queries of a block."""
     max_q, max_k, packed, left, right, block_queries, relative = sizes
     layout = Layout(offsets_and_lengths, block_table, max_q, max_k, bool(packed))
     return layout, LogitSettings(left, right, bool(relative), *numbers), block_queries
@@ -158,7 +158,7 @@ def plain(tensor: Tensor, learning: bool) -> bool:
 
 @constant_when_traced
 def available() -> bool:
-    """Whether this machine has a kernel; builds it where that was not done yet."""
+    """Whether this machine has a kernel, which is built at the first use."""
     return loaded() is not None
 
 
@@ -168,7 +168,7 @@ def _threads() -> int:
 
 
 def _block_queries(problem: Problem) -> int:
-    """Rows of a block: as many as the kernel takes, fewer where threads would find too few."""
+    """Queries of a block: the kernel's maximum, or fewer to make blocks for all threads."""
     batch, heads, queries, _ = problem.shape
     block, threads = BLOCK_QUERIES, _threads()
     if threads > 1:
@@ -188,8 +188,8 @@ def key_splits(units: int, threads: int, keys: int) -> int:
 
 
 def _empty_visits(query: Tensor, layout: Layout, block_queries: int) -> Tensor:
-    # Twice as many blocks as there are: torch makes a size of 1 a case of its own, and a compiled
-    # graph would serve short lengths or long ones.
+    # Twice as many blocks as needed: torch specialises a size of 1, and a compiled graph would be
+    # valid for short or for long sequences only.
     blocks = 2 * ((layout.max_q + block_queries - 1) // block_queries)
     return query.new_zeros(layout.sequences(query), query.shape[1], blocks, dtype=torch.int64)
 
@@ -207,7 +207,7 @@ def _compute(
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> Tensor:
-    """Output (B, H, Q, E); ``visits`` are filled where a backward pass may want them."""
+    """Output (B, H, Q, E); fills ``visits``, if given, for a backward pass."""
     layout, settings, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
     tensors = (query, key, value, bias, attn_mask, alibi_slopes)
     call = Arguments(*tensors, layout.fitted(), settings, block_queries)
@@ -230,7 +230,7 @@ def forward(
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, H, Q, E), and how many key blocks each query block visits, (B, H, I)."""
+    """Output (B, H, Q, E), and the number of key blocks that each query block visits, (B, H, I)."""
     layout, _, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
     visits = _empty_visits(query, layout, block_queries)
     tensors = (query, key, value, bias, attn_mask, alibi_slopes, offsets_and_lengths, block_table)
@@ -270,7 +270,7 @@ def backward(
         return tuple(x.zero_() for x in gradients)  # pyright: ignore[reportReturnType]
     on_query, on_key, on_value = (empty_output(x, x.shape[3]) for x in (query, key, value))
     if offsets_and_lengths is not None and not layout.packed:
-        on_key.zero_()  # a cache is longer than what it holds
+        on_key.zero_()  # a cache has rows past its tokens
         on_value.zero_()
     learned = (
         bias if bias_wanted else None,
@@ -280,7 +280,7 @@ def backward(
     sequences, key_heads = visits.shape[0], key.shape[1]
     units = sequences * key_heads
     if (outer := pair_heads(*learned[:2])) is not None:
-        # Units that share a gradient run one after the other.
+        # Units that add to the same gradient run one after the other.
         units = (sequences if outer[0] > 1 else 1) * (key_heads if outer[1] > 1 else 1)
     splits = key_splits(max(1, units), torch.get_num_threads(), layout.max_k)
     terms = TermGradients(

@@ -76,8 +76,7 @@ struct Call {
     // Row i of a head in a tensor of queries (query, out and their gradients).
     char *query_row(const Rows &rows, int64_t sequence, int64_t head, int64_t i) const {
         if (start_q) i += start_q[sequence];
-        int64_t offset = sequence * rows.batch + head * rows.head + i * rows.row;
-        return rows.data + offset * element_size();
+        return rows.data + (sequence * rows.batch + head * rows.head + i * rows.row) * element_size();
     }
 
     // Row j of a head in a tensor of keys (key, value and their gradients).
