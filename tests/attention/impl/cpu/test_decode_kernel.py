@@ -30,7 +30,7 @@ KEYS = (0, 1, 5, 127, 128, 129, 1000)
 DIMS = (1, 3, 31, 64, 80, 128, 256)
 PAGES = (0, 1, 7, 16, 128)
 BIASES = ("-2.5", "visible", "effective", *(f"tensor {letters}" for letters in BIAS_SHAPES))
-SPARE = 3  # tokens for which a cache has room, and which nobody has written
+SPARE = 3  # tokens of a cache's capacity that are not written
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 

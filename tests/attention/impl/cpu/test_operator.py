@@ -38,7 +38,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtyp
 
 
 def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """The same numbers elsewhere in memory, between NaNs that nobody may read."""
+    """The same numbers elsewhere in memory, between NaNs that must not be read."""
     batch, heads, rows, dim = tensor.shape
     match layout:
         case "heads":

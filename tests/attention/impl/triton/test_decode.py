@@ -53,12 +53,12 @@ PARTS = 3
 
 
 def decoded(tensors: tuple[Tensor, ...], arguments: dict, count: int = PARTS) -> Tensor:
-    """The answer in so many parts, of blocks of 16 keys, from a cache that nobody may look at."""
+    """The answer in so many parts, of blocks of 16 keys, from a cache whose values are not read."""
     unread = mock.patch.object(index_tensors, "cached", None)
-    whatever = mock.patch.object(decode_ops, "key_parts", lambda *_: count)
+    parts = mock.patch.object(decode_ops, "key_parts", lambda *_: count)
     small = mock.patch.object(decode_ops, "block_keys", lambda *_: 16)
     device = mock.patch("sigmoid_attention.attention.decode.looked_at", lambda *_: False)
-    with whatever, small, device, unread:
+    with parts, small, device, unread:
         return sigmoid_decode(*tensors, **arguments, impl="triton")
 
 
@@ -161,7 +161,7 @@ def reaching(tolerance, softcap: float = 2.0, bias: float = -3.0):
 
 
 def read_from(interpreted, tensors, arguments) -> int:
-    """The first key that is read: whatever lies before it may be NaN."""
+    """The first key that is read: all keys before it may be NaN."""
     query, key, value = tensors
     nan = torch.isnan(
         torch.stack(

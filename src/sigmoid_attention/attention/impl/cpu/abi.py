@@ -50,7 +50,7 @@ class TermGradient(ctypes.Structure):
     _fields_ = _integers("data", "batch", "head", "query", "key")
 
 
-class Call(ctypes.Structure):
+class ArgumentBlock(ctypes.Structure):
     """The struct ``Call`` of the kernel: the same names in the same order. Addresses are integers.
 
     A test compares every offset with the C++ compiler's.
@@ -86,24 +86,24 @@ class Call(ctypes.Structure):
 
 def leaves(kind: type[ctypes.Structure], prefix: str = "") -> list[tuple[str, type, int]]:
     """The dotted name, type and offset in bytes of every number in a structure."""
-    found = []
+    numbers = []
     for name, of in kind._fields_:  # pyright: ignore[reportAssignmentType]
         offset = getattr(kind, name).offset
         if issubclass(of, ctypes.Structure):
             inner = leaves(of, f"{prefix}{name}.")
-            found += [(path, leaf, offset + within) for path, leaf, within in inner]
+            numbers += [(path, leaf, offset + within) for path, leaf, within in inner]
         else:
-            found.append((prefix + name, of, offset))
-    return found
+            numbers.append((prefix + name, of, offset))
+    return numbers
 
 
-# struct.pack fills the block in a tenth of the time that the constructor of Call takes.
+# struct.pack fills the block in a tenth of the time that the constructor takes.
 _CODES = {Integer: "q", Real: "d"}
-_BLOCK = struct.Struct("=" + "".join(_CODES[kind] for _, kind, _ in leaves(Call)))
+_BLOCK = struct.Struct("=" + "".join(_CODES[kind] for _, kind, _ in leaves(ArgumentBlock)))
 
 StructFields = tuple[int, ...]
 _NO_GRADIENTS: StructFields = (0,) * sum(
-    "grad" in name or name == "splits" for name, *_ in leaves(Call)
+    "grad" in name or name == "splits" for name, *_ in leaves(ArgumentBlock)
 )
 
 
@@ -113,7 +113,7 @@ def supports(dtype: torch.dtype) -> bool:
 
 def loaded() -> ctypes.CDLL | None:
     """The kernel for this processor; None where nothing could build it."""
-    return library(ctypes.sizeof(Call))
+    return library(ctypes.sizeof(ArgumentBlock))
 
 
 def _address(tensor: Tensor | None) -> int:

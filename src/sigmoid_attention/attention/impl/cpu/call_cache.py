@@ -15,7 +15,7 @@ from sigmoid_attention.attention.impl.layout import empty_output, rows_are_conti
 from sigmoid_attention.attention.problem import Problem
 
 _ADDRESS = Struct("=q")
-_OUT, _LENGTH_K = abi.Call.out.offset, abi.Call.length_k.offset
+_OUT, _LENGTH_K = abi.ArgumentBlock.out.offset, abi.ArgumentBlock.length_k.offset
 # The first call with a key is cached, which takes next to no time.
 CALLS_BEFORE_CACHING = 1
 
@@ -71,9 +71,9 @@ def prepare(tensors: tuple[Tensor | None, ...], problem: Problem) -> CachedCall 
     if problem.device.type != "cpu" or not all(map(rows_are_contiguous, rows)):
         return None
     out = empty_output(problem.query, problem.value.shape[3])
-    call = abi.Call
-    fields = (call.query, call.key, call.value, call.length_k, call.slopes, call.bias)
-    mask_field = call.attend if flags else call.mask
+    block = abi.ArgumentBlock
+    fields = (block.query, block.key, block.value, block.length_k, block.slopes, block.bias)
+    mask_field = block.attend if flags else block.mask
     return CachedCall(
         abi.kernel("sigmoid_attention_forward"),
         (tuple(out.shape), out.stride()),

@@ -33,16 +33,16 @@ def offsets_of_the_compiler(names: list[str], folder) -> list[list[str]]:
 
 
 def test_every_field_stands_where_the_compiler_puts_it(tmp_path):
-    fields = abi.leaves(abi.Call)
+    fields = abi.leaves(abi.ArgumentBlock)
     # Every leaf takes 8 bytes, so that no field of the struct can be missing here.
-    assert ctypes.sizeof(abi.Call) == abi._BLOCK.size == 8 * len(fields)
+    assert ctypes.sizeof(abi.ArgumentBlock) == abi._BLOCK.size == 8 * len(fields)
     expected = [[name, CODES[kind], str(offset)] for name, kind, offset in fields]
-    expected.append(["size", "-", str(ctypes.sizeof(abi.Call))])
+    expected.append(["size", "-", str(ctypes.sizeof(abi.ArgumentBlock))])
     assert offsets_of_the_compiler([name for name, *_ in fields], tmp_path) == expected
 
 
 def test_without_a_backward_pass_its_fields_are_zero():
     values = abi._NO_GRADIENTS
-    names = [name for name, *_ in abi.leaves(abi.Call)]
+    names = [name for name, *_ in abi.leaves(abi.ArgumentBlock)]
     first = names.index("grad_out.data")
     assert names[first + len(values) - 1] == "grad_slopes" and not any(values)
