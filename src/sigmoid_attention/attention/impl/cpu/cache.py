@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
-
 from sigmoid_attention.attention.impl.cpu import compiler
 from sigmoid_attention.folders import cache_folder
 
@@ -207,6 +205,9 @@ def _remove_folders_of_dead_processes() -> None:
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Hold a lock file, or go on without it after two minutes or where there are no locks."""
+    # Imported here: only a process that compiles needs it.
+    from filelock import FileLock, Timeout
+
     lock = FileLock(file, mode=0o644)
     notice_s = min(10.0, _WAIT_S)
     with contextlib.suppress(OSError, NotImplementedError):

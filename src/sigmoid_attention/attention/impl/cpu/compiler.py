@@ -193,7 +193,7 @@ def compile_library(path: str, compiler: Compiler, out: Path, kernel: Path = KER
     if "No space left on device" in done.stderr:
         raise NoRoom(f"the C++ compiler {command[0]} found no space left on the disk")
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    # What the linker says stands before collect2's report that it failed.
+    # The linker's message comes before collect2's report of its failure.
     errors = [line for line in lines if "error:" in line and not line.startswith("collect2")]
     first = next(iter(errors + lines), f"exit status {done.returncode} and no message")
     raise CannotBuild(f"the C++ compiler {compiler.command[0]} failed: {first}")
