@@ -41,7 +41,11 @@ python3 -m pip install --target wheels --no-deps --only-binary=:all: --python-ve
 export PYTHONPATH=src:wheels
 python3 -m benchmarks gpu --out benchmarks/results --resume
 python3 -m benchmarks publish benchmarks/results
-```"""
+```
+
+Triton inspects all arguments of every launch. `SIGMOID_ATTENTION_GPU_LAUNCH_CACHE=1` replays the
+launches of repeated calls without that, by a private call of Triton. It is off by default until it
+has been timed here."""
 
 Rows = dict[Key, Row]
 

@@ -96,7 +96,7 @@ def call_key(
     except RuntimeError:
         # Nested and sparse tensors have no sizes or strides; validation names them.
         return None
-    facts = (*facts, type(bias), numbers, window, options, kernels.surroundings())
+    facts = (*facts, type(bias), numbers, window, options, kernels.environment_key())
     return CallKey(kernels, facts, tensors)
 
 
@@ -118,7 +118,7 @@ def _triton() -> ModuleType | None:
         from sigmoid_attention.attention.impl.triton import call_cache
     except ImportError:
         return None
-    return call_cache
+    return call_cache if call_cache.ENABLED else None
 
 
 def _location(tensor: Tensor) -> Hashable:
@@ -140,10 +140,10 @@ def cache_and_run(call: CallKey | None, problem: Problem) -> Tensor | None:
         return None
     if len({tensor.dtype for tensor in call.tensors[:3] if tensor is not None}) > 1:
         return None  # Autocast has cast them for this call alone.
-    if (count := _counts.get(call.key, 0) + 1) < call.kernels.WORTHWHILE:
+    if (count := _counts.get(call.key, 0) + 1) < call.kernels.CALLS_BEFORE_CACHING:
         _set(_counts, call.key, count)
         return None
-    prepared = call.kernels.known(call.tensors, problem)
+    prepared = call.kernels.prepare(call.tensors, problem)
     if prepared is None:
         return None
     _set(_prepared, call.key, prepared)

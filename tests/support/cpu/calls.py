@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import call_cache, sigmoid_attention
-from sigmoid_attention.attention.impl import term_gradients
 from sigmoid_attention.attention.impl.cpu import ops
 from tests.support.attention.calls import WINDOWS, Call
 from tests.support.cpu.oracle import (
@@ -26,7 +25,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtyp
 
 
 def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """The same numbers elsewhere in memory, between NaNs that nobody may read."""
+    """The same numbers elsewhere in memory, between NaNs that must not be read."""
     batch, heads, rows, dim = tensor.shape
     match layout:
         case "heads":
@@ -50,7 +49,7 @@ def cut(block_queries: int, splits: int):
     """The kernel's work cut as it would be for more threads."""
     with (
         mock.patch.object(ops, "_block_queries", lambda problem: block_queries),
-        mock.patch.object(term_gradients, "splits", lambda units, threads, keys: splits),
+        mock.patch.object(ops, "key_splits", lambda units, threads, keys: splits),
         mock.patch.object(call_cache, "_prepared", {}),
     ):
         yield

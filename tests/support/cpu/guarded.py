@@ -1,7 +1,7 @@
-"""Tensors between pages of memory that nobody may touch: one byte too far ends the process.
+"""Tensors between protected pages of memory: an access one byte too far ends the process.
 
-What belongs to no element of a tensor holds NaN, or numbers that are no length and no page, and can
-be asked whether anyone wrote to it.
+The memory between their elements holds NaN, or numbers that are no valid length or page, and shows
+whether it was written to.
 """
 
 import ctypes

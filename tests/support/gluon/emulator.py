@@ -1,10 +1,10 @@
-"""Runs the kernels' own source without a GPU: every warp group a thread, every race an error.
+"""Runs the kernels' source without a GPU: every warp group is a thread, every race an error.
 
 Triton's interpreter knows no Gluon. But a Gluon kernel is Python, and what it says of layouts and
 registers changes how fast it is and not what it computes. So here the functions of a kernel run as
 they are, over float64 tensors, with this module in the place of Gluon's language. Emulated is what
 can go wrong: barriers with their phases and byte counts, copies and products that take place some
-time after they were started, and shared memory that somebody still reads or writes.
+time after they were started, and shared memory that is still read or written.
 
 One partition or engine moves at a time, and which, a seeded generator decides: whenever a thread
 reaches a barrier or a wait, or starts something, another may go on. Errors are: a deadlock; a write
@@ -310,7 +310,7 @@ class Machine:
     def allocate_shared_memory(self, dtype, shape, layout) -> View:
         name = f"buffer {len(self.block.rooms)}"
         rooms = [
-            # Whatever was there before: nothing that is not written may be read.
+            # NaN: memory must be written before it is read.
             Room(f"{name}[{slot}]", torch.full(list(shape[1:]), float("nan"), dtype=torch.float64))
             for slot in range(shape[0])
         ]

@@ -18,8 +18,8 @@ from triton.compiler import make_backend
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime.jit import create_function_from_signature
 
-from sigmoid_attention.attention.impl.cpu.ops import like
 from sigmoid_attention.attention.impl.experimental.gluon import call, ops
+from sigmoid_attention.attention.impl.layout import empty_output
 from sigmoid_attention.attention.impl.triton import ops as portable
 from tests.support.attention.cross_compile import HOPPER
 from tests.support.gluon import listing, translation
@@ -80,7 +80,7 @@ def _copied(given: TensorDescriptor) -> Descriptor:
 
 def _unwritten(*given: Any) -> Tensor:
     """Room for a result that shows where nothing was written; a fresh one may hold the answer."""
-    return like(*given).fill_(float("nan"))
+    return empty_output(*given).fill_(float("nan"))
 
 
 def _listed(
@@ -115,14 +115,14 @@ def launched(
             return run
 
     def spans(own: call.HopperCall, *, of_keys: bool) -> Tensor | None:
-        terms = own.bias, own.mask, own.slopes, own.places, own.settings
+        terms = own.bias, own.mask, own.slopes, own.layout, own.settings
         return plan(of_keys, own.query, own.key, own.value, *terms) if plan else None
 
     with ExitStack() as stack:
         for patch in (
             mock.patch.object(call, "multiprocessors", lambda device: processors),
             mock.patch.object(ops, "_unfit", lambda device: None),
-            mock.patch.object(ops, "like", _unwritten),
+            mock.patch.object(ops, "empty_output", _unwritten),
             mock.patch.object(portable, "_unfit", lambda device: None),
             mock.patch.object(call.HopperCall, "spans", spans),
             mock.patch.object(call.schedule, "work", _listed),

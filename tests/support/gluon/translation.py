@@ -70,7 +70,7 @@ class Translation:
         self.known: dict[int, Any] = {}
 
     def of(self, function: Any) -> Any:
-        """A function of a kernel, and whatever it calls."""
+        """A function of a kernel, and the functions that it calls."""
         raw = function.fn
         if id(raw) not in self.known:
             names = dict(raw.__globals__)

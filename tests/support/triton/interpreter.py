@@ -22,7 +22,10 @@ from torch import Tensor
 from sigmoid_attention.attention import call_cache, sigmoid_attention
 from tests.support.cpu.oracle import Named, differentiated
 
-_ENVIRONMENT = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_ENVIRONMENT = {
+    "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+    "SIGMOID_ATTENTION_GPU_LAUNCH_CACHE": "1",
+}  # fmt: skip
 
 
 def start() -> ProcessPoolExecutor:

@@ -1,7 +1,7 @@
 """What the operator launches for a call on some GPU, compiled for that GPU instead of run.
 
-The tensors of the call lie on the CPU. Whatever Triton would find out about a launch's arguments,
-their types and which are 1 or multiples of 16, is found out here from the same arguments.
+The tensors of the call lie on the CPU. What Triton would derive from a launch's arguments, their
+types and which are 1 or multiples of 16, is derived here from the same arguments.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Second derivatives of the fused kernel: the tiled mode's, sequence by sequence.
+"""Second derivatives of the fused kernels, computed in tiles, sequence by sequence.
 
 Shape letters: B sequences, H query heads, T tokens of a row, Q queries, K keys, I query blocks,
 M pages of a sequence.
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention.impl import tiled
-from sigmoid_attention.attention.impl.cpu.abi import BLOCK_KEYS, Layout, Settings
+from sigmoid_attention.attention.impl.layout import Layout, LogitSettings, empty_gradient
 from sigmoid_attention.attention.impl.tiles import Tiles
 from sigmoid_attention.attention.sequences import of_pages
 
-# For one sequence, the views of query, key, value, bias, mask, slopes, grad_out and visits.
+# Gives views of query, key, value, bias, mask, slopes, grad_out and visits for one sequence.
 Cut = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
@@ -26,64 +26,82 @@ def gradients(
     visits_BHI: Tensor,
     tensors: Sequence[Tensor | None],
     layout: Layout,
-    settings: Settings,
+    settings: LogitSettings,
     wanted: Sequence[bool],
+    *,
+    block_q: int,
+    block_k: int,
 ) -> tuple[Tensor, ...]:
     """Gradients of the backward pass's results for query, key, value, bias, mask, slopes, grad_out.
 
-    ``directions`` weigh those results, empty where one was not wanted. Of bias, mask and slopes
-    what is None or not ``wanted`` has an empty gradient; the pages of a cache have zeros.
+    ``directions`` are the weights of those results, of size 0 for a result that was not wanted. A
+    bias, mask or slopes that are None or not ``wanted`` get a gradient of size 0. The pages of a
+    cache get zeros.
     """
     if layout.block_table_BM is not None:
         unpaged = replace(layout, block_table_BM=None)
         along, rows = (_without_pages(x, layout.block_table_BM) for x in (directions, tensors))
-        found = gradients(along, grad_out, visits_BHI, rows, unpaged, settings, wanted)
+        unpaged_gradients = gradients(
+            along, grad_out, visits_BHI, rows, unpaged, settings, wanted,
+            block_q=block_q, block_k=block_k,
+        )  # fmt: skip
         pages = [on.new_zeros(on.shape) for on in directions[1:3]]
-        return found[0], *pages, *found[3:]
+        return unpaged_gradients[0], *pages, *unpaged_gradients[3:]
     nothing = grad_out.new_empty(0)
-    given = [nothing if tensor is None else tensor for tensor in tensors]
+    present = [nothing if tensor is None else tensor for tensor in tensors]
     if tensors[3] is None:
-        given[3] = grad_out.new_full((), settings.constant, dtype=torch.float32)
+        present[3] = grad_out.new_full((), settings.constant, dtype=torch.float32)
     zeros = partial(grad_out.new_zeros, dtype=torch.float32)
-    learned = [term if want else nothing for term, want in zip(given[3:], wanted, strict=True)]
-    total = [zeros(like.shape) for like in (*given[:3], *learned, grad_out)]
-    for cut in _cuts(layout, settings.block_q):
+    learned = [term if want else nothing for term, want in zip(present[3:], wanted, strict=True)]
+    total = [zeros(tensor.shape) for tensor in (*present[:3], *learned, grad_out)]
+    for cut in _cuts(layout, block_q):
         query, key, value, bias, mask, slopes, part_grad_out, visits = cut(
-            [*given, grad_out, visits_BHI]
+            [*present, grad_out, visits_BHI]
         )
         tiles = Tiles(
             query, key, value, bias,
             None if tensors[4] is None else mask,
             None if tensors[5] is None else slopes,
             settings.scale, settings.softcap or None, settings.left, settings.right,
-            settings.block_q, BLOCK_KEYS,
+            block_q, block_k,
         )  # fmt: skip
         part = tiled.double_backward(
             tiles, part_grad_out, visits, cut([*directions, nothing, nothing])[:6], wanted
         )
-        for whole, share in zip(cut([*total, nothing]), part, strict=False):
+        for sequence_total, share in zip(cut([*total, nothing]), part, strict=False):
             if share.numel():
-                whole += share
+                sequence_total += share
     return tuple(
-        whole.to(like.dtype, copy=True) if want and like is not None else grad_out.new_empty(0)
-        for whole, like, want in zip(
+        gradient.to(tensor.dtype, copy=True)
+        if want and tensor is not None
+        else grad_out.new_empty(0)
+        for gradient, tensor, want in zip(
             total, (*tensors, grad_out), (True, True, True, *wanted, True), strict=True
         )
     )
 
 
+def fake_gradients(
+    grad_out: Tensor, tensors: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """Uninitialised tensors in the shapes of the results of ``gradients``."""
+    flags = (True, True, True, *wanted, True)
+    pairs = zip(flags, (*tensors, grad_out), strict=True)
+    return tuple(empty_gradient(*pair, grad_out) for pair in pairs)
+
+
 def _without_pages(tensors: Sequence, table_BM: Tensor) -> list:
-    """The same tensors with keys and values copied to a row for each sequence."""
+    """The tensors, with keys and values copied to one row for each sequence."""
     query, key, value, *others = tensors
     return [query, of_pages(key, table_BM), of_pages(value, table_BM), *others]
 
 
 def _cuts(layout: Layout, block_q: int) -> Iterator[Cut]:
-    if layout.places_4B is None:
+    if layout.offsets_and_lengths_4B is None:
         yield list
         return
-    for s, places in enumerate(layout.places_4B.mT.tolist()):
-        start_q, queries, start_k, keys = places
+    for s, numbers in enumerate(layout.offsets_and_lengths_4B.mT.tolist()):
+        start_q, queries, start_k, keys = numbers
         if queries and keys:
             row = slice(None) if layout.packed else slice(s, s + 1)
             rows_q = (row, slice(None), slice(start_q, start_q + queries))
@@ -92,29 +110,29 @@ def _cuts(layout: Layout, block_q: int) -> Iterator[Cut]:
 
 
 def _cut(s: int, rows_q: tuple, rows_k: tuple, queries: int, keys: int, blocks: int) -> Cut:
-    def own(tensor: Tensor) -> Tensor:
+    def row_of(tensor: Tensor) -> Tensor:
         return tensor[s : s + 1] if tensor.shape[0] > 1 else tensor
 
     def term(tensor: Tensor) -> Tensor:
         if tensor.dim() < 2:
-            # A scalar, or a mask of one dimension: keys.
+            # A scalar, or a mask with a dimension of keys.
             return tensor[:keys] if tensor.dim() and tensor.shape[0] > 1 else tensor
         if tensor.dim() == 4:
-            tensor = own(tensor)
+            tensor = row_of(tensor)
         if tensor.shape[-2] > 1:
             tensor = tensor[..., :queries, :]
         return tensor[..., :keys] if tensor.shape[-1] > 1 else tensor
 
-    def cut(whole: Sequence[Tensor]) -> list[Tensor]:
-        query, key, value, bias, mask, slopes, grad_out, *visits = whole
+    def cut(tensors: Sequence[Tensor]) -> list[Tensor]:
+        query, key, value, bias, mask, slopes, grad_out, *visits = tensors
         return [
             *(tensor[rows] if tensor.dim() == 4 else tensor
               for tensor, rows in ((query, rows_q), (key, rows_k), (value, rows_k))),
             term(bias),
             term(mask),
-            own(slopes) if slopes.dim() == 2 else slopes,
+            row_of(slopes) if slopes.dim() == 2 else slopes,
             grad_out[rows_q] if grad_out.dim() == 4 else grad_out,
-            *(own(tensor)[..., :blocks] if tensor.dim() == 3 else tensor for tensor in visits),
+            *(row_of(tensor)[..., :blocks] if tensor.dim() == 3 else tensor for tensor in visits),
         ]  # fmt: skip
 
     return cut

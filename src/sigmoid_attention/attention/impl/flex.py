@@ -1,6 +1,6 @@
 r"""The operator through PyTorch's FlexAttention: exact, on any GPU that Triton compiles for.
 
-FlexAttention normalises its rows, but it also tells by what. With the score
+FlexAttention normalises its rows, and also returns the denominator. With the score
 
     t_ij = log sigmoid(u_ij) = log w_ij
 
@@ -8,12 +8,12 @@ its output is sum_j w_ij v_j / sum_j w_ij and its log-sum-exp the logarithm of t
 
     O_i = out_i * exp(lse_i).
 
-Nothing is subtracted from anything, so small weights keep their digits, up to the rounding of lse:
-|lse| units of it, about log n. A row that sees nothing has lse = -inf and becomes exactly zero. It
-pays for a softmax that it does not need.
+There is no subtraction, so small weights keep their digits, up to the rounding error of lse: |lse|
+units in the last place, about log n. A row without visible keys has lse = -inf and becomes exactly
+zero. The kernel computes a softmax that the operator does not need.
 
-torch compiles a kernel for each kind of call, by its dtypes, its masks and whether bias or slopes
-are there, and gives up at ``torch._dynamo.config.recompile_limit`` kinds.
+torch compiles a kernel for each combination of dtypes, masks, bias and slopes, and stops compiling
+after ``torch._dynamo.config.recompile_limit`` of them.
 
 Shape letters: B batch, H query heads, Q queries, K keys, E value dim.
 """
@@ -103,40 +103,40 @@ def refuse(problem: Problem) -> None:
 
 @functools.cache
 def _compiled(device: str) -> Callable[..., Any]:
-    """FlexAttention, compiled: as it stands it would form the whole array of scores on a GPU."""
-    # On a CPU it is an oracle, not a kernel, and nobody waits for a C++ compiler.
+    """FlexAttention, compiled: uncompiled it would allocate all scores on a GPU."""
+    # On a CPU it is an oracle for tests, and not worth the time of a C++ compiler.
     return torch.compile(flex_attention, backend="eager" if device == "cpu" else "inductor")
 
 
 @functools.lru_cache(maxsize=64)
 def _block_mask(window: Window, queries: int, keys: int, device: torch.device) -> BlockMask:
-    """Which blocks of keys a window leaves out, and its exact edge inside the others."""
+    """The blocks of keys that a window skips, and its exact edge inside the others."""
     left, right = window
 
     def in_window(batch, head, query, key):
         behind = query + (keys - queries) - key
-        seen = behind >= -right if right >= 0 else behind <= left
-        return seen & (behind <= left) if left >= 0 else seen
+        visible = behind >= -right if right >= 0 else behind <= left
+        return visible & (behind <= left) if left >= 0 else visible
 
     return create_block_mask(in_window, None, None, queries, keys, device=device)
 
 
-def _at(tensor: Tensor, *places: Tensor) -> Tensor:
+def _at(tensor: Tensor, *indices: Tensor) -> Tensor:
     """The element of a tensor that broadcasts to (B, H, Q, K)."""
-    sizes = (1,) * (len(places) - tensor.dim()) + tuple(tensor.shape)
+    sizes = (1,) * (len(indices) - tensor.dim()) + tuple(tensor.shape)
     return tensor.view(sizes)[
-        tuple(place if size > 1 else 0 for place, size in zip(places, sizes, strict=True))
+        tuple(index if size > 1 else 0 for index, size in zip(indices, sizes, strict=True))
     ]
 
 
 def _log_weight(problem: Problem) -> ScoreMod:
-    """log sigmoid(u), from the scaled dot product and the places of query and key."""
+    """log sigmoid(u), from the scaled dot product and the indices of query and key."""
     queries, keys = problem.shape[2:]
     softcap, dtype, bias = problem.softcap, problem.dtype, problem.bias
     if isinstance(bias, Tensor):
         bias = bias.to(dtype)
     else:
-        # A number would be a constant of the kernel, and another number another kernel.
+        # A Python number would be compiled into the kernel, and another number need another kernel.
         bias = torch.full((), bias, dtype=dtype, device=problem.device)
     slopes = None if problem.alibi_slopes is None else problem.alibi_slopes.to(dtype)
     mask = problem.attn_mask

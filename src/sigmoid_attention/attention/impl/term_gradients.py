@@ -1,94 +1,103 @@
-"""Room for the gradients of what is added to the logits, and their sums to the shapes of that.
+"""Buffers for the gradients of bias, mask and slopes, and their reduction to the input's shape.
 
-The kernel gives each such gradient in the coarsest form that still holds it: per row for a bias
-without a key dimension, per key for one without a query dimension, per pair for the rest.
+A kernel gives each such gradient in the coarsest form that holds it: per row for a term without a
+key dimension, per key for one without a query dimension, per pair for the rest. A term with
+neither dimension takes the form that the kernel names.
 
 Shape letters: B sequences, H query heads, Q queries, K keys, S parts of the keys.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention.impl.cpu.abi import BLOCK_KEYS
-
-# Work units a thread should find where they do not come out even.
-_UNITS_A_THREAD = 4
+from sigmoid_attention.attention.impl.layout import TermKind, four_sizes, term_kind
 
 
-def _as_four(tensor: Tensor) -> tuple[int, ...]:
-    return (1,) * (4 - tensor.dim()) + tuple(tensor.shape)
+def pair_heads(*terms: Tensor | None) -> tuple[int, int] | None:
+    """(B', H') of a buffer in which all terms with a query and a key dimension fit; None if no
+    term has both."""
+    sizes = [four_sizes(t)[:2] for t in terms if t is not None and term_kind(t) == "pairs"]
+    if not sizes:
+        return None
+    batches, heads = zip(*sizes, strict=True)
+    return max(batches), max(heads)
 
 
-def _form(tensor: Tensor) -> str:
-    _, _, queries, keys = _as_four(tensor)
-    if keys == 1:
-        return "rows"
-    return "columns" if queries == 1 else "pairs"
+class TermGradients:
+    """The buffers that a kernel adds gradients to; None for a gradient that is not wanted.
 
+    All are zero at first: ``rows`` (B, H, S, Q), ``columns`` (B, H, K), ``pairs`` (B', H', Q, K)
+    with B' and H' as :func:`pair_heads` finds them, and ``slope_parts`` (B, H, parts). They are in
+    fp32; ``slope_parts`` is in the dtype that the kernel names.
 
-def splits(units: int, threads: int, keys: int) -> int:
-    """Parts into which each key head is cut, so that ``units`` key heads occupy all threads."""
-    blocks = max(1, -(-keys // BLOCK_KEYS))
-    parts = 1
-    enough = threads * _UNITS_A_THREAD
-    while parts < blocks and units * parts < enough and (units * parts) % threads:
-        parts += 1
-    return parts
-
-
-class Room:
-    """What the kernel adds gradients to, always in fp32; a tensor that is None is not wanted."""
+    Args:
+        query: its device is that of the buffers.
+        shape: (B, H, Q, K).
+        bias, mask, slopes: the terms whose gradients are wanted, None for the others.
+        heads_as: the form of a term that has neither a query nor a key dimension.
+        row_parts: S.
+        slope_parts: into how many parts the gradient of a slope is split.
+        slope_dtype: the dtype of these parts.
+        share_pairs: whether B' and H' are those of the terms. Otherwise they are B and H.
+    """
 
     def __init__(
         self,
         query: Tensor,
         shape: tuple[int, int, int, int],
-        key_heads: int,
         bias: Tensor | None,
         mask: Tensor | None,
         slopes: Tensor | None,
+        *,
+        heads_as: Literal["rows", "columns"],
+        row_parts: int,
+        slope_parts: int,
+        slope_dtype: torch.dtype,
+        share_pairs: bool = True,
     ) -> None:
         batch, heads, queries, keys = shape
         self.query, self.bias, self.mask, self.slopes = query, bias, mask, slopes
+        self._heads_as: TermKind = heads_as
+        self.row_parts = row_parts
         # Not torch.zeros: the caller's default dtype and device may be others.
         zeros = partial(query.new_zeros, dtype=torch.float32)
-        wanted = {_form(term): term for term in (bias, mask) if term is not None}
-        paired = [_as_four(t) for t in (bias, mask) if t is not None and _form(t) == "pairs"]
-        self.pairs = None
-        units = batch * key_heads
-        if paired:
-            outer = tuple(max(sizes) for sizes in list(zip(*paired, strict=True))[:2])
+        forms = {self._form(term) for term in (bias, mask) if term is not None}
+        self.rows = zeros((batch, heads, row_parts, queries)) if "rows" in forms else None
+        self.columns = zeros((batch, heads, keys)) if "columns" in forms else None
+        self.pairs, self.pairs_shared = None, False
+        if paired := pair_heads(bias, mask):
+            outer = paired if share_pairs else (batch, heads)
             self.pairs = zeros((*outer, queries, keys))
-            # Units that share a gradient run one after the other.
-            units = (batch if outer[0] > 1 else 1) * (key_heads if outer[1] > 1 else 1)
-        self.splits = splits(max(1, units), torch.get_num_threads(), keys)
-        self.rows = zeros((batch, heads, self.splits, queries)) if "rows" in wanted else None
-        self.columns = zeros((batch, heads, keys)) if "columns" in wanted else None
-        self.parts_of_slopes = (
-            None if slopes is None else zeros((batch, heads, self.splits), dtype=torch.float64)
+            self.pairs_shared = outer != (batch, heads)
+        self.slope_parts = (
+            None if slopes is None else zeros((batch, heads, slope_parts), dtype=slope_dtype)
         )
 
-    def of_bias(self) -> Tensor:
-        return self._of(self.bias)
+    def reduced(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of bias, mask and slopes in their shapes; of size 0 if not wanted."""
+        return self._of_term(self.bias), self._of_term(self.mask), self._of_slopes()
 
-    def of_mask(self) -> Tensor:
-        return self._of(self.mask)
+    def _form(self, term: Tensor) -> TermKind:
+        kind = term_kind(term)
+        return self._heads_as if kind == "heads" else kind
 
-    def of_slopes(self) -> Tensor:
-        if self.slopes is None or self.parts_of_slopes is None:
-            return self.query.new_empty(0)
-        total_BH = self.parts_of_slopes.sum(-1)
-        return (total_BH if self.slopes.dim() == 2 else total_BH.sum(0)).to(self.slopes.dtype)
-
-    def _of(self, term: Tensor | None) -> Tensor:
+    def _of_term(self, term: Tensor | None) -> Tensor:
         if term is None:
             return self.query.new_empty(0)
-        forms = {
+        forms: dict[TermKind, Callable] = {
             "rows": lambda: self.rows.sum(2)[..., None],  # pyright: ignore
             "columns": lambda: self.columns[:, :, None],  # pyright: ignore
             "pairs": lambda: self.pairs,
         }
-        summed = forms[_form(term)]().sum_to_size(_as_four(term))
+        summed = forms[self._form(term)]().sum_to_size(four_sizes(term))
         return summed.reshape(term.shape).to(term.dtype, copy=True)
+
+    def _of_slopes(self) -> Tensor:
+        if self.slopes is None or self.slope_parts is None:
+            return self.query.new_empty(0)
+        total_BH = self.slope_parts.sum(-1, dtype=torch.float64)
+        return (total_BH if self.slopes.dim() == 2 else total_BH.sum(0)).to(self.slopes.dtype)

@@ -1,7 +1,7 @@
-"""The definition computed tile by tile: linear memory, and the certificate's skipping.
+"""The definition, computed tile by tile: linear memory, and skipped tiles by the certificate.
 
-Two things need it. Long sequences, whose score matrix would not fit; and every fused kernel, as
-the oracle that says which tiles may be skipped and what then comes out, forward and backward.
+It serves long sequences, whose score matrix would not fit in memory. It is also the oracle of the
+fused kernels for skipped tiles and their results, forward and backward.
 
 Shape letters: B batch, H query heads, Q queries, D head dim, E value dim, I query blocks,
 A pairs of batch and head that are active in a tile, T rows and S columns of a tile.
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 class Pass:
-    """What the passes over one tile share: its operands, weights and the slope of cap.
+    """What the passes over one tile share: its operands, its weights and the derivatives of cap.
 
     With W the weights, c = cap' at the scores, s the scale and dO the gradient of the output:
         dV = W^T dO,  dU = W (1 - W) dO V^T,  dS = dU c,  dQ = s dS K,  dK = s dS^T Q.
@@ -38,38 +38,42 @@ class Pass:
             self.query[None], self.key[None], scale=self.scale, softcap=cap
         )[0]
         self.weights = reference.weights(scores_ATS + tile.extra(), tile.visible())
-        self.slope = scores_ATS.new_ones(()) if cap is None else 1 - (scores_ATS / cap).square()
-        # cap'' over cap', at the raw scores.
-        self.bend = scores_ATS.new_zeros(()) if cap is None else -2 * scores_ATS / cap**2
+        self.cap_derivative, self.cap_curvature = scores_ATS.new_ones(()), scores_ATS.new_zeros(())
+        if cap is not None:
+            self.cap_derivative = 1 - (scores_ATS / cap).square()
+            # cap'' / cap' at the uncapped scores.
+            self.cap_curvature = -2 * scores_ATS / cap**2
 
     def output(self) -> Tensor:
         return self.weights @ self.value
 
     def gradients(self, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of query, key, value and extra logits."""
-        steep = self.weights * (1 - self.weights)
-        grad_extra = steep * (grad_out @ self.value.mT)
-        grad_scores = grad_extra * self.slope * self.scale
+        """Gradients of query, key, value and the added terms."""
+        sigmoid_derivative = self.weights * (1 - self.weights)
+        grad_extra = sigmoid_derivative * (grad_out @ self.value.mT)
+        grad_scores = grad_extra * self.cap_derivative * self.scale
         grad_value = self.weights.mT @ grad_out
         return grad_scores @ self.key, grad_scores.mT @ self.query, grad_value, grad_extra
 
     def second_gradients(
         self, grad_out: Tensor, on_query: Tensor, on_key: Tensor, on_value: Tensor, on_extra: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of <gradients, on_...> for query, key, value, extra logits and grad_out.
+        """Gradients of <gradients, on_...> for query, key, value, the added terms and grad_out.
 
         With G = dO V^T, R = s (on_Q K^T + Q on_K^T) and M = R c + on_U the product is
         <M, W (1 - W) G> + <W, dO on_V^T>, whose derivatives these are.
         """
-        steep = self.weights * (1 - self.weights)
+        sigmoid_derivative = self.weights * (1 - self.weights)
         grad_weights = grad_out @ self.value.mT
-        grad_extra = steep * grad_weights
-        grad_scores = grad_extra * self.slope * self.scale
-        reach = (on_query @ self.key.mT + self.query @ on_key.mT) * self.scale
-        blend = reach * self.slope + on_extra
-        mixed = blend * steep
-        extra = steep * (blend * grad_weights * (1 - 2 * self.weights) + grad_out @ on_value.mT)
-        scores = (extra + reach * grad_extra * self.bend) * self.slope * self.scale
+        grad_extra = sigmoid_derivative * grad_weights
+        grad_scores = grad_extra * self.cap_derivative * self.scale
+        on_scores = (on_query @ self.key.mT + self.query @ on_key.mT) * self.scale
+        on_logits = on_scores * self.cap_derivative + on_extra
+        mixed = on_logits * sigmoid_derivative
+        bent = on_logits * grad_weights * (1 - 2 * self.weights)
+        extra = sigmoid_derivative * (bent + grad_out @ on_value.mT)
+        scores = extra + on_scores * grad_extra * self.cap_curvature
+        scores = scores * self.cap_derivative * self.scale
         return (
             scores @ self.key + grad_scores @ on_key,
             scores.mT @ self.query + grad_scores.mT @ on_query,
@@ -80,7 +84,7 @@ class Pass:
 
 
 def _outside_autocast(compute: Callable[Concatenate[Tiles, P], R]) -> Callable[..., R]:
-    """A pass over tiles in their own precision; a backward pass may find autocast on or off."""
+    """Run a pass over tiles in their own precision, with autocast on or off."""
 
     @wraps(compute)
     def run(tiles: Tiles, *others: P.args, **named: P.kwargs) -> R:
@@ -92,7 +96,7 @@ def _outside_autocast(compute: Callable[Concatenate[Tiles, P], R]) -> Callable[.
 
 @_outside_autocast
 def forward(tiles: Tiles, tolerance: float, relative: bool) -> tuple[Tensor, Tensor]:
-    """Output (B, H, Q, E), and how many tiles each query block visits, (B, H, I)."""
+    """Output (B, H, Q, E), and the number of tiles that each query block visits, (B, H, I)."""
     batch, heads, queries, _ = tiles.query.shape
     bounds = tiles.bounds()
     remaining = bounds.remaining().flatten(0, 1)
@@ -103,17 +107,17 @@ def forward(tiles: Tiles, tolerance: float, relative: bool) -> tuple[Tensor, Ten
     for i, turns in enumerate(order):
         rows = tiles.rows(i)
         squares = out.new_zeros(batch * heads, rows.stop - rows.start)
-        going = torch.ones(batch * heads, dtype=torch.bool, device=out.device)
+        active_pairs = torch.ones(batch * heads, dtype=torch.bool, device=out.device)
         for turn, j in enumerate(turns):
-            stop = going & may_stop(
+            stop = active_pairs & may_stop(
                 remaining[:, i, turn],
                 squares.amin(-1).double().sqrt(),
                 tolerance=tolerance,
                 tolerance_is_relative=relative,
             )
             visits[stop, i] = turn
-            going &= ~stop
-            active = (going & sees[:, i, turn]).nonzero()[:, 0]
+            active_pairs &= ~stop
+            active = (active_pairs & sees[:, i, turn]).nonzero()[:, 0]
             if active.numel():
                 tile = tiles.cut(i, j, active)
                 step = Pass(tile)
@@ -141,15 +145,15 @@ def _totals(tiles: Tiles, wanted: Sequence[bool]) -> list[Tensor]:
     """
     terms = (tiles.bias, tiles.float_mask, tiles.alibi_slopes)
     learned = (term if want else None for term, want in zip(terms, wanted, strict=True))
-    like = (tiles.query, tiles.key, tiles.value, *learned)
+    tensors = (tiles.query, tiles.key, tiles.value, *learned)
     return [
         tiles.query.new_zeros((0,) if tensor is None else tensor.shape, dtype=tiles.dtype)
-        for tensor in like
+        for tensor in tensors
     ]
 
 
 def _add_extra(tile: Tile, totals: Sequence[Tensor], grad_ATS: Tensor) -> None:
-    """Hand the gradient of a tile's extra logits on to bias, float mask and slopes, if wanted."""
+    """Add a tile's gradient to those of bias, float mask and slopes, if they are wanted."""
     bias, mask, slopes = totals
     for term in (bias, mask):
         if term.numel():
@@ -159,9 +163,9 @@ def _add_extra(tile: Tile, totals: Sequence[Tensor], grad_ATS: Tensor) -> None:
 
 
 def _extra_along(tile: Tile, directions: Sequence[Tensor]) -> Tensor:
-    """The change of a tile's extra logits along directions of bias, float mask and slopes.
+    """The change of a tile's added terms along directions of bias, float mask and slopes.
 
-    An empty direction is none.
+    A direction of size 0 is ignored.
     """
     bias, mask, slopes = directions
     change = tile.of.query.new_zeros((), dtype=tile.of.dtype)
@@ -202,7 +206,7 @@ def double_backward(
     directions: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of ``backward``'s results for its inputs, likewise, and last for ``grad_out``."""
+    """Gradients of the results of ``backward`` for its inputs, the last one for ``grad_out``."""
     total = _totals(tiles, wanted)
     on_grad_out = torch.zeros_like(grad_out, dtype=tiles.dtype)
     for tile in _visited(tiles, visits_BHI):

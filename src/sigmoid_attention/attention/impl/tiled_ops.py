@@ -1,8 +1,8 @@
 """The tiled mode as operators of torch's library: forward, backward, and the backward of that.
 
-Which tiles a block of queries visits depends on the weights it has collected, so tracing cannot
-follow the loop. As operators the three passes are opaque to it, and compile, export and
-higher-order gradients work around them.
+The tiles that a block of queries visits depend on the weights that it has summed, so tracing cannot
+follow the loop. As operators the three passes are opaque to tracing, and compile, export and
+higher-order gradients work with them.
 
 Shape letters: B batch, H query heads, Q queries, E value dim, I query blocks.
 """
@@ -72,10 +72,10 @@ def tiled_forward(
     tolerance: float,
     relative: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, H, Q, E), and how many tiles each query block visits, (B, H, I + 1).
+    """Output (B, H, Q, E), and the number of tiles that each query block visits, (B, H, I + 1).
 
-    The last number belongs to no block: torch makes a size of 1 a case of its own, and a compiled
-    graph would serve short lengths or long ones.
+    The last number belongs to no block: torch specialises a size of 1, and a compiled graph would
+    be valid for short or for long sequences only.
     """
     tiles = Tiles(
         query, key, value, bias, attn_mask, alibi_slopes, scale, softcap, left, right,
@@ -129,8 +129,8 @@ def _fake_gradients(query, key, value, bias, attn_mask, alibi_slopes, wanted):
     terms = zip((bias, mask, alibi_slopes), wanted, strict=True)
     learned = (term if want else None for term, want in terms)
     return tuple(
-        query.new_empty((0,) if like is None else like.shape, dtype=dtype)
-        for like in (query, key, value, *learned)
+        query.new_empty((0,) if tensor is None else tensor.shape, dtype=dtype)
+        for tensor in (query, key, value, *learned)
     )
 
 
@@ -185,7 +185,7 @@ def _(*arguments):
 def _fitting(
     grads: Sequence[Tensor], tensors: Sequence[Tensor | None], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Gradients in the dtype of what they belong to; None for what wants none."""
+    """Gradients in the dtypes of their tensors; None where none is wanted."""
     return [
         grad.to(tensor.dtype) if want and tensor is not None else None
         for grad, tensor, want in zip(grads, tensors, wanted, strict=True)
@@ -214,11 +214,11 @@ def _save_backward(ctx, inputs, output):
 def _backward_gradients(ctx, *directions):
     grad_out, visits, *tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad[2:8]
-    answer = tiled_double_backward(
+    *gradients, on_grad_out = tiled_double_backward(
         *directions, grad_out, visits, *tensors, *ctx.settings, wanted[3:]
     )
-    found = _fitting(answer[:6], tensors, wanted)
-    return answer[6].to(grad_out.dtype), None, *found, *([None] * 7)
+    fitting = _fitting(gradients, tensors, wanted)
+    return on_grad_out.to(grad_out.dtype), None, *fitting, *([None] * 7)
 
 
 tiled_forward.register_autograd(_forward_gradients, setup_context=_save_forward)

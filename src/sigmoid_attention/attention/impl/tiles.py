@@ -1,4 +1,4 @@
-"""Cutting a call into tiles: slices of its tensors, and sums back into tensors of their shape.
+"""Tiles of a call: slices of its tensors, and sums of tiles into tensors of their shape.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim,
 A pairs of batch and head that are active in a tile, T rows and S columns of a tile.
@@ -16,7 +16,7 @@ from sigmoid_attention.attention.impl import reference
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tensors of one call and how to cut a tile of them for some pairs of batch and head."""
+    """The tensors of a call, of which it gives tiles for some pairs of batch and head."""
 
     query: Tensor
     key: Tensor
@@ -118,7 +118,7 @@ class Tile:
     def offset(self) -> Tensor:
         queries, keys = self.of.query.shape[2], self.of.key.shape[2]
         position = masking.query_positions(queries, keys, self.of.query.device)[self.rows]
-        # Not those of all keys: for a tile they are a tile's numbers.
+        # Only the offsets of this tile, so that memory stays that of a tile.
         return masking.offsets(
             position - self.columns.start, self.columns.stop - self.columns.start
         )
@@ -132,7 +132,7 @@ class Tile:
         total.index_put_(index, pairs_A, accumulate=True)
 
     def extra(self) -> Tensor:
-        """All that is added to the capped scores, (A, T or 1, S or 1)."""
+        """The sum of the terms that are added to the capped scores, (A, T or 1, S or 1)."""
         extra = self.of_term(self.of.bias).to(self.of.dtype)
         if self.of.float_mask is not None:
             extra = extra + self.of_term(self.of.float_mask).to(self.of.dtype)

@@ -163,7 +163,7 @@ def test_a_remembered_struct_is_the_one_that_would_be_written_anew(monkeypatch):
     remembered = seen[-1]
     monkeypatch.setattr(call_cache, "_prepared", {})
     monkeypatch.setattr(call_cache, "cache_and_run", lambda *_: None)
-    monkeypatch.setattr(ops, "like", lambda *_: again)
+    monkeypatch.setattr(ops, "empty_output", lambda *_: again)
     sigmoid_attention(query, key, value, bias=-2.0, alibi_slopes=slopes)
     assert seen[-1] == remembered
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from sigmoid_attention.attention import sigmoid_attention, sigmoid_varlen_attention
-from sigmoid_attention.attention.impl import term_gradients
 from sigmoid_attention.attention.impl.cpu import library, ops
 from sigmoid_attention.attention.impl.cpu.abi import BLOCK_KEYS, BLOCK_QUERIES, loaded
 from sigmoid_attention.attention.problem import Problem
@@ -43,7 +42,7 @@ def test_a_batch_of_one_occupies_all_threads(length, heads, count, monkeypatch):
     assert block in (BLOCK_QUERIES, BLOCK_QUERIES // 2, BLOCK_QUERIES // 4)
     blocks = heads * -(-length // block)
     assert blocks >= min(4 * count, heads * length // (BLOCK_QUERIES // 4))
-    splits = term_gradients.splits(heads, count, length)
+    splits = ops.key_splits(heads, count, length)
     units = heads * splits
     assert 1 <= splits <= -(-length // BLOCK_KEYS)
     busy = units / (math.ceil(units / count) * count)
@@ -53,12 +52,12 @@ def test_a_batch_of_one_occupies_all_threads(length, heads, count, monkeypatch):
 
 def test_work_is_cut_no_finer_than_threads_need():
     for units in (1, 2, 3, 16, 100):
-        assert term_gradients.splits(units, 1, 4096) == 1
+        assert ops.key_splits(units, 1, 4096) == 1
     for count in THREADS:
-        assert term_gradients.splits(count, count, 4096) == 1
-        assert term_gradients.splits(3 * count, count, 4096) == 1
-        assert term_gradients.splits(1, count, BLOCK_KEYS) == 1
-        assert term_gradients.splits(1, count, 0) == 1
+        assert ops.key_splits(count, count, 4096) == 1
+        assert ops.key_splits(3 * count, count, 4096) == 1
+        assert ops.key_splits(1, count, BLOCK_KEYS) == 1
+        assert ops.key_splits(1, count, 0) == 1
     problem = Problem(
         *(torch.zeros(4, 8, 1024, 1),) * 3, 1.0, None, 0.0, None, None, (-1, -1), 0.0, 0.0, False
     )  # fmt: skip

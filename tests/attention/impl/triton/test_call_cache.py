@@ -40,7 +40,7 @@ def others(tensors: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
 
 def in_turns(function: Any, calls: list[tuple[tuple, dict]]) -> tuple[list[Tensor], list, int]:
     """Answers of calls that follow each other, those of each as the first, and how many kinds."""
-    with mock.patch.object(own, "WORTHWHILE", 1):
+    with mock.patch.object(own, "CALLS_BEFORE_CACHING", 1):
         found = [function(*tensors, **arguments) for tensors, arguments in calls]
     kept = list(call_cache._prepared.values())
     first = []
@@ -150,7 +150,7 @@ def decoded_in(parts: int, calls: list) -> tuple[list[Tensor], list, int]:
     from sigmoid_attention.attention.impl.triton import decode_ops
 
     with (
-        mock.patch.object(decode_ops, "parts", lambda *_: parts),
+        mock.patch.object(decode_ops, "key_parts", lambda *_: parts),
         mock.patch.object(decode_ops, "block_keys", lambda *_: 16),
     ):
         return decoded(calls)
@@ -354,3 +354,12 @@ def test_no_tensors_are_kept(starts):
     gc.collect()
     assert len(call_cache._prepared) == 1
     assert [each() for each in watched] == [None] * 3
+
+
+def test_the_cache_is_off_unless_asked_for(monkeypatch):
+    """It starts compiled code by a private call of Triton, and no GPU has timed it."""
+    assert not own.ENABLED
+    monkeypatch.setattr(own, "ENABLED", False)
+    assert call_cache._triton.__wrapped__() is None
+    monkeypatch.setattr(own, "ENABLED", True)
+    assert call_cache._triton.__wrapped__() is own

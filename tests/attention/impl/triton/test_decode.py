@@ -16,7 +16,11 @@ from torch import Tensor
 from sigmoid_attention.attention import index_tensors, sigmoid_decode
 from sigmoid_attention.attention.impl.triton import decode as kernels
 from sigmoid_attention.attention.impl.triton import decode_ops
-from sigmoid_attention.attention.impl.triton.decode_ops import block_keys, block_rows, parts
+from sigmoid_attention.attention.impl.triton.decode_ops import (
+    block_keys,
+    block_rows,
+    key_parts,
+)
 from tests.support.attention.calls import Call
 from tests.support.attention.cross_compile import Compiled, cross_compile
 from tests.support.cpu.budgets import normal
@@ -53,12 +57,12 @@ PARTS = 3
 
 
 def decoded(tensors: tuple[Tensor, ...], arguments: dict, count: int = PARTS) -> Tensor:
-    """The answer in so many parts, of blocks of 16 keys, from a cache that nobody may look at."""
+    """The answer in so many parts, of blocks of 16 keys, from a cache whose values are not read."""
     unread = mock.patch.object(index_tensors, "cached", None)
-    whatever = mock.patch.object(decode_ops, "parts", lambda *_: count)
+    parts = mock.patch.object(decode_ops, "key_parts", lambda *_: count)
     small = mock.patch.object(decode_ops, "block_keys", lambda *_: 16)
     device = mock.patch("sigmoid_attention.attention.decode.values_are_readable", lambda *_: False)
-    with whatever, small, device, unread:
+    with parts, small, device, unread:
         return sigmoid_decode(*tensors, **arguments, impl="triton")
 
 
@@ -161,7 +165,7 @@ def reaching(tolerance, softcap: float = 2.0, bias: float = -3.0):
 
 
 def read_from(interpreted, tensors, arguments) -> int:
-    """The first key that is read: whatever lies before it may be NaN."""
+    """The first key that is read: all keys before it may be NaN."""
     query, key, value = tensors
     nan = torch.isnan(
         torch.stack(
@@ -324,7 +328,7 @@ def test_no_number_of_parts_would_take_less_by_the_stated_rule(units, keys):
     def cost(count: int) -> int:
         return math.ceil(units * count / resident) * (math.ceil(blocks / count) + 2)
 
-    chosen = parts(units, keys, 64, 132)
+    chosen = key_parts(units, keys, 64, 132)
     assert cost(chosen) == min(cost(count) for count in range(1, min(blocks, 256) + 1))
     assert all(cost(count) > cost(chosen) for count in range(1, chosen))
 
@@ -333,13 +337,13 @@ def test_parts_keep_all_multiprocessors_busy():
     """Of an H200: with 32k keys and 8 key heads, at any batch."""
     for batch in (1, 2, 4, 8, 16, 32, 64):
         units, blocks = 8 * batch, 32768 // 64
-        count = parts(units, 32768, 64, 132)
+        count = key_parts(units, 32768, 64, 132)
         rounds, each = math.ceil(units * count / 264), math.ceil(blocks / count)
         assert units * blocks / (264 * rounds * each) > 0.9, batch
 
 
 def test_nothing_to_read_is_one_part():
-    assert parts(8, 0, 64, 132) == parts(0, 100, 64, 132) == 1
+    assert key_parts(8, 0, 64, 132) == key_parts(0, 100, 64, 132) == 1
 
 
 @pytest.mark.parametrize(

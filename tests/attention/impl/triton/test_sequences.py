@@ -54,15 +54,15 @@ def test_packed_sequences(interpreted, arguments, in_order):
 
 
 def packed_with_padding(impl: str, positional: tuple, arguments: dict) -> dict[str, Tensor]:
-    """Where nobody looks at the lengths, and nothing that is allocated happens to be zero."""
+    """The lengths are not validated, and allocated memory is not zero by chance."""
     from sigmoid_attention.attention.impl.triton import ops
 
-    nobody = mock.patch(
+    unvalidated = mock.patch(
         "sigmoid_attention.attention.index_tensors.values_are_readable", lambda *_: False
     )
-    like = ops.like
-    filled = mock.patch.object(ops, "like", lambda *given: like(*given).fill_(torch.nan))
-    with nobody, filled:
+    empty = ops.empty_output
+    filled = mock.patch.object(ops, "empty_output", lambda *given: empty(*given).fill_(torch.nan))
+    with unvalidated, filled:
         return packed_by(impl, positional, arguments)
 
 
@@ -106,7 +106,7 @@ def test_a_cache_whose_end_holds_anything(interpreted):
 
 
 def paged_by(impl: str, positional: tuple, arguments: dict) -> dict[str, Tensor]:
-    """As on a GPU, where nobody may look at the lengths."""
+    """As on a GPU, where the lengths are not validated."""
     with mock.patch("sigmoid_attention.attention.decode.values_are_readable", lambda *_: False):
         return cached_by(impl, positional, arguments)
 

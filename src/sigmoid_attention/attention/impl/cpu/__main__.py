@@ -1,4 +1,4 @@
-"""Print the vector paths that this processor runs, best first: what a test of them all loops over.
+"""Print the vector paths that this processor runs, best first, for tests of all of them.
 
 python -m sigmoid_attention.attention.impl.cpu
 """

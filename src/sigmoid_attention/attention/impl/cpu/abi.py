@@ -1,4 +1,4 @@
-"""From tensors to the bytes of the kernel's struct: `kernel/call.h`, field by field.
+"""The argument block of the CPU kernel: `kernel/call.h` in Python, and how a call fills it.
 
 Shape letters: B sequences, H query heads, G key heads, Q queries, K keys, D head dim, E value dim,
 I query blocks, S parts of the keys.
@@ -7,27 +7,104 @@ I query blocks, S parts of the keys.
 import ctypes
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from ctypes import c_double as Real
+from ctypes import c_int64 as Integer
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sigmoid_attention.attention.impl.cpu.library import library
+from sigmoid_attention.attention.impl.layout import (
+    Layout,
+    LogitSettings,
+    term_strides,
+    with_contiguous_rows,
+)
+from sigmoid_attention.attention.impl.term_gradients import TermGradients
 
 # The kernel's blocks; a block of queries may also be a half or a quarter of this.
 BLOCK_QUERIES = 192
 BLOCK_KEYS = 128
 
-# 83 integers and 4 reals, each of 8 bytes.
-_FIELDS = struct.Struct("=83q4d")
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-Places = tuple[int, ...]
 
-# Where the struct holds what changes from one call to the next of the same shape: the bytes from
-# its start to each address.
-QUERY, KEY, VALUE, OUT = (8 * field for field in (13, 17, 21, 25))
-BIAS, MASK, FLAGS, SLOPES, LENGTH_K = (8 * field for field in (29, 35, 41, 46, 52))
+def _integers(*names: str) -> list[tuple[str, type]]:
+    return [(name, Integer) for name in names]
+
+
+class Rows(ctypes.Structure):
+    _fields_ = _integers("data", "batch", "head", "row")
+
+
+class Term(ctypes.Structure):
+    _fields_ = _integers("data", "batch", "head", "query", "key", "dtype")
+
+
+class Flags(ctypes.Structure):
+    _fields_ = _integers("data", "batch", "head", "query", "key")
+
+
+class TermGradient(ctypes.Structure):
+    _fields_ = _integers("data", "batch", "head", "query", "key")
+
+
+class ArgumentBlock(ctypes.Structure):
+    """The struct ``Call`` of the kernel: the same names in the same order. Addresses are integers.
+
+    A test compares every offset with the C++ compiler's.
+    """
+
+    _fields_ = [
+        *_integers("dtype", "threads", "sequences", "heads", "key_heads", "queries", "keys"),
+        *_integers("head_dim", "value_dim", "left", "right", "block_queries", "relative"),
+        ("query", Rows),
+        ("key", Rows),
+        ("value", Rows),
+        ("out", Rows),
+        ("bias", Term),
+        ("mask", Term),
+        ("attend", Flags),
+        *_integers("slopes", "slopes_batch", "slopes_head"),
+        *_integers("start_q", "length_q", "start_k", "length_k"),
+        *_integers("block_table", "block_table_row", "page_size"),
+        *_integers("visits", "visits_row"),
+        ("grad_out", Rows),
+        ("grad_query", Rows),
+        ("grad_key", Rows),
+        ("grad_value", Rows),
+        *_integers("splits", "grad_rows", "grad_columns"),
+        ("grad_pairs", TermGradient),
+        ("grad_slopes", Integer),
+        ("scale", Real),
+        ("constant", Real),
+        ("softcap", Real),
+        ("tolerance", Real),
+    ]
+
+
+def leaves(kind: type[ctypes.Structure], prefix: str = "") -> list[tuple[str, type, int]]:
+    """The dotted name, type and offset in bytes of every number in a structure."""
+    numbers = []
+    for name, of in kind._fields_:  # pyright: ignore[reportAssignmentType]
+        offset = getattr(kind, name).offset
+        if issubclass(of, ctypes.Structure):
+            inner = leaves(of, f"{prefix}{name}.")
+            numbers += [(path, leaf, offset + within) for path, leaf, within in inner]
+        else:
+            numbers.append((prefix + name, of, offset))
+    return numbers
+
+
+# struct.pack fills the block in a tenth of the time that the constructor takes.
+_CODES = {Integer: "q", Real: "d"}
+_BLOCK = struct.Struct("=" + "".join(_CODES[kind] for _, kind, _ in leaves(ArgumentBlock)))
+
+StructFields = tuple[int, ...]
+_NO_GRADIENTS: StructFields = (0,) * sum(
+    "grad" in name or name == "splits" for name, *_ in leaves(ArgumentBlock)
+)
 
 
 def supports(dtype: torch.dtype) -> bool:
@@ -36,136 +113,70 @@ def supports(dtype: torch.dtype) -> bool:
 
 def loaded() -> ctypes.CDLL | None:
     """The kernel for this processor; None where nothing could build it."""
-    return library(_FIELDS.size)
-
-
-def is_readable(tensor: Tensor) -> bool:
-    """Whether the elements of a row lie side by side."""
-    return tensor.stride(-1) == 1 or tensor.shape[-1] == 1
-
-
-def readable(tensor: Tensor) -> Tensor:
-    """The tensor, copied only where it has to be."""
-    return tensor if is_readable(tensor) else tensor.contiguous()
+    return library(ctypes.sizeof(ArgumentBlock))
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _rows(tensor: Tensor | None, packed: bool) -> Places:
+def _rows(tensor: Tensor | None, packed: bool) -> StructFields:
     if tensor is None:
         return 0, 0, 0, 0
     batch, head, row, _ = tensor.stride()
     return tensor.data_ptr(), 0 if packed else batch, head, row
 
 
-def _term(tensor: Tensor | None) -> Places:
+def _term(tensor: Tensor | None) -> StructFields:
     """A pointer and the strides along (B, H, Q, K), 0 where the tensor broadcasts."""
-    if tensor is None:
-        return 0, 0, 0, 0, 0
-    strides = tuple(
-        0 if size == 1 else stride
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    return tensor.data_ptr(), *(0,) * (4 - len(strides)), *strides
+    return (0,) * 5 if tensor is None else (tensor.data_ptr(), *term_strides(tensor))
 
 
-def _read_term(tensor: Tensor | None) -> Places:
-    """Likewise, and the dtype."""
+def _typed_term(tensor: Tensor | None) -> StructFields:
+    """A pointer, strides and the dtype."""
     return *_term(tensor), 0 if tensor is None else _DTYPES[tensor.dtype]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where sequences lie in query, key and value, as :class:`Sequences` has it.
-
-    ``places_4B`` is None for a dense call, ``block_table_BM`` where keys are not in pages.
-    """
-
-    places_4B: Tensor | None
-    block_table_BM: Tensor | None
-    max_q: int
-    max_k: int
-    packed: bool
-
-    def fitted(self, *terms: Tensor | None) -> "Layout":
-        """The same for no more than the longest sequence, or what terms by query or key are for."""
-        if self.places_4B is None or not self.packed:
-            return self
-        max_q, max_k = self.places_4B[1::2].amax(1).tolist()
-        for term in terms:
-            if term is not None and term.dim() > 1:
-                max_q, max_k = max(max_q, term.shape[-2]), max(max_k, term.shape[-1])
-        return replace(self, max_q=max_q, max_k=max_k)
-
-    def places(self) -> Places:
-        if self.places_4B is None:
-            return (0,) * 6
-        first, step = self.places_4B.data_ptr(), self.places_4B.stride(0) * 8
-        table = self.block_table_BM
-        return (
-            *(first + i * step for i in range(4)),
-            _address(table),
-            0 if table is None else table.stride(0),
-        )
-
-    def sequences(self, query: Tensor) -> int:
-        return query.shape[0] if self.places_4B is None else self.places_4B.shape[1]
+def _sequence_fields(layout: Layout) -> StructFields:
+    if layout.offsets_and_lengths_4B is None:
+        return (0,) * 6
+    first, step = (
+        layout.offsets_and_lengths_4B.data_ptr(),
+        layout.offsets_and_lengths_4B.stride(0) * 8,
+    )
+    table = layout.block_table_BM
+    return (
+        *(first + i * step for i in range(4)),
+        _address(table),
+        0 if table is None else table.stride(0),
+    )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The numbers of a call; ``constant`` is added to every logit, a softcap of 0 is none."""
-
-    left: int
-    right: int
-    block_q: int
-    relative: bool
-    scale: float
-    softcap: float
-    constant: float
-    tolerance: float
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """What a backward pass reads and fills; None is not computed.
-
-    ``rows`` is (B, H, S, Q), ``columns`` (B, H, K), ``slopes`` (B, H, S) in double precision, each
-    to be summed to the shape of what it belongs to; ``pairs`` broadcasts to (B, H, Q, K).
-    """
-
-    out: Tensor
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    splits: int
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-    pairs: Tensor | None = None
-    slopes: Tensor | None = None
-
-    def places(self, packed: bool) -> Places:
-        return (
-            *_rows(self.out, packed),
-            *_rows(self.query, packed),
-            *_rows(self.key, packed),
-            *_rows(self.value, packed),
-            self.splits,
-            _address(self.rows),
-            _address(self.columns),
-            *_term(self.pairs),
-            _address(self.slopes),
-        )
-
-
-_NO_GRADIENTS: Places = (0,) * 25
+def gradient_fields(
+    grad_out: Tensor,
+    on_query: Tensor,
+    on_key: Tensor,
+    on_value: Tensor,
+    terms: TermGradients,
+    packed: bool,
+) -> StructFields:
+    """What a backward pass reads and fills."""
+    return (
+        *_rows(grad_out, packed),
+        *_rows(on_query, packed),
+        *_rows(on_key, packed),
+        *_rows(on_value, packed),
+        terms.row_parts,
+        _address(terms.rows),
+        _address(terms.columns),
+        *_term(terms.pairs),
+        _address(terms.slope_parts),
+    )
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The tensors of a call, as they are where the kernel can read them, else as copies."""
+    """The tensors of a call. A tensor that the kernel cannot read is copied for it."""
 
     query: Tensor
     key: Tensor
@@ -174,7 +185,8 @@ class Arguments:
     attn_mask: Tensor | None
     alibi_slopes: Tensor | None
     layout: Layout
-    settings: Settings
+    settings: LogitSettings
+    block_queries: int
     # Copies must outlive the call that was given their address.
     copies: list[Tensor] = field(default_factory=list)
 
@@ -187,17 +199,19 @@ class Arguments:
         return tensor if tensor is None or supports(tensor.dtype) else self._kept(tensor.float())
 
     def bytes(
-        self, out: Tensor | None, visits: Tensor | None, gradients: Places = _NO_GRADIENTS
+        self, out: Tensor | None, visits: Tensor | None, gradients: StructFields = _NO_GRADIENTS
     ) -> bytes:
-        """The struct; ``out`` is filled by a forward pass, ``visits`` by it for the backward."""
+        """The argument block; a forward pass fills ``out``, and ``visits`` for a backward pass."""
         layout, settings = self.layout, self.settings
-        query, key, value = (self._kept(readable(x)) for x in (self.query, self.key, self.value))
+        query, key, value = (
+            self._kept(with_contiguous_rows(x)) for x in (self.query, self.key, self.value)
+        )
         mask = self.attn_mask
         flags = mask if mask is not None and mask.dtype == torch.bool else None
         slopes = None if self.alibi_slopes is None else self._kept(self.alibi_slopes.float())
         by_batch = slopes is not None and slopes.dim() == 2
         paged = layout.block_table_BM is not None
-        return _FIELDS.pack(
+        return _BLOCK.pack(
             _DTYPES[query.dtype],
             torch.get_num_threads(),
             layout.sequences(query),
@@ -209,19 +223,19 @@ class Arguments:
             value.shape[3],
             settings.left,
             settings.right,
-            settings.block_q,
+            self.block_queries,
             settings.relative,
             *_rows(query, layout.packed),
             *_rows(key, layout.packed),
             *_rows(value, layout.packed),
             *_rows(out, layout.packed),
-            *_read_term(self._floats(self.bias)),
-            *_read_term(None if flags is not None else self._floats(mask)),
+            *_typed_term(self._floats(self.bias)),
+            *_typed_term(None if flags is not None else self._floats(mask)),
             *_term(flags),
             _address(slopes),
             slopes.stride(0) if slopes is not None and by_batch else 0,
             0 if slopes is None else slopes.stride(-1),
-            *layout.places(),
+            *_sequence_fields(layout),
             key.shape[2] if paged else 0,
             _address(visits),
             0 if visits is None else visits.shape[2],
@@ -234,7 +248,7 @@ class Arguments:
 
 
 def kernel(function: str) -> Callable[[bytes], None]:
-    """What calls the kernel; the interpreter's lock is released meanwhile.
+    """A function of the kernel, which releases the interpreter's lock while it runs.
 
     It raises ``MemoryError`` where there is no memory to work in.
     """
@@ -242,8 +256,8 @@ def kernel(function: str) -> Callable[[bytes], None]:
     assert library is not None
     compute = getattr(library, function)
 
-    def run(call: bytes) -> None:
-        if compute(call):
+    def run(block: bytes) -> None:
+        if compute(block):
             raise MemoryError(
                 "sigmoid attention: not enough memory for the operator's working arrays"
             )
@@ -251,6 +265,6 @@ def kernel(function: str) -> Callable[[bytes], None]:
     return run
 
 
-def run(function: str, call: bytes) -> None:
-    """Call the kernel once."""
-    kernel(function)(call)
+def run(function: str, block: bytes) -> None:
+    """Call a function of the kernel once."""
+    kernel(function)(block)

@@ -1,10 +1,10 @@
-"""Where the compiled kernel is kept: shipped with the wheel, or cached at the first use.
+"""The cache of compiled kernels: a kernel is shipped with the wheel, or compiled at the first use.
 
-A kernel is compiled in a folder of this process and then copied to the cache. A cache that cannot
-be used (no permission, full, damaged) costs a compilation in each process and nothing else.
+A kernel is compiled in a folder of this process and then copied to the cache. If the cache cannot
+be used (no permission, full, damaged), each process compiles the kernel for itself.
 
-Any number of processes may start at once. The first holds a lock while it compiles, the others
-wait for its library; the system frees the lock of a process that dies.
+Any number of processes may start at once. The first one holds a lock while it compiles, and the
+others wait for its library. The system frees the lock of a process that dies.
 """
 
 import atexit
@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,17 +22,18 @@ from pathlib import Path
 from typing import Literal
 
 from sigmoid_attention.attention.impl.cpu import compiler
+from sigmoid_attention.folders import cache_folder
 
 try:
     import fcntl
-except ImportError:  # Windows: there two processes may compile the same library, each its own
+except ImportError:  # Windows
     fcntl = None
 
 PREBUILT = Path(__file__).parent / "prebuilt"
 
-# As long as a process waits for a compiler of its own (compiler.py).
+# As long as a process waits for its own compiler (compiler.py).
 _WAIT_S = 120.0
-# What a process copies into the cache takes it no time; after an hour it has died in between.
+# To copy a library takes seconds; after an hour the process that copied it has died.
 _LEFT_BEHIND_S = 3600.0
 _COPY = "build-"
 _FOLDER = "sigmoid-attention-"
@@ -42,12 +42,12 @@ _logger = logging.getLogger("sigmoid_attention")
 
 
 class _OpenToOthers(Exception):
-    """Other users can put a library into the cache, or replace one."""
+    """Other users can add a library to the cache, or replace one."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A library that can be loaded, and where it came from."""
+    """A library that can be loaded, and its origin."""
 
     file: Path
     origin: Literal["prebuilt", "cached", "compiled"]
@@ -62,30 +62,30 @@ def build(path: str, kernel: Path = compiler.KERNEL, prebuilt: Path = PREBUILT) 
     shipped = prebuilt / compiler.library_name(path, None, kernel)
     if compiler.intact(shipped):
         return Built(shipped, "prebuilt")
-    found = compiler.find_compiler()
-    name = compiler.library_name(path, found, kernel)
+    chosen = compiler.find_compiler()
+    name = compiler.library_name(path, chosen, kernel)
     try:
         folder = _cache()
         if kept := _usable(folder / name):
             return Built(kept, "cached")
-        with _alone(folder / f"{name}.lock"):
+        with _locked(folder / f"{name}.lock"):
             # Another process may have compiled it while this one waited.
             if kept := _usable(folder / name):
                 return Built(kept, "cached")
-            compiled = _compile(path, found, kernel)
+            compiled = _compile(path, chosen, kernel)
             return Built(_publish(compiled.file, folder), "compiled")
     except _OpenToOthers as problem:
         _logger.warning("the CPU kernel is compiled for this process alone: %s", problem)
     except (OSError, RuntimeError) as problem:
         _logger.info("the CPU kernel is compiled for this process alone: %s", problem)
-    return _compile(path, found, kernel)
+    return _compile(path, chosen, kernel)
 
 
 def rebuild(path: str, rejected: Built, kernel: Path = compiler.KERNEL) -> Built:
-    """Compile a library anew that is intact, and yet cannot be loaded or used.
+    """Compile a library again that is intact but cannot be loaded or used.
 
-    It is dropped from the cache, and the new one stays in the folder of this process: under the
-    old name, the loader would take it for the one that it knows.
+    It is removed from the cache. The new library stays in the folder of this process: under the old
+    path the loader would return the library that it has already loaded.
     """
     if rejected.origin != "prebuilt":
         with contextlib.suppress(OSError):
@@ -93,29 +93,12 @@ def rebuild(path: str, rejected: Built, kernel: Path = compiler.KERNEL) -> Built
     return _compile(path, compiler.find_compiler(), kernel, anew=True)
 
 
-def cache_folder() -> Path:
-    """The user's cache folder for this library, or what `SIGMOID_ATTENTION_CACHE` names.
-
-    Raises:
-        RuntimeError: this user has no home.
-    """
-    if named := os.environ.get("SIGMOID_ATTENTION_CACHE"):
-        return Path(named)
-    name = "sigmoid-attention"
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-        return Path(local, name, name, "Cache").expanduser()
-    if sys.platform == "darwin":
-        return Path("~/Library/Caches", name).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", name).expanduser()
-
-
 def _cache() -> Path:
-    """The cache's folder, made if need be.
+    """The cache's folder, which is created if it does not exist.
 
     Raises:
-        OSError: there is none and it cannot be made.
-        _OpenToOthers: a library runs with this user's rights, so no other user may put one here.
+        OSError: it cannot be created.
+        _OpenToOthers: other users can write to it. A library runs with this user's rights.
     """
     folder = cache_folder()
     if not folder.is_dir():
@@ -125,10 +108,10 @@ def _cache() -> Path:
     state = folder.stat()
     default = not os.environ.get("SIGMOID_ATTENTION_CACHE")
     if default and state.st_uid == os.geteuid() and state.st_mode & 0o022:
-        # Made under a umask that lets the user's group write.
+        # Created under a umask that lets the user's group write.
         folder.chmod(stat.S_IMODE(state.st_mode) & ~0o022)
         state = folder.stat()
-    if not _own(state) or state.st_mode & 0o022:
+    if not _is_trusted(state) or state.st_mode & 0o022:
         raise _OpenToOthers(f"other users can write to {folder}; chmod go-w ends that")
     for parent in folder.resolve().parents:
         mode = parent.stat().st_mode
@@ -137,28 +120,28 @@ def _cache() -> Path:
     return folder
 
 
-def _own(state: os.stat_result) -> bool:
+def _is_trusted(state: os.stat_result) -> bool:
     return state.st_uid in (0, os.geteuid())
 
 
 def _usable(file: Path) -> Path | None:
-    """The file, if it is a whole library that this user or root has written."""
+    """The file, if it is an intact library that this user or root owns."""
     with contextlib.suppress(OSError):
-        if not hasattr(os, "geteuid") or _own(file.stat()):
+        if not hasattr(os, "geteuid") or _is_trusted(file.stat()):
             return file if compiler.intact(file) else None
     return None
 
 
-def _compile(path: str, found: compiler.Compiler, kernel: Path, anew: bool = False) -> Built:
-    """Compile into the folder of this process, or take what it has compiled there before."""
+def _compile(path: str, chosen: compiler.Compiler, kernel: Path, anew: bool = False) -> Built:
+    """Compile into the folder of this process, or take the library that is already there."""
     try:
         folder = _process_folder()
-        file = folder / compiler.library_name(path, found, kernel)
+        file = folder / compiler.library_name(path, chosen, kernel)
         if not anew and compiler.intact(file):
             return Built(file, "cached")
         _logger.info("compiling the CPU kernel for %s, once", path)
         file.unlink(missing_ok=True)
-        compiler.compile_library(path, found, file, kernel)
+        compiler.compile_library(path, chosen, file, kernel)
         compiler.seal(file)
     except OSError as problem:
         raise compiler.NoRoom(f"the CPU kernel cannot be written: {problem}") from problem
@@ -166,13 +149,13 @@ def _compile(path: str, found: compiler.Compiler, kernel: Path, anew: bool = Fal
 
 
 def _publish(file: Path, folder: Path) -> Path:
-    """Copy a sealed library to the cache, in which others may be looking for it."""
+    """Copy a sealed library to the cache, while other processes may read the cache."""
     try:
         for left in folder.glob(f"{_COPY}*"):
             if left.stat().st_mtime < time.time() - _LEFT_BEHIND_S:
                 shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=_COPY, dir=folder) as scratch:
-            # The seal last: between the two, the library is not yet intact, never wrongly so.
+            # The seal last: until it is there, no process takes the library for intact.
             for part in (file, compiler.seal_of(file)):
                 copy = shutil.copy(part, scratch)
                 os.replace(copy, folder / part.name)
@@ -187,16 +170,17 @@ def _process_folder() -> Path:
     """A folder that no other user can enter, and that is removed with this process."""
     _remove_folders_of_dead_processes()
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
-    maker = os.getpid()
+    creator = os.getpid()
     if fcntl:
-        # Held until this process ends, however it ends.
+        # Held until this process ends. Not a FileLock: filelock before 4 releases the lock when a
+        # forked child ends.
         alive = os.open(folder / "alive", os.O_RDWR | os.O_CREAT)
         with contextlib.suppress(OSError):
             fcntl.flock(alive, fcntl.LOCK_EX)
 
     def remove() -> None:
-        # A forked child ends before its parent, which still needs the folder.
-        if os.getpid() == maker:
+        # A forked child that ends must not remove the folder of its parent.
+        if os.getpid() == creator:
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)
@@ -219,42 +203,23 @@ def _remove_folders_of_dead_processes() -> None:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold the lock, or go on without it after two minutes; raises OSError if it cannot be had."""
-    # Without waiting, even where someone has put a pipe in its place.
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o644)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(f"{lock} is no file")
-        locked = bool(fcntl) and _locked(handle)
-        try:
-            yield
-        finally:
-            # By name: a child that was forked meanwhile still has the file open.
-            if locked and fcntl:
-                fcntl.flock(handle, fcntl.LOCK_UN)
-    finally:
-        os.close(handle)
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock file, or go on without it after two minutes or where there are no locks."""
+    # Imported here: only a process that compiles needs it.
+    from filelock import FileLock, Timeout
 
-
-def _locked(handle: int) -> bool:
-    """Whether the lock was got; a file system without locks leaves each process to compile."""
-    assert fcntl
-    deadline = time.monotonic() + _WAIT_S
-    told = False
-    while True:
+    lock = FileLock(file, mode=0o644)
+    notice_s = min(10.0, _WAIT_S)
+    with contextlib.suppress(OSError, NotImplementedError):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-        except OSError:
-            return False
-        if not told and time.monotonic() > deadline - _WAIT_S + 10:
-            told = True
+            lock.acquire(timeout=notice_s)
+        except Timeout:
             _logger.warning(
                 "another process compiles the CPU kernel; waiting for it, at most %g seconds",
                 _WAIT_S,
             )
-        time.sleep(0.05)
+            lock.acquire(timeout=_WAIT_S - notice_s)
+    try:
+        yield
+    finally:
+        lock.release()

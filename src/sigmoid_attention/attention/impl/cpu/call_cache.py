@@ -1,4 +1,4 @@
-"""What a call of the CPU kernel that was made before needs: its struct, with other addresses."""
+"""Repeats a call of the CPU kernel: its argument block with the addresses of other tensors."""
 
 from array import array
 from collections.abc import Callable, Hashable
@@ -10,51 +10,55 @@ from torch import Tensor, get_num_threads
 
 from sigmoid_attention.attention.impl.cpu import abi
 from sigmoid_attention.attention.impl.cpu.library import forced
-from sigmoid_attention.attention.impl.cpu.ops import available, like, struct
+from sigmoid_attention.attention.impl.cpu.ops import argument_block, available
+from sigmoid_attention.attention.impl.layout import empty_output, rows_are_contiguous
 from sigmoid_attention.attention.problem import Problem
 
 _ADDRESS = Struct("=q")
-# A call of a kind is kept the first time: that costs next to nothing.
-WORTHWHILE = 1
+_OUT, _LENGTH_K = abi.ArgumentBlock.out.offset, abi.ArgumentBlock.length_k.offset
+# The first call with a key is cached, which takes next to no time.
+CALLS_BEFORE_CACHING = 1
 
 
-def surroundings() -> Hashable:
+def environment_key() -> Hashable:
     """What a call depends on beside its arguments."""
     return get_num_threads(), forced()
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class CachedCall:
+    """A call of the kernel, for any tensors of the same shapes, strides and dtypes."""
+
     run: Callable[[bytes], None]
-    # Of the answer: sizes and strides.
-    room: tuple[tuple[int, ...], tuple[int, ...]]
-    fields: bytes
+    # Sizes and strides of the output.
+    output: tuple[tuple[int, ...], tuple[int, ...]]
+    block: bytes
     capacity: int
-    # Where the struct holds the address of each tensor, in their order.
-    places: tuple[int, ...]
+    # The offset of each tensor's address in the block, in the order of the tensors.
+    offsets: tuple[int, ...]
 
     def __call__(self, tensors: tuple[Tensor | None, ...]) -> Tensor | None:
-        """The answer; None where a sequence has a length that does not fit."""
+        """The output; None if the length of a sequence is negative or exceeds the capacity."""
         query, _, _, lengths, *_ = tensors
         assert query is not None
-        out = query.new_empty_strided(*self.room)
-        fields = bytearray(self.fields)
-        _ADDRESS.pack_into(fields, abi.OUT, out.data_ptr())
-        for place, tensor in zip(self.places, tensors, strict=False):
+        out = query.new_empty_strided(*self.output)
+        block = bytearray(self.block)
+        _ADDRESS.pack_into(block, _OUT, out.data_ptr())
+        for offset, tensor in zip(self.offsets, tensors, strict=False):
             if tensor is not None:
-                _ADDRESS.pack_into(fields, place, tensor.data_ptr())
+                _ADDRESS.pack_into(block, offset, tensor.data_ptr())
         if lengths is not None:
             # The kernel reads this copy: another thread may write to the tensor meanwhile.
             used = array("q", lengths.tolist())
             if used and (min(used) < 0 or max(used) > self.capacity):
                 return None
-            _ADDRESS.pack_into(fields, abi.LENGTH_K, used.buffer_info()[0])
-        self.run(bytes(fields))
+            _ADDRESS.pack_into(block, _LENGTH_K, used.buffer_info()[0])
+        self.run(bytes(block))
         return out
 
 
-def known(tensors: tuple[Tensor | None, ...], problem: Problem) -> _Known | None:
-    """What to keep of a call; None where more of it than addresses may change."""
+def prepare(tensors: tuple[Tensor | None, ...], problem: Problem) -> CachedCall | None:
+    """The call for other tensors; None if more of its argument block than addresses may change."""
     if not abi.supports(problem.query.dtype) or not available():
         return None
     slopes, bias, mask = tensors[4:7]
@@ -63,15 +67,17 @@ def known(tensors: tuple[Tensor | None, ...], problem: Problem) -> _Known | None
     flags = mask is not None and mask.dtype == torch.bool
     if mask is not None and not flags and mask.dtype != torch.float32:
         return None
-    own = (problem.query, problem.key, problem.value)
-    if problem.device.type != "cpu" or not all(map(abi.is_readable, own)):
+    rows = (problem.query, problem.key, problem.value)
+    if problem.device.type != "cpu" or not all(map(rows_are_contiguous, rows)):
         return None
-    out = like(problem.query, problem.value.shape[3])
-    places = (abi.QUERY, abi.KEY, abi.VALUE, abi.LENGTH_K, abi.SLOPES, abi.BIAS)
-    return _Known(
+    out = empty_output(problem.query, problem.value.shape[3])
+    block = abi.ArgumentBlock
+    fields = (block.query, block.key, block.value, block.length_k, block.slopes, block.bias)
+    mask_field = block.attend if flags else block.mask
+    return CachedCall(
         abi.kernel("sigmoid_attention_forward"),
         (tuple(out.shape), out.stride()),
-        struct(problem),
+        argument_block(problem),
         problem.shape[3],
-        (*places, abi.FLAGS if flags else abi.MASK),
+        tuple(field.offset for field in (*fields, mask_field)),
     )

@@ -1,7 +1,7 @@
 """From the kernel's source to a shared library: vector paths, the compiler, its command, a seal.
 
-The build hook of the wheel reads this file by its path, where torch may be missing: at its top it
-imports the standard library alone.
+The build hook of the wheel loads this file by its path, where torch may be missing. So the module
+imports only the standard library at its top.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pathlib import Path
 KERNEL = Path(__file__).parent / "kernel"
 SOURCE = "kernel.cpp"
 
-# Best first. What a path needs of the processor is what its flags let the compiler use.
+# Best first. A path needs the processor features that its flags enable.
 PATHS = ("avx512_bf16", "avx512", "avx2", "generic")
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c")
@@ -31,7 +31,7 @@ _FEATURES = {
     "generic": (),
 }
 
-# Not -ffast-math, which may assume that there is no NaN and no infinity.
+# Not -ffast-math, which assumes that there is no NaN and no infinity.
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -43,13 +43,13 @@ _FLAGS = (
 )
 
 
-# Together two minutes: no process waits longer than that for a compiler that is stuck.
+# Together two minutes, the longest time that a process waits for a compiler that does not end.
 _VERSION_LIMIT_S = 20.0
 _COMPILE_LIMIT_S = 100.0
 
 
 class CannotBuild(Exception):
-    """There is no library, and the message says why in one line."""
+    """There is no library; the message gives the reason in one line."""
 
     remedy = "repair the compiler, or name another in CXX"
 
@@ -61,37 +61,37 @@ class NoCompiler(CannotBuild):
 
 
 class Unusable(CannotBuild):
-    """What is wrong would be wrong for every other vector path, too."""
+    """There is no library for any vector path."""
 
 
 class Stuck(Unusable):
-    """The compiler does not end."""
+    """The compiler does not end within its time limit."""
 
 
 class NoRoom(Unusable):
-    """A disk is full, or no folder can be written."""
+    """A disk is full, or no folder is writable."""
 
     remedy = "make room in the folder for temporary files, or name another in TMPDIR"
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler: the command that starts it, and what it says of its version."""
+    """A C++ compiler: its command, and its output for --version."""
 
     command: tuple[str, ...]
     version: str
 
     @property
     def identity(self) -> str:
-        """What tells it from every other compiler on this machine."""
+        """A string that no other compiler on this machine has."""
         program, *options = self.command
         return "\n".join((os.path.realpath(program), *options, self.version))
 
     @property
     def openmp(self) -> tuple[str, ...]:
-        """The flag for threads, where they come from libgomp, the pool that torch's are from.
+        """The flag for threads, if the compiler uses libgomp, whose threads torch uses too.
 
-        Clang's would come from libomp, a second pool of as many threads beside torch's.
+        Clang uses libomp, which would start a second set of threads beside torch's.
         """
         return () if "clang" in self.version else ("-fopenmp",)
 
@@ -110,10 +110,10 @@ def runs(path: str) -> bool:
 def _processor_features() -> frozenset[str]:
     import torch
 
-    # Releases of torch without it get the same list, in Linux's spelling, from the kernel.
+    # Older releases of torch lack it; Linux has the same list in other spellings.
     if hasattr(torch.cpu, "get_capabilities"):
-        found = torch.cpu.get_capabilities()
-        names = [name.replace("fma3", "fma") for name, has in found.items() if has is True]
+        capabilities = torch.cpu.get_capabilities()
+        names = [name.replace("fma3", "fma") for name, has in capabilities.items() if has is True]
     elif os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = next((line.split() for line in lines if line.startswith("flags")), [])
@@ -151,9 +151,9 @@ def find_compiler() -> Compiler:
     """
     named = _words("CXX")
     for program, *options in [named] if named else [["c++"], ["g++"], ["clang++"]]:
-        if found := shutil.which(program):
-            # Started by the name it was found under: ccache's links know their compiler by it.
-            command = (found, *options)
+        if executable := shutil.which(program):
+            # Not resolved: ccache's links select their compiler by the name of the link.
+            command = (executable, *options)
             return Compiler(command, _run((*command, "--version"), _VERSION_LIMIT_S).stdout)
     raise NoCompiler(
         f"CXX names {named[0]}, which is not there" if named else "no C++ compiler was found"
@@ -161,23 +161,23 @@ def find_compiler() -> Compiler:
 
 
 def library_name(path: str, compiler: Compiler | None, kernel: Path = KERNEL) -> str:
-    """The file name of a library: a hash of all that goes into it, so that no name is ever stale.
+    """The file name of a library, with a hash of everything that it is built from.
 
-    Without a compiler, it is the name under which a wheel ships it to machines that have none.
+    Without a compiler, it is the name of the library in a wheel, for machines without a compiler.
     """
-    made_of = [platform.machine().encode(), sys.platform.encode()]
+    inputs = [platform.machine().encode(), sys.platform.encode()]
     for file in sorted(file for file in kernel.rglob("*") if file.is_file()):
-        made_of += [file.relative_to(kernel).as_posix().encode(), file.read_bytes()]
-    made_of += [flag.encode() for flag in flags(path)]
+        inputs += [file.relative_to(kernel).as_posix().encode(), file.read_bytes()]
+    inputs += [flag.encode() for flag in flags(path)]
     if compiler:
-        made_of.append(compiler.identity.encode())
-    # Each part by its own hash, so that no byte can move from one part to the next unseen.
-    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in made_of))
+        inputs.append(compiler.identity.encode())
+    # A hash of hashes, so that no byte can move from one input to the next without a change.
+    digest = hashlib.sha256(b"".join(hashlib.sha256(each).digest() for each in inputs))
     return f"kernel-{path}-{digest.hexdigest()[:16]}.so"
 
 
 def compile_library(path: str, compiler: Compiler, out: Path, kernel: Path = KERNEL) -> None:
-    """Compile the kernel for a vector path into `out`; without threads if with them it fails.
+    """Compile the kernel for a vector path into `out`; without threads if threads fail.
 
     Raises:
         CannotBuild: with the compiler's first error.
@@ -193,14 +193,14 @@ def compile_library(path: str, compiler: Compiler, out: Path, kernel: Path = KER
     if "No space left on device" in done.stderr:
         raise NoRoom(f"the C++ compiler {command[0]} found no space left on the disk")
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    # What the linker says stands before collect2's report that it failed.
+    # The linker's message comes before collect2's report of its failure.
     errors = [line for line in lines if "error:" in line and not line.startswith("collect2")]
     first = next(iter(errors + lines), f"exit status {done.returncode} and no message")
     raise CannotBuild(f"the C++ compiler {compiler.command[0]} failed: {first}")
 
 
 def _run(command: tuple[str, ...], limit_s: float) -> "subprocess.CompletedProcess[str]":
-    # In English: the compiler's version is part of a name, its errors are searched.
+    # In English: the version is part of a file name, and errors are searched for words.
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         process = subprocess.Popen(
@@ -223,14 +223,14 @@ def _run(command: tuple[str, ...], limit_s: float) -> "subprocess.CompletedProce
         _end(process)
         raise Stuck(f"the C++ compiler {command[0]} did not end in {limit_s:g} seconds") from None
     except BaseException:
-        # In a session of its own it hears no Ctrl-C.
+        # It runs in its own session and receives no Ctrl-C.
         _end(process)
         raise
     return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """End a compiler with the programs that it has started."""
+    """Kill a compiler and the programs that it has started."""
     with contextlib.suppress(ProcessLookupError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
@@ -243,22 +243,22 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def seal(file: Path) -> None:
-    """Write down the checksum of a finished library, beside it."""
+    """Write the checksum of a finished library to a file beside it."""
     seal_of(file).write_text(_checksum(file))
 
 
 def intact(file: Path) -> bool:
-    """Whether a library is there and whole: loading half a one would end the process."""
+    """Whether a library exists and is complete: an incomplete one would crash the process."""
     try:
-        # A pipe in the place of either would be read for ever.
-        whole = file.is_file() and seal_of(file).is_file()
-        return whole and seal_of(file).read_bytes() == _checksum(file).encode()
+        # To read a pipe would block for ever.
+        regular = file.is_file() and seal_of(file).is_file()
+        return regular and seal_of(file).read_bytes() == _checksum(file).encode()
     except OSError:
         return False
 
 
 def seal_of(file: Path) -> Path:
-    """Where the checksum of a library stands."""
+    """The file of a library's checksum."""
     return file.with_name(f"{file.name}.sha256")
 
 

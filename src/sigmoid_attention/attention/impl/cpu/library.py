@@ -1,7 +1,7 @@
 """The kernel of this process: chosen and loaded once, at the first use.
 
 `SIGMOID_ATTENTION_CPU` forces a vector path, or "off". torch is loaded before the kernel, since
-sigmoid_attention imports it: the kernel then finds torch's libgomp in place and shares its threads.
+sigmoid_attention imports it. So the kernel uses torch's copy of libgomp and shares its threads.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ _choices: "dict[str | None, Choice]" = {}
 
 
 class _Choosing:
-    """The lock of the one thread that chooses, and whether it is at it."""
+    """The lock of the thread that chooses, and whether it is choosing."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -40,14 +40,14 @@ def _forget_other_threads() -> None:
     _choosing = _Choosing()
 
 
-# A child of a process whose other thread chooses has no such thread, and would wait for ever.
+# A forked child has no other threads. If one held the lock, the child would wait for ever.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The library in use, with its vector path and origin; or why there is none, and a remedy."""
+    """The library in use, its vector path and origin; or the reason for none, and a remedy."""
 
     library: ctypes.CDLL | None = None
     path: str = ""
@@ -57,48 +57,48 @@ class Choice:
 
 
 class _OtherArguments(Exception):
-    """The library was compiled for another struct of arguments."""
+    """The library was compiled for another argument block."""
 
 
 def library(struct_size: int) -> ctypes.CDLL | None:
-    """The kernel, or None where tiles in PyTorch have to do; decided once for each forced path.
+    """The kernel, or None if PyTorch has to compute the tiles; chosen once for each forced path.
 
     Args:
-        struct_size: the size in bytes of the arguments that the caller will pass.
+        struct_size: the size in bytes of the caller's argument block.
 
     Raises:
         ValueError: `SIGMOID_ATTENTION_CPU` names no vector path, or one that cannot run here.
-        RuntimeError: a fresh library still takes other arguments.
+        RuntimeError: a newly compiled library takes another argument block.
     """
     return choose(struct_size).library
 
 
 def choose(struct_size: int) -> Choice:
-    """What `library` decides, with the reasons; raises what it raises."""
+    """The choice that `library` makes, with the reasons; raises what `library` raises."""
     if (decided := decision()) is not None:
         return decided
-    mine = _choosing
-    with mine.lock:
+    choosing = _choosing
+    with choosing.lock:
         if (decided := decision()) is not None:
             return decided
-        if mine.busy:
-            # A signal handler that interrupted this very choice: it cannot wait for its own thread.
+        if choosing.busy:
+            # This is a signal handler that interrupted the choice in the same thread.
             return Choice(problem="the kernel is being compiled by the code that was interrupted")
-        mine.busy = True
+        choosing.busy = True
         try:
             decided = _choices[forced()] = _choose(forced(), struct_size)
         finally:
-            mine.busy = False
+            choosing.busy = False
     return decided
 
 
 def decision() -> Choice | None:
-    """The choice that holds for this process now, if it has needed one so far."""
+    """The choice of this process for the current environment; None before the first use."""
     return _choices.get(forced())
 
 
 def forced() -> str | None:
-    """What the environment asks for now."""
+    """The vector path that the environment forces, or "off"."""
     return os.environ.get("SIGMOID_ATTENTION_CPU") or None
 
 
@@ -113,7 +113,7 @@ def _choose(forced: str | None, struct_size: int) -> Choice:
         except (NoCompiler, Unusable) as error:
             return _none(str(error), error.remedy)
         except CannotBuild as error:
-            # An older compiler may lack only the newest instructions.
+            # An older compiler may only lack the newest instructions.
             problem = problem or str(error)
         else:
             if not problem:

@@ -11,23 +11,30 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import torch_state
-from sigmoid_attention.attention.impl import double_backward, term_gradients
+from sigmoid_attention.attention.impl import double_backward
 from sigmoid_attention.attention.impl.cpu.abi import (
+    BLOCK_KEYS,
     BLOCK_QUERIES,
     Arguments,
-    Gradients,
-    Layout,
-    Settings,
+    gradient_fields,
     loaded,
-    readable,
     run,
     supports,
 )
+from sigmoid_attention.attention.impl.layout import (
+    Layout,
+    LogitSettings,
+    empty_gradients,
+    empty_output,
+    only_wanted,
+    with_contiguous_rows,
+)
+from sigmoid_attention.attention.impl.term_gradients import TermGradients, pair_heads
 from sigmoid_attention.attention.problem import Problem, known
 from sigmoid_attention.attention.tracing import constant_when_traced
 
-# Blocks of queries a thread should find, so that the last one to finish is not waited for long.
-_BLOCKS_A_THREAD = 4
+# Units of work for each thread, at least, so that threads finish at about the same time.
+_UNITS_A_THREAD = 4
 
 
 def attend(problem: Problem) -> Tensor:
@@ -50,20 +57,19 @@ def attend(problem: Problem) -> Tensor:
     return _compute(None, *arguments) if straight else forward(*arguments)[0]
 
 
-def struct(problem: Problem) -> bytes:
-    """The kernel's struct for a call without backward pass, whose tensors need no copies.
+def argument_block(problem: Problem) -> bytes:
+    """The kernel's argument block for a call without backward pass, whose tensors need no copies.
 
-    Where the sequences of a cache end is left out.
+    The address of the lengths of a cache's sequences is left out.
     """
     tensors, number = problem.operands()
-    layout, settings = _unpack(None, None, *_pack(problem, number))
-    out = like(problem.query, problem.value.shape[3])
-    arguments: tuple[Any, ...] = (*tensors, layout, settings)
+    arguments: tuple[Any, ...] = (*tensors, *_unpack(None, None, *_pack(problem, number)))
+    out = empty_output(problem.query, problem.value.shape[3])
     return Arguments(*arguments).bytes(out, None)
 
 
 def _pack(problem: Problem, constant) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Sizes and numbers: an operator's schema is walked once for each of its arguments."""
+    """Sizes and numbers in two tuples: torch checks every argument of an operator."""
     own = problem.sequences
     sizes = (
         *problem.shape[2:],
@@ -76,15 +82,15 @@ def _pack(problem: Problem, constant) -> tuple[tuple[int, ...], tuple[float, ...
 
 
 def _unpack(
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
-) -> tuple[Layout, Settings]:
-    """What ``_pack`` packed."""
-    max_q, max_k, packed, left, right, block_q, relative = sizes
-    layout = Layout(places, block_table, max_q, max_k, bool(packed))
-    return layout, Settings(left, right, block_q, bool(relative), *numbers)
+) -> tuple[Layout, LogitSettings, int]:
+    """The inverse of ``_pack``; the last value is the number of queries of a block."""
+    max_q, max_k, packed, left, right, block_queries, relative = sizes
+    layout = Layout(offsets_and_lengths, block_table, max_q, max_k, bool(packed))
+    return layout, LogitSettings(left, right, bool(relative), *numbers), block_queries
 
 
 def refuse(problem: Problem) -> None:
@@ -109,7 +115,7 @@ def refuse(problem: Problem) -> None:
 
 @constant_when_traced
 def available() -> bool:
-    """Whether this machine has a kernel; builds it where that was not done yet."""
+    """Whether this machine has a kernel, which is built at the first use."""
     return loaded() is not None
 
 
@@ -119,28 +125,29 @@ def _threads() -> int:
 
 
 def _block_queries(problem: Problem) -> int:
-    """Rows of a block: as many as the kernel takes, fewer where threads would find too few."""
+    """Queries of a block: the kernel's maximum, or fewer to make blocks for all threads."""
     batch, heads, queries, _ = problem.shape
     block, threads = BLOCK_QUERIES, _threads()
     if threads > 1:
-        wanted = threads * _BLOCKS_A_THREAD
+        wanted = threads * _UNITS_A_THREAD
         while block > BLOCK_QUERIES // 4 and known(batch * heads * -(-queries // block) < wanted):
             block //= 2
     return block
 
 
-def like(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Room for a result with the tensor's rows, and its order of heads and tokens in memory."""
-    batch, heads, rows, _ = tensor.shape
-    along = (dim, heads * dim) if tensor.stride(1) < tensor.stride(2) else (rows * dim, dim)
-    stride = (heads * rows * dim, *along, 1)
-    return tensor.new_empty_strided((batch, heads, rows, dim), stride, dtype=dtype)
+def key_splits(units: int, threads: int, keys: int) -> int:
+    """Into how many parts each key head is cut, so that ``units`` key heads occupy all threads."""
+    blocks = max(1, -(-keys // BLOCK_KEYS))
+    splits, enough = 1, threads * _UNITS_A_THREAD
+    while splits < blocks and units * splits < enough and (units * splits) % threads:
+        splits += 1
+    return splits
 
 
-def _visits(query: Tensor, layout: Layout, block_q: int) -> Tensor:
-    # Twice as many blocks as there are: torch makes a size of 1 a case of its own, and a compiled
-    # graph would serve short lengths or long ones.
-    blocks = 2 * ((layout.max_q + block_q - 1) // block_q)
+def _empty_visits(query: Tensor, layout: Layout, block_queries: int) -> Tensor:
+    # Twice as many blocks as needed: torch specialises a size of 1, and a compiled graph would be
+    # valid for short or for long sequences only.
+    blocks = 2 * ((layout.max_q + block_queries - 1) // block_queries)
     return query.new_zeros(layout.sequences(query), query.shape[1], blocks, dtype=torch.int64)
 
 
@@ -152,15 +159,16 @@ def _compute(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> Tensor:
-    """Output (B, H, Q, E); ``visits`` are filled where a backward pass may want them."""
-    layout, settings = _unpack(places, block_table, sizes, numbers)
-    call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout.fitted(), settings)
-    out = like(query, value.shape[3])
+    """Output (B, H, Q, E); fills ``visits``, if given, for a backward pass."""
+    layout, settings, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
+    tensors = (query, key, value, bias, attn_mask, alibi_slopes)
+    call = Arguments(*tensors, layout.fitted(), settings, block_queries)
+    out = empty_output(query, value.shape[3])
     if out.numel():
         run("sigmoid_attention_forward", call.bytes(out, visits))
     return out
@@ -174,22 +182,22 @@ def forward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, H, Q, E), and how many key blocks each query block visits, (B, H, I)."""
-    layout, settings = _unpack(places, block_table, sizes, numbers)
-    visits = _visits(query, layout, settings.block_q)
-    tensors = (query, key, value, bias, attn_mask, alibi_slopes, places, block_table)
+    """Output (B, H, Q, E), and the number of key blocks that each query block visits, (B, H, I)."""
+    layout, _, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
+    visits = _empty_visits(query, layout, block_queries)
+    tensors = (query, key, value, bias, attn_mask, alibi_slopes, offsets_and_lengths, block_table)
     return _compute(visits, *tensors, sizes, numbers), visits
 
 
 @forward.register_fake
 def _(query, key, value, *arguments):
-    layout, settings = _unpack(*arguments[3:])
-    return like(query, value.shape[3]), _visits(query, layout, settings.block_q)
+    layout, _, block_queries = _unpack(*arguments[3:])
+    return empty_output(query, value.shape[3]), _empty_visits(query, layout, block_queries)
 
 
 @torch.library.custom_op("sigmoid_attention::cpu_backward", mutates_args=())
@@ -205,62 +213,52 @@ def backward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
-    layout, settings = _unpack(places, block_table, sizes, numbers)
+    layout, settings, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
     layout = layout.fitted(bias, attn_mask)
-    call = Arguments(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
-    on_query, on_key, on_value = (like(x, x.shape[3]) for x in (query, key, value))
+    tensors = (query, key, value, bias, attn_mask, alibi_slopes)
     if grad_out.numel() == 0:
-        terms = ((bias_wanted, bias), (mask_wanted, attn_mask), (slopes_wanted, alibi_slopes))
-        on_terms = [_like_or_empty(*term, query) for term in terms]
-        return tuple(x.zero_() for x in (on_query, on_key, on_value, *on_terms))  # pyright: ignore
-    if places is not None and not layout.packed:
-        on_key.zero_()  # a cache is longer than what it holds
+        gradients = empty_gradients((bias_wanted, mask_wanted, slopes_wanted), tensors)
+        return tuple(x.zero_() for x in gradients)  # pyright: ignore[reportReturnType]
+    on_query, on_key, on_value = (empty_output(x, x.shape[3]) for x in (query, key, value))
+    if offsets_and_lengths is not None and not layout.packed:
+        on_key.zero_()  # a cache has rows past its tokens
         on_value.zero_()
-    shape = (visits.shape[0], query.shape[1], layout.max_q, layout.max_k)
-    room = term_gradients.Room(
-        query,
-        shape,
-        key.shape[1],
+    learned = (
         bias if bias_wanted else None,
         attn_mask if mask_wanted else None,
         alibi_slopes if slopes_wanted else None,
     )
-    gradients = Gradients(
-        readable(grad_out),
-        on_query,
-        on_key,
-        on_value,
-        room.splits,
-        rows=room.rows,
-        columns=room.columns,
-        pairs=room.pairs,
-        slopes=room.parts_of_slopes,
+    sequences, key_heads = visits.shape[0], key.shape[1]
+    units = sequences * key_heads
+    if (outer := pair_heads(*learned[:2])) is not None:
+        # Units that add to the same gradient run one after the other.
+        units = (sequences if outer[0] > 1 else 1) * (key_heads if outer[1] > 1 else 1)
+    splits = key_splits(max(1, units), torch.get_num_threads(), layout.max_k)
+    terms = TermGradients(
+        query,
+        (sequences, query.shape[1], layout.max_q, layout.max_k),
+        *learned,
+        heads_as="rows",
+        row_parts=splits,
+        slope_parts=splits,
+        slope_dtype=torch.float64,
     )
-    run("sigmoid_attention_backward", call.bytes(None, visits, gradients.places(layout.packed)))
-    return on_query, on_key, on_value, room.of_bias(), room.of_mask(), room.of_slopes()
-
-
-def _like_or_empty(wanted: bool, tensor: Tensor | None, query: Tensor) -> Tensor:
-    if tensor is None or not wanted:
-        return query.new_empty(0)
-    return tensor.new_empty(tensor.shape)
+    upstream = with_contiguous_rows(grad_out)
+    fields = gradient_fields(upstream, on_query, on_key, on_value, terms, layout.packed)
+    call = Arguments(*tensors, layout, settings, block_queries)
+    run("sigmoid_attention_backward", call.bytes(None, visits, fields))
+    return on_query, on_key, on_value, *terms.reduced()
 
 
 @backward.register_fake
 def _(grad_out, visits, bias_wanted, mask_wanted, slopes_wanted, *arguments):
-    query, key, value, bias, mask, slopes = arguments[:6]
-    return (
-        *(like(x, x.shape[3]) for x in (query, key, value)),
-        _like_or_empty(bias_wanted, bias, query),
-        _like_or_empty(mask_wanted, mask, query),
-        _like_or_empty(slopes_wanted, slopes, query),
-    )
+    return empty_gradients((bias_wanted, mask_wanted, slopes_wanted), arguments[:6])
 
 
 @torch.library.custom_op("sigmoid_attention::cpu_double_backward", mutates_args=())
@@ -279,7 +277,7 @@ def backward_of_backward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
@@ -289,28 +287,23 @@ def backward_of_backward(
 
     Of bias, mask and slopes those that are absent or not ``wanted`` are empty.
     """
+    layout, settings, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
     return double_backward.gradients(  # pyright: ignore[reportReturnType]
         (on_query, on_key, on_value, on_bias, on_mask, on_slopes),
         grad_out,
         visits,
         (query, key, value, bias, attn_mask, alibi_slopes),
-        *_unpack(places, block_table, sizes, numbers),
+        layout,
+        settings,
         wanted,
+        block_q=block_queries,
+        block_k=BLOCK_KEYS,
     )
 
 
 @backward_of_backward.register_fake
 def _(*arguments):
-    grad_out, tensors, wanted = arguments[6], arguments[8:14], arguments[-1]
-    given = zip((True, True, True, *wanted, True), (*tensors, grad_out), strict=True)
-    return tuple(_like_or_empty(want, x, grad_out) for want, x in given)
-
-
-def _wanted(grads, tensors) -> list[Tensor | None]:
-    return [
-        grad if tensor is not None and grad.numel() == tensor.numel() else None
-        for grad, tensor in zip(grads, tensors, strict=True)
-    ]
+    return double_backward.fake_gradients(arguments[6], arguments[8:14], arguments[-1])
 
 
 def _save_forward(ctx, inputs, output):
@@ -321,11 +314,9 @@ def _save_forward(ctx, inputs, output):
 
 def _forward_gradients(ctx, grad_out, _grad_visits):
     visits, *tensors = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[3:6]
-    grads = backward(grad_out, visits, *wanted, *tensors, *ctx.settings)
-    found = _wanted(grads, tensors[:6])
-    found[3:] = [grad if want else None for grad, want in zip(found[3:], wanted, strict=True)]
-    return *found, *([None] * 4)
+    wanted = ctx.needs_input_grad[:6]
+    gradients = backward(grad_out, visits, *wanted[3:], *tensors, *ctx.settings)
+    return *only_wanted(gradients, wanted), *([None] * 4)
 
 
 def _save_backward(ctx, inputs, output):
@@ -336,11 +327,10 @@ def _save_backward(ctx, inputs, output):
 def _backward_gradients(ctx, *directions):
     grad_out, visits, *tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad[5:11]
-    answer = backward_of_backward(
+    *gradients, on_grad_out = backward_of_backward(
         *directions, grad_out, visits, *tensors, *ctx.settings, wanted[3:]
     )
-    found = [grad if want else None for grad, want in zip(answer[:6], wanted, strict=True)]
-    return answer[6], None, None, None, None, *found, *([None] * 4)
+    return on_grad_out, *([None] * 4), *only_wanted(gradients, wanted), *([None] * 4)
 
 
 forward.register_autograd(_forward_gradients, setup_context=_save_forward)

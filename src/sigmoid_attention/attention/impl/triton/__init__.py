@@ -1,1 +1,1 @@
-"""The operator on GPUs from sm_80 on, written in Triton; imported only where it is asked for."""
+"""The operator on GPUs from sm_80 on, written in Triton; imported at the first use."""

@@ -1,7 +1,7 @@
-r"""The sigmoid inside a Triton kernel: accurate in relative terms, at the price of the cheap one.
+r"""The sigmoid of the Triton kernels: accurate in relative terms, as fast as one from tanh.
 
-With b = -log n a weight is near 1/n. What 0.5 (1 + tanh(u / 2)) loses there is an absolute 6e-6
-of the hardware's tanh, which for n = 32768 is a fifth of the weight. Two forms lose nothing:
+With b = -log n a weight is near 1/n. The hardware's tanh has an absolute error of 6e-6, so that
+0.5 (1 + tanh(u / 2)) is wrong by a fifth of the weight for n = 32768. Two forms keep all digits:
 
     full   p = 1 / (1 + 2^-x)       x = u log2(e): two special functions
     tail   p = e - e^2 + e^3        e = 2^x: one, and two fused multiply-adds
@@ -9,7 +9,7 @@ of the hardware's tanh, which for n = 32768 is a fifth of the weight. Two forms 
 The tail form is exact to a relative 1e-5 wherever u <= -4, which the certificate (``plan.py``)
 proves for whole tiles. Weights are computed times 2^SHIFT: fp16 has few digits below 6e-5, and a
 weight of 2^-29 keeps all of them with a shift of 15. The shift costs nothing in the full form and
-one multiplication in the tail; whatever is summed from the weights is divided by it at the end.
+one multiplication in the tail. Sums of weights are divided by 2^SHIFT at the end.
 
 ``SIGMOID_ATTENTION_ACTIVATION=tanh`` in the environment, or ``use("tanh")``, chooses the hardware's
 tanh for all tiles, which is one special function and a rounding of 6e-6 in every weight.
@@ -24,8 +24,8 @@ from triton import knobs
 
 Activation = Literal["accurate", "tanh"]
 
-# The interpreter, in which the kernels are tested without a GPU, knows no inline instructions, and
-# its products of bf16 are wrong. Both change how a number is computed, never which.
+# Tests run the kernels in Triton's interpreter, which has no inline assembly and whose products of
+# bf16 are wrong. Under it, other instructions compute the same numbers.
 INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -35,7 +35,7 @@ _chosen: Activation | None = None
 
 
 def use(activation: Activation | None) -> None:
-    """Choose the activation of all later calls of this process; None for what the environment says.
+    """Choose the activation of all later calls of this process; None takes the environment's.
 
     Raises ``ValueError`` for any other name.
 
@@ -52,7 +52,7 @@ def use(activation: Activation | None) -> None:
 
 
 def tanh_is_used() -> bool:
-    """Whether weights come from the hardware's tanh; accurate is what is not asked for."""
+    """Whether weights come from the hardware's tanh; by default they are accurate."""
     chosen = _chosen or os.environ.get("SIGMOID_ATTENTION_ACTIVATION", "accurate")
     if chosen not in ("accurate", "tanh"):
         raise ValueError(f"SIGMOID_ATTENTION_ACTIVATION must be accurate or tanh, got {chosen!r}")
@@ -64,7 +64,7 @@ def exp2(x):
     if INTERPRETED:
         y = tl.exp2(x)
     else:
-        # Without ftz the compiler guards denormals with three more instructions.
+        # Without ftz the compiler adds three instructions for denormals.
         y = tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -76,7 +76,7 @@ def exp2_of_minus(x):
     if INTERPRETED:
         y = tl.exp2(-x)
     else:
-        # Inside, since the assembler folds the sign into its operand only where it sees both.
+        # In one block of assembly, so that the assembler folds the sign into the operand.
         y = tl.inline_asm_elementwise(
             "{ .reg .f32 m; neg.f32 m, $1; ex2.approx.ftz.f32 $0, m; }",
             "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1,
@@ -114,7 +114,7 @@ def full(x, SHIFT: tl.constexpr):
 
 @triton.jit
 def tail(x, SHIFT: tl.constexpr):
-    """The same where u <= -4."""
+    """2^SHIFT sigmoid(u) where u <= -4."""
     e = exp2(x)
     if SHIFT == 0:
         weights = e * (e * e - e) + e
@@ -126,17 +126,17 @@ def tail(x, SHIFT: tl.constexpr):
 
 @triton.jit
 def by_tanh(x, SHIFT: tl.constexpr):
-    """The same of x = u / 2, by the hardware's tanh."""
+    """2^SHIFT sigmoid(u) of x = u / 2, by the hardware's tanh."""
     half: tl.constexpr = 0.5 * 2.0**SHIFT
     return hardware_tanh(x) * half + half
 
 
 @triton.jit
 def cap(x, PRECISE: tl.constexpr):
-    """tanh(x), to an absolute 1e-7, or PRECISE to a relative one."""
+    """tanh(x) with an absolute error of 1e-7; with PRECISE the error is relative."""
     y = 1.0 - 2.0 * reciprocal(1.0 + exp2(x * (2 * LOG2E)))
     if PRECISE:
-        # Near 0 the difference above has lost its digits; there the series has all of them.
+        # Near 0 the difference above loses digits, and the series keeps them.
         s = x * x
         series = -1382.0 / 155925.0
         series = series * s + 62.0 / 2835.0

@@ -1,17 +1,17 @@
-"""The backward kernel: a block of keys visits the queries that see it, five products a tile.
+"""The backward kernel: a block of keys visits the queries that see it, five products for each tile.
 
 With W the weights, c = cap' at the scores and s the scale, for an upstream gradient dO:
 
     dV = W^T dO,   dU = W (1 - W) dO V^T,   dS = dU c,   dK = s dS^T Q,   dQ = s dS K
 
-There is no row statistic to compute first, and nothing to save but the inputs. Tiles are computed
-as keys by queries, in which form W^T and dS^T are what the products for dV and dK take from
-registers. A block keeps its dK and dV; its share of dQ is added to an fp32 total in memory, in
-whatever order blocks come by. The query heads that share a key head are visited one after the
-other by the same block, so that their sums need no memory.
+No row statistic is needed, and the forward pass saves nothing but the inputs. Tiles are computed as
+keys by queries, so that the products for dV and dK take W^T and dS^T from registers. A block keeps
+its dK and dV in registers. It adds its share of dQ to an fp32 total in memory, in no fixed order
+among blocks. The same block visits the query heads that share a key head one after the other, so
+that their sums need no memory.
 
-Gradients of what is added to the logits are sums of dU and come from the same pass: per pair as
-they are, per row by addition in memory, per key and for the slopes in registers.
+Gradients of bias, mask and slopes are sums of dU from the same pass. Those of pairs are stored or
+added in memory, those of rows are added in memory, those of keys and slopes in registers.
 
 Shape letters: Q queries of a tile, K keys of a tile, D head dim, E value dim.
 """
@@ -23,16 +23,16 @@ from sigmoid_attention.attention.impl.triton import tile
 from sigmoid_attention.attention.impl.triton.activation import LOG2E
 from sigmoid_attention.attention.impl.triton.tile import ACCURATE, COLUMNS, HEADS, ROWS
 
-# What becomes of a gradient.
+# What happens to the gradients of pairs.
 NOT_WANTED = tl.constexpr(0)
-STORED = tl.constexpr(1)  # nobody else writes there
+STORED = tl.constexpr(1)  # no other block writes there
 ADDED = tl.constexpr(2)
 
 
 @triton.jit(do_not_specialize=tile.NUMBERS)
 def backward(
     query, key, value, grad_out, grad_query, grad_key, grad_value, bias, mask, slopes,
-    grad_rows, grad_columns, grad_pairs, grad_slopes, magnitudes, places, spans,
+    grad_rows, grad_columns, grad_pairs, grad_slopes, magnitudes, offsets_and_lengths, spans,
     sequences, heads, group, longest_q, longest_k, units, scale, constant, softcap, left, right,
     D: tl.constexpr, E: tl.constexpr, WIDE_D: tl.constexpr, WIDE_E: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr,
@@ -40,30 +40,41 @@ def backward(
     LEFT: tl.constexpr, RIGHT: tl.constexpr, SPANS: tl.constexpr,
     SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
     ON_QUERY: tl.constexpr, ON_ROWS: tl.constexpr, ON_COLUMNS: tl.constexpr,
-    ON_PAIRS: tl.constexpr, ON_SLOPES: tl.constexpr, BY_16: tl.constexpr,
-    BY_8: tl.constexpr,
+    ON_PAIRS: tl.constexpr, ON_SLOPES: tl.constexpr, MULTIPLE_OF_16: tl.constexpr,
+    MULTIPLE_OF_8: tl.constexpr,
 ):  # fmt: skip
     """One block of keys of one key head; arguments as for the forward kernel.
 
-    BY_16: the number of keys is a multiple of 16. A bias or a mask is read by as many then, where
-    else each key would have to be asked for.
+    MULTIPLE_OF_16: so is the number of keys. Then a load of a bias or a mask takes 16 keys;
+    otherwise each key needs its own check.
 
     grad_rows (B, H, Q), grad_columns (B, H, K), grad_slopes (B, H, blocks) and grad_pairs, which
-    broadcasts to (B, H, Q, K), are in fp32; ON_... say what to do with each.
+    broadcasts to (B, H, Q, K), are in fp32. The constants ON_... select which are computed.
     magnitudes: see :func:`grad_shift`; spans: the ranges of queries, (4, B, H, units).
     """
-    query, grad_out = tile.by_8(query, BY_8), tile.by_8(grad_out, BY_8)
-    key, value = tile.by_8(key, BY_8), tile.by_8(value, BY_8)
-    grad_key, grad_value = tile.by_8(grad_key, BY_8), tile.by_8(grad_value, BY_8)
-    grad_query = tile.by_8(grad_query, BY_8)
+    query, grad_out = (
+        tile.assume_multiple_of_8(query, MULTIPLE_OF_8),
+        tile.assume_multiple_of_8(grad_out, MULTIPLE_OF_8),
+    )
+    key, value = (
+        tile.assume_multiple_of_8(key, MULTIPLE_OF_8),
+        tile.assume_multiple_of_8(value, MULTIPLE_OF_8),
+    )
+    grad_key, grad_value = (
+        tile.assume_multiple_of_8(grad_key, MULTIPLE_OF_8),
+        tile.assume_multiple_of_8(grad_value, MULTIPLE_OF_8),
+    )
+    grad_query = tile.assume_multiple_of_8(grad_query, MULTIPLE_OF_8)
     blocks = tl.cdiv(longest_k, BLOCK_K)
-    turn = tl.program_id(0)
-    # The first keys are seen by most queries.
-    block = turn % blocks
-    g = turn // blocks % (heads // group)
-    s = turn // blocks // (heads // group)
-    start_q, length_q, start_k, length_k = tile.place(places, sequences, s, longest_q, longest_k)
-    if BY_16:
+    program = tl.program_id(0)
+    # The first keys are seen by the most queries, so their blocks start first.
+    block = program % blocks
+    g = program // blocks % (heads // group)
+    s = program // blocks // (heads // group)
+    start_q, length_q, start_k, length_k = tile.sequence_bounds(
+        offsets_and_lengths, sequences, s, longest_q, longest_k
+    )
+    if MULTIPLE_OF_16:
         length_k = length_k // 16 * 16
     first_k = block * BLOCK_K
     if first_k < length_k:
@@ -88,11 +99,11 @@ def backward(
             h = g * group + member
             slope = tile.slope_of(slopes, s, h, SLOPES) * UNIT
             extra = constant * UNIT + (SHIFT if ACTIVATION == ACCURATE else 0)
-            extra = tile.plus(
+            extra = tile.add_term(
                 extra, bias, s, h, q, k, 0, first_k, length_q, length_k, BIAS, HEADS, COLUMNS,
                 UNIT,
             )  # fmt: skip
-            extra = tile.plus(
+            extra = tile.add_term(
                 extra, mask, s, h, q, k, 0, first_k, length_q, length_k, MASK, HEADS, COLUMNS,
                 UNIT,
             )  # fmt: skip
@@ -109,9 +120,9 @@ def backward(
             column_sum = tl.zeros((BLOCK_K,), tl.float32)
             slope_sum = tl.zeros((BLOCK_K,), tl.float32)
             for part in tl.static_range(3):
-                begin, stop = tile.part_of(part, first, inner_first, inner_end, end)
+                begin, stop = tile.loop_range(part, first, inner_first, inner_end, end)
                 if part != 0 or RIGHT:
-                    # What is kept from tile to tile are the sums; with more the widest would spill.
+                    # Values hoisted out of the loop would make the widest tiles spill registers.
                     for i in tl.range(begin, stop, disable_licm=WIDE_D + WIDE_E > 128):
                         first_q = i * BLOCK_Q
                         query_QD = tile.load_rows(
@@ -122,7 +133,7 @@ def backward(
                             part != 1,
                         )  # fmt: skip
                         scores_KQ = tile.dot(key_KD, tl.trans(query_QD), None, PRECISION)
-                        weights_KQ, x_KQ, bend_KQ, away_KQ = tile.weigh(
+                        weights_KQ, x_KQ, cap_derivative_KQ, away_KQ = tile.attention_weights(
                             scores_KQ, extra, slope, bias, mask, s, h, q, k, first_q, first_k,
                             length_q, length_k, numbers, i, full_first, full_end,
                             BIAS, MASK, ROWS, SLOPES, SOFTCAP, LEFT, RIGHT, part == 1, SPANS, UNIT,
@@ -131,25 +142,25 @@ def backward(
                         rounded = weights_KQ.to(grad_QE.dtype)
                         on_value_KE = tile.dot(rounded, grad_QE, on_value_KE, PRECISION)
                         grad_KQ = tile.dot(value_KE, tl.trans(grad_QE), None, PRECISION)
-                        grad_KQ *= tile.steepness(weights_KQ, x_KQ, up, SHIFT, PRECISE)
+                        grad_KQ *= tile.sigmoid_derivative(weights_KQ, x_KQ, up, SHIFT, PRECISE)
                         if ON_COLUMNS:
                             column_sum += tl.sum(grad_KQ, 1)
                         if ON_SLOPES:
                             slope_sum += tl.sum(grad_KQ * tl.abs(away_KQ), 1)
                         if ON_ROWS:
-                            own = grad_rows[0] + s.to(tl.int64) * grad_rows[1]
-                            own += h.to(tl.int64) * grad_rows[2] + first_q
+                            target = grad_rows[0] + s.to(tl.int64) * grad_rows[1]
+                            target += h.to(tl.int64) * grad_rows[2] + first_q
                             tl.atomic_add(
-                                own + row, tl.sum(grad_KQ, 0) * down, mask=row < length_q - first_q,
-                                sem="relaxed",
+                                target + row, tl.sum(grad_KQ, 0) * down,
+                                mask=row < length_q - first_q, sem="relaxed",
                             )  # fmt: skip
                         if ON_PAIRS != NOT_WANTED:
-                            tile.give_pairs(
+                            tile.store_pair_gradients(
                                 grad_pairs, s, h, q, k, first_q, first_k, length_q, length_k,
                                 grad_KQ * down, ON_PAIRS == ADDED,
                             )  # fmt: skip
                         if SOFTCAP:
-                            grad_KQ *= bend_KQ
+                            grad_KQ *= cap_derivative_KQ
                         rounded = grad_KQ.to(query_QD.dtype)
                         on_key_KD = tile.dot(rounded, query_QD, on_key_KD, PRECISION)
                         if ON_QUERY:
@@ -162,13 +173,13 @@ def backward(
                             )  # fmt: skip
             exists = column < length_k - first_k
             if ON_COLUMNS:
-                own = grad_columns[0] + s.to(tl.int64) * grad_columns[1]
-                own += h.to(tl.int64) * grad_columns[2] + first_k
-                tl.store(own + column, column_sum * down, mask=exists)
+                target = grad_columns[0] + s.to(tl.int64) * grad_columns[1]
+                target += h.to(tl.int64) * grad_columns[2] + first_k
+                tl.store(target + column, column_sum * down, mask=exists)
             if ON_SLOPES:
-                own = grad_slopes[0] + s.to(tl.int64) * grad_slopes[1]
-                own += h.to(tl.int64) * grad_slopes[2] + block
-                tl.store(own, -tl.sum(slope_sum, 0) * down)
+                target = grad_slopes[0] + s.to(tl.int64) * grad_slopes[1]
+                target += h.to(tl.int64) * grad_slopes[2] + block
+                tl.store(target, -tl.sum(slope_sum, 0) * down)
         tile.store_rows(
             tile.rows_of(grad_key, s, g, start_k), grad_key[3], first_k, length_k, column,
             on_key_KD * (scale * down), D, WIDE_D,
@@ -183,8 +194,8 @@ def backward(
 def grad_shift(magnitudes, SHIFT: tl.constexpr):
     """The power of two by which dU is multiplied before it is rounded to fp16, and its inverse.
 
-    |dU| is at most max|dO| max|v| / 4; the two norms, if they are given, tell how far it is from
-    fp16's largest number, 2^16 less a bit. Without them the power is 1.
+    |dU| is at most max|dO| max|v| / 4, which must stay below the largest number of fp16, nearly
+    2^16. Outside of fp16, and where this bound is 0 or not finite, the power is 1.
     """
     if SHIFT == 0:
         up, down = 1.0, 1.0
@@ -192,8 +203,8 @@ def grad_shift(magnitudes, SHIFT: tl.constexpr):
         largest = tl.load(magnitudes) * tl.load(magnitudes + 1)
         # 2^17 and not 2^18: norms and their product are rounded.
         power = 17.0 - tl.ceil(tl.log2(largest))
-        known = (largest > 0.0) & (tl.abs(power) <= 60.0)
-        power = tl.where(known, power, 0.0).to(tl.int32)
+        usable = (largest > 0.0) & (tl.abs(power) <= 60.0)
+        power = tl.where(usable, power, 0.0).to(tl.int32)
         up = ((power + 127) << 23).to(tl.float32, bitcast=True)
         down = ((127 - power) << 23).to(tl.float32, bitcast=True)
     return up, down

@@ -1,7 +1,7 @@
-"""The part of a backward pass that gives dQ in the same order in every run.
+"""The kernel for a deterministic dQ, used under ``torch.use_deterministic_algorithms``.
 
-For ``torch.use_deterministic_algorithms``: a block of queries visits its keys again, as in the
-forward pass, and keeps its dQ. That costs two products more than one pass for everything.
+A block of queries visits its keys again, as in the forward pass, and sums its dQ in order. That
+takes two products more for each tile than a single backward pass.
 
 Shape letters: Q queries of a block, K keys of a block, D head dim, E value dim.
 """
@@ -17,29 +17,37 @@ from sigmoid_attention.attention.impl.triton.tile import ACCURATE, COLUMNS, HEAD
 
 @triton.jit(do_not_specialize=tile.NUMBERS)
 def backward_queries(
-    query, key, value, grad_out, grad_query, bias, mask, slopes, grad_rows, magnitudes, places,
-    spans,
+    query, key, value, grad_out, grad_query, bias, mask, slopes, grad_rows, magnitudes,
+    offsets_and_lengths, spans,
     sequences, heads, group, longest_q, longest_k, units, scale, constant, softcap, left, right,
     D: tl.constexpr, E: tl.constexpr, WIDE_D: tl.constexpr, WIDE_E: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr,
     BIAS: tl.constexpr, MASK: tl.constexpr, SLOPES: tl.constexpr, SOFTCAP: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, SPANS: tl.constexpr,
     SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    ON_ROWS: tl.constexpr, BY_8: tl.constexpr,
+    ON_ROWS: tl.constexpr, MULTIPLE_OF_8: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head; arguments as for the other two kernels.
 
     grad_rows is (B, H, Q) in fp32; spans are the ranges of keys.
     """
-    query, grad_out = tile.by_8(query, BY_8), tile.by_8(grad_out, BY_8)
-    key, value = tile.by_8(key, BY_8), tile.by_8(value, BY_8)
-    grad_query = tile.by_8(grad_query, BY_8)
+    query, grad_out = (
+        tile.assume_multiple_of_8(query, MULTIPLE_OF_8),
+        tile.assume_multiple_of_8(grad_out, MULTIPLE_OF_8),
+    )
+    key, value = (
+        tile.assume_multiple_of_8(key, MULTIPLE_OF_8),
+        tile.assume_multiple_of_8(value, MULTIPLE_OF_8),
+    )
+    grad_query = tile.assume_multiple_of_8(grad_query, MULTIPLE_OF_8)
     blocks = tl.cdiv(longest_q, BLOCK_Q)
-    turn = tl.program_id(0)
-    block = blocks - 1 - turn % blocks
-    h = turn // blocks % heads
-    s = turn // blocks // heads
-    start_q, length_q, start_k, length_k = tile.place(places, sequences, s, longest_q, longest_k)
+    program = tl.program_id(0)
+    block = blocks - 1 - program % blocks
+    h = program // blocks % heads
+    s = program // blocks // heads
+    start_q, length_q, start_k, length_k = tile.sequence_bounds(
+        offsets_and_lengths, sequences, s, longest_q, longest_k
+    )
     first_q = block * BLOCK_Q
     if first_q < length_q:
         PRECISE: tl.constexpr = PRECISION == "tf32x3" and ACTIVATION == ACCURATE
@@ -57,10 +65,10 @@ def backward_queries(
         value_rows = tile.rows_of(value, s, h // group, start_k)
         slope = tile.slope_of(slopes, s, h, SLOPES) * UNIT
         extra = constant * UNIT + (SHIFT if ACTIVATION == ACCURATE else 0)
-        extra = tile.plus(
+        extra = tile.add_term(
             extra, bias, s, h, q, k, first_q, 0, length_q, length_k, BIAS, HEADS, ROWS, UNIT
         )
-        extra = tile.plus(
+        extra = tile.add_term(
             extra, mask, s, h, q, k, first_q, 0, length_q, length_k, MASK, HEADS, ROWS, UNIT
         )
         span, span_step = spans, sequences * heads * units
@@ -76,7 +84,7 @@ def backward_queries(
         on_query_QD = tl.zeros((BLOCK_Q, WIDE_D), tl.float32)
         row_sum = tl.zeros((BLOCK_Q,), tl.float32)
         for part in tl.static_range(3):
-            begin, stop = tile.part_of(part, first, inner_first, inner_end, end)
+            begin, stop = tile.loop_range(part, first, inner_first, inner_end, end)
             if part != 0 or LEFT:
                 for j in tl.range(begin, stop):
                     first_k = j * BLOCK_K
@@ -87,23 +95,23 @@ def backward_queries(
                         value_rows, value[3], first_k, length_k, column, E, WIDE_E, part != 1
                     )
                     scores_QK = tile.dot(query_QD, tl.trans(key_KD), None, PRECISION)
-                    weights_QK, x_QK, bend_QK, _ = tile.weigh(
+                    weights_QK, x_QK, cap_derivative_QK, _ = tile.attention_weights(
                         scores_QK, extra, slope, bias, mask, s, h, q, k, first_q, first_k,
                         length_q, length_k, numbers, j, full_first, full_end,
                         BIAS, MASK, COLUMNS, SLOPES, SOFTCAP, LEFT, RIGHT, part == 1, SPANS, UNIT,
                         PRECISION, SHIFT, ACTIVATION,
                     )  # fmt: skip
                     grad_QK = tile.dot(grad_QE, tl.trans(value_KE), None, PRECISION)
-                    grad_QK *= tile.steepness(weights_QK, x_QK, up, SHIFT, PRECISE)
+                    grad_QK *= tile.sigmoid_derivative(weights_QK, x_QK, up, SHIFT, PRECISE)
                     if ON_ROWS:
                         row_sum += tl.sum(grad_QK, 1)
                     if SOFTCAP:
-                        grad_QK *= bend_QK
+                        grad_QK *= cap_derivative_QK
                     on_query_QD = tile.dot(grad_QK.to(key_KD.dtype), key_KD, on_query_QD, PRECISION)
         if ON_ROWS:
-            own = grad_rows[0] + s.to(tl.int64) * grad_rows[1]
-            own += h.to(tl.int64) * grad_rows[2] + first_q
-            tl.store(own + row, row_sum * down, mask=row < length_q - first_q)
+            target = grad_rows[0] + s.to(tl.int64) * grad_rows[1]
+            target += h.to(tl.int64) * grad_rows[2] + first_q
+            tl.store(target + row, row_sum * down, mask=row < length_q - first_q)
         tile.store_rows(
             tile.rows_of(grad_query, s, h, start_q), grad_query[3], first_q, length_q, row,
             on_query_QD * (scale * down), D, WIDE_D,

@@ -1,11 +1,10 @@
 """From the tensors of a call to the launches of its kernels.
 
 Shape letters: B sequences, H query heads, G key heads, Q queries, K keys, D head dim, E value dim,
-I units of queries, J units of keys.
+I units of queries, J units of keys (plan.py).
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,18 +13,27 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sigmoid_attention.attention.bounds import TAIL_LOGIT
+from sigmoid_attention.attention.impl.layout import (
+    Layout,
+    LogitSettings,
+    rows_are_contiguous,
+    term_kind,
+    term_strides,
+)
+from sigmoid_attention.attention.impl.term_gradients import TermGradients
 from sigmoid_attention.attention.impl.triton import activation, configs, plan, tile
 from sigmoid_attention.attention.impl.triton.backward import ADDED, NOT_WANTED, STORED, backward
 from sigmoid_attention.attention.impl.triton.backward_queries import backward_queries
 from sigmoid_attention.attention.impl.triton.configs import Config, Configs
 from sigmoid_attention.attention.impl.triton.forward import forward
-from sigmoid_attention.attention.impl.triton.launch import launch, room
+from sigmoid_attention.attention.impl.triton.launch import launch, workspace
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FARTHEST_ROW = 2**23
 
-# With slopes a plan pays once rows are longer than the near keys that it computes anyway; without,
-# only a bias far below zero can make tails, and reading all queries and keys once must not matter.
+# From how many keys on a call is planned. With slopes a plan saves time as soon as rows are longer
+# than the near keys, which it computes in any case. Without slopes only a bias far below zero makes
+# tails, and the plan reads all queries and keys once more.
 PLANNED_WITH_SLOPES = 1024
 PLANNED_WITHOUT = 8192
 
@@ -34,42 +42,39 @@ Strided = tuple | None
 
 
 def readable(tensor: Tensor) -> Tensor:
-    """The tensor, copied only where the elements of a row do not lie side by side, or rows so far
-    apart that offsets within a tile would need more than 32 bits."""
-    near = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
-    return tensor if near and tensor.stride(-2) <= FARTHEST_ROW else tensor.contiguous()
+    """The tensor, or a copy if the kernels cannot read it.
+
+    They need contiguous rows, so near to each other that offsets within a tile fit 32 bits.
+    """
+    near = rows_are_contiguous(tensor) and tensor.stride(-2) <= FARTHEST_ROW
+    return tensor if near else tensor.contiguous()
 
 
-def as_four(tensor: Tensor) -> tuple[int, ...]:
-    return (1,) * (4 - tensor.dim()) + tuple(tensor.shape)
+_KINDS = {
+    "none": tile.NONE.value,
+    "flags": tile.FLAGS.value,
+    "heads": tile.HEADS.value,
+    "rows": tile.ROWS.value,
+    "columns": tile.COLUMNS.value,
+    "pairs": tile.PAIRS.value,
+}
 
 
-def form(term: Tensor | None) -> int:
-    """Which form of tile.py a bias or a mask has."""
-    if term is None:
-        found = tile.NONE
-    elif term.dtype == torch.bool:
-        found = tile.FLAGS
-    else:
-        by_query, by_key = (size > 1 for size in as_four(term)[2:])
-        found = tile.PAIRS if by_key else tile.ROWS
-        if not by_query:
-            found = tile.COLUMNS if by_key else tile.HEADS
-    return found.value
+def kind_number(term: Tensor | None) -> int:
+    """The number that tile.py has for the kind of a bias or a mask."""
+    return _KINDS[term_kind(term)]
 
 
 def strided(term: Tensor | None) -> Strided:
     """A term and its strides along (B, H, Q, K), 0 where it broadcasts."""
     if term is None:
         return None
-    pairs = zip(term.shape, term.stride(), strict=True)
-    strides = tuple(0 if size == 1 else stride for size, stride in pairs)
-    flags = term.view(torch.uint8) if term.dtype == torch.bool else term
-    return flags, *(0,) * (4 - len(strides)), *strides
+    numbers = term.view(torch.uint8) if term.dtype == torch.bool else term
+    return numbers, *term_strides(term)
 
 
-def by_8(*tensors: Strided) -> bool:
-    """Whether tile.by_8 has something to say: all strides are multiples of 8, and not of 16."""
+def multiples_of_8_only(*tensors: Strided) -> bool:
+    """Whether all strides are multiples of 8 and not all of 16: see tile.assume_multiple_of_8."""
     strides = [stride for tensor in tensors if tensor is not None for stride in tensor[1:]]
     return all(stride % 8 == 0 for stride in strides) and any(stride % 16 for stride in strides)
 
@@ -79,43 +84,8 @@ def cdiv(size: int, block: int) -> int:
 
 
 def padded(dim: int) -> int:
-    """What a product takes for ``dim``: a power of two, and 16 at least."""
+    """The size of a product for ``dim``: a power of two, at least 16."""
     return max(16, 1 << (dim - 1).bit_length())
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The numbers of a call; ``constant`` is added to every logit, a softcap of 0 is none."""
-
-    max_q: int
-    max_k: int
-    packed: bool
-    left: int
-    right: int
-    relative: bool
-    scale: float
-    softcap: float
-    constant: float
-    tolerance: float
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """What a backward pass fills; None is not computed.
-
-    ``query`` lacks the factor ``scale`` and is in fp32 and zero at first, unless it is computed in
-    order. The last four are in fp32 and zero at first: rows (B, H, Q), columns (B, H, K), pairs
-    (broadcasts to (B, H, Q, K)) and slopes (B, H, blocks of keys).
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    rows: Tensor | None
-    columns: Tensor | None
-    pairs: Tensor | None
-    pairs_shared: bool
-    slopes: Tensor | None
 
 
 class Call:
@@ -129,37 +99,38 @@ class Call:
         bias: Tensor | None,
         attn_mask: Tensor | None,
         alibi_slopes: Tensor | None,
-        places: Tensor | None,
-        settings: Settings,
+        layout: Layout,
+        settings: LogitSettings,
     ) -> None:
         self.query, self.key, self.value = readable(query), readable(key), readable(value)
         self.bias, self.mask, self.slopes = bias, attn_mask, alibi_slopes
-        self.places, self.settings = places, settings
-        self.sequences = query.shape[0] if places is None else places.shape[1]
+        self.layout, self.settings = layout, settings
+        self.offsets_and_lengths = layout.offsets_and_lengths_4B
+        self.sequences = layout.sequences(query)
         self.heads, self.key_heads = query.shape[1], key.shape[1]
         self.head_dim, self.value_dim = query.shape[3], value.shape[3]
 
     @cached_property
     def configs(self) -> Configs:
-        own, dims = configs.of(self.query.device), (padded(self.head_dim), padded(self.value_dim))
-        chosen = configs.choose(own, self.query.dtype, *dims)
-        return chosen.beside_pairs(self.read_for_each_pair)
+        device, dtype = configs.of(self.query.device), self.query.dtype
+        chosen = configs.choose(device, dtype, padded(self.head_dim), padded(self.value_dim))
+        return chosen.beside_pairs(self.bytes_per_pair)
 
     @cached_property
-    def read_for_each_pair(self) -> int:
-        """Bytes of bias and mask for each score."""
-        of_pairs = (tile.PAIRS.value, tile.FLAGS.value)
-        terms = (term for term in (self.bias, self.mask) if form(term) in of_pairs)
+    def bytes_per_pair(self) -> int:
+        """Bytes of bias and mask that each score reads."""
+        kinds = ("pairs", "flags")
+        terms = (term for term in (self.bias, self.mask) if term_kind(term) in kinds)
         return sum(term.element_size() for term in terms if term is not None)
 
     @property
     def on_device(self):
-        """Launches go to the current device, which need not be the tensors'."""
+        """Makes the tensors' device the current one, to which launches go."""
         return torch.cuda.device(self.query.device) if self.query.is_cuda else nullcontext()
 
     def rows(self, tensor: Tensor) -> Strided:
         batch, head, row, _ = tensor.stride()
-        return tensor, 0 if self.settings.packed else batch, head, row
+        return tensor, 0 if self.layout.packed else batch, head, row
 
     @cached_property
     def terms(self) -> tuple[Strided, Strided, Strided]:
@@ -171,10 +142,11 @@ class Call:
 
     def numbers(self, units: int) -> tuple[int | float, ...]:
         """As NUMBERS of tile.py."""
-        own = self.settings
+        layout, settings = self.layout, self.settings
         return (
-            self.sequences, self.heads, self.heads // self.key_heads, own.max_q, own.max_k, units,
-            own.scale, own.constant, own.softcap, own.left, own.right,
+            self.sequences, self.heads, self.heads // self.key_heads,
+            layout.max_q, layout.max_k, units,
+            settings.scale, settings.constant, settings.softcap, settings.left, settings.right,
         )  # fmt: skip
 
     def units(self, length: int) -> int:
@@ -187,20 +159,20 @@ class Call:
     @property
     def features(self) -> dict[str, Any]:
         """What the kernels are compiled for, beside dims and blocks."""
-        own = self.settings
+        settings = self.settings
         return {
-            "BIAS": form(self.bias),
-            "MASK": form(self.mask),
+            "BIAS": kind_number(self.bias),
+            "MASK": kind_number(self.mask),
             "SLOPES": self.slopes is not None,
-            "SOFTCAP": own.softcap > 0,
-            "LEFT": own.left >= 0,
-            "RIGHT": own.right >= 0,
-            # In fp32 three products in tf32 keep the digits; the others have their own.
+            "SOFTCAP": settings.softcap > 0,
+            "LEFT": settings.left >= 0,
+            "RIGHT": settings.right >= 0,
+            # In fp32 three products in tf32 keep all digits.
             "PRECISION": "tf32x3" if self.query.dtype == torch.float32 else "tf32",
         }
 
     def constants(self, config: Config, planned: bool) -> dict[str, Any]:
-        """Of one of the three kernels."""
+        """The constants of one of the three kernels."""
         tanh = activation.tanh_is_used()
         return (
             self.dims
@@ -221,64 +193,62 @@ class Call:
 
     @cached_property
     def ranges(self) -> Tensor | None:
-        """(4, B, H, I), what plan.py bounds; None where there is nothing to plan."""
-        own, span = self.settings, self.configs.span
-        looked_at = (tile.NONE.value, tile.HEADS.value, tile.ROWS.value)
-        if form(self.bias) not in looked_at or form(self.mask) not in (
-            *looked_at, tile.FLAGS.value
-        ):  # fmt: skip
-            # A term of every key would have to be read in full first.
+        """(4, B, H, I), the ranges of plan.bound_tiles; None for a call without a plan."""
+        layout, settings, span = self.layout, self.settings, self.configs.span
+        kinds = ("none", "heads", "rows")
+        if term_kind(self.bias) not in kinds or term_kind(self.mask) not in (*kinds, "flags"):
+            # To bound a term that varies with the key, the plan would have to read all of it.
             return None
         if self.slopes is None:
-            worthwhile = own.max_k >= PLANNED_WITHOUT and own.constant <= TAIL_LOGIT
+            worthwhile = layout.max_k >= PLANNED_WITHOUT and settings.constant <= TAIL_LOGIT
         else:
-            worthwhile = own.max_k >= PLANNED_WITH_SLOPES
+            worthwhile = layout.max_k >= PLANNED_WITH_SLOPES
         if not worthwhile:
             return None
-        units, units_k = self.units(own.max_q), self.units(own.max_k)
+        units, units_k = self.units(layout.max_q), self.units(layout.max_k)
         query_norms = self.norms(self.query, self.heads, units, keys=False)
         key_norms = self.norms(self.key, self.key_heads, units_k, keys=True)
-        ranges = room(self.query, (4, self.sequences, self.heads, units), torch.int32)
+        ranges = workspace(self.query, (4, self.sequences, self.heads, units), torch.int32)
         launch(
-            plan.bound, ranges[0].numel(),
+            plan.bound_tiles, ranges[0].numel(),
             self.rows(self.query), self.rows(self.key), query_norms, key_norms, *self.terms,
-            self.places, ranges, *self.numbers(units), units_k, own.tolerance,
+            self.offsets_and_lengths, ranges, *self.numbers(units), units_k, settings.tolerance,
             **self.dims, **self.features, BLOCK_K=min(span, 64), SPAN=span, CHUNK=plan.CHUNK,
-            RELATIVE=own.relative, num_warps=8, num_stages=1,
+            RELATIVE=settings.relative, num_warps=8, num_stages=1,
         )  # fmt: skip
         return ranges
 
     def norms(self, rows: Tensor, heads: int, units: int, *, keys: bool) -> Tensor:
-        """(B, heads, units)"""
-        shape = (self.sequences, heads, units)
-        found = room(rows, shape, torch.float32)
+        """The largest norm of each unit, (B, heads, units)."""
+        largest = workspace(rows, (self.sequences, heads, units), torch.float32)
         dim = rows.shape[3]
         launch(
-            plan.norms, found.numel(), self.rows(rows), found, self.places, self.sequences, heads,
-            self.settings.max_k if keys else self.settings.max_q, units,
+            plan.norms, largest.numel(),
+            self.rows(rows), largest, self.offsets_and_lengths, self.sequences, heads,
+            self.layout.max_k if keys else self.layout.max_q, units,
             D=dim, WIDE_D=padded(dim), SPAN=self.configs.span, KEYS=keys, num_warps=4,
         )  # fmt: skip
-        return found
+        return largest
 
     def spans(self, *, of_keys: bool) -> Tensor | None:
-        """The plan, settled: (4, B, H, I) ranges of keys, or (4, B, H, J) of queries."""
+        """The monotone plan: (4, B, H, I) ranges of keys, or (4, B, H, J) of queries."""
         if self.ranges is None:
             return None
         units = self.ranges.shape[3]
-        settled_units = self.units(self.settings.max_k) if of_keys else units
+        monotone_units = self.units(self.layout.max_k) if of_keys else units
         pairs = self.sequences * self.heads
-        sizes = (4, self.sequences, self.heads, settled_units)
-        settled = room(self.ranges, sizes, torch.int32)
+        sizes = (4, self.sequences, self.heads, monotone_units)
+        monotone = workspace(self.ranges, sizes, torch.int32)
         launch(
-            plan.settle, pairs * cdiv(settled_units, plan.CHUNK),
-            self.ranges, settled, pairs, units, settled_units,
+            plan.make_ranges_monotone, pairs * cdiv(monotone_units, plan.CHUNK),
+            self.ranges, monotone, pairs, units, monotone_units,
             CHUNK=plan.CHUNK, OF_KEYS=of_keys, num_warps=4,
         )  # fmt: skip
-        return settled
+        return monotone
 
     def described(self, config: Config) -> tuple[TensorDescriptor, ...] | None:
-        """Keys and values for the tensor memory accelerator, if that can fetch them."""
-        if not config.described or self.places is not None:
+        """Descriptors of keys and values, if the tensor memory accelerator can fetch them."""
+        if not config.described or self.offsets_and_lengths is not None:
             return None
         unit = 16 // self.query.element_size()
         for tensor in (self.key, self.value):
@@ -288,7 +258,7 @@ class Call:
         return tuple(
             TensorDescriptor(
                 tensor, list(tensor.shape), list(tensor.stride()),
-                # Behind the last dim it brings zeros.
+                # Past the last dim it gives zeros.
                 [1, 1, config.block_k, padded(tensor.shape[3])],
             )
             for tensor in (self.key, self.value)
@@ -302,78 +272,96 @@ class Call:
             keys, values = self.rows(self.key), self.rows(self.value)
             queries, rows_of_out = self.rows(self.query), self.rows(out)
             launch(
-                forward, self.sequences * self.heads * cdiv(self.settings.max_q, config.block_q),
+                forward, self.sequences * self.heads * cdiv(self.layout.max_q, config.block_q),
                 queries, *(described or (keys, values)), rows_of_out,
-                *self.terms, self.places, spans, *self.numbers(self.units(self.settings.max_q)),
+                *self.terms, self.offsets_and_lengths, spans,
+                *self.numbers(self.units(self.layout.max_q)),
                 **self.constants(config, spans is not None), DESCRIBED=described is not None,
-                BY_8=by_8(queries, keys, values, rows_of_out),
+                MULTIPLE_OF_8=multiples_of_8_only(queries, keys, values, rows_of_out),
             )  # fmt: skip
 
-    def backward(self, grad_out: Tensor, into: Gradients, *, in_order: bool) -> None:
-        """``in_order``: the same bits in every run, with a kernel more."""
+    def backward(
+        self,
+        grad_out: Tensor,
+        gradients: tuple[Tensor, Tensor, Tensor],
+        terms: TermGradients,
+        *,
+        in_order: bool,
+    ) -> None:
+        """Fill the gradients of query, key and value, and add to those of the terms.
+
+        ``in_order`` gives the same bits in every run, and takes a kernel more. Without it the
+        gradient of the query lacks the factor ``scale``, and must be in fp32 and zero at first.
+        """
         with self.on_device:
             magnitudes = self._magnitudes(grad_out)
-            self._keys(grad_out, into, magnitudes, in_order)
+            self._keys(grad_out, gradients, terms, magnitudes, in_order)
             if in_order:
-                self._queries(grad_out, into, magnitudes)
+                self._queries(grad_out, gradients[0], terms, magnitudes)
 
     def _magnitudes(self, grad_out: Tensor) -> Tensor | None:
-        """The largest norms of the rows of dO and of V, which fp16 needs to know."""
+        """The largest norms of the rows of dO and of V, by which fp16 gradients are scaled."""
         if self.query.dtype != torch.float16:
             return None
-        found = torch.zeros(2, dtype=torch.float32, device=grad_out.device)
-        own = self.settings
+        magnitudes = torch.zeros(2, dtype=torch.float32, device=grad_out.device)
         norms = (
-            self.norms(grad_out, self.heads, self.units(own.max_q), keys=False),
-            self.norms(self.value, self.key_heads, self.units(own.max_k), keys=True),
+            self.norms(grad_out, self.heads, self.units(self.layout.max_q), keys=False),
+            self.norms(self.value, self.key_heads, self.units(self.layout.max_k), keys=True),
         )
-        for place, each in zip(found, norms, strict=True):
-            if each.numel():
-                torch.amax(each, (0, 1, 2), out=place)
-        return found
+        for magnitude, unit_norms in zip(magnitudes, norms, strict=True):
+            if unit_norms.numel():
+                torch.amax(unit_norms, (0, 1, 2), out=magnitude)
+        return magnitudes
 
     def _keys(
-        self, grad_out: Tensor, into: Gradients, magnitudes: Tensor | None, in_order: bool
+        self,
+        grad_out: Tensor,
+        gradients: tuple[Tensor, Tensor, Tensor],
+        terms: TermGradients,
+        magnitudes: Tensor | None,
+        in_order: bool,
     ) -> None:
-        summed = (into.rows, into.columns, into.slopes)
-        plain = all(sums is None for sums in summed)
-        config = self.configs.backward if plain else self.configs.backward_with_sums
+        sums = (terms.rows, terms.columns, terms.slope_parts)
+        without_sums = all(buffer is None for buffer in sums)
+        config = self.configs.backward if without_sums else self.configs.backward_with_sums
         spans = self.spans(of_keys=True)
         pairs = NOT_WANTED
-        if into.pairs is not None:
-            pairs = ADDED if into.pairs_shared else STORED
-        by_16 = self.places is None and self.settings.max_k % 16 == 0
-        programs = self.sequences * self.key_heads * cdiv(self.settings.max_k, config.block_k)
-        given = (self.query, self.key, self.value, grad_out)
-        rows = [self.rows(tensor) for tensor in (*given, into.query, into.key, into.value)]
+        if terms.pairs is not None:
+            pairs = ADDED if terms.pairs_shared else STORED
+        multiple_of_16 = self.offsets_and_lengths is None and self.layout.max_k % 16 == 0
+        programs = self.sequences * self.key_heads * cdiv(self.layout.max_k, config.block_k)
+        inputs = (self.query, self.key, self.value, grad_out)
+        rows = [self.rows(tensor) for tensor in (*inputs, *gradients)]
         launch(
             backward, programs, *rows,
-            *self.terms, _heads(into.rows), _heads(into.columns), strided(into.pairs),
-            _heads(into.slopes), magnitudes, self.places, spans,
-            *self.numbers(self.units(self.settings.max_k)),
+            *self.terms, _heads(terms.rows), _heads(terms.columns), strided(terms.pairs),
+            _heads(terms.slope_parts), magnitudes, self.offsets_and_lengths, spans,
+            *self.numbers(self.units(self.layout.max_k)),
             **self.constants(config, spans is not None),
             ON_QUERY=not in_order,
-            ON_ROWS=into.rows is not None and not in_order,
-            ON_COLUMNS=into.columns is not None,
+            ON_ROWS=terms.rows is not None and not in_order,
+            ON_COLUMNS=terms.columns is not None,
             ON_PAIRS=pairs.value,
-            ON_SLOPES=into.slopes is not None,
-            BY_16=by_16 and self.read_for_each_pair > 0,
-            BY_8=by_8(*rows),
+            ON_SLOPES=terms.slope_parts is not None,
+            MULTIPLE_OF_16=multiple_of_16 and self.bytes_per_pair > 0,
+            MULTIPLE_OF_8=multiples_of_8_only(*rows),
         )  # fmt: skip
 
-    def _queries(self, grad_out: Tensor, into: Gradients, magnitudes: Tensor | None) -> None:
+    def _queries(
+        self, grad_out: Tensor, on_query: Tensor, terms: TermGradients, magnitudes: Tensor | None
+    ) -> None:
         config = self.configs.backward_queries
         spans = self.spans(of_keys=False)
-        given = (self.query, self.key, self.value, grad_out, into.query)
-        rows = [self.rows(tensor) for tensor in given]
+        tensors = (self.query, self.key, self.value, grad_out, on_query)
+        rows = [self.rows(tensor) for tensor in tensors]
         launch(
             backward_queries,
-            self.sequences * self.heads * cdiv(self.settings.max_q, config.block_q), *rows,
-            *self.terms, _heads(into.rows), magnitudes, self.places, spans,
-            *self.numbers(self.units(self.settings.max_q)),
+            self.sequences * self.heads * cdiv(self.layout.max_q, config.block_q), *rows,
+            *self.terms, _heads(terms.rows), magnitudes, self.offsets_and_lengths, spans,
+            *self.numbers(self.units(self.layout.max_q)),
             **self.constants(config, spans is not None),
-            ON_ROWS=into.rows is not None,
-            BY_8=by_8(*rows),
+            ON_ROWS=terms.rows is not None,
+            MULTIPLE_OF_8=multiples_of_8_only(*rows),
         )  # fmt: skip
 
 

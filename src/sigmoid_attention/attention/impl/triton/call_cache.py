@@ -1,10 +1,13 @@
-"""What a call of the Triton kernels that was made before needs: its launches, for other tensors.
+"""Replays recorded Triton launches with new tensors, and so skips Triton's work for each argument.
 
-A launch through Triton's own door looks at every argument to find the code that was compiled for
-such ones. Arguments of a kind that was seen before have found it: the code is kept, and started.
+At every launch Triton inspects all arguments to find the code that it has compiled for their types.
+For a repeated call that code is known. It is started by a private call of Triton, and no GPU has
+timed what that saves. So this cache is off unless ``SIGMOID_ATTENTION_GPU_LAUNCH_CACHE=1`` is in
+the environment when it is first needed.
 """
 
 import copy
+import os
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from typing import Any
@@ -18,41 +21,45 @@ from sigmoid_attention.attention.impl.triton import activation
 from sigmoid_attention.attention.impl.triton.launch import Launch, recorded, start
 from sigmoid_attention.attention.problem import Problem
 
-# A call of a kind is kept the second time. To find out what to keep takes as long as the call, and
-# a cache that grows by a token a step never brings the same kind again.
-WORTHWHILE = 2
+ENABLED = os.environ.get("SIGMOID_ATTENTION_GPU_LAUNCH_CACHE") == "1"
 
-# All tensors of a call: its own, the answer, and what lies between two launches.
-Filled = tuple[Tensor | None, ...]
-# An argument of a launch, from these.
-_Fill = Callable[[Filled], Any]
+# The second call with the same key is cached. To record a call takes as long as to make it, and a
+# contiguous cache that grows by a token a step never brings the same shapes again.
+CALLS_BEFORE_CACHING = 2
 
-
-class _Unknown(Exception):
-    """A launch reads what is neither a tensor of the call nor filled by a launch."""
+# All tensors of a call: its inputs, its output, and workspaces between two launches.
+CallTensors = tuple[Tensor | None, ...]
+# Gives an argument of a launch from these.
+_MakeArgument = Callable[[CallTensors], Any]
 
 
-def surroundings() -> Hashable:
+class _ForeignTensor(Exception):
+    """A launch reads a tensor that is neither an input of the call nor written by a launch."""
+
+
+def environment_key() -> Hashable:
     """What a call depends on beside its arguments."""
     return activation.tanh_is_used()
 
 
-def known(tensors: Filled, problem: Problem) -> Callable[[Filled], Tensor | None]:
-    """The answer for other tensors; where a call needs more than its launches, never one.
+def prepare(tensors: CallTensors, problem: Problem) -> Callable[[CallTensors], Tensor | None]:
+    """A function that computes the call for other tensors.
 
-    To find that out takes longer than the launches, so it is kept, too.
+    For a call that needs more than its launches the function always returns None. It is cached as
+    well, because to find that out takes longer than the launches.
     """
-    with recorded() as found:
+    with recorded() as recording:
         out = _attended(problem)
     if out is None or out.numel() == 0:
-        return _never
+        return _uncacheable
     try:
-        return _Known((*tensors, out, *found.rooms), len(tensors), found.launches)
-    except _Unknown:
-        return _never
+        every = (*tensors, out, *recording.workspaces)
+        return CachedCall(every, len(tensors), recording.launches)
+    except _ForeignTensor:
+        return _uncacheable
 
 
-def _never(tensors: Filled) -> None:
+def _uncacheable(tensors: CallTensors) -> None:
     return None
 
 
@@ -64,87 +71,92 @@ def _attended(problem: Problem) -> Tensor | None:
         return None
 
 
-class _Known:
-    def __init__(self, filled: Filled, given: int, launches: list[Launch]) -> None:
-        """``filled``: as many tensors as are ``given``, then those that each call makes anew."""
-        self._made = [(x.shape, x.stride(), x.dtype) for x in filled[given:] if x is not None]
-        self._launches = [_Relaunch(launch, filled) for launch in launches if launch.programs]
+class CachedCall:
+    """The launches of a call, for any inputs of the same shapes, strides and dtypes."""
 
-    def __call__(self, tensors: Filled) -> Tensor | None:
-        query = tensors[0]
+    def __init__(self, tensors: CallTensors, inputs: int, launches: list[Launch]) -> None:
+        """``tensors``: as many as there are ``inputs``, then those that each call allocates."""
+        self._allocated = [
+            (x.shape, x.stride(), x.dtype) for x in tensors[inputs:] if x is not None
+        ]
+        self._launches = [CachedLaunch(launch, tensors) for launch in launches if launch.programs]
+
+    def __call__(self, inputs: CallTensors) -> Tensor | None:
+        query = inputs[0]
         assert query is not None
-        made = [query.new_empty_strided(*sizes, dtype=dtype) for *sizes, dtype in self._made]
-        filled = (*tensors, *made)
+        allocated = [
+            query.new_empty_strided(*sizes, dtype=dtype) for *sizes, dtype in self._allocated
+        ]
+        tensors = (*inputs, *allocated)
         with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
             try:
-                for relaunch in self._launches:
-                    relaunch(filled)
+                for launch in self._launches:
+                    launch(tensors)
             except NotImplementedError:
-                # Looked at in full, the call goes to whoever is next, or says why there is nobody.
+                # Without the cache, the next implementation takes the call or the error is raised.
                 return None
-        return made[0]
+        return allocated[0]
 
 
-class _Relaunch:
-    """A launch whose tensors are still open."""
+class CachedLaunch:
+    """A launch without its tensors."""
 
-    def __init__(self, launch: Launch, filled: Filled) -> None:
+    def __init__(self, launch: Launch, tensors: CallTensors) -> None:
         self._kernel, self._programs = launch.kernel, launch.programs
         self._arguments, self._constants = list(launch.arguments), launch.constants
-        self._open: list[tuple[int, _Fill]] = []
-        for place, argument in enumerate(launch.arguments):
-            if (fill := _filling(argument, filled)) is not None:
-                self._open.append((place, fill))
-                # Nobody's tensors are kept.
-                self._arguments[place] = None
-        # Compiled code takes what is compiled into it, too, and passes over it.
+        self._makers: list[tuple[int, _MakeArgument]] = []
+        for index, argument in enumerate(launch.arguments):
+            if (maker := _argument_maker(argument, tensors)) is not None:
+                self._makers.append((index, maker))
+                # The cache keeps no tensor alive.
+                self._arguments[index] = None
+        # Compiled code also takes the constants that are compiled into it, and ignores them.
         names = launch.kernel.arg_names[len(launch.arguments) :]
-        self._fixed = [launch.constants[name] for name in names]
+        self._ignored = [launch.constants[name] for name in names]
         self._compiled: Any = None
 
-    def __call__(self, filled: Filled) -> None:
+    def __call__(self, tensors: CallTensors) -> None:
         arguments = self._arguments.copy()
-        for place, fill in self._open:
-            arguments[place] = fill(filled)
+        for index, maker in self._makers:
+            arguments[index] = maker(tensors)
         if self._compiled is None:
-            # The interpreter compiles nothing, and so comes by here every time.
+            # The interpreter compiles nothing: there this branch runs every time.
             self._compiled = start(self._kernel, self._programs, arguments, self._constants)
         else:
-            self._compiled[(self._programs, 1, 1)](*arguments, *self._fixed)
+            self._compiled[(self._programs, 1, 1)](*arguments, *self._ignored)
 
 
-def _filling(argument: Any, filled: Filled) -> _Fill | None:
-    """How to come by an argument like this one; None if it is the same for all tensors."""
+def _argument_maker(argument: Any, tensors: CallTensors) -> _MakeArgument | None:
+    """How to make an argument like this one; None if it is the same for all tensors."""
     if isinstance(argument, Tensor):
-        return _tensor(argument, filled)
+        return _tensor_selector(argument, tensors)
     if isinstance(argument, TensorDescriptor):
-        base, empty = _tensor(argument.base, filled), copy.copy(argument)
-        empty.base = None
+        select, template = _tensor_selector(argument.base, tensors), copy.copy(argument)
+        template.base = None
 
-        def described(tensors: Filled) -> TensorDescriptor:
-            # Not made anew: its checks of sizes and strides were made, too.
-            found = copy.copy(empty)
-            found.base = base(tensors)
-            return found
+        def describe(others: CallTensors) -> TensorDescriptor:
+            # Its constructor would check sizes and strides again.
+            descriptor = copy.copy(template)
+            descriptor.base = select(others)
+            return descriptor
 
-        return described
+        return describe
     if isinstance(argument, tuple) and any(isinstance(part, Tensor) for part in argument):
-        first, rest = _tensor(argument[0], filled), argument[1:]
-        return lambda tensors: (first(tensors), *rest)
+        select, rest = _tensor_selector(argument[0], tensors), argument[1:]
+        return lambda others: (select(others), *rest)
     return None
 
 
-def _tensor(wanted: Tensor, filled: Filled) -> _Fill:
-    """Where a tensor is found again: the one that begins at the same address, maybe as bytes."""
-    places = [
-        place
-        for place, tensor in enumerate(filled)
-        if tensor is not None and tensor.data_ptr() == wanted.data_ptr()
+def _tensor_selector(tensor: Tensor, tensors: CallTensors) -> _MakeArgument:
+    """Selects the tensor of a call that begins at the same address, viewed in the same dtype."""
+    matches = [
+        (index, candidate)
+        for index, candidate in enumerate(tensors)
+        if candidate is not None and candidate.data_ptr() == tensor.data_ptr()
     ]
-    if len(places) != 1:
-        raise _Unknown
-    place, dtype = places[0], wanted.dtype
-    found = filled[place]
-    if found is not None and found.dtype == dtype:
-        return lambda tensors: tensors[place]
-    return lambda tensors: tensors[place].view(dtype)  # type: ignore[union-attr]
+    if len(matches) != 1:
+        raise _ForeignTensor
+    ((index, match),), dtype = matches, tensor.dtype
+    if match.dtype == dtype:
+        return lambda others: others[index]
+    return lambda others: others[index].view(dtype)  # type: ignore[union-attr]

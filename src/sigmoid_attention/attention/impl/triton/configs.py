@@ -1,9 +1,10 @@
-"""Which blocks, warps and stages a kernel runs with, per GPU: looked up, never searched for.
+"""Tables of the blocks, warps and stages that the kernels run with, by GPU.
 
-A search would cost the first step of whoever trains. What is not listed for a GPU runs with the
-fallback of its memory: correct everywhere, tuned nowhere. ``MEASURED`` names the GPUs whose entries
-were chosen by their timings; there is none yet, so every entry is chosen by what the compiler says:
-registers, spills and instructions for each score (tests/attention/impl/triton/test_budgets.py).
+There is no autotuning: it would slow down the first step of a training run. GPUs that are not
+listed use the fallback for their size of shared memory, which is correct but not tuned.
+``MEASURED`` names the GPUs whose entries were chosen by timings; there is none yet. All entries are
+chosen by the compiler's figures: registers, spills and instructions for each score
+(tests/attention/impl/triton/test_budgets.py).
 """
 
 from dataclasses import dataclass, replace
@@ -19,9 +20,9 @@ MEASURED: frozenset[str] = frozenset()
 class Config:
     """Queries and keys of a tile, warps that share it, tiles in flight.
 
-    With two in flight a tile is asked for when the one before it was used, and then waited for;
-    from three on that is hidden behind another tile's products, as the machine code shows.
-    ``described``: keys and values come by descriptors, wherever the call's memory allows.
+    With two stages a tile is requested after the previous one was used, and the kernel waits for
+    it. With three or more that wait overlaps with another tile's products, as the machine code
+    shows. ``described``: keys and values are loaded by descriptors, where their strides allow.
     """
 
     block_q: int
@@ -33,9 +34,9 @@ class Config:
 
 @dataclass(frozen=True)
 class Configs:
-    """What the three kernels run with; ``span`` is plan.py's SPAN, which their blocks divide.
+    """The configurations of the kernels; ``span`` is SPAN of plan.py, which their blocks divide.
 
-    ``backward_with_sums`` is for gradients of bias or slopes, whose sums take registers too; its
+    ``backward_with_sums`` is for gradients of bias or slopes, whose sums need registers too. Its
     blocks of keys are those of ``backward``.
     """
 
@@ -45,33 +46,35 @@ class Configs:
     backward_queries: Config
     span: int = 128
 
-    def beside_pairs(self, read: int) -> "Configs":
-        """The same for a call that reads so many bytes of bias and mask for each score.
+    def beside_pairs(self, bytes_per_pair: int) -> "Configs":
+        """The configurations of a call that reads so many bytes of bias and mask for each score.
 
-        They are in flight like the rows that a block visits, and wait in registers for their use:
-        two tiles are in flight then, and with more than a bias in fp32, half as many rows in each.
+        They are loaded ahead into registers. So there are at most two stages, and with more bytes
+        than those of a bias in fp32, half as many rows in each.
         """
-        if read == 0:
+        if bytes_per_pair == 0:
             return self
         return replace(
             self,
-            forward=_roomier(self.forward, "block_k", read),
-            backward=_roomier(self.backward, "block_q", read),
-            backward_with_sums=_roomier(self.backward_with_sums, "block_q", read),
-            backward_queries=_roomier(self.backward_queries, "block_k", read),
+            forward=_with_smaller_tiles(self.forward, "block_k", bytes_per_pair),
+            backward=_with_smaller_tiles(self.backward, "block_q", bytes_per_pair),
+            backward_with_sums=_with_smaller_tiles(
+                self.backward_with_sums, "block_q", bytes_per_pair
+            ),
+            backward_queries=_with_smaller_tiles(self.backward_queries, "block_k", bytes_per_pair),
         )
 
 
-def _roomier(config: Config, visited: str, read: int) -> Config:
+def _with_smaller_tiles(config: Config, visited: str, bytes_per_pair: int) -> Config:
     block = getattr(config, visited)
-    if read > 4:
+    if bytes_per_pair > 4:
         block = max(16, block // 2)
     return replace(config, num_stages=min(config.num_stages, 2), **{visited: block})
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a choice depends on: the compute capability, and the shared memory of a block."""
+    """What a configuration depends on: compute capability, and a block's bytes of shared memory."""
 
     name: str
     capability: tuple[int, int]
@@ -89,47 +92,47 @@ def _gpu(index: int) -> Device:
 
 
 def of(device: torch.device) -> Device:
-    """What is known of a device; the CPU stands for the interpreter."""
+    """The properties of a device; the CPU stands for the interpreter."""
     return _gpu(device.index) if device.type == "cuda" else NO_DEVICE
 
 
 @lru_cache
 def multiprocessors(device: torch.device) -> int:
-    """Of the GPU; the interpreter is one."""
+    """The number of multiprocessors of a GPU; 1 for the interpreter."""
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-# From how much shared memory on the large tiles fit.
-_ROOMY = 160 * 1024
+# Bytes of shared memory from which on the large tiles fit.
+LARGE_SHARED_MEMORY = 160 * 1024
 
 # Without a GPU, where Triton interprets the kernels.
-NO_DEVICE = Device("interpreter", (8, 0), _ROOMY)
+NO_DEVICE = Device("interpreter", (8, 0), LARGE_SHARED_MEMORY)
 
 
 def widest(device: Device, dtype: torch.dtype) -> int:
-    """The largest head dim whose tiles find room."""
+    """The largest head dim whose tiles fit in shared memory."""
     if dtype != torch.float32:
         return 256
-    return 128 if device.shared >= _ROOMY else 64
+    return 128 if device.shared >= LARGE_SHARED_MEMORY else 64
 
 
 def choose(device: Device, dtype: torch.dtype, head_dim: int, value_dim: int) -> Configs:
-    """What the kernels run with; dims are padded ones, 16 to :func:`widest`."""
+    """The configurations for padded dims, from 16 to :func:`widest`."""
     wide = max(64, head_dim, value_dim)
     if dtype == torch.float32:
-        if device.shared < _ROOMY:
+        if device.shared < LARGE_SHARED_MEMORY:
             return _SMALL_FP32[wide]
         return _HOPPER_FP32[wide] if device.capability == (9, 0) else _LARGE_FP32[wide]
-    if device.shared < _ROOMY:
+    if device.shared < LARGE_SHARED_MEMORY:
         return _SMALL[wide]
     if device.capability[0] == 10:
         return _BLACKWELL[wide]
     return _HOPPER[wide] if device.capability == (9, 0) else _LARGE[wide]
 
 
-# sm_90: products by warp groups, which want whole tiles of 64 rows for each four warps.
+# sm_90: warp groups multiply, and need tiles of 64 rows for each four warps.
 _HOPPER = {
     64: Configs(
         Config(128, 128, 8, 3, described=True), Config(64, 128, 8, 3), Config(64, 128, 8, 3),
@@ -144,7 +147,7 @@ _HOPPER = {
         Config(128, 64, 8, 1),
     ),
 }  # fmt: skip
-# 160 KiB and more: sm_80, and what is newer than this table.
+# 160 KiB and more: sm_80, and GPUs newer than this table.
 _LARGE = {
     64: Configs(
         Config(128, 64, 4, 3), Config(64, 128, 8, 3), Config(64, 128, 8, 1), Config(128, 64, 8, 3)
@@ -156,7 +159,7 @@ _LARGE = {
         Config(64, 64, 8, 1), Config(32, 64, 8, 1), Config(32, 64, 8, 1), Config(64, 32, 8, 1)
     ),
 }
-# sm_100: products are summed up in a memory of their own, of which a block has 512 columns.
+# sm_100: products are summed in tensor memory, of which a block has 512 columns.
 _BLACKWELL = {
     64: _LARGE[64],
     128: replace(
@@ -178,7 +181,7 @@ _SMALL = {
         Config(64, 32, 8, 1), Config(32, 32, 4, 1), Config(32, 32, 8, 1), Config(32, 32, 4, 1)
     ),
 }
-# Three products of tf32 for each: more registers, and rows twice as long.
+# Three products in tf32 for each: more registers, and rows twice as long.
 _HOPPER_FP32 = {
     64: Configs(
         Config(128, 64, 8, 1), Config(32, 128, 8, 1), Config(32, 128, 8, 1), Config(64, 32, 4, 1)

@@ -1,20 +1,20 @@
 r"""Decoding: a few queries against many keys, which are read from memory once.
 
-All queries that share a key head are rows of one tile, so that they pass over its keys together.
-The keys that a sequence lets them see are dealt out in `splits` equal parts. Nothing is
-normalised, so a row is the plain sum of what its parts found, and a second kernel adds those up in
-their order: the same bits in every run. How many parts there are depends on shapes alone, never on
-the lengths, which stay on the device: a captured graph serves any of them.
+All queries that share a key head are rows of one tile, so that a key is read once for all of them.
+The visible keys of a sequence are divided into `splits` equal parts. Nothing is normalised, so a
+row is the plain sum of its parts. A second kernel adds them in their order, which gives the same
+bits in every run. The number of parts depends on shapes alone, not on the lengths, which stay on
+the GPU. So a captured CUDA graph is valid for all lengths.
 
-**Reach.** A softcap c bounds every logit, whatever the keys are: u <= c + b - a t for a key at a
-distance of t under slope a > 0. All keys farther away than t then weigh together at most
+**Reach.** A softcap c bounds every logit: u <= c + b - a t for a key at a distance of t under slope
+a > 0. All keys farther away than t then weigh together at most
 
     R(t) = e^(c + b) e^(-a t) / (1 - e^(-a)),
 
-while a query's own key alone, at distance 0, weighs at least sigmoid(b - c). Where R(t) is below
-the tolerance (a number), or below the tolerance times that weight ("rounding"), what lies beyond is
-not read. This is the certificate of `bounds.py`. Without a softcap it would need the norms of keys
-that nobody has read, and so there only the window ends a row.
+while the key at the query's own position, at distance 0, weighs at least sigmoid(b - c). If R(t) is
+below the tolerance (a number), or below the tolerance times that weight ("rounding"), the keys
+beyond t are not read. This is the certificate of `bounds.py`. Without a softcap it would need the
+norms of all keys, so there only the window limits a row.
 
 Shape letters: M rows (queries of all heads that share a key head), N keys, D head dim, E value dim,
 S parts.
@@ -28,7 +28,7 @@ from sigmoid_attention.attention.impl.triton import tile
 from sigmoid_attention.attention.impl.triton.activation import LOG2E, cap, full
 
 KEPT = tl.constexpr(1 - KEPT_SLACK)
-# Relative, on a reach that is computed in fp32.
+# Relative slack for a reach that is computed in fp32.
 REACH_SLACK = tl.constexpr(1.001)
 
 
@@ -45,7 +45,7 @@ def reach(slope_M, bias_M, softcap, tolerance, farthest, RELATIVE: tl.constexpr)
         allowed_M += tl.log(KEPT) + log_sigmoid(bias_M - softcap)
     series_M = tl.log(1.0 - tl.exp(-slope_M))
     beyond_M = (softcap + bias_M - series_M - allowed_M) / slope_M * REACH_SLACK + 1.0
-    # False for a NaN, which thus reaches everything.
+    # False for a NaN, whose row then reaches all keys.
     ends_M = (slope_M > 0.0) & (beyond_M < farthest)
     return tl.where(ends_M, tl.maximum(beyond_M, 0.0), farthest)
 
@@ -78,12 +78,12 @@ def attend_part(
     scale, softcap, constant, tolerance = numbers
     ROWS: tl.constexpr = GROUP * QUERIES
     ROW_BLOCKS: tl.constexpr = (ROWS + BLOCK_M - 1) // BLOCK_M
-    place = tl.program_id(0)
-    # Blocks of rows run first: those that follow find the keys in the cache.
-    row_block = place % ROW_BLOCKS
-    split = (place // ROW_BLOCKS) % splits
-    key_head = (place // ROW_BLOCKS // splits % key_heads).to(tl.int64)
-    sequence = (place // ROW_BLOCKS // splits // key_heads).to(tl.int64)
+    program = tl.program_id(0)
+    # Blocks of rows vary fastest: later ones find the keys in the cache.
+    row_block = program % ROW_BLOCKS
+    split = (program // ROW_BLOCKS) % splits
+    key_head = (program // ROW_BLOCKS // splits % key_heads).to(tl.int64)
+    sequence = (program // ROW_BLOCKS // splits // key_heads).to(tl.int64)
 
     row_M = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
     row_exists_M = row_M < ROWS
@@ -101,10 +101,10 @@ def attend_part(
             bias_M += tl.load(bias_row_M, mask=row_exists_M, other=0.0).to(tl.float32)
     if slopes is not None:
         slopes_ptr, slopes_b, slopes_h = slopes
-        slope_place_M = slopes_ptr + sequence * slopes_b + head_M * slopes_h
-        slope_M = tl.load(slope_place_M, mask=row_exists_M, other=1.0).to(tl.float32)
+        slope_address_M = slopes_ptr + sequence * slopes_b + head_M * slopes_h
+        slope_M = tl.load(slope_address_M, mask=row_exists_M, other=1.0).to(tl.float32)
 
-    # The first key that any row sees. The last that some row sees is the last there is.
+    # The first key that any row sees. The last one is the last key of the sequence.
     first = 0
     if LEFT >= 0:
         first = tokens - QUERIES - LEFT
@@ -113,7 +113,7 @@ def attend_part(
         first_M = tl.where(row_exists_M, position_M - reach_M.to(tl.int32), tokens)
         first = tl.maximum(first, tl.min(first_M, 0))
     first = tl.maximum(first, 0)
-    # Parts begin with whole blocks, as pages do.
+    # Parts start at whole blocks, as pages do.
     first_block = first // BLOCK_N
     blocks = tl.cdiv(tokens, BLOCK_N) - first_block
     each = tl.cdiv(blocks, splits)
@@ -171,12 +171,12 @@ def attend_part(
         if slopes is not None:
             logit_MN -= slope_M[:, None] * tl.abs(offset_MN).to(tl.float32)
         weight_MN = full(logit_MN * LOG2E + SHIFT, SHIFT)
-        seen_MN = read_N[None, :]
+        visible_MN = read_N[None, :]
         if LEFT >= 0:
-            seen_MN &= offset_MN <= LEFT
+            visible_MN &= offset_MN <= LEFT
         if RIGHT >= 0:
-            seen_MN &= offset_MN >= -RIGHT
-        weight_MN = tl.where(seen_MN, weight_MN, 0.0)
+            visible_MN &= offset_MN >= -RIGHT
+        weight_MN = tl.where(visible_MN, weight_MN, 0.0)
         out_ME = tile.dot(weight_MN.to(value_NE.dtype), value_NE, out_ME, "ieee")
     out_ME *= 1.0 / (1 << SHIFT)
     out_row_M = out_ptr + sequence * out_b + head_M * out_h + query_M * out_q + split * out_s
@@ -191,7 +191,7 @@ def attend_part(
 def add_parts(
     parts_ptr, out_ptr, splits, E: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr
 ):
-    """A row of the output from its parts, (rows, S, E) to (rows, E)."""
+    """Add the parts of a row of the output, (rows, S, E) to (rows, E)."""
     row = tl.program_id(0).to(tl.int64)
     offset_E = tl.arange(0, BLOCK_E)
     row_ptr = parts_ptr + row * splits * E

@@ -1,15 +1,15 @@
-"""Decoding as an operator of torch's library: what is launched, and in how many parts.
+"""Decoding as an operator of torch's library: its launches, and the number of parts of the keys.
 
-**Parts.** A step reads its cache once, so it is as fast as the memory if every multiprocessor has
-as much to read as the others, in flight all the time. Of P units of work (key heads, sequences,
-blocks of rows) and a longest sequence of N blocks of keys, S parts each make P S programs of
-ceil(N / S) blocks; R of them run at a time. :func:`parts` takes the smallest S for which
+**Parts.** A step reads its cache once. It is as fast as the memory if all multiprocessors read the
+same amount, without pauses. There are P units of work (key heads, sequences, blocks of rows) and
+N blocks of keys in the longest sequence. S parts make P S programs of ceil(N / S) blocks each, of
+which R run at a time. :func:`key_parts` takes the smallest S for which
 
     ceil(P S / R) (ceil(N / S) + START_BLOCKS)
 
-is least: rounds of programs, times what a program takes. R counts RESIDENT programs for each
-multiprocessor, and a block is as many keys as fill BLOCK_BYTES. The three numbers are reckoned, not
-measured.
+is least: the rounds of programs, times the cost of a program. R is RESIDENT programs for each
+multiprocessor, and a block has as many keys as fill BLOCK_BYTES. These three constants are
+calculated, not measured.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim,
 S parts, M pages of a sequence.
@@ -26,25 +26,25 @@ from sigmoid_attention.attention import torch_state
 from sigmoid_attention.attention.impl.triton import decode as kernels
 from sigmoid_attention.attention.impl.triton.call import padded, strided
 from sigmoid_attention.attention.impl.triton.configs import multiprocessors
-from sigmoid_attention.attention.impl.triton.launch import launch, room
+from sigmoid_attention.attention.impl.triton.launch import launch, workspace
 from sigmoid_attention.attention.impl.triton.ops import refuse as refuse_triton
 from sigmoid_attention.attention.problem import Problem
 
 MOST_QUERIES = 16
-# Of keys, and as many of values: two programs keep about 128 KiB in flight, twice what it takes to
-# cover the memory's latency at 5 TB/s with 132 multiprocessors.
+# Bytes of keys in a block, and as many of values. Two programs then keep about 128 KiB in flight,
+# twice what covers the memory's latency at 5 TB/s with 132 multiprocessors.
 BLOCK_BYTES = 16 * 1024
 RESIDENT = 2
-# A table of pages is read a stage ahead of what lies in them.
+# The table of pages is read one stage before the pages.
 STAGES, PAGED_STAGES = 3, 4
-# What starting a program and adding up its part costs, in blocks.
+# The cost of starting a program and adding its part, in blocks.
 START_BLOCKS = 2
 MOST_PARTS = 256
-# In every dtype: few rows leave room for it.
+# The largest head dim, in every dtype: few rows leave enough registers for it.
 WIDEST = 256
-# Of a block of rows: what it sums up, in fp32, stays in registers.
+# Limits of a block of rows, whose sums stay in registers in fp32.
 MOST_ROWS, SUM_BYTES = 64, 32 * 1024
-# Weights are at most 1. In fp16, times 2^15, even those near 1 / n have all their digits.
+# Weights are at most 1. Times 2^15 even those near 1 / n keep all digits of fp16.
 FP16_SHIFT = 15
 
 
@@ -70,10 +70,10 @@ def attend(problem: Problem) -> Tensor:
     )
     sizes = (own.max_k, *problem.window, int(problem.tolerance_is_relative))
     constant = bias if by_number else 0.0
-    # NumPy's scalars are numbers, too, but not to a launch.
+    # A launch does not take NumPy's scalars.
     given = (problem.scale, problem.softcap or 0.0, constant, problem.tolerance)
     numbers = given if torch.compiler.is_compiling() else tuple(map(float, given))
-    # Its way through torch's dispatcher would take longer than the kernel does.
+    # Through torch's dispatcher the call would take longer than its kernel.
     compute = _compute if torch_state.bypasses_dispatcher(tensors) else decode
     return compute(*tensors, sizes, numbers)
 
@@ -94,13 +94,13 @@ def refuse(problem: Problem) -> None:
 
 
 @lru_cache
-def parts(units: int, keys: int, block: int, multiprocessors: int) -> int:
-    """In how many parts to read the keys: the formula of the module's text.
+def key_parts(units: int, keys: int, block: int, multiprocessors: int) -> int:
+    """The number of parts of the keys, by the formula of the module's docstring.
 
     Example:
-        >>> parts(units=8, keys=32768, block=64, multiprocessors=132)
+        >>> key_parts(units=8, keys=32768, block=64, multiprocessors=132)
         32
-        >>> parts(units=512, keys=32768, block=64, multiprocessors=132)
+        >>> key_parts(units=512, keys=32768, block=64, multiprocessors=132)
         1
     """
     blocks, resident = -(-keys // block), RESIDENT * multiprocessors
@@ -126,7 +126,7 @@ def block_rows(rows: int, value_dim: int, dtype: torch.dtype) -> int:
     return min(padded(rows), most)
 
 
-def _by_sequence(slopes: Tensor | None) -> tuple | None:
+def _strided_slopes(slopes: Tensor | None) -> tuple | None:
     """Slopes with their strides along (B, H)."""
     if slopes is None:
         return None
@@ -156,20 +156,20 @@ def _compute(
     block_m = block_rows(rows, value_dim, query.dtype)
     block_n = block_keys(head_dim, value_dim, query.element_size())
     units = batch * key_heads * -(-rows // block_m)
-    seen = capacity if left < 0 else min(capacity, left + queries)
-    splits = parts(units, seen, block_n, multiprocessors(query.device))
-    found = out.unsqueeze(3)
+    visible = capacity if left < 0 else min(capacity, left + queries)
+    splits = key_parts(units, visible, block_n, multiprocessors(query.device))
+    parts = out.unsqueeze(3)
     if splits > 1:
-        found = room(query, (batch, heads, queries, splits, value_dim), torch.float32)
+        parts = workspace(query, (batch, heads, queries, splits, value_dim), torch.float32)
     by_key = bias is not None and bias.dim() > 0 and bias.shape[-1] > 1
     device = torch.cuda.device(query.device) if query.is_cuda else nullcontext()
     with device:
         launch(
             kernels.attend_part, units * splits,
             (query, *query.stride()), (key, *key.stride()), (value, *value.stride()),
-            (found, *found.stride()), (used, used.stride(0)),
+            (parts, *parts.stride()), (used, used.stride(0)),
             None if block_table is None else (block_table, *block_table.stride()),
-            strided(bias), _by_sequence(alibi_slopes),
+            strided(bias), _strided_slopes(alibi_slopes),
             (key_heads, capacity, splits), (scale, softcap, constant, tolerance),
             GROUP=heads // key_heads, QUERIES=queries, D=head_dim, E=value_dim,
             LEFT=left, RIGHT=right, PAGE=page, BIAS_BY_KEY=by_key, HAS_SOFTCAP=softcap > 0,
@@ -181,7 +181,7 @@ def _compute(
         )  # fmt: skip
         if splits > 1:
             launch(
-                kernels.add_parts, batch * heads * queries, found, out, splits,
+                kernels.add_parts, batch * heads * queries, parts, out, splits,
                 E=value_dim, BLOCK_S=16, BLOCK_E=padded(value_dim), num_warps=4,
             )  # fmt: skip
     return out

@@ -1,10 +1,10 @@
-"""The forward kernel: a block of queries visits its keys, nothing is carried along but the sum.
+"""The forward kernel: a block of queries visits its keys and keeps only the sum.
 
-There is no maximum to wait for and no sum to divide by, so a tile is two products with a sigmoid
+Without a softmax there is no maximum and no denominator, so a tile is two products with a sigmoid
 in between. A block of queries visits a contiguous range of keys: first the tiles on the window's
-left edge, then the inner ones, which need no mask, then those on its right edge or behind the last
-key. Of the inner ones a contiguous part has the full sigmoid; the certificate proves that the
-others lie in the sigmoid's tail.
+left edge, then the inner ones, which need no mask, then those on its right edge or past the last
+key. A contiguous part of the inner tiles takes the full sigmoid. The certificate proves that the
+logits of the other inner tiles lie in the sigmoid's tail.
 
 Shape letters: Q queries of a block, K keys of a block, D head dim, E value dim.
 """
@@ -19,31 +19,40 @@ from sigmoid_attention.attention.impl.triton.tile import ACCURATE, COLUMNS, HEAD
 
 @triton.jit(do_not_specialize=tile.NUMBERS)
 def forward(
-    query, key, value, out, bias, mask, slopes, places, spans,
+    query, key, value, out, bias, mask, slopes, offsets_and_lengths, spans,
     sequences, heads, group, longest_q, longest_k, units, scale, constant, softcap, left, right,
     D: tl.constexpr, E: tl.constexpr, WIDE_D: tl.constexpr, WIDE_E: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr,
     BIAS: tl.constexpr, MASK: tl.constexpr, SLOPES: tl.constexpr, SOFTCAP: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, SPANS: tl.constexpr,
     SHIFT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    DESCRIBED: tl.constexpr, BY_8: tl.constexpr,
+    DESCRIBED: tl.constexpr, MULTIPLE_OF_8: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head.
 
     group: query heads of a key head; longest_q, longest_k: of all sequences; units: see spans.
-    key, value: descriptors of (B, G, K, ...) if DESCRIBED; BY_8: see tile.by_8.
+    key, value: descriptors of (B, G, K, ...) if DESCRIBED.
+    MULTIPLE_OF_8: see tile.assume_multiple_of_8.
     spans: (4, B, H, units), the ranges of keys in units of SPAN, see plan.py.
     """
-    query, out = tile.by_8(query, BY_8), tile.by_8(out, BY_8)
+    query, out = (
+        tile.assume_multiple_of_8(query, MULTIPLE_OF_8),
+        tile.assume_multiple_of_8(out, MULTIPLE_OF_8),
+    )
     if not DESCRIBED:
-        key, value = tile.by_8(key, BY_8), tile.by_8(value, BY_8)
+        key, value = (
+            tile.assume_multiple_of_8(key, MULTIPLE_OF_8),
+            tile.assume_multiple_of_8(value, MULTIPLE_OF_8),
+        )
     blocks = tl.cdiv(longest_q, BLOCK_Q)
-    turn = tl.program_id(0)
-    # The last queries see most; a long block that starts last would be waited for.
-    block = blocks - 1 - turn % blocks
-    h = turn // blocks % heads
-    s = turn // blocks // heads
-    start_q, length_q, start_k, length_k = tile.place(places, sequences, s, longest_q, longest_k)
+    program = tl.program_id(0)
+    # The last queries see the most keys, so their blocks start first.
+    block = blocks - 1 - program % blocks
+    h = program // blocks % heads
+    s = program // blocks // heads
+    start_q, length_q, start_k, length_k = tile.sequence_bounds(
+        offsets_and_lengths, sequences, s, longest_q, longest_k
+    )
     first_q = block * BLOCK_Q
     if first_q < length_q:
         span = spans
@@ -82,10 +91,10 @@ def _attend(
     query_QD = tile.load_rows(query, query_row, first_q, length_q, row, D, WIDE_D, True)
     slope = tile.slope_of(slopes, s, h, SLOPES) * UNIT
     extra = constant * UNIT + (SHIFT if ACTIVATION == ACCURATE else 0)
-    extra = tile.plus(
+    extra = tile.add_term(
         extra, bias, s, h, q, k, first_q, 0, length_q, length_k, BIAS, HEADS, ROWS, UNIT
     )
-    extra = tile.plus(
+    extra = tile.add_term(
         extra, mask, s, h, q, k, first_q, 0, length_q, length_k, MASK, HEADS, ROWS, UNIT
     )
     shift = length_k - length_q
@@ -95,7 +104,7 @@ def _attend(
     )  # fmt: skip
     out_QE = tl.zeros((BLOCK_Q, WIDE_E), tl.float32)
     for part in tl.static_range(3):
-        begin, stop = tile.part_of(part, first, inner_first, inner_end, end)
+        begin, stop = tile.loop_range(part, first, inner_first, inner_end, end)
         if part != 0 or LEFT:
             for j in tl.range(begin, stop):
                 first_k = j * BLOCK_K
@@ -103,7 +112,7 @@ def _attend(
                     key, s, g, start_k, first_k, length_k, BLOCK_K, D, WIDE_D, part != 1, DESCRIBED
                 )
                 scores_QK = tile.dot(query_QD, tl.trans(key_KD), None, PRECISION)
-                weights_QK, _, _, _ = tile.weigh(
+                weights_QK, _, _, _ = tile.attention_weights(
                     scores_QK, extra, slope, bias, mask, s, h, q, k, first_q, first_k,
                     length_q, length_k, numbers, j, full_first, full_end,
                     BIAS, MASK, COLUMNS, SLOPES, SOFTCAP, LEFT, RIGHT, part == 1, SPANS, UNIT,

@@ -1,7 +1,7 @@
-"""The one door to the GPU: every kernel of this folder is launched here.
+"""All kernels of this folder are launched through :func:`launch`.
 
-Within :func:`recorded` nothing is launched. What would have been is written down instead, so that
-``repeated.py`` can launch it for other tensors.
+Inside :func:`recorded` launches are recorded and not run, so that ``call_cache.py`` can replay them
+with other tensors.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,10 +24,10 @@ class Launch(NamedTuple):
 
 @dataclass
 class Recording:
-    """Launches in their order, and the tensors that one of them fills for a later one."""
+    """Launches in their order, and the workspaces that one launch writes and a later one reads."""
 
     launches: list[Launch] = field(default_factory=list)
-    rooms: list[Tensor] = field(default_factory=list)
+    workspaces: list[Tensor] = field(default_factory=list)
 
 
 _recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
@@ -35,17 +35,17 @@ _recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
 
 @contextmanager
 def recorded() -> Iterator[Recording]:
-    """What is launched inside is not, but written down."""
-    found = Recording()
-    before = _recording.set(found)
+    """Record the launches inside, and run none of them."""
+    recording = Recording()
+    token = _recording.set(recording)
     try:
-        yield found
+        yield recording
     finally:
-        _recording.reset(before)
+        _recording.reset(token)
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """Run as many programs, in one dimension: only that one may be longer than 65535."""
+    """Run a kernel's programs in the grid's first dimension, which alone may exceed 65535."""
     recording = _recording.get()
     if recording is not None:
         recording.launches.append(Launch(kernel, programs, arguments, constants))
@@ -54,24 +54,24 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
 
 
 def start(kernel: Any, programs: int, arguments: Sequence[Any], constants: dict[str, Any]) -> Any:
-    """Launch now, and return the code that was compiled for such arguments; the interpreter's None.
+    """Launch now, and return the compiled code; under the interpreter None.
 
-    Raises ``NotImplementedError`` where the GPU has too little of what the kernel needs.
+    Raises ``NotImplementedError`` if the GPU has too little of what the kernel needs.
     """
     try:
         return kernel[(programs,)](*arguments, **constants)
     except OutOfResources as error:
-        # Only a GPU that no configuration was chosen for.
+        # Only on a GPU that is not in the table of configurations.
         raise NotImplementedError(
             f"query: this GPU has {error.limit} of {error.name}, "
             f"the kernel {kernel.__name__} needs {error.required}"
         ) from error
 
 
-def room(beside: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor beside another one, in which a launch leaves what a later one reads."""
-    made = beside.new_empty(sizes, dtype=dtype)
+def workspace(tensor: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor on the device of another, which one launch writes and a later one reads."""
+    made = tensor.new_empty(sizes, dtype=dtype)
     recording = _recording.get()
     if recording is not None:
-        recording.rooms.append(made)
+        recording.workspaces.append(made)
     return made

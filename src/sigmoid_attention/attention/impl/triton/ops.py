@@ -1,7 +1,7 @@
 """The kernels as operators of torch's library: forward, backward, and the backward of that.
 
-Nothing is saved for a backward pass but the inputs: what the forward pass visited is planned again
-from them, by the same kernels, and so comes out the same.
+Only the inputs are saved for a backward pass. From them the same kernels make the same plan again,
+so that both passes visit the same tiles.
 
 Shape letters: B sequences, H query heads, Q queries, E value dim.
 """
@@ -13,19 +13,17 @@ from torch import Tensor
 
 from sigmoid_attention.attention import torch_state
 from sigmoid_attention.attention.impl import double_backward
-from sigmoid_attention.attention.impl.cpu.abi import Layout
-from sigmoid_attention.attention.impl.cpu.abi import Settings as TileSettings
-from sigmoid_attention.attention.impl.cpu.ops import like
+from sigmoid_attention.attention.impl.layout import (
+    Layout,
+    LogitSettings,
+    empty_gradients,
+    empty_output,
+    only_wanted,
+)
+from sigmoid_attention.attention.impl.term_gradients import TermGradients
 from sigmoid_attention.attention.impl.triton import configs
 from sigmoid_attention.attention.impl.triton.activation import INTERPRETED
-from sigmoid_attention.attention.impl.triton.call import (
-    DTYPES,
-    Call,
-    Gradients,
-    Settings,
-    readable,
-)
-from sigmoid_attention.attention.impl.triton.sums import Sums
+from sigmoid_attention.attention.impl.triton.call import DTYPES, Call, cdiv, readable
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.tracing import constant_when_traced
 
@@ -33,7 +31,7 @@ OPERATORS = torch.ops.sigmoid_attention
 
 _CALL = (
     "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? attn_mask, "
-    "Tensor? alibi_slopes, Tensor? places, SymInt[] sizes, float[] numbers"
+    "Tensor? alibi_slopes, Tensor? offsets_and_lengths, SymInt[] sizes, float[] numbers"
 )
 _SIX, _SEVEN = (f"({', '.join(['Tensor'] * count)})" for count in (6, 7))
 torch.library.define("sigmoid_attention::triton_forward", f"({_CALL}) -> Tensor")
@@ -47,8 +45,8 @@ torch.library.define(
     f"Tensor on_slopes, Tensor grad_out, {_CALL}, bool[] wanted) -> {_SEVEN}",
 )
 
-# Of the tiles in which second derivatives are computed.
-_BLOCK_Q = 192
+# The tiles of second derivatives.
+_BLOCK_Q, _BLOCK_K = 192, 128
 
 
 def attend(problem: Problem) -> Tensor:
@@ -61,7 +59,7 @@ def attend(problem: Problem) -> Tensor:
     refuse(problem)
     own = problem.sequences
     if own is not None and own.raw_lengths_and_table()[1] is not None:
-        # Pages are put in their order first: that copies keys, but makes no score for each pair.
+        # The pages are copied in their order, which needs no memory for each pair.
         problem = problem.padded()
     tensors, given = arguments(problem)
     # On its way through torch's dispatcher a short call would take longer than its kernel.
@@ -109,7 +107,7 @@ def refuse(problem: Problem, widest: int | None = None) -> None:
 
 @constant_when_traced
 def _unfit(device: torch.device) -> str | None:
-    """What is wrong with a device."""
+    """The reason for which a device cannot run the kernels, None for one that can."""
     if device.type != "cuda" or torch.version.hip is not None:
         return str(device)
     major, minor = configs.of(device).capability
@@ -121,12 +119,13 @@ def _widest(device: torch.device, dtype: torch.dtype) -> int:
     return configs.widest(configs.of(device), dtype)
 
 
-def unpacked(sizes: Sequence[int], numbers: Sequence[float]) -> Settings:
+def unpacked(
+    offsets_and_lengths: Tensor | None, sizes: Sequence[int], numbers: Sequence[float]
+) -> tuple[Layout, LogitSettings]:
     max_q, max_k, packed, left, right, relative = sizes
     scale, softcap, constant, tolerance = map(float, numbers)
-    return Settings(
-        max_q, max_k, bool(packed), left, right, bool(relative), scale, softcap, constant, tolerance
-    )
+    layout = Layout(offsets_and_lengths, None, max_q, max_k, bool(packed))
+    return layout, LogitSettings(left, right, bool(relative), scale, softcap, constant, tolerance)
 
 
 def _forward(
@@ -136,17 +135,17 @@ def _forward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> Tensor:
     """Output (B, H, Q, E)."""
-    settings = unpacked(sizes, numbers)
-    out = like(query, value.shape[3])
-    if settings.packed:
-        out.zero_()  # behind the last sequence there may be rows that belong to none
+    layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
+    out = empty_output(query, value.shape[3])
+    if layout.packed:
+        out.zero_()  # rows past the last sequence belong to none
     if out.numel():
-        Call(query, key, value, bias, attn_mask, alibi_slopes, places, settings).forward(out)
+        Call(query, key, value, bias, attn_mask, alibi_slopes, layout, settings).forward(out)
     return out
 
 
@@ -161,39 +160,39 @@ def _backward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
-    settings = unpacked(sizes, numbers)
+    layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
     in_order = torch.are_deterministic_algorithms_enabled()
-    call = Call(query, key, value, bias, attn_mask, alibi_slopes, places, settings)
-    on_query, on_key, on_value = (like(x, x.shape[3]) for x in (query, key, value))
-    if places is not None:
-        # A cache is longer than what it holds, and packed rows may belong to no sequence.
+    call = Call(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
+    on_query, on_key, on_value = (empty_output(x, x.shape[3]) for x in (query, key, value))
+    if offsets_and_lengths is not None:
+        # Rows of a cache past its tokens, and packed rows past the last sequence, get zeros.
         for grad in (on_query, on_key, on_value):
             grad.zero_()
-    sums = Sums(
+    terms = TermGradients(
         query,
-        (call.sequences, query.shape[1], settings.max_q, settings.max_k),
-        call.configs.backward.block_k,
+        (call.sequences, query.shape[1], layout.max_q, layout.max_k),
         bias if bias_wanted else None,
         attn_mask if mask_wanted else None,
         alibi_slopes if slopes_wanted else None,
-        in_order,
+        heads_as="columns",
+        row_parts=1,
+        slope_parts=cdiv(layout.max_k, call.configs.backward.block_k),
+        slope_dtype=torch.float32,
+        share_pairs=not in_order,
     )
-    total = on_query
+    unscaled = on_query
     if not in_order:
-        total = like(query, query.shape[3], torch.float32).zero_()
-    into = Gradients(
-        total, on_key, on_value, sums.rows, sums.columns, sums.pairs, sums.pairs_shared,
-        sums.parts_of_slopes,
-    )  # fmt: skip
-    call.backward(readable(grad_out), into, in_order=in_order)
+        unscaled = empty_output(query, query.shape[3], torch.float32).zero_()
+    gradients = unscaled, on_key, on_value
+    call.backward(readable(grad_out), gradients, terms, in_order=in_order)
     if not in_order:
-        torch.mul(total, settings.scale, out=on_query)
-    return on_query, on_key, on_value, sums.of_bias(), sums.of_mask(), sums.of_slopes()
+        torch.mul(unscaled, settings.scale, out=on_query)
+    return on_query, on_key, on_value, *terms.reduced()
 
 
 def _double_backward(
@@ -210,7 +209,7 @@ def _double_backward(
     bias: Tensor | None,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
-    places: Tensor | None,
+    offsets_and_lengths: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
     wanted: Sequence[bool],
@@ -219,59 +218,35 @@ def _double_backward(
 
     Of bias, mask and slopes those that are absent or not ``wanted`` are empty.
 
-    In tiles of PyTorch, all that are visible: what a plan left out of the first two passes is
-    within their tolerance.
+    It is computed in tiles by PyTorch, over all visible tiles. Those that the plan skipped in the
+    first two passes are within the tolerance.
     """
-    own = unpacked(sizes, numbers)
-    sequences = query.shape[0] if places is None else places.shape[1]
-    visits = query.new_full(
-        (sequences, query.shape[1], -(-own.max_q // _BLOCK_Q)), own.max_k, dtype=torch.int64
-    )
+    layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
+    blocks = (layout.sequences(query), query.shape[1], cdiv(layout.max_q, _BLOCK_Q))
+    visits = query.new_full(blocks, layout.max_k, dtype=torch.int64)
     return double_backward.gradients(
         (on_query, on_key, on_value, on_bias, on_mask, on_slopes),
         grad_out,
         visits,
         (query, key, value, bias, attn_mask, alibi_slopes),
-        Layout(places, None, own.max_q, own.max_k, own.packed),
-        TileSettings(
-            own.left, own.right, _BLOCK_Q, own.relative, own.scale, own.softcap, own.constant,
-            own.tolerance,
-        ),
+        layout,
+        settings,
         wanted,
-    )  # fmt: skip
-
-
-def fake_forward(query, key, value, *arguments):
-    return like(query, value.shape[3])
-
-
-def _like_or_empty(wanted: bool, tensor: Tensor | None, query: Tensor) -> Tensor:
-    if tensor is None or not wanted:
-        return query.new_empty(0)
-    return tensor.new_empty(tensor.shape)
-
-
-def fake_backward(grad_out, bias_wanted, mask_wanted, slopes_wanted, *arguments):
-    query, key, value, bias, mask, slopes = arguments[:6]
-    return (
-        *(like(x, x.shape[3]) for x in (query, key, value)),
-        _like_or_empty(bias_wanted, bias, query),
-        _like_or_empty(mask_wanted, mask, query),
-        _like_or_empty(slopes_wanted, slopes, query),
+        block_q=_BLOCK_Q,
+        block_k=_BLOCK_K,
     )
 
 
+def fake_forward(query, key, value, *arguments):
+    return empty_output(query, value.shape[3])
+
+
+def fake_backward(grad_out, bias_wanted, mask_wanted, slopes_wanted, *arguments):
+    return empty_gradients((bias_wanted, mask_wanted, slopes_wanted), arguments[:6])
+
+
 def _fake_double_backward(*arguments):
-    grad_out, tensors, wanted = arguments[6], arguments[7:13], arguments[-1]
-    given = zip((True, True, True, *wanted), tensors, strict=True)
-    return *(_like_or_empty(want, x, grad_out) for want, x in given), torch.empty_like(grad_out)
-
-
-def _wanted(grads, tensors) -> list[Tensor | None]:
-    return [
-        grad if tensor is not None and tensor.is_floating_point() else None
-        for grad, tensor in zip(grads, tensors, strict=True)
-    ]
+    return double_backward.fake_gradients(arguments[6], arguments[7:13], arguments[-1])
 
 
 def save_forward(ctx, inputs, output):
@@ -281,11 +256,9 @@ def save_forward(ctx, inputs, output):
 
 def forward_gradients(ctx, grad_out, backward: str = "triton_backward"):
     tensors = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[3:6]
-    grads = getattr(OPERATORS, backward)(grad_out, *wanted, *tensors, *ctx.settings)
-    found = _wanted(grads, tensors[:6])
-    found[3:] = [grad if want else None for grad, want in zip(found[3:], wanted, strict=True)]
-    return *found, None, None, None
+    wanted = ctx.needs_input_grad[:6]
+    gradients = getattr(OPERATORS, backward)(grad_out, *wanted[3:], *tensors, *ctx.settings)
+    return *only_wanted(gradients, wanted), None, None, None
 
 
 def save_backward(ctx, inputs, output):
@@ -296,11 +269,10 @@ def save_backward(ctx, inputs, output):
 def backward_gradients(ctx, *directions):
     grad_out, *tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad[4:10]
-    answer = OPERATORS.triton_double_backward(
+    *gradients, on_grad_out = OPERATORS.triton_double_backward(
         *directions, grad_out, *tensors, *ctx.settings, wanted[3:]
     )
-    found = [grad if want else None for grad, want in zip(answer[:6], wanted, strict=True)]
-    return answer[6], None, None, None, *found, None, None, None
+    return on_grad_out, None, None, None, *only_wanted(gradients, wanted), None, None, None
 
 
 for _name, _compute, _fake in (
@@ -308,7 +280,7 @@ for _name, _compute, _fake in (
     ("triton_backward", _backward, fake_backward),
     ("triton_double_backward", _double_backward, _fake_double_backward),
 ):
-    # On the CPU, too: there Triton's interpreter runs the kernels, and nothing else gets here.
+    # Also on the CPU, where only Triton's interpreter runs the kernels.
     torch.library.impl(f"sigmoid_attention::{_name}", ("cuda", "cpu"), _compute)
     torch.library.register_fake(f"sigmoid_attention::{_name}", _fake)
 torch.library.register_autograd(

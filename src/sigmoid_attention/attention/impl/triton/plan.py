@@ -1,20 +1,21 @@
-r"""Which tiles a call computes, decided on the device before it starts: the certificate's plan.
+r"""The plan: which tiles a call computes, found on the GPU before the other kernels start.
 
-``bounds.py`` has the proof that what lies outside may be left out. A plan says, for every unit of
-SPAN queries, which contiguous range of units of SPAN keys it visits, and which part of that range
-needs the full sigmoid; both passes follow it. Nothing of it is ever read by the host.
+``bounds.py`` proves that the other tiles may be skipped. For every unit of SPAN queries the plan
+holds a contiguous range of units of SPAN keys to visit, and the part of that range that needs the
+full sigmoid. Forward and backward pass follow it. The host never reads it.
 
-    norms   the largest norm in every unit of queries and of keys
-    bound   with U_IJ from those: R, the sum of c min(1, e^U) over the farthest units, which are
-            left out while R is at most the tolerance (a number), or the tolerance times the norm
-            of the weights that each row keeps ("rounding"). U <= -4 makes a unit a tail.
-    settle  ranges that only move to the right from one unit of queries to the next, so that the
-            queries that visit a unit of keys are contiguous too
+    norms                  the largest norm in every unit of queries and of keys
+    bound_tiles            with upper bounds U_IJ of the logits from those: R, the sum of
+                           c min(1, e^U) over the farthest units. They are skipped while R is at
+                           most the tolerance (a number), or the tolerance times the norm of the
+                           weights that each row keeps ("rounding"). Units with U <= -4 are tails.
+    make_ranges_monotone   ranges that only move to the right from one unit of queries to the next,
+                           so that the queries that visit a unit of keys are contiguous too
 
-The norm of what a row keeps is bounded from below by the weights that it has among the 2 SPAN keys
-nearest to its unit of queries. They are computed: two tiles for each unit, and only where the
-farthest unit could be left out at all. With slopes the near keys hold nearly all of the norm, and a
-bound from norms alone would visit up to twice as many tiles.
+A lower bound of the norm that a row keeps is the norm of its weights for the 2 SPAN keys nearest to
+its unit of queries. These weights are computed, two tiles for each unit, and only if the farthest
+unit could be skipped at all. With slopes the near keys hold nearly all of the norm, and a bound
+from norms alone would visit up to twice as many tiles.
 
 Shape letters: B sequences, H query heads, G key heads, I units of queries, J units of keys,
 Q queries of a unit, K keys of a tile, D head dim.
@@ -30,7 +31,7 @@ from sigmoid_attention.attention.impl.triton.tile import ACCURATE, FLAGS, HEADS,
 
 # Queries and keys of a unit; the blocks of all kernels divide it.
 SPAN = 128
-# Units that are looked at together.
+# Units that a program handles together.
 CHUNK = 64
 
 _NORM_SLACK = tl.constexpr(1 + bounds.NORM_SLACK)
@@ -42,29 +43,29 @@ _BEYOND = tl.constexpr(1 << 23)
 
 @triton.jit(do_not_specialize=("sequences", "heads", "longest", "units"))
 def norms(
-    rows, found, places, sequences, heads, longest, units,
+    rows, largest, offsets_and_lengths, sequences, heads, longest, units,
     D: tl.constexpr, WIDE_D: tl.constexpr, SPAN: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The largest norm in a unit of rows, into ``found`` (B, H, units); infinite for a NaN."""
-    turn = tl.program_id(0)
-    unit = turn % units
-    h = turn // units % heads
-    s = turn // units // heads
-    where = tile.place(places, sequences, s, longest, longest)
-    start, length = where[2 * KEYS], where[2 * KEYS + 1]
+    """Store the largest norm of a unit of rows in ``largest`` (B, H, units), infinity for a NaN."""
+    program = tl.program_id(0)
+    unit = program % units
+    h = program // units % heads
+    s = program // units // heads
+    bounds_of_s = tile.sequence_bounds(offsets_and_lengths, sequences, s, longest, longest)
+    start, length = bounds_of_s[2 * KEYS], bounds_of_s[2 * KEYS + 1]
     index = tl.arange(0, SPAN)
     loaded = tile.load_rows(
         tile.rows_of(rows, s, h, start), rows[3], unit * SPAN, length, index, D, WIDE_D, True
     ).to(tl.float32)
     squares = tl.sum(loaded * loaded, 1)
-    # Where maxima are taken, a NaN would lose against any number.
+    # A maximum ignores a NaN.
     squares = tl.where(squares == squares, squares, float("inf"))
-    tl.store(found + turn, tl.sqrt(tl.max(squares, 0)))
+    tl.store(largest + program, tl.sqrt(tl.max(squares, 0)))
 
 
 @triton.jit
-def _weighs(upper, SPAN: tl.constexpr):
-    """At most so much a row gets from a unit whose logits are at most ``upper``."""
+def _most_weight(upper, SPAN: tl.constexpr):
+    """An upper bound of the weights of a row in a unit whose logits are at most ``upper``."""
     return SPAN * tl.exp2(tl.minimum(upper, 0.0) * LOG2E)
 
 
@@ -73,7 +74,7 @@ def _upper(
     unit, inside, key_norms, reach, most, slope, softcap, position, last, length_k,
     SLOPES: tl.constexpr, SOFTCAP: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """U of units of keys for queries that stand at ``position`` to ``last``."""
+    """U of units of keys, for queries with the positions ``position`` to ``last``."""
     upper = reach * tl.load(key_norms + unit, mask=inside, other=0.0)
     if SOFTCAP:
         upper = tl.minimum(upper, softcap)
@@ -89,8 +90,8 @@ def _upper(
 
 
 @triton.jit(do_not_specialize=(*tile.NUMBERS, "units_k", "tolerance"))
-def bound(
-    query, key, query_norms, key_norms, bias, mask, slopes, places, ranges,
+def bound_tiles(
+    query, key, query_norms, key_norms, bias, mask, slopes, offsets_and_lengths, ranges,
     sequences, heads, group, longest_q, longest_k, units, scale, constant, softcap, left, right,
     units_k, tolerance,
     D: tl.constexpr, WIDE_D: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr,
@@ -98,17 +99,17 @@ def bound(
     BIAS: tl.constexpr, MASK: tl.constexpr, SLOPES: tl.constexpr, SOFTCAP: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, RELATIVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The range of one unit of queries, into ``ranges`` (4, B, H, units), not yet settled.
+    """Store the range of one unit of queries in ``ranges`` (4, B, H, units), not yet monotone.
 
-    Its rows are the first unit of keys to visit, the first and the one behind the last that need
-    the full sigmoid, and the one behind the last to visit.
+    The four rows are the first unit of keys to visit, the first that needs the full sigmoid, the
+    one behind the last of these, and the one behind the last to visit.
     """
-    turn = tl.program_id(0)
-    unit = turn % units
-    h = turn // units % heads
-    s = turn // units // heads
-    where = tile.place(places, sequences, s, longest_q, longest_k)
-    start_q, length_q, start_k, length_k = where
+    program = tl.program_id(0)
+    unit = program % units
+    h = program // units % heads
+    s = program // units // heads
+    bounds_of_s = tile.sequence_bounds(offsets_and_lengths, sequences, s, longest_q, longest_k)
+    start_q, length_q, start_k, length_k = bounds_of_s
     first_q = unit * SPAN
     first, full_first, full_end, end = _BEYOND, _BEYOND, 0, 0
     if (first_q < length_q) & (length_k > 0):
@@ -129,16 +130,16 @@ def bound(
 
         slope = tile.slope_of(slopes, s, h, SLOPES)
         added = constant + tl.zeros((SPAN, 1), tl.float32)
-        added = tile.plus(
+        added = tile.add_term(
             added, bias, s, h, q, k, first_q, 0, length_q, length_k, BIAS, HEADS, ROWS, 1.0
         )
-        added = tile.plus(
+        added = tile.add_term(
             added, mask, s, h, q, k, first_q, 0, length_q, length_k, MASK, HEADS, ROWS, 1.0
         )
-        known = tl.where(added == added, added, float("inf"))
-        most = tl.max(tl.where(q < length_q - first_q, known, float("-inf")))
+        upper_added = tl.where(added == added, added, float("inf"))
+        most = tl.max(tl.where(q < length_q - first_q, upper_added, float("-inf")))
         key_norms += (s * (heads // group) + h // group) * units_k
-        reach = tl.load(query_norms + turn) * tl.abs(scale) * _NORM_SLACK
+        reach = tl.load(query_norms + program) * tl.abs(scale) * _NORM_SLACK
 
         limit = tolerance * _KEPT_SLACK
         if RELATIVE:
@@ -147,16 +148,16 @@ def bound(
                 farthest, True, key_norms, reach, most, slope, softcap, position, last, length_k,
                 SLOPES, SOFTCAP, SPAN,
             )  # fmt: skip
-            # No row keeps more than the norm of as many ones as there are near keys.
-            if _weighs(of_farthest, SPAN) <= limit * tl.sqrt(2.0 * SPAN):
+            # The norm of a row's near weights is at most that of 2 SPAN ones.
+            if _most_weight(of_farthest, SPAN) <= limit * tl.sqrt(2.0 * SPAN):
                 query_QD = tile.load_rows(
                     tile.rows_of(query, s, h, start_q), query[3], first_q, length_q, row, D,
                     WIDE_D, True,
                 )  # fmt: skip
                 key_rows = tile.rows_of(key, s, h // group, start_k)
                 squares = tl.zeros((SPAN,), tl.float32)
-                for turn_k in tl.range(0, tl.cdiv(near_end - near_first, BLOCK_K)):
-                    first_k = near_first + turn_k * BLOCK_K
+                for step_k in tl.range(0, tl.cdiv(near_end - near_first, BLOCK_K)):
+                    first_k = near_first + step_k * BLOCK_K
                     key_KD = tile.load_rows(
                         key_rows, key[3], first_k, near_end, tl.arange(0, BLOCK_K), D, WIDE_D, True
                     )
@@ -185,7 +186,7 @@ def bound(
                 limit = -1.0
         if tolerance > 0.0:
             if not RIGHT:
-                # Each side may cost half.
+                # Each side may use half of the limit.
                 limit *= 0.5
             left_first, total = first, 0.0
             for start in tl.range(left_first, left_end, CHUNK):
@@ -195,10 +196,10 @@ def bound(
                     units_J, inside, key_norms, reach, most, slope, softcap, position, last,
                     length_k, SLOPES, SOFTCAP, SPAN,
                 )  # fmt: skip
-                weighs = tl.where(inside, _weighs(upper, SPAN), 0.0)
-                spared = (total + tl.cumsum(weighs, 0) <= limit) & inside
-                first += tl.sum(spared.to(tl.int32), 0)
-                total += tl.sum(weighs, 0)
+                upper_weights = tl.where(inside, _most_weight(upper, SPAN), 0.0)
+                skipped = (total + tl.cumsum(upper_weights, 0) <= limit) & inside
+                first += tl.sum(skipped.to(tl.int32), 0)
+                total += tl.sum(upper_weights, 0)
             if not RIGHT:
                 right_end, total = end, 0.0
                 for start in tl.range(0, right_end - right_first, CHUNK):
@@ -208,10 +209,10 @@ def bound(
                         units_J, inside, key_norms, reach, most, slope, softcap, position, last,
                         length_k, SLOPES, SOFTCAP, SPAN,
                     )  # fmt: skip
-                    weighs = tl.where(inside, _weighs(upper, SPAN), 0.0)
-                    spared = (total + tl.cumsum(weighs, 0) <= limit) & inside
-                    end -= tl.sum(spared.to(tl.int32), 0)
-                    total += tl.sum(weighs, 0)
+                    upper_weights = tl.where(inside, _most_weight(upper, SPAN), 0.0)
+                    skipped = (total + tl.cumsum(upper_weights, 0) <= limit) & inside
+                    end -= tl.sum(skipped.to(tl.int32), 0)
+                    total += tl.sum(upper_weights, 0)
         for start in tl.range(first, end, CHUNK):
             units_J = start + tl.arange(0, CHUNK)
             inside = units_J < end
@@ -219,31 +220,32 @@ def bound(
                 units_J, inside, key_norms, reach, most, slope, softcap, position, last, length_k,
                 SLOPES, SOFTCAP, SPAN,
             )  # fmt: skip
-            # Not "above": that would be false for a NaN.
+            # A comparison with > would be false for a NaN.
             heavy = inside & ~(upper <= _TAIL_LOGIT)
             full_first = tl.minimum(full_first, tl.min(tl.where(heavy, units_J, _BEYOND), 0))
             full_end = tl.maximum(full_end, tl.max(tl.where(heavy, units_J + 1, 0), 0))
         if first >= end:
             first, end = _BEYOND, 0
     step = sequences * heads * units
-    tl.store(ranges + turn, first)
-    tl.store(ranges + turn + step, full_first)
-    tl.store(ranges + turn + 2 * step, full_end)
-    tl.store(ranges + turn + 3 * step, end)
+    tl.store(ranges + program, first)
+    tl.store(ranges + program + step, full_first)
+    tl.store(ranges + program + 2 * step, full_end)
+    tl.store(ranges + program + 3 * step, end)
 
 
-@triton.jit(do_not_specialize=("pairs", "units", "settled_units"))
-def settle(
-    ranges, settled, pairs, units, settled_units, CHUNK: tl.constexpr, OF_KEYS: tl.constexpr
+@triton.jit(do_not_specialize=("pairs", "units", "monotone_units"))
+def make_ranges_monotone(
+    ranges, monotone, pairs, units, monotone_units, CHUNK: tl.constexpr, OF_KEYS: tl.constexpr
 ):
     """Ranges of keys that only move to the right, (4, B, H, I); or of queries, (4, B, H, J).
 
-    A unit of queries visits what any later one visits to the left, and any earlier one to the
-    right. Then unit i visits unit j of keys if some end up to i is beyond j and some first from i
-    on is not, which are all i from the first such end to the last such first.
+    A unit of queries starts at the least start of all later units, and ends at the greatest end of
+    all earlier ones. So unit i of queries visits unit j of keys if a unit up to i ends beyond j and
+    a unit from i on starts at or before j. These i form a range: from the first unit that ends
+    beyond j to the last unit that starts at or before j.
     """
-    chunks = tl.cdiv(settled_units, CHUNK)
-    own = tl.program_id(0) % chunks * CHUNK + tl.arange(0, CHUNK)
+    chunks = tl.cdiv(monotone_units, CHUNK)
+    unit = tl.program_id(0) % chunks * CHUNK + tl.arange(0, CHUNK)
     pair = tl.program_id(0) // chunks
     step = pairs * units
     for which in tl.static_range(2):
@@ -251,18 +253,18 @@ def settle(
         end = tl.zeros((CHUNK,), tl.int32)
         for start in tl.range(0, units, CHUNK):
             other = start + tl.arange(0, CHUNK)
-            there = ranges + which * step + pair * units + other
-            firsts = tl.load(there, mask=other < units, other=_BEYOND)[None, :]
-            ends = tl.load(there + (3 - 2 * which) * step, mask=other < units, other=0)[None, :]
+            source = ranges + which * step + pair * units + other
+            firsts = tl.load(source, mask=other < units, other=_BEYOND)[None, :]
+            ends = tl.load(source + (3 - 2 * which) * step, mask=other < units, other=0)[None, :]
             i = other[None, :]
             if OF_KEYS:
-                j = own[:, None]
+                j = unit[:, None]
                 first = tl.minimum(first, tl.min(tl.where(ends > j, i, _BEYOND), 1))
                 end = tl.maximum(end, tl.max(tl.where(firsts <= j, i + 1, 0), 1))
             else:
-                me = own[:, None]
-                first = tl.minimum(first, tl.min(tl.where(i >= me, firsts, _BEYOND), 1))
-                end = tl.maximum(end, tl.max(tl.where(i <= me, ends, 0), 1))
-        there = settled + which * pairs * settled_units + pair * settled_units + own
-        tl.store(there, first, mask=own < settled_units)
-        tl.store(there + (3 - 2 * which) * pairs * settled_units, end, mask=own < settled_units)
+                here = unit[:, None]
+                first = tl.minimum(first, tl.min(tl.where(i >= here, firsts, _BEYOND), 1))
+                end = tl.maximum(end, tl.max(tl.where(i <= here, ends, 0), 1))
+        target = monotone + which * pairs * monotone_units + pair * monotone_units + unit
+        tl.store(target, first, mask=unit < monotone_units)
+        tl.store(target + (3 - 2 * which) * pairs * monotone_units, end, mask=unit < monotone_units)

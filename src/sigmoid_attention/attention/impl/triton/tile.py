@@ -1,12 +1,11 @@
-"""What the kernels share: where a sequence lies, which blocks see which, the logits of a tile.
+"""What the kernels share: bounds of sequences, visited blocks, and logits and weights of a tile.
 
-A tensor of rows comes as ``(pointer, batch, head, row)``, its strides behind it, a term of the
-logits as ``(pointer, batch, head, query, key)`` with a stride of 0 where it broadcasts. Offsets to
-the beginning of a tile are 64 bits wide, those within it 32.
+A tensor of rows is passed with its strides, as ``(pointer, batch, head, row)``. A term of the
+logits is passed as ``(pointer, batch, head, query, key)``, with a stride of 0 where it broadcasts.
+Offsets to the start of a tile have 64 bits, those within a tile have 32.
 
-The backward pass computes its tiles transposed, keys by queries. So every helper takes the indices
-of queries and keys in the shape in which the tile has them: (Q, 1) and (1, K), or (1, Q) and
-(K, 1).
+The backward pass computes its tiles transposed, keys by queries. So every function takes the
+indices of queries and keys in the shape of its tile: (Q, 1) and (1, K), or (1, Q) and (K, 1).
 
 Shape letters: Q queries of a tile, K keys of a tile, D head dim, E value dim.
 """
@@ -17,16 +16,16 @@ import triton.language as tl
 from sigmoid_attention.attention.impl.triton import activation
 from sigmoid_attention.attention.impl.triton.activation import INTERPRETED
 
-# The forms of a term: what it depends on beside batch and head.
+# The kinds of a term: what it depends on beside batch and head.
 NONE = tl.constexpr(0)
 HEADS = tl.constexpr(1)
 ROWS = tl.constexpr(2)
 COLUMNS = tl.constexpr(3)
 PAIRS = tl.constexpr(4)
-FLAGS = tl.constexpr(5)  # a boolean mask, of whatever shape
+FLAGS = tl.constexpr(5)  # a boolean mask of any shape
 
-# What every kernel is called with beside tensors. Compiled code serves any value of these: to be a
-# multiple of 16, which Triton looks for, helps no one here.
+# The numbers that every kernel takes beside tensors. They are not specialised: Triton would compile
+# for multiples of 16 and for the value 1, which makes no kernel here faster.
 NUMBERS = (
     "sequences", "heads", "group", "longest_q", "longest_k", "units",
     "scale", "constant", "softcap", "left", "right",
@@ -38,36 +37,38 @@ TANH = tl.constexpr(1)
 
 
 @triton.jit
-def place(places, sequences, s, longest_q, longest_k):
-    """Start and length of the queries and of the keys of sequence s; ``places`` is (4, B)."""
-    if places is None:
+def sequence_bounds(offsets_and_lengths, sequences, s, longest_q, longest_k):
+    """Start and length of the queries and of the keys of sequence s, from a table (4, B)."""
+    if offsets_and_lengths is None:
         start_q, length_q, start_k, length_k = 0, longest_q, 0, longest_k
     else:
-        start_q = tl.load(places + s)
-        # On a GPU nobody has looked at these numbers.
-        length_q = tl.minimum(tl.load(places + sequences + s), longest_q).to(tl.int32)
-        start_k = tl.load(places + 2 * sequences + s)
-        length_k = tl.minimum(tl.load(places + 3 * sequences + s), longest_k).to(tl.int32)
+        start_q = tl.load(offsets_and_lengths + s)
+        # On a GPU these numbers are not validated.
+        length_q = tl.minimum(tl.load(offsets_and_lengths + sequences + s), longest_q).to(tl.int32)
+        start_k = tl.load(offsets_and_lengths + 2 * sequences + s)
+        length_k = tl.minimum(tl.load(offsets_and_lengths + 3 * sequences + s), longest_k).to(
+            tl.int32
+        )
     return start_q, length_q, start_k, length_k
 
 
 @triton.jit
-def by_8(tensor, BY_8: tl.constexpr):
-    """A tensor of rows whose strides are multiples of 8, if BY_8 says so.
+def assume_multiple_of_8(tensor, MULTIPLE_OF_8: tl.constexpr):
+    """The tensor of rows; with MULTIPLE_OF_8 the compiler learns that its strides are such.
 
-    Of a stride Triton itself finds out only whether it is a multiple of 16, and without either
-    each element of a row would be read alone.
+    Triton itself detects only multiples of 16. Without either, every element of a row is loaded on
+    its own.
     """
-    if BY_8:
-        found = (tensor[0], tensor[1] // 8 * 8, tensor[2] // 8 * 8, tensor[3] // 8 * 8)
+    if MULTIPLE_OF_8:
+        rows = (tensor[0], tensor[1] // 8 * 8, tensor[2] // 8 * 8, tensor[3] // 8 * 8)
     else:
-        found = tensor
-    return found
+        rows = tensor
+    return rows
 
 
 @triton.jit
 def rows_of(tensor, s, head, start):
-    """Where the rows of one head of one sequence begin."""
+    """The address of the first row of one head of one sequence."""
     offset = s.to(tl.int64) * tensor[1] + head.to(tl.int64) * tensor[2]
     return tensor[0] + (offset + start * tensor[3])
 
@@ -103,10 +104,10 @@ def block_of(
     ROWS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, CHECK: tl.constexpr,
     DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """The ROWS rows from ``first`` on of one head, as ``load_rows`` does, or by a descriptor.
+    """The ROWS rows from ``first`` on of one head, by ``load_rows`` or by a descriptor.
 
-    A descriptor knows where rows and dims end, and leaves it to the memory's own machinery to
-    find addresses: it takes no registers and no instructions here.
+    A descriptor holds the sizes of its tensor, and the tensor memory accelerator computes the
+    addresses. So it takes no registers and no instructions here.
     """
     if DESCRIBED:
         loaded = tensor.load([s, head, first, 0]).reshape(ROWS, PADDED)
@@ -142,12 +143,12 @@ def visited(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, SPANS: tl.constexpr, SPAN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Blocks of keys that queries from ``position`` to ``last`` on the keys' axis visit.
+    """The blocks of keys that queries visit whose positions are ``position`` to ``last``.
 
-    They see from ``before`` keys before their own to ``after`` behind it, of ``length`` keys. The
-    other way round it is blocks of queries that visit keys. Returns the first block and the one
-    behind the last; the same of those inside, all of whose pairs are in the window; the same of
-    those that need the full sigmoid.
+    A query sees ``before`` keys before its position and ``after`` keys after it, of ``length`` keys
+    in all. With the roles exchanged, the function gives the blocks of queries that visit keys.
+    Returns three ranges, each as its first block and the one behind its last: all visited blocks;
+    the inner ones, all of whose pairs are in the window; those that need the full sigmoid.
     """
     low = tl.maximum(position - before, 0) if BEFORE else 0
     high = tl.minimum(tl.maximum(last + after + 1, 0), length) if AFTER else length
@@ -169,15 +170,15 @@ def visited(
 @triton.jit
 def load_term(
     term, s, h, q, k, first_q, first_k, length_q, length_k,
-    FORM: tl.constexpr, WHOLE: tl.constexpr = NONE,
+    KIND: tl.constexpr, WHOLE: tl.constexpr = NONE,
 ):  # fmt: skip
-    """What a term holds for a tile, in the shape that its form has.
+    """The numbers of a term for a tile, in the shape of its kind.
 
-    WHOLE: COLUMNS if all keys of the tile exist, ROWS if all queries do. A test of each key would
-    keep those of a row from being read together.
+    WHOLE is COLUMNS if all keys of the tile exist, ROWS if all queries do. A check of each key
+    would prevent the compiler from loading several keys of a row at once.
     """
     corner = term[0] + s.to(tl.int64) * term[1] + h.to(tl.int64) * term[2]
-    if (FORM == FLAGS) | (FORM == PAIRS):
+    if (KIND == FLAGS) | (KIND == PAIRS):
         if WHOLE == COLUMNS:
             exists = q < length_q - first_q
         elif WHOLE == ROWS:
@@ -185,16 +186,16 @@ def load_term(
         else:
             exists = (q < length_q - first_q) & (k < length_k - first_k)
         corner += first_q.to(tl.int64) * term[3] + first_k.to(tl.int64) * term[4]
-        found = tl.load(corner + (q * term[3] + k * term[4]), mask=exists, other=0)
-    elif FORM == ROWS:
+        numbers = tl.load(corner + (q * term[3] + k * term[4]), mask=exists, other=0)
+    elif KIND == ROWS:
         corner += first_q.to(tl.int64) * term[3]
-        found = tl.load(corner + q * term[3], mask=q < length_q - first_q, other=0)
-    elif FORM == COLUMNS:
+        numbers = tl.load(corner + q * term[3], mask=q < length_q - first_q, other=0)
+    elif KIND == COLUMNS:
         corner += first_k.to(tl.int64) * term[4]
-        found = tl.load(corner + k * term[4], mask=k < length_k - first_k, other=0)
+        numbers = tl.load(corner + k * term[4], mask=k < length_k - first_k, other=0)
     else:
-        found = tl.load(corner)
-    return found
+        numbers = tl.load(corner)
+    return numbers
 
 
 @triton.jit
@@ -206,43 +207,43 @@ def distance(q, k, first_q, first_k, shift):
 @triton.jit
 def in_window(q, k, first_q, first_k, shift, left, right, LEFT: tl.constexpr,
               RIGHT: tl.constexpr):  # fmt: skip
-    """Which pairs of a tile lie in the window; there is one.
+    """Which pairs of a tile lie in the window, which has a limit on one side at least.
 
-    Whether a key or a query exists is not asked: where none is, zeros were loaded, and whatever
-    weight they have adds nothing.
+    Queries and keys past the end of a sequence are not excluded: they were loaded as zeros, so
+    their weights contribute nothing.
     """
     offset = (q + (first_q + shift - first_k)) - k
     if LEFT and RIGHT:
-        seen = (offset <= left) & (offset >= -right)
+        visible = (offset <= left) & (offset >= -right)
     elif LEFT:
-        seen = offset <= left
+        visible = offset <= left
     else:
-        seen = offset >= -right
-    return seen
+        visible = offset >= -right
+    return visible
 
 
 @triton.jit
 def weights(x, TAIL: tl.constexpr, SHIFT: tl.constexpr, ACTIVATION: tl.constexpr):
     """2^SHIFT sigmoid of a tile of logits as :func:`logits` gives them."""
     if ACTIVATION == TANH:
-        found = activation.by_tanh(x, SHIFT)
+        shifted = activation.by_tanh(x, SHIFT)
     elif TAIL:
-        found = activation.tail(x, SHIFT)
+        shifted = activation.tail(x, SHIFT)
     else:
-        found = activation.full(x, SHIFT)
-    return found
+        shifted = activation.full(x, SHIFT)
+    return shifted
 
 
 @triton.jit
-def plus(
+def add_term(
     extra, term, s, h, q, k, first_q, first_k, length_q, length_k,
-    FORM: tl.constexpr, EITHER: tl.constexpr, OR: tl.constexpr, UNIT: tl.constexpr,
+    KIND: tl.constexpr, KIND_A: tl.constexpr, KIND_B: tl.constexpr, UNIT: tl.constexpr,
     WHOLE: tl.constexpr = NONE,
 ):  # fmt: skip
-    """``extra`` with a term in units of UNIT, if the term has one of two forms."""
-    if (FORM == EITHER) | (FORM == OR):
-        found = load_term(term, s, h, q, k, first_q, first_k, length_q, length_k, FORM, WHOLE)
-        extra = extra + found.to(tl.float32) * UNIT
+    """``extra`` plus a term in units of UNIT, if the term is of one of two kinds."""
+    if (KIND == KIND_A) | (KIND == KIND_B):
+        numbers = load_term(term, s, h, q, k, first_q, first_k, length_q, length_k, KIND, WHOLE)
+        extra = extra + numbers.to(tl.float32) * UNIT
     return extra
 
 
@@ -263,13 +264,14 @@ def logits(
 ):  # fmt: skip
     """Logits of a tile in units of UNIT, cap' at the scores, and the distance p_i - j.
 
-    ``extra`` holds what does not change from tile to tile; terms of the form ALONG do.
+    ``extra`` holds the terms that are the same for all tiles of a block. Terms of the kinds ALONG
+    and PAIRS are loaded for each tile.
     """
-    extra = plus(
+    extra = add_term(
         extra, bias, s, h, q, k, first_q, first_k, length_q, length_k, BIAS, ALONG, PAIRS, UNIT,
         WHOLE,
     )  # fmt: skip
-    extra = plus(
+    extra = add_term(
         extra, mask, s, h, q, k, first_q, first_k, length_q, length_k, MASK, ALONG, PAIRS, UNIT,
         WHOLE,
     )  # fmt: skip
@@ -277,21 +279,21 @@ def logits(
     if SLOPES:
         away = distance(q, k, first_q, first_k, length_k - length_q)
         extra = extra - tl.abs(away) * slope
-    bend = 1.0
+    cap_derivative = 1.0
     if SOFTCAP:
         capped = activation.cap(scores * (scale / softcap), PRECISION == "tf32x3")
         x = capped * (softcap * UNIT) + extra
-        bend = 1.0 - capped * capped
+        cap_derivative = 1.0 - capped * capped
     else:
         x = scores * (scale * UNIT) + extra
-    return x, bend, away
+    return x, cap_derivative, away
 
 
 @triton.jit
-def part_of(PART: tl.constexpr, first, inner_first, inner_end, end):
-    """The blocks of one of three loops: the window's first edge, its inside, its other edge.
+def loop_range(PART: tl.constexpr, first, inner_first, inner_end, end):
+    """The blocks of one of three loops: the window's first edge, its inside, its second edge.
 
-    The last block, part of which lies behind the sequence's end, belongs to that other edge.
+    The last block reaches past the end of the sequence, and belongs to the second edge.
     """
     if PART == 0:
         begin, stop = first, inner_first
@@ -303,7 +305,7 @@ def part_of(PART: tl.constexpr, first, inner_first, inner_end, end):
 
 
 @triton.jit
-def weigh(
+def attention_weights(
     scores, extra, slope, bias, mask, s, h, q, k, first_q, first_k, length_q, length_k, numbers,
     block, full_first, full_end,
     BIAS: tl.constexpr, MASK: tl.constexpr, ALONG: tl.constexpr, SLOPES: tl.constexpr,
@@ -311,57 +313,60 @@ def weigh(
     SPANS: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr, SHIFT: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """2^SHIFT sigmoid of a tile, 0 for pairs that do not see each other; then as ``logits``.
+    """2^SHIFT sigmoid of a tile, 0 for pairs that are masked; then what ``logits`` returns.
 
-    numbers: the last five of NUMBERS. INSIDE: all pairs are in the window, and whatever the tiles
-    go along exists. There, if a plan was made (SPANS), blocks from ``full_first`` to ``full_end``
-    need the full sigmoid and no others.
+    numbers: the last five of NUMBERS. INSIDE: all pairs of the tile are in the window, and all its
+    keys (in the backward pass over keys, all its queries) exist. Of these tiles, with a plan
+    (SPANS), only the blocks from ``full_first`` to ``full_end`` need the full sigmoid.
     """
     WHOLE: tl.constexpr = ALONG if INSIDE else NONE
     scale, softcap, left, right = numbers[0], numbers[2], numbers[3], numbers[4]
-    x, bend, away = logits(  # type: ignore - it does return
+    x, cap_derivative, away = logits(  # type: ignore - it does return
         scores, extra, slope, bias, mask, s, h, q, k, first_q, first_k, length_q, length_k,
         scale, softcap, BIAS, MASK, ALONG, SLOPES, SOFTCAP, UNIT, PRECISION, WHOLE,
     )  # fmt: skip
     if INSIDE and SPANS:
         if (block >= full_first) & (block < full_end):
-            found = weights(x, False, SHIFT, ACTIVATION)
+            shifted = weights(x, False, SHIFT, ACTIVATION)
         else:
-            found = weights(x, True, SHIFT, ACTIVATION)
+            shifted = weights(x, True, SHIFT, ACTIVATION)
     else:
-        found = weights(x, False, SHIFT, ACTIVATION)
+        shifted = weights(x, False, SHIFT, ACTIVATION)
     if MASK == FLAGS:
         attended = load_term(mask, s, h, q, k, first_q, first_k, length_q, length_k, MASK, WHOLE)
-        found = tl.where(attended != 0, found, 0.0)
+        shifted = tl.where(attended != 0, shifted, 0.0)
     if not INSIDE and (LEFT or RIGHT):
-        seen = in_window(q, k, first_q, first_k, length_k - length_q, left, right, LEFT, RIGHT)
-        found = tl.where(seen, found, 0.0)
-    return found, x, bend, away
+        visible = in_window(q, k, first_q, first_k, length_k - length_q, left, right, LEFT, RIGHT)
+        shifted = tl.where(visible, shifted, 0.0)
+    return shifted, x, cap_derivative, away
 
 
 @triton.jit
-def steepness(weights, x, up, SHIFT: tl.constexpr, PRECISE: tl.constexpr):
+def sigmoid_derivative(weights, x, up, SHIFT: tl.constexpr, PRECISE: tl.constexpr):
     """w (1 - w), times ``up``, of weights that are 2^SHIFT w."""
     if PRECISE:
-        # 1 - w is 2^-x w, of which the difference loses the digits where w is nearly 1.
-        found = weights * activation.exp2_of_minus(tl.maximum(x, -126.0)) * weights
+        # 1 - w is 2^-x w. The difference would lose its digits where w is nearly 1.
+        derivative = weights * activation.exp2_of_minus(tl.maximum(x, -126.0)) * weights
     elif SHIFT == 0:
-        found = weights - weights * weights
+        derivative = weights - weights * weights
     else:
         unit: tl.constexpr = 2.0**-SHIFT
-        found = weights * (up * unit - weights * (up * (unit * unit)))
-    return found
+        derivative = weights * (up * unit - weights * (up * (unit * unit)))
+    return derivative
 
 
 @triton.jit
-def give_pairs(pairs, s, h, q, k, first_q, first_k, length_q, length_k, grad, ADDED: tl.constexpr):
-    own = pairs[0] + s.to(tl.int64) * pairs[1] + h.to(tl.int64) * pairs[2]
-    own += first_q.to(tl.int64) * pairs[3] + first_k
+def store_pair_gradients(
+    pairs, s, h, q, k, first_q, first_k, length_q, length_k, grad, ADDED: tl.constexpr
+):
+    """Store the gradients of a tile's pairs, or add them to memory."""
+    corner = pairs[0] + s.to(tl.int64) * pairs[1] + h.to(tl.int64) * pairs[2]
+    corner += first_q.to(tl.int64) * pairs[3] + first_k
     exists = (q < length_q - first_q) & (k < length_k - first_k)
     if ADDED:
-        tl.atomic_add(own + (q * pairs[3] + k), grad, mask=exists, sem="relaxed")
+        tl.atomic_add(corner + (q * pairs[3] + k), grad, mask=exists, sem="relaxed")
     else:
-        tl.store(own + (q * pairs[3] + k), grad, mask=exists)
+        tl.store(corner + (q * pairs[3] + k), grad, mask=exists)
 
 
 @triton.jit
@@ -369,11 +374,11 @@ def add_rows(
     pointer, stride, first, rows, index, tile,
     DIM: tl.constexpr, PADDED: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
-    """Add a tile to what memory holds; where nothing has to be checked, four numbers at a time."""
+    """Add a tile to memory. Without a mask the GPU adds four numbers at a time."""
     dim = tl.arange(0, PADDED)[None, :]
-    there = pointer + first.to(tl.int64) * stride + (index[:, None] * stride + dim)
+    target = pointer + first.to(tl.int64) * stride + (index[:, None] * stride + dim)
     if CHECK or DIM < PADDED:
         exists = (index[:, None] < rows - first) & (dim < DIM)
-        tl.atomic_add(there, tile, mask=exists, sem="relaxed")
+        tl.atomic_add(target, tile, mask=exists, sem="relaxed")
     else:
-        tl.atomic_add(there, tile, sem="relaxed")
+        tl.atomic_add(target, tile, sem="relaxed")

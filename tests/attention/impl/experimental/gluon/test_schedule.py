@@ -60,8 +60,8 @@ def test_plan_narrows_and_tells_tails():
 def test_walk_takes_each_tile_once_and_class_by_class(seen):
     names = translation.plain(walk, emulator.Machine())
     first, inner, full, full_end, inner_end, end = seen
-    masked, wide, steps = names.parts(seen)
-    walked = [names.tile(step, seen) for step in range(steps)]
+    masked, wide, steps = names.class_ends(seen)
+    walked = [names.tile_at(step, seen) for step in range(steps)]
     assert sorted(walked) == list(range(first, end))
     assert set(walked[:masked]) == {*range(first, inner), *range(inner_end, end)}
     assert walked[masked:wide] == list(range(full, full_end))
@@ -74,7 +74,7 @@ def test_thread_blocks_share_all_items(items):
     names = translation.plain(walk, machine)
     for program in range(132):
         machine.block = emulator.Block(program, 132, random.Random(0))
-        taken += [names.item(turn) for turn in range(names.rounds((items,)))]
+        taken += [names.item_at(turn) for turn in range(names.item_count((items,)))]
     assert sorted(taken) == list(range(items))
 
 
@@ -89,9 +89,9 @@ def unlisted(
     limits = tuple(walk.UNLIMITED.value if side < 0 else side for side in window)
     found = []
     for row in range(0, items * group, group):
-        place = names.place(None, row, sizes, blocks[0], last_first)
+        place = names.locate(None, row, sizes, blocks[0], last_first)
         windowed = max(window) >= 0
-        seen = names.tiles(None, row, place[2], sizes, limits, *blocks, windowed)
+        seen = names.visited_tiles(None, row, place[2], sizes, limits, *blocks, windowed)
         found.append([*place, *seen])
     return found
 
@@ -131,8 +131,8 @@ def test_causal_work_is_shared_out_evenly(queries, heads, planned):
     loads = []
     for program in range(132):
         machine.block = emulator.Block(program, 132, random.Random(0))
-        turns = range(names.rounds((len(length),)))
-        loads.append(sum(length[names.item(turn)] for turn in turns))
+        turns = range(names.item_count((len(length),)))
+        loads.append(sum(length[names.item_at(turn)] for turn in turns))
     assert sum(loads) == sum(length)
     assert max(loads) <= 1.01 * sum(loads) / 132
 
@@ -192,5 +192,5 @@ def test_the_lists_kernels_spill_nothing():
 
     with mock.patch.object(schedule, "launch", record):
         schedule.work(torch.zeros(4, 1, 16, 32).int(), 4096, 4096, (-1, 0), 128, 1, 128)
-    assert found.keys() == {"_measure", "_deal"}
+    assert found.keys() == {"_count_tiles", "_write_longest_first"}
     assert all(kernel.spills == 0 for kernel in found.values())

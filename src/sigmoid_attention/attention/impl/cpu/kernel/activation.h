@@ -1,12 +1,12 @@
-// The sigmoid and what it stands on, accurate in relative terms however negative the logit is.
+// The sigmoid, its exponential and tanh, accurate in relative terms for all negative logits.
 //
-// sigmoid(u) = 1 / (1 + exp(-u)): no cancellation. From 0.5 (1 + tanh(u / 2)) a weight near 1 / n
-// would keep only the digits that n leaves of 1.
+// sigmoid(u) = 1 / (1 + exp(-u)) has no cancellation. 0.5 (1 + tanh(u / 2)) would lose log10(n)
+// digits of a weight near 1 / n.
 #pragma once
 #include "vector.h"
 
-// Logits are clamped to this. Beyond it a float's sigmoid is 1, or below 2e-35: small enough to be
-// nothing, and large enough that its products are not subnormal, which some processors are slow at.
+// Logits are clamped to this. Beyond it a float's sigmoid is 1, or below 2e-35: negligible, but
+// large enough that its products are not subnormal, which some processors handle slowly.
 constexpr float FARTHEST_LOGIT = 80.0f;
 constexpr float LOG2_E = 1.44269504f;
 constexpr float LN2 = 0.693147182f;
@@ -19,7 +19,7 @@ static inline Vector nearest_integer(Vector v) {
 #elif defined(__AVX2__)
     return (Vector)_mm256_round_ps((__m256)v, 8);
 #else
-    const Vector shift = broadcast(12582912.0f);  // 1.5 * 2^23: no bits are left for a fraction
+    const Vector shift = broadcast(12582912.0f);  // 1.5 * 2^23 leaves no bits for a fraction
     Vector shifted = v + shift;
     __asm__("" : "+m"(shifted));  // keeps the compiler from cancelling the two
     return shifted - shift;
@@ -36,26 +36,26 @@ static inline Vector times_power_of_two(Vector v, Vector n) {
 #endif
 }
 
-// The numbers of an activation, which a tile carries with it. As constants they would be lifted out
-// of the loops into registers, where the products' sums are.
-struct Numbers {
+// The coefficients of an activation, stored in each tile. As constants they would be hoisted out of
+// the loops into registers, which the sums of products need.
+struct Coefficients {
     float farthest, one, to_power, back;
     float p0, p1, p2, p3, p4, p5, p6;
 };
 
-constexpr Numbers EXACT = {
+constexpr Coefficients EXACT = {
     FARTHEST_LOGIT, 1.0f,         -LOG2_E,      LN2,           1.0f,        -1.0f,
     0.4999999f,     -0.1666642f,  0.041668225f, -0.008374816f, 0.001383684f,
 };
-constexpr Numbers ROUGH = {
+constexpr Coefficients ROUGH = {
     FARTHEST_LOGIT * LOG2_E, 1.0f,         1.0f,          0.0f, 0.999928057f,
     0.693260968f,            0.242611125f, 0.0551716723f, 0.0f, 0.0f, 0.0f,
 };
 
 // exp(-u) for |u| <= FARTHEST_LOGIT, to 6e-8, relatively; a NaN stays a NaN.
-static inline Vector inverse_exponential(Vector u, const Numbers &k) {
+static inline Vector inverse_exponential(Vector u, const Coefficients &k) {
     Vector n = nearest_integer(u * k.to_power);
-    // What is left is small beside the two, and must not carry the rounding of their product.
+    // The remainder is small, and must not have the rounding error of the product.
 #if defined(__AVX512F__)
     Vector f = (Vector)_mm512_fmadd_ps((__m512)n, _mm512_set1_ps(k.back), (__m512)u);
 #elif defined(__FMA__)
@@ -73,8 +73,8 @@ static inline Vector inverse_exponential(Vector u, const Numbers &k) {
     return times_power_of_two(p, n);
 }
 
-// 2^t to 1e-4, which is a twentieth of what rounding to bfloat16 costs.
-static inline Vector coarse_power_of_two(Vector t, const Numbers &k) {
+// 2^t with an error of 1e-4, a twentieth of the rounding error of bfloat16.
+static inline Vector coarse_power_of_two(Vector t, const Coefficients &k) {
     Vector n = nearest_integer(t);
     Vector f = t - n;
     Vector p = f * k.p3 + k.p2;
@@ -100,20 +100,20 @@ static inline Vector coarse_reciprocal(Vector v) {
 #endif
 }
 
-// A coarse sigmoid takes its logits in this unit: what a power of two wants instead of exp.
+// The unit of the logits of a coarse sigmoid, which uses a power of two instead of exp.
 template <bool COARSE> constexpr float LOGIT_UNIT = COARSE ? -LOG2_E : 1.0f;
 
-// The sigmoid, and in `odds` exp(-u) = (1 - sigmoid) / sigmoid: where the sigmoid is near 1, only
-// that still knows how far it is from it.
-template <bool COARSE> static inline Vector sigmoid(Vector u, const Numbers &k, Vector &odds) {
+// The sigmoid, and in `odds` exp(-u) = (1 - sigmoid) / sigmoid, which keeps the digits of 1 -
+// sigmoid where the sigmoid is near 1.
+template <bool COARSE> static inline Vector sigmoid(Vector u, const Coefficients &k, Vector &odds) {
     Vector x = at_least(at_most(u, k.farthest), -k.farthest);
     odds = COARSE ? coarse_power_of_two(x, k) : inverse_exponential(x, k);
     Vector whole = k.one + odds;
     return COARSE ? coarse_reciprocal(whole) : reciprocal(whole, k.one);
 }
 
-// tanh: a polynomial near 0, where the exponential form would lose digits.
-static inline Vector tangent(Vector y) {
+// tanh, by a polynomial near 0, where the exponential form would lose digits.
+static inline Vector hyperbolic_tangent(Vector y) {
     Vector a = absolute(y);
     Vector square = a * a;
     Vector p = square * 0.0150509449f - 0.0518218651f;

@@ -1,18 +1,18 @@
 // The backward pass: for each block of keys, all blocks of queries that visited it.
 //
 // With W the weights, c the derivative of the cap, s the scale and dO the gradient of the output:
-//     dV = W^T dO,  dU = W (1 - W) dO V^T,  dS = dU c,  dQ = s dS K,  dK = s dS^T Q.
-// Everything is computed again from the inputs; five products a tile. A unit of work is a key head
-// and a part of its key blocks, so that no two units write the same dK and dV; where there are
-// several parts, each has a dQ of its own, and these are summed in their order.
+// dV = W^T dO,  dU = W (1 - W) dO V^T,  dS = dU c,  dQ = s dS K,  dK = s dS^T Q. Everything is
+// recomputed from the inputs, with five products for each tile. A unit of work is a key head and a
+// part of its key blocks, so that no two units write the same dK and dV. If there are several
+// parts, each has its own dQ, and these are summed in their order.
 #pragma once
 #include <algorithm>
 #include <vector>
 
-#include "backward_room.h"
+#include "backward_workspace.h"
 
-// x += the product of a group's rows, which are the block's from `row` on, with a panel. Floats lie
-// in step form as they do in row form, panel by panel, and are kept once.
+// x += the product of a group's rows, from `row` on in the block, with a panel. Floats have the
+// same order in step form and in row form within a panel, and are stored once.
 template <bool PAIRS>
 static inline __attribute__((always_inline)) void multiply_rows(
     Vector (&x)[ROWS][COLUMNS], const Word *rows, int64_t stride, const Word *steps_form,
@@ -29,61 +29,61 @@ static inline __attribute__((always_inline)) void multiply_rows(
     }
 }
 
-// Weights and dS of a tile. The weights of a group wait in memory while dO V^T takes the registers.
+// Weights and dS of a tile. The weights of a group are in memory while dO V^T uses the registers.
 template <bool PAIRS, int TERMS>
-static void differentiate_tile(const Tile &tile, const BackwardRoom<PAIRS> &room,
+static void differentiate_tile(const Tile &tile, const BackwardWorkspace<PAIRS> &work,
                                const KeyBlock<PAIRS> &block, int64_t first_query,
                                ExtraGradients &extra) {
-    alignas(64) float weights[ROWS][PANEL], steep[ROWS][PANEL], bend[ROWS][PANEL];
+    alignas(64) float weights[ROWS][PANEL], of_sigmoid[ROWS][PANEL], of_cap[ROWS][PANEL];
     for (int64_t c = 0; c < tile.columns; c += PANEL) {
-        const Word *keys = block.panels + c * room.head_words;
-        const Word *values = block.value_panels + c * room.value_words;
+        const Word *keys = block.panels + c * work.head_words;
+        const Word *values = block.value_panels + c * work.value_words;
         for (int64_t g = 0; g < tile.groups(); ++g) {
-            // Groups of keys reach over the border between panels: whoever reads one of them must
-            // find all of it.
+            // Groups of keys cross the border between panels, and are read as a whole.
             int64_t from = tile.group_first[g] / ROWS * ROWS;
             int64_t to = round_up(tile.group_last[g], ROWS);
             if (tile.group_last[g] <= tile.group_first[g] || from >= c + PANEL || to <= c) continue;
             {
                 Vector x[ROWS][COLUMNS] = {};
-                multiply_rows<PAIRS>(x, room.query, room.query_row, room.query_steps, room.steps,
-                                     first_query + g * ROWS, keys, room.head_words,
-                                     room.head_columns);
+                multiply_rows<PAIRS>(x, work.query, work.query_row, work.query_steps, work.steps,
+                                     first_query + g * ROWS, keys, work.head_words,
+                                     work.head_columns);
 #pragma GCC unroll 6
                 for (int m = 0; m < ROWS; ++m) {
-                    weigh<TERMS, PAIRS, true>(x[m], tile, g * ROWS + m, c, {steep[m], bend[m]});
+                    set_weights<TERMS, PAIRS, true>(x[m], tile, g * ROWS + m, c,
+                                                    {of_sigmoid[m], of_cap[m]});
                     for (int n = 0; n < COLUMNS; ++n) store(weights[m] + n * LANES, x[m][n]);
                 }
             }
             Vector x[ROWS][COLUMNS] = {};
-            multiply_rows<PAIRS>(x, room.grad, room.grad_row, room.grad_steps, room.steps,
-                                 first_query + g * ROWS, values, room.value_words,
-                                 room.value_columns);
+            multiply_rows<PAIRS>(x, work.grad, work.grad_row, work.grad_steps, work.steps,
+                                 first_query + g * ROWS, values, work.value_words,
+                                 work.value_columns);
 #pragma GCC unroll 6
             for (int m = 0; m < ROWS; ++m) {
                 int64_t r = g * ROWS + m;
 #pragma GCC unroll 4
                 for (int n = 0; n < COLUMNS; ++n) {
-                    Vector slope = load(steep[m] + n * LANES);
+                    Vector slope = load(of_sigmoid[m] + n * LANES);
                     x[m][n] *= slope;
-                    // A key that is hidden has no gradient, whatever its value is.
+                    // A hidden key has no gradient, even if its value is a NaN.
                     if (TERMS != PLAIN) x[m][n] = where(slope != 0.0f, x[m][n]);
                 }
                 if (extra.any()) extra.add(tile, r, c, x[m]);
                 if constexpr (TERMS == EXTRA)
                     if (tile.to_cap != 0)
-                        for (int n = 0; n < COLUMNS; ++n) x[m][n] *= load(bend[m] + n * LANES);
+                        for (int n = 0; n < COLUMNS; ++n) x[m][n] *= load(of_cap[m] + n * LANES);
                 if constexpr (PAIRS)
                     store_weights<PAIRS>(
-                        room.score_rows + r * WEIGHTS_ROW<PAIRS> + words<PAIRS>(c), x[m]);
+                        work.score_rows + r * WEIGHTS_ROW<PAIRS> + words<PAIRS>(c), x[m]);
                 if (m % 2) {
-                    store_steps<PAIRS>(room.score_steps, r - 1, c, x[m - 1], x[m]);
+                    store_steps<PAIRS>(work.score_steps, r - 1, c, x[m - 1], x[m]);
                     Vector even[COLUMNS], odd[COLUMNS];
                     for (int n = 0; n < COLUMNS; ++n) {
                         even[n] = load(weights[m - 1] + n * LANES);
                         odd[n] = load(weights[m] + n * LANES);
                     }
-                    store_steps<PAIRS>(room.weight_steps, r - 1, c, even, odd);
+                    store_steps<PAIRS>(work.weight_steps, r - 1, c, even, odd);
                 }
             }
         }
@@ -113,11 +113,11 @@ static void add_over_queries(const Call &call, const Tile &tile, const Word *lef
 
 // sums += dS K over the tile's keys, for its queries.
 template <bool PAIRS>
-static void add_over_keys(const Tile &tile, const BackwardRoom<PAIRS> &room,
+static void add_over_keys(const Tile &tile, const BackwardWorkspace<PAIRS> &work,
                           const KeyBlock<PAIRS> &block, float *sums) {
-    const Word *scores = PAIRS ? room.score_rows : room.score_steps;
+    const Word *scores = PAIRS ? work.score_rows : work.score_steps;
     constexpr int64_t row = PAIRS ? WEIGHTS_ROW<PAIRS> : STEP_ROW<PAIRS>;
-    Columns columns = room.head_columns;
+    Columns columns = work.head_columns;
     for (int64_t panel = 0; panel < columns.panels(); ++panel) {
         int vectors = columns.vectors_in(panel);
         int64_t width = vectors * LANES;
@@ -126,7 +126,7 @@ static void add_over_keys(const Tile &tile, const BackwardRoom<PAIRS> &room,
             if (tile.group_last[g] <= tile.group_first[g]) continue;
             int64_t from = PAIRS ? tile.group_first[g] / 2 : tile.group_first[g];
             int64_t to = words<PAIRS>(tile.group_last[g]);
-            // The sums of a whole head are far away; those of the next group are asked for early.
+            // The sums of a whole head do not fit in the nearest cache: prefetch the next group's.
             for (int64_t r = ROWS; g + 1 < tile.groups() && r < 2 * ROWS; ++r)
                 for (int n = 0; n < vectors; ++n)
                     __builtin_prefetch(sums + (g * ROWS + r) * columns.padded() + panel * PANEL +
@@ -140,41 +140,41 @@ static void add_over_keys(const Tile &tile, const BackwardRoom<PAIRS> &room,
 
 template <bool PAIRS> struct BackwardUnit {
     const Call &call;
-    BackwardRoom<PAIRS> &room;
+    BackwardWorkspace<PAIRS> &work;
     int64_t sequence, key_head, split;
     int64_t query_blocks, key_blocks;
 
-    BackwardUnit(const Call &call, BackwardRoom<PAIRS> &room, int64_t sequence, int64_t key_head,
+    BackwardUnit(const Call &call, BackwardWorkspace<PAIRS> &work, int64_t sequence, int64_t key_head,
                  int64_t split)
-        : call(call), room(room), sequence(sequence), key_head(key_head), split(split),
+        : call(call), work(work), sequence(sequence), key_head(key_head), split(split),
           query_blocks(parts(call.queries_of(sequence), call.block_queries)),
           key_blocks(parts(call.keys_of(sequence), BLOCK_KEYS)) {}
 
-    // grad_queries: where the sums of each head's dQ go.
-    template <class Place> void run(Place grad_queries) {
+    // grad_queries: gives the address of the sums of each head's dQ.
+    template <class Address> void run(Address grad_queries) {
         int64_t group = call.group();
         for (int64_t member = 0; member < group; ++member) {
             int64_t head = key_head * group + member;
-            room.pack_head(call, sequence, head);
+            work.pack_head(call, sequence, head);
             find_visits(head);
             float *grad_query = grad_queries(head);
             std::memset(grad_query, 0,
-                        round_up(call.queries_of(sequence), ROWS) * room.head_columns.padded() * 4);
-            for (int64_t j = split, turn = 0; j < key_blocks; j += TOGETHER * call.splits) {
-                KeyBlock<PAIRS> blocks[TOGETHER];
+                        round_up(call.queries_of(sequence), ROWS) * work.head_columns.padded() * 4);
+            for (int64_t j = split, turn = 0; j < key_blocks; j += NEAR_BLOCKS * call.splits) {
+                KeyBlock<PAIRS> blocks[NEAR_BLOCKS];
                 int64_t many = 0;
-                for (; many < TOGETHER && j + many * call.splits < key_blocks; ++many, ++turn) {
-                    int64_t place = group > 1 ? turn : many;
-                    blocks[many] = room.key_block(j + many * call.splits, many, place);
+                for (; many < NEAR_BLOCKS && j + many * call.splits < key_blocks; ++many, ++turn) {
+                    int64_t index = group > 1 ? turn : many;
+                    blocks[many] = work.key_block(j + many * call.splits, many, index);
                     if (member == 0)
-                        std::memset(blocks[many].grad_key, 0, room.key_sums_size() * 4);
+                        std::memset(blocks[many].grad_key, 0, work.key_sums_size() * 4);
                 }
                 for (int64_t i = 0; i < query_blocks; ++i)
                     for (int64_t m = 0; m < many; ++m) visit(head, i, blocks[m], grad_query);
                 for (int64_t m = 0; m < many; ++m)
                     if (member == group - 1) write_keys(blocks[m]);
             }
-            if (call.splits == 1) write_queries(call, room.head_columns, sequence, head, grad_query);
+            if (call.splits == 1) write_queries(call, work.head_columns, sequence, head, grad_query);
         }
     }
 
@@ -192,28 +192,28 @@ template <bool PAIRS> struct BackwardUnit {
         for (int64_t i = 0; i < query_blocks; ++i) {
             Order order(QueryBlock(call, sequence, head, i, 1.0f));
             while (order.turn < visits[i]) order.take();
-            room.first[i] = order.visited_first();
-            room.end[i] = order.visited_end();
+            work.first[i] = order.visited_first();
+            work.end[i] = order.visited_end();
         }
     }
 
     void visit(int64_t head, int64_t i, KeyBlock<PAIRS> &keys, float *grad_query) {
-        if (keys.j < room.first[i] || keys.j >= room.end[i]) return;
+        if (keys.j < work.first[i] || keys.j >= work.end[i]) return;
         QueryBlock block(call, sequence, head, i, LOGIT_UNIT<PAIRS>);
         int64_t first = keys.j * BLOCK_KEYS, last = std::min(first + BLOCK_KEYS, block.keys) - 1;
         if (most_visible(call, block, first, last) == 0) return;
         if (call.attend.data && !any_attended(call.attend, block, first, last - first + 1)) return;
-        if (!keys.packed) room.pack_block(call, sequence, key_head, keys);
-        tile(block, keys, grad_query + block.first * room.head_columns.padded());
+        if (!keys.packed) work.pack_block(call, sequence, key_head, keys);
+        tile(block, keys, grad_query + block.first * work.head_columns.padded());
     }
 
     void tile(const QueryBlock &block, const KeyBlock<PAIRS> &keys, float *grad_query) {
-        Tile tile(call, block, keys.j, room.extra);
+        Tile tile(call, block, keys.j, work.extra);
         ExtraGradients extra = gradients_of(block, tile);
         auto differentiate = tile.has_extra()   ? differentiate_tile<PAIRS, EXTRA>
                              : tile.is_plain() ? differentiate_tile<PAIRS, PLAIN>
-                                               : differentiate_tile<PAIRS, PLACED>;
-        differentiate(tile, room, keys, block.first, extra);
+                                               : differentiate_tile<PAIRS, GENERAL>;
+        differentiate(tile, work, keys, block.first, extra);
         if (call.grad_slopes)
             call.grad_slopes[(sequence * call.heads + block.head) * call.splits + split] +=
                 extra.slope;
@@ -225,11 +225,11 @@ template <bool PAIRS> struct BackwardUnit {
                     to[c] += extra.columns[chain * BLOCK_KEYS + c];
         }
         int64_t step = words<PAIRS>(block.first);
-        add_over_queries<PAIRS>(call, tile, room.weight_steps, room.grad_steps, room.steps, step,
-                                room.value_columns, keys.grad_value);
-        add_over_queries<PAIRS>(call, tile, room.score_steps, room.query_steps, room.steps, step,
-                                room.head_columns, keys.grad_key);
-        add_over_keys<PAIRS>(tile, room, keys, grad_query);
+        add_over_queries<PAIRS>(call, tile, work.weight_steps, work.grad_steps, work.steps, step,
+                                work.value_columns, keys.grad_value);
+        add_over_queries<PAIRS>(call, tile, work.score_steps, work.query_steps, work.steps, step,
+                                work.head_columns, keys.grad_key);
+        add_over_keys<PAIRS>(tile, work, keys, grad_query);
     }
 
     ExtraGradients gradients_of(const QueryBlock &block, const Tile &tile) {
@@ -238,7 +238,7 @@ template <bool PAIRS> struct BackwardUnit {
         if (call.grad_rows)
             extra.rows = call.grad_rows + (head * call.splits + split) * call.queries + block.first;
         if (call.grad_columns) {
-            extra.columns = room.column_sums;
+            extra.columns = work.column_sums;
             std::memset(extra.columns, 0, CHAINS * BLOCK_KEYS * 4);
         }
         if (call.grad_pairs.data) {
@@ -257,18 +257,18 @@ template <bool PAIRS> struct BackwardUnit {
         int64_t count = std::min(BLOCK_KEYS, call.keys_of(sequence) - first);
         for (int64_t r = 0; r < count; ++r) {
             from_floats(call.key_row(call.grad_key, sequence, key_head, first + r),
-                        block.grad_key + r * room.head_columns.padded(), call.head_dim, call.dtype,
+                        block.grad_key + r * work.head_columns.padded(), call.head_dim, call.dtype,
                         (float)call.scale);
             from_floats(call.key_row(call.grad_value, sequence, key_head, first + r),
-                        block.grad_value + r * room.value_columns.padded(), call.value_dim,
+                        block.grad_value + r * work.value_columns.padded(), call.value_dim,
                         call.dtype, 1.0f);
         }
     }
 };
 
-// The key heads of all sequences, in turns that exclude each other. In a turn those go first whose
-// queries visited most, so that at the end nobody waits long for the last.
-static std::vector<int64_t> in_order(const Call &call, int64_t turns, int64_t serial_heads) {
+// The key heads of all sequences, in turns that run one after the other. In each turn the heads
+// whose queries visited most come first, so that threads finish at about the same time.
+static std::vector<int64_t> heads_by_work(const Call &call, int64_t turns, int64_t serial_heads) {
     int64_t pairs = call.sequences * call.key_heads, group = call.group();
     int64_t serial_sequences = turns / serial_heads;
     std::vector<int64_t> work(pairs, 0), order(pairs);
@@ -291,8 +291,8 @@ static std::vector<int64_t> in_order(const Call &call, int64_t turns, int64_t se
 template <bool PAIRS> static int backward(const Call &call) {
     if (call.sequences == 0) return 0;
     thread_local Arena shared;
-    BackwardRoom<PAIRS> like(call);
-    int64_t head_size = like.padded_queries * like.head_columns.padded();
+    BackwardWorkspace<PAIRS> shape(call);
+    int64_t head_size = shape.padded_queries * shape.head_columns.padded();
     int64_t heads = call.sequences * call.heads;
     if (call.splits > 1 && !shared.reserve(call.splits * heads * head_size * 4)) return 1;
     float *partial = call.splits > 1 ? shared.take<float>(call.splits * heads * head_size) : nullptr;
@@ -302,16 +302,16 @@ template <bool PAIRS> static int backward(const Call &call) {
     int64_t serial_heads = pairs && call.grad_pairs.head == 0 ? call.key_heads : 1;
     int64_t turns = serial_sequences * serial_heads;
     int64_t units = call.sequences * call.key_heads / turns;
-    std::vector<int64_t> order = in_order(call, turns, serial_heads);
+    std::vector<int64_t> order = heads_by_work(call, turns, serial_heads);
     int failed = 0;
 
 #pragma omp parallel num_threads((int)call.threads)
     {
         thread_local Arena arena;
-        BackwardRoom<PAIRS> room(call);
-        bool ready = arena.reserve(room.bytes(call));
+        BackwardWorkspace<PAIRS> work(call);
+        bool ready = arena.reserve(work.bytes(call));
         if (ready) {
-            room.place(call, arena);
+            work.allocate(call, arena);
         } else {
 #pragma omp atomic write
             failed = 1;
@@ -323,9 +323,9 @@ template <bool PAIRS> static int backward(const Call &call) {
                 int64_t pair = order[turn * units + task / call.splits];
                 int64_t sequence = pair / call.key_heads, key_head = pair % call.key_heads;
                 int64_t split = task % call.splits;
-                BackwardUnit<PAIRS> unit(call, room, sequence, key_head, split);
+                BackwardUnit<PAIRS> unit(call, work, sequence, key_head, split);
                 unit.run([&](int64_t head) {
-                    if (!partial) return room.grad_query;
+                    if (!partial) return work.grad_query;
                     return partial + (split * heads + sequence * call.heads + head) * head_size;
                 });
             }
@@ -338,7 +338,7 @@ template <bool PAIRS> static int backward(const Call &call) {
                     const float *part = sums + split * heads * head_size;
                     for (int64_t k = 0; k < head_size; ++k) sums[k] += part[k];
                 }
-                BackwardUnit<PAIRS>::write_queries(call, like.head_columns, head / call.heads,
+                BackwardUnit<PAIRS>::write_queries(call, shape.head_columns, head / call.heads,
                                                    head % call.heads, sums);
             }
         }

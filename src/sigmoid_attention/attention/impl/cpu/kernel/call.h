@@ -1,7 +1,7 @@
-// One call of the operator, as Python hands it over: pointers, strides and settings.
+// The argument block of a call: pointers, strides and settings.
 //
-// The struct is filled by ../call.py, field by field in this order. Every integer is an int64, every
-// real number a double, so that the layout is the same for every compiler.
+// ../abi.py describes the same struct and fills it; a test compares all offsets. Every integer is
+// an int64 and every real number a double, so that the layout is the same for every compiler.
 #pragma once
 #include <cstdint>
 
@@ -13,14 +13,14 @@ struct Rows {
     int64_t batch, head, row;
 };
 
-// Something broadcastable to (batch, head, query, key); a stride is 0 along what is broadcast.
+// A term that broadcasts to (batch, head, query, key); the stride of a broadcast dimension is 0.
 struct Term {
     const char *data;
     int64_t batch, head, query, key;
     int64_t dtype;
 };
 
-// The gradient of one, likewise.
+// The gradient of a term.
 struct TermGradient {
     float *data;
     int64_t batch, head, query, key;
@@ -48,13 +48,13 @@ struct Call {
     const int64_t *block_table;  // null unless keys are in pages of page_size tokens
     int64_t block_table_row, page_size;
 
-    // (sequence, head, query block): the key blocks that it visited; rows lie visits_row apart. Null
-    // where no backward pass will ask.
+    // (sequence, head, query block): the number of visited key blocks; rows lie visits_row apart.
+    // Null without a backward pass.
     int64_t *visits, visits_row;
 
-    // Backward only. What is null is not asked for.
+    // Backward pass only. A null pointer means that the gradient is not wanted.
     Rows grad_out, grad_query, grad_key, grad_value;
-    int64_t splits;       // parts into which the keys of a head are dealt out
+    int64_t splits;       // parts into which the keys of a head are divided
     float *grad_rows;     // (sequence, head, split, query): gradient of a bias per row, in parts
     float *grad_columns;  // (sequence, head, key): gradient of a bias per key
     TermGradient grad_pairs;  // gradient of a bias per pair
@@ -64,8 +64,8 @@ struct Call {
     double softcap;          // 0 for none
     double tolerance;        // 0 skips nothing that is visible
 
-    // Whether the output has no element: no memory may be there, for any number of heads.
-    bool answers_nothing() const {
+    // Whether the output has no element; then it may have no memory, for any number of heads.
+    bool output_is_empty() const {
         return sequences == 0 || heads == 0 || queries == 0 || value_dim == 0;
     }
     int64_t group() const { return heads / key_heads; }
@@ -81,14 +81,14 @@ struct Call {
 
     // Row j of a head in a tensor of keys (key, value and their gradients).
     char *key_row(const Rows &rows, int64_t sequence, int64_t head, int64_t j) const {
-        int64_t place;
+        int64_t offset;
         if (block_table) {
             int64_t page = block_table[sequence * block_table_row + j / page_size];
-            place = page * rows.batch + (j % page_size) * rows.row;
+            offset = page * rows.batch + (j % page_size) * rows.row;
         } else {
             if (start_k) j += start_k[sequence];
-            place = sequence * rows.batch + j * rows.row;
+            offset = sequence * rows.batch + j * rows.row;
         }
-        return rows.data + (place + head * rows.head) * element_size();
+        return rows.data + (offset + head * rows.head) * element_size();
     }
 };

@@ -1,5 +1,5 @@
-// In which order a block of queries visits the keys, and when it may stop: ../../bounds.py, whose
-// text has the proof, for one block of queries at a time.
+// The order in which a block of queries visits the keys, and when it may stop. attention/bounds.py
+// has the proof; this is the same for one block of queries.
 #pragma once
 #include "memory.h"
 #include "tile.h"
@@ -7,12 +7,12 @@
 constexpr double NORM_SLACK = 0x1p-14;
 constexpr double KEPT_SLACK = 0x1p-7;
 
-// Blocks of keys from near to far. The first visited ones are always neighbours.
+// Blocks of keys from near to far. After any number of turns the visited blocks are contiguous.
 struct Order {
     int64_t blocks, turn = 0;
     int64_t position, keys;  // of the first query; of the sequence
     int64_t next, near_end;  // the blocks that overlap the queries, ascending
-    int64_t left, right;     // then whichever side is nearer
+    int64_t left, right;     // then the nearer side
 
     Order(const QueryBlock &block) : position(block.position), keys(block.keys) {
         blocks = parts(keys, BLOCK_KEYS);
@@ -45,8 +45,8 @@ struct Order {
     int64_t last;
 };
 
-// The largest number of a term over a range of queries and keys, and whether one is a NaN. What
-// hides (-inf) is no number.
+// The largest number of a term over a range of queries and keys, or a NaN if there is one. Entries
+// that hide a key (-inf) are not counted.
 struct Range {
     double most = -INFINITY;
     bool hides_all = true;
@@ -60,10 +60,10 @@ struct Range {
 
 static Range range_of(const Term &term, const QueryBlock &block, int64_t key, int64_t keys) {
     Range range;
-    int64_t place = block.sequence * term.batch + block.head * term.head +
+    int64_t offset = block.sequence * term.batch + block.head * term.head +
                     block.first * term.query + key * term.key;
     int64_t rows = term.query ? block.rows : 1, columns = term.key ? keys : 1;
-    read_term(term, place, [&](auto from, auto value) {
+    read_term(term, offset, [&](auto from, auto value) {
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t c = 0; c < columns; ++c)
                 range.include(value(from[r * term.query + c * term.key]));
@@ -85,33 +85,33 @@ static bool any_attended(const Flags &flags, const QueryBlock &block, int64_t ke
 
 // The most keys from `first` to `last` that one row of the block sees.
 static int64_t most_visible(const Call &call, const QueryBlock &block, int64_t first, int64_t last) {
-    auto seen = [&](int64_t p) {
+    auto visible_keys = [&](int64_t p) {
         int64_t from = call.left < 0 || p - call.left < first ? first : p - call.left;
         int64_t to = call.right < 0 || p + call.right > last ? last : p + call.right;
         return to < from ? 0 : to - from + 1;
     };
     int64_t top = block.position, bottom = top + block.rows - 1;
-    int64_t most = std::max(seen(top), seen(bottom));
-    // What a row sees is concave in its position: otherwise the most is where it changes slope.
+    int64_t most = std::max(visible_keys(top), visible_keys(bottom));
+    // The count is concave in the position: its maximum is at an end or where its slope changes.
     for (int64_t p : {last - call.right, first + call.left})
-        if (p > top && p < bottom) most = std::max(most, seen(p));
+        if (p > top && p < bottom) most = std::max(most, visible_keys(p));
     return most;
 }
 
 struct Certificate {
-    int64_t count = 0;  // of turns
+    int64_t count = 0;  // number of turns
     int64_t *blocks;    // of keys, in the order of the visit
-    double *remaining;  // by turn: what the rest can weigh in a row, at most
-    double *squares;    // by turn: of its weights in a row, at most
+    double *remaining;  // by turn: upper bound of the weights of the rest in a row
+    double *squares;    // by turn: upper bound of the squares of its weights in a row
     bool *visible;      // by turn
-    bool *may_stop;     // by turn: whether that could be small enough
-    bool needs_squares = false;  // of the weights that each row collects
+    bool *may_stop;     // by turn: whether the rest could be small enough to skip
+    bool needs_squares = false;  // whether rows sum the squares of their weights
 
     static int64_t bytes(int64_t longest) {
         return 3 * Arena::rounded(longest * 8) + 2 * Arena::rounded(longest);
     }
 
-    void place(Arena &arena, int64_t longest) {
+    void allocate(Arena &arena, int64_t longest) {
         blocks = arena.take<int64_t>(longest);
         remaining = arena.take<double>(longest);
         squares = arena.take<double>(longest);
@@ -154,10 +154,10 @@ struct Certificate {
             remaining[t] = most * heaviest;
             squares[t] = remaining[t] * heaviest;
         }
-        bound(call);
+        accumulate_bounds(call);
     }
 
-    // least_kept: the least norm of a row's weights so far.
+    // least_kept: the smallest norm of a row's weights so far.
     bool stop(const Call &call, int64_t turn, double least_kept) const {
         if (!may_stop[turn]) return false;
         if (!call.relative) return true;
@@ -175,18 +175,18 @@ struct Certificate {
         return std::min(double(block.slope) * nearest, double(block.slope) * farthest);
     }
 
-    void bound(const Call &call) {
+    void accumulate_bounds(const Call &call) {
         double before = 0.0;
         for (int64_t t = 0; t < count; ++t) before += squares[t];
         double rest = 0.0;
         for (int64_t t = count - 1; t >= 0; --t) {
-            // The squares that a row can have collected before this turn, at most.
+            // Upper bound of the squares that a row has summed before this turn.
             before -= squares[t];
             rest += remaining[t];
             remaining[t] = rest;
             if (call.tolerance > 0) {
                 double limit = call.tolerance;
-                // Twice, for the rounding of these sums.
+                // Twice the bound, for the rounding of these sums.
                 if (call.relative) limit *= 2 * std::sqrt(std::max(before, 0.0));
                 may_stop[t] = rest <= limit;
             }

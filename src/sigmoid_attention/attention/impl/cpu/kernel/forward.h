@@ -5,7 +5,7 @@
 
 #include "certificate.h"
 
-// Keys and values of some key heads in the forms that the micro-kernel reads.
+// Keys and values of a key head in the forms that the micro-kernel reads.
 template <bool PAIRS> struct PackedKeys {
     Word *panels, *steps;   // keys in panel form, values in step form
     double *norms;          // the largest key norm in each block
@@ -26,18 +26,18 @@ template <bool PAIRS> struct PackedKeys {
                Arena::rounded(blocks * 8);
     }
 
-    void place(Arena &arena) {
+    void allocate(Arena &arena) {
         panels = arena.take<Word>(panel_words());
         steps = arena.take<Word>(step_words());
         norms = arena.take<double>(blocks);
     }
 
-    // What `pack` needs to bring a panel of rows into row form.
-    static int64_t room_words(const Call &call) {
+    // Words of the buffer in which `pack` brings a panel of rows into row form.
+    static int64_t buffer_words(const Call &call) {
         return PANEL * row_words<PAIRS>(std::max(call.head_dim, call.value_dim));
     }
 
-    void pack(const Call &call, int64_t sequence, int64_t head, int64_t block, Word *room) {
+    void pack(const Call &call, int64_t sequence, int64_t head, int64_t block, Word *buffer) {
         int64_t keys = call.keys_of(sequence), first = block * BLOCK_KEYS;
         int64_t count = std::min(BLOCK_KEYS, keys - first);
         auto later = [&](int64_t row) { return std::min(first + row + AHEAD, keys - 1); };
@@ -49,26 +49,26 @@ template <bool PAIRS> struct PackedKeys {
                 const char *from = call.key_row(call.key, sequence, head, first + p + r);
                 fetch_row(call.key_row(call.key, sequence, head, later(p + r)),
                           call.head_dim * call.element_size());
-                pack_row<PAIRS>(room + r * stride, stride, from, call.head_dim, call.dtype);
-                most = larger(most, row_norm<PAIRS>(room + r * stride, stride));
+                pack_row<PAIRS>(buffer + r * stride, stride, from, call.head_dim, call.dtype);
+                most = larger(most, row_norm<PAIRS>(buffer + r * stride, stride));
             }
-            std::memset(room + rows * stride, 0, (PANEL - rows) * stride * 4);
-            pack_panel(panels + (first + p) * key_words, room, stride, key_words);
+            std::memset(buffer + rows * stride, 0, (PANEL - rows) * stride * 4);
+            pack_panel(panels + (first + p) * key_words, buffer, stride, key_words);
             stride = row_words<PAIRS>(call.value_dim);
             for (int64_t r = 0; r < rows; ++r) {
                 const char *from = call.key_row(call.value, sequence, head, first + p + r);
                 fetch_row(call.key_row(call.value, sequence, head, later(p + r)),
                           call.value_dim * call.element_size());
-                pack_row<PAIRS>(room + r * stride, stride, from, call.value_dim, call.dtype);
+                pack_row<PAIRS>(buffer + r * stride, stride, from, call.value_dim, call.dtype);
             }
-            pack_steps<PAIRS>(steps, value_steps, words<PAIRS>(first + p), room, stride, rows,
+            pack_steps<PAIRS>(steps, value_steps, words<PAIRS>(first + p), buffer, stride, rows,
                               value_columns);
         }
         norms[block] = most;
     }
 };
 
-// Rows of weights: floats, or pairs of neighbouring keys. The odd length spreads rows over the cache.
+// Words of a row of weights: floats, or pairs of keys. The padding spreads rows over the cache.
 template <bool PAIRS> constexpr int64_t WEIGHTS_ROW = (PAIRS ? BLOCK_KEYS / 2 : BLOCK_KEYS) + 16;
 
 template <bool PAIRS> static inline void store_weights(Word *to, const Vector (&w)[COLUMNS]) {
@@ -84,18 +84,19 @@ template <bool PAIRS> static inline void store_weights(Word *to, const Vector (&
     for (int n = 0; n < COLUMNS; ++n) store(to + n * LANES, w[n]);
 }
 
-// Tiles whose weighted values are summed in single precision, which would lose the digits of more.
+// Tiles that are summed in single precision; a longer sum would lose digits.
 constexpr int64_t TILES_A_SUM = 16;
 
-template <bool PAIRS> struct ForwardRoom {
+template <bool PAIRS> struct ForwardWorkspace {
     Word *query, *weights;
     float *out, *extra;
-    double *total;    // of the sums before the one in `out`
-    Vector *squares;  // of the weights that each row has collected
+    double *total;    // the sum of all earlier sums in `out`
+    Vector *squares;  // sum of the squares of each row's weights
     Certificate certificate;
 
     static int64_t bytes(const Call &call, int64_t blocks) {
-        return Certificate::bytes(blocks) + Arena::rounded(BLOCK_QUERIES * row_words<PAIRS>(call.head_dim) * 4) +
+        return Certificate::bytes(blocks) +
+               Arena::rounded(BLOCK_QUERIES * row_words<PAIRS>(call.head_dim) * 4) +
                Arena::rounded(BLOCK_QUERIES * WEIGHTS_ROW<PAIRS> * 4) +
                Arena::rounded(BLOCK_QUERIES * Columns(call.value_dim).padded() * 4) +
                Arena::rounded(BLOCK_QUERIES * Columns(call.value_dim).padded() * 8) +
@@ -103,8 +104,8 @@ template <bool PAIRS> struct ForwardRoom {
                Arena::rounded(BLOCK_QUERIES * sizeof(Vector));
     }
 
-    void place(const Call &call, Arena &arena, int64_t blocks) {
-        certificate.place(arena, blocks);
+    void allocate(const Call &call, Arena &arena, int64_t blocks) {
+        certificate.allocate(arena, blocks);
         query = arena.take<Word>(BLOCK_QUERIES * row_words<PAIRS>(call.head_dim));
         weights = arena.take<Word>(BLOCK_QUERIES * WEIGHTS_ROW<PAIRS>);
         out = arena.take<float>(BLOCK_QUERIES * Columns(call.value_dim).padded());
@@ -113,7 +114,7 @@ template <bool PAIRS> struct ForwardRoom {
         squares = arena.take<Vector>(BLOCK_QUERIES);
     }
 
-    // The next sum begins.
+    // Start the next sum.
     void add_to_total(int64_t size, bool first) {
         for (int64_t k = 0; k < size; ++k) {
             total[k] = (first ? 0.0 : total[k]) + out[k];
@@ -123,7 +124,7 @@ template <bool PAIRS> struct ForwardRoom {
 };
 
 template <bool PAIRS, int TERMS>
-static inline __attribute__((always_inline)) void weigh_group(
+static inline __attribute__((always_inline)) void set_group_weights(
     const Tile &tile, int64_t g, int64_t c, const Word *query, int64_t query_row, const Word *panel,
     int64_t key_words, Word *weights, Vector *squares) {
     Vector x[ROWS][COLUMNS] = {};
@@ -131,7 +132,7 @@ static inline __attribute__((always_inline)) void weigh_group(
 #pragma GCC unroll 6
     for (int m = 0; m < ROWS; ++m) {
         int64_t r = g * ROWS + m;
-        weigh<TERMS, PAIRS, false>(x[m], tile, r, c, Slopes{});
+        set_weights<TERMS, PAIRS, false>(x[m], tile, r, c, Derivatives{});
         if (TERMS != PLAIN && squares)
             for (int n = 0; n < COLUMNS; ++n) squares[r] += x[m][n] * x[m][n];
         store_weights<PAIRS>(weights + r * WEIGHTS_ROW<PAIRS> + words<PAIRS>(c), x[m]);
@@ -139,30 +140,31 @@ static inline __attribute__((always_inline)) void weigh_group(
     }
 }
 
-// `next` is what will be read after this tile's keys.
+// `next`: what is read after this tile's keys.
 template <bool PAIRS, int TERMS>
-static void weigh_tile(const Tile &tile, const Word *query, int64_t query_row, const Word *panels,
-                       int64_t key_words, Word *weights, Vector *squares, const Word *next) {
-    // Where only a window cuts the tile, most groups see all of a panel.
-    const bool may_be_plain = TERMS == PLACED && tile.slope == 0 && !squares;
+static void set_tile_weights(const Tile &tile, const Word *query, int64_t query_row,
+                             const Word *panels, int64_t key_words, Word *weights,
+                             Vector *squares, const Word *next) {
+    // If only a window cuts the tile, most groups see all of a panel.
+    const bool may_be_plain = TERMS == GENERAL && tile.slope == 0 && !squares;
     for (int64_t c = 0; c < tile.columns; c += PANEL) {
         const Word *panel = panels + c * key_words;
         bool last = c + PANEL >= tile.columns;
-        Later later(last ? next : panel + PANEL * key_words, PANEL * key_words, tile.groups());
+        Prefetcher later(last ? next : panel + PANEL * key_words, PANEL * key_words, tile.groups());
         for (int64_t g = 0; g < tile.groups(); ++g) {
             later.fetch_part();
             if (tile.group_first[g] >= c + PANEL || tile.group_last[g] <= c) continue;
             if (may_be_plain && tile.group_sees(g, c, c + PANEL))
-                weigh_group<PAIRS, PLAIN>(tile, g, c, query, query_row, panel, key_words, weights,
-                                          nullptr);
+                set_group_weights<PAIRS, PLAIN>(tile, g, c, query, query_row, panel, key_words,
+                                                weights, nullptr);
             else
-                weigh_group<PAIRS, TERMS>(tile, g, c, query, query_row, panel, key_words, weights,
-                                          squares);
+                set_group_weights<PAIRS, TERMS>(tile, g, c, query, query_row, panel, key_words,
+                                                weights, squares);
         }
     }
 }
 
-// Where the values of the keys from `key` on lie, in their panel of columns.
+// The address of the values of the keys from `key` on, in a panel of columns.
 template <bool PAIRS>
 static const Word *values_at(const PackedKeys<PAIRS> &packed, int64_t key, int64_t panel) {
     int64_t width = packed.value_columns.vectors_in(panel) * LANES;
@@ -178,8 +180,8 @@ static void add_values(const Tile &tile, const PackedKeys<PAIRS> &packed, const 
         int64_t width = vectors * LANES;
         const Word *values = values_at(packed, tile.first_key, panel);
         bool last = panel + 1 == columns.panels();
-        Later later = last ? Later(next, PANEL * packed.key_words, tile.groups())
-                           : Later(values_at(packed, tile.first_key, panel + 1),
+        Prefetcher later = last ? Prefetcher(next, PANEL * packed.key_words, tile.groups())
+                           : Prefetcher(values_at(packed, tile.first_key, panel + 1),
                                    words<PAIRS>(BLOCK_KEYS) * width, tile.groups());
         for (int64_t g = 0; g < tile.groups(); ++g) {
             later.fetch_part();
@@ -194,14 +196,15 @@ static void add_values(const Tile &tile, const PackedKeys<PAIRS> &packed, const 
 }
 
 template <bool PAIRS>
-static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const PackedKeys<PAIRS> &packed,
-                          int64_t sequence, int64_t head, int64_t i) {
+static void forward_block(const Call &call, ForwardWorkspace<PAIRS> &work,
+                          const PackedKeys<PAIRS> &packed, int64_t sequence, int64_t head,
+                          int64_t i) {
     QueryBlock block(call, sequence, head, i, LOGIT_UNIT<PAIRS>);
     int64_t stride = row_words<PAIRS>(call.head_dim), out_row = packed.value_columns.padded();
     int64_t padded_rows = round_up(block.rows, ROWS);
     double query_norm = 0.0;
     for (int64_t r = 0; r < block.rows; ++r) {
-        Word *row = room.query + r * stride;
+        Word *row = work.query + r * stride;
         const char *from = call.query_row(call.query, sequence, head, block.first + r);
         int64_t later = block.first + std::min(r + AHEAD, block.rows - 1);
         fetch_row(call.query_row(call.query, sequence, head, later),
@@ -209,95 +212,95 @@ static void forward_block(const Call &call, ForwardRoom<PAIRS> &room, const Pack
         pack_row<PAIRS>(row, stride, from, call.head_dim, call.dtype);
         query_norm = larger(query_norm, row_norm<PAIRS>(row, stride));
     }
-    std::memset(room.query + block.rows * stride, 0, (padded_rows - block.rows) * stride * 4);
-    std::memset(room.out, 0, padded_rows * out_row * 4);
-    std::memset(room.squares, 0, padded_rows * sizeof(Vector));
+    std::memset(work.query + block.rows * stride, 0, (padded_rows - block.rows) * stride * 4);
+    std::memset(work.out, 0, padded_rows * out_row * 4);
+    std::memset(work.squares, 0, padded_rows * sizeof(Vector));
 
-    Certificate &certificate = room.certificate;
+    Certificate &certificate = work.certificate;
     certificate.prepare(call, block, query_norm, packed.norms);
     int64_t turns = certificate.count, turn = 0, tiles = 0;
     for (; turn < turns; ++turn) {
         if (certificate.may_stop[turn]) {
             double least = INFINITY;
             for (int64_t r = 0; certificate.needs_squares && r < block.rows; ++r)
-                least = std::min(least, (double)sum(room.squares[r]));
+                least = std::min(least, (double)sum(work.squares[r]));
             if (certificate.stop(call, turn, std::sqrt(least))) break;
         }
         if (!certificate.visible[turn]) continue;
         if (tiles && tiles % TILES_A_SUM == 0)
-            room.add_to_total(padded_rows * out_row, tiles == TILES_A_SUM);
+            work.add_to_total(padded_rows * out_row, tiles == TILES_A_SUM);
         ++tiles;
-        Tile tile(call, block, certificate.blocks[turn], room.extra);
+        Tile tile(call, block, certificate.blocks[turn], work.extra);
         const Word *panels = packed.panels + tile.first_key * packed.key_words;
-        Vector *squares = certificate.needs_squares ? room.squares : nullptr;
-        auto weigh_all = tile.has_extra()             ? weigh_tile<PAIRS, EXTRA>
-                         : squares || !tile.is_plain() ? weigh_tile<PAIRS, PLACED>
-                                                    : weigh_tile<PAIRS, PLAIN>;
-        weigh_all(tile, room.query, stride, panels, packed.key_words, room.weights, squares,
+        Vector *squares = certificate.needs_squares ? work.squares : nullptr;
+        auto set_all_weights = tile.has_extra()             ? set_tile_weights<PAIRS, EXTRA>
+                         : squares || !tile.is_plain() ? set_tile_weights<PAIRS, GENERAL>
+                                                    : set_tile_weights<PAIRS, PLAIN>;
+        set_all_weights(tile, work.query, stride, panels, packed.key_words, work.weights, squares,
                   values_at(packed, tile.first_key, 0));
         int64_t then = certificate.blocks[std::min(turn + 1, turns - 1)];
-        add_values<PAIRS>(tile, packed, room.weights, room.out,
+        add_values<PAIRS>(tile, packed, work.weights, work.out,
                           packed.panels + then * BLOCK_KEYS * packed.key_words);
     }
     if (call.visits) call.visits[(sequence * call.heads + head) * call.visits_row + i] = turn;
     for (int64_t k = 0; tiles > TILES_A_SUM && k < padded_rows * out_row; ++k)
-        room.out[k] = (float)(room.total[k] + room.out[k]);
+        work.out[k] = (float)(work.total[k] + work.out[k]);
     for (int64_t r = 0; r < block.rows; ++r)
         from_floats(call.query_row(call.out, sequence, head, block.first + r),
-                    room.out + r * out_row, call.value_dim, call.dtype, 1.0f);
+                    work.out + r * out_row, call.value_dim, call.dtype, 1.0f);
 }
 
-// Packed keys of one chunk of heads stay near the processor.
+// Packed keys of one chunk of heads, which stay in the cache.
 constexpr int64_t CHUNK_BYTES = int64_t(4) << 20;
 
 template <bool PAIRS> static int forward(const Call &call) {
     thread_local Arena shared;
     int64_t longest = 0;
     for (int64_t s = 0; s < call.sequences; ++s) longest = std::max(longest, call.keys_of(s));
-    PackedKeys<PAIRS> like(call, longest);
+    PackedKeys<PAIRS> shape(call, longest);
     int64_t pairs = call.sequences * call.key_heads;
-    int64_t fitting = std::max<int64_t>(CHUNK_BYTES / std::max<int64_t>(like.bytes(), 1), 1);
+    int64_t fitting = std::max<int64_t>(CHUNK_BYTES / std::max<int64_t>(shape.bytes(), 1), 1);
     int64_t chunk = std::min(fitting, pairs);
-    if (!shared.reserve(chunk * like.bytes())) return 1;
-    std::vector<PackedKeys<PAIRS>> packed(chunk, like);
-    for (PackedKeys<PAIRS> &one : packed) one.place(shared);
+    if (!shared.reserve(chunk * shape.bytes())) return 1;
+    std::vector<PackedKeys<PAIRS>> packed(chunk, shape);
+    for (PackedKeys<PAIRS> &heads_keys : packed) heads_keys.allocate(shared);
     int64_t blocks = parts(call.queries, call.block_queries), group = call.group();
     int failed = 0;
 
 #pragma omp parallel num_threads((int)call.threads)
     {
         thread_local Arena arena;
-        int64_t row_bytes = Arena::rounded(PackedKeys<PAIRS>::room_words(call) * 4);
-        bool ready = arena.reserve(ForwardRoom<PAIRS>::bytes(call, like.blocks) + row_bytes);
+        int64_t row_bytes = Arena::rounded(PackedKeys<PAIRS>::buffer_words(call) * 4);
+        bool ready = arena.reserve(ForwardWorkspace<PAIRS>::bytes(call, shape.blocks) + row_bytes);
         if (!ready) {
 #pragma omp atomic write
             failed = 1;
         }
-        ForwardRoom<PAIRS> room;
+        ForwardWorkspace<PAIRS> work;
         Word *rows = nullptr;
         if (ready) {
-            room.place(call, arena, like.blocks);
-            rows = arena.take<Word>(PackedKeys<PAIRS>::room_words(call));
+            work.allocate(call, arena, shape.blocks);
+            rows = arena.take<Word>(PackedKeys<PAIRS>::buffer_words(call));
         }
         for (int64_t start = 0; start < pairs; start += chunk) {
             int64_t many = std::min(chunk, pairs - start);
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t task = 0; task < many * like.blocks; ++task) {
-                int64_t pair = task / like.blocks, block = task % like.blocks;
+            for (int64_t task = 0; task < many * shape.blocks; ++task) {
+                int64_t pair = task / shape.blocks, block = task % shape.blocks;
                 int64_t sequence = (start + pair) / call.key_heads;
                 if (!ready || block * BLOCK_KEYS >= call.keys_of(sequence)) continue;
                 packed[pair].pack(call, sequence, (start + pair) % call.key_heads, block, rows);
             }
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < many * group * blocks; ++task) {
-                // The most work goes first: of causal blocks the last one, else those without a rest.
+                // The longest tasks first: causal blocks from the last one on, others in order.
                 int64_t turn = task % blocks, rest = task / blocks;
                 int64_t i = call.right < 0 ? turn : blocks - 1 - turn;
                 int64_t pair = rest / group;
                 int64_t sequence = (start + pair) / call.key_heads;
                 int64_t head = (start + pair) % call.key_heads * group + rest % group;
                 if (!ready || i * call.block_queries >= call.queries_of(sequence)) continue;
-                forward_block<PAIRS>(call, room, packed[pair], sequence, head, i);
+                forward_block<PAIRS>(call, work, packed[pair], sequence, head, i);
             }
         }
         arena.trim();

@@ -1,16 +1,16 @@
-// Products with keys and values that stay where the caller has them: no copy, no other order.
+// Products with keys and values in the caller's memory, without packing.
 #pragma once
 #include "forward.h"
 
-// Whether rows of a type are multiplied as pairs of neighbours, as they are.
+// Whether rows of a type are multiplied as pairs of neighbours, without conversion.
 template <DataType T> constexpr bool PAIRED = HAS_PAIRS && T == BFLOAT16;
-// How many elements of a row are read at once.
+// Elements of a row that are read at once.
 template <DataType T> constexpr int64_t READ = PAIRED<T> ? 2 * LANES : LANES;
 template <DataType T> constexpr int64_t SIZE = T == FLOAT32 ? 4 : 2;
 
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 
-// As floats, or as they are where they are paired.
+// Read as floats, or unchanged if they are paired.
 template <DataType T> static inline Vector read(const char *from) {
     if constexpr (T == FLOAT32 || PAIRED<T>) return load(from);
     Halves halves;
@@ -28,7 +28,7 @@ template <DataType T> static inline Vector read(const char *from) {
 #endif
 }
 
-// The same for the last elements of a row, fewer than READ; zeros follow them.
+// Reads the last elements of a row, fewer than READ, followed by zeros.
 template <DataType T> static inline Vector read_last(const char *from, int64_t count) {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
     const uint32_t halves = (1u << (count * SIZE<T> / 2)) - 1;
@@ -41,20 +41,20 @@ template <DataType T> static inline Vector read_last(const char *from, int64_t c
     return read<T>(whole);
 }
 
-// How far ahead of its use a row is fetched: so many bytes, and at most so many rows.
+// How far ahead a row is prefetched: in bytes, and at most this many rows.
 constexpr int64_t AHEAD_BYTES = 4096, AHEAD_ROWS = 64;
 
-// Where the keys or the values of a block are, for each column of it and the first of the next.
-struct Places {
+// The addresses of the keys or values of a block, and of the first ones of the next block.
+struct RowPointers {
     const char *at[BLOCK_KEYS + AHEAD_ROWS];
     int64_t ahead;  // in rows
 
-    explicit Places(int64_t row_bytes)
+    explicit RowPointers(int64_t row_bytes)
         : ahead(std::max<int64_t>(
               AHEAD_BYTES / std::max(row_bytes, AHEAD_BYTES / AHEAD_ROWS), 1)) {}
 
-    // For the columns from `low` to `end`; before and after them a row of zeros stands in.
-    void find(const Call &call, const Rows &rows, int64_t sequence, int64_t head, int64_t first,
+    // Sets the columns from `low` to `end`; all others point to a row of zeros.
+    void locate(const Call &call, const Rows &rows, int64_t sequence, int64_t head, int64_t first,
               int64_t low, int64_t end, const char *zeros) {
         int64_t all = BLOCK_KEYS + ahead, high = std::min(end, all);
         std::fill(at, at + low, zeros);
@@ -71,21 +71,21 @@ struct Places {
     }
 };
 
-// Rows that read a key together: as many as leave room for two keys in a vector of products.
+// Rows that are multiplied by a key at once, so that a vector has the products of two keys.
 constexpr int BATCH = LANES / 2;
-// Vectors of sums that stay in registers while keys go by.
+// Vectors of sums that stay in registers while keys are read.
 constexpr int SUMS = 4 * COLUMNS;
-// The products of a row with the keys of a block and then, in their place, its weights.
+// Words for the products of a row with the keys of a block, and then for its weights.
 constexpr int64_t SCORES_ROW = WEIGHTS_ROW<false>;
 
-// From `first` to `end` in steps of MOST as far as that goes, then of half as many, down to 1.
+// Calls work from `first` to `end` in steps of MOST, the rest in steps of half of it, down to 1.
 template <int MOST, class Work>
 static inline __attribute__((always_inline)) void in_steps(int64_t first, int64_t end, Work work) {
     for (; first + MOST <= end; first += MOST) work(first, std::integral_constant<int, MOST>());
     if constexpr (MOST > 1) in_steps<MOST / 2>(first, end, work);
 }
 
-// From LANES on down: lane i of rows[0] becomes the sum over all lanes of rows[i].
+// With N = LANES, lane i of rows[0] becomes the sum over all lanes of rows[i].
 template <int N> static inline __attribute__((always_inline)) void fold(Vector *rows) {
     if constexpr (N > 1) {
         constexpr auto lanes = std::make_integer_sequence<int, LANES>();
@@ -99,7 +99,7 @@ template <int N> static inline __attribute__((always_inline)) void fold(Vector *
 
 // scores[r * SCORES_ROW + k] = query r . key k, for R queries and the keys from `low` to `high`.
 template <DataType T, int R>
-static void multiply_keys(const Places &keys, int64_t low, int64_t high, int64_t dim,
+static void multiply_keys(const RowPointers &keys, int64_t low, int64_t high, int64_t dim,
                           const Word *query, float *scores) {
     constexpr int KEYS = LANES / R;
     const int64_t stride = row_words<PAIRED<T>>(dim), whole = dim / READ<T> * READ<T>;
@@ -108,13 +108,13 @@ static void multiply_keys(const Places &keys, int64_t low, int64_t high, int64_t
 #pragma GCC unroll 16
         for (int i = 0; i < KEYS; ++i) {
             const char *key = keys.at[k + i], *later = keys.at[k + i + keys.ahead];
-            const Word *place = query;
+            const Word *word = query;
             Vector sums[R] = {};
             auto add = [&](Vector part) {
 #pragma GCC unroll 8
                 for (int r = 0; r < R; ++r)
-                    sums[r] = multiply_add<PAIRED<T>>(sums[r], part, load(place + r * stride));
-                place += LANES;
+                    sums[r] = multiply_add<PAIRED<T>>(sums[r], part, load(word + r * stride));
+                word += LANES;
             };
             for (int64_t c = 0; c < whole; c += READ<T>) {
                 __builtin_prefetch(later + c * SIZE<T>);
@@ -162,7 +162,7 @@ static inline __attribute__((always_inline)) void add_keys(
     }
 }
 
-// Unpacking takes quarters of a vector in turns: back to the order of the columns.
+// Restores the order of columns: unpacking interleaves quarters of a vector.
 template <int R, int M> static inline void unscramble(Vector (&sums)[R][M]) {
 #if defined(__AVX512F__)
     const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
@@ -181,15 +181,15 @@ template <int R, int M> static inline void unscramble(Vector (&sums)[R][M]) {
 // out[r, c] += sum over the keys from `low` to `high` of weights[r, k] * value[k, c], for R rows
 // and the columns of N reads from `column` on; a row's LAST read has `rest` of them.
 template <DataType T, int R, int N, bool LAST>
-static void add_weighted(const Places &values, int64_t low, int64_t high, int64_t column,
+static void add_weighted(const RowPointers &values, int64_t low, int64_t high, int64_t column,
                          int64_t rest, const Word *weights, float *out, int64_t out_row) {
     constexpr int64_t STEP = READ<T> * SIZE<T>;
     Vector sums[R][N * READ<T> / LANES] = {};
     for (int64_t k = low; k < high; k += PAIRED<T> ? 2 : 1)
         add_keys<T>(sums, weights, k, [&](int64_t key, int n) {
-            const int64_t place = column * SIZE<T> + n * STEP;
-            __builtin_prefetch(values.at[key + values.ahead] + place);
-            const char *from = values.at[key] + place;
+            const int64_t offset = column * SIZE<T> + n * STEP;
+            __builtin_prefetch(values.at[key + values.ahead] + offset);
+            const char *from = values.at[key] + offset;
             return LAST ? read_last<T>(from, rest) : read<T>(from);
         });
     if constexpr (PAIRED<T>) unscramble(sums);
@@ -197,27 +197,27 @@ static void add_weighted(const Places &values, int64_t low, int64_t high, int64_
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int n = 0; n < N * READ<T> / LANES; ++n) {
-            float *place = out + r * out_row + column + n * LANES;
-            store(place, load(place) + sums[r][n]);
+            float *target = out + r * out_row + column + n * LANES;
+            store(target, load(target) + sums[r][n]);
         }
 }
 
-// The same for all rows and columns.
+// out += the weighted values, for all rows and columns.
 template <DataType T>
-static void add_weighted(const Places &values, int64_t low, int64_t high, int64_t dim,
+static void add_weighted(const RowPointers &values, int64_t low, int64_t high, int64_t dim,
                          const Word *weights, int64_t rows, float *out) {
     constexpr int WIDE = READ<T> / LANES;  // vectors of sums from one read
     const int64_t out_row = round_up(dim, READ<T>);
     in_steps<BATCH>(0, rows, [&](int64_t r, auto many) {
         constexpr int R = decltype(many)::value;
         constexpr int N = std::clamp(SUMS / (R * WIDE), 1, 8 / WIDE);
-        const Word *own = weights + r * SCORES_ROW;
+        const Word *row_weights = weights + r * SCORES_ROW;
         in_steps<N>(0, dim / READ<T>, [&](int64_t n, auto reads) {
             add_weighted<T, R, decltype(reads)::value, false>(
-                values, low, high, n * READ<T>, 0, own, out + r * out_row, out_row);
+                values, low, high, n * READ<T>, 0, row_weights, out + r * out_row, out_row);
         });
         if (int64_t rest = dim % READ<T>)
-            add_weighted<T, R, 1, true>(values, low, high, dim - rest, rest, own,
+            add_weighted<T, R, 1, true>(values, low, high, dim - rest, rest, row_weights,
                                         out + r * out_row, out_row);
     });
 }

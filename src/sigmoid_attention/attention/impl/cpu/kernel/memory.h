@@ -1,5 +1,5 @@
-// Working memory that a thread keeps between calls: fresh pages would cost a small call more than
-// its arithmetic does.
+// Working memory that a thread keeps between calls: for a small call, new pages would take longer
+// than the arithmetic.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -7,14 +7,14 @@
 #include <sys/mman.h>
 #endif
 
-// Under the address sanitizer, no piece may be read past its end into the next one.
+// Under the address sanitizer, a gap between pieces detects reads past the end of one.
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #define SIGMOID_ATTENTION_GAP 64
 #endif
 
 struct Arena {
-    // What is larger goes back to the system after the call.
+    // Larger arenas are returned to the system after the call.
     static constexpr int64_t KEPT = int64_t(64) << 20;
 
     static constexpr int64_t HUGE_PAGE = int64_t(2) << 20;
@@ -24,7 +24,7 @@ struct Arena {
 
     ~Arena() { release(); }
 
-    // Room for this many bytes from here on; false where the system has none.
+    // Makes this many bytes available; false if the system has too little memory.
     bool reserve(int64_t bytes) {
         rewind();
         if (bytes <= size) return true;
@@ -58,15 +58,15 @@ struct Arena {
     }
 
     template <class T> T *take(int64_t count) {
-        T *place = reinterpret_cast<T *>(base + used);
+        T *piece = reinterpret_cast<T *>(base + used);
         used += rounded(count * int64_t(sizeof(T)));
 #if defined(SIGMOID_ATTENTION_GAP)
         ASAN_POISON_MEMORY_REGION(base + used - SIGMOID_ATTENTION_GAP, SIGMOID_ATTENTION_GAP);
 #endif
-        return place;
+        return piece;
     }
 
-    // Takes the next pieces from the start again.
+    // Makes all pieces available again.
     void rewind() {
         used = 0;
 #if defined(SIGMOID_ATTENTION_GAP)

@@ -1,4 +1,4 @@
-// The micro-kernel: ROWS x N vectors of results stay in registers while the steps go by.
+// The micro-kernel: ROWS x N vectors of results stay in registers during all steps.
 #pragma once
 #include "vector.h"
 
@@ -8,7 +8,7 @@ constexpr bool HAS_PAIRS = true;
 constexpr bool HAS_PAIRS = false;
 #endif
 
-// Whether a matrix is made of floats, or of pairs of bfloat16 that are multiplied two at a time.
+// PAIRS: matrices hold pairs of bfloat16, which are multiplied two at a time; otherwise floats.
 template <bool PAIRS> static inline Vector multiply_add(Vector sum, Vector a, Vector b) {
 #if defined(__AVX512BF16__)
     if constexpr (PAIRS) return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
@@ -40,20 +40,20 @@ static inline __attribute__((always_inline)) void multiply(
 template <bool PAIRS, int N>
 static void accumulate(float *sums, int64_t sums_row, const Word *a, int64_t a_row, int64_t a_step,
                        const Word *b, int64_t b_step, int64_t steps) {
-    // From zero, so that a long sum is a sum of short ones: in one chain over all keys the rounding
-    // would grow with the square root of their number.
+    // Starts from zero, so that a long sum is a sum of short ones: in a single chain over all keys
+    // the rounding error would grow with the square root of their number.
     Vector registers[ROWS][N] = {};
     multiply<PAIRS, N>(registers, a, a_row, a_step, b, b_step, steps);
 #pragma GCC unroll 6
     for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
-            float *place = sums + m * sums_row + n * LANES;
-            store(place, load(place) + registers[m][n]);
+            float *target = sums + m * sums_row + n * LANES;
+            store(target, load(target) + registers[m][n]);
         }
 }
 
-// The same for a number of column vectors that is known only when it runs: 1 to COLUMNS.
+// The same for a number of column vectors, 1 to COLUMNS, that is a run-time argument.
 template <bool PAIRS>
 static void accumulate(int vectors, float *sums, int64_t sums_row, const Word *a, int64_t a_row,
                        int64_t a_step, const Word *b, int64_t b_step, int64_t steps) {

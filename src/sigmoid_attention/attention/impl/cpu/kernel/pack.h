@@ -1,9 +1,9 @@
 // From rows of the caller's tensors to the operands of the micro-kernel, and back.
 //
-// Three forms. Row form: the words of each row side by side, rows a multiple of LANES apart; the
-// broadcast operand. Panel form: PANEL rows transposed, (word, row); the operand whose columns are
-// those rows. Step form: (panel of columns, step, column), a step being a row, or two interleaved
-// rows of bfloat16; the operand whose columns are the columns.
+// There are three forms. Row form: the words of each row side by side, rows a multiple of LANES
+// apart; for the broadcast operand. Panel form: PANEL rows transposed, (word, row); for the operand
+// whose columns are these rows. Step form: (panel of columns, step, column), where a step is a row,
+// or two interleaved rows of bfloat16; for the operand whose columns are the matrix's columns.
 #pragma once
 #include <utility>
 
@@ -13,9 +13,9 @@
 static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 static inline int64_t parts(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 
-// How many words (or steps) hold n elements (or rows).
+// The number of words (or steps) for n elements (or rows).
 template <bool PAIRS> static inline int64_t words(int64_t n) { return PAIRS ? (n + 1) / 2 : n; }
-// How far apart rows of n elements lie in row form.
+// The distance between rows of n elements in row form.
 template <bool PAIRS> static inline int64_t row_words(int64_t n) {
     return round_up(words<PAIRS>(n), LANES);
 }
@@ -35,20 +35,20 @@ static inline uint32_t bits_of_float(float x) {
 static inline float from_half(uint16_t half) {
     uint32_t magnitude = half & 0x7fffu, sign = uint32_t(half & 0x8000u) << 16;
     if (magnitude >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (magnitude << 13));
-    // The exponents' bases differ by 112; the product is exact, also for what half calls subnormal.
+    // The exponents' biases differ by 112; the product is exact, also for subnormal halves.
     return float_of_bits(sign | bits_of_float(float_of_bits(magnitude << 13) * 0x1p112f));
 }
 
 static inline float from_bfloat(uint16_t bits) { return float_of_bits(uint32_t(bits) << 16); }
 
-// Calls read(from, value): value(from[n]) is a term's number, n elements behind the one at `place`.
-template <class Read> static inline void read_term(const Term &term, int64_t place, Read read) {
+// Calls read(from, value): value(from[n]) is the term's number n elements after `offset`.
+template <class Read> static inline void read_term(const Term &term, int64_t offset, Read read) {
     if (term.dtype == FLOAT32)
-        read((const float *)term.data + place, [](float x) { return x; });
+        read((const float *)term.data + offset, [](float x) { return x; });
     else if (term.dtype == BFLOAT16)
-        read((const uint16_t *)term.data + place, from_bfloat);
+        read((const uint16_t *)term.data + offset, from_bfloat);
     else
-        read((const uint16_t *)term.data + place, from_half);
+        read((const uint16_t *)term.data + offset, from_half);
 }
 
 static inline uint16_t to_half(float x) {
@@ -70,7 +70,7 @@ static inline uint16_t to_bfloat(float x) {
     return x != x ? uint16_t((bits >> 16) | 0x40u) : rounded;
 }
 
-// A tensor without elements may have no address, which memcpy must not see even for no bytes.
+// A tensor without elements may have a null address, which memcpy must not get even for 0 bytes.
 static inline void copy(void *to, const void *from, int64_t bytes) {
     if (bytes > 0) std::memcpy(to, from, bytes);
 }
@@ -113,20 +113,20 @@ static void from_floats(char *to, const float *from, int64_t count, int64_t dtyp
     }
 }
 
-// Rows are asked for this long before they are read: processors foresee no page but the one at hand.
+// Rows are prefetched this many rows ahead: processors do not prefetch across pages.
 constexpr int64_t AHEAD = 32;
 
 static inline void fetch_row(const char *row, int64_t bytes) {
     for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
 }
 
-// Words that are read next, asked for in as many parts as there is work to do meanwhile: where they
-// come from far away, the first group of rows would wait for all of them.
-struct Later {
+// Prefetches the words that are read next, in one part for each group of rows. Without it the first
+// group would wait for all of them.
+struct Prefetcher {
     const char *at, *end;
     int64_t part;
 
-    Later(const Word *from, int64_t count, int64_t turns)
+    Prefetcher(const Word *from, int64_t count, int64_t turns)
         : at(reinterpret_cast<const char *>(from)), end(at + count * 4),
           part(round_up(parts(count * 4, turns), 64)) {}
 
@@ -148,7 +148,7 @@ static inline void pack_row(Word *to, int64_t stride, const char *from, int64_t 
     }
 }
 
-// Euclidean length of a row that lies in row form.
+// The Euclidean norm of a row in row form.
 template <bool PAIRS> static inline double row_norm(const Word *row, int64_t stride) {
     Vector total{};
     for (int64_t w = 0; w < stride; w += LANES) {
@@ -164,7 +164,7 @@ template <bool PAIRS> static inline double row_norm(const Word *row, int64_t str
     return std::sqrt((double)sum(total));
 }
 
-// The larger of two, or a NaN where one is.
+// The larger number, or a NaN if one of the two is a NaN.
 static inline double larger(double a, double b) { return a != a || a >= b ? a : b; }
 
 template <int D, int... I>
@@ -177,7 +177,7 @@ static inline Vector mix_high(Vector a, Vector b, std::integer_sequence<int, I..
     return __builtin_shufflevector(a, b, ((I & D) ? LANES + I : I + D)...);
 }
 
-// Swaps the blocks of size D beside the diagonal; over all powers of two this transposes.
+// Swaps the off-diagonal blocks of size D; for all powers of two this transposes.
 template <int D> static inline void transpose_blocks(Vector (&rows)[LANES]) {
     constexpr auto lanes = std::make_integer_sequence<int, LANES>();
     for (int i = 0; i < LANES; ++i) {
@@ -202,7 +202,7 @@ static void pack_panel(Word *to, const Word *rows, int64_t stride, int64_t row_l
     }
 }
 
-// How the columns of a matrix in step form are cut into panels.
+// The division of the columns of a matrix in step form into panels.
 struct Columns {
     int64_t vectors;
 
@@ -215,29 +215,29 @@ struct Columns {
     }
 };
 
-// Where a panel of a matrix of so many steps begins in step form.
+// The start of a panel in step form, for a matrix of this many steps.
 static inline int64_t panel_start(int64_t panel, int64_t steps) { return panel * PANEL * steps; }
 
-// Row form to step form: `count` rows (in pairs, the last perhaps alone) to the steps from `first`.
+// Row form to step form: `count` rows, which may be odd for pairs, to the steps from `first` on.
 template <bool PAIRS>
 static void pack_steps(Word *to, int64_t steps, int64_t first, const Word *rows, int64_t stride,
                        int64_t count, Columns columns) {
     for (int64_t panel = 0; panel < columns.panels(); ++panel) {
         int64_t width = columns.vectors_in(panel) * LANES;
-        Word *place = to + panel_start(panel, steps) + first * width;
+        Word *target = to + panel_start(panel, steps) + first * width;
         if (PAIRS) {
             const uint16_t *from = reinterpret_cast<const uint16_t *>(rows) + panel * PANEL;
-            for (int64_t r = 0; r < count; r += 2, place += width) {
+            for (int64_t r = 0; r < count; r += 2, target += width) {
                 const uint16_t *even = from + r * stride * 2, *odd = even + stride * 2;
                 if (r + 1 < count)
-                    for (int64_t c = 0; c < width; ++c) place[c] = even[c] | uint32_t(odd[c]) << 16;
+                    for (int64_t c = 0; c < width; ++c) target[c] = even[c] | uint32_t(odd[c]) << 16;
                 else
-                    for (int64_t c = 0; c < width; ++c) place[c] = even[c];
+                    for (int64_t c = 0; c < width; ++c) target[c] = even[c];
             }
         } else {
             const Word *from = rows + panel * PANEL;
-            for (int64_t r = 0; r < count; ++r, place += width)
-                std::memcpy(place, from + r * stride, width * 4);
+            for (int64_t r = 0; r < count; ++r, target += width)
+                std::memcpy(target, from + r * stride, width * 4);
         }
     }
 }

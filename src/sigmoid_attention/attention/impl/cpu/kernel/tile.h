@@ -1,4 +1,4 @@
-// One tile of the score matrix: which of its pairs are visible, and the weights of those.
+// A tile of the score matrix: its visible pairs and their weights.
 #pragma once
 #include "activation.h"
 #include "call.h"
@@ -8,13 +8,13 @@ constexpr int64_t BLOCK_QUERIES = 192;  // at most; a multiple of ROWS and even
 constexpr int64_t BLOCK_KEYS = 128;     // a multiple of PANEL
 constexpr int64_t GROUPS = BLOCK_QUERIES / ROWS;
 
-// The queries of one block, and what their logits share over all keys.
+// The queries of one block, and the terms of their logits that are the same for all keys.
 struct QueryBlock {
     int64_t sequence, head;
     int64_t first, rows;           // queries of the sequence
     int64_t position;              // of the first on the key axis
     int64_t keys;                  // of the sequence
-    float unit;                    // of what a tile adds up: LOGIT_UNIT
+    float unit;                    // of the logits of a tile: LOGIT_UNIT
     float row_bias[BLOCK_QUERIES];  // in that unit
     bool hides_rows = false;       // whether a row's bias is infinite
     float slope;
@@ -31,8 +31,8 @@ struct QueryBlock {
         for (int64_t r = 0; r < BLOCK_QUERIES; ++r) row_bias[r] = (float)call.constant;
         for (const Term *term : {&call.bias, &call.mask}) {
             if (!term->data || term->key) continue;
-            int64_t place = sequence * term->batch + head * term->head + first * term->query;
-            read_term(*term, place, [&](auto from, auto value) {
+            int64_t from_start = sequence * term->batch + head * term->head + first * term->query;
+            read_term(*term, from_start, [&](auto from, auto value) {
                 for (int64_t r = 0; r < rows; ++r) {
                     row_bias[r] += value(from[r * term->query]);
                     hides_rows |= row_bias[r] == -INFINITY;
@@ -50,18 +50,18 @@ static inline bool differs_by_key(const Call &call) {
 struct Tile {
     int64_t rows, columns;      // queries and keys in it
     int64_t first_key, offset;  // offset: from the first key to the first query
-    bool edge;                  // whether something in it is hidden or past the end
-    int32_t first[BLOCK_QUERIES], last[BLOCK_QUERIES];  // what each row sees: first <= column < last
-    int32_t group_first[GROUPS], group_last[GROUPS];    // what any row of a group sees
+    bool edge;                  // whether a pair is hidden or past the end
+    int32_t first[BLOCK_QUERIES], last[BLOCK_QUERIES];  // a row sees first <= column < last
+    int32_t group_first[GROUPS], group_last[GROUPS];    // the union over the rows of a group
 
     const float *row_bias;
     const float *extra;  // added to the logits, (row, column); null for nothing
     int64_t extra_row;
     float scale, slope, cap;  // in the block's unit
     float to_cap;             // from a product to the argument of tanh; 0 for no cap
-    Numbers numbers;
+    Coefficients numbers;
 
-    Tile(const Call &call, const QueryBlock &block, int64_t j, float *extra_room)
+    Tile(const Call &call, const QueryBlock &block, int64_t j, float *extra_buffer)
         : rows(block.rows), first_key(j * BLOCK_KEYS), offset(block.position - first_key),
           row_bias(block.row_bias), extra(nullptr), extra_row(0),
           scale((float)call.scale * block.unit), slope(block.slope * block.unit),
@@ -86,11 +86,11 @@ struct Tile {
             group_last[g] = last[bottom];
         }
         for (int64_t r = 0; r < rows; ++r) {
-            // The clamp of the activation would leave a trace of what is hidden.
+            // The clamp of the activation would give a hidden key a small weight.
             if (!block.hides_rows || std::fabs(row_bias[r]) != INFINITY) continue;
             if (row_bias[r] * block.unit < 0) first[r] = last[r] = 0, edge = true;
         }
-        if (differs_by_key(call)) gather_extra(call, block, extra_room);
+        if (differs_by_key(call)) gather_extra(call, block, extra_buffer);
     }
 
     int64_t groups() const { return parts(rows, ROWS); }
@@ -115,22 +115,22 @@ struct Tile {
     }
 
   private:
-    // Sums the terms that differ from key to key; -inf stands for a key that is hidden.
-    void gather_extra(const Call &call, const QueryBlock &block, float *room) {
+    // Sums the terms that depend on the key; -inf marks a hidden key.
+    void gather_extra(const Call &call, const QueryBlock &block, float *buffer) {
         bool by_row = false;
         for (const Term *term : {&call.bias, &call.mask})
             by_row |= term->data && term->key && term->query;
         by_row |= call.attend.data && call.attend.query;
-        extra = room;
+        extra = buffer;
         extra_row = by_row ? BLOCK_KEYS : 0;
         for (int64_t r = 0; r < (by_row ? rows : 1); ++r) {
-            float *row = room + r * BLOCK_KEYS;
+            float *row = buffer + r * BLOCK_KEYS;
             std::memset(row, 0, BLOCK_KEYS * 4);
             for (const Term *term : {&call.bias, &call.mask}) {
                 if (!term->data || !term->key) continue;
-                int64_t place = block.sequence * term->batch + block.head * term->head +
+                int64_t from_start = block.sequence * term->batch + block.head * term->head +
                                 (block.first + r) * term->query + first_key * term->key;
-                read_term(*term, place, [&](auto from, auto value) {
+                read_term(*term, from_start, [&](auto from, auto value) {
                     if (term->key == 1)
                         for (int64_t c = 0; c < columns; ++c) row[c] += value(from[c]);
                     else
@@ -149,60 +149,61 @@ struct Tile {
     }
 };
 
-// Where a group's derivatives wait: of the weights by their logits, of the cap by the products.
-struct Slopes {
-    float *steep, *bend;
+// Buffers for derivatives: of the weights by the logits, and of the cap by the products.
+struct Derivatives {
+    float *of_sigmoid, *of_cap;
 };
 
-// What a tile's logits depend on beside product and row. PLAIN is most tiles of most calls, and has
-// no question left to ask for each vector.
+// What a tile's logits depend on beside product and row. PLAIN tiles, the most frequent ones, need
+// no branch for each vector.
 enum Terms : int {
-    PLACED = 0,  // a slope, or something is hidden
-    EXTRA = 1,   // that, extra logits, or a cap
+    GENERAL = 0,  // also a slope, or hidden pairs
+    EXTRA = 1,    // also extra logits, or a cap
     PLAIN = 2,
 };
 
-// From products q.k of row r and the columns from c on to weights, in place. BACKWARD: the
-// derivatives are wanted too.
+// Turns products q.k of row r and the columns from c on into weights, in place. With BACKWARD it
+// stores the derivatives too.
 template <int TERMS, bool COARSE, bool BACKWARD>
-static inline __attribute__((always_inline)) void weigh(Vector (&x)[COLUMNS], const Tile &tile,
-                                                        int64_t r, int64_t c, Slopes slopes) {
+static inline __attribute__((always_inline)) void set_weights(
+    Vector (&x)[COLUMNS], const Tile &tile, int64_t r, int64_t c, Derivatives derivatives) {
     const Vector lanes = lane_numbers();
     const float bias = tile.row_bias[r];
 #pragma GCC unroll 4
     for (int n = 0; n < COLUMNS; ++n) {
         Vector u = x[n] * tile.scale + bias;
-        [[maybe_unused]] Integers seen;
+        [[maybe_unused]] Integers shown;
         if constexpr (TERMS == EXTRA) {
             if (tile.to_cap != 0) {
-                Vector t = tangent(x[n] * tile.to_cap);
+                Vector t = hyperbolic_tangent(x[n] * tile.to_cap);
                 u = t * tile.cap + bias;
-                if (BACKWARD) store(slopes.bend + n * LANES, 1.0f - t * t);
+                if (BACKWARD) store(derivatives.of_cap + n * LANES, 1.0f - t * t);
             }
             if (tile.extra) {
                 Vector extra = load(tile.extra + r * tile.extra_row + c + n * LANES);
-                seen = ~(extra == -INFINITY);
+                shown = ~(extra == -INFINITY);
                 u += extra * LOGIT_UNIT<COARSE>;
             }
         }
         if (TERMS != PLAIN && tile.slope != 0) {
-            // The distance is exact: its two ends alone would lose the digits that it needs.
+            // The distance is exact. As a difference of two floats it would lose digits.
             Vector away = (float)(tile.offset + r - c - n * LANES) - lanes;
             u -= tile.slope * absolute(away);
         }
         Vector odds, w = sigmoid<COARSE>(u, tile.numbers, odds);
         if constexpr (TERMS == EXTRA)
-            if (tile.extra) w = where(seen, w);
+            if (tile.extra) w = where(shown, w);
         if (TERMS != PLAIN && tile.edge) {
             Integers column = __builtin_convertvector(lanes, Integers) + (int32_t)(c + n * LANES);
             w = where((column >= tile.first[r]) & (column < tile.last[r]), w);
         }
         if (BACKWARD) {
-            // What is hidden has no slope either, even where its logit is a NaN.
-            Vector steep = odds * w * w;
-            // Far from 1 this has the weight's rounding once, not twice.
-            if (!COARSE) steep = choose(w < 0.7f, w - w * w, steep);
-            store(slopes.steep + n * LANES, TERMS == PLAIN ? steep : where(w != 0.0f, steep));
+            // A hidden pair has no derivative, even if its logit is a NaN.
+            Vector slope = odds * w * w;
+            // For weights well below 1 this form has the weight's rounding once, not twice.
+            if (!COARSE) slope = choose(w < 0.7f, w - w * w, slope);
+            store(derivatives.of_sigmoid + n * LANES,
+                  TERMS == PLAIN ? slope : where(w != 0.0f, slope));
         }
         x[n] = w;
     }

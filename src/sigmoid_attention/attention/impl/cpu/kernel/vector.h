@@ -61,16 +61,16 @@ static inline Vector lane_numbers() {
 static inline Vector as_floats(Integers bits) { return (Vector)bits; }
 static inline Integers as_bits(Vector v) { return (Integers)v; }
 static inline Vector absolute(Vector v) { return as_floats(as_bits(v) & 0x7fffffff); }
-// The numbers where the mask (all bits or none) is set, zero elsewhere: even for a NaN.
+// The numbers where the mask (all bits or none) is set, zero elsewhere, also for a NaN.
 static inline Vector where(Integers mask, Vector v) { return as_floats(as_bits(v) & mask); }
 static inline Vector choose(Integers mask, Vector yes, Vector no) {
     return as_floats((as_bits(yes) & mask) | (as_bits(no) & ~mask));
 }
 
-// Keeps the compiler from working on several rows at a time, for which registers do not suffice.
+// Prevents the compiler from processing several rows at once, which would spill registers.
 static inline void one_after_another() { __asm__ volatile("" ::: "memory"); }
 
-// In both, a NaN in v comes out as a NaN.
+// Both keep a NaN in v.
 static inline Vector at_most(Vector v, float limit) {
 #if defined(__AVX512F__)
     return (Vector)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)v);

@@ -1,1 +1,1 @@
-"""The kernels for Hopper: what Triton's compiler does not find by itself is written out here."""
+"""Kernels for Hopper in Gluon, with layouts, pipelines and the work of each warp written out."""

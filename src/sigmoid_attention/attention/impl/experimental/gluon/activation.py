@@ -1,14 +1,14 @@
 # type: ignore - in a kernel, names mean what Gluon's compiler makes of them.
 r"""The sigmoid of a tile in registers, two weights at a time.
 
-The hardware has one special function where it has four multiplications. So the full form,
+The hardware computes one special function in the time of four multiplications. So the full form,
 
     p = 1 / (1 + 2^-x),   x = u log2(e),
 
 takes the reciprocals of two weights at once: with a = 1 + 2^-x and b likewise for its neighbour,
 r = 1 / (a b) gives 1/a = r b and 1/b = r a. That is one special function and a half for each
-weight instead of two, and three multiplications for a pair. So that a b stays finite, -x is held
-below 62: a weight below 2^-62 is taken for that. The rounding is that of three operations in fp32.
+weight instead of two, and three multiplications for a pair. To keep a b finite, -x is limited to
+62, so that no weight is below 2^-62. The rounding is that of three operations in fp32.
 
 The tail form is the portable kernel's, one special function for each weight.
 """
@@ -49,25 +49,25 @@ def full(x, SHIFT: gl.constexpr):
 
 @gluon.jit
 def weights(x, MASKED: gl.constexpr, TAIL: gl.constexpr, SHIFT: gl.constexpr):
-    """2^SHIFT sigmoid(u) of x = u log2(e) + SHIFT; an exact 0 of -inf, if that is what masks."""
+    """2^SHIFT sigmoid(u) of x = u log2(e) + SHIFT; with MASKED -inf gives an exact 0."""
     if MASKED:
-        found = activation.full(x, SHIFT)
+        shifted = activation.full(x, SHIFT)
     elif TAIL:
-        found = activation.tail(x, SHIFT)
+        shifted = activation.tail(x, SHIFT)
     else:
-        found = full(x, SHIFT)
-    return found
+        shifted = full(x, SHIFT)
+    return shifted
 
 
 @gluon.jit
 def rounded(x, dtype: gl.constexpr):
-    """x in bf16 or fp16, in pairs: converted one by one they are packed once more in every loop."""
+    """x in bf16 or fp16, converted in pairs, which saves packing them in every loop."""
     if dtype == gl.bfloat16:
-        found = gl.inline_asm_elementwise(
+        converted = gl.inline_asm_elementwise(
             "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=gl.bfloat16, is_pure=True, pack=2
         )
     else:
-        found = gl.inline_asm_elementwise(
+        converted = gl.inline_asm_elementwise(
             "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [x], dtype=gl.float16, is_pure=True, pack=2
         )
-    return found
+    return converted

@@ -1,6 +1,6 @@
 """From the tensors of a call to the launches of the Hopper kernels.
 
-The plan is the portable kernels' (``triton/plan.py``), and so are the tensors' preparations.
+The plan (``triton/plan.py``) and the preparation of tensors are those of the portable kernels.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim.
 """
@@ -28,7 +28,7 @@ _TYPES = {
 
 
 def fetchable(tensor: Tensor) -> Tensor:
-    """The tensor, copied only where the copy engine could not read it as it lies."""
+    """The tensor, or a copy if the copy engine cannot read its memory."""
     unit = 16 // tensor.element_size()
     aligned = tensor.data_ptr() % 16 == 0 and tensor.stride(-1) == 1
     for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
@@ -37,9 +37,9 @@ def fetchable(tensor: Tensor) -> Tensor:
 
 
 def descriptor(tensor: Tensor, box: tuple[int, int]) -> TensorDescriptor:
-    """Of a (B, H, N, D) tensor, in boxes of rows and columns of one head."""
+    """A descriptor of a (B, H, N, D) tensor, in boxes of rows and columns of one head."""
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
-    # The stride of a single element is arbitrary, and the copy engine reads it all the same.
+    # The stride of a dimension of size 1 is arbitrary, but the copy engine checks it.
     strides = [64 if size == 1 else stride for size, stride in pairs][:-1]
     shape = [1, 1, *box]
     layout: Any = gl.NVMMASharedLayout.get_default_for(shape, _TYPES[tensor.dtype])
@@ -62,9 +62,9 @@ class HopperCall(Call):
         return term.expand(self.sequences, self.heads).float().contiguous()
 
     def kernel_features(self, planned: bool, shift: int) -> Features:
-        own = self.settings
+        settings = self.settings
         return Features(
-            window=own.left >= 0 or own.right >= 0,
+            window=settings.left >= 0 or settings.right >= 0,
             tails=planned,
             bias=self.bias is not None,
             slopes=self.slopes is not None,
@@ -75,7 +75,7 @@ class HopperCall(Call):
         self, rows: int, columns: int, window: tuple[int, int], blocks: tuple[int, int],
         group: int, spans: Tensor | None,
     ) -> tuple[Tensor | None, int]:  # fmt: skip
-        """The list of work, if there is a plan, and how many items there are."""
+        """The list of work, None without a plan, and the number of items."""
         items = self.sequences * self.heads // group * cdiv(rows, blocks[0])
         if spans is None:
             return None, items
@@ -85,29 +85,29 @@ class HopperCall(Call):
     def launch(
         self, kernel: Any, config: Any, tensors: dict[str, Tensor], work: tuple[Tensor | None, int]
     ) -> None:
-        """As many thread blocks as stay for the whole call: one for each multiprocessor."""
-        own = self.settings
+        """Launch one thread block for each multiprocessor, which runs for the whole call."""
+        settings = self.settings
         listed, items = work
         kernel[(min(multiprocessors(self.query.device), items),)](
             **{name: descriptor(tensors[name], box) for name, box in config.boxes.items()},
             work=listed, items=items,
             bias=self.of_heads(self.bias), slopes=self.of_heads(self.slopes),
-            scale=own.scale, constant=own.constant,
-            left=own.left if own.left >= 0 else UNLIMITED.value,
-            right=own.right if own.right >= 0 else UNLIMITED.value,
-            queries=own.max_q, keys=own.max_k, heads=self.heads, group=self.group,
+            scale=settings.scale, constant=settings.constant,
+            left=settings.left if settings.left >= 0 else UNLIMITED.value,
+            right=settings.right if settings.right >= 0 else UNLIMITED.value,
+            queries=self.layout.max_q, keys=self.layout.max_k, heads=self.heads, group=self.group,
             CONFIG=config, num_warps=4,
         )  # fmt: skip
 
     def forward(self, out: Tensor) -> None:
-        own = self.settings
+        settings, layout = self.settings, self.layout
         with self.on_device:
             spans = self.spans(of_keys=False)
             shift = 15 if self.query.dtype == torch.float16 else 0
             config = configs.forward(self.head_dim, self.kernel_features(spans is not None, shift))
             blocks = config.block_q, config.block_k
-            window = own.left, own.right
-            work = self.work(own.max_q, own.max_k, window, blocks, 1, spans)
+            window = settings.left, settings.right
+            work = self.work(layout.max_q, layout.max_k, window, blocks, 1, spans)
             tensors = {
                 "query": fetchable(self.query),
                 "key": fetchable(self.key),
@@ -120,13 +120,13 @@ class HopperCall(Call):
         self, grad_out: Tensor, on_query: Tensor, on_key: Tensor, on_value: Tensor
     ) -> None:
         """Fill ``on_key`` and ``on_value``; add to ``on_query``, fp32 and without ``scale``."""
-        own = self.settings
+        settings, layout = self.settings, self.layout
         with self.on_device:
             spans = self.spans(of_keys=True)
             config = configs.backward(self.head_dim, self.kernel_features(spans is not None, 0))
-            # From a key, what its queries see to their left lies to the right.
-            window, blocks = (own.right, own.left), (KEYS, config.block_q)
-            work = self.work(own.max_k, own.max_q, window, blocks, self.group, spans)
+            # The window of a key is the mirror image of that of a query.
+            window, blocks = (settings.right, settings.left), (KEYS, config.block_q)
+            work = self.work(layout.max_k, layout.max_q, window, blocks, self.group, spans)
             tensors = {
                 "query": fetchable(self.query),
                 "key": fetchable(self.key),

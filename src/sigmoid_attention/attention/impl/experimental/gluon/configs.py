@@ -1,6 +1,6 @@
-"""The shipped configurations: what the kernels are compiled for, and which call takes which.
+"""The configurations that the kernels are compiled for, and which call uses which.
 
-None was chosen by its timings; all were by what the compiler says of registers, spills and
+None was chosen by timings. All were chosen by the compiler's figures: registers, spills and
 instructions (tests/attention/impl/experimental/gluon/test_budgets.py).
 """
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 HEAD_DIMS = (64, 128)
 # Rows of a warp group's product.
 ROWS = 64
-# Keys that two consumers of the backward kernel have.
+# Keys of the two consumers of the backward kernel.
 KEYS = 128
 
 
 @dataclass(frozen=True)
 class Features:
-    """What is compiled into a kernel: a mask's loop, the tail's, and terms of the logits.
+    """What is compiled into a kernel: loops of masked and of tail tiles, and terms of the logits.
 
     ``shift``: weights are computed times 2^shift, so that fp16 keeps the digits of small ones.
     """
@@ -43,14 +43,14 @@ class Forward(Features):
 
     @property
     def boxes(self) -> dict[str, tuple[int, int]]:
-        """What the copy engine takes at a time, of each of the kernel's tensors."""
+        """The boxes in which the copy engine moves each of the kernel's tensors."""
         query, key = (ROWS, self.head_dim), (self.block_k, self.head_dim)
         return {"query": query, "key": key, "value": key, "out": query}
 
 
 @dataclass(frozen=True)
 class Backward(Features):
-    """``block_q`` queries and KEYS keys, of which each of two consumers has half."""
+    """``block_q`` queries and KEYS keys; each of two consumers has half of the keys."""
 
     head_dim: int
     block_q: int
@@ -71,7 +71,7 @@ class Backward(Features):
 
 
 def forward(head_dim: int, features: Features) -> Forward:
-    """A plan has units of 128 queries, which two consumers take; three are faster to fill."""
+    """Two consumers take the 128 queries of a plan's unit; three need less time to fill."""
     narrow = head_dim == 64
     return Forward(
         **vars(features),
@@ -84,10 +84,10 @@ def forward(head_dim: int, features: Features) -> Forward:
 
 
 def backward(head_dim: int, features: Features) -> Backward:
-    """Tiles of queries for which scores and sums leave registers for the rest."""
+    """Tiles of queries whose scores and sums leave enough registers."""
     narrow = head_dim == 64
     if narrow and features.slopes and not features.window:
-        # In a loop without a branch the assembler spills 150 registers. A tail that no tile is in
-        # makes one.
+        # In a loop without a branch the assembler spills 150 registers. The branch for tails avoids
+        # that, though no tile takes it.
         features = replace(features, tails=True)
     return Backward(**vars(features), head_dim=head_dim, block_q=128 if narrow else 64, stages=2)

@@ -1,9 +1,9 @@
 # type: ignore - in a kernel, names mean what Gluon's compiler makes of them.
-"""The forward kernel: one warp fetches, two or three warp groups multiply, and take turns at it.
+"""The forward kernel: one warp fetches, two or three warp groups multiply in turns.
 
-A thread block stays for the whole call and works through its part of a list (``schedule.py``). Of
-each item, which is a block of queries of one head, every consumer has 64 queries; all of them visit
-the tiles of keys that the item sees in step, but never at the same point:
+A thread block runs for the whole call and processes its part of a list (``schedule.py``). An item
+is a block of queries of one head, of which every consumer has 64. All consumers visit the item's
+tiles of keys in the same order, but at different times:
 
     producer                      consumer, tile t
     key t, value t -> shared      wait for key t and for the turn
@@ -12,14 +12,13 @@ the tiles of keys that the item sees in step, but never at the same point:
                                   pass the turn on
                                   weights_t = sigmoid(scores_t), as soon as scores_t is there
 
-While one consumer computes sigmoids, the products of another fill the tensor cores, and beneath
-its own sigmoids a consumer has its last product running. Nothing of a softmax stands in between:
-no maximum, no sum, no factor for what was summed before. The weights stay in registers and are the
-next product's left operand.
+While one consumer computes sigmoids, the products of another one, and its own last product, keep
+the tensor cores busy. There is no maximum, no sum and no rescaling as in a softmax. The weights
+stay in registers and are the next product's left operand.
 
-Tiles come in three classes, one loop for each: those on an edge of the window, which need a mask,
-those that need the full sigmoid, and those that the certificate proves to lie in its tail. An
-item's first tile stands outside of the loops, as it has no product before it.
+There are three classes of tiles, with a loop for each: those on an edge of the window, which need a
+mask; those that need the full sigmoid; those that the certificate proves to lie in its tail. An
+item's first tile is computed before the loops, as no product precedes it.
 
 Shape letters: Q queries of a consumer, K keys of a tile, D head dim.
 """
@@ -35,7 +34,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from sigmoid_attention.attention.impl.experimental.gluon import activation, ring, walk
-from sigmoid_attention.attention.impl.experimental.gluon.tile import ROWS, product, weigh
+from sigmoid_attention.attention.impl.experimental.gluon.tile import (
+    ROWS,
+    attention_weights,
+    product,
+)
 from sigmoid_attention.attention.impl.triton.activation import LOG2E
 
 # Classes of tiles, in the order in which they are walked.
@@ -58,11 +61,11 @@ def forward(query, key, value, out, work, items, bias, slopes, scale, constant, 
         ring.make(value, CONFIG.stages, 1, CONFIG.consumers),
         ring.barriers(CONFIG.consumers, 1),
     )
-    # The copy engine is to see the barriers as they were made.
+    # Makes the initialised barriers visible to the copy engine.
     fence_async_shared()
     calls = (work, (items, queries, keys, heads, 1), (left, right))
     terms = (bias, slopes, scale, constant)
-    # The registers are those of 512 threads, of which the producer's 128 need few.
+    # The registers of 512 threads are shared out; the producer's 128 threads need few.
     if CONFIG.consumers == 2:
         gl.warp_specialize(
             [
@@ -88,19 +91,19 @@ def forward(query, key, value, out, work, items, bias, slopes, scale, constant, 
 
 @gluon.jit
 def produce(rings, query, key, value, calls, group, CONFIG: gl.constexpr):
-    """Fetch whatever the consumers will wait for, in the order in which they will."""
+    """Fetch all tiles of the consumers, in the order in which they wait for them."""
     queries, keys, values, _ = rings
     rows: gl.constexpr = CONFIG.consumers * ROWS
     tick = 0
-    for turn in range(walk.rounds(calls[1])):
-        batch, head, block, seen = visit(calls, turn, CONFIG)
+    for turn in range(walk.item_count(calls[1])):
+        batch, head, block, visited = visit(calls, turn, CONFIG)
         ring.fill(
             queries, turn, CONFIG.q_stages, CONFIG.consumers, query, batch, head, block * rows
         )
-        # One at least, whose weights an item without any tile ignores.
-        steps = gl.maximum(walk.count(seen), 1)
+        # At least one tile: an item without any ignores its weights.
+        steps = gl.maximum(walk.tile_count(visited), 1)
         for step in range(steps):
-            first_k = walk.tile(step, seen) * CONFIG.block_k
+            first_k = walk.tile_at(step, visited) * CONFIG.block_k
             now = tick + step
             ring.fill(keys, now, CONFIG.stages, 1, key, batch, head // group, first_k)
             ring.fill(values, now, CONFIG.stages, 1, value, batch, head // group, first_k)
@@ -111,11 +114,13 @@ def produce(rings, query, key, value, calls, group, CONFIG: gl.constexpr):
 def visit(calls, turn, CONFIG: gl.constexpr):
     """Batch, head and block of a turn's item, and the tiles that it visits."""
     work, sizes, window = calls
-    row = walk.item(turn)
+    row = walk.item_at(turn)
     BLOCK: gl.constexpr = CONFIG.consumers * ROWS
-    batch, head, block = walk.place(work, row, sizes, BLOCK, True)
-    seen = walk.tiles(work, row, block, sizes, window, BLOCK, CONFIG.block_k, CONFIG.window)
-    return batch, head, block, seen
+    batch, head, block = walk.locate(work, row, sizes, BLOCK, True)
+    visited = walk.visited_tiles(
+        work, row, block, sizes, window, BLOCK, CONFIG.block_k, CONFIG.window
+    )
+    return batch, head, block, visited
 
 
 @gluon.jit
@@ -127,9 +132,9 @@ def consume(rings, out, calls, terms, CONFIG: gl.constexpr, OWN: gl.constexpr):
     bias, slopes, scale, constant = terms
     sizes, window = calls[1], calls[2]
     tick = 0
-    for turn in range(walk.rounds(sizes)):
-        batch, head, block, seen = visit(calls, turn, CONFIG)
-        masked, wide, steps = walk.parts(seen)
+    for turn in range(walk.item_count(sizes)):
+        batch, head, block, visited = visit(calls, turn, CONFIG)
+        masked, wide, steps = walk.class_ends(visited)
         steps = gl.maximum(steps, 1)
         first_q = (block * CONFIG.consumers + OWN) * ROWS
         extra = constant
@@ -147,8 +152,8 @@ def consume(rings, out, calls, terms, CONFIG: gl.constexpr, OWN: gl.constexpr):
         pass_on(turns, CONFIG, OWN)
         scores_QK = warpgroup_mma_wait(0, [scores_QK])
         ring.release(keys, tick, CONFIG.stages)
-        first_k = walk.tile(0, seen) * CONFIG.block_k
-        scores_QK = weigh(scores_QK, first_k, term, CONFIG.window, False, CONFIG)
+        first_k = walk.tile_at(0, visited) * CONFIG.block_k
+        scores_QK = attention_weights(scores_QK, first_k, term, CONFIG.window, False, CONFIG)
         weights_QK = gl.convert_layout(activation.rounded(scores_QK, out.dtype), WEIGHTS)
         out_QD = gl.full([ROWS, CONFIG.head_dim], 0.0, gl.float32, OUT)
 
@@ -168,11 +173,11 @@ def consume(rings, out, calls, terms, CONFIG: gl.constexpr, OWN: gl.constexpr):
                     pass_on(turns, CONFIG, OWN)
                     scores_QK = warpgroup_mma_wait(1, [scores_QK])
                     ring.release(keys, now, CONFIG.stages)
-                    first_k = walk.tile(step, seen) * CONFIG.block_k
-                    scores_QK = weigh(
+                    first_k = walk.tile_at(step, visited) * CONFIG.block_k
+                    scores_QK = attention_weights(
                         scores_QK, first_k, term, CLASS == MASKED, CLASS == TAIL, CONFIG
                     )
-                    # The wait for the sum names the new weights too: so they are rounded behind
+                    # The wait for the sum includes the new weights, so that they are rounded after
                     # it, into the registers of the old ones.
                     out_QD, scores_QK = warpgroup_mma_wait(0, [out_QD, scores_QK])
                     ring.release(values, now - 1, CONFIG.stages)
@@ -186,12 +191,12 @@ def consume(rings, out, calls, terms, CONFIG: gl.constexpr, OWN: gl.constexpr):
         out_QD = warpgroup_mma_wait(0, [out_QD])
         ring.release(values, tick - 1, CONFIG.stages)
         unit: gl.constexpr = 1.0 / (1 << CONFIG.shift)
-        out_QD = gl.where(walk.count(seen) > 0, out_QD * unit, 0.0)
-        # The queries are not needed any more, and leave their room to the outputs.
+        out_QD = gl.where(walk.tile_count(visited) > 0, out_QD * unit, 0.0)
+        # The buffer of the queries is free now, and takes the outputs.
         query_QD.store(activation.rounded(out_QD, out.dtype))
         fence_async_shared()
-        # Read again, so that nothing holds a register for it meanwhile.
-        batch, head, block, seen = visit(calls, turn, CONFIG)
+        # Loaded again, so that it takes no registers during the loops.
+        batch, head, block, visited = visit(calls, turn, CONFIG)
         first_q = (block * CONFIG.consumers + OWN) * ROWS
         box = query_QD.reshape([1, 1, ROWS, CONFIG.head_dim])
         tma.async_copy_shared_to_global(out, [batch, head, first_q, 0], box)
@@ -203,7 +208,7 @@ def consume(rings, out, calls, terms, CONFIG: gl.constexpr, OWN: gl.constexpr):
 def start_scores(query_QD, keys, turns, tick, CONFIG: gl.constexpr, OWN: gl.constexpr):
     """Wait for a tile of keys and for this consumer's turn, and start its product."""
     key_KD = ring.ready(keys, tick, CONFIG.stages, 1, 0)
-    # The first consumer begins: for it the turn before the first counts as passed on.
+    # The first consumer starts: for it the turn before the first one counts as passed on.
     mbarrier.wait(turns.index(OWN), (tick & 1) ^ (OWN == 0))
     empty = gl.full([ROWS, CONFIG.block_k], 0.0, gl.float32, product(CONFIG.block_k))
     return warpgroup_mma(query_QD, key_KD.permute((1, 0)), empty, use_acc=False, is_async=True)

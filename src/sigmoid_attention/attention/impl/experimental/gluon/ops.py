@@ -1,7 +1,7 @@
 """The Hopper kernels as operators of torch's library: forward and backward.
 
-What these kernels have no gradient for, the portable kernels differentiate: their operators take
-the same arguments, and the plan is the same.
+Gradients that these kernels do not compute come from the portable kernels, whose operators take the
+same arguments and follow the same plan.
 
 Shape letters: B batch, H query heads, Q queries, D head dim.
 """
@@ -9,9 +9,9 @@ Shape letters: B batch, H query heads, Q queries, D head dim.
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention.impl.cpu.ops import like
 from sigmoid_attention.attention.impl.experimental.gluon.call import HopperCall
 from sigmoid_attention.attention.impl.experimental.gluon.configs import HEAD_DIMS
+from sigmoid_attention.attention.impl.layout import empty_output
 from sigmoid_attention.attention.impl.triton import activation
 from sigmoid_attention.attention.impl.triton import ops as portable
 from sigmoid_attention.attention.problem import Problem
@@ -33,7 +33,7 @@ def attend(problem: Problem) -> Tensor:
     """The operator on a checked problem, in the layout of its query.
 
     Raises:
-        NotImplementedError: whatever the portable kernels refuse, and: a GPU other than Hopper,
+        NotImplementedError: what the portable kernels refuse, and: a GPU other than Hopper,
             other dtypes than bf16 and fp16, head dims other than 64 and 128, packed or cached
             sequences, a mask, a softcap, a bias of rows or keys, nothing to compute, the
             hardware's tanh.
@@ -78,35 +78,41 @@ def refuse(problem: Problem) -> None:
 
 @constant_when_traced
 def _unfit(device: torch.device) -> str | None:
-    """What is wrong with a device."""
+    """The reason for which a device cannot run the kernels, None for one that can."""
     if device.type != "cuda" or torch.version.hip is not None:
         return str(device)
     major, minor = torch.cuda.get_device_capability(device)
     return None if (major, minor) == (9, 0) else f"{device} of capability {major}.{minor}"
 
 
-def _forward(query, key, value, bias, attn_mask, alibi_slopes, places, sizes, numbers) -> Tensor:
+def _forward(
+    query, key, value, bias, attn_mask, alibi_slopes, offsets_and_lengths, sizes, numbers
+) -> Tensor:
     """Output (B, H, Q, D)."""
-    settings = portable.unpacked(sizes, numbers)
-    out = like(query, value.shape[3])
-    HopperCall(query, key, value, bias, attn_mask, alibi_slopes, places, settings).forward(out)
+    layout, settings = portable.unpacked(offsets_and_lengths, sizes, numbers)
+    out = empty_output(query, value.shape[3])
+    HopperCall(query, key, value, bias, attn_mask, alibi_slopes, layout, settings).forward(out)
     return out
 
 
 def _backward(grad_out, bias_wanted, mask_wanted, slopes_wanted, query, key, value, *rest):
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
-    others = bias_wanted or slopes_wanted
-    if others or torch.are_deterministic_algorithms_enabled() or query.dtype == torch.float16:
-        # Sums of bias and slopes, an order of additions, and fp16's range of gradients are theirs.
+    if (
+        bias_wanted
+        or slopes_wanted
+        or torch.are_deterministic_algorithms_enabled()
+        or query.dtype == torch.float16
+    ):
+        # Only the portable kernels sum gradients of terms, add in order, and scale for fp16.
         wanted = (bias_wanted, mask_wanted, slopes_wanted)
         return OPERATORS.triton_backward(grad_out, *wanted, query, key, value, *rest)
-    *terms, sizes, numbers = rest
-    settings = portable.unpacked(sizes, numbers)
-    total = like(query, query.shape[3], torch.float32).zero_()
-    on_query, on_key, on_value = (like(x, x.shape[3]) for x in (query, key, value))
-    call = HopperCall(query, key, value, *terms, settings=settings)
-    call.keys_pass(grad_out, total, on_key, on_value)
-    torch.mul(total, settings.scale, out=on_query)
+    bias, attn_mask, alibi_slopes, offsets_and_lengths, sizes, numbers = rest
+    layout, settings = portable.unpacked(offsets_and_lengths, sizes, numbers)
+    unscaled = empty_output(query, query.shape[3], torch.float32).zero_()
+    on_query, on_key, on_value = (empty_output(x, x.shape[3]) for x in (query, key, value))
+    call = HopperCall(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
+    call.keys_pass(grad_out, unscaled, on_key, on_value)
+    torch.mul(unscaled, settings.scale, out=on_query)
     return on_query, on_key, on_value, *(query.new_empty(0) for _ in range(3))
 
 

@@ -1,11 +1,11 @@
 # type: ignore - in a kernel, names mean what Gluon's compiler makes of them.
-"""Rings of buffers in shared memory, which one warp group fills and others empty.
+"""Rings of buffers in shared memory: one warp group fills them, and others read them.
 
-A ring is (buffers, full, free). The n-th tile that passes through it lies in slot n mod STAGES,
-and both barriers of a slot complete once for every tile that the slot has held: the tile with
-number n waits for the (n // STAGES)-th time that its slot is filled, and for the time before that
-it is freed. A barrier knows two phases, so a wait names the parity of the one that it waits for;
-the phase before the first counts as complete, which is why nobody has to free an empty ring.
+A ring is (buffers, full, free). Tile n uses slot n mod STAGES. Both barriers of a slot complete one
+phase for every tile. A reader of tile n waits until phase n // STAGES of ``full`` is complete; the
+writer waits for the phase of ``free`` before that. A barrier has two phases, so a wait names the
+parity of its phase. The phase before the first one counts as complete, so that an empty ring needs
+no release.
 """
 
 from triton.experimental import gluon
@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 @gluon.jit
 def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
-    """Barriers that complete a phase whenever ARRIVALS warp groups, or one copy, have arrived."""
+    """Barriers that complete a phase when ARRIVALS warp groups, or one copy, have arrived."""
     made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     for each in gl.static_range(COUNT):
         mbarrier.init(made.index(each), count=ARRIVALS)
@@ -25,7 +25,7 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 @gluon.jit
 def make(descriptor, STAGES: gl.constexpr, PARTS: gl.constexpr, READERS: gl.constexpr):
     """A ring of STAGES tiles, each of PARTS boxes of the descriptor, that READERS groups empty."""
-    # A display with a star is no Gluon.
+    # Gluon has no starred expressions.
     shape: gl.constexpr = [STAGES * PARTS] + descriptor.block_type.shape  # noqa: RUF005
     buffers = gl.allocate_shared_memory(descriptor.dtype, shape, descriptor.layout)
     return buffers, barriers(STAGES, 1), barriers(STAGES, READERS)
@@ -59,5 +59,5 @@ def ready(ring, tick, STAGES: gl.constexpr, PARTS: gl.constexpr, PART: gl.conste
 
 @gluon.jit
 def release(ring, tick, STAGES: gl.constexpr):
-    """This warp group has read the tile with number ``tick`` for the last time."""
+    """Free the slot of the tile with number ``tick``, which this warp group reads no more."""
     mbarrier.arrive(ring[2].index(tick % STAGES), count=1)

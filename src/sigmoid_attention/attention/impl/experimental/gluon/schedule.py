@@ -1,17 +1,15 @@
 """The list of work of a planned call: its items, the longest first, and the tiles of each.
 
 A row of the list is (batch, head, block, first, inner, full, full_end, inner_end, end), as
-``walk.py`` reads it: a block of rows, and the tiles of columns that it visits. In the forward pass
-rows are queries and columns keys. The backward pass takes the same kernels with the two exchanged:
-from a key, its queries lie in the window's mirror image.
+``walk.py`` reads it: a block of rows, and the range of tiles of columns that it visits. In the
+forward pass rows are queries and columns are keys. The backward pass exchanges the two, and mirrors
+the window.
 
-What lies beyond the last row or column needs no mask: it is read as zeros, whose products are
-zeros, and it is not written.
+Rows and columns past the last one need no mask: they are loaded as zeros and not stored.
 
-The list begins with the longest items, and the thread blocks take theirs from it to and fro, so
-that all of them have about the same to do. It is cut into groups of heads, each of which begins
-with its longest items. A group is small enough to find an item's place by counting, in parallel,
-which items are longer.
+The list is divided into groups of heads, and each group starts with its longest items. The thread
+blocks take items in alternating order, so that all have about the same amount of work. A group is
+so small that the position of an item is listed by counting the longer items in parallel.
 """
 
 import torch
@@ -24,7 +22,7 @@ from sigmoid_attention.attention.impl.triton.call import cdiv
 from sigmoid_attention.attention.impl.triton.launch import launch
 
 _NUMBERS = ("items", "group", "blocks", "rows", "columns", "before", "after", "together")
-# Items of a program, and how many it compares them with at a time.
+# Items of a program, and the number of items that it compares them with at a time.
 _ITEMS, _OTHERS = 64, 256
 
 
@@ -49,26 +47,26 @@ def work(
     items = batch * heads // group * blocks
     together = cdiv(walk.TOGETHER.value, blocks)
     length = torch.empty(items, dtype=torch.int32, device=spans.device)
-    found = torch.empty((items, group, 9), dtype=torch.int32, device=spans.device)
+    listed = torch.empty((items, group, 9), dtype=torch.int32, device=spans.device)
     before, after = (walk.UNLIMITED.value if side < 0 else side for side in window)
     numbers = items, group, blocks, rows, columns, before, after, together
     constants = {"SPAN": span, "TILE": tile, "ITEMS": _ITEMS, "num_warps": 4}
-    launch(_measure, cdiv(items, _ITEMS), spans, length, *numbers, **constants)
+    launch(_count_tiles, cdiv(items, _ITEMS), spans, length, *numbers, **constants)
     launch(
-        _deal, cdiv(items, together * blocks) * cdiv(together * blocks, _ITEMS),
-        spans, length, found, heads, *numbers, OTHERS=_OTHERS, **constants,
+        _write_longest_first, cdiv(items, together * blocks) * cdiv(together * blocks, _ITEMS),
+        spans, length, listed, heads, *numbers, OTHERS=_OTHERS, **constants,
     )  # fmt: skip
-    return found
+    return listed
 
 
 @triton.jit
-def _seen(
+def _visited_tiles(
     spans, step, head, block, exists, blocks, rows, columns, before, after,
     SPAN: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The tiles of blocks: of all in the window those that the plan has left.
+    """The tile ranges of blocks: the tiles in the window that the plan has kept.
 
-    Reckoned as in ``walk.tiles``, which is Gluon: neither language can call the other.
+    Computed as in ``walk.visited_tiles``. That is Gluon, which Triton cannot call.
     """
     position = block * SPAN + columns - rows
     last = tl.minimum(block * SPAN + SPAN, rows) - 1 + columns - rows
@@ -78,11 +76,11 @@ def _seen(
     inner = tl.cdiv(tl.maximum(last - before, 0), TILE)
     edge = tl.maximum(position + after + 1, 0)
     inner_end = tl.where(edge >= columns, every, edge // TILE)
-    own = spans + head.to(tl.int64) * blocks + block
-    start = tl.load(own, mask=exists, other=0) * (SPAN // TILE)
-    full = tl.load(own + step, mask=exists, other=0) * (SPAN // TILE)
-    full_end = tl.load(own + 2 * step, mask=exists, other=0) * (SPAN // TILE)
-    stop = tl.load(own + 3 * step, mask=exists, other=0) * (SPAN // TILE)
+    address = spans + head.to(tl.int64) * blocks + block
+    start = tl.load(address, mask=exists, other=0) * (SPAN // TILE)
+    full = tl.load(address + step, mask=exists, other=0) * (SPAN // TILE)
+    full_end = tl.load(address + 2 * step, mask=exists, other=0) * (SPAN // TILE)
+    stop = tl.load(address + 3 * step, mask=exists, other=0) * (SPAN // TILE)
     end = tl.minimum(end, stop)
     first = tl.minimum(tl.maximum(first, start), end)
     inner = tl.minimum(tl.maximum(inner, first), end)
@@ -93,18 +91,18 @@ def _seen(
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
-def _measure(
+def _count_tiles(
     spans, length, items, group, blocks, rows, columns, before, after, together,
     SPAN: tl.constexpr, TILE: tl.constexpr, ITEMS: tl.constexpr,
 ):  # fmt: skip
-    """How many tiles each item has, (items,)."""
+    """The number of tiles of each item, (items,)."""
     item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     exists = item < items
     head, block = item // blocks * group, item % blocks
     step = (items * group).to(tl.int64)
     total = tl.zeros((ITEMS,), tl.int32)
     for member in range(group):
-        first, _, _, _, _, end = _seen(
+        first, _, _, _, _, end = _visited_tiles(
             spans, step, head + member, block, exists, blocks, rows, columns, before, after,
             SPAN, TILE,
         )  # fmt: skip
@@ -113,31 +111,33 @@ def _measure(
 
 
 @triton.jit(do_not_specialize=("heads", *_NUMBERS))
-def _deal(
+def _write_longest_first(
     spans, length, work, heads, items, group, blocks, rows, columns, before, after, together,
     SPAN: tl.constexpr, TILE: tl.constexpr, ITEMS: tl.constexpr, OTHERS: tl.constexpr,
 ):  # fmt: skip
-    """Write each item's rows where they belong: behind all longer items of its group of heads."""
+    """Write each item's rows behind those of all longer items of its group of heads."""
     parts = tl.cdiv(together * blocks, ITEMS)
     begin = tl.program_id(0) // parts * (together * blocks)
     stop = tl.minimum(begin + together * blocks, items)
     item = begin + tl.program_id(0) % parts * ITEMS + tl.arange(0, ITEMS)
     exists = item < stop
-    own = tl.load(length + item, mask=exists, other=0)[:, None]
-    place = begin + tl.zeros((ITEMS,), tl.int32)
+    length_here = tl.load(length + item, mask=exists, other=0)[:, None]
+    position = begin + tl.zeros((ITEMS,), tl.int32)
     for start in range(begin, stop, OTHERS):
         other = start + tl.arange(0, OTHERS)
         theirs = tl.load(length + other, mask=other < stop, other=-1)[None, :]
-        sooner = (theirs > own) | ((theirs == own) & (other[None, :] < item[:, None]))
-        place += tl.sum(sooner.to(tl.int32), 1)
+        earlier = (theirs > length_here) | (
+            (theirs == length_here) & (other[None, :] < item[:, None])
+        )
+        position += tl.sum(earlier.to(tl.int32), 1)
     head, block = item // blocks * group, item % blocks
     step = (items * group).to(tl.int64)
     for member in range(group):
-        first, inner, full, full_end, inner_end, end = _seen(
+        first, inner, full, full_end, inner_end, end = _visited_tiles(
             spans, step, head + member, block, exists, blocks, rows, columns, before, after,
             SPAN, TILE,
         )  # fmt: skip
-        row = work + (place.to(tl.int64) * group + member) * 9
+        row = work + (position.to(tl.int64) * group + member) * 9
         tl.store(row, head // heads, mask=exists)
         tl.store(row + 1, head % heads + member, mask=exists)
         tl.store(row + 2, block, mask=exists)

@@ -1,21 +1,21 @@
-// What one unit of the backward pass works in: a head's queries, some blocks of its keys, a tile.
+// The working arrays of a unit of the backward pass: a head's queries, blocks of its keys, a tile.
 #pragma once
 #include "forward.h"
 
-// A tile's weights and dS: by rows of queries where queries are the rows of a product, by steps of
-// queries (pairs of them in bfloat16) where they are what is summed over.
+// A tile's weights and dS: by rows of queries for products whose rows are queries, by steps of
+// queries (pairs of queries in bfloat16) for products that sum over queries.
 template <bool PAIRS> constexpr int64_t STEP_ROW = BLOCK_KEYS + 16;
 
-// Key rows in whole groups: the last group's sums may run past the block.
+// Key rows in whole groups: the last group's sums may extend past the block.
 constexpr int64_t KEY_ROWS = (BLOCK_KEYS + ROWS - 1) / ROWS * ROWS;
 
-// So many blocks of keys are kept near while the queries of a head go by, which come from afar.
-constexpr int64_t TOGETHER = 4;
+// Blocks of keys that stay in the nearest cache while the queries of a head are read.
+constexpr int64_t NEAR_BLOCKS = 4;
 
-// A key's gradients over a tile's queries are added in so many sums, which rounds less than one.
+// Number of partial sums of a key's gradients over a tile's queries: more sums round less.
 constexpr int64_t CHAINS = 4;
 
-// One block of keys in its three forms, and the sums of its gradients.
+// A block of keys in its three forms, and the sums of its gradients.
 template <bool PAIRS> struct KeyBlock {
     int64_t j;
     bool packed;
@@ -23,30 +23,30 @@ template <bool PAIRS> struct KeyBlock {
     float *grad_key, *grad_value;
 };
 
-template <bool PAIRS> struct BackwardRoom {
+template <bool PAIRS> struct BackwardWorkspace {
     int64_t padded_queries;                  // rows of a head, up to whole groups
     int64_t query_row, grad_row;             // words of a row of query and of the gradient
     int64_t steps;                           // of queries
     Columns head_columns, value_columns;
     int64_t head_words, value_words;
-    int64_t kept;  // blocks of keys whose sums are kept at once
+    int64_t kept;  // blocks of keys whose sums are in memory at the same time
 
     Word *query, *grad;              // row form; of one panel only, for floats
     Word *query_steps, *grad_steps;  // step form
     float *grad_query;               // sums, where the unit has no part of its own
-    Word *key_forms[TOGETHER], *rows;
+    Word *key_forms[NEAR_BLOCKS], *rows;
     float *key_sums;                 // of each kept block: dK, then dV
     Word *weight_steps, *score_steps, *score_rows;
     float *extra, *column_sums;
     int64_t *first, *end;            // the key blocks that each query block visited
 
-    explicit BackwardRoom(const Call &call)
+    explicit BackwardWorkspace(const Call &call)
         : padded_queries(round_up(call.queries, BLOCK_QUERIES)),
           query_row(row_words<PAIRS>(call.head_dim)), grad_row(row_words<PAIRS>(call.value_dim)),
           steps(words<PAIRS>(padded_queries)), head_columns(call.head_dim),
           value_columns(call.value_dim), head_words(words<PAIRS>(call.head_dim)),
           value_words(words<PAIRS>(call.value_dim)) {
-        kept = call.group() > 1 ? parts(parts(call.keys, BLOCK_KEYS), call.splits) : TOGETHER;
+        kept = call.group() > 1 ? parts(parts(call.keys, BLOCK_KEYS), call.splits) : NEAR_BLOCKS;
     }
 
     int64_t key_block_words() const {
@@ -57,19 +57,19 @@ template <bool PAIRS> struct BackwardRoom {
         return KEY_ROWS * (head_columns.padded() + value_columns.padded());
     }
 
-    KeyBlock<PAIRS> key_block(int64_t j, int64_t slot, int64_t place) const {
+    KeyBlock<PAIRS> key_block(int64_t j, int64_t slot, int64_t index) const {
         KeyBlock<PAIRS> block;
         block.j = j;
         block.packed = false;
         block.panels = key_forms[slot];
         block.value_panels = block.panels + BLOCK_KEYS * head_words;
         block.steps = block.value_panels + BLOCK_KEYS * value_words;
-        block.grad_key = key_sums + place * key_sums_size();
+        block.grad_key = key_sums + index * key_sums_size();
         block.grad_value = block.grad_key + KEY_ROWS * head_columns.padded();
         return block;
     }
 
-    template <class Take> void each(const Call &call, Take take) {
+    template <class Take> void for_each_array(const Call &call, Take take) {
         take(query, (PAIRS ? padded_queries : PANEL) * query_row);
         take(grad, (PAIRS ? padded_queries : PANEL) * grad_row);
         take(query_steps, steps * head_columns.padded());
@@ -89,18 +89,17 @@ template <bool PAIRS> struct BackwardRoom {
 
     int64_t bytes(const Call &call) {
         int64_t total = 0;
-        each(call, [&](auto *&place, int64_t count) {
-            total += Arena::rounded(count * int64_t(sizeof(*place)));
+        for_each_array(call, [&](auto *&array, int64_t count) {
+            total += Arena::rounded(count * int64_t(sizeof(*array)));
         });
         return total;
     }
 
-    void place(const Call &call, Arena &arena) {
-        each(call, [&](auto *&place, int64_t count) {
-            place = arena.take<std::remove_reference_t<decltype(*place)>>(count);
+    void allocate(const Call &call, Arena &arena) {
+        for_each_array(call, [&](auto *&array, int64_t count) {
+            array = arena.take<std::remove_reference_t<decltype(*array)>>(count);
         });
-        // What lies beside a ragged tile is multiplied too, and its products dropped: any number
-        // will do.
+        // Products with the rest of a ragged tile are computed and dropped: any number serves.
         std::memset(weight_steps, 0, words<PAIRS>(BLOCK_QUERIES) * STEP_ROW<PAIRS> * 4);
         std::memset(score_steps, 0, words<PAIRS>(BLOCK_QUERIES) * STEP_ROW<PAIRS> * 4);
     }
@@ -116,16 +115,16 @@ template <bool PAIRS> struct BackwardRoom {
                       int64_t dim, Word *rows, int64_t stride, Word *to, Columns columns) {
         int64_t queries = call.queries_of(sequence), padded = round_up(queries, ROWS);
         for (int64_t first = 0; first < padded; first += PANEL) {
-            Word *place = rows + (PAIRS ? first * stride : 0);
+            Word *target = rows + (PAIRS ? first * stride : 0);
             int64_t many = std::min<int64_t>(PANEL, padded - first);
             for (int64_t r = 0; r < many; ++r) {
                 if (first + r < queries)
-                    pack_row<PAIRS>(place + r * stride, stride,
+                    pack_row<PAIRS>(target + r * stride, stride,
                                     call.query_row(from, sequence, head, first + r), dim, call.dtype);
                 else
-                    std::memset(place + r * stride, 0, stride * 4);
+                    std::memset(target + r * stride, 0, stride * 4);
             }
-            pack_steps<PAIRS>(to, steps, words<PAIRS>(first), place, stride, many, columns);
+            pack_steps<PAIRS>(to, steps, words<PAIRS>(first), target, stride, many, columns);
         }
     }
 
@@ -153,7 +152,7 @@ template <bool PAIRS> struct BackwardRoom {
     }
 };
 
-// Gradients of what is added to the logits, collected while dU is in registers.
+// Gradients of the terms that are added to the logits, summed while dU is in registers.
 struct ExtraGradients {
     float *rows = nullptr;     // of the tile's first row
     float *columns = nullptr;  // of the tile's first column, CHAINS times
@@ -175,8 +174,8 @@ struct ExtraGradients {
                 far += grad[n] * absolute(away);
             }
             if (columns) {
-                float *place = columns + r % CHAINS * BLOCK_KEYS + c + n * LANES;
-                store(place, load(place) + grad[n]);
+                float *target = columns + r % CHAINS * BLOCK_KEYS + c + n * LANES;
+                store(target, load(target) + grad[n]);
             }
         }
         if (rows) rows[r] += sum(total);
@@ -189,7 +188,7 @@ struct ExtraGradients {
     }
 };
 
-// Two rows of a panel to one step: as they are, or interleaved in bfloat16.
+// Two rows of a panel to one step: unchanged floats, or interleaved bfloat16.
 template <bool PAIRS>
 static inline void store_steps(Word *steps, int64_t r, int64_t c, const Vector (&even)[COLUMNS],
                                const Vector (&odd)[COLUMNS]) {
@@ -199,7 +198,9 @@ static inline void store_steps(Word *steps, int64_t r, int64_t c, const Vector (
         // 0, 16, 1, 17, ...: an even row's number, then the odd row's.
         const __m512i interleaved = _mm512_add_epi32(
             _mm512_set1_epi32(0x00100000),
-            _mm512_mullo_epi32(_mm512_set1_epi32(0x00010001), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
+            _mm512_mullo_epi32(_mm512_set1_epi32(0x00010001),
+                               _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
+                                                 15)));
         for (int n = 0; n < COLUMNS; ++n) {
             __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd[n], (__m512)even[n]);
             both = _mm512_permutexvar_epi16(interleaved, both);
