@@ -114,7 +114,9 @@ def test_where_memory_runs_out_the_process_lives_on():
         calls = [
             lambda: sigmoid_attention(few, few.expand(64, 512, 1, 1), few, bias=-1.0),
             lambda: sigmoid_attention(many, many, many, bias=-1.0),
-            lambda: sigmoid_decode(many[:, :, :1], many, many, seqused_k=used, bias=-1.0, is_causal=True),
+            lambda: sigmoid_decode(
+                many[:, :, :1], many, many, seqused_k=used, bias=-1.0, is_causal=True
+            ),
         ]
         calls[0]()
         limits, refused = resource.getrlimit(resource.RLIMIT_AS), 0
