@@ -112,5 +112,5 @@ def test_a_quadratic_score_is_that_of_its_symmetric_matrix():
     ),
 )
 def test_bad_families_are_refused(wrong, sentence):
-    with pytest.raises(ValueError, match=f"^{sentence}$"):
+    with pytest.raises((TypeError, ValueError), match=f"^{sentence}$"):
         Mixture(**{"gate": "sigmoid", "expert": "gelu", **wrong})
