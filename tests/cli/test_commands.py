@@ -13,7 +13,7 @@ import pytest
 
 from sigmoid_attention import __version__
 from sigmoid_attention.cli import COMMANDS, arguments, main
-from sigmoid_attention.studies import claims_registry
+from sigmoid_attention.studies import registry
 from sigmoid_attention.studies.recipe import RecipeSetting
 from tests.lab import made
 from tests.studies import test_recipe, test_routing
@@ -99,16 +99,19 @@ def parsed(capsys, *argv):
 
 @pytest.fixture
 def squares(monkeypatch):
-    monkeypatch.setattr(claims_registry, "ROOMS", {"made": ("squares",)})
-    monkeypatch.setattr(claims_registry, "_module", lambda room, name: made.__name__)
+    monkeypatch.setattr(registry, "CLAIM_STUDIES", {"made": ("squares",)})
+    monkeypatch.setattr(registry, "_module", lambda group, name: made.__name__)
 
 
 def test_studies_as_json(squares, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out"), "--json"]
     listed, _ = parsed(capsys, "studies", "list", *out)
-    assert [(one["name"], one["tasks"], one["done"]) for one in listed["studies"]] == [
-        ("squares", 3, 0)
-    ]
+    by_name = {study["name"]: study for study in listed["studies"]}
+    assert list(by_name) == [*(study.name for study in registry.COMMAND_STUDIES), "squares"]
+    assert (by_name["squares"]["tasks"], by_name["squares"]["done"]) == (3, 0)
+    assert by_name["squares"]["command"] == "sigmoid-attention studies run squares"
+    assert by_name["compare"]["command"] == "sigmoid-attention compare"
+    assert by_name["compare"]["held"] == "none"
     ran, progress = parsed(capsys, "studies", "run", "squares", *out, "--workers", "1")
     (study,) = ran["studies"]
     assert study["name"] == "squares" and {"cell", "verdict"} <= study["findings"][0].keys()

@@ -174,7 +174,7 @@ def _carry_out(asked: object) -> int:
             case Studies():
                 from sigmoid_attention.cli.studies import studies
 
-                return studies(asked.action)
+                return studies(asked)
             case Rates():
                 from sigmoid_attention.cli.rates import rates
 

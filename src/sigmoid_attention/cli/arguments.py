@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from sigmoid_attention.studies.registry import STUDIES
+from sigmoid_attention.studies.registry import COMMAND_STUDIES
 
 PURPOSE = (
     "Trains, compares, converts and examines transformers whose attention weighs each key by a "
@@ -19,6 +19,9 @@ COMPLETION = (
     "Tab completion: --tyro-print-completion bash (or zsh, tcsh) prints a script for your shell; "
     'in bash, eval "$(sigmoid-attention --tyro-print-completion bash)" turns it on.'
 )
+
+# Where `studies` keeps its rows.
+CLAIMS_OUT = Path("runs/studies")
 
 # In the help an option that has no default, and one that is off, say so in their own words.
 Int = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
@@ -268,7 +271,7 @@ class RunStudies:
     """Studies, as `studies list` names them, or "mixtures" or "theory" for all of a room."""
     all: Flag = False
     """All of them."""
-    out: Path = Path("runs/studies")
+    out: Path = CLAIMS_OUT
     """Folder of the rows; it may hold those of other studies."""
     workers: Int = None
     """Processes; one a usable core if not given."""
@@ -278,10 +281,10 @@ class RunStudies:
 
 @dataclass(frozen=True)
 class ListStudies:
-    """Show every study, whose claim it tests, and how many of its tasks are done."""
+    """Show every study, the command that runs it, and how much of it is done."""
 
-    out: Path = Path("runs/studies")
-    """Folder of the rows."""
+    out: File = None
+    """Folder to look in; if not given, the folder that each command writes to by default."""
     json: Flag = False
     """Print what was found as JSON in place of tables; progress stays on standard error."""
 
@@ -292,7 +295,7 @@ class ReportStudies:
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Studies, which must be complete; all complete ones if not given."""
-    out: Path = Path("runs/studies")
+    out: Path = CLAIMS_OUT
     """Folder of the rows."""
     docs: File = None
     """A document in Markdown, which gets the same between its markers, with figures beside it."""
@@ -455,7 +458,7 @@ def parse(
     | Doctor
 ):
     """The command that was asked for; prints help or a complaint and exits where there is none."""
-    questions = [f"{study.name}: {study.question}" for study in STUDIES]
+    questions = [f"{study.name}: {study.question}" for study in COMMAND_STUDIES]
     return tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]
         prog="sigmoid-attention",

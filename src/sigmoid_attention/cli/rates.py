@@ -5,7 +5,7 @@ import math
 
 from sigmoid_attention.cli.arguments import Rates
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.cli.studies import carry_out, described
+from sigmoid_attention.cli.studies import as_json, run_and_show
 from sigmoid_attention.lab.page import PAGE, write
 from sigmoid_attention.lab.study import Study
 from sigmoid_attention.mixtures import Mixture
@@ -19,11 +19,11 @@ def rates(asked: Rates) -> int:
     study = asked_study(asked)
     refuse_other_kinds(asked.out, folders=("report",))
     refuse_other_kinds(asked.out / "report", files=(PAGE, f"{study.name}.svg"))
-    answers, code = carry_out([study], asked.out, asked.workers, quiet=asked.json)
+    answers, code = run_and_show([study], asked.out, asked.workers, quiet=asked.json)
     page = write(answers, asked.out / "report", _command(asked)) if answers else None
     figure = page.with_name(f"{study.name}.svg") if page else None
     if asked.json:
-        found = [described(one) for one in answers]
+        found = [as_json(answer) for answer in answers]
         print_json({"studies": found, "report": page, "figure": figure})
     elif page:
         tell(f"report: {page}")

@@ -1,4 +1,8 @@
-"""What is measured of a parent and of its conversion, before, on the way and after."""
+"""Measures a parent model and its conversion: before, during and after the training.
+
+Rule: there is no verdict. Each quantity of the converted model stands beside the same quantity of
+the parent, on the same held-out text.
+"""
 
 import math
 from collections.abc import Sequence
