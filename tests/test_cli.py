@@ -312,7 +312,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_made(
 def test_a_large_preset_on_a_cpu_is_warned_about_with_an_estimate(
     corpus, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("sigmoid_attention.cli.train.run_training", refuse_to_run)
+    monkeypatch.setattr("sigmoid_attention.training.text_run.train", refuse_to_run)
     argv = ["train", "--data", corpus, "--out", str(tmp_path / "out"), "--device", "cpu"]
     sizes = ["--layers", "1", "--dim", "32", "--max-seq-len", "16", "--batch-size", "1"]
     assert main([*argv, "--preset", "medium", *sizes]) == 2

@@ -6,11 +6,11 @@ from importlib.util import find_spec
 
 from sigmoid_attention.cli.arguments import Convert
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.lab.store import SETTING, refuse_occupied
+from sigmoid_attention.lab.store import SETTING
 from sigmoid_attention.training.checkpoint import CURRENT, FRESH, PREVIOUS
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.environment import resolve_device
-from sigmoid_attention.training.files import refuse_other_kinds
+from sigmoid_attention.training.files import refuse_occupied, refuse_other_kinds
 from sigmoid_attention.training.terminal import tell
 
 

@@ -4,7 +4,7 @@ from rich.table import Table
 
 from sigmoid_attention.cli.arguments import Routing
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.lab.markers import around
+from sigmoid_attention.lab.markers import split_at_markers
 from sigmoid_attention.studies.routing.findings import findings, verdict
 from sigmoid_attention.studies.routing.page import BEGIN, END, FIGURE, HEADINGS, cells, publish
 from sigmoid_attention.studies.routing.run import run
@@ -19,7 +19,7 @@ def routing(asked: Routing) -> None:
     """Run or continue the study, and print and publish what came out of it."""
     if asked.docs:
         # Before the work, not after it.
-        around(asked.docs, BEGIN, END)
+        split_at_markers(asked.docs, BEGIN, END)
         refuse_other_kinds(asked.docs.parent, files=(FIGURE,))
     setting = RoutingSetting(data=asked.data, seeds=asked.seeds, steps=asked.steps)
     store = run(setting, asked.out, resume=asked.resume, console=terminal(errors=True))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sigmoid_attention.lab.archive import Archive, results_of
 from sigmoid_attention.lab.figure import styled, svg
-from sigmoid_attention.lab.markers import around
+from sigmoid_attention.lab.markers import split_at_markers
 from sigmoid_attention.lab.study import Finding, Results, Study
 from sigmoid_attention.training.files import Damaged, write_whole
 
@@ -72,7 +72,7 @@ def publish(answers: Sequence[Answer], document: Path, command: str) -> Path:
         ValueError: the document is not there, or has no markers.
         OSError: a file could not be written.
     """
-    before, after = around(document, BEGIN, END)
+    before, after = split_at_markers(document, BEGIN, END)
     _draw(answers, document.with_suffix(""))
     made = markdown(answers, command, figures=f"{document.stem}/")
     write_whole(document, f"{before}\n{made}{after}".encode())

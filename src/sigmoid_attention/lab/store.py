@@ -26,12 +26,13 @@ from sigmoid_attention.training.checkpoint import (
 )
 from sigmoid_attention.training.files import (
     Damaged,
+    holds_anything,
     read_json,
+    refuse_occupied,
     refuse_other_kinds,
     write_json,
     write_whole,
 )
-from sigmoid_attention.training.lock import NAME as LOCK
 from sigmoid_attention.training.tables import parquet_bytes, read_table
 from sigmoid_attention.training.terminal import warn
 
@@ -167,22 +168,6 @@ def step_parts(name: str, steps: int, every: int) -> list[str]:
         ['copy-sigmoid-seed100-step000005']
     """
     return [f"{name}-step{done:06d}" for done in range(every, steps, every)]
-
-
-def refuse_occupied(out: Path, resume: bool) -> None:
-    """Raise ``ValueError`` if `out` is a file, or holds anything and is not to be continued."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out: {out} is a file; nothing was overwritten")
-    if not resume and holds_anything(out):
-        raise ValueError(
-            f"--out: {out} is not empty; nothing was overwritten "
-            f"(continue it with --resume, or name another folder)"
-        )
-
-
-def holds_anything(out: Path) -> bool:
-    """Whether there is a folder at `out` with more in it than the lock of this process."""
-    return out.exists() and any(path.name != LOCK for path in out.iterdir())
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "sha256"
+# The lock of the process that writes to a folder; see `lock`.
+LOCK = ".lock"
 
 
 class Damaged(ValueError):
@@ -47,6 +49,22 @@ def write_whole(path: Path, data: bytes) -> None:
         # An interrupt.
         _remove_if_there(temporary)
         raise
+
+
+def refuse_occupied(out: Path, resume: bool) -> None:
+    """Raise ``ValueError`` if `out` is a file, or holds anything and is not to be continued."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: {out} is a file; nothing was overwritten")
+    if not resume and holds_anything(out):
+        raise ValueError(
+            f"--out: {out} is not empty; nothing was overwritten "
+            f"(continue it with --resume, or name another folder)"
+        )
+
+
+def holds_anything(out: Path) -> bool:
+    """Whether there is a folder at `out` with more in it than the lock of this process."""
+    return out.exists() and any(path.name != LOCK for path in out.iterdir())
 
 
 def refuse_other_kinds(

@@ -25,13 +25,8 @@ from sigmoid_attention.training.checkpoint import (
     load_checkpoint,
 )
 from sigmoid_attention.training.data.batches import Batches
-from sigmoid_attention.training.data.corpus import Corpus, Provenance
-from sigmoid_attention.training.data.tokenizer import (
-    BPETokenizer,
-    ByteTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
+from sigmoid_attention.training.data.corpus import Provenance
+from sigmoid_attention.training.data.tokenizer import Tokenizer, load_tokenizer
 from sigmoid_attention.training.environment import describe_versions
 from sigmoid_attention.training.files import Damaged, read_json, reading, write_json
 from sigmoid_attention.training.terminal import warn
@@ -56,13 +51,6 @@ def new_model(config: ModelConfig, seed: int) -> DecoderLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DecoderLM(config)
-
-
-def tokenizer_for(vocab_size: int, corpus: Corpus) -> Tokenizer:
-    """Bytes where the vocabulary has no room for more, else byte pairs learnt from `corpus`."""
-    if vocab_size == ByteTokenizer.vocab_size:
-        return ByteTokenizer()
-    return BPETokenizer.train((document.text for document in corpus.train), vocab_size)
 
 
 def describe_run(
@@ -179,6 +167,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> Tensor:
     Documents follow one another in training, so that token is what a new one begins after.
 
     Example:
+        >>> from sigmoid_attention.training.data.tokenizer import ByteTokenizer
         >>> [encode_prompt(ByteTokenizer(), text).tolist() for text in ("hi", "")]
         [[[104, 105]], [[256]]]
     """

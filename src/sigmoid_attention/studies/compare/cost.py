@@ -24,8 +24,9 @@ from sigmoid_attention.studies.compare.implementation import Operator, unfused
 from sigmoid_attention.studies.compare.results import UNFUSED
 from sigmoid_attention.studies.compare.settings import CompareSetting
 from sigmoid_attention.studies.compare.summary import STEP
-from sigmoid_attention.studies.compare.text import Text, arm_config
+from sigmoid_attention.studies.compare.text import arm_config
 from sigmoid_attention.training.data.batches import TextBatches
+from sigmoid_attention.training.data.text import Text
 from sigmoid_attention.training.model_folder import new_model
 from sigmoid_attention.training.optimizer import decoupled_adamw
 from sigmoid_attention.training.trainer import TrainConfig

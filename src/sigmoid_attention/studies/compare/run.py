@@ -39,9 +39,10 @@ from sigmoid_attention.studies.compare.results import Comparison, SummaryRow, Ve
 from sigmoid_attention.studies.compare.retrieval import COPYING, RECALL, run_task
 from sigmoid_attention.studies.compare.settings import CompareSetting, TaskSetting
 from sigmoid_attention.studies.compare.summary import BASELINE, UNIT_END, UNIT_SECONDS, summarise
-from sigmoid_attention.studies.compare.text import Text, run_text
+from sigmoid_attention.studies.compare.text import run_text
 from sigmoid_attention.studies.compare.verdict import judge
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.data.text import Text
 from sigmoid_attention.training.environment import (
     describe_machine,
     describe_versions,

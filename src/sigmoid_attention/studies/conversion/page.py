@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sigmoid_attention.lab.figure import COLOURS, panels, svg
-from sigmoid_attention.lab.markers import around
+from sigmoid_attention.lab.markers import split_at_markers
 from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
 from sigmoid_attention.studies.conversion.curve import Curve, read_curve
 from sigmoid_attention.training.files import write_whole
@@ -37,7 +37,7 @@ def publish(folders: Sequence[Path], document: Path) -> Path:
         ValueError: a folder holds no conversion, or the document is not there or has no markers.
         OSError: a file could not be written.
     """
-    before, after = around(document, BEGIN, END)
+    before, after = split_at_markers(document, BEGIN, END)
     folder = document.with_suffix("")
     parts = []
     for run in folders:

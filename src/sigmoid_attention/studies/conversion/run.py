@@ -38,7 +38,7 @@ from sigmoid_attention.training.checkpoint import (
 )
 from sigmoid_attention.training.data.corpus import Corpus
 from sigmoid_attention.training.environment import describe_machine, describe_versions
-from sigmoid_attention.training.files import Damaged, read_json, write_json
+from sigmoid_attention.training.files import Damaged, holds_anything, read_json, write_json
 from sigmoid_attention.training.progress import StepProgress
 from sigmoid_attention.training.signals import ending_later
 from sigmoid_attention.training.terminal import warn
@@ -317,7 +317,7 @@ def begin(out: Path, described: dict[str, Any]) -> None:
         ValueError: the folder was started with something else; names the field.
         OSError: the folder cannot be written.
     """
-    from sigmoid_attention.lab.store import SETTING, first_difference, holds_anything
+    from sigmoid_attention.lab.store import SETTING, first_difference
 
     path = out / SETTING
     if not path.exists():

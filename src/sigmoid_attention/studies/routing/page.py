@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from sigmoid_attention.lab.figure import COLOURS, panels, styled, svg
-from sigmoid_attention.lab.markers import around
+from sigmoid_attention.lab.markers import split_at_markers
 from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
 from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.studies.routing import findings as rule
@@ -37,7 +37,7 @@ def publish(rows: pa.Table, document: Path) -> Path:
         ValueError: the document is not there or has no markers, or no pair has finished.
         OSError: a file could not be written.
     """
-    before, after = around(document, BEGIN, END)
+    before, after = split_at_markers(document, BEGIN, END)
     folder = document.with_suffix("")
     text = markdown(rows, f"{folder.name}/{FIGURE}")
     write_whole(folder / FIGURE, svg(draw(findings(rows))))

@@ -12,7 +12,6 @@ from torch import Tensor
 from sigmoid_attention.lab.progress import StudyProgress
 from sigmoid_attention.lab.rows import ARMS, Row
 from sigmoid_attention.lab.store import Store
-from sigmoid_attention.studies.compare.text import Text
 from sigmoid_attention.studies.routing.measure import (
     choices,
     churn,
@@ -28,13 +27,13 @@ from sigmoid_attention.studies.routing.setting import (
     active_parameters,
     model_config,
 )
-from sigmoid_attention.training.data.batches import TextBatches, token_stream
+from sigmoid_attention.training.data.batches import token_stream
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.data.text import Text
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
 from sigmoid_attention.training.environment import describe_machine, describe_versions
-from sigmoid_attention.training.evaluate import bits_per_byte
-from sigmoid_attention.training.model_folder import new_model
-from sigmoid_attention.training.trainer import Diverged, TrainConfig, train
+from sigmoid_attention.training.text_run import TextRun
+from sigmoid_attention.training.trainer import Diverged, TrainConfig
 
 
 def run(
@@ -112,8 +111,11 @@ def run_unit(
     """Train one arm of one seed and give its rows; `progress` is told the share that is done."""
     name = arm_name(pair, arm)
     config = model_config(pair, arm, setting)
-    model = new_model(config, seed)
-    batches = TextBatches(text.tokens, setting.seq_len, setting.batch_size, seed)
+    training = TrainConfig(
+        steps=setting.steps, lr=setting.lr, warmup_steps=setting.warmup_steps, seed=seed
+    )
+    run = TextRun.prepare(text, config, training, batch_size=setting.batch_size)
+    model = run.model
     probe_BN = _probe(text, setting)
     looks: list[tuple[int, list[Tensor]]] = []
 
@@ -122,12 +124,9 @@ def run_unit(
         if done % setting.record_every == 0 or done == setting.steps:
             looks.append((done, choices(model, probe_BN)))
 
-    training = TrainConfig(
-        steps=setting.steps, lr=setting.lr, warmup_steps=setting.warmup_steps, seed=seed
-    )
-    train(model, batches, training, progress=False, on_step=look)
+    run.train(progress=False, on_step=look)
 
-    bits = bits_per_byte(model, text.tokenizer, text.heldout, setting.seq_len)
+    bits = run.bits_per_byte()
     yield Row(name, "validation_bits_per_byte", bits, "bits/byte", seed, length=setting.seq_len)
     for layer, load_E in enumerate(loads(model, probe_BN)):
         yield Row(name, "load_entropy", entropy(load_E), "fraction", seed, layer=layer)
@@ -138,8 +137,7 @@ def run_unit(
         for (_, before), (step, after) in pairwise(looks):
             for layer, chosen in enumerate(zip(before, after, strict=True)):
                 yield Row(name, "churn", churn(*chosen), "fraction", seed, step=step, layer=layer)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    yield Row(name, "parameters", count, "parameters", seed)
+    yield Row(name, "parameters", run.parameters, "parameters", seed)
     yield Row(name, "active_parameters", active_parameters(config), "parameters", seed)
 
 
