@@ -191,8 +191,8 @@ def _data() -> Iterator[Finding]:
     if missing_lab():
         yield Finding("data", "not looked at without the lab extra")
         return
-    from sigmoid_attention.training.data.cache import cache_dir
     from sigmoid_attention.training.data.corpus import load_corpus
+    from sigmoid_attention.training.data.downloads import cache_dir
     from sigmoid_attention.training.data.shakespeare import ARCHIVE
 
     try:

@@ -1,10 +1,10 @@
-"""How well a language model predicts text that it has not seen, in bits a byte.
+"""Tests of a trained model: bits per byte of a text, accuracy on a task.
 
 Shapes: B windows of N tokens, V entries in the vocabulary.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,28 @@ def bits_per_byte(
         nats += loss_BN[scored_BN].double().sum().item()
     model.train(was_training)
     return nats / (math.log(2) * scored_bytes)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Share in [0, 1] of scored targets (not -100) that are the model's most likely token.
+
+    Example:
+        >>> one_hot = nn.Embedding.from_pretrained(torch.eye(5))
+        >>> accuracy(one_hot, [(torch.tensor([[1, 2, 3]]), torch.tensor([[1, -100, 4]]))])
+        0.5
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    right = scored = 0
+    for inputs, targets in batches:
+        predicted = model(inputs.to(device)).argmax(-1).cpu()
+        counts = targets != -100
+        right += int((predicted == targets)[counts].sum())
+        scored += int(counts.sum())
+    model.train(was_training)
+    return right / scored
 
 
 def _heads(documents: Sequence[Document], max_bytes: int | None) -> list[Document]:

@@ -13,8 +13,9 @@ from sigmoid_attention.lab.rows import Row
 from sigmoid_attention.lab.store import Store, step_parts
 from sigmoid_attention.studies.compare.settings import TaskSetting
 from sigmoid_attention.studies.compare.text import arm_config, on_the_way
+from sigmoid_attention.training.evaluate import accuracy
 from sigmoid_attention.training.model_folder import new_model
-from sigmoid_attention.training.tasks import Copying, MultiQueryRecall, accuracy
+from sigmoid_attention.training.tasks import Copying, MultiQueryRecall
 from sigmoid_attention.training.trainer import TrainConfig, train
 
 RECALL = "recall"

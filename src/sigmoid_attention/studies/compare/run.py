@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sigmoid_attention.lab.progress import StudyProgress
 from sigmoid_attention.lab.rows import ARMS, BOTH, NONE, Row
 from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.lab.store import ROWS, Store, step_parts
@@ -51,6 +50,7 @@ from sigmoid_attention.training.environment import (
     source_commit,
 )
 from sigmoid_attention.training.forecast import refuse_too_large
+from sigmoid_attention.training.progress import StudyProgress
 from sigmoid_attention.training.trainer import Diverged
 
 __all__ = ["Comparison", "Interval", "SummaryRow", "Verdict", "compare", "units"]

@@ -16,8 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sigmoid_attention.training.data.cache import cache_dir
-from sigmoid_attention.training.data.downloads import downloaded
+from sigmoid_attention.training.data.downloads import cache_dir, downloaded
 from sigmoid_attention.training.files import read_json, reading, write_whole
 
 _ANSWERS_IN_TOKENS = ("ForCausalLM", "LMHeadModel")

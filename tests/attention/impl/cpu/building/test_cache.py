@@ -12,7 +12,7 @@ import platformdirs
 import pytest
 
 from sigmoid_attention.attention.impl.cpu import cache, compiler
-from sigmoid_attention.training.data.cache import cache_dir
+from sigmoid_attention.training.data.downloads import cache_dir
 
 from .conftest import STRUCT_SIZE, output, start
 

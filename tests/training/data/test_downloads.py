@@ -1,6 +1,6 @@
-"""Where downloads are kept."""
+"""The folder of downloads."""
 
-from sigmoid_attention.training.data.cache import cache_dir
+from sigmoid_attention.training.data.downloads import cache_dir
 
 
 def test_the_environment_decides(monkeypatch, tmp_path):
