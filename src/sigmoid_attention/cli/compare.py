@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sigmoid_attention.cli.arguments import Compare
 from sigmoid_attention.cli.output import print_json
+from sigmoid_attention.cli.study_options import Compare
 from sigmoid_attention.report import render
 from sigmoid_attention.report.format import quantity
 from sigmoid_attention.report.table import (
@@ -31,28 +31,28 @@ REPORT = "report.html"
 WIDTH_OF_A_FILE = 144
 
 
-def compare(asked: Compare) -> None:
+def compare(options: Compare) -> None:
     """Run or continue a comparison and show what came out of it."""
     setting = compare_setting(
-        asked.preset,
-        data=asked.data,
-        seeds=asked.seeds,
-        steps=asked.steps,
+        options.preset,
+        data=options.data,
+        seeds=options.seeds,
+        steps=options.steps,
         # What "auto" found belongs to the setting: a run begun on a GPU is not continued without.
-        device=str(resolve_device(asked.device)),
-        lr=asked.lr,
-        softmax_lr=asked.softmax_lr,
-        recipe=asked.recipe,
-        position=asked.position,
+        device=str(resolve_device(options.device)),
+        lr=options.lr,
+        softmax_lr=options.softmax_lr,
+        recipe=options.recipe,
+        position=options.position,
     )
-    refuse_other_kinds(asked.out, files=(REPORT,))
+    refuse_other_kinds(options.out, files=(REPORT,))
     errors = terminal(errors=True)
     if setting.preset == "medium" and setting.device == "cpu":
         errors.print("the preset medium is made for a GPU; on a CPU it takes many hours")
-    comparison = run_comparison(setting, asked.out, resume=asked.resume, console=errors)
-    report = asked.out / REPORT
+    comparison = run_comparison(setting, options.out, resume=options.resume, console=errors)
+    report = options.out / REPORT
     render(comparison, report)
-    if asked.json:
+    if options.json:
         print_json(as_json(comparison, str(report)))
         return
     show(comparison, terminal())

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from sigmoid_attention.cli.arguments import Regularity
+from sigmoid_attention.cli.model_options import Regularity
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.theory.certificate import Certificate, certify, save
 from sigmoid_attention.theory.regularity import Ball
@@ -14,21 +14,21 @@ from sigmoid_attention.training.terminal import tell, terminal
 HEADINGS = ("branch", "|x| here", "bound in ball", "bound here", "measured", "tightness")
 
 
-def regularity(asked: Regularity) -> None:
+def regularity(options: Regularity) -> None:
     """Print a line a branch, and write the certificate and its figure."""
-    if asked.tokens < 1:
-        raise ValueError(f"tokens must be 1 or more, got {asked.tokens}")
-    if not asked.seconds >= 0:
-        raise ValueError(f"seconds must be 0 or more, got {asked.seconds}")
-    ball = Ball(asked.radius, asked.lower)
-    refuse_other_kinds(asked.out, files=("certificate.json", "certificate.svg"))
-    model, tokenizer = load_trained(asked.folder)
-    tokens = encode_prompt(tokenizer, asked.text)
-    # A text shorter than what was asked for is read again and again.
-    tokens = tokens.repeat(1, -(-asked.tokens // tokens.shape[1]))[:, : asked.tokens]
-    found = certify(model, tokens, ball, seconds=asked.seconds)
-    data, figure = save(found, asked.out)
-    if asked.json:
+    if options.tokens < 1:
+        raise ValueError(f"tokens must be 1 or more, got {options.tokens}")
+    if not options.seconds >= 0:
+        raise ValueError(f"seconds must be 0 or more, got {options.seconds}")
+    ball = Ball(options.radius, options.lower)
+    refuse_other_kinds(options.out, files=("certificate.json", "certificate.svg"))
+    model, tokenizer = load_trained(options.folder)
+    tokens = encode_prompt(tokenizer, options.text)
+    # A text that is too short is repeated.
+    tokens = tokens.repeat(1, -(-options.tokens // tokens.shape[1]))[:, : options.tokens]
+    found = certify(model, tokens, ball, seconds=options.seconds)
+    data, figure = save(found, options.out)
+    if options.json:
         products = {"product_within": found.within, "product_at": found.at}
         print_json({**vars(found), **products, "certificate": data, "figure": figure})
         return

@@ -7,14 +7,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sigmoid_attention.cli.arguments import (
+from sigmoid_attention.cli.output import print_json
+from sigmoid_attention.cli.study_options import (
     CLAIMS_OUT,
     ListStudies,
     ReportStudies,
     RunStudies,
     Studies,
 )
-from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.lab.archive import Archive
 from sigmoid_attention.lab.page import Answer, answer, publish, write
 from sigmoid_attention.lab.study import Study

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from sigmoid_attention.cli.arguments import Train
+from sigmoid_attention.cli.model_options import Train
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.lab.figure import svg
 from sigmoid_attention.lab.loss_figure import loss_figure
@@ -73,7 +73,7 @@ def train(options: Train) -> None:
     text.check_lengths(config.max_seq_len, config.max_seq_len)
     for line in corpus.told().splitlines():
         warn(line)
-    # The text may be too short for as many byte pairs as were asked for.
+    # A short text may have fewer byte pairs than the wanted vocabulary.
     config = dataclasses.replace(config, vocab_size=_vocabulary(text, config.vocab_size))
     refuse_too_large(options.preset, config, options.batch_size, device)
     _warn_of_time(options, config, device)
@@ -115,7 +115,7 @@ def train(options: Train) -> None:
 
 
 def model_config(options: Train) -> ModelConfig:
-    """The preset with what else was asked for; ``ValueError`` for names there are not."""
+    """The preset with the options that replace its values; ``ValueError`` for unknown names."""
     if options.preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {options.preset!r}")
     changes: dict = {"activation": options.activation}

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sigmoid_attention.cli.arguments import Universality
 from sigmoid_attention.cli.output import print_json
+from sigmoid_attention.cli.study_options import Universality
 from sigmoid_attention.lab.figure import svg
 from sigmoid_attention.studies.theory.universality import (
     Findings,
@@ -37,39 +37,39 @@ HALF_OCTAVES = 9
 WIDTH = 14
 
 
-def universality(asked: Universality) -> None:
+def universality(options: Universality) -> None:
     """Print sizes, build, print errors, and write the figures; with ``trained`` the study, too."""
     # What is told on the way is progress where the answer is JSON.
-    with redirect_stdout(sys.stderr) if asked.json else nullcontext():
-        found = _build_and_measure(asked)
-    if asked.json:
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():
+        found = _build_and_measure(options)
+    if options.json:
         print_json(found)
 
 
-def _build_and_measure(asked: Universality) -> dict[str, Any]:
-    names = tuple(FUNCTIONS) if asked.function == "all" else tuple(asked.function.split(","))
-    refuse_other_kinds(asked.out, files=("steepness.svg", "size.svg"), folders=("trained",))
+def _build_and_measure(options: Universality) -> dict[str, Any]:
+    names = tuple(FUNCTIONS) if options.function == "all" else tuple(options.function.split(","))
+    refuse_other_kinds(options.out, files=("steepness.svg", "size.svg"), folders=("trained",))
     # The user's own functions lie beside the place where the command is given.
     sys.path.append(os.getcwd())
     # What cannot be meant is to be said before anything is built.
-    functions = {name: asked_function(name, asked.n, asked.d) for name in names}
-    setting = asked_setting(names, asked) if asked.trained else None
+    functions = {name: checked_function(name, options.n, options.d) for name in names}
+    setting = trained_setting(names, options) if options.trained else None
     sweeps, found = {}, {}
     for name, f in functions.items():
         chosen = design(
             f,
-            n=asked.n,
-            d=asked.d,
-            error=asked.error,
-            p=asked.p,
-            low=asked.low,
-            high=asked.high,
-            max_layers=asked.max_layers,
-            samples=asked.samples,
+            n=options.n,
+            d=options.d,
+            error=options.error,
+            p=options.p,
+            low=options.low,
+            high=options.high,
+            max_layers=options.max_layers,
+            samples=options.samples,
         )
         show_design(name, chosen)
         built = build(chosen)
-        sweeps[name] = show_construction(built, asked.steepness)
+        sweeps[name] = show_construction(built, options.steepness)
         found[name] = {
             "layers": sum(chosen.layers.values()),
             "parameters": chosen.parameters,
@@ -78,16 +78,16 @@ def _build_and_measure(asked: Universality) -> dict[str, Any]:
             "steepness": built.plan.steepness,
             "error_by_steepness": sweeps[name],
         }
-    figure = asked.out / "steepness.svg"
-    write_whole(figure, svg(steepness_figure(sweeps, asked.error)))
+    figure = options.out / "steepness.svg"
+    write_whole(figure, svg(steepness_figure(sweeps, options.error)))
     tell(f"figure: {figure}")
     answer: dict[str, Any] = {"functions": found, "figure": figure}
     if setting is not None:
-        answer["trained"] = train_as_well(setting, asked.out)
+        answer["trained"] = train_as_well(setting, options.out)
     return answer
 
 
-def asked_function(name: str, n: int, d: int) -> Function:
+def checked_function(name: str, n: int, d: int) -> Function:
     """The function called ``name``; ``ValueError`` where it does not map (n, d) to (n, d)."""
     wanted = f"must map a tensor of shape (n, d) = ({n}, {d}) to one of the same shape"
     if name in FUNCTIONS:
@@ -115,19 +115,19 @@ def asked_function(name: str, n: int, d: int) -> Function:
     return chosen
 
 
-def asked_setting(names: tuple[str, ...], asked: Universality) -> UniversalitySetting:
+def trained_setting(names: tuple[str, ...], options: Universality) -> UniversalitySetting:
     """The study of trained transformers; ``ValueError`` where it is about another norm or box."""
-    if (asked.p, asked.low, asked.high) != (2.0, 0.0, 1.0):
+    if (options.p, options.low, options.high) != (2.0, 0.0, 1.0):
         raise ValueError("trained: compares at p = 2 on the box [0, 1] only")
     return UniversalitySetting(
         names,
-        n=asked.n,
-        d=asked.d,
-        error=asked.error,
-        seeds=asked.seeds,
-        steps=asked.steps,
-        samples=asked.samples,
-        max_layers=asked.max_layers,
+        n=options.n,
+        d=options.d,
+        error=options.error,
+        seeds=options.seeds,
+        steps=options.steps,
+        samples=options.samples,
+        max_layers=options.max_layers,
     )
 
 

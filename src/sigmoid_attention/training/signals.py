@@ -54,6 +54,13 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def requests_ignored() -> Iterator[None]:
+    """Within it requests to end do nothing, except in an inner context that handles them."""
+    with _handled_by(lambda _number, _frame: None):
+        yield
+
+
+@contextmanager
 def ending_later() -> Iterator[Request]:
     """Within it the first request to end is only noted, for work that then ends by itself.
 

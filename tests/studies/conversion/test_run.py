@@ -16,7 +16,7 @@ from sigmoid_attention.studies.conversion import run as run_module
 from sigmoid_attention.studies.conversion.curve import read_curve
 from sigmoid_attention.studies.conversion.parents import load_parent
 from sigmoid_attention.studies.conversion.run import MODEL, Run, begin
-from sigmoid_attention.studies.conversion.setting import Setting
+from sigmoid_attention.studies.conversion.setting import ConversionSetting
 from sigmoid_attention.studies.conversion.similarity import Pairs
 from sigmoid_attention.studies.conversion.text import Sequences
 from sigmoid_attention.training.checkpoint import load_checkpoint, save_checkpoint
@@ -45,7 +45,7 @@ def own_pairs(monkeypatch):
 def run(made, out, monkeypatch=None, **changes):
     parent = load_parent(str(made[0]))
     more = {"heldout_sequences": 4, "lengths": (), "evaluate_every": 3, "checkpoint_seconds": 0}
-    setting = Setting(**{**SETTING, **changes})
+    setting = ConversionSetting(**{**SETTING, **changes})
     return Run(parent, made[1], setting, out, torch.device("cpu"), **more, shown=False)
 
 
@@ -313,24 +313,24 @@ def test_a_checkpoint_of_another_setting_is_refused(made, tmp_path, monkeypatch)
 )
 def test_a_setting_out_of_range_is_refused(name, value, wanted):
     with pytest.raises(ValueError, match=f"{name} must be {wanted}"):
-        Setting(**{**SETTING, name: value})
+        ConversionSetting(**{**SETTING, name: value}).check()
 
 
 def test_lengths_that_nobody_gave_are_those_of_the_model():
-    setting = Setting(steps=1, layer_steps=0)
+    setting = ConversionSetting(steps=1, layer_steps=0)
     assert [
         (fitted.seq_len, fitted.batch_size)
         for positions in (None, 8192, 512, 77)
         for fitted in [setting.fitted(positions, predicts=True)]
     ] == [(1024, 1), (1024, 1), (512, 2), (77, 13)]
-    given = Setting(steps=1, layer_steps=0, seq_len=100, batch_size=3)
+    given = ConversionSetting(steps=1, layer_steps=0, seq_len=100, batch_size=3)
     assert given.fitted(100, predicts=True).batch_size == 3
     with pytest.raises(ValueError, match="seq_len must be at most the model's 512, got 513"):
-        Setting(steps=1, layer_steps=0, seq_len=513).fitted(512, predicts=True)
+        ConversionSetting(steps=1, layer_steps=0, seq_len=513).fitted(512, predicts=True)
 
 
 def test_a_setting_that_trains_nothing_is_refused():
     with pytest.raises(ValueError, match="must not both be 0"):
-        Setting(steps=0, layer_steps=0)
+        ConversionSetting(steps=0, layer_steps=0).check()
     with pytest.raises(ValueError, match="must not all be 0"):
-        Setting(steps=1, layer_steps=1, hidden_weight=0, logit_weight=0)
+        ConversionSetting(steps=1, layer_steps=1, hidden_weight=0, logit_weight=0).check()

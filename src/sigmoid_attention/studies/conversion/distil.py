@@ -21,7 +21,7 @@ from sigmoid_attention.integrations.conversion import (
     logit_divergence,
     next_token_loss,
 )
-from sigmoid_attention.studies.conversion.setting import Setting
+from sigmoid_attention.studies.conversion.setting import ConversionSetting
 from sigmoid_attention.studies.conversion.text import Sequences
 from sigmoid_attention.training.divergence import Diverged
 from sigmoid_attention.training.optimizer import TrainConfig, schedule
@@ -38,7 +38,7 @@ class Distillation:
     student: Student
     parent: PreTrainedModel
     text: Sequences
-    setting: Setting
+    setting: ConversionSetting
     device: torch.device
 
     @cached_property

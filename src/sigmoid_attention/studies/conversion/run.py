@@ -27,7 +27,7 @@ from sigmoid_attention.studies.conversion.curve import NAME, Curve, Point, read_
 from sigmoid_attention.studies.conversion.distil import Distillation
 from sigmoid_attention.studies.conversion.evaluate import Evaluation
 from sigmoid_attention.studies.conversion.parents import Parent
-from sigmoid_attention.studies.conversion.setting import Setting
+from sigmoid_attention.studies.conversion.setting import ConversionSetting
 from sigmoid_attention.studies.conversion.text import Sequences
 from sigmoid_attention.training.checkpoint import (
     CURRENT,
@@ -61,7 +61,7 @@ class Run:
 
     parent: Parent
     corpus: Corpus
-    setting: Setting
+    setting: ConversionSetting
     out: Path
     device: torch.device
     heldout_sequences: int = 16

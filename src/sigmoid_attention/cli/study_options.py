@@ -1,0 +1,219 @@
+"""Options of the commands that run studies, as dataclasses that tyro reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sigmoid_attention.lab.option_types import Device, File, Flag, Float, Int, Json, Str, Workers
+
+# Where `studies` keeps its rows.
+CLAIMS_OUT = Path("runs/studies")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train the same small transformer with softmax and with sigmoid attention, and compare.
+
+    Both arms get the same text, parameters, steps and seeds. Measures held-out loss at 1, 2 and 4
+    times the training length, associative recall and copying, what goes on inside the network,
+    time and memory. Prints a table, a verdict and what to do next, and writes OUT/report.html and
+    OUT/rows.parquet.
+    """
+
+    data: str = "stdlib"
+    """Text to train on: "stdlib" (the source of Python's standard library, no download),
+    "shakespeare" (one download of 5 MB), or the path of a file or folder."""
+    preset: str = "small"
+    """Size of the comparison: tiny (seconds, proves nothing), small (minutes on a laptop), medium
+    (for a GPU)."""
+    seeds: int = 4
+    """How many times each arm is trained; intervals need 3 or more."""
+    steps: Int = None
+    """Training steps on text, in place of the preset's."""
+    lr: Float = None
+    """Peak learning rate on text of both arms, in place of the preset's."""
+    softmax_lr: Float = None
+    """Peak learning rate on text of the softmax arm alone."""
+    recipe: str = "recommended"
+    """Position, norms and bias of both arms: recommended or paper."""
+    position: Str = None
+    """rope, alibi, sincos, cape or none, in place of the recipe's; for both arms."""
+    device: Device = "auto"
+    out: Path = Path("runs/compare")
+    """Folder for everything that is written; it must be empty or new unless --resume."""
+    resume: Flag = False
+    """Go on with what OUT has: finished parts are kept, an unfinished training continues. There may
+    be more seeds than OUT was begun with."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Train candidates for the recommended recipe over learning rates and seeds, and rank them.
+
+    Seven candidates for each learning rate and seed, each about a minute of one core.
+    """
+
+    seeds: int = 3
+    """How many times each candidate is trained at each learning rate."""
+    learning_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    """Peak learning rates; each candidate is judged at its best."""
+    out: Path = Path("runs/recipe")
+    """Folder for the rows; it must be empty or new unless --resume."""
+    resume: Flag = False
+    """Go on with what OUT has; seeds and learning rates may be added."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Train small decoders with mixtures of experts, routed by softmax and by sigmoid, and compare.
+
+    Two experts of eight a token (load balanced by nothing, by a loss, by a bias), and all of them.
+    Both arms get the same text, weights, parameters and operations. Measures held-out loss, how
+    even the experts' load is, how alike they are, and how often tokens change experts.
+    """
+
+    data: str = "stdlib"
+    """"stdlib", "shakespeare", or the path of a file or folder."""
+    seeds: int = 4
+    """How many times each arm is trained; intervals need 3 or more."""
+    steps: int = 300
+    """Training steps."""
+    out: Path = Path("runs/routing")
+    """Folder for the rows; it must be empty or new unless --resume."""
+    resume: Flag = False
+    """Go on with what OUT has; seeds may be added."""
+    docs: File = None
+    """A document in Markdown, which gets the findings between its markers, and a figure."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class RunStudies:
+    """Do what is missing of some studies, and show what they found.
+
+    There is no --resume, because it always does: every finished task is a file of OUT/rows, named
+    by a hash of its setting, and a task whose file is there is not done again. Interrupting loses
+    only the tasks in flight. To measure afresh, name another folder.
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Studies, as `studies list` names them, or "mixtures" or "theory" for all of a room."""
+    all: Flag = False
+    """All of them."""
+    out: Path = CLAIMS_OUT
+    """Folder of the rows; it may hold those of other studies."""
+    workers: Workers = None
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class ListStudies:
+    """Show every study, the command that runs it, and how much of it is done."""
+
+    out: File = None
+    """Folder to look in; if not given, the folder that each command writes to by default."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class ReportStudies:
+    """Write OUT/report: a page in Markdown with every finding, and a figure a study."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Studies, which must be complete; all complete ones if not given."""
+    out: Path = CLAIMS_OUT
+    """Folder of the rows."""
+    docs: File = None
+    """A document in Markdown, which gets the same between its markers, with figures beside it."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class Studies:
+    """Put published claims about mixtures of experts and about steepness to the test."""
+
+    action: tyro.conf.OmitArgPrefixes[
+        Annotated[RunStudies, tyro.conf.subcommand("run", prefix_name=False)]
+        | Annotated[ListStudies, tyro.conf.subcommand("list", prefix_name=False)]
+        | Annotated[ReportStudies, tyro.conf.subcommand("report", prefix_name=False)]
+    ]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measure how fast estimates of a mixture of experts converge, with controls and a verdict.
+
+    Lists between commas make cells of all combinations. Each is fitted in two windows of n on
+    three random truths with 20 replicates, and judged as the studies of the papers' tables are.
+    Rows are kept as those of `studies run` are: the same command goes on with what OUT has.
+    """
+
+    gate: str = "sigmoid,softmax"
+    """sigmoid, softmax, normalised_sigmoid, tanh, relu, hard_sigmoid, sqrt_softplus, sparsemax,
+    entmax15."""
+    expert: str = "gelu"
+    """relu, gelu, tanh, silu (each also +bias), linear, poly2, poly3, poly4, constant."""
+    regime: str = "dense"
+    """What the over-specified expert's score is at the truth: sparse (zero) or dense."""
+    score: str = "linear"
+    """linear, partially_quadratic, fully_quadratic, euclidean."""
+    d: str = "2"
+    """Dimensions of the inputs."""
+    k: str = "2"
+    """True experts."""
+    extra: str = "1"
+    """Experts fitted beyond the true ones. With some the loss is that of the over-specified
+    expert, with 0 that of all."""
+    claim: float = -0.5
+    """Exponent of n that verdicts are given on; 0 is slower than any power."""
+    quick: Flag = False
+    """One truth and a third of the sizes, to try things out."""
+    out: Path = Path("runs/rates")
+    """Folder of the rows, and of the report."""
+    workers: Workers = None
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class Universality:
+    """Build the transformer of the universality theorem for a function, and measure its error.
+
+    Prints what will be built (layers, parameters), then the smallest gap and the errors with
+    Heaviside and with sigmoid attention. Writes OUT/steepness.svg.
+    """
+
+    function: Annotated[str, tyro.conf.Positional]
+    """sorting, centre, max, mix, edge, several between commas, all, or package.module:function: it
+    takes and returns a float64 tensor (n, d), and permuting its tokens permutes what it returns."""
+    n: int = 3
+    """Tokens."""
+    d: int = 1
+    """Channels."""
+    error: float = 0.1
+    """To stay below, in L^p over the box."""
+    p: float = 2.0
+    """Of the norm."""
+    low: float = 0.0
+    """Lower end of the box in every channel."""
+    high: float = 1.0
+    """Upper end."""
+    steepness: Float = None
+    """Of the sigmoids; as much as is provably enough if not given."""
+    max_layers: int = 20_000
+    """More are refused."""
+    samples: int = 2048
+    """Random sequences by which errors are measured."""
+    trained: Flag = False
+    """Also train small sigmoid and softmax transformers on the function, and write OUT/size.svg.
+    Goes on with what OUT/trained has."""
+    seeds: int = 3
+    """Of each trained size."""
+    steps: int = 600
+    """Of training."""
+    out: Path = Path("runs/universality")
+    """Folder for the figures and the rows of the trained."""
+    json: Json = False
