@@ -48,7 +48,7 @@ def test_a_misspelt_command(typed, says, capsys):
 
 
 def test_the_commands_are_those_that_can_be_parsed(capsys):
-    assert tuple(kind.__name__.lower() for kind in arguments.OPTION_TYPES) == COMMANDS
+    assert tuple(map(arguments.command_name, arguments.OPTION_TYPES)) == COMMANDS
 
 
 def test_the_top_help_says_what_the_program_is_and_how_to_complete(capsys):
@@ -180,6 +180,10 @@ def test_generate_of_a_model_of_transformers_says_how_to_load_it(tmp_path, capsy
 def test_every_table_has_a_field_for_json():
     """What prints tables is every command but `generate`, which writes a text."""
     for command in arguments.OPTION_TYPES:
-        if command in (arguments.Generate, arguments.Studies, arguments.Compare):
+        if command in (
+            arguments.GenerateOptions,
+            arguments.StudiesOptions,
+            arguments.CompareOptions,
+        ):
             continue
         assert "json" in {field.name for field in fields(command)}

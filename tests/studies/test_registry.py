@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sigmoid_attention.cli.arguments import parse
+from sigmoid_attention.cli.arguments import command_name, parse
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies import registry
 from sigmoid_attention.studies.registry import (
@@ -23,7 +23,7 @@ from sigmoid_attention.studies.registry import (
 @pytest.mark.parametrize("study", COMMAND_STUDIES, ids=lambda study: study.name)
 def test_a_study_runs_by_its_command_and_states_its_rule(study):
     argv = study.command.split()[1:]
-    assert type(parse(argv)).__name__.lower() == study.name == argv[0]
+    assert command_name(type(parse(argv))) == study.name == argv[0]
     assert "ule" in importlib.import_module(study.rule).__doc__
     assert study.question.endswith("?")
 

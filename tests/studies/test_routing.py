@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sigmoid_attention.cli import main
-from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, Row
+from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, ArmRow
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.nn import DecoderLM
 from sigmoid_attention.studies.routing import findings as rule
@@ -144,11 +144,11 @@ def made(tmp_path, apart=LOSSES["better"], seeds=3, **others):
         shift = apart[(seed - 100) % 3] if arm == SIGMOID else 0.0
         name = arm_name(pair, arm)
         rows = [
-            Row(name, metric, value + shift + 0.1 * layer, "", seed, layer=layer)
+            ArmRow(name, metric, value + shift + 0.1 * layer, "", seed, layer=layer)
             for metric, value in base.items()
             for layer in (0, 1)
         ]
-        rows += [Row(name, of, 7.0, "", seed) for of in ("parameters", "active_parameters")]
+        rows += [ArmRow(name, of, 7.0, "", seed) for of in ("parameters", "active_parameters")]
         store.put(unit_name(pair, arm, seed), rows)
     return store.rows()
 

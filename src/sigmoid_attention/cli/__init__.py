@@ -127,8 +127,10 @@ def _unknown(command: str) -> str:
 
 
 def _run_command(options: object) -> int:
-    """Call the function of the command: `Train` belongs to `sigmoid_attention.cli.train.train`."""
-    name = type(options).__name__.lower()
+    """Call the function of the command; for `TrainOptions` it is `cli.train.train`."""
+    from sigmoid_attention.cli.arguments import command_name
+
+    name = command_name(type(options))
     command = getattr(import_module(f"sigmoid_attention.cli.{name}"), name)
     with _folder_lock(options):
         return command(options) or 0
@@ -141,10 +143,10 @@ def _folder_lock(options: Any) -> AbstractContextManager[None]:
 
 
 def _output_folder(options: Any) -> Path | None:
-    from sigmoid_attention.cli.study_options import ListStudies, ReportStudies
+    from sigmoid_attention.cli.study_options import ListStudiesOptions, ReportStudiesOptions
 
     # These only read the rows, and may do so while a study runs.
-    if isinstance(getattr(options, "action", None), ListStudies | ReportStudies):
+    if isinstance(getattr(options, "action", None), ListStudiesOptions | ReportStudiesOptions):
         return None
     return getattr(getattr(options, "action", options), "out", None)
 

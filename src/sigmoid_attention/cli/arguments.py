@@ -10,14 +10,20 @@ from typing import Annotated, Any
 
 import tyro
 
-from sigmoid_attention.cli.model_options import Convert, Doctor, Generate, Regularity, Train
+from sigmoid_attention.cli.model_options import (
+    ConvertOptions,
+    DoctorOptions,
+    GenerateOptions,
+    RegularityOptions,
+    TrainOptions,
+)
 from sigmoid_attention.cli.study_options import (
-    Compare,
-    Rates,
-    Recipe,
-    Routing,
-    Studies,
-    Universality,
+    CompareOptions,
+    RatesOptions,
+    RecipeOptions,
+    RoutingOptions,
+    StudiesOptions,
+    UniversalityOptions,
 )
 from sigmoid_attention.studies.registry import COMMAND_STUDIES
 
@@ -34,17 +40,17 @@ POSITIONAL = ("folder", "model", "function", "names")
 
 # The options of each command, in the order of the help.
 OPTION_TYPES = (
-    Compare,
-    Train,
-    Generate,
-    Recipe,
-    Convert,
-    Routing,
-    Studies,
-    Rates,
-    Regularity,
-    Universality,
-    Doctor,
+    CompareOptions,
+    TrainOptions,
+    GenerateOptions,
+    RecipeOptions,
+    ConvertOptions,
+    RoutingOptions,
+    StudiesOptions,
+    RatesOptions,
+    RegularityOptions,
+    UniversalityOptions,
+    DoctorOptions,
 )
 
 
@@ -54,9 +60,7 @@ def parse(arguments: Sequence[str]) -> Any:
     Prints help, or a complaint about an option, and exits, if there is no command to run.
     """
     questions = [f"{study.name}: {study.question}" for study in COMMAND_STUDIES]
-    commands = (
-        Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())] for kind in OPTION_TYPES
-    )
+    commands = (Annotated[kind, tyro.conf.subcommand(command_name(kind))] for kind in OPTION_TYPES)
     union: Any = functools.reduce(operator.or_, commands)
     return tyro.cli(
         union,
@@ -67,12 +71,22 @@ def parse(arguments: Sequence[str]) -> Any:
     )
 
 
+def command_name(options_type: type) -> str:
+    """The command that has these options.
+
+    Example:
+        >>> command_name(TrainOptions)
+        'train'
+    """
+    return options_type.__name__.removesuffix("Options").lower()
+
+
 def in_flags(sentence: str, options: object) -> str:
     """The sentence with the names of the options' fields replaced by their flags.
 
     Example:
         >>> from pathlib import Path
-        >>> options = Train(Path("out"))
+        >>> options = TrainOptions(Path("out"))
         >>> in_flags("vocab_size must be at least 257", options)
         '--vocab-size must be at least 257'
         >>> in_flags("lr must be positive; train.lr is another", options)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.cli.study_options import Compare
+from sigmoid_attention.cli.study_options import CompareOptions
 from sigmoid_attention.report import render
 from sigmoid_attention.report.format import quantity
 from sigmoid_attention.report.table import (
@@ -31,7 +31,7 @@ REPORT = "report.html"
 WIDTH_OF_A_FILE = 144
 
 
-def compare(options: Compare) -> None:
+def compare(options: CompareOptions) -> None:
     """Run or continue a comparison and show what came out of it."""
     setting = compare_setting(
         options.preset,
@@ -122,9 +122,9 @@ def _add_gains(table: Table, fusion: Fusion) -> None:
 
 
 def _say_operator(fusion: Fusion, console: Console) -> None:
-    said = (
+    sentence = (
         f"Sigmoid attention ran in {fusion.operator}."
         if fusion.gains
         else f"Training step, fused against unfused: {no_gain(fusion)}."
     )
-    console.print(f"\n{said}", highlight=False, markup=False)
+    console.print(f"\n{sentence}", highlight=False, markup=False)

@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 
-from sigmoid_attention.cli.model_options import Convert
+from sigmoid_attention.cli.model_options import ConvertOptions
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.lab.store import SETTING
 from sigmoid_attention.training.checkpoint import CURRENT, FRESH, PREVIOUS
@@ -14,17 +14,17 @@ from sigmoid_attention.training.files import refuse_occupied, refuse_other_kinds
 from sigmoid_attention.training.terminal import tell
 
 
-def convert(options: Convert) -> None:
-    """Convert, or go on with it, and say how near the result is to its parent."""
+def convert(options: ConvertOptions) -> None:
+    """Convert, or continue, and print how close the result is to its parent."""
     device = resolve_device(options.device)
     refuse_occupied(options.out, options.resume)
-    # Whatever cannot be read is said before a model is loaded, and whatever does not fit before
-    # anything is written, so that the folder is still empty for another try.
+    # Bad input is refused before a model is loaded, and before anything is written, so that the
+    # folder is still empty for the next try.
     corpus = load_corpus(options.data)
     try:
         from sigmoid_attention.studies.conversion.curve import NAME
         from sigmoid_attention.studies.conversion.parents import load_parent
-        from sigmoid_attention.studies.conversion.run import MODEL, Run, begin
+        from sigmoid_attention.studies.conversion.run import MODEL, Conversion, begin
     except (ImportError, RuntimeError) as error:
         raise ValueError(_missing(error)) from error
     setting = options.setting
@@ -32,7 +32,7 @@ def convert(options: Convert) -> None:
     _quiet()
     files = (NAME, SETTING, CURRENT, PREVIOUS, FRESH)
     refuse_other_kinds(options.out, files=files, folders=(MODEL, f"{MODEL}.new"))
-    run = Run(
+    run = Conversion(
         load_parent(options.model),
         corpus,
         setting,
@@ -43,8 +43,8 @@ def convert(options: Convert) -> None:
         evaluate_every=options.evaluate_every,
     )
     begin(options.out, {"model": options.model, "data": options.data, **asdict(setting)})
-    print(corpus.told(), file=sys.stderr)
-    curve = run.go()
+    print(corpus.notice(), file=sys.stderr)
+    curve = run.run()
     parent, final = curve.at("parent").found, curve.at("final").found
     model = options.out / MODEL
     if options.json:
@@ -72,7 +72,7 @@ def _missing(error: BaseException) -> str:
 
 
 def _quiet() -> None:
-    """One progress bar is enough, and it is ours."""
+    """Only this library shows a progress bar."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

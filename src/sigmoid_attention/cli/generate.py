@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from sigmoid_attention.cli.model_options import Generate
+from sigmoid_attention.cli.model_options import GenerateOptions
 from sigmoid_attention.nn.models import generate as continue_tokens
 from sigmoid_attention.training.environment import resolve_device
 from sigmoid_attention.training.model_folder import encode_prompt, load_trained
@@ -13,7 +13,7 @@ from sigmoid_attention.training.terminal import plain
 MOST_TOKENS = 1_000_000
 
 
-def generate(options: Generate) -> None:
+def generate(options: GenerateOptions) -> None:
     """Print the prompt and what the model makes of it."""
     if not -(2**63) <= options.seed < 2**63:
         raise ValueError(f"seed must be a whole number of 64 bits, got {options.seed}")

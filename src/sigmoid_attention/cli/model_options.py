@@ -11,7 +11,7 @@ from sigmoid_attention.studies.conversion.setting import ConversionSetting
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainOptions:
     """Train one small language model; OUT then holds all that `generate` needs.
 
     OUT/loss.csv has the losses of every step, in bits a byte, and OUT/loss.svg their curve.
@@ -24,7 +24,7 @@ class Train:
     binaries: Flag = False
     """Also read files that are no text; without it a folder's are skipped, and one is refused."""
     preset: str = "small"
-    """Size of the model: tiny, small, medium (wants a GPU), gala-85m, gala-1b, gala-7b (want
+    """Size of the model: tiny, small, medium (needs a GPU), gala-85m, gala-1b, gala-7b (need
     large ones)."""
     recipe: Str = None
     """Position, norms and bias: recommended or paper; the preset's own if not given."""
@@ -66,7 +66,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Generate:
+class GenerateOptions:
     """Let a trained model write."""
 
     folder: Annotated[Path, tyro.conf.Positional]
@@ -85,7 +85,7 @@ class Generate:
 
 
 @dataclass(frozen=True)
-class Convert:
+class ConvertOptions:
     """Convert a pretrained softmax model to sigmoid attention, taught by the model itself.
 
     Starts where the sigmoid does what the softmax did, fits the bias of every head, and trains
@@ -115,7 +115,7 @@ class Convert:
 
 
 @dataclass(frozen=True)
-class Regularity:
+class RegularityOptions:
     """Bound and measure how much every layer of a trained model moves with its input.
 
     Prints a line for each residual branch: a certificate for all inputs in a ball, a tighter one
@@ -140,7 +140,7 @@ class Regularity:
 
 
 @dataclass(frozen=True)
-class Doctor:
+class DoctorOptions:
     """Say what this machine has, and what to do about what is missing."""
 
     json: Json = False

@@ -5,7 +5,7 @@ import math
 
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.studies import as_json, run_and_show
-from sigmoid_attention.cli.study_options import Rates
+from sigmoid_attention.cli.study_options import RatesOptions
 from sigmoid_attention.lab.page import PAGE, write
 from sigmoid_attention.lab.study import Study
 from sigmoid_attention.mixtures import Mixture
@@ -14,7 +14,7 @@ from sigmoid_attention.training.files import refuse_other_kinds
 from sigmoid_attention.training.terminal import tell
 
 
-def rates(options: Rates) -> int:
+def rates(options: RatesOptions) -> int:
     """Measure the missing rates, print the table, write figure and page; 2 if a task failed."""
     study = study_of(options)
     refuse_other_kinds(options.out, folders=("report",))
@@ -31,7 +31,7 @@ def rates(options: Rates) -> int:
     return code
 
 
-def study_of(options: Rates) -> Study:
+def study_of(options: RatesOptions) -> Study:
     """The study of all combinations; ``ValueError`` for a name or number out of range."""
     if not -math.inf < options.claim <= 0:
         raise ValueError(f"claim must be 0 or a negative number, got {options.claim}")
@@ -75,7 +75,7 @@ def _numbers(name: str, text: str) -> list[int]:
         raise ValueError(f"{name} must be whole numbers between commas, got {text!r}") from None
 
 
-def _command(options: Rates) -> str:
+def _command(options: RatesOptions) -> str:
     names = ("gate", "expert", "regime", "score", "d", "k", "extra", "claim")
     flags = " ".join(f"--{name} {getattr(options, name)}" for name in names)
     return f"sigmoid-attention rates {flags}{' --quick' * options.quick}"

@@ -1,11 +1,11 @@
 """`sigmoid-attention recipe`: which bias and norms train best, as a table and a recommendation."""
 
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.cli.study_options import Recipe
+from sigmoid_attention.cli.study_options import RecipeOptions
 from sigmoid_attention.studies.recipe import RecipeSetting, recommended, report, run, standings
 
 
-def recipe(options: Recipe) -> None:
+def recipe(options: RecipeOptions) -> None:
     """Run or continue the study and print where the candidates stand."""
     setting = RecipeSetting(seeds=options.seeds, learning_rates=options.learning_rates)
     store = run(options.out, setting, resume=options.resume)

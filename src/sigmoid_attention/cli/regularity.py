@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from sigmoid_attention.cli.model_options import Regularity
+from sigmoid_attention.cli.model_options import RegularityOptions
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.theory.certificate import Certificate, certify, save
 from sigmoid_attention.theory.regularity import Ball
@@ -14,7 +14,7 @@ from sigmoid_attention.training.terminal import tell, terminal
 HEADINGS = ("branch", "|x| here", "bound in ball", "bound here", "measured", "tightness")
 
 
-def regularity(options: Regularity) -> None:
+def regularity(options: RegularityOptions) -> None:
     """Print a line a branch, and write the certificate and its figure."""
     if options.tokens < 1:
         raise ValueError(f"tokens must be 1 or more, got {options.tokens}")

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.cli.study_options import Routing
+from sigmoid_attention.cli.study_options import RoutingOptions
 from sigmoid_attention.lab.markers import split_at_markers
 from sigmoid_attention.studies.routing.findings import findings, verdict
 from sigmoid_attention.studies.routing.page import BEGIN, END, FIGURE, HEADINGS, cells, publish
@@ -15,7 +15,7 @@ from sigmoid_attention.training.terminal import tell, terminal
 WIDTH_OF_A_FILE = 160
 
 
-def routing(options: Routing) -> None:
+def routing(options: RoutingOptions) -> None:
     """Run or continue the study, and print and publish what came out of it."""
     if options.docs:
         # Before the work, not after it.

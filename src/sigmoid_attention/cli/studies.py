@@ -10,10 +10,10 @@ from rich.table import Table
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.study_options import (
     CLAIMS_OUT,
-    ListStudies,
-    ReportStudies,
-    RunStudies,
-    Studies,
+    ListStudiesOptions,
+    ReportStudiesOptions,
+    RunStudiesOptions,
+    StudiesOptions,
 )
 from sigmoid_attention.lab.archive import Archive
 from sigmoid_attention.lab.page import Answer, answer, publish, write
@@ -35,19 +35,19 @@ WIDTH_OF_A_FILE = 160
 FAILED = 2
 
 
-def studies(options: Studies) -> int:
+def studies(options: StudiesOptions) -> int:
     """Run the chosen action; return its exit code."""
     action = options.action
     match action:
-        case RunStudies():
+        case RunStudiesOptions():
             return run(action)
-        case ListStudies():
+        case ListStudiesOptions():
             return list_studies(action)
-        case ReportStudies():
+        case ReportStudiesOptions():
             return report(action)
 
 
-def run(options: RunStudies) -> int:
+def run(options: RunStudiesOptions) -> int:
     """Run the missing tasks and show the findings; 2 if a task raised an exception, else 0."""
     if not options.names and not options.all:
         raise ValueError(f"name: give one or more of {', '.join(claim_names())}, or --all")
@@ -90,7 +90,7 @@ def show(complete: Answer, console: Console) -> None:
     _print(table, console)
 
 
-def list_studies(options: ListStudies) -> int:
+def list_studies(options: ListStudiesOptions) -> int:
     """Print every study, the command that runs it, and how much of it the folder holds."""
     entries = [_command_entry(study, options.out) for study in COMMAND_STUDIES]
     archive = Archive(options.out or CLAIMS_OUT)
@@ -133,7 +133,7 @@ def _claim_entry(study: Study, archive: Archive) -> dict[str, Any]:
     }
 
 
-def report(options: ReportStudies) -> int:
+def report(options: ReportStudiesOptions) -> int:
     """Write the page and figures of the complete studies; ``ValueError`` if there are none."""
     archive = Archive(options.out)
     answers = []

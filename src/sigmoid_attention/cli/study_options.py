@@ -13,7 +13,7 @@ CLAIMS_OUT = Path("runs/studies")
 
 
 @dataclass(frozen=True)
-class Compare:
+class CompareOptions:
     """Train the same small transformer with softmax and with sigmoid attention, and compare.
 
     Both arms get the same text, parameters, steps and seeds. Measures held-out loss at 1, 2 and 4
@@ -50,7 +50,7 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RecipeOptions:
     """Train candidates for the recommended recipe over learning rates and seeds, and rank them.
 
     Seven candidates for each learning rate and seed, each about a minute of one core.
@@ -68,7 +68,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Routing:
+class RoutingOptions:
     """Train small decoders with mixtures of experts, routed by softmax and by sigmoid, and compare.
 
     Two experts of eight a token (load balanced by nothing, by a loss, by a bias), and all of them.
@@ -92,7 +92,7 @@ class Routing:
 
 
 @dataclass(frozen=True)
-class RunStudies:
+class RunStudiesOptions:
     """Do what is missing of some studies, and show what they found.
 
     There is no --resume, because it always does: every finished task is a file of OUT/rows, named
@@ -111,7 +111,7 @@ class RunStudies:
 
 
 @dataclass(frozen=True)
-class ListStudies:
+class ListStudiesOptions:
     """Show every study, the command that runs it, and how much of it is done."""
 
     out: File = None
@@ -120,7 +120,7 @@ class ListStudies:
 
 
 @dataclass(frozen=True)
-class ReportStudies:
+class ReportStudiesOptions:
     """Write OUT/report: a page in Markdown with every finding, and a figure a study."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -133,18 +133,18 @@ class ReportStudies:
 
 
 @dataclass(frozen=True)
-class Studies:
+class StudiesOptions:
     """Put published claims about mixtures of experts and about steepness to the test."""
 
     action: tyro.conf.OmitArgPrefixes[
-        Annotated[RunStudies, tyro.conf.subcommand("run", prefix_name=False)]
-        | Annotated[ListStudies, tyro.conf.subcommand("list", prefix_name=False)]
-        | Annotated[ReportStudies, tyro.conf.subcommand("report", prefix_name=False)]
+        Annotated[RunStudiesOptions, tyro.conf.subcommand("run", prefix_name=False)]
+        | Annotated[ListStudiesOptions, tyro.conf.subcommand("list", prefix_name=False)]
+        | Annotated[ReportStudiesOptions, tyro.conf.subcommand("report", prefix_name=False)]
     ]
 
 
 @dataclass(frozen=True)
-class Rates:
+class RatesOptions:
     """Measure how fast estimates of a mixture of experts converge, with controls and a verdict.
 
     Lists between commas make cells of all combinations. Each is fitted in two windows of n on
@@ -179,7 +179,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Universality:
+class UniversalityOptions:
     """Build the transformer of the universality theorem for a function, and measure its error.
 
     Prints what will be built (layers, parameters), then the smallest gap and the errors with

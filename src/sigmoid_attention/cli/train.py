@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from sigmoid_attention.cli.model_options import Train
+from sigmoid_attention.cli.model_options import TrainOptions
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.lab.figure import svg
 from sigmoid_attention.lab.loss_figure import loss_figure
@@ -40,7 +40,7 @@ LOSSES, CURVE = "loss.csv", "loss.svg"
 SOON_SECONDS, FOR_A_CPU = 600, ("tiny", "small")
 
 
-def train(options: Train) -> None:
+def train(options: TrainOptions) -> None:
     """Train, or continue, and print how well the model predicts the held-out text."""
     for name in ("record", "eval_every"):
         if getattr(options, name) < 0:
@@ -71,7 +71,7 @@ def train(options: Train) -> None:
     corpus = load_corpus(options.data, binaries=options.binaries)
     text = Text.prepare(corpus, config.vocab_size, HELDOUT_BYTES)
     text.check_lengths(config.max_seq_len, config.max_seq_len)
-    for line in corpus.told().splitlines():
+    for line in corpus.notice().splitlines():
         warn(line)
     # A short text may have fewer byte pairs than the wanted vocabulary.
     config = dataclasses.replace(config, vocab_size=_vocabulary(text, config.vocab_size))
@@ -114,7 +114,7 @@ def train(options: Train) -> None:
     tell(f'let it write: sigmoid-attention generate {out} --prompt "..."')
 
 
-def model_config(options: Train) -> ModelConfig:
+def model_config(options: TrainOptions) -> ModelConfig:
     """The preset with the options that replace its values; ``ValueError`` for unknown names."""
     if options.preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {options.preset!r}")
@@ -137,7 +137,7 @@ def _vocabulary(text: Text, wanted: int) -> int:
     return learned
 
 
-def _warn_of_time(options: Train, config: ModelConfig, device: torch.device) -> None:
+def _warn_of_time(options: TrainOptions, config: ModelConfig, device: torch.device) -> None:
     if device.type != "cpu":
         return
     seconds = training_seconds(config, options.batch_size, options.steps)

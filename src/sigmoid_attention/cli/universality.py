@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.cli.study_options import Universality
+from sigmoid_attention.cli.study_options import UniversalityOptions
 from sigmoid_attention.lab.figure import svg
 from sigmoid_attention.studies.theory.universality import (
     Findings,
@@ -37,21 +37,21 @@ HALF_OCTAVES = 9
 WIDTH = 14
 
 
-def universality(options: Universality) -> None:
+def universality(options: UniversalityOptions) -> None:
     """Print sizes, build, print errors, and write the figures; with ``trained`` the study, too."""
-    # What is told on the way is progress where the answer is JSON.
+    # With --json the tables are progress, and go to standard error.
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         found = _build_and_measure(options)
     if options.json:
         print_json(found)
 
 
-def _build_and_measure(options: Universality) -> dict[str, Any]:
+def _build_and_measure(options: UniversalityOptions) -> dict[str, Any]:
     names = tuple(FUNCTIONS) if options.function == "all" else tuple(options.function.split(","))
     refuse_other_kinds(options.out, files=("steepness.svg", "size.svg"), folders=("trained",))
     # The user's own functions lie beside the place where the command is given.
     sys.path.append(os.getcwd())
-    # What cannot be meant is to be said before anything is built.
+    # Bad input is refused before anything is built.
     functions = {name: checked_function(name, options.n, options.d) for name in names}
     setting = trained_setting(names, options) if options.trained else None
     sweeps, found = {}, {}
@@ -97,14 +97,14 @@ def checked_function(name: str, n: int, d: int) -> Function:
     except (Exception, SystemExit) as error:
         if isinstance(error, ValueError) and str(error).startswith("function"):
             raise
-        said = f"{type(error).__name__}: {error}"
-        raise ValueError(f"function: {name!r} {wanted}; it raised {said}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"function: {name!r} {wanted}; it raised {reason}") from error
     try:
         given = chosen(torch.rand(n, d, dtype=torch.float64))
     # A user's module may fail in any way, when it is imported and when it is called.
     except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise ValueError(f"function: {name!r} {wanted}; it raised {said}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"function: {name!r} {wanted}; it raised {reason}") from error
     if not isinstance(given, torch.Tensor) or given.shape != (n, d):
         got = (
             f"shape {tuple(given.shape)}"
@@ -115,7 +115,7 @@ def checked_function(name: str, n: int, d: int) -> Function:
     return chosen
 
 
-def trained_setting(names: tuple[str, ...], options: Universality) -> UniversalitySetting:
+def trained_setting(names: tuple[str, ...], options: UniversalityOptions) -> UniversalitySetting:
     """The study of trained transformers; ``ValueError`` where it is about another norm or box."""
     if (options.p, options.low, options.high) != (2.0, 0.0, 1.0):
         raise ValueError("trained: compares at p = 2 on the box [0, 1] only")
@@ -173,5 +173,5 @@ def train_as_well(setting: UniversalitySetting, out: Path) -> Sequence[Findings]
     return found
 
 
-def _line(name: str, said: str) -> None:
-    tell(f"{name:<{WIDTH}}{said}")
+def _line(name: str, text: str) -> None:
+    tell(f"{name:<{WIDTH}}{text}")

@@ -1,1 +1,1 @@
-"""What studies stand on: rows, a store, statistics, sweeps over processes, figures and pages."""
+"""The tools of all studies: rows, a store, statistics, parallel sweeps, figures and pages."""

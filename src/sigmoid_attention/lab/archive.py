@@ -1,9 +1,9 @@
-"""The rows of finished tasks: one immutable Parquet file each, whole or not there.
+"""The rows of finished tasks: one immutable Parquet file per task, written in one step.
 
-    OUT/rows/KEY.parquet  the rows of the task with this key, with what they were made with
+    OUT/rows/KEY.parquet  the rows of the task with this key, and the setting that made them
 
-A key is a hash of all that a task's numbers depend on, so that a file never has to change, studies
-share the tasks that they have in common, and a folder holds any number of studies.
+The key is a hash of everything that the task's numbers depend on. So a file never has to change,
+studies share their common tasks, and one folder can hold any number of studies.
 """
 
 import json
@@ -20,7 +20,7 @@ from sigmoid_attention.training.tables import parquet_bytes, read_table
 
 _ARROW = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
 _OF_ROW = [(field.name, _ARROW[field.type]) for field in fields(Row)]
-# JSON: what the rows were made with. The same text in every row, which Parquet stores once.
+# JSON texts. They are the same in every row, and Parquet stores them once.
 _JSON = ("setting", "machine", "versions", "provenance")
 SCHEMA = pa.schema(
     [
@@ -97,9 +97,9 @@ class Archive:
         return table
 
     def missing(
-        self, tasks: Iterable[Task], complain: Callable[[str], None] = lambda said: None
+        self, tasks: Iterable[Task], complain: Callable[[str], None] = lambda message: None
     ) -> Iterator[Task]:
-        """The tasks that are still to be done; ``complain`` is told of each damaged file."""
+        """The tasks that are not done; ``complain`` gets a message for each damaged file."""
         for task in tasks:
             try:
                 if self.has(task.key):

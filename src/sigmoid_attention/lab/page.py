@@ -1,6 +1,6 @@
-"""The report of studies: a page in Markdown with every finding, and a figure a study.
+"""The report of studies: a Markdown page with every finding, and one figure per study.
 
-The same rows make the same bytes, so that a page under version control changes only with them.
+The same rows always give the same bytes, so a page under version control changes only with them.
 """
 
 import json
@@ -15,7 +15,7 @@ from sigmoid_attention.lab.study import Finding, Results, Study
 from sigmoid_attention.training.files import Damaged, write_whole
 
 PAGE = "studies.md"
-# In a document of words what lies between these is made, and only that.
+# In a document, only the text between these markers is generated.
 BEGIN, END = "<!-- studies -->", "<!-- /studies -->"
 HEADINGS = ("cell", "claim", "measured", "verdict", "because", "controls")
 

@@ -1,4 +1,4 @@
-"""Where a run blew up: the first module that showed a non-finite value."""
+"""Where a run diverged: the first module with a non-finite value."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Diverged(RuntimeError):
-    """Training met a non-finite loss, gradient or parameter; `step` and `where` say which."""
+    """Training met a non-finite loss, gradient or parameter; `step` and `where` locate it."""
 
     def __init__(self, step: int, loss: float, where: str) -> None:
         super().__init__(
@@ -19,7 +19,7 @@ class Diverged(RuntimeError):
 
 
 def first_non_finite(model: nn.Module, compute_loss: Callable[[], Tensor]) -> str:
-    """Run one step again and say where the first non-finite value appears.
+    """Run one step again and return where the first non-finite value appears.
 
     Looks at every module's output on the way forward, then at the gradients of the same tensors
     on the way back, then at the parameters' gradients. Leaves the gradients of the repetition.

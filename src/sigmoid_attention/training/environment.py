@@ -1,4 +1,4 @@
-"""What a result was measured with: device, machine, versions, and how much memory it took."""
+"""The environment of a measurement: device, machine, library versions, memory of the process."""
 
 import os
 import platform
@@ -84,13 +84,13 @@ def source_commit() -> str:
     """
     folder = Path(__file__).parent
     # A file that git does not follow may lie in a repository of something else.
-    for asked in (
+    for arguments in (
         ("ls-files", "--error-unmatch", Path(__file__).name),
         ("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"),
     ):
         try:
             answer = subprocess.run(
-                ["git", "-C", str(folder), *asked], capture_output=True, text=True, timeout=20
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20
             )
         except (OSError, subprocess.TimeoutExpired):
             return ""
@@ -107,7 +107,7 @@ def usable_cores() -> int:
 
 
 def processor_name() -> str:
-    """The processor's own name where the system tells it, else its architecture."""
+    """The name of the processor if the system gives one, else its architecture."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and what was damaged since is told when they are read."""
+"""Files that are written whole or not at all, and whose damage is detected when they are read."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader finds the old content or the new, never a part.
 
     The bytes go to `<name>.tmp` in the same folder, reach the disk, and take the name in one step.
-    Whatever was at `path` stays when the write fails, and the temporary file is removed.
+    If the write fails, the old content stays, and the temporary file is removed.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; says which file.
@@ -120,7 +120,7 @@ def refuse_endless(path: Path) -> None:
 
 
 def could_not_write(path: Path, error: OSError) -> OSError:
-    """The same failure as a sentence that names the file which was to be written."""
+    """The same failure, with a message that names the file."""
     failure = OSError(f"could not write {path} ({error.strerror}); nothing was overwritten")
     failure.errno = error.errno
     return failure
@@ -207,8 +207,8 @@ def reading(path: Path) -> Iterator[None]:
         *(ValueError, LookupError, TypeError, AttributeError),
         *(ArithmeticError, RuntimeError, MemoryError),
     ) as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise Damaged(f"{path} is damaged ({said})") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Damaged(f"{path} is damaged ({reason})") from error
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -219,5 +219,5 @@ def _remove_if_there(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError:
-        # The folder itself is the problem, and the caller is about to say so.
+        # The folder itself is the problem, which the caller reports.
         return

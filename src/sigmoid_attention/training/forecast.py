@@ -1,4 +1,4 @@
-"""What a training will need, told before it starts: memory, which may not be there, and time."""
+"""Estimates the memory and the time of a training run before it starts."""
 
 import bisect
 import functools
@@ -193,7 +193,7 @@ def _of_control_groups() -> Iterator[int]:
 
 def _left(root: Path, path: str, limit: str, used: str, reclaimable: str) -> Iterator[int]:
     inside = root / path.strip("/")
-    # A container sees its own group as the root, though its path is told from the outside.
+    # In a container its own group is the root, but the path is that of the host.
     for group in (inside, *inside.parents):
         if not group.is_relative_to(root):
             return

@@ -1,4 +1,4 @@
-"""One process writes to a folder at a time, and it can write there at all."""
+"""A lock on an output folder, which also checks that the folder can be written."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ from sigmoid_attention.training.files import LOCK, could_not_write
 
 try:
     import fcntl
-except ImportError:  # Windows: nobody is kept out.
+except ImportError:  # Windows has no such locks.
     fcntl = None
 
-# A link could lead to a file of someone else; Windows has no such flag.
+# A link could lead to the file of another user. Windows has no such flag.
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 

@@ -1,8 +1,8 @@
-"""The losses of a run on the way, as CSV: one line a step, written when the step is done.
+"""The losses of a run as CSV: one line per step, written when the step is done.
 
-A line goes out in one piece, so a killed run loses the line of its current step at most. A run
-that is continued drops the lines of the steps that it does again. Each line ends with a checksum,
-and a line whose checksum does not fit is no line. When a run ends, the checkpoint's losses decide.
+Each line is written by one call, so a killed run loses at most the line of its current step. A
+resumed run removes the lines of the steps that it repeats. Each line ends with a checksum, and
+lines with a wrong checksum are ignored. At the end the file is made to agree with the checkpoint.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The folder of a trained language model: all that is needed to go on with it or to let it write.
+"""The folder of a trained language model: all files that resuming and generating need.
 
 FOLDER/config.json             the run's configuration (model, training, data) and provenance
 FOLDER/tokenizer.json          the tokenizer
@@ -63,10 +63,11 @@ def describe_run(
     *,
     again: bool = False,
 ) -> None:
-    """Write what a run is before it starts; once there is a checkpoint, only what is damaged.
+    """Write config.json and tokenizer.json of a run before it starts.
 
-    Nothing where that checkpoint is of another configuration: the trainer says so, field by field.
-    With `again`, for a run that goes on with more steps, the configuration is written anew.
+    If there is a checkpoint, only missing and damaged files are written, and none if the checkpoint
+    has another configuration, which the trainer then reports. With `again` the configuration is
+    written in any case, for a run that continues with more steps.
     """
     described = {
         "run": run_configuration(model, batches, config),
@@ -119,7 +120,7 @@ def _reads_back(path: Path, read: Callable[[Path], Any]) -> bool:
 
 
 def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
-    """The model and the tokenizer of a folder, on the CPU and ready to evaluate.
+    """The model and the tokenizer of a folder, on the CPU, in evaluation mode.
 
     Raises:
         ValueError: the folder does not hold a trained model, one of its files is damaged, or the

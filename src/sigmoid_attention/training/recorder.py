@@ -1,4 +1,4 @@
-"""What goes on inside a run, step by step, as Parquet: norms and extremes of everything that moves.
+"""Records norms and extremes inside a model during training, step by step, as Parquet.
 
 One row a number, with the columns of `SCHEMA`. A row's `module` is a module's or a parameter's
 name and its `layer` the number of the block that this lies in, -1 outside the blocks.

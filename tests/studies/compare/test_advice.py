@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sigmoid_attention.cli.arguments import Compare, parse
+from sigmoid_attention.cli.arguments import CompareOptions, parse
 from sigmoid_attention.lab.rows import ROW_SCHEMA
 from sigmoid_attention.studies.compare.advice import OTHER_MODELS, advise, seeds_to_decide
 from sigmoid_attention.studies.compare.results import Fusion, Gain
@@ -105,5 +105,5 @@ def test_every_command_is_one(summary):
             name, *words = shlex.split(advice.command)
             assert name == "sigmoid-attention"
             asked = parse(words)
-            assert isinstance(asked, Compare)
+            assert isinstance(asked, CompareOptions)
             assert str(asked.out).startswith("my runs/out")

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from sigmoid_attention.cli.arguments import Compare, parse
+from sigmoid_attention.cli.arguments import CompareOptions, parse
 from sigmoid_attention.nn.models import PRESETS
 from sigmoid_attention.studies.compare.retrieval import task_batches
 from sigmoid_attention.studies.compare.settings import COMPARE_PRESETS, compare_setting
@@ -65,7 +65,7 @@ def test_the_command_makes_the_same_setting_again(asked, options):
         **options,
     }  # fmt: skip
     again = parse(words)
-    assert isinstance(again, Compare)
+    assert isinstance(again, CompareOptions)
     assert setting == compare_setting(
         again.preset, data=again.data, seeds=again.seeds, steps=again.steps, device=again.device,
         lr=again.lr, softmax_lr=again.softmax_lr, recipe=again.recipe, position=again.position,

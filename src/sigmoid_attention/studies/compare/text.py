@@ -1,8 +1,8 @@
-"""The comparison's language-modelling part: one arm and seed trained on text, then tested.
+"""The language-modelling part of a comparison: trains one arm and seed on text, and tests it.
 
-Gives the loss of every training step; bits per byte on held-out text, on the way and, at the
-training length and beyond it, in the end; and, for the first seed, what the recorder saw inside
-the network and a text that the trained model writes.
+The rows are the loss of every training step; bits per byte of held-out text, during training and,
+at the training length and beyond it, at the end; and, for the first seed, the recorder's statistics
+and a text that the trained model generates.
 """
 
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sigmoid_attention.lab.rows import SOFTMAX, Row
+from sigmoid_attention.lab.rows import SOFTMAX, ArmRow
 from sigmoid_attention.lab.store import Store, step_parts
 from sigmoid_attention.nn.models import DecoderLM, ModelConfig, generate
 from sigmoid_attention.studies.compare.settings import FIRST_SEED, TextSetting
@@ -22,7 +22,7 @@ from sigmoid_attention.training.recorder import Recorder, read_records
 from sigmoid_attention.training.text_run import TextRun
 from sigmoid_attention.training.trainer import TrainConfig
 
-# The bytes of a text that a trained model wrote, one a row, and of what it was given to begin with.
+# The bytes, one per row, of a text that a trained model generated, and of its prompt.
 WRITTEN, PROMPT = "sample_text", "sample_prompt"
 LONGEST_PROMPT, LONGEST_TEXT = 64, 256
 TEMPERATURE, TOP_P = 0.8, 0.95
@@ -70,10 +70,10 @@ def run_text(
     device: torch.device,
     store: Store,
     progress: Callable[[float], None],
-) -> Iterator[Row]:
+) -> Iterator[ArmRow]:
     """Train (or go on training, if `folder` has a checkpoint), test, and give the rows.
 
-    `progress` is told the share of the training that is done. Raises ``Diverged`` as the trainer.
+    `progress` is called with the finished share of the training. Raises ``Diverged``.
     """
     name = f"text-{arm}-seed{seed}"
     tests = step_parts(name, setting.steps, setting.test_every)
@@ -93,8 +93,8 @@ def run_text(
     # With the end of a piece, as many bytes as one sequence.
     pieces = spread(text.heldout, n - 1, setting.test_bytes)
 
-    def tested(step: int) -> Row:
-        return Row(arm, COURSE, run.bits_per_byte(pieces), "bits/byte", seed, step, length=n)
+    def tested(step: int) -> ArmRow:
+        return ArmRow(arm, COURSE, run.bits_per_byte(pieces), "bits/byte", seed, step, length=n)
 
     result = run.train(
         resume=True,
@@ -105,13 +105,13 @@ def run_text(
         on_step=on_the_way(store, name, setting.steps, setting.test_every, tested, progress),
     )
     for step, loss in enumerate(result.losses, 1):
-        yield Row(arm, "train_loss", loss * text.bits_per_nat, "bits/byte", seed, step=step)
+        yield ArmRow(arm, "train_loss", loss * text.bits_per_nat, "bits/byte", seed, step=step)
     yield tested(setting.steps)
     for times in setting.times:
         length = times * n
         bits = run.bits_per_byte(seq_len=length)
-        yield Row(arm, LOSS, bits, "bits/byte", seed, length=length)
-    yield Row(arm, "parameters", run.parameters, "parameters", seed)
+        yield ArmRow(arm, LOSS, bits, "bits/byte", seed, length=length)
+    yield ArmRow(arm, "parameters", run.parameters, "parameters", seed)
     if seed == FIRST_SEED:
         yield from _recorded(records, arm)
         yield from _written(run.model, text, arm, n, device)
@@ -122,7 +122,7 @@ def on_the_way(
     name: str,
     steps: int,
     every: int,
-    tested: Callable[[int], Row],
+    tested: Callable[[int], ArmRow],
     progress: Callable[[float], None],
 ) -> Callable[[int, float], None]:
     """For `train`'s `on_step`: test every so many steps but the last, and tell the progress.
@@ -141,7 +141,9 @@ def on_the_way(
     return on_step
 
 
-def _written(model: DecoderLM, text: Text, arm: str, n: int, device: torch.device) -> Iterator[Row]:
+def _written(
+    model: DecoderLM, text: Text, arm: str, n: int, device: torch.device
+) -> Iterator[ArmRow]:
     """What the model makes of the held-out text's beginning, within the training length."""
     prompt = text.prompt(min(LONGEST_PROMPT, n // 4))
     ids = torch.tensor([text.tokenizer.encode(prompt)])
@@ -159,15 +161,15 @@ def _written(model: DecoderLM, text: Text, arm: str, n: int, device: torch.devic
     written = text.tokenizer.decode(tokens[0, ids.shape[1] :].tolist())
     for metric, content in ((PROMPT, prompt), (WRITTEN, written)):
         for place, byte in enumerate(content):
-            yield Row(arm, metric, byte, "byte", FIRST_SEED, step=place)
+            yield ArmRow(arm, metric, byte, "byte", FIRST_SEED, step=place)
 
 
-def _recorded(records: Path, arm: str) -> Iterator[Row]:
+def _recorded(records: Path, arm: str) -> Iterator[ArmRow]:
     for record in read_records(records).to_pylist():
         found = RECORDED.get((record["quantity"], record["statistic"]))
         if found:
             metric, unit = found
-            yield Row(
+            yield ArmRow(
                 arm,
                 metric,
                 record["value"],

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from sigmoid_attention.integrations.conversion import next_token_loss, relative_error
 from sigmoid_attention.studies.conversion import needle, similarity
 from sigmoid_attention.studies.conversion.parents import Parent
-from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.studies.conversion.text import TokenSequences
 
 NEEDLES = 8
 
@@ -34,7 +34,7 @@ class Evaluation:
     """
 
     parent: Parent
-    text: Sequences
+    text: TokenSequences
     sequences: int
     lengths: Sequence[int]
     device: torch.device

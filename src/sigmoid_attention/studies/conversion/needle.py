@@ -1,4 +1,4 @@
-"""Finding one fact in a long text: what a language model's loss alone does not show.
+"""Retrieval of one fact from a long text, which a language model's loss does not measure.
 
 Shapes: N tokens.
 """

@@ -1,8 +1,8 @@
-r"""What a softmax's normaliser can be predicted from without a look at the keys.
+r"""How well a softmax's normaliser can be predicted without the keys.
 
-For every head the log-sum-exp of a row is fitted by least squares to features of its token alone,
-on short sequences, and predicted on held-out ones that are longer. What is left, in nats, is by how
-much a sigmoid with such a bias would weigh a row wrongly.
+For every head, the log-sum-exp of a row is fitted by least squares to features of its token alone,
+on short sequences, and predicted on longer held-out ones. The residual, in nats, is the error that
+a sigmoid with such a bias would make in the weight of a row.
 
 Shape letters: B batch, H query heads, N tokens, C channels, F features, R rows.
 """
@@ -22,7 +22,7 @@ from sigmoid_attention.integrations.conversion.calibration import solved
 from sigmoid_attention.integrations.transformers import attention_modules, replace_bias
 from sigmoid_attention.integrations.transformers.linear import InputBias
 from sigmoid_attention.studies.conversion.parents import load_parent
-from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.studies.conversion.text import TokenSequences
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.terminal import in_sentences
 
@@ -89,8 +89,8 @@ def errors(model: str, data: str, sequences: int) -> dict[str, list[float]]:
     """For each set of features the root mean square error of each band, the median over heads."""
     parent = load_parent(model)
     corpus = load_corpus(data)
-    short = Sequences(parent, corpus, seq_len=FITTED, batch_size=4, seed=0)
-    long = Sequences(parent, corpus, seq_len=BANDS[-1], batch_size=1, seed=0)
+    short = TokenSequences(parent, corpus, seq_len=FITTED, batch_size=4, seed=0)
+    long = TokenSequences(parent, corpus, seq_len=BANDS[-1], batch_size=1, seed=0)
     student = Student(parent.copy(), form="constant", gain=GAIN).model
     predictors = {
         module: {name: Predictor(features) for name, features in FEATURES.items()}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sigmoid_attention.lab.figure import COLOURS, panels, svg
 from sigmoid_attention.lab.markers import split_at_markers
 from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
-from sigmoid_attention.studies.conversion.curve import Curve, read_curve
+from sigmoid_attention.studies.conversion.curve import ConversionCurve, read_curve
 from sigmoid_attention.training.files import write_whole
 from sigmoid_attention.training.terminal import in_sentences, tell
 
@@ -50,7 +50,7 @@ def publish(folders: Sequence[Path], document: Path) -> Path:
     return document
 
 
-def section(curve: Curve, figure: str) -> str:
+def section(curve: ConversionCurve, figure: str) -> str:
     """One run in Markdown: what it was made with, the table, the curve."""
     about = curve.described
     setting = " ".join(
@@ -90,7 +90,7 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
-def table(curve: Curve) -> str:
+def table(curve: ConversionCurve) -> str:
     """A row for each evaluation, a column for each quantity that any of them has."""
     names = list(dict.fromkeys(name for point in curve.points for name in point.found))
     lines = [
@@ -103,7 +103,7 @@ def table(curve: Curve) -> str:
     return "\n".join([*lines, ""])
 
 
-def draw(curve: Curve) -> Figure:
+def draw(curve: ConversionCurve) -> Figure:
     """The quantity of every evaluation over the steps of training; stage two once more by itself.
 
     What that stage wins is small beside what comes before it, and decides.

@@ -106,7 +106,7 @@ def load_parent(name: str) -> Parent:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **extra
         )
-    # Whatever is wrong with a folder from elsewhere comes out of transformers as any exception.
+    # For a damaged folder transformers may raise any exception.
     except Exception as error:
         raise ValueError(
             f"model: transformers cannot load {name!r}: {error or type(error).__name__}"

@@ -1,4 +1,4 @@
-"""Everything that decides how a conversion goes, beside the model and the text."""
+"""The setting of a conversion: everything that decides its result except model and text."""
 
 import math
 from dataclasses import dataclass, replace
@@ -73,7 +73,7 @@ class ConversionSetting:
         # Not at the top: it needs transformers, which the command line's help does not.
         from sigmoid_attention.integrations.conversion import FORMS
 
-        wants = {
+        conditions = {
             "steps": (self.steps >= 0, "at least 0"),
             "layer_steps": (self.layer_steps >= 0, "at least 0"),
             "form": (self.form in FORMS, f"one of {', '.join(FORMS)}"),
@@ -90,7 +90,7 @@ class ConversionSetting:
             "text_weight": (0 <= self.text_weight < math.inf, "at least 0 and finite"),
             "repeats": (0 <= self.repeats < 1, "at least 0 and below 1"),
         }
-        for name, (holds, wanted) in wants.items():
+        for name, (holds, wanted) in conditions.items():
             if not holds:
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         if self.steps + self.layer_steps == 0:

@@ -1,4 +1,4 @@
-"""Token sequences for a conversion, as a pure function of (seed, step), and what is held out.
+"""Token sequences for a conversion, as a pure function of (seed, step), and held-out sequences.
 
 Shapes: B sequences of N tokens.
 """
@@ -19,7 +19,7 @@ SHORTEST = 16
 STRETCH = (16, 65)
 
 
-class Sequences:
+class TokenSequences:
     """Batches of equally long sequences, cut from a text at random places.
 
     For a causal model all are ``seq_len`` long. An encoder reads texts of any length, so each batch

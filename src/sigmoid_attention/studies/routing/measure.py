@@ -1,4 +1,4 @@
-"""What is looked at inside a decoder with experts: who is chosen, how evenly, how alike they are.
+"""Measures a decoder with experts: which experts are chosen, their load and their similarity.
 
 Shape letters: B sequences, N tokens of one, T = B N tokens, E experts, K visits, C model dim.
 """
@@ -53,8 +53,8 @@ def loads(model: DecoderLM, probe_BN: Tensor) -> list[Tensor]:
 
 
 def _load(routing: Routing) -> Tensor:
-    everyone = routing.experts.shape[-1] == routing.scores.shape[-1]
-    amounts = routing.scores if everyone else routing.chosen().double()
+    all_visited = routing.experts.shape[-1] == routing.scores.shape[-1]
+    amounts = routing.scores if all_visited else routing.chosen().double()
     total_E = amounts.double().flatten(0, -2).sum(0)
     return total_E / total_E.sum()
 

@@ -1,4 +1,4 @@
-"""Text to train on, what is held out of it, and where it came from."""
+"""Reads text to train on, holds a part of it out, and describes its source."""
 
 import errno
 import hashlib
@@ -97,7 +97,7 @@ class Corpus:
         skipped = f"; {_files(self.binaries)} skipped as binary" if self.binaries else ""
         return f"text: {_files(found.files)}, {_size(found.bytes)}; {held_out}{skipped}"
 
-    def told(self) -> str:
+    def notice(self) -> str:
         """`described`, and on a line of its own the `warning`, if there is one."""
         warning = self.warning()
         return self.described() + (f"\nwarning: {warning}" if warning else "")

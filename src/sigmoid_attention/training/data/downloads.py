@@ -54,7 +54,7 @@ def downloaded(
     `options` go to pip, and `without_it` ends the sentence of a failure: what needs no download.
 
     Raises:
-        OSError: pip could not download the archive, or the cache cannot be written; says why.
+        OSError: the download failed, or the cache cannot be written; gives the reason.
     """
     path = cache_dir() / archive
     if _is_there(path, sha256):
@@ -125,7 +125,7 @@ def _failed(requirement: str, reason: str, without_it: str) -> OSError:
 
 
 def _reason(stderr: str) -> str:
-    """The line of pip's output that says what went wrong, which is seldom the last one."""
+    """The line of pip's output with the reason, which is seldom the last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return (errors or lines or ["pip gave no reason"])[0]

@@ -1,4 +1,4 @@
-"""Bytes to token ids and back, without loss for any bytes whatever."""
+"""Tokenizers over bytes, which decode exactly what they encoded, for any bytes."""
 
 import json
 from collections.abc import Iterable, Sequence

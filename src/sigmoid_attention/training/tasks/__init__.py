@@ -1,4 +1,4 @@
-"""Synthetic retrieval tasks: what equal language-model loss can hide."""
+"""Synthetic retrieval tasks, in which models of equal language-modelling loss can differ."""
 
 from sigmoid_attention.training.tasks.copying import Copying
 from sigmoid_attention.training.tasks.recall import MultiQueryRecall
