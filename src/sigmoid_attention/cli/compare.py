@@ -93,7 +93,7 @@ def show(comparison: Comparison, console: Console) -> None:
         highlight=False,
     )
     if comparison.fusion:
-        _say_operator(comparison.fusion, console)
+        _print_operator(comparison.fusion, console)
     console.print()
     console.print(comparison.verdict.headline, style="bold", highlight=False, markup=False)
     console.print(comparison.verdict.paragraph, highlight=False, markup=False)
@@ -108,8 +108,8 @@ def show(comparison: Comparison, console: Console) -> None:
     console.print(f"\nThe run held at most {peak} of memory.\n", highlight=False)
 
 
-def _numbers(found: Cells) -> tuple[str, str, str]:
-    softmax, sigmoid, apart, around = found
+def _numbers(columns: Cells) -> tuple[str, str, str]:
+    softmax, sigmoid, apart, around = columns
     return softmax, sigmoid, f"{apart} ({around})" if around else apart
 
 
@@ -121,7 +121,7 @@ def _add_gains(table: Table, fusion: Fusion) -> None:
         table.add_row(gain.label, gain_reading(gain).words, *_numbers(gain_cells(gain)))
 
 
-def _say_operator(fusion: Fusion, console: Console) -> None:
+def _print_operator(fusion: Fusion, console: Console) -> None:
     sentence = (
         f"Sigmoid attention ran in {fusion.operator}."
         if fusion.gains

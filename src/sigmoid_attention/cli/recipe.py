@@ -9,9 +9,9 @@ def recipe(options: RecipeOptions) -> None:
     """Run or continue the study and print where the candidates stand."""
     setting = RecipeSetting(seeds=options.seeds, learning_rates=options.learning_rates)
     store = run(options.out, setting, resume=options.resume)
-    found = standings(store, setting)
+    ranking = standings(store, setting)
     if options.json:
-        chosen = {position: one.candidate for position, one in recommended(found).items()}
-        print_json({"standings": found, "recommended": chosen})
+        chosen = {position: best.candidate for position, best in recommended(ranking).items()}
+        print_json({"standings": ranking, "recommended": chosen})
         return
-    print(report(found))
+    print(report(ranking))

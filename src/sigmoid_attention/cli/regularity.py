@@ -26,22 +26,22 @@ def regularity(options: RegularityOptions) -> None:
     tokens = encode_prompt(tokenizer, options.text)
     # A text that is too short is repeated.
     tokens = tokens.repeat(1, -(-options.tokens // tokens.shape[1]))[:, : options.tokens]
-    found = certify(model, tokens, ball, seconds=options.seconds)
-    data, figure = save(found, options.out)
+    certificate = certify(model, tokens, ball, seconds=options.seconds)
+    data, figure = save(certificate, options.out)
     if options.json:
-        products = {"product_within": found.within, "product_at": found.at}
-        print_json({**vars(found), **products, "certificate": data, "figure": figure})
+        products = {"product_within": certificate.within, "product_at": certificate.at}
+        print_json({**vars(certificate), **products, "certificate": data, "figure": figure})
         return
-    show(found, terminal())
+    show(certificate, terminal())
     tell(f"certificate: {data}\nfigure: {figure}")
 
 
-def show(found: Certificate, console: Console) -> None:
+def show(certificate: Certificate, console: Console) -> None:
     """The certificate as a table, and what the whole comes to."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "branch" else "right")
-    for branch in found.branches:
+    for branch in certificate.branches:
         table.add_row(
             branch.at.name,
             f"{branch.at.least:.3g} to {branch.at.most:.3g}",
@@ -52,9 +52,9 @@ def show(found: Certificate, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"whole: at most {found.within:.3g} for {found.tokens} tokens with "
-        f"|x| <= {found.ball.radius:g}, at most {found.at:.3g} at the text; measured there "
-        f"{_measured(found.measured, found.settled)}",
+        f"whole: at most {certificate.within:.3g} for {certificate.tokens} tokens with "
+        f"|x| <= {certificate.ball.radius:g}, at most {certificate.at:.3g} at the text; "
+        f"measured there {_measured(certificate.measured, certificate.settled)}",
         soft_wrap=True,
     )
 

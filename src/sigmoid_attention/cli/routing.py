@@ -23,10 +23,10 @@ def routing(options: RoutingOptions) -> None:
         refuse_other_kinds(options.docs.parent, files=(FIGURE,))
     setting = RoutingSetting(data=options.data, seeds=options.seeds, steps=options.steps)
     store = run(setting, options.out, resume=options.resume, console=terminal(errors=True))
-    found = findings(store.rows())
+    results = findings(store.rows())
     docs = publish(store.rows(), options.docs) if options.docs else None
     if options.json:
-        print_json({"findings": found, "verdict": verdict(found), "docs": docs})
+        print_json({"findings": results, "verdict": verdict(results), "docs": docs})
         return
     console = terminal()
     if not console.is_terminal:
@@ -34,9 +34,9 @@ def routing(options: RoutingOptions) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
         table.add_column(heading)
-    for finding in found:
+    for finding in results:
         table.add_row(*cells(finding))
     console.print(table)
-    console.print(verdict(found))
+    console.print(verdict(results))
     if docs:
         tell(f"docs: {docs}")

@@ -41,9 +41,9 @@ def universality(options: UniversalityOptions) -> None:
     """Print sizes, build, print errors, and write the figures; with ``trained`` the study, too."""
     # With --json the tables are progress, and go to standard error.
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
-        found = _build_and_measure(options)
+        results = _build_and_measure(options)
     if options.json:
-        print_json(found)
+        print_json(results)
 
 
 def _build_and_measure(options: UniversalityOptions) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _build_and_measure(options: UniversalityOptions) -> dict[str, Any]:
     # Bad input is refused before anything is built.
     functions = {name: checked_function(name, options.n, options.d) for name in names}
     setting = trained_setting(names, options) if options.trained else None
-    sweeps, found = {}, {}
+    sweeps, results = {}, {}
     for name, f in functions.items():
         chosen = design(
             f,
@@ -70,7 +70,7 @@ def _build_and_measure(options: UniversalityOptions) -> dict[str, Any]:
         show_design(name, chosen)
         built = build(chosen)
         sweeps[name] = show_construction(built, options.steepness)
-        found[name] = {
+        results[name] = {
             "layers": sum(chosen.layers.values()),
             "parameters": chosen.parameters,
             "smallest_gap": built.contexts.smallest_gap,
@@ -81,7 +81,7 @@ def _build_and_measure(options: UniversalityOptions) -> dict[str, Any]:
     figure = options.out / "steepness.svg"
     write_whole(figure, svg(steepness_figure(sweeps, options.error)))
     tell(f"figure: {figure}")
-    answer: dict[str, Any] = {"functions": found, "figure": figure}
+    answer: dict[str, Any] = {"functions": results, "figure": figure}
     if setting is not None:
         answer["trained"] = train_as_well(setting, options.out)
     return answer
@@ -100,16 +100,16 @@ def checked_function(name: str, n: int, d: int) -> Function:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"function: {name!r} {wanted}; it raised {reason}") from error
     try:
-        given = chosen(torch.rand(n, d, dtype=torch.float64))
+        returned = chosen(torch.rand(n, d, dtype=torch.float64))
     # A user's module may fail in any way, when it is imported and when it is called.
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"function: {name!r} {wanted}; it raised {reason}") from error
-    if not isinstance(given, torch.Tensor) or given.shape != (n, d):
+    if not isinstance(returned, torch.Tensor) or returned.shape != (n, d):
         got = (
-            f"shape {tuple(given.shape)}"
-            if isinstance(given, torch.Tensor)
-            else type(given).__name__
+            f"shape {tuple(returned.shape)}"
+            if isinstance(returned, torch.Tensor)
+            else type(returned).__name__
         )
         raise ValueError(f"function: {name!r} {wanted}; it gave {got}")
     return chosen
@@ -165,12 +165,12 @@ def show_construction(built: Construction, steepness: float | None) -> dict[floa
 
 def train_as_well(setting: UniversalitySetting, out: Path) -> Sequence[Findings]:
     """Run or continue the study of trained transformers in OUT/trained, and show what it found."""
-    found = findings(run(out / "trained", setting, resume=True), setting)
-    print(report(found, setting.error))
+    results = findings(run(out / "trained", setting, resume=True), setting)
+    print(report(results, setting.error))
     figure = out / "size.svg"
-    write_whole(figure, svg(size_figure(found)))
+    write_whole(figure, svg(size_figure(results)))
     tell(f"figure: {figure}")
-    return found
+    return results
 
 
 def _line(name: str, text: str) -> None:

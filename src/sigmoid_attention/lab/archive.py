@@ -40,8 +40,8 @@ def encode(
     Args:
         cpu_seconds: what the whole task took, in every row.
     """
-    found = list(rows)
-    columns = {name: [getattr(row, name) for row in found] for name, _ in _OF_ROW}
+    collected = list(rows)
+    columns = {name: [getattr(row, name) for row in collected] for name, _ in _OF_ROW}
     described = {"setting": asdict(task.setting), **stamp}
     same: dict[str, str | float] = {
         "study": study,
@@ -51,7 +51,7 @@ def encode(
         "cpu_seconds": cpu_seconds,
         **{name: json.dumps(described[name], sort_keys=True) for name in _JSON},
     }
-    columns |= {name: [value] * len(found) for name, value in same.items()}
+    columns |= {name: [value] * len(collected) for name, value in same.items()}
     return parquet_bytes(pa.table(columns, schema=SCHEMA))
 
 
@@ -119,9 +119,9 @@ class Archive:
 
 def results_of(tasks: Iterable[Task], tables: Mapping[str, pa.Table]) -> Results:
     """The rows of the tasks' files, in the order of the tasks."""
-    found: dict[tuple[str, str], list[Measured]] = {}
+    collected: dict[tuple[str, str], list[Measured]] = {}
     for task in tasks:
         columns = [tables[task.key][name].to_pylist() for name, _ in _OF_ROW]
         measured = Measured([Row(*values) for values in zip(*columns, strict=True)])
-        found.setdefault((task.cell, task.part), []).append(measured)
-    return found
+        collected.setdefault((task.cell, task.part), []).append(measured)
+    return collected

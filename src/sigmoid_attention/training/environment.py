@@ -36,10 +36,10 @@ def resolve_device(name: str) -> torch.device:
     kind = name.partition(":")[0]
     if kind not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
-    found = torch.cuda.is_available()
+    has_cuda = torch.cuda.is_available()
     if kind == "auto":
-        return torch.device("cuda" if found else "cpu")
-    if kind == "cuda" and not found:
+        return torch.device("cuda" if has_cuda else "cpu")
+    if kind == "cuda" and not has_cuda:
         raise ValueError(f"device {name!r} was asked for, but torch finds no GPU on this machine")
     return torch.device(name)
 

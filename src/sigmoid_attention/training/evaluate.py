@@ -107,8 +107,8 @@ def _heads(documents: Sequence[Document], max_bytes: int | None) -> list[Documen
 
 def _windows(tokens: Tensor, seq_len: int) -> Iterator[Tensor]:
     """Windows with one token of overlap, so that every token but the first is a target once."""
-    whole = (len(tokens) - 1) // seq_len
-    windows = tokens[: whole * seq_len + 1].unfold(0, seq_len + 1, seq_len)
+    full_windows = (len(tokens) - 1) // seq_len
+    windows = tokens[: full_windows * seq_len + 1].unfold(0, seq_len + 1, seq_len)
     yield from windows.split(max(1, TOKENS_AT_ONCE // seq_len))
-    if len(tokens) - 1 > whole * seq_len:
-        yield tokens[whole * seq_len :][None]
+    if len(tokens) - 1 > full_windows * seq_len:
+        yield tokens[full_windows * seq_len :][None]

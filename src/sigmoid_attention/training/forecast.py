@@ -135,8 +135,8 @@ def free_bytes(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = [*_of_machine(), *_of_control_groups()]
-    return min(found) if found else None
+    limits = [*_of_machine(), *_of_control_groups()]
+    return min(limits) if limits else None
 
 
 def in_bytes(size: float) -> str:

@@ -130,8 +130,8 @@ def read_losses(path: Path) -> list[LossRow]:
         return []
     # What stands behind the last end of a line is half a line, and a header is no row.
     lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]
-    found = (_row(line, sealed=lines[0] != EARLIER) for line in lines)
-    return [row for row in found if row is not None]
+    rows = (_row(line, sealed=lines[0] != EARLIER) for line in lines)
+    return [row for row in rows if row is not None]
 
 
 def _row(line: str, *, sealed: bool) -> LossRow | None:

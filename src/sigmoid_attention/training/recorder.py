@@ -255,8 +255,8 @@ def _first_step(part: Path) -> int:
 
 
 def _layer(module: str) -> int:
-    found = re.match(r"blocks\.(\d+)", module)
-    return int(found[1]) if found else -1
+    match = re.match(r"blocks\.(\d+)", module)
+    return int(match[1]) if match else -1
 
 
 @torch.no_grad()

@@ -36,9 +36,9 @@ def parquet_bytes(table: pa.Table, name: str | None = None) -> bytes:
         named = {} if name is None else {NAME: name.encode(errors="surrogateescape")}
         writer.add_key_value_metadata(named | {KEY: MARK + ZEROS})
     data = buffer.getvalue()
-    place = data.rindex(MARK) + len(MARK)
+    start = data.rindex(MARK) + len(MARK)
     digits = hashlib.sha256(data).hexdigest().encode()
-    return data[:place] + digits + data[place + len(ZEROS) :]
+    return data[:start] + digits + data[start + len(ZEROS) :]
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:

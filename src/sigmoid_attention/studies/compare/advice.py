@@ -179,8 +179,8 @@ def _as_good(
     setting: CompareSetting,
     out: Path,
 ) -> Iterator[Advice]:
-    found = [standing(row) for row in text] + [task.standing for task in tasks(summary)]
-    if not {"worse", "undecided"} & set(found):
+    standings = [standing(row) for row in text] + [task.standing for task in tasks(summary)]
+    if not {"worse", "undecided"} & set(standings):
         preset = _next_preset(setting)
         taken = compare_setting(preset).text.steps
         yield Advice(

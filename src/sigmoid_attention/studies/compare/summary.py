@@ -75,11 +75,11 @@ def select(
     """A metric's values by length, arm and the column `by` ("seed" or "step")."""
     found: dict[int, Values] = defaultdict(lambda: {arm: {} for arm in arms})
     columns = ("metric", "arm", "length", by, "value")
-    for name, arm, length, place, value in zip(
+    for name, arm, length, pair_number, value in zip(
         *(rows[column].to_pylist() for column in columns), strict=True
     ):
         if name == metric and arm in arms:
-            found[length][arm][place] = value
+            found[length][arm][pair_number] = value
     return dict(sorted(found.items()))
 
 

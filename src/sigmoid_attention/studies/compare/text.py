@@ -114,7 +114,7 @@ def run_text(
     yield ArmRow(arm, "parameters", run.parameters, "parameters", seed)
     if seed == FIRST_SEED:
         yield from _recorded(records, arm)
-        yield from _written(run.model, text, arm, n, device)
+        yield from _generated(run.model, text, arm, n, device)
 
 
 def on_the_way(
@@ -141,7 +141,7 @@ def on_the_way(
     return on_step
 
 
-def _written(
+def _generated(
     model: DecoderLM, text: Text, arm: str, n: int, device: torch.device
 ) -> Iterator[ArmRow]:
     """What the model makes of the held-out text's beginning, within the training length."""
@@ -160,15 +160,15 @@ def _written(
     )
     written = text.tokenizer.decode(tokens[0, ids.shape[1] :].tolist())
     for metric, content in ((PROMPT, prompt), (WRITTEN, written)):
-        for place, byte in enumerate(content):
-            yield ArmRow(arm, metric, byte, "byte", FIRST_SEED, step=place)
+        for position, byte in enumerate(content):
+            yield ArmRow(arm, metric, byte, "byte", FIRST_SEED, step=position)
 
 
 def _recorded(records: Path, arm: str) -> Iterator[ArmRow]:
     for record in read_records(records).to_pylist():
-        found = RECORDED.get((record["quantity"], record["statistic"]))
-        if found:
-            metric, unit = found
+        names = RECORDED.get((record["quantity"], record["statistic"]))
+        if names:
+            metric, unit = names
             yield ArmRow(
                 arm,
                 metric,

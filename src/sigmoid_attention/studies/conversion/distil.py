@@ -111,7 +111,7 @@ class Distillation:
     def all_layers(
         self, optimizer: torch.optim.Optimizer, first: int, each: Callable[[float], bool]
     ) -> None:
-        """Stage two from step `first` on; `each` gets the loss of a step, and ends it with False."""
+        """Stage two from step `first` on; `each` gets a step's loss, and stops it by False."""
         setting = self.setting
         warmup = min(WARMUP_STEPS, setting.steps // 2)
         peaks = [group.setdefault("peak", group["lr"]) for group in optimizer.param_groups]
@@ -150,8 +150,8 @@ class Distillation:
             divergence = logit_divergence(student.logits, parent.logits, setting.temperature)
             loss = loss + setting.logit_weight * divergence
         if setting.text_weight:
-            own = next_token_loss(student.logits, batch["input_ids"])
-            loss = loss + setting.text_weight * own
+            text_loss = next_token_loss(student.logits, batch["input_ids"])
+            loss = loss + setting.text_weight * text_loss
         return loss
 
     def _groups(self, layer: nn.Module, lr: float) -> list[dict[str, object]]:

@@ -62,18 +62,18 @@ class Evaluation:
         """What is measured at every point of the curve."""
         if self.parent.causal:
             return {"loss": self._loss(model)}
-        found = {"hidden_error": self._hidden_error(model)}
+        results = {"hidden_error": self._hidden_error(model)}
         for pairs in similarity.human_pairs():
-            found[pairs.name] = similarity.correlation(model, self.parent.tokenizer, pairs)
-        return found
+            results[pairs.name] = similarity.correlation(model, self.parent.tokenizer, pairs)
+        return results
 
     def thorough(self, model: PreTrainedModel) -> dict[str, float]:
         """All of it, for the parent and for the end."""
-        found = self.quick(model)
+        results = self.quick(model)
         for length, texts in self._haystacks.items():
-            share, loss = needle.found(model, texts)
-            found[f"needle_{length}"], found[f"needle_loss_{length}"] = share, loss
-        return found
+            share, loss = needle.needle_scores(model, texts)
+            results[f"needle_{length}"], results[f"needle_loss_{length}"] = share, loss
+        return results
 
     @torch.no_grad()
     def _loss(self, model: PreTrainedModel) -> float:

@@ -63,12 +63,12 @@ class Predictor:
         self.gram_HFF: Tensor | float = 0.0
         self.moment_HF1: Tensor | float = 0.0
 
-    def features(self, given: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
-        parts = [torch.ones_like(lse_BHN1), *(given[name].double() for name in self.names)]
+    def features(self, inputs: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
+        parts = [torch.ones_like(lse_BHN1), *(inputs[name].double() for name in self.names)]
         return torch.cat(parts, dim=-1).transpose(0, 1).flatten(1, 2)
 
-    def watch(self, given: dict[str, Tensor], lse_BHN1: Tensor) -> None:
-        features_HRF = self.features(given, lse_BHN1)
+    def watch(self, inputs: dict[str, Tensor], lse_BHN1: Tensor) -> None:
+        features_HRF = self.features(inputs, lse_BHN1)
         target_HR1 = lse_BHN1.transpose(0, 1).flatten(1, 2)
         self.gram_HFF = self.gram_HFF + features_HRF.mT @ features_HRF
         self.moment_HF1 = self.moment_HF1 + features_HRF.mT @ target_HR1
@@ -79,9 +79,9 @@ class Predictor:
         assert isinstance(self.gram_HFF, Tensor) and isinstance(self.moment_HF1, Tensor)
         return solved(self.gram_HFF, self.moment_HF1, RIDGE)
 
-    def error(self, given: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
+    def error(self, inputs: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
         """(H, N) for a batch of one sequence."""
-        return (self.features(given, lse_BHN1) @ self.solved_HF1)[..., 0] - lse_BHN1[0, ..., 0]
+        return (self.features(inputs, lse_BHN1) @ self.solved_HF1)[..., 0] - lse_BHN1[0, ..., 0]
 
 
 @torch.no_grad()
@@ -96,20 +96,24 @@ def errors(model: str, data: str, sequences: int) -> dict[str, list[float]]:
         module: {name: Predictor(features) for name, features in FEATURES.items()}
         for module in attention_modules(student).values()
     }
-    for module, own in predictors.items():
+    for module, own_predictors in predictors.items():
 
-        def watch(given: dict[str, Tensor], lse_BHN1: Tensor, own=own) -> None:
-            for predictor in own.values():
-                predictor.watch(given, lse_BHN1)
+        def watch(
+            inputs: dict[str, Tensor], lse_BHN1: Tensor, own_predictors=own_predictors
+        ) -> None:
+            for predictor in own_predictors.values():
+                predictor.watch(inputs, lse_BHN1)
 
         replace_bias(module, Rows(watch))  # pyright: ignore[reportArgumentType]
     _run(student, (short.batch(step) for step in range(BATCHES)))
     found: dict[str, list[list[Tensor]]] = {name: [[] for _ in BANDS[1:]] for name in FEATURES}
-    for module, own in predictors.items():
+    for module, own_predictors in predictors.items():
 
-        def judge(given: dict[str, Tensor], lse_BHN1: Tensor, own=own) -> None:
-            for name, predictor in own.items():
-                squared_HN = predictor.error(given, lse_BHN1).square()
+        def judge(
+            inputs: dict[str, Tensor], lse_BHN1: Tensor, own_predictors=own_predictors
+        ) -> None:
+            for name, predictor in own_predictors.items():
+                squared_HN = predictor.error(inputs, lse_BHN1).square()
                 for band, (first, end) in enumerate(pairwise(BANDS)):
                     # The first token of a text sees itself alone, and is like no other.
                     found[name][band].append(squared_HN[:, max(first, 1) : end].mean(1).sqrt())
@@ -141,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", help="as `sigmoid-attention convert` takes it")
     parser.add_argument("--data", default="shakespeare", help="text; part of it is held out")
     parser.add_argument("--sequences", type=int, default=2, help="held-out sequences to predict on")
-    asked = parser.parse_args(arguments)
-    print(table(errors(asked.model, asked.data, asked.sequences)))
+    options = parser.parse_args(arguments)
+    print(table(errors(options.model, options.data, options.sequences)))
 
 
 if __name__ == "__main__":

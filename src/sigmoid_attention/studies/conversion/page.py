@@ -82,8 +82,8 @@ def section(curve: ConversionCurve, figure: str) -> str:
 
 def kind(setting: dict[str, Any]) -> str:
     """What tells runs of one model apart."""
-    again = f", repeats {setting['repeats']}" if setting["repeats"] else ""
-    return f"{setting['form']}{again}"
+    repeats = f", repeats {setting['repeats']}" if setting["repeats"] else ""
+    return f"{setting['form']}{repeats}"
 
 
 def _minutes(seconds: float) -> str:
@@ -136,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("document", type=Path, help="gets the runs between its markers")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of `sigmoid-attention convert`")
-    asked = parser.parse_args(arguments)
-    tell(str(publish(asked.runs, asked.document)))
+    options = parser.parse_args(arguments)
+    tell(str(publish(options.runs, options.document)))
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of `sigmoid-attention convert`")
     parser.add_argument("--sequences", type=int, default=8, help="held-out texts")
-    asked = parser.parse_args(arguments)
-    print(table(*losses(asked.run, asked.sequences)))
+    options = parser.parse_args(arguments)
+    print(table(*losses(options.run, options.sequences)))
 
 
 if __name__ == "__main__":

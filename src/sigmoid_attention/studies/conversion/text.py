@@ -120,8 +120,8 @@ def repeating(row_N: Tensor, share: float, generator: torch.Generator) -> Tensor
     made, read, done = [], 0, 0
     while done < len(row_N):
         length = min(int(torch.randint(*STRETCH, (), generator=generator)), len(row_N) - done)
-        again = torch.rand((), generator=generator, dtype=torch.float32).item() < share
-        if again and length < read:
+        repeats_text = torch.rand((), generator=generator, dtype=torch.float32).item() < share
+        if repeats_text and length < read:
             start = int(torch.randint(read - length, (), generator=generator))
         else:
             start, read = read, read + length

@@ -86,8 +86,8 @@ def similarities(model: DecoderLM, probe_BN: Tensor) -> list[float]:
     """
     inputs: list[Tensor] = []
 
-    def read(_layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        inputs.append(given[0].flatten(0, 1))
+    def read(_layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs.append(arguments[0].flatten(0, 1))
 
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     handles = [layer.register_forward_pre_hook(read) for layer in layers]

@@ -47,24 +47,24 @@ def publish(rows: pa.Table, document: Path) -> Path:
 
 def markdown(rows: pa.Table, figure: str) -> str:
     """The verdict, the rule, the command, the table and the figure, in Markdown."""
-    found = findings(rows)
-    if not found:
+    results = findings(rows)
+    if not results:
         raise ValueError("rows: no pair of arms has finished in both")
     parts = [
         "Made by `sigmoid-attention routing` from its rows: what is typed in here is lost.",
-        f"**Verdict.** {verdict(found)}",
+        f"**Verdict.** {verdict(results)}",
         f"**Rule.** {_rule()}",
         f"**Command.** `{command(rows)}`, on {_made_on(rows)}.",
         f"**Compute.** {_compute(rows)}",
-        table(found),
+        table(results),
         f"![How far apart the arms of every pair are, with 95 % intervals over seeds]({figure})",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def table(found: Sequence[RoutingFinding]) -> str:
+def table(results: Sequence[RoutingFinding]) -> str:
     """One line a finding, in Markdown."""
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *(cells(finding) for finding in found)]
+    lines = [HEADINGS, ["---"] * len(HEADINGS), *(cells(finding) for finding in results)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -89,7 +89,7 @@ def command(rows: pa.Table) -> str:
     return shlex.join(["sigmoid-attention", "routing", *words])
 
 
-def draw(found: Sequence[RoutingFinding]) -> "Figure":
+def draw(results: Sequence[RoutingFinding]) -> "Figure":
     """A panel for each quantity: how far apart the arms of every pair are, with intervals."""
     figure, axes = panels(len(QUANTITIES))
     with styled():
@@ -100,7 +100,7 @@ def draw(found: Sequence[RoutingFinding]) -> "Figure":
             axis.set_ylim(len(PAIRS) - 0.5, -0.5)
             axis.axvline(0.0, color="black", linewidth=0.8)
             for height, pair in enumerate(PAIRS):
-                for finding in found:
+                for finding in results:
                     if (finding.pair, finding.quantity) == (pair, quantity):
                         _bar(axis, finding.difference, height)
     return figure

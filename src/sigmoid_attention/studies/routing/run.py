@@ -117,14 +117,14 @@ def run_unit(
     run = TextRun.prepare(text, config, training, batch_size=setting.batch_size)
     model = run.model
     probe_BN = _probe(text, setting)
-    looks: list[tuple[int, list[Tensor]]] = []
+    recorded: list[tuple[int, list[Tensor]]] = []
 
-    def look(done: int, _loss: float) -> None:
+    def record_choices(done: int, _loss: float) -> None:
         progress(done / setting.steps)
         if done % setting.record_every == 0 or done == setting.steps:
-            looks.append((done, choices(model, probe_BN)))
+            recorded.append((done, choices(model, probe_BN)))
 
-    run.train(progress=False, on_step=look)
+    run.train(progress=False, on_step=record_choices)
 
     bits = run.bits_per_byte()
     yield ArmRow(name, "validation_bits_per_byte", bits, "bits/byte", seed, length=setting.seq_len)
@@ -134,7 +134,7 @@ def run_unit(
     for layer, cosine in enumerate(similarities(model, probe_BN)):
         yield ArmRow(name, "similarity", cosine, "cosine", seed, layer=layer)
     if config.moe is not None and config.moe.top_k is not None:
-        for (_, before), (step, after) in pairwise(looks):
+        for (_, before), (step, after) in pairwise(recorded):
             for layer, chosen in enumerate(zip(before, after, strict=True)):
                 yield ArmRow(
                     name, "churn", churn(*chosen), "fraction", seed, step=step, layer=layer
