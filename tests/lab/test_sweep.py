@@ -62,7 +62,7 @@ def test_processes_of_one_thread_each_and_nothing_twice(out, tmp_path):
         "2/2 squares, cell 7, late",
     ]
     assert rows(out, *tasks) == expected(*tasks)
-    # With all of it done, no executor is asked for anything.
+    # When all tasks are done, no executor is used.
     assert sweep([study(*tasks)], out, executor=None, workers=2) == []
 
 

@@ -22,7 +22,8 @@ class TrainOptions:
     data: str = "stdlib"
     """"stdlib", "shakespeare", or the path of a file or folder."""
     binaries: Flag = False
-    """Also read files that are no text; without it a folder's are skipped, and one is refused."""
+    """Also read binary files. By default those in a folder are skipped, and a single one is
+    refused."""
     preset: str = "small"
     """Size of the model: tiny, small, medium (needs a GPU), gala-85m, gala-1b, gala-7b (need
     large ones)."""
@@ -51,7 +52,7 @@ class TrainOptions:
     bf16: Flag = False
     """Compute the forward pass in bfloat16; parameters stay in float32."""
     seed: int = 0
-    """Of the initial weights and of the order of the data."""
+    """Seed of the initial weights and of the order of the data."""
     device: Device = "auto"
     checkpoint_every: int = 200
     """Steps between checkpoints."""
@@ -61,36 +62,36 @@ class TrainOptions:
     """Steps between records of the norms and extremes inside the network, as Parquet under
     OUT/records; 0 keeps none."""
     resume: Flag = False
-    """Go on from the checkpoint in OUT; everything but --steps must be as it was."""
+    """Continue from the checkpoint in OUT; only --steps may change."""
     json: Json = False
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Let a trained model write."""
+    """Generate text with a trained model."""
 
     folder: Annotated[Path, tyro.conf.Positional]
     """Folder of a trained model: the --out of `train`, or one of runs/ in that of `compare`."""
     prompt: str = ""
-    """What the text begins with."""
+    """Beginning of the text."""
     max_new_tokens: int = 200
     """Stop after this many tokens, or where the model ends the document."""
     temperature: float = 0.8
-    """0 always takes the likeliest token; 1 draws as the model thinks."""
+    """0 takes the most likely token; 1 samples from the model's distribution."""
     top_p: float = 0.95
-    """Draw from the likeliest tokens that together reach this probability."""
+    """Sample from the most likely tokens that together reach this probability."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the sampling."""
     device: Device = "auto"
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Convert a pretrained softmax model to sigmoid attention, taught by the model itself.
+    """Convert a pretrained softmax model to sigmoid attention, by distillation from itself.
 
-    Starts where the sigmoid does what the softmax did, fits the bias of every head, and trains
-    layer by layer and then all layers for the parent's hidden states and predictions. OUT/model is
-    then a checkpoint of transformers, OUT/curve.json the measurements on the way.
+    Starts from sigmoids that reproduce the softmax, fits the bias of every head, and trains layer
+    by layer, then all layers, towards the parent's hidden states and predictions. OUT/model is then
+    a checkpoint of transformers, and OUT/curve.json has the measurements.
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -110,7 +111,7 @@ class ConvertOptions:
     """Steps of the second stage between evaluations."""
     device: Device = "auto"
     resume: Flag = False
-    """Go on with what OUT has."""
+    """Continue the conversion in OUT."""
     json: Json = False
 
 
@@ -127,13 +128,14 @@ class RegularityOptions:
     radius: float
     """The largest norm of an embedded token that the certificate is for."""
     lower: float = 0.0
-    """The least norm of one; norm layers are steep near zero, so that more makes bounds smaller."""
+    """The smallest such norm. Norm layers are steep near zero, so a larger value gives tighter
+    bounds."""
     text: str = "def first(items):\n    return items[0]\n"
-    """Where the network is measured; read again from its start where it is too short."""
+    """Input at which the network is measured; repeated if it is too short."""
     tokens: int = 64
     """Length of the input."""
     seconds: float = 60.0
-    """Wall time for measuring the whole network; layers take what they need."""
+    """Time limit for measuring the whole network; single layers have none."""
     out: Path = Path("runs/regularity")
     """Folder for the certificate and its figure."""
     json: Json = False
@@ -141,6 +143,6 @@ class RegularityOptions:
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """Say what this machine has, and what to do about what is missing."""
+    """Report what this machine has, and how to install what is missing."""
 
     json: Json = False

@@ -63,7 +63,7 @@ class RecipeOptions:
     out: Path = Path("runs/recipe")
     """Folder for the rows; it must be empty or new unless --resume."""
     resume: Flag = False
-    """Go on with what OUT has; seeds and learning rates may be added."""
+    """Continue the study in OUT; more seeds and learning rates can be added."""
     json: Json = False
 
 
@@ -85,27 +85,27 @@ class RoutingOptions:
     out: Path = Path("runs/routing")
     """Folder for the rows; it must be empty or new unless --resume."""
     resume: Flag = False
-    """Go on with what OUT has; seeds may be added."""
+    """Continue the study in OUT; more seeds can be added."""
     docs: File = None
-    """A document in Markdown, which gets the findings between its markers, and a figure."""
+    """A Markdown document: the findings are written between its markers, with a figure."""
     json: Json = False
 
 
 @dataclass(frozen=True)
 class RunStudiesOptions:
-    """Do what is missing of some studies, and show what they found.
+    """Run the missing tasks of studies, and show the findings.
 
-    There is no --resume, because it always does: every finished task is a file of OUT/rows, named
-    by a hash of its setting, and a task whose file is there is not done again. Interrupting loses
-    only the tasks in flight. To measure afresh, name another folder.
+    It always resumes, so there is no --resume: every finished task is a file in OUT/rows, named by
+    a hash of its setting, and is not run again. An interrupt loses only the running tasks. To
+    measure anew, name another folder.
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Studies, as `studies list` names them, or "mixtures" or "theory" for all of a room."""
+    """Names from `studies list`, or "mixtures" or "theory" for a group of studies."""
     all: Flag = False
-    """All of them."""
+    """Run all studies that have no command of their own."""
     out: Path = CLAIMS_OUT
-    """Folder of the rows; it may hold those of other studies."""
+    """Folder of the rows; it may hold rows of other studies."""
     workers: Workers = None
     json: Json = False
 
@@ -121,20 +121,20 @@ class ListStudiesOptions:
 
 @dataclass(frozen=True)
 class ReportStudiesOptions:
-    """Write OUT/report: a page in Markdown with every finding, and a figure a study."""
+    """Write OUT/report: a page in Markdown with every finding, and one figure per study."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Studies, which must be complete; all complete ones if not given."""
+    """Complete studies; by default all complete ones."""
     out: Path = CLAIMS_OUT
     """Folder of the rows."""
     docs: File = None
-    """A document in Markdown, which gets the same between its markers, with figures beside it."""
+    """A Markdown document: the page is written between its markers, with figures in a folder."""
     json: Json = False
 
 
 @dataclass(frozen=True)
 class StudiesOptions:
-    """Put published claims about mixtures of experts and about steepness to the test."""
+    """List all studies, and test published claims about mixtures and about regularity."""
 
     action: tyro.conf.OmitArgPrefixes[
         Annotated[RunStudiesOptions, tyro.conf.subcommand("run", prefix_name=False)]
@@ -147,9 +147,9 @@ class StudiesOptions:
 class RatesOptions:
     """Measure how fast estimates of a mixture of experts converge, with controls and a verdict.
 
-    Lists between commas make cells of all combinations. Each is fitted in two windows of n on
-    three random truths with 20 replicates, and judged as the studies of the papers' tables are.
-    Rows are kept as those of `studies run` are: the same command goes on with what OUT has.
+    Options take several values between commas, and every combination is one cell. Each cell is
+    fitted in two windows of n, on three random truths with 20 replicates, and judged by the rule of
+    the papers' tables. As with `studies run`, the same command continues with the rows in OUT.
     """
 
     gate: str = "sigmoid,softmax"
@@ -158,7 +158,7 @@ class RatesOptions:
     expert: str = "gelu"
     """relu, gelu, tanh, silu (each also +bias), linear, poly2, poly3, poly4, constant."""
     regime: str = "dense"
-    """What the over-specified expert's score is at the truth: sparse (zero) or dense."""
+    """Score of the over-specified expert at the truth: sparse (zero) or dense."""
     score: str = "linear"
     """linear, partially_quadratic, fully_quadratic, euclidean."""
     d: str = "2"
@@ -166,12 +166,12 @@ class RatesOptions:
     k: str = "2"
     """True experts."""
     extra: str = "1"
-    """Experts fitted beyond the true ones. With some the loss is that of the over-specified
-    expert, with 0 that of all."""
+    """Experts fitted in addition to the true ones. Above 0 the loss is that of the over-specified
+    expert, at 0 that of all experts."""
     claim: float = -0.5
-    """Exponent of n that verdicts are given on; 0 is slower than any power."""
+    """The claimed exponent of n; 0 means slower than any power."""
     quick: Flag = False
-    """One truth and a third of the sizes, to try things out."""
+    """One truth and a third of the sizes, for a trial."""
     out: Path = Path("runs/rates")
     """Folder of the rows, and of the report."""
     workers: Workers = None
@@ -194,26 +194,26 @@ class UniversalityOptions:
     d: int = 1
     """Channels."""
     error: float = 0.1
-    """To stay below, in L^p over the box."""
+    """Largest allowed error, in L^p over the box."""
     p: float = 2.0
-    """Of the norm."""
+    """Exponent of the L^p norm."""
     low: float = 0.0
     """Lower end of the box in every channel."""
     high: float = 1.0
-    """Upper end."""
+    """Upper end of the box in every channel."""
     steepness: Float = None
-    """Of the sigmoids; as much as is provably enough if not given."""
+    """Steepness of the sigmoids; by default a value that is provably sufficient."""
     max_layers: int = 20_000
-    """More are refused."""
+    """Refuse to build more layers than this."""
     samples: int = 2048
-    """Random sequences by which errors are measured."""
+    """Random sequences on which errors are measured."""
     trained: Flag = False
     """Also train small sigmoid and softmax transformers on the function, and write OUT/size.svg.
-    Goes on with what OUT/trained has."""
+    Continues with the rows in OUT/trained."""
     seeds: int = 3
-    """Of each trained size."""
+    """Trainings per size."""
     steps: int = 600
-    """Of training."""
+    """Training steps."""
     out: Path = Path("runs/universality")
     """Folder for the figures and the rows of the trained."""
     json: Json = False

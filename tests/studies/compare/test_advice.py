@@ -104,6 +104,6 @@ def test_every_command_is_one(summary):
         if advice.command:
             name, *words = shlex.split(advice.command)
             assert name == "sigmoid-attention"
-            asked = parse(words)
-            assert isinstance(asked, CompareOptions)
-            assert str(asked.out).startswith("my runs/out")
+            options = parse(words)
+            assert isinstance(options, CompareOptions)
+            assert str(options.out).startswith("my runs/out")

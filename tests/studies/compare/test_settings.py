@@ -42,7 +42,7 @@ def test_what_cannot_be_meant_is_refused(arguments, sentence):
 
 
 @pytest.mark.parametrize(
-    ("asked", "options"),
+    ("changes", "options"),
     [
         ({}, {}),
         ({"lr": 0.004}, {"lr": "0.004", "softmax-lr": "0.004"}),
@@ -54,8 +54,8 @@ def test_what_cannot_be_meant_is_refused(arguments, sentence):
     ],
     ids=str,
 )
-def test_the_command_makes_the_same_setting_again(asked, options):
-    setting = compare_setting("tiny", data="my texts/all", seeds=5, steps=7, **asked)
+def test_the_command_makes_the_same_setting_again(changes, options):
+    setting = compare_setting("tiny", data="my texts/all", seeds=5, steps=7, **changes)
     words = shlex.split(setting.to_dict()["command"])[1:]
     said = {
         name.removeprefix("--"): value for name, value in zip(words[1::2], words[2::2], strict=True)

@@ -35,17 +35,15 @@ class ConversionSetting:
     layer_steps: int = 30
     """Steps on each layer before that; 0 trains all layers at once from the start."""
     form: str = "linear"
-    """What the bias of a head ends as: linear (in what the layer is given for the token) or
-    constant (a number)."""
+    """The final bias of a head: linear (in the layer's input at the token) or constant."""
     gain: float = 1.5
     """Weights start as p / (1 + p / gain) where the softmax has p."""
     seq_len: Int = None
-    """Tokens a sequence, for an encoder the longest; 1024, or as many as the model has positions,
-    if not given."""
+    """Tokens per sequence, for an encoder at most; by default 1024, or the model's positions."""
     batch_size: Int = None
-    """Sequences a step; as many as make 1024 tokens if not given."""
+    """Sequences per step; by default as many as make 1024 tokens."""
     layer_batches: int = 16
-    """Batches that each layer is fitted to."""
+    """Batches to which each layer is fitted."""
     layer_lr: float = 2e-4
     """Learning rate of a layer's weights in the first stage."""
     bias_lr: float = 1e-2
@@ -53,20 +51,20 @@ class ConversionSetting:
     lr: float = 2e-4
     """Peak learning rate of the weights in the second stage."""
     temperature: float = 1.0
-    """Of the predictions that the parent teaches."""
+    """Temperature of the parent's predictions."""
     hidden_weight: float = 1.0
     """Weight of the hidden states' error in the second stage."""
     logit_weight: float = 1.0
     """Weight of the divergence from the parent's predictions in the second stage."""
     text_weight: float = 0.0
-    """Weight of the text's own next tokens; with 0 for the other two no parent teaches, and with
-    --layer-steps 0 as well the conversion is a plain fine-tuning."""
+    """Weight of the loss on the text's next tokens. With 0 for the other two weights there is no
+    distillation, and with --layer-steps 0 as well the conversion is a plain fine-tuning."""
     repeats: float = 0.5
-    """Share of a language model's training text that came before in its sequence."""
+    """Share of a language model's training text that repeats an earlier part of its sequence."""
     bf16: Flag = False
     """Compute forward passes of the training in bfloat16; parameters stay in float32."""
     seed: int = 0
-    """Of the order of the data."""
+    """Seed of the order of the data."""
 
     def check(self) -> None:
         """Raise ``ValueError`` if a value is out of range, or if nothing would be trained."""
