@@ -24,9 +24,9 @@ from benchmarks.suites import SUITES, Choice, Suite, Task, chosen
 from benchmarks.table import checks_block, cpu_block, with_block
 from benchmarks.targets import GPU_TARGETS, MET, read_targets, standing
 from sigmoid_attention.cli import streams
-from sigmoid_attention.lab.progress import StudyProgress
 from sigmoid_attention.training.environment import usable_cores
 from sigmoid_attention.training.files import write_whole
+from sigmoid_attention.training.progress import StudyProgress
 
 NOT_ALL_MET, BAD_INPUT, INTERRUPTED = 1, 2, 130
 # Where no terminal says how wide it is.

@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from sigmoid_attention import cli
 from sigmoid_attention.cli import main
 from sigmoid_attention.training import forecast
 from sigmoid_attention.training.loss_log import read_losses
@@ -133,10 +135,10 @@ def test_a_run_that_diverges_says_where(corpus, tmp_path, capsys):
 
 
 def test_an_interrupt_is_no_error_of_the_input(tmp_path, monkeypatch, capsys):
-    def interrupt(_asked):
+    def interrupt(_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sigmoid_attention.cli._carry_out", interrupt)
+    monkeypatch.setattr("sigmoid_attention.cli._run_command", interrupt)
     for command, kept, said in (
         ("compare", "", "nothing was finished that could be kept, and the same command with"),
         ("compare", "rows/a.parquet", "and the same command with --resume goes on with it"),
@@ -151,6 +153,22 @@ def test_an_interrupt_is_no_error_of_the_input(tmp_path, monkeypatch, capsys):
             (out / kept).touch()
         assert main([command, "--out", str(out)]) == 130
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("second", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_second_request_to_end_does_not_hide_the_message(second, monkeypatch, tmp_path, capsys):
+    def interrupt(_options):
+        raise KeyboardInterrupt
+
+    def fail(message, code):
+        signal.raise_signal(getattr(signal, second))
+        return fail_as_before(message, code)
+
+    fail_as_before = cli._fail
+    monkeypatch.setattr(cli, "_fail", fail)
+    monkeypatch.setattr(cli, "_run_command", interrupt)
+    assert main(["recipe", "--out", str(tmp_path)]) == 130
+    assert "sigmoid-attention: interrupted; nothing was finished" in capsys.readouterr().err
 
 
 def test_a_fault_of_the_library_is_not_dressed_up_as_the_users(monkeypatch):
@@ -300,7 +318,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_made(
 def test_a_large_preset_on_a_cpu_is_warned_about_with_an_estimate(
     corpus, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("sigmoid_attention.cli.train.run_training", refuse_to_run)
+    monkeypatch.setattr("sigmoid_attention.training.text_run.train", refuse_to_run)
     argv = ["train", "--data", corpus, "--out", str(tmp_path / "out"), "--device", "cpu"]
     sizes = ["--layers", "1", "--dim", "32", "--max-seq-len", "16", "--batch-size", "1"]
     assert main([*argv, "--preset", "medium", *sizes]) == 2

@@ -3,7 +3,7 @@
 import pytest
 
 from sigmoid_attention.cli import main
-from sigmoid_attention.studies import claims_registry
+from sigmoid_attention.studies import registry
 from tests.support.cli import complaint
 from tests.support.studies import squares_study
 
@@ -11,15 +11,15 @@ from tests.support.studies import squares_study
 @pytest.fixture
 def squares(monkeypatch):
     """The registry with one study, which takes no time."""
-    monkeypatch.setattr(claims_registry, "ROOMS", {"made": ("squares",)})
-    monkeypatch.setattr(claims_registry, "_module", lambda room, name: squares_study.__name__)
+    monkeypatch.setattr(registry, "CLAIM_STUDIES", {"made": ("squares",)})
+    monkeypatch.setattr(registry, "_module", lambda group, name: squares_study.__name__)
 
 
 def test_run_list_report(squares, tmp_path, capsys):
     out, docs = tmp_path / "out", tmp_path / "words.md"
     assert main(["studies", "list", "--out", str(out)]) == 0
-    line = capsys.readouterr().out.splitlines()[1].split()
-    assert line[0] == "squares" and line[-2:] == ["3", "0"]
+    line = capsys.readouterr().out.rstrip().splitlines()[-1].split()
+    assert line[0] == "squares" and line[-4:] == ["0", "of", "3", "tasks"]
     assert not out.exists()
 
     assert main(["studies", "run", "squares", "--out", str(out), "--workers", "1"]) == 0
@@ -49,7 +49,7 @@ def test_run_list_report(squares, tmp_path, capsys):
     said = complaint(capsys, "studies", "report", "--out", str(out), "--docs", str(docs))
     assert "does not have <!-- studies -->" in said and docs.read_text() == "no markers\n"
     assert main(["studies", "list", "--out", str(out)]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["3", "3"]
+    assert capsys.readouterr().out.split()[-4:] == ["3", "of", "3", "tasks"]
 
 
 def test_a_task_that_fails_is_named_and_the_exit_code_is_2(squares, tmp_path, capsys, monkeypatch):
@@ -70,8 +70,12 @@ def test_a_task_that_fails_is_named_and_the_exit_code_is_2(squares, tmp_path, ca
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["studies", "run"], "name: say which of p2_table, "),
+        (["studies", "run"], "name: give one or more of p2_table, "),
         (["studies", "run", "p4"], "name must be one of p2_table, "),
+        (
+            ["studies", "run", "compare"],
+            "name: compare has a command of its own: sigmoid-attention",
+        ),
         (["studies", "run", "p2_table", "--workers", "0"], "workers must be 1 or more, got 0"),
         (["studies", "report", "p4"], "name must be one of p2_table, "),
         (["studies", "report"], "holds no complete study"),
@@ -146,3 +150,10 @@ def test_a_damaged_file_is_named_by_report_and_list(squares, tmp_path, capsys):
         capsys.readouterr()
         assert main(["studies", *argv, "--out", str(out)]) == code
         assert f"{part} is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_setting_is_named_by_list(tmp_path, capsys):
+    (tmp_path / "setting.json").write_text("{")
+    assert main(["studies", "list", "--out", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "setting.json is damaged" in captured.err and "damaged" in captured.out

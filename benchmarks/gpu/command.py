@@ -22,7 +22,7 @@ from benchmarks.gpu.readings import Reading, asked_for_state, gpu_id
 from benchmarks.gpu.stamp import DRIVER, driver_version, gpu_stamp, same_gpu_conditions
 from benchmarks.operations import Case
 from benchmarks.rows import Key, Row, merged, read, results_file, write
-from sigmoid_attention.lab.progress import StudyProgress
+from sigmoid_attention.training.progress import StudyProgress
 
 DEVICE = "cuda:0"
 READINGS = "-readings.jsonl"

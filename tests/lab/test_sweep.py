@@ -1,4 +1,4 @@
-"""Sweeps: any executor, nothing twice, nothing lost, whoever kills or fails what."""
+"""Sweeps: any executor, no task twice, and no finished task lost by a failure or a signal."""
 
 import io
 import os
@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from sigmoid_attention.lab import sweep as sweep_module
 from sigmoid_attention.lab.archive import Archive
 from sigmoid_attention.lab.pool import process_pool
 from sigmoid_attention.lab.sweep import sweep
@@ -61,7 +62,7 @@ def test_processes_of_one_thread_each_and_nothing_twice(out, tmp_path):
         "2/2 squares, cell 7, late",
     ]
     assert rows(out, *tasks) == expected(*tasks)
-    # With all of it done, no executor is asked for anything.
+    # When all tasks are done, no executor is used.
     assert sweep([study(*tasks)], out, executor=None, workers=2) == []
 
 
@@ -118,60 +119,32 @@ def test_a_worker_that_dies_is_said_in_one_sentence(out):
     assert rows(out, good) == expected(good)
 
 
-class Job:
-    """Done when it is asked for the second time, as a cluster's jobs take their time."""
-
-    def __init__(self, call):
-        self.call, self.asked, self.cancelled = call, 0, False
-
-    def done(self):
-        self.asked += 1
-        return self.asked > 1
-
-    def result(self):
-        return self.call()
-
-    def cancel(self):
-        self.cancelled = True
-
-
-class Cluster:
-    """An executor that has ``submit`` and nothing else, as submitit's have not much more."""
+class Unfinished(Executor):
+    """Runs the first task at once, and leaves the others pending."""
 
     def __init__(self):
-        self.jobs = []
+        self.futures = []
 
-    def submit(self, run, *arguments):
-        self.jobs.append(Job(lambda: run(*arguments)))
-        return self.jobs[-1]
-
-
-def test_any_executor_with_submit(out):
-    tasks, cluster = [task(1), task(2)], Cluster()
-    assert sweep([study(*tasks)], out, executor=cluster) == []
-    assert len(cluster.jobs) == 2
-    assert rows(out, *tasks) == expected(*tasks)
+    def submit(self, run, /, *arguments):
+        self.futures.append(Future())
+        if len(self.futures) == 1:
+            self.futures[0].set_result(run(*arguments))
+        return self.futures[-1]
 
 
-def test_an_interrupt_cancels_what_an_executor_still_has(out):
+def test_an_interrupt_cancels_the_pending_tasks_of_an_executor(out, monkeypatch):
     first, second = task(1, work=2.0), task(2)
-    cluster = Cluster()
+    executor = Unfinished()
 
-    class Interrupted(Job):
-        def done(self):
-            if Archive(out).has(first.key):
-                raise KeyboardInterrupt
-            return False
+    def interrupted(futures, **options):
+        if Archive(out).has(first.key):
+            raise KeyboardInterrupt
+        return wait(futures, **options)
 
-    submit = cluster.submit
-    cluster.submit = lambda run, *given: (
-        submit(run, *given)
-        if not cluster.jobs
-        else cluster.jobs.append(Interrupted(None)) or cluster.jobs[-1]
-    )
+    monkeypatch.setattr(sweep_module, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sweep([study(first, second)], out, executor=cluster)
-    assert cluster.jobs[1].cancelled
+        sweep([study(first, second)], out, executor=executor)
+    assert executor.futures[1].cancelled()
     assert rows(out, first) == expected(first)
 
 

@@ -1,4 +1,4 @@
-"""Bits per byte against its definition, computed token by token."""
+"""Bits per byte and accuracy against their definitions."""
 
 import math
 
@@ -8,7 +8,9 @@ from torch import nn
 
 from sigmoid_attention.training.data.corpus import Document
 from sigmoid_attention.training.data.tokenizer import BPETokenizer, ByteTokenizer
-from sigmoid_attention.training.evaluate import bits_per_byte
+from sigmoid_attention.training.evaluate import accuracy, bits_per_byte
+from sigmoid_attention.training.tasks import Copying, MultiQueryRecall
+from sigmoid_attention.training.trainer import TrainConfig, train
 from tests.support.training.runs import tiny_model
 
 DOCUMENTS = [Document("a", b"the first of the texts, "), Document("b", b"and the other one")]
@@ -90,3 +92,46 @@ def test_without_text_there_is_nothing_to_score():
         bits_per_byte(uniform(257), ByteTokenizer(), [], 4)
     with pytest.raises(ValueError, match="no byte to score"):
         bits_per_byte(uniform(257), ByteTokenizer(), DOCUMENTS, 1, max_bytes=0)
+
+
+class Says(nn.Module):
+    """Predicts the token that `rule` makes of each input row."""
+
+    def __init__(self, rule, vocab_size):
+        super().__init__()
+        self.rule, self.vocab_size = rule, vocab_size
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, tokens):
+        return nn.functional.one_hot(self.rule(tokens), self.vocab_size).float()
+
+
+def test_whoever_knows_the_rule_is_right_everywhere():
+    task = Copying(12, 3, vocab_size=7, seed=0)
+    knows = Says(lambda tokens: tokens.roll(6, 1), 7)
+    assert accuracy(knows, task.heldout(2)) == 1.0
+
+
+def test_unequal_batches_count_by_position():
+    same = Says(lambda tokens: tokens, 9)
+    batches = [
+        (torch.tensor([[1, 2, 3]]), torch.tensor([[1, 2, 3]])),
+        (torch.tensor([[4]]), torch.tensor([[5]])),
+        (torch.tensor([[6, 7]]), torch.tensor([[-100, -100]])),
+    ]
+    assert accuracy(same, batches) == 0.75
+
+
+def test_the_mode_of_the_model_is_left_alone():
+    model = tiny_model()
+    task = MultiQueryRecall(15, 4, pairs=4, vocab_size=17, seed=0)
+    values = {accuracy(model, task.heldout(2)) for _ in range(3)}
+    assert len(values) == 1 and model.training, "evaluated without dropout, then back to training"
+
+
+def test_a_tiny_model_learns_to_copy():
+    task = Copying(4, 16, vocab_size=6, seed=0)
+    model = tiny_model(dropout=0.0, vocab_size=6)
+    before = accuracy(model, task.heldout(2))
+    train(model, task, TrainConfig(steps=120, lr=1e-2, warmup_steps=20), progress=False)
+    assert before < 0.5 < 0.9 < accuracy(model, task.heldout(2))

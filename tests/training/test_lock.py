@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from sigmoid_attention.training.lock import NAME, only_writer
+from sigmoid_attention.training.files import LOCK
+from sigmoid_attention.training.lock import only_writer
 
 HOLDS = """
 import sys, time
@@ -35,7 +36,7 @@ def test_another_process_is_kept_out_until_the_first_is_dead(tmp_path, holder):
         only_writer(folder),
     ):
         raise AssertionError("this is not reached")
-    assert (folder / NAME).exists(), "it is still the other's"
+    assert (folder / LOCK).exists(), "it is still the other's"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with only_writer(folder):
@@ -67,12 +68,12 @@ def test_a_file_in_its_place_is_for_the_command_to_refuse(tmp_path):
 
 def test_what_stands_in_the_place_of_the_lock_is_named_and_not_followed(tmp_path):
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / NAME).mkdir()
+    (tmp_path / "folder" / LOCK).mkdir()
     (tmp_path / "link").mkdir()
-    (tmp_path / "link" / NAME).symlink_to(tmp_path / "other")
+    (tmp_path / "link" / LOCK).symlink_to(tmp_path / "other")
     for name in ("folder", "link"):
         with (
-            pytest.raises(OSError, match=rf"could not write .*{name}/\{NAME} \("),
+            pytest.raises(OSError, match=rf"could not write .*{name}/\{LOCK} \("),
             only_writer(tmp_path / name),
         ):
             pass

@@ -7,15 +7,14 @@ import torch
 
 from sigmoid_attention.nn.models import PRESETS
 from sigmoid_attention.training.data.batches import TextBatches, token_stream
-from sigmoid_attention.training.data.corpus import Corpus, Document, load_corpus
-from sigmoid_attention.training.data.tokenizer import BPETokenizer, ByteTokenizer
+from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.data.tokenizer import ByteTokenizer
 from sigmoid_attention.training.files import read_json, write_json
 from sigmoid_attention.training.model_folder import (
     describe_run,
     encode_prompt,
     load_trained,
     new_model,
-    tokenizer_for,
 )
 from sigmoid_attention.training.trainer import TrainConfig, train
 
@@ -118,13 +117,6 @@ def test_going_on_writes_what_was_damaged_again(trained, tmp_path, capsys, name,
     said = capsys.readouterr().err
     assert str(folder / name) in said and "it is written again" in said
     load_trained(folder)
-
-
-@pytest.mark.parametrize(("vocab_size", "kind"), [(257, ByteTokenizer), (263, BPETokenizer)])
-def test_the_vocabulary_decides_the_tokenizer(vocab_size, kind):
-    corpus = Corpus([Document("a", b"lower lowest low " * 30)], [], None)
-    tokenizer = tokenizer_for(vocab_size, corpus)
-    assert isinstance(tokenizer, kind) and tokenizer.vocab_size <= vocab_size
 
 
 def test_a_prompt_of_bytes_that_are_no_text_is_read_as_those_bytes():

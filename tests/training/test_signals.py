@@ -5,7 +5,13 @@ import threading
 
 import pytest
 
-from sigmoid_attention.training.signals import Interrupted, ending_later, interruptible
+from sigmoid_attention.training.signals import (
+    REQUESTS,
+    Interrupted,
+    ending_later,
+    interruptible,
+    requests_ignored,
+)
 
 
 def test_an_error_that_an_interrupt_became_is_an_interrupt():
@@ -50,3 +56,13 @@ def test_in_another_thread_nothing_is_changed():
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]
+
+
+@pytest.mark.parametrize("second", REQUESTS, ids=lambda number: number.name)
+def test_a_second_request_after_the_work_is_ignored(second):
+    before = [signal.getsignal(number) for number in REQUESTS]
+    with requests_ignored():
+        with pytest.raises(Interrupted), interruptible():
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(second)
+    assert [signal.getsignal(number) for number in REQUESTS] == before

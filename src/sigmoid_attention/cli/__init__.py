@@ -1,7 +1,7 @@
-"""The command `sigmoid-attention` and its parts: compare, train, studies and the others.
+"""The command `sigmoid-attention`: its subcommands, exit codes, and messages for users.
 
-Only this file and `doctor` work without the lab extra; every other command is imported when it is
-run, so that asking for help loads nothing heavy.
+Only this file and `doctor` work without the lab extra. The module of a command is imported when
+the command runs, so that `--help` loads nothing heavy.
 """
 
 import difflib
@@ -9,18 +9,19 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from sigmoid_attention import __version__
 from sigmoid_attention.cli import streams
 from sigmoid_attention.training.lock import only_writer
-from sigmoid_attention.training.signals import interruptible
+from sigmoid_attention.training.signals import interruptible, requests_ignored
 from sigmoid_attention.training.terminal import sentence, warn
 
-# Read once, when torch loads its thread pool: how often a thread looks again before it sleeps.
-# By default that is for milliseconds, and a training step becomes ten times slower as soon as
-# another process wants a core; asleep at once it is slower alone (docs/log.md).
+# How often an idle thread of torch checks for work before it sleeps; read when torch is loaded.
+# The default spins for milliseconds, and a training step is ten times slower as soon as another
+# process needs a core. Without any spinning a step is slower when it runs alone (docs/log.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 NAME = "sigmoid-attention"
@@ -30,8 +31,8 @@ COMMANDS = (
 )
 BAD_INPUT = 2
 INTERRUPTED = 130
-# What a command goes on from, in the folder that it writes to.
-KEPT = (
+# Files in the folder of a command from which the command can continue.
+RESUMABLE_FILES = (
     *("checkpoint*.safetensors", "runs/*/checkpoint*.safetensors"),
     *("rows/*.parquet", "trained/rows/*.parquet"),
 )
@@ -40,57 +41,59 @@ KEPT = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0; 2 for bad input and for tasks of a study that failed; 128 and the signal's number, such as
-    130 for Ctrl-C, if it was asked to end.
+    0 for success; 2 for bad input, and if a task of a study failed; 128 plus the number of the
+    signal, such as 130 for Ctrl-C, if the process was requested to end.
 
-    What a user can get wrong, or a machine can refuse, is one sentence on standard error. A reader
-    of standard output that leaves early, as `head` does, is no error.
+    A mistake of the user, or a refusal of the machine, is one sentence on standard error. It is no
+    error if the reader of standard output closes it early, as `head` does.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     streams.prepare()
-    try:
-        return _answer(arguments)
-    except KeyboardInterrupt as error:
-        said = "; ".join(["interrupted", *getattr(error, "__notes__", [])])
-        return _say(said, getattr(error, "code", INTERRUPTED))
-    except (BrokenPipeError, SystemExit) as error:
-        if streams.reader_left(error):
-            return 0
-        raise
+    # A second request to end must not end the process before its message is printed.
+    with requests_ignored():
+        try:
+            return _exit_code(arguments)
+        except KeyboardInterrupt as error:
+            message = "; ".join(["interrupted", *getattr(error, "__notes__", [])])
+            return _fail(message, getattr(error, "code", INTERRUPTED))
+        except (BrokenPipeError, SystemExit) as error:
+            if streams.reader_left(error):
+                return 0
+            raise
 
 
-def _answer(arguments: list[str]) -> int:
+def _exit_code(arguments: list[str]) -> int:
     try:
         with interruptible():
             try:
                 return _run(arguments)
             finally:
-                # Not left to the interpreter's end, which has no sentence for a failure.
+                # Flushed here, because a failure at the interpreter's exit has no message.
                 sys.stdout.flush()
     except ModuleNotFoundError as error:
         from sigmoid_attention.extras import INSTALL_LAB, LAB
 
         if error.name not in LAB:
             raise
-        return _say(
+        return _fail(
             f"{error.name} is not installed; the command line needs the lab extra: {INSTALL_LAB}",
             BAD_INPUT,
         )
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        return _say(sentence(streams.named(error)), BAD_INPUT)
+        return _fail(sentence(streams.named(error)), BAD_INPUT)
     except RuntimeError as error:
         from sigmoid_attention.training.divergence import Diverged
 
         if not isinstance(error, Diverged):
             raise
-        return _say(sentence(error), BAD_INPUT)
+        return _fail(sentence(error), BAD_INPUT)
 
 
 def _run(argv: list[str]) -> int:
-    # By name and before anything else: a doctor who needs the patient's help is of no use.
-    if argv in (["doctor"], ["doctor", "--json"]):
+    # Before the import of tyro: doctor must work where the lab extra is broken or missing.
+    if argv[:1] == ["doctor"] and set(argv[1:]) <= {"--json"}:
         from sigmoid_attention.doctor import doctor
 
         doctor(as_json="--json" in argv)
@@ -104,111 +107,62 @@ def _run(argv: list[str]) -> int:
         raise ValueError(_unknown(argv[0]))
     from sigmoid_attention.cli.arguments import in_flags, parse, with_nearest
 
-    asked = parse(argv)
+    options = parse(argv)
     try:
         with interruptible():
-            return _carry_out(asked)
+            return _run_command(options)
     except KeyboardInterrupt as error:
-        error.__notes__ = [_kept(error, asked)]
+        error.__notes__ = [_how_to_continue(error, options)]
         raise
     except ValueError as error:
         if len(error.args) == 1:
-            error.args = (with_nearest(in_flags(str(error), asked)),)
+            error.args = (with_nearest(in_flags(str(error), options)),)
         raise
 
 
 def _unknown(command: str) -> str:
     near = difflib.get_close_matches(command, COMMANDS, 1)
-    hint = f"did you mean {near[0]}?" if near else "--help shows those that there are"
+    hint = f"did you mean {near[0]}?" if near else "--help lists the commands"
     return f"there is no command {command!r}; {hint}"
 
 
-def _carry_out(asked: object) -> int:
-    from sigmoid_attention.cli.arguments import (
-        Compare,
-        Convert,
-        Generate,
-        Rates,
-        Recipe,
-        Regularity,
-        Routing,
-        Studies,
-        Train,
-        Universality,
-    )
+def _run_command(options: object) -> int:
+    """Call the function of the command; for `TrainOptions` it is `cli.train.train`."""
+    from sigmoid_attention.cli.arguments import command_name
 
-    with _written_to(asked):
-        match asked:
-            case Compare():
-                from sigmoid_attention.cli.compare import compare
-
-                compare(asked)
-            case Train():
-                from sigmoid_attention.cli.train import train
-
-                train(asked)
-            case Generate():
-                from sigmoid_attention.cli.generate import generate
-
-                generate(asked)
-            case Recipe():
-                from sigmoid_attention.cli.recipe import recipe
-
-                recipe(asked)
-            case Routing():
-                from sigmoid_attention.cli.routing import routing
-
-                routing(asked)
-            case Regularity():
-                from sigmoid_attention.cli.regularity import regularity
-
-                regularity(asked)
-            case Universality():
-                from sigmoid_attention.cli.universality import universality
-
-                universality(asked)
-            case Convert():
-                from sigmoid_attention.cli.convert import convert
-
-                convert(asked)
-            case Studies():
-                from sigmoid_attention.cli.studies import studies
-
-                return studies(asked.action)
-            case Rates():
-                from sigmoid_attention.cli.rates import rates
-
-                return rates(asked)
-    return 0
+    name = command_name(type(options))
+    command = getattr(import_module(f"sigmoid_attention.cli.{name}"), name)
+    with _folder_lock(options):
+        return command(options) or 0
 
 
-def _written_to(asked: Any) -> AbstractContextManager[None]:
-    """Keeps the folder that a command writes to for itself; some write to none."""
-    folder = _folder(asked)
+def _folder_lock(options: Any) -> AbstractContextManager[None]:
+    """Locks the folder that a command writes to, if it writes to one."""
+    folder = _output_folder(options)
     return only_writer(folder) if folder else nullcontext()
 
 
-def _folder(asked: Any) -> Path | None:
-    from sigmoid_attention.cli.arguments import ListStudies, ReportStudies
+def _output_folder(options: Any) -> Path | None:
+    from sigmoid_attention.cli.study_options import ListStudiesOptions, ReportStudiesOptions
 
-    # They read what a study has so far, also while it runs.
-    if isinstance(getattr(asked, "action", None), ListStudies | ReportStudies):
+    # These only read the rows, and may do so while a study runs.
+    if isinstance(getattr(options, "action", None), ListStudiesOptions | ReportStudiesOptions):
         return None
-    return getattr(getattr(asked, "action", asked), "out", None)
+    return getattr(getattr(options, "action", options), "out", None)
 
 
-def _kept(error: KeyboardInterrupt, asked: Any) -> str:
-    """What an interrupted command leaves, and how to go on."""
-    again = "the same command with --resume" if hasattr(asked, "resume") else "the same command"
-    told = " ".join(getattr(error, "__notes__", []))
-    if told:
-        return f"{told}, and {again} goes on there"
-    out = _folder(asked)
-    if out and any(path for pattern in KEPT for path in out.glob(pattern)):
+def _how_to_continue(error: KeyboardInterrupt, options: Any) -> str:
+    """What an interrupted command keeps, and the command that continues it."""
+    again = "the same command with --resume" if hasattr(options, "resume") else "the same command"
+    notes = " ".join(getattr(error, "__notes__", []))
+    if notes:
+        return f"{notes}, and {again} goes on there"
+    out = _output_folder(options)
+    if out and any(path for pattern in RESUMABLE_FILES for path in out.glob(pattern)):
         return f"what is finished is kept in {out}, and {again} goes on with it"
     return f"nothing was finished that could be kept, and {again} begins anew"
 
 
-def _say(said: str, code: int) -> int:
-    warn(f"{NAME}: {said}")
+def _fail(message: str, code: int) -> int:
+    warn(f"{NAME}: {message}")
     return code

@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sigmoid_attention.cli.arguments import Compare
 from sigmoid_attention.cli.output import print_json
+from sigmoid_attention.cli.study_options import CompareOptions
 from sigmoid_attention.report import render
 from sigmoid_attention.report.format import quantity
 from sigmoid_attention.report.table import (
@@ -31,28 +31,28 @@ REPORT = "report.html"
 WIDTH_OF_A_FILE = 144
 
 
-def compare(asked: Compare) -> None:
+def compare(options: CompareOptions) -> None:
     """Run or continue a comparison and show what came out of it."""
     setting = compare_setting(
-        asked.preset,
-        data=asked.data,
-        seeds=asked.seeds,
-        steps=asked.steps,
+        options.preset,
+        data=options.data,
+        seeds=options.seeds,
+        steps=options.steps,
         # What "auto" found belongs to the setting: a run begun on a GPU is not continued without.
-        device=str(resolve_device(asked.device)),
-        lr=asked.lr,
-        softmax_lr=asked.softmax_lr,
-        recipe=asked.recipe,
-        position=asked.position,
+        device=str(resolve_device(options.device)),
+        lr=options.lr,
+        softmax_lr=options.softmax_lr,
+        recipe=options.recipe,
+        position=options.position,
     )
-    refuse_other_kinds(asked.out, files=(REPORT,))
+    refuse_other_kinds(options.out, files=(REPORT,))
     errors = terminal(errors=True)
     if setting.preset == "medium" and setting.device == "cpu":
         errors.print("the preset medium is made for a GPU; on a CPU it takes many hours")
-    comparison = run_comparison(setting, asked.out, resume=asked.resume, console=errors)
-    report = asked.out / REPORT
+    comparison = run_comparison(setting, options.out, resume=options.resume, console=errors)
+    report = options.out / REPORT
     render(comparison, report)
-    if asked.json:
+    if options.json:
         print_json(as_json(comparison, str(report)))
         return
     show(comparison, terminal())
@@ -93,7 +93,7 @@ def show(comparison: Comparison, console: Console) -> None:
         highlight=False,
     )
     if comparison.fusion:
-        _say_operator(comparison.fusion, console)
+        _print_operator(comparison.fusion, console)
     console.print()
     console.print(comparison.verdict.headline, style="bold", highlight=False, markup=False)
     console.print(comparison.verdict.paragraph, highlight=False, markup=False)
@@ -108,8 +108,8 @@ def show(comparison: Comparison, console: Console) -> None:
     console.print(f"\nThe run held at most {peak} of memory.\n", highlight=False)
 
 
-def _numbers(found: Cells) -> tuple[str, str, str]:
-    softmax, sigmoid, apart, around = found
+def _numbers(columns: Cells) -> tuple[str, str, str]:
+    softmax, sigmoid, apart, around = columns
     return softmax, sigmoid, f"{apart} ({around})" if around else apart
 
 
@@ -121,10 +121,10 @@ def _add_gains(table: Table, fusion: Fusion) -> None:
         table.add_row(gain.label, gain_reading(gain).words, *_numbers(gain_cells(gain)))
 
 
-def _say_operator(fusion: Fusion, console: Console) -> None:
-    said = (
+def _print_operator(fusion: Fusion, console: Console) -> None:
+    sentence = (
         f"Sigmoid attention ran in {fusion.operator}."
         if fusion.gains
         else f"Training step, fused against unfused: {no_gain(fusion)}."
     )
-    console.print(f"\n{said}", highlight=False, markup=False)
+    console.print(f"\n{sentence}", highlight=False, markup=False)

@@ -1,53 +1,53 @@
 """`sigmoid-attention convert`: a pretrained softmax model becomes a sigmoid model, in a folder."""
 
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib.util import find_spec
 
-from sigmoid_attention.cli.arguments import Convert
+from sigmoid_attention.cli.model_options import ConvertOptions
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.lab.store import SETTING, refuse_occupied
+from sigmoid_attention.lab.store import SETTING
 from sigmoid_attention.training.checkpoint import CURRENT, FRESH, PREVIOUS
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.environment import resolve_device
-from sigmoid_attention.training.files import refuse_other_kinds
+from sigmoid_attention.training.files import refuse_occupied, refuse_other_kinds
 from sigmoid_attention.training.terminal import tell
 
 
-def convert(asked: Convert) -> None:
-    """Convert, or go on with it, and say how near the result is to its parent."""
-    device = resolve_device(asked.device)
-    refuse_occupied(asked.out, asked.resume)
-    # Whatever cannot be read is said before a model is loaded, and whatever does not fit before
-    # anything is written, so that the folder is still empty for another try.
-    corpus = load_corpus(asked.data)
+def convert(options: ConvertOptions) -> None:
+    """Convert, or continue, and print how close the result is to its parent."""
+    device = resolve_device(options.device)
+    refuse_occupied(options.out, options.resume)
+    # Bad input is refused before a model is loaded, and before anything is written, so that the
+    # folder is still empty for the next try.
+    corpus = load_corpus(options.data)
     try:
         from sigmoid_attention.studies.conversion.curve import NAME
         from sigmoid_attention.studies.conversion.parents import load_parent
-        from sigmoid_attention.studies.conversion.run import MODEL, Run, begin
-        from sigmoid_attention.studies.conversion.setting import Setting
+        from sigmoid_attention.studies.conversion.run import MODEL, Conversion, begin
     except (ImportError, RuntimeError) as error:
         raise ValueError(_missing(error)) from error
-    setting = Setting(**{field.name: getattr(asked, field.name) for field in fields(Setting)})
+    setting = options.setting
+    setting.check()
     _quiet()
     files = (NAME, SETTING, CURRENT, PREVIOUS, FRESH)
-    refuse_other_kinds(asked.out, files=files, folders=(MODEL, f"{MODEL}.new"))
-    run = Run(
-        load_parent(asked.model),
+    refuse_other_kinds(options.out, files=files, folders=(MODEL, f"{MODEL}.new"))
+    run = Conversion(
+        load_parent(options.model),
         corpus,
         setting,
-        asked.out,
+        options.out,
         device,
-        heldout_sequences=asked.heldout_sequences,
-        lengths=asked.needles,
-        evaluate_every=asked.evaluate_every,
+        heldout_sequences=options.heldout_sequences,
+        lengths=options.needles,
+        evaluate_every=options.evaluate_every,
     )
-    begin(asked.out, {"model": asked.model, "data": asked.data, **asdict(setting)})
-    print(corpus.told(), file=sys.stderr)
-    curve = run.go()
+    begin(options.out, {"model": options.model, "data": options.data, **asdict(setting)})
+    print(corpus.notice(), file=sys.stderr)
+    curve = run.run()
     parent, final = curve.at("parent").found, curve.at("final").found
-    model = asked.out / MODEL
-    if asked.json:
+    model = options.out / MODEL
+    if options.json:
         print_json({"final": final, "parent": parent, "model": model})
         return
     for name, value in final.items():
@@ -72,7 +72,7 @@ def _missing(error: BaseException) -> str:
 
 
 def _quiet() -> None:
-    """One progress bar is enough, and it is ours."""
+    """Only this library shows a progress bar."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from sigmoid_attention.cli.arguments import Generate
+from sigmoid_attention.cli.model_options import GenerateOptions
 from sigmoid_attention.nn.models import generate as continue_tokens
 from sigmoid_attention.training.environment import resolve_device
 from sigmoid_attention.training.model_folder import encode_prompt, load_trained
@@ -13,23 +13,23 @@ from sigmoid_attention.training.terminal import plain
 MOST_TOKENS = 1_000_000
 
 
-def generate(asked: Generate) -> None:
+def generate(options: GenerateOptions) -> None:
     """Print the prompt and what the model makes of it."""
-    if not -(2**63) <= asked.seed < 2**63:
-        raise ValueError(f"seed must be a whole number of 64 bits, got {asked.seed}")
-    if asked.max_new_tokens > MOST_TOKENS:
+    if not -(2**63) <= options.seed < 2**63:
+        raise ValueError(f"seed must be a whole number of 64 bits, got {options.seed}")
+    if options.max_new_tokens > MOST_TOKENS:
         raise ValueError(
-            f"max_new_tokens must be at most {MOST_TOKENS:,}, got {asked.max_new_tokens}"
+            f"max_new_tokens must be at most {MOST_TOKENS:,}, got {options.max_new_tokens}"
         )
-    device = resolve_device(asked.device)
-    model, tokenizer = load_trained(asked.folder)
+    device = resolve_device(options.device)
+    model, tokenizer = load_trained(options.folder)
     tokens = continue_tokens(
         model.to(device),
-        encode_prompt(tokenizer, asked.prompt).to(device),
-        max_new_tokens=asked.max_new_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        generator=torch.Generator(device).manual_seed(asked.seed),
+        encode_prompt(tokenizer, options.prompt).to(device),
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        generator=torch.Generator(device).manual_seed(options.seed),
         stop_token=tokenizer.eos,
     )
     # A model that writes bytes may end within a character.

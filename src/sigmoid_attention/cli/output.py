@@ -1,4 +1,4 @@
-"""What a command found, as JSON for programs."""
+"""Prints the result of a command as JSON."""
 
 import dataclasses
 import json
@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 
-def print_json(found: Any) -> None:
-    """Print `found` on standard output; dataclasses are objects, and what is no number is null.
+def print_json(result: Any) -> None:
+    """Print `result` on standard output; dataclasses become objects, NaN and infinity null.
 
     Example:
         >>> print_json({"path": __import__("pathlib").PurePosixPath("a/b"), "low": float("nan")})
@@ -16,7 +16,7 @@ def print_json(found: Any) -> None:
          "low": null
         }
     """
-    print(json.dumps(_plain(found), indent=1))
+    print(json.dumps(_plain(result), indent=1))
 
 
 def _plain(value: Any) -> Any:
@@ -29,6 +29,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, float):
-        # JSON has no word for infinity or for what is not a number.
+        # JSON has neither infinity nor NaN.
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | None) else str(value)

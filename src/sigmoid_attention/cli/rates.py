@@ -1,11 +1,11 @@
-"""`sigmoid-attention rates`: rates of the cells that are asked for, with controls and verdicts."""
+"""`sigmoid-attention rates`: convergence rates of chosen mixtures, with controls and verdicts."""
 
 import itertools
 import math
 
-from sigmoid_attention.cli.arguments import Rates
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.cli.studies import carry_out, described
+from sigmoid_attention.cli.studies import as_json, run_and_show
+from sigmoid_attention.cli.study_options import RatesOptions
 from sigmoid_attention.lab.page import PAGE, write
 from sigmoid_attention.lab.study import Study
 from sigmoid_attention.mixtures import Mixture
@@ -14,48 +14,53 @@ from sigmoid_attention.training.files import refuse_other_kinds
 from sigmoid_attention.training.terminal import tell
 
 
-def rates(asked: Rates) -> int:
-    """Measure what is missing, print the table and write figure and page; 2 if a task raised."""
-    study = asked_study(asked)
-    refuse_other_kinds(asked.out, folders=("report",))
-    refuse_other_kinds(asked.out / "report", files=(PAGE, f"{study.name}.svg"))
-    answers, code = carry_out([study], asked.out, asked.workers, quiet=asked.json)
-    page = write(answers, asked.out / "report", _command(asked)) if answers else None
+def rates(options: RatesOptions) -> int:
+    """Measure the missing rates, print the table, write figure and page; 2 if a task failed."""
+    study = study_of(options)
+    refuse_other_kinds(options.out, folders=("report",))
+    refuse_other_kinds(options.out / "report", files=(PAGE, f"{study.name}.svg"))
+    answers, code = run_and_show([study], options.out, options.workers, quiet=options.json)
+    page = write(answers, options.out / "report", _command(options)) if answers else None
     figure = page.with_name(f"{study.name}.svg") if page else None
-    if asked.json:
-        found = [described(one) for one in answers]
-        print_json({"studies": found, "report": page, "figure": figure})
+    if options.json:
+        findings = [as_json(answer) for answer in answers]
+        print_json({"studies": findings, "report": page, "figure": figure})
     elif page:
         tell(f"report: {page}")
         tell(f"figure: {figure}")
     return code
 
 
-def asked_study(asked: Rates) -> Study:
-    """The study of all combinations; ``ValueError`` for a name or a number that cannot be meant."""
-    if not -math.inf < asked.claim <= 0:
-        raise ValueError(f"claim must be 0 or a negative number, got {asked.claim}")
+def study_of(options: RatesOptions) -> Study:
+    """The study of all combinations; ``ValueError`` for a name or number out of range."""
+    if not -math.inf < options.claim <= 0:
+        raise ValueError(f"claim must be 0 or a negative number, got {options.claim}")
     cells = [
         Cell(
-            gate, expert, score, regime, d, k, extra, asked.claim,
+            gate, expert, score, regime, d, k, extra, options.claim,
             quantity="over" if extra else "exact",
         )
         for gate, expert, score, regime, d, k, extra in itertools.product(
-            _names(asked.gate), _names(asked.expert), _names(asked.score), _names(asked.regime),
-            _numbers("d", asked.d), _numbers("k", asked.k), _numbers("extra", asked.extra),
+            _names(options.gate),
+            _names(options.expert),
+            _names(options.score),
+            _names(options.regime),
+            _numbers("d", options.d),
+            _numbers("k", options.k),
+            _numbers("extra", options.extra),
         )
     ]  # fmt: skip
     for cell in cells:
-        # What these refuse is to be said before anything is measured.
+        # Both refuse bad values, before anything is measured.
         Mixture(cell.gate, cell.expert, cell.score, cell.k, cell.d)
         cell.setting(truth_seed=0)
     return rate_study(
         "rates",
         "Rates of mixtures of experts",
-        f"Experts are estimated at n^{asked.claim:g}.",
+        f"Experts are estimated at n^{options.claim:g}.",
         "the command line",
         tuple(dict.fromkeys(cells)),
-        quick=asked.quick,
+        quick=options.quick,
     )
 
 
@@ -70,7 +75,7 @@ def _numbers(name: str, text: str) -> list[int]:
         raise ValueError(f"{name} must be whole numbers between commas, got {text!r}") from None
 
 
-def _command(asked: Rates) -> str:
-    options = ("gate", "expert", "regime", "score", "d", "k", "extra", "claim")
-    said = " ".join(f"--{name} {getattr(asked, name)}" for name in options)
-    return f"sigmoid-attention rates {said}{' --quick' * asked.quick}"
+def _command(options: RatesOptions) -> str:
+    names = ("gate", "expert", "regime", "score", "d", "k", "extra", "claim")
+    flags = " ".join(f"--{name} {getattr(options, name)}" for name in names)
+    return f"sigmoid-attention rates {flags}{' --quick' * options.quick}"

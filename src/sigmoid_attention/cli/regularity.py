@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from sigmoid_attention.cli.arguments import Regularity
+from sigmoid_attention.cli.model_options import RegularityOptions
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.studies.theory.certificate import Certificate, certify, save
 from sigmoid_attention.theory.regularity import Ball
@@ -14,34 +14,34 @@ from sigmoid_attention.training.terminal import tell, terminal
 HEADINGS = ("branch", "|x| here", "bound in ball", "bound here", "measured", "tightness")
 
 
-def regularity(asked: Regularity) -> None:
+def regularity(options: RegularityOptions) -> None:
     """Print a line a branch, and write the certificate and its figure."""
-    if asked.tokens < 1:
-        raise ValueError(f"tokens must be 1 or more, got {asked.tokens}")
-    if not asked.seconds >= 0:
-        raise ValueError(f"seconds must be 0 or more, got {asked.seconds}")
-    ball = Ball(asked.radius, asked.lower)
-    refuse_other_kinds(asked.out, files=("certificate.json", "certificate.svg"))
-    model, tokenizer = load_trained(asked.folder)
-    tokens = encode_prompt(tokenizer, asked.text)
-    # A text shorter than what was asked for is read again and again.
-    tokens = tokens.repeat(1, -(-asked.tokens // tokens.shape[1]))[:, : asked.tokens]
-    found = certify(model, tokens, ball, seconds=asked.seconds)
-    data, figure = save(found, asked.out)
-    if asked.json:
-        products = {"product_within": found.within, "product_at": found.at}
-        print_json({**vars(found), **products, "certificate": data, "figure": figure})
+    if options.tokens < 1:
+        raise ValueError(f"tokens must be 1 or more, got {options.tokens}")
+    if not options.seconds >= 0:
+        raise ValueError(f"seconds must be 0 or more, got {options.seconds}")
+    ball = Ball(options.radius, options.lower)
+    refuse_other_kinds(options.out, files=("certificate.json", "certificate.svg"))
+    model, tokenizer = load_trained(options.folder)
+    tokens = encode_prompt(tokenizer, options.text)
+    # A text that is too short is repeated.
+    tokens = tokens.repeat(1, -(-options.tokens // tokens.shape[1]))[:, : options.tokens]
+    certificate = certify(model, tokens, ball, seconds=options.seconds)
+    data, figure = save(certificate, options.out)
+    if options.json:
+        products = {"product_within": certificate.within, "product_at": certificate.at}
+        print_json({**vars(certificate), **products, "certificate": data, "figure": figure})
         return
-    show(found, terminal())
+    show(certificate, terminal())
     tell(f"certificate: {data}\nfigure: {figure}")
 
 
-def show(found: Certificate, console: Console) -> None:
+def show(certificate: Certificate, console: Console) -> None:
     """The certificate as a table, and what the whole comes to."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "branch" else "right")
-    for branch in found.branches:
+    for branch in certificate.branches:
         table.add_row(
             branch.at.name,
             f"{branch.at.least:.3g} to {branch.at.most:.3g}",
@@ -52,9 +52,9 @@ def show(found: Certificate, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"whole: at most {found.within:.3g} for {found.tokens} tokens with "
-        f"|x| <= {found.ball.radius:g}, at most {found.at:.3g} at the text; measured there "
-        f"{_measured(found.measured, found.settled)}",
+        f"whole: at most {certificate.within:.3g} for {certificate.tokens} tokens with "
+        f"|x| <= {certificate.ball.radius:g}, at most {certificate.at:.3g} at the text; "
+        f"measured there {_measured(certificate.measured, certificate.settled)}",
         soft_wrap=True,
     )
 

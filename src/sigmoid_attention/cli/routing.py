@@ -2,9 +2,9 @@
 
 from rich.table import Table
 
-from sigmoid_attention.cli.arguments import Routing
 from sigmoid_attention.cli.output import print_json
-from sigmoid_attention.lab.markers import around
+from sigmoid_attention.cli.study_options import RoutingOptions
+from sigmoid_attention.lab.markers import split_at_markers
 from sigmoid_attention.studies.routing.findings import findings, verdict
 from sigmoid_attention.studies.routing.page import BEGIN, END, FIGURE, HEADINGS, cells, publish
 from sigmoid_attention.studies.routing.run import run
@@ -15,18 +15,18 @@ from sigmoid_attention.training.terminal import tell, terminal
 WIDTH_OF_A_FILE = 160
 
 
-def routing(asked: Routing) -> None:
+def routing(options: RoutingOptions) -> None:
     """Run or continue the study, and print and publish what came out of it."""
-    if asked.docs:
+    if options.docs:
         # Before the work, not after it.
-        around(asked.docs, BEGIN, END)
-        refuse_other_kinds(asked.docs.parent, files=(FIGURE,))
-    setting = RoutingSetting(data=asked.data, seeds=asked.seeds, steps=asked.steps)
-    store = run(setting, asked.out, resume=asked.resume, console=terminal(errors=True))
-    found = findings(store.rows())
-    docs = publish(store.rows(), asked.docs) if asked.docs else None
-    if asked.json:
-        print_json({"findings": found, "verdict": verdict(found), "docs": docs})
+        split_at_markers(options.docs, BEGIN, END)
+        refuse_other_kinds(options.docs.parent, files=(FIGURE,))
+    setting = RoutingSetting(data=options.data, seeds=options.seeds, steps=options.steps)
+    store = run(setting, options.out, resume=options.resume, console=terminal(errors=True))
+    results = findings(store.rows())
+    docs = publish(store.rows(), options.docs) if options.docs else None
+    if options.json:
+        print_json({"findings": results, "verdict": verdict(results), "docs": docs})
         return
     console = terminal()
     if not console.is_terminal:
@@ -34,9 +34,9 @@ def routing(asked: Routing) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
         table.add_column(heading)
-    for finding in found:
+    for finding in results:
         table.add_row(*cells(finding))
     console.print(table)
-    console.print(verdict(found))
+    console.print(verdict(results))
     if docs:
         tell(f"docs: {docs}")

@@ -1,4 +1,4 @@
-"""Standard output and error as they may come: closed, a pipe that nobody reads, not in Unicode."""
+"""Makes standard output and error robust: closed streams, broken pipes, other encodings."""
 
 import codecs
 import errno
@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
-# What is said uses these, and a stream that has no other letters gets their likes.
+# Replacements for characters that the encoding of a stream lacks.
 LIKES = str.maketrans(
     {
         **dict.fromkeys("\u2212\u2013\u2014\u2500\u2501\u2550", "-"),
@@ -25,10 +25,10 @@ HANDLER = "sigmoid-attention.likes"
 
 
 class Errors:
-    """Standard error of which no failure is one of the work: from the first on it leads nowhere.
+    """Standard error whose failures are ignored; after the first one its output is discarded.
 
-    So a full disk, a reader that left or a terminal that was closed ends no run, whatever writes:
-    progress bars, warnings of libraries, this command's own sentences.
+    A full disk, a broken pipe or a closed terminal then ends no run, although progress bars,
+    warnings of libraries and messages of this command are still written.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -41,20 +41,20 @@ class Errors:
         try:
             return self._stream.write(text)
         except OSError:
-            _to_nowhere(self._stream)
+            _discard_output(self._stream)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError:
-            _to_nowhere(self._stream)
+            _discard_output(self._stream)
 
 
 def prepare() -> None:
-    """Make standard output and error take any text; one that is closed takes it nowhere.
+    """Make standard output and error accept any text; the output of a closed one is discarded.
 
-    Standard error takes it nowhere also where it cannot be written any more.
+    The output of standard error is also discarded once it cannot be written any more.
     """
     codecs.register_error(HANDLER, _like)
     for name in ("stdout", "stderr"):
@@ -75,8 +75,8 @@ def _like(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def named(error: Exception) -> Exception:
-    """The same error; where it is standard output's own, as on a full disk, it says so."""
-    # What this library writes to files names them in its own words, without the system's.
+    """The same error; one of standard output itself, such as a full disk, names that stream."""
+    # Errors of this library's own files have their own message, and no `strerror`.
     if (
         isinstance(error, OSError)
         and error.errno == errno.ENOSPC
@@ -84,22 +84,22 @@ def named(error: Exception) -> Exception:
         and error.filename is None
     ):
         error.filename = "standard output"
-        _to_nowhere(sys.stdout)
+        _discard_output(sys.stdout)
     return error
 
 
 def reader_left(error: BaseException) -> bool:
-    """Whether an error is that of a reader who has had enough, as `head` has.
+    """Whether an error means that the reader of standard output has closed it, as `head` does.
 
-    The stream then leads nowhere, so that what it still holds is no error again.
+    The rest of the output is then discarded, so that it raises no second error.
     """
     if isinstance(error, SystemExit):
-        # So rich leaves it, and has led the stream away.
+        # rich raises this, and has redirected the stream.
         return isinstance(error.__context__, BrokenPipeError)
-    # Other pipes break, too: those to worker processes.
+    # The broken pipe may be another one, to a worker process.
     left = _has_no_reader(sys.stdout)
     if left:
-        _to_nowhere(sys.stdout)
+        _discard_output(sys.stdout)
     return left
 
 
@@ -115,12 +115,12 @@ def _has_no_reader(stream: TextIO) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _to_nowhere(stream: TextIO) -> None:
+def _discard_output(stream: TextIO) -> None:
     with suppress(OSError, ValueError):
         _redirect(stream.fileno())
 
 
 def _redirect(descriptor: int) -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)

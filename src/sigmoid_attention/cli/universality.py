@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sigmoid_attention.cli.arguments import Universality
 from sigmoid_attention.cli.output import print_json
+from sigmoid_attention.cli.study_options import UniversalityOptions
 from sigmoid_attention.lab.figure import svg
 from sigmoid_attention.studies.theory.universality import (
     Findings,
@@ -37,40 +37,40 @@ HALF_OCTAVES = 9
 WIDTH = 14
 
 
-def universality(asked: Universality) -> None:
+def universality(options: UniversalityOptions) -> None:
     """Print sizes, build, print errors, and write the figures; with ``trained`` the study, too."""
-    # What is told on the way is progress where the answer is JSON.
-    with redirect_stdout(sys.stderr) if asked.json else nullcontext():
-        found = _build_and_measure(asked)
-    if asked.json:
-        print_json(found)
+    # With --json the tables are progress, and go to standard error.
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():
+        results = _build_and_measure(options)
+    if options.json:
+        print_json(results)
 
 
-def _build_and_measure(asked: Universality) -> dict[str, Any]:
-    names = tuple(FUNCTIONS) if asked.function == "all" else tuple(asked.function.split(","))
-    refuse_other_kinds(asked.out, files=("steepness.svg", "size.svg"), folders=("trained",))
+def _build_and_measure(options: UniversalityOptions) -> dict[str, Any]:
+    names = tuple(FUNCTIONS) if options.function == "all" else tuple(options.function.split(","))
+    refuse_other_kinds(options.out, files=("steepness.svg", "size.svg"), folders=("trained",))
     # The user's own functions lie beside the place where the command is given.
     sys.path.append(os.getcwd())
-    # What cannot be meant is to be said before anything is built.
-    functions = {name: asked_function(name, asked.n, asked.d) for name in names}
-    setting = asked_setting(names, asked) if asked.trained else None
-    sweeps, found = {}, {}
+    # Bad input is refused before anything is built.
+    functions = {name: checked_function(name, options.n, options.d) for name in names}
+    setting = trained_setting(names, options) if options.trained else None
+    sweeps, results = {}, {}
     for name, f in functions.items():
         chosen = design(
             f,
-            n=asked.n,
-            d=asked.d,
-            error=asked.error,
-            p=asked.p,
-            low=asked.low,
-            high=asked.high,
-            max_layers=asked.max_layers,
-            samples=asked.samples,
+            n=options.n,
+            d=options.d,
+            error=options.error,
+            p=options.p,
+            low=options.low,
+            high=options.high,
+            max_layers=options.max_layers,
+            samples=options.samples,
         )
         show_design(name, chosen)
         built = build(chosen)
-        sweeps[name] = show_construction(built, asked.steepness)
-        found[name] = {
+        sweeps[name] = show_construction(built, options.steepness)
+        results[name] = {
             "layers": sum(chosen.layers.values()),
             "parameters": chosen.parameters,
             "smallest_gap": built.contexts.smallest_gap,
@@ -78,16 +78,16 @@ def _build_and_measure(asked: Universality) -> dict[str, Any]:
             "steepness": built.plan.steepness,
             "error_by_steepness": sweeps[name],
         }
-    figure = asked.out / "steepness.svg"
-    write_whole(figure, svg(steepness_figure(sweeps, asked.error)))
+    figure = options.out / "steepness.svg"
+    write_whole(figure, svg(steepness_figure(sweeps, options.error)))
     tell(f"figure: {figure}")
-    answer: dict[str, Any] = {"functions": found, "figure": figure}
+    answer: dict[str, Any] = {"functions": results, "figure": figure}
     if setting is not None:
-        answer["trained"] = train_as_well(setting, asked.out)
+        answer["trained"] = train_as_well(setting, options.out)
     return answer
 
 
-def asked_function(name: str, n: int, d: int) -> Function:
+def checked_function(name: str, n: int, d: int) -> Function:
     """The function called ``name``; ``ValueError`` where it does not map (n, d) to (n, d)."""
     wanted = f"must map a tensor of shape (n, d) = ({n}, {d}) to one of the same shape"
     if name in FUNCTIONS:
@@ -97,37 +97,37 @@ def asked_function(name: str, n: int, d: int) -> Function:
     except (Exception, SystemExit) as error:
         if isinstance(error, ValueError) and str(error).startswith("function"):
             raise
-        said = f"{type(error).__name__}: {error}"
-        raise ValueError(f"function: {name!r} {wanted}; it raised {said}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"function: {name!r} {wanted}; it raised {reason}") from error
     try:
-        given = chosen(torch.rand(n, d, dtype=torch.float64))
+        returned = chosen(torch.rand(n, d, dtype=torch.float64))
     # A user's module may fail in any way, when it is imported and when it is called.
     except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise ValueError(f"function: {name!r} {wanted}; it raised {said}") from error
-    if not isinstance(given, torch.Tensor) or given.shape != (n, d):
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"function: {name!r} {wanted}; it raised {reason}") from error
+    if not isinstance(returned, torch.Tensor) or returned.shape != (n, d):
         got = (
-            f"shape {tuple(given.shape)}"
-            if isinstance(given, torch.Tensor)
-            else type(given).__name__
+            f"shape {tuple(returned.shape)}"
+            if isinstance(returned, torch.Tensor)
+            else type(returned).__name__
         )
         raise ValueError(f"function: {name!r} {wanted}; it gave {got}")
     return chosen
 
 
-def asked_setting(names: tuple[str, ...], asked: Universality) -> UniversalitySetting:
+def trained_setting(names: tuple[str, ...], options: UniversalityOptions) -> UniversalitySetting:
     """The study of trained transformers; ``ValueError`` where it is about another norm or box."""
-    if (asked.p, asked.low, asked.high) != (2.0, 0.0, 1.0):
+    if (options.p, options.low, options.high) != (2.0, 0.0, 1.0):
         raise ValueError("trained: compares at p = 2 on the box [0, 1] only")
     return UniversalitySetting(
         names,
-        n=asked.n,
-        d=asked.d,
-        error=asked.error,
-        seeds=asked.seeds,
-        steps=asked.steps,
-        samples=asked.samples,
-        max_layers=asked.max_layers,
+        n=options.n,
+        d=options.d,
+        error=options.error,
+        seeds=options.seeds,
+        steps=options.steps,
+        samples=options.samples,
+        max_layers=options.max_layers,
     )
 
 
@@ -165,13 +165,13 @@ def show_construction(built: Construction, steepness: float | None) -> dict[floa
 
 def train_as_well(setting: UniversalitySetting, out: Path) -> Sequence[Findings]:
     """Run or continue the study of trained transformers in OUT/trained, and show what it found."""
-    found = findings(run(out / "trained", setting, resume=True), setting)
-    print(report(found, setting.error))
+    results = findings(run(out / "trained", setting, resume=True), setting)
+    print(report(results, setting.error))
     figure = out / "size.svg"
-    write_whole(figure, svg(size_figure(found)))
+    write_whole(figure, svg(size_figure(results)))
     tell(f"figure: {figure}")
-    return found
+    return results
 
 
-def _line(name: str, said: str) -> None:
-    tell(f"{name:<{WIDTH}}{said}")
+def _line(name: str, text: str) -> None:
+    tell(f"{name:<{WIDTH}}{text}")

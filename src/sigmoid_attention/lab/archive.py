@@ -1,9 +1,9 @@
-"""The rows of finished tasks: one immutable Parquet file each, whole or not there.
+"""The rows of finished tasks: one immutable Parquet file per task, written in one step.
 
-    OUT/rows/KEY.parquet  the rows of the task with this key, with what they were made with
+    OUT/rows/KEY.parquet  the rows of the task with this key, and the setting that made them
 
-A key is a hash of all that a task's numbers depend on, so that a file never has to change, studies
-share the tasks that they have in common, and a folder holds any number of studies.
+The key is a hash of everything that the task's numbers depend on. So a file never has to change,
+studies share their common tasks, and one folder can hold any number of studies.
 """
 
 import json
@@ -20,7 +20,7 @@ from sigmoid_attention.training.tables import parquet_bytes, read_table
 
 _ARROW = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
 _OF_ROW = [(field.name, _ARROW[field.type]) for field in fields(Row)]
-# JSON: what the rows were made with. The same text in every row, which Parquet stores once.
+# JSON texts. They are the same in every row, and Parquet stores them once.
 _JSON = ("setting", "machine", "versions", "provenance")
 SCHEMA = pa.schema(
     [
@@ -40,8 +40,8 @@ def encode(
     Args:
         cpu_seconds: what the whole task took, in every row.
     """
-    found = list(rows)
-    columns = {name: [getattr(row, name) for row in found] for name, _ in _OF_ROW}
+    collected = list(rows)
+    columns = {name: [getattr(row, name) for row in collected] for name, _ in _OF_ROW}
     described = {"setting": asdict(task.setting), **stamp}
     same: dict[str, str | float] = {
         "study": study,
@@ -51,7 +51,7 @@ def encode(
         "cpu_seconds": cpu_seconds,
         **{name: json.dumps(described[name], sort_keys=True) for name in _JSON},
     }
-    columns |= {name: [value] * len(found) for name, value in same.items()}
+    columns |= {name: [value] * len(collected) for name, value in same.items()}
     return parquet_bytes(pa.table(columns, schema=SCHEMA))
 
 
@@ -97,9 +97,9 @@ class Archive:
         return table
 
     def missing(
-        self, tasks: Iterable[Task], complain: Callable[[str], None] = lambda said: None
+        self, tasks: Iterable[Task], complain: Callable[[str], None] = lambda message: None
     ) -> Iterator[Task]:
-        """The tasks that are still to be done; ``complain`` is told of each damaged file."""
+        """The tasks that are not done; ``complain`` gets a message for each damaged file."""
         for task in tasks:
             try:
                 if self.has(task.key):
@@ -119,9 +119,9 @@ class Archive:
 
 def results_of(tasks: Iterable[Task], tables: Mapping[str, pa.Table]) -> Results:
     """The rows of the tasks' files, in the order of the tasks."""
-    found: dict[tuple[str, str], list[Measured]] = {}
+    collected: dict[tuple[str, str], list[Measured]] = {}
     for task in tasks:
         columns = [tables[task.key][name].to_pylist() for name, _ in _OF_ROW]
         measured = Measured([Row(*values) for values in zip(*columns, strict=True)])
-        found.setdefault((task.cell, task.part), []).append(measured)
-    return found
+        collected.setdefault((task.cell, task.part), []).append(measured)
+    return collected

@@ -1,4 +1,4 @@
-"""The course of a training as a figure: its loss on the text it reads, and on text held out."""
+"""The loss curves of one training run: on training text and on held-out text."""
 
 from collections.abc import Sequence
 

@@ -1,15 +1,15 @@
-"""Pages of words of which a part is made: what stands between two markers, and only that."""
+"""Markdown files of which one part, between two markers, is generated."""
 
 from pathlib import Path
 
 from sigmoid_attention.training.files import reading
 
 
-def around(document: Path, begin: str, end: str) -> tuple[str, str]:
-    """What stands before and after the markers of a document, the markers included.
+def split_at_markers(document: Path, begin: str, end: str) -> tuple[str, str]:
+    """The text before and after the generated part of a document, each with its marker.
 
     Raises:
-        ValueError: the document is not there, or has no such markers.
+        ValueError: the document does not exist, or a marker is missing.
     """
     if not document.is_file():
         raise ValueError(f"docs: {document} is no document")

@@ -1,12 +1,12 @@
 """The most memory that a computation holds in tensors at once, on any device.
 
-On CUDA the allocator counts. On a CPU nothing does: the resident set never shrinks reliably, and
-differs from run to run. There every operation is watched instead and the bytes of the tensors that
-are alive are added up, which gives the same number every time. What an operation allocates and
-frees inside itself is not seen, and fused operators do work in arrays of their own: of a forward
-and backward pass over 2048 tokens (fp32, 4 heads of 32 channels, two threads) 4 MiB are seen, and
-beside them scaled_dot_product_attention takes 3 MiB, the sigmoid kernel 5 MiB, which it keeps for
-its next call. Both grow with the length, not with its square. Whoever shows these numbers says so.
+On CUDA the allocator counts. On a CPU there is no such count, and the resident set varies from run
+to run. So every operation is intercepted, and the bytes of all live tensors are added up, which is
+reproducible. Memory that an operation allocates and frees inside itself is not counted, and fused
+operators have such workspaces: in a forward and backward pass over 2048 tokens (fp32, 4 heads of 32
+channels, two threads) 4 MiB are counted; scaled_dot_product_attention takes 3 MiB more, and the
+sigmoid kernel 5 MiB, which it keeps for its next call. Both workspaces grow linearly with the
+length. Every page that shows these numbers states this limit.
 """
 
 import weakref

@@ -1,6 +1,6 @@
-"""The report of studies: a page in Markdown with every finding, and a figure a study.
+"""The report of studies: a Markdown page with every finding, and one figure per study.
 
-The same rows make the same bytes, so that a page under version control changes only with them.
+The same rows always give the same bytes, so a page under version control changes only with them.
 """
 
 import json
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from sigmoid_attention.lab.archive import Archive, results_of
 from sigmoid_attention.lab.figure import styled, svg
-from sigmoid_attention.lab.markers import around
+from sigmoid_attention.lab.markers import split_at_markers
 from sigmoid_attention.lab.study import Finding, Results, Study
 from sigmoid_attention.training.files import Damaged, write_whole
 
 PAGE = "studies.md"
-# In a document of words what lies between these is made, and only that.
+# In a document, only the text between these markers is generated.
 BEGIN, END = "<!-- studies -->", "<!-- /studies -->"
 HEADINGS = ("cell", "claim", "measured", "verdict", "because", "controls")
 
@@ -72,7 +72,7 @@ def publish(answers: Sequence[Answer], document: Path, command: str) -> Path:
         ValueError: the document is not there, or has no markers.
         OSError: a file could not be written.
     """
-    before, after = around(document, BEGIN, END)
+    before, after = split_at_markers(document, BEGIN, END)
     _draw(answers, document.with_suffix(""))
     made = markdown(answers, command, figures=f"{document.stem}/")
     write_whole(document, f"{before}\n{made}{after}".encode())

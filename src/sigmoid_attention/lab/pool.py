@@ -1,4 +1,4 @@
-"""A pool of processes that ends with the process that made it, however that one ends."""
+"""A pool of worker processes that always ends with the process that started it."""
 
 import multiprocessing
 import os
@@ -16,9 +16,8 @@ import torch
 def process_pool(workers: int) -> Iterator[Executor]:
     """Worker processes of one torch thread each.
 
-    Leaving it by an exception (an interrupt) ends the workers at once, in the middle of what they
-    do; otherwise they finish first. As always where processes are started afresh, the script that
-    asks for it needs its ``if __name__ == "__main__"``.
+    If the context is left by an exception (an interrupt), the workers end at once; otherwise they
+    finish their tasks. The workers are spawned, so a script needs ``if __name__ == "__main__"``.
 
     Example:
         >>> with process_pool(1) as pool:
@@ -26,13 +25,13 @@ def process_pool(workers: int) -> Iterator[Executor]:
         3
     """
     context = multiprocessing.get_context("spawn")
-    # Only this process holds the writing end. It closes even if the process is killed, where a
-    # worker of ProcessPoolExecutor alone would wait for work for ever.
+    # Only this process holds the writing end, and the system closes it even if the process is
+    # killed. Without the pipe a worker of ProcessPoolExecutor would then wait for ever.
     reading, lifeline = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(reading,))
     try:
         with _without_interrupts():
-            # Each task starts a worker until there are all.
+            # Each task starts one more worker.
             for _ in range(workers):
                 pool.submit(int)
         yield pool
@@ -47,9 +46,9 @@ def process_pool(workers: int) -> Iterator[Executor]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes that are started within it meet no Control-C, not even while they import.
+    """Processes that are started within it are not interrupted by Control-C while they import.
 
-    One that comes meanwhile takes effect here when the context is left.
+    A Control-C during that time takes effect here when the context is left.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -62,9 +61,9 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _begin(lifeline: Connection) -> None:
-    # Control-C reaches the whole group; it is the parent that decides, and the lifeline that tells.
+    # Control-C reaches the whole process group. The parent decides, and closes the pipe to end us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # More threads than one a process would only wait for each other.
+    # With more threads than one per process, threads would wait for each other.
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
 

@@ -23,8 +23,7 @@ ROW_SCHEMA = pa.schema(
         ("layer", pa.int64()),
         ("value", pa.float64()),
         ("unit", pa.string()),
-        # JSON: what the value was measured with. The same text in nearly every row, which
-        # Parquet's dictionaries store once.
+        # JSON texts. They are the same in nearly every row, and Parquet stores them once.
         ("setting", pa.string()),
         ("machine", pa.string()),
         ("versions", pa.string()),
@@ -34,8 +33,8 @@ ROW_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measured value; -1 where seed, step, length or layer say nothing."""
+class ArmRow:
+    """One measured value; -1 if seed, step, length or layer do not apply."""
 
     arm: str
     metric: str

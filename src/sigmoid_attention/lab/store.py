@@ -1,13 +1,12 @@
-"""The folder of a study: what it was asked for, and one immutable file a finished unit of work.
+"""The folder of a study: its setting, and one immutable file for each finished unit of work.
 
-    OUT/setting.json      what the study was started with; resuming with anything else is refused
-    OUT/rows/NAME.parquet the rows of one finished unit, written whole, never changed
-    OUT/rows.parquet      all of them, once the study is complete
+    OUT/setting.json      the setting of the study; it cannot be resumed with another one
+    OUT/rows/NAME.parquet the rows of one finished unit, written in one step, never changed
+    OUT/rows.parquet      the rows of all units, once the study is complete
     OUT/runs/             checkpoints of the training runs
 
-Which units are done is read off the folder itself, so a run that was killed at any moment
-continues with what it has. A part that was damaged since is named and removed when the folder is
-opened, so that its unit is to be done again.
+The files show which units are done, so a study that was killed at any moment can continue. When
+the folder is opened, damaged files are reported and removed, and their units run again.
 """
 
 import json
@@ -18,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sigmoid_attention.lab.rows import ROW_SCHEMA, Row
+from sigmoid_attention.lab.rows import ROW_SCHEMA, ArmRow
 from sigmoid_attention.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -26,12 +25,13 @@ from sigmoid_attention.training.checkpoint import (
 )
 from sigmoid_attention.training.files import (
     Damaged,
+    holds_anything,
     read_json,
+    refuse_occupied,
     refuse_other_kinds,
     write_json,
     write_whole,
 )
-from sigmoid_attention.training.lock import NAME as LOCK
 from sigmoid_attention.training.tables import parquet_bytes, read_table
 from sigmoid_attention.training.terminal import warn
 
@@ -54,7 +54,7 @@ class Store:
         >>> import tempfile
         >>> out = Path(tempfile.mkdtemp())
         >>> store = Store(out, {"steps": 3}, {}, resume=False)
-        >>> store.put("loss-seed0", [Row("softmax", "train_loss", 2.5, "nats/token", seed=0)])
+        >>> store.put("loss-seed0", [ArmRow("softmax", "train_loss", 2.5, "nats/token", seed=0)])
         >>> store.has("loss-seed0"), store.rows().num_rows
         (True, 1)
         >>> Store(out, {"steps": 4}, {}, resume=True)
@@ -105,7 +105,7 @@ class Store:
                 return False
         return True
 
-    def put(self, name: str, rows: Iterable[Row]) -> None:
+    def put(self, name: str, rows: Iterable[ArmRow]) -> None:
         """Write the rows of `name`, all or none; a part that is there already stays as it is."""
         if self.has(name):
             return
@@ -152,7 +152,7 @@ class Store:
                 part.unlink()
 
     def _parts(self) -> list[Path]:
-        # A link to nowhere is no part, and the part takes its place.
+        # A broken link is no part; the part will replace it.
         return sorted(part for part in (self.out / "rows").glob("*.parquet") if part.exists())
 
     def _part(self, name: str) -> Path:
@@ -167,22 +167,6 @@ def step_parts(name: str, steps: int, every: int) -> list[str]:
         ['copy-sigmoid-seed100-step000005']
     """
     return [f"{name}-step{done:06d}" for done in range(every, steps, every)]
-
-
-def refuse_occupied(out: Path, resume: bool) -> None:
-    """Raise ``ValueError`` if `out` is a file, or holds anything and is not to be continued."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out: {out} is a file; nothing was overwritten")
-    if not resume and holds_anything(out):
-        raise ValueError(
-            f"--out: {out} is not empty; nothing was overwritten "
-            f"(continue it with --resume, or name another folder)"
-        )
-
-
-def holds_anything(out: Path) -> bool:
-    """Whether there is a folder at `out` with more in it than the lock of this process."""
-    return out.exists() and any(path.name != LOCK for path in out.iterdir())
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -200,12 +184,12 @@ def first_difference(before: Any, now: Any, where: str = "") -> str | None:
     if before == now:
         return None
     if isinstance(before, dict) and isinstance(now, dict):
-        # What is no dict itself first: it is what was asked for by name.
+        # Plain values first: they are the options that the user gave.
         for key in sorted(before.keys() | now.keys(), key=lambda k: (type(now.get(k)) is dict, k)):
             name = f"{where}.{key}" if where else key
-            found = first_difference(before.get(key), now.get(key), name)
-            if found:
-                return found
+            difference = first_difference(before.get(key), now.get(key), name)
+            if difference:
+                return difference
     if where.endswith("sha256"):
         return "the text was another one when this folder was started"
     was, is_now = json.dumps(before), json.dumps(now)

@@ -1,8 +1,8 @@
-"""What a study of a published claim is: its tasks, the rule of its verdicts, its figure.
+"""The study of a published claim: its tasks, the rule of its verdicts, and its figure.
 
-A study is a file of a room with one `Study` called STUDY; the registry collects them. Tasks
-run in worker processes, so that `run` is a function of a module and a setting a frozen dataclass
-of numbers, strings and tuples.
+A study is a module in a folder of `studies` with one `Study` called STUDY; `studies.registry` lists
+them. Tasks run in worker processes. So the `run` of a task is a function of a module, and its
+setting is a frozen dataclass of numbers, strings and tuples.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Row:
-    """One measured number of one fit; NaN and -1 where n, replicate or step say nothing."""
+    """One measured number of one fit; NaN or -1 if n, replicate or step do not apply."""
 
     quantity: str
     value: float
@@ -37,12 +37,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work that is done as a whole; rows of the same key are rows of the same work.
+    """A unit of work. Two tasks with the same key do the same work.
 
-    The key is of the function, its setting and the version of this library, not of its code.
+    The key is a hash of the function's name, its setting and the version of this library.
 
-    ``cell`` names the line of the study's table that it belongs to, ``part`` what it is there for
-    (a window of n, a control); ``work`` is how long it takes beside the others.
+    ``cell`` is the line of the study's table that the task belongs to, ``part`` its purpose there
+    (a window of n, a control); ``work`` is its duration relative to the other tasks.
     """
 
     cell: str
@@ -53,8 +53,8 @@ class Task:
 
     @property
     def key(self) -> str:
-        named = f"{self.run.__module__}.{self.run.__qualname__}"
-        text = json.dumps([__version__, named, asdict(self.setting)], sort_keys=True)
+        function = f"{self.run.__module__}.{self.run.__qualname__}"
+        text = json.dumps([__version__, function, asdict(self.setting)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -70,10 +70,10 @@ class Measured:
         sizes = sorted({row.n for row in chosen})
         count = 1 + max((row.replicate for row in chosen), default=NONE)
         values = np.full((len(sizes), count), np.nan)
-        place = {n: i for i, n in enumerate(sizes)}
+        index = {n: i for i, n in enumerate(sizes)}
         for row in chosen:
             if row.converged:
-                values[place[row.n], row.replicate] = row.value
+                values[index[row.n], row.replicate] = row.value
         return np.array(sizes), values
 
     def values(self, quantity: str) -> np.ndarray:
@@ -86,7 +86,7 @@ class Measured:
         return sum(chosen) / len(chosen) if chosen else math.nan
 
 
-# Cell and part to what was measured: several tasks of one cell and part are several truths.
+# The measurements of each cell and part; its tasks differ in the true parameters.
 Results = Mapping[tuple[str, str], Sequence[Measured]]
 
 
@@ -99,15 +99,15 @@ class Finding:
     measured: str
     verdict: str
     because: str
-    # Which rows carried it: converged share, gain against parameters, hits of the box.
+    # The checks behind it: converged share, gain against parameters, fits at the bounds.
     controls: str = ""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A published claim, how it is put to the test here, and how a verdict follows.
+    """A published claim, the tasks that test it, and the rule that gives the verdict.
 
-    ``rule`` is the rule in words; ``judge`` is the rule. ``draw`` makes the figure.
+    ``rule`` states the rule in words, and ``judge`` computes it. ``draw`` makes the figure.
     """
 
     name: str

@@ -1,16 +1,16 @@
 """Which bias and norms train a sigmoid decoder best, over learning rates and seeds.
 
-The question behind `ModelConfig.recipe("recommended")`: P1 takes b = -log n, with ALiBi and hybrid
-norm. Two changes looked better in short trials: under rotary positions a bias below -log n, with
-hybrid norm; under ALiBi a bias by each head's effective length. One small decoder on the standard
-library's source, every candidate at every learning rate from the same seeds; each candidate is
-then judged at the learning rate that suits it best.
+This study chose `ModelConfig.recipe("recommended")`. The paper (Ramapuram et al. 2024) takes
+b = -log n, with ALiBi and hybrid norm. Two changes were better in short trials: with rotary
+positions a bias below -log n and hybrid norm; with ALiBi a bias by each head's effective length.
+One small decoder is trained on the standard library's source, for every candidate, learning rate
+and seed. Each candidate is then judged at its best learning rate.
 
 Rule: at each candidate's best learning rate (lowest mean over seeds of the held-out bits per byte
 at the training length) the candidate of a position is *recommended* whose mean is lowest among the
 sigmoid ones. Its gap to softmax is the paired difference over seeds to the better softmax
-candidate of the same position, with its 95% t-interval; its gain over P1 is the same difference to
-P1's bias and norms.
+candidate of the same position, with its 95% t-interval; its gain over the paper is the same
+difference to the paper's bias and norms.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from sigmoid_attention.lab.rows import Row
+from sigmoid_attention.lab.rows import ArmRow
 from sigmoid_attention.lab.statistics import Interval, paired_difference, t_interval
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.nn.models.config import ModelConfig
@@ -77,7 +77,7 @@ class RecipeSetting:
 
 
 def model_config(candidate: str, setting: RecipeSetting) -> ModelConfig:
-    """The decoder of a candidate; what its name does not say is the same for all."""
+    """The decoder of a candidate; all candidates share the settings that its name omits."""
     position, _, placement = candidate.split()[:3]
     return ModelConfig(
         vocab_size=ByteTokenizer().vocab_size,
@@ -115,7 +115,7 @@ def run(out: Path, setting: RecipeSetting, *, resume: bool = False) -> Store:
         "versions": describe_versions(),
         "provenance": dataclasses.asdict(corpus.provenance),
     }
-    # Seeds and learning rates only say which runs there are, so a study may grow by more of them.
+    # Seeds and learning rates only select runs, so more of them can be added to a study.
     fixed = dataclasses.asdict(setting)
     del fixed["seeds"], fixed["learning_rates"]
     store = Store(out, fixed, stamp, resume=resume)
@@ -144,7 +144,7 @@ def run(out: Path, setting: RecipeSetting, *, resume: bool = False) -> Store:
         store.put(
             unit_name(candidate, lr, seed),
             [
-                Row(f"{candidate} @ {lr:g}", METRIC, value, "bits/byte", seed, length=length)
+                ArmRow(f"{candidate} @ {lr:g}", METRIC, value, "bits/byte", seed, length=length)
                 for length, value in values.items()
             ],
         )
@@ -242,7 +242,7 @@ def report(found: list[Standing]) -> str:
         lines += [
             "",
             f"{position}: recommended is *{choice.candidate}*, {_signed(choice.gap)} bits per byte "
-            f"to softmax and {_signed(change)} to P1's bias and norms.",
+            f"to softmax and {_signed(change)} to the paper's bias and norms.",
         ]
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
-"""Training: data, synthetic tasks, a straight-line trainer, and a recorder of what goes on inside.
+"""Training: data, synthetic tasks, one training loop, and a recorder of internal statistics.
 
-`data.corpus` reads text, `data.tokenizer` makes tokens of it and `data.batches` batches; `tasks`
-has the retrieval tasks. `trainer.train` trains, `checkpoint` saves and resumes, `recorder` writes
-down norms and extremes, `evaluate` scores held-out text. Needs the extra `lab`.
+`data.corpus` reads text, `data.tokenizer` and `data.batches` make tokens and batches of it, and
+`tasks` has the retrieval tasks. `trainer.train` trains, `checkpoint` saves and resumes, `recorder`
+writes norms and extremes, and `evaluate` scores held-out text. `text_run` combines them for a
+language model. Needs the extra `lab`.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with everything that the rest of the run depends on.
+"""Checkpoints: one safetensors file with everything that is needed to continue a run.
 
 Tensors are named `model/<name>`, `optimizer/<parameter>/<state>`, `rng/<device>` and `losses`;
 the step, the configuration and a checksum are JSON in the header. Nothing is ever unpickled.
@@ -229,13 +229,13 @@ def _checksum(tensors: dict[str, Tensor], header: dict[str, Any] | None = None) 
     """
     total = 0
     if header is not None:
-        told = {name: value for name, value in header.items() if name != "crc32"}
-        total = zlib.crc32(json.dumps(told, sort_keys=True).encode())
+        described = {name: value for name, value in header.items() if name != "crc32"}
+        total = zlib.crc32(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
-        told = (
+        entry = (
             name if header is None else f"{name} {tensors[name].dtype} {list(tensors[name].shape)}"
         )
-        total = zlib.crc32(told.encode(), total)
+        total = zlib.crc32(entry.encode(), total)
         data = tensors[name].reshape(-1).view(torch.uint8).numpy().data
         total = zlib.crc32(data, total)
     return total

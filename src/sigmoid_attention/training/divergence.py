@@ -1,4 +1,4 @@
-"""Where a run blew up: the first module that showed a non-finite value."""
+"""Where a run diverged: the first module with a non-finite value."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Diverged(RuntimeError):
-    """Training met a non-finite loss, gradient or parameter; `step` and `where` say which."""
+    """Training met a non-finite loss, gradient or parameter; `step` and `where` locate it."""
 
     def __init__(self, step: int, loss: float, where: str) -> None:
         super().__init__(
@@ -19,7 +19,7 @@ class Diverged(RuntimeError):
 
 
 def first_non_finite(model: nn.Module, compute_loss: Callable[[], Tensor]) -> str:
-    """Run one step again and say where the first non-finite value appears.
+    """Run one step again and return where the first non-finite value appears.
 
     Looks at every module's output on the way forward, then at the gradients of the same tensors
     on the way back, then at the parameters' gradients. Leaves the gradients of the repetition.
@@ -31,19 +31,19 @@ def first_non_finite(model: nn.Module, compute_loss: Callable[[], Tensor]) -> st
         >>> first_non_finite(model, lambda: model(torch.ones(1, 2)).sum())
         'the output of 1'
     """
-    found: list[str] = []
+    faults: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
         label = name or "the model"
 
         def on_gradient(gradient: Tensor) -> None:
             if not gradient.isfinite().all():
-                found.append(f"the gradient at the output of {label}")
+                faults.append(f"the gradient at the output of {label}")
 
         def on_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
             for tensor in _tensors(output):
                 if not tensor.isfinite().all():
-                    found.append(f"the output of {label}")
+                    faults.append(f"the output of {label}")
                 if tensor.requires_grad:
                     tensor.register_hook(on_gradient)
 
@@ -53,14 +53,14 @@ def first_non_finite(model: nn.Module, compute_loss: Callable[[], Tensor]) -> st
     try:
         model.zero_grad(set_to_none=True)
         loss = compute_loss()
-        if not found and not loss.isfinite():
-            found.append("the loss itself")
-        if not found:
+        if not faults and not loss.isfinite():
+            faults.append("the loss itself")
+        if not faults:
             loss.backward()
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else f"the gradient of {_worst_gradient(model)}"
+    return faults[0] if faults else f"the gradient of {_worst_gradient(model)}"
 
 
 def non_finite_parameter(model: nn.Module) -> str | None:

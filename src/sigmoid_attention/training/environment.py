@@ -1,4 +1,4 @@
-"""What a result was measured with: device, machine, versions, and how much memory it took."""
+"""The environment of a measurement: device, machine, library versions, memory of the process."""
 
 import os
 import platform
@@ -36,10 +36,10 @@ def resolve_device(name: str) -> torch.device:
     kind = name.partition(":")[0]
     if kind not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
-    found = torch.cuda.is_available()
+    has_cuda = torch.cuda.is_available()
     if kind == "auto":
-        return torch.device("cuda" if found else "cpu")
-    if kind == "cuda" and not found:
+        return torch.device("cuda" if has_cuda else "cpu")
+    if kind == "cuda" and not has_cuda:
         raise ValueError(f"device {name!r} was asked for, but torch finds no GPU on this machine")
     return torch.device(name)
 
@@ -84,13 +84,13 @@ def source_commit() -> str:
     """
     folder = Path(__file__).parent
     # A file that git does not follow may lie in a repository of something else.
-    for asked in (
+    for arguments in (
         ("ls-files", "--error-unmatch", Path(__file__).name),
         ("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"),
     ):
         try:
             answer = subprocess.run(
-                ["git", "-C", str(folder), *asked], capture_output=True, text=True, timeout=20
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20
             )
         except (OSError, subprocess.TimeoutExpired):
             return ""
@@ -107,7 +107,7 @@ def usable_cores() -> int:
 
 
 def processor_name() -> str:
-    """The processor's own name where the system tells it, else its architecture."""
+    """The name of the processor if the system gives one, else its architecture."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text().splitlines():

@@ -1,10 +1,10 @@
-"""How well a language model predicts text that it has not seen, in bits a byte.
+"""Tests of a trained model: bits per byte of a text, accuracy on a task.
 
 Shapes: B windows of N tokens, V entries in the vocabulary.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,28 @@ def bits_per_byte(
     return nats / (math.log(2) * scored_bytes)
 
 
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Share in [0, 1] of scored targets (not -100) that are the model's most likely token.
+
+    Example:
+        >>> one_hot = nn.Embedding.from_pretrained(torch.eye(5))
+        >>> accuracy(one_hot, [(torch.tensor([[1, 2, 3]]), torch.tensor([[1, -100, 4]]))])
+        0.5
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    right = scored = 0
+    for inputs, targets in batches:
+        predicted = model(inputs.to(device)).argmax(-1).cpu()
+        counts = targets != -100
+        right += int((predicted == targets)[counts].sum())
+        scored += int(counts.sum())
+    model.train(was_training)
+    return right / scored
+
+
 def _heads(documents: Sequence[Document], max_bytes: int | None) -> list[Document]:
     total = sum(len(document.text) for document in documents)
     share = 1.0 if max_bytes is None else min(1.0, max_bytes / max(total, 1))
@@ -85,8 +107,8 @@ def _heads(documents: Sequence[Document], max_bytes: int | None) -> list[Documen
 
 def _windows(tokens: Tensor, seq_len: int) -> Iterator[Tensor]:
     """Windows with one token of overlap, so that every token but the first is a target once."""
-    whole = (len(tokens) - 1) // seq_len
-    windows = tokens[: whole * seq_len + 1].unfold(0, seq_len + 1, seq_len)
+    full_windows = (len(tokens) - 1) // seq_len
+    windows = tokens[: full_windows * seq_len + 1].unfold(0, seq_len + 1, seq_len)
     yield from windows.split(max(1, TOKENS_AT_ONCE // seq_len))
-    if len(tokens) - 1 > whole * seq_len:
-        yield tokens[whole * seq_len :][None]
+    if len(tokens) - 1 > full_windows * seq_len:
+        yield tokens[full_windows * seq_len :][None]

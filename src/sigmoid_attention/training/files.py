@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and what was damaged since is told when they are read."""
+"""Files that are written whole or not at all, and whose damage is detected when they are read."""
 
 import hashlib
 import json
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "sha256"
+# The lock of the process that writes to a folder; see `lock`.
+LOCK = ".lock"
 
 
 class Damaged(ValueError):
@@ -20,7 +22,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader finds the old content or the new, never a part.
 
     The bytes go to `<name>.tmp` in the same folder, reach the disk, and take the name in one step.
-    Whatever was at `path` stays when the write fails, and the temporary file is removed.
+    If the write fails, the old content stays, and the temporary file is removed.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; says which file.
@@ -47,6 +49,22 @@ def write_whole(path: Path, data: bytes) -> None:
         # An interrupt.
         _remove_if_there(temporary)
         raise
+
+
+def refuse_occupied(out: Path, resume: bool) -> None:
+    """Raise ``ValueError`` if `out` is a file, or holds anything and is not to be continued."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: {out} is a file; nothing was overwritten")
+    if not resume and holds_anything(out):
+        raise ValueError(
+            f"--out: {out} is not empty; nothing was overwritten "
+            f"(continue it with --resume, or name another folder)"
+        )
+
+
+def holds_anything(out: Path) -> bool:
+    """Whether there is a folder at `out` with more in it than the lock of this process."""
+    return out.exists() and any(path.name != LOCK for path in out.iterdir())
 
 
 def refuse_other_kinds(
@@ -102,7 +120,7 @@ def refuse_endless(path: Path) -> None:
 
 
 def could_not_write(path: Path, error: OSError) -> OSError:
-    """The same failure as a sentence that names the file which was to be written."""
+    """The same failure, with a message that names the file."""
     failure = OSError(f"could not write {path} ({error.strerror}); nothing was overwritten")
     failure.errno = error.errno
     return failure
@@ -189,8 +207,8 @@ def reading(path: Path) -> Iterator[None]:
         *(ValueError, LookupError, TypeError, AttributeError),
         *(ArithmeticError, RuntimeError, MemoryError),
     ) as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise Damaged(f"{path} is damaged ({said})") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Damaged(f"{path} is damaged ({reason})") from error
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -201,5 +219,5 @@ def _remove_if_there(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError:
-        # The folder itself is the problem, and the caller is about to say so.
+        # The folder itself is the problem, which the caller reports.
         return

@@ -1,4 +1,4 @@
-"""What a training will need, told before it starts: memory, which may not be there, and time."""
+"""Estimates the memory and the time of a training run before it starts."""
 
 import bisect
 import functools
@@ -135,8 +135,8 @@ def free_bytes(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = [*_of_machine(), *_of_control_groups()]
-    return min(found) if found else None
+    limits = [*_of_machine(), *_of_control_groups()]
+    return min(limits) if limits else None
 
 
 def in_bytes(size: float) -> str:
@@ -193,7 +193,7 @@ def _of_control_groups() -> Iterator[int]:
 
 def _left(root: Path, path: str, limit: str, used: str, reclaimable: str) -> Iterator[int]:
     inside = root / path.strip("/")
-    # A container sees its own group as the root, though its path is told from the outside.
+    # In a container its own group is the root, but the path is that of the host.
     for group in (inside, *inside.parents):
         if not group.is_relative_to(root):
             return

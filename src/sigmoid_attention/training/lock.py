@@ -1,4 +1,4 @@
-"""One process writes to a folder at a time, and it can write there at all."""
+"""A lock on an output folder, which also checks that the folder can be written."""
 
 import contextlib
 import os
@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sigmoid_attention.training.files import could_not_write
+from sigmoid_attention.training.files import LOCK, could_not_write
 
 try:
     import fcntl
-except ImportError:  # Windows: nobody is kept out.
+except ImportError:  # Windows has no such locks.
     fcntl = None
 
-NAME = ".lock"
-# A link could lead to a file of someone else; Windows has no such flag.
+# A link could lead to the file of another user. Windows has no such flag.
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -42,7 +41,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    path = folder / NAME
+    path = folder / LOCK
     try:
         try:
             # One by one: `parents=True` calls itself for each, and there may be too many for that.

@@ -1,8 +1,8 @@
-"""The losses of a run on the way, as CSV: one line a step, written when the step is done.
+"""The losses of a run as CSV: one line per step, written when the step is done.
 
-A line goes out in one piece, so a killed run loses the line of its current step at most. A run
-that is continued drops the lines of the steps that it does again. Each line ends with a checksum,
-and a line whose checksum does not fit is no line. When a run ends, the checkpoint's losses decide.
+Each line is written by one call, so a killed run loses at most the line of its current step. A
+resumed run removes the lines of the steps that it repeats. Each line ends with a checksum, and
+lines with a wrong checksum are ignored. At the end the file is made to agree with the checkpoint.
 """
 
 import os
@@ -130,8 +130,8 @@ def read_losses(path: Path) -> list[LossRow]:
         return []
     # What stands behind the last end of a line is half a line, and a header is no row.
     lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]
-    found = (_row(line, sealed=lines[0] != EARLIER) for line in lines)
-    return [row for row in found if row is not None]
+    rows = (_row(line, sealed=lines[0] != EARLIER) for line in lines)
+    return [row for row in rows if row is not None]
 
 
 def _row(line: str, *, sealed: bool) -> LossRow | None:

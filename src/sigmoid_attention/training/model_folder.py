@@ -1,4 +1,4 @@
-"""The folder of a trained language model: all that is needed to go on with it or to let it write.
+"""The folder of a trained language model: all files that resuming and generating need.
 
 FOLDER/config.json             the run's configuration (model, training, data) and provenance
 FOLDER/tokenizer.json          the tokenizer
@@ -25,13 +25,8 @@ from sigmoid_attention.training.checkpoint import (
     load_checkpoint,
 )
 from sigmoid_attention.training.data.batches import Batches
-from sigmoid_attention.training.data.corpus import Corpus, Provenance
-from sigmoid_attention.training.data.tokenizer import (
-    BPETokenizer,
-    ByteTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
+from sigmoid_attention.training.data.corpus import Provenance
+from sigmoid_attention.training.data.tokenizer import Tokenizer, load_tokenizer
 from sigmoid_attention.training.environment import describe_versions
 from sigmoid_attention.training.files import Damaged, read_json, reading, write_json
 from sigmoid_attention.training.terminal import warn
@@ -58,13 +53,6 @@ def new_model(config: ModelConfig, seed: int) -> DecoderLM:
         return DecoderLM(config)
 
 
-def tokenizer_for(vocab_size: int, corpus: Corpus) -> Tokenizer:
-    """Bytes where the vocabulary has no room for more, else byte pairs learnt from `corpus`."""
-    if vocab_size == ByteTokenizer.vocab_size:
-        return ByteTokenizer()
-    return BPETokenizer.train((document.text for document in corpus.train), vocab_size)
-
-
 def describe_run(
     folder: Path,
     model: DecoderLM,
@@ -75,10 +63,11 @@ def describe_run(
     *,
     again: bool = False,
 ) -> None:
-    """Write what a run is before it starts; once there is a checkpoint, only what is damaged.
+    """Write config.json and tokenizer.json of a run before it starts.
 
-    Nothing where that checkpoint is of another configuration: the trainer says so, field by field.
-    With `again`, for a run that goes on with more steps, the configuration is written anew.
+    If there is a checkpoint, only missing and damaged files are written, and none if the checkpoint
+    has another configuration, which the trainer then reports. With `again` the configuration is
+    written in any case, for a run that continues with more steps.
     """
     described = {
         "run": run_configuration(model, batches, config),
@@ -131,7 +120,7 @@ def _reads_back(path: Path, read: Callable[[Path], Any]) -> bool:
 
 
 def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
-    """The model and the tokenizer of a folder, on the CPU and ready to evaluate.
+    """The model and the tokenizer of a folder, on the CPU, in evaluation mode.
 
     Raises:
         ValueError: the folder does not hold a trained model, one of its files is damaged, or the
@@ -179,6 +168,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> Tensor:
     Documents follow one another in training, so that token is what a new one begins after.
 
     Example:
+        >>> from sigmoid_attention.training.data.tokenizer import ByteTokenizer
         >>> [encode_prompt(ByteTokenizer(), text).tolist() for text in ("hi", "")]
         [[[104, 105]], [[256]]]
     """

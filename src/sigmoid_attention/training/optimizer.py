@@ -41,7 +41,7 @@ class TrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        wants = {
+        conditions = {
             "steps": (1 <= self.steps <= 2**53, "at least 1 and at most 2**53"),
             # Adam's updates and the decay divided by the rate then stay within float32.
             "lr": (1e-30 <= self.lr <= 1e30, "positive, from 1e-30 to 1e30"),
@@ -54,7 +54,7 @@ class TrainConfig:
             "seed": (-(2**63) <= self.seed < 2**63, "a whole number of 64 bits"),
             "checkpoint_every": (self.checkpoint_every >= 1, "at least 1"),
         }
-        for name, (holds, wanted) in wants.items():
+        for name, (holds, wanted) in conditions.items():
             if not holds:
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)}")
 

@@ -1,4 +1,4 @@
-"""What goes on inside a run, step by step, as Parquet: norms and extremes of everything that moves.
+"""Records norms and extremes inside a model during training, step by step, as Parquet.
 
 One row a number, with the columns of `SCHEMA`. A row's `module` is a module's or a parameter's
 name and its `layer` the number of the block that this lies in, -1 outside the blocks.
@@ -255,8 +255,8 @@ def _first_step(part: Path) -> int:
 
 
 def _layer(module: str) -> int:
-    found = re.match(r"blocks\.(\d+)", module)
-    return int(found[1]) if found else -1
+    match = re.match(r"blocks\.(\d+)", module)
+    return int(match[1]) if match else -1
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ def step_generator(seed: int, step: int, *, heldout: bool = False) -> torch.Gene
     """The generator that belongs to one step of one seed.
 
     The lowest bit of the generator's seed is kept for `heldout`: no training batch and no held-out
-    batch, of whatever seed and step, ever start from the same state.
+    batch, of any seed and step, ever start from the same state.
 
     Example:
         >>> a, b = step_generator(0, 7), step_generator(0, 7)

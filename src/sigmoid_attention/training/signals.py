@@ -1,4 +1,4 @@
-"""Ctrl-C and requests to end: at once where nothing would be lost, else at the end of a step."""
+"""Ctrl-C and other signals that request the end: at once, or at the end of a training step."""
 
 import signal
 import threading
@@ -23,7 +23,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class Request:
-    """The signal that came, if one did, and what is kept of the work, as a sentence."""
+    """The signal that was received, if any, and a sentence about the saved work."""
 
     number: int | None = None
     kept: str = ""
@@ -36,7 +36,7 @@ class Request:
 def interruptible() -> Iterator[None]:
     """Within it every request to end raises ``Interrupted``, so that contexts are left in order.
 
-    Also where that comes out as another error, as it does of a module that is being imported.
+    An import that is interrupted can turn this into another exception, which is turned back.
     """
     came: list[int] = []
 
@@ -54,11 +54,18 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def ending_later() -> Iterator[Request]:
-    """Within it the first request to end is only noted, for work that then ends by itself.
+def requests_ignored() -> Iterator[None]:
+    """Within it requests to end do nothing, except in an inner context that handles them."""
+    with _handled_by(lambda _number, _frame: None):
+        yield
 
-    The second one, of any kind, ends at once. When the context is left, the signal that was noted
-    takes effect as if it came then; the exception that it raises carries the note `kept`.
+
+@contextmanager
+def ending_later() -> Iterator[Request]:
+    """Within it the first request to end only sets `request`, and the work then ends by itself.
+
+    The second request takes effect at once. When the context is left, the first signal is raised
+    again; the exception that it raises carries the note `kept`.
 
     Example:
         >>> try:
@@ -98,9 +105,9 @@ def _raise(number: int, kept: str) -> None:
 def _handled_by(
     handler: Callable[[int, FrameType | None], None],
 ) -> Iterator[Callable[[], None]]:
-    """Handle requests to end by `handler`; gives what puts the handlers of before back."""
+    """Handle requests to end by `handler`; yields a function that restores the old handlers."""
     before = {}
-    # No other thread may; and what is ignored, as by nohup, shall be.
+    # Only the main thread may set handlers. Signals that are ignored, as by nohup, stay ignored.
     if threading.current_thread() is threading.main_thread():
         for number in REQUESTS:
             if signal.getsignal(number) not in (None, signal.SIG_IGN):

@@ -1,8 +1,8 @@
-"""Tables as Parquet files that tell damage: the one way in which they are written and read here.
+"""Parquet files with a checksum, by which damage is detected.
 
-A file's footer holds the SHA-256 of all of its bytes, with zeros where the digits of that number
-stand. Parquet's own checksums cover the pages alone, and a flipped bit of the footer can make
-other numbers of them. Any other reader of Parquet takes these files as they are.
+The footer holds the SHA-256 of the whole file, computed with zeros in the place of its own digits.
+Parquet's own checksums cover only the pages, and a flipped bit in the footer can change how the
+pages are read. Other readers of Parquet can read these files.
 """
 
 import hashlib
@@ -36,9 +36,9 @@ def parquet_bytes(table: pa.Table, name: str | None = None) -> bytes:
         named = {} if name is None else {NAME: name.encode(errors="surrogateescape")}
         writer.add_key_value_metadata(named | {KEY: MARK + ZEROS})
     data = buffer.getvalue()
-    place = data.rindex(MARK) + len(MARK)
+    start = data.rindex(MARK) + len(MARK)
     digits = hashlib.sha256(data).hexdigest().encode()
-    return data[:place] + digits + data[place + len(ZEROS) :]
+    return data[:start] + digits + data[start + len(ZEROS) :]
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:

@@ -1,7 +1,7 @@
-"""What is shown to people: sentences in which no character can steer a terminal.
+"""Text for terminals, in which control characters are escaped.
 
-Names of files and bytes of models come from elsewhere. An escape sequence in them could recolour,
-overwrite or retitle a terminal; square brackets would be markup to rich.
+File names and the output of models are not trusted. An escape sequence in them could recolour,
+overwrite or retitle a terminal, and rich would read square brackets as markup.
 """
 
 import sys
@@ -47,7 +47,7 @@ def tell(text: str) -> None:
 
 def warn(sentence: str) -> None:
     """Print one line to standard error, `plain`."""
-    # Where nobody listens, or the disk behind it is full, no run fails.
+    # A closed standard error, or a full disk behind it, must not stop a run.
     with suppress(OSError):
         print(plain(" ".join(sentence.split())), file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""The trainer: one loop, read from top to bottom.
+"""The training loop.
 
 A step is a pure function of the parameters, the optimiser's state, torch's generator and the step
 number. A checkpoint holds all four, so a run that is killed anywhere and resumed ends with the
@@ -114,7 +114,7 @@ def train(
     with contextlib.ExitStack() as stack:
         # Without a folder there is nothing to keep, and an interrupt takes effect at once.
         request = stack.enter_context(ending_later() if out else contextlib.nullcontext(Request()))
-        # The caller gets back the generators that were there, whatever happens in here.
+        # The caller's random generators are restored in any case.
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.manual_seed(config.seed)
         if latest:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sigmoid_attention.cli.arguments import Compare, parse
+from sigmoid_attention.cli.arguments import CompareOptions, parse
 from sigmoid_attention.lab.rows import ROW_SCHEMA
 from sigmoid_attention.studies.compare.advice import OTHER_MODELS, advise, seeds_to_decide
 from sigmoid_attention.studies.compare.results import Fusion, Gain
@@ -104,6 +104,6 @@ def test_every_command_is_one(summary):
         if advice.command:
             name, *words = shlex.split(advice.command)
             assert name == "sigmoid-attention"
-            asked = parse(words)
-            assert isinstance(asked, Compare)
-            assert str(asked.out).startswith("my runs/out")
+            options = parse(words)
+            assert isinstance(options, CompareOptions)
+            assert str(options.out).startswith("my runs/out")

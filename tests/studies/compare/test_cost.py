@@ -12,8 +12,8 @@ from sigmoid_attention.studies.compare.cost import SHORTEST_SECONDS, _stepper, b
 from sigmoid_attention.studies.compare.implementation import Operator
 from sigmoid_attention.studies.compare.results import UNFUSED
 from sigmoid_attention.studies.compare.settings import compare_setting
-from sigmoid_attention.studies.compare.text import Text
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.data.text import Text
 
 CPU = torch.device("cpu")
 SETTING = compare_setting("tiny")

@@ -12,7 +12,7 @@ from sigmoid_attention.attention import dispatch, explain
 from sigmoid_attention.attention.impl.cpu import cache, library
 from sigmoid_attention.attention.impl.cpu import ops as cpu_ops
 from sigmoid_attention.attention.impl.cpu.compiler import NoCompiler, find_compiler
-from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, Row
+from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, ArmRow
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.compare import implementation
 from sigmoid_attention.studies.compare.implementation import Operator, fusion, operator_in_use
@@ -108,7 +108,7 @@ def rows(tmp_path, *found, words="a kernel"):
 
 
 def steps(arm, *seconds, metric="step_seconds", length=-1):
-    return [Row(arm, metric, s, "seconds", step=i, length=length) for i, s in enumerate(seconds)]
+    return [ArmRow(arm, metric, s, "seconds", step=i, length=length) for i, s in enumerate(seconds)]
 
 
 def test_gains_are_ratios_by_round(tmp_path):
@@ -147,7 +147,7 @@ def test_without_times_there_is_nothing_to_say(tmp_path):
 def test_the_unfused_arm_moves_neither_summary_nor_verdict(tmp_path):
     arms = [row for arm in ARMS for row in steps(arm, *[1.0, 1.1] * 4)]
     losses = [
-        Row(arm, "validation_bits_per_byte", 2.0 + seed / 100, "bits/byte", seed, length=64)
+        ArmRow(arm, "validation_bits_per_byte", 2.0 + seed / 100, "bits/byte", seed, length=64)
         for arm in ARMS
         for seed in range(3)
     ]

@@ -106,8 +106,8 @@ def test_without_a_kernel_all_else_is_measured(finished, corpus, tmp_path, monke
     assert set(comparison.rows["arm"].to_pylist()) == {*ARMS, "both"}
     assert comparison.fusion.gains == []
     assert "switched off" in comparison.fusion.operator
-    asked = [(row.metric, row.length) for row in comparison.summary]
-    assert asked == [(row.metric, row.length) for row in with_kernel.summary]
+    questions = [(row.metric, row.length) for row in comparison.summary]
+    assert questions == [(row.metric, row.length) for row in with_kernel.summary]
 
 
 def test_a_run_is_not_continued_with_another_operator(finished, corpus, monkeypatch):
@@ -295,12 +295,12 @@ def test_more_seeds_are_added_to_a_finished_run(finished, corpus, tmp_path):
     shutil.copytree(whole, out)
     parts = {part.name: part.stat().st_mtime_ns for part in (out / "rows").iterdir()}
 
-    def asked(seeds, **changes):
+    def setting_of(seeds, **changes):
         return compare_setting("tiny", data=str(corpus), seeds=seeds, **{"steps": STEPS} | changes)
 
     with pytest.raises(ValueError, match=r"text\.steps was 40 .* is 41 now"):
-        compare(asked(2, steps=STEPS + 1), out, resume=True)
-    grown = compare(asked(2), out, resume=True)
+        compare(setting_of(2, steps=STEPS + 1), out, resume=True)
+    grown = compare(setting_of(2), out, resume=True)
     assert set(select_values(grown.rows, "train_loss", "seed")) == {100, 101}
     before = reproducible(comparison.rows)
     assert [row for row in reproducible(grown.rows) if row in before] == before
@@ -311,7 +311,7 @@ def test_more_seeds_are_added_to_a_finished_run(finished, corpus, tmp_path):
 
     files = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     with pytest.raises(ValueError, match=r"--seeds: .* has rows of 2 seeds already, got 1"):
-        compare(asked(1), out, resume=True)
+        compare(setting_of(1), out, resume=True)
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == files
 
 

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from sigmoid_attention.cli.arguments import Compare, parse
+from sigmoid_attention.cli.arguments import CompareOptions, parse
 from sigmoid_attention.nn.models import PRESETS
 from sigmoid_attention.studies.compare.retrieval import task_batches
 from sigmoid_attention.studies.compare.settings import COMPARE_PRESETS, compare_setting
@@ -42,7 +42,7 @@ def test_what_cannot_be_meant_is_refused(arguments, sentence):
 
 
 @pytest.mark.parametrize(
-    ("asked", "options"),
+    ("changes", "options"),
     [
         ({}, {}),
         ({"lr": 0.004}, {"lr": "0.004", "softmax-lr": "0.004"}),
@@ -54,8 +54,8 @@ def test_what_cannot_be_meant_is_refused(arguments, sentence):
     ],
     ids=str,
 )
-def test_the_command_makes_the_same_setting_again(asked, options):
-    setting = compare_setting("tiny", data="my texts/all", seeds=5, steps=7, **asked)
+def test_the_command_makes_the_same_setting_again(changes, options):
+    setting = compare_setting("tiny", data="my texts/all", seeds=5, steps=7, **changes)
     words = shlex.split(setting.to_dict()["command"])[1:]
     said = {
         name.removeprefix("--"): value for name, value in zip(words[1::2], words[2::2], strict=True)
@@ -65,7 +65,7 @@ def test_the_command_makes_the_same_setting_again(asked, options):
         **options,
     }  # fmt: skip
     again = parse(words)
-    assert isinstance(again, Compare)
+    assert isinstance(again, CompareOptions)
     assert setting == compare_setting(
         again.preset, data=again.data, seeds=again.seeds, steps=again.steps, device=again.device,
         lr=again.lr, softmax_lr=again.softmax_lr, recipe=again.recipe, position=again.position,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sigmoid_attention.studies.conversion.curve import Curve, Point
+from sigmoid_attention.studies.conversion.curve import ConversionCurve, Point
 from sigmoid_attention.studies.conversion.page import BEGIN, END, main, publish
 
 DESCRIBED = {
@@ -22,7 +22,7 @@ DESCRIBED = {
 
 @pytest.fixture
 def run(tmp_path):
-    curve = Curve(DESCRIBED, seconds=120.0)
+    curve = ConversionCurve(DESCRIBED, seconds=120.0)
     curve.points = [
         Point("parent", 0, 0.0, {"loss": 3.5, "needle_64": 1.0}),
         Point("naive", 0, 0.0, {"loss": 21.25}),

@@ -15,10 +15,10 @@ from sigmoid_attention.integrations.transformers import attention_modules, conve
 from sigmoid_attention.studies.conversion import run as run_module
 from sigmoid_attention.studies.conversion.curve import read_curve
 from sigmoid_attention.studies.conversion.parents import load_parent
-from sigmoid_attention.studies.conversion.run import MODEL, Run, begin
-from sigmoid_attention.studies.conversion.setting import Setting
+from sigmoid_attention.studies.conversion.run import MODEL, Conversion, begin
+from sigmoid_attention.studies.conversion.setting import ConversionSetting
 from sigmoid_attention.studies.conversion.similarity import Pairs
-from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.studies.conversion.text import TokenSequences
 from sigmoid_attention.training.checkpoint import load_checkpoint, save_checkpoint
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.progress import StepProgress
@@ -45,8 +45,8 @@ def own_pairs(monkeypatch):
 def run(made, out, monkeypatch=None, **changes):
     parent = load_parent(str(made[0]))
     more = {"heldout_sequences": 4, "lengths": (), "evaluate_every": 3, "checkpoint_seconds": 0}
-    setting = Setting(**{**SETTING, **changes})
-    return Run(parent, made[1], setting, out, torch.device("cpu"), **more, shown=False)
+    setting = ConversionSetting(**{**SETTING, **changes})
+    return Conversion(parent, made[1], setting, out, torch.device("cpu"), **more, shown=False)
 
 
 def loaded(made, out):
@@ -57,7 +57,7 @@ def loaded(made, out):
 def error(made, model):
     """How far a model's answers are from the parent's on text that is held out."""
     parent = load_parent(str(made[0]))
-    sequences = Sequences(parent, made[1], seq_len=32, batch_size=8, seed=0)
+    sequences = TokenSequences(parent, made[1], seq_len=32, batch_size=8, seed=0)
     (batch,) = sequences.heldout_batches(8)
     tokens = batch["input_ids"]
     return float(relative_error(answer(model, tokens), answer(parent.model, tokens)))
@@ -65,7 +65,7 @@ def error(made, model):
 
 def test_it_ends_as_a_sigmoid_model_near_its_parent(made, tmp_path):
     longer = {"steps": 48, "layer_steps": 16, "layer_lr": 1e-3, "lr": 1e-3}
-    curve = run(made, tmp_path, **longer).go()
+    curve = run(made, tmp_path, **longer).run()
     naive = convert(load_parent(str(made[0])).model, bias=NegLogVisible())
     model = loaded(made, tmp_path)
     assert model.config._attn_implementation == "sigmoid"
@@ -75,7 +75,7 @@ def test_it_ends_as_a_sigmoid_model_near_its_parent(made, tmp_path):
 
 
 def test_a_constant_form_ends_as_a_number_a_head(made, tmp_path):
-    run(made, tmp_path, form="constant").go()
+    run(made, tmp_path, form="constant").run()
     biases = [module.sigmoid_bias for module in attention_modules(loaded(made, tmp_path)).values()]
     assert len(biases) == 2 and all(bias.dim() == 1 for bias in biases)
     # Calibrated per head, not left where they began.
@@ -92,7 +92,7 @@ def test_without_a_parent_it_learns_the_text(made, tmp_path, monkeypatch):
     of = run(made, tmp_path, **weights, steps=60, lr=1e-2, repeats=0)
     ran = []
     of.parent.model.register_forward_hook(lambda module, *_: ran.append(module))
-    curve = of.go()
+    curve = of.run()
     # Only to be measured, once for each batch. Its copies have the hook, too.
     assert sum(module is of.parent.model for module in ran) == 2
     assert curve.at("final").found["loss"] < curve.at("parent").found["loss"] - 0.3
@@ -100,7 +100,7 @@ def test_without_a_parent_it_learns_the_text(made, tmp_path, monkeypatch):
 
 def test_what_has_no_weight_is_not_learned(made, tmp_path):
     of = run(made, tmp_path)
-    of.go()
+    of.run()
     batch, taught = of.text.batch(0), of.distillation
 
     def loss(**weights):
@@ -127,7 +127,7 @@ def test_an_encoder_is_taught_by_its_hidden_states_alone(made, tmp_path):
 
 
 def test_the_curve_has_a_point_for_every_stage(made, tmp_path):
-    curve = run(made, tmp_path).go()
+    curve = run(made, tmp_path).run()
     assert [(point.stage, point.step) for point in curve.points] == [
         ("parent", 0),
         ("naive", 0),
@@ -152,7 +152,7 @@ class Killed(Exception):
 def test_killed_anywhere_and_resumed_it_ends_with_the_same_bits(
     made, tmp_path, monkeypatch, updates, layer_steps
 ):
-    whole = run(made, tmp_path / "whole", layer_steps=layer_steps).go()
+    whole = run(made, tmp_path / "whole", layer_steps=layer_steps).run()
     update, seen = StepProgress.update, []
 
     def killed(bar, done, loss):
@@ -163,12 +163,12 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_bits(
 
     monkeypatch.setattr(StepProgress, "update", killed)
     with pytest.raises(Killed):
-        run(made, tmp_path / "cut", layer_steps=layer_steps).go()
+        run(made, tmp_path / "cut", layer_steps=layer_steps).run()
     monkeypatch.undo()
     monkeypatch.setattr(
         "sigmoid_attention.studies.conversion.similarity.human_pairs", lambda: PAIRS
     )
-    resumed = run(made, tmp_path / "cut", layer_steps=layer_steps).go()
+    resumed = run(made, tmp_path / "cut", layer_steps=layer_steps).run()
     assert [point.found for point in resumed.points] == [point.found for point in whole.points]
     assert len({(point.stage, point.step) for point in resumed.points}) == len(resumed.points)
     first, second = (loaded(made, tmp_path / name).state_dict() for name in ("whole", "cut"))
@@ -179,7 +179,7 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_bits(
 def test_killed_between_a_checkpoint_and_an_evaluation_no_point_is_lost(
     made, tmp_path, monkeypatch, saves
 ):
-    whole = run(made, tmp_path / "whole").go()
+    whole = run(made, tmp_path / "whole").run()
     saved = []
 
     def save_and_die(*arguments, **named):
@@ -191,30 +191,30 @@ def test_killed_between_a_checkpoint_and_an_evaluation_no_point_is_lost(
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "save_checkpoint", save_and_die)
         with pytest.raises(Killed):
-            run(made, tmp_path / "cut").go()
-    resumed = run(made, tmp_path / "cut").go()
+            run(made, tmp_path / "cut").run()
+    resumed = run(made, tmp_path / "cut").run()
     assert [(point.stage, point.step, point.found) for point in resumed.points] == [
         (point.stage, point.step, point.found) for point in whole.points
     ]
 
 
 def test_a_finished_folder_is_found_finished(made, tmp_path, monkeypatch, capsys):
-    first = run(made, tmp_path).go()
+    first = run(made, tmp_path).run()
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     monkeypatch.setattr(StepProgress, "update", lambda *_, **__: (_ for _ in ()).throw(Killed))
-    assert run(made, tmp_path).go().points == first.points
+    assert run(made, tmp_path).run().points == first.points
     assert "is finished: there is nothing left to do" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
 
 
 @pytest.mark.parametrize("name", ["curve.json", "model/model.safetensors", "model/config.json"])
 def test_what_was_damaged_since_is_named_and_made_again(made, tmp_path, capsys, name):
-    first = run(made, tmp_path).go()
+    first = run(made, tmp_path).run()
     path = tmp_path / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    again = run(made, tmp_path).go()
+    again = run(made, tmp_path).run()
     assert f"{path} is damaged" in capsys.readouterr().err
     assert [point.found for point in again.points] == [point.found for point in first.points]
     weights = "model.safetensors"
@@ -232,20 +232,20 @@ def test_killed_before_the_model_takes_its_name_it_has_checksums(made, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace_and_die)
         with pytest.raises(Killed):
-            run(made, tmp_path).go()
+            run(made, tmp_path).run()
     (tmp_path / MODEL / "config.json").write_text("{}")
-    run(made, tmp_path).go()
+    run(made, tmp_path).run()
     assert json.loads((tmp_path / MODEL / "config.json").read_text())
 
 
 def test_a_curve_that_is_missing_loses_no_point(made, tmp_path, monkeypatch, capsys):
-    names = [point.stage for point in run(made, tmp_path / "whole").go().points]
+    names = [point.stage for point in run(made, tmp_path / "whole").run().points]
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_all_layers", lambda _: (_ for _ in ()).throw(Killed))
+        patch.setattr(Conversion, "_train_all_layers", lambda _: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            run(made, tmp_path / "cut").go()
+            run(made, tmp_path / "cut").run()
     (tmp_path / "cut" / "curve.json").unlink()
-    assert [point.stage for point in run(made, tmp_path / "cut").go().points] == names
+    assert [point.stage for point in run(made, tmp_path / "cut").run().points] == names
     assert "curve.json is missing; the conversion begins anew" in capsys.readouterr().err
 
 
@@ -279,7 +279,7 @@ def test_an_interrupt_keeps_what_was_done(made, tmp_path, monkeypatch, stage, at
         with pytest.raises(KeyboardInterrupt) as caught:
             of = run(made, tmp_path)
             of.checkpoint_seconds = 1e9
-            of.go()
+            of.run()
     assert caught.value.__notes__[0].startswith(kept)
     assert load_checkpoint(tmp_path / "checkpoint.safetensors").step == steps
 
@@ -295,7 +295,7 @@ def test_a_checkpoint_of_another_setting_is_refused(made, tmp_path, monkeypatch)
     begin(tmp_path, {"steps": 6})
     monkeypatch.setattr(StepProgress, "update", lambda *_, **__: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
-        run(made, tmp_path, layer_steps=0).go()
+        run(made, tmp_path, layer_steps=0).run()
     monkeypatch.undo()
     with pytest.raises(ValueError, match="steps was 6 when this folder was started and is 7 now"):
         begin(tmp_path, {"steps": 7})
@@ -313,24 +313,24 @@ def test_a_checkpoint_of_another_setting_is_refused(made, tmp_path, monkeypatch)
 )
 def test_a_setting_out_of_range_is_refused(name, value, wanted):
     with pytest.raises(ValueError, match=f"{name} must be {wanted}"):
-        Setting(**{**SETTING, name: value})
+        ConversionSetting(**{**SETTING, name: value}).check()
 
 
 def test_lengths_that_nobody_gave_are_those_of_the_model():
-    setting = Setting(steps=1, layer_steps=0)
+    setting = ConversionSetting(steps=1, layer_steps=0)
     assert [
         (fitted.seq_len, fitted.batch_size)
         for positions in (None, 8192, 512, 77)
         for fitted in [setting.fitted(positions, predicts=True)]
     ] == [(1024, 1), (1024, 1), (512, 2), (77, 13)]
-    given = Setting(steps=1, layer_steps=0, seq_len=100, batch_size=3)
+    given = ConversionSetting(steps=1, layer_steps=0, seq_len=100, batch_size=3)
     assert given.fitted(100, predicts=True).batch_size == 3
     with pytest.raises(ValueError, match="seq_len must be at most the model's 512, got 513"):
-        Setting(steps=1, layer_steps=0, seq_len=513).fitted(512, predicts=True)
+        ConversionSetting(steps=1, layer_steps=0, seq_len=513).fitted(512, predicts=True)
 
 
 def test_a_setting_that_trains_nothing_is_refused():
     with pytest.raises(ValueError, match="must not both be 0"):
-        Setting(steps=0, layer_steps=0)
+        ConversionSetting(steps=0, layer_steps=0).check()
     with pytest.raises(ValueError, match="must not all be 0"):
-        Setting(steps=1, layer_steps=1, hidden_weight=0, logit_weight=0)
+        ConversionSetting(steps=1, layer_steps=1, hidden_weight=0, logit_weight=0).check()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sigmoid_attention.studies.conversion.parents import load_parent
-from sigmoid_attention.studies.conversion.text import Sequences, repeating
+from sigmoid_attention.studies.conversion.text import TokenSequences, repeating
 from sigmoid_attention.training.data.corpus import load_corpus
 from tests.support.conversion.checkpoints import SPECIAL, checkpoint, text
 
@@ -17,7 +17,7 @@ def made(request, tmp_path_factory):
 
 
 def sequences(made, **changes):
-    return Sequences(*made, **{"seq_len": 32, "batch_size": 3, "seed": 0, **changes})
+    return TokenSequences(*made, **{"seq_len": 32, "batch_size": 3, "seed": 0, **changes})
 
 
 def rows_of(tokens):

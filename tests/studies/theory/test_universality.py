@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sigmoid_attention.lab.figure import svg
-from sigmoid_attention.lab.rows import Row
+from sigmoid_attention.lab.rows import ArmRow
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.theory.universality import (
     SequenceRegressor,
@@ -37,14 +37,14 @@ def store(tmp_path):
     """Errors of 0.12 and 0.06 by size; softmax's larger size varies too much from seed to seed."""
     store = Store(tmp_path / "study", {}, {}, resume=False)
     for name in SETTING.functions:
-        rows = [Row("proof", name, 0.5, "L2", step=420, length=1)]
-        rows += [Row("proof", name, 0.08, "L2", step=42_000, length=9)]
-        rows += [Row("heaviside", name, 0.09, "L2")]
-        rows += [Row(f"steepness {s:g}", name, 1 / s, "L2") for s in (10.0, 2.0)]
+        rows = [ArmRow("proof", name, 0.5, "L2", step=420, length=1)]
+        rows += [ArmRow("proof", name, 0.08, "L2", step=42_000, length=9)]
+        rows += [ArmRow("heaviside", name, 0.09, "L2")]
+        rows += [ArmRow(f"steepness {s:g}", name, 1 / s, "L2") for s in (10.0, 2.0)]
         store.put(f"proof-{name}", rows)
     for name, arm, (layers, dim), seed in trained_units(SETTING):
         error = {2: 0.12, 4: 0.06}[dim] + (0.03 * seed if arm == "softmax" else 0.001 * seed)
-        row = Row(f"{arm} {layers}x{dim}", name, error, "L2", seed, step=100 * dim)
+        row = ArmRow(f"{arm} {layers}x{dim}", name, error, "L2", seed, step=100 * dim)
         store.put(f"{name}-{arm}-{dim}-{seed}", [row])
     return store
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sigmoid_attention.lab.rows import Row
+from sigmoid_attention.lab.rows import ArmRow
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe import (
     CANDIDATES,
@@ -23,7 +23,9 @@ def store(tmp_path):
         place = list(CANDIDATES).index(candidate)
         value = 3 - 0.1 * place + (0.5 if lr == 1e-3 else 0.0) + 0.01 * seed
         rows = [
-            Row(f"{candidate} @ {lr:g}", METRIC, value + times, "bits/byte", seed, length=times * 8)
+            ArmRow(
+                f"{candidate} @ {lr:g}", METRIC, value + times, "bits/byte", seed, length=times * 8
+            )
             for times in (1, 2, 4)
         ]
         store.put(unit_name(candidate, lr, seed), rows)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sigmoid_attention.lab.rows import SIGMOID, Row
+from sigmoid_attention.lab.rows import SIGMOID, ArmRow
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.routing.run import arm_name, unit_name, units
 from sigmoid_attention.studies.routing.setting import (
@@ -33,10 +33,10 @@ def made(tmp_path, apart=LOSSES["better"], seeds=3, **others):
         shift = apart[(seed - 100) % 3] if arm == SIGMOID else 0.0
         name = arm_name(pair, arm)
         rows = [
-            Row(name, metric, value + shift + 0.1 * layer, "", seed, layer=layer)
+            ArmRow(name, metric, value + shift + 0.1 * layer, "", seed, layer=layer)
             for metric, value in base.items()
             for layer in (0, 1)
         ]
-        rows += [Row(name, of, 7.0, "", seed) for of in ("parameters", "active_parameters")]
+        rows += [ArmRow(name, of, 7.0, "", seed) for of in ("parameters", "active_parameters")]
         store.put(unit_name(pair, arm, seed), rows)
     return store.rows()

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 
 import pyarrow as pa
 
-from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, Row
+from sigmoid_attention.lab.rows import ARMS, ROW_SCHEMA, SIGMOID, SOFTMAX, ArmRow
 from sigmoid_attention.studies.compare.implementation import OPERATOR, fusion
 from sigmoid_attention.studies.compare.results import UNFUSED, Advice, Comparison, Verdict
 from sigmoid_attention.studies.compare.summary import COURSE, UNIT_END, UNIT_SECONDS, summarise
@@ -103,11 +103,11 @@ def synthetic_comparison(
     ]
     if fused and SIGMOID in arms:
         rows += _unfused()
-    rows.append(Row("both", "bigram_bits_per_byte", pairs, "bits/byte"))
+    rows.append(ArmRow("both", "bigram_bits_per_byte", pairs, "bits/byte"))
     # Two units, the second begun as soon as the first ended: 12:00 to 12:05 on 1 May 2026.
     for spent, end in ((100.0, 1_777_636_900), (200.0, 1_777_637_100)):
-        rows.append(Row("both", UNIT_SECONDS, spent, "seconds"))
-        rows.append(Row("both", UNIT_END, end, "seconds since 1970 (UTC)"))
+        rows.append(ArmRow("both", UNIT_SECONDS, spent, "seconds"))
+        rows.append(ArmRow("both", UNIT_END, end, "seconds since 1970 (UTC)"))
     if stopped:
         rows = [_stop(row, *stopped) for row in rows if not _is_after(row, *stopped)]
     rows = [row for row in rows if not row.metric.startswith(without)]
@@ -133,11 +133,11 @@ def synthetic_comparison(
     )
 
 
-def _table(rows: list[Row], stamp: dict[str, str]) -> pa.Table:
+def _table(rows: list[ArmRow], stamp: dict[str, str]) -> pa.Table:
     return pa.Table.from_pylist([dataclasses.asdict(r) | stamp for r in rows], schema=ROW_SCHEMA)
 
 
-def _seeds(arm: str, seeds: int, layers: int, fails: tuple[int, ...]) -> Iterator[Row]:
+def _seeds(arm: str, seeds: int, layers: int, fails: tuple[int, ...]) -> Iterator[ArmRow]:
     for seed in range(seeds):
         yield from _language(arm, seed)
         yield from _retrieval(arm, seed, seed in fails)
@@ -145,24 +145,24 @@ def _seeds(arm: str, seeds: int, layers: int, fails: tuple[int, ...]) -> Iterato
     yield from _inside(arm, layers)
 
 
-def _language(arm: str, seed: int) -> Iterator[Row]:
+def _language(arm: str, seed: int) -> Iterator[ArmRow]:
     shared, own = random.Random(seed), random.Random(f"{arm}{seed}")
     slow = 1.0 if arm == SOFTMAX else 1.12
     for step in range(1, STEPS + 1):
         level = 1.55 + 4.0 * math.exp(-step / (30 * slow)) + 0.9 * slow / (1 + step / 60)
         loss = level + 0.05 * shared.gauss(0, 1) + 0.02 * own.gauss(0, 1)
-        yield Row(arm, "train_loss", 1.44 * loss, "bits/byte", seed, step=step)
+        yield ArmRow(arm, "train_loss", 1.44 * loss, "bits/byte", seed, step=step)
         if step % (STEPS // 10) == 0:
-            yield Row(arm, COURSE, 1.44 * level, "bits/byte", seed, step=step, length=LENGTH)
+            yield ArmRow(arm, COURSE, 1.44 * level, "bits/byte", seed, step=step, length=LENGTH)
     end = (2.262 if arm == SOFTMAX else 2.301) + 0.02 * shared.gauss(0, 1) + 0.005 * own.gauss(0, 1)
     beyond = {1: 0.0, 2: 0.05, 4: 0.12} if arm == SOFTMAX else {1: 0.0, 2: 0.02, 4: 0.31}
     for times, more in beyond.items():
         bits = end + more * (1 + 0.2 * own.gauss(0, 1))
         length = times * LENGTH
-        yield Row(arm, "validation_bits_per_byte", bits, "bits/byte", seed, length=length)
+        yield ArmRow(arm, "validation_bits_per_byte", bits, "bits/byte", seed, length=length)
 
 
-def _retrieval(arm: str, seed: int, fails: bool) -> Iterator[Row]:
+def _retrieval(arm: str, seed: int, fails: bool) -> Iterator[ArmRow]:
     for metric, onsets in LEARNT_AT.items():
         own = random.Random(f"{metric}{arm}{seed}")
         middle = onsets[arm == SIGMOID] * (1 + 0.1 * own.gauss(0, 1))
@@ -171,54 +171,54 @@ def _retrieval(arm: str, seed: int, fails: bool) -> Iterator[Row]:
             right = 0.02 + height / (1 + math.exp((middle - step) / 14))
             if fails and metric == "recall_accuracy":
                 right = 0.2 + 0.02 * own.random()
-            yield Row(arm, metric, right, "fraction", seed, step=step)
+            yield ArmRow(arm, metric, right, "fraction", seed, step=step)
 
 
-def _inside(arm: str, layers: int) -> Iterator[Row]:
+def _inside(arm: str, layers: int) -> Iterator[ArmRow]:
     own = random.Random(arm)
     start, end = (0.2, 0.9) if arm == SOFTMAX else (0.03, 1.4)
     for step in range(0, STEPS + 1, 10):
         for layer in range(layers):
             grown = start + (end - start) * (1 - math.exp(-step / 90)) * (1 + 0.3 * layer)
             size = grown * (1 + 0.05 * own.gauss(0, 1))
-            yield Row(arm, "attention_output_norm", size, "rms", 0, step=step, layer=layer)
+            yield ArmRow(arm, "attention_output_norm", size, "rms", 0, step=step, layer=layer)
             mass, top = (1.0, 0.3) if arm == SOFTMAX else (size / 2, 0.1)
-            yield Row(arm, "attention_mass", mass, "weight", 0, step=step, layer=layer)
-            yield Row(arm, "largest_weight", top * size, "weight", 0, step=step, layer=layer)
+            yield ArmRow(arm, "attention_mass", mass, "weight", 0, step=step, layer=layer)
+            yield ArmRow(arm, "largest_weight", top * size, "weight", 0, step=step, layer=layer)
 
 
-def _written(arm: str, content: bytes) -> Iterator[Row]:
+def _written(arm: str, content: bytes) -> Iterator[ArmRow]:
     texts = {
         "sample_prompt": b"def first(",
         "sample_text": content if arm == SIGMOID else b"items):\n    return items[0]\n",
     }
     for metric, text in texts.items():
         for place, byte in enumerate(text):
-            yield Row(arm, metric, byte, "byte", 0, step=place)
+            yield ArmRow(arm, metric, byte, "byte", 0, step=place)
 
 
-def _costs(arm: str) -> Iterator[Row]:
+def _costs(arm: str) -> Iterator[ArmRow]:
     sigmoid = arm == SIGMOID
     for turn in range(TURNS):
         seconds = (0.231 if sigmoid else 0.214) * (
             1 + 0.02 * random.Random(f"{arm}{turn}").random()
         )
-        yield Row(arm, "step_seconds", seconds, "seconds", step=turn)
+        yield ArmRow(arm, "step_seconds", seconds, "seconds", step=turn)
         for length in SETTING["cost"]["lengths"]:
             blocks = (length / 256) ** 2
             jitter = 1 + 0.03 * random.Random(f"{arm}{length}{turn}").random()
             forward = (2.1e-4 + 1.9e-4 * blocks if sigmoid else 8e-5 + 2.6e-4 * blocks) * jitter
             for part, factor in (("forward", 1.0), ("training", 3.1)):
                 metric = f"operator_{part}_seconds"
-                yield Row(arm, metric, forward * factor, "seconds", step=turn, length=length)
+                yield ArmRow(arm, metric, forward * factor, "seconds", step=turn, length=length)
     for length in SETTING["cost"]["lengths"]:
         memory = 3e5 * (length / 256) * (1.0 if sigmoid else 1.4)
-        yield Row(arm, "operator_peak_bytes", memory, "bytes", length=length)
-    yield Row(arm, "peak_memory_bytes", 6.1e8 if sigmoid else 5.9e8, "bytes")
-    yield Row(arm, "parameters", 812_345, "parameters", 0)
+        yield ArmRow(arm, "operator_peak_bytes", memory, "bytes", length=length)
+    yield ArmRow(arm, "peak_memory_bytes", 6.1e8 if sigmoid else 5.9e8, "bytes")
+    yield ArmRow(arm, "parameters", 812_345, "parameters", 0)
 
 
-def _unfused() -> Iterator[Row]:
+def _unfused() -> Iterator[ArmRow]:
     """The sigmoid arm's times without its kernel: longer by a factor that grows with length."""
     for row in _costs(SIGMOID):
         if row.unit == "seconds":
@@ -227,11 +227,11 @@ def _unfused() -> Iterator[Row]:
             yield dataclasses.replace(row, arm=UNFUSED, value=factor * jitter * row.value)
 
 
-def _is_after(row: Row, arm: str, seed: int, step: int) -> bool:
+def _is_after(row: ArmRow, arm: str, seed: int, step: int) -> bool:
     return (row.arm, row.seed) == (arm, seed) and row.step > step
 
 
-def _stop(row: Row, arm: str, seed: int, _: int) -> Row:
+def _stop(row: ArmRow, arm: str, seed: int, _: int) -> ArmRow:
     if (row.arm, row.seed, row.metric) == (arm, seed, "validation_bits_per_byte"):
         return dataclasses.replace(row, value=math.nan)
     return row

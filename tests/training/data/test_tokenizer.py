@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sigmoid_attention.training.data.tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer
+from sigmoid_attention.training.data.corpus import Corpus, Document
+from sigmoid_attention.training.data.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    load_tokenizer,
+    tokenizer_for,
+)
 
 TEXTS = [b"def attend(query, key, value):\n    return query\n" * 9, "naïve Привет".encode() * 9]
 BPE = BPETokenizer.train(TEXTS, vocab_size=300)
@@ -68,3 +74,10 @@ def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(ValueError, match=r"t\.json is damaged"):
         load_tokenizer(tmp_path / "t.json")
+
+
+@pytest.mark.parametrize(("vocab_size", "kind"), [(257, ByteTokenizer), (263, BPETokenizer)])
+def test_the_vocabulary_decides_the_tokenizer(vocab_size, kind):
+    corpus = Corpus([Document("a", b"lower lowest low " * 30)], [], None)
+    tokenizer = tokenizer_for(vocab_size, corpus)
+    assert isinstance(tokenizer, kind) and tokenizer.vocab_size <= vocab_size

@@ -1,1 +1,1 @@
-"""Does sigmoid attention pay? The comparison behind `sigmoid-attention compare`."""
+"""The comparison of sigmoid with softmax attention behind `sigmoid-attention compare`."""

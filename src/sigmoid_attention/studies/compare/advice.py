@@ -1,9 +1,9 @@
-"""What to do next, computed from a finished comparison: what would decide, or change, its answer.
+"""The next steps after a comparison, computed from its rows.
 
-In this order, as far as it applies: nothing can be read yet (text that no arm has learnt; too few
-seeds); what is worse (a learning rate of its own, other positions, longer training while the gap
-closes); what is undecided (how many seeds would decide it); tasks that neither arm learnt; a step
-without a fused kernel; and, where nothing speaks against sigmoid attention, the reader's own text.
+The advice covers, in this order: comparisons without an answer (neither arm learnt the text, or too
+few seeds); what is worse (another learning rate, other positions, longer training if the gap is
+closing); what is undecided (the number of seeds that would decide it); tasks that neither arm
+learnt; a training step without a fused kernel; and, if nothing is worse, a run on the user's text.
 """
 
 import math
@@ -179,8 +179,8 @@ def _as_good(
     setting: CompareSetting,
     out: Path,
 ) -> Iterator[Advice]:
-    found = [standing(row) for row in text] + [task.standing for task in tasks(summary)]
-    if not {"worse", "undecided"} & set(found):
+    standings = [standing(row) for row in text] + [task.standing for task in tasks(summary)]
+    if not {"worse", "undecided"} & set(standings):
         preset = _next_preset(setting)
         taken = compare_setting(preset).text.steps
         yield Advice(

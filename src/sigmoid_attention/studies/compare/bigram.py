@@ -1,7 +1,7 @@
-"""What a text gives away without any attention: the loss of a table of byte pairs.
+"""Bigram baseline: bits per byte of a bigram model over bytes.
 
-A model that is not below this has learnt nothing that needed attention, and two such models say
-nothing about which attention is better.
+A model whose loss is not below this has learnt nothing that needs attention. Two such models do not
+show which attention is better.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""The comparison's cost part: time and memory of a training step and of the operator alone.
+"""The cost part of a comparison: time and memory of a training step and of the operator alone.
 
-The arms take turns, round by round and each time another first, so that whatever slows the machine
-for a while slows all; a ratio is taken within a round. Nothing else runs in the process meanwhile.
-Where a fused kernel serves the sigmoid arm, that arm takes a further turn without it.
+The arms are timed in turn, round by round, in rotating order, so that a slow phase of the machine
+affects all of them; ratios are taken within a round. Nothing else runs in the process. If the
+sigmoid arm runs in a fused kernel, it is also timed without that kernel.
 
 Shape letters: B batch, H heads, N tokens, D head dim.
 """
@@ -19,19 +19,20 @@ from torch import Tensor
 from sigmoid_attention.attention import Implementation, sigmoid_attention
 from sigmoid_attention.attention.dispatch import unfused
 from sigmoid_attention.lab.memory import peak_tensor_bytes
-from sigmoid_attention.lab.rows import ARMS, SIGMOID, SOFTMAX, Row
+from sigmoid_attention.lab.rows import ARMS, SIGMOID, SOFTMAX, ArmRow
 from sigmoid_attention.nn import Attention
 from sigmoid_attention.studies.compare.implementation import Operator
 from sigmoid_attention.studies.compare.results import UNFUSED
 from sigmoid_attention.studies.compare.settings import CompareSetting
 from sigmoid_attention.studies.compare.summary import STEP
-from sigmoid_attention.studies.compare.text import Text, arm_config
+from sigmoid_attention.studies.compare.text import arm_config
 from sigmoid_attention.training.data.batches import TextBatches
+from sigmoid_attention.training.data.text import Text
 from sigmoid_attention.training.model_folder import new_model
 from sigmoid_attention.training.optimizer import decoupled_adamw
 from sigmoid_attention.training.trainer import TrainConfig
 
-# A clock read around less than this would measure the clock, and whatever else woke up.
+# A shorter measurement would be dominated by the clock and by other processes.
 SHORTEST_SECONDS = 0.01
 
 Work = Callable[[], object]
@@ -43,7 +44,7 @@ def run_cost(
     device: torch.device,
     operator: Operator,
     progress: Callable[[float], None],
-) -> Iterator[Row]:
+) -> Iterator[ArmRow]:
     """All times and memory, one row a round and arm for times (`step` counts the rounds)."""
     lengths = setting.cost.lengths
     parts = 1 + 2 * len(lengths)
@@ -54,11 +55,11 @@ def run_cost(
         operators = _operators(setting, length, device, arms)
         for j, (metric, work) in enumerate(operators.items()):
             for row in by_turns(work, setting.cost.rounds, device):
-                yield Row(row.arm, metric, row.value, row.unit, step=row.step, length=length)
+                yield ArmRow(row.arm, metric, row.value, row.unit, step=row.step, length=length)
             progress((2 + 2 * i + j) / parts)
         for arm in ARMS:
             peak = peak_tensor_bytes(operators["operator_training_seconds"][arm], device)
-            yield Row(arm, "operator_peak_bytes", peak, "bytes", length=length)
+            yield ArmRow(arm, "operator_peak_bytes", peak, "bytes", length=length)
 
 
 def timed(operator: Operator) -> tuple[str, ...]:
@@ -72,7 +73,7 @@ def shortest_seconds(setting: CompareSetting, operator: Operator) -> float:
     return len(timed(operator)) * setting.cost.rounds * timings * SHORTEST_SECONDS
 
 
-def by_turns(work: dict[str, Work], rounds: int, device: torch.device) -> Iterator[Row]:
+def by_turns(work: dict[str, Work], rounds: int, device: torch.device) -> Iterator[ArmRow]:
     """Seconds of each arm's work in each round, as rows without a metric.
 
     Work that is too short to time is repeated within its turn, and its mean is given.
@@ -84,7 +85,7 @@ def by_turns(work: dict[str, Work], rounds: int, device: torch.device) -> Iterat
         first = turn % len(arms)
         for arm in arms[first:] + arms[:first]:
             seconds = _seconds(work[arm], repeats[arm], device)
-            yield Row(arm, "", seconds, "seconds", step=turn)
+            yield ArmRow(arm, "", seconds, "seconds", step=turn)
 
 
 def _repeats(compute: Work, device: torch.device) -> int:
@@ -150,11 +151,11 @@ def _operators(
 
 def _training_step(
     setting: CompareSetting, text: Text, device: torch.device, arms: Sequence[str]
-) -> Iterator[Row]:
+) -> Iterator[ArmRow]:
     """The whole model's training step in each arm: its seconds by round, and its memory."""
     steps = {arm: _stepper(setting, text, arm, device) for arm in arms}
     for row in by_turns(steps, setting.cost.rounds, device):
-        yield Row(row.arm, STEP, row.value, row.unit, step=row.step)
+        yield ArmRow(row.arm, STEP, row.value, row.unit, step=row.step)
     for arm in ARMS:
 
         def two_steps(arm: str = arm) -> None:
@@ -163,7 +164,7 @@ def _training_step(
             step()
             step()
 
-        yield Row(arm, "peak_memory_bytes", peak_tensor_bytes(two_steps, device), "bytes")
+        yield ArmRow(arm, "peak_memory_bytes", peak_tensor_bytes(two_steps, device), "bytes")
 
 
 def _stepper(setting: CompareSetting, text: Text, arm: str, device: torch.device) -> Work:

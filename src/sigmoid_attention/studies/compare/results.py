@@ -1,7 +1,7 @@
-"""What a comparison of the two arms yields: its rows, the summary of them, and a verdict.
+"""The results of a comparison: its rows, a summary of them, and a verdict.
 
-The rows are the measurements themselves in long form, one value each; everything else is computed
-from them. Whoever shows a comparison (the terminal's table, the report) reads only this file.
+The rows are the measurements in long form, one value each; everything else is computed from them.
+The table in the terminal and the report read only the classes of this file.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class SummaryRow:
 
     `difference` is sigmoid - softmax where `kind` is "difference", sigmoid / softmax where it is
     "ratio" (times, memory); paired by seed in both cases. `length` is in tokens, -1 where the
-    question has none. `silent` says why the row tells nothing about the arms, "" where it does.
+    question has none. `silent` is the reason why the row does not compare the arms, "" if it does.
     `solved` is there where a mean describes no run: some solved the task, others failed.
     """
 
@@ -78,7 +78,7 @@ class Fusion:
 class Verdict:
     """The answer in a line and in a paragraph, and the rule by which it was computed.
 
-    `rule` says how a question is judged, `order` which headline is taken: the first that holds.
+    `rule` states how a question is judged, `order` which headline is taken: the first that holds.
     """
 
     headline: str
@@ -101,7 +101,7 @@ class Comparison:
 
     `setting`, `machine`, `versions` and `provenance` are what the rows carry as JSON; `provenance`
     is that of the text the models were trained on. `fusion` is None where no times were taken.
-    `path` says where the rows are kept, "" if nowhere; `advice` is computed from the rows as well.
+    `path` is the file of the rows, "" if there is none; `advice` is computed from the rows as well.
     """
 
     rows: pa.Table

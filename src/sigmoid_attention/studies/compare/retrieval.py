@@ -1,7 +1,7 @@
-"""The comparison's retrieval part: associative recall and copying, each learnt from its own data.
+"""The retrieval part of a comparison: associative recall and copying.
 
-Published follow-ups suspect that sigmoid attention loses retrieval at equal language-modelling
-loss, so it is trained and tested by itself, with a small decoder for each task, arm and seed.
+Later publications suspect that sigmoid attention is worse at retrieval at equal language-modelling
+loss. So retrieval is tested separately, with one small decoder per task, arm and seed.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from sigmoid_attention.lab.rows import Row
+from sigmoid_attention.lab.rows import ArmRow
 from sigmoid_attention.lab.store import Store, step_parts
 from sigmoid_attention.studies.compare.settings import TaskSetting
 from sigmoid_attention.studies.compare.text import arm_config, on_the_way
+from sigmoid_attention.training.evaluate import accuracy
 from sigmoid_attention.training.model_folder import new_model
-from sigmoid_attention.training.tasks import Copying, MultiQueryRecall, accuracy
+from sigmoid_attention.training.tasks import Copying, MultiQueryRecall
 from sigmoid_attention.training.trainer import TrainConfig, train
 
 RECALL = "recall"
@@ -44,7 +45,7 @@ def run_task(
     device: torch.device,
     store: Store,
     progress: Callable[[float], None],
-) -> Iterator[Row]:
+) -> Iterator[ArmRow]:
     """Train on the task and give the accuracy in the end; store that of every test on the way.
 
     Raises ``Diverged`` as the trainer.
@@ -63,9 +64,9 @@ def run_task(
         device=str(device),
     )
 
-    def tested(done: int) -> Row:
+    def tested(done: int) -> ArmRow:
         share = accuracy(model, heldout)
-        return Row(arm, f"{task}_accuracy", share, "fraction", seed, step=done)
+        return ArmRow(arm, f"{task}_accuracy", share, "fraction", seed, step=done)
 
     name = f"{task}-{arm}-seed{seed}"
     on_step = on_the_way(store, name, setting.steps, setting.test_every, tested, progress)

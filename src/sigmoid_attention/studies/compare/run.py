@@ -1,13 +1,13 @@
-"""Should I switch to sigmoid attention, and what does it cost? The two arms, side by side.
+"""Runs a comparison of softmax and sigmoid attention: quality, retrieval, time and memory.
 
 The same small decoder is trained with softmax and with sigmoid attention on the same text, from
 the same initial weights and with the same batches, for every seed; then both read held-out text
 at 1, 2 and 4 times the training length. Smaller decoders learn associative recall and copying.
 At the end, with nothing else running, a training step and the operator alone are timed, by turns.
 
-The work is cut into units (part x arm x seed). A finished unit leaves a part file that never
-changes, an unfinished training its checkpoint; see `store`. A finished comparison may grow by more
-seeds. The verdict's rule is in `verdict`.
+The work consists of units (part x arm x seed). A finished unit leaves a file that never changes, an
+unfinished training its checkpoint; see `lab.store`. More seeds can be added to a finished
+comparison. The rule of the verdict is in `verdict`.
 """
 
 import dataclasses
@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sigmoid_attention.lab.progress import StudyProgress
-from sigmoid_attention.lab.rows import ARMS, BOTH, NONE, Row
+from sigmoid_attention.lab.rows import ARMS, BOTH, NONE, ArmRow
 from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.lab.store import ROWS, Store, step_parts
 from sigmoid_attention.nn.models import ModelConfig
@@ -39,9 +38,10 @@ from sigmoid_attention.studies.compare.results import Comparison, SummaryRow, Ve
 from sigmoid_attention.studies.compare.retrieval import COPYING, RECALL, run_task
 from sigmoid_attention.studies.compare.settings import CompareSetting, TaskSetting
 from sigmoid_attention.studies.compare.summary import BASELINE, UNIT_END, UNIT_SECONDS, summarise
-from sigmoid_attention.studies.compare.text import Text, run_text
+from sigmoid_attention.studies.compare.text import run_text
 from sigmoid_attention.studies.compare.verdict import judge
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.data.text import Text
 from sigmoid_attention.training.environment import (
     describe_machine,
     describe_versions,
@@ -50,14 +50,15 @@ from sigmoid_attention.training.environment import (
     source_commit,
 )
 from sigmoid_attention.training.forecast import refuse_too_large
+from sigmoid_attention.training.progress import StudyProgress
 from sigmoid_attention.training.trainer import Diverged
 
 __all__ = ["Comparison", "Interval", "SummaryRow", "Verdict", "compare", "units"]
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A piece of work that is done as a whole.
+class WorkUnit:
+    """A unit of work, of which the rows are kept when all of it is done.
 
     `work` is about how many operations it takes, `seconds` what it takes beside them. `parts` are
     the names of those that it leaves on its way, beside the one of its own name.
@@ -66,7 +67,7 @@ class Unit:
     name: str
     label: str
     work: float
-    run: Callable[[Callable[[float], None]], Iterable[Row]]
+    run: Callable[[Callable[[float], None]], Iterable[ArmRow]]
     parts: Iterable[str] = ()
     seconds: float = 0.0
 
@@ -99,7 +100,7 @@ def compare(
         "provenance": dataclasses.asdict(corpus.provenance),
     }
     # What two runs must share to be one: rows of another text, torch or operator are no replicates.
-    # The seeds only say which runs there are, so a comparison may grow by more of them.
+    # The seeds only select runs, so more of them can be added to a comparison.
     fixed = setting.to_dict()
     del fixed["command"], fixed["seeds"]
     versions = {name: described["versions"][name] for name in ("python", "torch")}
@@ -109,7 +110,7 @@ def compare(
     }
     store = Store(out, identity, described, resume=resume)
     refuse_fewer_seeds(setting, store)
-    console.print(corpus.told(), highlight=False, markup=False, soft_wrap=True)
+    console.print(corpus.notice(), highlight=False, markup=False, soft_wrap=True)
 
     todo = [
         unit
@@ -126,7 +127,7 @@ def compare(
             except Diverged as error:
                 error.add_note(f"in the run: {unit.label}")
                 raise
-            store.put(unit.name, [*rows, *_told(time.monotonic() - started)])
+            store.put(unit.name, [*rows, *_measurement_rows(time.monotonic() - started)])
             progress.end()
 
     table = store.merge()
@@ -144,7 +145,7 @@ def compare(
 
 
 def refuse_fewer_seeds(setting: CompareSetting, store: Store) -> None:
-    """Raise ``ValueError`` if the folder has rows of a seed that is not asked for."""
+    """Raise ``ValueError`` if the folder has rows of more seeds than the setting."""
     last = max(store.rows()["seed"].to_pylist(), default=NONE)
     begun = last + 1 - setting.first_seed
     if begun > setting.seeds:
@@ -154,23 +155,23 @@ def refuse_fewer_seeds(setting: CompareSetting, store: Store) -> None:
         )
 
 
-def _told(seconds: float) -> Iterator[Row]:
-    """What is noted about every unit, beside its own rows."""
-    yield Row(BOTH, "process_peak_bytes", peak_process_bytes(), "bytes")
-    yield Row(BOTH, UNIT_SECONDS, seconds, "seconds")
-    yield Row(BOTH, UNIT_END, time.time(), "seconds since 1970 (UTC)")
+def _measurement_rows(seconds: float) -> Iterator[ArmRow]:
+    """Rows of memory, time and end of a unit, in addition to its own."""
+    yield ArmRow(BOTH, "process_peak_bytes", peak_process_bytes(), "bytes")
+    yield ArmRow(BOTH, UNIT_SECONDS, seconds, "seconds")
+    yield ArmRow(BOTH, UNIT_END, time.time(), "seconds since 1970 (UTC)")
 
 
 def units(
     setting: CompareSetting, text: Text, device: torch.device, operator: Operator, store: Store
-) -> Iterator[Unit]:
+) -> Iterator[WorkUnit]:
     """All units in the order in which they are done: seed by seed, so that pairs end early."""
-    yield Unit("baseline", "byte pairs", _baseline_work(text), partial(_baseline, text))
+    yield WorkUnit("baseline", "byte pairs", _baseline_work(text), partial(_baseline, text))
     tasks = {RECALL: setting.recall, COPYING: setting.copying}
     for seed in range(setting.first_seed, setting.first_seed + setting.seeds):
         for arm in ARMS:
             name = f"{arm}-seed{seed}"
-            yield Unit(
+            yield WorkUnit(
                 f"text-{name}",
                 f"text, {arm}, seed {seed}",
                 _text_work(setting),
@@ -182,7 +183,7 @@ def units(
         for task, chosen in tasks.items():
             for arm in ARMS:
                 name = f"{task}-{arm}-seed{seed}"
-                yield Unit(
+                yield WorkUnit(
                     name,
                     f"{task}, {arm}, seed {seed}",
                     _task_work(chosen),
@@ -191,7 +192,7 @@ def units(
                     ),
                     parts=step_parts(name, chosen.steps, chosen.test_every),
                 )
-    yield Unit(
+    yield WorkUnit(
         "cost",
         "time and memory",
         _cost_work(setting, operator),
@@ -200,9 +201,9 @@ def units(
     )
 
 
-def _baseline(text: Text, _progress: Callable[[float], None]) -> Iterator[Row]:
+def _baseline(text: Text, _progress: Callable[[float], None]) -> Iterator[ArmRow]:
     bits = bigram_bits_per_byte(text.corpus.train, text.heldout)
-    yield Row(BOTH, BASELINE, bits, "bits/byte")
+    yield ArmRow(BOTH, BASELINE, bits, "bits/byte")
 
 
 # Operations, counted roughly: two for each parameter and token, and for each pair of a query and

@@ -1,4 +1,4 @@
-"""What a comparison is run with, and the named sizes of it: the one place to change either."""
+"""The settings of a comparison, and its presets."""
 
 import dataclasses
 import math
@@ -129,8 +129,8 @@ SMALL_TASK = {"dim": 64, "layers": 2, "num_heads": 4, "ffn_dim": 128}
 FIRST_SEED = 100
 SEEDS = 4
 
-# "tiny" only proves that everything works, in seconds. "small" is what a laptop finishes while
-# its owner has a coffee. "medium" wants a GPU, or patience.
+# "tiny" only shows in seconds that everything works. "small" takes minutes on a laptop. "medium"
+# needs a GPU, or hours.
 COMPARE_PRESETS: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSetting]] = {
     "tiny": (
         TextSetting(

@@ -1,4 +1,4 @@
-"""How one question of a comparison is judged, and the words for it.
+"""The rule by which one question of a comparison is judged, and its wording.
 
 Every question gets a standing from the 95% interval of the difference (sigmoid - softmax, paired)
 and a margin below which a difference does not matter:
@@ -7,17 +7,16 @@ and a margin below which a difference does not matter:
     worse      otherwise, if all of it lies on the side that is bad for sigmoid
     better     otherwise, if all of it lies on the good side
     undecided  otherwise, and wherever there is no interval
-    silent     before all of these: the question tells nothing here (`summary` says when)
+    silent     before all of these: the question does not compare the arms (see `summary`)
 
 Margins: 1% of softmax's loss for text, 5 points of accuracy for retrieval, 5% for times and memory
 (single measurements, as memory is, count as exact).
 
-A task that is all-or-nothing (`summary` says when) is judged by the seeds that solved it under one
+A task that is all-or-nothing (see `summary`) is judged by the seeds that solved it under one
 arm alone: an exact sign test on them, worse or better at p < 0.05, else undecided. Never equal: a
 few seeds that agree do not show that all would.
 
-`reading` puts a standing into words. They are the only ones: the table in the terminal and the
-report both use them.
+`reading` gives the wording of a standing, for the table in the terminal and for the report.
 """
 
 import math
@@ -115,12 +114,12 @@ def solved_by(solved: Solved) -> str:
     alone = {SOFTMAX: solved.softmax - solved.both, SIGMOID: solved.sigmoid - solved.both}
     if not any(alone.values()):
         return f"solved by the same {solved.both} of {solved.seeds} seeds"
-    said = [
+    parts = [
         f"by {number} seed{'' if number == 1 else 's'} under {arm} alone"
         for arm, number in alone.items()
         if number
     ]
-    return f"solved {', '.join(said)}"
+    return f"solved {', '.join(parts)}"
 
 
 def _why(apart: Interval, same: int) -> str:

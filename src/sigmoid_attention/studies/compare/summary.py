@@ -1,10 +1,10 @@
-"""From a comparison's rows to the questions that it answers: one `SummaryRow` each.
+"""Summarises the rows of a comparison: one `SummaryRow` for each question.
 
-What belongs to a seed is paired by seed and compared as a difference with a t-interval; what was
-timed is paired by round and compared as a ratio with an interval of order statistics.
+Values of a seed are paired by seed and compared as a difference with a t-interval. Times are paired
+by round and compared as a ratio with an interval of order statistics.
 
-A question is silent as long as neither arm has learnt anything there that needs attention: on
-text, below the loss of a table of byte pairs; in retrieval, right in half of the cases.
+A question is silent if neither arm has learnt anything that needs attention: a loss on text below
+the bigram baseline, or an accuracy of one half in retrieval.
 
 A task is all-or-nothing if, within an arm, some seeds solve it (90% right or more) and others stay
 below half. The mean of such values describes no run, and an interval around it reaches from below
@@ -75,11 +75,11 @@ def select(
     """A metric's values by length, arm and the column `by` ("seed" or "step")."""
     found: dict[int, Values] = defaultdict(lambda: {arm: {} for arm in arms})
     columns = ("metric", "arm", "length", by, "value")
-    for name, arm, length, place, value in zip(
+    for name, arm, length, pair_number, value in zip(
         *(rows[column].to_pylist() for column in columns), strict=True
     ):
         if name == metric and arm in arms:
-            found[length][arm][place] = value
+            found[length][arm][pair_number] = value
     return dict(sorted(found.items()))
 
 

@@ -1,33 +1,28 @@
-"""The comparison's language-modelling part: one arm and seed trained on text, then tested.
+"""The language-modelling part of a comparison: trains one arm and seed on text, and tests it.
 
-Gives the loss of every training step; bits per byte on held-out text, on the way and, at the
-training length and beyond it, in the end; and, for the first seed, what the recorder saw inside
-the network and a text that the trained model writes.
+The rows are the loss of every training step; bits per byte of held-out text, during training and,
+at the training length and beyond it, at the end; and, for the first seed, the recorder's statistics
+and a text that the trained model generates.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from sigmoid_attention.lab.rows import SOFTMAX, Row
+from sigmoid_attention.lab.rows import SOFTMAX, ArmRow
 from sigmoid_attention.lab.store import Store, step_parts
 from sigmoid_attention.nn.models import DecoderLM, ModelConfig, generate
 from sigmoid_attention.studies.compare.settings import FIRST_SEED, TextSetting
 from sigmoid_attention.studies.compare.summary import COURSE, LOSS
-from sigmoid_attention.training.data.batches import TextBatches, token_stream
-from sigmoid_attention.training.data.corpus import Corpus, Document
-from sigmoid_attention.training.data.tokenizer import Tokenizer
-from sigmoid_attention.training.evaluate import bits_per_byte
-from sigmoid_attention.training.model_folder import describe_run, new_model, tokenizer_for
+from sigmoid_attention.training.data.corpus import Document
+from sigmoid_attention.training.data.text import Text
 from sigmoid_attention.training.recorder import Recorder, read_records
-from sigmoid_attention.training.trainer import TrainConfig, train
+from sigmoid_attention.training.text_run import TextRun
+from sigmoid_attention.training.trainer import TrainConfig
 
-# The bytes of a text that a trained model wrote, one a row, and of what it was given to begin with.
+# The bytes, one per row, of a text that a trained model generated, and of its prompt.
 WRITTEN, PROMPT = "sample_text", "sample_prompt"
 LONGEST_PROMPT, LONGEST_TEXT = 64, 256
 TEMPERATURE, TOP_P = 0.8, 0.95
@@ -41,80 +36,6 @@ RECORDED = {
     ("residual_stream", "rms"): ("residual_norm", "rms"),
     ("gradient_norm", "value"): ("gradient_norm", "norm"),
 }
-
-
-@dataclass(frozen=True)
-class Text:
-    """A corpus with its tokenizer, its training part as tokens, and what is tested on."""
-
-    corpus: Corpus
-    tokenizer: Tokenizer
-    tokens: Tensor
-    heldout: list[Document]
-
-    @classmethod
-    def prepare(cls, corpus: Corpus, vocab_size: int, heldout_bytes: int) -> "Text":
-        """Tokenize a corpus for a vocabulary of `vocab_size`, and choose what to test on."""
-        tokenizer = tokenizer_for(vocab_size, corpus)
-        tokens = token_stream(tokenizer, corpus.train)
-        return cls(corpus, tokenizer, tokens, sample(corpus.heldout, heldout_bytes))
-
-    @property
-    def bits_per_nat(self) -> float:
-        """Turns nats per token into bits per byte: the training text's mean, not each token's."""
-        size = sum(len(document.text) for document in self.corpus.train)
-        return len(self.tokens) / (size * math.log(2))
-
-    def prompt(self, most: int) -> bytes:
-        """The beginning of the held-out text: at most `most` bytes, whole words if there are two.
-
-        Example:
-            >>> from sigmoid_attention.training.data.corpus import Provenance
-            >>> documents = [Document("a", b"The first words of a text")]
-            >>> Text(None, None, None, documents).prompt(12)
-            b'The first'
-        """
-        start = b"".join(document.text[: most + 1] for document in self.heldout)[: most + 1]
-        return (start[:most] if len(start) <= most else start.rpartition(b" ")[0]) or start[:most]
-
-    def check_lengths(self, training: int, longest: int) -> None:
-        """Raise ``ValueError``, before any training, if a part is shorter than one sequence.
-
-        `training` is the length in tokens that is trained at, `longest` the longest tested.
-        """
-        held_out = len(token_stream(self.tokenizer, self.heldout))
-        for part, tokens, length in (
-            ("training", len(self.tokens), training),
-            ("held-out", held_out, longest),
-        ):
-            if tokens < length + 1:
-                raise ValueError(
-                    f"data: {self.corpus.provenance.source!r} is too short: its {part} part has "
-                    f"{tokens} tokens, which is shorter than one sequence of {length} and the "
-                    f"token after it"
-                )
-
-
-def sample(documents: Sequence[Document], most: int) -> list[Document]:
-    """Documents with at most `most` bytes together, the last of them cut short.
-
-    In the order of their names' hashes: that is neither the alphabet's nor chance, and whole
-    documents are read where the heads of all would be a text of nothing but beginnings.
-
-    Example:
-        >>> documents = [Document(name, b"text of " + name.encode()) for name in "abc"]
-        >>> [document.text for document in sample(documents, 12)]
-        [b'text of c', b'tex']
-    """
-    chosen, left = [], most
-    for document in sorted(
-        documents, key=lambda d: sha256(d.name.encode(errors="surrogateescape")).digest()
-    ):
-        if left <= 0:
-            break
-        chosen.append(Document(document.name, document.text[:left]))
-        left -= len(document.text)
-    return chosen
 
 
 def spread(documents: Sequence[Document], piece: int, most: int) -> list[Document]:
@@ -149,10 +70,10 @@ def run_text(
     device: torch.device,
     store: Store,
     progress: Callable[[float], None],
-) -> Iterator[Row]:
+) -> Iterator[ArmRow]:
     """Train (or go on training, if `folder` has a checkpoint), test, and give the rows.
 
-    `progress` is told the share of the training that is done. Raises ``Diverged`` as the trainer.
+    `progress` is called with the finished share of the training. Raises ``Diverged``.
     """
     name = f"text-{arm}-seed{seed}"
     tests = step_parts(name, setting.steps, setting.test_every)
@@ -165,25 +86,17 @@ def run_text(
         checkpoint_every=setting.checkpoint_every,
         device=str(device),
     )
-    n = setting.model.max_seq_len
-    model = new_model(arm_config(setting.model, arm), seed)
-    batches = TextBatches(text.tokens, n, setting.batch_size, seed)
-    describe_run(folder, model, batches, config, text.tokenizer, text.corpus.provenance)
+    model = arm_config(setting.model, arm)
+    run = TextRun.prepare(text, model, config, batch_size=setting.batch_size, folder=folder)
+    n = run.seq_len
     records = folder / "records"
     # With the end of a piece, as many bytes as one sequence.
     pieces = spread(text.heldout, n - 1, setting.test_bytes)
 
-    def bits(documents: Sequence[Document], length: int) -> float:
-        return bits_per_byte(model, text.tokenizer, documents, length, device)
+    def tested(step: int) -> ArmRow:
+        return ArmRow(arm, COURSE, run.bits_per_byte(pieces), "bits/byte", seed, step, length=n)
 
-    def tested(step: int) -> Row:
-        return Row(arm, COURSE, bits(pieces, n), "bits/byte", seed, step, length=n)
-
-    result = train(
-        model,
-        batches,
-        config,
-        out=folder,
+    result = run.train(
         resume=True,
         recorder=(
             Recorder(records, setting.record_every, whole=True) if seed == FIRST_SEED else None
@@ -192,16 +105,16 @@ def run_text(
         on_step=on_the_way(store, name, setting.steps, setting.test_every, tested, progress),
     )
     for step, loss in enumerate(result.losses, 1):
-        yield Row(arm, "train_loss", loss * text.bits_per_nat, "bits/byte", seed, step=step)
+        yield ArmRow(arm, "train_loss", loss * text.bits_per_nat, "bits/byte", seed, step=step)
     yield tested(setting.steps)
     for times in setting.times:
         length = times * n
-        yield Row(arm, LOSS, bits(text.heldout, length), "bits/byte", seed, length=length)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    yield Row(arm, "parameters", count, "parameters", seed)
+        bits = run.bits_per_byte(seq_len=length)
+        yield ArmRow(arm, LOSS, bits, "bits/byte", seed, length=length)
+    yield ArmRow(arm, "parameters", run.parameters, "parameters", seed)
     if seed == FIRST_SEED:
         yield from _recorded(records, arm)
-        yield from _written(model, text, arm, n, device)
+        yield from _generated(run.model, text, arm, n, device)
 
 
 def on_the_way(
@@ -209,7 +122,7 @@ def on_the_way(
     name: str,
     steps: int,
     every: int,
-    tested: Callable[[int], Row],
+    tested: Callable[[int], ArmRow],
     progress: Callable[[float], None],
 ) -> Callable[[int, float], None]:
     """For `train`'s `on_step`: test every so many steps but the last, and tell the progress.
@@ -228,7 +141,9 @@ def on_the_way(
     return on_step
 
 
-def _written(model: DecoderLM, text: Text, arm: str, n: int, device: torch.device) -> Iterator[Row]:
+def _generated(
+    model: DecoderLM, text: Text, arm: str, n: int, device: torch.device
+) -> Iterator[ArmRow]:
     """What the model makes of the held-out text's beginning, within the training length."""
     prompt = text.prompt(min(LONGEST_PROMPT, n // 4))
     ids = torch.tensor([text.tokenizer.encode(prompt)])
@@ -245,16 +160,16 @@ def _written(model: DecoderLM, text: Text, arm: str, n: int, device: torch.devic
     )
     written = text.tokenizer.decode(tokens[0, ids.shape[1] :].tolist())
     for metric, content in ((PROMPT, prompt), (WRITTEN, written)):
-        for place, byte in enumerate(content):
-            yield Row(arm, metric, byte, "byte", FIRST_SEED, step=place)
+        for position, byte in enumerate(content):
+            yield ArmRow(arm, metric, byte, "byte", FIRST_SEED, step=position)
 
 
-def _recorded(records: Path, arm: str) -> Iterator[Row]:
+def _recorded(records: Path, arm: str) -> Iterator[ArmRow]:
     for record in read_records(records).to_pylist():
-        found = RECORDED.get((record["quantity"], record["statistic"]))
-        if found:
-            metric, unit = found
-            yield Row(
+        names = RECORDED.get((record["quantity"], record["statistic"]))
+        if names:
+            metric, unit = names
+            yield ArmRow(
                 arm,
                 metric,
                 record["value"],

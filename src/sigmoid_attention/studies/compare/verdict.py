@@ -1,11 +1,11 @@
 """The rule by which a comparison's verdict is computed from its summary.
 
-`standing` says how one question is judged: equal, worse, better, undecided, or silent. A task that
+`standing` judges one question: equal, worse, better, undecided, or silent. A task that
 is undecided by the accuracy in the end is judged by the mean accuracy over training: whether a
 seed learns just before or just after the last step is luck, how late it learns is less so.
 
-Where the text at the training length is silent or has no interval there is no verdict. Otherwise
-the headline is the first of `ORDER` that holds. Cost is said beside it and never weighed against
+If the text at the training length is silent or has no interval there is no verdict. Otherwise the
+headline is the first of `ORDER` that holds. Cost is stated separately and never weighed against
 quality.
 """
 
@@ -103,7 +103,7 @@ def _cost_clause(summary: Sequence[SummaryRow]) -> str:
     return f"a training step {pace(row.difference.mean)}"
 
 
-class Task(NamedTuple):
+class RetrievalTask(NamedTuple):
     """A retrieval task: its accuracy in the end and, unless it is all-or-nothing, over training."""
 
     name: str
@@ -116,18 +116,18 @@ class Task(NamedTuple):
         return standing(self.over) if found == "undecided" and self.over else found
 
 
-def tasks(summary: Sequence[SummaryRow]) -> list[Task]:
+def tasks(summary: Sequence[SummaryRow]) -> list[RetrievalTask]:
     """The retrieval tasks of a summary."""
     by_metric = {row.metric: row for row in summary}
     return [
-        Task(name, by_metric[end], by_metric.get(f"{end}_over_training"))
+        RetrievalTask(name, by_metric[end], by_metric.get(f"{end}_over_training"))
         for task, name in TASKS.items()
         if (end := f"{task}_accuracy") in by_metric
     ]
 
 
-# What the table says of a standing, as a sentence's predicate.
-_SAID = {
+# The predicate of a sentence for each standing.
+_PREDICATES = {
     "better": "sigmoid better",
     "worse": "softmax better",
     "equal": "equal within the margin",
@@ -161,20 +161,22 @@ def _text_sentence(row: SummaryRow, baseline: float) -> str:
 
 def _longer_clause(text: Sequence[SummaryRow]) -> str:
     """The standings beyond the training length, neighbours of one standing together."""
-    said = []
+    parts = []
     compared = [row for row in text if row.difference.n and not row.silent]
     for found, rows in groupby(compared, key=standing):
-        said.append(f"at {listed([f'{row.length:,}' for row in rows])} tokens {_SAID[found]}")
-    return f"beyond the training length: {', '.join(said)}" if said else ""
+        parts.append(
+            f"at {listed([f'{row.length:,}' for row in rows])} tokens {_PREDICATES[found]}"
+        )
+    return f"beyond the training length: {', '.join(parts)}" if parts else ""
 
 
-def _task_clause(task: Task) -> str:
+def _task_clause(task: RetrievalTask) -> str:
     end, over, name = task.end, task.over, task.name.lower()
     if not end.difference.n:
         return ""
     if end.silent:
         return f"{name}: tells nothing ({end.silent})"
-    said = _SAID[task.standing]
+    predicate = _PREDICATES[task.standing]
     if solved := end.solved:
         if solved.softmax == solved.sigmoid == solved.both:
             counts = f"the same {solved.both} of {solved.seeds} seeds under both arms"
@@ -183,12 +185,12 @@ def _task_clause(task: Task) -> str:
                 f"{solved.sigmoid} of {solved.seeds} seeds under sigmoid attention, "
                 f"by {solved.softmax} under softmax"
             )
-        return f"{name}: {said} (solved by {counts})"
+        return f"{name}: {predicate} (solved by {counts})"
     timing = {"worse": ", learnt later", "better": ", learnt sooner"}
     late = timing.get(standing(over), "") if over else ""
     sigmoid, softmax = f"{end.sigmoid.mean:.1%}", f"{end.softmax.mean:.1%}"
     right = f"{sigmoid} right against {softmax}" if sigmoid != softmax else f"both {softmax} right"
-    return f"{name}: {said} ({right}{late})"
+    return f"{name}: {predicate} ({right}{late})"
 
 
 def _cost_sentence(summary: Sequence[SummaryRow], rows: pa.Table) -> str:

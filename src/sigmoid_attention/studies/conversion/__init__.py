@@ -1,1 +1,1 @@
-"""A pretrained softmax model becomes a sigmoid model: data, training, evaluation, the page."""
+"""Converts a pretrained softmax model to sigmoid attention: data, training, evaluation, page."""

@@ -1,4 +1,4 @@
-"""What a conversion measured so far: OUT/curve.json, rewritten whole at every point."""
+"""The evaluations of a conversion so far: OUT/curve.json, rewritten at every evaluation."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ NAME = "curve.json"
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation: the stage's name, steps and seconds of training before it, what was found."""
+    """One evaluation: its stage, the steps and seconds of training before it, and its results."""
 
     stage: str
     step: int
@@ -20,7 +20,7 @@ class Point:
 
 
 @dataclass
-class Curve:
+class ConversionCurve:
     """The points of a run, with the setting, machine, versions and provenance they hold for.
 
     `model` has the SHA-256 of every file of the converted model by its name, once there is one.
@@ -42,7 +42,7 @@ class Curve:
         write_json(out / NAME, asdict(self))
 
 
-def read_curve(out: Path) -> Curve:
+def read_curve(out: Path) -> ConversionCurve:
     """The curve of a run's folder.
 
     Raises:
@@ -54,4 +54,4 @@ def read_curve(out: Path) -> Curve:
     content = read_json(path)
     with reading(path):
         points = [Point(**point) for point in content.pop("points")]
-        return Curve(points=points, **content)
+        return ConversionCurve(points=points, **content)

@@ -21,8 +21,8 @@ from sigmoid_attention.integrations.conversion import (
     logit_divergence,
     next_token_loss,
 )
-from sigmoid_attention.studies.conversion.setting import Setting
-from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.studies.conversion.setting import ConversionSetting
+from sigmoid_attention.studies.conversion.text import TokenSequences
 from sigmoid_attention.training.divergence import Diverged
 from sigmoid_attention.training.optimizer import TrainConfig, schedule
 
@@ -37,8 +37,8 @@ class Distillation:
 
     student: Student
     parent: PreTrainedModel
-    text: Sequences
-    setting: Setting
+    text: TokenSequences
+    setting: ConversionSetting
     device: torch.device
 
     @cached_property
@@ -111,7 +111,7 @@ class Distillation:
     def all_layers(
         self, optimizer: torch.optim.Optimizer, first: int, each: Callable[[float], bool]
     ) -> None:
-        """Stage two from step `first` on, while `each`, which is told a step's loss, says so."""
+        """Stage two from step `first` on; `each` gets a step's loss, and stops it by False."""
         setting = self.setting
         warmup = min(WARMUP_STEPS, setting.steps // 2)
         peaks = [group.setdefault("peak", group["lr"]) for group in optimizer.param_groups]
@@ -133,7 +133,7 @@ class Distillation:
                 return
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of whatever has a weight; predictions only of models that make any."""
+        """The weighted sum of the losses whose weight is not 0."""
         setting = self.setting
         more = {"output_hidden_states": setting.hidden_weight > 0, "use_cache": False}
         with self._autocast():
@@ -150,8 +150,8 @@ class Distillation:
             divergence = logit_divergence(student.logits, parent.logits, setting.temperature)
             loss = loss + setting.logit_weight * divergence
         if setting.text_weight:
-            own = next_token_loss(student.logits, batch["input_ids"])
-            loss = loss + setting.text_weight * own
+            text_loss = next_token_loss(student.logits, batch["input_ids"])
+            loss = loss + setting.text_weight * text_loss
         return loss
 
     def _groups(self, layer: nn.Module, lr: float) -> list[dict[str, object]]:

@@ -1,4 +1,8 @@
-"""What is measured of a parent and of its conversion, before, on the way and after."""
+"""Measures a parent model and its conversion: before, during and after the training.
+
+Rule: there is no verdict. Each quantity of the converted model stands beside the same quantity of
+the parent, on the same held-out text.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +16,7 @@ from transformers import PreTrainedModel
 from sigmoid_attention.integrations.conversion import next_token_loss, relative_error
 from sigmoid_attention.studies.conversion import needle, similarity
 from sigmoid_attention.studies.conversion.parents import Parent
-from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.studies.conversion.text import TokenSequences
 
 NEEDLES = 8
 
@@ -30,7 +34,7 @@ class Evaluation:
     """
 
     parent: Parent
-    text: Sequences
+    text: TokenSequences
     sequences: int
     lengths: Sequence[int]
     device: torch.device
@@ -58,18 +62,18 @@ class Evaluation:
         """What is measured at every point of the curve."""
         if self.parent.causal:
             return {"loss": self._loss(model)}
-        found = {"hidden_error": self._hidden_error(model)}
+        results = {"hidden_error": self._hidden_error(model)}
         for pairs in similarity.human_pairs():
-            found[pairs.name] = similarity.correlation(model, self.parent.tokenizer, pairs)
-        return found
+            results[pairs.name] = similarity.correlation(model, self.parent.tokenizer, pairs)
+        return results
 
     def thorough(self, model: PreTrainedModel) -> dict[str, float]:
         """All of it, for the parent and for the end."""
-        found = self.quick(model)
+        results = self.quick(model)
         for length, texts in self._haystacks.items():
-            share, loss = needle.found(model, texts)
-            found[f"needle_{length}"], found[f"needle_loss_{length}"] = share, loss
-        return found
+            share, loss = needle.needle_scores(model, texts)
+            results[f"needle_{length}"], results[f"needle_loss_{length}"] = share, loss
+        return results
 
     @torch.no_grad()
     def _loss(self, model: PreTrainedModel) -> float:

@@ -1,4 +1,4 @@
-"""Finding one fact in a long text: what a language model's loss alone does not show.
+"""Retrieval of one fact from a long text, which a language model's loss does not measure.
 
 Shapes: N tokens.
 """
@@ -34,24 +34,26 @@ def haystacks(
         needle = _ids(parent, NEEDLE.format(place=place, number=number))
         question = _ids(parent, QUESTION.format(place=place))
         answer = _ids(parent, f"{QUESTION.format(place=place)} {number}")[len(question) :]
-        room = length - len(needle) - len(question) - len(answer) + 1
-        if room < 0:
-            raise ValueError(f"needles must be at least {length - room} tokens, got {length}")
-        if len(heldout) <= room:
+        hay_length = length - len(needle) - len(question) - len(answer) + 1
+        if hay_length < 0:
+            raise ValueError(f"needles must be at least {length - hay_length} tokens, got {length}")
+        if len(heldout) <= hay_length:
             raise ValueError(
                 f"data: {source} is too short: {len(heldout)} tokens held out, and a needle "
                 f"is sought among {length}"
             )
-        start = int(torch.randint(len(heldout) - room, (), generator=generator))
-        hay = heldout[start : start + room].long()
-        depth = round(room * (index + 0.5) / count)
+        start = int(torch.randint(len(heldout) - hay_length, (), generator=generator))
+        hay = heldout[start : start + hay_length].long()
+        depth = round(hay_length * (index + 0.5) / count)
         parts = hay[:depth], needle, hay[depth:], question, answer[:-1]
         made.append((torch.cat(parts)[None], answer))
     return made
 
 
 @torch.no_grad()
-def found(model: torch.nn.Module, texts: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+def needle_scores(
+    model: torch.nn.Module, texts: list[tuple[Tensor, Tensor]]
+) -> tuple[float, float]:
     """The share of answers that the model would write out whole, and their mean loss per token."""
     hits, losses = 0, 0.0
     for ids_1N, answer in texts:

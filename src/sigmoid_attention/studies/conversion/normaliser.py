@@ -1,8 +1,8 @@
-r"""What a softmax's normaliser can be predicted from without a look at the keys.
+r"""How well a softmax's normaliser can be predicted without the keys.
 
-For every head the log-sum-exp of a row is fitted by least squares to features of its token alone,
-on short sequences, and predicted on held-out ones that are longer. What is left, in nats, is by how
-much a sigmoid with such a bias would weigh a row wrongly.
+For every head, the log-sum-exp of a row is fitted by least squares to features of its token alone,
+on short sequences, and predicted on longer held-out ones. The residual, in nats, is the error that
+a sigmoid with such a bias would make in the weight of a row.
 
 Shape letters: B batch, H query heads, N tokens, C channels, F features, R rows.
 """
@@ -22,7 +22,7 @@ from sigmoid_attention.integrations.conversion.calibration import solve_ridge
 from sigmoid_attention.integrations.transformers import attention_modules, replace_bias
 from sigmoid_attention.integrations.transformers.linear import InputBias
 from sigmoid_attention.studies.conversion.parents import load_parent
-from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.studies.conversion.text import TokenSequences
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.terminal import in_sentences
 
@@ -63,12 +63,12 @@ class Predictor:
         self.gram_HFF: Tensor | float = 0.0
         self.moment_HF1: Tensor | float = 0.0
 
-    def features(self, given: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
-        parts = [torch.ones_like(lse_BHN1), *(given[name].double() for name in self.names)]
+    def features(self, inputs: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
+        parts = [torch.ones_like(lse_BHN1), *(inputs[name].double() for name in self.names)]
         return torch.cat(parts, dim=-1).transpose(0, 1).flatten(1, 2)
 
-    def watch(self, given: dict[str, Tensor], lse_BHN1: Tensor) -> None:
-        features_HRF = self.features(given, lse_BHN1)
+    def watch(self, inputs: dict[str, Tensor], lse_BHN1: Tensor) -> None:
+        features_HRF = self.features(inputs, lse_BHN1)
         target_HR1 = lse_BHN1.transpose(0, 1).flatten(1, 2)
         self.gram_HFF = self.gram_HFF + features_HRF.mT @ features_HRF
         self.moment_HF1 = self.moment_HF1 + features_HRF.mT @ target_HR1
@@ -79,9 +79,9 @@ class Predictor:
         assert isinstance(self.gram_HFF, Tensor) and isinstance(self.moment_HF1, Tensor)
         return solve_ridge(self.gram_HFF, self.moment_HF1, RIDGE)
 
-    def error(self, given: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
+    def error(self, inputs: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
         """(H, N) for a batch of one sequence."""
-        return (self.features(given, lse_BHN1) @ self.solved_HF1)[..., 0] - lse_BHN1[0, ..., 0]
+        return (self.features(inputs, lse_BHN1) @ self.solved_HF1)[..., 0] - lse_BHN1[0, ..., 0]
 
 
 @torch.no_grad()
@@ -89,27 +89,31 @@ def errors(model: str, data: str, sequences: int) -> dict[str, list[float]]:
     """For each set of features the root mean square error of each band, the median over heads."""
     parent = load_parent(model)
     corpus = load_corpus(data)
-    short = Sequences(parent, corpus, seq_len=FITTED, batch_size=4, seed=0)
-    long = Sequences(parent, corpus, seq_len=BANDS[-1], batch_size=1, seed=0)
+    short = TokenSequences(parent, corpus, seq_len=FITTED, batch_size=4, seed=0)
+    long = TokenSequences(parent, corpus, seq_len=BANDS[-1], batch_size=1, seed=0)
     student = Student(parent.copy(), form="constant", gain=GAIN).model
     predictors = {
         module: {name: Predictor(features) for name, features in FEATURES.items()}
         for module in attention_modules(student).values()
     }
-    for module, own in predictors.items():
+    for module, own_predictors in predictors.items():
 
-        def watch(given: dict[str, Tensor], lse_BHN1: Tensor, own=own) -> None:
-            for predictor in own.values():
-                predictor.watch(given, lse_BHN1)
+        def watch(
+            inputs: dict[str, Tensor], lse_BHN1: Tensor, own_predictors=own_predictors
+        ) -> None:
+            for predictor in own_predictors.values():
+                predictor.watch(inputs, lse_BHN1)
 
         replace_bias(module, Rows(watch))  # pyright: ignore[reportArgumentType]
     _run(student, (short.batch(step) for step in range(BATCHES)))
     found: dict[str, list[list[Tensor]]] = {name: [[] for _ in BANDS[1:]] for name in FEATURES}
-    for module, own in predictors.items():
+    for module, own_predictors in predictors.items():
 
-        def judge(given: dict[str, Tensor], lse_BHN1: Tensor, own=own) -> None:
-            for name, predictor in own.items():
-                squared_HN = predictor.error(given, lse_BHN1).square()
+        def judge(
+            inputs: dict[str, Tensor], lse_BHN1: Tensor, own_predictors=own_predictors
+        ) -> None:
+            for name, predictor in own_predictors.items():
+                squared_HN = predictor.error(inputs, lse_BHN1).square()
                 for band, (first, end) in enumerate(pairwise(BANDS)):
                     # The first token of a text sees itself alone, and is like no other.
                     found[name][band].append(squared_HN[:, max(first, 1) : end].mean(1).sqrt())
@@ -141,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", help="as `sigmoid-attention convert` takes it")
     parser.add_argument("--data", default="shakespeare", help="text; part of it is held out")
     parser.add_argument("--sequences", type=int, default=2, help="held-out sequences to predict on")
-    asked = parser.parse_args(arguments)
-    print(table(errors(asked.model, asked.data, asked.sequences)))
+    options = parser.parse_args(arguments)
+    print(table(errors(options.model, options.data, options.sequences)))
 
 
 if __name__ == "__main__":

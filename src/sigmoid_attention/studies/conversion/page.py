@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sigmoid_attention.lab.figure import COLOURS, panels, svg
-from sigmoid_attention.lab.markers import around
+from sigmoid_attention.lab.markers import split_at_markers
 from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
-from sigmoid_attention.studies.conversion.curve import Curve, read_curve
+from sigmoid_attention.studies.conversion.curve import ConversionCurve, read_curve
 from sigmoid_attention.training.files import write_whole
 from sigmoid_attention.training.terminal import in_sentences, tell
 
@@ -37,7 +37,7 @@ def publish(folders: Sequence[Path], document: Path) -> Path:
         ValueError: a folder holds no conversion, or the document is not there or has no markers.
         OSError: a file could not be written.
     """
-    before, after = around(document, BEGIN, END)
+    before, after = split_at_markers(document, BEGIN, END)
     folder = document.with_suffix("")
     parts = []
     for run in folders:
@@ -50,7 +50,7 @@ def publish(folders: Sequence[Path], document: Path) -> Path:
     return document
 
 
-def section(curve: Curve, figure: str) -> str:
+def section(curve: ConversionCurve, figure: str) -> str:
     """One run in Markdown: what it was made with, the table, the curve."""
     about = curve.described
     setting = " ".join(
@@ -82,15 +82,15 @@ def section(curve: Curve, figure: str) -> str:
 
 def kind(setting: dict[str, Any]) -> str:
     """What tells runs of one model apart."""
-    again = f", repeats {setting['repeats']}" if setting["repeats"] else ""
-    return f"{setting['form']}{again}"
+    repeats = f", repeats {setting['repeats']}" if setting["repeats"] else ""
+    return f"{setting['form']}{repeats}"
 
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
-def table(curve: Curve) -> str:
+def table(curve: ConversionCurve) -> str:
     """A row for each evaluation, a column for each quantity that any of them has."""
     names = list(dict.fromkeys(name for point in curve.points for name in point.found))
     lines = [
@@ -103,7 +103,7 @@ def table(curve: Curve) -> str:
     return "\n".join([*lines, ""])
 
 
-def draw(curve: Curve) -> Figure:
+def draw(curve: ConversionCurve) -> Figure:
     """The quantity of every evaluation over the steps of training; stage two once more by itself.
 
     What that stage wins is small beside what comes before it, and decides.
@@ -136,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("document", type=Path, help="gets the runs between its markers")
     parser.add_argument("runs", type=Path, nargs="+", help="folders of `sigmoid-attention convert`")
-    asked = parser.parse_args(arguments)
-    tell(str(publish(asked.runs, asked.document)))
+    options = parser.parse_args(arguments)
+    tell(str(publish(options.runs, options.document)))
 
 
 if __name__ == "__main__":

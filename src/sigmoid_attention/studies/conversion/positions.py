@@ -1,4 +1,4 @@
-"""How a converted model's loss depends on the position, beyond the length of its training too.
+"""Loss of a converted model by position, also beyond its training length.
 
 Shapes: S sequences of N tokens.
 """
@@ -36,7 +36,7 @@ def losses(run: Path, sequences: int) -> tuple[Tensor, Tensor]:
     from sigmoid_attention.integrations.transformers import register
     from sigmoid_attention.studies.conversion.parents import load_parent
     from sigmoid_attention.studies.conversion.run import MODEL
-    from sigmoid_attention.studies.conversion.text import Sequences
+    from sigmoid_attention.studies.conversion.text import TokenSequences
 
     if not (run / MODEL).is_dir():
         raise ValueError(f"run: there is no converted model in {run}")
@@ -44,7 +44,7 @@ def losses(run: Path, sequences: int) -> tuple[Tensor, Tensor]:
     with reading(run / SETTING):
         model, data = setting["model"], setting["data"]
     parent, corpus = load_parent(model), load_corpus(data)
-    texts = Sequences(parent, corpus, seq_len=BANDS[-1], batch_size=1, seed=0)
+    texts = TokenSequences(parent, corpus, seq_len=BANDS[-1], batch_size=1, seed=0)
     batches = texts.heldout_batches(sequences)
     register()
     converted = AutoModelForCausalLM.from_pretrained(
@@ -88,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of `sigmoid-attention convert`")
     parser.add_argument("--sequences", type=int, default=8, help="held-out texts")
-    asked = parser.parse_args(arguments)
-    print(table(*losses(asked.run, asked.sequences)))
+    options = parser.parse_args(arguments)
+    print(table(*losses(options.run, options.sequences)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A conversion from beginning to end: evaluations, both stages, checkpoints, the model.
+"""Runs a conversion: evaluations, both training stages, checkpoints, the converted model.
 
-OUT/setting.json             what it was started with
+OUT/setting.json             the setting it was started with
 OUT/curve.json               every evaluation so far
 OUT/checkpoint.safetensors   where to go on after an interruption
 OUT/model/                   the converted model and its tokenizer, at the end
@@ -23,12 +23,12 @@ from sigmoid_attention.attention import NegLogVisible, RowLSE
 from sigmoid_attention.integrations.conversion import Student
 from sigmoid_attention.integrations.conversion.student import use_bias
 from sigmoid_attention.integrations.transformers import convert
-from sigmoid_attention.studies.conversion.curve import NAME, Curve, Point, read_curve
+from sigmoid_attention.studies.conversion.curve import NAME, ConversionCurve, Point, read_curve
 from sigmoid_attention.studies.conversion.distil import Distillation
 from sigmoid_attention.studies.conversion.evaluate import Evaluation
 from sigmoid_attention.studies.conversion.parents import Parent
-from sigmoid_attention.studies.conversion.setting import Setting
-from sigmoid_attention.studies.conversion.text import Sequences
+from sigmoid_attention.studies.conversion.setting import ConversionSetting
+from sigmoid_attention.studies.conversion.text import TokenSequences
 from sigmoid_attention.training.checkpoint import (
     CURRENT,
     latest_checkpoint,
@@ -38,7 +38,7 @@ from sigmoid_attention.training.checkpoint import (
 )
 from sigmoid_attention.training.data.corpus import Corpus
 from sigmoid_attention.training.environment import describe_machine, describe_versions
-from sigmoid_attention.training.files import Damaged, read_json, write_json
+from sigmoid_attention.training.files import Damaged, holds_anything, read_json, write_json
 from sigmoid_attention.training.progress import StepProgress
 from sigmoid_attention.training.signals import ending_later
 from sigmoid_attention.training.terminal import warn
@@ -49,11 +49,11 @@ CALIBRATED, LAYERS, ALL, FINAL = "calibrated", "layer by layer", "all layers", "
 
 
 @dataclass
-class Run:
-    """One conversion in the folder ``out``; ``go`` does what is missing of it.
+class Conversion:
+    """One conversion in the folder ``out``; ``run`` starts or continues it.
 
-    ``evaluate_every`` steps of stage two there is a point of the curve, ``checkpoint_seconds`` of
-    training apart a checkpoint; neither changes the outcome.
+    In stage two the model is evaluated every ``evaluate_every`` steps. A checkpoint is written
+    every ``checkpoint_seconds``. Neither changes the result.
 
     Raises ``ValueError`` where model, text and setting do not fit each other, before anything is
     written, and if the folder belongs to another conversion; ``OSError`` if it cannot be written.
@@ -61,7 +61,7 @@ class Run:
 
     parent: Parent
     corpus: Corpus
-    setting: Setting
+    setting: ConversionSetting
     out: Path
     device: torch.device
     heldout_sequences: int = 16
@@ -77,7 +77,7 @@ class Run:
         positions = getattr(self.parent.model.config, "max_position_embeddings", None)
         self.setting = setting = self.setting.fitted(positions, predicts=self.parent.causal)
         assert setting.seq_len is not None and setting.batch_size is not None
-        self.text = Sequences(
+        self.text = TokenSequences(
             self.parent,
             self.corpus,
             seq_len=setting.seq_len,
@@ -89,31 +89,33 @@ class Run:
             self.parent, self.text, self.heldout_sequences, self.lengths, self.device
         )
 
-    def go(self) -> Curve:
+    def run(self) -> ConversionCurve:
         setting = self.setting
-        self.curve = self._curve()
+        self.curve = self._open_curve()
         if self._is_finished():
             warn(f"{self.out} is finished: there is nothing left to do")
             remove_checkpoints(self.out)
             return self.curve
         self.parent.model.requires_grad_(False).to(self.device)  # pyright: ignore[reportArgumentType]
         torch.manual_seed(setting.seed)
-        self._before()
+        self._evaluate_baselines()
         student = Student(self.parent.copy(), form=setting.form, gain=setting.gain)
         student.model.requires_grad_(True)
         self.distillation = Distillation(
             student, self.parent.model, self.text, setting, self.device
         )
         self.optimizer = self.distillation.optimizer()
-        self.losses = self._restored()
+        self.losses = self._restore()
         self._saved = self._started = time.monotonic()
         if not self.losses:
-            self._untrained(student)
-        self._layer_by_layer()
-        self._all_layers()
+            self._evaluate_untrained(student)
+        self._train_layer_by_layer()
+        self._train_all_layers()
         model = student.finish()
         if not self.curve.has(FINAL, len(self.losses)):
-            self._put(Point(FINAL, len(self.losses), self.curve.seconds, self._thorough(model)))
+            self._add_point(
+                Point(FINAL, len(self.losses), self.curve.seconds, self._full_evaluation(model))
+            )
         self._save_model()
         return self.curve
 
@@ -136,7 +138,7 @@ class Run:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def _curve(self) -> Curve:
+    def _open_curve(self) -> ConversionCurve:
         path = self.out / NAME
         fault = f"{path} is missing" if latest_checkpoint(self.out) else None
         if path.exists():
@@ -148,7 +150,7 @@ class Run:
             # Its points lie behind, and only a run from the beginning comes by them again.
             warn(f"{fault}; the conversion begins anew")
             remove_checkpoints(self.out)
-        curve = Curve(
+        curve = ConversionCurve(
             {
                 "setting": asdict(self.setting),
                 "model": self.parent.provenance,
@@ -160,40 +162,40 @@ class Run:
         curve.write(self.out)
         return curve
 
-    def _before(self) -> None:
-        """The parent, and what becomes of it without any training."""
+    def _evaluate_baselines(self) -> None:
+        """Evaluate the parent, and two replacements of its softmax without any training."""
         if not self.curve.has(PARENT, 0):
-            self._put(Point(PARENT, 0, 0.0, self._thorough(self.parent.model)))
+            self._add_point(Point(PARENT, 0, 0.0, self._full_evaluation(self.parent.model)))
         wanted = {NAIVE: NegLogVisible(), ROW_LSE: RowLSE()}
         if all(self.curve.has(stage, 0) for stage in wanted):
             return
         swapped = convert(self.parent.copy(), bias=NegLogVisible())
         for stage, bias in wanted.items():
             use_bias(swapped, bias)
-            self._put(Point(stage, 0, 0.0, self.evaluation.quick(swapped)))
+            self._add_point(Point(stage, 0, 0.0, self.evaluation.quick(swapped)))
 
-    def _untrained(self, student: Student) -> None:
-        """The start, and what calibration alone makes of it."""
-        self._measure(START, 0)
+    def _evaluate_untrained(self, student: Student) -> None:
+        """Evaluate the student before training, without and with calibrated biases."""
+        self._evaluate(START, 0)
         # Without stage one this is where the biases that stay come from.
         if not self.curve.has(CALIBRATED, 0) or not self.setting.layer_steps:
             self.distillation.calibrate()
         student.set_t(1.0)
-        self._measure(CALIBRATED, 0)
+        self._evaluate(CALIBRATED, 0)
         student.set_t(0.0)
 
-    def _layer_by_layer(self) -> None:
+    def _train_layer_by_layer(self) -> None:
         steps = self.setting.layer_steps
         layers = len(self.distillation.layers)
         finished = len(self.losses) // steps if steps else layers
         if finished < layers:
             with (
                 ending_later() as request,
-                self._progress(LAYERS, finished * steps, layers * steps) as bar,
+                self._progress_bar(LAYERS, finished * steps, layers * steps) as bar,
             ):
                 for losses in self.distillation.by_layer(finished):
                     self.losses += losses
-                    self._training()
+                    self._count_seconds()
                     done = len(self.losses)
                     bar.update(done, losses[-1])
                     ends = bool(request)
@@ -205,25 +207,25 @@ class Run:
         # Also where a run goes on that was killed right behind that checkpoint.
         if steps and len(self.losses) == layers * steps:
             self.distillation.student.set_t(1.0)
-            self._measure(LAYERS, len(self.losses))
+            self._evaluate(LAYERS, len(self.losses))
 
-    def _all_layers(self) -> None:
+    def _train_all_layers(self) -> None:
         setting = self.setting
         before = len(self.distillation.layers) * setting.layer_steps
         first = len(self.losses) - before
         if first >= setting.steps:
             self.distillation.student.set_t(1.0)
             return
-        with ending_later() as request, self._progress(ALL, first, setting.steps) as bar:
+        with ending_later() as request, self._progress_bar(ALL, first, setting.steps) as bar:
 
             def each(loss: float) -> bool:
                 self.losses.append(loss)
-                self._training()
+                self._count_seconds()
                 done = len(self.losses) - before
                 bar.update(done, loss)
                 # Before the checkpoint, behind which it would not be done again.
                 if done % self.evaluate_every == 0 and done < setting.steps:
-                    self._measure(ALL, len(self.losses))
+                    self._evaluate(ALL, len(self.losses))
                 ends = bool(request)
                 self._checkpoint(now=ends or done == setting.steps)
                 if ends:
@@ -233,40 +235,40 @@ class Run:
             self.distillation.all_layers(self.optimizer, first, each)
 
     @contextmanager
-    def _progress(self, label: str, first: int, steps: int) -> Iterator[StepProgress]:
+    def _progress_bar(self, label: str, first: int, steps: int) -> Iterator[StepProgress]:
         tokens = self.text.batch_size * self.text.seq_len
         self._started = time.monotonic()
         with StepProgress(label, first, steps, tokens, shown=self.shown) as bar:
             yield bar
 
-    def _training(self) -> None:
+    def _count_seconds(self) -> None:
         """Count the time since the last step, evaluations left out."""
         now = time.monotonic()
         self.curve.seconds += now - self._started
         self._started = now
 
-    def _measure(self, stage: str, step: int) -> None:
+    def _evaluate(self, stage: str, step: int) -> None:
         if not self.curve.has(stage, step):
             found = self.evaluation.quick(self.distillation.student.model)
-            self._put(Point(stage, step, self.curve.seconds, found))
+            self._add_point(Point(stage, step, self.curve.seconds, found))
         self._started = time.monotonic()
 
-    def _thorough(self, model: Any) -> dict[str, float]:
+    def _full_evaluation(self, model: Any) -> dict[str, float]:
         return self.evaluation.thorough(model)
 
-    def _put(self, point: Point) -> None:
+    def _add_point(self, point: Point) -> None:
         self.curve.points.append(point)
         self.curve.write(self.out)
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must have been made with."""
+        """The settings that a checkpoint must agree with."""
         return {
             "setting": asdict(self.setting),
             "model": self.parent.provenance,
             "data": self.text.describe(),
         }
 
-    def _restored(self) -> list[float]:
+    def _restore(self) -> list[float]:
         latest = latest_checkpoint(self.out)
         if latest is None:
             return []
@@ -289,7 +291,7 @@ class Run:
         self._saved = self._started = time.monotonic()
 
     def _save_model(self) -> None:
-        """The folder takes its name when it is complete; checkpoints are then of no more use."""
+        """Write the model under another name, rename it, and remove the checkpoints."""
         fresh = self.out / f"{MODEL}.new"
         _remove(fresh)
         self.distillation.student.model.save_pretrained(fresh)
@@ -311,13 +313,13 @@ def _remove(path: Path) -> None:
 
 
 def begin(out: Path, described: dict[str, Any]) -> None:
-    """Write what a run is started with, or see that it is the same as before.
+    """Write the setting of a run, or check that it is the setting of the existing run.
 
     Raises:
         ValueError: the folder was started with something else; names the field.
         OSError: the folder cannot be written.
     """
-    from sigmoid_attention.lab.store import SETTING, first_difference, holds_anything
+    from sigmoid_attention.lab.store import SETTING, first_difference
 
     path = out / SETTING
     if not path.exists():

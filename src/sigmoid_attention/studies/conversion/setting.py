@@ -1,16 +1,16 @@
-"""Everything that decides how a conversion goes, beside the model and the text."""
+"""The setting of a conversion: everything that decides its result except model and text."""
 
 import math
 from dataclasses import dataclass, replace
 
-from sigmoid_attention.integrations.conversion import FORMS
+from sigmoid_attention.lab.option_types import Flag, Int
 
-# Of a step, where nobody says otherwise.
+# Tokens per step by default.
 TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Setting:
+class ConversionSetting:
     """A conversion in two stages: layer by layer, then all layers at once.
 
     Stage one takes the layers in order. A layer's biases are calibrated on the rows that it sees
@@ -30,26 +30,48 @@ class Setting:
     of None what makes 1024 tokens.
     """
 
-    steps: int
-    layer_steps: int
+    steps: int = 240
+    """Steps on all layers at once."""
+    layer_steps: int = 30
+    """Steps on each layer before that; 0 trains all layers at once from the start."""
     form: str = "linear"
+    """The final bias of a head: linear (in the layer's input at the token) or constant."""
     gain: float = 1.5
-    seq_len: int | None = None
-    batch_size: int | None = None
+    """Weights start as p / (1 + p / gain) where the softmax has p."""
+    seq_len: Int = None
+    """Tokens per sequence, for an encoder at most; by default 1024, or the model's positions."""
+    batch_size: Int = None
+    """Sequences per step; by default as many as make 1024 tokens."""
     layer_batches: int = 16
+    """Batches to which each layer is fitted."""
     layer_lr: float = 2e-4
+    """Learning rate of a layer's weights in the first stage."""
     bias_lr: float = 1e-2
+    """Learning rate of the biases."""
     lr: float = 2e-4
+    """Peak learning rate of the weights in the second stage."""
     temperature: float = 1.0
+    """Temperature of the parent's predictions."""
     hidden_weight: float = 1.0
+    """Weight of the hidden states' error in the second stage."""
     logit_weight: float = 1.0
+    """Weight of the divergence from the parent's predictions in the second stage."""
     text_weight: float = 0.0
+    """Weight of the loss on the text's next tokens. With 0 for the other two weights there is no
+    distillation, and with --layer-steps 0 as well the conversion is a plain fine-tuning."""
     repeats: float = 0.5
-    bf16: bool = False
+    """Share of a language model's training text that repeats an earlier part of its sequence."""
+    bf16: Flag = False
+    """Compute forward passes of the training in bfloat16; parameters stay in float32."""
     seed: int = 0
+    """Seed of the order of the data."""
 
-    def __post_init__(self) -> None:
-        wants = {
+    def check(self) -> None:
+        """Raise ``ValueError`` if a value is out of range, or if nothing would be trained."""
+        # Not at the top: it needs transformers, which the command line's help does not.
+        from sigmoid_attention.integrations.conversion import FORMS
+
+        conditions = {
             "steps": (self.steps >= 0, "at least 0"),
             "layer_steps": (self.layer_steps >= 0, "at least 0"),
             "form": (self.form in FORMS, f"one of {', '.join(FORMS)}"),
@@ -66,7 +88,7 @@ class Setting:
             "text_weight": (0 <= self.text_weight < math.inf, "at least 0 and finite"),
             "repeats": (0 <= self.repeats < 1, "at least 0 and below 1"),
         }
-        for name, (holds, wanted) in wants.items():
+        for name, (holds, wanted) in conditions.items():
             if not holds:
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         if self.steps + self.layer_steps == 0:
@@ -77,21 +99,23 @@ class Setting:
                 "nothing would be learned in the steps on all layers"
             )
 
-    def fitted(self, positions: int | None, *, predicts: bool) -> "Setting":
-        """The same as it is for a model that numbers so many positions, None for any.
+    def fitted(self, positions: int | None, *, predicts: bool) -> "ConversionSetting":
+        """This setting with the defaults of a model filled in.
 
         Args:
+            positions: the largest sequence length of the model; None if it has no limit.
             predicts: whether the model gives logits for the next token, or hidden states alone.
 
         Raises:
-            ValueError: sequences would be longer than that, or what is to be learned is something
-                that the model does not give.
+            ValueError: a value is out of range, sequences would be longer than ``positions``, or
+                the setting needs predictions that the model does not give.
 
         Example:
-            >>> fitted = Setting(steps=1, layer_steps=0).fitted(512, predicts=True)
+            >>> fitted = ConversionSetting(steps=1, layer_steps=0).fitted(512, predicts=True)
             >>> fitted.seq_len, fitted.batch_size
             (512, 2)
         """
+        self.check()
         if not predicts and self.text_weight:
             raise ValueError("text_weight must be 0: this model predicts no tokens")
         if not predicts and self.steps and not self.hidden_weight:

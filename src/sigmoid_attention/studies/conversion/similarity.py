@@ -1,4 +1,4 @@
-"""How well a model's similarities of texts agree with people's: Spearman correlations.
+"""Spearman correlations between a model's similarities of texts and human ratings.
 
 Two collections that gensim's wheel carries among its test data:
 
@@ -27,7 +27,7 @@ from sigmoid_attention.training.data.downloads import downloaded
 REQUIREMENT = "gensim==4.4.0"
 WHEEL = "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl"
 SHA256 = "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8"
-# The wheel of one machine whatever machine this is: it is read, not installed.
+# The wheel of one fixed platform: it is only read, not installed.
 OPTIONS = [
     "--only-binary",
     ":all:",

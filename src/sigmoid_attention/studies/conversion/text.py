@@ -1,4 +1,4 @@
-"""Token sequences for a conversion, as a pure function of (seed, step), and what is held out.
+"""Token sequences for a conversion, as a pure function of (seed, step), and held-out sequences.
 
 Shapes: B sequences of N tokens.
 """
@@ -19,7 +19,7 @@ SHORTEST = 16
 STRETCH = (16, 65)
 
 
-class Sequences:
+class TokenSequences:
     """Batches of equally long sequences, cut from a text at random places.
 
     For a causal model all are ``seq_len`` long. An encoder reads texts of any length, so each batch
@@ -120,8 +120,8 @@ def repeating(row_N: Tensor, share: float, generator: torch.Generator) -> Tensor
     made, read, done = [], 0, 0
     while done < len(row_N):
         length = min(int(torch.randint(*STRETCH, (), generator=generator)), len(row_N) - done)
-        again = torch.rand((), generator=generator, dtype=torch.float32).item() < share
-        if again and length < read:
+        repeats_text = torch.rand((), generator=generator, dtype=torch.float32).item() < share
+        if repeats_text and length < read:
             start = int(torch.randint(read - length, (), generator=generator))
         else:
             start, read = read, read + length

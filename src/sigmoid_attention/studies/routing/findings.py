@@ -1,4 +1,4 @@
-"""What the rows of the study of routing say, by a rule.
+"""Findings of the routing study, computed from its rows by a rule.
 
 Rule: in each pair, each quantity of a seed is averaged over layers, churn also over the looks that
 it is measured between, and sigmoid - softmax over seeds has its 95 % t-interval. The sigmoid is
@@ -22,7 +22,7 @@ from sigmoid_attention.studies.routing.setting import PAIRS
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity that both arms are compared by, and what is said of it."""
+    """A quantity by which both arms are compared, and its description."""
 
     metric: str
     label: str
@@ -41,7 +41,7 @@ QUANTITIES = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class RoutingFinding:
     """One quantity of one pair: what the arms measured, how far apart, and the standing."""
 
     pair: str
@@ -52,7 +52,7 @@ class Finding:
     standing: str
 
 
-def findings(rows: pa.Table) -> list[Finding]:
+def findings(rows: pa.Table) -> list[RoutingFinding]:
     """Every quantity of every pair that both arms have, in the order of ``PAIRS``."""
     answer = []
     for pair in PAIRS:
@@ -65,24 +65,24 @@ def findings(rows: pa.Table) -> list[Finding]:
     return answer
 
 
-def verdict(found: Sequence[Finding]) -> str:
+def verdict(findings: Sequence[RoutingFinding]) -> str:
     """The verdicts on the losses of all pairs in a sentence."""
     by_standing: dict[str, list[str]] = defaultdict(list)
-    for finding in found:
+    for finding in findings:
         if finding.quantity is LOSS:
             by_standing[finding.standing].append(f"“{finding.pair}”")
-    said = [f"{standing} in {', '.join(pairs)}" for standing, pairs in by_standing.items()]
-    return f"Held-out loss of sigmoid against softmax routing: {'; '.join(said)}."
+    parts = [f"{standing} in {', '.join(pairs)}" for standing, pairs in by_standing.items()]
+    return f"Held-out loss of sigmoid against softmax routing: {'; '.join(parts)}."
 
 
 def _compare(
     pair: str, quantity: Quantity, softmax: Sequence[float], sigmoid: Sequence[float]
-) -> Finding:
+) -> RoutingFinding:
     apart = paired_difference(softmax, sigmoid)
     base = t_interval(softmax)
     margin = LOSS_MARGIN * base.mean if quantity is LOSS else 0.0
     standing = _standing(apart, quantity.lower_is_better, margin)
-    return Finding(pair, quantity, base, t_interval(sigmoid), apart, standing)
+    return RoutingFinding(pair, quantity, base, t_interval(sigmoid), apart, standing)
 
 
 def _standing(apart: Interval, lower_is_better: bool, margin: float) -> str:

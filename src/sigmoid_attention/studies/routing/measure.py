@@ -1,4 +1,4 @@
-"""What is looked at inside a decoder with experts: who is chosen, how evenly, how alike they are.
+"""Measures a decoder with experts: which experts are chosen, their load and their similarity.
 
 Shape letters: B sequences, N tokens of one, T = B N tokens, E experts, K visits, C model dim.
 """
@@ -53,8 +53,8 @@ def loads(model: DecoderLM, probe_BN: Tensor) -> list[Tensor]:
 
 
 def _load(routing: Routing) -> Tensor:
-    everyone = routing.experts.shape[-1] == routing.scores.shape[-1]
-    amounts = routing.scores if everyone else routing.chosen().double()
+    all_visited = routing.experts.shape[-1] == routing.scores.shape[-1]
+    amounts = routing.scores if all_visited else routing.chosen().double()
     total_E = amounts.double().flatten(0, -2).sum(0)
     return total_E / total_E.sum()
 
@@ -86,8 +86,8 @@ def similarities(model: DecoderLM, probe_BN: Tensor) -> list[float]:
     """
     inputs: list[Tensor] = []
 
-    def read(_layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        inputs.append(given[0].flatten(0, 1))
+    def read(_layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs.append(arguments[0].flatten(0, 1))
 
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     handles = [layer.register_forward_pre_hook(read) for layer in layers]

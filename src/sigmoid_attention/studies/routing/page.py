@@ -1,6 +1,6 @@
-"""The page of the study of routing: a table of findings, a figure, and how they were made.
+"""The page of the routing study: a table of findings, a figure, and how they were made.
 
-The same rows make the same bytes, so that a page under version control changes only with them.
+The same rows always give the same bytes, so a page under version control changes only with them.
 """
 
 import json
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from sigmoid_attention.lab.figure import COLOURS, panels, styled, svg
-from sigmoid_attention.lab.markers import around
+from sigmoid_attention.lab.markers import split_at_markers
 from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
 from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.studies.routing import findings as rule
-from sigmoid_attention.studies.routing.findings import QUANTITIES, Finding, findings, verdict
+from sigmoid_attention.studies.routing.findings import QUANTITIES, RoutingFinding, findings, verdict
 from sigmoid_attention.studies.routing.setting import PAIRS
 from sigmoid_attention.training.files import write_whole
 
@@ -37,7 +37,7 @@ def publish(rows: pa.Table, document: Path) -> Path:
         ValueError: the document is not there or has no markers, or no pair has finished.
         OSError: a file could not be written.
     """
-    before, after = around(document, BEGIN, END)
+    before, after = split_at_markers(document, BEGIN, END)
     folder = document.with_suffix("")
     text = markdown(rows, f"{folder.name}/{FIGURE}")
     write_whole(folder / FIGURE, svg(draw(findings(rows))))
@@ -47,29 +47,29 @@ def publish(rows: pa.Table, document: Path) -> Path:
 
 def markdown(rows: pa.Table, figure: str) -> str:
     """The verdict, the rule, the command, the table and the figure, in Markdown."""
-    found = findings(rows)
-    if not found:
+    results = findings(rows)
+    if not results:
         raise ValueError("rows: no pair of arms has finished in both")
     parts = [
         "Made by `sigmoid-attention routing` from its rows: what is typed in here is lost.",
-        f"**Verdict.** {verdict(found)}",
+        f"**Verdict.** {verdict(results)}",
         f"**Rule.** {_rule()}",
         f"**Command.** `{command(rows)}`, on {_made_on(rows)}.",
         f"**Compute.** {_compute(rows)}",
-        table(found),
+        table(results),
         f"![How far apart the arms of every pair are, with 95 % intervals over seeds]({figure})",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def table(found: Sequence[Finding]) -> str:
+def table(results: Sequence[RoutingFinding]) -> str:
     """One line a finding, in Markdown."""
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *(cells(finding) for finding in found)]
+    lines = [HEADINGS, ["---"] * len(HEADINGS), *(cells(finding) for finding in results)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def cells(finding: Finding) -> list[str]:
-    """What a finding's line says under each of ``HEADINGS``."""
+def cells(finding: RoutingFinding) -> list[str]:
+    """The cells of a finding's line, one for each of ``HEADINGS``."""
     return [
         finding.pair,
         f"{finding.quantity.label} ({finding.quantity.meaning})",
@@ -89,7 +89,7 @@ def command(rows: pa.Table) -> str:
     return shlex.join(["sigmoid-attention", "routing", *words])
 
 
-def draw(found: Sequence[Finding]) -> "Figure":
+def draw(results: Sequence[RoutingFinding]) -> "Figure":
     """A panel for each quantity: how far apart the arms of every pair are, with intervals."""
     figure, axes = panels(len(QUANTITIES))
     with styled():
@@ -100,7 +100,7 @@ def draw(found: Sequence[Finding]) -> "Figure":
             axis.set_ylim(len(PAIRS) - 0.5, -0.5)
             axis.axvline(0.0, color="black", linewidth=0.8)
             for height, pair in enumerate(PAIRS):
-                for finding in found:
+                for finding in results:
                     if (finding.pair, finding.quantity) == (pair, quantity):
                         _bar(axis, finding.difference, height)
     return figure
@@ -120,7 +120,7 @@ def _rule() -> str:
 
 def _compute(rows: pa.Table) -> str:
     names, arms, values = (rows[name].to_pylist() for name in ("metric", "arm", "value"))
-    said = []
+    parts = []
     for pair in PAIRS:
         counts = {
             metric: sorted(
@@ -134,8 +134,8 @@ def _compute(rows: pa.Table) -> str:
         }
         if all(counts.values()):
             of, active = (" or ".join(f"{n:,}" for n in counts[name]) for name in counts)
-            said.append(f"{active} of {of} parameters multiply a token in “{pair}”")
-    return f"In both arms {'; '.join(said)}."
+            parts.append(f"{active} of {of} parameters multiply a token in “{pair}”")
+    return f"In both arms {'; '.join(parts)}."
 
 
 def _made_on(rows: pa.Table) -> str:

@@ -1,4 +1,4 @@
-"""The runs of the study of routing: both arms of every pair and seed, trained and looked at."""
+"""Runs the routing study: trains and measures both arms of every pair and seed."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -9,10 +9,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from sigmoid_attention.lab.progress import StudyProgress
-from sigmoid_attention.lab.rows import ARMS, Row
+from sigmoid_attention.lab.rows import ARMS, ArmRow
 from sigmoid_attention.lab.store import Store
-from sigmoid_attention.studies.compare.text import Text
 from sigmoid_attention.studies.routing.measure import (
     choices,
     churn,
@@ -28,13 +26,14 @@ from sigmoid_attention.studies.routing.setting import (
     active_parameters,
     model_config,
 )
-from sigmoid_attention.training.data.batches import TextBatches, token_stream
+from sigmoid_attention.training.data.batches import token_stream
 from sigmoid_attention.training.data.corpus import load_corpus
+from sigmoid_attention.training.data.text import Text
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
 from sigmoid_attention.training.environment import describe_machine, describe_versions
-from sigmoid_attention.training.evaluate import bits_per_byte
-from sigmoid_attention.training.model_folder import new_model
-from sigmoid_attention.training.trainer import Diverged, TrainConfig, train
+from sigmoid_attention.training.progress import StudyProgress
+from sigmoid_attention.training.text_run import TextRun
+from sigmoid_attention.training.trainer import Diverged, TrainConfig
 
 
 def run(
@@ -56,7 +55,7 @@ def run(
         "versions": describe_versions(),
         "provenance": dataclasses.asdict(corpus.provenance),
     }
-    # Seeds only say which runs there are, so a study may grow by more of them.
+    # Seeds only select runs, so more of them can be added to a study.
     fixed = dataclasses.asdict(setting)
     del fixed["seeds"]
     identity = fixed | {
@@ -66,7 +65,7 @@ def run(
     }
     store = Store(out, identity, stamp, resume=resume)
     console = console or Console(quiet=True)
-    console.print(corpus.told(), highlight=False, markup=False, soft_wrap=True)
+    console.print(corpus.notice(), highlight=False, markup=False, soft_wrap=True)
     todo = [unit for unit in units(setting) if not store.has(unit_name(*unit))]
     work = {unit: float(_work(unit[0], setting)) for unit in todo}
     with StudyProgress(sum(work.values()), len(todo), console) as progress:
@@ -97,7 +96,7 @@ def unit_name(pair: str, arm: str, seed: int) -> str:
 
 
 def arm_name(pair: str, arm: str) -> str:
-    """What a row's ``arm`` says."""
+    """The ``arm`` of a row."""
     return f"{pair} {arm}"
 
 
@@ -108,39 +107,40 @@ def run_unit(
     arm: str,
     seed: int,
     progress: Callable[[float], None],
-) -> Iterator[Row]:
-    """Train one arm of one seed and give its rows; `progress` is told the share that is done."""
+) -> Iterator[ArmRow]:
+    """Train one arm of one seed and give its rows; `progress` is called with the finished share."""
     name = arm_name(pair, arm)
     config = model_config(pair, arm, setting)
-    model = new_model(config, seed)
-    batches = TextBatches(text.tokens, setting.seq_len, setting.batch_size, seed)
-    probe_BN = _probe(text, setting)
-    looks: list[tuple[int, list[Tensor]]] = []
-
-    def look(done: int, _loss: float) -> None:
-        progress(done / setting.steps)
-        if done % setting.record_every == 0 or done == setting.steps:
-            looks.append((done, choices(model, probe_BN)))
-
     training = TrainConfig(
         steps=setting.steps, lr=setting.lr, warmup_steps=setting.warmup_steps, seed=seed
     )
-    train(model, batches, training, progress=False, on_step=look)
+    run = TextRun.prepare(text, config, training, batch_size=setting.batch_size)
+    model = run.model
+    probe_BN = _probe(text, setting)
+    recorded: list[tuple[int, list[Tensor]]] = []
 
-    bits = bits_per_byte(model, text.tokenizer, text.heldout, setting.seq_len)
-    yield Row(name, "validation_bits_per_byte", bits, "bits/byte", seed, length=setting.seq_len)
+    def record_choices(done: int, _loss: float) -> None:
+        progress(done / setting.steps)
+        if done % setting.record_every == 0 or done == setting.steps:
+            recorded.append((done, choices(model, probe_BN)))
+
+    run.train(progress=False, on_step=record_choices)
+
+    bits = run.bits_per_byte()
+    yield ArmRow(name, "validation_bits_per_byte", bits, "bits/byte", seed, length=setting.seq_len)
     for layer, load_E in enumerate(loads(model, probe_BN)):
-        yield Row(name, "load_entropy", entropy(load_E), "fraction", seed, layer=layer)
-        yield Row(name, "largest_load", largest(load_E), "even loads", seed, layer=layer)
+        yield ArmRow(name, "load_entropy", entropy(load_E), "fraction", seed, layer=layer)
+        yield ArmRow(name, "largest_load", largest(load_E), "even loads", seed, layer=layer)
     for layer, cosine in enumerate(similarities(model, probe_BN)):
-        yield Row(name, "similarity", cosine, "cosine", seed, layer=layer)
+        yield ArmRow(name, "similarity", cosine, "cosine", seed, layer=layer)
     if config.moe is not None and config.moe.top_k is not None:
-        for (_, before), (step, after) in pairwise(looks):
+        for (_, before), (step, after) in pairwise(recorded):
             for layer, chosen in enumerate(zip(before, after, strict=True)):
-                yield Row(name, "churn", churn(*chosen), "fraction", seed, step=step, layer=layer)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    yield Row(name, "parameters", count, "parameters", seed)
-    yield Row(name, "active_parameters", active_parameters(config), "parameters", seed)
+                yield ArmRow(
+                    name, "churn", churn(*chosen), "fraction", seed, step=step, layer=layer
+                )
+    yield ArmRow(name, "parameters", run.parameters, "parameters", seed)
+    yield ArmRow(name, "active_parameters", active_parameters(config), "parameters", seed)
 
 
 def _probe(text: Text, setting: RoutingSetting) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the study of routing trains: pairs of decoders that differ in the router's gate alone.
+"""The decoders of the routing study: pairs that differ only in the gate of the router.
 
 Both arms of a pair have the same text, initial weights, parameters and operations; pairs differ in
 how many experts a token visits and in what keeps their load even.
@@ -12,7 +12,7 @@ from sigmoid_attention.nn.moe import MoEConfig
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
 
 # As `MoEConfig` has them. Top-2 weights are divided by their sum, as Mixtral and DeepSeek-V3 do;
-# with all experts a sigmoid is not, which is the mixture that P2 (arXiv 2405.13997) is about. The
+# with all experts a sigmoid is not, as in the mixture of Nguyen et al. 2024 (arXiv 2405.13997). The
 # loss has the weight of Fedus et al. 2022; the bias moves ten times as far as DeepSeek-V3's,
 # because a run here has hundreds of steps.
 PAIRS: dict[str, dict[str, Any]] = {
@@ -28,8 +28,8 @@ FIRST_SEED = 100
 class RoutingSetting:
     """Sizes of the study; lengths in tokens, which are bytes here.
 
-    ``record_every`` is the distance, in steps, of the looks at who is chosen, for ``probe_tokens``
-    of held-out text or all that there are. Raises ``ValueError`` for a number that is not positive.
+    Every ``record_every`` steps the chosen experts of ``probe_tokens`` tokens of held-out text, or
+    of all of it, are recorded. Raises ``ValueError`` for a number that is not positive.
     """
 
     data: str = "stdlib"

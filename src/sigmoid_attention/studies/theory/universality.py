@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.lab.rows import ARMS, Row
+from sigmoid_attention.lab.rows import ARMS, ArmRow
 from sigmoid_attention.lab.statistics import Interval, t_interval
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.nn import Attention, Block, GELUFeedForward, RMSNorm
@@ -163,7 +163,7 @@ def run(out: Path, setting: UniversalitySetting, *, resume: bool = False) -> Sto
     return store
 
 
-def proof_rows(name: str, setting: UniversalitySetting) -> list[Row]:
+def proof_rows(name: str, setting: UniversalitySetting) -> list[ArmRow]:
     """The construction's error with Heaviside steps and each steepness, and size against error.
 
     In rows of the arm "proof" ``step`` is the number of parameters and ``length`` that of cells.
@@ -176,9 +176,9 @@ def proof_rows(name: str, setting: UniversalitySetting) -> list[Row]:
         max_layers=setting.max_layers,
         samples=setting.samples,
     )
-    rows = [Row(HARD, name, built.error().value, "L2")]
+    rows = [ArmRow(HARD, name, built.error().value, "L2")]
     rows += [
-        Row(f"{STEEP} {steepness:g}", name, built.error(steepness).value, "L2")
+        ArmRow(f"{STEEP} {steepness:g}", name, built.error(steepness).value, "L2")
         for steepness in setting.steepnesses
     ]
     box = Grid(setting.n, setting.d, cells=1)
@@ -186,13 +186,13 @@ def proof_rows(name: str, setting: UniversalitySetting) -> list[Row]:
     for cells in range(1, built.plan.grid.cells + 1):
         grid = dataclasses.replace(box, cells=cells)
         error = target.grid_error(grid).value
-        rows.append(Row(PROOF, name, error, "L2", step=parameters_of(grid), length=cells))
+        rows.append(ArmRow(PROOF, name, error, "L2", step=parameters_of(grid), length=cells))
     return rows
 
 
 def trained_row(
     name: str, arm: str, size: tuple[int, int], seed: int, setting: UniversalitySetting, label: str
-) -> Row:
+) -> ArmRow:
     """The L2 error of one trained transformer; ``step`` is its number of parameters."""
     box = Grid(setting.n, setting.d, cells=1)
     pool = _target(name, box, setting.pool, TRAINING)
@@ -205,7 +205,7 @@ def trained_row(
     train(model, Samples(pool, setting.batch_size, seed), config, progress=label)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     error = test.error(lambda x_SND: model(x_SND.float()))
-    return Row(f"{arm} {size_name(*size)}", name, error.value, "L2", seed, step=parameters)
+    return ArmRow(f"{arm} {size_name(*size)}", name, error.value, "L2", seed, step=parameters)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Text to train on, what is held out of it, and where it came from."""
+"""Reads text to train on, holds a part of it out, and describes its source."""
 
 import errno
 import hashlib
@@ -90,32 +90,34 @@ class Corpus:
             >>> load_corpus("stdlib").described().split("; ")[0][:6]
             'text: '
         """
-        found = self.provenance
-        share = found.heldout_bytes / found.bytes
-        part = _files(found.heldout_files) if found.split == BY_NAME else "its end"
-        held_out = f"{part} held out, {_size(found.heldout_bytes)} ({share:.0%})"
+        provenance = self.provenance
+        share = provenance.heldout_bytes / provenance.bytes
+        part = _files(provenance.heldout_files) if provenance.split == BY_NAME else "its end"
+        held_out = f"{part} held out, {_size(provenance.heldout_bytes)} ({share:.0%})"
         skipped = f"; {_files(self.binaries)} skipped as binary" if self.binaries else ""
-        return f"text: {_files(found.files)}, {_size(found.bytes)}; {held_out}{skipped}"
+        return f"text: {_files(provenance.files)}, {_size(provenance.bytes)}; {held_out}{skipped}"
 
-    def told(self) -> str:
+    def notice(self) -> str:
         """`described`, and on a line of its own the `warning`, if there is one."""
         warning = self.warning()
         return self.described() + (f"\nwarning: {warning}" if warning else "")
 
     def warning(self) -> str:
         """What makes the held-out loss a poor guide, in a sentence; empty where nothing does."""
-        found = self.provenance
-        share, (least, most) = found.heldout_bytes / found.bytes, USUAL_SHARE
-        told = []
-        if found.split == BY_NAME and found.heldout_files < FEW_HELDOUT:
-            told.append(f"only {_files(found.heldout_files)} held out")
+        provenance = self.provenance
+        share, (least, most) = provenance.heldout_bytes / provenance.bytes, USUAL_SHARE
+        cautions = []
+        if provenance.split == BY_NAME and provenance.heldout_files < FEW_HELDOUT:
+            cautions.append(f"only {_files(provenance.heldout_files)} held out")
         if not least <= share <= most:
-            told.append(
+            cautions.append(
                 f"{share:.0%} of the bytes held out, where about {HELDOUT_SHARE:.0%} is meant"
             )
-        if not told:
+        if not cautions:
             return ""
-        return f"{' and '.join(told)}: the held-out loss hangs on what these files happen to be"
+        return (
+            f"{' and '.join(cautions)}: the held-out loss depends strongly on this choice of files"
+        )
 
 
 def load_corpus(source: str | Path, *, binaries: bool = False) -> Corpus:
@@ -195,17 +197,17 @@ def _texts(folder: Path, binaries: bool) -> tuple[list[str], int]:
         f"data: {str(folder)!r} holds more than {MOST_FILES:,} files or {_size(MOST_BYTES)} of "
         f"text, which is too much to read: name a folder inside it"
     )
-    found = list(itertools.islice(_visible_files(folder), MOST_FILES + 1))
-    if len(found) > MOST_FILES:
+    files = list(itertools.islice(_visible_files(folder), MOST_FILES + 1))
+    if len(files) > MOST_FILES:
         raise too_much
     names, size = [], 0
-    for name in found:
+    for name in files:
         if binaries or not _is_binary(folder / name):
             names.append(name)
             size += (folder / name).stat().st_size
         if size > MOST_BYTES:
             raise too_much
-    skipped = len(found) - len(names)
+    skipped = len(files) - len(names)
     if skipped and not names:
         raise ValueError(
             f"data holds no text: all of the {_files(skipped)} in {str(folder)!r} are binary"
@@ -281,10 +283,10 @@ def _split(
     if not documents:
         raise ValueError(f"data holds no text: {source!r} has no file with any bytes in it")
     if len(documents) == 1:
-        (whole,) = documents
-        cut = int(len(whole.text) * (1 - HELDOUT_SHARE))
-        train = [Document(whole.name, whole.text[:cut])]
-        heldout = [Document(f"{whole.name} (end)", whole.text[cut:])]
+        (only,) = documents
+        cut = int(len(only.text) * (1 - HELDOUT_SHARE))
+        train = [Document(only.name, only.text[:cut])]
+        heldout = [Document(f"{only.name} (end)", only.text[cut:])]
     else:
         ranked = sorted(documents, key=_rank)
         wanted = sum(_rank(document) < HELDOUT_SHARE for document in documents)

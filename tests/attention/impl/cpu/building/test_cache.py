@@ -12,7 +12,7 @@ import platformdirs
 import pytest
 
 from sigmoid_attention.attention.impl.cpu import cache, compiler
-from sigmoid_attention.training.data.cache import cache_dir
+from sigmoid_attention.folders import cache_folder
 from tests.support.cpu.building import STRUCT_SIZE, output, start
 
 BUILD = """
@@ -164,12 +164,12 @@ def test_a_prebuilt_library_that_does_not_fit_is_passed_over(kernel, prebuilt, m
     assert cache.build(path, kernel, prebuilt.parent).origin == "compiled"
 
 
-def test_the_cache_is_where_the_downloads_are(monkeypatch):
-    assert cache.cache_folder() == cache_dir()
+def test_the_cache_folder_is_that_of_platformdirs(monkeypatch, tmp_path):
+    assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("SIGMOID_ATTENTION_CACHE")
-    assert cache.cache_folder() == cache_dir()
+    assert cache_folder() == Path(platformdirs.user_cache_dir("sigmoid-attention"))
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache.cache_folder() == Path(platformdirs.user_cache_dir("sigmoid-attention"))
+    assert cache_folder() == Path(platformdirs.user_cache_dir("sigmoid-attention"))
 
 
 def test_nothing_is_compiled_at_import(counting):
