@@ -14,11 +14,11 @@ import torch
 
 from sigmoid_attention.mixtures.data import RawData, binned
 from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
-from sigmoid_attention.mixtures.solver import Settings, minimise
+from sigmoid_attention.mixtures.solver import SolverSettings, minimise
 from sigmoid_attention.training.environment import peak_process_bytes
 
 # Cells along an axis of the grid on which a fit begins, and what chi2 it may leave at its end.
-BINS, STOP = 160, Settings(drop=1e-3)
+BINS, STOP = 160, SolverSettings(tol=1e-3)
 
 
 def fit_raw(gate: str, expert: str, n: int) -> dict[str, Any]:

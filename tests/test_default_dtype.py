@@ -183,7 +183,7 @@ TRAINED = tiny_model()
 
 
 def estimators() -> Results:
-    common = {"n_experts": 2, "starts": 4, "max_iter": 40, "random_state": 0}
+    common = {"n_experts": 2, "n_init": 4, "max_iter": 40, "random_state": 0}
     regressor = MixtureOfExpertsRegressor(**common).fit(DATA, DATA[:, 0] * DATA[:, 1])
     classifier = MixtureOfExpertsClassifier(**common).fit(DATA, DATA[:, 0] > DATA[:, 1])
     yield torch.from_numpy(regressor.predict(DATA))

@@ -20,7 +20,7 @@ from sigmoid_attention.mixtures.gaussian import (
     maximise,
     near_truth,
 )
-from sigmoid_attention.mixtures.solver import Box, Settings
+from sigmoid_attention.mixtures.solver import Box, SolverSettings
 
 FAMILIES = {
     f"{gate} {expert} {shared.expert if shared else 'alone'}": GaussianExperts(
@@ -102,7 +102,7 @@ def test_one_linear_expert_is_ordinary_least_squares():
     x = rng.standard_normal((60, 3))
     y = x @ [1.0, -2.0, 0.5] + 3 + 0.2 * rng.standard_normal(60)
     data = Samples(torch.from_numpy(x)[None], torch.from_numpy(y)[None])
-    once = Settings(most_iterations=1)
+    once = SolverSettings(max_iter=1)
     fit = em(family, data, torch.zeros(1, family.size).double(), box=wide(family), settings=once)
     columns = np.column_stack([x, np.ones(60)])
     known, rss, *_ = np.linalg.lstsq(columns, y)
@@ -123,7 +123,7 @@ def test_em_never_lowers_the_likelihood(family):
     start = 2 * torch.randn(6, family.size, dtype=torch.float64)
     deviances = torch.stack(
         [
-            em(family, data, start, box=wide(family), settings=Settings(most_iterations=i)).chi2_B
+            em(family, data, start, box=wide(family), settings=SolverSettings(max_iter=i)).chi2_B
             for i in range(25)
         ]
     )
@@ -136,7 +136,7 @@ def test_an_em_iteration_is_that_of_the_textbook():
     data = sampled(LINE, LINE_THETA, 1, 400, seed=3)
     x, y = data.inputs_BQd[0, :, 0], data.observations_BQ[0]
     start = LINE_THETA + 0.3 * torch.randn(LINE.size, dtype=torch.float64)
-    once = Settings(most_iterations=1)
+    once = SolverSettings(max_iter=1)
     fit = em(LINE, data, start[None], box=wide(LINE), settings=once).theta_BP[0]
     routed, shared = LINE.atoms(start)
     gate = (x[:, None] * routed[:, 0] + routed[:, 1]).softmax(-1) / 2
@@ -189,7 +189,7 @@ def test_em_alone_gets_there_too_where_experts_are_apart(gate):
     family = GaussianExperts(Mixture(gate, "linear", k=2), Shared("linear", 1))
     data = sampled(family, LINE_THETA, 4, 500, seed=5)
     start = (LINE_THETA + 0.05).expand(4, -1)
-    alone = em(family, data, start, box=wide(family), settings=Settings(1e-9, 1, 3000))
+    alone = em(family, data, start, box=wide(family), settings=SolverSettings(1e-9, 1, 3000))
     both = maximise(family, data, start, box=wide(family))
     torch.testing.assert_close(alone.chi2_B, both.chi2_B, rtol=0, atol=1e-3)
 

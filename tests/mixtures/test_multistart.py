@@ -13,7 +13,7 @@ from sigmoid_attention.mixtures.multistart import (
     uniform_starts,
 )
 from sigmoid_attention.mixtures.objective import Penalised, Repeated, SumOfSquares
-from sigmoid_attention.mixtures.solver import Box, Settings, chi2, minimise
+from sigmoid_attention.mixtures.solver import Box, SolverSettings, chi2, minimise
 
 FAMILY = Mixture("sigmoid", "tanh", k=2, d=2)
 DESIGN = FiniteDesign.sobol(64, d=2)
@@ -80,7 +80,7 @@ def test_near_counts_starts_within_a_unit():
 
 
 def test_starts_that_ran_out_of_steps_are_no_estimates():
-    settings = Settings(most_iterations=2)
+    settings = SolverSettings(max_iter=2)
     found = multistart(FAMILY, DATA, STARTS, sigma=0.1, box=BOX, settings=settings)
     assert found.failed_B.all()
     assert not found.best.converged_B.any()

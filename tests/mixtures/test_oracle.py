@@ -7,7 +7,8 @@ from scipy.optimize import least_squares
 
 from sigmoid_attention.mixtures import FiniteDesign, Mixture, RawData
 from sigmoid_attention.mixtures.data import LeastSquares
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.model import free_parameters
+from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
 from sigmoid_attention.mixtures.solver import Box, chi2, minimise
 
 SIGMA = 0.1

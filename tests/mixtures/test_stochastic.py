@@ -5,7 +5,7 @@ import torch
 
 from sigmoid_attention.mixtures import Mixture
 from sigmoid_attention.mixtures.data import Samples
-from sigmoid_attention.mixtures.solver import Box, Fit, Settings, chi2, minimise
+from sigmoid_attention.mixtures.solver import Box, Fit, SolverSettings, chi2, minimise
 from sigmoid_attention.mixtures.stochastic import Recipe, excess, paper_mode
 
 FAMILY = Mixture("sigmoid", "tanh", k=2, d=2)
@@ -104,7 +104,7 @@ def test_excess_without_an_optimum_is_no_number():
     shown = Fit(
         START, chi2(FAMILY, data, START, 0.1), torch.zeros(3) > 0, torch.zeros(3), torch.zeros(3)
     )
-    few = Settings(most_iterations=1)
+    few = SolverSettings(max_iter=1)
     left = excess(FAMILY, data, shown, sigma=0.1, box=BOX, settings=few)
     assert left.isnan().all()
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.mixtures.labels import Labelled
-from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.rates.setting import free_parameters
-from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, Settings, descend
+from sigmoid_attention.mixtures.model import Mixture, free_parameters
+from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, SolverSettings, descend
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def maximise_likelihood(
     start_BP: Tensor,
     *,
     box: Box,
-    settings: Settings = DEFAULTS,
+    settings: SolverSettings = DEFAULTS,
 ) -> Fit:
     """A local maximum-likelihood estimate for each problem, by damped Fisher scoring in a box.
 

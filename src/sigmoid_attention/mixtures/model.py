@@ -148,3 +148,15 @@ class Mixture:
 
     def _sum(self, weights: Tensor, values: Tensor) -> Tensor:
         return (weights * values) @ weights.new_ones(self.k)
+
+
+def free_parameters(family: Mixture) -> Tensor:
+    """Which parameters a fit may move, (P,): under a shift-blind gate not the last one's score.
+
+    That holds for Euclidean scores too: |x|^2 cancels, and what is left is linear in x.
+    """
+    free = torch.ones(family.size, dtype=torch.bool)
+    if gates.gate(family.gate).shift:
+        last = (family.k - 1) * family.atom_size
+        free[last : last + family.score_size] = False
+    return free

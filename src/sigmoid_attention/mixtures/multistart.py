@@ -12,7 +12,14 @@ from sigmoid_attention.mixtures.classification import LogisticMixture
 from sigmoid_attention.mixtures.data import LeastSquares
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.objective import Objective, Repeated, SumOfSquares
-from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, Settings, check_start, descend
+from sigmoid_attention.mixtures.solver import (
+    DEFAULTS,
+    Box,
+    Fit,
+    SolverSettings,
+    check_start,
+    descend,
+)
 
 # Two ends that differ by less chi2 are the same end, of which one that converged is preferred.
 SAME = 1e-2
@@ -79,7 +86,7 @@ def multistart(
     *,
     sigma: float,
     box: Box,
-    settings: Settings = DEFAULTS,
+    settings: SolverSettings = DEFAULTS,
 ) -> Attempts:
     """Least squares from S starts for each problem; the best approximates the global minimum.
 
@@ -115,7 +122,7 @@ def best_of(
     start_BSP: Tensor,
     *,
     box: Box,
-    settings: Settings = DEFAULTS,
+    settings: SolverSettings = DEFAULTS,
     at_once: int = 512,
 ) -> Attempts:
     """The ends of S starts for each problem of any objective, ``at_once`` of them in a batch.

@@ -14,7 +14,7 @@ from sigmoid_attention.mixtures.data import Summaries
 from sigmoid_attention.mixtures.distance import d3, matched
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
-from sigmoid_attention.mixtures.solver import Box, Fit, Settings, minimise
+from sigmoid_attention.mixtures.solver import Box, Fit, SolverSettings, minimise
 
 # The unit of a descent's stopping rule, in which it goes on until it gains a ten-thousandth.
 PRECISION = 1e-6
@@ -22,7 +22,7 @@ PRECISION = 1e-6
 # agree to 1e-16; the kinks of ReLU experts make minima of their own that differ by 1e-8 to 1e-6.
 TIE = 1e-9
 # Nothing is drawn here that a fit would be measured by, so that descents may take their time.
-PATIENT = Settings(most_iterations=2000)
+PATIENT = SolverSettings(max_iter=2000)
 
 
 @dataclass(frozen=True)

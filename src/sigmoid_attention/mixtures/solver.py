@@ -14,20 +14,20 @@ from sigmoid_attention.mixtures.objective import Objective, SumOfSquares
 
 
 @dataclass(frozen=True)
-class Settings:
+class SolverSettings:
     """When to stop.
 
-    ``drop`` is in statistical units: the fall of chi2 that a step may still promise, so that a fit
+    ``tol`` is in statistical units: the fall of chi2 that a step may still promise, so that a fit
     is as near to its optimum as its own uncertainty asks for, whatever n is. It has to stay below
     that for ``patience`` steps running.
     """
 
-    drop: float = 1e-4
+    tol: float = 1e-4
     patience: int = 3
-    most_iterations: int = 4000
+    max_iter: int = 4000
 
 
-DEFAULTS = Settings()
+DEFAULTS = SolverSettings()
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def minimise(
     *,
     sigma: float,
     box: Box,
-    settings: Settings = DEFAULTS,
+    settings: SolverSettings = DEFAULTS,
 ) -> Fit:
     """A local least-squares estimate for each problem, from its own start, inside the box."""
     objective = SumOfSquares(family, data, sigma)
@@ -95,7 +95,7 @@ def minimise(
 
 
 def descend(
-    objective: Objective, start_BP: Tensor, *, box: Box, settings: Settings = DEFAULTS
+    objective: Objective, start_BP: Tensor, *, box: Box, settings: SolverSettings = DEFAULTS
 ) -> Fit:
     """A local minimum of each problem, from its own start; ``chi2`` without the constant.
 
@@ -110,7 +110,7 @@ def descend(
     theta = torch.clamp(start_BP, box.low_P, box.high_P)
     active = torch.arange(len(theta))
     state = _State(theta, objective.cost(theta, active))
-    for iteration in range(settings.most_iterations):
+    for iteration in range(settings.max_iter):
         if len(active) == 0:
             break
         state.iterations[active] = iteration + 1
@@ -140,7 +140,7 @@ class _State:
 
 
 def _step(
-    objective: Objective, state: _State, active: Tensor, box: Box, settings: Settings
+    objective: Objective, state: _State, active: Tensor, box: Box, settings: SolverSettings
 ) -> Tensor:
     """One step of the active problems; which of them are finished."""
     theta, cost, damping = state.theta[active], state.cost[active], state.damping[active]
@@ -176,7 +176,7 @@ def _step(
     # A step that was refused promises little because it was short, which is no sign of an optimum;
     # unless the two costs cannot be told apart any more.
     same = (new_cost - cost).abs() <= 1e-10 * cost.clamp(min=1.0)
-    quiet = usable & (better | same) & (promised <= settings.drop)
+    quiet = usable & (better | same) & (promised <= settings.tol)
     state.quiet[active] = torch.where(quiet, state.quiet[active] + 1, 0)
     done = state.quiet[active] >= settings.patience
     state.converged[active] |= done

@@ -12,7 +12,7 @@ from torch import Tensor
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.parts import named
-from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, Settings, chi2, minimise
+from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, SolverSettings, chi2, minimise
 
 OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -127,7 +127,7 @@ def excess(
     *,
     sigma: float,
     box: Box,
-    settings: Settings = DEFAULTS,
+    settings: SolverSettings = DEFAULTS,
 ) -> Tensor:
     """What training left to be had: the fall of chi2 that `minimise` finds from its end, (B,).
 

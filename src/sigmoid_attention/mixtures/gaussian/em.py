@@ -12,14 +12,14 @@ from torch import Tensor
 from sigmoid_attention.mixtures.data import LeastSquares
 from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Look
 from sigmoid_attention.mixtures.gaussian.likelihood import Deviance
-from sigmoid_attention.mixtures.solver import Box, Fit, Settings, descend
+from sigmoid_attention.mixtures.solver import Box, Fit, SolverSettings, descend
 
 # An iteration that raises the log likelihood by less than 1e-6 is the last; arXiv 2505.10860 too
 # stops at 1e-6 or after 1000 iterations.
-EM = Settings(drop=2e-6, patience=1, most_iterations=1000)
+EM = SolverSettings(tol=2e-6, patience=1, max_iter=1000)
 # Experts that start as near twins look stationary as long as damping is large, and every step that
 # goes well makes it three times smaller: only after some of them is a small promise a sign.
-SCORING = Settings(drop=1e-3, patience=8, most_iterations=300)
+SCORING = SolverSettings(tol=1e-3, patience=8, max_iter=300)
 # What an expert that has no observations left is taken to have: it then stays as it is.
 NOTHING = 1e-9
 # Along directions that only noise tells of, a step of Newton would leave its quadratic model.
@@ -32,7 +32,7 @@ def em(
     start_BP: Tensor,
     *,
     box: Box,
-    settings: Settings = EM,
+    settings: SolverSettings = EM,
 ) -> Fit:
     """Maximum likelihood by EM, from its own start for each problem, inside the box.
 
@@ -69,7 +69,7 @@ def em(
     deviance, step = _iteration(family, data, theta, active, box)
     length, iterations = torch.ones_like(deviance), torch.zeros(count, dtype=torch.int64)
     quiet, converged = torch.zeros_like(iterations), torch.zeros(count, dtype=torch.bool)
-    for iteration in range(settings.most_iterations):
+    for iteration in range(settings.max_iter):
         if len(active) == 0:
             break
         iterations[active] = iteration + 1
@@ -78,7 +78,7 @@ def em(
         fall = deviance[active] - new_deviance
         # Sums of n logarithms cannot be told apart beyond their rounding.
         better = fall >= -1e-13 * new_deviance.abs()
-        calm = better & (length[active] == 1) & (fall <= settings.drop)
+        calm = better & (length[active] == 1) & (fall <= settings.tol)
         quiet[active] = torch.where(calm, quiet[active] + 1, 0)
         theta[active] = torch.where(better[:, None], moved, theta[active])
         step[active] = torch.where(better[:, None], new_step, step[active])
@@ -98,7 +98,7 @@ def maximise(
     *,
     box: Box,
     warm: int = 10,
-    settings: Settings = SCORING,
+    settings: SolverSettings = SCORING,
 ) -> Fit:
     """Maximum likelihood: some iterations of EM, then damped Fisher scoring to the maximum.
 
@@ -122,7 +122,7 @@ def maximise(
         >>> bool(fit.converged_B)
         True
     """
-    first = em(family, data, start_BP, box=box, settings=replace(EM, most_iterations=warm))
+    first = em(family, data, start_BP, box=box, settings=replace(EM, max_iter=warm))
     fit = descend(Deviance(family, data), first.theta_BP, box=box, settings=settings)
     return replace(fit, iterations_B=fit.iterations_B + first.iterations_B)
 

@@ -15,7 +15,7 @@ from sigmoid_attention.mixtures.data import FiniteDesign, LeastSquares, Samples
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.multistart import multistart
 from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
-from sigmoid_attention.mixtures.solver import DEFAULTS, Settings, chi2
+from sigmoid_attention.mixtures.solver import DEFAULTS, SolverSettings, chi2
 
 with lab_imports("sigmoid_attention.mixtures"):
     import numpy as np
@@ -42,7 +42,7 @@ class Curve:
     free: int
 
 
-def measure(setting: Setting, settings: Settings = DEFAULTS) -> Curve:
+def measure(setting: Setting, settings: SolverSettings = DEFAULTS) -> Curve:
     """All sizes and replicates of a setting on its finite design, fitted together.
 
     Example:
@@ -59,7 +59,7 @@ def measure(setting: Setting, settings: Settings = DEFAULTS) -> Curve:
     return _curve(setting, data, truth, settings)
 
 
-def measure_continuous(setting: Setting, settings: Settings = DEFAULTS) -> list[Curve]:
+def measure_continuous(setting: Setting, settings: SolverSettings = DEFAULTS) -> list[Curve]:
     """The same with inputs that are uniform on the cube, for each size: the law of the papers.
 
     Losses that are averages over inputs take the nodes of the finite design, so that both can be
@@ -89,7 +89,9 @@ def continuous_data(setting: Setting) -> Iterator[tuple[int, Samples]]:
         )
 
 
-def _curve(setting: Setting, data: LeastSquares, truth: voronoi.Truth, settings: Settings) -> Curve:
+def _curve(
+    setting: Setting, data: LeastSquares, truth: voronoi.Truth, settings: SolverSettings
+) -> Curve:
     unit = setting.sigma or UNIT_WITHOUT_NOISE
     bounds = box(setting, truth)
     rng = torch.Generator().manual_seed(setting.seed + 1)

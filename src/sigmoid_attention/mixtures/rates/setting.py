@@ -15,9 +15,8 @@ from torch import Tensor
 from sigmoid_attention.attention import arguments
 from sigmoid_attention.mixtures import voronoi
 from sigmoid_attention.mixtures.data import FiniteDesign
-from sigmoid_attention.mixtures.gates import gate
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
-from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.model import Mixture, free_parameters
 from sigmoid_attention.mixtures.solver import Box
 
 CANDIDATES = 200
@@ -105,18 +104,6 @@ class Setting:
 
 
 # Truths ---------------------------------------------------------------------------------------
-
-
-def free_parameters(family: Mixture) -> Tensor:
-    """Which parameters a fit may move, (P,): under a shift-blind gate not the last one's score.
-
-    That holds for Euclidean scores too: |x|^2 cancels, and what is left is linear in x.
-    """
-    free = torch.ones(family.size, dtype=torch.bool)
-    if gate(family.gate).shift:
-        last = (family.k - 1) * family.atom_size
-        free[last : last + family.score_size] = False
-    return free
 
 
 def draw_truth(setting: Setting) -> voronoi.Truth:

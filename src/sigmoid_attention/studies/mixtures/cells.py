@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from sigmoid_attention.lab.figure import loglog, panels
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
+from sigmoid_attention.mixtures.model import free_parameters
 from sigmoid_attention.mixtures.rates.measure import Curve, measure, measure_continuous
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
 from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
 from sigmoid_attention.mixtures.rates.verdict import RULE, Evidence, judge
 

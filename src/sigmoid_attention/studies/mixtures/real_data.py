@@ -161,7 +161,7 @@ def _learned(setting: Learned, share: float, alpha: float, resample: int):
     make = MixtureOfExpertsClassifier if SETS[setting.data][1] else MixtureOfExpertsRegressor
     model = make(
         setting.n_experts, gate=setting.gate, expert=setting.expert, alpha=alpha,
-        starts=setting.starts, max_iter=setting.max_iter, random_state=resample,
+        n_init=setting.starts, max_iter=setting.max_iter, random_state=resample,
     )  # fmt: skip
     with warnings.catch_warnings():
         # That pixels at the rim are constant, data few, and which fits did not converge, is known:

@@ -20,9 +20,9 @@ from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, 
 from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import FiniteDesign, Summaries
 from sigmoid_attention.mixtures.equivalence import shift_scores
-from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.model import Mixture, free_parameters
 from sigmoid_attention.mixtures.multistart import multistart, spread, uniform_starts
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
 from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.mixtures.solver import Box
 from sigmoid_attention.mixtures.voronoi import Truth, l2

@@ -187,7 +187,7 @@ LABELS = {
 }
 
 RULE = f"""Protocol: EM from the start that public code of the same authors has, until an iteration
-adds less than {TOLERANCE:g} to the log likelihood of an observation, at most {EM.most_iterations}
+adds less than {TOLERANCE:g} to the log likelihood of an observation, at most {EM.max_iter}
 iterations; {REPLICATES} data sets of each of {len(SIZES)} sizes from 1e2 to 1e5, one shared and one
 routed expert too many. The slope is that of the log of the mean loss on log(log n / n), with a
 bootstrap interval over data sets; fits that ran out of iterations are left out of it. The first

@@ -142,7 +142,7 @@ def run(setting: Setting) -> Iterator[Row]:
     if setting.to_the_end:
         fit = maximise(family, data, start_BP, box=bounds)
     else:
-        stop = replace(EM, drop=2 * TOLERANCE * setting.n)
+        stop = replace(EM, tol=2 * TOLERANCE * setting.n)
         fit = em(family, data, start_BP, box=bounds, settings=stop)
     if setting.extra == 0:
         score_QP = truth.family.score(truth.theta_P, data.inputs_BQd[0], data.observations_BQ[0])[1]

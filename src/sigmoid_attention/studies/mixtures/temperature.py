@@ -16,8 +16,8 @@ from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, 
 from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import FiniteDesign
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
-from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.model import Mixture, free_parameters
+from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
 from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
 from sigmoid_attention.mixtures.rates.verdict import (
     MARGIN,
