@@ -9,7 +9,6 @@ from sigmoid_attention.mixtures.multistart import (
     best_of,
     multistart,
     spread,
-    starts_around,
     uniform_starts,
 )
 from sigmoid_attention.mixtures.objective import Penalised, Repeated, SumOfSquares
@@ -126,13 +125,6 @@ def test_a_range_of_starts_suits_the_dimension():
     assert (wide[:, family.parts["beta1"]] == 0.5).all()
     assert (wide[:, family.parts["beta0"]] == 2.0).all()
     assert starts.std() > 0.2
-
-
-def test_starts_around_a_point_have_its_jitter():
-    starts = starts_around(TRUTH, problems=3, starts=400, jitter=0.3, seed=0)
-    assert starts.shape == (3, 400, 10)
-    assert (starts - TRUTH).std().item() == pytest.approx(0.3, rel=0.05)
-    assert (starts - TRUTH).mean().abs().item() < 0.02
 
 
 @pytest.mark.parametrize(

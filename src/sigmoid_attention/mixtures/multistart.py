@@ -189,12 +189,3 @@ def uniform_starts(within: Box, *, problems: int, starts: int, seed: int) -> Ten
     return torch.lerp(
         within.low_P, within.high_P, torch.rand(shape, generator=rng, dtype=torch.float64)
     )
-
-
-def starts_around(
-    theta_P: Tensor, *, problems: int, starts: int, jitter: float, seed: int
-) -> Tensor:
-    """(B, S, P), normal about a vector of parameters: the truth, or an earlier fit."""
-    rng = torch.Generator().manual_seed(seed)
-    shape = (problems, starts, len(theta_P))
-    return theta_P + jitter * torch.randn(shape, generator=rng, dtype=torch.float64)
