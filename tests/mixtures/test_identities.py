@@ -87,7 +87,7 @@ def test_a_shift_adds_the_same_to_all_scores_of_a_sigmoid_too(score, factor, tem
 
 @pytest.mark.parametrize("slope", (0.0, 1.0, 3.0))
 def test_two_sigmoids_sum_to_a_sigmoid_only_where_it_is_flat(slope):
-    """P2, regime 1: sigma(b1 x + b0) as a sum of two with slopes and intercepts within 3."""
+    """Regime 1 of Nguyen et al. 2024: two sigmoids with slopes and intercepts within 3."""
     family = Mixture("sigmoid", "constant", k=2, d=1)
     inputs = torch.linspace(-2, 2, 64, dtype=torch.float64)[:, None]
     ones = torch.zeros(family.size, dtype=torch.bool)

@@ -1,8 +1,8 @@
 """A row of sigmoid attention as a mixture of experts, and back, both exactly.
 
-There are two ways to read it. Over a *sequence* the input is all tokens, one after another, and
-the mixture has quadratic scores and linear experts (P3). Over a *context* of fixed keys the input
-is the query, and the mixture has linear scores and constant experts, the values.
+There are two ways to read it. Over a *sequence* the input is all tokens, one after another, and the
+mixture has quadratic scores and linear experts (Yan et al. 2025). Over a *context* of fixed keys
+the input is the query, and the mixture has linear scores and constant experts, the values.
 
 Shape letters: N tokens, M their width, D head dim, E channels of the answer, K keys, d dimension of
 the mixture's input (N M or D), P its parameters, H heads; ``block`` is a token's place among d.
@@ -58,7 +58,7 @@ class Head:
 
         Token j is expert j: its score has A = sym(E_i' W_q W_k' E_j) / sqrt D and c = b_j, and it
         answers (W_v' E_j x)_e, where E_j takes token j out of x = (x_1, .., x_N), of N M numbers.
-        Source: P3 (arXiv 2502.00281), section 2. That the scores see the symmetric part of the
+        Source: Yan et al. 2025, section 2. That the scores see the symmetric part of the
         matrix only changes no answer.
 
         Raises:

@@ -50,12 +50,13 @@ def matched(family: Mixture, theta_BP: Tensor, other_P: Tensor) -> Tensor:
 
 
 def d3(family: Mixture, theta_BP: Tensor, members_MP: Tensor) -> Tensor:
-    """Distance of fits to the nearest of several minimisers, (B,): P2's D3 and P3's L3.
+    """Distance of fits to the nearest of several minimisers, (B,).
 
     The papers sum over the Voronoi cells of one minimiser, which near it is the same; matching
     experts keeps it a distance where several crowd one cell. A continuum of minimisers is given as
     samples of it: the distance changes by no more than the minimiser does, so that samples which
-    lie eps apart overstate it by eps / 2 at most. Source: P2, D3; P3, L3.
+    lie eps apart overstate it by eps / 2 at most. Source: Nguyen et al. 2024, D3;
+    Yan et al. 2025, L3.
 
     Args:
         members_MP: parameters of the minimisers, e.g. ``projection.Projection.theta_MP``.

@@ -189,7 +189,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         f_\theta(x) = \sum_{j=1}^k g(s(x))_j\, h(x, \eta_j)
 
     in standardised features and targets, from several random starts, of which the best counts. A
-    penalty of 0 gives the least-squares estimate of P2 (arXiv 2405.13997, section 2) in a box.
+    penalty of 0 gives the least-squares estimate of Nguyen et al. 2024, section 2, within bounds.
 
     Args:
         n_experts: k.

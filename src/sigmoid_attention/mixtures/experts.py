@@ -64,8 +64,8 @@ class Ridge(Expert):
 
     With ``scale`` it is c phi(...), the unit's outgoing weight being a parameter too. With a bias
     dh/da = x dh/db, so that no such expert is strongly identifiable; without one GELU and tanh are
-    (P2, definition 1; docs/mixtures.md has the check). With a scale ReLU is not even weakly so,
-    since r phi(a . x / r) = phi(a . x) for r > 0.
+    (Nguyen et al. 2024, definition 1; docs/mixtures.md has the check). With a scale ReLU is not
+    even weakly so, since r phi(a . x / r) = phi(a . x) for r > 0.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Ridge(Expert):
 
 @dataclass(frozen=True)
 class Constant(Expert):
-    """h = c, whatever the input: P2's input-independent expert."""
+    """h = c: the input-independent expert of Nguyen et al. 2024."""
 
     name = "constant"
 

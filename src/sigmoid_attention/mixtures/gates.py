@@ -44,7 +44,7 @@ def _total(terms: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sigmoid(Gate):
-    """g_i = 1 / (1 + exp(-s_i)), each expert for itself (P2, section 2)."""
+    """g_i = 1 / (1 + exp(-s_i)), each expert for itself (Nguyen et al. 2024, section 2)."""
 
     name = "sigmoid"
 

@@ -25,7 +25,7 @@ class Hierarchy:
     read, multi-head attention is of that kind: heads are groups of constant weight, keys are
     experts (``attention_row``). A vector of parameters holds the outer scores, group after group,
     then the groups' mixtures. ``minimise`` fits it as it does a ``Mixture``.
-    Source: P3 (arXiv 2502.00281) names it for multi-head attention; the form is ours.
+    Source: Yan et al. 2025 names it for multi-head attention; the form is ours.
 
     Args:
         gate, score: of the groups; names as of a ``Mixture``.

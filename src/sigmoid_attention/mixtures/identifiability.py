@@ -58,17 +58,18 @@ def jacobian_rank(
 
 
 def weakly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Rank:
-    """{dh/deta_u(x, eta_i)} at distinct eta_i (P2, definition of weak identifiability)."""
+    """{dh/deta_u(x, eta_i)} at distinct eta_i (Nguyen et al. 2024, weak identifiability)."""
     return rank_of(_first(name, parameters_kE, inputs_Qd).flatten(1))
 
 
 def strongly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Rank:
     """{x^nu d^gamma h/deta^gamma : |nu| + |gamma| <= 2} at distinct eta_i.
 
-    P2's strong identifiability with what the gate's own derivatives bring in under regime 1
-    (derived from the Taylor expansion of its proof; the paper states the set for the expert alone).
-    By the letter no ridge expert h(a'x) passes in d > 1, since x_u dh/da_v = x_v dh/da_u: there$
-    d (d - 1) / 2 such relations an expert. Second derivatives come by automatic differentiation.
+    Strong identifiability of Nguyen et al. 2024, with what the gate's own derivatives bring in
+    under regime 1 (derived from the Taylor expansion of its proof; the paper states the set for the
+    expert alone). By the letter no ridge expert h(a'x) passes in d > 1, since x_u dh/da_v = x_v
+    dh/da_u: there are d (d - 1) / 2 such relations an expert. Second derivatives come by automatic
+    differentiation.
     """
     dim = inputs_Qd.shape[1]
     value = expert(name).value(parameters_kE, inputs_Qd)[..., None]

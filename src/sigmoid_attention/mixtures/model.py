@@ -22,8 +22,8 @@ class Mixture:
         s_i(x) = \frac{1}{\tau} t(x, \beta_i) + \beta_{0 i}
 
     with gate g, score shape t, intercepts and expert h; the temperature is 1 unless ``temperature``
-    makes its logarithm a parameter. Source: P2 (arXiv 2405.13997) section 2, P3 (arXiv 2502.00281)
-    section 2 for quadratic scores.
+    makes its logarithm a parameter. Source: Nguyen et al. 2024, section 2; for quadratic scores
+    Yan et al. 2025, section 2. docs/bibliography.md lists the papers.
 
     A vector of parameters holds expert after expert, for each the score's, then the expert's; the
     logarithm of the temperature comes last.

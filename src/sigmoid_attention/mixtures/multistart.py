@@ -90,7 +90,8 @@ def multistart(
 ) -> Attempts:
     """Least squares from S starts for each problem; the best approximates the global minimum.
 
-    The theorems of P2 and P3 are about the global estimate, their experiments start near the truth.
+    The theorems of Nguyen et al. 2024 and Yan et al. 2025 are about the global estimate. Their
+    experiments start near the truth.
 
     Raises:
         ValueError: starts that are not finite or do not fit the box, or a problem all of whose

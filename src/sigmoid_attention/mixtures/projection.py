@@ -83,7 +83,8 @@ class Projection:
 def project(problem: Approximation, starts_SP: Tensor, *, apart: float = 1e-3) -> Projection:
     """The set of best approximations, by descents from many starts.
 
-    Source: P2, regime 2: to this set, and not to the truth, misspecified fits converge.
+    Source: Nguyen et al. 2024, regime 2: to this set, and not to the truth, misspecified fits
+    converge.
 
     Args:
         apart: minimisers nearer to each other than this (``distance.matched``) are one.

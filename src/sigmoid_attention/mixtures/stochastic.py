@@ -63,8 +63,8 @@ def paper_mode(
     It stops when its epochs are over, wherever that is: ``converged`` is never true, ``iterations``
     is the number of steps, and `excess` says how far above the optimum it ended. A problem that
     diverged has infinite ``chi2``. There is no box. Since epochs are fixed, a larger n also means
-    more steps: slopes on n mix statistics with optimisation. Source: P2 (arXiv 2405.13997) and P3
-    (arXiv 2502.00281), experiments.
+    more steps: slopes on n mix statistics with optimisation. Source: the
+    experiments of Nguyen et al. 2024 and Yan et al. 2025.
 
     Args:
         sigma: standard deviation of the noise, the unit of ``chi2``; training does not use it.

@@ -72,11 +72,11 @@ def rbar(crowd: Tensor) -> Tensor:
 
 
 def quadratic_powers(family: Mixture) -> dict[str, Power]:
-    """P3's exponents of a crowded cell where they are not 2.
+    """The exponents of Yan et al. 2025 for a crowded cell, where they are not 2.
 
     Under a fully quadratic score two derivatives by b are one by A, so that the errors of both
     interact: b has rbar, A half of it. A partially quadratic score has no b and keeps 2.
-    Source: P3, L1. [derived]
+    Source: Yan et al. 2025, L1. [derived]
 
     Example:
         >>> sorted(quadratic_powers(Mixture("sigmoid", "gelu", "fully_quadratic")))
@@ -114,7 +114,8 @@ def aligned(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
 def cells(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
     """The true expert nearest to each fitted one, (B, k), by all but the intercept of the score.
 
-    Source: P2, section 3: A_j = {i : |theta_i - theta*_j| <= |theta_i - theta*_l| for all l}.
+    Source: Nguyen et al. 2024, section 3:
+    A_j = {i : |theta_i - theta*_j| <= |theta_i - theta*_l| for all l}.
     """
     return _nearest(family, aligned(family, theta_BP, truth), truth)
 
@@ -163,7 +164,8 @@ def voronoi(
     terms are then weighted. The mass of a cell of one is part of its exact term instead, as
     |Delta beta0|, where the gate is not blind to a shift. The order of experts does not matter, nor
     a common shift of the scores where the gate does not see it (``aligned``).
-    Source: P2, equations of D1, D2,r and the softmax D; P3's L1 and L2,r with A, b, c.
+    Source: Nguyen et al. 2024, equations of D1, D2,r and the softmax D; Yan et al. 2025, L1 and
+    L2,r with A, b, c.
 
     Args:
         powers: the exponent r of each part in a crowded cell, 2 where it is not named; see

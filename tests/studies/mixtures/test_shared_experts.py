@@ -1,4 +1,4 @@
-"""The sibling study: its truths and data, and the verdicts that its rule gives."""
+"""The study of shared experts: its truths and data, and the verdicts that its rule gives."""
 
 import math
 

@@ -14,7 +14,7 @@ from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Look
 from sigmoid_attention.mixtures.gaussian.likelihood import Deviance
 from sigmoid_attention.mixtures.solver import Box, Fit, SolverSettings, descend
 
-# An iteration that raises the log likelihood by less than 1e-6 is the last; arXiv 2505.10860 too
+# An iteration that raises the log likelihood by less than 1e-6 is the last; Nguyen et al. 2025 too
 # stops at 1e-6 or after 1000 iterations.
 EM = SolverSettings(tol=2e-6, patience=1, max_iter=1000)
 # Experts that start as near twins look stationary as long as damping is large, and every step that

@@ -80,7 +80,7 @@ class GaussianExperts:
                     + \frac12 \sum_{i=1}^{k} g(s(x))_i\, N(y;\, h_2(x, \eta_i), \nu_i)
 
     with variances tau and nu and weights omega that sum to 1; without shared experts the second sum
-    alone, with factor 1. Source: arXiv 2505.10860, its density with shared and routed experts.
+    alone, with factor 1. Source: Nguyen et al. 2025, its density with shared and routed experts.
 
     A vector of parameters holds routed expert after routed expert, for each the score's, the
     expert's and the logarithm of the variance; then shared expert after shared expert, for each the

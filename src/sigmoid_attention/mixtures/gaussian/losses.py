@@ -67,8 +67,9 @@ def routed_loss(
     with parts beta1, eta and nu, by which cells go too, and m = exp(beta0) under softmax. A shift
     of all scores is taken out first, so that fitted and true masses have the same sum and the mean
     slopes by mass agree. Under the normalised sigmoid gate m = sigmoid(beta0), which does not weigh
-    the terms, and a cell of one has |Delta beta0| in place of its mass [derived, after P2's loss
-    for its sparse regime]. Source: arXiv 2505.10860, the losses of its theorems 1 to 3: r = 2 for
+    the terms, and a cell of one has |Delta beta0| in place of its mass [derived, after the
+    loss of Nguyen et al. 2024 for its sparse regime]. Source: Nguyen et al. 2025, the losses of
+    theorems 1 to 3: r = 2 for
     strongly identifiable experts, for linear ones rbar for beta1 and the intercept and rbar / 2 for
     the rest.
 
@@ -163,8 +164,8 @@ def matched(family: GaussianExperts, theta_BP: Tensor, members_MP: Tensor) -> Te
         \min_{\bar G} \min_\pi \sum_i \|\Delta\beta_{1 i\pi(i)}\| + |\Delta\beta_{0 i\pi(i)}|
             + \|\Delta\eta_{i\pi(i)}\| + |\Delta\nu_{i\pi(i)}|
 
-    over the orders pi of the experts. Source: arXiv 2505.10860, theorem 4 (dense regime) [derived:
-    after P2's D3], with experts matched in place of cells.
+    over the orders pi of the experts. Source: Nguyen et al. 2025, theorem 4 (dense regime)
+    [derived: after D3 of Nguyen et al. 2024], with experts matched in place of cells.
 
     Example:
         >>> import torch

@@ -19,10 +19,10 @@ def near_truth(
     """A start around the truth, (P,), for a family with as many experts or more.
 
     Every true expert is the start of one, and of further ones by lot; experts with the same origin
-    share its mass equally. Scores and experts then have normal noise of standard deviation
-    0.005 n^-0.083, variances the absolute value of such noise of 0.0005 n^-0.25.
-    Source: the public code of arXiv 2305.03288, by authors of arXiv 2505.10860, whose own start was
-    not recovered; sharing the mass is ours.
+    share its mass equally. Scores and experts then have normal noise of standard deviation 0.005
+    n^-0.083, variances the absolute value of such noise of 0.0005 n^-0.25. Source: the public code
+    of arXiv 2305.03288, by authors of Nguyen et al. 2025, whose own start was not recovered;
+    sharing the mass is ours.
 
     Args:
         n: number of observations.

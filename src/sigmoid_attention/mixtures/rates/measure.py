@@ -129,7 +129,7 @@ def losses_of(
     "exact" sums the errors in cells with one fitted expert; "over" is the largest error of an
     expert's parameters in a cell with several, which is what the papers' tables give rates of;
     "over_weighted" is its mean by mass. D1 and D2 are the losses with powers 1 and 2 in crowded
-    cells, where P3 has others than 2 for the parts of a fully quadratic score.
+    cells, where Yan et al. 2025 has others than 2 for the parts of a fully quadratic score.
     """
     square = voronoi.voronoi(family, theta_BP, truth, powers=voronoi.quadratic_powers(family))
     plain = voronoi.voronoi(family, theta_BP, truth, powers=dict.fromkeys(family.parts, 1.0))

@@ -30,7 +30,7 @@ class Setting:
 
     Args:
         regime: what the over-specified expert's score is at the truth: "sparse" is zero beside the
-            intercept (P2's regime 1), "dense" is not (regime 2).
+            intercept (regime 1 of Nguyen et al. 2024), "dense" is not (regime 2).
         k, extra: true experts, and how many more than these are fitted. The first true expert is
             the one that is over-specified.
         sigma: standard deviation of the noise; 0 is the control without any.
@@ -41,7 +41,7 @@ class Setting:
         truth_seed, seed: of the true parameters, and of noise and starts.
         half_width: of the box of parameters.
         radius: of a box around the truth with its first expert repeated, in place of that; for the
-            estimand towards which P2's second regime converges.
+            limit of the estimates in regime 2 of Nguyen et al. 2024.
 
     Raises:
         ValueError: an unknown regime or start, or a number out of its range.

@@ -336,8 +336,9 @@ STUDY = Study(
     "Conditional laws are estimated at n^-1/2 in Hellinger distance, and so are the parameters of "
     "experts that are not over-specified; those that are at n^-1/4 under a softmax gate, and "
     "faster under a sigmoid gate. The paper modifies the sigmoid gate in a way that was not "
-    "recovered: here it is normalised or plain, and n^-1/2 is what P2 claims for its regression.",
-    "arXiv 2602.01466, abstract; rates of regression from arXiv 2405.13997",
+    "recovered: here it is normalised or plain, and n^-1/2 is the claim of Nguyen et al. 2024 "
+    "for regression.",
+    "Pham et al. 2026, abstract; rates of regression from Nguyen et al. 2024",
     RULE,
     tasks,
     judge,

@@ -266,7 +266,7 @@ STUDY = Study(
     "Representation collapse along training",
     "Experts that compete in a softmax gate grow alike or fall idle; a sigmoid gate, under which "
     "they do not compete, avoids that.",
-    "arXiv 2405.13997, introduction, on why sigmoid gates are used",
+    "Nguyen et al. 2024, introduction, on why sigmoid gates are used",
     RULE,
     tasks,
     judge,

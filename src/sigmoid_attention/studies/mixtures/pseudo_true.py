@@ -1,9 +1,10 @@
-"""P2's second regime at its word: the rate towards the projection, not towards the truth.
+"""Regime 2 of Nguyen et al. 2024: rates towards the projection instead of the truth.
 
-With an over-specified expert whose gate looks at the input no fitted mixture is the truth, says P2,
-so that fits converge to the nearest one. But a fit may shut one gate, or split an expert of which a
-sum is one again, and be the truth after all. Here parameters are held near the truth with its first
-expert repeated, where neither can happen, and D3 is the distance to the set of minimisers there.
+With an over-specified expert whose gate looks at the input no fitted mixture is the truth,
+according to Nguyen et al. 2024, so that fits converge to the nearest one. But a fit may shut one
+gate, or split an expert of which a sum is one again, and be the truth after all. Here parameters
+are held near the truth with its first expert repeated, where neither can happen, and D3 is the
+distance to the set of minimisers there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -164,7 +165,7 @@ STUDY = Study(
     "pseudo_true",
     "Regime 2 and its projection",
     "In regime 2 all parameters converge at n^-1/2 to those of the projection of the truth.",
-    "arXiv 2405.13997, theorem 3 (D3); arXiv 2502.00281, theorem 3",
+    "Nguyen et al. 2024, theorem 3 (D3); Yan et al. 2025, theorem 3",
     RULE,
     tasks,
     judge,

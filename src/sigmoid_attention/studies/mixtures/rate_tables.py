@@ -90,8 +90,9 @@ OTHER_GATES = rate_study(
     "Other gates, GELU experts",
     "Nguyen et al. 2024 and Yan et al. 2025 ascribe the better rate to experts that do not "
     "compete. Taken literally, that is a claim about every gate: n^-1/2 where each expert has a "
-    "weight of its own (sigmoid, tanh, hard sigmoid, ReLU), n^-1/4 where the weights share a sum (softmax, "
-    "normalised sigmoid, sparsemax, entmax-1.5). The papers state it for sigmoid and softmax only.",
+    "weight of its own (sigmoid, tanh, hard sigmoid, ReLU), n^-1/4 where the weights share a sum "
+    "(softmax, normalised sigmoid, sparsemax, entmax-1.5). The papers state it for sigmoid and "
+    "softmax only.",
     "extrapolated here from Nguyen et al. 2024, theorem 3",
     # A normalised sigmoid has many minima that fit worse than the truth: each gate has five starts.
     [

@@ -329,7 +329,7 @@ STUDY = Study(
     "A sigmoid gate needs fewer samples for the same error, and its experts, which do not compete, "
     "are found again more surely. The papers show it for synthetic data and language models; "
     "whether it carries over to small tables is asked here, not claimed there.",
-    "extrapolated from arXiv 2405.13997 and arXiv 2502.00281",
+    "extrapolated from Nguyen et al. 2024 and Yan et al. 2025",
     RULE,
     tasks,
     judge,

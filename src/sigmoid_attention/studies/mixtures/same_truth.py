@@ -339,7 +339,7 @@ STUDY = Study(
     "other, or a third one (normalised sigmoid). Truths with two experts favour the sigmoid by "
     "construction: softmax with two experts is sigma(s) and sigma(-s), which the sigmoid family "
     "holds, and not the other way round.",
-    "arXiv 2405.13997, abstract and figure 1; arXiv 2502.00281, figure 1",
+    "Nguyen et al. 2024, abstract and figure 1; Yan et al. 2025, figure 1",
     RULE,
     tasks,
     judge,

@@ -234,7 +234,7 @@ STUDY = Study(
     "learning rates, epochs and starts were not recovered; the recipes here are of the kind that "
     "they report. A fixed number of epochs makes more steps for a larger n, so that a loss falls "
     "with n even where there is no noise to average out.",
-    "arXiv 2405.13997, experiments; arXiv 2502.00281, experiments",
+    "Nguyen et al. 2024, experiments; Yan et al. 2025, experiments",
     RULE,
     tasks,
     judge,

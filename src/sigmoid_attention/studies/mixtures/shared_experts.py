@@ -1,4 +1,4 @@
-"""The sibling paper's four settings: maximum likelihood with shared experts, and its rates.
+"""The four settings of Nguyen et al. 2025: maximum likelihood with shared experts, and its rates.
 
 Shape letters: N sizes, R replicates.
 """
@@ -200,11 +200,11 @@ maximum of the likelihood: *{DEPENDS_ON_THE_START}*.
 
 STUDY = Study(
     "shared_experts",
-    "The sibling paper's four settings",
+    "Shared experts, the four settings of Nguyen et al. 2025",
     "With shared experts the Voronoi losses of maximum likelihood fall like (log n / n)^0.451 "
     "(softmax, ReLU), 0.517 (softmax, linear), 0.46 (normalised sigmoid, sparse) and 0.552 "
     "(normalised sigmoid, dense).",
-    "arXiv 2505.10860, figures of its synthetic experiments",
+    "Nguyen et al. 2025, figures of its synthetic experiments",
     RULE,
     tasks,
     judge,

@@ -1,4 +1,4 @@
-"""The sibling paper's simulations: four truths, their data, and fits that start near them.
+"""The simulations of Nguyen et al. 2025: four truths, their data, and fits that start near them.
 
 Shape letters: B data sets, Q inputs, M minimisers, P parameters.
 """

@@ -253,7 +253,7 @@ STUDY = Study(
     "score removes that, and the complexity is polynomial. The paper states it for a modified "
     "sigmoid gate in classification, whose exact form was not recovered: here the gates are "
     "sigmoid, normalised sigmoid and softmax, in regression.",
-    "arXiv 2602.01466, abstract",
+    "Pham et al. 2026, abstract",
     RULE,
     tasks,
     judge,

@@ -144,8 +144,9 @@ STUDY = Study(
     "regularity_depth",
     "Steepness of whole networks at initialisation",
     "A better-behaved Jacobian of sigmoid attention is offered as a reason to expect more robust "
-    "networks and smoother training. P1 states it of a layer; this looks at stacks.",
-    "arXiv 2409.04431, section 3.2",
+    "networks and smoother training. Ramapuram et al. 2024 state it of a layer. This study "
+    "measures stacks of layers.",
+    "Ramapuram et al. 2024, section 3.2",
     RULE,
     tasks,
     judge,

@@ -143,9 +143,9 @@ def draw(results: Results) -> Figure:
 STUDY = Study(
     "regularity_length",
     "Steepness of attention with the number of tokens",
-    "P1's bound on the Jacobian has a factor n, which b = -log n is said to cancel: weights and "
-    "their slopes are then near 1/n.",
-    "arXiv 2409.04431, theorem 3.2 and appendix E",
+    "The bound of Ramapuram et al. 2024 on the Jacobian has a factor n. The bias b = -log n is "
+    "said to cancel it: weights and their derivatives are then near 1/n.",
+    "Ramapuram et al. 2024, theorem 3.2 and appendix E",
     RULE,
     tasks,
     judge,

@@ -167,7 +167,7 @@ STUDY = Study(
     "Steepness of attention with the radius of its inputs",
     "The local Lipschitz constant of sigmoid attention grows with the square of the radius of its "
     "inputs, that of softmax attention, at worst, exponentially in it.",
-    "arXiv 2409.04431, theorem 3.2 and its discussion",
+    "Ramapuram et al. 2024, theorem 3.2 and its discussion",
     RULE,
     tasks,
     judge,

@@ -273,8 +273,8 @@ STUDY = Study(
     "regularity_training",
     "Steepness along training, robustness and smoothness",
     "Lower Lipschitz constants are offered as a reason for robust networks and smooth training; "
-    "reviewers of P1 asked for evidence.",
-    "arXiv 2409.04431, section 3.2 and its reviews",
+    "reviewers of Ramapuram et al. 2024 asked for evidence.",
+    "Ramapuram et al. 2024, section 3.2 and its reviews",
     RULE,
     tasks,
     judge,

@@ -58,7 +58,8 @@ def attention_bound(
     :math:`q_i \cdot dk_j`; by Cauchy and Schwarz they are at most :math:`s\,r \sup|k|\,L_q` and
     :math:`s\,r \sup|q|\,L_k\,c`, where r is the radius of what a key adds about its middle.
 
-    This is a refinement of P1, theorem 3.2, which has 1 for :math:`\bar\sigma` and 1/4 for
+    This is a refinement of Ramapuram et al. 2024, theorem 3.2, which has 1 for :math:`\bar\sigma`
+    and 1/4 for
     :math:`\bar\sigma'` (`mean_norm_bound`). Rounding in float64 is not bounded.
 
     Args:
@@ -138,14 +139,15 @@ def largest_weights(heads: Heads, h: int, domain: Domain) -> tuple[Tensor, Tenso
 
 
 def mean_norm_bound(layer: Attention, mean_square_norm: float, tokens: int) -> float:
-    r"""P1's bound on the Jacobian, from the mean of the tokens' squared norms alone.
+    r"""The bound of Ramapuram et al. 2024, which needs only the tokens' mean squared norm.
 
     .. math::
         \|J\|_2 \le n \sum_h \|W_o W_v\|_2 \Big( \|\sigma\|_\infty
         + 2 \|\sigma'\|_\infty\, s\, \|W_q^\top W_k\|_2\, \frac1n \sum_i |x_i|^2 \Big)
 
-    with 1 and 1/4 for the two suprema: theorem 3.2 of P1 with the constants that its proof gives,
-    and heads added. It needs no bound on a single token, which a softmax's bound does.
+    with 1 and 1/4 for the two suprema: theorem 3.2 of Ramapuram et al. 2024 with the constants that
+    its proof gives, and heads added. It needs no bound on a single token, which a softmax's bound
+    does.
 
     Args:
         mean_square_norm: :math:`\frac1n \sum_i |x_i|^2`, on a ball of radius R at most R squared.

@@ -1,13 +1,14 @@
 """Step 2: attention layers that give every token of every sequence a code of its own.
 
-P1's new part is the selective shift by sums in place of softmax's by maxima: with H(u) = 1[u > 0]
-and l = u . x,
+The new part of Ramapuram et al. 2024 is the selective shift by sums in place of softmax's by
+maxima: with H(u) = 1[u > 0] and l = u . x,
 
     1[l_i < b] 1[l_j < c] = ( H((b - l_i)(c - l_j)) + H(b - l_i) + H(c - l_j) - 1 ) / 2,
 
 so that four heads of width one (product, query only, key only, constant) add a sum over the tokens
-below one threshold to the tokens below another, and to no others. P1's own sequence of shifts is
-not known to us in detail. Ours is in two parts, and unlike that of Yun et al. (2020) it holds for
+below one threshold to the tokens below another, and to no others. The sequence of shifts of
+Ramapuram et al. 2024 is not known to us in detail. Ours is in two parts, and unlike that of Yun et
+al. 2020 it holds for
 sequences with equal tokens too, which on a grid of few cells are no small part.
 
 *Counting* (selective shifts, four heads). Letters k = 0, 1, ... in turn: the tokens of letter k are

@@ -1,11 +1,11 @@
 """Step 1: feed-forward layers that round every token to its cell, and clip what comes out.
 
-P1 and Yun et al. (2020) first replace f by a function that is constant on cells: on a compact set
-a continuous f changes by little within a small enough cell, so that this changes f little in L^p.
-Their feed-forward layers then round tokens to the corners of their cells by a function with a jump
-for every cell. Ours are ReLU layers from the start, whose jumps are ramps of width 2^-40 of a cell;
-tokens on a ramp are lost, and clipping bounds what that costs. Scaling first makes corners whole
-numbers, which later steps compute with exactly.
+Ramapuram et al. 2024 and Yun et al. 2020 first replace f by a function that is constant on cells:
+on a compact set a continuous f changes by little within a small enough cell, so that this changes f
+little in L^p. Their feed-forward layers then round tokens to the corners of their cells by a
+function with a jump for every cell. Ours are ReLU layers from the start, whose jumps are ramps of
+width 2^-40 of a cell; tokens on a ramp are lost, and clipping bounds what that costs. Scaling first
+makes corners whole numbers, which later steps compute with exactly.
 
 Shape letters: D channels.
 """
