@@ -1,5 +1,8 @@
 """Slopes of a loss against n on logarithmic axes, with bootstrap intervals.
 
+The bootstrap is our own. `scipy.stats.bootstrap` refuses samples of one fit, and its random numbers
+would change every published interval.
+
 Shape letters: N sample sizes, R replicates, T truths, S draws of the bootstrap.
 """
 
