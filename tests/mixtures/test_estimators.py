@@ -19,7 +19,7 @@ from sigmoid_attention.mixtures.estimators import (
     MixtureOfExpertsRegressor,
 )
 from sigmoid_attention.mixtures.fitting import centre_and_spread
-from sigmoid_attention.mixtures.solver import Box, minimise
+from sigmoid_attention.mixtures.solver import ParameterBox, minimise
 
 both = pytest.mark.parametrize(
     "kind", (MixtureOfExpertsRegressor, MixtureOfExpertsClassifier), ids=("regressor", "classifier")
@@ -70,7 +70,7 @@ def test_without_a_penalty_it_is_the_least_squares_estimate():
     family = Mixture("sigmoid", "tanh", k=2, d=2)
     sigma = model.noise_ / y.std()
     theta = torch.from_numpy(model.theta_)[None]
-    box = Box.around_zero(family.size, 30.0)
+    box = ParameterBox.around_zero(family.size, 30.0)
     polished = minimise(family, RawData.of(inputs, target), theta, sigma=sigma, box=box)
     rss = ((model.predict(X) - y) ** 2).sum() / y.std() ** 2
     assert rss / sigma**2 - polished.chi2_B.item() < 1e-2
@@ -89,7 +89,7 @@ def test_a_fit_stops_in_units_of_the_noise_that_it_finds():
         2, expert="tanh", alpha=0.0, tol=1.0, standardize=False, random_state=0
     ).fit(X, y)
     assert model.noise_ == pytest.approx(1e-5, rel=0.15)
-    theta, box = torch.from_numpy(model.theta_)[None], Box.around_zero(10, 30.0)
+    theta, box = torch.from_numpy(model.theta_)[None], ParameterBox.around_zero(10, 30.0)
     best = minimise(family, RawData.of(X, y), theta, sigma=1e-5, box=box)
     assert ((model.predict(X) - y) ** 2).sum() / 1e-10 - best.chi2_B.item() < 1
 

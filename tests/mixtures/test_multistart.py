@@ -12,7 +12,7 @@ from sigmoid_attention.mixtures.multistart import (
     uniform_starts,
 )
 from sigmoid_attention.mixtures.objective import Penalised, Repeated, SumOfSquares
-from sigmoid_attention.mixtures.solver import Box, SolverSettings, chi2, minimise
+from sigmoid_attention.mixtures.solver import ParameterBox, SolverSettings, chi2, minimise
 
 FAMILY = Mixture("sigmoid", "tanh", k=2, d=2)
 DESIGN = FiniteDesign.sobol(64, d=2)
@@ -20,7 +20,7 @@ TRUTH = 2 * torch.arange(10).double().sin()
 DATA = DESIGN.draw(
     FAMILY.predict(TRUTH, DESIGN.inputs_Qd), [10**3, 10**5, 10**7], sigma=0.1, seed=0
 )
-BOX = Box.around_zero(FAMILY.size, 10.0)
+BOX = ParameterBox.around_zero(FAMILY.size, 10.0)
 STARTS = uniform_starts(spread(FAMILY, 3.0), problems=3, starts=6, seed=1)
 
 
@@ -156,4 +156,4 @@ def test_a_start_that_no_observation_sees_is_refused():
     with pytest.raises(
         ValueError, match=r"^start:? .* singular, since no observation sees a param"
     ):
-        multistart(family, DATA, shut, sigma=0.1, box=Box.around_zero(5, 10.0))
+        multistart(family, DATA, shut, sigma=0.1, box=ParameterBox.around_zero(5, 10.0))

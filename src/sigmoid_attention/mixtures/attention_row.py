@@ -25,7 +25,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Head:
+class AttentionHead:
     r"""Weights of a head of sigmoid self-attention, whose row i over tokens x_1 .. x_N is
 
     .. math::
@@ -39,11 +39,11 @@ class Head:
     Example:
         >>> import torch
         >>> weights = torch.eye(2, dtype=torch.float64)
-        >>> head = Head(weights, weights, weights, torch.tensor(0.0, dtype=torch.float64))
+        >>> head = AttentionHead(weights, weights, weights, torch.tensor(0.0, dtype=torch.float64))
         >>> family, theta_EP = head.as_mixture(tokens=3, row=0)
         >>> family.score, family.expert, family.k, family.d
         ('partially_quadratic', 'linear', 3, 6)
-        >>> again = Head.of_mixture(family, theta_EP, row=0)
+        >>> again = AttentionHead.of_mixture(family, theta_EP, row=0)
         >>> bool(torch.allclose(again.query_MD @ again.key_MD.T, weights))
         True
     """
@@ -81,7 +81,7 @@ class Head:
     @classmethod
     def of_mixture(
         cls, family: Mixture, theta_EP: Tensor, row: int, *, head_dim: int | None = None
-    ) -> "Head":
+    ) -> "AttentionHead":
         """The weights of a head whose row is this mixture.
 
         Queries and keys are told from the mixture up to an invertible matrix between them; here
@@ -125,7 +125,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Context:
+class AttentionContext:
     r"""Fixed keys and values, which a query x attends to.
 
     .. math:: y = \sum_j \sigma\big(x^\top k_j / \sqrt D + b_j\big)\, v_j
@@ -137,11 +137,11 @@ class Context:
 
     Example:
         >>> import torch
-        >>> context = Context(torch.eye(3)[:, :1], torch.ones(3, 2), torch.zeros(3))
+        >>> context = AttentionContext(torch.eye(3)[:, :1], torch.ones(3, 2), torch.zeros(3))
         >>> family, theta_EP = context.as_mixture()
         >>> family.k, family.d, theta_EP.shape
         (3, 1, torch.Size([2, 9]))
-        >>> Context.of_mixture(family, theta_EP).value_KE.shape
+        >>> AttentionContext.of_mixture(family, theta_EP).value_KE.shape
         torch.Size([3, 2])
     """
 
@@ -163,7 +163,7 @@ class Context:
         return family, atoms.flatten(1)
 
     @classmethod
-    def of_mixture(cls, family: Mixture, theta_EP: Tensor) -> "Context":
+    def of_mixture(cls, family: Mixture, theta_EP: Tensor) -> "AttentionContext":
         """The keys, values and biases of this mixture.
 
         Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sigmoid_attention.mixtures.labels import Labelled
 from sigmoid_attention.mixtures.model import Mixture, free_parameters
-from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, SolverSettings, descend
+from sigmoid_attention.mixtures.solver import DEFAULTS, Fit, ParameterBox, SolverSettings, descend
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _with_reference(logits_C: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Deviance:
+class LogisticDeviance:
     """-2 log likelihood of labels, above that of a law that has every input's shares of classes.
 
     Its quadratic model has the expected curvature (Fisher scoring). Differences keep their digits
@@ -148,7 +148,8 @@ class Deviance:
         >>> share = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]).double()
         >>> data = LabelCounts(ends, share, torch.full((1, 2), 10.0).double())
         >>> family = LogisticMixture(Mixture("sigmoid", "constant", k=1), classes=2)
-        >>> deviance = Deviance(family, data).cost(torch.zeros(1, 3).double(), torch.arange(1))
+        >>> theta = torch.zeros(1, 3).double()
+        >>> deviance = LogisticDeviance(family, data).cost(theta, torch.arange(1))
         >>> round(deviance.item() / 20, 4)  # log 2 for each of ten observations, and nothing
         0.6931
     """
@@ -200,7 +201,7 @@ def maximise_likelihood(
     data: Labelled,
     start_BP: Tensor,
     *,
-    box: Box,
+    box: ParameterBox,
     settings: SolverSettings = DEFAULTS,
 ) -> Fit:
     """A local maximum-likelihood estimate for each problem, by damped Fisher scoring in a box.
@@ -213,18 +214,18 @@ def maximise_likelihood(
         >>> import torch
         >>> from sigmoid_attention.mixtures import FiniteDesign
         >>> from sigmoid_attention.mixtures.labels import draw_labels
-        >>> from sigmoid_attention.mixtures.solver import Box
+        >>> from sigmoid_attention.mixtures.solver import ParameterBox
         >>> family = LogisticMixture(Mixture("normalised_sigmoid", "tanh", k=2, d=2), classes=3)
         >>> design, truth = FiniteDesign.sobol(64, d=2), torch.arange(14).double().sin() * 2
         >>> law = family.probabilities(truth, design.inputs_Qd)
         >>> data = draw_labels(design, law, [10**6] * 5, seed=0)
         >>> fit = maximise_likelihood(
-        ...     family, data, truth.expand(5, -1), box=Box.around_zero(14, 10.0)
+        ...     family, data, truth.expand(5, -1), box=ParameterBox.around_zero(14, 10.0)
         ... )
         >>> bool(fit.converged_B.all())
         True
     """
-    return descend(Deviance(family, data), start_BP, box=box, settings=settings)
+    return descend(LogisticDeviance(family, data), start_BP, box=box, settings=settings)
 
 
 def hellinger(

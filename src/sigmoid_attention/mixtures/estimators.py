@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.extras import lab_imports
-from sigmoid_attention.mixtures.classification import Deviance, LogisticMixture
+from sigmoid_attention.mixtures.classification import LogisticDeviance, LogisticMixture
 from sigmoid_attention.mixtures.data import ROWS_OF_A_CHUNK, RawData
 from sigmoid_attention.mixtures.experts import EXPERTS
 from sigmoid_attention.mixtures.fitting import (
@@ -28,7 +28,7 @@ from sigmoid_attention.mixtures.model import Mixture, free_parameters
 from sigmoid_attention.mixtures.multistart import Attempts, best_of, spread, uniform_starts
 from sigmoid_attention.mixtures.objective import Objective, Penalised, SumOfSquares
 from sigmoid_attention.mixtures.scores import SCORES
-from sigmoid_attention.mixtures.solver import Box, SolverSettings
+from sigmoid_attention.mixtures.solver import ParameterBox, SolverSettings
 
 with lab_imports("sigmoid_attention.mixtures"):
     import numpy as np
@@ -136,22 +136,24 @@ class _MixtureOfExperts(BaseEstimator):
         rows = NUMBERS_OF_A_CHUNK // (self.n_init * numbers_a_row)
         return min(max(rows, 64), ROWS_OF_A_CHUNK)
 
-    def _box(self, free_P: Tensor) -> Box:
-        return Box.around_zero(len(free_P), self.bound).pinned(~free_P, torch.tensor(0.0))
+    def _box(self, free_P: Tensor) -> ParameterBox:
+        return ParameterBox.around_zero(len(free_P), self.bound).pinned(~free_P, torch.tensor(0.0))
 
     def _first_round(
-        self, objective: Objective, family: Mixture | LogisticMixture, box: Box
+        self, objective: Objective, family: Mixture | LogisticMixture, box: ParameterBox
     ) -> Attempts:
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         within = spread(family, float(self.init_scale))
         start = uniform_starts(within, problems=1, starts=self.n_init, seed=seed)
         return self._round(objective, start, box)
 
-    def _round(self, objective: Objective, start_1SP: Tensor, box: Box) -> Attempts:
+    def _round(self, objective: Objective, start_1SP: Tensor, box: ParameterBox) -> Attempts:
         settings = SolverSettings(tol=float(self.tol), max_iter=self.max_iter)
         return best_of(objective, start_1SP, box=box, settings=settings)
 
-    def _remember(self, family: Mixture | LogisticMixture, found: Attempts, box: Box) -> None:
+    def _remember(
+        self, family: Mixture | LogisticMixture, found: Attempts, box: ParameterBox
+    ) -> None:
         best = found.best
         theta = best.theta_BP[0]
         leans = ((theta <= box.low_P) | (theta >= box.high_P)) & (box.low_P < box.high_P)
@@ -274,7 +276,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         # The penalty is in units of the residuals, so that sigma moves no minimum.
         return Penalised(SumOfSquares(family, data, sigma), float(self.alpha) / sigma**2)
 
-    def _noise(self, family: Mixture, data: RawData, theta_1P: Tensor, box: Box) -> float:
+    def _noise(self, family: Mixture, data: RawData, theta_1P: Tensor, box: ParameterBox) -> float:
         plain, only = SumOfSquares(family, data, 1.0), torch.arange(1)
         free = box.low_P < box.high_P
         seen = torch.linalg.eigvalsh(plain.quadratic(theta_1P, only)[0][0][free][:, free])
@@ -339,7 +341,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, _MixtureOfExperts):
         box = self._box(family.free_P)
         self._compare_counts(n, box.free)
         rows = self._rows_of_a_chunk(family.size + family.places_CR.numel())
-        deviance = Deviance(family, RawLabels.of(inputs, labels, len(self.classes_), rows))
+        deviance = LogisticDeviance(family, RawLabels.of(inputs, labels, len(self.classes_), rows))
         found = self._first_round(Penalised(deviance, float(self.alpha)), family, box)
         self._remember(family, found, box)
         self.deviance_ = float(deviance.cost(found.best.theta_BP, torch.arange(1)))

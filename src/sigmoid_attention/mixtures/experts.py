@@ -59,7 +59,7 @@ def _power(degree: int) -> Activation:
 
 
 @dataclass(frozen=True)
-class Ridge(Expert):
+class RidgeFunction(Expert):
     """h = phi(a . x + b), or phi(a . x) without bias: a feed-forward expert of one unit.
 
     With ``scale`` it is c phi(...), the unit's outgoing weight being a parameter too. With a bias
@@ -98,7 +98,7 @@ class Ridge(Expert):
 
 
 @dataclass(frozen=True)
-class Constant(Expert):
+class ConstantExpert(Expert):
     """h = c: the input-independent expert of Nguyen et al. 2024."""
 
     name = "constant"
@@ -121,19 +121,21 @@ _ACTIVATIONS: dict[str, Activation] = {
 }  # fmt: skip
 
 EXPERTS: dict[str, Expert] = {
-    **{name: Ridge(name, activation) for name, activation in _ACTIVATIONS.items()},
+    **{name: RidgeFunction(name, activation) for name, activation in _ACTIVATIONS.items()},
     **{
-        f"{name}+bias": Ridge(f"{name}+bias", activation, bias=True)
+        f"{name}+bias": RidgeFunction(f"{name}+bias", activation, bias=True)
         for name, activation in _ACTIVATIONS.items()
     },
     **{
-        f"{name}{bias}+scale": Ridge(f"{name}{bias}+scale", _ACTIVATIONS[name], bool(bias), True)
+        f"{name}{bias}+scale": RidgeFunction(
+            f"{name}{bias}+scale", _ACTIVATIONS[name], bool(bias), True
+        )
         for name in ("relu", "gelu")
         for bias in ("", "+bias")
     },
-    "linear": Ridge("linear", _identity, bias=True),
-    **{f"poly{p}": Ridge(f"poly{p}", _power(p), bias=True) for p in (2, 3, 4)},
-    "constant": Constant(),
+    "linear": RidgeFunction("linear", _identity, bias=True),
+    **{f"poly{p}": RidgeFunction(f"poly{p}", _power(p), bias=True) for p in (2, 3, 4)},
+    "constant": ConstantExpert(),
 }
 
 

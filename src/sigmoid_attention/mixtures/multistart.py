@@ -14,8 +14,8 @@ from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.objective import Objective, Repeated, SumOfSquares
 from sigmoid_attention.mixtures.solver import (
     DEFAULTS,
-    Box,
     Fit,
+    ParameterBox,
     SolverSettings,
     check_start,
     descend,
@@ -85,7 +85,7 @@ def multistart(
     start_BSP: Tensor,
     *,
     sigma: float,
-    box: Box,
+    box: ParameterBox,
     settings: SolverSettings = DEFAULTS,
 ) -> Attempts:
     """Least squares from S starts for each problem; the best approximates the global minimum.
@@ -101,13 +101,14 @@ def multistart(
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import FiniteDesign, Mixture
-        >>> from sigmoid_attention.mixtures.solver import Box
+        >>> from sigmoid_attention.mixtures.solver import ParameterBox
         >>> family, design = Mixture("sigmoid", "tanh", d=2), FiniteDesign.sobol(64, d=2)
         >>> truth = family.predict(torch.arange(10).double().sin() * 2, design.inputs_Qd)
         >>> data = design.draw(truth, [10**4, 10**6], sigma=0.1, seed=0)
         >>> starts = uniform_starts(spread(family, 3.0), problems=2, starts=8, seed=0)
-        >>> found = multistart(family, data, starts, sigma=0.1, box=Box.around_zero(10, 10.0))
-        >>> found.best.theta_BP.shape, found.excess_BS.shape
+        >>> box = ParameterBox.around_zero(10, 10.0)
+        >>> attempts = multistart(family, data, starts, sigma=0.1, box=box)
+        >>> attempts.best.theta_BP.shape, attempts.excess_BS.shape
         (torch.Size([2, 10]), torch.Size([2, 8]))
     """
     check_start(start_BSP, box)
@@ -122,7 +123,7 @@ def best_of(
     objective: Objective,
     start_BSP: Tensor,
     *,
-    box: Box,
+    box: ParameterBox,
     settings: SolverSettings = DEFAULTS,
     at_once: int = 512,
 ) -> Attempts:
@@ -169,7 +170,7 @@ def _refuse(singular_BS: Tensor, why: str) -> None:
 # Starts ---------------------------------------------------------------------------------------
 
 
-def spread(family: Mixture | LogisticMixture, width: float) -> Box:
+def spread(family: Mixture | LogisticMixture, width: float) -> ParameterBox:
     """A range of starts in which scores and experts' arguments are of the size of ``width``.
 
     A part of u numbers (a slope in d dimensions) gets width / sqrt(u), so that inputs of unit
@@ -180,10 +181,10 @@ def spread(family: Mixture | LogisticMixture, width: float) -> Box:
         wide[place] = width / (place.stop - place.start) ** 0.5
     whole = torch.zeros(family.size, dtype=torch.float64)
     whole[: family.k * family.atom_size] = wide.repeat(family.k)
-    return Box(-whole, whole)
+    return ParameterBox(-whole, whole)
 
 
-def uniform_starts(within: Box, *, problems: int, starts: int, seed: int) -> Tensor:
+def uniform_starts(within: ParameterBox, *, problems: int, starts: int, seed: int) -> Tensor:
     """(B, S, P), uniform in a box, which may be smaller than that of the fit."""
     rng = torch.Generator().manual_seed(seed)
     shape = (problems, starts, len(within.low_P))

@@ -13,8 +13,8 @@ from torch import Tensor
 from sigmoid_attention.mixtures.data import Summaries
 from sigmoid_attention.mixtures.distance import d3, matched
 from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
-from sigmoid_attention.mixtures.solver import Box, Fit, SolverSettings, minimise
+from sigmoid_attention.mixtures.rates.setting import RateSetting, box, draw_truth, start
+from sigmoid_attention.mixtures.solver import Fit, ParameterBox, SolverSettings, minimise
 
 # The unit of a descent's stopping rule, in which it goes on until it gains a ten-thousandth.
 PRECISION = 1e-6
@@ -26,7 +26,7 @@ PATIENT = SolverSettings(max_iter=2000)
 
 
 @dataclass(frozen=True)
-class Approximation:
+class ApproximationProblem:
     r"""The problem of approximating a function by a family, within a box of parameters.
 
     .. math:: \bar G = \arg\min_{G \in \mathcal G_k} \operatorname{mean}_x (f_G(x) - f^*(x))^2
@@ -41,7 +41,7 @@ class Approximation:
     family: Mixture
     target_Q: Tensor
     inputs_Qd: Tensor
-    box: Box
+    box: ParameterBox
 
     def __post_init__(self) -> None:
         nodes = self.inputs_Qd.shape[:1]
@@ -80,7 +80,7 @@ class Projection:
     converged: float
 
 
-def project(problem: Approximation, starts_SP: Tensor, *, apart: float = 1e-3) -> Projection:
+def project(problem: ApproximationProblem, starts_SP: Tensor, *, apart: float = 1e-3) -> Projection:
     """The set of best approximations, by descents from many starts.
 
     Source: Nguyen et al. 2024, regime 2: to this set, and not to the truth, misspecified fits
@@ -95,10 +95,11 @@ def project(problem: Approximation, starts_SP: Tensor, *, apart: float = 1e-3) -
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import FiniteDesign, Mixture
-        >>> from sigmoid_attention.mixtures.solver import Box
+        >>> from sigmoid_attention.mixtures.solver import ParameterBox
         >>> family, inputs = Mixture("sigmoid", "constant", k=1), FiniteDesign.sobol(32, d=1)
         >>> target = inputs.inputs_Qd[:, 0].sigmoid()
-        >>> problem = Approximation(family, target, inputs.inputs_Qd, Box.around_zero(3, 10.0))
+        >>> box = ParameterBox.around_zero(3, 10.0)
+        >>> problem = ApproximationProblem(family, target, inputs.inputs_Qd, box)
         >>> found = project(problem, starts_in(problem.box, 4, seed=0))
         >>> expected = torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.float64)
         >>> found.floor < 1e-6, torch.allclose(found.theta_MP, expected, atol=1e-6)
@@ -128,7 +129,7 @@ def project(problem: Approximation, starts_SP: Tensor, *, apart: float = 1e-3) -
     )
 
 
-def distance_to(problem: Approximation, found: Projection, theta_BP: Tensor) -> Tensor:
+def distance_to(problem: ApproximationProblem, found: Projection, theta_BP: Tensor) -> Tensor:
     """D3 of fits to the set of minimisers, be it points or a continuum, (B,).
 
     Of a continuum ``found`` has samples only, to which no fit converges. So a descent without noise
@@ -141,7 +142,7 @@ def distance_to(problem: Approximation, found: Projection, theta_BP: Tensor) -> 
     return torch.minimum(own_B, d3(problem.family, theta_BP, found.theta_MP))
 
 
-def starts_in(box: Box, count: int, *, seed: int) -> Tensor:
+def starts_in(box: ParameterBox, count: int, *, seed: int) -> Tensor:
     """Starts about the middle of a box, (count, P), from close to it to anywhere inside.
 
     How far a start is away as a whole is a hundredth to all of the box's half width, evenly on a
@@ -154,14 +155,14 @@ def starts_in(box: Box, count: int, *, seed: int) -> Tensor:
     return torch.clamp(middle + half * reach * away, box.low_P, box.high_P)
 
 
-def approximation(setting: Setting) -> Approximation:
+def approximation(setting: RateSetting) -> ApproximationProblem:
     """The truth of a setting, approximated by its family in its box."""
     truth, inputs = draw_truth(setting), setting.inputs_Qd
     target_Q = truth.family.predict(truth.theta_P, inputs)
-    return Approximation(setting.family, target_Q, inputs, box(setting, truth))
+    return ApproximationProblem(setting.family, target_Q, inputs, box(setting, truth))
 
 
-def pseudo_true(setting: Setting, *, starts: int = 64) -> Projection:
+def pseudo_true(setting: RateSetting, *, starts: int = 64) -> Projection:
     """The minimisers that fits of this setting converge to, whatever its noise and sizes.
 
     Half of the starts are those of fits near the truth, half lie anywhere in the box that the
@@ -170,8 +171,8 @@ def pseudo_true(setting: Setting, *, starts: int = 64) -> Projection:
     some experts dead or split, the floor is 0 and the minimisers are whatever makes the truth.
 
     Example:
-        >>> from sigmoid_attention.mixtures.rates.setting import Setting
-        >>> found = pseudo_true(Setting("sigmoid", "gelu", extra=0), starts=8)
+        >>> from sigmoid_attention.mixtures.rates.setting import RateSetting
+        >>> found = pseudo_true(RateSetting("sigmoid", "gelu", extra=0), starts=8)
         >>> found.floor < 1e-6, len(found.theta_MP)
         (True, 1)
     """
@@ -183,7 +184,7 @@ def pseudo_true(setting: Setting, *, starts: int = 64) -> Projection:
 
 
 @lru_cache(maxsize=64)
-def _pseudo_true(setting: Setting, starts: int) -> Projection:
+def _pseudo_true(setting: RateSetting, starts: int) -> Projection:
     problem, truth = approximation(setting), draw_truth(setting)
     rng = torch.Generator().manual_seed(setting.seed)
     near = [start(setting, truth, rng)[None] for _ in range(starts // 2)]
@@ -191,14 +192,14 @@ def _pseudo_true(setting: Setting, starts: int) -> Projection:
     return project(problem, torch.cat((*near, anywhere)))
 
 
-def distance_to_pseudo_true(setting: Setting, theta_BP: Tensor) -> Tensor:
+def distance_to_pseudo_true(setting: RateSetting, theta_BP: Tensor) -> Tensor:
     """D3 of the fits of a setting: how far they are from what they converge to, (B,).
 
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures.rates.measure import measure
-        >>> from sigmoid_attention.mixtures.rates.setting import Setting
-        >>> setting = Setting("sigmoid", "gelu", extra=0, sizes=(10**6, 10**12), replicates=1)
+        >>> from sigmoid_attention.mixtures.rates.setting import RateSetting
+        >>> setting = RateSetting("sigmoid", "gelu", extra=0, sizes=(10**6, 10**12), replicates=1)
         >>> theta_BP = torch.from_numpy(measure(setting).theta)[:, 0]
         >>> less, more = distance_to_pseudo_true(setting, theta_BP)
         >>> bool(more < less / 100)

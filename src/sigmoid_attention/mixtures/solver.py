@@ -47,7 +47,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Box:
+class ParameterBox:
     """Closed intervals that the parameters keep to; equal ends pin one."""
 
     low_P: Tensor
@@ -58,15 +58,15 @@ class Box:
             raise ValueError("box: a lower end lies above its upper end")
 
     @classmethod
-    def around_zero(cls, size: int, half_width: float) -> "Box":
+    def around_zero(cls, size: int, half_width: float) -> "ParameterBox":
         high = torch.full((size,), float(half_width), dtype=torch.float64)
         return cls(-high, high)
 
-    def pinned(self, places: Tensor, values: Tensor) -> "Box":
+    def pinned(self, places: Tensor, values: Tensor) -> "ParameterBox":
         """The same box with some parameters held."""
         low, high = self.low_P.clone(), self.high_P.clone()
         low[places] = high[places] = values
-        return Box(low, high)
+        return ParameterBox(low, high)
 
     @property
     def free(self) -> int:
@@ -85,7 +85,7 @@ def minimise(
     start_BP: Tensor,
     *,
     sigma: float,
-    box: Box,
+    box: ParameterBox,
     settings: SolverSettings = DEFAULTS,
 ) -> Fit:
     """A local least-squares estimate for each problem, from its own start, inside the box."""
@@ -95,7 +95,11 @@ def minimise(
 
 
 def descend(
-    objective: Objective, start_BP: Tensor, *, box: Box, settings: SolverSettings = DEFAULTS
+    objective: Objective,
+    start_BP: Tensor,
+    *,
+    box: ParameterBox,
+    settings: SolverSettings = DEFAULTS,
 ) -> Fit:
     """A local minimum of each problem, from its own start; ``chi2`` without the constant.
 
@@ -119,7 +123,7 @@ def descend(
     return Fit(state.theta, state.cost, state.converged, state.iterations, at_box.any(-1))
 
 
-def check_start(start_P: Tensor, box: Box) -> None:
+def check_start(start_P: Tensor, box: ParameterBox) -> None:
     """``ValueError`` unless starts (..., P) are finite and have the parameters of the box."""
     if start_P.shape[-1] != len(box.low_P) or not start_P.isfinite().all():
         raise ValueError(
@@ -140,7 +144,7 @@ class _State:
 
 
 def _step(
-    objective: Objective, state: _State, active: Tensor, box: Box, settings: SolverSettings
+    objective: Objective, state: _State, active: Tensor, box: ParameterBox, settings: SolverSettings
 ) -> Tensor:
     """One step of the active problems; which of them are finished."""
     theta, cost, damping = state.theta[active], state.cost[active], state.damping[active]

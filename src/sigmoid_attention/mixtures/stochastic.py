@@ -12,7 +12,14 @@ from torch import Tensor
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.parts import named
-from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, SolverSettings, chi2, minimise
+from sigmoid_attention.mixtures.solver import (
+    DEFAULTS,
+    Fit,
+    ParameterBox,
+    SolverSettings,
+    chi2,
+    minimise,
+)
 
 OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -21,7 +28,7 @@ Trace = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StochasticRecipe:
     """An optimiser with a constant learning rate and a fixed number of epochs.
 
     The papers' own settings were not recovered; the defaults are ours, of the kind they report.
@@ -54,7 +61,7 @@ def paper_mode(
     start_BP: Tensor,
     *,
     sigma: float,
-    recipe: Recipe = Recipe(),
+    recipe: StochasticRecipe = StochasticRecipe(),
     seed: int = 0,
     trace: Trace | None = None,
 ) -> Fit:
@@ -85,7 +92,7 @@ def paper_mode(
         >>> steps = []
         >>> fit = paper_mode(
         ...     family, data, 0.5 * truth.expand(3, -1), sigma=0.1,
-        ...     recipe=Recipe(epochs=2), trace=lambda step, theta: steps.append(step),
+        ...     recipe=StochasticRecipe(epochs=2), trace=lambda step, theta: steps.append(step),
         ... )
         >>> steps
         [0, 1, 2, 3, 4, 5, 6, 7, 8]
@@ -126,7 +133,7 @@ def excess(
     fit: Fit,
     *,
     sigma: float,
-    box: Box,
+    box: ParameterBox,
     settings: SolverSettings = DEFAULTS,
 ) -> Tensor:
     """What training left to be had: the fall of chi2 that `minimise` finds from its end, (B,).

@@ -19,7 +19,7 @@ Power = float | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Truth:
+class TrueMixture:
     """A true mixture: its family, with k* experts, and its parameters."""
 
     family: Mixture
@@ -31,7 +31,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Parts:
+class VoronoiParts:
     """What a loss is made of, for each true expert j; a number that does not apply is 0.
 
     ``mass`` |sum of gate masses in the cell - the true one|, ``exact`` what errs in a cell of one,
@@ -90,7 +90,7 @@ def quadratic_powers(family: Mixture) -> dict[str, Power]:
 # Cells ----------------------------------------------------------------------------------------
 
 
-def aligned(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
+def aligned(family: Mixture, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
     """The fits, (B, P), with their scores shifted to where the truth has its own.
 
     Under a gate that is blind to a common shift of all scores the papers' losses are least values
@@ -111,7 +111,7 @@ def aligned(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
     return shifted_BCP[torch.arange(len(best_B)), best_B]
 
 
-def cells(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
+def cells(family: Mixture, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
     """The true expert nearest to each fitted one, (B, k), by all but the intercept of the score.
 
     Source: Nguyen et al. 2024, section 3:
@@ -120,7 +120,7 @@ def cells(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
     return _nearest(family, aligned(family, theta_BP, truth), truth)
 
 
-def _nearest(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
+def _nearest(family: Mixture, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
     fitted = _shape_and_expert(family, family.atoms(theta_BP))
     true = _shape_and_expert(truth.family, truth.atoms)
     return torch.linalg.vector_norm(fitted[..., :, None, :] - true, dim=-1).argmin(-1)
@@ -148,11 +148,11 @@ def _masses(family: Mixture, atoms: Tensor) -> Tensor:
 def voronoi(
     family: Mixture,
     theta_BP: Tensor,
-    truth: Truth,
+    truth: TrueMixture,
     *,
     powers: Mapping[str, Power] | None = None,
     everywhere: bool = False,
-) -> Parts:
+) -> VoronoiParts:
     r"""The parts of the papers' Voronoi losses.
 
     .. math::
@@ -179,7 +179,7 @@ def voronoi(
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
         >>> family = Mixture("sigmoid", "constant", k=2)
-        >>> truth = Truth(family, torch.tensor([1.0, 0.0, 5.0, 2.0, 0.0, 6.0]))
+        >>> truth = TrueMixture(family, torch.tensor([1.0, 0.0, 5.0, 2.0, 0.0, 6.0]))
         >>> fitted = torch.tensor([[2.0, 0.25, 6.0, 1.0, 0.0, 5.5]])
         >>> voronoi(family, fitted, truth).total_B.tolist()
         [0.75]
@@ -193,10 +193,10 @@ def voronoi(
 def _parts(
     family: Mixture,
     theta_BP: Tensor,
-    truth: Truth,
+    truth: TrueMixture,
     powers: Mapping[str, Power],
     everywhere: bool,
-) -> Parts:
+) -> VoronoiParts:
     fitted, true = family.atoms(theta_BP), truth.atoms
     cell_Bk = _nearest(family, theta_BP, truth)
     member = torch.nn.functional.one_hot(cell_Bk, true.shape[-2]).to(fitted.dtype)
@@ -230,13 +230,15 @@ def _parts(
     whole = per_cell(mass_k).gather(-1, cell_Bk).clamp(min=torch.finfo(mass_k.dtype).tiny)
     share = mass_k / whole
     largest = torch.where(member.bool(), crowded_error[..., None], 0.0).amax(-2)
-    return Parts(
+    return VoronoiParts(
         cell_Bk, crowd, mass, per_cell(exact), per_cell(over), per_cell(share * crowded_error),
         largest,
     )  # fmt: skip
 
 
-def contribution_loss(family: Mixture, theta_BP: Tensor, truth: Truth, inputs_Qd: Tensor) -> Tensor:
+def contribution_loss(
+    family: Mixture, theta_BP: Tensor, truth: TrueMixture, inputs_Qd: Tensor
+) -> Tensor:
     """sum_j | sum over cell j of w_i h_i - w*_j h*_j |_L2, (B,): what a cell answers, not by whom.
 
     Splitting an expert into two of the same answer costs nothing, and neither does one whose gate

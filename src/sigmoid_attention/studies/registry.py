@@ -44,7 +44,7 @@ CLAIM_STUDIES = {
     ),
 }
 # Studies that share a module of their group, which defines them in STUDIES.
-SHARED_MODULES = dict.fromkeys(
+SHARED_MODULES: dict[str, str] = dict.fromkeys(
     (
         "nguyen2024_table",
         "nguyen2024_figure",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.mixtures.data import LeastSquares
-from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Look
-from sigmoid_attention.mixtures.gaussian.likelihood import Deviance
-from sigmoid_attention.mixtures.solver import Box, Fit, SolverSettings, descend
+from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Posterior
+from sigmoid_attention.mixtures.gaussian.likelihood import GaussianDeviance
+from sigmoid_attention.mixtures.solver import Fit, ParameterBox, SolverSettings, descend
 
 # An iteration that raises the log likelihood by less than 1e-6 is the last; Nguyen et al. 2025 too
 # stops at 1e-6 or after 1000 iterations.
@@ -31,7 +31,7 @@ def em(
     data: LeastSquares,
     start_BP: Tensor,
     *,
-    box: Box,
+    box: ParameterBox,
     settings: SolverSettings = EM,
 ) -> Fit:
     """Maximum likelihood by EM, from its own start for each problem, inside the box.
@@ -43,7 +43,7 @@ def em(
     that gains little is then no sign of a maximum; ``maximise`` goes on from there.
 
     Args:
-        data: single observations; see ``Deviance``.
+        data: single observations; see ``GaussianDeviance``.
         start_BP: parameters, one row a problem.
         box: bounds; a lower bound of the log variances keeps the likelihood bounded.
         settings: stopping rule, in units of the deviance.
@@ -59,7 +59,8 @@ def em(
         >>> family = GaussianExperts(Mixture("softmax", "linear", k=1))
         >>> x = torch.linspace(-1, 1, 50).double()
         >>> data = Samples(x[None, :, None], 2 * x[None] + 1 + 0.1 * torch.sin(40 * x))
-        >>> fit = em(family, data, torch.zeros(1, 5).double(), box=Box.around_zero(5, 20.0))
+        >>> box = ParameterBox.around_zero(5, 20.0)
+        >>> fit = em(family, data, torch.zeros(1, 5).double(), box=box)
         >>> fit.theta_BP[0, 2:4].numpy().round(1).tolist()
         [2.0, 1.0]
     """
@@ -96,7 +97,7 @@ def maximise(
     data: LeastSquares,
     start_BP: Tensor,
     *,
-    box: Box,
+    box: ParameterBox,
     warm: int = 10,
     settings: SolverSettings = SCORING,
 ) -> Fit:
@@ -118,12 +119,13 @@ def maximise(
         >>> family = GaussianExperts(Mixture("softmax", "linear", k=1))
         >>> x = torch.linspace(-1, 1, 50).double()
         >>> data = Samples(x[None, :, None], 2 * x[None] + 1 + 0.1 * torch.sin(40 * x))
-        >>> fit = maximise(family, data, torch.zeros(1, 5).double(), box=Box.around_zero(5, 20.0))
+        >>> box = ParameterBox.around_zero(5, 20.0)
+        >>> fit = maximise(family, data, torch.zeros(1, 5).double(), box=box)
         >>> bool(fit.converged_B)
         True
     """
     first = em(family, data, start_BP, box=box, settings=replace(EM, max_iter=warm))
-    fit = descend(Deviance(family, data), first.theta_BP, box=box, settings=settings)
+    fit = descend(GaussianDeviance(family, data), first.theta_BP, box=box, settings=settings)
     return replace(fit, iterations_B=fit.iterations_B + first.iterations_B)
 
 
@@ -143,7 +145,7 @@ class _Sums:
 
 
 def _iteration(
-    family: GaussianExperts, data: LeastSquares, theta: Tensor, which: Tensor, box: Box
+    family: GaussianExperts, data: LeastSquares, theta: Tensor, which: Tensor, box: ParameterBox
 ) -> tuple[Tensor, Tensor]:
     """The deviance at theta, and the step from there to what the M-step answers."""
     sums = _expectation(family, data, theta, which)
@@ -186,7 +188,7 @@ def _expectation(
     return sums
 
 
-def _add_gate(family: GaussianExperts, sums: _Sums, seen: Look, share_Qk: Tensor) -> None:
+def _add_gate(family: GaussianExperts, sums: _Sums, seen: Posterior, share_Qk: Tensor) -> None:
     """Gradient by the scores' parameters, and what the choice of experts would tell about them.
 
     That is the sum of mass (dlog g_i)(dlog g_i)' over experts i by their weights g_i, where both
@@ -206,7 +208,7 @@ def _add_gate(family: GaussianExperts, sums: _Sums, seen: Look, share_Qk: Tensor
     by_expert.diagonal(dim1=-4, dim2=-2).add_(own_AkFF.movedim(-3, -1))
 
 
-def _maximisation(family: GaussianExperts, sums: _Sums, theta: Tensor, box: Box) -> Tensor:
+def _maximisation(family: GaussianExperts, sums: _Sums, theta: Tensor, box: ParameterBox) -> Tensor:
     """The step to the maximum of what the E-step expects, or towards it."""
     places, gradient = family.places, sums.gradient_AP
     pinned = box.low_P == box.high_P

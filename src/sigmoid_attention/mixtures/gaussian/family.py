@@ -20,7 +20,7 @@ GATES = ("softmax", "normalised_sigmoid")
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedExperts:
     """Experts that answer whatever the input is, each with a weight of its own.
 
     Args:
@@ -41,7 +41,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Places:
+class ParameterIndices:
     """Where the parameters of each kind lie in a vector of all."""
 
     scores_kF: Tensor
@@ -52,7 +52,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Look:
+class Posterior:
     """What likelihoods, their derivatives and the steps of EM are made of, at some observations.
 
     ``share`` is each expert's share of the density, ``standard`` the residual from it in its
@@ -96,8 +96,9 @@ class GaussianExperts:
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
-        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, Shared
-        >>> family = GaussianExperts(Mixture("softmax", "linear", k=2), Shared("linear", k=1))
+        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, SharedExperts
+        >>> routed = Mixture("softmax", "linear", k=2)
+        >>> family = GaussianExperts(routed, SharedExperts("linear", k=1))
         >>> family.size
         14
         >>> theta, x = torch.zeros(14).double(), torch.zeros(3, 1).double()
@@ -106,7 +107,7 @@ class GaussianExperts:
     """
 
     routed: Mixture
-    shared: Shared | None = None
+    shared: SharedExperts | None = None
 
     def __post_init__(self) -> None:
         if self.routed.gate not in GATES:
@@ -144,12 +145,12 @@ class GaussianExperts:
         )
 
     @cached_property
-    def places(self) -> Places:
+    def places(self) -> ParameterIndices:
         """Where the parameters of each kind lie in a vector of all."""
         routed, shared = self.atoms(torch.arange(self.size))
         of_score = self.routed.score_size
         variances = torch.cat((routed[:, -1], shared[:, -2]))
-        return Places(
+        return ParameterIndices(
             routed[:, :of_score], routed[:, of_score:-1], shared[:, :-2], variances, shared[:, -1]
         )
 
@@ -162,7 +163,7 @@ class GaussianExperts:
         seen = self.look(theta_P, inputs_Qd, answers_Q)
         return seen.log_density_Q, self.score_of(seen)
 
-    def look(self, theta_P: Tensor, inputs_Qd: Tensor, answers_Q: Tensor) -> Look:
+    def look(self, theta_P: Tensor, inputs_Qd: Tensor, answers_Q: Tensor) -> Posterior:
         """The density at each observation, in its pieces."""
         routed, shared = self.atoms(theta_P)
         score_k, expert_k, log_variance = routed.tensor_split(
@@ -192,7 +193,7 @@ class GaussianExperts:
         total = parts.sum(-1, keepdim=True)
         of_shape = score.slopes(score_k, inputs_Qd)
         ones = of_shape.new_ones(()).expand(*of_shape.shape[:-1], 1)
-        return Look(
+        return Posterior(
             (largest + total.log())[..., 0],
             parts / total,
             standard,
@@ -205,7 +206,7 @@ class GaussianExperts:
             omega,
         )
 
-    def score_of(self, seen: Look) -> Tensor:
+    def score_of(self, seen: Posterior) -> Tensor:
         """Derivatives of the log density by the parameters, (..., Q, P)."""
         share_k, share_s = seen.share_Qc.tensor_split([self.routed.k], -1)
         # p holds sum_i g_i v_i; divided by p that is sum_i g_i (share_i / g_i).
@@ -249,7 +250,7 @@ class GaussianExperts:
 
 
 @dataclass(frozen=True)
-class Truth:
+class TrueGaussianExperts:
     """True Gaussian experts: their family and parameters."""
 
     family: GaussianExperts

@@ -19,7 +19,7 @@ with lab_imports("sigmoid_attention.mixtures"):
 
 
 @dataclass(frozen=True)
-class Deviance:
+class GaussianDeviance:
     r"""Minus twice the log likelihood, an ``Objective`` for ``solver.descend``.
 
     .. math:: D(\theta) = -2 \sum_q w_q \log p_\theta(y_q \mid x_q)
@@ -36,10 +36,11 @@ class Deviance:
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
         >>> from sigmoid_attention.mixtures.data import Samples
-        >>> from sigmoid_attention.mixtures.gaussian import Deviance, GaussianExperts
+        >>> from sigmoid_attention.mixtures.gaussian import GaussianDeviance, GaussianExperts
         >>> family = GaussianExperts(Mixture("softmax", "linear", k=1))
         >>> data = Samples(torch.zeros(1, 2, 1).double(), torch.zeros(1, 2).double())
-        >>> cost = Deviance(family, data).cost(torch.zeros(1, 5).double(), torch.tensor([0]))
+        >>> theta = torch.zeros(1, 5).double()
+        >>> cost = GaussianDeviance(family, data).cost(theta, torch.tensor([0]))
         >>> round(float(cost), 3)
         3.676
     """

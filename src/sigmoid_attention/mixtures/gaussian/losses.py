@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.mixtures import experts
-from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Truth
+from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, TrueGaussianExperts
 
 with lab_imports("sigmoid_attention.mixtures"):
     import numpy as np
@@ -29,7 +29,7 @@ SQUARES: Powers = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Parts:
+class GaussianLossParts:
     """What a group's loss is made of, for each true expert; what does not apply is 0."""
 
     mass_Bt: Tensor
@@ -55,8 +55,8 @@ class _Group:
 
 
 def routed_loss(
-    family: GaussianExperts, theta_BP: Tensor, truth: Truth, powers: Powers = SQUARES
-) -> Parts:
+    family: GaussianExperts, theta_BP: Tensor, truth: TrueGaussianExperts, powers: Powers = SQUARES
+) -> GaussianLossParts:
     r"""The routed experts' part of the Voronoi losses.
 
     .. math::
@@ -80,12 +80,12 @@ def routed_loss(
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
-        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, Truth
+        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, TrueGaussianExperts
         >>> from sigmoid_attention.mixtures.gaussian.losses import routed_loss
         >>> family = GaussianExperts(Mixture("softmax", "constant", k=2))
         >>> theta = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 5.0, 0.0])
         >>> shifted = theta + torch.tensor([3.0, 2.0, 0.0, 0.0]).repeat(2)
-        >>> float(routed_loss(family, shifted[None], Truth(family, theta)).total_B)
+        >>> float(routed_loss(family, shifted[None], TrueGaussianExperts(family, theta)).total_B)
         0.0
     """
     fitted = _natural(family.atoms(theta_BP)[0], -1)
@@ -103,8 +103,8 @@ def routed_loss(
 
 
 def shared_loss(
-    family: GaussianExperts, theta_BP: Tensor, truth: Truth, powers: Powers = SQUARES
-) -> Parts:
+    family: GaussianExperts, theta_BP: Tensor, truth: TrueGaussianExperts, powers: Powers = SQUARES
+) -> GaussianLossParts:
     r"""The shared experts' part, as ``routed_loss`` with m = omega and parts kappa and tau.
 
     Args:
@@ -127,7 +127,7 @@ def shared_loss(
 
 
 def expert_loss(
-    family: GaussianExperts, theta_BP: Tensor, truth: Truth, inputs_Qd: Tensor
+    family: GaussianExperts, theta_BP: Tensor, truth: TrueGaussianExperts, inputs_Qd: Tensor
 ) -> Tensor:
     r"""How far routed experts are from true ones, each counted as often as it is chosen, (B,).
 
@@ -140,12 +140,13 @@ def expert_loss(
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
-        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, Truth
+        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, TrueGaussianExperts
         >>> from sigmoid_attention.mixtures.gaussian.losses import expert_loss
         >>> family = GaussianExperts(Mixture("softmax", "constant", k=2))
         >>> theta = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 5.0, 0.0])
         >>> moved = theta + torch.tensor([0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0])
-        >>> expert_loss(family, moved[None], Truth(family, theta), torch.zeros(3, 1)).tolist()
+        >>> truth = TrueGaussianExperts(family, theta)
+        >>> expert_loss(family, moved[None], truth, torch.zeros(3, 1)).tolist()
         [0.25]
     """
     first = family.routed.score_size
@@ -204,7 +205,7 @@ def _shifted(fitted_BkA: Tensor, true_tA: Tensor, place: int) -> Tensor:
     return shifted
 
 
-def _loss(group: _Group, powers: Powers) -> Parts:
+def _loss(group: _Group, powers: Powers) -> GaussianLossParts:
     columns = torch.cat([torch.arange(part.start, part.stop) for part in group.parts.values()])
     apart = group.fitted_BkA[..., :, None, columns] - group.true_tA[..., columns]
     cell_Bk = torch.linalg.vector_norm(apart, dim=-1).argmin(-1)
@@ -224,7 +225,7 @@ def _loss(group: _Group, powers: Powers) -> Parts:
     if not group.weighs:
         plain = plain + difference[..., group.intercept].abs().sum(-1)
         mass = torch.where(member.sum(-2) == 1, 0.0, mass)
-    return Parts(
+    return GaussianLossParts(
         mass,
         per_cell(torch.where(alone, factor * plain, 0.0)),
         per_cell(torch.where(alone, 0.0, factor * powered)),

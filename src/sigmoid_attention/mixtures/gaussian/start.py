@@ -6,7 +6,7 @@ Shape letters: t true and k fitted experts of a group, A parameters of an expert
 import torch
 from torch import Tensor
 
-from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Truth
+from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, TrueGaussianExperts
 
 # Standard deviations of the start around the truth, and the powers of n by which they shrink.
 APART, APART_POWER = 0.005, -0.083
@@ -14,7 +14,12 @@ VARIANCE_APART, VARIANCE_POWER = 0.0005, -0.25
 
 
 def near_truth(
-    truth: Truth, family: GaussianExperts, *, n: int, times: float, rng: torch.Generator
+    truth: TrueGaussianExperts,
+    family: GaussianExperts,
+    *,
+    n: int,
+    times: float,
+    rng: torch.Generator,
 ) -> Tensor:
     """A start around the truth, (P,), for a family with as many experts or more.
 
@@ -34,8 +39,11 @@ def near_truth(
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
-        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, Truth, near_truth
-        >>> truth = Truth(GaussianExperts(Mixture("softmax", "constant", k=1)), torch.zeros(4))
+        >>> from sigmoid_attention.mixtures.gaussian import (
+        ...     GaussianExperts, TrueGaussianExperts, near_truth,
+        ... )
+        >>> one = GaussianExperts(Mixture("softmax", "constant", k=1))
+        >>> truth = TrueGaussianExperts(one, torch.zeros(4))
         >>> family = GaussianExperts(Mixture("softmax", "constant", k=2))
         >>> start = near_truth(truth, family, n=100, times=0.0, rng=torch.Generator())
         >>> (start * 100).round().tolist()

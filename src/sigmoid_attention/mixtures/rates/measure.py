@@ -14,7 +14,7 @@ from sigmoid_attention.mixtures import voronoi
 from sigmoid_attention.mixtures.data import FiniteDesign, LeastSquares, Samples
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.multistart import multistart
-from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
+from sigmoid_attention.mixtures.rates.setting import RateSetting, box, draw_truth, start
 from sigmoid_attention.mixtures.solver import DEFAULTS, SolverSettings, chi2
 
 with lab_imports("sigmoid_attention.mixtures"):
@@ -25,7 +25,7 @@ UNIT_WITHOUT_NOISE = 0.1
 
 
 @dataclass(frozen=True)
-class Curve:
+class RateCurve:
     """The fits of one setting: every loss as (N, R), with what tells whether to believe it.
 
     ``gain`` is (RSS(truth) - RSS(fit)) / sigma^2. Of an exactly specified, regular family its mean
@@ -33,7 +33,7 @@ class Curve:
     ``theta`` holds the estimates, (N, R, P).
     """
 
-    setting: Setting
+    setting: RateSetting
     losses: dict[str, np.ndarray]
     gain: np.ndarray
     converged: np.ndarray
@@ -42,12 +42,12 @@ class Curve:
     free: int
 
 
-def measure(setting: Setting, settings: SolverSettings = DEFAULTS) -> Curve:
+def measure(setting: RateSetting, settings: SolverSettings = DEFAULTS) -> RateCurve:
     """All sizes and replicates of a setting on its finite design, fitted together.
 
     Example:
-        >>> from sigmoid_attention.mixtures.rates.setting import Setting
-        >>> curve = measure(Setting("sigmoid", "gelu", extra=0, sizes=(1000,), replicates=3))
+        >>> from sigmoid_attention.mixtures.rates.setting import RateSetting
+        >>> curve = measure(RateSetting("sigmoid", "gelu", extra=0, sizes=(1000,), replicates=3))
         >>> curve.losses["L2"].shape
         (1, 3)
     """
@@ -59,7 +59,9 @@ def measure(setting: Setting, settings: SolverSettings = DEFAULTS) -> Curve:
     return _curve(setting, data, truth, settings)
 
 
-def measure_continuous(setting: Setting, settings: SolverSettings = DEFAULTS) -> list[Curve]:
+def measure_continuous(
+    setting: RateSetting, settings: SolverSettings = DEFAULTS
+) -> list[RateCurve]:
     """The same with inputs that are uniform on the cube, for each size: the law of the papers.
 
     Losses that are averages over inputs take the nodes of the finite design, so that both can be
@@ -72,7 +74,7 @@ def measure_continuous(setting: Setting, settings: SolverSettings = DEFAULTS) ->
     ]
 
 
-def continuous_data(setting: Setting) -> Iterator[tuple[int, Samples]]:
+def continuous_data(setting: RateSetting) -> Iterator[tuple[int, Samples]]:
     """For each size the data sets of all replicates, with inputs that are uniform on the cube."""
     truth = draw_truth(setting)
     for place, n in enumerate(setting.sizes):
@@ -90,8 +92,8 @@ def continuous_data(setting: Setting) -> Iterator[tuple[int, Samples]]:
 
 
 def _curve(
-    setting: Setting, data: LeastSquares, truth: voronoi.Truth, settings: SolverSettings
-) -> Curve:
+    setting: RateSetting, data: LeastSquares, truth: voronoi.TrueMixture, settings: SolverSettings
+) -> RateCurve:
     unit = setting.sigma or UNIT_WITHOUT_NOISE
     bounds = box(setting, truth)
     rng = torch.Generator().manual_seed(setting.seed + 1)
@@ -110,7 +112,7 @@ def _curve(
     as_grid = lambda values: values.reshape(*shape, *values.shape[1:]).numpy()  # noqa: E731
     inputs = setting.inputs_Qd
     losses = losses_of(setting.family, fit.theta_BP, truth, inputs)
-    return Curve(
+    return RateCurve(
         setting,
         {name: as_grid(loss) for name, loss in losses.items()},
         as_grid(at_truth - fit.chi2_B),
@@ -122,7 +124,7 @@ def _curve(
 
 
 def losses_of(
-    family: Mixture, theta_BP: Tensor, truth: voronoi.Truth, inputs_Qd: Tensor
+    family: Mixture, theta_BP: Tensor, truth: voronoi.TrueMixture, inputs_Qd: Tensor
 ) -> dict[str, Tensor]:
     """Never one number: the papers' losses, their parts, and two that no split can fool, (B,).
 

@@ -17,7 +17,7 @@ from sigmoid_attention.mixtures import voronoi
 from sigmoid_attention.mixtures.data import FiniteDesign
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
 from sigmoid_attention.mixtures.model import Mixture, free_parameters
-from sigmoid_attention.mixtures.solver import Box
+from sigmoid_attention.mixtures.solver import ParameterBox
 
 CANDIDATES = 200
 REGIMES = ("sparse", "dense")
@@ -25,7 +25,7 @@ STARTS = ("near_truth", "random")
 
 
 @dataclass(frozen=True)
-class Setting:
+class RateSetting:
     """One cell of a study: everything that its numbers depend on.
 
     Args:
@@ -47,8 +47,8 @@ class Setting:
         ValueError: an unknown regime or start, or a number out of its range.
 
     Example:
-        >>> from sigmoid_attention.mixtures.rates.setting import Setting
-        >>> Setting("sigmoid", "gelu", k=3).family.k
+        >>> from sigmoid_attention.mixtures.rates.setting import RateSetting
+        >>> RateSetting("sigmoid", "gelu", k=3).family.k
         4
     """
 
@@ -106,14 +106,14 @@ class Setting:
 # Truths ---------------------------------------------------------------------------------------
 
 
-def draw_truth(setting: Setting) -> voronoi.Truth:
+def draw_truth(setting: RateSetting) -> voronoi.TrueMixture:
     """The best conditioned of some random mixtures: of a poor one, no n within reach says much."""
     return _draw(setting.truth_family, setting.regime, setting.nodes, setting.truth_seed)
 
 
 # A study asks for the same truth in every part, and looking for it takes as long as a few fits.
 @lru_cache(maxsize=64)
-def _draw(family: Mixture, regime: str, nodes: int, seed: int) -> voronoi.Truth:
+def _draw(family: Mixture, regime: str, nodes: int, seed: int) -> voronoi.TrueMixture:
     inputs = FiniteDesign.sobol(nodes, d=family.d).inputs_Qd
     rng = torch.Generator().manual_seed(seed)
     free = free_parameters(family)
@@ -126,7 +126,7 @@ def _draw(family: Mixture, regime: str, nodes: int, seed: int) -> voronoi.Truth:
         if value > best_value:
             best, best_value = theta, value
     assert best is not None
-    return voronoi.Truth(family, best)
+    return voronoi.TrueMixture(family, best)
 
 
 def _random(family: Mixture, rng: torch.Generator) -> Tensor:
@@ -140,7 +140,7 @@ def _random(family: Mixture, rng: torch.Generator) -> Tensor:
 # Starts and boxes -----------------------------------------------------------------------------
 
 
-def start(setting: Setting, truth: voronoi.Truth, rng: torch.Generator) -> Tensor:
+def start(setting: RateSetting, truth: voronoi.TrueMixture, rng: torch.Generator) -> Tensor:
     """Where a fit begins, (P,)."""
     if setting.start == "random":
         return _random(setting.family, rng)
@@ -149,7 +149,7 @@ def start(setting: Setting, truth: voronoi.Truth, rng: torch.Generator) -> Tenso
     return whole + jitter * free_parameters(setting.family)
 
 
-def _repeated(setting: Setting, truth: voronoi.Truth, *, share: bool) -> Tensor:
+def _repeated(setting: RateSetting, truth: voronoi.TrueMixture, *, share: bool) -> Tensor:
     """The true experts, the first one repeated, its mass shared among the copies or not.
 
     Copies come first, so that the last expert stays the reference of a shift-blind gate.
@@ -172,12 +172,12 @@ def _shared_intercept(gate_name: str, intercept: float, copies: int) -> float:
     return intercept / copies
 
 
-def box(setting: Setting, truth: voronoi.Truth) -> Box:
+def box(setting: RateSetting, truth: voronoi.TrueMixture) -> ParameterBox:
     """The compact set that the theory asks for, with a shift-blind gate's reference held."""
     centre = _repeated(setting, truth, share=False)
     if setting.radius is None:
-        whole = Box.around_zero(setting.family.size, setting.half_width)
+        whole = ParameterBox.around_zero(setting.family.size, setting.half_width)
     else:
-        whole = Box(centre - setting.radius, centre + setting.radius)
+        whole = ParameterBox(centre - setting.radius, centre + setting.radius)
     held = ~free_parameters(setting.family)
     return whole.pinned(held, centre[held]) if held.any() else whole

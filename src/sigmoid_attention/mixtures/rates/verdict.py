@@ -52,7 +52,7 @@ a claim of slope 0."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RateEvidence:
     """What a verdict on one cell is computed from.
 
     Attributes:
@@ -95,7 +95,7 @@ class Evidence:
         )
 
 
-def judge(evidence: Evidence) -> tuple[str, str]:
+def judge(evidence: RateEvidence) -> tuple[str, str]:
     """The verdict and why, by ``RULE``."""
     for found in (_identifiable, _of_the_start, _doubt, _windows):
         verdict = found(evidence)
@@ -122,7 +122,7 @@ def against(found: Slope, claim: float) -> tuple[str, str]:
     return (UNDECIDED, f"{said}, but {others[0]:+.2f} is as near") if others else (REPRODUCED, said)
 
 
-def _identifiable(evidence: Evidence) -> tuple[str, str] | None:
+def _identifiable(evidence: RateEvidence) -> tuple[str, str] | None:
     if evidence.missing == 0:
         return None
     return NOT_IDENTIFIABLE, (
@@ -131,7 +131,7 @@ def _identifiable(evidence: Evidence) -> tuple[str, str] | None:
     )
 
 
-def _of_the_start(evidence: Evidence) -> tuple[str, str] | None:
+def _of_the_start(evidence: RateEvidence) -> tuple[str, str] | None:
     if evidence.noiseless > NOISELESS_SHARE:
         return DEPENDS_ON_THE_START, (
             f"without any noise {evidence.noiseless:.2g} of the loss is still there"
@@ -144,7 +144,7 @@ def _of_the_start(evidence: Evidence) -> tuple[str, str] | None:
     return None
 
 
-def _doubt(evidence: Evidence) -> tuple[str, str] | None:
+def _doubt(evidence: RateEvidence) -> tuple[str, str] | None:
     if not evidence.counted >= FEWEST_CONVERGED:
         return UNDECIDED, f"only {evidence.counted:.0%} of the fits are estimates"
     if evidence.gain_misses:
@@ -157,7 +157,7 @@ def _doubt(evidence: Evidence) -> tuple[str, str] | None:
     return None
 
 
-def _windows(evidence: Evidence) -> tuple[str, str] | None:
+def _windows(evidence: RateEvidence) -> tuple[str, str] | None:
     if evidence.early.apart(evidence.late) <= BEND:
         return None
     return PRE_ASYMPTOTIC, f"the slope still moves: {evidence.early}, then {evidence.late}"

@@ -15,10 +15,10 @@ from sigmoid_attention.lab.figure import loglog, panels
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
 from sigmoid_attention.mixtures.model import free_parameters
-from sigmoid_attention.mixtures.rates.measure import Curve, measure, measure_continuous
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
+from sigmoid_attention.mixtures.rates.measure import RateCurve, measure, measure_continuous
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
 from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
-from sigmoid_attention.mixtures.rates.verdict import RULE, Evidence, judge
+from sigmoid_attention.mixtures.rates.verdict import RULE, RateEvidence, judge
 
 EARLY = tuple(round(10 ** (2 + i / 2)) for i in range(7))  # 1e2 .. 1e5
 LATE = tuple(round(10 ** (4 + 2 * i / 3)) for i in range(7))  # 1e4 .. 1e8
@@ -70,8 +70,8 @@ class Cell:
             return "slower than any power of n"
         return f"n^{self.claim:.3g}"
 
-    def setting(self, truth_seed: int, **changes: object) -> Setting:
-        fixed = Setting(
+    def setting(self, truth_seed: int, **changes: object) -> RateSetting:
+        fixed = RateSetting(
             self.gate, self.expert, self.score, self.regime, self.d, self.k, self.extra,
             sizes=LATE, replicates=REPLICATES, truth_seed=truth_seed,
             starts=self.starts, jitter=self.jitter,
@@ -147,7 +147,7 @@ def _of_truth(
     yield Task(cell.name, "continuous", setting, run_continuous, 4.0)
 
 
-def run(setting: Setting) -> Iterator[Row]:
+def run(setting: RateSetting) -> Iterator[Row]:
     """Rows of one setting on its finite design."""
     truth = draw_truth(setting)
     free = free_parameters(truth.family)
@@ -157,13 +157,13 @@ def run(setting: Setting) -> Iterator[Row]:
     yield from rows_of(measure(setting))
 
 
-def run_continuous(setting: Setting) -> Iterator[Row]:
+def run_continuous(setting: RateSetting) -> Iterator[Row]:
     """Rows of the same with inputs of a continuous law."""
     for curve in measure_continuous(setting):
         yield from rows_of(curve)
 
 
-def rows_of(curve: Curve) -> Iterator[Row]:
+def rows_of(curve: RateCurve) -> Iterator[Row]:
     """Every loss and the gain of every fit, marked where it is a least-squares estimate."""
     yield Row("free", float(curve.free))
     # The truth is a member of the family, if with an expert split or shut, so that an estimate
@@ -208,13 +208,13 @@ def _finding(cell: Cell, results: Results) -> Finding:
     )
 
 
-def evidence(cell: Cell, results: Results) -> Evidence:
+def evidence(cell: Cell, results: Results) -> RateEvidence:
     """What the rows of a cell say, for the rule to judge."""
     of = lambda part: results[cell.name, part]  # noqa: E731
     quantity = cell.quantity
     gains = np.concatenate([one.values("gain") for one in of("exact")])
     usual = [_middle(_at_largest(one, quantity)) for one in of("late")]
-    return Evidence(
+    return RateEvidence(
         claim=cell.claim,
         early=slope_of(of("early"), quantity),
         late=slope_of(of("late"), quantity),

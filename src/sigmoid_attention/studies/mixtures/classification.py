@@ -16,7 +16,7 @@ from torch import Tensor
 from sigmoid_attention.lab.figure import loglog, panels
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.classification import (
-    Deviance,
+    LogisticDeviance,
     LogisticMixture,
     hellinger,
     maximise_likelihood,
@@ -39,7 +39,7 @@ from sigmoid_attention.mixtures.rates.verdict import (
     UNDECIDED,
     WIDEST,
 )
-from sigmoid_attention.mixtures.solver import Box
+from sigmoid_attention.mixtures.solver import ParameterBox
 
 GATES = ("softmax", "normalised_sigmoid", "sigmoid")
 EARLY = tuple(round(10 ** (4 + i / 2)) for i in range(5))  # 1e4 .. 1e6
@@ -50,7 +50,7 @@ NEAR, FAR = 0.01, 0.5
 
 
 @dataclass(frozen=True)
-class Labels:
+class ClassificationSetting:
     """A truth with k experts, fitted with k + extra; the first true expert is over-specified."""
 
     gate: str
@@ -77,7 +77,7 @@ class Labels:
         return LogisticMixture(logit, self.classes)
 
 
-def measure(setting: Labels) -> Iterator[Row]:
+def measure(setting: ClassificationSetting) -> Iterator[Row]:
     """Maximum likelihood near the truth: how far its laws and its parameters are from the truth."""
     design = FiniteDesign.sobol(setting.nodes, d=setting.d)
     truth_P, smallest = draw_truth(setting.truth_family, setting.nodes, setting.truth_seed)
@@ -91,10 +91,10 @@ def measure(setting: Labels) -> Iterator[Row]:
     yield Row("free", float(free.sum()))
     rng = torch.Generator().manual_seed(setting.seed + 1)
     jitter = torch.randn(len(sizes), family.size, generator=rng, dtype=torch.float64)
-    box = Box.around_zero(family.size, setting.half_width).pinned(~free, whole_P[~free])
+    box = ParameterBox.around_zero(family.size, setting.half_width).pinned(~free, whole_P[~free])
     fit = maximise_likelihood(family, data, whole_P + setting.jitter * jitter * free, box=box)
 
-    at_truth = Deviance(setting.truth_family, data).cost(
+    at_truth = LogisticDeviance(setting.truth_family, data).cost(
         truth_P.expand(len(sizes), -1), torch.arange(len(sizes))
     )
     gain = at_truth - fit.chi2_B
@@ -128,7 +128,9 @@ def draw_truth(family: LogisticMixture, nodes: int, seed: int) -> tuple[Tensor, 
     theta_CP = atoms.flatten(1)
     even = torch.full((CANDIDATES, nodes), 1.0 / nodes, dtype=torch.float64)
     nothing_seen = LabelCounts(inputs_Qd, family.probabilities(theta_CP, inputs_Qd), even)
-    information, _ = Deviance(family, nothing_seen).quadratic(theta_CP, torch.arange(CANDIDATES))
+    information, _ = LogisticDeviance(family, nothing_seen).quadratic(
+        theta_CP, torch.arange(CANDIDATES)
+    )
     information = information[:, family.free_P][:, :, family.free_P]
     norm = information.diagonal(dim1=-2, dim2=-1).sqrt()
     values = torch.linalg.eigvalsh(information / norm[:, :, None] / norm[:, None, :])
@@ -137,7 +139,7 @@ def draw_truth(family: LogisticMixture, nodes: int, seed: int) -> tuple[Tensor, 
     return theta_CP[best], float(smallest[best])
 
 
-def _repeated(setting: Labels, truth_P: Tensor) -> Tensor:
+def _repeated(setting: ClassificationSetting, truth_P: Tensor) -> Tensor:
     """The true experts, the first one repeated with a share of its weight each, (P,).
 
     Copies come first, so that the last expert stays the reference of a shift-blind gate.
@@ -188,7 +190,7 @@ later one comes within {MARGIN:g} of the claim. *{NOT_REPRODUCED}* otherwise."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ClassificationEvidence:
     """What a verdict on one quantity of one cell is computed from."""
 
     claim: float
@@ -199,7 +201,7 @@ class Evidence:
     far_start: Slope
 
 
-def verdict_of(seen: Evidence) -> tuple[str, str]:
+def verdict_of(seen: ClassificationEvidence) -> tuple[str, str]:
     """The rule, and which part of it applied."""
     if seen.smallest < SEEN:
         return NOT_IDENTIFIABLE, "the information at a truth is singular"
@@ -231,11 +233,11 @@ def judge(results: Results) -> list[Finding]:
     ]
 
 
-def _finding(setting: Labels, quantity: str, results: Results) -> Finding:
+def _finding(setting: ClassificationSetting, quantity: str, results: Results) -> Finding:
     of = {part: results[cell_of(setting), part] for part in PARTS}
     claim = claim_of(setting.gate, quantity)
     late = of["late"]
-    seen = Evidence(
+    seen = ClassificationEvidence(
         claim,
         min(float(one.values("smallest")[0]) for one in late),
         min(one.share(quantity) for one in late),
@@ -279,12 +281,12 @@ def _relative(
 PARTS = ("early", "late", "near start", "far start")
 
 
-def cells() -> list[Labels]:
+def cells() -> list[ClassificationSetting]:
     """Every gate with as many experts as the truth and with one more."""
-    return [Labels(gate, extra) for gate in GATES for extra in (0, 1)]
+    return [ClassificationSetting(gate, extra) for gate in GATES for extra in (0, 1)]
 
 
-def cell_of(setting: Labels) -> str:
+def cell_of(setting: ClassificationSetting) -> str:
     """The name of a line of the table, but for its quantity."""
     return f"{setting.gate.replace('_', ' ')}, {setting.k} experts fitted by {setting.family.k}"
 

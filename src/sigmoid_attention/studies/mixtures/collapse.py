@@ -19,9 +19,9 @@ from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.experts import expert as expert_of
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.multistart import spread, uniform_starts
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
 from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
+from sigmoid_attention.mixtures.stochastic import StochasticRecipe, paper_mode
 
 GATES = ("softmax", "sigmoid")
 # A gate of neither family; "smooth" is no mixture at all.
@@ -37,7 +37,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Training:
+class CollapseSetting:
     """Random starts, the same for both gates, trained on the same data with 2 k* experts."""
 
     gate: str
@@ -57,8 +57,8 @@ class Training:
     seed: int = 0
 
 
-def measure(setting: Training) -> Iterator[Row]:
-    """What `Watch` sees along training, and the error on new inputs at the end."""
+def measure(setting: CollapseSetting) -> Iterator[Row]:
+    """What `TraceRecorder` sees along training, and the error on new inputs at the end."""
     family = Mixture(setting.gate, setting.expert, k=setting.k, d=setting.d)
     function = _truth(setting)
     data = Samples.draw(
@@ -68,10 +68,12 @@ def measure(setting: Training) -> Iterator[Row]:
     start_BSP = uniform_starts(
         spread(family, setting.width), problems=setting.replicates, starts=1, seed=setting.seed + 1
     )
-    recipe = Recipe(setting.optimiser, setting.learning_rate, setting.epochs, setting.batch)
+    recipe = StochasticRecipe(
+        setting.optimiser, setting.learning_rate, setting.epochs, setting.batch
+    )
     steps = setting.epochs * math.ceil(setting.n / setting.batch)
     probe_Qd = Samples.draw(function, count=1, n=512, d=setting.d, sigma=0.0, seed=2).inputs_BQd[0]
-    watch = Watch(family, probe_Qd, steps)
+    watch = TraceRecorder(family, probe_Qd, steps)
     fit = paper_mode(
         family, data, start_BSP[:, 0], sigma=setting.sigma, recipe=recipe, seed=setting.seed,
         trace=watch,
@@ -83,17 +85,17 @@ def measure(setting: Training) -> Iterator[Row]:
         yield Row("error", error, replicate=replicate, step=steps, converged=False)
 
 
-def _truth(setting: Training):
+def _truth(setting: CollapseSetting):
     """A function of inputs (..., Q, d) that neither gate's family has."""
     if setting.truth == "smooth":
         return lambda x: (2 * x[..., 0]).sin() * (1 + x[..., 1]) + x[..., 2] * x[..., 3]
     truth = draw_truth(
-        Setting(setting.truth, setting.expert, d=setting.d, k=setting.true_experts, extra=0)
+        RateSetting(setting.truth, setting.expert, d=setting.d, k=setting.true_experts, extra=0)
     )
     return lambda x: truth.family.predict(truth.theta_P, x)
 
 
-class Watch:
+class TraceRecorder:
     """A trace of training that keeps rows at a few steps, evenly spread on a logarithmic scale."""
 
     def __init__(self, family: Mixture, probe_Qd: Tensor, steps: int) -> None:
@@ -227,7 +229,7 @@ def tasks() -> list[Task]:
     return [
         Task(
             f"{expert} experts, {truth.replace('_', ' ')} truth, {optimiser}", gate,
-            Training(gate, truth, expert, optimiser, rate), measure,
+            CollapseSetting(gate, truth, expert, optimiser, rate), measure,
         )
         for expert, truth in CASES
         for optimiser, rate in OPTIMISERS

@@ -26,7 +26,7 @@ from sigmoid_attention.lab.study import (
 from sigmoid_attention.mixtures.projection import distance_to_pseudo_true, pseudo_true
 from sigmoid_attention.mixtures.rates import verdict
 from sigmoid_attention.mixtures.rates.measure import measure
-from sigmoid_attention.mixtures.rates.setting import Setting
+from sigmoid_attention.mixtures.rates.setting import RateSetting
 from sigmoid_attention.mixtures.rates.slopes import Slope
 from sigmoid_attention.studies.mixtures.cells import TRUTHS, Cell, slope_of
 
@@ -66,7 +66,7 @@ def tasks() -> list[Task]:
     return found
 
 
-def run(setting: Setting) -> Iterator[Row]:
+def run(setting: RateSetting) -> Iterator[Row]:
     """D3 and the distances of functions, and what is known of the minimisers."""
     projection = pseudo_true(setting)
     curve = measure(setting)
@@ -93,7 +93,7 @@ def judge(results: Results) -> list[Finding]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ProjectionEvidence:
     """What the verdict on a cell is computed from; shares are those of the worst truth."""
 
     rate: Slope
@@ -102,8 +102,8 @@ class Seen:
     floors: list[float]
 
 
-def _seen(late: Sequence[Measured]) -> Seen:
-    return Seen(
+def _seen(late: Sequence[Measured]) -> ProjectionEvidence:
+    return ProjectionEvidence(
         slope_of(late, "D3"),
         min(_each(late, "found")),
         min(one.share("D3") for one in late),
@@ -115,7 +115,7 @@ def _each(measured: Sequence[Measured], quantity: str) -> list[float]:
     return [float(one.values(quantity)[0]) for one in measured]
 
 
-def _verdict(seen: Seen) -> tuple[str, str]:
+def _verdict(seen: ProjectionEvidence) -> tuple[str, str]:
     """By ``RULE``."""
     if seen.found < FEWEST_FOUND:
         return verdict.UNDECIDED, f"only {seen.found:.0%} of the starts found a truth's minimisers"

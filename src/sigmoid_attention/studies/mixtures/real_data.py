@@ -106,7 +106,7 @@ def table(name: str) -> Table:
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearningSetting:
     """One set under one gate; resamples are the same for both.
 
     The penalty of each gate and size is the best of ``alphas`` on ``pilots`` resamples of its own.
@@ -124,7 +124,7 @@ class Learned:
     pilots: int = PILOTS
 
 
-def measure(setting: Learned) -> Iterator[Row]:
+def measure(setting: LearningSetting) -> Iterator[Row]:
     """Held-out error of every resample and size, and how alike the experts of two resamples are."""
     features, _ = table(setting.data)
     probes = features[:: max(1, len(features) // PROBES)]
@@ -142,7 +142,7 @@ def measure(setting: Learned) -> Iterator[Row]:
         before = answers
 
 
-def _penalty(setting: Learned, share: float) -> float:
+def _penalty(setting: LearningSetting, share: float) -> float:
     """The penalty of the least geometric mean error over resamples that nothing else sees."""
     pilots = range(setting.resamples, setting.resamples + setting.pilots)
     errors = [
@@ -152,7 +152,7 @@ def _penalty(setting: Learned, share: float) -> float:
     return setting.alphas[int(np.argmin(errors))]
 
 
-def _learned(setting: Learned, share: float, alpha: float, resample: int):
+def _learned(setting: LearningSetting, share: float, alpha: float, resample: int):
     """How many rows one resample has, the model that they give, and its held-out error."""
     features, target = table(setting.data)
     order = np.random.default_rng(resample).permutation(len(features))
@@ -305,7 +305,8 @@ def tasks() -> list[Task]:
         expert = "constant" if name == PARITY else "linear"
         work = 4.0 if expert == "constant" else 1.0
         found += [
-            Task(name, gate, Learned(name, gate, expert=expert), measure, work) for gate in GATES
+            Task(name, gate, LearningSetting(name, gate, expert=expert), measure, work)
+            for gate in GATES
         ]
     return found
 

@@ -22,10 +22,10 @@ from sigmoid_attention.mixtures.data import FiniteDesign, Summaries
 from sigmoid_attention.mixtures.equivalence import shift_scores
 from sigmoid_attention.mixtures.model import Mixture, free_parameters
 from sigmoid_attention.mixtures.multistart import multistart, spread, uniform_starts
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
 from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from sigmoid_attention.mixtures.solver import Box
-from sigmoid_attention.mixtures.voronoi import Truth, l2
+from sigmoid_attention.mixtures.solver import ParameterBox
+from sigmoid_attention.mixtures.voronoi import TrueMixture, l2
 
 FITS = ("sigmoid", "softmax")
 NEITHER = "normalised_sigmoid"
@@ -45,7 +45,7 @@ SPREAD = 3.0
 
 
 @dataclass(frozen=True)
-class Shared:
+class SameTruthSetting:
     """One truth, to be fitted by both families with k + extra experts.
 
     ``candidates`` starts look for the best approximation of the truth itself; data sets are then
@@ -66,14 +66,14 @@ class Shared:
     half_width: float = 15.0
 
     @property
-    def truth(self) -> Setting:
-        return Setting(
+    def truth(self) -> RateSetting:
+        return RateSetting(
             self.truth_gate, self.expert, d=self.d, k=self.k, extra=0, nodes=self.nodes,
             truth_seed=self.truth_seed,
         )  # fmt: skip
 
 
-def measure(setting: Shared) -> Iterator[Row]:
+def measure(setting: SameTruthSetting) -> Iterator[Row]:
     """Floors of both families, and the errors of their fits to the same data sets."""
     truth = draw_truth(setting.truth)
     design = FiniteDesign.sobol(setting.nodes, d=setting.d)
@@ -96,14 +96,18 @@ def measure(setting: Shared) -> Iterator[Row]:
             )  # fmt: skip
 
 
-def _box(setting: Shared, family: Mixture) -> Box:
-    box = Box.around_zero(family.size, setting.half_width)
+def _box(setting: SameTruthSetting, family: Mixture) -> ParameterBox:
+    box = ParameterBox.around_zero(family.size, setting.half_width)
     held = ~free_parameters(family)
     return box.pinned(held, torch.zeros(int(held.sum()), dtype=torch.float64))
 
 
 def _approximations(
-    setting: Shared, family: Mixture, box: Box, truth: Truth, truth_Q: Tensor
+    setting: SameTruthSetting,
+    family: Mixture,
+    box: ParameterBox,
+    truth: TrueMixture,
+    truth_Q: Tensor,
 ) -> Tensor:
     """Local minimisers of |f - f*| over the family, (S, P), the nearest first."""
     seed, starts = setting.truth_seed, setting.candidates
@@ -117,7 +121,7 @@ def _approximations(
     return found.theta_BSP[0, found.cost_BS[0].argsort()]
 
 
-def _at_truth(family: Mixture, truth: Truth) -> Tensor:
+def _at_truth(family: Mixture, truth: TrueMixture) -> Tensor:
     """The true experts after copies of the first that are next to idle, (P,).
 
     Where only differences of scores matter the last one's is moved to 0, where the box holds it.
@@ -134,7 +138,7 @@ def _at_truth(family: Mixture, truth: Truth) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Needed:
+class SampleRatio:
     """Samples that one family needs over those of another for one error, with an interval."""
 
     target: float
@@ -189,7 +193,7 @@ def needed_ratios(
     second_TNR: np.ndarray,
     targets: Sequence[float],
     seed: int = 0,
-) -> list[Needed]:
+) -> list[SampleRatio]:
     """For each target the samples that the first need over those of the second.
 
     Of replicates the median counts, of truths the middle one of the ratios. The interval is a
@@ -215,14 +219,15 @@ def needed_ratios(
         ratio_S = np.quantile(filled_TS, 0.5, axis=0, method="inverted_cdf")
         low, high = np.quantile(ratio_S[1:], (0.025, 0.975), method="inverted_cdf")
         value = math.nan if neither_S[0] else float(ratio_S[0])
-        found.append(Needed(target, value, float(low), float(high)))
+        found.append(SampleRatio(target, value, float(low), float(high)))
     return found
 
 
 # Verdicts -------------------------------------------------------------------------------------
 
+_DEFAULTS = SameTruthSetting("sigmoid")
 RULE = f"""Both families have the same number and kind of experts and fit the same data sets, from
-the {Shared("sigmoid").starts} best approximations of the truth that {Shared("sigmoid").candidates}
+the {_DEFAULTS.starts} best approximations of the truth that {_DEFAULTS.candidates}
 starts find. For errors of the regression function of {", ".join(f"{t * SIGMA:g}" for t in TARGETS)}
 (noise {SIGMA:g}) the samples that the sigmoid family needs are divided by those that the softmax
 family needs: medians of replicates, the middle one of {TRUTHS} truths, bootstrap over replicates.
@@ -244,7 +249,7 @@ def judge(results: Results) -> list[Finding]:
     return findings
 
 
-def verdict_of(ratios: Sequence[Needed]) -> str:
+def verdict_of(ratios: Sequence[SampleRatio]) -> str:
     """The rule for truths of one gate, from the ratios at every target."""
     telling = [ratio for ratio in ratios if ratio.reached]
     if telling and all(ratio.high < 1 for ratio in telling):
@@ -309,7 +314,8 @@ def tasks() -> list[Task]:
     """Every case with truths of either gate, and with more than two experts of a third gate."""
     return [
         Task(
-            cell_of(expert, k, extra), gate, Shared(gate, expert, k, extra, truth_seed=seed),
+            cell_of(expert, k, extra), gate,
+            SameTruthSetting(gate, expert, k, extra, truth_seed=seed),
             measure, work=float((k + extra) ** 2),
         )
         for expert, k, extra in CASES

@@ -17,7 +17,7 @@ from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.equivalence import shift_scores
 from sigmoid_attention.mixtures.rates.measure import UNIT_WITHOUT_NOISE, continuous_data, losses_of
-from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
+from sigmoid_attention.mixtures.rates.setting import RateSetting, box, draw_truth, start
 from sigmoid_attention.mixtures.rates.slopes import Slope, slope
 from sigmoid_attention.mixtures.rates.verdict import (
     BEND,
@@ -27,8 +27,8 @@ from sigmoid_attention.mixtures.rates.verdict import (
     UNDECIDED,
 )
 from sigmoid_attention.mixtures.solver import Fit, minimise
-from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
-from sigmoid_attention.mixtures.voronoi import Truth
+from sigmoid_attention.mixtures.stochastic import StochasticRecipe, paper_mode
+from sigmoid_attention.mixtures.voronoi import TrueMixture
 
 SIZES = tuple(round(10 ** (2 + i / 2)) for i in range(5))  # 1e2 .. 1e4
 TRUTHS = 3
@@ -37,14 +37,14 @@ CLOSE = 1.0
 
 
 @dataclass(frozen=True)
-class Trained:
+class SensitivitySetting:
     """A setting of a rate study with continuous inputs, and how it is fitted; no recipe is LM."""
 
-    setting: Setting
-    recipe: Recipe | None = None
+    setting: RateSetting
+    recipe: StochasticRecipe | None = None
 
 
-def measure(trained: Trained) -> Iterator[Row]:
+def measure(trained: SensitivitySetting) -> Iterator[Row]:
     """Losses of every fit and its chi2; data depend on the setting and not on the recipe."""
     setting = trained.setting
     truth = draw_truth(setting)
@@ -61,7 +61,7 @@ def measure(trained: Trained) -> Iterator[Row]:
                 yield Row(quantity, value, n=n, replicate=replicate, converged=done)
 
 
-def _fit(trained: Trained, data: Samples, begin_BP: Tensor, truth: Truth) -> Fit:
+def _fit(trained: SensitivitySetting, data: Samples, begin_BP: Tensor, truth: TrueMixture) -> Fit:
     setting, family = trained.setting, trained.setting.family
     unit = setting.sigma or UNIT_WITHOUT_NOISE
     if trained.recipe is None:
@@ -69,7 +69,7 @@ def _fit(trained: Trained, data: Samples, begin_BP: Tensor, truth: Truth) -> Fit
     return paper_mode(family, data, begin_BP, sigma=unit, recipe=trained.recipe, seed=setting.seed)
 
 
-def _with_reference(setting: Setting, theta_BP: Tensor, truth: Truth) -> Tensor:
+def _with_reference(setting: RateSetting, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
     """The same functions with the last expert's score the true one where only differences matter.
 
     Training moves it with the others, which no loss of parameters should count.
@@ -175,17 +175,22 @@ def _missed(truths: Sequence[Measured], least_squares: Sequence[Measured]) -> fl
 # Tasks and figure -----------------------------------------------------------------------------
 
 LEAST_SQUARES, NOISELESS = "least squares", ", no noise"
-BASE = Recipe("sgd", learning_rate=0.1, epochs=10, batch=128)
+BASE = StochasticRecipe("sgd", learning_rate=0.1, epochs=10, batch=128)
 USUAL_JITTER = 0.1
 # What each recipe is called, how it trains, how far from the truth it starts, and whether it is
 # run without noise as well.
-RECIPES: tuple[tuple[str, Recipe, float, bool], ...] = (
+RECIPES: tuple[tuple[str, StochasticRecipe, float, bool], ...] = (
     ("SGD", BASE, USUAL_JITTER, True),
     ("SGD, a fifth of the rate", replace(BASE, learning_rate=0.02), USUAL_JITTER, True),
     ("SGD, three times the epochs", replace(BASE, epochs=30), USUAL_JITTER, False),
     ("SGD, start five times nearer", BASE, USUAL_JITTER / 5, False),
     ("SGD, start five times farther", BASE, USUAL_JITTER * 5, False),
-    ("Adam", Recipe("adam", learning_rate=0.01, epochs=10, batch=128), USUAL_JITTER, True),
+    (
+        "Adam",
+        StochasticRecipe("adam", learning_rate=0.01, epochs=10, batch=128),
+        USUAL_JITTER,
+        True,
+    ),
 )
 FAMILIES = (("softmax", "gelu"), ("sigmoid", "relu"))
 
@@ -196,16 +201,16 @@ def tasks() -> list[Task]:
     for gate_name, expert in FAMILIES:
         cell = f"{gate_name} {expert}"
         for truth_seed in range(TRUTHS):
-            plain = Setting(
+            plain = RateSetting(
                 gate_name, expert, sizes=SIZES, jitter=USUAL_JITTER, truth_seed=truth_seed
             )
-            found.append(Task(cell, LEAST_SQUARES, Trained(plain), measure))
+            found.append(Task(cell, LEAST_SQUARES, SensitivitySetting(plain), measure))
             for name, recipe, jitter, also_noiseless in RECIPES:
                 setting = replace(plain, jitter=jitter)
                 work = recipe.epochs / 5
-                found.append(Task(cell, name, Trained(setting, recipe), measure, work))
+                found.append(Task(cell, name, SensitivitySetting(setting, recipe), measure, work))
                 if also_noiseless:
-                    silent = Trained(replace(setting, sigma=0.0), recipe)
+                    silent = SensitivitySetting(replace(setting, sigma=0.0), recipe)
                     found.append(Task(cell, f"{name}{NOISELESS}", silent, measure, work))
     return found
 

@@ -24,8 +24,8 @@ from sigmoid_attention.studies.mixtures.shared_experts_protocol import (
     SIZES,
     THEOREMS,
     TOLERANCE,
-    Setting,
-    Theorem,
+    SharedExpertsSetting,
+    TheoremSetting,
     run,
 )
 
@@ -57,7 +57,7 @@ def tasks() -> list[Task]:
                 at_once = max(1, min(replicates, AT_ONCE // n))
                 for first in range(0, replicates, at_once):
                     count = min(at_once, replicates - first)
-                    setting = replace(Setting(index, n, first, count), **changes)
+                    setting = replace(SharedExpertsSetting(index, n, first, count), **changes)
                     found.append(Task(theorem.name, part, setting, run, n * count / AT_ONCE))
     return found
 
@@ -78,7 +78,7 @@ def _merged(pieces: Sequence[Measured]) -> Measured:
     return Measured([row for piece in pieces for row in piece.rows])
 
 
-def _finding(theorem: Theorem, parts: dict[str, Measured]) -> Finding:
+def _finding(theorem: TheoremSetting, parts: dict[str, Measured]) -> Finding:
     found = rate(parts["published"])
     published = parts["published"]
     near, far, end = (
@@ -132,7 +132,7 @@ def _at_largest(measured: Measured) -> np.ndarray:
 
 
 def _controls(
-    theorem: Theorem, parts: dict[str, Measured], near: Slope, far: Slope, end: Slope
+    theorem: TheoremSetting, parts: dict[str, Measured], near: Slope, far: Slope, end: Slope
 ) -> str:
     exact = [row for row in parts["exact"].rows if row.n == FEWER[-1]]
     gains = [row.value for row in exact if row.quantity == "gain"]

@@ -17,7 +17,7 @@ from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import FiniteDesign
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
 from sigmoid_attention.mixtures.model import Mixture, free_parameters
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
 from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
 from sigmoid_attention.mixtures.rates.verdict import (
     MARGIN,
@@ -28,7 +28,7 @@ from sigmoid_attention.mixtures.rates.verdict import (
     UNDECIDED,
     WIDEST,
 )
-from sigmoid_attention.mixtures.solver import Box, chi2, minimise
+from sigmoid_attention.mixtures.solver import ParameterBox, chi2, minimise
 from sigmoid_attention.mixtures.voronoi import l2
 
 GATES = ("sigmoid", "normalised_sigmoid", "softmax")
@@ -39,7 +39,7 @@ FAR = 5.0
 
 
 @dataclass(frozen=True)
-class Tempered:
+class TemperatureSetting:
     """As many experts as the truth has, with or without a temperature to estimate (truly 1)."""
 
     gate: str
@@ -57,7 +57,7 @@ class Tempered:
     half_width: float = 15.0
 
 
-def measure(setting: Tempered) -> Iterator[Row]:
+def measure(setting: TemperatureSetting) -> Iterator[Row]:
     """Rank at the truth, and of every fit near it the errors of its parameters."""
     family, truth_P = _truth(setting)
     design = FiniteDesign.sobol(setting.nodes, d=setting.d)
@@ -72,7 +72,7 @@ def measure(setting: Tempered) -> Iterator[Row]:
     data = design.draw(truth_Q, sizes, sigma=setting.sigma, seed=setting.truth_seed)
     rng = torch.Generator().manual_seed(setting.truth_seed)
     jitter = torch.randn(len(sizes), family.size, generator=rng, dtype=torch.float64)
-    box = Box.around_zero(family.size, setting.half_width).pinned(~free, truth_P[~free])
+    box = ParameterBox.around_zero(family.size, setting.half_width).pinned(~free, truth_P[~free])
     fit = minimise(
         family, data, truth_P + setting.jitter * jitter * free, sigma=setting.sigma, box=box
     )
@@ -94,9 +94,9 @@ def measure(setting: Tempered) -> Iterator[Row]:
             )  # fmt: skip
 
 
-def _truth(setting: Tempered) -> tuple[Mixture, Tensor]:
+def _truth(setting: TemperatureSetting) -> tuple[Mixture, Tensor]:
     """The family, and a truth that is well conditioned at its temperature of 1, (P,)."""
-    of_scores = Setting(
+    of_scores = RateSetting(
         setting.gate, setting.expert, setting.score, d=setting.d, k=setting.k, extra=0,
         nodes=setting.nodes, truth_seed=setting.truth_seed,
     )  # fmt: skip
@@ -217,7 +217,7 @@ def tasks() -> list[Task]:
         for score in SCORES:
             cell = f"{gate.replace('_', ' ')}, {score} score"
             for seed in range(TRUTHS):
-                plain = Tempered(gate, score, truth_seed=seed)
+                plain = TemperatureSetting(gate, score, truth_seed=seed)
                 far = replace(plain, jitter=FAR * plain.jitter, sizes=SIZES[-1:])
                 held = replace(plain, temperature=False)
                 found += [

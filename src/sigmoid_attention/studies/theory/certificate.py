@@ -28,7 +28,7 @@ from sigmoid_attention.training.files import write_whole
 
 
 @dataclass(frozen=True)
-class Branch:
+class BranchBound:
     """A residual branch, its sum included: the bound on the ball, and at the text bound and norm.
 
     ``measured`` is attained, so that it lies below both bounds; ``settled`` says whether Lanczos
@@ -52,7 +52,7 @@ class Certificate:
 
     ball: Ball
     tokens: int
-    branches: list[Branch]
+    branches: list[BranchBound]
     measured: float
     settled: bool
 
@@ -90,7 +90,9 @@ def certify(model: DecoderLM, tokens: Tensor, ball: Ball, *, seconds: float = 60
     within = network_bound(model.blocks, ball, x.shape[0])
     at = network_bound_at(model.blocks, x)
     measured = _measured(model, x)
-    found = [Branch(ball, here, *one) for ball, here, one in zip(within, at, measured, strict=True)]
+    found = [
+        BranchBound(ball, here, *one) for ball, here, one in zip(within, at, measured, strict=True)
+    ]
     whole = largest_gain(lambda x: _through(model, x), x, seconds=seconds)
     return Certificate(ball, x.shape[0], found, whole.value, whole.settled)
 

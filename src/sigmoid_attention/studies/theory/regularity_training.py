@@ -34,7 +34,7 @@ DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingSetting:
     """A small decoder on the source of the standard library; both kinds get the same of it all."""
 
     activation: str
@@ -48,7 +48,7 @@ class Run:
     lr: float = 3e-3
 
 
-def measure(run: Run) -> Iterator[Row]:
+def measure(run: TrainingSetting) -> Iterator[Row]:
     """Steepness at every look, and at the end how much of the loss perturbations cost."""
     config = ModelConfig.recipe(
         "recommended",
@@ -239,7 +239,7 @@ def _losses(found: dict[str, list[Measured]]) -> str:
 def tasks() -> list[Task]:
     """A task for each run."""
     return [
-        Task(kind, f"seed {seed}", Run(kind, seed), measure)
+        Task(kind, f"seed {seed}", TrainingSetting(kind, seed), measure)
         for kind in KINDS
         for seed in range(SEEDS)
     ]

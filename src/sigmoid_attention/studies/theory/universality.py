@@ -109,7 +109,7 @@ class SequenceRegressor(nn.Module):
         return (self(inputs_BND) - targets_BND).square().mean()
 
 
-class Samples:
+class SequenceBatches:
     """Batches drawn from a pool of sequences and a function's values at them."""
 
     def __init__(self, target: Target, batch_size: int, seed: int) -> None:
@@ -202,14 +202,14 @@ def trained_row(
     config = TrainConfig(
         steps=setting.steps, lr=setting.lr, warmup_steps=setting.warmup_steps, seed=seed
     )
-    train(model, Samples(pool, setting.batch_size, seed), config, progress=label)
+    train(model, SequenceBatches(pool, setting.batch_size, seed), config, progress=label)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     error = test.error(lambda x_SND: model(x_SND.float()))
     return Row(f"{arm} {size_name(*size)}", name, error.value, "L2", seed, step=parameters)
 
 
 @dataclass(frozen=True)
-class Findings:
+class UniversalityFindings:
     """What the rows say of one function.
 
     Attributes:
@@ -240,12 +240,12 @@ class Findings:
         return max(self.proof)
 
 
-def findings(store: Store, setting: UniversalitySetting) -> list[Findings]:
+def findings(store: Store, setting: UniversalitySetting) -> list[UniversalityFindings]:
     """What the rows of a complete study say, function by function."""
     rows = store.rows().to_pylist()
     asked = [size_name(*size) for size in setting.sizes]
 
-    def of(name: str) -> Findings:
+    def of(name: str) -> UniversalityFindings:
         mine = [row for row in rows if row["metric"] == name]
         trained: dict[str, dict[int, list[float]]] = {arm: {} for arm in ARMS}
         by_steepness, proof, hard = {}, {}, math.nan
@@ -263,12 +263,14 @@ def findings(store: Store, setting: UniversalitySetting) -> list[Findings]:
             arm: {size: t_interval(values) for size, values in sorted(sizes.items())}
             for arm, sizes in trained.items()
         }
-        return Findings(name, hard, dict(sorted(by_steepness.items())), proof, intervals)
+        return UniversalityFindings(
+            name, hard, dict(sorted(by_steepness.items())), proof, intervals
+        )
 
     return [of(name) for name in setting.functions]
 
 
-def report(found: Sequence[Findings], error: float) -> str:
+def report(found: Sequence[UniversalityFindings], error: float) -> str:
     """A Markdown table: parameters that reach the error, and the proof's over the trained ones'."""
     lines = ["| function | proof | sigmoid | softmax | proof / sigmoid |", "|---|---|---|---|---|"]
     for one in found:

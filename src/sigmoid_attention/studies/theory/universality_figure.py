@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sigmoid_attention.lab.figure import COLOURS, panels, styled
 from sigmoid_attention.lab.rows import ARMS
-from sigmoid_attention.studies.theory.universality import Findings
+from sigmoid_attention.studies.theory.universality import UniversalityFindings
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = {"sigmoid": "s", "softmax": "o"}
@@ -40,7 +40,7 @@ def steepness_figure(by_function: Mapping[str, Mapping[float, float]], error: fl
     return figure
 
 
-def size_figure(found: Sequence[Findings]) -> Figure:
+def size_figure(found: Sequence[UniversalityFindings]) -> Figure:
     """L2 error by number of parameters: the proof's on one grid after the other, and trained ones.
 
     A trained size has its mean over seeds and the 95% interval; a panel a function.
@@ -54,7 +54,7 @@ def size_figure(found: Sequence[Findings]) -> Figure:
     return figure
 
 
-def _size_panel(ax: Axes, one: Findings) -> None:
+def _size_panel(ax: Axes, one: UniversalityFindings) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.plot(list(one.proof), list(one.proof.values()), "D-", color=PROOF_COLOUR, label="proof")

@@ -7,7 +7,7 @@ from sigmoid_attention.theory.regularity.attention import (
 )
 from sigmoid_attention.theory.regularity.domain import Ball, Box
 from sigmoid_attention.theory.regularity.measured import (
-    Measured,
+    JacobianNorm,
     jacobian_norm,
     largest_gain,
     onto_ball,
@@ -21,8 +21,8 @@ __all__ = [
     "Ball",
     "Bound",
     "Box",
+    "JacobianNorm",
     "LayerBound",
-    "Measured",
     "attention_bound",
     "attention_bound_at",
     "composed",

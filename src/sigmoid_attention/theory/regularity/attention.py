@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.theory.regularity.domain import Domain, spectral_norm
-from sigmoid_attention.theory.regularity.heads import Head, Heads
+from sigmoid_attention.theory.regularity.heads import HeadMaps, Heads
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _softmax_head(heads: Heads, h: int, domain: Domain) -> tuple[float, float, f
     )
 
 
-def _products(heads: Heads, head: Head, domain: Domain) -> tuple[float, float]:
+def _products(heads: Heads, head: HeadMaps, domain: Domain) -> tuple[float, float]:
     """How steep a logit is in its query's token and in its key's; a softcap only flattens it."""
     through_query = heads.scale * head.key.reach(domain) * head.query.steepness()
     through_key = heads.scale * head.query.reach(domain) * head.key.steepness()

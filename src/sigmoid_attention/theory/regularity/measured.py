@@ -21,7 +21,7 @@ SETTLED = 1e-3
 
 
 @dataclass(frozen=True)
-class Measured:
+class JacobianNorm:
     """A norm of a Jacobian, the direction of the input that attains it, and how it was found."""
 
     value: float
@@ -30,7 +30,7 @@ class Measured:
     settled: bool
 
 
-def jacobian_norm(function: Map, x: Tensor) -> Measured:
+def jacobian_norm(function: Map, x: Tensor) -> JacobianNorm:
     """The spectral norm of the whole Jacobian at x, which is formed: for small inputs.
 
     Example:
@@ -41,12 +41,12 @@ def jacobian_norm(function: Map, x: Tensor) -> Measured:
     jacobian = torch.autograd.functional.jacobian(function, x.detach())
     assert isinstance(jacobian, Tensor)
     _, values, right = torch.linalg.svd(jacobian.reshape(-1, x.numel()), full_matrices=False)
-    return Measured(float(values[0]), right[0].reshape(x.shape), 0, True)
+    return JacobianNorm(float(values[0]), right[0].reshape(x.shape), 0, True)
 
 
 def largest_gain(
     function: Map, x: Tensor, *, steps: int = 30, seconds: float = math.inf, seed: int = 0
-) -> Measured:
+) -> JacobianNorm:
     """The same from products with the Jacobian and its transpose alone, which is never formed.
 
     Lanczos (1950) on J'J, with every vector made orthogonal to all earlier ones, which takes far
@@ -94,7 +94,7 @@ def largest_gain(
     direction = torch.zeros_like(x)
     for coefficient, vector in zip(vectors[:, -1].tolist(), basis, strict=True):
         direction += coefficient * vector
-    return Measured(value, direction, len(basis), settled)
+    return JacobianNorm(value, direction, len(basis), settled)
 
 
 def _products(function: Map, x: Tensor) -> tuple[Map, Map]:
@@ -145,7 +145,7 @@ def steepest(
     *,
     steps: int = 50,
     step_size: float = 0.1,
-) -> tuple[Tensor, Measured]:
+) -> tuple[Tensor, JacobianNorm]:
     """A point of a set at which the map is steep, found by projected gradient ascent from x.
 
     With the directions u and v that attain the norm at x, the gradient of the norm is that of
@@ -177,7 +177,7 @@ def steepest(
     return best, found
 
 
-def _slope(function: Map, x: Tensor, found: Measured) -> Tensor:
+def _slope(function: Map, x: Tensor, found: JacobianNorm) -> Tensor:
     left = _products(function, x)[0](found.direction)
     x = x.detach().requires_grad_(True)
     with sdpa_kernel(SDPBackend.MATH):

@@ -19,7 +19,7 @@ from sigmoid_attention.theory.universality.functions import Function
 from sigmoid_attention.theory.universality.grid import Grid, values
 from sigmoid_attention.theory.universality.layers import Network
 from sigmoid_attention.theory.universality.mapping import Contexts, contexts, value_mapping
-from sigmoid_attention.theory.universality.measure import Error, Target
+from sigmoid_attention.theory.universality.measure import ErrorEstimate, Target
 from sigmoid_attention.theory.universality.plan import (
     MAX_LAYERS,
     Plan,
@@ -52,7 +52,7 @@ class Design:
     grid: Grid
     p: float
     samples: int
-    grid_error: Error
+    grid_error: ErrorEstimate
 
     @property
     def layers(self) -> dict[str, int]:
@@ -85,7 +85,7 @@ class Construction:
     lost: float
     target: Target
 
-    def error(self, steepness: float | None = None) -> Error:
+    def error(self, steepness: float | None = None) -> ErrorEstimate:
         """The measured L^p error, of Heaviside attention or of sigmoids of a steepness > 0."""
         if steepness is None:
             return self.target.error(self.hard)
@@ -128,7 +128,9 @@ def design(
     return Design(f, grid, p, samples, grid_error)
 
 
-def choose_cells(f: Function, box: Grid, error: float, target: Target) -> tuple[Grid, Error]:
+def choose_cells(
+    f: Function, box: Grid, error: float, target: Target
+) -> tuple[Grid, ErrorEstimate]:
     """The fewest cells a side that keep the error, and the error that they keep.
 
     What counts is the upper bound of the measured error of f at the centres of cells. Doubled
@@ -136,7 +138,7 @@ def choose_cells(f: Function, box: Grid, error: float, target: Target) -> tuple[
     where 4096 are not enough.
     """
 
-    def at(cells: int) -> tuple[Grid, Error]:
+    def at(cells: int) -> tuple[Grid, ErrorEstimate]:
         grid = dataclasses.replace(box, cells=cells)
         return grid, target.grid_error(grid)
 

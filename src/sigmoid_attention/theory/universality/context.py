@@ -31,34 +31,34 @@ from collections.abc import Iterator
 
 from sigmoid_attention.theory.universality.layers import (
     ONE,
-    Affine,
-    Head,
+    AffineFunction,
+    ConstructedHead,
     HeavisideAttention,
     attention_layer,
 )
 from sigmoid_attention.theory.universality.plan import Plan
 
 
-def selective_shift(below: float, constant: float, n: int) -> list[Head]:
+def selective_shift(below: float, constant: float, n: int) -> list[ConstructedHead]:
     """Four heads that add constant + #{j: l_j < below} to each token with l_i < below.
 
     All heads have the value 1, but for the query-only one: 1 + 2 constant / n, which the sum over
     n keys and the factor 1/2 turn into the constant.
     """
-    threshold = Affine(factor=-1.0, shift=below)
+    threshold = AffineFunction(factor=-1.0, shift=below)
     return [
-        Head(threshold, threshold, ONE, 0.5),
-        Head(threshold, ONE, Affine(shift=1 + 2 * constant / n), 0.5),
-        Head(ONE, threshold, ONE, 0.5),
-        Head(ONE, ONE, ONE, -0.5),
+        ConstructedHead(threshold, threshold, ONE, 0.5),
+        ConstructedHead(threshold, ONE, AffineFunction(shift=1 + 2 * constant / n), 0.5),
+        ConstructedHead(ONE, threshold, ONE, 0.5),
+        ConstructedHead(ONE, ONE, ONE, -0.5),
     ]
 
 
-def selected_sum(above: float, below: float, value: Affine) -> list[Head]:
+def selected_sum(above: float, below: float, value: AffineFunction) -> list[ConstructedHead]:
     """Two heads that add the sum of value(x_j) over above < l_j < below to every token."""
     return [
-        Head(ONE, Affine(1.0, -above), value, 1.0),
-        Head(ONE, Affine(1.0, -below), value, -1.0),
+        ConstructedHead(ONE, AffineFunction(1.0, -above), value, 1.0),
+        ConstructedHead(ONE, AffineFunction(1.0, -below), value, -1.0),
     ]
 
 
@@ -78,5 +78,5 @@ def chaining(plan: Plan) -> Iterator[HeavisideAttention]:
         # Whole numbers, since radix - 1 and shares are multiples of every multiplicity.
         share = (plan.radix - 1) // multiplicity
         digit = plan.shares // multiplicity * plan.digit(letter, multiplicity)
-        value = Affine(share, digit * plan.grain - share * code)
+        value = AffineFunction(share, digit * plan.grain - share * code)
         yield attention_layer(weights_D, n, selected_sum(code - 0.25, code + 0.75, value))

@@ -18,7 +18,7 @@ from torch import Tensor
 from sigmoid_attention.theory.universality.layers import (
     Network,
     ReLUFeedForward,
-    Unit,
+    ReLUUnit,
     feed_forward_layer,
 )
 from sigmoid_attention.theory.universality.plan import Plan
@@ -80,7 +80,7 @@ def value_mapping(found: Contexts, plan: Plan) -> Iterator[ReLUFeedForward]:
         yield feed_forward_layer(
             plan.grid.d,
             [
-                Unit(steepness * weights_D, shift, jump_D),
-                Unit(steepness * weights_D, shift - 1, -jump_D),
+                ReLUUnit(steepness * weights_D, shift, jump_D),
+                ReLUUnit(steepness * weights_D, shift - 1, -jump_D),
             ],
         )
