@@ -342,7 +342,7 @@ def test_a_column_that_varies_by_rounding_is_constant(kind, value):
     with pytest.warns(UserWarning, match="constant"):
         exact = kind(random_state=0, n_init=2).fit(np.insert(X, 1, value, axis=1), y)
     np.testing.assert_allclose(model.theta_, exact.theta_, atol=1e-9)
-    # Whatever it becomes later, it says nothing.
+    # New values of the column have no effect.
     assert model.score(new, y) == model.score(wide, y) == pytest.approx(exact.score(new, y))
     assert model.scale_[1] == 1 and model.constant_.tolist() == [False, True, False]
 

@@ -148,7 +148,7 @@ def test_the_nearest_minimiser_counts():
 
 @pytest.mark.parametrize("gate", GATES)
 def test_experts_count_as_often_as_they_are_chosen(gate):
-    """Whatever the gate's parameters are; and a dead expert not at all."""
+    """The gate's parameters have no effect, and a dead expert has none."""
     rows = [[0.0, 1.0, 8.3, 2.4, 0.4], [0.0, 1.0, -6.0, 1.0, 0.5], [0.0, -60.0, 99.0, 9.0, 0.1]]
     at = theta(rows, SHARED)[None]
     inputs = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]

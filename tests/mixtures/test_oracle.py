@@ -13,7 +13,7 @@ from sigmoid_attention.mixtures.solver import ParameterBox, chi2, minimise
 
 SIGMA = 0.1
 
-# Truths are well conditioned: where a valley runs on for ever, so does whoever follows it.
+# Truths are well conditioned, so that no fit follows an endless valley.
 SETTINGS = (
     RateSetting("sigmoid", "relu", extra=0),
     RateSetting("sigmoid", "gelu", "partially_quadratic", extra=0, d=3),

@@ -135,7 +135,7 @@ def test_neither_order_nor_an_unseen_shift_changes_a_loss(gate, score, order, se
 
 @given(st.sampled_from(list(SCORES)), st.integers(1, 3), seeds)
 def test_a_shifted_split_truth_has_no_loss(score, copies, seed):
-    """Whichever expert is repeated, be it the reference or all there are."""
+    """The repeated expert may be any one, the reference, or all of them."""
     truth_family = Mixture("softmax", "gelu", score, k=2, d=2)
     truth = TrueMixture(truth_family, normal(truth_family.size, seed=seed))
     atoms = truth.atoms[[0] * copies + [1] * 2].clone()

@@ -1,8 +1,8 @@
-"""A row of sigmoid attention as a mixture of experts, and back, both exactly.
+"""Exact conversion between a row of sigmoid attention and a mixture of experts.
 
-There are two ways to read it. Over a *sequence* the input is all tokens, one after another, and the
-mixture has quadratic scores and linear experts (Yan et al. 2025). Over a *context* of fixed keys
-the input is the query, and the mixture has linear scores and constant experts, the values.
+A row is a mixture in two ways. Over a *sequence* the input is all tokens, one after another, and
+the mixture has quadratic scores and linear experts (Yan et al. 2025). Over a *context* of fixed
+keys the input is the query, and the mixture has linear scores and constant experts, the values.
 
 Shape letters: N tokens, M their width, D head dim, E channels of the answer, K keys, d dimension of
 the mixture's input (N M or D), P its parameters, H heads; ``block`` is a token's place among d.
@@ -202,7 +202,7 @@ def _check_row(row: int, tokens: int) -> None:
 def heads_as_hierarchy(heads: Sequence[tuple[Mixture, Tensor]]) -> tuple[Hierarchy, Tensor]:
     """The sum of several heads, each as a mixture, and its parameters for each channel, (E, P).
 
-    Every head is a group whose weight is max(1, 0), whatever the input.
+    Every head is a group whose weight is max(1, 0) for every input.
 
     Raises:
         ValueError: no heads, or heads of different families.

@@ -1,4 +1,4 @@
-"""Mixtures of experts that answer with a class: multinomial-logistic, by maximum likelihood.
+"""Multinomial-logistic mixtures of experts for classification, by maximum likelihood.
 
 Shape letters: A problems, Q inputs, d their dimension, k experts, S classes, C = S - 1 of them
 without the reference, P parameters, R of them behind one class's logit.

@@ -1,4 +1,4 @@
-"""Distances that need no cells: to the nearest of several minimisers, and between laws of answers.
+"""Distances without Voronoi cells: to the nearest minimiser, and between conditional laws.
 
 Shape letters: B fits, M members of a set, k experts, P parameters, Q inputs.
 """

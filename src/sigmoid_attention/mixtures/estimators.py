@@ -1,4 +1,4 @@
-"""Mixtures of experts with scikit-learn's manners: fit, predict, score, and reading what was found.
+"""Mixtures of experts as scikit-learn estimators.
 
 Shape letters: n observations, d features, k experts, S classes, P parameters.
 """

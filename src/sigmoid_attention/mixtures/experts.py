@@ -1,4 +1,4 @@
-"""Experts: what each component of a mixture answers.
+"""Experts: the functions that a mixture weighs.
 
 Shape letters: Q inputs, d their dimension, k experts, E parameters of an expert.
 """

@@ -1,4 +1,4 @@
-"""What the estimators do around a fit: standardise, and leave nothing of a fit that fails."""
+"""Helpers of the estimators: parameter checks, standardisation, and undoing a fit that fails."""
 
 import functools
 import math

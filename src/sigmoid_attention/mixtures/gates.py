@@ -1,6 +1,6 @@
-"""Gates: from the scores of k experts to their weights, and how an answer follows the scores.
+"""Gates: the weights of k experts from their scores, and the derivatives by the scores.
 
-They are defined here once; routers use them too. Shape letters: ... any leading, k experts.
+Routers in `sigmoid_attention.nn` use the same gates. Shape letters: ... any leading, k experts.
 """
 
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""A mixture of mixtures: groups of experts, each group under a gate of its own.
+"""Hierarchical mixtures: groups of experts, each group with its own gate.
 
 Shape letters: B problems, Q inputs, d their dimension, g groups, k experts of a group, F parameters
 of a group's score, I of a group's mixture, P = g (F + I) of the whole.

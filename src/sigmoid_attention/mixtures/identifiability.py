@@ -1,4 +1,4 @@
-"""Whether data can tell parameters apart at all: the Jacobian at the truth, and an expert's own.
+"""Identifiability: ranks of the Jacobian at the truth and of an expert's derivatives.
 
 Shape letters: Q inputs, P parameters, E parameters of an expert.
 """

@@ -1,4 +1,4 @@
-"""Data for classification: what a solver sees of n labelled observations.
+"""Data for classification: labels, or counts of n labelled observations.
 
 Shape letters: B problems, A of them active, Q inputs or rows of a chunk, S classes, d dimension.
 """

@@ -1,4 +1,4 @@
-"""The global estimate, as far as it can be had: the best of many local ones, and how often it came.
+"""An approximation of the global estimate: the best of many local fits, and how often it occurs.
 
 Shape letters: B problems, S starts of each, P parameters.
 """

@@ -1,4 +1,4 @@
-"""What a solver minimises for many problems at once, in statistical units.
+"""Objectives of a solver for a batch of problems, in units of chi2.
 
 Shape letters: B problems, A of them active, Q inputs, P parameters.
 """

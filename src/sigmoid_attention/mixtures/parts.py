@@ -1,4 +1,4 @@
-"""What gates, scores and experts share: named parts of parameters, and being found by name."""
+"""Base class of scores and experts with named parts of parameters, and look-up by name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

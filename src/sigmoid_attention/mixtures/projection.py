@@ -1,4 +1,4 @@
-"""Pseudo-true parameters: what a family tends to when the truth is not one of its members.
+"""Pseudo-true parameters: the limit of fits when the truth is not a member of the family.
 
 Shape letters: S starts, M distinct minimisers, P parameters, Q inputs.
 """
@@ -163,12 +163,12 @@ def approximation(setting: RateSetting) -> ApproximationProblem:
 
 
 def pseudo_true(setting: RateSetting, *, starts: int = 64) -> Projection:
-    """The minimisers that fits of this setting converge to, whatever its noise and sizes.
+    """The minimisers that fits of this setting converge to; noise and sizes do not matter.
 
     Half of the starts are those of fits near the truth, half lie anywhere in the box that the
     setting asks for (``radius`` around the truth with its first expert repeated, or
     ``half_width``). Without over-specification, or where the truth is a member of the family with
-    some experts dead or split, the floor is 0 and the minimisers are whatever makes the truth.
+    some experts dead or split, the floor is 0 and the minimisers are the vectors that equal it.
 
     Example:
         >>> from sigmoid_attention.mixtures.rates.setting import RateSetting

@@ -1,4 +1,4 @@
-"""Scores: how well an expert suits an input, before the gate.
+"""Scores of experts: the functions of the input that a gate turns into weights.
 
 Shape letters: Q inputs, d their dimension, k experts, F parameters of a score.
 """

@@ -15,11 +15,11 @@ from sigmoid_attention.mixtures.objective import Objective, SumOfSquares
 
 @dataclass(frozen=True)
 class SolverSettings:
-    """When to stop.
+    """The stopping rule.
 
-    ``tol`` is in statistical units: the fall of chi2 that a step may still promise, so that a fit
-    is as near to its optimum as its own uncertainty asks for, whatever n is. It has to stay below
-    that for ``patience`` steps running.
+    ``tol`` is in units of chi2: a fit stops when ``patience`` steps in a row promise to lower chi2
+    by no more than this. The distance to the optimum is then small beside the statistical
+    uncertainty of the fit, at every n.
     """
 
     tol: float = 1e-4

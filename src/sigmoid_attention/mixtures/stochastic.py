@@ -1,4 +1,4 @@
-"""Least squares as the papers do it: mini-batches for a fixed number of epochs.
+"""Least squares by mini-batches for a fixed number of epochs, as in the papers.
 
 Shape letters: B problems of N observations each, M of a batch, d dimension, P parameters.
 """
@@ -70,8 +70,8 @@ def paper_mode(
     It stops when its epochs are over, wherever that is: ``converged`` is never true, ``iterations``
     is the number of steps, and `excess` says how far above the optimum it ended. A problem that
     diverged has infinite ``chi2``. There is no box. Since epochs are fixed, a larger n also means
-    more steps: slopes on n mix statistics with optimisation. Source: the
-    experiments of Nguyen et al. 2024 and Yan et al. 2025.
+    more steps: slopes on n mix statistics with optimisation.
+    Source: the experiments of Nguyen et al. 2024 and Yan et al. 2025.
 
     Args:
         sigma: standard deviation of the noise, the unit of ``chi2``; training does not use it.

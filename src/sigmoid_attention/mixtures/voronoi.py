@@ -1,4 +1,4 @@
-"""How far fitted experts are from the true ones: Voronoi losses, and losses that need no cells.
+"""Losses of fitted experts against the true ones: Voronoi losses, and losses without cells.
 
 Shape letters: B fits, k fitted experts, t true experts, F parameters of a score, E of an expert,
 Q inputs, C candidates.

@@ -36,7 +36,7 @@ def test_training_ends_above_least_squares_on_the_same_data():
     trained = Measured(list(measure(SensitivitySetting(SETTING, StochasticRecipe(epochs=2)))))
     assert (trained.values("chi2") > exact.values("chi2")).all()
     assert trained.share("D2") == 0
-    # Where nothing is learnt both lie at the same start, whatever comes between.
+    # Where nothing is learnt both end at the same start.
     still = StochasticRecipe(learning_rate=1e-12, epochs=1)
     near = [
         Measured(list(measure(SensitivitySetting(SETTING, one))))

@@ -1,4 +1,4 @@
-"""Expectation-maximisation for Gaussian experts, and scoring for what EM is slow at.
+"""Expectation-maximisation for Gaussian experts, and Fisher scoring where EM is slow.
 
 Shape letters: B problems, A of them active, Q observations, k routed and s shared experts, c all of
 them, F parameters of a score, E of a routed and G of a shared expert, P of all.

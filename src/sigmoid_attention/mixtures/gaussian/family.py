@@ -21,7 +21,7 @@ GATES = ("softmax", "normalised_sigmoid")
 
 @dataclass(frozen=True)
 class SharedExperts:
-    """Experts that answer whatever the input is, each with a weight of its own.
+    """Shared experts: each answers every input, with a weight that does not depend on the input.
 
     Args:
         expert: a name; see ``EXPERTS``.

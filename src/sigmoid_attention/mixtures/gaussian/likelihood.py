@@ -1,4 +1,4 @@
-"""The deviance of Gaussian experts for a solver, on samples or on what is expected of them.
+"""The deviance of Gaussian experts as an objective, on samples or on their expectation.
 
 Shape letters: B problems, A of them active, Q observations, d dimension of an input, c experts,
 H nodes of a quadrature, P parameters.

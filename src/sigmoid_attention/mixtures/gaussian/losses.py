@@ -1,4 +1,4 @@
-"""How far fitted Gaussian experts are from the true ones, by the losses of the theorems.
+"""Losses of fitted Gaussian experts against the true ones, as in the theorems.
 
 Shape letters: B fits, k fitted and t true experts of a group (routed or shared), A parameters of an
 expert in natural units (variances and weights, not their logarithms), M minimisers.
@@ -69,9 +69,8 @@ def routed_loss(
     slopes by mass agree. Under the normalised sigmoid gate m = sigmoid(beta0), which does not weigh
     the terms, and a cell of one has |Delta beta0| in place of its mass [derived, after the
     loss of Nguyen et al. 2024 for its sparse regime]. Source: Nguyen et al. 2025, the losses of
-    theorems 1 to 3: r = 2 for
-    strongly identifiable experts, for linear ones rbar for beta1 and the intercept and rbar / 2 for
-    the rest.
+    theorems 1 to 3: r = 2 for strongly identifiable experts, for linear ones rbar for beta1 and the
+    intercept and rbar / 2 for the rest.
 
     Args:
         powers: exponents of parts by name, ``SQUARE`` of those that are not named; the parts of

@@ -1,4 +1,4 @@
-"""Where maximum likelihood starts: near the truth, as published simulations do.
+"""Starting points of maximum likelihood near the truth, as in published simulations.
 
 Shape letters: t true and k fitted experts of a group, A parameters of an expert, P of all.
 """

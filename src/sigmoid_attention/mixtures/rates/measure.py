@@ -1,4 +1,4 @@
-"""Convergence rates: the losses of many fits over n, with what tells whether to believe them.
+"""Convergence rates: the losses of many fits over n, with checks of each fit.
 
 Shape letters: N sample sizes, R replicates, B = N R fits, P parameters, Q inputs.
 """

@@ -1,4 +1,4 @@
-"""A cell of a rate study: its families, its truth, where fits start, and what holds them.
+"""One rate experiment: model family, true parameters, starting points and bounds.
 
 Shape letters: P parameters, Q inputs.
 """

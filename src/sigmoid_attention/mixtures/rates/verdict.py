@@ -1,4 +1,4 @@
-"""The rule by which slopes and controls become a verdict on a claimed rate."""
+"""The rule that turns slopes and controls into a verdict on a claimed rate."""
 
 import math
 from dataclasses import dataclass

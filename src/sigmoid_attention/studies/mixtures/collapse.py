@@ -1,4 +1,4 @@
-"""Representation collapse: do experts grow alike or idle in training, under either gate?
+"""Study of representation collapse: experts that become alike or idle in training, by gate.
 
 Shape letters: B replicates, P parameters, Q inputs, d dimension, k experts.
 """

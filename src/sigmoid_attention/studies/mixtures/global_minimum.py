@@ -1,7 +1,8 @@
-"""Near the truth or anywhere: the estimate that the theory speaks of is the global minimum.
+"""Study of starting points: rates of fits near the truth against rates of global minima.
 
-The papers' theorems are about the least-squares estimate over a compact set, their experiments
-start near the truth. Here the same data are fitted from both, and the better fit counts.
+The theorems of the papers are about the least-squares estimate over a compact set. Their
+experiments start near the truth. Here the same data are fitted from starts near the truth and from
+random starts, and the better fit counts.
 """
 
 from collections.abc import Sequence

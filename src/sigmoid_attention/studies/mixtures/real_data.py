@@ -1,4 +1,4 @@
-"""Real data that come with scikit-learn: learning curves and stability of experts, gate by gate.
+"""Study on scikit-learn's data sets: learning curves and stability of experts, for each gate.
 
 Shape letters: n observations, d features, k experts, Q probes, S classes.
 """

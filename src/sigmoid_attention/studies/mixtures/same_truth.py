@@ -1,7 +1,8 @@
-"""Sigmoid against softmax gates on the same truths: the sigmoid's own, the softmax's, neither's.
+"""Study of both gates on the same truths: with a sigmoid gate, a softmax gate, or another gate.
 
-The papers plot each gate's loss where the truth has that gate, or let both fit a truth with two
-experts, which a sigmoid gate expresses exactly whatever the gate of the truth.
+The papers plot the loss of each gate where the truth has that gate, or fit a truth of two experts
+with both gates. A sigmoid gate can express a truth of two experts exactly, for every gate of the
+truth.
 
 Shape letters: P parameters, Q inputs, N sample sizes, R replicates, S starts, T truths.
 """
@@ -264,7 +265,7 @@ def _both_ways(cell: str, verdicts: Sequence[str]) -> Finding:
         verdict = REPRODUCED if set(verdicts) == {REPRODUCED} else UNDECIDED
     said = ", ".join(f"{gate} truths: {one}" for gate, one in zip(FITS, verdicts, strict=True))
     return Finding(
-        f"{cell}, both ways", "fewer samples whatever the truth's gate", said, verdict,
+        f"{cell}, both ways", "fewer samples for every gate of the truth", said, verdict,
         "of the lines above",
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a slope owes to the optimiser: fixed epochs of mini-batches against least squares.
+"""Study of the effect of the optimiser on slopes: fixed epochs of SGD against least squares.
 
 Shape letters: B fits, P parameters, N sample sizes, R replicates, T truths.
 """

@@ -164,7 +164,7 @@ def run(setting: SharedExpertsSetting) -> Iterator[Row]:
 
 
 def losses_of(setting: SharedExpertsSetting, theta_BP: Tensor) -> dict[str, Tensor]:
-    """The theorem's loss, and the error of the experts whatever the gate."""
+    """The theorem's loss, and the error of the experts for any gate."""
     theorem = THEOREMS[setting.theorem]
     truth, family = theorem.truth, theorem.family(setting.extra)
     if theorem.dense:

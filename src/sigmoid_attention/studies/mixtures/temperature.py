@@ -1,4 +1,4 @@
-"""A temperature that is estimated too: inner-product against Euclidean scores.
+"""Study of an estimated temperature: inner-product against Euclidean scores.
 
 Shape letters: B fits, P parameters, k experts, d dimension, N sample sizes, R replicates.
 """

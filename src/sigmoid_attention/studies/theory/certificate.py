@@ -1,4 +1,4 @@
-"""The certificate of a trained decoder: how steep each of its branches is, bounded and measured.
+"""The certificate of a trained decoder: Jacobian norms of its branches, bounded and measured.
 
 Shape letters: N tokens, C channels.
 """

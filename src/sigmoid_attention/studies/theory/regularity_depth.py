@@ -1,4 +1,4 @@
-"""How steepness builds up over a stack of blocks at initialisation, and what a product bound keeps.
+"""Study of Jacobian norms against depth at initialisation, and of the product bound.
 
 Shape letters: N depths, R replicates.
 """

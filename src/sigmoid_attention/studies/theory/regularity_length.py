@@ -1,4 +1,4 @@
-"""How steep attention becomes with the number of its tokens, and what b = -log n has to do with it.
+"""Study of Jacobian norms of attention against the number of tokens, with and without b = -log n.
 
 Shape letters: N numbers of tokens, R replicates.
 """

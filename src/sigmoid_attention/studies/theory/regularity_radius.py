@@ -1,4 +1,4 @@
-"""How steep attention becomes with the radius of its inputs: squared, or exponential?
+"""Study of Jacobian norms of attention against the radius of the inputs: square or exponential.
 
 Shape letters: N radii, R replicates.
 """

@@ -1,4 +1,4 @@
-"""Steepness along training, and whether less of it goes with robustness and smooth training."""
+"""Study of Jacobian norms along training, and of their relation to robustness and smoothness."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The figures on universality: error against steepness, and error against size.
 
-The dashes of a curve tell the functions apart where colours do not.
+Each function has its own dashes, so that curves differ without colours.
 """
 
 from collections.abc import Mapping, Sequence

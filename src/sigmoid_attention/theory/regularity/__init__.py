@@ -1,4 +1,4 @@
-"""How much the output of attention moves with its input: certificates and measurements."""
+"""Bounds on and measurements of the Jacobian of attention."""
 
 from sigmoid_attention.theory.regularity.attention import (
     Bound,

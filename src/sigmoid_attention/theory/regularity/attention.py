@@ -59,8 +59,7 @@ def attention_bound(
     :math:`s\,r \sup|q|\,L_k\,c`, where r is the radius of what a key adds about its middle.
 
     This is a refinement of Ramapuram et al. 2024, theorem 3.2, which has 1 for :math:`\bar\sigma`
-    and 1/4 for
-    :math:`\bar\sigma'` (`mean_norm_bound`). Rounding in float64 is not bounded.
+    and 1/4 for :math:`\bar\sigma'` (`mean_norm_bound`). Rounding in float64 is not bounded.
 
     Args:
         layer: the layer in evaluation mode; dropout is not looked at.

@@ -1,4 +1,4 @@
-"""What a bound needs to know of an attention layer: its maps, head by head, in float64.
+"""The maps of an attention layer for its bounds: query, key and value of each head, in float64.
 
 Shape letters: H query heads, N tokens, D head dim, C channels, O channels of an affine map.
 """

@@ -1,4 +1,4 @@
-"""How steep a map is at a point, measured: exactly, by Lanczos, and where it is steepest.
+"""Measured norms of a Jacobian: exact, by Lanczos, and at the input where the norm is largest.
 
 Every number here is attained, so that it bounds the Lipschitz constant from below.
 

@@ -1,4 +1,4 @@
-"""Bounds composed through norms, feed-forward layers and residual branches, block after block.
+"""Bounds of a network: composed over norms, feed-forward layers and residual branches.
 
 Shape letters: C channels, F hidden channels, N tokens.
 """

@@ -1,4 +1,4 @@
-"""Bounds of a network at one input, composed from what every layer meets on the way.
+"""Bounds of a network at one input, composed from each layer's bound at its own input.
 
 Shape letters: C channels, F hidden channels, N tokens.
 """

@@ -1,4 +1,4 @@
-"""A certified bound on the Jacobian of an attention layer at one input, from what is there.
+"""A certified bound on the Jacobian of an attention layer at one input.
 
 Shape letters: N tokens, H heads, D head dim, C channels, R rank of a product.
 """

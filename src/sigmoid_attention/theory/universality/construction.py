@@ -1,4 +1,4 @@
-"""The universality theorem as a program: a function and an error in, a transformer out.
+"""The universality theorem as a program: a transformer for a given function and error.
 
 Ramapuram et al. 2024, as recalled: for every continuous permutation-equivariant f on a compact
 set of R^{n x d}, every 1 <= p < inf and every error > 0 there is a transformer g of the class

@@ -1,4 +1,4 @@
-"""Step 2: attention layers that give every token of every sequence a code of its own.
+"""Step 2: attention layers that give every token of every sequence its own code.
 
 The new part of Ramapuram et al. 2024 is the selective shift by sums in place of softmax's by
 maxima: with H(u) = 1[u > 0] and l = u . x,
@@ -7,9 +7,8 @@ maxima: with H(u) = 1[u > 0] and l = u . x,
 
 so that four heads of width one (product, query only, key only, constant) add a sum over the tokens
 below one threshold to the tokens below another, and to no others. The sequence of shifts of
-Ramapuram et al. 2024 is not known to us in detail. Ours is in two parts, and unlike that of Yun et
-al. 2020 it holds for
-sequences with equal tokens too, which on a grid of few cells are no small part.
+Ramapuram et al. 2024 is not known to us in detail. Ours is in two parts. Unlike that of Yun et al.
+2020 it also holds for sequences with equal tokens, which are many on a grid of few cells.
 
 *Counting* (selective shifts, four heads). Letters k = 0, 1, ... in turn: the tokens of letter k are
 those with l < k + 1/2, since lower letters have been moved to Z and above. Each is shifted by

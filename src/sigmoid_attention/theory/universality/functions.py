@@ -1,4 +1,4 @@
-"""Permutation-equivariant functions to approximate: five named ones, or one of the reader's.
+"""Permutation-equivariant functions to approximate: five named ones, or an imported one.
 
 Shape letters: N tokens, D channels.
 """

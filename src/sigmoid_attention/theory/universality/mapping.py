@@ -1,6 +1,6 @@
 """Step 3: feed-forward layers that turn the code of every context into its value.
 
-As in Yun et al. (2020) there is a layer for each context. Contexts are taken from the largest code
+As in Yun et al. 2020 there is a layer for each context. Contexts are taken from the largest code
 down: one that is done has left the zone of codes, so that "above a threshold" selects the tokens of
 a single context, and a ramp of two hidden units does. (Where four hidden units of a layer do two
 contexts, a token far above a ramp gets h j - (h - 1) j for its jump j, with h so large that float64

@@ -1,4 +1,4 @@
-"""The size of the construction in closed form: layers, numbers, digits; refused before building.
+"""The size of the construction in closed form, which is checked before building.
 
 Shape letters: S sequences, N tokens, D channels.
 """

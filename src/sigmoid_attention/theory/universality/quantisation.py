@@ -1,4 +1,4 @@
-"""Step 1: feed-forward layers that round every token to its cell, and clip what comes out.
+"""Step 1: feed-forward layers that round every token to its cell, and clip the output.
 
 Ramapuram et al. 2024 and Yun et al. 2020 first replace f by a function that is constant on cells:
 on a compact set a continuous f changes by little within a small enough cell, so that this changes f
