@@ -78,15 +78,15 @@ class LogisticMixture:
     @property
     def parts(self) -> dict[str, slice]:
         """Where an expert's named parts lie among its parameters, "eta_a of 0" that of class 0."""
-        found = {}
-        for name, place in self.logit.parts.items():
-            if place.start < self.score_size:
-                found[name] = place
+        slices = {}
+        for name, part in self.logit.parts.items():
+            if part.start < self.score_size:
+                slices[name] = part
                 continue
             for c in range(self.classes - 1):
                 ahead = c * self.expert_size
-                found[f"{name} of {c}"] = slice(place.start + ahead, place.stop + ahead)
-        return found
+                slices[f"{name} of {c}"] = slice(part.start + ahead, part.stop + ahead)
+        return slices
 
     @cached_property
     def places_CR(self) -> Tensor:
@@ -95,10 +95,10 @@ class LogisticMixture:
         last = torch.arange(self.k * self.atom_size, self.size)  # the temperature's, if any
         rows = []
         for c in range(self.classes - 1):
-            own = self.score_size + c * self.expert_size + block
-            atom = torch.cat((torch.arange(self.score_size), own))
-            whole = torch.arange(self.k)[:, None] * self.atom_size + atom
-            rows.append(torch.cat((whole.flatten(), last)))
+            of_class = self.score_size + c * self.expert_size + block
+            atom = torch.cat((torch.arange(self.score_size), of_class))
+            columns = torch.arange(self.k)[:, None] * self.atom_size + atom
+            rows.append(torch.cat((columns.flatten(), last)))
         return torch.stack(rows)
 
     @property
@@ -184,14 +184,14 @@ class LogisticDeviance:
             p_AQS = _with_reference(logits_ACQ.mT).softmax(-1)
             excess_AQS = chunk.count_AQ[..., None] * (chunk.share_AQS - p_AQS)
             mean_AQP = theta_AP.new_zeros(count, p_AQS.shape[1], size)
-            for c, place in enumerate(family.places_CR):
+            for c, columns in enumerate(family.places_CR):
                 own_AQR = jacobian_ACQR[:, c]
                 weighted = own_AQR * p_AQS[..., c, None]
-                curvature[:, place[:, None], place] += (
+                curvature[:, columns[:, None], columns] += (
                     weighted * chunk.count_AQ[..., None]
                 ).mT @ own_AQR
-                gradient[:, place] += (own_AQR.mT @ excess_AQS[..., c, None])[..., 0]
-                mean_AQP[..., place] += weighted
+                gradient[:, columns] += (own_AQR.mT @ excess_AQS[..., c, None])[..., 0]
+                mean_AQP[..., columns] += weighted
             curvature -= (mean_AQP * chunk.count_AQ[..., None]).mT @ mean_AQP
         return curvature, gradient
 

@@ -114,10 +114,10 @@ class FiniteDesign:
         nodes = self.inputs_Qd.shape[0]
         even = np.full(nodes, 1.0 / nodes)
         counts, noise, within = [], [], []
-        for place, size in enumerate(sizes):
+        for problem, size in enumerate(sizes):
             if size < 1:
                 raise ValueError(f"sizes must be 1 or more, got {size}")
-            rng = np.random.default_rng([seed, place])
+            rng = np.random.default_rng([seed, problem])
             count = rng.multinomial(size, even)
             # Of a node without observations the mean does not matter; its count is 0.
             noise.append(rng.standard_normal(nodes) / np.sqrt(np.maximum(count, 1)))

@@ -41,8 +41,8 @@ def matched(family: Mixture, theta_BP: Tensor, other_P: Tensor) -> Tensor:
     other = family.atoms(centred(family, other_P))
     gap_Bkk = fitted[..., :, None, :] - other[..., None, :, :]
     eta = slice(family.score_size, None)
-    of_score = [place for place in family.parts.values() if place.start < family.score_size]
-    norms = [torch.linalg.vector_norm(gap_Bkk[..., place], dim=-1) for place in (*of_score, eta)]
+    of_score = [part for part in family.parts.values() if part.start < family.score_size]
+    norms = [torch.linalg.vector_norm(gap_Bkk[..., part], dim=-1) for part in (*of_score, eta)]
     cost_Bkk = torch.stack(norms).sum(0)
     least = [cost[linear_sum_assignment(cost)].sum() for cost in cost_Bkk.numpy()]
     beside = (theta_BP - other_P)[..., family.k * family.atom_size :].abs().sum(-1)

@@ -127,10 +127,10 @@ class _MixtureOfExperts(BaseEstimator):
             )
         if n > free:
             return
-        said = f"X: {n} observations cannot determine {free} parameters"
+        reason = f"X: {n} observations cannot determine {free} parameters"
         if self.alpha == 0:
-            raise ValueError(f"{said}; give more of them, fewer experts, or alpha above 0")
-        warnings.warn(f"{said}; what they leave open, alpha decides", stacklevel=4)
+            raise ValueError(f"{reason}; give more of them, fewer experts, or alpha above 0")
+        warnings.warn(f"{reason}; what they leave open, alpha decides", stacklevel=4)
 
     def _rows_of_a_chunk(self, numbers_a_row: int) -> int:
         rows = NUMBERS_OF_A_CHUNK // (self.n_init * numbers_a_row)
@@ -152,9 +152,9 @@ class _MixtureOfExperts(BaseEstimator):
         return best_of(objective, start_1SP, box=box, settings=settings)
 
     def _remember(
-        self, family: Mixture | LogisticMixture, found: Attempts, box: ParameterBox
+        self, family: Mixture | LogisticMixture, attempts: Attempts, box: ParameterBox
     ) -> None:
-        best = found.best
+        best = attempts.best
         theta = best.theta_BP[0]
         leans = ((theta <= box.low_P) | (theta >= box.high_P)) & (box.low_P < box.high_P)
         self.family_ = family
@@ -162,7 +162,7 @@ class _MixtureOfExperts(BaseEstimator):
         self.converged_ = bool(best.converged_B)
         self.n_iter_ = int(best.iterations_B)
         self.n_at_bounds_ = int(leans.sum())
-        self.init_excess_ = found.excess_BS[0].numpy()
+        self.init_excess_ = attempts.excess_BS[0].numpy()
         if not self.converged_:
             warnings.warn(
                 f"the fit did not converge in {self.max_iter} iterations; raise max_iter or alpha",
@@ -264,12 +264,12 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         data = RawData.of(inputs, target, chunk=self._rows_of_a_chunk(family.size))
         # Which step no longer matters depends on the noise, which the first round has to find.
         guess = float(np.std(target)) or 1.0
-        found = self._first_round(self._objective(family, data, guess), family, box)
-        noise = self._noise(family, data, found.best.theta_BP, box)
+        attempts = self._first_round(self._objective(family, data, guess), family, box)
+        noise = self._noise(family, data, attempts.best.theta_BP, box)
         noise = max(noise, LEAST_NOISE * guess)
-        found = self._round(self._objective(family, data, noise), found.theta_BSP, box)
-        self._remember(family, found, box)
-        self.noise_ = self.unit_ * self._noise(family, data, found.best.theta_BP, box)
+        attempts = self._round(self._objective(family, data, noise), attempts.theta_BSP, box)
+        self._remember(family, attempts, box)
+        self.noise_ = self.unit_ * self._noise(family, data, attempts.best.theta_BP, box)
         return self
 
     def _objective(self, family: Mixture, data: RawData, sigma: float) -> Penalised:
@@ -342,9 +342,9 @@ class MixtureOfExpertsClassifier(ClassifierMixin, _MixtureOfExperts):
         self._compare_counts(n, box.free)
         rows = self._rows_of_a_chunk(family.size + family.places_CR.numel())
         deviance = LogisticDeviance(family, RawLabels.of(inputs, labels, len(self.classes_), rows))
-        found = self._first_round(Penalised(deviance, float(self.alpha)), family, box)
-        self._remember(family, found, box)
-        self.deviance_ = float(deviance.cost(found.best.theta_BP, torch.arange(1)))
+        attempts = self._first_round(Penalised(deviance, float(self.alpha)), family, box)
+        self._remember(family, attempts, box)
+        self.deviance_ = float(deviance.cost(attempts.best.theta_BP, torch.arange(1)))
         return self
 
     def predict_proba(self, X) -> np.ndarray:

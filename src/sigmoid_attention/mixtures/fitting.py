@@ -79,8 +79,8 @@ def check_parameters(constraints: Mapping[str, list], parameters: Mapping[str, A
 
 def check_target(y: Any) -> None:
     """Refuse words, of which scikit-learn tells neither where they are nor, always, that."""
-    given = np.asarray(y)
-    if given.dtype.kind in "SUO":
-        for number in given.ravel().tolist():
+    values = np.asarray(y)
+    if values.dtype.kind in "SUO":
+        for number in values.ravel().tolist():
             if isinstance(number, str | bytes):
                 raise ValueError(f"y must hold numbers, got {arguments.shown(number)}")

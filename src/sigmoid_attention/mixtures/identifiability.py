@@ -100,11 +100,11 @@ def _first(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Tensor:
 def _second(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Tensor:
     """(Q, k, E (E + 1) / 2)."""
     size = parameters_kE.shape[-1]
-    found = []
+    derivatives = []
     for parameters_E in parameters_kE:
         slopes = torch.func.jacfwd(
             lambda eta: expert(name).value_and_slopes(eta[None], inputs_Qd)[1][:, 0]
         )(parameters_E)
         row, column = torch.triu_indices(size, size)
-        found.append(slopes[:, row, column])
-    return torch.stack(found, 1)
+        derivatives.append(slopes[:, row, column])
+    return torch.stack(derivatives, 1)

@@ -83,10 +83,10 @@ def draw_labels(
     nodes = len(design.inputs_Qd)
     even = np.full(nodes, 1.0 / nodes)
     counts, shares = [], []
-    for place, size in enumerate(sizes):
+    for problem, size in enumerate(sizes):
         if size < 1:
             raise ValueError(f"sizes must be 1 or more, got {size}")
-        rng = np.random.default_rng([seed, place])
+        rng = np.random.default_rng([seed, problem])
         count_Q = rng.multinomial(size, even)
         seen_QS = rng.multinomial(count_Q, probability_QS.numpy())
         counts.append(count_Q)

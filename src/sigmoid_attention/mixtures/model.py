@@ -75,15 +75,15 @@ class Mixture:
     @property
     def parts(self) -> dict[str, slice]:
         """Where an expert's named parts lie among its F + E parameters."""
-        found: dict[str, slice] = {}
+        slices: dict[str, slice] = {}
         start = 0
         of_score = self._score.parts(self.d)
         of_expert = self._expert.parts(self.d)
         for prefix, parts in (("", of_score), ("eta_", of_expert)):
             for name, count in parts.items():
-                found[prefix + name] = slice(start, start + count)
+                slices[prefix + name] = slice(start, start + count)
                 start += count
-        return found
+        return slices
 
     @property
     def score_size(self) -> int:
@@ -100,8 +100,8 @@ class Mixture:
 
     def atoms(self, theta_P: Tensor) -> Tensor:
         """(..., k, F + E), an expert a row."""
-        whole = theta_P[..., : self.k * self.atom_size]
-        return whole.unflatten(-1, (self.k, self.atom_size))
+        atoms_P = theta_P[..., : self.k * self.atom_size]
+        return atoms_P.unflatten(-1, (self.k, self.atom_size))
 
     def predict(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """f, (..., Q); leading dimensions of both broadcast."""

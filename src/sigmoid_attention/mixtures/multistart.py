@@ -54,13 +54,13 @@ class Attempts:
         It has not converged where an end that did not lies below all that did: then the minimum is
         lower than any that was reached.
         """
-        place, row = self.chosen_B, torch.arange(len(self.cost_BS))
+        start, row = self.chosen_B, torch.arange(len(self.cost_BS))
         return Fit(
-            self.theta_BSP[row, place],
-            self.cost_BS[row, place] + self.constant_B,
-            self.converged_BS[row, place],
-            self.iterations_BS[row, place],
-            self.at_box_BS[row, place],
+            self.theta_BSP[row, start],
+            self.cost_BS[row, start] + self.constant_B,
+            self.converged_BS[row, start],
+            self.iterations_BS[row, start],
+            self.at_box_BS[row, start],
         )
 
     @property
@@ -177,11 +177,11 @@ def spread(family: Mixture | LogisticMixture, width: float) -> ParameterBox:
     variance meet gates that are neither open nor shut, in any dimension.
     """
     wide = torch.empty(family.atom_size, dtype=torch.float64)
-    for place in family.parts.values():
-        wide[place] = width / (place.stop - place.start) ** 0.5
-    whole = torch.zeros(family.size, dtype=torch.float64)
-    whole[: family.k * family.atom_size] = wide.repeat(family.k)
-    return ParameterBox(-whole, whole)
+    for part in family.parts.values():
+        wide[part] = width / (part.stop - part.start) ** 0.5
+    scale_P = torch.zeros(family.size, dtype=torch.float64)
+    scale_P[: family.k * family.atom_size] = wide.repeat(family.k)
+    return ParameterBox(-scale_P, scale_P)
 
 
 def uniform_starts(within: ParameterBox, *, problems: int, starts: int, seed: int) -> Tensor:

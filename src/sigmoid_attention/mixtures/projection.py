@@ -111,35 +111,36 @@ def project(problem: ApproximationProblem, starts_SP: Tensor, *, apart: float = 
     floor = float(distance_S.min())
     ties = torch.nonzero(distance_S <= floor + TIE).squeeze(-1)
     ends = ties[distance_S[ties].argsort()]
-    chosen, found = [int(ends[0])], [1]
+    chosen, counts = [int(ends[0])], [1]
     for end in ends[1:].tolist():
         gap, nearest = matched(problem.family, fit.theta_BP[chosen], fit.theta_BP[end]).min(0)
         if gap > apart:
             chosen.append(end)
-            found.append(1)
+            counts.append(1)
         else:
-            found[int(nearest)] += 1
+            counts[int(nearest)] += 1
     return Projection(
         fit.theta_BP[chosen],
         floor,
-        torch.tensor(found),
+        torch.tensor(counts),
         fit.at_box_B[chosen],
         len(starts_SP),
         float(fit.converged_B.double().mean()),
     )
 
 
-def distance_to(problem: ApproximationProblem, found: Projection, theta_BP: Tensor) -> Tensor:
+def distance_to(problem: ApproximationProblem, projection: Projection, theta_BP: Tensor) -> Tensor:
     """D3 of fits to the set of minimisers, be it points or a continuum, (B,).
 
-    Of a continuum ``found`` has samples only, to which no fit converges. So a descent without noise
-    starts from each fit as well: where it ends at the floor, it ends at a minimiser, and for a fit
-    close to the set at one that is about as near as any. The distance is to the nearest of all.
+    Of a continuum ``projection`` has samples only, and no fit converges to a sample. A descent
+    without noise therefore starts from each fit as well. If it ends at the floor it ends at a
+    minimiser, which for a fit close to the set is about as near as any. The distance is to the
+    nearest of all.
     """
     fit, distance_B = problem.descend(theta_BP)
     own_B = matched(problem.family, theta_BP, fit.theta_BP)
-    own_B = torch.where(distance_B <= found.floor + TIE, own_B, torch.inf)
-    return torch.minimum(own_B, d3(problem.family, theta_BP, found.theta_MP))
+    own_B = torch.where(distance_B <= projection.floor + TIE, own_B, torch.inf)
+    return torch.minimum(own_B, d3(problem.family, theta_BP, projection.theta_MP))
 
 
 def starts_in(box: ParameterBox, count: int, *, seed: int) -> Tensor:

@@ -62,10 +62,10 @@ class ParameterBox:
         high = torch.full((size,), float(half_width), dtype=torch.float64)
         return cls(-high, high)
 
-    def pinned(self, places: Tensor, values: Tensor) -> "ParameterBox":
+    def pinned(self, indices: Tensor, values: Tensor) -> "ParameterBox":
         """The same box with some parameters held."""
         low, high = self.low_P.clone(), self.high_P.clone()
-        low[places] = high[places] = values
+        low[indices] = high[indices] = values
         return ParameterBox(low, high)
 
     @property

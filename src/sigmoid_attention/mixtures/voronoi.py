@@ -208,9 +208,9 @@ def _parts(
     difference = fitted - true[cell_Bk]
     intercept = family.score_size - 1
     plain, powered = torch.zeros_like(mass_k), torch.zeros_like(mass_k)
-    for name, place in family.parts.items():
-        norm = torch.linalg.vector_norm(difference[..., place], dim=-1)
-        if place.start == intercept:
+    for name, part in family.parts.items():
+        norm = torch.linalg.vector_norm(difference[..., part], dim=-1)
+        if part.start == intercept:
             if not competing:
                 plain = plain + norm
             continue
@@ -227,8 +227,8 @@ def _parts(
     expert_error = torch.linalg.vector_norm(difference[..., family.score_size :], dim=-1)
     crowded_error = torch.where(alone, 0.0, expert_error)
     # A sparse gate may leave a whole cell without mass.
-    whole = per_cell(mass_k).gather(-1, cell_Bk).clamp(min=torch.finfo(mass_k.dtype).tiny)
-    share = mass_k / whole
+    cell_mass = per_cell(mass_k).gather(-1, cell_Bk).clamp(min=torch.finfo(mass_k.dtype).tiny)
+    share = mass_k / cell_mass
     largest = torch.where(member.bool(), crowded_error[..., None], 0.0).amax(-2)
     return VoronoiParts(
         cell_Bk, crowd, mass, per_cell(exact), per_cell(over), per_cell(share * crowded_error),

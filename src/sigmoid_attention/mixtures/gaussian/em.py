@@ -156,27 +156,27 @@ def _iteration(
 def _expectation(
     family: GaussianExperts, data: LeastSquares, theta: Tensor, which: Tensor
 ) -> _Sums:
-    places = family.places
-    k, s = len(places.routed_kE), len(places.shared_sG)
+    indices = family.places
+    k, s = len(indices.routed_kE), len(indices.shared_sG)
     zeros = lambda *shape: theta.new_zeros(len(theta), *shape)  # noqa: E731
     squares = lambda size: zeros(*size[:-1], size[-1], size[-1])  # noqa: E731
     sums = _Sums(
-        zeros(), torch.zeros_like(theta), zeros(k + s), squares((places.scores_kF.numel(),)),
-        squares(places.routed_kE.shape), squares(places.shared_sG.shape),
+        zeros(), torch.zeros_like(theta), zeros(k + s), squares((indices.scores_kF.numel(),)),
+        squares(indices.routed_kE.shape), squares(indices.shared_sG.shape),
     )  # fmt: skip
     for chunk in data.chunks(which):
         seen = family.look(theta, chunk.inputs, chunk.mean_BQ)
         share_Qc = seen.share_Qc * chunk.weight_BQ[..., None]
         sums.deviance_A -= 2 * (chunk.weight_BQ * seen.log_density_Q).sum(-1)
         sums.count_Ac += share_Qc.sum(-2)
-        sums.gradient_AP[:, places.log_variances_c] += 0.5 * (
+        sums.gradient_AP[:, indices.log_variances_c] += 0.5 * (
             share_Qc * (seen.standard_Qc.square() - 1)
         ).sum(-2)
         _add_gate(family, sums, seen, share_Qc[..., :k])
-        groups = [(places.routed_kE, sums.routed_AkEE, seen.routed_slopes_QkE, slice(0, k))]
+        groups = [(indices.routed_kE, sums.routed_AkEE, seen.routed_slopes_QkE, slice(0, k))]
         if seen.shared_slopes_QsG is not None:
             groups.append(
-                (places.shared_sG, sums.shared_AsGG, seen.shared_slopes_QsG, slice(k, k + s))
+                (indices.shared_sG, sums.shared_AsGG, seen.shared_slopes_QsG, slice(k, k + s))
             )
         for where, information, slopes, group in groups:
             rows = slopes.transpose(-3, -2)  # (A, k, Q, E)
@@ -199,8 +199,8 @@ def _add_gate(family: GaussianExperts, sums: _Sums, seen: Posterior, share_Qk: T
     by_score = rate_Qk * (share_Qk - weights_Qk * mass_Q1)
     features = seen.features_QkF
     sums.gradient_AP[:, family.places.scores_kF] += (by_score[..., None] * features).sum(-3)
-    own = ((rate_Qk * rate_Qk * weights_Qk * mass_Q1)[..., None] * features).transpose(-3, -2)
-    own_AkFF = own.mT @ features.transpose(-3, -2)
+    routed = ((rate_Qk * rate_Qk * weights_Qk * mass_Q1)[..., None] * features).transpose(-3, -2)
+    own_AkFF = routed.mT @ features.transpose(-3, -2)
     joint = ((rate_Qk * weights_Qk)[..., None] * features).flatten(-2)
     sums.gate_AGG -= (joint * mass_Q1).mT @ joint
     k, size = family.places.scores_kF.shape
@@ -210,15 +210,15 @@ def _add_gate(family: GaussianExperts, sums: _Sums, seen: Posterior, share_Qk: T
 
 def _maximisation(family: GaussianExperts, sums: _Sums, theta: Tensor, box: ParameterBox) -> Tensor:
     """The step to the maximum of what the E-step expects, or towards it."""
-    places, gradient = family.places, sums.gradient_AP
+    indices, gradient = family.places, sums.gradient_AP
     pinned = box.low_P == box.high_P
     step = torch.zeros_like(gradient)
-    flat = places.scores_kF.flatten()
+    flat = indices.scores_kF.flatten()
     step[:, flat] = _solve(sums.gate_AGG, gradient[:, flat], pinned[flat], CAUTION)
     explained = []
     for where, information in (
-        (places.routed_kE, sums.routed_AkEE),
-        (places.shared_sG, sums.shared_AsGG),
+        (indices.routed_kE, sums.routed_AkEE),
+        (indices.shared_sG, sums.shared_AsGG),
     ):
         towards = gradient[:, where]
         step[:, where] = _solve(information, towards, pinned[where])
@@ -226,14 +226,14 @@ def _maximisation(family: GaussianExperts, sums: _Sums, theta: Tensor, box: Para
     # The sum of share z^2 before the experts' step is 2 gradient + count, and that step lowers it
     # by what it explains.
     count = sums.count_Ac + NOTHING
-    squares = 2 * gradient[:, places.log_variances_c] - torch.cat(explained, -1)
+    squares = 2 * gradient[:, indices.log_variances_c] - torch.cat(explained, -1)
     ratio = (squares / count + 1).clamp(min=NOTHING)
-    step[:, places.log_variances_c] = ratio.log()
+    step[:, indices.log_variances_c] = ratio.log()
     if family.shared is not None:
         total = count[:, family.routed.k :].log()
-        ratio = total - theta[:, places.log_weights_s].log_softmax(-1)
+        ratio = total - theta[:, indices.log_weights_s].log_softmax(-1)
         # The last one is the reference.
-        step[:, places.log_weights_s] = ratio - ratio[:, -1:]
+        step[:, indices.log_weights_s] = ratio - ratio[:, -1:]
     return step
 
 

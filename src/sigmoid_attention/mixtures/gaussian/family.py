@@ -217,17 +217,17 @@ class GaussianExperts:
         by_log_variance = 0.5 * seen.share_Qc * (seen.standard_Qc.square() - 1)
         mean_k, mean_s = by_mean[..., None].tensor_split([self.routed.k], -2)
         variance_k, variance_s = by_log_variance[..., None].tensor_split([self.routed.k], -2)
-        found = torch.cat(
+        gradient = torch.cat(
             (by_score[..., None] * seen.features_QkF, mean_k * seen.routed_slopes_QkE, variance_k),
             -1,
         ).flatten(-2)
         if seen.shared_slopes_QsG is None or seen.shared_weights_s is None:
-            return found
+            return gradient
         by_weight = share_s - seen.shared_weights_s * share_s.sum(-1, keepdim=True)
         shared = torch.cat(
             (mean_s * seen.shared_slopes_QsG, variance_s, by_weight[..., None]), -1
         ).flatten(-2)
-        return torch.cat((found, shared), -1)
+        return torch.cat((gradient, shared), -1)
 
     def means_and_weights(self, theta_P: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of each expert's answer and its weight in the density, both (..., Q, c)."""

@@ -55,8 +55,8 @@ class GaussianDeviance:
     def cost(self, theta_AP: Tensor, which_A: Tensor) -> Tensor:
         total = theta_AP.new_zeros(len(theta_AP))
         for chunk in self.data.chunks(which_A):
-            found = self.family.log_density(theta_AP, chunk.inputs, chunk.mean_BQ)
-            total -= 2 * (chunk.weight_BQ * found).sum(-1)
+            log_density = self.family.log_density(theta_AP, chunk.inputs, chunk.mean_BQ)
+            total -= 2 * (chunk.weight_BQ * log_density).sum(-1)
         return total
 
     def quadratic(self, theta_AP: Tensor, which_A: Tensor) -> tuple[Tensor, Tensor]:

@@ -183,7 +183,10 @@ def matched(family: GaussianExperts, theta_BP: Tensor, members_MP: Tensor) -> Te
     parts = [*family.routed.parts.values(), slice(family.routed_size - 1, None)]
     gap = fitted - members
     cost = np.asarray(sum(torch.linalg.vector_norm(gap[..., part], dim=-1) for part in parts))
-    least = [one[linear_sum_assignment(one)].sum() for one in cost.reshape(-1, *cost.shape[-2:])]
+    least = [
+        cost_kk[linear_sum_assignment(cost_kk)].sum()
+        for cost_kk in cost.reshape(-1, *cost.shape[-2:])
+    ]
     return torch.tensor(np.array(least)).reshape(cost.shape[:2]).amin(-1)
 
 
@@ -193,14 +196,14 @@ def _natural(atoms_kA: Tensor, log_variance: int) -> Tensor:
     return natural
 
 
-def _shifted(fitted_BkA: Tensor, true_tA: Tensor, place: int) -> Tensor:
+def _shifted(fitted_BkA: Tensor, true_tA: Tensor, intercept: int) -> Tensor:
     """Fitted scores with a shift common to all experts, towards the truth."""
     shifted = fitted_BkA.clone()
-    of_fit, of_truth = fitted_BkA[..., place], true_tA[..., place]
-    slope_k = (of_fit.softmax(-1)[..., None] * fitted_BkA[..., :place]).sum(-2)
-    slope_t = (of_truth.softmax(-1)[..., None] * true_tA[..., :place]).sum(-2)
-    shifted[..., :place] += (slope_t - slope_k)[..., None, :]
-    shifted[..., place] += (of_truth.logsumexp(-1) - of_fit.logsumexp(-1))[..., None]
+    of_fit, of_truth = fitted_BkA[..., intercept], true_tA[..., intercept]
+    slope_k = (of_fit.softmax(-1)[..., None] * fitted_BkA[..., :intercept]).sum(-2)
+    slope_t = (of_truth.softmax(-1)[..., None] * true_tA[..., :intercept]).sum(-2)
+    shifted[..., :intercept] += (slope_t - slope_k)[..., None, :]
+    shifted[..., intercept] += (of_truth.logsumexp(-1) - of_fit.logsumexp(-1))[..., None]
     return shifted
 
 

@@ -77,7 +77,7 @@ def measure_continuous(
 def continuous_data(setting: RateSetting) -> Iterator[tuple[int, Samples]]:
     """For each size the data sets of all replicates, with inputs that are uniform on the cube."""
     truth = draw_truth(setting)
-    for place, n in enumerate(setting.sizes):
+    for index, n in enumerate(setting.sizes):
         yield (
             n,
             Samples.draw(
@@ -86,7 +86,7 @@ def continuous_data(setting: RateSetting) -> Iterator[tuple[int, Samples]]:
                 n=n,
                 d=setting.d,
                 sigma=setting.sigma,
-                seed=setting.seed + place,
+                seed=setting.seed + index,
             ),
         )
 

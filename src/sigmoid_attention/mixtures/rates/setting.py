@@ -144,9 +144,9 @@ def start(setting: RateSetting, truth: voronoi.TrueMixture, rng: torch.Generator
     """Where a fit begins, (P,)."""
     if setting.start == "random":
         return _random(setting.family, rng)
-    whole = _repeated(setting, truth, share=True)
-    jitter = torch.randn(whole.shape, generator=rng, dtype=torch.float64) * setting.jitter
-    return whole + jitter * free_parameters(setting.family)
+    theta_P = _repeated(setting, truth, share=True)
+    jitter = torch.randn(theta_P.shape, generator=rng, dtype=torch.float64) * setting.jitter
+    return theta_P + jitter * free_parameters(setting.family)
 
 
 def _repeated(setting: RateSetting, truth: voronoi.TrueMixture, *, share: bool) -> Tensor:
@@ -157,8 +157,8 @@ def _repeated(setting: RateSetting, truth: voronoi.TrueMixture, *, share: bool) 
     atoms, copies = truth.atoms, 1 + setting.extra
     first = atoms[0].clone()
     if share:
-        place = truth.family.score_size - 1
-        first[place] = _shared_intercept(setting.gate, float(first[place]), copies)
+        intercept = truth.family.score_size - 1
+        first[intercept] = _shared_intercept(setting.gate, float(first[intercept]), copies)
     return torch.cat((first.expand(copies, -1), atoms[1:])).flatten()
 
 
@@ -176,8 +176,8 @@ def box(setting: RateSetting, truth: voronoi.TrueMixture) -> ParameterBox:
     """The compact set that the theory asks for, with a shift-blind gate's reference held."""
     centre = _repeated(setting, truth, share=False)
     if setting.radius is None:
-        whole = ParameterBox.around_zero(setting.family.size, setting.half_width)
+        bounds = ParameterBox.around_zero(setting.family.size, setting.half_width)
     else:
-        whole = ParameterBox(centre - setting.radius, centre + setting.radius)
+        bounds = ParameterBox(centre - setting.radius, centre + setting.radius)
     held = ~free_parameters(setting.family)
-    return whole.pinned(held, centre[held]) if held.any() else whole
+    return bounds.pinned(held, centre[held]) if held.any() else bounds

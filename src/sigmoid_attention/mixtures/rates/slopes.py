@@ -108,9 +108,9 @@ def ratio(first_R: np.ndarray, second_R: np.ndarray, *, draws: int = DRAWS, seed
         return _median(flat[rng.integers(0, len(flat), (draws, len(flat)))])
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = medians(second_R.ravel()) / medians(first_R.ravel())
+        ratios = medians(second_R.ravel()) / medians(first_R.ravel())
         value = _median(second_R.reshape(1, -1)) / _median(first_R.reshape(1, -1))
-    return Slope(float(value[0]), *(float(q) for q in np.quantile(found, COVERED)))
+    return Slope(float(value[0]), *(float(q) for q in np.quantile(ratios, COVERED)))
 
 
 def _lines(log_n: np.ndarray, centres: np.ndarray) -> np.ndarray:

@@ -97,14 +97,14 @@ class RateEvidence:
 
 def judge(evidence: RateEvidence) -> tuple[str, str]:
     """The verdict and why, by ``RULE``."""
-    for found in (_identifiable, _of_the_start, _doubt, _windows):
-        verdict = found(evidence)
+    for rule in (_identifiable, _of_the_start, _doubt, _windows):
+        verdict = rule(evidence)
         if verdict:
             return verdict
     return against(evidence.late, evidence.claim)
 
 
-def against(found: Slope, claim: float) -> tuple[str, str]:
+def against(measured: Slope, claim: float) -> tuple[str, str]:
     """A verdict on a claimed slope and why, by what ``RULE`` says of intervals alone.
 
     Example:
@@ -113,13 +113,15 @@ def against(found: Slope, claim: float) -> tuple[str, str]:
         >>> against(Slope(-0.37, -0.46, -0.28), -0.25)
         ('undecided', 'slope -0.37 [-0.46, -0.28] against -0.25, but -0.50 is as near')
     """
-    if not (found.high - found.low) / 2 <= WIDEST:
-        return UNDECIDED, f"the interval of the slope, {found}, is too wide"
-    said = f"slope {found} against {claim:+.2f}"
-    if not found.near(claim, MARGIN):
-        return NOT_REPRODUCED, said
-    others = [rate for rate in RATES if abs(rate - claim) > MARGIN and found.near(rate, MARGIN)]
-    return (UNDECIDED, f"{said}, but {others[0]:+.2f} is as near") if others else (REPRODUCED, said)
+    if not (measured.high - measured.low) / 2 <= WIDEST:
+        return UNDECIDED, f"the interval of the slope, {measured}, is too wide"
+    because = f"slope {measured} against {claim:+.2f}"
+    if not measured.near(claim, MARGIN):
+        return NOT_REPRODUCED, because
+    others = [rate for rate in RATES if abs(rate - claim) > MARGIN and measured.near(rate, MARGIN)]
+    if others:
+        return UNDECIDED, f"{because}, but {others[0]:+.2f} is as near"
+    return REPRODUCED, because
 
 
 def _identifiable(evidence: RateEvidence) -> tuple[str, str] | None:

@@ -197,7 +197,9 @@ def _finding(cell: Cell, results: Results) -> Finding:
         for quantity in ("L2", "contribution", "exact", "over", "D1", "D2")
         if quantity != cell.quantity
     )
-    boxed = np.mean([row.at_box for one in results[cell.name, "late"] for row in one.rows])
+    boxed = np.mean(
+        [row.at_box for of_truth in results[cell.name, "late"] for row in of_truth.rows]
+    )
     return Finding(
         cell.name,
         f"{cell.quantity}: {cell.claimed}",
@@ -212,33 +214,35 @@ def evidence(cell: Cell, results: Results) -> RateEvidence:
     """What the rows of a cell say, for the rule to judge."""
     of = lambda part: results[cell.name, part]  # noqa: E731
     quantity = cell.quantity
-    gains = np.concatenate([one.values("gain") for one in of("exact")])
-    usual = [_middle(_at_largest(one, quantity)) for one in of("late")]
+    gains = np.concatenate([of_truth.values("gain") for of_truth in of("exact")])
+    usual = [_middle(_at_largest(of_truth, quantity)) for of_truth in of("late")]
     return RateEvidence(
         claim=cell.claim,
         early=slope_of(of("early"), quantity),
         late=slope_of(of("late"), quantity),
-        missing=int(max(one.values("missing")[0] for one in of("late"))),
+        missing=int(max(of_truth.values("missing")[0] for of_truth in of("late"))),
         noiseless=_middle(
             # Wherever these fits end up: without noise there is no other estimate than the truth.
-            _middle(one.values(quantity)) / noisy
-            for one, noisy in zip(of("noiseless"), usual, strict=True)
+            _middle(of_truth.values(quantity)) / noisy
+            for of_truth, noisy in zip(of("noiseless"), usual, strict=True)
         ),
         far_start=ratio(*_equally_good(of("near start"), of("far start"), usual, quantity)),
-        counted=min(one.share(quantity) for part in ("early", "late") for one in of(part)),
+        counted=min(
+            of_truth.share(quantity) for part in ("early", "late") for of_truth in of(part)
+        ),
         gain=float(gains.mean()),
         gain_error=float(gains.std(ddof=1) / np.sqrt(len(gains))),
-        free=float(np.mean([one.values("free")[0] for one in of("exact")])),
+        free=float(np.mean([of_truth.values("free")[0] for of_truth in of("exact")])),
         continuous=_middle(
-            _middle(other.values("L2")) / _middle(one.values("L2"))
-            for one, other in zip(of("finite"), of("continuous"), strict=True)
+            _middle(other.values("L2")) / _middle(of_truth.values("L2"))
+            for of_truth, other in zip(of("finite"), of("continuous"), strict=True)
         ),
     )
 
 
 def slope_of(measured: Sequence[Measured], quantity: str) -> Slope:
     """The slope of a quantity, averaged over the truths that were measured."""
-    grids = [one.grid(quantity) for one in measured]
+    grids = [of_truth.grid(quantity) for of_truth in measured]
     return slope(grids[0][0].tolist(), np.stack([values for _, values in grids]))
 
 
@@ -255,10 +259,10 @@ def _equally_good(
     A far start that ended in a worse minimum says something of the solver, not of the estimate.
     """
     pairs = []
-    for one, other, unit in zip(near, far, usual, strict=True):
-        gains = [_at_largest(measured, "gain") for measured in (one, other)]
+    for near_truth, far_truth, unit in zip(near, far, usual, strict=True):
+        gains = [_at_largest(measured, "gain") for measured in (near_truth, far_truth)]
         alike = np.abs(gains[1] - gains[0]) <= ALIKE
-        losses = [_at_largest(measured, quantity) for measured in (one, other)]
+        losses = [_at_largest(measured, quantity) for measured in (near_truth, far_truth)]
         pairs.append([np.where(alike, values, np.nan) / unit for values in losses])
     first, second = np.concatenate(pairs, axis=-1)
     return (first, second) if np.isfinite(first + second).sum() >= FEWEST_ALIKE else _NOTHING
@@ -292,7 +296,7 @@ def draw_cells(cells: Sequence[Cell], results: Results) -> Figure:
 def draw_cell(axis, cell: Cell, results: Results) -> None:
     """Both windows of a cell: points with their spread, and a fitted line for each window."""
     for part in ("early", "late"):
-        grids = [one.grid(cell.quantity) for one in results[cell.name, part]]
+        grids = [of_truth.grid(cell.quantity) for of_truth in results[cell.name, part]]
         values = np.concatenate([values for _, values in grids], axis=-1)
         fitted = slope_of(results[cell.name, part], cell.quantity)
         label = f"{cell.gate} {cell.regime} {fitted.short}" if part == "late" else None

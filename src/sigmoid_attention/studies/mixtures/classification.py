@@ -99,17 +99,17 @@ def measure(setting: ClassificationSetting) -> Iterator[Row]:
     )
     gain = at_truth - fit.chi2_B
     # Below the likelihood of the truth, which the family holds, there is no estimate.
-    found = fit.converged_B & (gain >= 0)
+    sound = fit.converged_B & (gain >= 0)
     measured = {
         "hellinger": hellinger(family, fit.theta_BP, law_QS, design.inputs_Qd),
         **losses(family, fit.theta_BP, setting.truth_family.atoms(truth_P)),
         "gain": gain,
     }
     for quantity, values in measured.items():
-        for place, value in enumerate(values.tolist()):
+        for problem, value in enumerate(values.tolist()):
             yield Row(
-                quantity, value, n=sizes[place], replicate=place % setting.replicates,
-                converged=bool(found[place]), at_box=bool(fit.at_box_B[place]),
+                quantity, value, n=sizes[problem], replicate=problem % setting.replicates,
+                converged=bool(sound[problem]), at_box=bool(fit.at_box_B[problem]),
             )  # fmt: skip
 
 
@@ -145,11 +145,11 @@ def _repeated(setting: ClassificationSetting, truth_P: Tensor) -> Tensor:
     Copies come first, so that the last expert stays the reference of a shift-blind gate.
     """
     atoms, copies = setting.truth_family.atoms(truth_P), 1 + setting.extra
-    first, place = atoms[0].clone(), setting.family.score_size - 1
+    first, intercept = atoms[0].clone(), setting.family.score_size - 1
     if setting.gate == "softmax":
-        first[place] -= np.log(copies)
+        first[intercept] -= np.log(copies)
     else:
-        first[place] = torch.logit(first[place].sigmoid() / copies)
+        first[intercept] = torch.logit(first[intercept].sigmoid() / copies)
     return torch.cat((first.expand(copies, -1), atoms[1:])).flatten()
 
 
@@ -169,10 +169,10 @@ def losses(family: LogisticMixture, theta_BP: Tensor, true_tF: Tensor) -> dict[s
     error_BkF = atoms_BkF - true_tF[cell_Bk]
     score, expert = error_BkF[..., : intercept + 1], error_BkF[..., intercept + 1 :].norm(dim=-1)
     exact = torch.where(alone_Bk, score.abs().sum(-1) + expert, 0.0).sum(-1)
-    found = {"exact": exact}
+    losses = {"exact": exact}
     if family.k > len(true_tF):
-        found["over"] = torch.where(alone_Bk, 0.0, expert).amax(-1)
-    return found
+        losses["over"] = torch.where(alone_Bk, 0.0, expert).amax(-1)
+    return losses
 
 
 # Verdicts -------------------------------------------------------------------------------------
@@ -239,14 +239,14 @@ def _finding(setting: ClassificationSetting, quantity: str, results: Results) ->
     late = of["late"]
     seen = ClassificationEvidence(
         claim,
-        min(float(one.values("smallest")[0]) for one in late),
-        min(one.share(quantity) for one in late),
+        min(float(of_truth.values("smallest")[0]) for of_truth in late),
+        min(of_truth.share(quantity) for of_truth in late),
         _slope(of["early"], quantity),
         _slope(late, quantity),
         ratio(*(_relative(of[part], late, quantity) for part in ("near start", "far start"))),
     )
     verdict, because = verdict_of(seen)
-    gain = np.mean([row.value for one in late for row in one.rows
+    gain = np.mean([row.value for of_truth in late for row in of_truth.rows
                     if row.quantity == "gain" and row.converged])  # fmt: skip
     return Finding(
         f"{cell_of(setting)}: {quantity}",
@@ -260,7 +260,7 @@ def _finding(setting: ClassificationSetting, quantity: str, results: Results) ->
 
 
 def _slope(truths: Sequence[Measured], quantity: str) -> Slope:
-    grids = [one.grid(quantity) for one in truths]
+    grids = [of_truth.grid(quantity) for of_truth in truths]
     return slope(grids[0][0].tolist(), np.stack([values for _, values in grids]))
 
 
@@ -269,8 +269,8 @@ def _relative(
 ) -> np.ndarray:
     """Losses at the largest n, each in units of what is usual for its truth; where fits ended."""
     largest = [
-        [row.value for row in one.rows if row.quantity == quantity and row.n == LATE[-1]]
-        for one in (*truths, *reference)
+        [row.value for row in of_truth.rows if row.quantity == quantity and row.n == LATE[-1]]
+        for of_truth in (*truths, *reference)
     ]
     own, usual = largest[: len(truths)], largest[len(truths) :]
     return np.concatenate([np.array(x) / np.median(y) for x, y in zip(own, usual, strict=True)])
@@ -293,7 +293,7 @@ def cell_of(setting: ClassificationSetting) -> str:
 
 def tasks() -> list[Task]:
     """Two windows of every cell, and starts near and far at the largest n."""
-    found = []
+    tasks = []
     for cell in cells():
         for truth_seed in range(TRUTHS):
             of_truth = replace(cell, truth_seed=truth_seed)
@@ -305,8 +305,8 @@ def tasks() -> list[Task]:
             }
             for part, setting in changed.items():
                 work = len(setting.sizes) * (1.0 + 3.0 * setting.extra)
-                found.append(Task(cell_of(cell), part, setting, measure, work))
-    return found
+                tasks.append(Task(cell_of(cell), part, setting, measure, work))
+    return tasks
 
 
 def draw(results: Results) -> Figure:
@@ -316,8 +316,8 @@ def draw(results: Results) -> Figure:
         axis.set_title(cell_of(setting))
         for quantity in ("hellinger", "exact", "over")[: 3 if setting.extra else 2]:
             late = results[cell_of(setting), "late"]
-            grids = [one.grid(quantity) for part in ("early", "late")
-                     for one in results[cell_of(setting), part]]  # fmt: skip
+            grids = [of_truth.grid(quantity) for part in ("early", "late")
+                     for of_truth in results[cell_of(setting), part]]  # fmt: skip
             sizes, values = _joined(grids)
             fitted = _slope(late, quantity)
             loglog(axis, sizes, values, f"{quantity} {fitted.value:+.2f}", slope=fitted.value)

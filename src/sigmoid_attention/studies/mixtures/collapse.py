@@ -182,13 +182,13 @@ def verdict_of(of_softmax: Interval, spared: Interval) -> str:
 
 
 def _finding(cell: str, quantity: str, softmax: Measured, sigmoid: Measured) -> Finding:
-    paths = [_ends(one, quantity) for one in (softmax, sigmoid)]
+    paths = [_ends(measured, quantity) for measured in (softmax, sigmoid)]
     # What collapse is a rise of, or a fall of.
     sign = 1 if JUDGED[quantity] else -1
     lost = [[sign * (last - first) for first, last in ends] for ends in paths]
     of_softmax, spared = t_interval(lost[0]), paired_difference(lost[1], lost[0])
     means = [np.mean(ends, axis=0) for ends in paths]
-    errors = [float(np.mean(one.values("error"))) for one in (softmax, sigmoid)]
+    errors = [float(np.mean(measured.values("error"))) for measured in (softmax, sigmoid)]
     return Finding(
         f"{cell}: {quantity}",
         "grows under softmax, less under sigmoid"

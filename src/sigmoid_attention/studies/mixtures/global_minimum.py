@@ -39,11 +39,11 @@ near to another of the rates 0, -1/4 and -1/2."""
 
 
 def tasks() -> list[Task]:
-    found = []
+    tasks = []
     for cell in CELLS:
         for seed in range(TRUTHS):
             near = cell.setting(seed, sizes=SIZES, seed=8000 + seed, replicates=REPLICATES)
-            found.append(Task(cell.name, "near", near, run, 4.0))
+            tasks.append(Task(cell.name, "near", near, run, 4.0))
             far = cell.setting(
                 seed,
                 sizes=SIZES,
@@ -52,8 +52,8 @@ def tasks() -> list[Task]:
                 start="random",
                 starts=STARTS,
             )
-            found.append(Task(cell.name, "random", far, run, 4.0 * STARTS))
-    return found
+            tasks.append(Task(cell.name, "random", far, run, 4.0 * STARTS))
+    return tasks
 
 
 def judge(results: Results) -> list[Finding]:
@@ -85,8 +85,8 @@ def _both(
     cell: Cell, results: Results
 ) -> tuple[Sequence[float], np.ndarray, np.ndarray, np.ndarray]:
     """Sizes, losses near the truth and of the best fit (T, N, R), and where that is another."""
-    near = [_grids(one, cell.quantity) for one in results[cell.name, "near"]]
-    far = [_grids(one, cell.quantity) for one in results[cell.name, "random"]]
+    near = [_grids(of_truth, cell.quantity) for of_truth in results[cell.name, "near"]]
+    far = [_grids(of_truth, cell.quantity) for of_truth in results[cell.name, "random"]]
     sizes = near[0][0].tolist()
     losses, gains = (np.stack([grids[i] for grids in near]) for i in (1, 2))
     other_losses, other_gains = (np.stack([grids[i] for grids in far]) for i in (1, 2))

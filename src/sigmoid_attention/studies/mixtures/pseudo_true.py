@@ -57,13 +57,13 @@ def _name(cell: Cell, radius: float) -> str:
 
 
 def tasks() -> list[Task]:
-    found = []
+    tasks = []
     for cell in CELLS:
         for radius in RADII:
             for seed in range(TRUTHS):
                 setting = cell.setting(seed, radius=radius, starts=STARTS, seed=9000 + seed)
-                found.append(Task(_name(cell, radius), "late", setting, run, 20.0))
-    return found
+                tasks.append(Task(_name(cell, radius), "late", setting, run, 20.0))
+    return tasks
 
 
 def run(setting: RateSetting) -> Iterator[Row]:
@@ -106,13 +106,13 @@ def _seen(late: Sequence[Measured]) -> ProjectionEvidence:
     return ProjectionEvidence(
         slope_of(late, "D3"),
         min(_each(late, "found")),
-        min(one.share("D3") for one in late),
+        min(of_truth.share("D3") for of_truth in late),
         _each(late, "floor"),
     )
 
 
 def _each(measured: Sequence[Measured], quantity: str) -> list[float]:
-    return [float(one.values(quantity)[0]) for one in measured]
+    return [float(of_truth.values(quantity)[0]) for of_truth in measured]
 
 
 def _verdict(seen: ProjectionEvidence) -> tuple[str, str]:
@@ -150,7 +150,7 @@ def draw(results: Results) -> Figure:
         for radius, colour in zip(RADII, ("#0072b2", "#d55e00"), strict=True):
             late = results[_name(cell, radius), "late"]
             for quantity, dashed in (("D3", False), ("L2", True)):
-                grids = [one.grid(quantity) for one in late]
+                grids = [of_truth.grid(quantity) for of_truth in late]
                 values = np.concatenate([values for _, values in grids], axis=-1)
                 fitted = slope_of(late, quantity)
                 label = f"{quantity}, radius {radius:g}: {fitted.value:+.2f}"

@@ -50,8 +50,8 @@ def _whole(load: Callable[..., Any]) -> Table:
 def _column(load: Callable[..., Any], name: str) -> Table:
     """A continuous feature of a classification set, to be told from the others."""
     bunch = load()
-    place = list(bunch.feature_names).index(name)
-    return np.delete(bunch.data, place, axis=1), bunch.data[:, place]
+    column = list(bunch.feature_names).index(name)
+    return np.delete(bunch.data, column, axis=1), bunch.data[:, column]
 
 
 def _patches(size: int, count: int) -> Table:
@@ -272,7 +272,7 @@ def _penalties(measured: Measured) -> str:
 
 
 def _steady(name: str, softmax: Measured, sigmoid: Measured) -> Finding:
-    first, second = (one.values("stability").tolist() for one in (softmax, sigmoid))
+    first, second = (measured.values("stability").tolist() for measured in (softmax, sigmoid))
     difference = paired_difference(first, second)
     return Finding(
         f"{name}: stability of experts",
@@ -300,15 +300,15 @@ def _grid(measured: Measured) -> tuple[list[float], np.ndarray]:
 
 def tasks() -> list[Task]:
     """Every set under either gate."""
-    found = []
+    tasks = []
     for name in SETS:
         expert = "constant" if name == PARITY else "linear"
         work = 4.0 if expert == "constant" else 1.0
-        found += [
+        tasks += [
             Task(name, gate, LearningSetting(name, gate, expert=expert), measure, work)
             for gate in GATES
         ]
-    return found
+    return tasks
 
 
 def draw(results: Results) -> Figure:

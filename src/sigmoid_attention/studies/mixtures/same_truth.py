@@ -90,10 +90,10 @@ def measure(setting: SameTruthSetting) -> Iterator[Row]:
         start_BSP = nearest_SP[: setting.starts].expand(len(sizes), -1, -1)
         fit = multistart(family, data, start_BSP, sigma=SIGMA, box=box).best
         errors = l2(family, fit.theta_BP, truth_Q, design.inputs_Qd)
-        for place, error in enumerate(errors.tolist()):
+        for problem, error in enumerate(errors.tolist()):
             yield Row(
-                f"L2 {fit_gate}", error, n=sizes[place], replicate=place % setting.replicates,
-                converged=bool(fit.converged_B[place]), at_box=bool(fit.at_box_B[place]),
+                f"L2 {fit_gate}", error, n=sizes[problem], replicate=problem % setting.replicates,
+                converged=bool(fit.converged_B[problem]), at_box=bool(fit.at_box_B[problem]),
             )  # fmt: skip
 
 
@@ -118,8 +118,8 @@ def _approximations(
     inputs_Qd = setting.truth.inputs_Qd
     count = torch.full((1, len(inputs_Qd)), POPULATION / len(inputs_Qd), dtype=torch.float64)
     noiseless = Summaries(inputs_Qd, truth_Q[None], count, torch.zeros(1, dtype=torch.float64))
-    found = multistart(family, noiseless, start_BSP, sigma=SIGMA, box=box)
-    return found.theta_BSP[0, found.cost_BS[0].argsort()]
+    attempts = multistart(family, noiseless, start_BSP, sigma=SIGMA, box=box)
+    return attempts.theta_BSP[0, attempts.cost_BS[0].argsort()]
 
 
 def _at_truth(family: Mixture, truth: TrueMixture) -> Tensor:
@@ -205,7 +205,7 @@ def needed_ratios(
     count = first_TNR.shape[-1]
     places_SR = np.vstack([np.arange(count), rng.integers(0, count, (DRAWS, count))])
     pair = [np.nanmedian(errors[..., places_SR], axis=-1) for errors in (first_TNR, second_TNR)]
-    found = []
+    ratios = []
     for target in targets:
         needed = [
             np.apply_along_axis(lambda errors_N: samples_needed(sizes_N, errors_N, target), 1, one)  # noqa: B023
@@ -220,8 +220,8 @@ def needed_ratios(
         ratio_S = np.quantile(filled_TS, 0.5, axis=0, method="inverted_cdf")
         low, high = np.quantile(ratio_S[1:], (0.025, 0.975), method="inverted_cdf")
         value = math.nan if neither_S[0] else float(ratio_S[0])
-        found.append(SampleRatio(target, value, float(low), float(high)))
-    return found
+        ratios.append(SampleRatio(target, value, float(low), float(high)))
+    return ratios
 
 
 # Verdicts -------------------------------------------------------------------------------------
@@ -242,8 +242,8 @@ def judge(results: Results) -> list[Finding]:
     """A line for each cell and gate of the truth, and what follows for both ways together."""
     findings = []
     for cell in dict.fromkeys(cell for cell, _ in results):
-        found = {part: truths for (named, part), truths in results.items() if named == cell}
-        lines = {gate: _finding(cell, gate, truths) for gate, truths in found.items()}
+        parts = {part: truths for (named, part), truths in results.items() if named == cell}
+        lines = {gate: _finding(cell, gate, truths) for gate, truths in parts.items()}
         findings += lines.values()
         if set(FITS) <= set(lines):
             findings.append(_both_ways(cell, [lines[gate].verdict for gate in FITS]))
@@ -263,23 +263,25 @@ def _both_ways(cell: str, verdicts: Sequence[str]) -> Finding:
         verdict = NOT_REPRODUCED
     else:
         verdict = REPRODUCED if set(verdicts) == {REPRODUCED} else UNDECIDED
-    said = ", ".join(f"{gate} truths: {one}" for gate, one in zip(FITS, verdicts, strict=True))
+    measured = ", ".join(f"{gate} truths: {one}" for gate, one in zip(FITS, verdicts, strict=True))
     return Finding(
-        f"{cell}, both ways", "fewer samples for every gate of the truth", said, verdict,
+        f"{cell}, both ways", "fewer samples for every gate of the truth", measured, verdict,
         "of the lines above",
     )  # fmt: skip
 
 
 def _finding(cell: str, gate: str, truths: Sequence[Measured]) -> Finding:
     sizes, _ = truths[0].grid("L2 sigmoid")
-    sigmoid, softmax = (np.stack([one.grid(f"L2 {fit}")[1] for one in truths]) for fit in FITS)
+    sigmoid, softmax = (
+        np.stack([of_truth.grid(f"L2 {fit}")[1] for of_truth in truths]) for fit in FITS
+    )
     ratios = needed_ratios(sizes, sigmoid, softmax, [target * SIGMA for target in TARGETS])
-    converged = [one.share(f"L2 {fit}") for one in truths for fit in FITS]
-    said = "; ".join(f"error {ratio.target:g}: {ratio}" for ratio in ratios)
+    converged = [of_truth.share(f"L2 {fit}") for of_truth in truths for fit in FITS]
+    measured = "; ".join(f"error {ratio.target:g}: {ratio}" for ratio in ratios)
     return Finding(
         f"{cell}, {gate.replace('_', ' ')} truths",
         "sigmoid needs fewer samples",
-        f"samples of sigmoid over softmax at {said}",
+        f"samples of sigmoid over softmax at {measured}",
         verdict_of(ratios),
         _because(truths),
         f"{len(truths)} truths, converged {min(converged):.0%} or more",
@@ -287,17 +289,19 @@ def _finding(cell: str, gate: str, truths: Sequence[Measured]) -> Finding:
 
 
 def _because(truths: Sequence[Measured]) -> str:
-    floors = {fit: [float(one.values(f"floor {fit}")[0]) for one in truths] for fit in FITS}
+    floors = {
+        fit: [float(of_truth.values(f"floor {fit}")[0]) for of_truth in truths] for fit in FITS
+    }
     exact = [fit for fit, values in floors.items() if max(values) < EXPRESSED]
-    said = ", ".join(f"{fit} {np.median(values):.1e}" for fit, values in floors.items())
+    measured = ", ".join(f"{fit} {np.median(values):.1e}" for fit, values in floors.items())
     match exact:
         case [_, _]:
             why = "both families express the truth, so that numbers of parameters decide"
-        case [one]:
-            why = f"the {one} family expresses the truth, the other does not"
+        case [gate]:
+            why = f"the {gate} family expresses the truth, the other does not"
         case _:
             why = "neither family expresses the truth"
-    return f"{why} (floors of the error: {said})"
+    return f"{why} (floors of the error: {measured})"
 
 
 # Tasks and figure -----------------------------------------------------------------------------
@@ -331,7 +335,7 @@ def draw(results: Results) -> Figure:
     for axis, ((cell, gate), truths) in zip(axes, results.items(), strict=True):
         axis.set_title(f"{cell},\n{gate.replace('_', ' ')} truths")
         for fit in FITS:
-            grids = [one.grid(f"L2 {fit}") for one in truths]
+            grids = [of_truth.grid(f"L2 {fit}") for of_truth in truths]
             values = np.concatenate([errors for _, errors in grids], axis=1)
             loglog(axis, grids[0][0], values, f"{fit} gate fitted", colour=fit)
         axis.set_ylabel("error of the regression function")

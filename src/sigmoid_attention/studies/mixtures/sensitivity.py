@@ -104,36 +104,36 @@ def judge(results: Results) -> list[Finding]:
     return findings
 
 
-def verdict_of(missed: float, own: Slope, least_squares: Slope) -> str:
+def verdict_of(missed: float, measured: Slope, least_squares: Slope) -> str:
     """The rule for one recipe, from the chi2 above least squares at worst and the slopes."""
     if missed <= CLOSE:
         return REPRODUCED
-    return NOT_REPRODUCED if own.apart(least_squares) > BEND else UNDECIDED
+    return NOT_REPRODUCED if measured.apart(least_squares) > BEND else UNDECIDED
 
 
 def _finding(cell: str, part: str, of: dict[str, Sequence[Measured]]) -> Finding:
-    own, least_squares = _slope(of[part], "D2"), _slope(of[LEAST_SQUARES], "D2")
+    measured, least_squares = _slope(of[part], "D2"), _slope(of[LEAST_SQUARES], "D2")
     missed = _missed(of[part], of[LEAST_SQUARES])
     noiseless = of.get(f"{part}{NOISELESS}")
     because = f"lies up to {missed:.2g} chi2 above least squares, whose slope is {least_squares}"
     if noiseless:
         because += f"; without any noise the slope is {_slope(noiseless, 'D2')}"
-    lost = np.mean([np.isinf(one.values("chi2")).mean() for one in of[part]])
+    lost = np.mean([np.isinf(of_truth.values("chi2")).mean() for of_truth in of[part]])
     return Finding(
         f"{cell}, {part}",
         "the slope is that of least squares",
-        f"D2 {own}, L2 {_slope(of[part], 'L2')}",
-        verdict_of(missed, own, least_squares),
+        f"D2 {measured}, L2 {_slope(of[part], 'L2')}",
+        verdict_of(missed, measured, least_squares),
         because,
         f"diverged {lost:.0%}",
     )
 
 
 def _together(cell: str, lines: Sequence[Finding], slopes: Sequence[Slope]) -> Finding:
-    gap = max(one.apart(other) for one in slopes for other in slopes)
+    gap = max(first.apart(second) for first in slopes for second in slopes)
     words = {line.verdict for line in lines}
     agreed = words.pop() if len(words) == 1 else UNDECIDED
-    low, high = min(one.value for one in slopes), max(one.value for one in slopes)
+    low, high = min(first.value for first in slopes), max(first.value for first in slopes)
     return Finding(
         f"{cell}, all recipes",
         "the slope is the same however one starts and steps",
@@ -155,7 +155,7 @@ def _grid(
 
 
 def _slope(truths: Sequence[Measured], quantity: str) -> Slope:
-    grids = [_grid(one, quantity) for one in truths]
+    grids = [_grid(of_truth, quantity) for of_truth in truths]
     return slope(grids[0][0], np.stack([values for _, values in grids]))
 
 
@@ -165,9 +165,9 @@ def _missed(truths: Sequence[Measured], least_squares: Sequence[Measured]) -> fl
     What diverged counts as infinite; data on which least squares did not converge do not count.
     """
     medians = []
-    for one, reference in zip(truths, least_squares, strict=True):
+    for of_truth, reference in zip(truths, least_squares, strict=True):
         _, best = reference.grid("chi2")
-        _, reached = _grid(one, "chi2", diverged=np.inf)
+        _, reached = _grid(of_truth, "chi2", diverged=np.inf)
         medians.extend(np.nanmedian(reached - best, axis=1))
     return float(max(medians))
 
@@ -197,22 +197,22 @@ FAMILIES = (("softmax", "gelu"), ("sigmoid", "relu"))
 
 def tasks() -> list[Task]:
     """Both families by least squares and by every recipe."""
-    found = []
+    tasks = []
     for gate_name, expert in FAMILIES:
         cell = f"{gate_name} {expert}"
         for truth_seed in range(TRUTHS):
             plain = RateSetting(
                 gate_name, expert, sizes=SIZES, jitter=USUAL_JITTER, truth_seed=truth_seed
             )
-            found.append(Task(cell, LEAST_SQUARES, SensitivitySetting(plain), measure))
+            tasks.append(Task(cell, LEAST_SQUARES, SensitivitySetting(plain), measure))
             for name, recipe, jitter, also_noiseless in RECIPES:
                 setting = replace(plain, jitter=jitter)
                 work = recipe.epochs / 5
-                found.append(Task(cell, name, SensitivitySetting(setting, recipe), measure, work))
+                tasks.append(Task(cell, name, SensitivitySetting(setting, recipe), measure, work))
                 if also_noiseless:
                     silent = SensitivitySetting(replace(setting, sigma=0.0), recipe)
-                    found.append(Task(cell, f"{name}{NOISELESS}", silent, measure, work))
-    return found
+                    tasks.append(Task(cell, f"{name}{NOISELESS}", silent, measure, work))
+    return tasks
 
 
 def draw(results: Results) -> Figure:
@@ -224,7 +224,7 @@ def draw(results: Results) -> Figure:
         axis.set_ylabel("Voronoi loss D2")
         for part in (LEAST_SQUARES, "SGD", f"SGD{NOISELESS}"):
             truths = results[cell, part]
-            grids = [_grid(one, "D2") for one in truths]
+            grids = [_grid(of_truth, "D2") for of_truth in truths]
             values = np.concatenate([losses for _, losses in grids], axis=1)
             fitted = _slope(truths, "D2")
             label = f"{part} {fitted.value:+.2f}"

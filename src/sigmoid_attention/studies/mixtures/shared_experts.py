@@ -50,7 +50,7 @@ PARTS: dict[str, tuple[tuple[int, ...], int, dict[str, object]]] = {
 
 def tasks() -> list[Task]:
     """Every part of every theorem, in pieces of about the same number of observations."""
-    found = []
+    tasks = []
     for index, theorem in enumerate(THEOREMS):
         for part, (sizes, replicates, changes) in PARTS.items():
             for n in sizes:
@@ -58,8 +58,8 @@ def tasks() -> list[Task]:
                 for first in range(0, replicates, at_once):
                     count = min(at_once, replicates - first)
                     setting = replace(SharedExpertsSetting(index, n, first, count), **changes)
-                    found.append(Task(theorem.name, part, setting, run, n * count / AT_ONCE))
-    return found
+                    tasks.append(Task(theorem.name, part, setting, run, n * count / AT_ONCE))
+    return tasks
 
 
 # Verdicts -------------------------------------------------------------------------------------
@@ -79,14 +79,14 @@ def _merged(pieces: Sequence[Measured]) -> Measured:
 
 
 def _finding(theorem: TheoremSetting, parts: dict[str, Measured]) -> Finding:
-    found = rate(parts["published"])
+    measured = rate(parts["published"])
     published = parts["published"]
     near, far, end = (
         ratio(_at_largest(published), _at_largest(parts[part]))
         for part in ("start x5", "start x100", "maximum")
     )
     converged = published.share("loss")
-    said = f"slope {found} against {theorem.published:.3f}"
+    said = f"slope {measured} against {theorem.published:.3f}"
     if far.low > FACTOR:
         verdict = DEPENDS_ON_THE_START
         because = f"starting 100 times farther away multiplies the loss by {far.value:.3g}"
@@ -99,7 +99,7 @@ def _finding(theorem: TheoremSetting, parts: dict[str, Measured]) -> Finding:
     elif not converged >= FEWEST_CONVERGED:
         verdict, because = UNDECIDED, f"EM met its tolerance in only {converged:.0%} of the fits"
     else:
-        verdict = REPRODUCED if found.near(theorem.published) else NOT_REPRODUCED
+        verdict = REPRODUCED if measured.near(theorem.published) else NOT_REPRODUCED
         because = said
     return Finding(
         theorem.name,

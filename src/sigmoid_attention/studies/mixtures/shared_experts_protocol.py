@@ -220,8 +220,8 @@ def _start(setting: SharedExpertsSetting, family: GaussianExperts, replicate: in
 
 
 def _generator(setting: SharedExpertsSetting, replicate: int, purpose: str) -> torch.Generator:
-    place = ("data", "start").index(purpose)
-    seeds = np.random.SeedSequence([setting.theorem, setting.n, replicate, place])
+    stream = ("data", "start").index(purpose)
+    seeds = np.random.SeedSequence([setting.theorem, setting.n, replicate, stream])
     return torch.Generator().manual_seed(int(seeds.generate_state(1)[0]))
 
 

@@ -132,8 +132,8 @@ def _finding(kind: str, results: Results) -> Finding:
 
 def _curve(results: Results, kind: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
     """Radii (N,) and values (N, R)."""
-    found = [results[kind, f"R = {radius:g}"][0] for radius in RADII]
-    return np.array(RADII), np.concatenate([one.grid(quantity)[1] for one in found])
+    by_radius = [results[kind, f"R = {radius:g}"][0] for radius in RADII]
+    return np.array(RADII), np.concatenate([measured.grid(quantity)[1] for measured in by_radius])
 
 
 def tasks() -> list[Task]:

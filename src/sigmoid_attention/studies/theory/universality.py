@@ -243,7 +243,7 @@ class UniversalityFindings:
 def findings(store: Store, setting: UniversalitySetting) -> list[UniversalityFindings]:
     """What the rows of a complete study say, function by function."""
     rows = store.rows().to_pylist()
-    asked = [size_name(*size) for size in setting.sizes]
+    arms = [size_name(*size) for size in setting.sizes]
 
     def of(name: str) -> UniversalityFindings:
         mine = [row for row in rows if row["metric"] == name]
@@ -257,7 +257,7 @@ def findings(store: Store, setting: UniversalitySetting) -> list[UniversalityFin
                 by_steepness[float(detail)] = row["value"]
             elif kind == PROOF:
                 proof[row["step"]] = row["value"]
-            elif row["seed"] < setting.seeds and detail in asked:
+            elif row["seed"] < setting.seeds and detail in arms:
                 trained[kind].setdefault(row["step"], []).append(row["value"])
         intervals = {
             arm: {size: t_interval(values) for size, values in sorted(sizes.items())}
@@ -270,17 +270,16 @@ def findings(store: Store, setting: UniversalitySetting) -> list[UniversalityFin
     return [of(name) for name in setting.functions]
 
 
-def report(found: Sequence[UniversalityFindings], error: float) -> str:
+def report(findings: Sequence[UniversalityFindings], error: float) -> str:
     """A Markdown table: parameters that reach the error, and the proof's over the trained ones'."""
     lines = ["| function | proof | sigmoid | softmax | proof / sigmoid |", "|---|---|---|---|---|"]
-    for one in found:
-        sizes = {arm: one.smallest(arm, error) for arm in ARMS}
+    for finding in findings:
+        sizes = {arm: finding.smallest(arm, error) for arm in ARMS}
         shown = {arm: "none" if size is None else f"{size:,}" for arm, size in sizes.items()}
         smallest = sizes["sigmoid"]
-        gap = "" if smallest is None else f"{one.built / smallest:,.0f}"
-        lines.append(
-            f"| {one.name} | {one.built:,} | {shown['sigmoid']} | {shown['softmax']} | {gap} |"
-        )
+        gap = "" if smallest is None else f"{finding.built / smallest:,.0f}"
+        sizes_shown = f"{shown['sigmoid']} | {shown['softmax']}"
+        lines.append(f"| {finding.name} | {finding.built:,} | {sizes_shown} | {gap} |")
     return "\n".join(lines)
 
 

@@ -40,27 +40,29 @@ def steepness_figure(by_function: Mapping[str, Mapping[float, float]], error: fl
     return figure
 
 
-def size_figure(found: Sequence[UniversalityFindings]) -> Figure:
+def size_figure(findings: Sequence[UniversalityFindings]) -> Figure:
     """L2 error by number of parameters: the proof's on one grid after the other, and trained ones.
 
     A trained size has its mean over seeds and the 95% interval; a panel a function.
     """
-    figure, axes = panels(len(found))
+    figure, axes = panels(len(findings))
     with styled():
-        for ax, one in zip(axes, found, strict=True):
-            _size_panel(ax, one)
+        for ax, finding in zip(axes, findings, strict=True):
+            _size_panel(ax, finding)
         axes[0].set_ylabel("L2 error")
         axes[-1].legend()
     return figure
 
 
-def _size_panel(ax: Axes, one: UniversalityFindings) -> None:
+def _size_panel(ax: Axes, finding: UniversalityFindings) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.plot(list(one.proof), list(one.proof.values()), "D-", color=PROOF_COLOUR, label="proof")
+    ax.plot(
+        list(finding.proof), list(finding.proof.values()), "D-", color=PROOF_COLOUR, label="proof"
+    )
     for arm in ARMS:
-        sizes = list(one.trained[arm])
-        intervals = list(one.trained[arm].values())
+        sizes = list(finding.trained[arm])
+        intervals = list(finding.trained[arm].values())
         means = [interval.mean for interval in intervals]
         # An interval of few seeds may reach below zero, where a logarithm has no place.
         below = [min(i.mean - i.low, 0.9 * i.mean) if i.bounded else 0.0 for i in intervals]
@@ -75,7 +77,7 @@ def _size_panel(ax: Axes, one: UniversalityFindings) -> None:
             label=f"trained, {arm}",
         )
     _few_labels(ax)
-    ax.set_title(one.name, loc="left")
+    ax.set_title(finding.name, loc="left")
     ax.set_xlabel("parameters")
 
 

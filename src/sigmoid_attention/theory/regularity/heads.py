@@ -99,8 +99,8 @@ class Heads:
                     NormedMap(output @ value.weight_OC, output @ value.offset_O),
                 )
             )
-        places = masking.query_positions(tokens, tokens, torch.device("cpu"))
-        offset_NN = masking.offsets(places, tokens)
+        positions = masking.query_positions(tokens, tokens, torch.device("cpu"))
+        offset_NN = masking.offsets(positions, tokens)
         seen = masking.in_window(
             offset_NN, masking.effective_window(layer.causal, layer.window_size)
         )
@@ -171,9 +171,9 @@ def _offset(linear: nn.Linear) -> Tensor:
     return _double(linear.bias)
 
 
-def _part(linear: nn.Linear, parts: int, place: int) -> NormedMap:
-    weight = _weight(linear).unflatten(0, (parts, -1))[place]
-    return NormedMap(weight, _offset(linear).unflatten(0, (parts, -1))[place])
+def _part(linear: nn.Linear, parts: int, index: int) -> NormedMap:
+    weight = _weight(linear).unflatten(0, (parts, -1))[index]
+    return NormedMap(weight, _offset(linear).unflatten(0, (parts, -1))[index])
 
 
 def _normed(plain: NormedMap, norm: nn.Module) -> NormedMap:

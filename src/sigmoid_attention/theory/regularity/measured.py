@@ -165,24 +165,24 @@ def steepest(
         2.72
     """
     best = project(x.detach())
-    found = jacobian_norm(function, best)
+    norm = jacobian_norm(function, best)
     for _ in range(steps):
-        slope = _unit(_slope(function, best, found))
+        slope = _unit(_slope(function, best, norm))
         candidate = project(best + step_size * slope)
         new = jacobian_norm(function, candidate)
-        if new.value > found.value:
-            best, found, step_size = candidate, new, 1.5 * step_size
+        if new.value > norm.value:
+            best, norm, step_size = candidate, new, 1.5 * step_size
         else:
             step_size /= 2
-    return best, found
+    return best, norm
 
 
-def _slope(function: Map, x: Tensor, found: JacobianNorm) -> Tensor:
-    left = _products(function, x)[0](found.direction)
+def _slope(function: Map, x: Tensor, norm: JacobianNorm) -> Tensor:
+    left = _products(function, x)[0](norm.direction)
     x = x.detach().requires_grad_(True)
     with sdpa_kernel(SDPBackend.MATH):
         (pulled,) = torch.autograd.grad(function(x), x, left, create_graph=True)
-    return torch.autograd.grad((pulled * found.direction).sum(), x)[0]
+    return torch.autograd.grad((pulled * norm.direction).sum(), x)[0]
 
 
 def onto_ball(x: Tensor, radius: float) -> Tensor:

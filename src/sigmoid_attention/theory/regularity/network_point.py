@@ -47,13 +47,13 @@ def network_bound_at(blocks: Iterable[nn.Module], x_NC: Tensor) -> list[LayerBou
         >>> [bound.name for bound in network_bound_at([block], torch.ones(4, 8))]
         ['0.attention', '0.feed_forward']
     """
-    found = []
+    bounds = []
     x = x_NC.detach().cpu().double()
     for name, residual, layer in branches(blocks):
         residual, layer = (copy.deepcopy(part).cpu().double() for part in (residual, layer))
         bound, x = _residual(name, cast(Residual, residual), layer, x)
-        found.append(bound)
-    return found
+        bounds.append(bound)
+    return bounds
 
 
 def _residual(

@@ -65,7 +65,7 @@ def attention_bound_at(
             for h in range(layer.heads)
         ]
         answer = sum(part[0] for part in parts) + heads.offset_C
-    through = [float(sum(part[place] for part in parts)) for place in (1, 2, 3)]
+    through = [float(sum(part[index] for part in parts)) for index in (1, 2, 3)]
     return Bound(sum(through), float(answer.norm(dim=-1).max()), *through)
 
 

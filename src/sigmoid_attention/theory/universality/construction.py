@@ -143,11 +143,11 @@ def choose_cells(
         return grid, target.grid_error(grid)
 
     few, enough = 0, 1
-    while (found := at(enough))[1].high > error:
+    while (choice := at(enough))[1].high > error:
         if enough == MOST_CELLS:
             raise ValueError(
                 f"error: {error:g} is not reached with {MOST_CELLS} cells a side, "
-                f"where it is still {found[1]}"
+                f"where it is still {choice[1]}"
             )
         few, enough = enough, 2 * enough
     while enough - few > 1:
@@ -156,8 +156,8 @@ def choose_cells(
         if tried[1].high > error:
             few = middle
         else:
-            enough, found = middle, tried
-    return found
+            enough, choice = middle, tried
+    return choice
 
 
 def build(chosen: Design) -> Construction:
@@ -167,13 +167,13 @@ def build(chosen: Design) -> Construction:
     plan = Plan(grid, float(outputs_SND.amin()), float(outputs_SND.amax()))
     plan.refuse()
     mapper = Network([*scaling(grid), *rounding(grid), *counting(plan), *chaining(plan)])
-    found = contexts(mapper, plan, outputs_SND)
+    contexts_of_grid = contexts(mapper, plan, outputs_SND)
     clip = clipping(grid.d, plan.low, plan.high)
     return Construction(
         plan=plan,
-        hard=Network([*mapper.layers, *value_mapping(found, plan), *clip]),
+        hard=Network([*mapper.layers, *value_mapping(contexts_of_grid, plan), *clip]),
         mapper=mapper,
-        contexts=found,
+        contexts=contexts_of_grid,
         lost=lost(grid, plan.low, plan.high, chosen.p),
         target=Target.sample(f, grid, chosen.p, chosen.samples, MEASURING),
     )

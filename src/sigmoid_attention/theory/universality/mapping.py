@@ -66,7 +66,7 @@ def contexts(mapper: Network, plan: Plan, outputs_SND: Tensor) -> Contexts:
     return Contexts(states_CD[order], outputs_CD[order], codes_C[order], duplicates)
 
 
-def value_mapping(found: Contexts, plan: Plan) -> Iterator[ReLUFeedForward]:
+def value_mapping(contexts_of_grid: Contexts, plan: Plan) -> Iterator[ReLUFeedForward]:
     """One layer a context, which adds output - state to its tokens.
 
     The ramp rises from 0 at code - gap / 2 to 1 within a quarter of the grain: exact for exact
@@ -74,8 +74,8 @@ def value_mapping(found: Contexts, plan: Plan) -> Iterator[ReLUFeedForward]:
     """
     weights_D = plan.grid.weights_D
     steepness = 4 / plan.grain
-    jumps_CD = found.outputs_CD - found.states_CD
-    for code, jump_D in zip(found.codes_C.tolist(), jumps_CD, strict=True):
+    jumps_CD = contexts_of_grid.outputs_CD - contexts_of_grid.states_CD
+    for code, jump_D in zip(contexts_of_grid.codes_C.tolist(), jumps_CD, strict=True):
         shift = -steepness * (code - plan.gap / 2)
         yield feed_forward_layer(
             plan.grid.d,
