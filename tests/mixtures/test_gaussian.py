@@ -112,7 +112,7 @@ def test_one_linear_expert_is_ordinary_least_squares():
 
 def wide(family: GaussianExperts, floor: float = -9.0) -> ParameterBox:
     low = torch.full((family.size,), -30.0, dtype=torch.float64)
-    low[family.places.log_variances_c] = floor
+    low[family.indices.log_variances_c] = floor
     return ParameterBox(low, torch.full_like(low, 30.0))
 
 
@@ -259,7 +259,7 @@ def test_a_start_without_noise_has_the_density_of_the_truth(gate):
         family.log_density(start, x, y), truth.family.log_density(theta, x, y)
     )
     noise = start_of(1.0) - start
-    variances = family.places.log_variances_c
+    variances = family.indices.log_variances_c
     assert (noise[variances] > 0).all() and (noise[variances] < 0.002).all()
     assert 0.001 < noise.square().mean().sqrt() < 0.006
     others = torch.ones(family.size, dtype=torch.bool)

@@ -89,7 +89,7 @@ class LogisticMixture:
         return slices
 
     @cached_property
-    def places_CR(self) -> Tensor:
+    def indices_CR(self) -> Tensor:
         """Which of the P parameters are those of each class's `Mixture`."""
         block = torch.arange(self.expert_size)
         last = torch.arange(self.k * self.atom_size, self.size)  # the temperature's, if any
@@ -105,7 +105,7 @@ class LogisticMixture:
     def free_P(self) -> Tensor:
         """Which parameters a fit may move: under a shift-blind gate not the last one's score."""
         free = torch.ones(self.size, dtype=torch.bool)
-        free[self.places_CR] = free_parameters(self.logit)
+        free[self.indices_CR] = free_parameters(self.logit)
         return free
 
     def atoms(self, theta_P: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class LogisticMixture:
 
     def logits(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """(..., Q, S), the last of them 0."""
-        return _with_reference(self.logit.predict(theta_P[..., self.places_CR], inputs_Qd).mT)
+        return _with_reference(self.logit.predict(theta_P[..., self.indices_CR], inputs_Qd).mT)
 
     def probabilities(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """(..., Q, S)."""
@@ -122,12 +122,12 @@ class LogisticMixture:
 
     def contributions(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """Each expert's part of the logits, (..., Q, k, S)."""
-        parts_CQk = self.logit.contributions(theta_P[..., self.places_CR], inputs_Qd)
+        parts_CQk = self.logit.contributions(theta_P[..., self.indices_CR], inputs_Qd)
         return _with_reference(parts_CQk.movedim(-3, -1))
 
     def gate_weights(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """(..., Q, k)."""
-        return self.logit.gate_weights(theta_P[..., self.places_CR[0]], inputs_Qd)
+        return self.logit.gate_weights(theta_P[..., self.indices_CR[0]], inputs_Qd)
 
 
 def _with_reference(logits_C: Tensor) -> Tensor:
@@ -179,12 +179,12 @@ class LogisticDeviance:
         curvature, gradient = theta_AP.new_zeros(count, size, size), torch.zeros_like(theta_AP)
         for chunk in self.data.chunks(which_A):
             logits_ACQ, jacobian_ACQR = family.logit.predict_with_jacobian(
-                theta_AP[:, family.places_CR], chunk.inputs_Qd
+                theta_AP[:, family.indices_CR], chunk.inputs_Qd
             )
             p_AQS = _with_reference(logits_ACQ.mT).softmax(-1)
             excess_AQS = chunk.count_AQ[..., None] * (chunk.share_AQS - p_AQS)
             mean_AQP = theta_AP.new_zeros(count, p_AQS.shape[1], size)
-            for c, columns in enumerate(family.places_CR):
+            for c, columns in enumerate(family.indices_CR):
                 own_AQR = jacobian_ACQR[:, c]
                 weighted = own_AQR * p_AQS[..., c, None]
                 curvature[:, columns[:, None], columns] += (

@@ -340,7 +340,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, _MixtureOfExperts):
         family = LogisticMixture(self._family_of_one_output(d), len(self.classes_))
         box = self._box(family.free_P)
         self._compare_counts(n, box.free)
-        rows = self._rows_of_a_chunk(family.size + family.places_CR.numel())
+        rows = self._rows_of_a_chunk(family.size + family.indices_CR.numel())
         deviance = LogisticDeviance(family, RawLabels.of(inputs, labels, len(self.classes_), rows))
         attempts = self._first_round(Penalised(deviance, float(self.alpha)), family, box)
         self._remember(family, attempts, box)

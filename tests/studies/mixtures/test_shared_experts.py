@@ -37,7 +37,7 @@ def test_truths_have_the_published_constants(theorem, x, means, weights):
     found = truth.family.means_and_weights(truth.theta_P, torch.tensor([[x]], dtype=torch.float64))
     np.testing.assert_allclose(found[0][0], means)
     np.testing.assert_allclose(found[1][0] * 2, weights, atol=1e-6)
-    variances = truth.theta_P[truth.family.places.log_variances_c].exp().tolist()
+    variances = truth.theta_P[truth.family.indices.log_variances_c].exp().tolist()
     assert variances == pytest.approx([0.4, 0.4, 0.2 if theorem == 1 else 0.25])
 
 

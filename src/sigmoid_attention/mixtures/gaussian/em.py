@@ -156,7 +156,7 @@ def _iteration(
 def _expectation(
     family: GaussianExperts, data: LeastSquares, theta: Tensor, which: Tensor
 ) -> _Sums:
-    indices = family.places
+    indices = family.indices
     k, s = len(indices.routed_kE), len(indices.shared_sG)
     zeros = lambda *shape: theta.new_zeros(len(theta), *shape)  # noqa: E731
     squares = lambda size: zeros(*size[:-1], size[-1], size[-1])  # noqa: E731
@@ -165,52 +165,52 @@ def _expectation(
         squares(indices.routed_kE.shape), squares(indices.shared_sG.shape),
     )  # fmt: skip
     for chunk in data.chunks(which):
-        seen = family.look(theta, chunk.inputs, chunk.mean_BQ)
-        share_Qc = seen.share_Qc * chunk.weight_BQ[..., None]
-        sums.deviance_A -= 2 * (chunk.weight_BQ * seen.log_density_Q).sum(-1)
+        posterior = family.posterior(theta, chunk.inputs, chunk.mean_BQ)
+        share_Qc = posterior.share_Qc * chunk.weight_BQ[..., None]
+        sums.deviance_A -= 2 * (chunk.weight_BQ * posterior.log_density_Q).sum(-1)
         sums.count_Ac += share_Qc.sum(-2)
         sums.gradient_AP[:, indices.log_variances_c] += 0.5 * (
-            share_Qc * (seen.standard_Qc.square() - 1)
+            share_Qc * (posterior.standard_Qc.square() - 1)
         ).sum(-2)
-        _add_gate(family, sums, seen, share_Qc[..., :k])
-        groups = [(indices.routed_kE, sums.routed_AkEE, seen.routed_slopes_QkE, slice(0, k))]
-        if seen.shared_slopes_QsG is not None:
+        _add_gate(family, sums, posterior, share_Qc[..., :k])
+        groups = [(indices.routed_kE, sums.routed_AkEE, posterior.routed_slopes_QkE, slice(0, k))]
+        if posterior.shared_slopes_QsG is not None:
             groups.append(
-                (indices.shared_sG, sums.shared_AsGG, seen.shared_slopes_QsG, slice(k, k + s))
+                (indices.shared_sG, sums.shared_AsGG, posterior.shared_slopes_QsG, slice(k, k + s))
             )
         for where, information, slopes, group in groups:
             rows = slopes.transpose(-3, -2)  # (A, k, Q, E)
-            weight = (share_Qc / seen.deviation_c.square())[..., group].mT[..., None]
-            residual = (seen.standard_Qc * seen.deviation_c)[..., group].mT[..., None]
+            weight = (share_Qc / posterior.deviation_c.square())[..., group].mT[..., None]
+            residual = (posterior.standard_Qc * posterior.deviation_c)[..., group].mT[..., None]
             weighted = rows * weight
             information += weighted.mT @ rows
             sums.gradient_AP[:, where] += (weighted.mT @ residual)[..., 0]
     return sums
 
 
-def _add_gate(family: GaussianExperts, sums: _Sums, seen: Posterior, share_Qk: Tensor) -> None:
+def _add_gate(family: GaussianExperts, sums: _Sums, posterior: Posterior, share_Qk: Tensor) -> None:
     """Gradient by the scores' parameters, and what the choice of experts would tell about them.
 
     That is the sum of mass (dlog g_i)(dlog g_i)' over experts i by their weights g_i, where both
     gates have dlog g_i / ds_j = c_j (1[i = j] - g_j) with c_j = 1 or 1 - sigmoid(s_j).
     """
-    rate_Qk = torch.sigmoid(-seen.scores_Qk) if family.routed.gate != "softmax" else 1.0
-    weights_Qk, mass_Q1 = seen.weights_Qk, share_Qk.sum(-1, keepdim=True)
+    rate_Qk = torch.sigmoid(-posterior.scores_Qk) if family.routed.gate != "softmax" else 1.0
+    weights_Qk, mass_Q1 = posterior.weights_Qk, share_Qk.sum(-1, keepdim=True)
     by_score = rate_Qk * (share_Qk - weights_Qk * mass_Q1)
-    features = seen.features_QkF
-    sums.gradient_AP[:, family.places.scores_kF] += (by_score[..., None] * features).sum(-3)
+    features = posterior.features_QkF
+    sums.gradient_AP[:, family.indices.scores_kF] += (by_score[..., None] * features).sum(-3)
     routed = ((rate_Qk * rate_Qk * weights_Qk * mass_Q1)[..., None] * features).transpose(-3, -2)
     own_AkFF = routed.mT @ features.transpose(-3, -2)
     joint = ((rate_Qk * weights_Qk)[..., None] * features).flatten(-2)
     sums.gate_AGG -= (joint * mass_Q1).mT @ joint
-    k, size = family.places.scores_kF.shape
+    k, size = family.indices.scores_kF.shape
     by_expert = sums.gate_AGG.unflatten(-1, (k, size)).unflatten(-3, (k, size))
     by_expert.diagonal(dim1=-4, dim2=-2).add_(own_AkFF.movedim(-3, -1))
 
 
 def _maximisation(family: GaussianExperts, sums: _Sums, theta: Tensor, box: ParameterBox) -> Tensor:
     """The step to the maximum of what the E-step expects, or towards it."""
-    indices, gradient = family.places, sums.gradient_AP
+    indices, gradient = family.indices, sums.gradient_AP
     pinned = box.low_P == box.high_P
     step = torch.zeros_like(gradient)
     flat = indices.scores_kF.flatten()

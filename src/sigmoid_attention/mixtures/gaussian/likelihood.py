@@ -97,7 +97,7 @@ def expected(
     """
     nodes_H, weights_H = (torch.from_numpy(part) for part in np.polynomial.hermite.hermgauss(order))
     means_Qc, weights_Qc = family.means_and_weights(theta_P, inputs_Qd)
-    deviation_c = torch.exp(0.5 * theta_P[family.places.log_variances_c])
+    deviation_c = torch.exp(0.5 * theta_P[family.indices.log_variances_c])
     answers_QcH = means_Qc[..., None] + math.sqrt(2) * deviation_c[:, None] * nodes_H
     parts_QcH = weights_Qc[..., None] * weights_H / math.sqrt(math.pi) * (n / len(inputs_Qd))
     inputs = inputs_Qd[:, None, None].expand(*answers_QcH.shape, -1)

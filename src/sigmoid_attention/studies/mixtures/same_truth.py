@@ -203,8 +203,8 @@ def needed_ratios(
     """
     rng = np.random.default_rng(seed)
     count = first_TNR.shape[-1]
-    places_SR = np.vstack([np.arange(count), rng.integers(0, count, (DRAWS, count))])
-    pair = [np.nanmedian(errors[..., places_SR], axis=-1) for errors in (first_TNR, second_TNR)]
+    resampled_SR = np.vstack([np.arange(count), rng.integers(0, count, (DRAWS, count))])
+    pair = [np.nanmedian(errors[..., resampled_SR], axis=-1) for errors in (first_TNR, second_TNR)]
     ratios = []
     for target in targets:
         needed = [

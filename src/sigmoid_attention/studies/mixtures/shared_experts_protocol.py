@@ -229,5 +229,5 @@ def box(family: GaussianExperts) -> ParameterBox:
     """The compact set of the theory, with a floor under the variances."""
     low = torch.full((family.size,), -LARGEST, dtype=torch.float64)
     high = -low
-    low[family.places.log_variances_c], high[family.places.log_variances_c] = LOG_VARIANCES
+    low[family.indices.log_variances_c], high[family.indices.log_variances_c] = LOG_VARIANCES
     return ParameterBox(low, high)

@@ -25,8 +25,8 @@ from sigmoid_attention.theory.regularity import (
     Ball,
     attention_bound,
     jacobian_norm,
+    max_jacobian_norm,
     onto_ball,
-    steepest,
 )
 
 RADII = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -51,7 +51,9 @@ def measure(setting: DrawnLayers) -> Iterator[Row]:
         starts = [tokens_of(setting, rng)]
         starts += [undecided_tokens(attention, setting, rng) for _ in range(STARTS - 1)]
         ends = [
-            steepest(attend, x, inside, steps=STEPS, step_size=0.1 * setting.radius)[1].value
+            max_jacobian_norm(attend, x, inside, steps=STEPS, step_size=0.1 * setting.radius)[
+                1
+            ].value
             for x in starts
         ]
         bound = attention_bound(attention, Ball(setting.radius), setting.tokens).jacobian

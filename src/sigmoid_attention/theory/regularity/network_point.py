@@ -15,6 +15,7 @@ from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Residual
 from sigmoid_attention.nn.feed_forward import GELUFeedForward, SwiGLU
 from sigmoid_attention.nn.norm import RMSNorm
+from sigmoid_attention.theory.regularity.at_input import attention_bound_at
 from sigmoid_attention.theory.regularity.domain import spectral_norm
 from sigmoid_attention.theory.regularity.network import (
     LayerBound,
@@ -22,7 +23,6 @@ from sigmoid_attention.theory.regularity.network import (
     largest_gain,
     unknown,
 )
-from sigmoid_attention.theory.regularity.point import attention_bound_at
 
 
 @torch.no_grad()

@@ -138,7 +138,7 @@ def _without(vector: Tensor, others: list[Tensor]) -> Tensor:
     return vector
 
 
-def steepest(
+def max_jacobian_norm(
     function: Map,
     x: Tensor,
     project: Callable[[Tensor], Tensor],
@@ -146,12 +146,12 @@ def steepest(
     steps: int = 50,
     step_size: float = 0.1,
 ) -> tuple[Tensor, JacobianNorm]:
-    """A point of a set at which the map is steep, found by projected gradient ascent from x.
+    """The largest Jacobian norm over a set, by projected gradient ascent from x.
 
     With the directions u and v that attain the norm at x, the gradient of the norm is that of
     u'J(x)v (Danskin). A step goes ``step_size`` along it and back into the set; the next is half
-    as long again where the norm grew, and half as long where it did not. What is returned is the
-    best point seen, and no claim that there is none steeper.
+    as long again where the norm grew, and half as long where it did not. The result
+    is the best point of the ascent and the norm there, a lower bound on the maximum over the set.
 
     Args:
         function: differentiable twice.
@@ -160,8 +160,9 @@ def steepest(
     Example:
         >>> import torch
         >>> from functools import partial
-        >>> x, found = steepest(torch.exp, torch.zeros(1, 2), partial(onto_ball, radius=1.0))
-        >>> round(found.value, 2)  # e at the edge
+        >>> project = partial(onto_ball, radius=1.0)
+        >>> x, norm = max_jacobian_norm(torch.exp, torch.zeros(1, 2), project)
+        >>> round(norm.value, 2)  # e at the edge
         2.72
     """
     best = project(x.detach())
