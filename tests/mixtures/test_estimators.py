@@ -319,7 +319,7 @@ def test_labels_must_be_classes_of_more_than_one_kind():
 def test_a_constant_column_is_warned_of_and_changes_nothing(kind):
     X, y = data_for(kind)
     wide = np.insert(X, 1, 3.0, axis=1)
-    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and say nothing$"):
+    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and have no effect$"):
         model = kind(random_state=0).fit(wide, y)
     assert model.scale_[1] == 1
     assert model.score(wide, y) == pytest.approx(
@@ -337,7 +337,7 @@ def rounded(value: float, n: int = 400) -> np.ndarray:
 def test_a_column_that_varies_by_rounding_is_constant(kind, value):
     X, y = data_for(kind)
     wide, new = np.insert(X, 1, rounded(value), axis=1), np.insert(X, 1, 7 * value, axis=1)
-    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and say nothing$"):
+    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and have no effect$"):
         model = kind(random_state=0, n_init=2).fit(wide, y)
     with pytest.warns(UserWarning, match="constant"):
         exact = kind(random_state=0, n_init=2).fit(np.insert(X, 1, value, axis=1), y)
@@ -352,7 +352,7 @@ def test_a_column_that_varies_below_the_normal_numbers_is_constant(kind):
     X, y = data_for(kind)
     noise = 1e-320 * np.random.default_rng(0).standard_normal(len(X))
     wide, new = np.insert(X, 1, noise, axis=1), np.insert(X, 1, 7.0, axis=1)
-    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and say nothing$"):
+    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and have no effect$"):
         model = kind(random_state=0, n_init=2).fit(wide, y)
     assert model.score(new, y) == model.score(wide, y)
     assert model.scale_[1] == 1 and model.constant_.tolist() == [False, True, False]
@@ -404,7 +404,7 @@ def test_a_fit_that_fails_leaves_what_an_earlier_one_found(kind):
 def test_fewer_observations_than_parameters_are_warned_of(kind):
     X, y = data_for(kind)
     with pytest.warns(
-        UserWarning, match=r"^X: 10 observations cannot determine 12 parameters; what"
+        UserWarning, match=r"^X: 10 observations cannot determine 12 parameters; alpha"
     ):
         kind(random_state=0).fit(X[:10], y[:10])
     with warnings.catch_warnings():

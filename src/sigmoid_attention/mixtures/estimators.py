@@ -46,7 +46,7 @@ LEAST_NOISE = 1e-6
 
 
 class _MixtureOfExperts(BaseEstimator):
-    """What both share: parameters, standardising, starts, and what is reported of a fit."""
+    """Base class: parameters, standardisation, initialisations, and attributes of a fit."""
 
     _parameter_constraints: ClassVar[dict[str, list]] = {
         "n_experts": [FiniteInterval(Integral, 1, None, closed="left")],
@@ -104,16 +104,16 @@ class _MixtureOfExperts(BaseEstimator):
         return Mixture(self.gate, self.expert, self.gate_score, self.n_experts, d, self.temperature)
 
     def _standardised(self, X: np.ndarray) -> np.ndarray:
-        """The features as the family sees them; remembers how."""
+        """The standardised features; stores their mean and scale."""
         centre, spread, constant = centre_and_spread(X)
         if constant.any():
             warnings.warn(
-                f"X: columns {np.flatnonzero(constant).tolist()} are constant and say nothing",
+                f"X: columns {np.flatnonzero(constant).tolist()} are constant and have no effect",
                 stacklevel=4,
             )
         self.mean_ = centre if self.standardize else np.zeros(X.shape[1])
         self.scale_ = spread if self.standardize else np.ones(X.shape[1])
-        # What a constant column becomes in new rows was never seen.
+        # No data determine the effect of a constant column, so new values have none.
         self.constant_ = constant & bool(self.standardize)
         return self._scaled(X)
 
@@ -130,7 +130,7 @@ class _MixtureOfExperts(BaseEstimator):
         reason = f"X: {n} observations cannot determine {free} parameters"
         if self.alpha == 0:
             raise ValueError(f"{reason}; give more of them, fewer experts, or alpha above 0")
-        warnings.warn(f"{reason}; what they leave open, alpha decides", stacklevel=4)
+        warnings.warn(f"{reason}; alpha determines the rest", stacklevel=4)
 
     def _rows_of_a_chunk(self, numbers_a_row: int) -> int:
         rows = NUMBERS_OF_A_CHUNK // (self.n_init * numbers_a_row)

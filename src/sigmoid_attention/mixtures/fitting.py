@@ -78,7 +78,7 @@ def check_parameters(constraints: Mapping[str, list], parameters: Mapping[str, A
 
 
 def check_target(y: Any) -> None:
-    """Refuse words, of which scikit-learn tells neither where they are nor, always, that."""
+    """Refuse strings in a target; scikit-learn's message would not name the argument."""
     values = np.asarray(y)
     if values.dtype.kind in "SUO":
         for number in values.ravel().tolist():

@@ -15,7 +15,7 @@ from sigmoid_attention.mixtures.parts import named
 class Gate(ABC):
     """A gate g, by which a mixture answers f = sum_i g(s)_i v_i for experts' values v.
 
-    ``shift`` says whether adding a number to all scores leaves the weights as they are, so that one
+    ``shift``: whether adding a number to all scores leaves the weights as they are, so that one
     expert's score is a reference and not a parameter.
     """
 

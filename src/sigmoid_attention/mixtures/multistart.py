@@ -21,15 +21,15 @@ from sigmoid_attention.mixtures.solver import (
     descend,
 )
 
-# Two ends that differ by less chi2 are the same end, of which one that converged is preferred.
+# Ends within this chi2 count as equal; one that converged is preferred.
 SAME = 1e-2
-# What statistics cannot tell apart: a difference of one unit of chi2.
+# One unit of chi2: a smaller difference is not significant.
 NEAR = 1.0
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """Where every start of every problem ended; ``cost`` is chi2 without what no fit can change."""
+    """The end of every start of every problem; ``cost`` is chi2 without its constant."""
 
     theta_BSP: Tensor
     cost_BS: Tensor
@@ -40,7 +40,7 @@ class Attempts:
 
     @property
     def chosen_B(self) -> Tensor:
-        """Which start counts: the lowest end, or one that is as low and converged."""
+        """The chosen start: that of the lowest end, or of an equal one that converged."""
         cost = self.cost_BS.nan_to_num(nan=torch.inf)
         same = cost <= cost.amin(-1, keepdim=True) + SAME
         preferred = same & self.converged_BS
@@ -49,7 +49,7 @@ class Attempts:
 
     @property
     def best(self) -> Fit:
-        """The end that counts, as one fit a problem.
+        """The chosen end, as one fit per problem.
 
         It has not converged where an end that did not lies below all that did: then the minimum is
         lower than any that was reached.
@@ -65,17 +65,17 @@ class Attempts:
 
     @property
     def excess_BS(self) -> Tensor:
-        """How far above the one that counts every start ended, in units of chi2."""
+        """chi2 of every end above that of the chosen one."""
         return self.cost_BS - self.cost_BS.gather(-1, self.chosen_B[:, None])
 
     @property
     def near_B(self) -> Tensor:
-        """How many starts ended within one unit of chi2 of the best, itself among them."""
+        """How many starts ended within one unit of chi2 of the best, the best included."""
         return (self.excess_BS <= NEAR).sum(-1)
 
     @property
     def failed_B(self) -> Tensor:
-        """Whether no start converged."""
+        """True where no start converged."""
         return ~self.converged_BS.any(-1)
 
 

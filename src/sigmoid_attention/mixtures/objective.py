@@ -80,7 +80,7 @@ class SumOfSquares:
 
 @dataclass(frozen=True)
 class Penalised:
-    """An objective plus weight |theta|^2: ridge, which says something where the data do not."""
+    """An objective plus the ridge penalty weight |theta|^2, for what the data do not determine."""
 
     objective: Objective
     weight: float

@@ -177,7 +177,7 @@ def pseudo_true(setting: RateSetting, *, starts: int = 64) -> Projection:
         >>> found.floor < 1e-6, len(found.theta_MP)
         (True, 1)
     """
-    # Noise, sizes and replicates change no minimiser, and a study asks for each in turn.
+    # Noise, sizes and replicates change no minimiser, but differ over the parts of a study.
     same = replace(
         setting, start="near_truth", sigma=0.0, sizes=(1,), replicates=1, starts=1, seed=0
     )

@@ -32,9 +32,9 @@ DEFAULTS = SolverSettings()
 
 @dataclass(frozen=True)
 class Fit:
-    """What was found for B problems.
+    """The fits of B problems.
 
-    ``chi2`` is RSS / sigma^2 with what the means leave out, or a deviance. ``converged`` says
+    ``chi2`` is RSS / sigma^2 with what the means leave out, or a deviance. ``converged``:
     whether the stopping rule was met; a fit without it is where the iterations ended, and no
     estimate.
     """
@@ -48,7 +48,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class ParameterBox:
-    """Closed intervals that the parameters keep to; equal ends pin one."""
+    """Closed intervals of the parameters; equal ends fix a parameter."""
 
     low_P: Tensor
     high_P: Tensor
@@ -63,7 +63,7 @@ class ParameterBox:
         return cls(-high, high)
 
     def pinned(self, indices: Tensor, values: Tensor) -> "ParameterBox":
-        """The same box with some parameters held."""
+        """The same box with some parameters fixed."""
         low, high = self.low_P.clone(), self.high_P.clone()
         low[indices] = high[indices] = values
         return ParameterBox(low, high)
@@ -178,7 +178,7 @@ def _step(
     state.theta[active] = torch.where(better[:, None], moved, theta)
     state.cost[active] = torch.where(better, new_cost, cost)
     # A step that was refused promises little because it was short, which is no sign of an optimum;
-    # unless the two costs cannot be told apart any more.
+    # unless the two costs differ by rounding only.
     same = (new_cost - cost).abs() <= 1e-10 * cost.clamp(min=1.0)
     quiet = usable & (better | same) & (promised <= settings.tol)
     state.quiet[active] = torch.where(quiet, state.quiet[active] + 1, 0)

@@ -68,7 +68,7 @@ def paper_mode(
     """Mini-batch training of B problems side by side, each on its own data and in its own order.
 
     It stops when its epochs are over, wherever that is: ``converged`` is never true, ``iterations``
-    is the number of steps, and `excess` says how far above the optimum it ended. A problem that
+    is the number of steps, and `excess` is its chi2 above the optimum. A problem that
     diverged has infinite ``chi2``. There is no box. Since epochs are fixed, a larger n also means
     more steps: slopes on n mix statistics with optimisation.
     Source: the experiments of Nguyen et al. 2024 and Yan et al. 2025.

@@ -135,7 +135,7 @@ def _masses(family: Mixture, atoms: Tensor) -> Tensor:
     """The weights of the mixing measure G; under a shift-blind gate their shares of the whole.
 
     For a softmax these are the papers' exp(beta0) in units of their sum; for the sparse gates, of
-    which the papers do not speak, what the gate makes of the intercepts.
+    which the papers do not treat, the gate of the intercepts.
     """
     intercepts = atoms[..., family.score_size - 1]
     blind = gate(family.gate)

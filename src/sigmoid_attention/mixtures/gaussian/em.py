@@ -22,7 +22,7 @@ EM = SolverSettings(tol=2e-6, patience=1, max_iter=1000)
 SCORING = SolverSettings(tol=1e-3, patience=8, max_iter=300)
 # What an expert that has no observations left is taken to have: it then stays as it is.
 NOTHING = 1e-9
-# Along directions that only noise tells of, a step of Newton would leave its quadratic model.
+# Along directions that only noise determines, a Newton step would leave its quadratic model.
 CAUTION = 1e-3
 
 
@@ -77,7 +77,7 @@ def em(
         moved = theta[active] + length[active, None] * step[active]
         new_deviance, new_step = _iteration(family, data, moved, active, box)
         fall = deviance[active] - new_deviance
-        # Sums of n logarithms cannot be told apart beyond their rounding.
+        # Sums of n logarithms differ by no less than their rounding.
         better = fall >= -1e-13 * new_deviance.abs()
         calm = better & (length[active] == 1) & (fall <= settings.tol)
         quiet[active] = torch.where(calm, quiet[active] + 1, 0)

@@ -30,7 +30,7 @@ class GaussianDeviance:
     Args:
         family: the densities.
         data: single observations, as ``Samples`` and ``RawData`` have them, or ``expected`` ones;
-            means of several observations at an input do not tell a mixture what it has to know.
+            means of several observations at an input do not determine a mixture.
 
     Example:
         >>> import torch

@@ -133,7 +133,7 @@ def expert_loss(
     .. math::
         \sum_i \operatorname{mean}_x g_i(x) \min_j (\|\Delta\eta_{ij}\| + |\Delta\nu_{ij}|)
 
-    It asks nothing of the gate's parameters, and an expert that is never chosen costs nothing: what
+    The gate's parameters do not matter, and an expert that is never chosen costs nothing: what
     is left of the theorems' losses where several gates give the same density.
 
     Example:

@@ -20,13 +20,13 @@ from sigmoid_attention.mixtures.solver import DEFAULTS, SolverSettings, chi2
 with lab_imports("sigmoid_attention.mixtures"):
     import numpy as np
 
-# The unit of the stopping rule where there is no noise to measure in.
+# The unit of the stopping rule without noise.
 UNIT_WITHOUT_NOISE = 0.1
 
 
 @dataclass(frozen=True)
 class RateCurve:
-    """The fits of one setting: every loss as (N, R), with what tells whether to believe it.
+    """The fits of one setting: every loss as (N, R), with checks of each fit.
 
     ``gain`` is (RSS(truth) - RSS(fit)) / sigma^2. Of an exactly specified, regular family its mean
     is the number of free parameters; below zero the fit is certainly no least-squares estimate.
@@ -126,7 +126,7 @@ def _curve(
 def losses_of(
     family: Mixture, theta_BP: Tensor, truth: voronoi.TrueMixture, inputs_Qd: Tensor
 ) -> dict[str, Tensor]:
-    """Never one number: the papers' losses, their parts, and two that no split can fool, (B,).
+    """The losses of the papers, their parts, and two losses that splitting an expert leaves, (B,).
 
     "exact" sums the errors in cells with one fitted expert; "over" is the largest error of an
     expert's parameters in a cell with several, which is what the papers' tables give rates of;

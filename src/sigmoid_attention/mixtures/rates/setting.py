@@ -26,7 +26,7 @@ STARTS = ("near_truth", "random")
 
 @dataclass(frozen=True)
 class RateSetting:
-    """One cell of a study: everything that its numbers depend on.
+    """The setting of one rate experiment: all that its numbers depend on.
 
     Args:
         regime: what the over-specified expert's score is at the truth: "sparse" is zero beside the
@@ -107,11 +107,11 @@ class RateSetting:
 
 
 def draw_truth(setting: RateSetting) -> voronoi.TrueMixture:
-    """The best conditioned of some random mixtures: of a poor one, no n within reach says much."""
+    """The best conditioned of some random mixtures; a badly conditioned one needs too large n."""
     return _draw(setting.truth_family, setting.regime, setting.nodes, setting.truth_seed)
 
 
-# A study asks for the same truth in every part, and looking for it takes as long as a few fits.
+# All parts of a study need the same truth, and the search takes as long as a few fits.
 @lru_cache(maxsize=64)
 def _draw(family: Mixture, regime: str, nodes: int, seed: int) -> voronoi.TrueMixture:
     inputs = FiniteDesign.sobol(nodes, d=family.d).inputs_Qd
@@ -141,7 +141,7 @@ def _random(family: Mixture, rng: torch.Generator) -> Tensor:
 
 
 def start(setting: RateSetting, truth: voronoi.TrueMixture, rng: torch.Generator) -> Tensor:
-    """Where a fit begins, (P,)."""
+    """The starting point of a fit, (P,)."""
     if setting.start == "random":
         return _random(setting.family, rng)
     theta_P = _repeated(setting, truth, share=True)
@@ -173,7 +173,7 @@ def _shared_intercept(gate_name: str, intercept: float, copies: int) -> float:
 
 
 def box(setting: RateSetting, truth: voronoi.TrueMixture) -> ParameterBox:
-    """The compact set that the theory asks for, with a shift-blind gate's reference held."""
+    """The compact parameter set of the theory, with the reference of a shift-blind gate fixed."""
     centre = _repeated(setting, truth, share=False)
     if setting.radius is None:
         bounds = ParameterBox.around_zero(setting.family.size, setting.half_width)

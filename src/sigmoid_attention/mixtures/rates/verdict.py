@@ -105,7 +105,7 @@ def judge(evidence: RateEvidence) -> tuple[str, str]:
 
 
 def against(measured: Slope, claim: float) -> tuple[str, str]:
-    """A verdict on a claimed slope and why, by what ``RULE`` says of intervals alone.
+    """A verdict on a claimed slope and why, by the part of ``RULE`` on intervals.
 
     Example:
         >>> against(Slope(-0.27, -0.33, -0.21), -0.25)[0]

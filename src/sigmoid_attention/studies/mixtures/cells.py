@@ -56,7 +56,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What tells it from the other cells of a study."""
+        """A name that differs from those of the other cells of a study."""
         parts = [self.gate, self.expert, self.regime]
         parts += [self.score] if self.score != "linear" else []
         parts += [f"d={self.d}"] if self.d != 2 else []
@@ -211,7 +211,7 @@ def _finding(cell: Cell, results: Results) -> Finding:
 
 
 def evidence(cell: Cell, results: Results) -> RateEvidence:
-    """What the rows of a cell say, for the rule to judge."""
+    """The evidence of a cell, computed from its rows."""
     of = lambda part: results[cell.name, part]  # noqa: E731
     quantity = cell.quantity
     gains = np.concatenate([of_truth.values("gain") for of_truth in of("exact")])
@@ -256,7 +256,7 @@ def _equally_good(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses of both starts on the data sets that both fit alike, in units of a truth's usual one.
 
-    A far start that ended in a worse minimum says something of the solver, not of the estimate.
+    A far start that ended in a worse minimum is a property of the solver, not of the estimate.
     """
     pairs = []
     for near_truth, far_truth, unit in zip(near, far, usual, strict=True):

@@ -29,7 +29,7 @@ TRUTHS = ("normalised_sigmoid", "smooth")
 LOOKS = 25
 # Quantities, and whether collapse is more of it.
 JUDGED = {"similarity": True, "used by weight": False, "used by contribution": False}
-# Those that are drawn, and what the axis says.
+# The quantities that are drawn, with the labels of their axes.
 WORDS = {
     "similarity": "similarity of answers",
     "used by contribution": "experts at work",

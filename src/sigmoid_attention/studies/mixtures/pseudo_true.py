@@ -1,6 +1,6 @@
 """Regime 2 of Nguyen et al. 2024: rates towards the projection instead of the truth.
 
-With an over-specified expert whose gate looks at the input no fitted mixture is the truth,
+With an over-specified expert whose gate depends on the input no fitted mixture is the truth,
 according to Nguyen et al. 2024, so that fits converge to the nearest one. But a fit may shut one
 gate, or split an expert of which a sum is one again, and be the truth after all. Here parameters
 are held near the truth with its first expert repeated, where neither can happen, and D3 is the

@@ -48,7 +48,7 @@ def _whole(load: Callable[..., Any]) -> Table:
 
 
 def _column(load: Callable[..., Any], name: str) -> Table:
-    """A continuous feature of a classification set, to be told from the others."""
+    """A regression of one continuous feature of a classification set on the others."""
     bunch = load()
     column = list(bunch.feature_names).index(name)
     return np.delete(bunch.data, column, axis=1), bunch.data[:, column]
@@ -289,7 +289,7 @@ def _said(interval: Interval) -> str:
 
 
 def _grid(measured: Measured) -> tuple[list[float], np.ndarray]:
-    """Sizes, and errors (N, R) of all fits: what a user gets, with its convergence said beside."""
+    """Sizes, and errors (N, R) of all fits: converged or not, as a user has them."""
     rows = [row for row in measured.rows if row.quantity == "error"]
     sizes = sorted({row.n for row in rows})
     return sizes, np.array([[row.value for row in rows if row.n == n] for n in sizes])

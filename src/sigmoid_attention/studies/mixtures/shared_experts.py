@@ -86,7 +86,7 @@ def _finding(theorem: TheoremSetting, parts: dict[str, Measured]) -> Finding:
         for part in ("start x5", "start x100", "maximum")
     )
     converged = published.share("loss")
-    said = f"slope {measured} against {theorem.published:.3f}"
+    compared = f"slope {measured} against {theorem.published:.3f}"
     if far.low > FACTOR:
         verdict = DEPENDS_ON_THE_START
         because = f"starting 100 times farther away multiplies the loss by {far.value:.3g}"
@@ -100,11 +100,11 @@ def _finding(theorem: TheoremSetting, parts: dict[str, Measured]) -> Finding:
         verdict, because = UNDECIDED, f"EM met its tolerance in only {converged:.0%} of the fits"
     else:
         verdict = REPRODUCED if measured.near(theorem.published) else NOT_REPRODUCED
-        because = said
+        because = compared
     return Finding(
         theorem.name,
         f"loss: (log n / n)^{theorem.published:g}",
-        f"{said}; by the median {rate(published, statistic='median')}; on log n "
+        f"{compared}; by the median {rate(published, statistic='median')}; on log n "
         f"{rate(published, on_log_n=True)}; at the maximum {rate(parts['maximum'])}; experts alone "
         f"{rate(published, 'experts', 'median')}, at the maximum "
         f"{rate(parts['maximum'], 'experts', 'median')}; exactly specified {rate(parts['exact'])}",

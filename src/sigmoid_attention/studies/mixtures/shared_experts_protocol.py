@@ -34,7 +34,7 @@ from sigmoid_attention.mixtures.solver import ParameterBox
 SIZES = tuple(round(10 ** (2 + i / 3)) for i in range(10))
 HALF_WIDTH = 3.0
 # EM stops when an iteration adds less than this to the log likelihood of an observation, or at the
-# paper's 1000 iterations. The paper says 1e-6 and not of what; of all observations together hardly
+# paper's 1000 iterations. The paper gives 1e-6 without a unit; of all observations together hardly
 # a fit would stop sooner.
 TOLERANCE = 1e-6
 # The compact set: the truths' parameters are at most 12, their variances at least 0.2.

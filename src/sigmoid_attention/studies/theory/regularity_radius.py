@@ -34,7 +34,7 @@ HALF = len(RADII) // 2
 TOKENS = 6
 STARTS = 3
 STEPS = 40
-# Within this of a slope of two, and wider than this either way, nothing is told.
+# Slopes within this of two, and intervals wider than this, give no verdict.
 MARGIN, WIDEST = 0.25, 0.5
 
 

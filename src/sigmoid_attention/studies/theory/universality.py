@@ -149,7 +149,7 @@ def run(out: Path, setting: UniversalitySetting, *, resume: bool = False) -> Sto
         "provenance": {"data": "uniform random sequences of the box [0, 1]^(n x d)"},
     }
     fixed = dataclasses.asdict(setting)
-    # More functions, seeds and sizes may be asked for later.
+    # A later call may add functions, seeds and sizes.
     del fixed["functions"], fixed["seeds"], fixed["sizes"]
     store = Store(out, fixed, stamp, resume=resume)
     for name in setting.functions:
@@ -210,7 +210,7 @@ def trained_row(
 
 @dataclass(frozen=True)
 class UniversalityFindings:
-    """What the rows say of one function.
+    """The findings on one function.
 
     Attributes:
         hard: the construction's error with Heaviside attention.
@@ -241,7 +241,7 @@ class UniversalityFindings:
 
 
 def findings(store: Store, setting: UniversalitySetting) -> list[UniversalityFindings]:
-    """What the rows of a complete study say, function by function."""
+    """The findings of a complete study, for each function."""
     rows = store.rows().to_pylist()
     arms = [size_name(*size) for size in setting.sizes]
 

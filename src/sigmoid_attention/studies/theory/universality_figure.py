@@ -22,12 +22,12 @@ PROOF_COLOUR = "#000000"
 def steepness_figure(by_function: Mapping[str, Mapping[float, float]], error: float) -> Figure:
     """The construction's L^p error by the steepness of its sigmoids, a curve a function.
 
-    ``error`` is what was asked for, drawn as a level.
+    ``error`` is the requested error, drawn as a level.
     """
     figure, (ax,) = panels(1)
     with styled():
         figure.set_size_inches(4.8, 3.4)
-        ax.axhline(error, color="#000000", linewidth=0.8, label="asked for")
+        ax.axhline(error, color="#000000", linewidth=0.8, label="requested")
         for (name, errors), dash in zip(by_function.items(), cycle(DASHES), strict=False):
             ax.plot(list(errors), list(errors.values()), linestyle=dash, label=name)
         ax.set_xscale("log", base=2)

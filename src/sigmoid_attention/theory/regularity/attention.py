@@ -62,7 +62,7 @@ def attention_bound(
     and 1/4 for :math:`\bar\sigma'` (`mean_norm_bound`). Rounding in float64 is not bounded.
 
     Args:
-        layer: the layer in evaluation mode; dropout is not looked at.
+        layer: the layer in evaluation mode; dropout is ignored.
         domain: the set that every token lies in.
         tokens: N, the length of the input.
         gain_C: a LayerScale that follows the layer.
@@ -168,7 +168,7 @@ def mean_norm_bound(layer: Attention, mean_square_norm: float, tokens: int) -> f
         for name, part in (("query", head.query), ("key", head.key), ("value", head.value)):
             if part.gain_O is not None or part.offset_O.any():
                 raise ValueError(
-                    f"layer: the mean-norm bound knows linear maps only, and the {name} has "
+                    f"layer: the mean-norm bound holds for linear maps only, and the {name} has "
                     f"{'a norm' if part.gain_O is not None else 'an additive term'}"
                 )
         product = spectral_norm(head.query.weight_OC.T @ head.key.weight_OC)

@@ -123,7 +123,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a bias policy asks of the rows of a call, where no logit is known."""
+    """The rows of a call for a bias policy, without any logits."""
 
     heads: int
     visible_NN: Tensor

@@ -51,7 +51,7 @@ def largest_gain(
 
     Lanczos (1950) on J'J, with every vector made orthogonal to all earlier ones, which takes far
     fewer products than a power iteration. The map is evaluated once. The value grows with each
-    step and passes the norm by rounding only; ``settled`` says whether it had stopped growing.
+    step and passes the norm by rounding only; ``settled``: whether it had stopped growing.
 
     Args:
         function: a map that torch can differentiate twice in reverse mode.
@@ -101,7 +101,7 @@ def _products(function: Map, x: Tensor) -> tuple[Map, Map]:
     """v -> J v and u -> J'u at x. The first is the second's own transpose, in reverse mode.
 
     Forward mode would do too, but torch's fused softmax attention has none, nor second
-    derivatives, so that its plain form is asked for.
+    derivatives, so that its plain form is used.
     """
     x = x.detach().requires_grad_(True)
     with sdpa_kernel(SDPBackend.MATH):

@@ -140,7 +140,7 @@ def _layer(name: str, layer: nn.Module, domain: Domain, tokens: int) -> tuple[fl
 
 
 def unknown(name: str, layer: nn.Module) -> ValueError:
-    """What to raise for a layer that no rule speaks of."""
+    """The error for a layer without a rule."""
     known = ", ".join(kind.__name__ for kind in (Attention, *FEED_FORWARD_BOUNDS))
     return ValueError(f"{name}: {type(layer).__name__} has no bound here; {known} have")
 
