@@ -20,10 +20,10 @@ import torch
 from benchmarks.memory import ROOT
 from benchmarks.sgd import Observed, plain_sgd, sufficient
 from sigmoid_attention.lab.pool import process_pool
-from sigmoid_attention.mixtures.rates.measure import Curve, measure
-from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
+from sigmoid_attention.mixtures.rates.measure import RateCurve, measure
+from sigmoid_attention.mixtures.rates.setting import RateSetting, box, draw_truth, start
 from sigmoid_attention.mixtures.solver import chi2, minimise
-from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
+from sigmoid_attention.mixtures.stochastic import StochasticRecipe, paper_mode
 from sigmoid_attention.training.environment import (
     describe_machine,
     describe_versions,
@@ -90,7 +90,7 @@ class Check:
 def curve(scale: Scale) -> Iterator[Check]:
     """CPU time of a curve with an expert too many, and the gain of one that has none."""
     for gate, expert, bound in FAMILIES:
-        over = Setting(gate, expert, sizes=scale.sizes, replicates=scale.replicates)
+        over = RateSetting(gate, expert, sizes=scale.sizes, replicates=scale.replicates)
         # Looking for a truth is no part of a fit.
         draw_truth(over)
         times, fits = _timed(lambda setting=over: measure(setting), scale.rounds)
@@ -113,7 +113,7 @@ def curve(scale: Scale) -> Iterator[Check]:
 def wide(scale: Scale) -> Iterator[Check]:
     """The gain of many experts in many dimensions at n = 1e6."""
     for gate in ("sigmoid", "softmax"):
-        setting = Setting(
+        setting = RateSetting(
             gate, "gelu", d=scale.wide, k=scale.wide, extra=0, nodes=scale.wide_nodes,
             sizes=(10**6,), replicates=scale.replicates,
         )  # fmt: skip
@@ -125,7 +125,9 @@ def wide(scale: Scale) -> Iterator[Check]:
         yield _gain("wide", name, batches, 2.0, f", {seconds:.1f} CPU s for {scale.replicates}")
 
 
-def _gain(suite: str, name: str, curves: Iterable[Curve], bound: float, said: str = "") -> Check:
+def _gain(
+    suite: str, name: str, curves: Iterable[RateCurve], bound: float, said: str = ""
+) -> Check:
     """How far the mean gain is from the number of parameters, which a gain itself scatters about.
 
     Of m fits the mean has a standard error of sqrt(2 P / m): one batch of 20 with 136 parameters
@@ -162,7 +164,7 @@ def sgd(scale: Scale) -> Iterator[Check]:
     stands the library's own SGD, which trains data sets side by side with analytic derivatives.
     """
     for gate, expert, _ in FAMILIES:
-        setting = Setting(gate, expert, sizes=scale.sizes, replicates=scale.replicates)
+        setting = RateSetting(gate, expert, sizes=scale.sizes, replicates=scale.replicates)
         truth, family = draw_truth(setting), setting.family
         curve = [Observed.draw(setting, n, place) for place, n in enumerate(setting.sizes)]
         rng = torch.Generator().manual_seed(1)
@@ -172,7 +174,7 @@ def sgd(scale: Scale) -> Iterator[Check]:
         times, best = _timed(lambda: fit(sufficient(curve), begins), scale.rounds)  # noqa: B023
         ours = statistics.median(times)
 
-        count, recipe = scale.sgd_replicates, Recipe("sgd", 0.1, epochs=scale.epochs)
+        count, recipe = scale.sgd_replicates, StochasticRecipe("sgd", 0.1, epochs=scale.epochs)
         samples = [one.samples(count) for one in curve]
         whole_curve = setting.replicates / count
         started = time.process_time()
@@ -244,7 +246,7 @@ def cores(scale: Scale) -> Iterator[Check]:
     if usable_cores() < 2:
         return
     settings = [
-        Setting("softmax", "gelu", sizes=scale.sizes, replicates=scale.replicates, seed=seed)
+        RateSetting("softmax", "gelu", sizes=scale.sizes, replicates=scale.replicates, seed=seed)
         for seed in range(scale.tasks)
     ]
     with process_pool(1) as one, process_pool(2) as two:
@@ -261,7 +263,7 @@ def cores(scale: Scale) -> Iterator[Check]:
     )  # fmt: skip
 
 
-def _wall(pool: Executor, settings: list[Setting]) -> float:
+def _wall(pool: Executor, settings: list[RateSetting]) -> float:
     started = time.perf_counter()
     list(pool.map(measure, settings))
     return time.perf_counter() - started
@@ -269,11 +271,11 @@ def _wall(pool: Executor, settings: list[Setting]) -> float:
 
 def _warm(pool: Executor, workers: int) -> None:
     """Every worker has then started, imported what it needs, and found the truth."""
-    small = Setting("softmax", "gelu", sizes=(100,), replicates=1)
+    small = RateSetting("softmax", "gelu", sizes=(100,), replicates=1)
     list(pool.map(_held, [small] * workers))
 
 
-def _held(setting: Setting) -> None:
+def _held(setting: RateSetting) -> None:
     measure(setting)
     # As long as the others need to start, so that no worker takes two of these.
     time.sleep(5)

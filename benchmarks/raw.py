@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from sigmoid_attention.mixtures.data import RawData, binned
-from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
-from sigmoid_attention.mixtures.solver import Settings, minimise
+from sigmoid_attention.mixtures.rates.setting import RateSetting, box, draw_truth, start
+from sigmoid_attention.mixtures.solver import SolverSettings, minimise
 from sigmoid_attention.training.environment import peak_process_bytes
 
 # Cells along an axis of the grid on which a fit begins, and what chi2 it may leave at its end.
-BINS, STOP = 160, Settings(drop=1e-3)
+BINS, STOP = 160, SolverSettings(tol=1e-3)
 
 
 def fit_raw(gate: str, expert: str, n: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def fit_raw(gate: str, expert: str, n: int) -> dict[str, Any]:
     It starts from the fit to the means over the cells of a grid, since most iterations go along a
     valley that cells show as well as rows do; where it ends is a minimum over all rows.
     """
-    setting = Setting(gate, expert)
+    setting = RateSetting(gate, expert)
     truth = draw_truth(setting)
     rng = np.random.default_rng(0)
     inputs = rng.uniform(-1, 1, (n, setting.d))

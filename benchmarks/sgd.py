@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sigmoid_attention.mixtures.data import Samples, Summaries
 from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
-from sigmoid_attention.mixtures.stochastic import Recipe
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
+from sigmoid_attention.mixtures.stochastic import StochasticRecipe
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Observed:
     observation_Rn: Tensor
 
     @classmethod
-    def draw(cls, setting: Setting, n: int, seed: int) -> "Observed":
+    def draw(cls, setting: RateSetting, n: int, seed: int) -> "Observed":
         """Of a setting's truth, row by row."""
         truth, inputs = draw_truth(setting), setting.inputs_Qd
         truth_Q = truth.family.predict(truth.theta_P, inputs)
@@ -57,7 +57,7 @@ def plain_sgd(
     inputs_nd: Tensor,
     observation_n: Tensor,
     begin_P: Tensor,
-    recipe: Recipe,
+    recipe: StochasticRecipe,
     seed: int,
 ) -> Tensor:
     """Mini-batch SGD as one writes it in PyTorch, (P,): float32, automatic differentiation."""

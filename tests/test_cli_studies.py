@@ -70,14 +70,14 @@ def test_a_task_that_fails_is_named_and_the_exit_code_is_2(squares, tmp_path, ca
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["studies", "run"], "name: give one or more of p2_table, "),
-        (["studies", "run", "p4"], "name must be one of p2_table, "),
+        (["studies", "run"], "name: give one or more of nguyen2024_table, "),
+        (["studies", "run", "p4"], "name must be one of nguyen2024_table, "),
         (
             ["studies", "run", "compare"],
             "name: compare has a command of its own: sigmoid-attention",
         ),
-        (["studies", "run", "p2_table", "--workers", "0"], "workers must be 1 or more, got 0"),
-        (["studies", "report", "p4"], "name must be one of p2_table, "),
+        (["studies", "run", "collapse", "--workers", "0"], "workers must be 1 or more, got 0"),
+        (["studies", "report", "p4"], "name must be one of nguyen2024_table, "),
         (["studies", "report"], "holds no complete study"),
         (["rates", "--gate", "sigmoid,gumbel"], "gate must be one of sigmoid, softmax, "),
         (["rates", "--expert", "lstm"], "expert must be one of relu, "),
@@ -87,7 +87,7 @@ def test_a_task_that_fails_is_named_and_the_exit_code_is_2(squares, tmp_path, ca
         (["rates", "--d", "2,-1"], "d must be a whole number of 1 or more, got -1"),
         (["rates", "--extra", "-1"], "extra must be 0 or more, got -1"),
         (["rates", "--d", "two"], "d must be whole numbers between commas, got 'two'"),
-        (["studies", "run", "p2_tabel"], "got 'p2_tabel'; did you mean p2_table?"),
+        (["studies", "run", "colapse"], "got 'colapse'; did you mean collapse?"),
         (
             ["studies", "report", "shared_expert"],
             "got 'shared_expert'; did you mean shared_experts?",

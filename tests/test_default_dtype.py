@@ -29,7 +29,7 @@ from sigmoid_attention.mixtures.estimators import (
     MixtureOfExpertsClassifier,
     MixtureOfExpertsRegressor,
 )
-from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
+from sigmoid_attention.mixtures.stochastic import StochasticRecipe, paper_mode
 from sigmoid_attention.nn import (
     CAPE,
     PRESETS,
@@ -179,7 +179,7 @@ TRAINED = tiny_model()
 
 
 def estimators() -> Results:
-    common = {"n_experts": 2, "starts": 4, "max_iter": 40, "random_state": 0}
+    common = {"n_experts": 2, "n_init": 4, "max_iter": 40, "random_state": 0}
     regressor = MixtureOfExpertsRegressor(**common).fit(DATA, DATA[:, 0] * DATA[:, 1])
     classifier = MixtureOfExpertsClassifier(**common).fit(DATA, DATA[:, 0] > DATA[:, 1])
     yield torch.from_numpy(regressor.predict(DATA))
@@ -190,7 +190,7 @@ def mixtures() -> Results:
     family = Mixture("sigmoid", "tanh", k=2, d=2)
     truth = 2 * torch.arange(family.size).double().sin()
     data = Samples.draw(lambda x: family.predict(truth, x), count=2, n=30, d=2, sigma=0.1, seed=1)
-    recipe = Recipe("adam", learning_rate=0.05, epochs=3, batch=7)
+    recipe = StochasticRecipe("adam", learning_rate=0.05, epochs=3, batch=7)
     yield paper_mode(family, data, truth.expand(2, -1), sigma=0.1, recipe=recipe).theta_BP
     yield FiniteDesign.sobol(32, d=2).inputs_Qd
 

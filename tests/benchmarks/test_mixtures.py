@@ -12,11 +12,11 @@ from benchmarks.__main__ import main
 from benchmarks.mixtures import QUICK, SUITES, Check, Scale, checks, write
 from benchmarks.raw import fit_raw
 from benchmarks.sgd import Observed, plain_sgd, sufficient
-from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth
+from sigmoid_attention.mixtures.rates.setting import RateSetting, box, draw_truth
 from sigmoid_attention.mixtures.solver import chi2, minimise
-from sigmoid_attention.mixtures.stochastic import Recipe
+from sigmoid_attention.mixtures.stochastic import StochasticRecipe
 
-SETTING = Setting("sigmoid", "gelu", extra=0, replicates=3)
+SETTING = RateSetting("sigmoid", "gelu", extra=0, replicates=3)
 TINY = replace(QUICK, epochs=1, rounds=1)
 
 
@@ -38,7 +38,7 @@ def test_plain_sgd_goes_downhill_and_stops_short():
     ends = [
         plain_sgd(
             SETTING.family, data.inputs_BQd[0], data.observations_BQ[0], begin,
-            Recipe("sgd", 0.1, epochs=epochs, batch=50), seed=0,
+            StochasticRecipe("sgd", 0.1, epochs=epochs, batch=50), seed=0,
         )
         for epochs in (1, 20)
     ]  # fmt: skip

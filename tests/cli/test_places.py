@@ -15,7 +15,7 @@ ARGUMENTS = {
     "routing": ["routing", "--resume"],
     "convert": ["convert", "MODEL", "--device", "cpu", "--needles", "64", "--resume"],
     "rates": ["rates", "--quick"],
-    "studies": ["studies", "run", "p2_table"],
+    "studies": ["studies", "run", "nguyen2024_table"],
     "regularity": ["regularity", "nowhere", "--radius", "1"],
     "universality": ["universality", "max"],
 }

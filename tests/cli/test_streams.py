@@ -167,7 +167,7 @@ COMMANDS = [
     ["train", "--preset", "tiny"],
     ["recipe"],
     ["routing"],
-    ["studies", "run", "p2_table"],
+    ["studies", "run", "nguyen2024_table"],
     ["rates"],
     ["regularity", "nowhere", "--radius", "1"],
     ["universality", "max"],

@@ -11,7 +11,7 @@ from sigmoid_attention.lab.store import parquet_bytes
 from sigmoid_attention.lab.study import Row
 from tests.support.studies.squares_study import square, task
 
-STAMP = {"machine": {"cores": 2}, "versions": {"torch": "9"}, "provenance": {"claim": "P2"}}
+STAMP = {"machine": {"cores": 2}, "versions": {"torch": "9"}, "provenance": {"claim": "a paper"}}
 TASK = task(1, 2)
 
 

@@ -9,8 +9,8 @@ import torch
 from sigmoid_attention.attention import sigmoid_attention
 from sigmoid_attention.mixtures import Mixture
 from sigmoid_attention.mixtures.attention_row import (
-    Context,
-    Head,
+    AttentionContext,
+    AttentionHead,
     heads_as_hierarchy,
     hierarchy_as_heads,
 )
@@ -24,12 +24,12 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def drawn(head_dim: int, channels: int, bias: torch.Tensor, seed: int = 0) -> Head:
+def drawn(head_dim: int, channels: int, bias: torch.Tensor, seed: int = 0) -> AttentionHead:
     query, key = normal(2, WIDTH, head_dim, seed=seed)
-    return Head(query, key, normal(WIDTH, channels, seed=seed + 100), bias)
+    return AttentionHead(query, key, normal(WIDTH, channels, seed=seed + 100), bias)
 
 
-def attended(head: Head, tokens_BNM: torch.Tensor) -> torch.Tensor:
+def attended(head: AttentionHead, tokens_BNM: torch.Tensor) -> torch.Tensor:
     """The operator's answers, (B, N, E)."""
     query, key, value = (
         (tokens_BNM @ weights)[:, None] for weights in (head.query_MD, head.key_MD, head.value_ME)
@@ -50,7 +50,7 @@ def test_a_row_over_a_sequence_is_a_mixture_and_back(row, head_dim, bias):
     family, theta_EP = head.as_mixture(TOKENS, row)
     expected = attended(head, tokens)[:, row]
     close(family.predict(theta_EP, tokens.flatten(1)).T, expected)
-    again = Head.of_mixture(family, theta_EP, row, head_dim=head_dim)
+    again = AttentionHead.of_mixture(family, theta_EP, row, head_dim=head_dim)
     assert again.query_MD.shape == (WIDTH, head_dim)
     close(again.query_MD @ again.key_MD.T, head.query_MD @ head.key_MD.T)
     close(again.value_ME, head.value_ME)
@@ -60,7 +60,7 @@ def test_a_row_over_a_sequence_is_a_mixture_and_back(row, head_dim, bias):
 def test_a_sequence_of_one_token_shows_the_symmetric_part():
     head = drawn(2, 2, BIASES[0])
     family, theta_EP = head.as_mixture(1, 0)
-    again = Head.of_mixture(family, theta_EP, 0, head_dim=3)
+    again = AttentionHead.of_mixture(family, theta_EP, 0, head_dim=3)
     product = head.query_MD @ head.key_MD.T / math.sqrt(2)
     close(again.query_MD @ again.key_MD.T / math.sqrt(3), (product + product.T) / 2)
 
@@ -68,7 +68,7 @@ def test_a_sequence_of_one_token_shows_the_symmetric_part():
 @pytest.mark.parametrize("bias", (BIASES[0], BIASES[1][:3]), ids=("one-bias", "bias-a-key"))
 def test_attention_to_a_context_is_a_mixture_and_back(bias):
     keys, dim, channels = 3, 5, 2
-    context = Context(normal(keys, dim), normal(keys, channels, seed=1), bias)
+    context = AttentionContext(normal(keys, dim), normal(keys, channels, seed=1), bias)
     query = normal(7, dim, seed=2)
     expected = sigmoid_attention(
         query[None, None], context.key_KD[None, None], context.value_KE[None, None],
@@ -76,7 +76,7 @@ def test_attention_to_a_context_is_a_mixture_and_back(bias):
     )[0, 0]  # fmt: skip
     family, theta_EP = context.as_mixture()
     close(family.predict(theta_EP, query).T, expected)
-    again = Context.of_mixture(family, theta_EP)
+    again = AttentionContext.of_mixture(family, theta_EP)
     close(again.key_KD, context.key_KD)
     close(again.value_KE, context.value_KE)
     close(again.bias, bias.expand(keys))
@@ -85,7 +85,7 @@ def test_attention_to_a_context_is_a_mixture_and_back(bias):
 def test_any_mixture_of_its_kind_is_attention_to_a_context():
     family = Mixture("sigmoid", "constant", k=4, d=3)
     theta = normal(family.size)
-    context, inputs = Context.of_mixture(family, theta[None]), normal(6, 3, seed=1)
+    context, inputs = AttentionContext.of_mixture(family, theta[None]), normal(6, 3, seed=1)
     out = sigmoid_attention(
         inputs[None, None], context.key_KD[None, None], context.value_KE[None, None],
         bias=context.bias.expand(1, 1, 6, 4), impl="reference",
@@ -100,7 +100,7 @@ def test_heads_are_groups_of_a_hierarchy():
     plain = [drawn(head_dim, head_dim, BIASES[1], seed=seed) for seed in range(heads)]
     expected = sum(attended(one, tokens) @ back for one, back in zip(plain, output, strict=True))
     projected = [
-        Head(one.query_MD, one.key_MD, one.value_ME @ back, one.bias)
+        AttentionHead(one.query_MD, one.key_MD, one.value_ME @ back, one.bias)
         for one, back in zip(plain, output, strict=True)
     ]
     mixtures = [head.as_mixture(TOKENS, row) for head in projected]
@@ -132,15 +132,15 @@ def moved(theta_EP: torch.Tensor, channel: int, place: int) -> torch.Tensor:
 def test_what_is_no_row_of_attention_is_refused():
     family, theta_EP = drawn(2, 2, BIASES[1]).as_mixture(TOKENS, 1)
     with pytest.raises(ValueError, match=r"^theta must be a row of attention, D=1, but is"):
-        Head.of_mixture(family, theta_EP, 1, head_dim=1)
+        AttentionHead.of_mixture(family, theta_EP, 1, head_dim=1)
     with pytest.raises(ValueError, match=r"^theta must be a row of attention, D=3"):
-        Head.of_mixture(family, theta_EP, 0)
+        AttentionHead.of_mixture(family, theta_EP, 0)
     # Every single parameter of either channel matters.
     for place in range(family.size):
         refused = 0
         for channel in range(2):
             try:
-                Head.of_mixture(family, moved(theta_EP, channel, place), 1)
+                AttentionHead.of_mixture(family, moved(theta_EP, channel, place), 1)
             except ValueError:
                 refused += 1
         assert refused == 2, place
@@ -154,27 +154,31 @@ SEQUENCE = Mixture("sigmoid", "linear", "partially_quadratic", k=2, d=4)
     (
         (lambda: drawn(2, 2, BIASES[0]).as_mixture(3, 3), "row must be from 0 to 2, got 3"),
         (
-            lambda: Head.of_mixture(SEQUENCE, torch.zeros(1, SEQUENCE.size), -1),
+            lambda: AttentionHead.of_mixture(SEQUENCE, torch.zeros(1, SEQUENCE.size), -1),
             "row must be from 0 to 1, got -1",
         ),
         (
-            lambda: Head.of_mixture(replace(SEQUENCE, temperature=True), torch.zeros(1, 37), 0),
+            lambda: AttentionHead.of_mixture(
+                replace(SEQUENCE, temperature=True), torch.zeros(1, 37), 0
+            ),
             "family must be sigmoid, partially_quadratic and linear",
         ),
         (
-            lambda: Head.of_mixture(replace(SEQUENCE, d=3), torch.zeros(1, 22), 0),
+            lambda: AttentionHead.of_mixture(replace(SEQUENCE, d=3), torch.zeros(1, 22), 0),
             "family must be sigmoid, partially_quadratic and linear",
         ),
         (
-            lambda: Head.of_mixture(Mixture("softmax", "linear", k=2, d=4), torch.zeros(1, 20), 0),
+            lambda: AttentionHead.of_mixture(
+                Mixture("softmax", "linear", k=2, d=4), torch.zeros(1, 20), 0
+            ),
             "family must be sigmoid, partially_quadratic and linear",
         ),
         (
-            lambda: Context.of_mixture(Mixture("sigmoid", "linear"), torch.zeros(1, 8)),
+            lambda: AttentionContext.of_mixture(Mixture("sigmoid", "linear"), torch.zeros(1, 8)),
             "family must be sigmoid, linear and constant, without a temperature, got",
         ),
         (
-            lambda: Context.of_mixture(Mixture("sigmoid", "constant"), normal(2, 6)),
+            lambda: AttentionContext.of_mixture(Mixture("sigmoid", "constant"), normal(2, 6)),
             "theta must be attention to a context, but is",
         ),
         (lambda: heads_as_hierarchy([]), "heads must be one or more of one family, got 0"),

@@ -6,13 +6,13 @@ import torch
 
 from sigmoid_attention.mixtures import FiniteDesign, Mixture
 from sigmoid_attention.mixtures.classification import (
-    Deviance,
+    LogisticDeviance,
     LogisticMixture,
     hellinger,
     maximise_likelihood,
 )
 from sigmoid_attention.mixtures.labels import LabelCounts, RawLabels, draw_labels
-from sigmoid_attention.mixtures.solver import Box
+from sigmoid_attention.mixtures.solver import ParameterBox
 
 DESIGN = FiniteDesign.sobol(96, d=2)
 INPUTS = DESIGN.inputs_Qd
@@ -68,7 +68,7 @@ def test_the_quadratic_model_has_the_gradient_and_fisher_information(family):
     theta = drawn(family, 3)
     law = family.probabilities(theta[0], INPUTS)
     data = draw_labels(DESIGN, law, [300] * 3, seed=1)
-    objective, which = Deviance(family, data), torch.arange(3)
+    objective, which = LogisticDeviance(family, data), torch.arange(3)
     moving = theta.clone().requires_grad_()
     (slope,) = torch.autograd.grad(objective.cost(moving, which).sum(), moving)
     curvature, gradient = objective.quadratic(theta, which)
@@ -95,7 +95,9 @@ def test_the_deviance_is_the_likelihood_above_that_of_the_shares():
     seen = data.share_BQS * data.count_BQ[..., None]
     of_shares = torch.special.xlogy(seen, data.share_BQS).sum((1, 2))
     expected = 2 * (of_shares - (seen * log_p).sum((1, 2)))
-    torch.testing.assert_close(Deviance(family, data).cost(theta, torch.arange(2)), expected)
+    torch.testing.assert_close(
+        LogisticDeviance(family, data).cost(theta, torch.arange(2)), expected
+    )
 
 
 def test_counts_are_as_good_as_rows():
@@ -115,13 +117,14 @@ def test_counts_are_as_good_as_rows():
         torch.from_numpy(count)[None],
     )
     assert rows.n_B.tolist() == counts.n_B.tolist() == [4000.0]
-    box = Box.around_zero(family.size, 20.0)
+    box = ParameterBox.around_zero(family.size, 20.0)
     ends = [maximise_likelihood(family, data, truth[None], box=box) for data in (rows, counts)]
     assert all(end.converged_B.all() for end in ends)
     torch.testing.assert_close(ends[0].theta_BP, ends[1].theta_BP, rtol=0, atol=1e-3)
     theta, only = torch.stack((truth, ends[0].theta_BP[0])), torch.arange(1)
     falls = [
-        Deviance(family, data).cost(theta[:1], only) - Deviance(family, data).cost(theta[1:], only)
+        LogisticDeviance(family, data).cost(theta[:1], only)
+        - LogisticDeviance(family, data).cost(theta[1:], only)
         for data in (rows, counts)
     ]
     torch.testing.assert_close(falls[0], falls[1], rtol=1e-9, atol=1e-9)
@@ -151,10 +154,10 @@ def test_the_gain_is_the_number_of_parameters_and_hellinger_falls_like_the_root(
     data = draw_labels(DESIGN, law, [n for n in sizes for _ in range(replicates)], seed=0)
     start = truth.expand(len(sizes) * replicates, -1)
     free = family.free_P
-    box = Box.around_zero(family.size, 50.0).pinned(~free, truth[~free])
+    box = ParameterBox.around_zero(family.size, 50.0).pinned(~free, truth[~free])
     fit = maximise_likelihood(family, data, start, box=box)
     assert fit.converged_B.all()
-    gain = Deviance(family, data).cost(start, torch.arange(len(start))) - fit.chi2_B
+    gain = LogisticDeviance(family, data).cost(start, torch.arange(len(start))) - fit.chi2_B
     assert (gain > 0).all()
     # The gain is chi-squared: its mean over m fits errs by sqrt(2 free / m).
     assert abs(gain.mean() - box.free) < 4 * (2 * box.free / len(gain)) ** 0.5
@@ -179,7 +182,7 @@ def test_certain_classes_lean_on_the_box_and_stay_finite():
     family = LogisticMixture(Mixture("sigmoid", "linear", k=1, d=1), classes=2)
     x = np.linspace(-1, 1, 50)[:, None]
     data = RawLabels.of(x, (x[:, 0] > 0).astype(int), classes=2)
-    box = Box.around_zero(family.size, 40.0)
+    box = ParameterBox.around_zero(family.size, 40.0)
     start = torch.tensor([[0.0, 0.0, 1.0, 0.0]], dtype=torch.float64)
     fit = maximise_likelihood(family, data, start, box=box)
     assert fit.at_box_B.all() and fit.chi2_B.isfinite().all()

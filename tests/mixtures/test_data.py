@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sigmoid_attention.mixtures import Mixture, RawData, binned
-from sigmoid_attention.mixtures.solver import Box, chi2, minimise
+from sigmoid_attention.mixtures.solver import ParameterBox, chi2, minimise
 
 
 def drawn(n: int, d: int) -> tuple[Mixture, torch.Tensor, np.ndarray, np.ndarray]:
@@ -22,7 +22,7 @@ def test_a_fit_to_cells_is_nearly_that_to_rows(d, bins):
     family, theta, x, y = drawn(20_000, d)
     raw, cells = RawData.of(x, y), binned(x, y, bins)
     assert len(cells.inputs_Qd) <= min(bins**d, len(x))
-    box = Box.around_zero(family.size, 20.0)
+    box = ParameterBox.around_zero(family.size, 20.0)
     fits = [minimise(family, one, theta[None], sigma=0.1, box=box) for one in (raw, cells)]
     above = chi2(family, raw, fits[1].theta_BP, 0.1) - fits[0].chi2_B
     # Of a twentieth of a standard error in each parameter there would be 0.03.

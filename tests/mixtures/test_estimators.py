@@ -1,6 +1,7 @@
 """The estimators keep scikit-learn's conventions, find what the solver finds, say what is wrong."""
 
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sigmoid_attention.mixtures import Mixture, RawData
@@ -17,7 +19,7 @@ from sigmoid_attention.mixtures.estimators import (
     MixtureOfExpertsRegressor,
 )
 from sigmoid_attention.mixtures.fitting import centre_and_spread
-from sigmoid_attention.mixtures.solver import Box, minimise
+from sigmoid_attention.mixtures.solver import ParameterBox, minimise
 
 both = pytest.mark.parametrize(
     "kind", (MixtureOfExpertsRegressor, MixtureOfExpertsClassifier), ids=("regressor", "classifier")
@@ -30,8 +32,8 @@ both = pytest.mark.parametrize(
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @parametrize_with_checks(
     [
-        MixtureOfExpertsRegressor(starts=2, max_iter=60),
-        MixtureOfExpertsClassifier(starts=2, max_iter=60),
+        MixtureOfExpertsRegressor(n_init=2, max_iter=60),
+        MixtureOfExpertsClassifier(n_init=2, max_iter=60),
     ]
 )
 def test_conventions(estimator, check):
@@ -62,13 +64,13 @@ def data_for(kind):
 def test_without_a_penalty_it_is_the_least_squares_estimate():
     X, y = waves()
     model = MixtureOfExpertsRegressor(2, expert="tanh", alpha=0.0, random_state=0).fit(X, y)
-    assert model.converged_ and model.box_hits_ == 0
+    assert model.converged_ and model.n_at_bounds_ == 0
     inputs = (X - X.mean(0)) / X.std(0)
     target = (y - y.mean()) / y.std()
     family = Mixture("sigmoid", "tanh", k=2, d=2)
     sigma = model.noise_ / y.std()
     theta = torch.from_numpy(model.theta_)[None]
-    box = Box.around_zero(family.size, 30.0)
+    box = ParameterBox.around_zero(family.size, 30.0)
     polished = minimise(family, RawData.of(inputs, target), theta, sigma=sigma, box=box)
     rss = ((model.predict(X) - y) ** 2).sum() / y.std() ** 2
     assert rss / sigma**2 - polished.chi2_B.item() < 1e-2
@@ -78,16 +80,16 @@ def test_without_a_penalty_it_is_the_least_squares_estimate():
 
 
 def test_a_fit_stops_in_units_of_the_noise_that_it_finds():
-    """However small that is beside the target: with a drop of 1, within a unit of the optimum."""
+    """However small that is beside the target: with a tol of 1, within a unit of the optimum."""
     rng = np.random.default_rng(2)
     X, family = rng.uniform(-1, 1, (300, 2)), Mixture("sigmoid", "tanh", k=2, d=2)
     truth = 2 * torch.arange(10).double().sin()
     y = family.predict(truth, torch.from_numpy(X)).numpy() + 1e-5 * rng.standard_normal(300)
     model = MixtureOfExpertsRegressor(
-        2, expert="tanh", alpha=0.0, drop=1.0, standardize=False, random_state=0
+        2, expert="tanh", alpha=0.0, tol=1.0, standardize=False, random_state=0
     ).fit(X, y)
     assert model.noise_ == pytest.approx(1e-5, rel=0.15)
-    theta, box = torch.from_numpy(model.theta_)[None], Box.around_zero(10, 30.0)
+    theta, box = torch.from_numpy(model.theta_)[None], ParameterBox.around_zero(10, 30.0)
     best = minimise(family, RawData.of(X, y), theta, sigma=1e-5, box=box)
     assert ((model.predict(X) - y) ** 2).sum() / 1e-10 - best.chi2_B.item() < 1
 
@@ -104,15 +106,15 @@ def test_data_without_noise_are_fitted_to_rounding():
 
 def test_parameters_keep_to_the_box_and_hits_are_counted():
     X, y = waves()
-    model = MixtureOfExpertsRegressor(half_width=0.7, random_state=0).fit(X, y)
+    model = MixtureOfExpertsRegressor(bound=0.7, random_state=0).fit(X, y)
     assert (abs(model.theta_) <= 0.7).all()
-    assert model.box_hits_ == (abs(model.theta_) == 0.7).sum() > 0
+    assert model.n_at_bounds_ == (abs(model.theta_) == 0.7).sum() > 0
 
 
 def test_the_penalised_minimum_does_not_depend_on_the_noise():
     """Its slope is zero: 2 J'r = 2 alpha theta."""
     X, y = waves()
-    model = MixtureOfExpertsRegressor(2, alpha=1.0, drop=1e-10, random_state=0).fit(X, y)
+    model = MixtureOfExpertsRegressor(2, alpha=1.0, tol=1e-10, random_state=0).fit(X, y)
     assert model.converged_
     inputs = torch.from_numpy((X - X.mean(0)) / X.std(0))
     theta = torch.from_numpy(model.theta_)
@@ -135,9 +137,9 @@ def test_one_linear_expert_of_a_competing_gate_is_linear_regression(gate):
 
 def test_one_linear_expert_of_a_competing_gate_is_logistic_regression():
     X, y = load_breast_cancer(return_X_y=True)
-    model = MixtureOfExpertsClassifier(1, gate="softmax", alpha=0.1, drop=1e-10, random_state=0)
+    model = MixtureOfExpertsClassifier(1, gate="softmax", alpha=0.1, tol=1e-10, random_state=0)
     model.fit(X, y)
-    assert model.converged_ and model.box_hits_ == 0
+    assert model.converged_ and model.n_at_bounds_ == 0
     # A column of ones, because we penalise the intercept like the rest.
     own = np.insert((X - X.mean(0)) / X.std(0), 0, 1.0, axis=1)
     theirs = LogisticRegression(C=10.0, fit_intercept=False, tol=1e-10, max_iter=5000).fit(own, y)
@@ -187,11 +189,11 @@ def test_units_do_not_matter_where_data_are_standardised():
 
 def test_starts_are_reported_and_more_of_them_are_no_worse():
     X, y = waves()
-    few = MixtureOfExpertsRegressor(3, expert="tanh", starts=1, random_state=1).fit(X, y)
-    many = MixtureOfExpertsRegressor(3, expert="tanh", starts=12, random_state=1).fit(X, y)
-    assert few.start_spread_.shape == (1,) and many.start_spread_.shape == (12,)
-    assert (many.start_spread_ == 0).any() and (many.start_spread_ > -0.1).all()
-    assert many.start_spread_.max() > 1
+    few = MixtureOfExpertsRegressor(3, expert="tanh", n_init=1, random_state=1).fit(X, y)
+    many = MixtureOfExpertsRegressor(3, expert="tanh", n_init=12, random_state=1).fit(X, y)
+    assert few.init_excess_.shape == (1,) and many.init_excess_.shape == (12,)
+    assert (many.init_excess_ == 0).any() and (many.init_excess_ > -0.1).all()
+    assert many.init_excess_.max() > 1
     assert many.score(X, y) >= few.score(X, y) - 1e-4
 
 
@@ -206,50 +208,83 @@ def test_a_fit_that_ran_out_of_steps_warns_and_says_so(kind):
     assert model.converged_ is False and model.n_iter_ == 2
 
 
+COUNT = r"must be an int in the range \[1, inf\)"
+POSITIVE = r"must be a float in the range \(0.0, inf\)"
+NOT_NEGATIVE = r"must be a float in the range \[0.0, inf\)"
+SWITCH = "must be an instance of 'bool' or an instance of 'numpy.bool'"
+TENSOR = torch.nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    (
+        ({"n_experts": 0}, f"n_experts {COUNT}, got 0"),
+        ({"n_experts": 1.5}, f"n_experts {COUNT}, got 1.5"),
+        ({"n_experts": True}, f"n_experts {COUNT}, got True"),
+        ({"n_init": 0}, f"n_init {COUNT}, got 0"),
+        ({"n_init": TENSOR}, f"n_init {COUNT}, got a Param.*"),
+        ({"max_iter": 0}, f"max_iter {COUNT}, got 0"),
+        ({"max_iter": 10**400}, f"max_iter {COUNT}, got a number of 1329 bits"),
+        ({"init_scale": 0.0}, f"init_scale {POSITIVE}, got 0.0"),
+        ({"init_scale": "2"}, f"init_scale {POSITIVE}, got the string '2'"),
+        ({"init_scale": TENSOR}, f"init_scale {POSITIVE}, got a Param.*"),
+        ({"bound": -1}, f"bound {POSITIVE}, got -1"),
+        ({"bound": 10**400}, f"bound {POSITIVE}, got a number of 1329 bits"),
+        ({"tol": 0}, f"tol {POSITIVE}, got 0"),
+        ({"tol": True}, f"tol {POSITIVE}, got True"),
+        ({"tol": np.nan}, f"tol {POSITIVE}, got nan"),
+        ({"alpha": -0.1}, f"alpha {NOT_NEGATIVE}, got -0.1"),
+        ({"alpha": np.inf}, f"alpha {NOT_NEGATIVE}, got inf"),
+        ({"alpha": None}, f"alpha {NOT_NEGATIVE}, got None"),
+        ({"standardize": "no"}, f"standardize {SWITCH}, got the string 'no'"),
+        ({"standardize": None}, f"standardize {SWITCH}, got None"),
+        ({"temperature": None}, f"temperature {SWITCH}, got None"),
+        ({"temperature": 0.5}, f"temperature {SWITCH}, got 0.5"),
+        ({"gate": "step"}, "gate must be a str among {'sigmoid', .*}, got the string 'step'"),
+        ({"gate": ["sigmoid"]}, r"gate must be a str among .*, got \['sigmoid'\]"),
+        ({"expert": "tree"}, "expert must be a str among {'relu', .*}, got the string 'tree'"),
+        ({"expert": ["linear"]}, r"expert must be a str among .*, got \['linear'\]"),
+        ({"gate_score": {}}, "gate_score must be a str among {'linear', .*}, got .*dict.*"),
+        ({"gate_score": None}, "gate_score must be a str among {'linear', .*}, got None"),
+        ({"random_state": "x"}, "random_state must be .*, got the string 'x'"),
+    ),
+)
+@both
+def test_a_parameter_that_breaks_its_constraint_is_refused(kind, parameters, sentence):
+    with pytest.raises(InvalidParameterError, match=f"^{sentence}$") as refusal:
+        kind(**parameters).fit(*data_for(kind))
+    assert isinstance(refusal.value, ValueError) and isinstance(refusal.value, TypeError)
+
+
 @both
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     (
-        ({"n_experts": 0}, "n_experts must be a whole number of 1 or more, got 0"),
-        ({"n_experts": 1.5}, "n_experts must be a whole number of 1 or more, got 1.5"),
-        ({"starts": 0}, "starts must be a whole number of 1 or more, got 0"),
-        ({"max_iter": 0}, "max_iter must be a whole number of 1 or more, got 0"),
-        ({"width": 0.0}, "width must be positive, got 0.0"),
-        ({"half_width": -1}, "half_width must be positive, got -1"),
-        ({"drop": 0}, "drop must be positive, got 0"),
-        ({"alpha": -0.1}, "alpha must be 0 or more, got -0.1"),
-        ({"alpha": np.inf}, "alpha must be 0 or more, got inf"),
-        ({"alpha": None}, "alpha must be 0 or more, got None"),
-        ({"width": "2"}, "width must be positive, got the string '2'"),
-        ({"drop": True}, "drop must be positive, got True"),
-        ({"n_experts": True}, "n_experts must be a whole number of 1 or more, got True"),
         ({"n_experts": 500}, "n_experts must be at most the number of observations, 400, got 500"),
-        ({"gate": "step"}, "gate must be one of sigmoid, .* got 'step'"),
-        ({"expert": "tree"}, "expert must be one of relu, .* got 'tree'"),
-        ({"half_width": 10**400}, "half_width must be positive, got a number of 1329 bits"),
-        ({"width": torch.nn.Parameter(torch.ones(3))}, "width must be positive, got a Param.*"),
-        (
-            {"starts": torch.nn.Parameter(torch.ones(3))},
-            "starts must be a whole .*, got a Param.*",
-        ),
-        ({"standardize": "no"}, "standardize must be True or False, got the string 'no'"),
-        ({"standardize": None}, "standardize must be True or False, got None"),
-        ({"temperature": None}, "temperature must be True or False, got None"),
-        ({"temperature": 0.5}, "temperature must be True or False, got 0.5"),
-        ({"gate": ["sigmoid"]}, r"gate must be one of sigmoid, .* got \['sigmoid'\]"),
-        ({"expert": ["linear"]}, r"expert must be one of relu, .* got \['linear'\]"),
-        ({"gate_score": {}}, "score must be one of linear, .* got builtins.dict"),
-        ({"gate_score": None}, "score must be one of linear, .* got None"),
-        ({"gate_score": "cubic"}, "score must be one of linear, .* got 'cubic'"),
         (
             {"n_experts": 100, "alpha": 0},
             "X: 400 observations cannot determine 600 parameters; give more of them, .*",
         ),
     ),
 )
-def test_bad_parameters_are_refused(kind, parameters, sentence):
-    with pytest.raises((TypeError, ValueError), match=f"^{sentence}$"):
+def test_more_experts_than_the_data_determine_are_refused(kind, parameters, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
         kind(**parameters).fit(*data_for(kind))
+
+
+@both
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"n_init": np.int64(2)},
+        {name: Fraction(1, 10) for name in ("tol", "alpha", "init_scale", "bound")},
+        {name: 1 for name in ("tol", "alpha", "init_scale", "bound")},
+    ],
+    ids=str,
+)
+def test_numbers_of_other_types_are_taken(kind, parameters):
+    X, y = data_for(kind)
+    kind(random_state=0, **({"n_init": 2} | parameters)).fit(X[:60], y[:60])
 
 
 @both
@@ -284,7 +319,7 @@ def test_labels_must_be_classes_of_more_than_one_kind():
 def test_a_constant_column_is_warned_of_and_changes_nothing(kind):
     X, y = data_for(kind)
     wide = np.insert(X, 1, 3.0, axis=1)
-    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and say nothing$"):
+    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and have no effect$"):
         model = kind(random_state=0).fit(wide, y)
     assert model.scale_[1] == 1
     assert model.score(wide, y) == pytest.approx(
@@ -302,12 +337,12 @@ def rounded(value: float, n: int = 400) -> np.ndarray:
 def test_a_column_that_varies_by_rounding_is_constant(kind, value):
     X, y = data_for(kind)
     wide, new = np.insert(X, 1, rounded(value), axis=1), np.insert(X, 1, 7 * value, axis=1)
-    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and say nothing$"):
-        model = kind(random_state=0, starts=2).fit(wide, y)
+    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and have no effect$"):
+        model = kind(random_state=0, n_init=2).fit(wide, y)
     with pytest.warns(UserWarning, match="constant"):
-        exact = kind(random_state=0, starts=2).fit(np.insert(X, 1, value, axis=1), y)
+        exact = kind(random_state=0, n_init=2).fit(np.insert(X, 1, value, axis=1), y)
     np.testing.assert_allclose(model.theta_, exact.theta_, atol=1e-9)
-    # Whatever it becomes later, it says nothing.
+    # New values of the column have no effect.
     assert model.score(new, y) == model.score(wide, y) == pytest.approx(exact.score(new, y))
     assert model.scale_[1] == 1 and model.constant_.tolist() == [False, True, False]
 
@@ -317,8 +352,8 @@ def test_a_column_that_varies_below_the_normal_numbers_is_constant(kind):
     X, y = data_for(kind)
     noise = 1e-320 * np.random.default_rng(0).standard_normal(len(X))
     wide, new = np.insert(X, 1, noise, axis=1), np.insert(X, 1, 7.0, axis=1)
-    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and say nothing$"):
-        model = kind(random_state=0, starts=2).fit(wide, y)
+    with pytest.warns(UserWarning, match=r"^X: columns \[1\] are constant and have no effect$"):
+        model = kind(random_state=0, n_init=2).fit(wide, y)
     assert model.score(new, y) == model.score(wide, y)
     assert model.scale_[1] == 1 and model.constant_.tolist() == [False, True, False]
 
@@ -327,9 +362,9 @@ def test_a_column_that_varies_below_the_normal_numbers_is_constant(kind):
 @pytest.mark.parametrize("unit, offset", [(1.0, 1e9), (1e-9, 1.0), (1e200, 0.0), (1e-200, 0.0)])
 def test_columns_of_any_size_and_offset_are_seen(kind, unit, offset):
     X, y = data_for(kind)
-    model = kind(random_state=0, starts=2).fit(unit * X + offset * unit, y)
+    model = kind(random_state=0, n_init=2).fit(unit * X + offset * unit, y)
     assert not model.constant_.any()
-    expected = kind(random_state=0, starts=2).fit(X, y)
+    expected = kind(random_state=0, n_init=2).fit(X, y)
     assert model.score(unit * X + offset * unit, y) == pytest.approx(expected.score(X, y), abs=1e-3)
 
 
@@ -345,14 +380,14 @@ def test_what_is_constant_is_what_scikit_learn_calls_so():
 
 def test_a_target_that_varies_by_rounding_is_constant():
     X, _ = waves()
-    model = MixtureOfExpertsRegressor(random_state=0, starts=2).fit(X, rounded(0.1))
+    model = MixtureOfExpertsRegressor(random_state=0, n_init=2).fit(X, rounded(0.1))
     np.testing.assert_allclose(model.predict(10 * X), 0.1, rtol=1e-14)
 
 
 @both
 def test_a_fit_that_fails_leaves_what_an_earlier_one_found(kind):
     X, y = data_for(kind)
-    model = kind(random_state=0, starts=2).fit(X, y)
+    model = kind(random_state=0, n_init=2).fit(X, y)
     answer = model.predict(X)
     model.set_params(n_experts=20, alpha=0)
     with pytest.raises(ValueError, match="observations cannot determine"):
@@ -369,7 +404,7 @@ def test_a_fit_that_fails_leaves_what_an_earlier_one_found(kind):
 def test_fewer_observations_than_parameters_are_warned_of(kind):
     X, y = data_for(kind)
     with pytest.warns(
-        UserWarning, match=r"^X: 10 observations cannot determine 12 parameters; what"
+        UserWarning, match=r"^X: 10 observations cannot determine 12 parameters; alpha"
     ):
         kind(random_state=0).fit(X[:10], y[:10])
     with warnings.catch_warnings():

@@ -11,16 +11,16 @@ from scipy.optimize import minimize
 from sigmoid_attention.mixtures import Mixture
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.gaussian import (
-    Deviance,
+    GaussianDeviance,
     GaussianExperts,
-    Shared,
-    Truth,
+    SharedExperts,
+    TrueGaussianExperts,
     em,
     expected,
     maximise,
     near_truth,
 )
-from sigmoid_attention.mixtures.solver import Box, Settings
+from sigmoid_attention.mixtures.solver import ParameterBox, SolverSettings
 
 FAMILIES = {
     f"{gate} {expert} {shared.expert if shared else 'alone'}": GaussianExperts(
@@ -30,8 +30,8 @@ FAMILIES = {
         ("softmax", "normalised_sigmoid"),
         (
             ("linear", "linear", None),
-            ("relu+scale", "linear", Shared("relu+bias+scale", 2)),
-            ("gelu", "partially_quadratic", Shared("linear", 1)),
+            ("relu+scale", "linear", SharedExperts("relu+bias+scale", 2)),
+            ("gelu", "partially_quadratic", SharedExperts("linear", 1)),
         ),
     )
 }
@@ -45,7 +45,7 @@ def _seed():
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 # Two routed experts that cross, told apart by the gate and their variances, and a shared one.
-LINE = GaussianExperts(Mixture("softmax", "linear", k=2), Shared("linear", 1))
+LINE = GaussianExperts(Mixture("softmax", "linear", k=2), SharedExperts("linear", 1))
 LINE_THETA = torch.tensor(
     [2.0, 0.5, 3.0, 1.0, -1.0, -2.0, -0.5, -2.0, 0.0, -0.5, 0.5, 4.0, -1.5, 0.0],
     dtype=torch.float64,
@@ -102,7 +102,7 @@ def test_one_linear_expert_is_ordinary_least_squares():
     x = rng.standard_normal((60, 3))
     y = x @ [1.0, -2.0, 0.5] + 3 + 0.2 * rng.standard_normal(60)
     data = Samples(torch.from_numpy(x)[None], torch.from_numpy(y)[None])
-    once = Settings(most_iterations=1)
+    once = SolverSettings(max_iter=1)
     fit = em(family, data, torch.zeros(1, family.size).double(), box=wide(family), settings=once)
     columns = np.column_stack([x, np.ones(60)])
     known, rss, *_ = np.linalg.lstsq(columns, y)
@@ -110,10 +110,10 @@ def test_one_linear_expert_is_ordinary_least_squares():
     assert math.exp(fit.theta_BP[0, 8]) == pytest.approx(rss[0] / 60, rel=1e-8)
 
 
-def wide(family: GaussianExperts, floor: float = -9.0) -> Box:
+def wide(family: GaussianExperts, floor: float = -9.0) -> ParameterBox:
     low = torch.full((family.size,), -30.0, dtype=torch.float64)
-    low[family.places.log_variances_c] = floor
-    return Box(low, torch.full_like(low, 30.0))
+    low[family.indices.log_variances_c] = floor
+    return ParameterBox(low, torch.full_like(low, 30.0))
 
 
 @each_family
@@ -123,7 +123,7 @@ def test_em_never_lowers_the_likelihood(family):
     start = 2 * torch.randn(6, family.size, dtype=torch.float64)
     deviances = torch.stack(
         [
-            em(family, data, start, box=wide(family), settings=Settings(most_iterations=i)).chi2_B
+            em(family, data, start, box=wide(family), settings=SolverSettings(max_iter=i)).chi2_B
             for i in range(25)
         ]
     )
@@ -136,7 +136,7 @@ def test_an_em_iteration_is_that_of_the_textbook():
     data = sampled(LINE, LINE_THETA, 1, 400, seed=3)
     x, y = data.inputs_BQd[0, :, 0], data.observations_BQ[0]
     start = LINE_THETA + 0.3 * torch.randn(LINE.size, dtype=torch.float64)
-    once = Settings(most_iterations=1)
+    once = SolverSettings(max_iter=1)
     fit = em(LINE, data, start[None], box=wide(LINE), settings=once).theta_BP[0]
     routed, shared = LINE.atoms(start)
     gate = (x[:, None] * routed[:, 0] + routed[:, 1]).softmax(-1) / 2
@@ -162,12 +162,12 @@ def test_an_em_iteration_is_that_of_the_textbook():
 
 @pytest.mark.parametrize("gate", ("softmax", "normalised_sigmoid"))
 def test_the_maximum_is_the_one_that_scipy_finds(gate):
-    family = GaussianExperts(Mixture(gate, "linear", k=2), Shared("linear", 1))
+    family = GaussianExperts(Mixture(gate, "linear", k=2), SharedExperts("linear", 1))
     data = sampled(family, LINE_THETA, 3, 500, seed=4)
     start = LINE_THETA + 0.05 * torch.randn(3, family.size, dtype=torch.float64)
     fit = maximise(family, data, start, box=wide(family))
     assert fit.converged_B.all()
-    deviance = Deviance(family, data)
+    deviance = GaussianDeviance(family, data)
     # Of some samples the likelihood rises for ever as slopes grow; there the box decides.
     inside = (~fit.at_box_B).nonzero()[:, 0].tolist()
     assert len(inside) >= 2
@@ -186,10 +186,10 @@ def test_the_maximum_is_the_one_that_scipy_finds(gate):
 
 @pytest.mark.parametrize("gate", ("softmax", "normalised_sigmoid"))
 def test_em_alone_gets_there_too_where_experts_are_apart(gate):
-    family = GaussianExperts(Mixture(gate, "linear", k=2), Shared("linear", 1))
+    family = GaussianExperts(Mixture(gate, "linear", k=2), SharedExperts("linear", 1))
     data = sampled(family, LINE_THETA, 4, 500, seed=5)
     start = (LINE_THETA + 0.05).expand(4, -1)
-    alone = em(family, data, start, box=wide(family), settings=Settings(1e-9, 1, 3000))
+    alone = em(family, data, start, box=wide(family), settings=SolverSettings(1e-9, 1, 3000))
     both = maximise(family, data, start, box=wide(family))
     torch.testing.assert_close(alone.chi2_B, both.chi2_B, rtol=0, atol=1e-3)
 
@@ -200,7 +200,7 @@ def test_the_gain_of_an_exact_family_is_its_number_of_parameters():
     start = (LINE_THETA + 0.02).expand(count, -1)
     fit = maximise(LINE, data, start, box=wide(LINE))
     assert fit.converged_B.all() and not fit.at_box_B.any()
-    truth = Deviance(LINE, data).cost(start - 0.02, torch.arange(count))
+    truth = GaussianDeviance(LINE, data).cost(start - 0.02, torch.arange(count))
     gain = truth - fit.chi2_B
     # A shift of the scores and the weight of a single shared expert are no parameters.
     free = LINE.size - 2 - 1
@@ -229,21 +229,25 @@ def test_the_expected_likelihood_has_its_maximum_at_the_truth():
     inputs = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
     data = expected(LINE, LINE_THETA, inputs, n=1000.0)
     assert float(data.n_B) == pytest.approx(1000)
-    curvature, gradient = Deviance(LINE, data).quadratic(LINE_THETA[None], torch.tensor([0]))
+    curvature, gradient = GaussianDeviance(LINE, data).quadratic(
+        LINE_THETA[None], torch.tensor([0])
+    )
     assert gradient.abs().max() < 1e-3 * curvature[0].diagonal().max()
     sample = sampled(LINE, LINE_THETA, 1, 200_000, seed=7)
-    deviance = Deviance(LINE, sample).cost(LINE_THETA[None], torch.tensor([0]))
-    mean = Deviance(LINE, data).cost(LINE_THETA[None], torch.tensor([0]))
+    deviance = GaussianDeviance(LINE, sample).cost(LINE_THETA[None], torch.tensor([0]))
+    mean = GaussianDeviance(LINE, data).cost(LINE_THETA[None], torch.tensor([0]))
     assert float(deviance / 200) == pytest.approx(float(mean), rel=0.01)
 
 
 @pytest.mark.parametrize("gate", ("softmax", "normalised_sigmoid"))
 def test_a_start_without_noise_has_the_density_of_the_truth(gate):
-    truth = Truth(GaussianExperts(Mixture(gate, "linear", k=2), Shared("linear", 1)), LINE_THETA)
+    truth = TrueGaussianExperts(
+        GaussianExperts(Mixture(gate, "linear", k=2), SharedExperts("linear", 1)), LINE_THETA
+    )
     theta = truth.theta_P.clone()
     theta[[0, 5]] = 0.0
-    truth = Truth(truth.family, theta)
-    family = GaussianExperts(Mixture(gate, "linear", k=3), Shared("linear", 3))
+    truth = TrueGaussianExperts(truth.family, theta)
+    family = GaussianExperts(Mixture(gate, "linear", k=3), SharedExperts("linear", 3))
 
     def start_of(times):
         rng = torch.Generator().manual_seed(0)
@@ -255,7 +259,7 @@ def test_a_start_without_noise_has_the_density_of_the_truth(gate):
         family.log_density(start, x, y), truth.family.log_density(theta, x, y)
     )
     noise = start_of(1.0) - start
-    variances = family.places.log_variances_c
+    variances = family.indices.log_variances_c
     assert (noise[variances] > 0).all() and (noise[variances] < 0.002).all()
     assert 0.001 < noise.square().mean().sqrt() < 0.006
     others = torch.ones(family.size, dtype=torch.bool)
@@ -271,11 +275,11 @@ def test_a_start_without_noise_has_the_density_of_the_truth(gate):
             lambda: GaussianExperts(Mixture("softmax", "linear", temperature=True)),
             "temperature must be False",
         ),
-        (lambda: Shared("linear", 0), "k: of shared experts"),
-        (lambda: Shared("cubic"), "expert must be one of"),
+        (lambda: SharedExperts("linear", 0), "k: of shared experts"),
+        (lambda: SharedExperts("cubic"), "expert must be one of"),
         (
             lambda: near_truth(
-                Truth(LINE, LINE_THETA),
+                TrueGaussianExperts(LINE, LINE_THETA),
                 GaussianExperts(Mixture("softmax", "linear", k=1)),
                 n=10,
                 times=1.0,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sigmoid_attention.mixtures import Mixture
-from sigmoid_attention.mixtures.gaussian import GaussianExperts, Shared, Truth
+from sigmoid_attention.mixtures.gaussian import GaussianExperts, SharedExperts, TrueGaussianExperts
 from sigmoid_attention.mixtures.gaussian.losses import (
     HALF_SYSTEM,
     SYSTEM,
@@ -22,7 +22,7 @@ GATES = ("softmax", "normalised_sigmoid")
 
 
 def family(gate: str, k: int, s: int = 1) -> GaussianExperts:
-    return GaussianExperts(Mixture(gate, "linear", k=k), Shared("linear", s))
+    return GaussianExperts(Mixture(gate, "linear", k=k), SharedExperts("linear", s))
 
 
 def theta(routed: list[list[float]], shared: list[list[float]]) -> torch.Tensor:
@@ -36,8 +36,8 @@ ROUTED = [[5.0, -0.5, 8.0, 2.0, 0.4], [5.0, 0.5, -6.0, 1.0, 0.4]]
 SHARED = [[2.0, 0.0, 0.2, 1.0]]
 
 
-def truth(gate: str) -> Truth:
-    return Truth(family(gate, 2), theta(ROUTED, SHARED))
+def truth(gate: str) -> TrueGaussianExperts:
+    return TrueGaussianExperts(family(gate, 2), theta(ROUTED, SHARED))
 
 
 def drawn(gate: str, seed: int, k: int = 4, s: int = 3) -> tuple[GaussianExperts, torch.Tensor]:
@@ -148,7 +148,7 @@ def test_the_nearest_minimiser_counts():
 
 @pytest.mark.parametrize("gate", GATES)
 def test_experts_count_as_often_as_they_are_chosen(gate):
-    """Whatever the gate's parameters are; and a dead expert not at all."""
+    """The gate's parameters have no effect, and a dead expert has none."""
     rows = [[0.0, 1.0, 8.3, 2.4, 0.4], [0.0, 1.0, -6.0, 1.0, 0.5], [0.0, -60.0, 99.0, 9.0, 0.1]]
     at = theta(rows, SHARED)[None]
     inputs = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]

@@ -5,7 +5,7 @@ import torch
 
 from sigmoid_attention.mixtures import GATES, FiniteDesign, Mixture
 from sigmoid_attention.mixtures.hierarchy import Hierarchy
-from sigmoid_attention.mixtures.solver import Box, chi2, minimise
+from sigmoid_attention.mixtures.solver import ParameterBox, chi2, minimise
 
 INPUTS = FiniteDesign.sobol(64, d=2).inputs_Qd
 
@@ -62,7 +62,7 @@ def test_the_solver_finds_the_least_squares_estimate():
     for group in range(2):
         last = 6 + group * 10 + 5
         held[last : last + 3] = True
-    box = Box.around_zero(family.size, 20).pinned(held, truth[held])
+    box = ParameterBox.around_zero(family.size, 20).pinned(held, truth[held])
     fit = minimise(family, data, truth.expand(40, -1), sigma=0.1, box=box)
     gain = chi2(family, data, truth.expand(40, -1), 0.1) - fit.chi2_B
     assert fit.converged_B.all()

@@ -10,7 +10,7 @@ from sigmoid_attention.mixtures.identifiability import (
     strongly_identifiable,
     weakly_identifiable,
 )
-from sigmoid_attention.mixtures.rates.setting import free_parameters
+from sigmoid_attention.mixtures.model import free_parameters
 
 INPUTS = FiniteDesign.sobol(256, d=2).inputs_Qd
 

@@ -13,8 +13,8 @@ from sigmoid_attention.mixtures.equivalence import (
     sigmoid_as_softmax,
     softmax_as_sigmoid,
 )
-from sigmoid_attention.mixtures.projection import Approximation, project, starts_in
-from sigmoid_attention.mixtures.solver import Box
+from sigmoid_attention.mixtures.projection import ApproximationProblem, project, starts_in
+from sigmoid_attention.mixtures.solver import ParameterBox
 
 INPUTS = FiniteDesign.sobol(64, d=2).inputs_Qd
 seeds = st.integers(0, 10**6)
@@ -87,14 +87,16 @@ def test_a_shift_adds_the_same_to_all_scores_of_a_sigmoid_too(score, factor, tem
 
 @pytest.mark.parametrize("slope", (0.0, 1.0, 3.0))
 def test_two_sigmoids_sum_to_a_sigmoid_only_where_it_is_flat(slope):
-    """P2, regime 1: sigma(b1 x + b0) as a sum of two with slopes and intercepts within 3."""
+    """Regime 1 of Nguyen et al. 2024: two sigmoids with slopes and intercepts within 3."""
     family = Mixture("sigmoid", "constant", k=2, d=1)
     inputs = torch.linspace(-2, 2, 64, dtype=torch.float64)[:, None]
     ones = torch.zeros(family.size, dtype=torch.bool)
     ones[[2, 5]] = True
-    box = Box.around_zero(family.size, 4.0).pinned(ones, torch.ones(2, dtype=torch.float64))
+    box = ParameterBox.around_zero(family.size, 4.0).pinned(
+        ones, torch.ones(2, dtype=torch.float64)
+    )
     target = (slope * inputs[:, 0] + 0.5).sigmoid()
-    problem = Approximation(family, target, inputs, box)
+    problem = ApproximationProblem(family, target, inputs, box)
     found = project(problem, starts_in(box, 24, seed=0))
     assert (found.floor < 1e-9) == (slope == 0)
     if slope:

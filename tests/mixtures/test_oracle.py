@@ -7,23 +7,24 @@ from scipy.optimize import least_squares
 
 from sigmoid_attention.mixtures import FiniteDesign, Mixture, RawData
 from sigmoid_attention.mixtures.data import LeastSquares
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth, free_parameters
-from sigmoid_attention.mixtures.solver import Box, chi2, minimise
+from sigmoid_attention.mixtures.model import free_parameters
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
+from sigmoid_attention.mixtures.solver import ParameterBox, chi2, minimise
 
 SIGMA = 0.1
 
-# Truths are well conditioned: where a valley runs on for ever, so does whoever follows it.
+# Truths are well conditioned, so that no fit follows an endless valley.
 SETTINGS = (
-    Setting("sigmoid", "relu", extra=0),
-    Setting("sigmoid", "gelu", "partially_quadratic", extra=0, d=3),
-    Setting("softmax", "gelu", extra=0, k=3),
-    Setting("softmax", "linear", extra=0),
-    Setting("normalised_sigmoid", "tanh", "euclidean", extra=0),
-    Setting("tanh", "silu", extra=0, k=1),
+    RateSetting("sigmoid", "relu", extra=0),
+    RateSetting("sigmoid", "gelu", "partially_quadratic", extra=0, d=3),
+    RateSetting("softmax", "gelu", extra=0, k=3),
+    RateSetting("softmax", "linear", extra=0),
+    RateSetting("normalised_sigmoid", "tanh", "euclidean", extra=0),
+    RateSetting("tanh", "silu", extra=0, k=1),
 )
 
 
-def identity(setting: Setting) -> str:
+def identity(setting: RateSetting) -> str:
     family = setting.family
     return f"{family.gate}-{family.expert}-{family.score}-k{family.k}-d{family.d}"
 
@@ -77,7 +78,7 @@ def test_the_end_is_as_low_as_scipys(setting, make, n):
     jitter = 0.1 * torch.randn(family.size, generator=rng, dtype=torch.float64)
     start = truth + jitter * free
     data = make(family, truth, n)
-    box = Box.around_zero(family.size, 100.0).pinned(~free, truth[~free])
+    box = ParameterBox.around_zero(family.size, 100.0).pinned(~free, truth[~free])
     ours = minimise(family, data, start[None], sigma=SIGMA, box=box)
     theirs = scipy_end(family, data, start.numpy(), free.numpy())
     assert ours.converged_B.all() and not ours.at_box_B.any()

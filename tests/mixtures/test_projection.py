@@ -8,7 +8,7 @@ import torch
 from sigmoid_attention.mixtures import FiniteDesign, Mixture
 from sigmoid_attention.mixtures.distance import d3
 from sigmoid_attention.mixtures.projection import (
-    Approximation,
+    ApproximationProblem,
     distance_to,
     distance_to_pseudo_true,
     project,
@@ -16,19 +16,19 @@ from sigmoid_attention.mixtures.projection import (
     starts_in,
 )
 from sigmoid_attention.mixtures.rates.measure import measure
-from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth
-from sigmoid_attention.mixtures.solver import Box
+from sigmoid_attention.mixtures.rates.setting import RateSetting, box, draw_truth
+from sigmoid_attention.mixtures.solver import ParameterBox
 from sigmoid_attention.mixtures.voronoi import l2
 
 # A dense truth whose first expert is held near, twice: it cannot be made of two.
-MISSPECIFIED = Setting(
+MISSPECIFIED = RateSetting(
     "sigmoid", "tanh", radius=0.3, truth_seed=1, sizes=(10**6, 10**10), replicates=10
 )
 
 
 @pytest.mark.parametrize("gate", ("sigmoid", "softmax"))
 def test_a_truth_inside_the_family_is_its_own_projection(gate):
-    setting = Setting(gate, "tanh", extra=0)
+    setting = RateSetting(gate, "tanh", extra=0)
     found, truth = pseudo_true(setting, starts=16), draw_truth(setting)
     assert found.floor < 1e-8
     assert found.starts == 16
@@ -38,10 +38,10 @@ def test_a_truth_inside_the_family_is_its_own_projection(gate):
     assert not found.at_box_M.any()
 
 
-def pinned(family: Mixture, half_width: float, values: dict[int, float]) -> Box:
+def pinned(family: Mixture, half_width: float, values: dict[int, float]) -> ParameterBox:
     places = torch.tensor(list(values))
     held = torch.tensor(list(values.values()), dtype=torch.float64)
-    return Box.around_zero(family.size, half_width).pinned(places, held)
+    return ParameterBox.around_zero(family.size, half_width).pinned(places, held)
 
 
 def test_minimisers_that_differ_are_told_apart_and_counted():
@@ -50,7 +50,9 @@ def test_minimisers_that_differ_are_told_apart_and_counted():
     inputs = FiniteDesign.sobol(64, d=1).inputs_Qd
     truth = torch.tensor([1.5, 0.2, 1.0, 2.0], dtype=torch.float64)
     opposite = truth * torch.tensor([1, 1, -1, -1])
-    problem = Approximation(family, family.predict(truth, inputs), inputs, Box.around_zero(4, 5.0))
+    problem = ApproximationProblem(
+        family, family.predict(truth, inputs), inputs, ParameterBox.around_zero(4, 5.0)
+    )
     near = torch.tensor([[-0.1], [0.05], [0.1]], dtype=torch.float64)
     starts = torch.cat((truth + near, opposite + near[1:]))
     found = project(problem, starts)
@@ -64,7 +66,7 @@ def test_ends_that_lie_higher_are_no_minimisers():
     family = Mixture("sigmoid", "relu", k=1, d=1)
     inputs = torch.linspace(-1, 1, 64, dtype=torch.float64)[:, None]
     target = torch.where(inputs > 0, inputs, -inputs / 2)[:, 0]
-    problem = Approximation(family, target, inputs, pinned(family, 9.0, {0: 0.0, 1: 0.0}))
+    problem = ApproximationProblem(family, target, inputs, pinned(family, 9.0, {0: 0.0, 1: 0.0}))
     starts = torch.tensor([[0, 0, 1], [0, 0, -3], [0, 0, 3]], dtype=torch.float64)
     found = project(problem, starts)
     assert found.theta_MP[:, 2].tolist() == pytest.approx([2.0])
@@ -80,7 +82,7 @@ def test_a_minimiser_at_the_end_of_an_interval_says_so():
     inputs = torch.linspace(-1, 1, 32, dtype=torch.float64)[:, None]
     target = (4 * inputs[:, 0]).sigmoid()
     ends = torch.tensor([[0.0, 1.0, 1.0], [2.0, 3.0, 1.0]], dtype=torch.float64)
-    problem = Approximation(family, target, inputs, Box(*ends))
+    problem = ApproximationProblem(family, target, inputs, ParameterBox(*ends))
     found = project(problem, starts_in(problem.box, 4, seed=0))
     assert found.at_box_M.tolist() == [True]
     assert found.theta_MP[0].tolist() == pytest.approx([2.0, 1.0, 1.0])
@@ -91,7 +93,7 @@ def test_the_distance_to_a_continuum_is_to_the_nearest_of_all_its_points():
     family = Mixture("sigmoid", "constant", k=2, d=1)
     inputs = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
     bounds = pinned(family, 9.0, {0: 0.0, 1: 0.0, 3: 0.0, 4: 0.0})
-    problem = Approximation(family, torch.ones(8, dtype=torch.float64), inputs, bounds)
+    problem = ApproximationProblem(family, torch.ones(8, dtype=torch.float64), inputs, bounds)
     found = project(problem, starts_in(bounds, 3, seed=0))
     assert len(found.theta_MP) == 3
     fits = torch.zeros(20, 6, dtype=torch.float64)
@@ -135,7 +137,9 @@ def test_noise_and_sizes_do_not_matter():
 
 
 def test_starts_keep_to_the_box_at_all_scales():
-    bounds = Box.around_zero(3, 10.0).pinned(torch.tensor([1]), torch.tensor([7.0]).double())
+    bounds = ParameterBox.around_zero(3, 10.0).pinned(
+        torch.tensor([1]), torch.tensor([7.0]).double()
+    )
     starts = starts_in(bounds, 500, seed=0)
     assert (starts[:, 1] == 7).all()
     assert (starts.abs() <= 10).all()
@@ -159,6 +163,6 @@ def test_bad_input_is_refused(target, starts, sentence):
     family, inputs = Mixture("sigmoid", "constant", k=1), torch.zeros(8, 1).double()
     with pytest.raises(ValueError, match=f"^{sentence}"):
         project(
-            Approximation(family, target.double(), inputs, Box.around_zero(3, 1.0)),
+            ApproximationProblem(family, target.double(), inputs, ParameterBox.around_zero(3, 1.0)),
             starts.double(),
         )

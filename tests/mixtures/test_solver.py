@@ -6,9 +6,9 @@ import torch
 
 from sigmoid_attention.mixtures import FiniteDesign, RawData, binned
 from sigmoid_attention.mixtures.rates.measure import measure
-from sigmoid_attention.mixtures.rates.setting import Setting
+from sigmoid_attention.mixtures.rates.setting import RateSetting
 from sigmoid_attention.mixtures.rates.slopes import slope
-from sigmoid_attention.mixtures.solver import Box, chi2, minimise
+from sigmoid_attention.mixtures.solver import ParameterBox, chi2, minimise
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from sigmoid_attention.mixtures.solver import Box, chi2, minimise
 )
 def test_the_gain_of_an_exact_family_is_its_number_of_parameters(gate, expert):
     sizes = tuple(10**power for power in (4, 6, 8, 10, 12))
-    curve = measure(Setting(gate, expert, extra=0, sizes=sizes, replicates=40))
+    curve = measure(RateSetting(gate, expert, extra=0, sizes=sizes, replicates=40))
     assert curve.converged.all()
     assert curve.gain.min() > 0
     # The gain is chi-squared: its mean over m fits errs by sqrt(2 free / m).
@@ -27,13 +27,13 @@ def test_the_gain_of_an_exact_family_is_its_number_of_parameters(gate, expert):
 
 
 def test_raw_data_and_its_means_have_the_same_optimum():
-    family = Setting("sigmoid", "tanh", d=1, extra=0).family
+    family = RateSetting("sigmoid", "tanh", d=1, extra=0).family
     rng = np.random.default_rng(0)
     x = np.round(rng.uniform(-1, 1, (5000, 1)), 2)
     theta = 2 * torch.randn(family.size, dtype=torch.float64)
     y = family.predict(theta, torch.from_numpy(x)).numpy() + 0.1 * rng.standard_normal(5000)
     raw, means = RawData.of(x, y, chunk=777), binned(x, y, bins=4001)
-    box = Box.around_zero(family.size, 20)
+    box = ParameterBox.around_zero(family.size, 20)
     fits = [minimise(family, data, theta[None], sigma=0.1, box=box) for data in (raw, means)]
     assert all(fit.converged_B.all() for fit in fits)
     torch.testing.assert_close(fits[0].chi2_B, fits[1].chi2_B, rtol=0, atol=1e-3)
@@ -43,12 +43,14 @@ def test_raw_data_and_its_means_have_the_same_optimum():
 
 
 def test_no_observation_beyond_the_box_and_pins_hold():
-    setting = Setting("sigmoid", "gelu", extra=0)
+    setting = RateSetting("sigmoid", "gelu", extra=0)
     design = FiniteDesign.sobol(64, d=2)
     family = setting.family
     theta = torch.randn(family.size, dtype=torch.float64)
     data = design.draw(family.predict(theta, design.inputs_Qd), [1000] * 8, sigma=0.1, seed=0)
-    box = Box.around_zero(family.size, 0.3).pinned(torch.tensor([1]), torch.tensor(0.25).double())
+    box = ParameterBox.around_zero(family.size, 0.3).pinned(
+        torch.tensor([1]), torch.tensor(0.25).double()
+    )
     fit = minimise(family, data, theta.expand(8, -1), sigma=0.1, box=box)
     assert (fit.theta_BP.abs() <= 0.3).all()
     assert (fit.theta_BP[:, 1] == 0.25).all()
@@ -76,8 +78,8 @@ def test_a_finite_design_has_the_moments_of_its_observations():
         (lambda: FiniteDesign(torch.tensor([[0.0], [np.nan]])), "inputs must be finite"),
         (lambda: RawData.of(np.zeros((3, 1)), np.zeros(2)), "data must be"),
         (lambda: RawData.of(np.zeros((2, 1)), np.array([0, np.inf])), "data must be finite"),
-        (lambda: Box(torch.ones(2), torch.zeros(2)), "box: a lower end"),
-        (lambda: Setting("sigmoid", "relu", regime="thin"), "regime must be"),
+        (lambda: ParameterBox(torch.ones(2), torch.zeros(2)), "box: a lower end"),
+        (lambda: RateSetting("sigmoid", "relu", regime="thin"), "regime must be"),
     ),
 )
 def test_bad_input_is_refused(make, sentence):

@@ -5,12 +5,12 @@ import torch
 
 from sigmoid_attention.mixtures import Mixture
 from sigmoid_attention.mixtures.data import Samples
-from sigmoid_attention.mixtures.solver import Box, Fit, Settings, chi2, minimise
-from sigmoid_attention.mixtures.stochastic import Recipe, excess, paper_mode
+from sigmoid_attention.mixtures.solver import Fit, ParameterBox, SolverSettings, chi2, minimise
+from sigmoid_attention.mixtures.stochastic import StochasticRecipe, excess, paper_mode
 
 FAMILY = Mixture("sigmoid", "tanh", k=2, d=2)
 TRUTH = 2 * torch.arange(10).double().sin()
-BOX = Box.around_zero(10, 20.0)
+BOX = ParameterBox.around_zero(10, 20.0)
 
 
 def samples(n: int, count: int = 3, sigma: float = 0.1) -> Samples:
@@ -25,7 +25,7 @@ START = TRUTH + 0.3 * torch.linspace(-1, 1, 30).double().reshape(3, 10)
 @pytest.mark.parametrize("optimiser", ("sgd", "adam"))
 def test_with_one_batch_an_epoch_the_steps_are_those_of_torch(optimiser):
     data = samples(50)
-    recipe = Recipe(optimiser, learning_rate=0.05, epochs=7, batch=50)
+    recipe = StochasticRecipe(optimiser, learning_rate=0.05, epochs=7, batch=50)
     ours = paper_mode(FAMILY, data, START, sigma=0.1, recipe=recipe)
     for problem in range(3):
         theta = START[problem].clone().requires_grad_()
@@ -51,7 +51,8 @@ def test_an_epoch_takes_every_observation_once_in_an_order_of_its_own():
     start = torch.tensor([[0.0, 5.0, 0.0]] * count, dtype=torch.float64)
     seen = []
     paper_mode(
-        family, data, start, sigma=1.0, recipe=Recipe(learning_rate=0.5, epochs=2, batch=1),
+        family, data, start, sigma=1.0,
+        recipe=StochasticRecipe(learning_rate=0.5, epochs=2, batch=1),
         trace=lambda step, theta: seen.append(theta[:, 2].clone()),
     )  # fmt: skip
     visited = torch.stack(seen[1:], -1).reshape(count, 2, n)
@@ -65,19 +66,21 @@ def test_an_epoch_takes_every_observation_once_in_an_order_of_its_own():
 
 def test_what_it_returns_claims_nothing_and_says_how_far_it_got():
     data = samples(2000)
-    fit = paper_mode(FAMILY, data, START, sigma=0.1, recipe=Recipe(batch=300, epochs=3))
+    fit = paper_mode(FAMILY, data, START, sigma=0.1, recipe=StochasticRecipe(batch=300, epochs=3))
     assert not fit.converged_B.any() and not fit.at_box_B.any()
     assert fit.iterations_B.tolist() == [21] * 3
     left = excess(FAMILY, data, fit, sigma=0.1, box=BOX)
     assert (left > 1).all()
-    longer = paper_mode(FAMILY, data, START, sigma=0.1, recipe=Recipe(batch=300, epochs=100))
+    longer = paper_mode(
+        FAMILY, data, START, sigma=0.1, recipe=StochasticRecipe(batch=300, epochs=100)
+    )
     assert (excess(FAMILY, data, longer, sigma=0.1, box=BOX) < left).all()
     optimum = minimise(FAMILY, data, fit.theta_BP, sigma=0.1, box=BOX)
     assert (excess(FAMILY, data, optimum, sigma=0.1, box=BOX).abs() < 1e-2).all()
 
 
 def test_problems_do_not_touch_each_other_and_a_seed_repeats():
-    data, recipe = samples(500), Recipe(batch=64, epochs=2)
+    data, recipe = samples(500), StochasticRecipe(batch=64, epochs=2)
     one = paper_mode(FAMILY, data, START, sigma=0.1, recipe=recipe, seed=3)
     again = paper_mode(FAMILY, data, START, sigma=0.1, recipe=recipe, seed=3)
     assert torch.equal(one.theta_BP, again.theta_BP)
@@ -93,9 +96,9 @@ def test_divergence_is_infinite_and_stays_so():
     data = samples(200)
     family = Mixture("tanh", "poly3", k=2, d=2)
     start = torch.ones(3, family.size, dtype=torch.float64)
-    fit = paper_mode(family, data, start, sigma=0.1, recipe=Recipe(learning_rate=50.0))
+    fit = paper_mode(family, data, start, sigma=0.1, recipe=StochasticRecipe(learning_rate=50.0))
     assert fit.chi2_B.isinf().all()
-    box = Box.around_zero(family.size, 20.0)
+    box = ParameterBox.around_zero(family.size, 20.0)
     assert excess(family, data, fit, sigma=0.1, box=box).isinf().all()
 
 
@@ -104,7 +107,7 @@ def test_excess_without_an_optimum_is_no_number():
     shown = Fit(
         START, chi2(FAMILY, data, START, 0.1), torch.zeros(3) > 0, torch.zeros(3), torch.zeros(3)
     )
-    few = Settings(most_iterations=1)
+    few = SolverSettings(max_iter=1)
     left = excess(FAMILY, data, shown, sigma=0.1, box=BOX, settings=few)
     assert left.isnan().all()
 
@@ -112,10 +115,10 @@ def test_excess_without_an_optimum_is_no_number():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     (
-        (lambda: Recipe("lion"), "optimiser must be one of sgd, adam, got 'lion'"),
-        (lambda: Recipe(learning_rate=0.0), "learning_rate must be positive, got 0.0"),
-        (lambda: Recipe(epochs=-1), "epochs must be positive, got -1"),
-        (lambda: Recipe(batch=0), "batch must be positive, got 0"),
+        (lambda: StochasticRecipe("lion"), "optimiser must be one of sgd, adam, got 'lion'"),
+        (lambda: StochasticRecipe(learning_rate=0.0), "learning_rate must be positive, got 0.0"),
+        (lambda: StochasticRecipe(epochs=-1), "epochs must be positive, got -1"),
+        (lambda: StochasticRecipe(batch=0), "batch must be positive, got 0"),
         (
             lambda: paper_mode(FAMILY, samples(50), START[:2], sigma=0.1),
             r"start must be \(problems, parameters\) = \(3, 10\), got \(2, 10\)",

@@ -11,7 +11,7 @@ from sigmoid_attention.mixtures import GATES, SCORES, Mixture
 from sigmoid_attention.mixtures.data import FiniteDesign
 from sigmoid_attention.mixtures.equivalence import shift_scores
 from sigmoid_attention.mixtures.voronoi import (
-    Truth,
+    TrueMixture,
     aligned,
     contribution_loss,
     l2,
@@ -24,12 +24,12 @@ INPUTS = FiniteDesign.sobol(64, d=2).inputs_Qd
 each_gate = pytest.mark.parametrize("gate", ("sigmoid", "softmax"))
 
 
-def drawn(gate: str) -> Truth:
+def drawn(gate: str) -> TrueMixture:
     family = Mixture(gate, "gelu", k=3, d=2)
-    return Truth(family, torch.randn(family.size, dtype=torch.float64))
+    return TrueMixture(family, torch.randn(family.size, dtype=torch.float64))
 
 
-def split(truth: Truth) -> tuple[Mixture, torch.Tensor]:
+def split(truth: TrueMixture) -> tuple[Mixture, torch.Tensor]:
     """The truth with its first expert twice, each with half of the mass at the intercept."""
     atoms = truth.atoms
     first = atoms[0].clone()
@@ -99,7 +99,7 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def losses(family: Mixture, theta: torch.Tensor, truth: Truth) -> torch.Tensor:
+def losses(family: Mixture, theta: torch.Tensor, truth: TrueMixture) -> torch.Tensor:
     """All that is called a loss here, one after another."""
     square = voronoi(family, theta, truth, powers=quadratic_powers(family))
     ones, cubes = dict.fromkeys(family.parts, 1.0), dict.fromkeys(family.parts, 3.0)
@@ -119,7 +119,7 @@ def losses(family: Mixture, theta: torch.Tensor, truth: Truth) -> torch.Tensor:
 )
 def test_neither_order_nor_an_unseen_shift_changes_a_loss(gate, score, order, seed):
     truth_family = Mixture(gate, "tanh", score, k=2, d=2)
-    truth = Truth(truth_family, normal(truth_family.size, seed=seed))
+    truth = TrueMixture(truth_family, normal(truth_family.size, seed=seed))
     family = Mixture(gate, "tanh", score, k=4, d=2)
     theta = normal(3, family.size, seed=seed + 1)
     other = family.atoms(theta)[:, list(order)].flatten(-2)
@@ -129,15 +129,15 @@ def test_neither_order_nor_an_unseen_shift_changes_a_loss(gate, score, order, se
     torch.testing.assert_close(
         losses(family, other, truth), losses(family, theta, truth), rtol=1e-8, atol=1e-8
     )
-    moved_truth = Truth(truth_family, truth.atoms.flip(0).flatten())
+    moved_truth = TrueMixture(truth_family, truth.atoms.flip(0).flatten())
     torch.testing.assert_close(losses(family, theta, moved_truth), losses(family, theta, truth))
 
 
 @given(st.sampled_from(list(SCORES)), st.integers(1, 3), seeds)
 def test_a_shifted_split_truth_has_no_loss(score, copies, seed):
-    """Whichever expert is repeated, be it the reference or all there are."""
+    """The repeated expert may be any one, the reference, or all of them."""
     truth_family = Mixture("softmax", "gelu", score, k=2, d=2)
-    truth = Truth(truth_family, normal(truth_family.size, seed=seed))
+    truth = TrueMixture(truth_family, normal(truth_family.size, seed=seed))
     atoms = truth.atoms[[0] * copies + [1] * 2].clone()
     atoms[:copies, truth_family.score_size - 1] -= torch.log(torch.tensor(float(copies)))
     atoms[copies:, truth_family.score_size - 1] -= torch.log(torch.tensor(2.0))
@@ -147,7 +147,7 @@ def test_a_shifted_split_truth_has_no_loss(score, copies, seed):
     assert voronoi(family, theta, truth).crowd_Bt.tolist() == [[float(copies), 2.0]]
 
 
-def literal(family: Mixture, atoms: torch.Tensor, truth: Truth, cell: list[int]) -> float:
+def literal(family: Mixture, atoms: torch.Tensor, truth: TrueMixture, cell: list[int]) -> float:
     """The softmax D by its formula, with these cells and the scores as they are."""
     intercept = family.score_size - 1
     mass, true_mass = atoms[:, intercept].exp(), truth.atoms[:, intercept].exp()
@@ -166,7 +166,7 @@ def literal(family: Mixture, atoms: torch.Tensor, truth: Truth, cell: list[int])
 
 @given(seeds)
 def test_the_softmax_loss_is_near_the_least_over_all_shifts(seed):
-    truth = Truth(Mixture("softmax", "gelu", k=3, d=2), 2 * normal(15, seed=seed))
+    truth = TrueMixture(Mixture("softmax", "gelu", k=3, d=2), 2 * normal(15, seed=seed))
     family = Mixture("softmax", "gelu", k=4, d=2)
     cell = [0, 0, 1, 2]
     atoms = truth.atoms[cell] + 0.01 * normal(4, 5, seed=seed + 1)
@@ -198,7 +198,7 @@ def test_the_softmax_loss_is_near_the_least_over_all_shifts(seed):
 )
 def test_exponents_of_quadratic_scores_follow_the_crowd(gate, score, part, by_crowd):
     truth_family = Mixture(gate, "gelu", score, k=2, d=2)
-    truth = Truth(truth_family, 2 * normal(truth_family.size, seed=1))
+    truth = TrueMixture(truth_family, 2 * normal(truth_family.size, seed=1))
     for crowd, power in by_crowd.items():
         family = Mixture(gate, "gelu", score, k=crowd + 1, d=2)
         atoms = truth.atoms[[0] * crowd + [1]].clone()
@@ -228,7 +228,7 @@ def test_a_power_of_no_part_is_refused():
 def test_experts_of_the_same_answer_cost_nothing_however_they_are_split(gate, expert):
     """The literal losses see the halves' parameters, which any share makes as well."""
     family = Mixture(gate, expert, k=2, d=2)
-    truth = Truth(family, 3 * normal(family.size, seed=4))
+    truth = TrueMixture(family, 3 * normal(family.size, seed=4))
     whole = Mixture(gate, expert, k=3, d=2)
     for share in (0.5, 0.3):
         atoms = truth.atoms[[0, 0, 1]].clone()

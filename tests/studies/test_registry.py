@@ -11,6 +11,7 @@ import pytest
 from sigmoid_attention.cli.arguments import command_name, parse
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies import registry
+from sigmoid_attention.studies.mixtures import rate_tables
 from sigmoid_attention.studies.registry import (
     CLAIM_STUDIES,
     COMMAND_STUDIES,
@@ -41,8 +42,8 @@ def test_the_state_of_a_folder_is_that_of_its_own_study(study, tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"name must be one of p2_table, .*, got 'p4'"):
-        select_claims(["p2_table", "p4"])
+    with pytest.raises(ValueError, match=r"name must be one of nguyen2024_table, .*, got 'p4'"):
+        select_claims(["nguyen2024_table", "p4"])
 
 
 @pytest.mark.parametrize("study", COMMAND_STUDIES, ids=lambda study: study.name)
@@ -55,20 +56,22 @@ def test_no_study_of_the_folders_is_missing():
     studies = Path(registry.__file__).parent
     for group, names in CLAIM_STUDIES.items():
         files = (studies / group).glob("*.py")
-        assert {path.stem for path in files if "\nSTUDY = " in path.read_text()} == set(names)
+        modules = {path.stem for path in files if "\nSTUDY = " in path.read_text()}
+        assert modules | rate_tables.STUDIES.keys() >= set(names) >= modules
+    assert list(rate_tables.STUDIES) == list(registry.SHARED_MODULES)
     every = [*claim_names(), *(study.name for study in COMMAND_STUDIES)]
     assert len(set(every)) == len(every)
 
 
 def test_studies_come_in_the_order_of_the_report_and_once():
-    names = ["p3_table", "p2_table", "p3_table"]
-    assert [study.name for study in select_claims(names)] == ["p2_table", "p3_table"]
+    names = ["yan2025_table", "nguyen2024_table", "yan2025_table"]
+    assert [study.name for study in select_claims(names)] == ["nguyen2024_table", "yan2025_table"]
     assert [study.name for study in select_claims([])] == claim_names()
 
 
 def test_the_name_of_a_group_selects_all_its_studies():
-    selected = select_claims(["theory", "p2_table", "regularity_depth"])
-    assert [study.name for study in selected] == ["p2_table", *CLAIM_STUDIES["theory"]]
+    selected = select_claims(["theory", "nguyen2024_table", "regularity_depth"])
+    assert [study.name for study in selected] == ["nguyen2024_table", *CLAIM_STUDIES["theory"]]
 
 
 @pytest.mark.parametrize("name", claim_names())

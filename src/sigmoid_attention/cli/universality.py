@@ -13,7 +13,7 @@ from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.study_options import UniversalityOptions
 from sigmoid_attention.lab.figure import svg
 from sigmoid_attention.studies.theory.universality import (
-    Findings,
+    UniversalityFindings,
     UniversalitySetting,
     findings,
     report,
@@ -163,7 +163,7 @@ def show_construction(built: Construction, steepness: float | None) -> dict[floa
     return dict(sorted(errors.items()))
 
 
-def train_as_well(setting: UniversalitySetting, out: Path) -> Sequence[Findings]:
+def train_as_well(setting: UniversalitySetting, out: Path) -> Sequence[UniversalityFindings]:
     """Run or continue the study of trained transformers in OUT/trained, and show what it found."""
     results = findings(run(out / "trained", setting, resume=True), setting)
     print(report(results, setting.error))

@@ -1,17 +1,21 @@
-"""Intervals for few measurements: over seeds by Student's t, over timings by order statistics.
+"""95% intervals: Student's t over seeds, order statistics of the median over timings.
 
-Seeds are few (three to ten) and the difference between two arms that share a seed is a sum of many
-small effects, so the t-interval of the paired differences is the right tool; a bootstrap of three
-values can only ever return those three. Timings are the opposite: many, skewed (an interruption
-only ever adds), so they get their median and an interval that assumes no shape at all.
+Seeds are few (three to ten). The difference between two arms with the same seed is a sum of many
+small effects, which a t-interval of paired differences suits; a bootstrap of three values contains
+only those three. Timings are many and skewed, because an interruption only adds time. They have a
+median and an interval that assumes no distribution.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
+
+# scipy loads its subpackages when they are used: scipy.stats takes longer to import than numpy.
+import scipy
 
 CONFIDENCE = 0.95
-# Below this many seeds an interval would be wider than any question asked of it.
+# An interval of fewer seeds would be too wide for any question here.
 FEWEST_FOR_INTERVAL = 3
 
 
@@ -39,31 +43,8 @@ class Interval:
         return self.low <= self.high
 
 
-def t_tail(t: float, degrees: int) -> float:
-    """P(|T| > t) for Student's t with a whole number of degrees of freedom.
-
-    With theta = atan(t / sqrt(degrees)) the inside probability is a finite sum of odd powers
-    (odd degrees) or even powers (even degrees) of cos(theta): Abramowitz and Stegun, 26.7.3 and
-    26.7.4.
-
-    Example:
-        >>> round(t_tail(12.706, 1), 4), round(t_tail(4.303, 2), 4)
-        (0.05, 0.05)
-    """
-    theta = math.atan(t / math.sqrt(degrees))
-    sin, cos = math.sin(theta), math.cos(theta)
-    odd = degrees % 2
-    term = cos if odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for k in range(2 + odd, degrees, 2):
-        term *= cos * cos * (k - 1) / k
-        total += term
-    inside = 2 / math.pi * (theta + sin * total) if odd else sin * total
-    return 1 - inside
-
-
 def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """The t with P(|T| <= t) = confidence, to twelve digits by bisection.
+    """The t with P(|T| <= t) = confidence, for Student's t with ``degrees`` degrees of freedom.
 
     Raises ``ValueError`` if degrees is below one or confidence not inside (0, 1).
 
@@ -75,13 +56,7 @@ def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
         raise ValueError(f"degrees must be at least 1, got {degrees}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    low, high = 0.0, 1.0
-    while t_tail(high, degrees) > 1 - confidence:
-        high *= 2
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_tail(middle, degrees) > 1 - confidence else (low, middle)
-    return high
+    return float(scipy.stats.t.ppf((1 + confidence) / 2, degrees))
 
 
 def t_interval(values: Sequence[float]) -> Interval:
@@ -106,9 +81,9 @@ def t_interval(values: Sequence[float]) -> Interval:
 def median_interval(values: Sequence[float]) -> Interval:
     """The median, between the order statistics that hold the true one with 95% probability.
 
-    The k-th smallest and the k-th largest of n independent values enclose the median with
-    probability 1 - 2 P(Binomial(n, 1/2) < k), whatever their distribution; k is the largest for
-    which that is at least 95%. Below six values there is none, and the interval has no bounds.
+    The interval of `scipy.stats.quantile_test` assumes no distribution: the k-th smallest and the
+    k-th largest of n independent values enclose the median with probability
+    1 - 2 P(Binomial(n, 1/2) < k). Below six values there is no such k, and no interval.
 
     Example:
         >>> median_interval([5.0, 1.0, 2.0, 3.0, 4.0, 90.0, 6.0])
@@ -116,22 +91,14 @@ def median_interval(values: Sequence[float]) -> Interval:
         >>> median_interval([5.0, 1.0]).mean
         3.0
     """
-    n = len(values)
-    if n == 0:
+    if len(values) == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    ordered = sorted(values)
-    median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-    outside, k = 2 * 0.5**n, 0
-    while outside <= 1 - CONFIDENCE:
-        k += 1
-        outside += 2 * math.comb(n, k) * 0.5**n
-    if k == 0:
-        return Interval(median, math.nan, math.nan, n)
-    return Interval(median, ordered[k - 1], ordered[n - k], n)
+    low, high = scipy.stats.quantile_test(values).confidence_interval(CONFIDENCE)
+    return Interval(median(values), float(low), float(high), len(values))
 
 
 def sign_test(first: int, second: int) -> float:
-    """The two-sided p of `first` against `second` cases if each were as likely as the other.
+    """The two-sided p-value of `first` against `second` cases if both kinds were equally likely.
 
         p = min(1, 2 P(Binomial(first + second, 1/2) <= min(first, second)))
 
@@ -139,9 +106,8 @@ def sign_test(first: int, second: int) -> float:
         >>> sign_test(6, 0), sign_test(0, 5), sign_test(2, 2), sign_test(0, 0)
         (0.03125, 0.0625, 1.0, 1.0)
     """
-    n = first + second
-    tail = sum(math.comb(n, k) for k in range(min(first, second) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    # scipy's test refuses no cases at all.
+    return float(scipy.stats.binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Interval:

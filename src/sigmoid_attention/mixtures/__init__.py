@@ -1,7 +1,7 @@
-"""Mixtures of experts as statistics: families, data, estimates, losses, identifiability, rates.
+"""Statistics of mixtures of experts: families, data, estimates, losses, identifiability, rates.
 
-Gates and scores need torch alone, and `sigmoid_attention.nn` uses them; data and all that reads
-them need the extra `lab`.
+Gates and scores need only torch, because `sigmoid_attention.nn` uses them. Data and the modules
+that use data need the extra `lab`.
 """
 
 from importlib import import_module

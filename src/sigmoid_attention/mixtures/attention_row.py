@@ -1,8 +1,8 @@
-"""A row of sigmoid attention as a mixture of experts, and back, both exactly.
+"""Exact conversion between a row of sigmoid attention and a mixture of experts.
 
-There are two ways to read it. Over a *sequence* the input is all tokens, one after another, and
-the mixture has quadratic scores and linear experts (P3). Over a *context* of fixed keys the input
-is the query, and the mixture has linear scores and constant experts, the values.
+A row is a mixture in two ways. Over a *sequence* the input is all tokens, one after another, and
+the mixture has quadratic scores and linear experts (Yan et al. 2025). Over a *context* of fixed
+keys the input is the query, and the mixture has linear scores and constant experts, the values.
 
 Shape letters: N tokens, M their width, D head dim, E channels of the answer, K keys, d dimension of
 the mixture's input (N M or D), P its parameters, H heads; ``block`` is a token's place among d.
@@ -25,7 +25,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Head:
+class AttentionHead:
     r"""Weights of a head of sigmoid self-attention, whose row i over tokens x_1 .. x_N is
 
     .. math::
@@ -39,11 +39,11 @@ class Head:
     Example:
         >>> import torch
         >>> weights = torch.eye(2, dtype=torch.float64)
-        >>> head = Head(weights, weights, weights, torch.tensor(0.0, dtype=torch.float64))
+        >>> head = AttentionHead(weights, weights, weights, torch.tensor(0.0, dtype=torch.float64))
         >>> family, theta_EP = head.as_mixture(tokens=3, row=0)
         >>> family.score, family.expert, family.k, family.d
         ('partially_quadratic', 'linear', 3, 6)
-        >>> again = Head.of_mixture(family, theta_EP, row=0)
+        >>> again = AttentionHead.of_mixture(family, theta_EP, row=0)
         >>> bool(torch.allclose(again.query_MD @ again.key_MD.T, weights))
         True
     """
@@ -58,7 +58,7 @@ class Head:
 
         Token j is expert j: its score has A = sym(E_i' W_q W_k' E_j) / sqrt D and c = b_j, and it
         answers (W_v' E_j x)_e, where E_j takes token j out of x = (x_1, .., x_N), of N M numbers.
-        Source: P3 (arXiv 2502.00281), section 2. That the scores see the symmetric part of the
+        Source: Yan et al. 2025, section 2. That the scores see the symmetric part of the
         matrix only changes no answer.
 
         Raises:
@@ -81,7 +81,7 @@ class Head:
     @classmethod
     def of_mixture(
         cls, family: Mixture, theta_EP: Tensor, row: int, *, head_dim: int | None = None
-    ) -> "Head":
+    ) -> "AttentionHead":
         """The weights of a head whose row is this mixture.
 
         Queries and keys are told from the mixture up to an invertible matrix between them; here
@@ -125,7 +125,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Context:
+class AttentionContext:
     r"""Fixed keys and values, which a query x attends to.
 
     .. math:: y = \sum_j \sigma\big(x^\top k_j / \sqrt D + b_j\big)\, v_j
@@ -137,11 +137,11 @@ class Context:
 
     Example:
         >>> import torch
-        >>> context = Context(torch.eye(3)[:, :1], torch.ones(3, 2), torch.zeros(3))
+        >>> context = AttentionContext(torch.eye(3)[:, :1], torch.ones(3, 2), torch.zeros(3))
         >>> family, theta_EP = context.as_mixture()
         >>> family.k, family.d, theta_EP.shape
         (3, 1, torch.Size([2, 9]))
-        >>> Context.of_mixture(family, theta_EP).value_KE.shape
+        >>> AttentionContext.of_mixture(family, theta_EP).value_KE.shape
         torch.Size([3, 2])
     """
 
@@ -163,7 +163,7 @@ class Context:
         return family, atoms.flatten(1)
 
     @classmethod
-    def of_mixture(cls, family: Mixture, theta_EP: Tensor) -> "Context":
+    def of_mixture(cls, family: Mixture, theta_EP: Tensor) -> "AttentionContext":
         """The keys, values and biases of this mixture.
 
         Raises:
@@ -202,7 +202,7 @@ def _check_row(row: int, tokens: int) -> None:
 def heads_as_hierarchy(heads: Sequence[tuple[Mixture, Tensor]]) -> tuple[Hierarchy, Tensor]:
     """The sum of several heads, each as a mixture, and its parameters for each channel, (E, P).
 
-    Every head is a group whose weight is max(1, 0), whatever the input.
+    Every head is a group whose weight is max(1, 0) for every input.
 
     Raises:
         ValueError: no heads, or heads of different families.

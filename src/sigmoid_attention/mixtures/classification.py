@@ -1,4 +1,4 @@
-"""Mixtures of experts that answer with a class: multinomial-logistic, by maximum likelihood.
+"""Multinomial-logistic mixtures of experts for classification, by maximum likelihood.
 
 Shape letters: A problems, Q inputs, d their dimension, k experts, S classes, C = S - 1 of them
 without the reference, P parameters, R of them behind one class's logit.
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.mixtures.labels import Labelled
-from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.rates.setting import free_parameters
-from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, Settings, descend
+from sigmoid_attention.mixtures.model import Mixture, free_parameters
+from sigmoid_attention.mixtures.solver import DEFAULTS, Fit, ParameterBox, SolverSettings, descend
 
 
 @dataclass(frozen=True)
@@ -79,34 +78,34 @@ class LogisticMixture:
     @property
     def parts(self) -> dict[str, slice]:
         """Where an expert's named parts lie among its parameters, "eta_a of 0" that of class 0."""
-        found = {}
-        for name, place in self.logit.parts.items():
-            if place.start < self.score_size:
-                found[name] = place
+        slices = {}
+        for name, part in self.logit.parts.items():
+            if part.start < self.score_size:
+                slices[name] = part
                 continue
             for c in range(self.classes - 1):
                 ahead = c * self.expert_size
-                found[f"{name} of {c}"] = slice(place.start + ahead, place.stop + ahead)
-        return found
+                slices[f"{name} of {c}"] = slice(part.start + ahead, part.stop + ahead)
+        return slices
 
     @cached_property
-    def places_CR(self) -> Tensor:
+    def indices_CR(self) -> Tensor:
         """Which of the P parameters are those of each class's `Mixture`."""
         block = torch.arange(self.expert_size)
         last = torch.arange(self.k * self.atom_size, self.size)  # the temperature's, if any
         rows = []
         for c in range(self.classes - 1):
-            own = self.score_size + c * self.expert_size + block
-            atom = torch.cat((torch.arange(self.score_size), own))
-            whole = torch.arange(self.k)[:, None] * self.atom_size + atom
-            rows.append(torch.cat((whole.flatten(), last)))
+            of_class = self.score_size + c * self.expert_size + block
+            atom = torch.cat((torch.arange(self.score_size), of_class))
+            columns = torch.arange(self.k)[:, None] * self.atom_size + atom
+            rows.append(torch.cat((columns.flatten(), last)))
         return torch.stack(rows)
 
     @property
     def free_P(self) -> Tensor:
         """Which parameters a fit may move: under a shift-blind gate not the last one's score."""
         free = torch.ones(self.size, dtype=torch.bool)
-        free[self.places_CR] = free_parameters(self.logit)
+        free[self.indices_CR] = free_parameters(self.logit)
         return free
 
     def atoms(self, theta_P: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ class LogisticMixture:
 
     def logits(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """(..., Q, S), the last of them 0."""
-        return _with_reference(self.logit.predict(theta_P[..., self.places_CR], inputs_Qd).mT)
+        return _with_reference(self.logit.predict(theta_P[..., self.indices_CR], inputs_Qd).mT)
 
     def probabilities(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """(..., Q, S)."""
@@ -123,12 +122,12 @@ class LogisticMixture:
 
     def contributions(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """Each expert's part of the logits, (..., Q, k, S)."""
-        parts_CQk = self.logit.contributions(theta_P[..., self.places_CR], inputs_Qd)
+        parts_CQk = self.logit.contributions(theta_P[..., self.indices_CR], inputs_Qd)
         return _with_reference(parts_CQk.movedim(-3, -1))
 
     def gate_weights(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """(..., Q, k)."""
-        return self.logit.gate_weights(theta_P[..., self.places_CR[0]], inputs_Qd)
+        return self.logit.gate_weights(theta_P[..., self.indices_CR[0]], inputs_Qd)
 
 
 def _with_reference(logits_C: Tensor) -> Tensor:
@@ -136,7 +135,7 @@ def _with_reference(logits_C: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Deviance:
+class LogisticDeviance:
     """-2 log likelihood of labels, above that of a law that has every input's shares of classes.
 
     Its quadratic model has the expected curvature (Fisher scoring). Differences keep their digits
@@ -149,7 +148,8 @@ class Deviance:
         >>> share = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]]).double()
         >>> data = LabelCounts(ends, share, torch.full((1, 2), 10.0).double())
         >>> family = LogisticMixture(Mixture("sigmoid", "constant", k=1), classes=2)
-        >>> deviance = Deviance(family, data).cost(torch.zeros(1, 3).double(), torch.arange(1))
+        >>> theta = torch.zeros(1, 3).double()
+        >>> deviance = LogisticDeviance(family, data).cost(theta, torch.arange(1))
         >>> round(deviance.item() / 20, 4)  # log 2 for each of ten observations, and nothing
         0.6931
     """
@@ -179,19 +179,19 @@ class Deviance:
         curvature, gradient = theta_AP.new_zeros(count, size, size), torch.zeros_like(theta_AP)
         for chunk in self.data.chunks(which_A):
             logits_ACQ, jacobian_ACQR = family.logit.predict_with_jacobian(
-                theta_AP[:, family.places_CR], chunk.inputs_Qd
+                theta_AP[:, family.indices_CR], chunk.inputs_Qd
             )
             p_AQS = _with_reference(logits_ACQ.mT).softmax(-1)
             excess_AQS = chunk.count_AQ[..., None] * (chunk.share_AQS - p_AQS)
             mean_AQP = theta_AP.new_zeros(count, p_AQS.shape[1], size)
-            for c, place in enumerate(family.places_CR):
+            for c, columns in enumerate(family.indices_CR):
                 own_AQR = jacobian_ACQR[:, c]
                 weighted = own_AQR * p_AQS[..., c, None]
-                curvature[:, place[:, None], place] += (
+                curvature[:, columns[:, None], columns] += (
                     weighted * chunk.count_AQ[..., None]
                 ).mT @ own_AQR
-                gradient[:, place] += (own_AQR.mT @ excess_AQS[..., c, None])[..., 0]
-                mean_AQP[..., place] += weighted
+                gradient[:, columns] += (own_AQR.mT @ excess_AQS[..., c, None])[..., 0]
+                mean_AQP[..., columns] += weighted
             curvature -= (mean_AQP * chunk.count_AQ[..., None]).mT @ mean_AQP
         return curvature, gradient
 
@@ -201,8 +201,8 @@ def maximise_likelihood(
     data: Labelled,
     start_BP: Tensor,
     *,
-    box: Box,
-    settings: Settings = DEFAULTS,
+    box: ParameterBox,
+    settings: SolverSettings = DEFAULTS,
 ) -> Fit:
     """A local maximum-likelihood estimate for each problem, by damped Fisher scoring in a box.
 
@@ -214,18 +214,18 @@ def maximise_likelihood(
         >>> import torch
         >>> from sigmoid_attention.mixtures import FiniteDesign
         >>> from sigmoid_attention.mixtures.labels import draw_labels
-        >>> from sigmoid_attention.mixtures.solver import Box
+        >>> from sigmoid_attention.mixtures.solver import ParameterBox
         >>> family = LogisticMixture(Mixture("normalised_sigmoid", "tanh", k=2, d=2), classes=3)
         >>> design, truth = FiniteDesign.sobol(64, d=2), torch.arange(14).double().sin() * 2
         >>> law = family.probabilities(truth, design.inputs_Qd)
         >>> data = draw_labels(design, law, [10**6] * 5, seed=0)
         >>> fit = maximise_likelihood(
-        ...     family, data, truth.expand(5, -1), box=Box.around_zero(14, 10.0)
+        ...     family, data, truth.expand(5, -1), box=ParameterBox.around_zero(14, 10.0)
         ... )
         >>> bool(fit.converged_B.all())
         True
     """
-    return descend(Deviance(family, data), start_BP, box=box, settings=settings)
+    return descend(LogisticDeviance(family, data), start_BP, box=box, settings=settings)
 
 
 def hellinger(

@@ -1,4 +1,4 @@
-"""Data for weighted least squares: what a solver sees of n observations.
+"""Data for weighted least squares: samples, or the sufficient statistics of n observations.
 
 Shape letters: B problems (replicates times sample sizes), Q inputs or rows of a chunk, d dimension.
 """
@@ -114,10 +114,10 @@ class FiniteDesign:
         nodes = self.inputs_Qd.shape[0]
         even = np.full(nodes, 1.0 / nodes)
         counts, noise, within = [], [], []
-        for place, size in enumerate(sizes):
+        for problem, size in enumerate(sizes):
             if size < 1:
                 raise ValueError(f"sizes must be 1 or more, got {size}")
-            rng = np.random.default_rng([seed, place])
+            rng = np.random.default_rng([seed, problem])
             count = rng.multinomial(size, even)
             # Of a node without observations the mean does not matter; its count is 0.
             noise.append(rng.standard_normal(nodes) / np.sqrt(np.maximum(count, 1)))
@@ -170,7 +170,7 @@ class Samples:
 
     def chunks(self, which: Tensor) -> Iterator[Chunk]:
         rows = self.observations_BQ.shape[1]
-        # A chunk's Jacobians should stay in the caches, whatever the number of problems.
+        # A chunk's Jacobians should stay in the caches for any number of problems.
         size = max(1, ROWS_OF_A_CHUNK // max(len(which), 1))
         for first in range(0, rows, size):
             part = slice(first, first + size)

@@ -1,4 +1,4 @@
-"""Distances that need no cells: to the nearest of several minimisers, and between laws of answers.
+"""Distances without Voronoi cells: to the nearest minimiser, and between conditional laws.
 
 Shape letters: B fits, M members of a set, k experts, P parameters, Q inputs.
 """
@@ -41,8 +41,8 @@ def matched(family: Mixture, theta_BP: Tensor, other_P: Tensor) -> Tensor:
     other = family.atoms(centred(family, other_P))
     gap_Bkk = fitted[..., :, None, :] - other[..., None, :, :]
     eta = slice(family.score_size, None)
-    of_score = [place for place in family.parts.values() if place.start < family.score_size]
-    norms = [torch.linalg.vector_norm(gap_Bkk[..., place], dim=-1) for place in (*of_score, eta)]
+    of_score = [part for part in family.parts.values() if part.start < family.score_size]
+    norms = [torch.linalg.vector_norm(gap_Bkk[..., part], dim=-1) for part in (*of_score, eta)]
     cost_Bkk = torch.stack(norms).sum(0)
     least = [cost[linear_sum_assignment(cost)].sum() for cost in cost_Bkk.numpy()]
     beside = (theta_BP - other_P)[..., family.k * family.atom_size :].abs().sum(-1)
@@ -50,12 +50,13 @@ def matched(family: Mixture, theta_BP: Tensor, other_P: Tensor) -> Tensor:
 
 
 def d3(family: Mixture, theta_BP: Tensor, members_MP: Tensor) -> Tensor:
-    """Distance of fits to the nearest of several minimisers, (B,): P2's D3 and P3's L3.
+    """Distance of fits to the nearest of several minimisers, (B,).
 
     The papers sum over the Voronoi cells of one minimiser, which near it is the same; matching
     experts keeps it a distance where several crowd one cell. A continuum of minimisers is given as
     samples of it: the distance changes by no more than the minimiser does, so that samples which
-    lie eps apart overstate it by eps / 2 at most. Source: P2, D3; P3, L3.
+    lie eps apart overstate it by eps / 2 at most. Source: Nguyen et al. 2024, D3;
+    Yan et al. 2025, L3.
 
     Args:
         members_MP: parameters of the minimisers, e.g. ``projection.Projection.theta_MP``.

@@ -58,10 +58,10 @@ def centred(family: Mixture, theta_P: Tensor) -> Tensor:
         return theta_P
     intercept = family.score_size - 1
     # Moving Euclidean centres changes the intercepts, which therefore come second.
-    for place in (slice(intercept), slice(intercept, None)):
+    for part in (slice(intercept), slice(intercept, None)):
         mean = family.atoms(theta_P)[..., : family.score_size].mean(-2)
         shift = torch.zeros_like(mean)
-        shift[..., place] = -mean[..., place]
+        shift[..., part] = -mean[..., part]
         theta_P = shift_scores(family, theta_P, shift)
     return theta_P
 
@@ -91,8 +91,8 @@ def softmax_as_sigmoid(family: Mixture, theta_P: Tensor) -> tuple[Mixture, Tenso
     scores, experts = family.atoms(theta_P).tensor_split([family.score_size], -1)
     apart = scores - scores.flip(-2)
     atoms = torch.cat((apart, experts), -1).flatten(-2)
-    whole = torch.cat((atoms, theta_P[..., atoms.shape[-1] :]), -1)
-    return replace(family, gate="sigmoid"), whole
+    shifted_P = torch.cat((atoms, theta_P[..., atoms.shape[-1] :]), -1)
+    return replace(family, gate="sigmoid"), shifted_P
 
 
 def sigmoid_as_softmax(family: Mixture, theta_P: Tensor) -> tuple[Mixture, Tensor]:
@@ -123,5 +123,5 @@ def sigmoid_as_softmax(family: Mixture, theta_P: Tensor) -> tuple[Mixture, Tenso
     atoms = family.atoms(theta_P)
     subsets = torch.tensor(list(itertools.product((0.0, 1.0), repeat=family.k)), dtype=atoms.dtype)
     sums = (subsets @ atoms).flatten(-2)
-    whole = torch.cat((sums, theta_P[..., family.k * family.atom_size :]), -1)
-    return replace(family, gate="softmax", k=len(subsets)), whole
+    sums_P = torch.cat((sums, theta_P[..., family.k * family.atom_size :]), -1)
+    return replace(family, gate="softmax", k=len(subsets)), sums_P

@@ -1,33 +1,41 @@
-"""Mixtures of experts with scikit-learn's manners: fit, predict, score, and reading what was found.
+"""Mixtures of experts as scikit-learn estimators.
 
 Shape letters: n observations, d features, k experts, S classes, P parameters.
 """
 
 import warnings
 from collections.abc import Callable
-from numbers import Integral
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments
 from sigmoid_attention.extras import lab_imports
-from sigmoid_attention.mixtures.classification import Deviance, LogisticMixture
+from sigmoid_attention.mixtures.classification import LogisticDeviance, LogisticMixture
 from sigmoid_attention.mixtures.data import ROWS_OF_A_CHUNK, RawData
-from sigmoid_attention.mixtures.fitting import all_or_nothing, centre_and_spread, check_target, real
+from sigmoid_attention.mixtures.experts import EXPERTS
+from sigmoid_attention.mixtures.fitting import (
+    FiniteInterval,
+    all_or_nothing,
+    centre_and_spread,
+    check_parameters,
+    check_target,
+)
+from sigmoid_attention.mixtures.gates import GATES
 from sigmoid_attention.mixtures.labels import RawLabels
-from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.model import Mixture, free_parameters
 from sigmoid_attention.mixtures.multistart import Attempts, best_of, spread, uniform_starts
 from sigmoid_attention.mixtures.objective import Objective, Penalised, SumOfSquares
-from sigmoid_attention.mixtures.rates.setting import free_parameters
-from sigmoid_attention.mixtures.solver import Box, Settings
+from sigmoid_attention.mixtures.scores import SCORES
+from sigmoid_attention.mixtures.solver import ParameterBox, SolverSettings
 
 with lab_imports("sigmoid_attention.mixtures"):
     import numpy as np
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils import check_random_state
+    from sklearn.utils._param_validation import StrOptions
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -38,8 +46,23 @@ LEAST_NOISE = 1e-6
 
 
 class _MixtureOfExperts(BaseEstimator):
-    """What both share: parameters, standardising, starts, and what is reported of a fit."""
+    """Base class: parameters, standardisation, initialisations, and attributes of a fit."""
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "n_experts": [FiniteInterval(Integral, 1, None, closed="left")],
+        "gate": [StrOptions(GATES.keys())],
+        "expert": [StrOptions(EXPERTS.keys())],
+        "gate_score": [StrOptions(SCORES.keys())],
+        "temperature": ["boolean"],
+        "alpha": [FiniteInterval(Real, 0, None, closed="left")],
+        "n_init": [FiniteInterval(Integral, 1, None, closed="left")],
+        "init_scale": [FiniteInterval(Real, 0, None, closed="neither")],
+        "bound": [FiniteInterval(Real, 0, None, closed="neither")],
+        "standardize": ["boolean"],
+        "tol": [FiniteInterval(Real, 0, None, closed="neither")],
+        "max_iter": [FiniteInterval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    }
     family_: Mixture | LogisticMixture
 
     def __init__(
@@ -51,11 +74,11 @@ class _MixtureOfExperts(BaseEstimator):
         gate_score: str = "linear",
         temperature: bool = False,
         alpha: float = 0.1,
-        starts: int = 8,
-        width: float = 2.0,
-        half_width: float = 30.0,
+        n_init: int = 8,
+        init_scale: float = 2.0,
+        bound: float = 30.0,
         standardize: bool = True,
-        drop: float = 1e-4,
+        tol: float = 1e-4,
         max_iter: int = 4000,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -65,30 +88,13 @@ class _MixtureOfExperts(BaseEstimator):
         self.gate_score = gate_score
         self.temperature = temperature
         self.alpha = alpha
-        self.starts = starts
-        self.width = width
-        self.half_width = half_width
+        self.n_init = n_init
+        self.init_scale = init_scale
+        self.bound = bound
         self.standardize = standardize
-        self.drop = drop
+        self.tol = tol
         self.max_iter = max_iter
         self.random_state = random_state
-
-    def _check_parameters(self) -> None:
-        for name in ("n_experts", "starts", "max_iter"):
-            number = getattr(self, name)
-            if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
-                raise ValueError(
-                    f"{name} must be a whole number of 1 or more, got {arguments.shown(number)}"
-                )
-        for name in ("width", "half_width", "drop", "alpha"):
-            number = real(getattr(self, name))
-            if not 0 <= number < np.inf or (number == 0 and name != "alpha"):
-                wanted = "0 or more" if name == "alpha" else "positive"
-                raise ValueError(
-                    f"{name} must be {wanted}, got {arguments.shown(getattr(self, name))}"
-                )
-        for name in ("temperature", "standardize"):
-            arguments.switch(name, getattr(self, name))
 
     def _checked(self, X, y, **options: bool) -> tuple[np.ndarray, np.ndarray]:
         checked: Any = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2, **options)
@@ -98,16 +104,16 @@ class _MixtureOfExperts(BaseEstimator):
         return Mixture(self.gate, self.expert, self.gate_score, self.n_experts, d, self.temperature)
 
     def _standardised(self, X: np.ndarray) -> np.ndarray:
-        """The features as the family sees them; remembers how."""
+        """The standardised features; stores their mean and scale."""
         centre, spread, constant = centre_and_spread(X)
         if constant.any():
             warnings.warn(
-                f"X: columns {np.flatnonzero(constant).tolist()} are constant and say nothing",
+                f"X: columns {np.flatnonzero(constant).tolist()} are constant and have no effect",
                 stacklevel=4,
             )
         self.mean_ = centre if self.standardize else np.zeros(X.shape[1])
         self.scale_ = spread if self.standardize else np.ones(X.shape[1])
-        # What a constant column becomes in new rows was never seen.
+        # No data determine the effect of a constant column, so new values have none.
         self.constant_ = constant & bool(self.standardize)
         return self._scaled(X)
 
@@ -121,40 +127,42 @@ class _MixtureOfExperts(BaseEstimator):
             )
         if n > free:
             return
-        said = f"X: {n} observations cannot determine {free} parameters"
+        reason = f"X: {n} observations cannot determine {free} parameters"
         if self.alpha == 0:
-            raise ValueError(f"{said}; give more of them, fewer experts, or alpha above 0")
-        warnings.warn(f"{said}; what they leave open, alpha decides", stacklevel=4)
+            raise ValueError(f"{reason}; give more of them, fewer experts, or alpha above 0")
+        warnings.warn(f"{reason}; alpha determines the rest", stacklevel=4)
 
     def _rows_of_a_chunk(self, numbers_a_row: int) -> int:
-        rows = NUMBERS_OF_A_CHUNK // (self.starts * numbers_a_row)
+        rows = NUMBERS_OF_A_CHUNK // (self.n_init * numbers_a_row)
         return min(max(rows, 64), ROWS_OF_A_CHUNK)
 
-    def _box(self, free_P: Tensor) -> Box:
-        return Box.around_zero(len(free_P), self.half_width).pinned(~free_P, torch.tensor(0.0))
+    def _box(self, free_P: Tensor) -> ParameterBox:
+        return ParameterBox.around_zero(len(free_P), self.bound).pinned(~free_P, torch.tensor(0.0))
 
     def _first_round(
-        self, objective: Objective, family: Mixture | LogisticMixture, box: Box
+        self, objective: Objective, family: Mixture | LogisticMixture, box: ParameterBox
     ) -> Attempts:
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        within = spread(family, self.width)
-        start = uniform_starts(within, problems=1, starts=self.starts, seed=seed)
+        within = spread(family, float(self.init_scale))
+        start = uniform_starts(within, problems=1, starts=self.n_init, seed=seed)
         return self._round(objective, start, box)
 
-    def _round(self, objective: Objective, start_1SP: Tensor, box: Box) -> Attempts:
-        settings = Settings(drop=self.drop, most_iterations=self.max_iter)
+    def _round(self, objective: Objective, start_1SP: Tensor, box: ParameterBox) -> Attempts:
+        settings = SolverSettings(tol=float(self.tol), max_iter=self.max_iter)
         return best_of(objective, start_1SP, box=box, settings=settings)
 
-    def _remember(self, family: Mixture | LogisticMixture, found: Attempts, box: Box) -> None:
-        best = found.best
+    def _remember(
+        self, family: Mixture | LogisticMixture, attempts: Attempts, box: ParameterBox
+    ) -> None:
+        best = attempts.best
         theta = best.theta_BP[0]
         leans = ((theta <= box.low_P) | (theta >= box.high_P)) & (box.low_P < box.high_P)
         self.family_ = family
         self.theta_ = theta.numpy()
         self.converged_ = bool(best.converged_B)
         self.n_iter_ = int(best.iterations_B)
-        self.box_hits_ = int(leans.sum())
-        self.start_spread_ = found.excess_BS[0].numpy()
+        self.n_at_bounds_ = int(leans.sum())
+        self.init_excess_ = attempts.excess_BS[0].numpy()
         if not self.converged_:
             warnings.warn(
                 f"the fit did not converge in {self.max_iter} iterations; raise max_iter or alpha",
@@ -183,39 +191,43 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         f_\theta(x) = \sum_{j=1}^k g(s(x))_j\, h(x, \eta_j)
 
     in standardised features and targets, from several random starts, of which the best counts. A
-    penalty of 0 gives the least-squares estimate of P2 (arXiv 2405.13997, section 2) in a box.
+    penalty of 0 gives the least-squares estimate of Nguyen et al. 2024, section 2, within bounds.
 
     Args:
         n_experts: k.
         gate, expert, gate_score, temperature: the family; see `Mixture`. Experts of ReLU, GELU and
             SiLU have next to nothing below 0, where half of a standardised target lies.
         alpha: weight of the penalty.
-        starts: how many random starts are run to their end; more make the global minimum likelier.
-        width: size of the scores and experts' arguments at a start.
-        half_width: of the box about 0 that the parameters keep to.
-        standardize: give features and target mean 0 and variance 1 first. Without it alpha, width
-            and half_width are in the units of the data.
-        drop: of chi2, in units of the noise, that may be left to gain where a fit stops.
-        max_iter: most iterations of a start. A fit has two rounds, the second with the noise known.
-        random_state: of the starts.
+        n_init: number of random initialisations, each run to its end; more of them make it likelier
+            that the global minimum is among the results.
+        init_scale: size of the scores and of the experts' arguments at an initialisation.
+        bound: largest absolute value of a parameter.
+        standardize: scale features and target to mean 0 and variance 1 first. Without it alpha,
+            init_scale and bound are in the units of the data.
+        tol: a fit stops when a step can lower chi2, in units of the noise, by no more than this.
+        max_iter: most iterations from one initialisation. A fit has two rounds, the second with the
+            noise known.
+        random_state: seed of the initialisations.
 
     Attributes:
         theta_: parameters of ``family_``, for standardised data. mean_, scale_: of the features.
         constant_: which features are constant up to rounding; they have no part in an answer.
         offset_, unit_: mean and spread of the target.
         converged_: whether the stopping rule was met; without it there is a `ConvergenceWarning`.
-        n_iter_: iterations of the best start in the second round.
+        n_iter_: iterations of the best initialisation in the second round.
         noise_: standard deviation of the residuals, in units of y, with the number of parameters
             that the data determine taken off n.
-        start_spread_: how many units of chi2 above the best each start ended.
-        box_hits_: number of parameters at an end of the box.
+        init_excess_: chi2 of each initialisation's result above that of the best, (n_init,).
+        n_at_bounds_: number of parameters at their bound.
 
     Raises:
-        ValueError: by `fit`, in one sentence: a parameter out of its range, an unknown gate, expert
-            or score, data that are not finite, or without a penalty as many parameters as
-            observations; and, in any case, more experts than observations. With a penalty too
-            many parameters are a warning, as is a constant column. A fit that fails leaves what an
-            earlier one has found.
+        InvalidParameterError: by `fit`, a parameter of the wrong type or out of its range. It is a
+            ``ValueError`` and a ``TypeError``.
+        ValueError: by `fit`, data that are not finite, more experts than observations, or without a
+            penalty as many parameters as observations.
+
+    With a penalty too many parameters are a warning, as is a constant column. A fit that fails
+    keeps the results of an earlier fit.
 
     Example:
         >>> import numpy as np
@@ -235,7 +247,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
     @all_or_nothing
     def fit(self, X, y) -> "MixtureOfExpertsRegressor":
         """Fit to features (n, d) and targets (n,)."""
-        self._check_parameters()
+        check_parameters(self._parameter_constraints, self.get_params(deep=False))
         check_target(y)
         X, y = self._checked(X, y, y_numeric=True)
         inputs = self._standardised(X)
@@ -252,24 +264,24 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         data = RawData.of(inputs, target, chunk=self._rows_of_a_chunk(family.size))
         # Which step no longer matters depends on the noise, which the first round has to find.
         guess = float(np.std(target)) or 1.0
-        found = self._first_round(self._objective(family, data, guess), family, box)
-        noise = self._noise(family, data, found.best.theta_BP, box)
+        attempts = self._first_round(self._objective(family, data, guess), family, box)
+        noise = self._noise(family, data, attempts.best.theta_BP, box)
         noise = max(noise, LEAST_NOISE * guess)
-        found = self._round(self._objective(family, data, noise), found.theta_BSP, box)
-        self._remember(family, found, box)
-        self.noise_ = self.unit_ * self._noise(family, data, found.best.theta_BP, box)
+        attempts = self._round(self._objective(family, data, noise), attempts.theta_BSP, box)
+        self._remember(family, attempts, box)
+        self.noise_ = self.unit_ * self._noise(family, data, attempts.best.theta_BP, box)
         return self
 
     def _objective(self, family: Mixture, data: RawData, sigma: float) -> Penalised:
         # The penalty is in units of the residuals, so that sigma moves no minimum.
-        return Penalised(SumOfSquares(family, data, sigma), self.alpha / sigma**2)
+        return Penalised(SumOfSquares(family, data, sigma), float(self.alpha) / sigma**2)
 
-    def _noise(self, family: Mixture, data: RawData, theta_1P: Tensor, box: Box) -> float:
+    def _noise(self, family: Mixture, data: RawData, theta_1P: Tensor, box: ParameterBox) -> float:
         plain, only = SumOfSquares(family, data, 1.0), torch.arange(1)
         free = box.low_P < box.high_P
         seen = torch.linalg.eigvalsh(plain.quadratic(theta_1P, only)[0][0][free][:, free])
         # A direction counts by how much of it the data determine and not the penalty.
-        against = max(self.alpha, 1e-12 * float(seen[-1]))
+        against = max(float(self.alpha), 1e-12 * float(seen[-1]))
         determined = float((seen.clamp(min=0) / (seen.clamp(min=0) + against)).sum())
         rss = float(plain.cost(theta_1P, only))
         return (rss / (data.n - determined)) ** 0.5
@@ -317,7 +329,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, _MixtureOfExperts):
     @all_or_nothing
     def fit(self, X, y) -> "MixtureOfExpertsClassifier":
         """Fit to features (n, d) and labels (n,)."""
-        self._check_parameters()
+        check_parameters(self._parameter_constraints, self.get_params(deep=False))
         X, y = self._checked(X, y)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
@@ -328,11 +340,11 @@ class MixtureOfExpertsClassifier(ClassifierMixin, _MixtureOfExperts):
         family = LogisticMixture(self._family_of_one_output(d), len(self.classes_))
         box = self._box(family.free_P)
         self._compare_counts(n, box.free)
-        rows = self._rows_of_a_chunk(family.size + family.places_CR.numel())
-        deviance = Deviance(family, RawLabels.of(inputs, labels, len(self.classes_), rows))
-        found = self._first_round(Penalised(deviance, self.alpha), family, box)
-        self._remember(family, found, box)
-        self.deviance_ = float(deviance.cost(found.best.theta_BP, torch.arange(1)))
+        rows = self._rows_of_a_chunk(family.size + family.indices_CR.numel())
+        deviance = LogisticDeviance(family, RawLabels.of(inputs, labels, len(self.classes_), rows))
+        attempts = self._first_round(Penalised(deviance, float(self.alpha)), family, box)
+        self._remember(family, attempts, box)
+        self.deviance_ = float(deviance.cost(attempts.best.theta_BP, torch.arange(1)))
         return self
 
     def predict_proba(self, X) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Experts: what each component of a mixture answers.
+"""Experts: the functions that a mixture weighs.
 
 Shape letters: Q inputs, d their dimension, k experts, E parameters of an expert.
 """
@@ -59,13 +59,13 @@ def _power(degree: int) -> Activation:
 
 
 @dataclass(frozen=True)
-class Ridge(Expert):
+class RidgeFunction(Expert):
     """h = phi(a . x + b), or phi(a . x) without bias: a feed-forward expert of one unit.
 
     With ``scale`` it is c phi(...), the unit's outgoing weight being a parameter too. With a bias
     dh/da = x dh/db, so that no such expert is strongly identifiable; without one GELU and tanh are
-    (P2, definition 1; docs/mixtures.md has the check). With a scale ReLU is not even weakly so,
-    since r phi(a . x / r) = phi(a . x) for r > 0.
+    (Nguyen et al. 2024, definition 1; docs/mixtures.md has the check). With a scale ReLU is not
+    even weakly so, since r phi(a . x / r) = phi(a . x) for r > 0.
     """
 
     name: str
@@ -98,8 +98,8 @@ class Ridge(Expert):
 
 
 @dataclass(frozen=True)
-class Constant(Expert):
-    """h = c, whatever the input: P2's input-independent expert."""
+class ConstantExpert(Expert):
+    """h = c: the input-independent expert of Nguyen et al. 2024."""
 
     name = "constant"
 
@@ -121,19 +121,21 @@ _ACTIVATIONS: dict[str, Activation] = {
 }  # fmt: skip
 
 EXPERTS: dict[str, Expert] = {
-    **{name: Ridge(name, activation) for name, activation in _ACTIVATIONS.items()},
+    **{name: RidgeFunction(name, activation) for name, activation in _ACTIVATIONS.items()},
     **{
-        f"{name}+bias": Ridge(f"{name}+bias", activation, bias=True)
+        f"{name}+bias": RidgeFunction(f"{name}+bias", activation, bias=True)
         for name, activation in _ACTIVATIONS.items()
     },
     **{
-        f"{name}{bias}+scale": Ridge(f"{name}{bias}+scale", _ACTIVATIONS[name], bool(bias), True)
+        f"{name}{bias}+scale": RidgeFunction(
+            f"{name}{bias}+scale", _ACTIVATIONS[name], bool(bias), True
+        )
         for name in ("relu", "gelu")
         for bias in ("", "+bias")
     },
-    "linear": Ridge("linear", _identity, bias=True),
-    **{f"poly{p}": Ridge(f"poly{p}", _power(p), bias=True) for p in (2, 3, 4)},
-    "constant": Constant(),
+    "linear": RidgeFunction("linear", _identity, bias=True),
+    **{f"poly{p}": RidgeFunction(f"poly{p}", _power(p), bias=True) for p in (2, 3, 4)},
+    "constant": ConstantExpert(),
 }
 
 

@@ -1,9 +1,8 @@
-"""What the estimators do around a fit: standardise, and leave nothing of a fit that fails."""
+"""Helpers of the estimators: parameter checks, standardisation, and undoing a fit that fails."""
 
 import functools
 import math
-from collections.abc import Callable
-from numbers import Real
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sigmoid_attention.attention import arguments
@@ -11,6 +10,7 @@ from sigmoid_attention.extras import lab_imports
 
 with lab_imports("sigmoid_attention.mixtures"):
     import numpy as np
+    from sklearn.utils._param_validation import Interval, InvalidParameterError, make_constraint
 
 
 def centre_and_spread(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,20 +52,35 @@ def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
     return fitted
 
 
-def real(given: Any) -> float:
-    """A parameter that has to be a number; NaN, which fits no range, for what is none."""
-    if not isinstance(given, Real) or isinstance(given, bool):
-        return math.nan
-    try:
-        return float(given)
-    except OverflowError:
-        return math.inf
+class FiniteInterval(Interval):
+    """scikit-learn's constraint, which lets True pass as 1 and 10**400 as a float."""
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        if not isinstance(val, self.type) or isinstance(val, bool):
+            return False
+        try:
+            return math.isfinite(val) and float(val) in self
+        except OverflowError:
+            return False
+
+
+def check_parameters(constraints: Mapping[str, list], parameters: Mapping[str, Any]) -> None:
+    """Refuse a parameter that satisfies none of its constraints, which are scikit-learn's.
+
+    scikit-learn's own check would word the error in another way than the rest of this library, and
+    would print large values in full.
+    """
+    for name, value in parameters.items():
+        allowed = [make_constraint(constraint) for constraint in constraints[name]]
+        if not any(constraint.is_satisfied_by(value) for constraint in allowed):
+            wanted = " or ".join(map(str, allowed))
+            raise InvalidParameterError(f"{name} must be {wanted}, got {arguments.shown(value)}")
 
 
 def check_target(y: Any) -> None:
-    """Refuse words, of which scikit-learn tells neither where they are nor, always, that."""
-    given = np.asarray(y)
-    if given.dtype.kind in "SUO":
-        for number in given.ravel().tolist():
+    """Refuse strings in a target; scikit-learn's message would not name the argument."""
+    values = np.asarray(y)
+    if values.dtype.kind in "SUO":
+        for number in values.ravel().tolist():
             if isinstance(number, str | bytes):
                 raise ValueError(f"y must hold numbers, got {arguments.shown(number)}")

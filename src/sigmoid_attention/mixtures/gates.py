@@ -1,6 +1,6 @@
-"""Gates: from the scores of k experts to their weights, and how an answer follows the scores.
+"""Gates: the weights of k experts from their scores, and the derivatives by the scores.
 
-They are defined here once; routers use them too. Shape letters: ... any leading, k experts.
+Routers in `sigmoid_attention.nn` use the same gates. Shape letters: ... any leading, k experts.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from sigmoid_attention.mixtures.parts import named
 class Gate(ABC):
     """A gate g, by which a mixture answers f = sum_i g(s)_i v_i for experts' values v.
 
-    ``shift`` says whether adding a number to all scores leaves the weights as they are, so that one
+    ``shift``: whether adding a number to all scores leaves the weights as they are, so that one
     expert's score is a reference and not a parameter.
     """
 
@@ -44,7 +44,7 @@ def _total(terms: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sigmoid(Gate):
-    """g_i = 1 / (1 + exp(-s_i)), each expert for itself (P2, section 2)."""
+    """g_i = 1 / (1 + exp(-s_i)), each expert for itself (Nguyen et al. 2024, section 2)."""
 
     name = "sigmoid"
 

@@ -1,4 +1,4 @@
-"""A mixture of mixtures: groups of experts, each group under a gate of its own.
+"""Hierarchical mixtures: groups of experts, each group with its own gate.
 
 Shape letters: B problems, Q inputs, d their dimension, g groups, k experts of a group, F parameters
 of a group's score, I of a group's mixture, P = g (F + I) of the whole.
@@ -25,7 +25,7 @@ class Hierarchy:
     read, multi-head attention is of that kind: heads are groups of constant weight, keys are
     experts (``attention_row``). A vector of parameters holds the outer scores, group after group,
     then the groups' mixtures. ``minimise`` fits it as it does a ``Mixture``.
-    Source: P3 (arXiv 2502.00281) names it for multi-head attention; the form is ours.
+    Source: Yan et al. 2025 names it for multi-head attention; the form is ours.
 
     Args:
         gate, score: of the groups; names as of a ``Mixture``.

@@ -1,4 +1,4 @@
-"""Whether data can tell parameters apart at all: the Jacobian at the truth, and an expert's own.
+"""Identifiability: ranks of the Jacobian at the truth and of an expert's derivatives.
 
 Shape letters: Q inputs, P parameters, E parameters of an expert.
 """
@@ -58,17 +58,18 @@ def jacobian_rank(
 
 
 def weakly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Rank:
-    """{dh/deta_u(x, eta_i)} at distinct eta_i (P2, definition of weak identifiability)."""
+    """{dh/deta_u(x, eta_i)} at distinct eta_i (Nguyen et al. 2024, weak identifiability)."""
     return rank_of(_first(name, parameters_kE, inputs_Qd).flatten(1))
 
 
 def strongly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Rank:
     """{x^nu d^gamma h/deta^gamma : |nu| + |gamma| <= 2} at distinct eta_i.
 
-    P2's strong identifiability with what the gate's own derivatives bring in under regime 1
-    (derived from the Taylor expansion of its proof; the paper states the set for the expert alone).
-    By the letter no ridge expert h(a'x) passes in d > 1, since x_u dh/da_v = x_v dh/da_u: there$
-    d (d - 1) / 2 such relations an expert. Second derivatives come by automatic differentiation.
+    Strong identifiability of Nguyen et al. 2024, with what the gate's own derivatives bring in
+    under regime 1 (derived from the Taylor expansion of its proof; the paper states the set for the
+    expert alone). By the letter no ridge expert h(a'x) passes in d > 1, since x_u dh/da_v = x_v
+    dh/da_u: there are d (d - 1) / 2 such relations an expert. Second derivatives come by automatic
+    differentiation.
     """
     dim = inputs_Qd.shape[1]
     value = expert(name).value(parameters_kE, inputs_Qd)[..., None]
@@ -99,11 +100,11 @@ def _first(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Tensor:
 def _second(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Tensor:
     """(Q, k, E (E + 1) / 2)."""
     size = parameters_kE.shape[-1]
-    found = []
+    derivatives = []
     for parameters_E in parameters_kE:
         slopes = torch.func.jacfwd(
             lambda eta: expert(name).value_and_slopes(eta[None], inputs_Qd)[1][:, 0]
         )(parameters_E)
         row, column = torch.triu_indices(size, size)
-        found.append(slopes[:, row, column])
-    return torch.stack(found, 1)
+        derivatives.append(slopes[:, row, column])
+    return torch.stack(derivatives, 1)

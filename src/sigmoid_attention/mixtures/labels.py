@@ -1,4 +1,4 @@
-"""Data for classification: what a solver sees of n labelled observations.
+"""Data for classification: labels, or counts of n labelled observations.
 
 Shape letters: B problems, A of them active, Q inputs or rows of a chunk, S classes, d dimension.
 """
@@ -83,10 +83,10 @@ def draw_labels(
     nodes = len(design.inputs_Qd)
     even = np.full(nodes, 1.0 / nodes)
     counts, shares = [], []
-    for place, size in enumerate(sizes):
+    for problem, size in enumerate(sizes):
         if size < 1:
             raise ValueError(f"sizes must be 1 or more, got {size}")
-        rng = np.random.default_rng([seed, place])
+        rng = np.random.default_rng([seed, problem])
         count_Q = rng.multinomial(size, even)
         seen_QS = rng.multinomial(count_Q, probability_QS.numpy())
         counts.append(count_Q)

@@ -22,8 +22,8 @@ class Mixture:
         s_i(x) = \frac{1}{\tau} t(x, \beta_i) + \beta_{0 i}
 
     with gate g, score shape t, intercepts and expert h; the temperature is 1 unless ``temperature``
-    makes its logarithm a parameter. Source: P2 (arXiv 2405.13997) section 2, P3 (arXiv 2502.00281)
-    section 2 for quadratic scores.
+    makes its logarithm a parameter. Source: Nguyen et al. 2024, section 2; for quadratic scores
+    Yan et al. 2025, section 2. docs/bibliography.md lists the papers.
 
     A vector of parameters holds expert after expert, for each the score's, then the expert's; the
     logarithm of the temperature comes last.
@@ -75,15 +75,15 @@ class Mixture:
     @property
     def parts(self) -> dict[str, slice]:
         """Where an expert's named parts lie among its F + E parameters."""
-        found: dict[str, slice] = {}
+        slices: dict[str, slice] = {}
         start = 0
         of_score = self._score.parts(self.d)
         of_expert = self._expert.parts(self.d)
         for prefix, parts in (("", of_score), ("eta_", of_expert)):
             for name, count in parts.items():
-                found[prefix + name] = slice(start, start + count)
+                slices[prefix + name] = slice(start, start + count)
                 start += count
-        return found
+        return slices
 
     @property
     def score_size(self) -> int:
@@ -100,8 +100,8 @@ class Mixture:
 
     def atoms(self, theta_P: Tensor) -> Tensor:
         """(..., k, F + E), an expert a row."""
-        whole = theta_P[..., : self.k * self.atom_size]
-        return whole.unflatten(-1, (self.k, self.atom_size))
+        atoms_P = theta_P[..., : self.k * self.atom_size]
+        return atoms_P.unflatten(-1, (self.k, self.atom_size))
 
     def predict(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
         """f, (..., Q); leading dimensions of both broadcast."""
@@ -148,3 +148,15 @@ class Mixture:
 
     def _sum(self, weights: Tensor, values: Tensor) -> Tensor:
         return (weights * values) @ weights.new_ones(self.k)
+
+
+def free_parameters(family: Mixture) -> Tensor:
+    """Which parameters a fit may move, (P,): under a shift-blind gate not the last one's score.
+
+    That holds for Euclidean scores too: |x|^2 cancels, and what is left is linear in x.
+    """
+    free = torch.ones(family.size, dtype=torch.bool)
+    if gates.gate(family.gate).shift:
+        last = (family.k - 1) * family.atom_size
+        free[last : last + family.score_size] = False
+    return free

@@ -1,4 +1,4 @@
-"""The global estimate, as far as it can be had: the best of many local ones, and how often it came.
+"""An approximation of the global estimate: the best of many local fits, and how often it occurs.
 
 Shape letters: B problems, S starts of each, P parameters.
 """
@@ -12,17 +12,24 @@ from sigmoid_attention.mixtures.classification import LogisticMixture
 from sigmoid_attention.mixtures.data import LeastSquares
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.objective import Objective, Repeated, SumOfSquares
-from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, Settings, check_start, descend
+from sigmoid_attention.mixtures.solver import (
+    DEFAULTS,
+    Fit,
+    ParameterBox,
+    SolverSettings,
+    check_start,
+    descend,
+)
 
-# Two ends that differ by less chi2 are the same end, of which one that converged is preferred.
+# Ends within this chi2 count as equal; one that converged is preferred.
 SAME = 1e-2
-# What statistics cannot tell apart: a difference of one unit of chi2.
+# One unit of chi2: a smaller difference is not significant.
 NEAR = 1.0
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """Where every start of every problem ended; ``cost`` is chi2 without what no fit can change."""
+    """The end of every start of every problem; ``cost`` is chi2 without its constant."""
 
     theta_BSP: Tensor
     cost_BS: Tensor
@@ -33,7 +40,7 @@ class Attempts:
 
     @property
     def chosen_B(self) -> Tensor:
-        """Which start counts: the lowest end, or one that is as low and converged."""
+        """The chosen start: that of the lowest end, or of an equal one that converged."""
         cost = self.cost_BS.nan_to_num(nan=torch.inf)
         same = cost <= cost.amin(-1, keepdim=True) + SAME
         preferred = same & self.converged_BS
@@ -42,33 +49,33 @@ class Attempts:
 
     @property
     def best(self) -> Fit:
-        """The end that counts, as one fit a problem.
+        """The chosen end, as one fit per problem.
 
         It has not converged where an end that did not lies below all that did: then the minimum is
         lower than any that was reached.
         """
-        place, row = self.chosen_B, torch.arange(len(self.cost_BS))
+        start, row = self.chosen_B, torch.arange(len(self.cost_BS))
         return Fit(
-            self.theta_BSP[row, place],
-            self.cost_BS[row, place] + self.constant_B,
-            self.converged_BS[row, place],
-            self.iterations_BS[row, place],
-            self.at_box_BS[row, place],
+            self.theta_BSP[row, start],
+            self.cost_BS[row, start] + self.constant_B,
+            self.converged_BS[row, start],
+            self.iterations_BS[row, start],
+            self.at_box_BS[row, start],
         )
 
     @property
     def excess_BS(self) -> Tensor:
-        """How far above the one that counts every start ended, in units of chi2."""
+        """chi2 of every end above that of the chosen one."""
         return self.cost_BS - self.cost_BS.gather(-1, self.chosen_B[:, None])
 
     @property
     def near_B(self) -> Tensor:
-        """How many starts ended within one unit of chi2 of the best, itself among them."""
+        """How many starts ended within one unit of chi2 of the best, the best included."""
         return (self.excess_BS <= NEAR).sum(-1)
 
     @property
     def failed_B(self) -> Tensor:
-        """Whether no start converged."""
+        """True where no start converged."""
         return ~self.converged_BS.any(-1)
 
 
@@ -78,12 +85,13 @@ def multistart(
     start_BSP: Tensor,
     *,
     sigma: float,
-    box: Box,
-    settings: Settings = DEFAULTS,
+    box: ParameterBox,
+    settings: SolverSettings = DEFAULTS,
 ) -> Attempts:
     """Least squares from S starts for each problem; the best approximates the global minimum.
 
-    The theorems of P2 and P3 are about the global estimate, their experiments start near the truth.
+    The theorems of Nguyen et al. 2024 and Yan et al. 2025 are about the global estimate. Their
+    experiments start near the truth.
 
     Raises:
         ValueError: starts that are not finite or do not fit the box, or a problem all of whose
@@ -93,13 +101,14 @@ def multistart(
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import FiniteDesign, Mixture
-        >>> from sigmoid_attention.mixtures.solver import Box
+        >>> from sigmoid_attention.mixtures.solver import ParameterBox
         >>> family, design = Mixture("sigmoid", "tanh", d=2), FiniteDesign.sobol(64, d=2)
         >>> truth = family.predict(torch.arange(10).double().sin() * 2, design.inputs_Qd)
         >>> data = design.draw(truth, [10**4, 10**6], sigma=0.1, seed=0)
         >>> starts = uniform_starts(spread(family, 3.0), problems=2, starts=8, seed=0)
-        >>> found = multistart(family, data, starts, sigma=0.1, box=Box.around_zero(10, 10.0))
-        >>> found.best.theta_BP.shape, found.excess_BS.shape
+        >>> box = ParameterBox.around_zero(10, 10.0)
+        >>> attempts = multistart(family, data, starts, sigma=0.1, box=box)
+        >>> attempts.best.theta_BP.shape, attempts.excess_BS.shape
         (torch.Size([2, 10]), torch.Size([2, 8]))
     """
     check_start(start_BSP, box)
@@ -114,8 +123,8 @@ def best_of(
     objective: Objective,
     start_BSP: Tensor,
     *,
-    box: Box,
-    settings: Settings = DEFAULTS,
+    box: ParameterBox,
+    settings: SolverSettings = DEFAULTS,
     at_once: int = 512,
 ) -> Attempts:
     """The ends of S starts for each problem of any objective, ``at_once`` of them in a batch.
@@ -161,33 +170,24 @@ def _refuse(singular_BS: Tensor, why: str) -> None:
 # Starts ---------------------------------------------------------------------------------------
 
 
-def spread(family: Mixture | LogisticMixture, width: float) -> Box:
+def spread(family: Mixture | LogisticMixture, width: float) -> ParameterBox:
     """A range of starts in which scores and experts' arguments are of the size of ``width``.
 
     A part of u numbers (a slope in d dimensions) gets width / sqrt(u), so that inputs of unit
     variance meet gates that are neither open nor shut, in any dimension.
     """
     wide = torch.empty(family.atom_size, dtype=torch.float64)
-    for place in family.parts.values():
-        wide[place] = width / (place.stop - place.start) ** 0.5
-    whole = torch.zeros(family.size, dtype=torch.float64)
-    whole[: family.k * family.atom_size] = wide.repeat(family.k)
-    return Box(-whole, whole)
+    for part in family.parts.values():
+        wide[part] = width / (part.stop - part.start) ** 0.5
+    scale_P = torch.zeros(family.size, dtype=torch.float64)
+    scale_P[: family.k * family.atom_size] = wide.repeat(family.k)
+    return ParameterBox(-scale_P, scale_P)
 
 
-def uniform_starts(within: Box, *, problems: int, starts: int, seed: int) -> Tensor:
+def uniform_starts(within: ParameterBox, *, problems: int, starts: int, seed: int) -> Tensor:
     """(B, S, P), uniform in a box, which may be smaller than that of the fit."""
     rng = torch.Generator().manual_seed(seed)
     shape = (problems, starts, len(within.low_P))
     return torch.lerp(
         within.low_P, within.high_P, torch.rand(shape, generator=rng, dtype=torch.float64)
     )
-
-
-def starts_around(
-    theta_P: Tensor, *, problems: int, starts: int, jitter: float, seed: int
-) -> Tensor:
-    """(B, S, P), normal about a vector of parameters: the truth, or an earlier fit."""
-    rng = torch.Generator().manual_seed(seed)
-    shape = (problems, starts, len(theta_P))
-    return theta_P + jitter * torch.randn(shape, generator=rng, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What a solver minimises for many problems at once, in statistical units.
+"""Objectives of a solver for a batch of problems, in units of chi2.
 
 Shape letters: B problems, A of them active, Q inputs, P parameters.
 """
@@ -80,7 +80,7 @@ class SumOfSquares:
 
 @dataclass(frozen=True)
 class Penalised:
-    """An objective plus weight |theta|^2: ridge, which says something where the data do not."""
+    """An objective plus the ridge penalty weight |theta|^2, for what the data do not determine."""
 
     objective: Objective
     weight: float

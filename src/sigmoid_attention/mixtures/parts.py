@@ -1,4 +1,4 @@
-"""What gates, scores and experts share: named parts of parameters, and being found by name."""
+"""Base class of scores and experts with named parts of parameters, and look-up by name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -26,6 +26,6 @@ class Parametric(ABC):
 def named(what: str, table: Mapping[str, Kind], name: str) -> Kind:
     """The entry of this name; ``ValueError`` with the names there are for any other."""
     if not isinstance(name, str) or name not in table:
-        said = arguments.shown_name(name)
-        raise ValueError(f"{what} must be one of {', '.join(table)}, got {said}")
+        shown = arguments.shown_name(name)
+        raise ValueError(f"{what} must be one of {', '.join(table)}, got {shown}")
     return table[name]

@@ -1,4 +1,4 @@
-"""Pseudo-true parameters: what a family tends to when the truth is not one of its members.
+"""Pseudo-true parameters: the limit of fits when the truth is not a member of the family.
 
 Shape letters: S starts, M distinct minimisers, P parameters, Q inputs.
 """
@@ -13,8 +13,8 @@ from torch import Tensor
 from sigmoid_attention.mixtures.data import Summaries
 from sigmoid_attention.mixtures.distance import d3, matched
 from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
-from sigmoid_attention.mixtures.solver import Box, Fit, Settings, minimise
+from sigmoid_attention.mixtures.rates.setting import RateSetting, box, draw_truth, start
+from sigmoid_attention.mixtures.solver import Fit, ParameterBox, SolverSettings, minimise
 
 # The unit of a descent's stopping rule, in which it goes on until it gains a ten-thousandth.
 PRECISION = 1e-6
@@ -22,11 +22,11 @@ PRECISION = 1e-6
 # agree to 1e-16; the kinks of ReLU experts make minima of their own that differ by 1e-8 to 1e-6.
 TIE = 1e-9
 # Nothing is drawn here that a fit would be measured by, so that descents may take their time.
-PATIENT = Settings(most_iterations=2000)
+PATIENT = SolverSettings(max_iter=2000)
 
 
 @dataclass(frozen=True)
-class Approximation:
+class ApproximationProblem:
     r"""The problem of approximating a function by a family, within a box of parameters.
 
     .. math:: \bar G = \arg\min_{G \in \mathcal G_k} \operatorname{mean}_x (f_G(x) - f^*(x))^2
@@ -41,7 +41,7 @@ class Approximation:
     family: Mixture
     target_Q: Tensor
     inputs_Qd: Tensor
-    box: Box
+    box: ParameterBox
 
     def __post_init__(self) -> None:
         nodes = self.inputs_Qd.shape[:1]
@@ -80,10 +80,11 @@ class Projection:
     converged: float
 
 
-def project(problem: Approximation, starts_SP: Tensor, *, apart: float = 1e-3) -> Projection:
+def project(problem: ApproximationProblem, starts_SP: Tensor, *, apart: float = 1e-3) -> Projection:
     """The set of best approximations, by descents from many starts.
 
-    Source: P2, regime 2: to this set, and not to the truth, misspecified fits converge.
+    Source: Nguyen et al. 2024, regime 2: to this set, and not to the truth, misspecified fits
+    converge.
 
     Args:
         apart: minimisers nearer to each other than this (``distance.matched``) are one.
@@ -94,10 +95,11 @@ def project(problem: Approximation, starts_SP: Tensor, *, apart: float = 1e-3) -
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import FiniteDesign, Mixture
-        >>> from sigmoid_attention.mixtures.solver import Box
+        >>> from sigmoid_attention.mixtures.solver import ParameterBox
         >>> family, inputs = Mixture("sigmoid", "constant", k=1), FiniteDesign.sobol(32, d=1)
         >>> target = inputs.inputs_Qd[:, 0].sigmoid()
-        >>> problem = Approximation(family, target, inputs.inputs_Qd, Box.around_zero(3, 10.0))
+        >>> box = ParameterBox.around_zero(3, 10.0)
+        >>> problem = ApproximationProblem(family, target, inputs.inputs_Qd, box)
         >>> found = project(problem, starts_in(problem.box, 4, seed=0))
         >>> expected = torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.float64)
         >>> found.floor < 1e-6, torch.allclose(found.theta_MP, expected, atol=1e-6)
@@ -109,38 +111,39 @@ def project(problem: Approximation, starts_SP: Tensor, *, apart: float = 1e-3) -
     floor = float(distance_S.min())
     ties = torch.nonzero(distance_S <= floor + TIE).squeeze(-1)
     ends = ties[distance_S[ties].argsort()]
-    chosen, found = [int(ends[0])], [1]
+    chosen, counts = [int(ends[0])], [1]
     for end in ends[1:].tolist():
         gap, nearest = matched(problem.family, fit.theta_BP[chosen], fit.theta_BP[end]).min(0)
         if gap > apart:
             chosen.append(end)
-            found.append(1)
+            counts.append(1)
         else:
-            found[int(nearest)] += 1
+            counts[int(nearest)] += 1
     return Projection(
         fit.theta_BP[chosen],
         floor,
-        torch.tensor(found),
+        torch.tensor(counts),
         fit.at_box_B[chosen],
         len(starts_SP),
         float(fit.converged_B.double().mean()),
     )
 
 
-def distance_to(problem: Approximation, found: Projection, theta_BP: Tensor) -> Tensor:
+def distance_to(problem: ApproximationProblem, projection: Projection, theta_BP: Tensor) -> Tensor:
     """D3 of fits to the set of minimisers, be it points or a continuum, (B,).
 
-    Of a continuum ``found`` has samples only, to which no fit converges. So a descent without noise
-    starts from each fit as well: where it ends at the floor, it ends at a minimiser, and for a fit
-    close to the set at one that is about as near as any. The distance is to the nearest of all.
+    Of a continuum ``projection`` has samples only, and no fit converges to a sample. A descent
+    without noise therefore starts from each fit as well. If it ends at the floor it ends at a
+    minimiser, which for a fit close to the set is about as near as any. The distance is to the
+    nearest of all.
     """
     fit, distance_B = problem.descend(theta_BP)
     own_B = matched(problem.family, theta_BP, fit.theta_BP)
-    own_B = torch.where(distance_B <= found.floor + TIE, own_B, torch.inf)
-    return torch.minimum(own_B, d3(problem.family, theta_BP, found.theta_MP))
+    own_B = torch.where(distance_B <= projection.floor + TIE, own_B, torch.inf)
+    return torch.minimum(own_B, d3(problem.family, theta_BP, projection.theta_MP))
 
 
-def starts_in(box: Box, count: int, *, seed: int) -> Tensor:
+def starts_in(box: ParameterBox, count: int, *, seed: int) -> Tensor:
     """Starts about the middle of a box, (count, P), from close to it to anywhere inside.
 
     How far a start is away as a whole is a hundredth to all of the box's half width, evenly on a
@@ -153,28 +156,28 @@ def starts_in(box: Box, count: int, *, seed: int) -> Tensor:
     return torch.clamp(middle + half * reach * away, box.low_P, box.high_P)
 
 
-def approximation(setting: Setting) -> Approximation:
+def approximation(setting: RateSetting) -> ApproximationProblem:
     """The truth of a setting, approximated by its family in its box."""
     truth, inputs = draw_truth(setting), setting.inputs_Qd
     target_Q = truth.family.predict(truth.theta_P, inputs)
-    return Approximation(setting.family, target_Q, inputs, box(setting, truth))
+    return ApproximationProblem(setting.family, target_Q, inputs, box(setting, truth))
 
 
-def pseudo_true(setting: Setting, *, starts: int = 64) -> Projection:
-    """The minimisers that fits of this setting converge to, whatever its noise and sizes.
+def pseudo_true(setting: RateSetting, *, starts: int = 64) -> Projection:
+    """The minimisers that fits of this setting converge to; noise and sizes do not matter.
 
     Half of the starts are those of fits near the truth, half lie anywhere in the box that the
     setting asks for (``radius`` around the truth with its first expert repeated, or
     ``half_width``). Without over-specification, or where the truth is a member of the family with
-    some experts dead or split, the floor is 0 and the minimisers are whatever makes the truth.
+    some experts dead or split, the floor is 0 and the minimisers are the vectors that equal it.
 
     Example:
-        >>> from sigmoid_attention.mixtures.rates.setting import Setting
-        >>> found = pseudo_true(Setting("sigmoid", "gelu", extra=0), starts=8)
+        >>> from sigmoid_attention.mixtures.rates.setting import RateSetting
+        >>> found = pseudo_true(RateSetting("sigmoid", "gelu", extra=0), starts=8)
         >>> found.floor < 1e-6, len(found.theta_MP)
         (True, 1)
     """
-    # Noise, sizes and replicates change no minimiser, and a study asks for each in turn.
+    # Noise, sizes and replicates change no minimiser, but differ over the parts of a study.
     same = replace(
         setting, start="near_truth", sigma=0.0, sizes=(1,), replicates=1, starts=1, seed=0
     )
@@ -182,7 +185,7 @@ def pseudo_true(setting: Setting, *, starts: int = 64) -> Projection:
 
 
 @lru_cache(maxsize=64)
-def _pseudo_true(setting: Setting, starts: int) -> Projection:
+def _pseudo_true(setting: RateSetting, starts: int) -> Projection:
     problem, truth = approximation(setting), draw_truth(setting)
     rng = torch.Generator().manual_seed(setting.seed)
     near = [start(setting, truth, rng)[None] for _ in range(starts // 2)]
@@ -190,14 +193,14 @@ def _pseudo_true(setting: Setting, starts: int) -> Projection:
     return project(problem, torch.cat((*near, anywhere)))
 
 
-def distance_to_pseudo_true(setting: Setting, theta_BP: Tensor) -> Tensor:
+def distance_to_pseudo_true(setting: RateSetting, theta_BP: Tensor) -> Tensor:
     """D3 of the fits of a setting: how far they are from what they converge to, (B,).
 
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures.rates.measure import measure
-        >>> from sigmoid_attention.mixtures.rates.setting import Setting
-        >>> setting = Setting("sigmoid", "gelu", extra=0, sizes=(10**6, 10**12), replicates=1)
+        >>> from sigmoid_attention.mixtures.rates.setting import RateSetting
+        >>> setting = RateSetting("sigmoid", "gelu", extra=0, sizes=(10**6, 10**12), replicates=1)
         >>> theta_BP = torch.from_numpy(measure(setting).theta)[:, 0]
         >>> less, more = distance_to_pseudo_true(setting, theta_BP)
         >>> bool(more < less / 100)

@@ -1,4 +1,4 @@
-"""Scores: how well an expert suits an input, before the gate.
+"""Scores of experts: the functions of the input that a gate turns into weights.
 
 Shape letters: Q inputs, d their dimension, k experts, F parameters of a score.
 """
@@ -41,7 +41,7 @@ class _OfFeatures(Score):
 
 @dataclass(frozen=True)
 class Linear(_OfFeatures):
-    """s = beta1 . x + beta0 (P2, section 2)."""
+    """s = beta1 . x + beta0 (Nguyen et al. 2024, section 2)."""
 
     name = "linear"
 
@@ -65,7 +65,7 @@ def _products(inputs_Qd: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PartiallyQuadratic(_OfFeatures):
-    """s = x' A x + c with a symmetric A: P3's monomial gate."""
+    """s = x' A x + c with a symmetric A: the monomial gate of Yan et al. 2025."""
 
     name = "partially_quadratic"
 
@@ -78,7 +78,7 @@ class PartiallyQuadratic(_OfFeatures):
 
 @dataclass(frozen=True)
 class FullyQuadratic(_OfFeatures):
-    """s = x' A x + b . x + c with a symmetric A: P3's polynomial gate."""
+    """s = x' A x + b . x + c with a symmetric A: the polynomial gate of Yan et al. 2025."""
 
     name = "fully_quadratic"
 

@@ -14,27 +14,27 @@ from sigmoid_attention.mixtures.objective import Objective, SumOfSquares
 
 
 @dataclass(frozen=True)
-class Settings:
-    """When to stop.
+class SolverSettings:
+    """The stopping rule.
 
-    ``drop`` is in statistical units: the fall of chi2 that a step may still promise, so that a fit
-    is as near to its optimum as its own uncertainty asks for, whatever n is. It has to stay below
-    that for ``patience`` steps running.
+    ``tol`` is in units of chi2: a fit stops when ``patience`` steps in a row promise to lower chi2
+    by no more than this. The distance to the optimum is then small beside the statistical
+    uncertainty of the fit, at every n.
     """
 
-    drop: float = 1e-4
+    tol: float = 1e-4
     patience: int = 3
-    most_iterations: int = 4000
+    max_iter: int = 4000
 
 
-DEFAULTS = Settings()
+DEFAULTS = SolverSettings()
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What was found for B problems.
+    """The fits of B problems.
 
-    ``chi2`` is RSS / sigma^2 with what the means leave out, or a deviance. ``converged`` says
+    ``chi2`` is RSS / sigma^2 with what the means leave out, or a deviance. ``converged``:
     whether the stopping rule was met; a fit without it is where the iterations ended, and no
     estimate.
     """
@@ -47,8 +47,8 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Box:
-    """Closed intervals that the parameters keep to; equal ends pin one."""
+class ParameterBox:
+    """Closed intervals of the parameters; equal ends fix a parameter."""
 
     low_P: Tensor
     high_P: Tensor
@@ -58,15 +58,15 @@ class Box:
             raise ValueError("box: a lower end lies above its upper end")
 
     @classmethod
-    def around_zero(cls, size: int, half_width: float) -> "Box":
+    def around_zero(cls, size: int, half_width: float) -> "ParameterBox":
         high = torch.full((size,), float(half_width), dtype=torch.float64)
         return cls(-high, high)
 
-    def pinned(self, places: Tensor, values: Tensor) -> "Box":
-        """The same box with some parameters held."""
+    def pinned(self, indices: Tensor, values: Tensor) -> "ParameterBox":
+        """The same box with some parameters fixed."""
         low, high = self.low_P.clone(), self.high_P.clone()
-        low[places] = high[places] = values
-        return Box(low, high)
+        low[indices] = high[indices] = values
+        return ParameterBox(low, high)
 
     @property
     def free(self) -> int:
@@ -85,8 +85,8 @@ def minimise(
     start_BP: Tensor,
     *,
     sigma: float,
-    box: Box,
-    settings: Settings = DEFAULTS,
+    box: ParameterBox,
+    settings: SolverSettings = DEFAULTS,
 ) -> Fit:
     """A local least-squares estimate for each problem, from its own start, inside the box."""
     objective = SumOfSquares(family, data, sigma)
@@ -95,7 +95,11 @@ def minimise(
 
 
 def descend(
-    objective: Objective, start_BP: Tensor, *, box: Box, settings: Settings = DEFAULTS
+    objective: Objective,
+    start_BP: Tensor,
+    *,
+    box: ParameterBox,
+    settings: SolverSettings = DEFAULTS,
 ) -> Fit:
     """A local minimum of each problem, from its own start; ``chi2`` without the constant.
 
@@ -110,7 +114,7 @@ def descend(
     theta = torch.clamp(start_BP, box.low_P, box.high_P)
     active = torch.arange(len(theta))
     state = _State(theta, objective.cost(theta, active))
-    for iteration in range(settings.most_iterations):
+    for iteration in range(settings.max_iter):
         if len(active) == 0:
             break
         state.iterations[active] = iteration + 1
@@ -119,7 +123,7 @@ def descend(
     return Fit(state.theta, state.cost, state.converged, state.iterations, at_box.any(-1))
 
 
-def check_start(start_P: Tensor, box: Box) -> None:
+def check_start(start_P: Tensor, box: ParameterBox) -> None:
     """``ValueError`` unless starts (..., P) are finite and have the parameters of the box."""
     if start_P.shape[-1] != len(box.low_P) or not start_P.isfinite().all():
         raise ValueError(
@@ -140,7 +144,7 @@ class _State:
 
 
 def _step(
-    objective: Objective, state: _State, active: Tensor, box: Box, settings: Settings
+    objective: Objective, state: _State, active: Tensor, box: ParameterBox, settings: SolverSettings
 ) -> Tensor:
     """One step of the active problems; which of them are finished."""
     theta, cost, damping = state.theta[active], state.cost[active], state.damping[active]
@@ -174,9 +178,9 @@ def _step(
     state.theta[active] = torch.where(better[:, None], moved, theta)
     state.cost[active] = torch.where(better, new_cost, cost)
     # A step that was refused promises little because it was short, which is no sign of an optimum;
-    # unless the two costs cannot be told apart any more.
+    # unless the two costs differ by rounding only.
     same = (new_cost - cost).abs() <= 1e-10 * cost.clamp(min=1.0)
-    quiet = usable & (better | same) & (promised <= settings.drop)
+    quiet = usable & (better | same) & (promised <= settings.tol)
     state.quiet[active] = torch.where(quiet, state.quiet[active] + 1, 0)
     done = state.quiet[active] >= settings.patience
     state.converged[active] |= done

@@ -1,4 +1,4 @@
-"""Least squares as the papers do it: mini-batches for a fixed number of epochs.
+"""Least squares by mini-batches for a fixed number of epochs, as in the papers.
 
 Shape letters: B problems of N observations each, M of a batch, d dimension, P parameters.
 """
@@ -12,7 +12,14 @@ from torch import Tensor
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.parts import named
-from sigmoid_attention.mixtures.solver import DEFAULTS, Box, Fit, Settings, chi2, minimise
+from sigmoid_attention.mixtures.solver import (
+    DEFAULTS,
+    Fit,
+    ParameterBox,
+    SolverSettings,
+    chi2,
+    minimise,
+)
 
 OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -21,7 +28,7 @@ Trace = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StochasticRecipe:
     """An optimiser with a constant learning rate and a fixed number of epochs.
 
     The papers' own settings were not recovered; the defaults are ours, of the kind they report.
@@ -54,17 +61,17 @@ def paper_mode(
     start_BP: Tensor,
     *,
     sigma: float,
-    recipe: Recipe = Recipe(),
+    recipe: StochasticRecipe = StochasticRecipe(),
     seed: int = 0,
     trace: Trace | None = None,
 ) -> Fit:
     """Mini-batch training of B problems side by side, each on its own data and in its own order.
 
     It stops when its epochs are over, wherever that is: ``converged`` is never true, ``iterations``
-    is the number of steps, and `excess` says how far above the optimum it ended. A problem that
+    is the number of steps, and `excess` is its chi2 above the optimum. A problem that
     diverged has infinite ``chi2``. There is no box. Since epochs are fixed, a larger n also means
-    more steps: slopes on n mix statistics with optimisation. Source: P2 (arXiv 2405.13997) and P3
-    (arXiv 2502.00281), experiments.
+    more steps: slopes on n mix statistics with optimisation.
+    Source: the experiments of Nguyen et al. 2024 and Yan et al. 2025.
 
     Args:
         sigma: standard deviation of the noise, the unit of ``chi2``; training does not use it.
@@ -85,7 +92,7 @@ def paper_mode(
         >>> steps = []
         >>> fit = paper_mode(
         ...     family, data, 0.5 * truth.expand(3, -1), sigma=0.1,
-        ...     recipe=Recipe(epochs=2), trace=lambda step, theta: steps.append(step),
+        ...     recipe=StochasticRecipe(epochs=2), trace=lambda step, theta: steps.append(step),
         ... )
         >>> steps
         [0, 1, 2, 3, 4, 5, 6, 7, 8]
@@ -126,8 +133,8 @@ def excess(
     fit: Fit,
     *,
     sigma: float,
-    box: Box,
-    settings: Settings = DEFAULTS,
+    box: ParameterBox,
+    settings: SolverSettings = DEFAULTS,
 ) -> Tensor:
     """What training left to be had: the fall of chi2 that `minimise` finds from its end, (B,).
 

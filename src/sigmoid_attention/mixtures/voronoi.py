@@ -1,4 +1,4 @@
-"""How far fitted experts are from the true ones: Voronoi losses, and losses that need no cells.
+"""Losses of fitted experts against the true ones: Voronoi losses, and losses without cells.
 
 Shape letters: B fits, k fitted experts, t true experts, F parameters of a score, E of an expert,
 Q inputs, C candidates.
@@ -19,7 +19,7 @@ Power = float | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Truth:
+class TrueMixture:
     """A true mixture: its family, with k* experts, and its parameters."""
 
     family: Mixture
@@ -31,7 +31,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Parts:
+class VoronoiParts:
     """What a loss is made of, for each true expert j; a number that does not apply is 0.
 
     ``mass`` |sum of gate masses in the cell - the true one|, ``exact`` what errs in a cell of one,
@@ -72,11 +72,11 @@ def rbar(crowd: Tensor) -> Tensor:
 
 
 def quadratic_powers(family: Mixture) -> dict[str, Power]:
-    """P3's exponents of a crowded cell where they are not 2.
+    """The exponents of Yan et al. 2025 for a crowded cell, where they are not 2.
 
     Under a fully quadratic score two derivatives by b are one by A, so that the errors of both
     interact: b has rbar, A half of it. A partially quadratic score has no b and keeps 2.
-    Source: P3, L1. [derived]
+    Source: Yan et al. 2025, L1. [derived]
 
     Example:
         >>> sorted(quadratic_powers(Mixture("sigmoid", "gelu", "fully_quadratic")))
@@ -90,7 +90,7 @@ def quadratic_powers(family: Mixture) -> dict[str, Power]:
 # Cells ----------------------------------------------------------------------------------------
 
 
-def aligned(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
+def aligned(family: Mixture, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
     """The fits, (B, P), with their scores shifted to where the truth has its own.
 
     Under a gate that is blind to a common shift of all scores the papers' losses are least values
@@ -111,15 +111,16 @@ def aligned(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
     return shifted_BCP[torch.arange(len(best_B)), best_B]
 
 
-def cells(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
+def cells(family: Mixture, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
     """The true expert nearest to each fitted one, (B, k), by all but the intercept of the score.
 
-    Source: P2, section 3: A_j = {i : |theta_i - theta*_j| <= |theta_i - theta*_l| for all l}.
+    Source: Nguyen et al. 2024, section 3:
+    A_j = {i : |theta_i - theta*_j| <= |theta_i - theta*_l| for all l}.
     """
     return _nearest(family, aligned(family, theta_BP, truth), truth)
 
 
-def _nearest(family: Mixture, theta_BP: Tensor, truth: Truth) -> Tensor:
+def _nearest(family: Mixture, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
     fitted = _shape_and_expert(family, family.atoms(theta_BP))
     true = _shape_and_expert(truth.family, truth.atoms)
     return torch.linalg.vector_norm(fitted[..., :, None, :] - true, dim=-1).argmin(-1)
@@ -134,7 +135,7 @@ def _masses(family: Mixture, atoms: Tensor) -> Tensor:
     """The weights of the mixing measure G; under a shift-blind gate their shares of the whole.
 
     For a softmax these are the papers' exp(beta0) in units of their sum; for the sparse gates, of
-    which the papers do not speak, what the gate makes of the intercepts.
+    which the papers do not treat, the gate of the intercepts.
     """
     intercepts = atoms[..., family.score_size - 1]
     blind = gate(family.gate)
@@ -147,11 +148,11 @@ def _masses(family: Mixture, atoms: Tensor) -> Tensor:
 def voronoi(
     family: Mixture,
     theta_BP: Tensor,
-    truth: Truth,
+    truth: TrueMixture,
     *,
     powers: Mapping[str, Power] | None = None,
     everywhere: bool = False,
-) -> Parts:
+) -> VoronoiParts:
     r"""The parts of the papers' Voronoi losses.
 
     .. math::
@@ -163,7 +164,8 @@ def voronoi(
     terms are then weighted. The mass of a cell of one is part of its exact term instead, as
     |Delta beta0|, where the gate is not blind to a shift. The order of experts does not matter, nor
     a common shift of the scores where the gate does not see it (``aligned``).
-    Source: P2, equations of D1, D2,r and the softmax D; P3's L1 and L2,r with A, b, c.
+    Source: Nguyen et al. 2024, equations of D1, D2,r and the softmax D; Yan et al. 2025, L1 and
+    L2,r with A, b, c.
 
     Args:
         powers: the exponent r of each part in a crowded cell, 2 where it is not named; see
@@ -177,7 +179,7 @@ def voronoi(
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
         >>> family = Mixture("sigmoid", "constant", k=2)
-        >>> truth = Truth(family, torch.tensor([1.0, 0.0, 5.0, 2.0, 0.0, 6.0]))
+        >>> truth = TrueMixture(family, torch.tensor([1.0, 0.0, 5.0, 2.0, 0.0, 6.0]))
         >>> fitted = torch.tensor([[2.0, 0.25, 6.0, 1.0, 0.0, 5.5]])
         >>> voronoi(family, fitted, truth).total_B.tolist()
         [0.75]
@@ -191,10 +193,10 @@ def voronoi(
 def _parts(
     family: Mixture,
     theta_BP: Tensor,
-    truth: Truth,
+    truth: TrueMixture,
     powers: Mapping[str, Power],
     everywhere: bool,
-) -> Parts:
+) -> VoronoiParts:
     fitted, true = family.atoms(theta_BP), truth.atoms
     cell_Bk = _nearest(family, theta_BP, truth)
     member = torch.nn.functional.one_hot(cell_Bk, true.shape[-2]).to(fitted.dtype)
@@ -206,9 +208,9 @@ def _parts(
     difference = fitted - true[cell_Bk]
     intercept = family.score_size - 1
     plain, powered = torch.zeros_like(mass_k), torch.zeros_like(mass_k)
-    for name, place in family.parts.items():
-        norm = torch.linalg.vector_norm(difference[..., place], dim=-1)
-        if place.start == intercept:
+    for name, part in family.parts.items():
+        norm = torch.linalg.vector_norm(difference[..., part], dim=-1)
+        if part.start == intercept:
             if not competing:
                 plain = plain + norm
             continue
@@ -225,16 +227,18 @@ def _parts(
     expert_error = torch.linalg.vector_norm(difference[..., family.score_size :], dim=-1)
     crowded_error = torch.where(alone, 0.0, expert_error)
     # A sparse gate may leave a whole cell without mass.
-    whole = per_cell(mass_k).gather(-1, cell_Bk).clamp(min=torch.finfo(mass_k.dtype).tiny)
-    share = mass_k / whole
+    cell_mass = per_cell(mass_k).gather(-1, cell_Bk).clamp(min=torch.finfo(mass_k.dtype).tiny)
+    share = mass_k / cell_mass
     largest = torch.where(member.bool(), crowded_error[..., None], 0.0).amax(-2)
-    return Parts(
+    return VoronoiParts(
         cell_Bk, crowd, mass, per_cell(exact), per_cell(over), per_cell(share * crowded_error),
         largest,
     )  # fmt: skip
 
 
-def contribution_loss(family: Mixture, theta_BP: Tensor, truth: Truth, inputs_Qd: Tensor) -> Tensor:
+def contribution_loss(
+    family: Mixture, theta_BP: Tensor, truth: TrueMixture, inputs_Qd: Tensor
+) -> Tensor:
     """sum_j | sum over cell j of w_i h_i - w*_j h*_j |_L2, (B,): what a cell answers, not by whom.
 
     Splitting an expert into two of the same answer costs nothing, and neither does one whose gate

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from sigmoid_attention.lab.study import Study
 
 # Studies of published claims, in the order of the report. A group is a folder of `studies`, and
-# each name is a module in it that defines STUDY.
+# each name is a module in it that defines STUDY, except for those in SHARED_MODULES.
 CLAIM_STUDIES = {
     "mixtures": (
-        "p2_table",
-        "p2_figure",
+        "nguyen2024_table",
+        "nguyen2024_figure",
         "pseudo_true",
-        "p3_table",
-        "p3_figures",
+        "yan2025_table",
+        "yan2025_figures",
         "shared_experts",
         "same_truth",
         "other_gates",
@@ -43,6 +43,19 @@ CLAIM_STUDIES = {
         "regularity_training",
     ),
 }
+# Studies that share a module of their group, which defines them in STUDIES.
+SHARED_MODULES: dict[str, str] = dict.fromkeys(
+    (
+        "nguyen2024_table",
+        "nguyen2024_figure",
+        "yan2025_table",
+        "yan2025_figures",
+        "other_gates",
+        "extra_experts",
+        "microscope",
+    ),
+    "rate_tables",
+)
 
 
 @dataclass(frozen=True)
@@ -132,8 +145,8 @@ def claim_study(name: str) -> "Study":
         ValueError: no study has this name, or the study has a command of its own.
 
     Example:
-        >>> claim_study("p2_table").source[:16]
-        'arXiv 2405.13997'
+        >>> claim_study("nguyen2024_table").source[:18]
+        'Nguyen et al. 2024'
         >>> claim_study("compare")
         Traceback (most recent call last):
         ...
@@ -141,7 +154,8 @@ def claim_study(name: str) -> "Study":
     """
     for group in CLAIM_STUDIES:
         if name in claim_names(group):
-            return import_module(_module(group, name)).STUDY
+            module = import_module(_module(group, name))
+            return module.STUDIES[name] if name in SHARED_MODULES else module.STUDY
     for study in COMMAND_STUDIES:
         if name == study.name:
             raise ValueError(f"name: {name} has a command of its own: {study.command}")
@@ -169,4 +183,4 @@ def _is_there(group: str, name: str) -> bool:
 
 
 def _module(group: str, name: str) -> str:
-    return f"sigmoid_attention.studies.{group}.{name}"
+    return f"sigmoid_attention.studies.{group}.{SHARED_MODULES.get(name, name)}"

@@ -6,9 +6,9 @@ import pytest
 
 from sigmoid_attention.mixtures.rates import verdict
 from sigmoid_attention.mixtures.rates.slopes import Slope
-from sigmoid_attention.mixtures.rates.verdict import Evidence, judge
+from sigmoid_attention.mixtures.rates.verdict import RateEvidence, judge
 
-GOOD = Evidence(
+GOOD = RateEvidence(
     claim=-0.25,
     early=Slope(-0.27, -0.33, -0.20),
     late=Slope(-0.25, -0.28, -0.22),

@@ -7,7 +7,7 @@ import pytest
 
 from sigmoid_attention.lab.study import Measured, Row
 from sigmoid_attention.mixtures.rates import verdict
-from sigmoid_attention.mixtures.rates.setting import Setting
+from sigmoid_attention.mixtures.rates.setting import RateSetting
 from sigmoid_attention.studies.mixtures.cells import Cell, evidence, findings, rate_study, run
 
 CELL = Cell("softmax", "gelu", claim=-0.25)
@@ -107,7 +107,7 @@ def test_a_quick_study_measures_one_truth():
 
 
 def test_a_fit_gives_rows_of_every_loss_and_what_tells_whether_to_believe_it():
-    found = Measured(list(run(Setting("sigmoid", "tanh", sizes=(200, 400), replicates=3))))
+    found = Measured(list(run(RateSetting("sigmoid", "tanh", sizes=(200, 400), replicates=3))))
     sizes, values = found.grid("L2")
     assert sizes.tolist() == [200, 400] and values.shape == (2, 3)
     assert len(found.values("gain")) == 6 and found.values("free").tolist() == [15]

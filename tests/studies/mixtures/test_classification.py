@@ -23,8 +23,8 @@ from sigmoid_attention.studies.mixtures.classification import (
     LATE,
     PARTS,
     STUDY,
-    Evidence,
-    Labels,
+    ClassificationEvidence,
+    ClassificationSetting,
     _repeated,
     cell_of,
     cells,
@@ -38,7 +38,7 @@ from sigmoid_attention.studies.mixtures.classification import (
 
 @pytest.mark.parametrize("gate", GATES)
 def test_the_gain_of_an_exact_family_is_its_number_of_parameters(gate):
-    found = Measured(list(measure(Labels(gate, sizes=(10**7,), replicates=40))))
+    found = Measured(list(measure(ClassificationSetting(gate, sizes=(10**7,), replicates=40))))
     free = found.values("free")[0]
     assert found.share("gain") == 1
     assert abs(found.values("gain").mean() - free) < 4 * np.sqrt(2 * free / 40)
@@ -46,7 +46,7 @@ def test_the_gain_of_an_exact_family_is_its_number_of_parameters(gate):
 
 def test_an_expert_too_many_starts_as_the_truth():
     for gate in ("softmax", "sigmoid"):
-        setting = Labels(gate, extra=1)
+        setting = ClassificationSetting(gate, extra=1)
         truth_P, _ = draw_truth(setting.truth_family, setting.nodes, 0)
         whole = _repeated(setting, truth_P)
         inputs = torch.randn(9, 2, dtype=torch.float64)
@@ -67,7 +67,7 @@ def test_an_expert_too_many_starts_as_the_truth():
 
 
 def test_losses_see_what_moves_and_where():
-    setting = Labels("sigmoid", extra=1)
+    setting = ClassificationSetting("sigmoid", extra=1)
     truth_P, _ = draw_truth(setting.truth_family, setting.nodes, 0)
     atoms = setting.truth_family.atoms(truth_P)
     whole = torch.cat((atoms[:1], atoms[:1], atoms[1:]))
@@ -85,7 +85,7 @@ def test_losses_see_what_moves_and_where():
 
 
 def test_a_fit_below_the_truth_does_not_count():
-    rows = list(measure(Labels("sigmoid", extra=1, sizes=(10**9,), replicates=20)))
+    rows = list(measure(ClassificationSetting("sigmoid", extra=1, sizes=(10**9,), replicates=20)))
     gains = {row.replicate: row for row in rows if row.quantity == "gain"}
     assert {row.converged for row in gains.values()} == {True, False}
     assert all(row.value >= 0 for row in gains.values() if row.converged)
@@ -95,14 +95,14 @@ def test_a_fit_below_the_truth_does_not_count():
 
 
 def test_truths_differ_and_are_well_conditioned():
-    family = Labels("softmax").truth_family
+    family = ClassificationSetting("softmax").truth_family
     found = [draw_truth(family, 64, seed) for seed in range(3)]
     assert all(smallest > 1e-4 for _, smallest in found)
     assert not torch.equal(found[0][0], found[1][0])
 
 
 FLAT, HALF = Slope(0.0, -0.05, 0.05), Slope(-0.5, -0.55, -0.45)
-GOOD = Evidence(-0.5, 1e-3, 0.9, HALF, HALF, Slope(1.0, 0.8, 1.2))
+GOOD = ClassificationEvidence(-0.5, 1e-3, 0.9, HALF, HALF, Slope(1.0, 0.8, 1.2))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from sigmoid_attention.studies.mixtures.collapse import (
     GATES,
     JUDGED,
     STUDY,
-    Training,
+    CollapseSetting,
     judge,
     measure,
     state,
@@ -59,7 +59,9 @@ def trained() -> dict[str, Measured]:
         gate: Measured(
             list(
                 measure(
-                    Training(gate, "smooth", "linear", "adam", 0.01, epochs=4, n=300, replicates=3)
+                    CollapseSetting(
+                        gate, "smooth", "linear", "adam", 0.01, epochs=4, n=300, replicates=3
+                    )
                 )
             )
         )
@@ -86,7 +88,9 @@ def test_training_moves_experts_and_lowers_the_error(trained):
         )
         assert first != last
         assert not any(row.converged for row in one.rows)
-    longer = Training("sigmoid", "smooth", "linear", "adam", 0.01, epochs=40, n=300, replicates=3)
+    longer = CollapseSetting(
+        "sigmoid", "smooth", "linear", "adam", 0.01, epochs=40, n=300, replicates=3
+    )
     ends = Measured(list(measure(longer))).values("error")
     assert (ends < trained["sigmoid"].values("error")).all()
 

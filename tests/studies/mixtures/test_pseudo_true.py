@@ -5,7 +5,7 @@ import pytest
 
 from sigmoid_attention.lab.study import Measured, Row
 from sigmoid_attention.mixtures.rates import verdict
-from sigmoid_attention.mixtures.rates.setting import Setting
+from sigmoid_attention.mixtures.rates.setting import RateSetting
 from sigmoid_attention.studies.mixtures.pseudo_true import CELLS, RADII, STUDY, _name, run
 
 SIZES = (10_000, 1_000_000, 100_000_000)
@@ -56,7 +56,7 @@ def test_a_fit_that_is_held_near_the_truth_nears_the_projection_and_not_the_trut
 def test_tasks_are_held_within_their_radius_and_draw_data_of_their_own():
     settings = [task.setting for task in STUDY.tasks()]
     assert {setting.radius for setting in settings} == set(RADII)
-    assert all(isinstance(setting, Setting) for setting in settings)
+    assert all(isinstance(setting, RateSetting) for setting in settings)
     assert len({task.key for task in STUDY.tasks()}) == len(settings)
 
 

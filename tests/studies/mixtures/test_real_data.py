@@ -13,7 +13,7 @@ from sigmoid_attention.studies.mixtures.real_data import (
     GATES,
     SETS,
     STUDY,
-    Learned,
+    LearningSetting,
     judge,
     measure,
     stability,
@@ -48,7 +48,7 @@ def test_there_are_four_sets_of_each_kind_from_4_to_64_dimensions():
 
 @pytest.mark.parametrize("name", (IRIS, DIABETES))
 def test_more_data_help(name):
-    found = Measured(list(measure(Learned(name, "sigmoid", **QUICK, shares=(0.15, 0.6)))))
+    found = Measured(list(measure(LearningSetting(name, "sigmoid", **QUICK, shares=(0.15, 0.6)))))
     small, large = (
         np.median([row.value for row in found.rows if row.quantity == "error" and row.n == n])
         for n in sorted({row.n for row in found.rows})
@@ -60,17 +60,18 @@ def test_more_data_help(name):
 
 def test_gates_see_the_same_resamples_and_answer_differently():
     rows = {
-        gate: list(measure(replace(Learned(IRIS, gate, **QUICK), shares=(0.3,)))) for gate in GATES
+        gate: list(measure(replace(LearningSetting(IRIS, gate, **QUICK), shares=(0.3,))))
+        for gate in GATES
     }
     places = [[(row.quantity, row.n, row.replicate) for row in rows[gate]] for gate in GATES]
     assert places[0] == places[1]
     assert [row.value for row in rows["softmax"]] != [row.value for row in rows["sigmoid"]]
-    again = list(measure(replace(Learned(IRIS, "sigmoid", **QUICK), shares=(0.3,))))
+    again = list(measure(replace(LearningSetting(IRIS, "sigmoid", **QUICK), shares=(0.3,))))
     assert again == rows["sigmoid"]
 
 
 def test_each_gate_has_the_penalty_that_suits_it(monkeypatch):
-    setting = replace(Learned(DIABETES, "sigmoid", **QUICK), shares=(0.15,), resamples=1)
+    setting = replace(LearningSetting(DIABETES, "sigmoid", **QUICK), shares=(0.15,), resamples=1)
     # So much that nothing is learnt, and so little that noise is.
     for alphas, best in (((1e-3, 10.0), 10.0), ((10.0, 1e8), 10.0)):
         found = Measured(list(measure(replace(setting, alphas=alphas, pilots=2))))

@@ -13,8 +13,8 @@ from sigmoid_attention.studies.mixtures.same_truth import (
     SIGMA,
     STUDY,
     TARGETS,
-    Needed,
-    Shared,
+    SameTruthSetting,
+    SampleRatio,
     judge,
     measure,
     needed_ratios,
@@ -27,7 +27,7 @@ SIZES = tuple(round(10 ** (2 + i)) for i in range(5))
 
 def small(gate: str, **changes) -> Measured:
     setting = dict(sizes=(1000, 100_000), replicates=6, candidates=8, starts=1) | changes
-    return Measured(list(measure(Shared(gate, **setting))))
+    return Measured(list(measure(SameTruthSetting(gate, **setting))))
 
 
 def made(gate_scales: dict[str, float], floors: dict[str, float]) -> Measured:
@@ -110,10 +110,10 @@ def test_a_floor_above_the_target_is_never():
     ids=["all below", "one astride", "one above"],
 )
 def test_the_rule(intervals, verdict):
-    ratios = [Needed(0.1, low, low, high) for low, high in intervals]
+    ratios = [SampleRatio(0.1, low, low, high) for low, high in intervals]
     assert verdict_of(ratios) == verdict
     # Where neither gets there nothing is said, and nothing else is all there is.
-    neither = Needed(0.1, math.nan, 1.0, 1.0)
+    neither = SampleRatio(0.1, math.nan, 1.0, 1.0)
     assert verdict_of([*ratios, neither]) == verdict
     assert verdict_of([neither]) == UNDECIDED
 

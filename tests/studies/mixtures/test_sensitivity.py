@@ -8,7 +8,7 @@ import torch
 
 from sigmoid_attention.lab.study import Measured, Row
 from sigmoid_attention.mixtures.data import Samples
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
 from sigmoid_attention.mixtures.rates.slopes import Slope
 from sigmoid_attention.mixtures.rates.verdict import (
     DEPENDS_ON_THE_START,
@@ -16,30 +16,31 @@ from sigmoid_attention.mixtures.rates.verdict import (
     REPRODUCED,
     UNDECIDED,
 )
-from sigmoid_attention.mixtures.stochastic import Recipe
+from sigmoid_attention.mixtures.stochastic import StochasticRecipe
 from sigmoid_attention.studies.mixtures import sensitivity
 from sigmoid_attention.studies.mixtures.sensitivity import (
     LEAST_SQUARES,
     STUDY,
-    Trained,
+    SensitivitySetting,
     judge,
     measure,
     verdict_of,
 )
 
-SETTING = Setting("softmax", "gelu", sizes=(100, 1000), replicates=4)
+SETTING = RateSetting("softmax", "gelu", sizes=(100, 1000), replicates=4)
 
 
 def test_training_ends_above_least_squares_on_the_same_data():
-    exact = Measured(list(measure(Trained(SETTING))))
+    exact = Measured(list(measure(SensitivitySetting(SETTING))))
     assert exact.share("D2") > 0.7
-    trained = Measured(list(measure(Trained(SETTING, Recipe(epochs=2)))))
+    trained = Measured(list(measure(SensitivitySetting(SETTING, StochasticRecipe(epochs=2)))))
     assert (trained.values("chi2") > exact.values("chi2")).all()
     assert trained.share("D2") == 0
-    # Where nothing is learnt both lie at the same start, whatever comes between.
-    still = Recipe(learning_rate=1e-12, epochs=1)
+    # Where nothing is learnt both end at the same start.
+    still = StochasticRecipe(learning_rate=1e-12, epochs=1)
     near = [
-        Measured(list(measure(Trained(SETTING, one)))) for one in (still, replace(still, epochs=2))
+        Measured(list(measure(SensitivitySetting(SETTING, one))))
+        for one in (still, replace(still, epochs=2))
     ]
     np.testing.assert_allclose(near[0].values("chi2"), near[1].values("chi2"), rtol=1e-6)
     assert (near[0].values("chi2") > trained.values("chi2")).mean() > 0.5
@@ -47,9 +48,9 @@ def test_training_ends_above_least_squares_on_the_same_data():
 
 def test_without_noise_only_training_leaves_an_error():
     silent = replace(SETTING, sigma=0.0, extra=0)
-    exact = Measured(list(measure(Trained(silent))))
+    exact = Measured(list(measure(SensitivitySetting(silent))))
     assert np.median(exact.values("L2")) < 1e-4
-    trained = Measured(list(measure(Trained(silent, Recipe(epochs=2)))))
+    trained = Measured(list(measure(SensitivitySetting(silent, StochasticRecipe(epochs=2)))))
     assert np.median(trained.values("L2")) > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""The sibling study: its truths and data, and the verdicts that its rule gives."""
+"""The study of shared experts: its truths and data, and the verdicts that its rule gives."""
 
 import math
 
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from sigmoid_attention.lab.study import Measured, Row
-from sigmoid_attention.mixtures.gaussian import Deviance, expected
+from sigmoid_attention.mixtures.gaussian import GaussianDeviance, expected
 from sigmoid_attention.mixtures.gaussian.losses import matched
 from sigmoid_attention.studies.mixtures import shared_experts
 from sigmoid_attention.studies.mixtures.shared_experts_protocol import (
     SIZES,
     THEOREMS,
-    Setting,
+    SharedExpertsSetting,
     box,
     losses_of,
     pseudo_true,
@@ -37,12 +37,12 @@ def test_truths_have_the_published_constants(theorem, x, means, weights):
     found = truth.family.means_and_weights(truth.theta_P, torch.tensor([[x]], dtype=torch.float64))
     np.testing.assert_allclose(found[0][0], means)
     np.testing.assert_allclose(found[1][0] * 2, weights, atol=1e-6)
-    variances = truth.theta_P[truth.family.places.log_variances_c].exp().tolist()
+    variances = truth.theta_P[truth.family.indices.log_variances_c].exp().tolist()
     assert variances == pytest.approx([0.4, 0.4, 0.2 if theorem == 1 else 0.25])
 
 
 def test_data_and_fits_do_not_depend_on_how_tasks_are_cut():
-    whole, piece = Setting(1, 60, 0, 3), Setting(1, 60, 2, 1)
+    whole, piece = SharedExpertsSetting(1, 60, 0, 3), SharedExpertsSetting(1, 60, 2, 1)
     together, alone = sampled(whole), sampled(piece)
     torch.testing.assert_close(together.inputs_BQd[2:], alone.inputs_BQd)
     torch.testing.assert_close(together.observations_BQ[2:], alone.observations_BQ)
@@ -54,14 +54,17 @@ def test_data_and_fits_do_not_depend_on_how_tasks_are_cut():
 
 def test_rows_of_a_fit_to_the_end():
     early, late = (
-        {(row.quantity, row.replicate): row for row in run(Setting(1, 900, 4, 2, to_the_end=end))}
+        {
+            (row.quantity, row.replicate): row
+            for row in run(SharedExpertsSetting(1, 900, 4, 2, to_the_end=end))
+        }
         for end in (False, True)
     )
     assert set(early) == {(name, r) for name in ("loss", "experts", "gain") for r in (4, 5)}
     for replicate in (4, 5):
         assert late["gain", replicate].value > early["gain", replicate].value > 0
         assert early["loss", replicate].n == 900
-    exact = list(run(Setting(0, 300, 0, 1, to_the_end=True, extra=0)))
+    exact = list(run(SharedExpertsSetting(0, 300, 0, 1, to_the_end=True, extra=0)))
     # Of each ReLU expert with a scale one direction of the parameters cannot be seen.
     free = THEOREMS[0].family().size - 1 - 2
     assert next(row.value for row in exact if row.quantity == "seen") == free - 3
@@ -82,13 +85,15 @@ def test_pseudo_true_gates_leave_the_experts_true():
     """The dense regime converges to other gates with the same experts, at a cost in likelihood."""
     theorem, members = THEOREMS[3], pseudo_true(3)
     truth, family = theorem.truth, theorem.family(1)
-    assert losses_of(Setting(3, 100, 0, 1), members)["experts"].max() < 0.02
-    assert float(losses_of(Setting(3, 100, 0, 1), members[:1])["loss"]) < 0.01
+    assert losses_of(SharedExpertsSetting(3, 100, 0, 1), members)["experts"].max() < 0.02
+    assert float(losses_of(SharedExpertsSetting(3, 100, 0, 1), members[:1])["loss"]) < 0.01
     x = torch.linspace(-3, 3, 60, dtype=torch.float64)[:, None]
     data = expected(truth.family, truth.theta_P, x, n=1e5, order=12)
     which = torch.zeros(1, dtype=torch.int64)
-    floor = Deviance(truth.family, data).cost(truth.theta_P[None], which)
-    excess = torch.cat([Deviance(family, data).cost(one[None], which) - floor for one in members])
+    floor = GaussianDeviance(truth.family, data).cost(truth.theta_P[None], which)
+    excess = torch.cat(
+        [GaussianDeviance(family, data).cost(one[None], which) - floor for one in members]
+    )
     assert excess.min() > -0.5
     assert excess.max() > 20
     assert (members.abs() <= box(family).high_P.abs().maximum(box(family).low_P.abs())).all()

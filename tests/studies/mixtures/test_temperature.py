@@ -16,7 +16,7 @@ from sigmoid_attention.studies.mixtures.temperature import (
     GATES,
     SCORES,
     STUDY,
-    Tempered,
+    TemperatureSetting,
     judge,
     measure,
     verdict_of,
@@ -26,7 +26,7 @@ FEW = {"sizes": (10**4, 10**6, 10**8), "replicates": 10}
 
 
 def measured(gate: str, score: str, **changes) -> Measured:
-    return Measured(list(measure(Tempered(gate, score, **(FEW | changes)))))
+    return Measured(list(measure(TemperatureSetting(gate, score, **(FEW | changes)))))
 
 
 def medians(one: Measured, quantity: str) -> np.ndarray:

@@ -89,7 +89,9 @@ def test_the_search_starts_where_all_logits_are_near_zero():
 
 
 def test_training_measures_every_look_and_all_robustness():
-    run = regularity_training.Run("sigmoid", 0, steps=50, dim=8, num_heads=2, layers=1, seq_len=8)
+    run = regularity_training.TrainingSetting(
+        "sigmoid", 0, steps=50, dim=8, num_heads=2, layers=1, seq_len=8
+    )
     rows = list(regularity_training.measure(run))
     looks = {row.step for row in rows if row.quantity == "steepness"}
     assert looks == {0, 50}

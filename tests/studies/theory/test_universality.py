@@ -80,7 +80,7 @@ def test_figures(store):
     for said in ("max", "edge", "proof", "trained, sigmoid", "trained, softmax"):
         assert said in picture
     picture = svg(steepness_figure({one.name: one.by_steepness for one in found}, 0.1)).decode()
-    assert "steepness" in picture and "asked for" in picture
+    assert "steepness" in picture and "requested" in picture
 
 
 def test_a_run_goes_on_with_what_is_there(tmp_path, capsys):

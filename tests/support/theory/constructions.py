@@ -6,12 +6,12 @@ from sigmoid_attention.theory.universality import (
     FUNCTIONS,
     Construction,
     Design,
-    Error,
+    ErrorEstimate,
     Grid,
     build,
 )
 
-UNMEASURED = Error(0.0, 0.0, 0.0)
+UNMEASURED = ErrorEstimate(0.0, 0.0, 0.0)
 # (n, d, cells): odd sizes, cells that are no power of two, one token, one cell.
 GRIDS = [(1, 1, 5), (1, 2, 3), (2, 1, 7), (2, 2, 3), (3, 1, 6), (3, 2, 2), (4, 1, 5), (4, 2, 2)]
 

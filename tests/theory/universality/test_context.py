@@ -8,7 +8,7 @@ import torch
 
 from sigmoid_attention.theory.universality import Grid, Network, Plan
 from sigmoid_attention.theory.universality.context import selected_sum, selective_shift
-from sigmoid_attention.theory.universality.layers import Affine, attention_layer
+from sigmoid_attention.theory.universality.layers import AffineFunction, attention_layer
 from sigmoid_attention.theory.universality.mapping import contexts
 from tests.support.theory.constructions import GRIDS, construction, grid_id
 
@@ -70,7 +70,7 @@ def test_four_heads_shift_the_tokens_below_a_threshold_and_no_others():
 
 
 def test_two_heads_add_what_lies_between_two_thresholds_to_every_token():
-    heads = selected_sum(1.5, 3.5, Affine(factor=10.0, shift=1.0))
+    heads = selected_sum(1.5, 3.5, AffineFunction(factor=10.0, shift=1.0))
     assert one_layer(heads, [0.0, 3.0, 2.0, 4.0]) == [52.0] * 4
 
 

@@ -1,4 +1,4 @@
-"""Expectation-maximisation for Gaussian experts, and scoring for what EM is slow at.
+"""Expectation-maximisation for Gaussian experts, and Fisher scoring where EM is slow.
 
 Shape letters: B problems, A of them active, Q observations, k routed and s shared experts, c all of
 them, F parameters of a score, E of a routed and G of a shared expert, P of all.
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.mixtures.data import LeastSquares
-from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Look
-from sigmoid_attention.mixtures.gaussian.likelihood import Deviance
-from sigmoid_attention.mixtures.solver import Box, Fit, Settings, descend
+from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Posterior
+from sigmoid_attention.mixtures.gaussian.likelihood import GaussianDeviance
+from sigmoid_attention.mixtures.solver import Fit, ParameterBox, SolverSettings, descend
 
-# An iteration that raises the log likelihood by less than 1e-6 is the last; arXiv 2505.10860 too
+# An iteration that raises the log likelihood by less than 1e-6 is the last; Nguyen et al. 2025 too
 # stops at 1e-6 or after 1000 iterations.
-EM = Settings(drop=2e-6, patience=1, most_iterations=1000)
+EM = SolverSettings(tol=2e-6, patience=1, max_iter=1000)
 # Experts that start as near twins look stationary as long as damping is large, and every step that
 # goes well makes it three times smaller: only after some of them is a small promise a sign.
-SCORING = Settings(drop=1e-3, patience=8, most_iterations=300)
+SCORING = SolverSettings(tol=1e-3, patience=8, max_iter=300)
 # What an expert that has no observations left is taken to have: it then stays as it is.
 NOTHING = 1e-9
-# Along directions that only noise tells of, a step of Newton would leave its quadratic model.
+# Along directions that only noise determines, a Newton step would leave its quadratic model.
 CAUTION = 1e-3
 
 
@@ -31,8 +31,8 @@ def em(
     data: LeastSquares,
     start_BP: Tensor,
     *,
-    box: Box,
-    settings: Settings = EM,
+    box: ParameterBox,
+    settings: SolverSettings = EM,
 ) -> Fit:
     """Maximum likelihood by EM, from its own start for each problem, inside the box.
 
@@ -43,7 +43,7 @@ def em(
     that gains little is then no sign of a maximum; ``maximise`` goes on from there.
 
     Args:
-        data: single observations; see ``Deviance``.
+        data: single observations; see ``GaussianDeviance``.
         start_BP: parameters, one row a problem.
         box: bounds; a lower bound of the log variances keeps the likelihood bounded.
         settings: stopping rule, in units of the deviance.
@@ -59,7 +59,8 @@ def em(
         >>> family = GaussianExperts(Mixture("softmax", "linear", k=1))
         >>> x = torch.linspace(-1, 1, 50).double()
         >>> data = Samples(x[None, :, None], 2 * x[None] + 1 + 0.1 * torch.sin(40 * x))
-        >>> fit = em(family, data, torch.zeros(1, 5).double(), box=Box.around_zero(5, 20.0))
+        >>> box = ParameterBox.around_zero(5, 20.0)
+        >>> fit = em(family, data, torch.zeros(1, 5).double(), box=box)
         >>> fit.theta_BP[0, 2:4].numpy().round(1).tolist()
         [2.0, 1.0]
     """
@@ -69,16 +70,16 @@ def em(
     deviance, step = _iteration(family, data, theta, active, box)
     length, iterations = torch.ones_like(deviance), torch.zeros(count, dtype=torch.int64)
     quiet, converged = torch.zeros_like(iterations), torch.zeros(count, dtype=torch.bool)
-    for iteration in range(settings.most_iterations):
+    for iteration in range(settings.max_iter):
         if len(active) == 0:
             break
         iterations[active] = iteration + 1
         moved = theta[active] + length[active, None] * step[active]
         new_deviance, new_step = _iteration(family, data, moved, active, box)
         fall = deviance[active] - new_deviance
-        # Sums of n logarithms cannot be told apart beyond their rounding.
+        # Sums of n logarithms differ by no less than their rounding.
         better = fall >= -1e-13 * new_deviance.abs()
-        calm = better & (length[active] == 1) & (fall <= settings.drop)
+        calm = better & (length[active] == 1) & (fall <= settings.tol)
         quiet[active] = torch.where(calm, quiet[active] + 1, 0)
         theta[active] = torch.where(better[:, None], moved, theta[active])
         step[active] = torch.where(better[:, None], new_step, step[active])
@@ -96,9 +97,9 @@ def maximise(
     data: LeastSquares,
     start_BP: Tensor,
     *,
-    box: Box,
+    box: ParameterBox,
     warm: int = 10,
-    settings: Settings = SCORING,
+    settings: SolverSettings = SCORING,
 ) -> Fit:
     """Maximum likelihood: some iterations of EM, then damped Fisher scoring to the maximum.
 
@@ -118,12 +119,13 @@ def maximise(
         >>> family = GaussianExperts(Mixture("softmax", "linear", k=1))
         >>> x = torch.linspace(-1, 1, 50).double()
         >>> data = Samples(x[None, :, None], 2 * x[None] + 1 + 0.1 * torch.sin(40 * x))
-        >>> fit = maximise(family, data, torch.zeros(1, 5).double(), box=Box.around_zero(5, 20.0))
+        >>> box = ParameterBox.around_zero(5, 20.0)
+        >>> fit = maximise(family, data, torch.zeros(1, 5).double(), box=box)
         >>> bool(fit.converged_B)
         True
     """
-    first = em(family, data, start_BP, box=box, settings=replace(EM, most_iterations=warm))
-    fit = descend(Deviance(family, data), first.theta_BP, box=box, settings=settings)
+    first = em(family, data, start_BP, box=box, settings=replace(EM, max_iter=warm))
+    fit = descend(GaussianDeviance(family, data), first.theta_BP, box=box, settings=settings)
     return replace(fit, iterations_B=fit.iterations_B + first.iterations_B)
 
 
@@ -143,7 +145,7 @@ class _Sums:
 
 
 def _iteration(
-    family: GaussianExperts, data: LeastSquares, theta: Tensor, which: Tensor, box: Box
+    family: GaussianExperts, data: LeastSquares, theta: Tensor, which: Tensor, box: ParameterBox
 ) -> tuple[Tensor, Tensor]:
     """The deviance at theta, and the step from there to what the M-step answers."""
     sums = _expectation(family, data, theta, which)
@@ -154,69 +156,69 @@ def _iteration(
 def _expectation(
     family: GaussianExperts, data: LeastSquares, theta: Tensor, which: Tensor
 ) -> _Sums:
-    places = family.places
-    k, s = len(places.routed_kE), len(places.shared_sG)
+    indices = family.indices
+    k, s = len(indices.routed_kE), len(indices.shared_sG)
     zeros = lambda *shape: theta.new_zeros(len(theta), *shape)  # noqa: E731
     squares = lambda size: zeros(*size[:-1], size[-1], size[-1])  # noqa: E731
     sums = _Sums(
-        zeros(), torch.zeros_like(theta), zeros(k + s), squares((places.scores_kF.numel(),)),
-        squares(places.routed_kE.shape), squares(places.shared_sG.shape),
+        zeros(), torch.zeros_like(theta), zeros(k + s), squares((indices.scores_kF.numel(),)),
+        squares(indices.routed_kE.shape), squares(indices.shared_sG.shape),
     )  # fmt: skip
     for chunk in data.chunks(which):
-        seen = family.look(theta, chunk.inputs, chunk.mean_BQ)
-        share_Qc = seen.share_Qc * chunk.weight_BQ[..., None]
-        sums.deviance_A -= 2 * (chunk.weight_BQ * seen.log_density_Q).sum(-1)
+        posterior = family.posterior(theta, chunk.inputs, chunk.mean_BQ)
+        share_Qc = posterior.share_Qc * chunk.weight_BQ[..., None]
+        sums.deviance_A -= 2 * (chunk.weight_BQ * posterior.log_density_Q).sum(-1)
         sums.count_Ac += share_Qc.sum(-2)
-        sums.gradient_AP[:, places.log_variances_c] += 0.5 * (
-            share_Qc * (seen.standard_Qc.square() - 1)
+        sums.gradient_AP[:, indices.log_variances_c] += 0.5 * (
+            share_Qc * (posterior.standard_Qc.square() - 1)
         ).sum(-2)
-        _add_gate(family, sums, seen, share_Qc[..., :k])
-        groups = [(places.routed_kE, sums.routed_AkEE, seen.routed_slopes_QkE, slice(0, k))]
-        if seen.shared_slopes_QsG is not None:
+        _add_gate(family, sums, posterior, share_Qc[..., :k])
+        groups = [(indices.routed_kE, sums.routed_AkEE, posterior.routed_slopes_QkE, slice(0, k))]
+        if posterior.shared_slopes_QsG is not None:
             groups.append(
-                (places.shared_sG, sums.shared_AsGG, seen.shared_slopes_QsG, slice(k, k + s))
+                (indices.shared_sG, sums.shared_AsGG, posterior.shared_slopes_QsG, slice(k, k + s))
             )
         for where, information, slopes, group in groups:
             rows = slopes.transpose(-3, -2)  # (A, k, Q, E)
-            weight = (share_Qc / seen.deviation_c.square())[..., group].mT[..., None]
-            residual = (seen.standard_Qc * seen.deviation_c)[..., group].mT[..., None]
+            weight = (share_Qc / posterior.deviation_c.square())[..., group].mT[..., None]
+            residual = (posterior.standard_Qc * posterior.deviation_c)[..., group].mT[..., None]
             weighted = rows * weight
             information += weighted.mT @ rows
             sums.gradient_AP[:, where] += (weighted.mT @ residual)[..., 0]
     return sums
 
 
-def _add_gate(family: GaussianExperts, sums: _Sums, seen: Look, share_Qk: Tensor) -> None:
+def _add_gate(family: GaussianExperts, sums: _Sums, posterior: Posterior, share_Qk: Tensor) -> None:
     """Gradient by the scores' parameters, and what the choice of experts would tell about them.
 
     That is the sum of mass (dlog g_i)(dlog g_i)' over experts i by their weights g_i, where both
     gates have dlog g_i / ds_j = c_j (1[i = j] - g_j) with c_j = 1 or 1 - sigmoid(s_j).
     """
-    rate_Qk = torch.sigmoid(-seen.scores_Qk) if family.routed.gate != "softmax" else 1.0
-    weights_Qk, mass_Q1 = seen.weights_Qk, share_Qk.sum(-1, keepdim=True)
+    rate_Qk = torch.sigmoid(-posterior.scores_Qk) if family.routed.gate != "softmax" else 1.0
+    weights_Qk, mass_Q1 = posterior.weights_Qk, share_Qk.sum(-1, keepdim=True)
     by_score = rate_Qk * (share_Qk - weights_Qk * mass_Q1)
-    features = seen.features_QkF
-    sums.gradient_AP[:, family.places.scores_kF] += (by_score[..., None] * features).sum(-3)
-    own = ((rate_Qk * rate_Qk * weights_Qk * mass_Q1)[..., None] * features).transpose(-3, -2)
-    own_AkFF = own.mT @ features.transpose(-3, -2)
+    features = posterior.features_QkF
+    sums.gradient_AP[:, family.indices.scores_kF] += (by_score[..., None] * features).sum(-3)
+    routed = ((rate_Qk * rate_Qk * weights_Qk * mass_Q1)[..., None] * features).transpose(-3, -2)
+    own_AkFF = routed.mT @ features.transpose(-3, -2)
     joint = ((rate_Qk * weights_Qk)[..., None] * features).flatten(-2)
     sums.gate_AGG -= (joint * mass_Q1).mT @ joint
-    k, size = family.places.scores_kF.shape
+    k, size = family.indices.scores_kF.shape
     by_expert = sums.gate_AGG.unflatten(-1, (k, size)).unflatten(-3, (k, size))
     by_expert.diagonal(dim1=-4, dim2=-2).add_(own_AkFF.movedim(-3, -1))
 
 
-def _maximisation(family: GaussianExperts, sums: _Sums, theta: Tensor, box: Box) -> Tensor:
+def _maximisation(family: GaussianExperts, sums: _Sums, theta: Tensor, box: ParameterBox) -> Tensor:
     """The step to the maximum of what the E-step expects, or towards it."""
-    places, gradient = family.places, sums.gradient_AP
+    indices, gradient = family.indices, sums.gradient_AP
     pinned = box.low_P == box.high_P
     step = torch.zeros_like(gradient)
-    flat = places.scores_kF.flatten()
+    flat = indices.scores_kF.flatten()
     step[:, flat] = _solve(sums.gate_AGG, gradient[:, flat], pinned[flat], CAUTION)
     explained = []
     for where, information in (
-        (places.routed_kE, sums.routed_AkEE),
-        (places.shared_sG, sums.shared_AsGG),
+        (indices.routed_kE, sums.routed_AkEE),
+        (indices.shared_sG, sums.shared_AsGG),
     ):
         towards = gradient[:, where]
         step[:, where] = _solve(information, towards, pinned[where])
@@ -224,14 +226,14 @@ def _maximisation(family: GaussianExperts, sums: _Sums, theta: Tensor, box: Box)
     # The sum of share z^2 before the experts' step is 2 gradient + count, and that step lowers it
     # by what it explains.
     count = sums.count_Ac + NOTHING
-    squares = 2 * gradient[:, places.log_variances_c] - torch.cat(explained, -1)
+    squares = 2 * gradient[:, indices.log_variances_c] - torch.cat(explained, -1)
     ratio = (squares / count + 1).clamp(min=NOTHING)
-    step[:, places.log_variances_c] = ratio.log()
+    step[:, indices.log_variances_c] = ratio.log()
     if family.shared is not None:
         total = count[:, family.routed.k :].log()
-        ratio = total - theta[:, places.log_weights_s].log_softmax(-1)
+        ratio = total - theta[:, indices.log_weights_s].log_softmax(-1)
         # The last one is the reference.
-        step[:, places.log_weights_s] = ratio - ratio[:, -1:]
+        step[:, indices.log_weights_s] = ratio - ratio[:, -1:]
     return step
 
 

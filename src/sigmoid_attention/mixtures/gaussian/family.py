@@ -20,8 +20,8 @@ GATES = ("softmax", "normalised_sigmoid")
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Experts that answer whatever the input is, each with a weight of its own.
+class SharedExperts:
+    """Shared experts: each answers every input, with a weight that does not depend on the input.
 
     Args:
         expert: a name; see ``EXPERTS``.
@@ -41,7 +41,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Places:
+class ParameterIndices:
     """Where the parameters of each kind lie in a vector of all."""
 
     scores_kF: Tensor
@@ -52,8 +52,8 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What likelihoods, their derivatives and the steps of EM are made of, at some observations.
+class Posterior:
+    """Posterior shares of the experts at observations, and what derivatives and EM need besides.
 
     ``share`` is each expert's share of the density, ``standard`` the residual from it in its
     standard deviations, ``features`` the derivatives of the scores by their parameters.
@@ -80,7 +80,7 @@ class GaussianExperts:
                     + \frac12 \sum_{i=1}^{k} g(s(x))_i\, N(y;\, h_2(x, \eta_i), \nu_i)
 
     with variances tau and nu and weights omega that sum to 1; without shared experts the second sum
-    alone, with factor 1. Source: arXiv 2505.10860, its density with shared and routed experts.
+    alone, with factor 1. Source: Nguyen et al. 2025, its density with shared and routed experts.
 
     A vector of parameters holds routed expert after routed expert, for each the score's, the
     expert's and the logarithm of the variance; then shared expert after shared expert, for each the
@@ -96,8 +96,9 @@ class GaussianExperts:
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
-        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, Shared
-        >>> family = GaussianExperts(Mixture("softmax", "linear", k=2), Shared("linear", k=1))
+        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, SharedExperts
+        >>> routed = Mixture("softmax", "linear", k=2)
+        >>> family = GaussianExperts(routed, SharedExperts("linear", k=1))
         >>> family.size
         14
         >>> theta, x = torch.zeros(14).double(), torch.zeros(3, 1).double()
@@ -106,7 +107,7 @@ class GaussianExperts:
     """
 
     routed: Mixture
-    shared: Shared | None = None
+    shared: SharedExperts | None = None
 
     def __post_init__(self) -> None:
         if self.routed.gate not in GATES:
@@ -144,25 +145,25 @@ class GaussianExperts:
         )
 
     @cached_property
-    def places(self) -> Places:
+    def indices(self) -> ParameterIndices:
         """Where the parameters of each kind lie in a vector of all."""
         routed, shared = self.atoms(torch.arange(self.size))
         of_score = self.routed.score_size
         variances = torch.cat((routed[:, -1], shared[:, -2]))
-        return Places(
+        return ParameterIndices(
             routed[:, :of_score], routed[:, of_score:-1], shared[:, :-2], variances, shared[:, -1]
         )
 
     def log_density(self, theta_P: Tensor, inputs_Qd: Tensor, answers_Q: Tensor) -> Tensor:
         """log p(y | x), (..., Q); leading dimensions of all three broadcast."""
-        return self.look(theta_P, inputs_Qd, answers_Q).log_density_Q
+        return self.posterior(theta_P, inputs_Qd, answers_Q).log_density_Q
 
     def score(self, theta_P: Tensor, inputs_Qd: Tensor, answers_Q: Tensor) -> tuple[Tensor, Tensor]:
         """log p(y | x), (..., Q), and its derivatives by the parameters, (..., Q, P)."""
-        seen = self.look(theta_P, inputs_Qd, answers_Q)
-        return seen.log_density_Q, self.score_of(seen)
+        posterior = self.posterior(theta_P, inputs_Qd, answers_Q)
+        return posterior.log_density_Q, self.score_of(posterior)
 
-    def look(self, theta_P: Tensor, inputs_Qd: Tensor, answers_Q: Tensor) -> Look:
+    def posterior(self, theta_P: Tensor, inputs_Qd: Tensor, answers_Q: Tensor) -> Posterior:
         """The density at each observation, in its pieces."""
         routed, shared = self.atoms(theta_P)
         score_k, expert_k, log_variance = routed.tensor_split(
@@ -192,7 +193,7 @@ class GaussianExperts:
         total = parts.sum(-1, keepdim=True)
         of_shape = score.slopes(score_k, inputs_Qd)
         ones = of_shape.new_ones(()).expand(*of_shape.shape[:-1], 1)
-        return Look(
+        return Posterior(
             (largest + total.log())[..., 0],
             parts / total,
             standard,
@@ -205,51 +206,57 @@ class GaussianExperts:
             omega,
         )
 
-    def score_of(self, seen: Look) -> Tensor:
+    def score_of(self, posterior: Posterior) -> Tensor:
         """Derivatives of the log density by the parameters, (..., Q, P)."""
-        share_k, share_s = seen.share_Qc.tensor_split([self.routed.k], -1)
+        share_k, share_s = posterior.share_Qc.tensor_split([self.routed.k], -1)
         # p holds sum_i g_i v_i; divided by p that is sum_i g_i (share_i / g_i).
         tiny = torch.finfo(share_k.dtype).tiny
-        values = share_k / seen.weights_Qk.clamp(min=tiny)
-        by_score = gates.gate(self.routed.gate).pull(seen.scores_Qk, seen.weights_Qk, values)
-        by_mean = seen.share_Qc * seen.standard_Qc / seen.deviation_c
-        by_log_variance = 0.5 * seen.share_Qc * (seen.standard_Qc.square() - 1)
+        values = share_k / posterior.weights_Qk.clamp(min=tiny)
+        by_score = gates.gate(self.routed.gate).pull(
+            posterior.scores_Qk, posterior.weights_Qk, values
+        )
+        by_mean = posterior.share_Qc * posterior.standard_Qc / posterior.deviation_c
+        by_log_variance = 0.5 * posterior.share_Qc * (posterior.standard_Qc.square() - 1)
         mean_k, mean_s = by_mean[..., None].tensor_split([self.routed.k], -2)
         variance_k, variance_s = by_log_variance[..., None].tensor_split([self.routed.k], -2)
-        found = torch.cat(
-            (by_score[..., None] * seen.features_QkF, mean_k * seen.routed_slopes_QkE, variance_k),
+        gradient = torch.cat(
+            (
+                by_score[..., None] * posterior.features_QkF,
+                mean_k * posterior.routed_slopes_QkE,
+                variance_k,
+            ),
             -1,
         ).flatten(-2)
-        if seen.shared_slopes_QsG is None or seen.shared_weights_s is None:
-            return found
-        by_weight = share_s - seen.shared_weights_s * share_s.sum(-1, keepdim=True)
+        if posterior.shared_slopes_QsG is None or posterior.shared_weights_s is None:
+            return gradient
+        by_weight = share_s - posterior.shared_weights_s * share_s.sum(-1, keepdim=True)
         shared = torch.cat(
-            (mean_s * seen.shared_slopes_QsG, variance_s, by_weight[..., None]), -1
+            (mean_s * posterior.shared_slopes_QsG, variance_s, by_weight[..., None]), -1
         ).flatten(-2)
-        return torch.cat((found, shared), -1)
+        return torch.cat((gradient, shared), -1)
 
     def means_and_weights(self, theta_P: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of each expert's answer and its weight in the density, both (..., Q, c)."""
-        seen = self.look(theta_P, inputs_Qd, inputs_Qd.new_zeros(inputs_Qd.shape[:-1]))
-        means = -seen.standard_Qc * seen.deviation_c
-        if seen.shared_weights_s is None:
-            return means, seen.weights_Qk
-        omega = seen.shared_weights_s.expand(*means.shape[:-1], -1)
-        return means, torch.cat((seen.weights_Qk, omega), -1) / 2
+        posterior = self.posterior(theta_P, inputs_Qd, inputs_Qd.new_zeros(inputs_Qd.shape[:-1]))
+        means = -posterior.standard_Qc * posterior.deviation_c
+        if posterior.shared_weights_s is None:
+            return means, posterior.weights_Qk
+        omega = posterior.shared_weights_s.expand(*means.shape[:-1], -1)
+        return means, torch.cat((posterior.weights_Qk, omega), -1) / 2
 
     def sample(self, theta_P: Tensor, inputs_Qd: Tensor, rng: torch.Generator) -> Tensor:
         """An answer for each input, (..., Q)."""
         means, weights = self.means_and_weights(theta_P, inputs_Qd)
         chosen = torch.multinomial(weights.flatten(0, -2), 1, generator=rng)
         chosen = chosen.reshape(*weights.shape[:-1], 1)
-        deviation = torch.exp(0.5 * theta_P[..., None, self.places.log_variances_c])
+        deviation = torch.exp(0.5 * theta_P[..., None, self.indices.log_variances_c])
         noise = torch.randn(means.shape[:-1], generator=rng, dtype=means.dtype)
         mean = means.gather(-1, chosen)[..., 0]
         return mean + noise * deviation.expand(means.shape).gather(-1, chosen)[..., 0]
 
 
 @dataclass(frozen=True)
-class Truth:
+class TrueGaussianExperts:
     """True Gaussian experts: their family and parameters."""
 
     family: GaussianExperts

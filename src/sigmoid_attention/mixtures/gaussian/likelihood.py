@@ -1,4 +1,4 @@
-"""The deviance of Gaussian experts for a solver, on samples or on what is expected of them.
+"""The deviance of Gaussian experts as an objective, on samples or on their expectation.
 
 Shape letters: B problems, A of them active, Q observations, d dimension of an input, c experts,
 H nodes of a quadrature, P parameters.
@@ -19,7 +19,7 @@ with lab_imports("sigmoid_attention.mixtures"):
 
 
 @dataclass(frozen=True)
-class Deviance:
+class GaussianDeviance:
     r"""Minus twice the log likelihood, an ``Objective`` for ``solver.descend``.
 
     .. math:: D(\theta) = -2 \sum_q w_q \log p_\theta(y_q \mid x_q)
@@ -30,16 +30,17 @@ class Deviance:
     Args:
         family: the densities.
         data: single observations, as ``Samples`` and ``RawData`` have them, or ``expected`` ones;
-            means of several observations at an input do not tell a mixture what it has to know.
+            means of several observations at an input do not determine a mixture.
 
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
         >>> from sigmoid_attention.mixtures.data import Samples
-        >>> from sigmoid_attention.mixtures.gaussian import Deviance, GaussianExperts
+        >>> from sigmoid_attention.mixtures.gaussian import GaussianDeviance, GaussianExperts
         >>> family = GaussianExperts(Mixture("softmax", "linear", k=1))
         >>> data = Samples(torch.zeros(1, 2, 1).double(), torch.zeros(1, 2).double())
-        >>> cost = Deviance(family, data).cost(torch.zeros(1, 5).double(), torch.tensor([0]))
+        >>> theta = torch.zeros(1, 5).double()
+        >>> cost = GaussianDeviance(family, data).cost(theta, torch.tensor([0]))
         >>> round(float(cost), 3)
         3.676
     """
@@ -54,8 +55,8 @@ class Deviance:
     def cost(self, theta_AP: Tensor, which_A: Tensor) -> Tensor:
         total = theta_AP.new_zeros(len(theta_AP))
         for chunk in self.data.chunks(which_A):
-            found = self.family.log_density(theta_AP, chunk.inputs, chunk.mean_BQ)
-            total -= 2 * (chunk.weight_BQ * found).sum(-1)
+            log_density = self.family.log_density(theta_AP, chunk.inputs, chunk.mean_BQ)
+            total -= 2 * (chunk.weight_BQ * log_density).sum(-1)
         return total
 
     def quadratic(self, theta_AP: Tensor, which_A: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,7 @@ def expected(
     """
     nodes_H, weights_H = (torch.from_numpy(part) for part in np.polynomial.hermite.hermgauss(order))
     means_Qc, weights_Qc = family.means_and_weights(theta_P, inputs_Qd)
-    deviation_c = torch.exp(0.5 * theta_P[family.places.log_variances_c])
+    deviation_c = torch.exp(0.5 * theta_P[family.indices.log_variances_c])
     answers_QcH = means_Qc[..., None] + math.sqrt(2) * deviation_c[:, None] * nodes_H
     parts_QcH = weights_Qc[..., None] * weights_H / math.sqrt(math.pi) * (n / len(inputs_Qd))
     inputs = inputs_Qd[:, None, None].expand(*answers_QcH.shape, -1)

@@ -1,4 +1,4 @@
-"""How far fitted Gaussian experts are from the true ones, by the losses of the theorems.
+"""Losses of fitted Gaussian experts against the true ones, as in the theorems.
 
 Shape letters: B fits, k fitted and t true experts of a group (routed or shared), A parameters of an
 expert in natural units (variances and weights, not their logarithms), M minimisers.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.mixtures import experts
-from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Truth
+from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, TrueGaussianExperts
 
 with lab_imports("sigmoid_attention.mixtures"):
     import numpy as np
@@ -29,7 +29,7 @@ SQUARES: Powers = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Parts:
+class GaussianLossParts:
     """What a group's loss is made of, for each true expert; what does not apply is 0."""
 
     mass_Bt: Tensor
@@ -55,8 +55,8 @@ class _Group:
 
 
 def routed_loss(
-    family: GaussianExperts, theta_BP: Tensor, truth: Truth, powers: Powers = SQUARES
-) -> Parts:
+    family: GaussianExperts, theta_BP: Tensor, truth: TrueGaussianExperts, powers: Powers = SQUARES
+) -> GaussianLossParts:
     r"""The routed experts' part of the Voronoi losses.
 
     .. math::
@@ -67,10 +67,10 @@ def routed_loss(
     with parts beta1, eta and nu, by which cells go too, and m = exp(beta0) under softmax. A shift
     of all scores is taken out first, so that fitted and true masses have the same sum and the mean
     slopes by mass agree. Under the normalised sigmoid gate m = sigmoid(beta0), which does not weigh
-    the terms, and a cell of one has |Delta beta0| in place of its mass [derived, after P2's loss
-    for its sparse regime]. Source: arXiv 2505.10860, the losses of its theorems 1 to 3: r = 2 for
-    strongly identifiable experts, for linear ones rbar for beta1 and the intercept and rbar / 2 for
-    the rest.
+    the terms, and a cell of one has |Delta beta0| in place of its mass [derived, after the
+    loss of Nguyen et al. 2024 for its sparse regime]. Source: Nguyen et al. 2025, the losses of
+    theorems 1 to 3: r = 2 for strongly identifiable experts, for linear ones rbar for beta1 and the
+    intercept and rbar / 2 for the rest.
 
     Args:
         powers: exponents of parts by name, ``SQUARE`` of those that are not named; the parts of
@@ -79,12 +79,12 @@ def routed_loss(
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
-        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, Truth
+        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, TrueGaussianExperts
         >>> from sigmoid_attention.mixtures.gaussian.losses import routed_loss
         >>> family = GaussianExperts(Mixture("softmax", "constant", k=2))
         >>> theta = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 5.0, 0.0])
         >>> shifted = theta + torch.tensor([3.0, 2.0, 0.0, 0.0]).repeat(2)
-        >>> float(routed_loss(family, shifted[None], Truth(family, theta)).total_B)
+        >>> float(routed_loss(family, shifted[None], TrueGaussianExperts(family, theta)).total_B)
         0.0
     """
     fitted = _natural(family.atoms(theta_BP)[0], -1)
@@ -102,8 +102,8 @@ def routed_loss(
 
 
 def shared_loss(
-    family: GaussianExperts, theta_BP: Tensor, truth: Truth, powers: Powers = SQUARES
-) -> Parts:
+    family: GaussianExperts, theta_BP: Tensor, truth: TrueGaussianExperts, powers: Powers = SQUARES
+) -> GaussianLossParts:
     r"""The shared experts' part, as ``routed_loss`` with m = omega and parts kappa and tau.
 
     Args:
@@ -126,25 +126,26 @@ def shared_loss(
 
 
 def expert_loss(
-    family: GaussianExperts, theta_BP: Tensor, truth: Truth, inputs_Qd: Tensor
+    family: GaussianExperts, theta_BP: Tensor, truth: TrueGaussianExperts, inputs_Qd: Tensor
 ) -> Tensor:
     r"""How far routed experts are from true ones, each counted as often as it is chosen, (B,).
 
     .. math::
         \sum_i \operatorname{mean}_x g_i(x) \min_j (\|\Delta\eta_{ij}\| + |\Delta\nu_{ij}|)
 
-    It asks nothing of the gate's parameters, and an expert that is never chosen costs nothing: what
+    The gate's parameters do not matter, and an expert that is never chosen costs nothing: what
     is left of the theorems' losses where several gates give the same density.
 
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
-        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, Truth
+        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, TrueGaussianExperts
         >>> from sigmoid_attention.mixtures.gaussian.losses import expert_loss
         >>> family = GaussianExperts(Mixture("softmax", "constant", k=2))
         >>> theta = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 5.0, 0.0])
         >>> moved = theta + torch.tensor([0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0])
-        >>> expert_loss(family, moved[None], Truth(family, theta), torch.zeros(3, 1)).tolist()
+        >>> truth = TrueGaussianExperts(family, theta)
+        >>> expert_loss(family, moved[None], truth, torch.zeros(3, 1)).tolist()
         [0.25]
     """
     first = family.routed.score_size
@@ -163,8 +164,8 @@ def matched(family: GaussianExperts, theta_BP: Tensor, members_MP: Tensor) -> Te
         \min_{\bar G} \min_\pi \sum_i \|\Delta\beta_{1 i\pi(i)}\| + |\Delta\beta_{0 i\pi(i)}|
             + \|\Delta\eta_{i\pi(i)}\| + |\Delta\nu_{i\pi(i)}|
 
-    over the orders pi of the experts. Source: arXiv 2505.10860, theorem 4 (dense regime) [derived:
-    after P2's D3], with experts matched in place of cells.
+    over the orders pi of the experts. Source: Nguyen et al. 2025, theorem 4 (dense regime)
+    [derived: after D3 of Nguyen et al. 2024], with experts matched in place of cells.
 
     Example:
         >>> import torch
@@ -182,7 +183,10 @@ def matched(family: GaussianExperts, theta_BP: Tensor, members_MP: Tensor) -> Te
     parts = [*family.routed.parts.values(), slice(family.routed_size - 1, None)]
     gap = fitted - members
     cost = np.asarray(sum(torch.linalg.vector_norm(gap[..., part], dim=-1) for part in parts))
-    least = [one[linear_sum_assignment(one)].sum() for one in cost.reshape(-1, *cost.shape[-2:])]
+    least = [
+        cost_kk[linear_sum_assignment(cost_kk)].sum()
+        for cost_kk in cost.reshape(-1, *cost.shape[-2:])
+    ]
     return torch.tensor(np.array(least)).reshape(cost.shape[:2]).amin(-1)
 
 
@@ -192,18 +196,18 @@ def _natural(atoms_kA: Tensor, log_variance: int) -> Tensor:
     return natural
 
 
-def _shifted(fitted_BkA: Tensor, true_tA: Tensor, place: int) -> Tensor:
+def _shifted(fitted_BkA: Tensor, true_tA: Tensor, intercept: int) -> Tensor:
     """Fitted scores with a shift common to all experts, towards the truth."""
     shifted = fitted_BkA.clone()
-    of_fit, of_truth = fitted_BkA[..., place], true_tA[..., place]
-    slope_k = (of_fit.softmax(-1)[..., None] * fitted_BkA[..., :place]).sum(-2)
-    slope_t = (of_truth.softmax(-1)[..., None] * true_tA[..., :place]).sum(-2)
-    shifted[..., :place] += (slope_t - slope_k)[..., None, :]
-    shifted[..., place] += (of_truth.logsumexp(-1) - of_fit.logsumexp(-1))[..., None]
+    of_fit, of_truth = fitted_BkA[..., intercept], true_tA[..., intercept]
+    slope_k = (of_fit.softmax(-1)[..., None] * fitted_BkA[..., :intercept]).sum(-2)
+    slope_t = (of_truth.softmax(-1)[..., None] * true_tA[..., :intercept]).sum(-2)
+    shifted[..., :intercept] += (slope_t - slope_k)[..., None, :]
+    shifted[..., intercept] += (of_truth.logsumexp(-1) - of_fit.logsumexp(-1))[..., None]
     return shifted
 
 
-def _loss(group: _Group, powers: Powers) -> Parts:
+def _loss(group: _Group, powers: Powers) -> GaussianLossParts:
     columns = torch.cat([torch.arange(part.start, part.stop) for part in group.parts.values()])
     apart = group.fitted_BkA[..., :, None, columns] - group.true_tA[..., columns]
     cell_Bk = torch.linalg.vector_norm(apart, dim=-1).argmin(-1)
@@ -223,7 +227,7 @@ def _loss(group: _Group, powers: Powers) -> Parts:
     if not group.weighs:
         plain = plain + difference[..., group.intercept].abs().sum(-1)
         mass = torch.where(member.sum(-2) == 1, 0.0, mass)
-    return Parts(
+    return GaussianLossParts(
         mass,
         per_cell(torch.where(alone, factor * plain, 0.0)),
         per_cell(torch.where(alone, 0.0, factor * powered)),

@@ -1,4 +1,4 @@
-"""Where maximum likelihood starts: near the truth, as published simulations do.
+"""Starting points of maximum likelihood near the truth, as in published simulations.
 
 Shape letters: t true and k fitted experts of a group, A parameters of an expert, P of all.
 """
@@ -6,7 +6,7 @@ Shape letters: t true and k fitted experts of a group, A parameters of an expert
 import torch
 from torch import Tensor
 
-from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Truth
+from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, TrueGaussianExperts
 
 # Standard deviations of the start around the truth, and the powers of n by which they shrink.
 APART, APART_POWER = 0.005, -0.083
@@ -14,15 +14,20 @@ VARIANCE_APART, VARIANCE_POWER = 0.0005, -0.25
 
 
 def near_truth(
-    truth: Truth, family: GaussianExperts, *, n: int, times: float, rng: torch.Generator
+    truth: TrueGaussianExperts,
+    family: GaussianExperts,
+    *,
+    n: int,
+    times: float,
+    rng: torch.Generator,
 ) -> Tensor:
     """A start around the truth, (P,), for a family with as many experts or more.
 
     Every true expert is the start of one, and of further ones by lot; experts with the same origin
-    share its mass equally. Scores and experts then have normal noise of standard deviation
-    0.005 n^-0.083, variances the absolute value of such noise of 0.0005 n^-0.25.
-    Source: the public code of arXiv 2305.03288, by authors of arXiv 2505.10860, whose own start was
-    not recovered; sharing the mass is ours.
+    share its mass equally. Scores and experts then have normal noise of standard deviation 0.005
+    n^-0.083, variances the absolute value of such noise of 0.0005 n^-0.25. Source: the public code
+    of arXiv 2305.03288, by authors of Nguyen et al. 2025, whose own start was not recovered;
+    sharing the mass is ours.
 
     Args:
         n: number of observations.
@@ -34,8 +39,11 @@ def near_truth(
     Example:
         >>> import torch
         >>> from sigmoid_attention.mixtures import Mixture
-        >>> from sigmoid_attention.mixtures.gaussian import GaussianExperts, Truth, near_truth
-        >>> truth = Truth(GaussianExperts(Mixture("softmax", "constant", k=1)), torch.zeros(4))
+        >>> from sigmoid_attention.mixtures.gaussian import (
+        ...     GaussianExperts, TrueGaussianExperts, near_truth,
+        ... )
+        >>> one = GaussianExperts(Mixture("softmax", "constant", k=1))
+        >>> truth = TrueGaussianExperts(one, torch.zeros(4))
         >>> family = GaussianExperts(Mixture("softmax", "constant", k=2))
         >>> start = near_truth(truth, family, n=100, times=0.0, rng=torch.Generator())
         >>> (start * 100).round().tolist()

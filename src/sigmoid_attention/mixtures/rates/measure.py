@@ -1,4 +1,4 @@
-"""Convergence rates: the losses of many fits over n, with what tells whether to believe them.
+"""Convergence rates: the losses of many fits over n, with checks of each fit.
 
 Shape letters: N sample sizes, R replicates, B = N R fits, P parameters, Q inputs.
 """
@@ -14,26 +14,26 @@ from sigmoid_attention.mixtures import voronoi
 from sigmoid_attention.mixtures.data import FiniteDesign, LeastSquares, Samples
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.multistart import multistart
-from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
-from sigmoid_attention.mixtures.solver import DEFAULTS, Settings, chi2
+from sigmoid_attention.mixtures.rates.setting import RateSetting, box, draw_truth, start
+from sigmoid_attention.mixtures.solver import DEFAULTS, SolverSettings, chi2
 
 with lab_imports("sigmoid_attention.mixtures"):
     import numpy as np
 
-# The unit of the stopping rule where there is no noise to measure in.
+# The unit of the stopping rule without noise.
 UNIT_WITHOUT_NOISE = 0.1
 
 
 @dataclass(frozen=True)
-class Curve:
-    """The fits of one setting: every loss as (N, R), with what tells whether to believe it.
+class RateCurve:
+    """The fits of one setting: every loss as (N, R), with checks of each fit.
 
     ``gain`` is (RSS(truth) - RSS(fit)) / sigma^2. Of an exactly specified, regular family its mean
     is the number of free parameters; below zero the fit is certainly no least-squares estimate.
     ``theta`` holds the estimates, (N, R, P).
     """
 
-    setting: Setting
+    setting: RateSetting
     losses: dict[str, np.ndarray]
     gain: np.ndarray
     converged: np.ndarray
@@ -42,12 +42,12 @@ class Curve:
     free: int
 
 
-def measure(setting: Setting, settings: Settings = DEFAULTS) -> Curve:
+def measure(setting: RateSetting, settings: SolverSettings = DEFAULTS) -> RateCurve:
     """All sizes and replicates of a setting on its finite design, fitted together.
 
     Example:
-        >>> from sigmoid_attention.mixtures.rates.setting import Setting
-        >>> curve = measure(Setting("sigmoid", "gelu", extra=0, sizes=(1000,), replicates=3))
+        >>> from sigmoid_attention.mixtures.rates.setting import RateSetting
+        >>> curve = measure(RateSetting("sigmoid", "gelu", extra=0, sizes=(1000,), replicates=3))
         >>> curve.losses["L2"].shape
         (1, 3)
     """
@@ -59,7 +59,9 @@ def measure(setting: Setting, settings: Settings = DEFAULTS) -> Curve:
     return _curve(setting, data, truth, settings)
 
 
-def measure_continuous(setting: Setting, settings: Settings = DEFAULTS) -> list[Curve]:
+def measure_continuous(
+    setting: RateSetting, settings: SolverSettings = DEFAULTS
+) -> list[RateCurve]:
     """The same with inputs that are uniform on the cube, for each size: the law of the papers.
 
     Losses that are averages over inputs take the nodes of the finite design, so that both can be
@@ -72,10 +74,10 @@ def measure_continuous(setting: Setting, settings: Settings = DEFAULTS) -> list[
     ]
 
 
-def continuous_data(setting: Setting) -> Iterator[tuple[int, Samples]]:
+def continuous_data(setting: RateSetting) -> Iterator[tuple[int, Samples]]:
     """For each size the data sets of all replicates, with inputs that are uniform on the cube."""
     truth = draw_truth(setting)
-    for place, n in enumerate(setting.sizes):
+    for index, n in enumerate(setting.sizes):
         yield (
             n,
             Samples.draw(
@@ -84,12 +86,14 @@ def continuous_data(setting: Setting) -> Iterator[tuple[int, Samples]]:
                 n=n,
                 d=setting.d,
                 sigma=setting.sigma,
-                seed=setting.seed + place,
+                seed=setting.seed + index,
             ),
         )
 
 
-def _curve(setting: Setting, data: LeastSquares, truth: voronoi.Truth, settings: Settings) -> Curve:
+def _curve(
+    setting: RateSetting, data: LeastSquares, truth: voronoi.TrueMixture, settings: SolverSettings
+) -> RateCurve:
     unit = setting.sigma or UNIT_WITHOUT_NOISE
     bounds = box(setting, truth)
     rng = torch.Generator().manual_seed(setting.seed + 1)
@@ -108,7 +112,7 @@ def _curve(setting: Setting, data: LeastSquares, truth: voronoi.Truth, settings:
     as_grid = lambda values: values.reshape(*shape, *values.shape[1:]).numpy()  # noqa: E731
     inputs = setting.inputs_Qd
     losses = losses_of(setting.family, fit.theta_BP, truth, inputs)
-    return Curve(
+    return RateCurve(
         setting,
         {name: as_grid(loss) for name, loss in losses.items()},
         as_grid(at_truth - fit.chi2_B),
@@ -120,14 +124,14 @@ def _curve(setting: Setting, data: LeastSquares, truth: voronoi.Truth, settings:
 
 
 def losses_of(
-    family: Mixture, theta_BP: Tensor, truth: voronoi.Truth, inputs_Qd: Tensor
+    family: Mixture, theta_BP: Tensor, truth: voronoi.TrueMixture, inputs_Qd: Tensor
 ) -> dict[str, Tensor]:
-    """Never one number: the papers' losses, their parts, and two that no split can fool, (B,).
+    """The losses of the papers, their parts, and two losses that splitting an expert leaves, (B,).
 
     "exact" sums the errors in cells with one fitted expert; "over" is the largest error of an
     expert's parameters in a cell with several, which is what the papers' tables give rates of;
     "over_weighted" is its mean by mass. D1 and D2 are the losses with powers 1 and 2 in crowded
-    cells, where P3 has others than 2 for the parts of a fully quadratic score.
+    cells, where Yan et al. 2025 has others than 2 for the parts of a fully quadratic score.
     """
     square = voronoi.voronoi(family, theta_BP, truth, powers=voronoi.quadratic_powers(family))
     plain = voronoi.voronoi(family, theta_BP, truth, powers=dict.fromkeys(family.parts, 1.0))

@@ -1,4 +1,4 @@
-"""A cell of a rate study: its families, its truth, where fits start, and what holds them.
+"""One rate experiment: model family, true parameters, starting points and bounds.
 
 Shape letters: P parameters, Q inputs.
 """
@@ -15,10 +15,9 @@ from torch import Tensor
 from sigmoid_attention.attention import arguments
 from sigmoid_attention.mixtures import voronoi
 from sigmoid_attention.mixtures.data import FiniteDesign
-from sigmoid_attention.mixtures.gates import gate
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
-from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.solver import Box
+from sigmoid_attention.mixtures.model import Mixture, free_parameters
+from sigmoid_attention.mixtures.solver import ParameterBox
 
 CANDIDATES = 200
 REGIMES = ("sparse", "dense")
@@ -26,12 +25,12 @@ STARTS = ("near_truth", "random")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One cell of a study: everything that its numbers depend on.
+class RateSetting:
+    """The setting of one rate experiment: all that its numbers depend on.
 
     Args:
         regime: what the over-specified expert's score is at the truth: "sparse" is zero beside the
-            intercept (P2's regime 1), "dense" is not (regime 2).
+            intercept (regime 1 of Nguyen et al. 2024), "dense" is not (regime 2).
         k, extra: true experts, and how many more than these are fitted. The first true expert is
             the one that is over-specified.
         sigma: standard deviation of the noise; 0 is the control without any.
@@ -42,14 +41,14 @@ class Setting:
         truth_seed, seed: of the true parameters, and of noise and starts.
         half_width: of the box of parameters.
         radius: of a box around the truth with its first expert repeated, in place of that; for the
-            estimand towards which P2's second regime converges.
+            limit of the estimates in regime 2 of Nguyen et al. 2024.
 
     Raises:
         ValueError: an unknown regime or start, or a number out of its range.
 
     Example:
-        >>> from sigmoid_attention.mixtures.rates.setting import Setting
-        >>> Setting("sigmoid", "gelu", k=3).family.k
+        >>> from sigmoid_attention.mixtures.rates.setting import RateSetting
+        >>> RateSetting("sigmoid", "gelu", k=3).family.k
         4
     """
 
@@ -107,26 +106,14 @@ class Setting:
 # Truths ---------------------------------------------------------------------------------------
 
 
-def free_parameters(family: Mixture) -> Tensor:
-    """Which parameters a fit may move, (P,): under a shift-blind gate not the last one's score.
-
-    That holds for Euclidean scores too: |x|^2 cancels, and what is left is linear in x.
-    """
-    free = torch.ones(family.size, dtype=torch.bool)
-    if gate(family.gate).shift:
-        last = (family.k - 1) * family.atom_size
-        free[last : last + family.score_size] = False
-    return free
-
-
-def draw_truth(setting: Setting) -> voronoi.Truth:
-    """The best conditioned of some random mixtures: of a poor one, no n within reach says much."""
+def draw_truth(setting: RateSetting) -> voronoi.TrueMixture:
+    """The best conditioned of some random mixtures; a badly conditioned one needs too large n."""
     return _draw(setting.truth_family, setting.regime, setting.nodes, setting.truth_seed)
 
 
-# A study asks for the same truth in every part, and looking for it takes as long as a few fits.
+# All parts of a study need the same truth, and the search takes as long as a few fits.
 @lru_cache(maxsize=64)
-def _draw(family: Mixture, regime: str, nodes: int, seed: int) -> voronoi.Truth:
+def _draw(family: Mixture, regime: str, nodes: int, seed: int) -> voronoi.TrueMixture:
     inputs = FiniteDesign.sobol(nodes, d=family.d).inputs_Qd
     rng = torch.Generator().manual_seed(seed)
     free = free_parameters(family)
@@ -139,7 +126,7 @@ def _draw(family: Mixture, regime: str, nodes: int, seed: int) -> voronoi.Truth:
         if value > best_value:
             best, best_value = theta, value
     assert best is not None
-    return voronoi.Truth(family, best)
+    return voronoi.TrueMixture(family, best)
 
 
 def _random(family: Mixture, rng: torch.Generator) -> Tensor:
@@ -153,16 +140,16 @@ def _random(family: Mixture, rng: torch.Generator) -> Tensor:
 # Starts and boxes -----------------------------------------------------------------------------
 
 
-def start(setting: Setting, truth: voronoi.Truth, rng: torch.Generator) -> Tensor:
-    """Where a fit begins, (P,)."""
+def start(setting: RateSetting, truth: voronoi.TrueMixture, rng: torch.Generator) -> Tensor:
+    """The starting point of a fit, (P,)."""
     if setting.start == "random":
         return _random(setting.family, rng)
-    whole = _repeated(setting, truth, share=True)
-    jitter = torch.randn(whole.shape, generator=rng, dtype=torch.float64) * setting.jitter
-    return whole + jitter * free_parameters(setting.family)
+    theta_P = _repeated(setting, truth, share=True)
+    jitter = torch.randn(theta_P.shape, generator=rng, dtype=torch.float64) * setting.jitter
+    return theta_P + jitter * free_parameters(setting.family)
 
 
-def _repeated(setting: Setting, truth: voronoi.Truth, *, share: bool) -> Tensor:
+def _repeated(setting: RateSetting, truth: voronoi.TrueMixture, *, share: bool) -> Tensor:
     """The true experts, the first one repeated, its mass shared among the copies or not.
 
     Copies come first, so that the last expert stays the reference of a shift-blind gate.
@@ -170,8 +157,8 @@ def _repeated(setting: Setting, truth: voronoi.Truth, *, share: bool) -> Tensor:
     atoms, copies = truth.atoms, 1 + setting.extra
     first = atoms[0].clone()
     if share:
-        place = truth.family.score_size - 1
-        first[place] = _shared_intercept(setting.gate, float(first[place]), copies)
+        intercept = truth.family.score_size - 1
+        first[intercept] = _shared_intercept(setting.gate, float(first[intercept]), copies)
     return torch.cat((first.expand(copies, -1), atoms[1:])).flatten()
 
 
@@ -185,12 +172,12 @@ def _shared_intercept(gate_name: str, intercept: float, copies: int) -> float:
     return intercept / copies
 
 
-def box(setting: Setting, truth: voronoi.Truth) -> Box:
-    """The compact set that the theory asks for, with a shift-blind gate's reference held."""
+def box(setting: RateSetting, truth: voronoi.TrueMixture) -> ParameterBox:
+    """The compact parameter set of the theory, with the reference of a shift-blind gate fixed."""
     centre = _repeated(setting, truth, share=False)
     if setting.radius is None:
-        whole = Box.around_zero(setting.family.size, setting.half_width)
+        bounds = ParameterBox.around_zero(setting.family.size, setting.half_width)
     else:
-        whole = Box(centre - setting.radius, centre + setting.radius)
+        bounds = ParameterBox(centre - setting.radius, centre + setting.radius)
     held = ~free_parameters(setting.family)
-    return whole.pinned(held, centre[held]) if held.any() else whole
+    return bounds.pinned(held, centre[held]) if held.any() else bounds

@@ -1,5 +1,8 @@
 """Slopes of a loss against n on logarithmic axes, with bootstrap intervals.
 
+The bootstrap is our own. `scipy.stats.bootstrap` refuses samples of one fit, and its random numbers
+would change every published interval.
+
 Shape letters: N sample sizes, R replicates, T truths, S draws of the bootstrap.
 """
 
@@ -105,9 +108,9 @@ def ratio(first_R: np.ndarray, second_R: np.ndarray, *, draws: int = DRAWS, seed
         return _median(flat[rng.integers(0, len(flat), (draws, len(flat)))])
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = medians(second_R.ravel()) / medians(first_R.ravel())
+        ratios = medians(second_R.ravel()) / medians(first_R.ravel())
         value = _median(second_R.reshape(1, -1)) / _median(first_R.reshape(1, -1))
-    return Slope(float(value[0]), *(float(q) for q in np.quantile(found, COVERED)))
+    return Slope(float(value[0]), *(float(q) for q in np.quantile(ratios, COVERED)))
 
 
 def _lines(log_n: np.ndarray, centres: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The rule by which slopes and controls become a verdict on a claimed rate."""
+"""The rule that turns slopes and controls into a verdict on a claimed rate."""
 
 import math
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ a claim of slope 0."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RateEvidence:
     """What a verdict on one cell is computed from.
 
     Attributes:
@@ -95,17 +95,17 @@ class Evidence:
         )
 
 
-def judge(evidence: Evidence) -> tuple[str, str]:
+def judge(evidence: RateEvidence) -> tuple[str, str]:
     """The verdict and why, by ``RULE``."""
-    for found in (_identifiable, _of_the_start, _doubt, _windows):
-        verdict = found(evidence)
+    for rule in (_identifiable, _of_the_start, _doubt, _windows):
+        verdict = rule(evidence)
         if verdict:
             return verdict
     return against(evidence.late, evidence.claim)
 
 
-def against(found: Slope, claim: float) -> tuple[str, str]:
-    """A verdict on a claimed slope and why, by what ``RULE`` says of intervals alone.
+def against(measured: Slope, claim: float) -> tuple[str, str]:
+    """A verdict on a claimed slope and why, by the part of ``RULE`` on intervals.
 
     Example:
         >>> against(Slope(-0.27, -0.33, -0.21), -0.25)[0]
@@ -113,16 +113,18 @@ def against(found: Slope, claim: float) -> tuple[str, str]:
         >>> against(Slope(-0.37, -0.46, -0.28), -0.25)
         ('undecided', 'slope -0.37 [-0.46, -0.28] against -0.25, but -0.50 is as near')
     """
-    if not (found.high - found.low) / 2 <= WIDEST:
-        return UNDECIDED, f"the interval of the slope, {found}, is too wide"
-    said = f"slope {found} against {claim:+.2f}"
-    if not found.near(claim, MARGIN):
-        return NOT_REPRODUCED, said
-    others = [rate for rate in RATES if abs(rate - claim) > MARGIN and found.near(rate, MARGIN)]
-    return (UNDECIDED, f"{said}, but {others[0]:+.2f} is as near") if others else (REPRODUCED, said)
+    if not (measured.high - measured.low) / 2 <= WIDEST:
+        return UNDECIDED, f"the interval of the slope, {measured}, is too wide"
+    because = f"slope {measured} against {claim:+.2f}"
+    if not measured.near(claim, MARGIN):
+        return NOT_REPRODUCED, because
+    others = [rate for rate in RATES if abs(rate - claim) > MARGIN and measured.near(rate, MARGIN)]
+    if others:
+        return UNDECIDED, f"{because}, but {others[0]:+.2f} is as near"
+    return REPRODUCED, because
 
 
-def _identifiable(evidence: Evidence) -> tuple[str, str] | None:
+def _identifiable(evidence: RateEvidence) -> tuple[str, str] | None:
     if evidence.missing == 0:
         return None
     return NOT_IDENTIFIABLE, (
@@ -131,7 +133,7 @@ def _identifiable(evidence: Evidence) -> tuple[str, str] | None:
     )
 
 
-def _of_the_start(evidence: Evidence) -> tuple[str, str] | None:
+def _of_the_start(evidence: RateEvidence) -> tuple[str, str] | None:
     if evidence.noiseless > NOISELESS_SHARE:
         return DEPENDS_ON_THE_START, (
             f"without any noise {evidence.noiseless:.2g} of the loss is still there"
@@ -144,7 +146,7 @@ def _of_the_start(evidence: Evidence) -> tuple[str, str] | None:
     return None
 
 
-def _doubt(evidence: Evidence) -> tuple[str, str] | None:
+def _doubt(evidence: RateEvidence) -> tuple[str, str] | None:
     if not evidence.counted >= FEWEST_CONVERGED:
         return UNDECIDED, f"only {evidence.counted:.0%} of the fits are estimates"
     if evidence.gain_misses:
@@ -157,7 +159,7 @@ def _doubt(evidence: Evidence) -> tuple[str, str] | None:
     return None
 
 
-def _windows(evidence: Evidence) -> tuple[str, str] | None:
+def _windows(evidence: RateEvidence) -> tuple[str, str] | None:
     if evidence.early.apart(evidence.late) <= BEND:
         return None
     return PRE_ASYMPTOTIC, f"the slope still moves: {evidence.early}, then {evidence.late}"

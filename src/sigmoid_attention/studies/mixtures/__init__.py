@@ -1,1 +1,1 @@
-"""The studies of the mixtures laboratory, one file a claim."""
+"""Studies of published claims about mixtures of experts."""

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from sigmoid_attention.lab.figure import loglog, panels
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
-from sigmoid_attention.mixtures.rates.measure import Curve, measure, measure_continuous
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.model import free_parameters
+from sigmoid_attention.mixtures.rates.measure import RateCurve, measure, measure_continuous
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
 from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
-from sigmoid_attention.mixtures.rates.verdict import RULE, Evidence, judge
+from sigmoid_attention.mixtures.rates.verdict import RULE, RateEvidence, judge
 
 EARLY = tuple(round(10 ** (2 + i / 2)) for i in range(7))  # 1e2 .. 1e5
 LATE = tuple(round(10 ** (4 + 2 * i / 3)) for i in range(7))  # 1e4 .. 1e8
@@ -55,7 +56,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What tells it from the other cells of a study."""
+        """A name that differs from those of the other cells of a study."""
         parts = [self.gate, self.expert, self.regime]
         parts += [self.score] if self.score != "linear" else []
         parts += [f"d={self.d}"] if self.d != 2 else []
@@ -69,8 +70,8 @@ class Cell:
             return "slower than any power of n"
         return f"n^{self.claim:.3g}"
 
-    def setting(self, truth_seed: int, **changes: object) -> Setting:
-        fixed = Setting(
+    def setting(self, truth_seed: int, **changes: object) -> RateSetting:
+        fixed = RateSetting(
             self.gate, self.expert, self.score, self.regime, self.d, self.k, self.extra,
             sizes=LATE, replicates=REPLICATES, truth_seed=truth_seed,
             starts=self.starts, jitter=self.jitter,
@@ -146,7 +147,7 @@ def _of_truth(
     yield Task(cell.name, "continuous", setting, run_continuous, 4.0)
 
 
-def run(setting: Setting) -> Iterator[Row]:
+def run(setting: RateSetting) -> Iterator[Row]:
     """Rows of one setting on its finite design."""
     truth = draw_truth(setting)
     free = free_parameters(truth.family)
@@ -156,13 +157,13 @@ def run(setting: Setting) -> Iterator[Row]:
     yield from rows_of(measure(setting))
 
 
-def run_continuous(setting: Setting) -> Iterator[Row]:
+def run_continuous(setting: RateSetting) -> Iterator[Row]:
     """Rows of the same with inputs of a continuous law."""
     for curve in measure_continuous(setting):
         yield from rows_of(curve)
 
 
-def rows_of(curve: Curve) -> Iterator[Row]:
+def rows_of(curve: RateCurve) -> Iterator[Row]:
     """Every loss and the gain of every fit, marked where it is a least-squares estimate."""
     yield Row("free", float(curve.free))
     # The truth is a member of the family, if with an expert split or shut, so that an estimate
@@ -196,7 +197,9 @@ def _finding(cell: Cell, results: Results) -> Finding:
         for quantity in ("L2", "contribution", "exact", "over", "D1", "D2")
         if quantity != cell.quantity
     )
-    boxed = np.mean([row.at_box for one in results[cell.name, "late"] for row in one.rows])
+    boxed = np.mean(
+        [row.at_box for of_truth in results[cell.name, "late"] for row in of_truth.rows]
+    )
     return Finding(
         cell.name,
         f"{cell.quantity}: {cell.claimed}",
@@ -207,37 +210,39 @@ def _finding(cell: Cell, results: Results) -> Finding:
     )
 
 
-def evidence(cell: Cell, results: Results) -> Evidence:
-    """What the rows of a cell say, for the rule to judge."""
+def evidence(cell: Cell, results: Results) -> RateEvidence:
+    """The evidence of a cell, computed from its rows."""
     of = lambda part: results[cell.name, part]  # noqa: E731
     quantity = cell.quantity
-    gains = np.concatenate([one.values("gain") for one in of("exact")])
-    usual = [_middle(_at_largest(one, quantity)) for one in of("late")]
-    return Evidence(
+    gains = np.concatenate([of_truth.values("gain") for of_truth in of("exact")])
+    usual = [_middle(_at_largest(of_truth, quantity)) for of_truth in of("late")]
+    return RateEvidence(
         claim=cell.claim,
         early=slope_of(of("early"), quantity),
         late=slope_of(of("late"), quantity),
-        missing=int(max(one.values("missing")[0] for one in of("late"))),
+        missing=int(max(of_truth.values("missing")[0] for of_truth in of("late"))),
         noiseless=_middle(
             # Wherever these fits end up: without noise there is no other estimate than the truth.
-            _middle(one.values(quantity)) / noisy
-            for one, noisy in zip(of("noiseless"), usual, strict=True)
+            _middle(of_truth.values(quantity)) / noisy
+            for of_truth, noisy in zip(of("noiseless"), usual, strict=True)
         ),
         far_start=ratio(*_equally_good(of("near start"), of("far start"), usual, quantity)),
-        counted=min(one.share(quantity) for part in ("early", "late") for one in of(part)),
+        counted=min(
+            of_truth.share(quantity) for part in ("early", "late") for of_truth in of(part)
+        ),
         gain=float(gains.mean()),
         gain_error=float(gains.std(ddof=1) / np.sqrt(len(gains))),
-        free=float(np.mean([one.values("free")[0] for one in of("exact")])),
+        free=float(np.mean([of_truth.values("free")[0] for of_truth in of("exact")])),
         continuous=_middle(
-            _middle(other.values("L2")) / _middle(one.values("L2"))
-            for one, other in zip(of("finite"), of("continuous"), strict=True)
+            _middle(other.values("L2")) / _middle(of_truth.values("L2"))
+            for of_truth, other in zip(of("finite"), of("continuous"), strict=True)
         ),
     )
 
 
 def slope_of(measured: Sequence[Measured], quantity: str) -> Slope:
     """The slope of a quantity, averaged over the truths that were measured."""
-    grids = [one.grid(quantity) for one in measured]
+    grids = [of_truth.grid(quantity) for of_truth in measured]
     return slope(grids[0][0].tolist(), np.stack([values for _, values in grids]))
 
 
@@ -251,13 +256,13 @@ def _equally_good(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses of both starts on the data sets that both fit alike, in units of a truth's usual one.
 
-    A far start that ended in a worse minimum says something of the solver, not of the estimate.
+    A far start that ended in a worse minimum is a property of the solver, not of the estimate.
     """
     pairs = []
-    for one, other, unit in zip(near, far, usual, strict=True):
-        gains = [_at_largest(measured, "gain") for measured in (one, other)]
+    for near_truth, far_truth, unit in zip(near, far, usual, strict=True):
+        gains = [_at_largest(measured, "gain") for measured in (near_truth, far_truth)]
         alike = np.abs(gains[1] - gains[0]) <= ALIKE
-        losses = [_at_largest(measured, quantity) for measured in (one, other)]
+        losses = [_at_largest(measured, quantity) for measured in (near_truth, far_truth)]
         pairs.append([np.where(alike, values, np.nan) / unit for values in losses])
     first, second = np.concatenate(pairs, axis=-1)
     return (first, second) if np.isfinite(first + second).sum() >= FEWEST_ALIKE else _NOTHING
@@ -291,7 +296,7 @@ def draw_cells(cells: Sequence[Cell], results: Results) -> Figure:
 def draw_cell(axis, cell: Cell, results: Results) -> None:
     """Both windows of a cell: points with their spread, and a fitted line for each window."""
     for part in ("early", "late"):
-        grids = [one.grid(cell.quantity) for one in results[cell.name, part]]
+        grids = [of_truth.grid(cell.quantity) for of_truth in results[cell.name, part]]
         values = np.concatenate([values for _, values in grids], axis=-1)
         fitted = slope_of(results[cell.name, part], cell.quantity)
         label = f"{cell.gate} {cell.regime} {fitted.short}" if part == "late" else None

@@ -16,7 +16,7 @@ from torch import Tensor
 from sigmoid_attention.lab.figure import loglog, panels
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.classification import (
-    Deviance,
+    LogisticDeviance,
     LogisticMixture,
     hellinger,
     maximise_likelihood,
@@ -39,7 +39,7 @@ from sigmoid_attention.mixtures.rates.verdict import (
     UNDECIDED,
     WIDEST,
 )
-from sigmoid_attention.mixtures.solver import Box
+from sigmoid_attention.mixtures.solver import ParameterBox
 
 GATES = ("softmax", "normalised_sigmoid", "sigmoid")
 EARLY = tuple(round(10 ** (4 + i / 2)) for i in range(5))  # 1e4 .. 1e6
@@ -50,7 +50,7 @@ NEAR, FAR = 0.01, 0.5
 
 
 @dataclass(frozen=True)
-class Labels:
+class ClassificationSetting:
     """A truth with k experts, fitted with k + extra; the first true expert is over-specified."""
 
     gate: str
@@ -77,7 +77,7 @@ class Labels:
         return LogisticMixture(logit, self.classes)
 
 
-def measure(setting: Labels) -> Iterator[Row]:
+def measure(setting: ClassificationSetting) -> Iterator[Row]:
     """Maximum likelihood near the truth: how far its laws and its parameters are from the truth."""
     design = FiniteDesign.sobol(setting.nodes, d=setting.d)
     truth_P, smallest = draw_truth(setting.truth_family, setting.nodes, setting.truth_seed)
@@ -91,25 +91,25 @@ def measure(setting: Labels) -> Iterator[Row]:
     yield Row("free", float(free.sum()))
     rng = torch.Generator().manual_seed(setting.seed + 1)
     jitter = torch.randn(len(sizes), family.size, generator=rng, dtype=torch.float64)
-    box = Box.around_zero(family.size, setting.half_width).pinned(~free, whole_P[~free])
+    box = ParameterBox.around_zero(family.size, setting.half_width).pinned(~free, whole_P[~free])
     fit = maximise_likelihood(family, data, whole_P + setting.jitter * jitter * free, box=box)
 
-    at_truth = Deviance(setting.truth_family, data).cost(
+    at_truth = LogisticDeviance(setting.truth_family, data).cost(
         truth_P.expand(len(sizes), -1), torch.arange(len(sizes))
     )
     gain = at_truth - fit.chi2_B
     # Below the likelihood of the truth, which the family holds, there is no estimate.
-    found = fit.converged_B & (gain >= 0)
+    sound = fit.converged_B & (gain >= 0)
     measured = {
         "hellinger": hellinger(family, fit.theta_BP, law_QS, design.inputs_Qd),
         **losses(family, fit.theta_BP, setting.truth_family.atoms(truth_P)),
         "gain": gain,
     }
     for quantity, values in measured.items():
-        for place, value in enumerate(values.tolist()):
+        for problem, value in enumerate(values.tolist()):
             yield Row(
-                quantity, value, n=sizes[place], replicate=place % setting.replicates,
-                converged=bool(found[place]), at_box=bool(fit.at_box_B[place]),
+                quantity, value, n=sizes[problem], replicate=problem % setting.replicates,
+                converged=bool(sound[problem]), at_box=bool(fit.at_box_B[problem]),
             )  # fmt: skip
 
 
@@ -128,7 +128,9 @@ def draw_truth(family: LogisticMixture, nodes: int, seed: int) -> tuple[Tensor, 
     theta_CP = atoms.flatten(1)
     even = torch.full((CANDIDATES, nodes), 1.0 / nodes, dtype=torch.float64)
     nothing_seen = LabelCounts(inputs_Qd, family.probabilities(theta_CP, inputs_Qd), even)
-    information, _ = Deviance(family, nothing_seen).quadratic(theta_CP, torch.arange(CANDIDATES))
+    information, _ = LogisticDeviance(family, nothing_seen).quadratic(
+        theta_CP, torch.arange(CANDIDATES)
+    )
     information = information[:, family.free_P][:, :, family.free_P]
     norm = information.diagonal(dim1=-2, dim2=-1).sqrt()
     values = torch.linalg.eigvalsh(information / norm[:, :, None] / norm[:, None, :])
@@ -137,17 +139,17 @@ def draw_truth(family: LogisticMixture, nodes: int, seed: int) -> tuple[Tensor, 
     return theta_CP[best], float(smallest[best])
 
 
-def _repeated(setting: Labels, truth_P: Tensor) -> Tensor:
+def _repeated(setting: ClassificationSetting, truth_P: Tensor) -> Tensor:
     """The true experts, the first one repeated with a share of its weight each, (P,).
 
     Copies come first, so that the last expert stays the reference of a shift-blind gate.
     """
     atoms, copies = setting.truth_family.atoms(truth_P), 1 + setting.extra
-    first, place = atoms[0].clone(), setting.family.score_size - 1
+    first, intercept = atoms[0].clone(), setting.family.score_size - 1
     if setting.gate == "softmax":
-        first[place] -= np.log(copies)
+        first[intercept] -= np.log(copies)
     else:
-        first[place] = torch.logit(first[place].sigmoid() / copies)
+        first[intercept] = torch.logit(first[intercept].sigmoid() / copies)
     return torch.cat((first.expand(copies, -1), atoms[1:])).flatten()
 
 
@@ -167,10 +169,10 @@ def losses(family: LogisticMixture, theta_BP: Tensor, true_tF: Tensor) -> dict[s
     error_BkF = atoms_BkF - true_tF[cell_Bk]
     score, expert = error_BkF[..., : intercept + 1], error_BkF[..., intercept + 1 :].norm(dim=-1)
     exact = torch.where(alone_Bk, score.abs().sum(-1) + expert, 0.0).sum(-1)
-    found = {"exact": exact}
+    losses = {"exact": exact}
     if family.k > len(true_tF):
-        found["over"] = torch.where(alone_Bk, 0.0, expert).amax(-1)
-    return found
+        losses["over"] = torch.where(alone_Bk, 0.0, expert).amax(-1)
+    return losses
 
 
 # Verdicts -------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ later one comes within {MARGIN:g} of the claim. *{NOT_REPRODUCED}* otherwise."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ClassificationEvidence:
     """What a verdict on one quantity of one cell is computed from."""
 
     claim: float
@@ -199,7 +201,7 @@ class Evidence:
     far_start: Slope
 
 
-def verdict_of(seen: Evidence) -> tuple[str, str]:
+def verdict_of(seen: ClassificationEvidence) -> tuple[str, str]:
     """The rule, and which part of it applied."""
     if seen.smallest < SEEN:
         return NOT_IDENTIFIABLE, "the information at a truth is singular"
@@ -231,20 +233,20 @@ def judge(results: Results) -> list[Finding]:
     ]
 
 
-def _finding(setting: Labels, quantity: str, results: Results) -> Finding:
+def _finding(setting: ClassificationSetting, quantity: str, results: Results) -> Finding:
     of = {part: results[cell_of(setting), part] for part in PARTS}
     claim = claim_of(setting.gate, quantity)
     late = of["late"]
-    seen = Evidence(
+    seen = ClassificationEvidence(
         claim,
-        min(float(one.values("smallest")[0]) for one in late),
-        min(one.share(quantity) for one in late),
+        min(float(of_truth.values("smallest")[0]) for of_truth in late),
+        min(of_truth.share(quantity) for of_truth in late),
         _slope(of["early"], quantity),
         _slope(late, quantity),
         ratio(*(_relative(of[part], late, quantity) for part in ("near start", "far start"))),
     )
     verdict, because = verdict_of(seen)
-    gain = np.mean([row.value for one in late for row in one.rows
+    gain = np.mean([row.value for of_truth in late for row in of_truth.rows
                     if row.quantity == "gain" and row.converged])  # fmt: skip
     return Finding(
         f"{cell_of(setting)}: {quantity}",
@@ -258,7 +260,7 @@ def _finding(setting: Labels, quantity: str, results: Results) -> Finding:
 
 
 def _slope(truths: Sequence[Measured], quantity: str) -> Slope:
-    grids = [one.grid(quantity) for one in truths]
+    grids = [of_truth.grid(quantity) for of_truth in truths]
     return slope(grids[0][0].tolist(), np.stack([values for _, values in grids]))
 
 
@@ -267,8 +269,8 @@ def _relative(
 ) -> np.ndarray:
     """Losses at the largest n, each in units of what is usual for its truth; where fits ended."""
     largest = [
-        [row.value for row in one.rows if row.quantity == quantity and row.n == LATE[-1]]
-        for one in (*truths, *reference)
+        [row.value for row in of_truth.rows if row.quantity == quantity and row.n == LATE[-1]]
+        for of_truth in (*truths, *reference)
     ]
     own, usual = largest[: len(truths)], largest[len(truths) :]
     return np.concatenate([np.array(x) / np.median(y) for x, y in zip(own, usual, strict=True)])
@@ -279,19 +281,19 @@ def _relative(
 PARTS = ("early", "late", "near start", "far start")
 
 
-def cells() -> list[Labels]:
+def cells() -> list[ClassificationSetting]:
     """Every gate with as many experts as the truth and with one more."""
-    return [Labels(gate, extra) for gate in GATES for extra in (0, 1)]
+    return [ClassificationSetting(gate, extra) for gate in GATES for extra in (0, 1)]
 
 
-def cell_of(setting: Labels) -> str:
+def cell_of(setting: ClassificationSetting) -> str:
     """The name of a line of the table, but for its quantity."""
     return f"{setting.gate.replace('_', ' ')}, {setting.k} experts fitted by {setting.family.k}"
 
 
 def tasks() -> list[Task]:
     """Two windows of every cell, and starts near and far at the largest n."""
-    found = []
+    tasks = []
     for cell in cells():
         for truth_seed in range(TRUTHS):
             of_truth = replace(cell, truth_seed=truth_seed)
@@ -303,8 +305,8 @@ def tasks() -> list[Task]:
             }
             for part, setting in changed.items():
                 work = len(setting.sizes) * (1.0 + 3.0 * setting.extra)
-                found.append(Task(cell_of(cell), part, setting, measure, work))
-    return found
+                tasks.append(Task(cell_of(cell), part, setting, measure, work))
+    return tasks
 
 
 def draw(results: Results) -> Figure:
@@ -314,8 +316,8 @@ def draw(results: Results) -> Figure:
         axis.set_title(cell_of(setting))
         for quantity in ("hellinger", "exact", "over")[: 3 if setting.extra else 2]:
             late = results[cell_of(setting), "late"]
-            grids = [one.grid(quantity) for part in ("early", "late")
-                     for one in results[cell_of(setting), part]]  # fmt: skip
+            grids = [of_truth.grid(quantity) for part in ("early", "late")
+                     for of_truth in results[cell_of(setting), part]]  # fmt: skip
             sizes, values = _joined(grids)
             fitted = _slope(late, quantity)
             loglog(axis, sizes, values, f"{quantity} {fitted.value:+.2f}", slope=fitted.value)
@@ -336,8 +338,9 @@ STUDY = Study(
     "Conditional laws are estimated at n^-1/2 in Hellinger distance, and so are the parameters of "
     "experts that are not over-specified; those that are at n^-1/4 under a softmax gate, and "
     "faster under a sigmoid gate. The paper modifies the sigmoid gate in a way that was not "
-    "recovered: here it is normalised or plain, and n^-1/2 is what P2 claims for its regression.",
-    "arXiv 2602.01466, abstract; rates of regression from arXiv 2405.13997",
+    "recovered: here it is normalised or plain, and n^-1/2 is the claim of Nguyen et al. 2024 "
+    "for regression.",
+    "Pham et al. 2026, abstract; rates of regression from Nguyen et al. 2024",
     RULE,
     tasks,
     judge,

@@ -1,4 +1,4 @@
-"""Representation collapse: do experts grow alike or idle in training, under either gate?
+"""Study of representation collapse: experts that become alike or idle in training, by gate.
 
 Shape letters: B replicates, P parameters, Q inputs, d dimension, k experts.
 """
@@ -19,9 +19,9 @@ from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.experts import expert as expert_of
 from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.multistart import spread, uniform_starts
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
 from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
+from sigmoid_attention.mixtures.stochastic import StochasticRecipe, paper_mode
 
 GATES = ("softmax", "sigmoid")
 # A gate of neither family; "smooth" is no mixture at all.
@@ -29,7 +29,7 @@ TRUTHS = ("normalised_sigmoid", "smooth")
 LOOKS = 25
 # Quantities, and whether collapse is more of it.
 JUDGED = {"similarity": True, "used by weight": False, "used by contribution": False}
-# Those that are drawn, and what the axis says.
+# The quantities that are drawn, with the labels of their axes.
 WORDS = {
     "similarity": "similarity of answers",
     "used by contribution": "experts at work",
@@ -37,7 +37,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Training:
+class CollapseSetting:
     """Random starts, the same for both gates, trained on the same data with 2 k* experts."""
 
     gate: str
@@ -57,8 +57,8 @@ class Training:
     seed: int = 0
 
 
-def measure(setting: Training) -> Iterator[Row]:
-    """What `Watch` sees along training, and the error on new inputs at the end."""
+def measure(setting: CollapseSetting) -> Iterator[Row]:
+    """What `TraceRecorder` sees along training, and the error on new inputs at the end."""
     family = Mixture(setting.gate, setting.expert, k=setting.k, d=setting.d)
     function = _truth(setting)
     data = Samples.draw(
@@ -68,10 +68,12 @@ def measure(setting: Training) -> Iterator[Row]:
     start_BSP = uniform_starts(
         spread(family, setting.width), problems=setting.replicates, starts=1, seed=setting.seed + 1
     )
-    recipe = Recipe(setting.optimiser, setting.learning_rate, setting.epochs, setting.batch)
+    recipe = StochasticRecipe(
+        setting.optimiser, setting.learning_rate, setting.epochs, setting.batch
+    )
     steps = setting.epochs * math.ceil(setting.n / setting.batch)
     probe_Qd = Samples.draw(function, count=1, n=512, d=setting.d, sigma=0.0, seed=2).inputs_BQd[0]
-    watch = Watch(family, probe_Qd, steps)
+    watch = TraceRecorder(family, probe_Qd, steps)
     fit = paper_mode(
         family, data, start_BSP[:, 0], sigma=setting.sigma, recipe=recipe, seed=setting.seed,
         trace=watch,
@@ -83,17 +85,17 @@ def measure(setting: Training) -> Iterator[Row]:
         yield Row("error", error, replicate=replicate, step=steps, converged=False)
 
 
-def _truth(setting: Training):
+def _truth(setting: CollapseSetting):
     """A function of inputs (..., Q, d) that neither gate's family has."""
     if setting.truth == "smooth":
         return lambda x: (2 * x[..., 0]).sin() * (1 + x[..., 1]) + x[..., 2] * x[..., 3]
     truth = draw_truth(
-        Setting(setting.truth, setting.expert, d=setting.d, k=setting.true_experts, extra=0)
+        RateSetting(setting.truth, setting.expert, d=setting.d, k=setting.true_experts, extra=0)
     )
     return lambda x: truth.family.predict(truth.theta_P, x)
 
 
-class Watch:
+class TraceRecorder:
     """A trace of training that keeps rows at a few steps, evenly spread on a logarithmic scale."""
 
     def __init__(self, family: Mixture, probe_Qd: Tensor, steps: int) -> None:
@@ -180,13 +182,13 @@ def verdict_of(of_softmax: Interval, spared: Interval) -> str:
 
 
 def _finding(cell: str, quantity: str, softmax: Measured, sigmoid: Measured) -> Finding:
-    paths = [_ends(one, quantity) for one in (softmax, sigmoid)]
+    paths = [_ends(measured, quantity) for measured in (softmax, sigmoid)]
     # What collapse is a rise of, or a fall of.
     sign = 1 if JUDGED[quantity] else -1
     lost = [[sign * (last - first) for first, last in ends] for ends in paths]
     of_softmax, spared = t_interval(lost[0]), paired_difference(lost[1], lost[0])
     means = [np.mean(ends, axis=0) for ends in paths]
-    errors = [float(np.mean(one.values("error"))) for one in (softmax, sigmoid)]
+    errors = [float(np.mean(measured.values("error"))) for measured in (softmax, sigmoid)]
     return Finding(
         f"{cell}: {quantity}",
         "grows under softmax, less under sigmoid"
@@ -227,7 +229,7 @@ def tasks() -> list[Task]:
     return [
         Task(
             f"{expert} experts, {truth.replace('_', ' ')} truth, {optimiser}", gate,
-            Training(gate, truth, expert, optimiser, rate), measure,
+            CollapseSetting(gate, truth, expert, optimiser, rate), measure,
         )
         for expert, truth in CASES
         for optimiser, rate in OPTIMISERS
@@ -266,7 +268,7 @@ STUDY = Study(
     "Representation collapse along training",
     "Experts that compete in a softmax gate grow alike or fall idle; a sigmoid gate, under which "
     "they do not compete, avoids that.",
-    "arXiv 2405.13997, introduction, on why sigmoid gates are used",
+    "Nguyen et al. 2024, introduction, on why sigmoid gates are used",
     RULE,
     tasks,
     judge,

@@ -1,7 +1,8 @@
-"""Near the truth or anywhere: the estimate that the theory speaks of is the global minimum.
+"""Study of starting points: rates of fits near the truth against rates of global minima.
 
-The papers' theorems are about the least-squares estimate over a compact set, their experiments
-start near the truth. Here the same data are fitted from both, and the better fit counts.
+The theorems of the papers are about the least-squares estimate over a compact set. Their
+experiments start near the truth. Here the same data are fitted from starts near the truth and from
+random starts, and the better fit counts.
 """
 
 from collections.abc import Sequence
@@ -38,11 +39,11 @@ near to another of the rates 0, -1/4 and -1/2."""
 
 
 def tasks() -> list[Task]:
-    found = []
+    tasks = []
     for cell in CELLS:
         for seed in range(TRUTHS):
             near = cell.setting(seed, sizes=SIZES, seed=8000 + seed, replicates=REPLICATES)
-            found.append(Task(cell.name, "near", near, run, 4.0))
+            tasks.append(Task(cell.name, "near", near, run, 4.0))
             far = cell.setting(
                 seed,
                 sizes=SIZES,
@@ -51,8 +52,8 @@ def tasks() -> list[Task]:
                 start="random",
                 starts=STARTS,
             )
-            found.append(Task(cell.name, "random", far, run, 4.0 * STARTS))
-    return found
+            tasks.append(Task(cell.name, "random", far, run, 4.0 * STARTS))
+    return tasks
 
 
 def judge(results: Results) -> list[Finding]:
@@ -84,8 +85,8 @@ def _both(
     cell: Cell, results: Results
 ) -> tuple[Sequence[float], np.ndarray, np.ndarray, np.ndarray]:
     """Sizes, losses near the truth and of the best fit (T, N, R), and where that is another."""
-    near = [_grids(one, cell.quantity) for one in results[cell.name, "near"]]
-    far = [_grids(one, cell.quantity) for one in results[cell.name, "random"]]
+    near = [_grids(of_truth, cell.quantity) for of_truth in results[cell.name, "near"]]
+    far = [_grids(of_truth, cell.quantity) for of_truth in results[cell.name, "random"]]
     sizes = near[0][0].tolist()
     losses, gains = (np.stack([grids[i] for grids in near]) for i in (1, 2))
     other_losses, other_gains = (np.stack([grids[i] for grids in far]) for i in (1, 2))
@@ -120,7 +121,7 @@ STUDY = Study(
     "global_minimum",
     "Near the truth, or the global minimum",
     "The rates of the tables are those of the least-squares estimate, wherever it lies.",
-    "arXiv 2405.13997, theorems 1 and 3, which minimise over the whole parameter space",
+    "Nguyen et al. 2024, theorems 1 and 3, which minimise over the whole parameter space",
     RULE,
     tasks,
     judge,

@@ -1,9 +1,10 @@
-"""P2's second regime at its word: the rate towards the projection, not towards the truth.
+"""Regime 2 of Nguyen et al. 2024: rates towards the projection instead of the truth.
 
-With an over-specified expert whose gate looks at the input no fitted mixture is the truth, says P2,
-so that fits converge to the nearest one. But a fit may shut one gate, or split an expert of which a
-sum is one again, and be the truth after all. Here parameters are held near the truth with its first
-expert repeated, where neither can happen, and D3 is the distance to the set of minimisers there.
+With an over-specified expert whose gate depends on the input no fitted mixture is the truth,
+according to Nguyen et al. 2024, so that fits converge to the nearest one. But a fit may shut one
+gate, or split an expert of which a sum is one again, and be the truth after all. Here parameters
+are held near the truth with its first expert repeated, where neither can happen, and D3 is the
+distance to the set of minimisers there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from sigmoid_attention.lab.study import (
 from sigmoid_attention.mixtures.projection import distance_to_pseudo_true, pseudo_true
 from sigmoid_attention.mixtures.rates import verdict
 from sigmoid_attention.mixtures.rates.measure import measure
-from sigmoid_attention.mixtures.rates.setting import Setting
+from sigmoid_attention.mixtures.rates.setting import RateSetting
 from sigmoid_attention.mixtures.rates.slopes import Slope
 from sigmoid_attention.studies.mixtures.cells import TRUTHS, Cell, slope_of
 
@@ -56,16 +57,16 @@ def _name(cell: Cell, radius: float) -> str:
 
 
 def tasks() -> list[Task]:
-    found = []
+    tasks = []
     for cell in CELLS:
         for radius in RADII:
             for seed in range(TRUTHS):
                 setting = cell.setting(seed, radius=radius, starts=STARTS, seed=9000 + seed)
-                found.append(Task(_name(cell, radius), "late", setting, run, 20.0))
-    return found
+                tasks.append(Task(_name(cell, radius), "late", setting, run, 20.0))
+    return tasks
 
 
-def run(setting: Setting) -> Iterator[Row]:
+def run(setting: RateSetting) -> Iterator[Row]:
     """D3 and the distances of functions, and what is known of the minimisers."""
     projection = pseudo_true(setting)
     curve = measure(setting)
@@ -92,7 +93,7 @@ def judge(results: Results) -> list[Finding]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ProjectionEvidence:
     """What the verdict on a cell is computed from; shares are those of the worst truth."""
 
     rate: Slope
@@ -101,20 +102,20 @@ class Seen:
     floors: list[float]
 
 
-def _seen(late: Sequence[Measured]) -> Seen:
-    return Seen(
+def _seen(late: Sequence[Measured]) -> ProjectionEvidence:
+    return ProjectionEvidence(
         slope_of(late, "D3"),
         min(_each(late, "found")),
-        min(one.share("D3") for one in late),
+        min(of_truth.share("D3") for of_truth in late),
         _each(late, "floor"),
     )
 
 
 def _each(measured: Sequence[Measured], quantity: str) -> list[float]:
-    return [float(one.values(quantity)[0]) for one in measured]
+    return [float(of_truth.values(quantity)[0]) for of_truth in measured]
 
 
-def _verdict(seen: Seen) -> tuple[str, str]:
+def _verdict(seen: ProjectionEvidence) -> tuple[str, str]:
     """By ``RULE``."""
     if seen.found < FEWEST_FOUND:
         return verdict.UNDECIDED, f"only {seen.found:.0%} of the starts found a truth's minimisers"
@@ -149,7 +150,7 @@ def draw(results: Results) -> Figure:
         for radius, colour in zip(RADII, ("#0072b2", "#d55e00"), strict=True):
             late = results[_name(cell, radius), "late"]
             for quantity, dashed in (("D3", False), ("L2", True)):
-                grids = [one.grid(quantity) for one in late]
+                grids = [of_truth.grid(quantity) for of_truth in late]
                 values = np.concatenate([values for _, values in grids], axis=-1)
                 fitted = slope_of(late, quantity)
                 label = f"{quantity}, radius {radius:g}: {fitted.value:+.2f}"
@@ -164,7 +165,7 @@ STUDY = Study(
     "pseudo_true",
     "Regime 2 and its projection",
     "In regime 2 all parameters converge at n^-1/2 to those of the projection of the truth.",
-    "arXiv 2405.13997, theorem 3 (D3); arXiv 2502.00281, theorem 3",
+    "Nguyen et al. 2024, theorem 3 (D3); Yan et al. 2025, theorem 3",
     RULE,
     tasks,
     judge,

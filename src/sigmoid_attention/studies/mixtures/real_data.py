@@ -1,4 +1,4 @@
-"""Real data that come with scikit-learn: learning curves and stability of experts, gate by gate.
+"""Study on scikit-learn's data sets: learning curves and stability of experts, for each gate.
 
 Shape letters: n observations, d features, k experts, Q probes, S classes.
 """
@@ -48,10 +48,10 @@ def _whole(load: Callable[..., Any]) -> Table:
 
 
 def _column(load: Callable[..., Any], name: str) -> Table:
-    """A continuous feature of a classification set, to be told from the others."""
+    """A regression of one continuous feature of a classification set on the others."""
     bunch = load()
-    place = list(bunch.feature_names).index(name)
-    return np.delete(bunch.data, place, axis=1), bunch.data[:, place]
+    column = list(bunch.feature_names).index(name)
+    return np.delete(bunch.data, column, axis=1), bunch.data[:, column]
 
 
 def _patches(size: int, count: int) -> Table:
@@ -106,7 +106,7 @@ def table(name: str) -> Table:
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearningSetting:
     """One set under one gate; resamples are the same for both.
 
     The penalty of each gate and size is the best of ``alphas`` on ``pilots`` resamples of its own.
@@ -124,7 +124,7 @@ class Learned:
     pilots: int = PILOTS
 
 
-def measure(setting: Learned) -> Iterator[Row]:
+def measure(setting: LearningSetting) -> Iterator[Row]:
     """Held-out error of every resample and size, and how alike the experts of two resamples are."""
     features, _ = table(setting.data)
     probes = features[:: max(1, len(features) // PROBES)]
@@ -142,7 +142,7 @@ def measure(setting: Learned) -> Iterator[Row]:
         before = answers
 
 
-def _penalty(setting: Learned, share: float) -> float:
+def _penalty(setting: LearningSetting, share: float) -> float:
     """The penalty of the least geometric mean error over resamples that nothing else sees."""
     pilots = range(setting.resamples, setting.resamples + setting.pilots)
     errors = [
@@ -152,7 +152,7 @@ def _penalty(setting: Learned, share: float) -> float:
     return setting.alphas[int(np.argmin(errors))]
 
 
-def _learned(setting: Learned, share: float, alpha: float, resample: int):
+def _learned(setting: LearningSetting, share: float, alpha: float, resample: int):
     """How many rows one resample has, the model that they give, and its held-out error."""
     features, target = table(setting.data)
     order = np.random.default_rng(resample).permutation(len(features))
@@ -161,7 +161,7 @@ def _learned(setting: Learned, share: float, alpha: float, resample: int):
     make = MixtureOfExpertsClassifier if SETS[setting.data][1] else MixtureOfExpertsRegressor
     model = make(
         setting.n_experts, gate=setting.gate, expert=setting.expert, alpha=alpha,
-        starts=setting.starts, max_iter=setting.max_iter, random_state=resample,
+        n_init=setting.starts, max_iter=setting.max_iter, random_state=resample,
     )  # fmt: skip
     with warnings.catch_warnings():
         # That pixels at the rim are constant, data few, and which fits did not converge, is known:
@@ -272,7 +272,7 @@ def _penalties(measured: Measured) -> str:
 
 
 def _steady(name: str, softmax: Measured, sigmoid: Measured) -> Finding:
-    first, second = (one.values("stability").tolist() for one in (softmax, sigmoid))
+    first, second = (measured.values("stability").tolist() for measured in (softmax, sigmoid))
     difference = paired_difference(first, second)
     return Finding(
         f"{name}: stability of experts",
@@ -289,7 +289,7 @@ def _said(interval: Interval) -> str:
 
 
 def _grid(measured: Measured) -> tuple[list[float], np.ndarray]:
-    """Sizes, and errors (N, R) of all fits: what a user gets, with its convergence said beside."""
+    """Sizes, and errors (N, R) of all fits: converged or not, as a user has them."""
     rows = [row for row in measured.rows if row.quantity == "error"]
     sizes = sorted({row.n for row in rows})
     return sizes, np.array([[row.value for row in rows if row.n == n] for n in sizes])
@@ -300,14 +300,15 @@ def _grid(measured: Measured) -> tuple[list[float], np.ndarray]:
 
 def tasks() -> list[Task]:
     """Every set under either gate."""
-    found = []
+    tasks = []
     for name in SETS:
         expert = "constant" if name == PARITY else "linear"
         work = 4.0 if expert == "constant" else 1.0
-        found += [
-            Task(name, gate, Learned(name, gate, expert=expert), measure, work) for gate in GATES
+        tasks += [
+            Task(name, gate, LearningSetting(name, gate, expert=expert), measure, work)
+            for gate in GATES
         ]
-    return found
+    return tasks
 
 
 def draw(results: Results) -> Figure:
@@ -329,7 +330,7 @@ STUDY = Study(
     "A sigmoid gate needs fewer samples for the same error, and its experts, which do not compete, "
     "are found again more surely. The papers show it for synthetic data and language models; "
     "whether it carries over to small tables is asked here, not claimed there.",
-    "extrapolated from arXiv 2405.13997 and arXiv 2502.00281",
+    "extrapolated from Nguyen et al. 2024 and Yan et al. 2025",
     RULE,
     tasks,
     judge,

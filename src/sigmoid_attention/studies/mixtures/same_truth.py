@@ -1,7 +1,8 @@
-"""Sigmoid against softmax gates on the same truths: the sigmoid's own, the softmax's, neither's.
+"""Study of both gates on the same truths: with a sigmoid gate, a softmax gate, or another gate.
 
-The papers plot each gate's loss where the truth has that gate, or let both fit a truth with two
-experts, which a sigmoid gate expresses exactly whatever the gate of the truth.
+The papers plot the loss of each gate where the truth has that gate, or fit a truth of two experts
+with both gates. A sigmoid gate can express a truth of two experts exactly, for every gate of the
+truth.
 
 Shape letters: P parameters, Q inputs, N sample sizes, R replicates, S starts, T truths.
 """
@@ -20,12 +21,12 @@ from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, 
 from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import FiniteDesign, Summaries
 from sigmoid_attention.mixtures.equivalence import shift_scores
-from sigmoid_attention.mixtures.model import Mixture
+from sigmoid_attention.mixtures.model import Mixture, free_parameters
 from sigmoid_attention.mixtures.multistart import multistart, spread, uniform_starts
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
 from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from sigmoid_attention.mixtures.solver import Box
-from sigmoid_attention.mixtures.voronoi import Truth, l2
+from sigmoid_attention.mixtures.solver import ParameterBox
+from sigmoid_attention.mixtures.voronoi import TrueMixture, l2
 
 FITS = ("sigmoid", "softmax")
 NEITHER = "normalised_sigmoid"
@@ -45,7 +46,7 @@ SPREAD = 3.0
 
 
 @dataclass(frozen=True)
-class Shared:
+class SameTruthSetting:
     """One truth, to be fitted by both families with k + extra experts.
 
     ``candidates`` starts look for the best approximation of the truth itself; data sets are then
@@ -66,14 +67,14 @@ class Shared:
     half_width: float = 15.0
 
     @property
-    def truth(self) -> Setting:
-        return Setting(
+    def truth(self) -> RateSetting:
+        return RateSetting(
             self.truth_gate, self.expert, d=self.d, k=self.k, extra=0, nodes=self.nodes,
             truth_seed=self.truth_seed,
         )  # fmt: skip
 
 
-def measure(setting: Shared) -> Iterator[Row]:
+def measure(setting: SameTruthSetting) -> Iterator[Row]:
     """Floors of both families, and the errors of their fits to the same data sets."""
     truth = draw_truth(setting.truth)
     design = FiniteDesign.sobol(setting.nodes, d=setting.d)
@@ -89,21 +90,25 @@ def measure(setting: Shared) -> Iterator[Row]:
         start_BSP = nearest_SP[: setting.starts].expand(len(sizes), -1, -1)
         fit = multistart(family, data, start_BSP, sigma=SIGMA, box=box).best
         errors = l2(family, fit.theta_BP, truth_Q, design.inputs_Qd)
-        for place, error in enumerate(errors.tolist()):
+        for problem, error in enumerate(errors.tolist()):
             yield Row(
-                f"L2 {fit_gate}", error, n=sizes[place], replicate=place % setting.replicates,
-                converged=bool(fit.converged_B[place]), at_box=bool(fit.at_box_B[place]),
+                f"L2 {fit_gate}", error, n=sizes[problem], replicate=problem % setting.replicates,
+                converged=bool(fit.converged_B[problem]), at_box=bool(fit.at_box_B[problem]),
             )  # fmt: skip
 
 
-def _box(setting: Shared, family: Mixture) -> Box:
-    box = Box.around_zero(family.size, setting.half_width)
+def _box(setting: SameTruthSetting, family: Mixture) -> ParameterBox:
+    box = ParameterBox.around_zero(family.size, setting.half_width)
     held = ~free_parameters(family)
     return box.pinned(held, torch.zeros(int(held.sum()), dtype=torch.float64))
 
 
 def _approximations(
-    setting: Shared, family: Mixture, box: Box, truth: Truth, truth_Q: Tensor
+    setting: SameTruthSetting,
+    family: Mixture,
+    box: ParameterBox,
+    truth: TrueMixture,
+    truth_Q: Tensor,
 ) -> Tensor:
     """Local minimisers of |f - f*| over the family, (S, P), the nearest first."""
     seed, starts = setting.truth_seed, setting.candidates
@@ -113,11 +118,11 @@ def _approximations(
     inputs_Qd = setting.truth.inputs_Qd
     count = torch.full((1, len(inputs_Qd)), POPULATION / len(inputs_Qd), dtype=torch.float64)
     noiseless = Summaries(inputs_Qd, truth_Q[None], count, torch.zeros(1, dtype=torch.float64))
-    found = multistart(family, noiseless, start_BSP, sigma=SIGMA, box=box)
-    return found.theta_BSP[0, found.cost_BS[0].argsort()]
+    attempts = multistart(family, noiseless, start_BSP, sigma=SIGMA, box=box)
+    return attempts.theta_BSP[0, attempts.cost_BS[0].argsort()]
 
 
-def _at_truth(family: Mixture, truth: Truth) -> Tensor:
+def _at_truth(family: Mixture, truth: TrueMixture) -> Tensor:
     """The true experts after copies of the first that are next to idle, (P,).
 
     Where only differences of scores matter the last one's is moved to 0, where the box holds it.
@@ -134,7 +139,7 @@ def _at_truth(family: Mixture, truth: Truth) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Needed:
+class SampleRatio:
     """Samples that one family needs over those of another for one error, with an interval."""
 
     target: float
@@ -189,7 +194,7 @@ def needed_ratios(
     second_TNR: np.ndarray,
     targets: Sequence[float],
     seed: int = 0,
-) -> list[Needed]:
+) -> list[SampleRatio]:
     """For each target the samples that the first need over those of the second.
 
     Of replicates the median counts, of truths the middle one of the ratios. The interval is a
@@ -198,9 +203,9 @@ def needed_ratios(
     """
     rng = np.random.default_rng(seed)
     count = first_TNR.shape[-1]
-    places_SR = np.vstack([np.arange(count), rng.integers(0, count, (DRAWS, count))])
-    pair = [np.nanmedian(errors[..., places_SR], axis=-1) for errors in (first_TNR, second_TNR)]
-    found = []
+    resampled_SR = np.vstack([np.arange(count), rng.integers(0, count, (DRAWS, count))])
+    pair = [np.nanmedian(errors[..., resampled_SR], axis=-1) for errors in (first_TNR, second_TNR)]
+    ratios = []
     for target in targets:
         needed = [
             np.apply_along_axis(lambda errors_N: samples_needed(sizes_N, errors_N, target), 1, one)  # noqa: B023
@@ -215,14 +220,15 @@ def needed_ratios(
         ratio_S = np.quantile(filled_TS, 0.5, axis=0, method="inverted_cdf")
         low, high = np.quantile(ratio_S[1:], (0.025, 0.975), method="inverted_cdf")
         value = math.nan if neither_S[0] else float(ratio_S[0])
-        found.append(Needed(target, value, float(low), float(high)))
-    return found
+        ratios.append(SampleRatio(target, value, float(low), float(high)))
+    return ratios
 
 
 # Verdicts -------------------------------------------------------------------------------------
 
+_DEFAULTS = SameTruthSetting("sigmoid")
 RULE = f"""Both families have the same number and kind of experts and fit the same data sets, from
-the {Shared("sigmoid").starts} best approximations of the truth that {Shared("sigmoid").candidates}
+the {_DEFAULTS.starts} best approximations of the truth that {_DEFAULTS.candidates}
 starts find. For errors of the regression function of {", ".join(f"{t * SIGMA:g}" for t in TARGETS)}
 (noise {SIGMA:g}) the samples that the sigmoid family needs are divided by those that the softmax
 family needs: medians of replicates, the middle one of {TRUTHS} truths, bootstrap over replicates.
@@ -236,15 +242,15 @@ def judge(results: Results) -> list[Finding]:
     """A line for each cell and gate of the truth, and what follows for both ways together."""
     findings = []
     for cell in dict.fromkeys(cell for cell, _ in results):
-        found = {part: truths for (named, part), truths in results.items() if named == cell}
-        lines = {gate: _finding(cell, gate, truths) for gate, truths in found.items()}
+        parts = {part: truths for (named, part), truths in results.items() if named == cell}
+        lines = {gate: _finding(cell, gate, truths) for gate, truths in parts.items()}
         findings += lines.values()
         if set(FITS) <= set(lines):
             findings.append(_both_ways(cell, [lines[gate].verdict for gate in FITS]))
     return findings
 
 
-def verdict_of(ratios: Sequence[Needed]) -> str:
+def verdict_of(ratios: Sequence[SampleRatio]) -> str:
     """The rule for truths of one gate, from the ratios at every target."""
     telling = [ratio for ratio in ratios if ratio.reached]
     if telling and all(ratio.high < 1 for ratio in telling):
@@ -257,23 +263,25 @@ def _both_ways(cell: str, verdicts: Sequence[str]) -> Finding:
         verdict = NOT_REPRODUCED
     else:
         verdict = REPRODUCED if set(verdicts) == {REPRODUCED} else UNDECIDED
-    said = ", ".join(f"{gate} truths: {one}" for gate, one in zip(FITS, verdicts, strict=True))
+    measured = ", ".join(f"{gate} truths: {one}" for gate, one in zip(FITS, verdicts, strict=True))
     return Finding(
-        f"{cell}, both ways", "fewer samples whatever the truth's gate", said, verdict,
+        f"{cell}, both ways", "fewer samples for every gate of the truth", measured, verdict,
         "of the lines above",
     )  # fmt: skip
 
 
 def _finding(cell: str, gate: str, truths: Sequence[Measured]) -> Finding:
     sizes, _ = truths[0].grid("L2 sigmoid")
-    sigmoid, softmax = (np.stack([one.grid(f"L2 {fit}")[1] for one in truths]) for fit in FITS)
+    sigmoid, softmax = (
+        np.stack([of_truth.grid(f"L2 {fit}")[1] for of_truth in truths]) for fit in FITS
+    )
     ratios = needed_ratios(sizes, sigmoid, softmax, [target * SIGMA for target in TARGETS])
-    converged = [one.share(f"L2 {fit}") for one in truths for fit in FITS]
-    said = "; ".join(f"error {ratio.target:g}: {ratio}" for ratio in ratios)
+    converged = [of_truth.share(f"L2 {fit}") for of_truth in truths for fit in FITS]
+    measured = "; ".join(f"error {ratio.target:g}: {ratio}" for ratio in ratios)
     return Finding(
         f"{cell}, {gate.replace('_', ' ')} truths",
         "sigmoid needs fewer samples",
-        f"samples of sigmoid over softmax at {said}",
+        f"samples of sigmoid over softmax at {measured}",
         verdict_of(ratios),
         _because(truths),
         f"{len(truths)} truths, converged {min(converged):.0%} or more",
@@ -281,17 +289,19 @@ def _finding(cell: str, gate: str, truths: Sequence[Measured]) -> Finding:
 
 
 def _because(truths: Sequence[Measured]) -> str:
-    floors = {fit: [float(one.values(f"floor {fit}")[0]) for one in truths] for fit in FITS}
+    floors = {
+        fit: [float(of_truth.values(f"floor {fit}")[0]) for of_truth in truths] for fit in FITS
+    }
     exact = [fit for fit, values in floors.items() if max(values) < EXPRESSED]
-    said = ", ".join(f"{fit} {np.median(values):.1e}" for fit, values in floors.items())
+    measured = ", ".join(f"{fit} {np.median(values):.1e}" for fit, values in floors.items())
     match exact:
         case [_, _]:
             why = "both families express the truth, so that numbers of parameters decide"
-        case [one]:
-            why = f"the {one} family expresses the truth, the other does not"
+        case [gate]:
+            why = f"the {gate} family expresses the truth, the other does not"
         case _:
             why = "neither family expresses the truth"
-    return f"{why} (floors of the error: {said})"
+    return f"{why} (floors of the error: {measured})"
 
 
 # Tasks and figure -----------------------------------------------------------------------------
@@ -309,7 +319,8 @@ def tasks() -> list[Task]:
     """Every case with truths of either gate, and with more than two experts of a third gate."""
     return [
         Task(
-            cell_of(expert, k, extra), gate, Shared(gate, expert, k, extra, truth_seed=seed),
+            cell_of(expert, k, extra), gate,
+            SameTruthSetting(gate, expert, k, extra, truth_seed=seed),
             measure, work=float((k + extra) ** 2),
         )
         for expert, k, extra in CASES
@@ -324,7 +335,7 @@ def draw(results: Results) -> Figure:
     for axis, ((cell, gate), truths) in zip(axes, results.items(), strict=True):
         axis.set_title(f"{cell},\n{gate.replace('_', ' ')} truths")
         for fit in FITS:
-            grids = [one.grid(f"L2 {fit}") for one in truths]
+            grids = [of_truth.grid(f"L2 {fit}") for of_truth in truths]
             values = np.concatenate([errors for _, errors in grids], axis=1)
             loglog(axis, grids[0][0], values, f"{fit} gate fitted", colour=fit)
         axis.set_ylabel("error of the regression function")
@@ -339,7 +350,7 @@ STUDY = Study(
     "other, or a third one (normalised sigmoid). Truths with two experts favour the sigmoid by "
     "construction: softmax with two experts is sigma(s) and sigma(-s), which the sigmoid family "
     "holds, and not the other way round.",
-    "arXiv 2405.13997, abstract and figure 1; arXiv 2502.00281, figure 1",
+    "Nguyen et al. 2024, abstract and figure 1; Yan et al. 2025, figure 1",
     RULE,
     tasks,
     judge,

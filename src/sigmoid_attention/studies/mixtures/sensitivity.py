@@ -1,4 +1,4 @@
-"""What a slope owes to the optimiser: fixed epochs of mini-batches against least squares.
+"""Study of the effect of the optimiser on slopes: fixed epochs of SGD against least squares.
 
 Shape letters: B fits, P parameters, N sample sizes, R replicates, T truths.
 """
@@ -17,7 +17,7 @@ from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.equivalence import shift_scores
 from sigmoid_attention.mixtures.rates.measure import UNIT_WITHOUT_NOISE, continuous_data, losses_of
-from sigmoid_attention.mixtures.rates.setting import Setting, box, draw_truth, start
+from sigmoid_attention.mixtures.rates.setting import RateSetting, box, draw_truth, start
 from sigmoid_attention.mixtures.rates.slopes import Slope, slope
 from sigmoid_attention.mixtures.rates.verdict import (
     BEND,
@@ -27,8 +27,8 @@ from sigmoid_attention.mixtures.rates.verdict import (
     UNDECIDED,
 )
 from sigmoid_attention.mixtures.solver import Fit, minimise
-from sigmoid_attention.mixtures.stochastic import Recipe, paper_mode
-from sigmoid_attention.mixtures.voronoi import Truth
+from sigmoid_attention.mixtures.stochastic import StochasticRecipe, paper_mode
+from sigmoid_attention.mixtures.voronoi import TrueMixture
 
 SIZES = tuple(round(10 ** (2 + i / 2)) for i in range(5))  # 1e2 .. 1e4
 TRUTHS = 3
@@ -37,14 +37,14 @@ CLOSE = 1.0
 
 
 @dataclass(frozen=True)
-class Trained:
+class SensitivitySetting:
     """A setting of a rate study with continuous inputs, and how it is fitted; no recipe is LM."""
 
-    setting: Setting
-    recipe: Recipe | None = None
+    setting: RateSetting
+    recipe: StochasticRecipe | None = None
 
 
-def measure(trained: Trained) -> Iterator[Row]:
+def measure(trained: SensitivitySetting) -> Iterator[Row]:
     """Losses of every fit and its chi2; data depend on the setting and not on the recipe."""
     setting = trained.setting
     truth = draw_truth(setting)
@@ -61,7 +61,7 @@ def measure(trained: Trained) -> Iterator[Row]:
                 yield Row(quantity, value, n=n, replicate=replicate, converged=done)
 
 
-def _fit(trained: Trained, data: Samples, begin_BP: Tensor, truth: Truth) -> Fit:
+def _fit(trained: SensitivitySetting, data: Samples, begin_BP: Tensor, truth: TrueMixture) -> Fit:
     setting, family = trained.setting, trained.setting.family
     unit = setting.sigma or UNIT_WITHOUT_NOISE
     if trained.recipe is None:
@@ -69,7 +69,7 @@ def _fit(trained: Trained, data: Samples, begin_BP: Tensor, truth: Truth) -> Fit
     return paper_mode(family, data, begin_BP, sigma=unit, recipe=trained.recipe, seed=setting.seed)
 
 
-def _with_reference(setting: Setting, theta_BP: Tensor, truth: Truth) -> Tensor:
+def _with_reference(setting: RateSetting, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
     """The same functions with the last expert's score the true one where only differences matter.
 
     Training moves it with the others, which no loss of parameters should count.
@@ -104,36 +104,36 @@ def judge(results: Results) -> list[Finding]:
     return findings
 
 
-def verdict_of(missed: float, own: Slope, least_squares: Slope) -> str:
+def verdict_of(missed: float, measured: Slope, least_squares: Slope) -> str:
     """The rule for one recipe, from the chi2 above least squares at worst and the slopes."""
     if missed <= CLOSE:
         return REPRODUCED
-    return NOT_REPRODUCED if own.apart(least_squares) > BEND else UNDECIDED
+    return NOT_REPRODUCED if measured.apart(least_squares) > BEND else UNDECIDED
 
 
 def _finding(cell: str, part: str, of: dict[str, Sequence[Measured]]) -> Finding:
-    own, least_squares = _slope(of[part], "D2"), _slope(of[LEAST_SQUARES], "D2")
+    measured, least_squares = _slope(of[part], "D2"), _slope(of[LEAST_SQUARES], "D2")
     missed = _missed(of[part], of[LEAST_SQUARES])
     noiseless = of.get(f"{part}{NOISELESS}")
     because = f"lies up to {missed:.2g} chi2 above least squares, whose slope is {least_squares}"
     if noiseless:
         because += f"; without any noise the slope is {_slope(noiseless, 'D2')}"
-    lost = np.mean([np.isinf(one.values("chi2")).mean() for one in of[part]])
+    lost = np.mean([np.isinf(of_truth.values("chi2")).mean() for of_truth in of[part]])
     return Finding(
         f"{cell}, {part}",
         "the slope is that of least squares",
-        f"D2 {own}, L2 {_slope(of[part], 'L2')}",
-        verdict_of(missed, own, least_squares),
+        f"D2 {measured}, L2 {_slope(of[part], 'L2')}",
+        verdict_of(missed, measured, least_squares),
         because,
         f"diverged {lost:.0%}",
     )
 
 
 def _together(cell: str, lines: Sequence[Finding], slopes: Sequence[Slope]) -> Finding:
-    gap = max(one.apart(other) for one in slopes for other in slopes)
+    gap = max(first.apart(second) for first in slopes for second in slopes)
     words = {line.verdict for line in lines}
     agreed = words.pop() if len(words) == 1 else UNDECIDED
-    low, high = min(one.value for one in slopes), max(one.value for one in slopes)
+    low, high = min(first.value for first in slopes), max(first.value for first in slopes)
     return Finding(
         f"{cell}, all recipes",
         "the slope is the same however one starts and steps",
@@ -155,7 +155,7 @@ def _grid(
 
 
 def _slope(truths: Sequence[Measured], quantity: str) -> Slope:
-    grids = [_grid(one, quantity) for one in truths]
+    grids = [_grid(of_truth, quantity) for of_truth in truths]
     return slope(grids[0][0], np.stack([values for _, values in grids]))
 
 
@@ -165,9 +165,9 @@ def _missed(truths: Sequence[Measured], least_squares: Sequence[Measured]) -> fl
     What diverged counts as infinite; data on which least squares did not converge do not count.
     """
     medians = []
-    for one, reference in zip(truths, least_squares, strict=True):
+    for of_truth, reference in zip(truths, least_squares, strict=True):
         _, best = reference.grid("chi2")
-        _, reached = _grid(one, "chi2", diverged=np.inf)
+        _, reached = _grid(of_truth, "chi2", diverged=np.inf)
         medians.extend(np.nanmedian(reached - best, axis=1))
     return float(max(medians))
 
@@ -175,39 +175,44 @@ def _missed(truths: Sequence[Measured], least_squares: Sequence[Measured]) -> fl
 # Tasks and figure -----------------------------------------------------------------------------
 
 LEAST_SQUARES, NOISELESS = "least squares", ", no noise"
-BASE = Recipe("sgd", learning_rate=0.1, epochs=10, batch=128)
+BASE = StochasticRecipe("sgd", learning_rate=0.1, epochs=10, batch=128)
 USUAL_JITTER = 0.1
 # What each recipe is called, how it trains, how far from the truth it starts, and whether it is
 # run without noise as well.
-RECIPES: tuple[tuple[str, Recipe, float, bool], ...] = (
+RECIPES: tuple[tuple[str, StochasticRecipe, float, bool], ...] = (
     ("SGD", BASE, USUAL_JITTER, True),
     ("SGD, a fifth of the rate", replace(BASE, learning_rate=0.02), USUAL_JITTER, True),
     ("SGD, three times the epochs", replace(BASE, epochs=30), USUAL_JITTER, False),
     ("SGD, start five times nearer", BASE, USUAL_JITTER / 5, False),
     ("SGD, start five times farther", BASE, USUAL_JITTER * 5, False),
-    ("Adam", Recipe("adam", learning_rate=0.01, epochs=10, batch=128), USUAL_JITTER, True),
+    (
+        "Adam",
+        StochasticRecipe("adam", learning_rate=0.01, epochs=10, batch=128),
+        USUAL_JITTER,
+        True,
+    ),
 )
 FAMILIES = (("softmax", "gelu"), ("sigmoid", "relu"))
 
 
 def tasks() -> list[Task]:
     """Both families by least squares and by every recipe."""
-    found = []
+    tasks = []
     for gate_name, expert in FAMILIES:
         cell = f"{gate_name} {expert}"
         for truth_seed in range(TRUTHS):
-            plain = Setting(
+            plain = RateSetting(
                 gate_name, expert, sizes=SIZES, jitter=USUAL_JITTER, truth_seed=truth_seed
             )
-            found.append(Task(cell, LEAST_SQUARES, Trained(plain), measure))
+            tasks.append(Task(cell, LEAST_SQUARES, SensitivitySetting(plain), measure))
             for name, recipe, jitter, also_noiseless in RECIPES:
                 setting = replace(plain, jitter=jitter)
                 work = recipe.epochs / 5
-                found.append(Task(cell, name, Trained(setting, recipe), measure, work))
+                tasks.append(Task(cell, name, SensitivitySetting(setting, recipe), measure, work))
                 if also_noiseless:
-                    silent = Trained(replace(setting, sigma=0.0), recipe)
-                    found.append(Task(cell, f"{name}{NOISELESS}", silent, measure, work))
-    return found
+                    silent = SensitivitySetting(replace(setting, sigma=0.0), recipe)
+                    tasks.append(Task(cell, f"{name}{NOISELESS}", silent, measure, work))
+    return tasks
 
 
 def draw(results: Results) -> Figure:
@@ -219,7 +224,7 @@ def draw(results: Results) -> Figure:
         axis.set_ylabel("Voronoi loss D2")
         for part in (LEAST_SQUARES, "SGD", f"SGD{NOISELESS}"):
             truths = results[cell, part]
-            grids = [_grid(one, "D2") for one in truths]
+            grids = [_grid(of_truth, "D2") for of_truth in truths]
             values = np.concatenate([losses for _, losses in grids], axis=1)
             fitted = _slope(truths, "D2")
             label = f"{part} {fitted.value:+.2f}"
@@ -234,7 +239,7 @@ STUDY = Study(
     "learning rates, epochs and starts were not recovered; the recipes here are of the kind that "
     "they report. A fixed number of epochs makes more steps for a larger n, so that a loss falls "
     "with n even where there is no noise to average out.",
-    "arXiv 2405.13997, experiments; arXiv 2502.00281, experiments",
+    "Nguyen et al. 2024, experiments; Yan et al. 2025, experiments",
     RULE,
     tasks,
     judge,

@@ -1,4 +1,4 @@
-"""The sibling paper's four settings: maximum likelihood with shared experts, and its rates.
+"""The four settings of Nguyen et al. 2025: maximum likelihood with shared experts, and its rates.
 
 Shape letters: N sizes, R replicates.
 """
@@ -24,8 +24,8 @@ from sigmoid_attention.studies.mixtures.shared_experts_protocol import (
     SIZES,
     THEOREMS,
     TOLERANCE,
-    Setting,
-    Theorem,
+    SharedExpertsSetting,
+    TheoremSetting,
     run,
 )
 
@@ -50,16 +50,16 @@ PARTS: dict[str, tuple[tuple[int, ...], int, dict[str, object]]] = {
 
 def tasks() -> list[Task]:
     """Every part of every theorem, in pieces of about the same number of observations."""
-    found = []
+    tasks = []
     for index, theorem in enumerate(THEOREMS):
         for part, (sizes, replicates, changes) in PARTS.items():
             for n in sizes:
                 at_once = max(1, min(replicates, AT_ONCE // n))
                 for first in range(0, replicates, at_once):
                     count = min(at_once, replicates - first)
-                    setting = replace(Setting(index, n, first, count), **changes)
-                    found.append(Task(theorem.name, part, setting, run, n * count / AT_ONCE))
-    return found
+                    setting = replace(SharedExpertsSetting(index, n, first, count), **changes)
+                    tasks.append(Task(theorem.name, part, setting, run, n * count / AT_ONCE))
+    return tasks
 
 
 # Verdicts -------------------------------------------------------------------------------------
@@ -78,15 +78,15 @@ def _merged(pieces: Sequence[Measured]) -> Measured:
     return Measured([row for piece in pieces for row in piece.rows])
 
 
-def _finding(theorem: Theorem, parts: dict[str, Measured]) -> Finding:
-    found = rate(parts["published"])
+def _finding(theorem: TheoremSetting, parts: dict[str, Measured]) -> Finding:
+    measured = rate(parts["published"])
     published = parts["published"]
     near, far, end = (
         ratio(_at_largest(published), _at_largest(parts[part]))
         for part in ("start x5", "start x100", "maximum")
     )
     converged = published.share("loss")
-    said = f"slope {found} against {theorem.published:.3f}"
+    compared = f"slope {measured} against {theorem.published:.3f}"
     if far.low > FACTOR:
         verdict = DEPENDS_ON_THE_START
         because = f"starting 100 times farther away multiplies the loss by {far.value:.3g}"
@@ -99,12 +99,12 @@ def _finding(theorem: Theorem, parts: dict[str, Measured]) -> Finding:
     elif not converged >= FEWEST_CONVERGED:
         verdict, because = UNDECIDED, f"EM met its tolerance in only {converged:.0%} of the fits"
     else:
-        verdict = REPRODUCED if found.near(theorem.published) else NOT_REPRODUCED
-        because = said
+        verdict = REPRODUCED if measured.near(theorem.published) else NOT_REPRODUCED
+        because = compared
     return Finding(
         theorem.name,
         f"loss: (log n / n)^{theorem.published:g}",
-        f"{said}; by the median {rate(published, statistic='median')}; on log n "
+        f"{compared}; by the median {rate(published, statistic='median')}; on log n "
         f"{rate(published, on_log_n=True)}; at the maximum {rate(parts['maximum'])}; experts alone "
         f"{rate(published, 'experts', 'median')}, at the maximum "
         f"{rate(parts['maximum'], 'experts', 'median')}; exactly specified {rate(parts['exact'])}",
@@ -132,7 +132,7 @@ def _at_largest(measured: Measured) -> np.ndarray:
 
 
 def _controls(
-    theorem: Theorem, parts: dict[str, Measured], near: Slope, far: Slope, end: Slope
+    theorem: TheoremSetting, parts: dict[str, Measured], near: Slope, far: Slope, end: Slope
 ) -> str:
     exact = [row for row in parts["exact"].rows if row.n == FEWER[-1]]
     gains = [row.value for row in exact if row.quantity == "gain"]
@@ -187,7 +187,7 @@ LABELS = {
 }
 
 RULE = f"""Protocol: EM from the start that public code of the same authors has, until an iteration
-adds less than {TOLERANCE:g} to the log likelihood of an observation, at most {EM.most_iterations}
+adds less than {TOLERANCE:g} to the log likelihood of an observation, at most {EM.max_iter}
 iterations; {REPLICATES} data sets of each of {len(SIZES)} sizes from 1e2 to 1e5, one shared and one
 routed expert too many. The slope is that of the log of the mean loss on log(log n / n), with a
 bootstrap interval over data sets; fits that ran out of iterations are left out of it. The first
@@ -200,11 +200,11 @@ maximum of the likelihood: *{DEPENDS_ON_THE_START}*.
 
 STUDY = Study(
     "shared_experts",
-    "The sibling paper's four settings",
+    "Shared experts, the four settings of Nguyen et al. 2025",
     "With shared experts the Voronoi losses of maximum likelihood fall like (log n / n)^0.451 "
     "(softmax, ReLU), 0.517 (softmax, linear), 0.46 (normalised sigmoid, sparse) and 0.552 "
     "(normalised sigmoid, dense).",
-    "arXiv 2505.10860, figures of its synthetic experiments",
+    "Nguyen et al. 2025, figures of its synthetic experiments",
     RULE,
     tasks,
     judge,

@@ -1,4 +1,4 @@
-"""The sibling paper's simulations: four truths, their data, and fits that start near them.
+"""The simulations of Nguyen et al. 2025: four truths, their data, and fits that start near them.
 
 Shape letters: B data sets, Q inputs, M minimisers, P parameters.
 """
@@ -18,10 +18,10 @@ from sigmoid_attention.mixtures import Mixture
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.gaussian import (
     EM,
-    Deviance,
+    GaussianDeviance,
     GaussianExperts,
-    Shared,
-    Truth,
+    SharedExperts,
+    TrueGaussianExperts,
     em,
     expected,
     losses,
@@ -29,12 +29,12 @@ from sigmoid_attention.mixtures.gaussian import (
     near_truth,
 )
 from sigmoid_attention.mixtures.identifiability import rank_of
-from sigmoid_attention.mixtures.solver import Box
+from sigmoid_attention.mixtures.solver import ParameterBox
 
 SIZES = tuple(round(10 ** (2 + i / 3)) for i in range(10))
 HALF_WIDTH = 3.0
 # EM stops when an iteration adds less than this to the log likelihood of an observation, or at the
-# paper's 1000 iterations. The paper says 1e-6 and not of what; of all observations together hardly
+# paper's 1000 iterations. The paper gives 1e-6 without a unit; of all observations together hardly
 # a fit would stop sooner.
 TOLERANCE = 1e-6
 # The compact set: the truths' parameters are at most 12, their variances at least 0.2.
@@ -48,7 +48,7 @@ LINEAR: losses.Powers = {
 
 
 @dataclass(frozen=True)
-class Theorem:
+class TheoremSetting:
     """A setting of the paper: its truth, its loss, and the slope on log(log n / n) of its figure.
 
     ``routed`` has a row (beta1, beta0, expert's parameters, variance) for each true expert,
@@ -65,39 +65,39 @@ class Theorem:
     dense: bool = False
 
     @property
-    def truth(self) -> Truth:
+    def truth(self) -> TrueGaussianExperts:
         rows = [(*row[:-1], math.log(row[-1])) for row in self.routed]
         shared = (*self.shared[:-1], math.log(self.shared[-1]), 0.0)
         theta = torch.tensor([*itertools.chain(*rows, shared)], dtype=torch.float64)
-        return Truth(self.family(), theta)
+        return TrueGaussianExperts(self.family(), theta)
 
     def family(self, extra: int = 0) -> GaussianExperts:
         """With ``extra`` routed and shared experts beyond the truth's."""
         of_shared, of_routed = self.experts
         routed = Mixture(self.gate, of_routed, k=len(self.routed) + extra)
-        return GaussianExperts(routed, Shared(of_shared, 1 + extra))
+        return GaussianExperts(routed, SharedExperts(of_shared, 1 + extra))
 
 
 # The paper's routed ReLU expert is eta2 ReLU(eta1 x); of its shared one, with kappa0 = 0, we take
 # it to be kappa2 ReLU(kappa1 x + kappa0). "Scale" is eta2 and kappa2, which come last here.
 RELU = ("relu+bias+scale", "relu+scale")
 THEOREMS = (
-    Theorem(
+    TheoremSetting(
         "1: softmax, ReLU", "softmax", RELU,
         ((5.0, -0.5, -12.0, 4.0, 0.4), (5.0, 0.5, 12.0, 4.0, 0.4)),
         (6.0, 0.0, -8.0, 0.25), 0.451, {},
     ),
-    Theorem(
+    TheoremSetting(
         "2: softmax, linear", "softmax", ("linear", "linear"),
         ((5.0, -0.5, 8.0, 2.0, 0.4), (5.0, 0.5, -6.0, 1.0, 0.4)),
         (2.0, 0.0, 0.2), 0.517, LINEAR,
     ),
-    Theorem(
+    TheoremSetting(
         "3: normalised sigmoid, sparse, ReLU", "normalised_sigmoid", RELU,
         ((0.0, -0.5, -12.0, 4.0, 0.4), (0.0, 0.5, 12.0, 4.0, 0.4)),
         (6.0, 0.0, -8.0, 0.25), 0.46, {},
     ),
-    Theorem(
+    TheoremSetting(
         "4: normalised sigmoid, dense, linear", "normalised_sigmoid", (RELU[0], "linear"),
         ((5.0, -0.5, 8.0, 2.0, 0.4), (5.0, 0.5, -6.0, 1.0, 0.4)),
         (6.0, 0.0, -8.0, 0.25), 0.552, {}, dense=True,
@@ -106,7 +106,7 @@ THEOREMS = (
 
 
 @dataclass(frozen=True)
-class Setting:
+class SharedExpertsSetting:
     """Some data sets of one size, and how they are fitted.
 
     Args:
@@ -133,7 +133,7 @@ class Setting:
 # Runs -----------------------------------------------------------------------------------------
 
 
-def run(setting: Setting) -> Iterator[Row]:
+def run(setting: SharedExpertsSetting) -> Iterator[Row]:
     """Losses of each fit, and by how much its deviance is below the truth's."""
     theorem = THEOREMS[setting.theorem]
     truth, family = theorem.truth, theorem.family(setting.extra)
@@ -142,13 +142,16 @@ def run(setting: Setting) -> Iterator[Row]:
     if setting.to_the_end:
         fit = maximise(family, data, start_BP, box=bounds)
     else:
-        stop = replace(EM, drop=2 * TOLERANCE * setting.n)
+        stop = replace(EM, tol=2 * TOLERANCE * setting.n)
         fit = em(family, data, start_BP, box=bounds, settings=stop)
     if setting.extra == 0:
         score_QP = truth.family.score(truth.theta_P, data.inputs_BQd[0], data.observations_BQ[0])[1]
         yield Row("seen", float(rank_of(score_QP).rank), n=float(setting.n))
     at_truth = truth.theta_P.expand(setting.count, -1)
-    gain = Deviance(truth.family, data).cost(at_truth, torch.arange(setting.count)) - fit.chi2_B
+    gain = (
+        GaussianDeviance(truth.family, data).cost(at_truth, torch.arange(setting.count))
+        - fit.chi2_B
+    )
     for quantity, loss_B in {**losses_of(setting, fit.theta_BP), "gain": gain}.items():
         for replicate, value, converged, at_box in zip(
             setting.replicates,
@@ -160,8 +163,8 @@ def run(setting: Setting) -> Iterator[Row]:
             yield Row(quantity, value, float(setting.n), replicate, -1, converged, at_box)
 
 
-def losses_of(setting: Setting, theta_BP: Tensor) -> dict[str, Tensor]:
-    """The theorem's loss, and the error of the experts whatever the gate."""
+def losses_of(setting: SharedExpertsSetting, theta_BP: Tensor) -> dict[str, Tensor]:
+    """The theorem's loss, and the error of the experts for any gate."""
     theorem = THEOREMS[setting.theorem]
     truth, family = theorem.truth, theorem.family(setting.extra)
     if theorem.dense:
@@ -198,7 +201,7 @@ def pseudo_true(theorem: int) -> Tensor:
     )
 
 
-def sampled(setting: Setting) -> Samples:
+def sampled(setting: SharedExpertsSetting) -> Samples:
     """The data sets: x uniform on [-3, 3], y from the truth."""
     truth = THEOREMS[setting.theorem].truth
     inputs, answers = [], []
@@ -210,21 +213,21 @@ def sampled(setting: Setting) -> Samples:
     return Samples(torch.stack(inputs), torch.stack(answers))
 
 
-def _start(setting: Setting, family: GaussianExperts, replicate: int) -> Tensor:
+def _start(setting: SharedExpertsSetting, family: GaussianExperts, replicate: int) -> Tensor:
     rng = _generator(setting, replicate, "start")
     truth = THEOREMS[setting.theorem].truth
     return near_truth(truth, family, n=setting.n, times=setting.start, rng=rng)
 
 
-def _generator(setting: Setting, replicate: int, purpose: str) -> torch.Generator:
-    place = ("data", "start").index(purpose)
-    seeds = np.random.SeedSequence([setting.theorem, setting.n, replicate, place])
+def _generator(setting: SharedExpertsSetting, replicate: int, purpose: str) -> torch.Generator:
+    stream = ("data", "start").index(purpose)
+    seeds = np.random.SeedSequence([setting.theorem, setting.n, replicate, stream])
     return torch.Generator().manual_seed(int(seeds.generate_state(1)[0]))
 
 
-def box(family: GaussianExperts) -> Box:
+def box(family: GaussianExperts) -> ParameterBox:
     """The compact set of the theory, with a floor under the variances."""
     low = torch.full((family.size,), -LARGEST, dtype=torch.float64)
     high = -low
-    low[family.places.log_variances_c], high[family.places.log_variances_c] = LOG_VARIANCES
-    return Box(low, high)
+    low[family.indices.log_variances_c], high[family.indices.log_variances_c] = LOG_VARIANCES
+    return ParameterBox(low, high)

@@ -1,4 +1,4 @@
-"""A temperature that is estimated too: inner-product against Euclidean scores.
+"""Study of an estimated temperature: inner-product against Euclidean scores.
 
 Shape letters: B fits, P parameters, k experts, d dimension, N sample sizes, R replicates.
 """
@@ -16,8 +16,8 @@ from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, 
 from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import FiniteDesign
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
-from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.rates.setting import Setting, draw_truth, free_parameters
+from sigmoid_attention.mixtures.model import Mixture, free_parameters
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
 from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
 from sigmoid_attention.mixtures.rates.verdict import (
     MARGIN,
@@ -28,7 +28,7 @@ from sigmoid_attention.mixtures.rates.verdict import (
     UNDECIDED,
     WIDEST,
 )
-from sigmoid_attention.mixtures.solver import Box, chi2, minimise
+from sigmoid_attention.mixtures.solver import ParameterBox, chi2, minimise
 from sigmoid_attention.mixtures.voronoi import l2
 
 GATES = ("sigmoid", "normalised_sigmoid", "softmax")
@@ -39,7 +39,7 @@ FAR = 5.0
 
 
 @dataclass(frozen=True)
-class Tempered:
+class TemperatureSetting:
     """As many experts as the truth has, with or without a temperature to estimate (truly 1)."""
 
     gate: str
@@ -57,7 +57,7 @@ class Tempered:
     half_width: float = 15.0
 
 
-def measure(setting: Tempered) -> Iterator[Row]:
+def measure(setting: TemperatureSetting) -> Iterator[Row]:
     """Rank at the truth, and of every fit near it the errors of its parameters."""
     family, truth_P = _truth(setting)
     design = FiniteDesign.sobol(setting.nodes, d=setting.d)
@@ -72,7 +72,7 @@ def measure(setting: Tempered) -> Iterator[Row]:
     data = design.draw(truth_Q, sizes, sigma=setting.sigma, seed=setting.truth_seed)
     rng = torch.Generator().manual_seed(setting.truth_seed)
     jitter = torch.randn(len(sizes), family.size, generator=rng, dtype=torch.float64)
-    box = Box.around_zero(family.size, setting.half_width).pinned(~free, truth_P[~free])
+    box = ParameterBox.around_zero(family.size, setting.half_width).pinned(~free, truth_P[~free])
     fit = minimise(
         family, data, truth_P + setting.jitter * jitter * free, sigma=setting.sigma, box=box
     )
@@ -87,16 +87,16 @@ def measure(setting: Tempered) -> Iterator[Row]:
     if not setting.temperature:
         del measured["temperature"]
     for quantity, values in measured.items():
-        for place, value in enumerate(values.tolist()):
+        for problem, value in enumerate(values.tolist()):
             yield Row(
-                quantity, value, n=sizes[place], replicate=place % setting.replicates,
-                converged=bool(fit.converged_B[place]), at_box=bool(fit.at_box_B[place]),
+                quantity, value, n=sizes[problem], replicate=problem % setting.replicates,
+                converged=bool(fit.converged_B[problem]), at_box=bool(fit.at_box_B[problem]),
             )  # fmt: skip
 
 
-def _truth(setting: Tempered) -> tuple[Mixture, Tensor]:
+def _truth(setting: TemperatureSetting) -> tuple[Mixture, Tensor]:
     """The family, and a truth that is well conditioned at its temperature of 1, (P,)."""
-    of_scores = Setting(
+    of_scores = RateSetting(
         setting.gate, setting.expert, setting.score, d=setting.d, k=setting.k, extra=0,
         nodes=setting.nodes, truth_seed=setting.truth_seed,
     )  # fmt: skip
@@ -114,12 +114,12 @@ def _slopes_apart(family: Mixture, theta_BP: Tensor, truth_P: Tensor) -> Tensor:
     Under a gate that is blind to a shift it is their differences to the last expert's.
     """
     scale = theta_BP[:, -1:, None].neg().exp() if family.temperature else 1.0
-    found, true = (
+    fitted, true = (
         family.atoms(theta)[..., : family.score_size - 1] for theta in (theta_BP, truth_P)
     )
     if gates.gate(family.gate).shift:
-        found, true = found - found[..., -1:, :], true - true[..., -1:, :]
-    return (found * scale - true).abs().sum((-2, -1))
+        fitted, true = fitted - fitted[..., -1:, :], true - true[..., -1:, :]
+    return (fitted * scale - true).abs().sum((-2, -1))
 
 
 # Verdicts -------------------------------------------------------------------------------------
@@ -146,13 +146,13 @@ def judge(results: Results) -> list[Finding]:
     return findings
 
 
-def verdict_of(missing: int, whole: Slope, later: Slope) -> str:
+def verdict_of(missing: int, all_sizes: Slope, later: Slope) -> str:
     """The rule, from the directions that the Jacobian lacks and the slopes."""
     if missing:
         return NOT_IDENTIFIABLE
-    if (whole.high - whole.low) / 2 > WIDEST:
+    if (all_sizes.high - all_sizes.low) / 2 > WIDEST:
         return UNDECIDED
-    if whole.near(-0.5, MARGIN):
+    if all_sizes.near(-0.5, MARGIN):
         return REPRODUCED
     return PRE_ASYMPTOTIC if later.near(-0.5, MARGIN) else NOT_REPRODUCED
 
@@ -160,13 +160,13 @@ def verdict_of(missing: int, whole: Slope, later: Slope) -> str:
 def _finding(
     cell: str, truths: Sequence[Measured], far: Sequence[Measured], held: Sequence[Measured]
 ) -> Finding:
-    missing = int(max(one.values("missing")[0] for one in truths))
+    missing = int(max(of_truth.values("missing")[0] for of_truth in truths))
     columns = int(truths[0].values("columns")[0])
-    whole = _slope(truths, "parameters")
+    all_sizes = _slope(truths, "parameters")
     later = _slope(truths, "parameters", from_place=len(truths[0].grid("L2")[0]) // 2)
     without = _slope(held, "parameters")
     scaled = _slope(truths, "slopes over temperature")
-    smallest = min(one.values("smallest")[0] for one in held)
+    smallest = min(of_truth.values("smallest")[0] for of_truth in held)
     start = ratio(_at_largest(truths), _at_largest(far))
     if missing:
         because = (
@@ -175,7 +175,7 @@ def _finding(
             f"times as large"
         )
     else:
-        conditioning = min(one.values("smallest")[0] for one in truths)
+        conditioning = min(of_truth.values("smallest")[0] for of_truth in truths)
         because = (
             f"full rank ({columns}); least relative singular value {conditioning:.1e}, without a "
             f"temperature {smallest:.1e}"
@@ -183,12 +183,12 @@ def _finding(
     return Finding(
         cell,
         CLAIMS[cell.split(", ")[1].removesuffix(" score")],
-        f"parameters {whole}; slopes over temperature {scaled}; "
+        f"parameters {all_sizes}; slopes over temperature {scaled}; "
         f"without a temperature, parameters {without}",
-        verdict_of(missing, whole, later),
+        verdict_of(missing, all_sizes, later),
         because,
-        f"converged {min(one.share('L2') for one in truths):.0%}, "
-        f"mean gain {np.mean([one.values('gain').mean() for one in truths]):.1f} "
+        f"converged {min(of_truth.share('L2') for of_truth in truths):.0%}, "
+        f"mean gain {np.mean([of_truth.values('gain').mean() for of_truth in truths]):.1f} "
         f"of {_free(truths)} that data can see",
     )
 
@@ -198,13 +198,13 @@ def _free(truths: Sequence[Measured]) -> int:
 
 
 def _slope(truths: Sequence[Measured], quantity: str, from_place: int = 0) -> Slope:
-    grids = [one.grid(quantity) for one in truths]
+    grids = [of_truth.grid(quantity) for of_truth in truths]
     sizes = grids[0][0][from_place:]
     return slope(sizes.tolist(), np.stack([values[from_place:] for _, values in grids]))
 
 
 def _at_largest(truths: Sequence[Measured]) -> np.ndarray:
-    return np.concatenate([one.grid("parameters")[1][-1] for one in truths])
+    return np.concatenate([of_truth.grid("parameters")[1][-1] for of_truth in truths])
 
 
 # Tasks and figure -----------------------------------------------------------------------------
@@ -212,20 +212,20 @@ def _at_largest(truths: Sequence[Measured]) -> np.ndarray:
 
 def tasks() -> list[Task]:
     """Every gate with every score: the temperature estimated, held, and from farther starts."""
-    found = []
+    tasks = []
     for gate in GATES:
         for score in SCORES:
             cell = f"{gate.replace('_', ' ')}, {score} score"
             for seed in range(TRUTHS):
-                plain = Tempered(gate, score, truth_seed=seed)
+                plain = TemperatureSetting(gate, score, truth_seed=seed)
                 far = replace(plain, jitter=FAR * plain.jitter, sizes=SIZES[-1:])
                 held = replace(plain, temperature=False)
-                found += [
+                tasks += [
                     Task(cell, "estimated", plain, measure),
                     Task(cell, "far start", far, measure, work=0.2),
                     Task(cell, "held", held, measure),
                 ]
-    return found
+    return tasks
 
 
 def draw(results: Results) -> Figure:
@@ -237,7 +237,7 @@ def draw(results: Results) -> Figure:
         axis.set_ylabel("error of all parameters")
         for score in SCORES:
             truths = results[f"{named}, {score} score", "estimated"]
-            grids = [one.grid("parameters") for one in truths]
+            grids = [of_truth.grid("parameters") for of_truth in truths]
             values = np.concatenate([errors for _, errors in grids], axis=1)
             fitted = _slope(truths, "parameters")
             label = f"{score} {fitted.value:+.2f}"
@@ -253,7 +253,7 @@ STUDY = Study(
     "score removes that, and the complexity is polynomial. The paper states it for a modified "
     "sigmoid gate in classification, whose exact form was not recovered: here the gates are "
     "sigmoid, normalised sigmoid and softmax, in regression.",
-    "arXiv 2602.01466, abstract",
+    "Pham et al. 2026, abstract",
     RULE,
     tasks,
     judge,

@@ -1,1 +1,1 @@
-"""Claims about sigmoid attention's theory, each in a file with its rule, in the form of a Study."""
+"""Studies of published claims about the theory of sigmoid attention."""

@@ -1,4 +1,4 @@
-"""The certificate of a trained decoder: how steep each of its branches is, bounded and measured.
+"""The certificate of a trained decoder: Jacobian norms of its branches, bounded and measured.
 
 Shape letters: N tokens, C channels.
 """
@@ -28,7 +28,7 @@ from sigmoid_attention.training.files import write_whole
 
 
 @dataclass(frozen=True)
-class Branch:
+class BranchBound:
     """A residual branch, its sum included: the bound on the ball, and at the text bound and norm.
 
     ``measured`` is attained, so that it lies below both bounds; ``settled`` says whether Lanczos
@@ -52,7 +52,7 @@ class Certificate:
 
     ball: Ball
     tokens: int
-    branches: list[Branch]
+    branches: list[BranchBound]
     measured: float
     settled: bool
 
@@ -90,16 +90,18 @@ def certify(model: DecoderLM, tokens: Tensor, ball: Ball, *, seconds: float = 60
     within = network_bound(model.blocks, ball, x.shape[0])
     at = network_bound_at(model.blocks, x)
     measured = _measured(model, x)
-    found = [Branch(ball, here, *one) for ball, here, one in zip(within, at, measured, strict=True)]
-    whole = largest_gain(lambda x: _through(model, x), x, seconds=seconds)
-    return Certificate(ball, x.shape[0], found, whole.value, whole.settled)
+    branches = [
+        BranchBound(ball, here, *one) for ball, here, one in zip(within, at, measured, strict=True)
+    ]
+    network = largest_gain(lambda x: _through(model, x), x, seconds=seconds)
+    return Certificate(ball, x.shape[0], branches, network.value, network.settled)
 
 
 def embedded(model: DecoderLM, tokens: Tensor) -> Tensor:
     """What the first block reads of a text (1, N), as (N, C)."""
-    places = torch.arange(tokens.shape[1])[None]
+    positions = torch.arange(tokens.shape[1])[None]
     with torch.no_grad():
-        return (model.position(model.embedding(tokens), places) * model.config.dim**0.5)[0]
+        return (model.position(model.embedding(tokens), positions) * model.config.dim**0.5)[0]
 
 
 def _through(model: DecoderLM, x_NC: Tensor) -> Tensor:
@@ -116,21 +118,21 @@ def _measured(model: DecoderLM, x_NC: Tensor) -> Iterator[tuple[float, bool]]:
         def run(x: Tensor, residual: nn.Module = residual, layer: nn.Module = layer) -> Tensor:
             return residual(x, layer)
 
-        found = largest_gain(run, x_BNC)
-        yield found.value, found.settled
+        gain = largest_gain(run, x_BNC)
+        yield gain.value, gain.settled
         with torch.no_grad():
             x_BNC = run(x_BNC)
 
 
-def save(found: Certificate, folder: Path) -> tuple[Path, Path]:
+def save(certificate: Certificate, folder: Path) -> tuple[Path, Path]:
     """Write certificate.json and certificate.svg into ``folder``, each whole; where they are."""
-    described = asdict(found) | {
-        "product_within": found.within,
-        "product_at": found.at,
+    described = asdict(certificate) | {
+        "product_within": certificate.within,
+        "product_at": certificate.at,
         "versions": describe_versions(),
     }
     with styled():
-        picture = svg(draw(found))
+        picture = svg(draw(certificate))
     folder.mkdir(parents=True, exist_ok=True)
     data, figure = folder / "certificate.json", folder / "certificate.svg"
     write_whole(data, json.dumps(described, indent=1).encode())
@@ -138,23 +140,23 @@ def save(found: Certificate, folder: Path) -> tuple[Path, Path]:
     return data, figure
 
 
-def draw(found: Certificate) -> Figure:
+def draw(certificate: Certificate) -> Figure:
     """Bound on the ball, bound at the text and measured norm of every branch."""
     figure, (axis,) = panels(1)
-    figure.set_size_inches(max(3.6, 0.5 * len(found.branches) + 1.5), 3.6)
-    places = range(len(found.branches))
+    figure.set_size_inches(max(3.6, 0.5 * len(certificate.branches) + 1.5), 3.6)
+    rows = range(len(certificate.branches))
     for label, values, marker in (
         (
-            f"bound for |x| ≤ {found.ball.radius:g}",
-            [b.within.jacobian for b in found.branches],
+            f"bound for |x| ≤ {certificate.ball.radius:g}",
+            [b.within.jacobian for b in certificate.branches],
             "v",
         ),
-        ("bound at the text", [b.at.jacobian for b in found.branches], "o"),
-        ("measured at the text", [b.measured for b in found.branches], "x"),
+        ("bound at the text", [b.at.jacobian for b in certificate.branches], "o"),
+        ("measured at the text", [b.measured for b in certificate.branches], "x"),
     ):
-        axis.plot(places, values, marker, label=label)
-    names = [branch.at.name.replace("_", "-") for branch in found.branches]
-    axis.set_xticks(list(places), names, rotation=90)
+        axis.plot(rows, values, marker, label=label)
+    names = [branch.at.name.replace("_", "-") for branch in certificate.branches]
+    axis.set_xticks(list(rows), names, rotation=90)
     axis.set(yscale="log", ylabel="norm of the Jacobian")
     axis.legend()
     return figure

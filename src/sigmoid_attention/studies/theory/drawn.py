@@ -36,7 +36,7 @@ class DrawnLayers:
 def layer(setting: DrawnLayers, replicate: int) -> Attention:
     """Layer number ``replicate`` in float64: linear maps of variance one over their inputs."""
     rng = generator(setting, replicate, "weights")
-    found = Attention(
+    layer = Attention(
         setting.dim,
         setting.num_heads,
         max_seq_len=setting.tokens,
@@ -45,9 +45,9 @@ def layer(setting: DrawnLayers, replicate: int) -> Attention:
         is_causal=False,
         impl="reference",
     ).double()
-    for part in (found.query, found.key, found.value, found.output):
+    for part in (layer.query, layer.key, layer.value, layer.output):
         nn.init.normal_(part.weight, std=part.in_features**-0.5, generator=rng)
-    return found.requires_grad_(False)
+    return layer.requires_grad_(False)
 
 
 def tokens_of(setting: DrawnLayers, rng: torch.Generator) -> Tensor:
@@ -58,5 +58,5 @@ def tokens_of(setting: DrawnLayers, rng: torch.Generator) -> Tensor:
 
 def generator(setting: DrawnLayers, replicate: int, of: str) -> torch.Generator:
     """Chance of the "weights" or the "tokens" of a replicate, the same for both kinds."""
-    place = ("weights", "tokens").index(of)
-    return torch.Generator().manual_seed(2 * (1000 * setting.seed + replicate) + place)
+    stream = ("weights", "tokens").index(of)
+    return torch.Generator().manual_seed(2 * (1000 * setting.seed + replicate) + stream)

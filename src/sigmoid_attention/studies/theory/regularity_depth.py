@@ -1,4 +1,4 @@
-"""How steepness builds up over a stack of blocks at initialisation, and what a product bound keeps.
+"""Study of Jacobian norms against depth at initialisation, and of the product bound.
 
 Shape letters: N depths, R replicates.
 """
@@ -24,7 +24,7 @@ KINDS = ("sigmoid", "softmax")
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackSetting:
     """Decoders of one width as they are initialised, read at every depth."""
 
     activation: str
@@ -35,7 +35,7 @@ class Stack:
     replicates: int = 12
 
 
-def measure(setting: Stack) -> Iterator[Row]:
+def measure(setting: StackSetting) -> Iterator[Row]:
     """At random tokens, after so many blocks: the norm, and the product of the branches' bounds."""
     for replicate in range(setting.replicates):
         with torch.random.fork_rng(devices=[]):
@@ -56,7 +56,7 @@ def measure(setting: Stack) -> Iterator[Row]:
             yield Row("bound", bound, n=depth, replicate=replicate)
 
 
-def _decoder(setting: Stack) -> DecoderLM:
+def _decoder(setting: StackSetting) -> DecoderLM:
     config = ModelConfig(
         vocab_size=2,
         dim=setting.dim,
@@ -119,7 +119,7 @@ def _curve(results: Results, kind: str, placement: str, quantity: str) -> np.nda
 def tasks() -> list[Task]:
     """A task for each kind and placement."""
     return [
-        Task(f"{placement} norm", kind, Stack(kind, placement), measure)
+        Task(f"{placement} norm", kind, StackSetting(kind, placement), measure)
         for placement in PLACEMENTS
         for kind in KINDS
     ]
@@ -144,8 +144,9 @@ STUDY = Study(
     "regularity_depth",
     "Steepness of whole networks at initialisation",
     "A better-behaved Jacobian of sigmoid attention is offered as a reason to expect more robust "
-    "networks and smoother training. P1 states it of a layer; this looks at stacks.",
-    "arXiv 2409.04431, section 3.2",
+    "networks and smoother training. Ramapuram et al. 2024 state it of a layer. This study "
+    "measures stacks of layers.",
+    "Ramapuram et al. 2024, section 3.2",
     RULE,
     tasks,
     judge,

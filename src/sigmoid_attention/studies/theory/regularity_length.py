@@ -1,4 +1,4 @@
-"""How steep attention becomes with the number of its tokens, and what b = -log n has to do with it.
+"""Study of Jacobian norms of attention against the number of tokens, with and without b = -log n.
 
 Shape letters: N numbers of tokens, R replicates.
 """
@@ -70,7 +70,7 @@ def judge(results: Results) -> list[Finding]:
     findings = []
     for cell, (claim, exponent) in CLAIMS.items():
         lengths, measured = _curve(results, cell, "measured")
-        found = slope(lengths.tolist(), measured)
+        fitted = slope(lengths.tolist(), measured)
         others = {
             name: slope(lengths.tolist(), _curve(results, cell, name)[1])
             for name in ("bound", "certificate")
@@ -83,9 +83,9 @@ def judge(results: Results) -> list[Finding]:
             Finding(
                 cell,
                 claim,
-                f"slope on log n {found}; of the bound at the tokens {others['bound']}, of the "
+                f"slope on log n {fitted}; of the bound at the tokens {others['bound']}, of the "
                 f"certificate of the ball {others['certificate']}",
-                verdict_of(found, exponent),
+                verdict_of(fitted, exponent),
                 f"norm {np.nanmedian(measured[0]):.2g} at n = {LENGTHS[0]}, "
                 f"{np.nanmedian(measured[-1]):.2g} at n = {LENGTHS[-1]}",
                 f"measured over bound at n = {LENGTHS[-1]}: {tight['bound']:.2f} at the tokens, "
@@ -95,14 +95,14 @@ def judge(results: Results) -> list[Finding]:
     return findings
 
 
-def verdict_of(found: Slope, exponent: float) -> str:
+def verdict_of(measured: Slope, exponent: float) -> str:
     """The rule."""
-    return REPRODUCED if found.near(exponent, MARGIN) else NOT_REPRODUCED
+    return REPRODUCED if measured.near(exponent, MARGIN) else NOT_REPRODUCED
 
 
 def _curve(results: Results, cell: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
-    found = [results[cell, f"n = {n}"][0] for n in LENGTHS]
-    return np.array(LENGTHS), np.concatenate([one.grid(quantity)[1] for one in found])
+    by_length = [results[cell, f"n = {n}"][0] for n in LENGTHS]
+    return np.array(LENGTHS), np.concatenate([measured.grid(quantity)[1] for measured in by_length])
 
 
 def tasks() -> list[Task]:
@@ -130,10 +130,10 @@ def draw(results: Results) -> Figure:
         axis.set_ylabel("norm of the Jacobian")
         for cell in CELLS:
             lengths, values = _curve(results, cell, quantity)
-            found = slope(lengths.tolist(), values)
+            fitted = slope(lengths.tolist(), values)
             colour = "softmax" if cell == "softmax" else "sigmoid"
             loglog(
-                axis, lengths, values, f"{cell}: {found.value:+.2f}", slope=found.value,
+                axis, lengths, values, f"{cell}: {fitted.value:+.2f}", slope=fitted.value,
                 colour=colour, dashed=cell.endswith("0"),
             )  # fmt: skip
         axis.set_xlabel("tokens")
@@ -143,9 +143,9 @@ def draw(results: Results) -> Figure:
 STUDY = Study(
     "regularity_length",
     "Steepness of attention with the number of tokens",
-    "P1's bound on the Jacobian has a factor n, which b = -log n is said to cancel: weights and "
-    "their slopes are then near 1/n.",
-    "arXiv 2409.04431, theorem 3.2 and appendix E",
+    "The bound of Ramapuram et al. 2024 on the Jacobian has a factor n. The bias b = -log n is "
+    "said to cancel it: weights and their derivatives are then near 1/n.",
+    "Ramapuram et al. 2024, theorem 3.2 and appendix E",
     RULE,
     tasks,
     judge,

@@ -1,4 +1,4 @@
-"""How steep attention becomes with the radius of its inputs: squared, or exponential?
+"""Study of Jacobian norms of attention against the radius of the inputs: square or exponential.
 
 Shape letters: N radii, R replicates.
 """
@@ -25,8 +25,8 @@ from sigmoid_attention.theory.regularity import (
     Ball,
     attention_bound,
     jacobian_norm,
+    max_jacobian_norm,
     onto_ball,
-    steepest,
 )
 
 RADII = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -34,7 +34,7 @@ HALF = len(RADII) // 2
 TOKENS = 6
 STARTS = 3
 STEPS = 40
-# Within this of a slope of two, and wider than this either way, nothing is told.
+# Slopes within this of two, and intervals wider than this, give no verdict.
 MARGIN, WIDEST = 0.25, 0.5
 
 
@@ -51,7 +51,9 @@ def measure(setting: DrawnLayers) -> Iterator[Row]:
         starts = [tokens_of(setting, rng)]
         starts += [undecided_tokens(attention, setting, rng) for _ in range(STARTS - 1)]
         ends = [
-            steepest(attend, x, inside, steps=STEPS, step_size=0.1 * setting.radius)[1].value
+            max_jacobian_norm(attend, x, inside, steps=STEPS, step_size=0.1 * setting.radius)[
+                1
+            ].value
             for x in starts
         ]
         bound = attention_bound(attention, Ball(setting.radius), setting.tokens).jacobian
@@ -133,8 +135,8 @@ def _finding(kind: str, results: Results) -> Finding:
 
 def _curve(results: Results, kind: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
     """Radii (N,) and values (N, R)."""
-    found = [results[kind, f"R = {radius:g}"][0] for radius in RADII]
-    return np.array(RADII), np.concatenate([one.grid(quantity)[1] for one in found])
+    by_radius = [results[kind, f"R = {radius:g}"][0] for radius in RADII]
+    return np.array(RADII), np.concatenate([measured.grid(quantity)[1] for measured in by_radius])
 
 
 def tasks() -> list[Task]:
@@ -168,7 +170,7 @@ STUDY = Study(
     "Steepness of attention with the radius of its inputs",
     "The local Lipschitz constant of sigmoid attention grows with the square of the radius of its "
     "inputs, that of softmax attention, at worst, exponentially in it.",
-    "arXiv 2409.04431, theorem 3.2 and its discussion",
+    "Ramapuram et al. 2024, theorem 3.2 and its discussion",
     RULE,
     tasks,
     judge,

@@ -1,4 +1,4 @@
-"""Steepness along training, and whether less of it goes with robustness and smooth training."""
+"""Study of Jacobian norms along training, and of their relation to robustness and smoothness."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingSetting:
     """A small decoder on the source of the standard library; both kinds get the same of it all."""
 
     activation: str
@@ -48,7 +48,7 @@ class Run:
     lr: float = 3e-3
 
 
-def measure(run: Run) -> Iterator[Row]:
+def measure(run: TrainingSetting) -> Iterator[Row]:
     """Steepness at every look, and at the end how much of the loss perturbations cost."""
     config = ModelConfig.recipe(
         "recommended",
@@ -68,9 +68,9 @@ def measure(run: Run) -> Iterator[Row]:
 
     def look(step: int, _loss: float = 0.0) -> None:
         if step in LOOKS:
-            for place, tokens in enumerate(inputs):
+            for index, tokens in enumerate(inputs):
                 looks.append(
-                    Row("steepness", _steepness(model, tokens), replicate=place, step=step)
+                    Row("steepness", _steepness(model, tokens), replicate=index, step=step)
                 )
 
     look(0)
@@ -152,10 +152,10 @@ CLAIMS = {
 
 def judge(results: Results) -> list[Finding]:
     """A line for each claim, and one for the link between steepness and robustness."""
-    found = {kind: _runs(results, kind) for kind in KINDS}
+    runs = {kind: _runs(results, kind) for kind in KINDS}
     findings = []
     for quantity, claim in CLAIMS.items():
-        values = {kind: np.array([_value(one, quantity) for one in found[kind]]) for kind in KINDS}
+        values = {kind: np.array([_value(run, quantity) for run in runs[kind]]) for kind in KINDS}
         beside = ratio(values["softmax"], values["sigmoid"])
         medians = ", ".join(f"{kind} {np.median(values[kind]):.3g}" for kind in KINDS)
         findings.append(
@@ -165,13 +165,13 @@ def judge(results: Results) -> list[Finding]:
                 medians,
                 verdict_of(beside),
                 f"ratio {_range(beside)}",
-                _losses(found),
+                _losses(runs),
             )
         )
-    every = [one for kind in KINDS for one in found[kind]]
+    every = [run for kind in KINDS for run in runs[kind]]
     link = _correlation(
-        np.array([_value(one, "steepness") for one in every]),
-        np.array([_value(one, "attack") for one in every]),
+        np.array([_value(run, "steepness") for run in every]),
+        np.array([_value(run, "attack") for run in every]),
     )
     findings.append(
         Finding(
@@ -209,29 +209,29 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(statistic)  # pyright: ignore[reportArgumentType]
 
 
-def _range(found: Slope) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+def _range(interval: Slope) -> str:
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def _runs(results: Results, kind: str) -> list[Measured]:
     return [results[kind, f"seed {seed}"][0] for seed in range(SEEDS)]
 
 
-def _value(one: Measured, quantity: str) -> float:
+def _value(run: Measured, quantity: str) -> float:
     if quantity != "steepness":
-        return float(one.values(quantity)[0])
-    return _steep_at(one, LOOKS[-1])
+        return float(run.values(quantity)[0])
+    return _steep_at(run, LOOKS[-1])
 
 
-def _steep_at(one: Measured, step: int) -> float:
+def _steep_at(run: Measured, step: int) -> float:
     return float(
-        np.median([r.value for r in one.rows if r.quantity == "steepness" and r.step == step])
+        np.median([r.value for r in run.rows if r.quantity == "steepness" and r.step == step])
     )
 
 
-def _losses(found: dict[str, list[Measured]]) -> str:
+def _losses(runs: dict[str, list[Measured]]) -> str:
     return ", ".join(
-        f"{kind} held-out loss {np.median([_value(one, 'loss') for one in found[kind]]):.3f}"
+        f"{kind} held-out loss {np.median([_value(one, 'loss') for one in runs[kind]]):.3f}"
         for kind in KINDS
     )
 
@@ -239,7 +239,7 @@ def _losses(found: dict[str, list[Measured]]) -> str:
 def tasks() -> list[Task]:
     """A task for each run."""
     return [
-        Task(kind, f"seed {seed}", Run(kind, seed), measure)
+        Task(kind, f"seed {seed}", TrainingSetting(kind, seed), measure)
         for kind in KINDS
         for seed in range(SEEDS)
     ]
@@ -250,14 +250,14 @@ def draw(results: Results) -> Figure:
     figure, (along, link) = panels(2)
     for kind in KINDS:
         runs = _runs(results, kind)
-        steep = np.array([[_steep_at(one, step) for step in LOOKS] for one in runs])
+        steep = np.array([[_steep_at(run, step) for step in LOOKS] for run in runs])
         low, middle, high = np.quantile(steep, (0.25, 0.5, 0.75), axis=0)
         along.errorbar(
             LOOKS, middle, (middle - low, high - middle), fmt="o-", color=COLOURS[kind], label=kind
         )
         link.plot(
             steep[:, -1],
-            [_value(one, "attack") for one in runs],
+            [_value(run, "attack") for run in runs],
             "o",
             color=COLOURS[kind],
             label=kind,
@@ -273,8 +273,8 @@ STUDY = Study(
     "regularity_training",
     "Steepness along training, robustness and smoothness",
     "Lower Lipschitz constants are offered as a reason for robust networks and smooth training; "
-    "reviewers of P1 asked for evidence.",
-    "arXiv 2409.04431, section 3.2 and its reviews",
+    "reviewers of Ramapuram et al. 2024 asked for evidence.",
+    "Ramapuram et al. 2024, section 3.2 and its reviews",
     RULE,
     tasks,
     judge,

@@ -109,7 +109,7 @@ class SequenceRegressor(nn.Module):
         return (self(inputs_BND) - targets_BND).square().mean()
 
 
-class Samples:
+class SequenceBatches:
     """Batches drawn from a pool of sequences and a function's values at them."""
 
     def __init__(self, target: Target, batch_size: int, seed: int) -> None:
@@ -149,7 +149,7 @@ def run(out: Path, setting: UniversalitySetting, *, resume: bool = False) -> Sto
         "provenance": {"data": "uniform random sequences of the box [0, 1]^(n x d)"},
     }
     fixed = dataclasses.asdict(setting)
-    # More functions, seeds and sizes may be asked for later.
+    # A later call may add functions, seeds and sizes.
     del fixed["functions"], fixed["seeds"], fixed["sizes"]
     store = Store(out, fixed, stamp, resume=resume)
     for name in setting.functions:
@@ -202,15 +202,15 @@ def trained_row(
     config = TrainConfig(
         steps=setting.steps, lr=setting.lr, warmup_steps=setting.warmup_steps, seed=seed
     )
-    train(model, Samples(pool, setting.batch_size, seed), config, progress=label)
+    train(model, SequenceBatches(pool, setting.batch_size, seed), config, progress=label)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     error = test.error(lambda x_SND: model(x_SND.float()))
     return ArmRow(f"{arm} {size_name(*size)}", name, error.value, "L2", seed, step=parameters)
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What the rows say of one function.
+class UniversalityFindings:
+    """The findings on one function.
 
     Attributes:
         hard: the construction's error with Heaviside attention.
@@ -240,12 +240,12 @@ class Findings:
         return max(self.proof)
 
 
-def findings(store: Store, setting: UniversalitySetting) -> list[Findings]:
-    """What the rows of a complete study say, function by function."""
+def findings(store: Store, setting: UniversalitySetting) -> list[UniversalityFindings]:
+    """The findings of a complete study, for each function."""
     rows = store.rows().to_pylist()
-    asked = [size_name(*size) for size in setting.sizes]
+    arms = [size_name(*size) for size in setting.sizes]
 
-    def of(name: str) -> Findings:
+    def of(name: str) -> UniversalityFindings:
         mine = [row for row in rows if row["metric"] == name]
         trained: dict[str, dict[int, list[float]]] = {arm: {} for arm in ARMS}
         by_steepness, proof, hard = {}, {}, math.nan
@@ -257,28 +257,29 @@ def findings(store: Store, setting: UniversalitySetting) -> list[Findings]:
                 by_steepness[float(detail)] = row["value"]
             elif kind == PROOF:
                 proof[row["step"]] = row["value"]
-            elif row["seed"] < setting.seeds and detail in asked:
+            elif row["seed"] < setting.seeds and detail in arms:
                 trained[kind].setdefault(row["step"], []).append(row["value"])
         intervals = {
             arm: {size: t_interval(values) for size, values in sorted(sizes.items())}
             for arm, sizes in trained.items()
         }
-        return Findings(name, hard, dict(sorted(by_steepness.items())), proof, intervals)
+        return UniversalityFindings(
+            name, hard, dict(sorted(by_steepness.items())), proof, intervals
+        )
 
     return [of(name) for name in setting.functions]
 
 
-def report(found: Sequence[Findings], error: float) -> str:
+def report(findings: Sequence[UniversalityFindings], error: float) -> str:
     """A Markdown table: parameters that reach the error, and the proof's over the trained ones'."""
     lines = ["| function | proof | sigmoid | softmax | proof / sigmoid |", "|---|---|---|---|---|"]
-    for one in found:
-        sizes = {arm: one.smallest(arm, error) for arm in ARMS}
+    for finding in findings:
+        sizes = {arm: finding.smallest(arm, error) for arm in ARMS}
         shown = {arm: "none" if size is None else f"{size:,}" for arm, size in sizes.items()}
         smallest = sizes["sigmoid"]
-        gap = "" if smallest is None else f"{one.built / smallest:,.0f}"
-        lines.append(
-            f"| {one.name} | {one.built:,} | {shown['sigmoid']} | {shown['softmax']} | {gap} |"
-        )
+        gap = "" if smallest is None else f"{finding.built / smallest:,.0f}"
+        sizes_shown = f"{shown['sigmoid']} | {shown['softmax']}"
+        lines.append(f"| {finding.name} | {finding.built:,} | {sizes_shown} | {gap} |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """The figures on universality: error against steepness, and error against size.
 
-The dashes of a curve tell the functions apart where colours do not.
+Each function has its own dashes, so that curves differ without colours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sigmoid_attention.lab.figure import COLOURS, panels, styled
 from sigmoid_attention.lab.rows import ARMS
-from sigmoid_attention.studies.theory.universality import Findings
+from sigmoid_attention.studies.theory.universality import UniversalityFindings
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = {"sigmoid": "s", "softmax": "o"}
@@ -22,12 +22,12 @@ PROOF_COLOUR = "#000000"
 def steepness_figure(by_function: Mapping[str, Mapping[float, float]], error: float) -> Figure:
     """The construction's L^p error by the steepness of its sigmoids, a curve a function.
 
-    ``error`` is what was asked for, drawn as a level.
+    ``error`` is the requested error, drawn as a level.
     """
     figure, (ax,) = panels(1)
     with styled():
         figure.set_size_inches(4.8, 3.4)
-        ax.axhline(error, color="#000000", linewidth=0.8, label="asked for")
+        ax.axhline(error, color="#000000", linewidth=0.8, label="requested")
         for (name, errors), dash in zip(by_function.items(), cycle(DASHES), strict=False):
             ax.plot(list(errors), list(errors.values()), linestyle=dash, label=name)
         ax.set_xscale("log", base=2)
@@ -40,27 +40,29 @@ def steepness_figure(by_function: Mapping[str, Mapping[float, float]], error: fl
     return figure
 
 
-def size_figure(found: Sequence[Findings]) -> Figure:
+def size_figure(findings: Sequence[UniversalityFindings]) -> Figure:
     """L2 error by number of parameters: the proof's on one grid after the other, and trained ones.
 
     A trained size has its mean over seeds and the 95% interval; a panel a function.
     """
-    figure, axes = panels(len(found))
+    figure, axes = panels(len(findings))
     with styled():
-        for ax, one in zip(axes, found, strict=True):
-            _size_panel(ax, one)
+        for ax, finding in zip(axes, findings, strict=True):
+            _size_panel(ax, finding)
         axes[0].set_ylabel("L2 error")
         axes[-1].legend()
     return figure
 
 
-def _size_panel(ax: Axes, one: Findings) -> None:
+def _size_panel(ax: Axes, finding: UniversalityFindings) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.plot(list(one.proof), list(one.proof.values()), "D-", color=PROOF_COLOUR, label="proof")
+    ax.plot(
+        list(finding.proof), list(finding.proof.values()), "D-", color=PROOF_COLOUR, label="proof"
+    )
     for arm in ARMS:
-        sizes = list(one.trained[arm])
-        intervals = list(one.trained[arm].values())
+        sizes = list(finding.trained[arm])
+        intervals = list(finding.trained[arm].values())
         means = [interval.mean for interval in intervals]
         # An interval of few seeds may reach below zero, where a logarithm has no place.
         below = [min(i.mean - i.low, 0.9 * i.mean) if i.bounded else 0.0 for i in intervals]
@@ -75,7 +77,7 @@ def _size_panel(ax: Axes, one: Findings) -> None:
             label=f"trained, {arm}",
         )
     _few_labels(ax)
-    ax.set_title(one.name, loc="left")
+    ax.set_title(finding.name, loc="left")
     ax.set_xlabel("parameters")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.theory.regularity.domain import Domain, spectral_norm
-from sigmoid_attention.theory.regularity.heads import Head, Heads
+from sigmoid_attention.theory.regularity.heads import HeadMaps, Heads
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ def attention_bound(
     :math:`q_i \cdot dk_j`; by Cauchy and Schwarz they are at most :math:`s\,r \sup|k|\,L_q` and
     :math:`s\,r \sup|q|\,L_k\,c`, where r is the radius of what a key adds about its middle.
 
-    This is a refinement of P1, theorem 3.2, which has 1 for :math:`\bar\sigma` and 1/4 for
-    :math:`\bar\sigma'` (`mean_norm_bound`). Rounding in float64 is not bounded.
+    This is a refinement of Ramapuram et al. 2024, theorem 3.2, which has 1 for :math:`\bar\sigma`
+    and 1/4 for :math:`\bar\sigma'` (`mean_norm_bound`). Rounding in float64 is not bounded.
 
     Args:
-        layer: the layer in evaluation mode; dropout is not looked at.
+        layer: the layer in evaluation mode; dropout is ignored.
         domain: the set that every token lies in.
         tokens: N, the length of the input.
         gain_C: a LayerScale that follows the layer.
@@ -115,7 +115,7 @@ def _softmax_head(heads: Heads, h: int, domain: Domain) -> tuple[float, float, f
     )
 
 
-def _products(heads: Heads, head: Head, domain: Domain) -> tuple[float, float]:
+def _products(heads: Heads, head: HeadMaps, domain: Domain) -> tuple[float, float]:
     """How steep a logit is in its query's token and in its key's; a softcap only flattens it."""
     through_query = heads.scale * head.key.reach(domain) * head.query.steepness()
     through_key = heads.scale * head.query.reach(domain) * head.key.steepness()
@@ -138,14 +138,15 @@ def largest_weights(heads: Heads, h: int, domain: Domain) -> tuple[Tensor, Tenso
 
 
 def mean_norm_bound(layer: Attention, mean_square_norm: float, tokens: int) -> float:
-    r"""P1's bound on the Jacobian, from the mean of the tokens' squared norms alone.
+    r"""The bound of Ramapuram et al. 2024, which needs only the tokens' mean squared norm.
 
     .. math::
         \|J\|_2 \le n \sum_h \|W_o W_v\|_2 \Big( \|\sigma\|_\infty
         + 2 \|\sigma'\|_\infty\, s\, \|W_q^\top W_k\|_2\, \frac1n \sum_i |x_i|^2 \Big)
 
-    with 1 and 1/4 for the two suprema: theorem 3.2 of P1 with the constants that its proof gives,
-    and heads added. It needs no bound on a single token, which a softmax's bound does.
+    with 1 and 1/4 for the two suprema: theorem 3.2 of Ramapuram et al. 2024 with the constants that
+    its proof gives, and heads added. It needs no bound on a single token, which a softmax's bound
+    does.
 
     Args:
         mean_square_norm: :math:`\frac1n \sum_i |x_i|^2`, on a ball of radius R at most R squared.
@@ -167,7 +168,7 @@ def mean_norm_bound(layer: Attention, mean_square_norm: float, tokens: int) -> f
         for name, part in (("query", head.query), ("key", head.key), ("value", head.value)):
             if part.gain_O is not None or part.offset_O.any():
                 raise ValueError(
-                    f"layer: the mean-norm bound knows linear maps only, and the {name} has "
+                    f"layer: the mean-norm bound holds for linear maps only, and the {name} has "
                     f"{'a norm' if part.gain_O is not None else 'an additive term'}"
                 )
         product = spectral_norm(head.query.weight_OC.T @ head.key.weight_OC)

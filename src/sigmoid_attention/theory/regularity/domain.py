@@ -1,4 +1,4 @@
-"""The sets of inputs that a bound holds on: every token in a ball or in a box.
+"""Sets of inputs of a bound: every token in a ball, or in a box.
 
 Shape letters: N tokens, C channels, O channels of an affine map.
 """

@@ -1,4 +1,4 @@
-"""What a bound needs to know of an attention layer: its maps, head by head, in float64.
+"""The maps of an attention layer for its bounds: query, key and value of each head, in float64.
 
 Shape letters: H query heads, N tokens, D head dim, C channels, O channels of an affine map.
 """
@@ -15,7 +15,7 @@ from sigmoid_attention.theory.regularity.domain import Domain, spectral_norm
 
 
 @dataclass(frozen=True)
-class Affine:
+class NormedMap:
     """x -> W x + c, then, where there is one, a norm of the whole vector with gain g and offset.
 
     A norm divides by sqrt(mean of squares + eps), of the vector or of what is left without its
@@ -49,12 +49,12 @@ class Affine:
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadMaps:
     """One head: its query, key, and what a key adds to the output, value and projection in one."""
 
-    query: Affine
-    key: Affine
-    value: Affine
+    query: NormedMap
+    key: NormedMap
+    value: NormedMap
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Heads:
     which keys a query sees. Rotations leave norms as they are, so RoPE needs no place here.
     """
 
-    heads: list[Head]
+    heads: list[HeadMaps]
     activation: str
     scale: float
     softcap: float | None
@@ -93,14 +93,14 @@ class Heads:
             value = _part(layer.value, layer.num_kv_heads, h // share)
             output = output_CHD[:, h]
             heads.append(
-                Head(
+                HeadMaps(
                     _normed(_part(layer.query, layer.num_heads, h), layer.qk_norm.query),
                     _normed(_part(layer.key, layer.num_kv_heads, h // share), layer.qk_norm.key),
-                    Affine(output @ value.weight_OC, output @ value.offset_O),
+                    NormedMap(output @ value.weight_OC, output @ value.offset_O),
                 )
             )
-        places = masking.query_positions(tokens, tokens, torch.device("cpu"))
-        offset_NN = masking.offsets(places, tokens)
+        positions = masking.query_positions(tokens, tokens, torch.device("cpu"))
+        offset_NN = masking.offsets(positions, tokens)
         seen = masking.in_window(
             offset_NN, masking.effective_window(layer.is_causal, layer.window_size)
         )
@@ -115,7 +115,7 @@ class Heads:
             _offset(layer.output) * _double(gain_C),
         )
 
-    def logits(self, head: Head, domain: Domain) -> float:
+    def logits(self, head: HeadMaps, domain: Domain) -> float:
         """At least the size of every scaled product of a query and a key on the domain."""
         largest = self.scale * head.query.reach(domain) * head.key.reach(domain)
         return largest if self.softcap is None else min(largest, self.softcap)
@@ -123,7 +123,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a bias policy asks of the rows of a call, where no logit is known."""
+    """The rows of a call for a bias policy, without any logits."""
 
     heads: int
     visible_NN: Tensor
@@ -171,16 +171,16 @@ def _offset(linear: nn.Linear) -> Tensor:
     return _double(linear.bias)
 
 
-def _part(linear: nn.Linear, parts: int, place: int) -> Affine:
-    weight = _weight(linear).unflatten(0, (parts, -1))[place]
-    return Affine(weight, _offset(linear).unflatten(0, (parts, -1))[place])
+def _part(linear: nn.Linear, parts: int, index: int) -> NormedMap:
+    weight = _weight(linear).unflatten(0, (parts, -1))[index]
+    return NormedMap(weight, _offset(linear).unflatten(0, (parts, -1))[index])
 
 
-def _normed(plain: Affine, norm: nn.Module) -> Affine:
+def _normed(plain: NormedMap, norm: nn.Module) -> NormedMap:
     if isinstance(norm, nn.Identity):
         return plain
     shift = getattr(norm, "bias", None)
-    return Affine(
+    return NormedMap(
         plain.weight_OC,
         plain.offset_O,
         _double(norm.weight),  # pyright: ignore[reportArgumentType]

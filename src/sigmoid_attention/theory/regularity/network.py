@@ -1,4 +1,4 @@
-"""Bounds composed through norms, feed-forward layers and residual branches, block after block.
+"""Bounds of a network: composed over norms, feed-forward layers and residual branches.
 
 Shape letters: C channels, F hidden channels, N tokens.
 """
@@ -60,11 +60,11 @@ def network_bound(blocks: Iterable[nn.Module], domain: Domain, tokens: int) -> l
         >>> [bound.name for bound in bounds]
         ['0.attention', '0.feed_forward']
     """
-    found = []
+    bounds = []
     for name, residual, layer in branches(blocks):
         bound, domain = _residual(name, residual, layer, domain, tokens)
-        found.append(bound)
-    return found
+        bounds.append(bound)
+    return bounds
 
 
 def branches(blocks: Iterable[nn.Module]) -> Iterator[tuple[str, Residual, nn.Module]]:
@@ -73,11 +73,11 @@ def branches(blocks: Iterable[nn.Module]) -> Iterator[tuple[str, Residual, nn.Mo
     Raises:
         ValueError: a module that is no `Block`.
     """
-    for place, block in enumerate(blocks):
+    for index, block in enumerate(blocks):
         if not isinstance(block, Block):
-            raise ValueError(f"block {place}: {type(block).__name__} is not a part with a bound")
-        yield f"{place}.attention", block.attention_residual, block.attention
-        yield f"{place}.feed_forward", block.feed_forward_residual, block.feed_forward
+            raise ValueError(f"block {index}: {type(block).__name__} is not a part with a bound")
+        yield f"{index}.attention", block.attention_residual, block.attention
+        yield f"{index}.feed_forward", block.feed_forward_residual, block.feed_forward
 
 
 def composed(bounds: Sequence[LayerBound]) -> float:
@@ -140,7 +140,7 @@ def _layer(name: str, layer: nn.Module, domain: Domain, tokens: int) -> tuple[fl
 
 
 def unknown(name: str, layer: nn.Module) -> ValueError:
-    """What to raise for a layer that no rule speaks of."""
+    """The error for a layer without a rule."""
     known = ", ".join(kind.__name__ for kind in (Attention, *FEED_FORWARD_BOUNDS))
     return ValueError(f"{name}: {type(layer).__name__} has no bound here; {known} have")
 

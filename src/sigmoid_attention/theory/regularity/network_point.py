@@ -1,4 +1,4 @@
-"""Bounds of a network at one input, composed from what every layer meets on the way.
+"""Bounds of a network at one input, composed from each layer's bound at its own input.
 
 Shape letters: C channels, F hidden channels, N tokens.
 """
@@ -15,6 +15,7 @@ from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Residual
 from sigmoid_attention.nn.feed_forward import GELUFeedForward, SwiGLU
 from sigmoid_attention.nn.norm import RMSNorm
+from sigmoid_attention.theory.regularity.at_input import attention_bound_at
 from sigmoid_attention.theory.regularity.domain import spectral_norm
 from sigmoid_attention.theory.regularity.network import (
     LayerBound,
@@ -22,7 +23,6 @@ from sigmoid_attention.theory.regularity.network import (
     largest_gain,
     unknown,
 )
-from sigmoid_attention.theory.regularity.point import attention_bound_at
 
 
 @torch.no_grad()
@@ -47,13 +47,13 @@ def network_bound_at(blocks: Iterable[nn.Module], x_NC: Tensor) -> list[LayerBou
         >>> [bound.name for bound in network_bound_at([block], torch.ones(4, 8))]
         ['0.attention', '0.feed_forward']
     """
-    found = []
+    bounds = []
     x = x_NC.detach().cpu().double()
     for name, residual, layer in branches(blocks):
         residual, layer = (copy.deepcopy(part).cpu().double() for part in (residual, layer))
         bound, x = _residual(name, cast(Residual, residual), layer, x)
-        found.append(bound)
-    return found
+        bounds.append(bound)
+    return bounds
 
 
 def _residual(

@@ -11,14 +11,14 @@ from sigmoid_attention.theory.universality.equivariance import check_equivarianc
 from sigmoid_attention.theory.universality.functions import FUNCTIONS, Function, function
 from sigmoid_attention.theory.universality.grid import Grid
 from sigmoid_attention.theory.universality.layers import HeavisideAttention, Network
-from sigmoid_attention.theory.universality.measure import Error
+from sigmoid_attention.theory.universality.measure import ErrorEstimate
 from sigmoid_attention.theory.universality.plan import Plan, layer_counts
 
 __all__ = [
     "FUNCTIONS",
     "Construction",
     "Design",
-    "Error",
+    "ErrorEstimate",
     "Function",
     "Grid",
     "HeavisideAttention",

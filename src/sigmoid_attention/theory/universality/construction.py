@@ -1,6 +1,6 @@
-"""The universality theorem as a program: a function and an error in, a transformer out.
+"""The universality theorem as a program: a transformer for a given function and error.
 
-P1 (arXiv 2409.04431), as recalled: for every continuous permutation-equivariant f on a compact
+Ramapuram et al. 2024, as recalled: for every continuous permutation-equivariant f on a compact
 set of R^{n x d}, every 1 <= p < inf and every error > 0 there is a transformer g of the class
 T^{4,1,4} with sigmoid attention and
 
@@ -19,7 +19,7 @@ from sigmoid_attention.theory.universality.functions import Function
 from sigmoid_attention.theory.universality.grid import Grid, values
 from sigmoid_attention.theory.universality.layers import Network
 from sigmoid_attention.theory.universality.mapping import Contexts, contexts, value_mapping
-from sigmoid_attention.theory.universality.measure import Error, Target
+from sigmoid_attention.theory.universality.measure import ErrorEstimate, Target
 from sigmoid_attention.theory.universality.plan import (
     MAX_LAYERS,
     Plan,
@@ -52,7 +52,7 @@ class Design:
     grid: Grid
     p: float
     samples: int
-    grid_error: Error
+    grid_error: ErrorEstimate
 
     @property
     def layers(self) -> dict[str, int]:
@@ -85,7 +85,7 @@ class Construction:
     lost: float
     target: Target
 
-    def error(self, steepness: float | None = None) -> Error:
+    def error(self, steepness: float | None = None) -> ErrorEstimate:
         """The measured L^p error, of Heaviside attention or of sigmoids of a steepness > 0."""
         if steepness is None:
             return self.target.error(self.hard)
@@ -128,7 +128,9 @@ def design(
     return Design(f, grid, p, samples, grid_error)
 
 
-def choose_cells(f: Function, box: Grid, error: float, target: Target) -> tuple[Grid, Error]:
+def choose_cells(
+    f: Function, box: Grid, error: float, target: Target
+) -> tuple[Grid, ErrorEstimate]:
     """The fewest cells a side that keep the error, and the error that they keep.
 
     What counts is the upper bound of the measured error of f at the centres of cells. Doubled
@@ -136,16 +138,16 @@ def choose_cells(f: Function, box: Grid, error: float, target: Target) -> tuple[
     where 4096 are not enough.
     """
 
-    def at(cells: int) -> tuple[Grid, Error]:
+    def at(cells: int) -> tuple[Grid, ErrorEstimate]:
         grid = dataclasses.replace(box, cells=cells)
         return grid, target.grid_error(grid)
 
     few, enough = 0, 1
-    while (found := at(enough))[1].high > error:
+    while (choice := at(enough))[1].high > error:
         if enough == MOST_CELLS:
             raise ValueError(
                 f"error: {error:g} is not reached with {MOST_CELLS} cells a side, "
-                f"where it is still {found[1]}"
+                f"where it is still {choice[1]}"
             )
         few, enough = enough, 2 * enough
     while enough - few > 1:
@@ -154,8 +156,8 @@ def choose_cells(f: Function, box: Grid, error: float, target: Target) -> tuple[
         if tried[1].high > error:
             few = middle
         else:
-            enough, found = middle, tried
-    return found
+            enough, choice = middle, tried
+    return choice
 
 
 def build(chosen: Design) -> Construction:
@@ -165,13 +167,13 @@ def build(chosen: Design) -> Construction:
     plan = Plan(grid, float(outputs_SND.amin()), float(outputs_SND.amax()))
     plan.refuse()
     mapper = Network([*scaling(grid), *rounding(grid), *counting(plan), *chaining(plan)])
-    found = contexts(mapper, plan, outputs_SND)
+    contexts_of_grid = contexts(mapper, plan, outputs_SND)
     clip = clipping(grid.d, plan.low, plan.high)
     return Construction(
         plan=plan,
-        hard=Network([*mapper.layers, *value_mapping(found, plan), *clip]),
+        hard=Network([*mapper.layers, *value_mapping(contexts_of_grid, plan), *clip]),
         mapper=mapper,
-        contexts=found,
+        contexts=contexts_of_grid,
         lost=lost(grid, plan.low, plan.high, chosen.p),
         target=Target.sample(f, grid, chosen.p, chosen.samples, MEASURING),
     )

@@ -1,14 +1,14 @@
-"""Step 2: attention layers that give every token of every sequence a code of its own.
+"""Step 2: attention layers that give every token of every sequence its own code.
 
-P1's new part is the selective shift by sums in place of softmax's by maxima: with H(u) = 1[u > 0]
-and l = u . x,
+The new part of Ramapuram et al. 2024 is the selective shift by sums in place of softmax's by
+maxima: with H(u) = 1[u > 0] and l = u . x,
 
     1[l_i < b] 1[l_j < c] = ( H((b - l_i)(c - l_j)) + H(b - l_i) + H(c - l_j) - 1 ) / 2,
 
 so that four heads of width one (product, query only, key only, constant) add a sum over the tokens
-below one threshold to the tokens below another, and to no others. P1's own sequence of shifts is
-not known to us in detail. Ours is in two parts, and unlike that of Yun et al. (2020) it holds for
-sequences with equal tokens too, which on a grid of few cells are no small part.
+below one threshold to the tokens below another, and to no others. The sequence of shifts of
+Ramapuram et al. 2024 is not known to us in detail. Ours is in two parts. Unlike that of Yun et al.
+2020 it also holds for sequences with equal tokens, which are many on a grid of few cells.
 
 *Counting* (selective shifts, four heads). Letters k = 0, 1, ... in turn: the tokens of letter k are
 those with l < k + 1/2, since lower letters have been moved to Z and above. Each is shifted by
@@ -30,34 +30,34 @@ from collections.abc import Iterator
 
 from sigmoid_attention.theory.universality.layers import (
     ONE,
-    Affine,
-    Head,
+    AffineFunction,
+    ConstructedHead,
     HeavisideAttention,
     attention_layer,
 )
 from sigmoid_attention.theory.universality.plan import Plan
 
 
-def selective_shift(below: float, constant: float, n: int) -> list[Head]:
+def selective_shift(below: float, constant: float, n: int) -> list[ConstructedHead]:
     """Four heads that add constant + #{j: l_j < below} to each token with l_i < below.
 
     All heads have the value 1, but for the query-only one: 1 + 2 constant / n, which the sum over
     n keys and the factor 1/2 turn into the constant.
     """
-    threshold = Affine(factor=-1.0, shift=below)
+    threshold = AffineFunction(factor=-1.0, shift=below)
     return [
-        Head(threshold, threshold, ONE, 0.5),
-        Head(threshold, ONE, Affine(shift=1 + 2 * constant / n), 0.5),
-        Head(ONE, threshold, ONE, 0.5),
-        Head(ONE, ONE, ONE, -0.5),
+        ConstructedHead(threshold, threshold, ONE, 0.5),
+        ConstructedHead(threshold, ONE, AffineFunction(shift=1 + 2 * constant / n), 0.5),
+        ConstructedHead(ONE, threshold, ONE, 0.5),
+        ConstructedHead(ONE, ONE, ONE, -0.5),
     ]
 
 
-def selected_sum(above: float, below: float, value: Affine) -> list[Head]:
+def selected_sum(above: float, below: float, value: AffineFunction) -> list[ConstructedHead]:
     """Two heads that add the sum of value(x_j) over above < l_j < below to every token."""
     return [
-        Head(ONE, Affine(1.0, -above), value, 1.0),
-        Head(ONE, Affine(1.0, -below), value, -1.0),
+        ConstructedHead(ONE, AffineFunction(1.0, -above), value, 1.0),
+        ConstructedHead(ONE, AffineFunction(1.0, -below), value, -1.0),
     ]
 
 
@@ -77,5 +77,5 @@ def chaining(plan: Plan) -> Iterator[HeavisideAttention]:
         # Whole numbers, since radix - 1 and shares are multiples of every multiplicity.
         share = (plan.radix - 1) // multiplicity
         digit = plan.shares // multiplicity * plan.digit(letter, multiplicity)
-        value = Affine(share, digit * plan.grain - share * code)
+        value = AffineFunction(share, digit * plan.grain - share * code)
         yield attention_layer(weights_D, n, selected_sum(code - 0.25, code + 0.75, value))

@@ -1,4 +1,4 @@
-"""Whether a function is permutation-equivariant: tested, and refused with what breaks it.
+"""A test that a function is permutation-equivariant, with a counterexample in the error.
 
 Shape letters: N tokens, D channels.
 """

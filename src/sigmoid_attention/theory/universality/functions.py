@@ -1,4 +1,4 @@
-"""Permutation-equivariant functions to approximate: five named ones, or one of the reader's.
+"""Permutation-equivariant functions to approximate: five named ones, or an imported one.
 
 Shape letters: N tokens, D channels.
 """
@@ -84,9 +84,9 @@ def function(name: str) -> Function:
             f"got {name!r}"
         )
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        imported = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"function: {name!r} cannot be imported ({error})") from error
-    if not callable(found):
-        raise ValueError(f"function: {name!r} is a {type(found).__name__} and cannot be called")
-    return cast(Function, found)
+    if not callable(imported):
+        raise ValueError(f"function: {name!r} is a {type(imported).__name__} and cannot be called")
+    return cast(Function, imported)

@@ -1,4 +1,4 @@
-"""The grid of the construction: cells of a box, tokens as letters, sequences up to their order.
+"""The grid of the construction: cells of a box, letters of tokens, sequences up to order.
 
 Shape letters: S sequences, N tokens, D channels.
 """

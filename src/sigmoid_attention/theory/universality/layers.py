@@ -60,28 +60,28 @@ class ReLUFeedForward(nn.Module):
 
 
 @dataclass(frozen=True)
-class Affine:
+class AffineFunction:
     """The function factor * (u . x) + shift of a token x."""
 
     factor: float = 0.0
     shift: float = 0.0
 
 
-ONE = Affine(shift=1.0)
+ONE = AffineFunction(shift=1.0)
 
 
 @dataclass(frozen=True)
-class Head:
+class ConstructedHead:
     """A head of width one: out * sum_j H(query(x_i) key(x_j)) value(x_j)."""
 
-    query: Affine
-    key: Affine
-    value: Affine
+    query: AffineFunction
+    key: AffineFunction
+    value: AffineFunction
     out: float
 
 
 @dataclass(frozen=True)
-class Unit:
+class ReLUUnit:
     """A hidden unit: the token gains relu(up . x + shift) * down."""
 
     up: Tensor
@@ -89,7 +89,9 @@ class Unit:
     down: Tensor
 
 
-def attention_layer(weights_D: Tensor, n: int, heads: Sequence[Head]) -> HeavisideAttention:
+def attention_layer(
+    weights_D: Tensor, n: int, heads: Sequence[ConstructedHead]
+) -> HeavisideAttention:
     """The attention layer of up to four ``heads``, which adds its answer to channel 0.
 
     Every head reads a token as u . x with u = ``weights_D``; u_0 = 1, so that u . x grows by the
@@ -126,7 +128,7 @@ def _blank(kind: type[A], dim: int, n: int) -> A:
 
 
 def feed_forward_layer(
-    dim: int, units: Sequence[Unit], shift_D: Tensor | None = None
+    dim: int, units: Sequence[ReLUUnit], shift_D: Tensor | None = None
 ) -> ReLUFeedForward:
     """The feed-forward layer of up to four hidden ``units``, plus ``shift_D`` for every token."""
     up_FD = torch.zeros(HIDDEN, dim, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """Step 3: feed-forward layers that turn the code of every context into its value.
 
-As in Yun et al. (2020) there is a layer for each context. Contexts are taken from the largest code
+As in Yun et al. 2020 there is a layer for each context. Contexts are taken from the largest code
 down: one that is done has left the zone of codes, so that "above a threshold" selects the tokens of
 a single context, and a ramp of two hidden units does. (Where four hidden units of a layer do two
 contexts, a token far above a ramp gets h j - (h - 1) j for its jump j, with h so large that float64
@@ -18,7 +18,7 @@ from torch import Tensor
 from sigmoid_attention.theory.universality.layers import (
     Network,
     ReLUFeedForward,
-    Unit,
+    ReLUUnit,
     feed_forward_layer,
 )
 from sigmoid_attention.theory.universality.plan import Plan
@@ -66,7 +66,7 @@ def contexts(mapper: Network, plan: Plan, outputs_SND: Tensor) -> Contexts:
     return Contexts(states_CD[order], outputs_CD[order], codes_C[order], duplicates)
 
 
-def value_mapping(found: Contexts, plan: Plan) -> Iterator[ReLUFeedForward]:
+def value_mapping(contexts_of_grid: Contexts, plan: Plan) -> Iterator[ReLUFeedForward]:
     """One layer a context, which adds output - state to its tokens.
 
     The ramp rises from 0 at code - gap / 2 to 1 within a quarter of the grain: exact for exact
@@ -74,13 +74,13 @@ def value_mapping(found: Contexts, plan: Plan) -> Iterator[ReLUFeedForward]:
     """
     weights_D = plan.grid.weights_D
     steepness = 4 / plan.grain
-    jumps_CD = found.outputs_CD - found.states_CD
-    for code, jump_D in zip(found.codes_C.tolist(), jumps_CD, strict=True):
+    jumps_CD = contexts_of_grid.outputs_CD - contexts_of_grid.states_CD
+    for code, jump_D in zip(contexts_of_grid.codes_C.tolist(), jumps_CD, strict=True):
         shift = -steepness * (code - plan.gap / 2)
         yield feed_forward_layer(
             plan.grid.d,
             [
-                Unit(steepness * weights_D, shift, jump_D),
-                Unit(steepness * weights_D, shift - 1, -jump_D),
+                ReLUUnit(steepness * weights_D, shift, jump_D),
+                ReLUUnit(steepness * weights_D, shift - 1, -jump_D),
             ],
         )

@@ -20,7 +20,7 @@ CHUNK = 512
 
 
 @dataclass(frozen=True)
-class Error:
+class ErrorEstimate:
     """(integral over the box of sum |f - g|^p)^(1/p), between two bounds on it."""
 
     value: float
@@ -31,7 +31,7 @@ class Error:
         return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
 
 
-def lp_error(difference_SND: Tensor, p: float, volume: float) -> Error:
+def lp_error(difference_SND: Tensor, p: float, volume: float) -> ErrorEstimate:
     """The L^p norm of a function from its values at uniform random points of the box.
 
     The integral is ``volume`` times the mean over S of sum_ND |difference|^p; the bounds are those
@@ -39,12 +39,14 @@ def lp_error(difference_SND: Tensor, p: float, volume: float) -> Error:
 
     Example:
         >>> lp_error(torch.full((8, 1, 4), 0.5), p=2, volume=1.0)
-        Error(value=1.0, low=1.0, high=1.0)
+        ErrorEstimate(value=1.0, low=1.0, high=1.0)
     """
     powers_S = difference_SND.double().abs().pow(p).sum((1, 2)) * volume
     mean = float(powers_S.mean())
     half = STANDARD_ERRORS * float(powers_S.std()) / math.sqrt(len(powers_S))
-    return Error(*(max(power, 0.0) ** (1 / p) for power in (mean, mean - half, mean + half)))
+    return ErrorEstimate(
+        *(max(power, 0.0) ** (1 / p) for power in (mean, mean - half, mean + half))
+    )
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ class Target:
         inputs_SND = grid.sample(samples, seed)
         return cls(f, inputs_SND, values(f, inputs_SND), p, volume(grid))
 
-    def error(self, g: Callable[[Tensor], Tensor]) -> Error:
+    def error(self, g: Callable[[Tensor], Tensor]) -> ErrorEstimate:
         """Of a network or any function of (B, N, D)."""
         with torch.no_grad():
             answers = [g(chunk) for chunk in self.inputs_SND.split(CHUNK)]
         return lp_error(torch.cat(answers) - self.outputs_SND, self.p, self.volume)
 
-    def grid_error(self, grid: Grid) -> Error:
+    def grid_error(self, grid: Grid) -> ErrorEstimate:
         """Of the function that is constant on the cells of ``grid``."""
         return self.error(lambda x_SND: piecewise_constant(self.f, grid, x_SND))

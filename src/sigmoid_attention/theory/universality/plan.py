@@ -1,4 +1,4 @@
-"""The size of the construction in closed form: layers, numbers, digits; refused before building.
+"""The size of the construction in closed form, which is checked before building.
 
 Shape letters: S sequences, N tokens, D channels.
 """
@@ -156,11 +156,11 @@ class Plan:
             )
 
 
-def refuse_layers(grid: Grid, max_layers: int, asked: str) -> None:
+def refuse_layers(grid: Grid, max_layers: int, request: str) -> None:
     """Raise ``ValueError`` with the number of layers where it is above ``max_layers``."""
     needed = layers_of(grid)
     if needed > max_layers:
         raise ValueError(
-            f"error: {asked} needs {needed:,} layers ({grid.cells} cells a side, "
+            f"error: {request} needs {needed:,} layers ({grid.cells} cells a side, "
             f"{parameters_of(grid):,} parameters), more than max_layers = {max_layers:,}"
         )

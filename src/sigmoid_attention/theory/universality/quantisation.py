@@ -1,11 +1,11 @@
-"""Step 1: feed-forward layers that round every token to its cell, and clip what comes out.
+"""Step 1: feed-forward layers that round every token to its cell, and clip the output.
 
-P1 and Yun et al. (2020) first replace f by a function that is constant on cells: on a compact set
-a continuous f changes by little within a small enough cell, so that this changes f little in L^p.
-Their feed-forward layers then round tokens to the corners of their cells by a function with a jump
-for every cell. Ours are ReLU layers from the start, whose jumps are ramps of width 2^-40 of a cell;
-tokens on a ramp are lost, and clipping bounds what that costs. Scaling first makes corners whole
-numbers, which later steps compute with exactly.
+Ramapuram et al. 2024 and Yun et al. 2020 first replace f by a function that is constant on cells:
+on a compact set a continuous f changes by little within a small enough cell, so that this changes f
+little in L^p. Their feed-forward layers then round tokens to the corners of their cells by a
+function with a jump for every cell. Ours are ReLU layers from the start, whose jumps are ramps of
+width 2^-40 of a cell; tokens on a ramp are lost, and clipping bounds what that costs. Scaling first
+makes corners whole numbers, which later steps compute with exactly.
 
 Shape letters: D channels.
 """
@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.theory.universality.grid import Grid
-from sigmoid_attention.theory.universality.layers import ReLUFeedForward, Unit, feed_forward_layer
+from sigmoid_attention.theory.universality.layers import (
+    ReLUFeedForward,
+    ReLUUnit,
+    feed_forward_layer,
+)
 
 RAMP = 2.0**-40
 
@@ -30,8 +34,8 @@ def scaling(grid: Grid) -> Iterator[ReLUFeedForward]:
         yield feed_forward_layer(
             grid.d,
             [
-                Unit(channel_D, -grid.low, (1 / grid.side - 1) * channel_D),
-                Unit(-channel_D, grid.low, channel_D),
+                ReLUUnit(channel_D, -grid.low, (1 / grid.side - 1) * channel_D),
+                ReLUUnit(-channel_D, grid.low, channel_D),
             ],
             -grid.low * channel_D,
         )
@@ -51,9 +55,9 @@ def rounding(grid: Grid) -> Iterator[ReLUFeedForward]:
     for channel_D in _channels(grid.d):
         for cell in reversed(range(grid.cells)):
             units = [
-                Unit(channel_D, -cell, -channel_D),
-                Unit(channel_D, -cell - 1 + RAMP, channel_D / RAMP),
-                Unit(channel_D, -cell - 1, (1 - 1 / RAMP) * channel_D),
+                ReLUUnit(channel_D, -cell, -channel_D),
+                ReLUUnit(channel_D, -cell - 1 + RAMP, channel_D / RAMP),
+                ReLUUnit(channel_D, -cell - 1, (1 - 1 / RAMP) * channel_D),
             ]
             yield feed_forward_layer(grid.d, units[:1] if cell == grid.cells - 1 else units)
 
@@ -66,7 +70,7 @@ def clipping(d: int, low: float, high: float) -> Iterator[ReLUFeedForward]:
     """
     for channel_D in _channels(d):
         yield feed_forward_layer(
-            d, [Unit(channel_D, -high, -channel_D), Unit(-channel_D, low, channel_D)]
+            d, [ReLUUnit(channel_D, -high, -channel_D), ReLUUnit(-channel_D, low, channel_D)]
         )
 
 

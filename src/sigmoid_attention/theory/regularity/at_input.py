@@ -1,4 +1,4 @@
-"""A certified bound on the Jacobian of an attention layer at one input, from what is there.
+"""A certified bound on the Jacobian of an attention layer at one input.
 
 Shape letters: N tokens, H heads, D head dim, C channels, R rank of a product.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.theory.regularity.attention import Bound
 from sigmoid_attention.theory.regularity.domain import spectral_norm
-from sigmoid_attention.theory.regularity.heads import Affine, Heads
+from sigmoid_attention.theory.regularity.heads import Heads, NormedMap
 
 
 def attention_bound_at(
@@ -65,7 +65,7 @@ def attention_bound_at(
             for h in range(layer.num_heads)
         ]
         answer = sum(part[0] for part in parts) + heads.offset_C
-    through = [float(sum(part[place] for part in parts)) for place in (1, 2, 3)]
+    through = [float(sum(part[index] for part in parts)) for index in (1, 2, 3)]
     return Bound(sum(through), float(answer.norm(dim=-1).max()), *through)
 
 
@@ -117,14 +117,14 @@ def _blocks(slope_NN: Tensor, added_NC: Tensor, middle_NC: Tensor, key_ND: Tenso
     return torch.linalg.matrix_norm(crossed_NRD, 2) if len(span_RC) else slope_NN.new_zeros(1)
 
 
-def _steep(part: Affine, x_NC: Tensor) -> Tensor:
+def _steep(part: NormedMap, x_NC: Tensor) -> Tensor:
     """The norm of the Jacobian of every token's query or key, (N,)."""
     if part.gain_O is None:
         return torch.full((len(x_NC),), spectral_norm(part.weight_OC), dtype=x_NC.dtype)
     return torch.linalg.matrix_norm(_jacobians(part, x_NC), 2)
 
 
-def _jacobians(part: Affine, x_NC: Tensor) -> Tensor:
+def _jacobians(part: NormedMap, x_NC: Tensor) -> Tensor:
     """The Jacobian of a normed affine map at every token, (N, D, C)."""
     assert part.gain_O is not None
     plain_ND = x_NC @ part.weight_OC.T + part.offset_O

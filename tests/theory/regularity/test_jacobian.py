@@ -13,8 +13,8 @@ from sigmoid_attention.theory.regularity import (
     attention_bound,
     jacobian_norm,
     largest_gain,
+    max_jacobian_norm,
     onto_ball,
-    steepest,
 )
 from tests.support.theory.random_layers import inputs, layers, whole_jacobian
 
@@ -52,7 +52,7 @@ def test_the_search_finds_a_steeper_point_within_the_ball_and_below_the_bound(ac
     ).double()
     x = onto_ball(torch.randn(4, 6).double(), 1.0)
     begin = jacobian_norm(lambda x: layer(x[None])[0], x)
-    point, found = steepest(
+    point, found = max_jacobian_norm(
         lambda x: layer(x[None])[0], x, partial(onto_ball, radius=3.0), steps=30
     )
     assert float(point.norm(dim=-1).max()) <= 3.0 + 1e-9

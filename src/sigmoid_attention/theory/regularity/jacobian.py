@@ -1,4 +1,4 @@
-"""How steep a map is at a point, measured: exactly, by Lanczos, and where it is steepest.
+"""Measured norms of a Jacobian: exact, by Lanczos, and at the input where the norm is largest.
 
 Every number here is attained, so that it bounds the Lipschitz constant from below.
 
@@ -21,7 +21,7 @@ SETTLED = 1e-3
 
 
 @dataclass(frozen=True)
-class Measured:
+class JacobianNorm:
     """A norm of a Jacobian, the direction of the input that attains it, and how it was found."""
 
     value: float
@@ -30,7 +30,7 @@ class Measured:
     settled: bool
 
 
-def jacobian_norm(function: Map, x: Tensor) -> Measured:
+def jacobian_norm(function: Map, x: Tensor) -> JacobianNorm:
     """The spectral norm of the whole Jacobian at x, which is formed: for small inputs.
 
     Example:
@@ -41,17 +41,17 @@ def jacobian_norm(function: Map, x: Tensor) -> Measured:
     jacobian = torch.autograd.functional.jacobian(function, x.detach())
     assert isinstance(jacobian, Tensor)
     _, values, right = torch.linalg.svd(jacobian.reshape(-1, x.numel()), full_matrices=False)
-    return Measured(float(values[0]), right[0].reshape(x.shape), 0, True)
+    return JacobianNorm(float(values[0]), right[0].reshape(x.shape), 0, True)
 
 
 def largest_gain(
     function: Map, x: Tensor, *, steps: int = 30, seconds: float = math.inf, seed: int = 0
-) -> Measured:
+) -> JacobianNorm:
     """The same from products with the Jacobian and its transpose alone, which is never formed.
 
     Lanczos (1950) on J'J, with every vector made orthogonal to all earlier ones, which takes far
     fewer products than a power iteration. The map is evaluated once. The value grows with each
-    step and passes the norm by rounding only; ``settled`` says whether it had stopped growing.
+    step and passes the norm by rounding only; ``settled``: whether it had stopped growing.
 
     Args:
         function: a map that torch can differentiate twice in reverse mode.
@@ -94,14 +94,14 @@ def largest_gain(
     direction = torch.zeros_like(x)
     for coefficient, vector in zip(vectors[:, -1].tolist(), basis, strict=True):
         direction += coefficient * vector
-    return Measured(value, direction, len(basis), settled)
+    return JacobianNorm(value, direction, len(basis), settled)
 
 
 def _products(function: Map, x: Tensor) -> tuple[Map, Map]:
     """v -> J v and u -> J'u at x. The first is the second's own transpose, in reverse mode.
 
     Forward mode would do too, but torch's fused softmax attention has none, nor second
-    derivatives, so that its plain form is asked for.
+    derivatives, so that its plain form is used.
     """
     x = x.detach().requires_grad_(True)
     with sdpa_kernel(SDPBackend.MATH):
@@ -138,20 +138,20 @@ def _without(vector: Tensor, others: list[Tensor]) -> Tensor:
     return vector
 
 
-def steepest(
+def max_jacobian_norm(
     function: Map,
     x: Tensor,
     project: Callable[[Tensor], Tensor],
     *,
     steps: int = 50,
     step_size: float = 0.1,
-) -> tuple[Tensor, Measured]:
-    """A point of a set at which the map is steep, found by projected gradient ascent from x.
+) -> tuple[Tensor, JacobianNorm]:
+    """The largest Jacobian norm over a set, by projected gradient ascent from x.
 
     With the directions u and v that attain the norm at x, the gradient of the norm is that of
     u'J(x)v (Danskin). A step goes ``step_size`` along it and back into the set; the next is half
-    as long again where the norm grew, and half as long where it did not. What is returned is the
-    best point seen, and no claim that there is none steeper.
+    as long again where the norm grew, and half as long where it did not. The result
+    is the best point of the ascent and the norm there, a lower bound on the maximum over the set.
 
     Args:
         function: differentiable twice.
@@ -160,29 +160,30 @@ def steepest(
     Example:
         >>> import torch
         >>> from functools import partial
-        >>> x, found = steepest(torch.exp, torch.zeros(1, 2), partial(onto_ball, radius=1.0))
-        >>> round(found.value, 2)  # e at the edge
+        >>> project = partial(onto_ball, radius=1.0)
+        >>> x, norm = max_jacobian_norm(torch.exp, torch.zeros(1, 2), project)
+        >>> round(norm.value, 2)  # e at the edge
         2.72
     """
     best = project(x.detach())
-    found = jacobian_norm(function, best)
+    norm = jacobian_norm(function, best)
     for _ in range(steps):
-        slope = _unit(_slope(function, best, found))
+        slope = _unit(_slope(function, best, norm))
         candidate = project(best + step_size * slope)
         new = jacobian_norm(function, candidate)
-        if new.value > found.value:
-            best, found, step_size = candidate, new, 1.5 * step_size
+        if new.value > norm.value:
+            best, norm, step_size = candidate, new, 1.5 * step_size
         else:
             step_size /= 2
-    return best, found
+    return best, norm
 
 
-def _slope(function: Map, x: Tensor, found: Measured) -> Tensor:
-    left = _products(function, x)[0](found.direction)
+def _slope(function: Map, x: Tensor, norm: JacobianNorm) -> Tensor:
+    left = _products(function, x)[0](norm.direction)
     x = x.detach().requires_grad_(True)
     with sdpa_kernel(SDPBackend.MATH):
         (pulled,) = torch.autograd.grad(function(x), x, left, create_graph=True)
-    return torch.autograd.grad((pulled * found.direction).sum(), x)[0]
+    return torch.autograd.grad((pulled * norm.direction).sum(), x)[0]
 
 
 def onto_ball(x: Tensor, radius: float) -> Tensor:
