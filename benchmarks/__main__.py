@@ -281,13 +281,13 @@ def publish(asked: Publish) -> int:
     if rows:
         files[IMAGE] = plot(rows)
         text = (ROOT / "README.md").read_text(encoding="utf-8")
-        files["README.md"] = with_block(text, readme_block(rows, IMAGE))
+        files["README.md"] = with_block(text, readme_block(rows, IMAGE)).encode()
     models = results_file(asked.results, "integrations")
     if models != asked.results and models.exists():
         text = (ROOT / MODELS_PAGE).read_text(encoding="utf-8")
-        files[MODELS_PAGE] = with_block(text, checks_block(laboratory.read(models)))
-    for path, text in files.items():
-        write_whole(ROOT / path, text.encode())
+        files[MODELS_PAGE] = with_block(text, checks_block(laboratory.read(models))).encode()
+    for path, content in files.items():
+        write_whole(ROOT / path, content)
     return 0
 
 

@@ -46,16 +46,17 @@ python3 -m benchmarks publish benchmarks/results
 Rows = dict[Key, Row]
 
 
-def gpu_pages(results: dict[str, tuple[Rows, dict[str, Reading]]]) -> dict[str, str]:
+def gpu_pages(results: dict[str, tuple[Rows, dict[str, Reading]]]) -> dict[str, bytes]:
     """The page on all devices and, where there is something to draw, its picture."""
     parts = [INTRODUCTION]
-    files: dict[str, str] = {}
+    files: dict[str, bytes] = {}
     for device, (rows, readings) in results.items():
         drawn, image = picture(rows, device), f"docs/benchmarks/gpu-{file_name(device)}.svg"
         if drawn:
             files[image] = drawn
         parts += _device(device, rows, readings, image if drawn else "")
-    return files | {PAGE: "\n\n".join(part for part in parts if part) + "\n"}
+    page = "\n\n".join(part for part in parts if part) + "\n"
+    return files | {PAGE: page.encode()}
 
 
 def _device(device: str, rows: Rows, readings: dict[str, Reading], image: str) -> list[str]:
