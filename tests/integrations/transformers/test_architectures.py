@@ -7,7 +7,7 @@ import pytest
 
 from tests.integrations.transformers import checks
 from tests.integrations.transformers.architectures import ARCHITECTURES
-from tests.integrations.transformers.table import COLUMNS, legend, markdown
+from tools.architecture_table import COLUMNS, legend, markdown
 
 CASES = [
     pytest.param(name, check, id=f"{name}-{head.replace(' ', '-')}")
