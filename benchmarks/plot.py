@@ -141,7 +141,7 @@ def composed(
     width = 2 * MARGIN + COLUMNS * WIDTH + GAP * (COLUMNS - 1)
     shown = [panel for line in panels for panel in line if panel]
     drawn = {m.series.name for panel in shown for m in panel.marks if isinstance(m, Line)}
-    keys = _legend([peer for peer in reversed(names) if peer in drawn], names, width)
+    keys = _legend([peer for peer in reversed(list(names)) if peer in drawn], names, width)
     head = HEAD + max(y for _, _, y in keys)
     figure = pixels(width, head + len(panels) * (HEIGHT + GAP))
     with drawing():

@@ -4,6 +4,7 @@ import itertools
 import math
 
 from sigmoid_attention.cli.arguments import Rates
+from sigmoid_attention.cli.lists import names, whole_numbers
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.studies import carry_out, described
 from sigmoid_attention.lab.page import PAGE, write
@@ -41,8 +42,9 @@ def asked_study(asked: Rates) -> Study:
             quantity="over" if extra else "exact",
         )
         for gate, expert, score, regime, d, k, extra in itertools.product(
-            _names(asked.gate), _names(asked.expert), _names(asked.score), _names(asked.regime),
-            _numbers("d", asked.d), _numbers("k", asked.k), _numbers("extra", asked.extra),
+            names(asked.gate), names(asked.expert), names(asked.score), names(asked.regime),
+            whole_numbers("d", asked.d), whole_numbers("k", asked.k),
+            whole_numbers("extra", asked.extra),
         )
     ]  # fmt: skip
     for cell in cells:
@@ -57,17 +59,6 @@ def asked_study(asked: Rates) -> Study:
         tuple(dict.fromkeys(cells)),
         quick=asked.quick,
     )
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
-
-
-def _numbers(name: str, text: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} must be whole numbers between commas, got {text!r}") from None
 
 
 def _command(asked: Rates) -> str:

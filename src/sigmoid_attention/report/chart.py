@@ -90,7 +90,7 @@ def log_axis(values: Sequence[float], title: str, form: Form, *, binary: bool = 
     ticks: list[float] = []
     for digits in ((1.0,),) if binary else ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
         locator = LogLocator(2 if binary else 10, digits, numticks=7)
-        ticks = [t for t in locator.tick_values(low, high).tolist() if low <= t <= high]
+        ticks = [float(t) for t in locator.tick_values(low, high) if low <= t <= high]
         if len(ticks) >= 3:
             break
     if len(ticks) < 2:
@@ -112,7 +112,7 @@ def _round_ticks(low: float, high: float) -> list[float]:
     slack = 1e-9 * (high - low)
     # Rounded, so that 3 * 0.1 is labelled 0.3.
     digits = max(0, 1 - math.floor(math.log10(ticks[1] - ticks[0])))
-    return [round(t, digits) for t in ticks.tolist() if low - slack <= t <= high + slack]
+    return [round(float(t), digits) for t in ticks if low - slack <= t <= high + slack]
 
 
 @dataclass(frozen=True)
