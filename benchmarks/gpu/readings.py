@@ -113,7 +113,7 @@ def clocks(device: torch.device) -> Iterator[Reading]:
             torch.mm(left, left)
         end = torch.cuda.Event()
         end.record()
-        state = asked_for_state(gpu)
+        state = query_state(gpu)
         # Nobody knows when within its second nvidia-smi looked: the load has to outlast it.
         said += [] if end.query() else [state]
         if not state:
@@ -128,7 +128,7 @@ def clocks(device: torch.device) -> Iterator[Reading]:
 STATE = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 
 
-def asked_for_state(gpu: str = "") -> dict[str, float]:
+def query_state(gpu: str = "") -> dict[str, float]:
     """Clocks (MHz), power (W) and temperature by nvidia-smi, as far as it says; of one GPU's id."""
     program = shutil.which("nvidia-smi")
     if program is None:

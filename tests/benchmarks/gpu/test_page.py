@@ -234,7 +234,7 @@ def test_each_device_has_its_picture():
 
 def test_the_command_ends_in_nine_minutes_whatever_happens():
     # With twenty seconds to start and to publish.
-    longest = 60 * command_line.Gpu().minutes + driver.PATIENCE_AT_END + SMI_SECONDS + 20
+    longest = 60 * command_line.Gpu().minutes + driver.EXIT_TIMEOUT + SMI_SECONDS + 20
     assert longest < 540
     assert {unit.seconds <= 40 for unit in units()} == {True}
 
@@ -277,7 +277,7 @@ def test_a_machine_with_a_gpu_alone_publishes_and_judges(tmp_path, monkeypatch, 
     monkeypatch.setattr(command_line, "ROOT", tmp_path)
     results = tmp_path / "results"
     write(results / "gpu-nvidia-h200.jsonl", made_up())
-    command.of_device.write(
+    command.reading_files.write(
         readings_file(results / "gpu-nvidia-h200.jsonl"), [Reading("a", "x", (1.0,))]
     )
     assert main(["publish", str(results)]) == 0

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import peers, plan, speed
 from benchmarks.gpu.automatic import tried_by_auto
-from benchmarks.gpu.peers import PEERS, forget_choices, ready, sigmoid
+from benchmarks.gpu.peers import PEERS, clear_tuning, ready, sigmoid
 from benchmarks.gpu.speed import inputs, measure_speed
 from benchmarks.gpu.stopwatch import MOST_CALLS, captured, gpu_stopwatch
 from benchmarks.operations import LARGEST_LOGIT, Case, flops, work
@@ -377,10 +377,10 @@ def test_packages_by_token_are_called_in_their_layout(monkeypatch):
 
 
 def test_choices_of_triton_sigmoid_are_forgotten(monkeypatch):
-    forget_choices()  # where it is not installed
+    clear_tuning()  # where it is not installed
     tuned = types.SimpleNamespace(configs=[1], cache={"key": 1})
     installed(monkeypatch, "triton_sigmoid.sigmoid_triton_dense", kernel=tuned, other={"a": 1})
-    forget_choices()
+    clear_tuning()
     assert tuned.cache == {} and sys.modules["triton_sigmoid.sigmoid_triton_dense"].other
 
 
