@@ -45,10 +45,10 @@ class Device:
 
         return queue
 
-    def mark(self):
+    def event(self):
         device = self
 
-        class Mark:
+        class Event:
             def record(self):
                 self.at = device.clock
 
@@ -58,11 +58,11 @@ class Device:
             def elapsed_time(self, other):
                 return 1e3 * (other.at - self.at)
 
-        return Mark()
+        return Event()
 
     def watch(self, work, cool=None):
         busy = self.work("busy", 0.001)
-        return gpu_stopwatch(cool, self.mark, lambda: self.host, busy)(work)
+        return gpu_stopwatch(cool, self.event, lambda: self.host, busy)(work)
 
 
 def test_a_turn_gives_the_device_s_and_the_host_s_time_of_a_call():
