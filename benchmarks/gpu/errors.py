@@ -32,7 +32,7 @@ IMPLEMENTATIONS = ("gluon", "triton", "cpu", "tiled", "reference")
 
 @dataclass(frozen=True)
 class Call:
-    """The operator and its arguments; the sequences that they hold; how to take results apart.
+    """The operator with its arguments, their sequences, and how to split results into sequences.
 
     `cut` turns the output, or the gradient of an argument, into a tensor for each sequence.
     """
@@ -40,17 +40,17 @@ class Call:
     operator: Callable[..., Any]
     arguments: dict[str, Any]
     pieces: list[Piece]
-    cut: Callable[[str, Tensor], Sequence[Tensor]] = lambda name, whole: whole.unbind()
+    cut: Callable[[str, Tensor], Sequence[Tensor]] = lambda name, tensor: tensor.unbind()
     # The names of the inputs with gradients.
     learns: tuple[str, ...] = (*TENSORS, *TERMS)
 
     def answer(self, impl: str) -> Named:
-        """The output and every gradient, by one of this library's implementations."""
+        """The output and all gradients, from one of this library's implementations."""
         arguments, leaves = dict(self.arguments), {}
         for name in self.learns:
-            given = arguments.get(name)
-            if isinstance(given, Tensor) and given.is_floating_point():
-                arguments[name] = leaves[name] = given.detach().requires_grad_()
+            argument = arguments.get(name)
+            if isinstance(argument, Tensor) and argument.is_floating_point():
+                arguments[name] = leaves[name] = argument.detach().requires_grad_()
         out = self.operator(**arguments, impl=impl)
         if not leaves:
             return {"output": out}
