@@ -13,11 +13,9 @@ from rich.table import Table
 from benchmarks import mixtures as laboratory
 from benchmarks.gpu.command import Results, gpu_results, measure_gpu
 from benchmarks.gpu.measures import with_ours
-from benchmarks.gpu.page import gpu_pages
 from benchmarks.listing import checks_table, listing, standings_table
 from benchmarks.measure import guessed_seconds, measure
 from benchmarks.memory import ROOT
-from benchmarks.plot import plot
 from benchmarks.rows import Key, Row, merged, read, results_file, write
 from benchmarks.stamp import same_conditions, stamp
 from benchmarks.suites import SUITES, Choice, Suite, Task, chosen
@@ -281,6 +279,10 @@ def targets(options: Targets) -> int:
 
 def publish(options: Publish) -> int:
     """Draw the figures, write the tables of README and docs, and the page on GPUs."""
+    # Only this command needs matplotlib, which a machine for measurements may lack.
+    from benchmarks.gpu.page import gpu_pages
+    from benchmarks.plot import plot
+
     gpus = gpu_results(options.results)
     rows = _processor_rows(options.results, gpus)
     files = gpu_pages(gpus)

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sigmoid_attention.report import chart, render
-from sigmoid_attention.report.page import page
+from sigmoid_attention.report import chart
+from sigmoid_attention.report.page import page, render
 from tests.report.synthetic_comparison import NO_KERNEL, synthetic_comparison
 
 CASES = {
