@@ -90,6 +90,9 @@ def test_svg_is_text_on_a_ground_and_the_same_every_time():
     assert first == drawn()
     assert b">a title to be found</text>" in first and b"fill-paper" in first
     assert b"<dc:date>" not in first
+    # The label 10^2 of a logarithmic axis has a part for each character.
+    texts = ["".join(text.itertext()) for text in ET.fromstring(first).iter("{*}text")]
+    assert "102" in ["".join(text.split()) for text in texts]
 
 
 def test_svg_has_its_colours_from_the_style_sheet_alone():

@@ -161,7 +161,7 @@ def loglog(
         (middle - low, high - middle),
         fmt="o",
         color=COLOURS.get(colour, colour) if colour else None,
-        markerfacecolor="white" if dashed else None,
+        markerfacecolor=PAPER if dashed else None,
     )
     ink, line = points.get_color(), "--" if dashed else "-"
     if slope is not None:

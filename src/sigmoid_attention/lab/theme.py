@@ -43,7 +43,8 @@ PALETTE = {
 }
 FONTS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
-_NAMES = {colour.light: name for name, colour in PALETTE.items()}
+# By its shade on light pages; white is matplotlib's default ground.
+_NAMES = {colour.light: name for name, colour in PALETTE.items()} | {"#ffffff": "paper"}
 # What matplotlib calls its elements; other ids were set by `set_gid`.
 _OWN_ID = re.compile(r"[A-Za-z.0-9]+_\d+")
 _DECIMALS = re.compile(r"-?\d+\.\d+")
@@ -138,7 +139,7 @@ def _rewrite(element: Element, in_defs: bool) -> None:
     for name in list(element.attrib):
         if name.startswith("{"):
             element.set(name.rpartition("}")[2], element.attrib.pop(name))
-    if element.tag != "text" and element.text:
+    if element.tag not in ("text", "tspan"):
         element.text = None
     element.tail = None
     classes = list(_classes(element, in_defs))
