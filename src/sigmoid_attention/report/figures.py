@@ -88,26 +88,19 @@ def training(measured: Measured) -> ReportFigure:
     if held_out and tokens:
         y_axis = linear_axis(_y_values(held_out), "bits per byte", plain)
         over_tokens = {arm: scaled_x(of, tokens) for arm, of in held_out.items()}
-        panels.append(
-            curves_panel("Held-out text", over_tokens, y_axis, _bits, along="tokens read")
-        )
+        panels.append(curves_panel("Held-out text", over_tokens, y_axis, _bits, "tokens read"))
         if all(seconds.values()):
             over_time = {arm: scaled_x(of, seconds[arm] or 0.0) for arm, of in held_out.items()}
-            panels.append(
-                curves_panel(
-                    "Held-out text, by time", over_time, y_axis, _bits, along="seconds of training"
-                )
-            )
+            title, along = "Held-out text, by time", "seconds of training"
+            panels.append(curves_panel(title, over_time, y_axis, _bits, along))
         differences = curve_differences(over_tokens.get(SIGMOID, {}), over_tokens.get(SOFTMAX, {}))
         if differences and all(differences.values()):
-            panels.append(
-                difference_curves_panel(differences, "bits per byte", along="tokens read")
-            )
+            panels.append(difference_curves_panel(differences, "bits per byte", "tokens read"))
     learning = _curves(measured, TRAINING_LOSS)
     if learning and tokens:
         y_axis = linear_axis(_y_values(learning), "bits per byte", plain)
         learning = {arm: scaled_x(of, tokens) for arm, of in learning.items()}
-        panels.append(curves_panel("Training text", learning, y_axis, _bits, along="tokens read"))
+        panels.append(curves_panel("Training text", learning, y_axis, _bits, "tokens read"))
     return ReportFigure(
         "training",
         "Loss during training",

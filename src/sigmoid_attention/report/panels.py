@@ -78,8 +78,8 @@ def curves_panel(
     curves_by_arm: Mapping[str, Curves],
     y_axis: Axis,
     form: Form,
-    *,
     along: str = "training step",
+    *,
     averaged: bool = True,
 ) -> Panel:
     """Curves over training: every seed thin and the mean thick, or, not `averaged`, seeds alone."""
@@ -102,9 +102,7 @@ def curves_panel(
     return Panel(title, x_axis, y_axis, tuple(marks), description)
 
 
-def difference_curves_panel(
-    differences: Curves, unit: str, *, along: str = "training step"
-) -> Panel:
+def difference_curves_panel(differences: Curves, unit: str, along: str) -> Panel:
     """The difference of the arms over training, around the level of none."""
     marks: list[Mark] = [Rule(0.0), *curve_marks(differences, DIFFERENCE)]
     x_axis = linear_axis(x_values(marks), along, compact, tight=True)
