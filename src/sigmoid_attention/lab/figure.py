@@ -119,7 +119,7 @@ def panels(count: int, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:
     width, height = PANEL_INCHES
     with styled():
         figure = Figure(figsize=(width * columns, height * rows))
-        axes = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+        axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
     return figure, axes
 
 
@@ -137,21 +137,21 @@ def loglog(
 
     Args:
         sizes_N: numbers of observations.
-        values_NR: a loss; NaN is left out, and so is a size that has nothing else.
-        label: for the legend, which shows once one is given.
-        slope: of the line that is drawn through the middle of the logarithms of the medians, as
-            least squares has it; none without.
-        colour: a gate's name, or a colour of matplotlib's; the next of the palette if not given.
-        dashed: of the line, whose points are then open.
+        values_NR: a loss; NaN is left out, and so is a size without other values.
+        label: for the legend; without labels there is no legend.
+        slope: of the least-squares line through the logarithms of the medians; by default there
+            is no line.
+        colour: a gate's name, or a colour of matplotlib's; by default the next of the cycle.
+        dashed: draw a dashed line and open points.
     """
-    seen = np.isfinite(values_NR).any(axis=1)
-    sizes = np.asarray(sizes_N, dtype=float)[seen]
+    finite = np.isfinite(values_NR).any(axis=1)
+    sizes = np.asarray(sizes_N, dtype=float)[finite]
     if len(sizes) == 0:
         return
-    low, middle, high = np.nanquantile(values_NR[seen], (0.25, 0.5, 0.75), axis=1)
+    low, middle, high = np.nanquantile(values_NR[finite], (0.25, 0.5, 0.75), axis=1)
     ax.set_xscale("log")
     ax.set_yscale("log")
-    # Sizes are read off whole decades, and eight more ticks in each are half of an SVG's bytes.
+    # Minor ticks would double the bytes of the SVG, and sizes are whole decades.
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1.0, 0.4)))
     ax.set_xlabel("n")
@@ -169,14 +169,14 @@ def loglog(
         height = np.log(np.maximum(middle, 1e-300)).mean()
         ax.plot(sizes, np.exp(height + slope * (log_n - log_n.mean())), line, color=ink)
     if label:
-        # For the legend alone: a point on a line says more there than a bar.
+        # For the legend alone, which shows a point on a line and no bar.
         face = points.get_markerfacecolor()
         ax.plot([], [], f"o{line}", color=ink, markerfacecolor=face, label=label)
         ax.legend()
 
 
 class _Plain(LogFormatter):
-    """Labels between powers of ten, which an axis of less than a decade needs: 0.6, not 6e-01."""
+    """Labels between powers of ten, on an axis of less than a decade: 0.6, not 6e-01."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
