@@ -45,7 +45,7 @@ def tried_by_auto(case: Case, tensors: Inputs, device: torch.device) -> tuple[st
     given = (x.detach().requires_grad_(learns) for x in (tensors.query, tensors.key, tensors.value))
     with ExitStack() as stack:
         for entrance, name in ENTRANCES.items():
-            # Whatever is wrong with it, its own rows say so.
+            # An error in it is reported by the rows of that implementation.
             with suppress(Exception):
                 module = import_module(f"sigmoid_attention.attention.{entrance}")
                 stack.enter_context(patch.object(module, "attend", refusing(name)))
