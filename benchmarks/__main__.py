@@ -13,23 +13,22 @@ from rich.table import Table
 from benchmarks import mixtures as laboratory
 from benchmarks.gpu.command import Results, gpu_results, measure_gpu
 from benchmarks.gpu.measures import with_ours
-from benchmarks.gpu.page import gpu_pages
 from benchmarks.listing import checks_table, listing, standings_table
 from benchmarks.measure import guessed_seconds, measure
 from benchmarks.memory import ROOT
-from benchmarks.plot import plot
 from benchmarks.rows import Key, Row, merged, read, results_file, write
 from benchmarks.stamp import same_conditions, stamp
 from benchmarks.suites import SUITES, Choice, Suite, Task, chosen
 from benchmarks.table import checks_block, cpu_block, with_block
 from benchmarks.targets import GPU_TARGETS, MET, read_targets, standing
 from sigmoid_attention.cli import streams
+from sigmoid_attention.cli.lists import names, whole_numbers
 from sigmoid_attention.training.environment import usable_cores
 from sigmoid_attention.training.files import write_whole
 from sigmoid_attention.training.progress import StudyProgress
 
 NOT_ALL_MET, BAD_INPUT, INTERRUPTED = 1, 2, 130
-# Where no terminal says how wide it is.
+# Columns of a table that is not printed into a terminal.
 WIDE = 200
 CPU_PAGE, IMAGE = "docs/benchmarks.md", "docs/benchmarks/cpu.svg"
 MODELS_PAGE = "docs/integrations.md"
@@ -39,8 +38,8 @@ MODELS_PAGE = "docs/integrations.md"
 class Cpu:
     """Measure the operator and its peers on this machine's processor.
 
-    Lists are separated by commas; what is not given is everything that the suite has. All of it
-    takes about an hour on two cores; nothing else should run meanwhile.
+    Lists are separated by commas. Without a list everything in the suite is measured. All of it
+    takes about an hour on two cores; nothing else should run at the same time.
     """
 
     only: str = ""
@@ -57,16 +56,16 @@ class Cpu:
     peers: str = ""
     """sdpa, flex, eager-softmax, eager-sigmoid, tiled, dense, ours, mm, onednn."""
     threads: str = ""
-    """Numbers of threads; one and all cores if not given."""
+    """Numbers of threads; by default one, and all cores."""
     quick: bool = False
-    """One small shape of everything and few rounds: whether it works, not how fast it is."""
+    """One small shape of everything and few rounds: shows that it runs, not how fast it is."""
     long: bool = False
-    """Also the headline, which takes minutes."""
+    """Also measure the headline, which takes minutes."""
     out: Path | None = None
-    """A .jsonl file, or a folder in which it is named after the processor. Its rows are replaced
-    by those measured now, one by one. Nothing is written if not given."""
+    """A .jsonl file, or a folder for one that is named after the processor. Each row measured now
+    replaces the older one. By default nothing is written."""
     resume: bool = False
-    """Leave out what OUT has already from this machine, these versions and this source."""
+    """Skip the rows of this machine, these versions and this source that OUT has already."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +73,22 @@ class Gpu:
     """Measure the GPU operators, their errors and their peers on this machine's NVIDIA GPU."""
 
     only: str = ""
-    """readings (of the device itself), errors, speed; everything if not given."""
+    """readings (of the device itself), errors, speed; by default everything."""
     minutes: float = 8.0
-    """Then it ends; what was not done is left for the next run."""
+    """The time limit; the rest is left for the next run."""
     out: Path | None = None
-    """A .jsonl file, or a folder in which it is named after the GPU; readings lie beside it."""
+    """A .jsonl file, or a folder for one that is named after the GPU; readings are written beside
+    it."""
     resume: bool = False
-    """Leave out what OUT has already from this GPU, this driver, these versions and this source."""
+    """Skip the rows of this GPU, driver, versions and source that OUT has already."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Say which targets the measured rows meet; exit code 1 unless it is all."""
+    """Print which targets the measured rows meet; exit code 1 unless all are met."""
 
     results: Annotated[Path, tyro.conf.Positional]
-    """The folder of results: of this machine's processor, and of whatever GPU. Or a .jsonl file."""
+    """A folder with results of this machine's processor and of any GPUs, or a .jsonl file."""
 
 
 @dataclass(frozen=True)
@@ -97,40 +97,42 @@ class Publish:
     measured rows."""
 
     results: Annotated[Path, tyro.conf.Positional]
-    """The folder of results: of this machine's processor, and of whatever GPU. Or a .jsonl file."""
+    """A folder with results of this machine's processor and of any GPUs, or a .jsonl file."""
 
 
 @dataclass(frozen=True)
 class Mixtures:
-    """Measure what the mixtures laboratory must reach; exit code 1 unless it reaches all of it.
+    """Measure the targets of the mixtures laboratory; exit code 1 unless all are met.
 
-    All of it takes about a quarter of an hour on one core; nothing else should run meanwhile.
+    All of it takes about a quarter of an hour on one core; nothing else should run at the same
+    time.
     """
 
     only: str = ""
-    """curve, sgd, raw, wide, cores; everything if not given."""
+    """curve, sgd, raw, wide, cores; by default everything."""
     quick: bool = False
-    """Little of everything: whether it works, not how fast it is. The exit code is then 0."""
+    """A little of everything: shows that it runs, not how fast it is. The exit code is then 0."""
     out: Path | None = None
-    """A .jsonl file, or a folder in which it is named after the processor. Checks measured now
-    take the place of those of their names."""
+    """A .jsonl file, or a folder for one that is named after the processor. Each check measured
+    now replaces the older one of its name."""
 
 
 @dataclass(frozen=True)
 class Integrations:
-    """Measure what the integration with transformers must reach; exit code 1 unless it does.
+    """Measure the targets of the integration with transformers; exit code 1 unless all are met.
 
-    A call through transformers against the operator's own, and generation with a cache against the
-    same model by its own sdpa path. About ten minutes; nothing else should run meanwhile.
+    A call through transformers is compared with a call of the operator, and generation with a
+    cache with the same model and sdpa. It takes about ten minutes; nothing else should run at the
+    same time.
     """
 
     only: str = ""
-    """overhead, generation; everything if not given."""
+    """overhead, generation; by default everything."""
     quick: bool = False
-    """Little of everything: whether it works, not how fast it is. The exit code is then 0."""
+    """A little of everything: shows that it runs, not how fast it is. The exit code is then 0."""
     out: Path | None = None
-    """A .jsonl file, or a folder in which it is named after the processor. Checks measured now
-    take the place of those of their names."""
+    """A .jsonl file, or a folder for one that is named after the processor. Each check measured
+    now replaces the older one of its name."""
 
 
 Command = (
@@ -144,8 +146,8 @@ Command = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; what went wrong is one sentence."""
-    asked = tyro.cli(
+    """Run a command and return its exit code; an error is printed as one sentence."""
+    options = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]
         prog="python -m benchmarks",
         args=argv,
@@ -153,118 +155,120 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     streams.prepare()
     try:
-        match asked:
+        match options:
             case Cpu():
-                return cpu(asked)
+                return cpu(options)
             case Gpu():
-                return gpu(asked)
+                return gpu(options)
             case Mixtures():
-                return mixtures(asked)
+                return mixtures(options)
             case Integrations():
-                return integrations(asked)
+                return integrations(options)
             case Targets():
-                return targets(asked)
+                return targets(options)
             case Publish():
-                return publish(asked)
+                return publish(options)
     except KeyboardInterrupt:
-        print("interrupted; with --resume it goes on from the rows that OUT has", file=sys.stderr)
+        print("interrupted; --resume continues after the rows in OUT", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return BAD_INPUT
 
 
-def cpu(asked: Cpu) -> int:
-    """Measure what was asked for, print it, and keep it in OUT."""
+def cpu(options: Cpu) -> int:
+    """Measure the chosen cases, print the rows, and write them into OUT."""
     choice = Choice(
-        only=_names(asked.only),
-        dtypes=_names(asked.dtype),
-        lengths=_numbers("--length", asked.length),
-        dims=_numbers("--dim", asked.dim),
-        masks=_names(asked.mask),
-        peers=_names(asked.peers),
-        quick=asked.quick,
-        long=asked.long,
+        only=_chosen(options.only),
+        dtypes=_chosen(options.dtype),
+        lengths=_positive("--length", options.length),
+        dims=_positive("--dim", options.dim),
+        masks=_chosen(options.mask),
+        peers=_chosen(options.peers),
+        quick=options.quick,
+        long=options.long,
     )
-    threads = _numbers("--threads", asked.threads) or tuple(sorted({1, usable_cores()}))
-    if asked.resume and not asked.out:
+    threads = _positive("--threads", options.threads) or tuple(sorted({1, usable_cores()}))
+    if options.resume and not options.out:
         raise ValueError("--resume: needs --out")
-    out = results_file(asked.out, "cpu") if asked.out else None
+    out = results_file(options.out, "cpu") if options.out else None
     suite = SUITES["cpu"]
-    rows = run(suite, chosen(suite, choice), threads, out, resume=asked.resume)
+    rows = run(suite, chosen(suite, choice), threads, out, resume=options.resume)
     _print(listing(rows))
     return 0
 
 
-def gpu(asked: Gpu) -> int:
-    """Measure what there is time for, print it, and keep it in OUT."""
-    if asked.resume and not asked.out:
+def gpu(options: Gpu) -> int:
+    """Measure as much as the time limit allows, print the rows, and write them into OUT."""
+    if options.resume and not options.out:
         raise ValueError("--resume: needs --out")
-    rows, left = measure_gpu(_names(asked.only), asked.out, asked.minutes, resume=asked.resume)
+    rows, left = measure_gpu(
+        _chosen(options.only), options.out, options.minutes, resume=options.resume
+    )
     _print(listing(rows))
     if left:
-        print(f"no time was left for {len(left)} of the plan; --resume goes on with them")
+        print(f"no time was left for {len(left)} of the plan; --resume continues with them")
     return 0
 
 
 def run(
     suite: Suite, tasks: Sequence[Task], threads: Sequence[int], out: Path | None, *, resume: bool
 ) -> list[Row]:
-    """Measure every task with every number of threads; after each `out` holds its rows too."""
+    """Measure every task with every number of threads; write its rows to `out` after each."""
     kept = read(out) if out else {}
     todo = [(task, count) for task in tasks for count in threads]
     if resume:
         now = stamp(suite.device)
         todo = [unit for unit in todo if not _has(kept, now, *unit)]
-    found: list[Row] = []
+    measured: list[Row] = []
     guess = sum(guessed_seconds(task) for task, _ in todo)
     with StudyProgress(guess, len(todo), Console(stderr=True)) as progress:
         for task, count in todo:
             progress.begin(f"{task.case}, threads {count}", guessed_seconds(task))
             new = measure(suite, task, count)
             progress.end()
-            found += new
+            measured += new
             if out:
                 kept = merged(kept, new)
                 write(out, kept)
-    return found
+    return measured
 
 
-def mixtures(asked: Mixtures) -> int:
-    scale = laboratory.QUICK if asked.quick else laboratory.USUAL
-    return _judged(asked, "mixtures", laboratory.checks(_names(asked.only), scale))
+def mixtures(options: Mixtures) -> int:
+    scale = laboratory.QUICK if options.quick else laboratory.USUAL
+    return _judged(options, "mixtures", laboratory.checks(_chosen(options.only), scale))
 
 
-def integrations(asked: Integrations) -> int:
+def integrations(options: Integrations) -> int:
     # Only this suite needs transformers.
     from benchmarks import integrations as models
 
-    scale = models.QUICK if asked.quick else models.USUAL
-    return _judged(asked, "integrations", models.checks(_names(asked.only), scale))
+    scale = models.QUICK if options.quick else models.USUAL
+    return _judged(options, "integrations", models.checks(_chosen(options.only), scale))
 
 
-def _judged(asked: Mixtures | Integrations, name: str, checks: Iterable[laboratory.Check]) -> int:
-    """Measure what was asked for, keep it in OUT check by check, and print how it stands."""
-    out = results_file(asked.out, name) if asked.out else None
-    found: list[laboratory.Check] = []
+def _judged(options: Mixtures | Integrations, name: str, checks: Iterable[laboratory.Check]) -> int:
+    """Measure the checks, write each into OUT, and print a table of them."""
+    out = results_file(options.out, name) if options.out else None
+    measured: list[laboratory.Check] = []
     for check in checks:
-        found.append(check)
+        measured.append(check)
         if out:
-            laboratory.write(out, found)
-    _print(checks_table(found))
-    return 0 if asked.quick or all(check.met for check in found) else NOT_ALL_MET
+            laboratory.write(out, measured)
+    _print(checks_table(measured))
+    return 0 if options.quick or all(check.met for check in measured) else NOT_ALL_MET
 
 
-def targets(asked: Targets) -> int:
-    """Print how every target stands, of the processor and of every GPU."""
-    of_gpus = gpu_results(asked.results)
-    rows = _rows(asked.results, of_gpus)
-    judged = {"processor": (read_targets(), rows)} if rows else {}
-    for device, (found, _) in of_gpus.items():
-        judged[device] = read_targets(GPU_TARGETS), with_ours(found)
+def targets(options: Targets) -> int:
+    """Print the verdict on every target of the processor and of every GPU."""
+    gpus = gpu_results(options.results)
+    rows = _processor_rows(options.results, gpus)
+    devices = {"processor": (read_targets(), rows)} if rows else {}
+    for device, (gpu_rows, _) in gpus.items():
+        devices[device] = read_targets(GPU_TARGETS), with_ours(gpu_rows)
     met = total = 0
-    for device, (wanted, found) in judged.items():
-        standings = [standing(target, found) for target in wanted]
+    for device, (device_targets, device_rows) in devices.items():
+        standings = [standing(target, device_rows) for target in device_targets]
         print(f"{device}:")
         _print(standings_table(standings))
         met += sum(s.verdict == MET for s in standings)
@@ -273,39 +277,44 @@ def targets(asked: Targets) -> int:
     return 0 if met == total else NOT_ALL_MET
 
 
-def publish(asked: Publish) -> int:
-    """Draw the pictures, put tables into the docs, and write the page on GPUs."""
-    of_gpus = gpu_results(asked.results)
-    rows = _rows(asked.results, of_gpus)
-    files = gpu_pages(of_gpus)
+def publish(options: Publish) -> int:
+    """Draw the figures, write the tables of the docs, and the page on GPUs."""
+    # Only this command needs matplotlib, which a machine for measurements may lack.
+    from benchmarks.gpu.page import gpu_pages
+    from benchmarks.plot import plot
+
+    gpus = gpu_results(options.results)
+    rows = _processor_rows(options.results, gpus)
+    files = gpu_pages(gpus)
     if rows:
         files[IMAGE] = plot(rows)
         text = (ROOT / CPU_PAGE).read_text(encoding="utf-8")
-        files[CPU_PAGE] = with_block(text, cpu_block(rows, IMAGE.removeprefix("docs/")))
-    models = results_file(asked.results, "integrations")
-    if models != asked.results and models.exists():
+        block = cpu_block(rows, IMAGE.removeprefix("docs/"))
+        files[CPU_PAGE] = with_block(text, block).encode()
+    models = results_file(options.results, "integrations")
+    if models != options.results and models.exists():
         text = (ROOT / MODELS_PAGE).read_text(encoding="utf-8")
-        files[MODELS_PAGE] = with_block(text, checks_block(laboratory.read(models)))
-    for path, text in files.items():
-        write_whole(ROOT / path, text.encode())
+        files[MODELS_PAGE] = with_block(text, checks_block(laboratory.read(models))).encode()
+    for path, content in files.items():
+        write_whole(ROOT / path, content)
     return 0
 
 
 def _has(rows: dict[Key, Row], now: dict[str, Any], task: Task, threads: int) -> bool:
-    """Whether every peer's row is there, measured as it would be now, in as many rounds."""
-    found = [rows.get((task.case, peer, threads)) for peer in task.peers]
+    """True if there is a row of every peer, from the same conditions and with enough rounds."""
+    of_peers = [rows.get((task.case, peer, threads)) for peer in task.peers]
     return all(
         row
         and same_conditions(row.stamp, now)
         and (row.refused or len(row.costs) >= task.budget.least)
-        for row in found
+        for row in of_peers
     )
 
 
-def _rows(results: Path, of_gpus: dict[str, Results]) -> dict[Key, Row]:
-    """This machine's processor's; none where there are those of a GPU alone."""
+def _processor_rows(results: Path, gpus: dict[str, Results]) -> dict[Key, Row]:
+    """The rows of this machine's processor; none if there are only rows of a GPU."""
     path = results_file(results, "cpu")
-    if not (path.exists() or any(rows for rows, _ in of_gpus.values())):
+    if not (path.exists() or any(rows for rows, _ in gpus.values())):
         raise ValueError(f"there are no results at {path}; make bench-cpu measures them")
     return {key: row for key, row in read(path).items() if row.threads > 0}
 
@@ -315,15 +324,14 @@ def _print(table: Table) -> None:
     Console(width=width).print(table)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _chosen(text: str) -> tuple[str, ...]:
+    """The names in an option; none if it is not given."""
+    return tuple(names(text)) if text else ()
 
 
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in _names(text))
-    except ValueError:
-        raise ValueError(f"{option} must be whole numbers, got {text!r}") from None
+def _positive(option: str, text: str) -> tuple[int, ...]:
+    """The numbers in an option; none if it is not given."""
+    numbers = tuple(whole_numbers(option, text)) if text else ()
     if any(number < 1 for number in numbers):
         raise ValueError(f"{option} must be positive, got {text!r}")
     return numbers

@@ -1,8 +1,8 @@
-"""How far an answer is from float64, on a sample of rows of a long problem.
+"""The error of a result against float64, on a sample of rows of a long problem.
 
-The definition written out once more, for rows that lie anywhere: the gradient of a query needs that
-query and all keys, the gradient of a key or a value that key and all queries, so a sample of each
-costs no more than a few hundred rows of scores, head by head.
+The definition is written out again for single rows: the gradient of a query needs that query and
+all keys, the gradient of a key or a value that key and all queries, so a sample of each costs a few
+hundred rows of scores for each head.
 
 Shape letters: R sampled rows, N tokens, D head dim.
 """
@@ -29,8 +29,8 @@ def relative_errors(case: Case, tensors: Inputs, attend: Attend) -> dict[str, fl
         for head in range(case.heads):
             expected = _expected(case, tensors, batch, head, rows_R)
             for i, (part, exact_RD) in enumerate(zip(parts, expected, strict=True)):
-                given_RD = part[batch, head, rows_R].double()
-                squares[i, 0] += (given_RD - exact_RD).square().sum()
+                computed_RD = part[batch, head, rows_R].double()
+                squares[i, 0] += (computed_RD - exact_RD).square().sum()
                 squares[i, 1] += exact_RD.square().sum()
     backward = OPERATIONS[case.operation].backward
     names = ("query", "key", "value") if backward else ("output",)
@@ -38,7 +38,7 @@ def relative_errors(case: Case, tensors: Inputs, attend: Attend) -> dict[str, fl
 
 
 def sampled_rows(length: int) -> Tensor:
-    """Up to 256 places, the first and the last among them, the same every time."""
+    """Up to 256 row indices, the first and the last among them, the same every time."""
     generator = torch.Generator().manual_seed(0)
     rows_R = torch.randperm(length, generator=generator)[: SAMPLED_ROWS - 2]
     return torch.cat((rows_R, torch.tensor([0, length - 1]))).unique()

@@ -1,4 +1,4 @@
-"""What the integration with transformers must reach: no cost, and generation that is not slower.
+"""Checks of the integration with transformers: no overhead, and generation that is not slower.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim.
 """
@@ -33,7 +33,7 @@ OURS, THEIRS = "sigmoid", "sdpa"
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured; `QUICK` says whether it works, not how fast it is."""
+    """How much is measured; `QUICK` shows that it runs, not how fast it is."""
 
     contexts: tuple[int, ...] = (1024, 4096)
     layers: int = LAYERS
@@ -47,7 +47,7 @@ QUICK = Scale(contexts=(48,), layers=1, budget=Budget(seconds=0.0, least=1, leas
 
 
 def overhead(scale: Scale) -> Iterator[Check]:
-    """One attention module's call, against the operator on the same tensors, to the same layout."""
+    """A call of an attention module, against the operator with the same tensors and layout."""
     register()
     biases = {"a number": NegLogLength(2048), "per head": PerHead(NegLogLength(2048))}
     for keys in scale.contexts:
@@ -56,19 +56,21 @@ def overhead(scale: Scale) -> Iterator[Check]:
                 query, key, value = _tensors(queries, keys)
                 module = nn.Module()
                 module.is_causal = True  # pyright: ignore[reportArgumentType]
-                own = nn.Parameter(bias.start(HEADS)) if isinstance(bias, PerHead) else bias
-                module.sigmoid_bias = own  # pyright: ignore[reportArgumentType]
-                given = own.view(1, -1, 1, 1) if isinstance(own, Tensor) else own
+                module_bias = nn.Parameter(bias.start(HEADS)) if isinstance(bias, PerHead) else bias
+                module.sigmoid_bias = module_bias  # pyright: ignore[reportArgumentType]
+                direct_bias = module_bias
+                if isinstance(module_bias, Tensor):
+                    direct_bias = module_bias.view(1, -1, 1, 1)
                 works = {
                     THROUGH: _through(module, query, key, value),
-                    DIRECT: _direct(query, key, value, given),
+                    DIRECT: _direct(query, key, value, direct_bias),
                 }
                 name = f"call, {queries} x {keys}, bias {kind}"
                 yield from _ratios("overhead", name, works, scale.budget, 1.05)
 
 
 def _tensors(queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As projections leave them, (B, Q, H, D) in memory; a cache is (B, G, K, D) in memory."""
+    """Tensors in the memory order of projections, (B, Q, H, D); a cache has (B, G, K, D)."""
     query = torch.randn(1, queries, HEADS, HEAD_DIM).transpose(1, 2)
     key, value = torch.randn(2, 1, KEY_HEADS, keys, HEAD_DIM).unbind(0)
     return query, key, value
@@ -87,14 +89,14 @@ def _direct(
         out = sigmoid_attention(
             query, key, value, bias=bias, scale=0.125, is_causal=causal, enable_gqa=True
         )
-        # Whoever calls it in a layer wants the heads of a token side by side behind it.
+        # A layer needs the heads of a token side by side.
         return out.transpose(1, 2).contiguous()
 
     return call
 
 
 def generation(scale: Scale) -> Iterator[Check]:
-    """A prompt at once and a token after it, against the same model by its own sdpa path."""
+    """A prompt in one pass and one token after it, against the same model with sdpa."""
     for context in scale.contexts:
         per_head = PerHead(NegLogLength(2 * context))
         models = {
@@ -131,13 +133,13 @@ def _prompt(model: LlamaForCausalLM, tokens: Tensor) -> Callable[[], Any]:
 
 
 def _with(cache: DynamicCache) -> dict[str, DynamicCache]:
-    """The cache under the name that ``forward`` has for it: since transformers 5.24 a new one."""
+    """The cache under the argument's name in ``forward``, which changed in transformers 5.24."""
     taken = inspect.signature(LlamaForCausalLM.forward).parameters
     return {"cache" if "cache" in taken else "past_key_values": cache}
 
 
 def _step(model: LlamaForCausalLM, tokens: Tensor) -> Callable[[], Any]:
-    """One token; the cache is cut back after it, so that every step finds the same."""
+    """One token; the cache is cropped after it, so that every step has the same length."""
     cache = DynamicCache(config=model.config)
     named = _with(cache)
     model(input_ids=tokens, **named, logits_to_keep=1)
@@ -152,7 +154,7 @@ def _step(model: LlamaForCausalLM, tokens: Tensor) -> Callable[[], Any]:
 def _ratios(
     suite: str, name: str, works: dict[str, Callable[[], Any]], budget: Budget, bound: float
 ) -> Iterator[Check]:
-    """Each work's time over the last one's, turn by turn; their median is held to the bound."""
+    """The time of each work over that of the last one, by turns; the bound is for the median."""
     for work in works.values():
         work()
     turns = take_turns(works, cpu_stopwatch(), budget)
@@ -169,9 +171,9 @@ def _ratios(
 
 
 def spread(ratios: Sequence[float]) -> str:
-    """Where the median of the turns is with 95 % probability; single turns may be anywhere."""
-    found = median_interval(ratios)
-    return f"median of {found.n} turns within {found.low:.3f} to {found.high:.3f}"
+    """The 95 % interval of the median of the turns, in words."""
+    interval = median_interval(ratios)
+    return f"median of {interval.n} turns within {interval.low:.3f} to {interval.high:.3f}"
 
 
 SUITES: dict[str, Callable[[Scale], Iterator[Check]]] = {
@@ -182,7 +184,7 @@ SUITES: dict[str, Callable[[Scale], Iterator[Check]]] = {
 
 @torch.no_grad()
 def checks(only: Sequence[str], scale: Scale) -> Iterator[Check]:
-    """What was asked for, everything if nothing was, on as many threads as torch has."""
+    """The chosen checks, by default all, on as many threads as torch uses."""
     for name in only:
         if name not in SUITES:
             raise ValueError(f"--only must be of {', '.join(SUITES)}, got {name}")

@@ -1,4 +1,4 @@
-"""Rows and standings as tables for the terminal, nothing left out."""
+"""Complete tables of rows and standings for the terminal."""
 
 from collections.abc import Iterable
 
@@ -15,17 +15,17 @@ ABSENT = "–"
 
 
 def listing(rows: Iterable[Row]) -> Table:
-    """Every row; what was refused with its reason."""
+    """All rows; a refused one shows its reason."""
     table = _table(("case", "threads", "peer"), ("cost", "GFLOP/s", "ratio", "of rounds"), ("",))
     for row in rows:
-        where = str(row.case), str(row.threads), row.peer
+        key = str(row.case), str(row.threads), row.peer
         if row.refused:
-            table.add_row(*where, *[ABSENT] * 4, Text(row.refused))
+            table.add_row(*key, *[ABSENT] * 4, Text(row.refused))
             continue
         errors = [f"{part} {error:.2g}" for part, error in (row.error or {}).items()]
-        said = f"error: {', '.join(errors)}" if errors else ""
+        note = f"error: {', '.join(errors)}" if errors else ""
         if not row.costs:
-            table.add_row(*where, *[ABSENT] * 4, said)
+            table.add_row(*key, *[ABSENT] * 4, note)
             continue
         unit = OPERATIONS[row.case.operation].quantity
         computes = not row.bytes and row.case.operation != "copy"
@@ -34,12 +34,12 @@ def listing(rows: Iterable[Row]) -> Table:
         if row.ratio:
             ratio = f"{times(row.ratio.value)}x"
             spread = f"{times(row.ratio.low)} to {times(row.ratio.high)}"
-        table.add_row(*where, quantity(row.cost, unit), rate, ratio, spread, said)
+        table.add_row(*key, quantity(row.cost, unit), rate, ratio, spread, note)
     return table
 
 
 def standings_table(standings: Iterable[Standing]) -> Table:
-    """Each target, its worst value, and where that is."""
+    """Each target with its worst value and the case of it."""
     table = _table(("target",), ("bound", "worst"), ("", "rows", "worst at"))
     for standing in standings:
         target = standing.target
@@ -57,7 +57,7 @@ def standings_table(standings: Iterable[Standing]) -> Table:
 
 
 def checks_table(checks: Iterable[Check]) -> Table:
-    """What the mixtures laboratory was asked to reach, and reached."""
+    """Each check with its bound and its measured value."""
     table = _table(("check",), ("bound", "measured"), ("unit", "", "seen beside it"))
     for check in checks:
         bound = f"{'>=' if check.at_least else '<='} {check.bound:.4g}"

@@ -1,4 +1,4 @@
-"""The work itself: one task with one number of threads becomes its rows."""
+"""Measure one task with one number of threads: the result is its rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ from benchmarks.stamp import stamp
 from benchmarks.suites import Suite, Task
 from benchmarks.timing import take_turns
 
-# A guess at a task's time, for the progress bar alone.
+# An estimate of a task's time, only for the progress bar.
 GUESSED_FLOPS_PER_SECOND = 5e10
 GUESSED_START_SECONDS = 1.0
 
 
 def measure(suite: Suite, task: Task, threads: int) -> list[Row]:
-    """A row for each peer, those that refused included."""
+    """A row for each peer, also for one that refused."""
     with _threads(threads):
         of_bytes = OPERATIONS[task.case.operation].quantity == "bytes"
         rows = _memory(task, threads) if of_bytes else _timed(suite, task, threads)
@@ -36,11 +36,11 @@ def measure(suite: Suite, task: Task, threads: int) -> list[Row]:
 
 
 def guessed_seconds(task: Task) -> float:
-    """About how long a task takes, up to a factor that tasks share."""
-    one = flops(task.case) / GUESSED_FLOPS_PER_SECOND
-    # A short task fills its budget at least in part; of a long one the rounds are counted.
-    rounds = max(task.budget.least, min(task.budget.seconds / max(one, 1e-9), task.budget.most))
-    return len(task.peers) * (GUESSED_START_SECONDS + one * (rounds + 1))
+    """An estimate of a task's seconds, up to a factor that all tasks share."""
+    call = flops(task.case) / GUESSED_FLOPS_PER_SECOND
+    # A short task uses its budget of seconds, a long one its least number of rounds.
+    rounds = max(task.budget.least, min(task.budget.seconds / max(call, 1e-9), task.budget.most))
+    return len(task.peers) * (GUESSED_START_SECONDS + call * (rounds + 1))
 
 
 def _timed(suite: Suite, task: Task, threads: int) -> dict[str, Row]:
@@ -52,7 +52,7 @@ def _timed(suite: Suite, task: Task, threads: int) -> dict[str, Row]:
         try:
             attend = PEERS[peer](case)
             compute = work(case, tensors, attend)
-            # The first call allocates and compiles; it is not the one to judge by.
+            # The first call allocates and compiles, so it is not timed.
             compute()
         except Exception as refusal:
             rows[peer] = replace(rows[peer], refused=_sentence(refusal))
@@ -81,8 +81,8 @@ def _memory(task: Task, threads: int) -> dict[str, Row]:
 
 
 def _sentence(error: Exception) -> str:
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said[:200]}"
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:200]}"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Extra memory of one call: how far it raises the peak of a fresh process.
+"""Extra memory of one call: the rise of the peak memory of a new process.
 
-`python -m benchmarks.memory PEER THREADS CASE` (a case as JSON) is that process. It works on a
-short case first, which loads whatever the peer needs, and prints the rise in bytes.
+`python -m benchmarks.memory PEER THREADS CASE` (a case as JSON) is that process. It computes
+a short case first, which loads all libraries, and prints the rise in bytes.
 """
 
 import json
@@ -21,9 +21,9 @@ WARM_UP_LENGTH = 128
 
 
 def extra_bytes(case: Case, peer: str, threads: int) -> int:
-    """The bytes by which one call raises the peak, above what its inputs take.
+    """The bytes by which one call raises the peak, without its inputs.
 
-    Raises ``RuntimeError`` with the process' last words if it fails.
+    Raises ``RuntimeError`` with the last line of the process' errors if it fails.
     """
     arguments = [peer, str(threads), json.dumps(asdict(case))]
     command = [sys.executable, "-m", "benchmarks.memory", *arguments]
@@ -34,7 +34,7 @@ def extra_bytes(case: Case, peer: str, threads: int) -> int:
 
 
 def measure_here(case: Case, peer: str) -> int:
-    """The same in this process, which must not have held as much before."""
+    """The same in this process, whose memory must not have been higher before."""
     cpu = torch.device("cpu")
     for step in (replace(case, length=WARM_UP_LENGTH), case):
         compute = work(step, inputs(step, cpu), PEERS[peer](step))

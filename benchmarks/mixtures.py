@@ -1,4 +1,4 @@
-"""What the mixtures laboratory must reach: time to the optimum and against SGD, memory, cores."""
+"""Checks of the mixtures laboratory: time to the optimum and against SGD, memory, cores."""
 
 import json
 import math
@@ -38,7 +38,7 @@ CURVE = tuple(round(10 ** (2 + i / 3)) for i in range(10))
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured; `QUICK` says whether it works, not how fast it is.
+    """How much is measured; `QUICK` shows that it runs, not how fast it is.
 
     Args:
         sgd_replicates: of the curve's 20, those that SGD trains too; its cost is proportional.
@@ -67,7 +67,7 @@ QUICK = Scale(
 
 @dataclass(frozen=True)
 class Check:
-    """A measured number, the bound that it must keep, and what else was seen."""
+    """A measured number, its bound, and a note (`said`) on other measurements."""
 
     suite: str
     name: str
@@ -88,10 +88,10 @@ class Check:
 
 
 def curve(scale: Scale) -> Iterator[Check]:
-    """CPU time of a curve with an expert too many, and the gain of one that has none."""
+    """CPU time of a curve with a surplus expert, and the gain of one without."""
     for gate, expert, bound in FAMILIES:
         over = RateSetting(gate, expert, sizes=scale.sizes, replicates=scale.replicates)
-        # Looking for a truth is no part of a fit.
+        # The search for a truth is not part of a fit.
         draw_truth(over)
         times, fits = _timed(lambda setting=over: measure(setting), scale.rounds)
         yield Check(
@@ -128,7 +128,7 @@ def wide(scale: Scale) -> Iterator[Check]:
 def _gain(
     suite: str, name: str, curves: Iterable[RateCurve], bound: float, said: str = ""
 ) -> Check:
-    """How far the mean gain is from the number of parameters, which a gain itself scatters about.
+    """The distance of the mean gain from its expected value, the number of parameters.
 
     Of m fits the mean has a standard error of sqrt(2 P / m): one batch of 20 with 136 parameters
     errs by 3.7, so that several batches are taken, each also told by itself.
@@ -145,7 +145,7 @@ def _gain(
 
 
 def _timed(work: Callable[[], Any], rounds: int) -> tuple[tuple[float, ...], Any]:
-    """CPU seconds of each round after one that warms up, and the last result."""
+    """CPU seconds of each round after a warm-up, and the last result."""
     result, times = work(), []
     for _ in range(rounds):
         started = time.process_time()
@@ -221,25 +221,27 @@ def sgd(scale: Scale) -> Iterator[Check]:
 
 
 def raw(scale: Scale) -> Iterator[Check]:
-    """CPU time and peak memory of one fit to raw observations, in a process of its own."""
+    """CPU time and peak memory of one fit to raw observations, in a new process."""
     for gate, expert, _ in FAMILIES:
         command = [sys.executable, "-m", "benchmarks.raw", gate, expert, str(scale.raw_n)]
         child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if child.returncode != 0:
             raise OSError(f"raw {gate} {expert}: {child.stderr.strip().rpartition(chr(10))[2]}")
-        found = json.loads(child.stdout)
+        measured = json.loads(child.stdout)
         name = f"{gate} {expert}, n = {scale.raw_n:.0e}"
-        cells, rows = found["iterations"]
-        said = f"{cells} iterations on cells, {rows} on rows, converged: {found['converged']}"
-        yield Check("raw", f"{name}, time", found["seconds"], "CPU s", 8.0, said=said)
-        yield Check("raw", f"{name}, peak of the process", found["bytes"] / GIB, "GiB", 1e9 / GIB)
+        cells, rows = measured["iterations"]
+        said = f"{cells} iterations on cells, {rows} on rows, converged: {measured['converged']}"
+        yield Check("raw", f"{name}, time", measured["seconds"], "CPU s", 8.0, said=said)
+        yield Check(
+            "raw", f"{name}, peak of the process", measured["bytes"] / GIB, "GiB", 1e9 / GIB
+        )
 
 
 # Two cores ------------------------------------------------------------------------------------
 
 
 def cores(scale: Scale) -> Iterator[Check]:
-    """The same tasks with one worker and with two, both warm, one after the other in every round.
+    """The same tasks with one worker and with two, both warm, in alternation.
 
     A machine whose speed drifts would otherwise give one of them the better minutes.
     """
@@ -270,14 +272,14 @@ def _wall(pool: Executor, settings: list[RateSetting]) -> float:
 
 
 def _warm(pool: Executor, workers: int) -> None:
-    """Every worker has then started, imported what it needs, and found the truth."""
+    """Wait until every worker has started, imported its modules and found the truth."""
     small = RateSetting("softmax", "gelu", sizes=(100,), replicates=1)
     list(pool.map(_held, [small] * workers))
 
 
 def _held(setting: RateSetting) -> None:
     measure(setting)
-    # As long as the others need to start, so that no worker takes two of these.
+    # Long enough for the others to start, so that no worker runs two of these tasks.
     time.sleep(5)
 
 
@@ -289,7 +291,7 @@ SUITES: dict[str, Callable[[Scale], Iterator[Check]]] = {
 
 
 def checks(only: tuple[str, ...], scale: Scale) -> Iterator[Check]:
-    """What was asked for, everything if nothing was, one check after the other; on one thread.
+    """The chosen checks, by default all, one after another on one thread.
 
     Raises:
         ValueError: a suite that there is not.
@@ -316,17 +318,17 @@ def _stamp() -> dict[str, Any]:
 
 
 def read(path: Path) -> list[Check]:
-    """What ``write`` wrote."""
+    """The checks in a file from ``write``."""
     with reading(path):
         rows = [unsealed(json.loads(line)) for line in path.read_text().splitlines()]
     return [Check(**{name: row[name] for name in row if name != "met"}) for row in rows]
 
 
-def write(path: Path, found: Iterable[Check]) -> None:
-    """One line of JSON a check, whole or not at all, in the place of what was there of its name."""
+def write(path: Path, checks: Iterable[Check]) -> None:
+    """Write one line of JSON for each check; it replaces the older one of its name."""
     old = path.read_text().splitlines() if path.exists() else []
     with reading(path):
         lines = {unsealed(json.loads(line))["name"]: line for line in old}
-    for check in found:
+    for check in checks:
         lines[check.name] = json.dumps(sealed({**asdict(check), "met": check.met}))
     write_whole(path, "".join(line + "\n" for line in lines.values()).encode())

@@ -1,4 +1,4 @@
-"""What is measured: operations, their shapes, the tensors they work on, the flops they take.
+"""The measured operations: their shapes, their input tensors, and their flops.
 
 Shape letters: B batch, H heads, Q queries, K keys, D head dim.
 """
@@ -21,9 +21,9 @@ Work = Callable[[], Answer]
 
 @dataclass(frozen=True)
 class Case:
-    """One operation at one shape. `length` counts the keys, and the queries where not decoding.
+    """One operation at one shape. `length` counts the keys, and the queries except in decoding.
 
-    `key_heads` is 0 for as many as `heads`; `feature` names what else there is, "" for nothing.
+    `key_heads` is 0 if they are as many as `heads`; `feature` names a further option, or is "".
     """
 
     operation: str
@@ -47,18 +47,18 @@ class Case:
     def __str__(self) -> str:
         if self.operation == "gemm":
             return f"gemm {self.dtype} {self.length}^3"
-        said = f"{self.operation} {self.dtype} {self.mask} N={self.length} D={self.dim}"
+        shape = f"{self.operation} {self.dtype} {self.mask} N={self.length} D={self.dim}"
         batch = f"B={self.batch}" if self.batch > 1 else ""
         heads = f"H={self.heads}/{self.key_heads}" if self.key_heads else ""
-        return " ".join(part for part in (said, batch, heads, self.feature) if part)
+        return " ".join(part for part in (shape, batch, heads, self.feature) if part)
 
 
 @dataclass(frozen=True)
 class Operation:
     """How one operation is measured.
 
-    What is timed are the passes `forward` and `backward`. `quantity` is "seconds" or "bytes" (the
-    rise of a fresh process' peak memory). A row's ratio is `baseline`'s over its own.
+    The passes `forward` and `backward` are timed. `quantity` is "seconds" or "bytes" (the rise of
+    the peak memory of a new process). A row's ratio is the cost of `baseline` over its cost.
     With `has_error` the peers that compute sigmoid attention are also compared with float64, on a
     sample of rows.
     """
@@ -77,12 +77,12 @@ OPERATIONS = {
     "decode": Operation(),
     "alibi-forward": Operation(baseline="dense", alibi=True, has_error=True),
     "alibi-forward+backward": Operation("dense", backward=True, alibi=True, has_error=True),
-    # Its SDPA is plain causal softmax: no slopes, which it would only take as an N x N mask.
+    # SDPA runs plain causal softmax here: it would take slopes only as an N x N mask.
     "headline": Operation(alibi=True),
     "memory-forward": Operation(quantity="bytes"),
     "memory-forward+backward": Operation(quantity="bytes", backward=True),
     "gemm": Operation(baseline=None),
-    # Of accelerators alone: their best peer is not known beforehand.
+    # Only for accelerators, where the best peer is not known in advance.
     "backward": Operation(baseline=None, forward=False, backward=True),
     "alibi-backward": Operation(baseline=None, forward=False, backward=True, alibi=True),
     "copy": Operation(baseline=None),
@@ -92,7 +92,7 @@ OPERATIONS = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors that all peers of a case work on: query (B, H, Q, D), the others alike."""
+    """The input tensors of all peers of a case: query (B, H, Q, D), the others alike."""
 
     query: Tensor
     key: Tensor
@@ -101,11 +101,11 @@ class Inputs:
 
 
 def inputs(case: Case, device: torch.device) -> Inputs:
-    """Gaussian tensors of the case, the same in every process; of a product, its two matrices."""
+    """Gaussian tensors of the case, the same in every process; for gemm the two matrices."""
     generator = torch.Generator().manual_seed(case.length)
 
     def gaussian(*shape: int) -> Tensor:
-        # Drawn in the dtype itself: a copy in another would count as memory that was there before.
+        # Drawn in the dtype itself: a copy in another would raise the memory before the call.
         return torch.randn(shape, generator=generator, dtype=DTYPES[case.dtype]).to(device)
 
     if case.operation == "gemm":
@@ -122,7 +122,7 @@ def inputs(case: Case, device: torch.device) -> Inputs:
 
 
 def work(case: Case, tensors: Inputs, attend: Attend) -> Work:
-    """What is timed: a forward pass, the gradients of query, key and value, or both."""
+    """The work to time: a forward pass, the gradients of query, key and value, or both."""
     operation = OPERATIONS[case.operation]
     if not operation.backward:
 
@@ -144,7 +144,7 @@ def work(case: Case, tensors: Inputs, attend: Attend) -> Work:
 
 
 def flops(case: Case) -> float:
-    """Of the matrix products alone, without what a mask hides: 2 forward, 5 more backward."""
+    """Flops of the matrix products alone, without masked pairs: 2 forward, 5 more backward."""
     if case.operation == "gemm":
         return 2.0 * case.length**3
     pairs = case.queries * case.length
@@ -156,13 +156,13 @@ def flops(case: Case) -> float:
 
 
 def with_bounded_rows(queries_or_keys: Tensor) -> Tensor:
-    """The rows at one length, with which no logit is larger than LARGEST_LOGIT by itself."""
+    """The rows scaled to one length, so that no product of two exceeds LARGEST_LOGIT."""
     length = (LARGEST_LOGIT * queries_or_keys.shape[-1] ** 0.5) ** 0.5
     return queries_or_keys * (length / queries_or_keys.norm(dim=-1, keepdim=True))
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """2^(-8 h / heads) for heads h from 1 on, as ALiBi's authors have it.
+    """2^(-8 h / heads) for heads h from 1 on, as in the ALiBi paper.
 
     Example:
         >>> alibi_slopes(4)

@@ -1,6 +1,6 @@
-"""Who is measured: ways to compute attention, each made ready for one case.
+"""What is measured: ways to compute attention, each prepared for one case.
 
-A peer that cannot do a case raises, here or in its first call, and gets a row that says why.
+A peer that does not support a case raises, here or in its first call; its row holds the reason.
 
 Shape letters: B batch, H heads, Q queries, K keys, D head dim.
 """
@@ -22,7 +22,7 @@ EAGER_BYTES = 3 * 2**29  # 1.5 GiB
 
 
 def sdpa(case: Case) -> Attend:
-    """torch's own fused softmax attention."""
+    """torch's fused softmax attention."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, is_causal=case.is_causal)
@@ -34,7 +34,7 @@ def flex(case: Case) -> Attend:
     """torch's flex_attention, softmax, compiled for this shape and number of threads."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    # What was compiled before has its number of threads built in.
+    # Code that was compiled earlier has its number of threads built in.
     torch.compiler.reset()
     compiled = torch.compile(flex_attention, dynamic=False)
 
@@ -51,7 +51,7 @@ def flex(case: Case) -> Attend:
 
 
 def eager(weigh: Callable[[Tensor], Tensor], *, biased: bool) -> Callable[[Case], Attend]:
-    """The formula as one writes it down in plain PyTorch."""
+    """The formula in plain PyTorch."""
 
     def make(case: Case) -> Attend:
         scores = case.batch * case.heads * case.queries * case.length
@@ -101,12 +101,12 @@ def sigmoid(impl: str = "auto", *, skipping: bool = True) -> Callable[[Case], At
 
 
 def mm(case: Case) -> Attend:
-    """torch.mm, as it finds its library."""
+    """torch.mm with its default library."""
     return lambda left, right, _: torch.mm(left, right)
 
 
 def onednn(case: Case) -> Attend:
-    """oneDNN's product with a transposed matrix; torch has it as part of a linear layer."""
+    """oneDNN's product with a transposed matrix, an operator of torch's linear layer."""
     product = torch.ops.mkldnn._linear_pointwise
     return lambda left, right, _: product(left, right, None, "none", [], "")
 
@@ -122,15 +122,15 @@ PEERS: dict[str, Callable[[Case], Attend]] = {
     "mm": mm,
     "onednn": onednn,
 }
-# Those that compute what the reference in `accuracy` does.
+# Those that compute the same function as the reference in `accuracy`.
 OWN = ("tiled", "dense", "ours")
 
 
 def minus_log_length(case: Case) -> float:
-    """The bias that every sigmoid peer is given."""
+    """The bias of every sigmoid peer."""
     return -math.log(case.length)
 
 
 def slopes(case: Case) -> Tensor | None:
-    """The slopes of the case's heads, where its operation has any."""
+    """The slopes of the case's heads; none if its operation has none."""
     return alibi_slopes(case.heads) if OPERATIONS[case.operation].alibi else None

@@ -1,7 +1,7 @@
-"""A measurement as one line of JSON that says by itself what was measured, where and with what.
+"""A measurement as one line of JSON, together with its case, machine and versions.
 
-A file holds one row for each operation, shape, dtype, peer and number of threads; a newer one takes
-the place of the older.
+A file holds one row for each operation, shape, dtype, peer and number of threads; a newer row
+replaces the older.
 """
 
 import json
@@ -33,11 +33,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Row:
-    """One peer's measurement of one case; `refused` says in words why there is none.
+    """The measurement of one peer in one case; `refused` is the reason if there is none.
 
     `wall` and `cpu` are seconds a call, one a round; `bytes` one a repetition. The ratio of one
-    thread is that of CPU times, which other work on the machine hardly changes. Work of a GPU has
-    0 threads: `wall` is the device's time, `cpu` what the host spends on a call.
+    thread is that of CPU times, which other load on the machine hardly changes. Work of a GPU has
+    0 threads: `wall` is the device's time, `cpu` the host's time for a call.
     """
 
     case: Case
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def costs(self) -> tuple[float, ...]:
-        """What ratios are taken of, one a round."""
+        """The costs in seconds or bytes, one a round, from which ratios are computed."""
         return self.bytes or (self.cpu if self.threads == 1 else self.wall)
 
     @property
@@ -76,20 +76,20 @@ class Row:
 
     @classmethod
     def from_json(cls, line: str) -> Self:
-        """The row of a line that `to_json` wrote; earlier ones have no checksum."""
+        """The row of a line from `to_json`; lines of earlier versions have no checksum."""
         values = unsealed(json.loads(line))
         case = Case(**{f.name: values.pop(f.name) for f in fields(Case) if f.name in values})
         named = {f.name for f in fields(cls)}
-        own = {name: values.pop(name) for name in list(values) if name in named}
+        row = {name: values.pop(name) for name in list(values) if name in named}
         for name in ("wall", "cpu", "bytes"):
-            own[name] = tuple(own[name])
-        if own["ratio"] is not None:
-            own["ratio"] = Ratio(**own["ratio"])
-        return cls(case=case, stamp=values, **own)
+            row[name] = tuple(row[name])
+        if row["ratio"] is not None:
+            row["ratio"] = Ratio(**row["ratio"])
+        return cls(case=case, stamp=values, **row)
 
 
 def times(turns: Sequence[Seconds]) -> dict[str, tuple[float, ...]]:
-    """The turns as a row holds them: six digits, more would be noise."""
+    """The turns for a row, rounded to six digits, as more would be noise."""
     return {
         "wall": tuple(float(f"{turn.wall:.6g}") for turn in turns),
         "cpu": tuple(float(f"{turn.cpu:.6g}") for turn in turns),
@@ -97,14 +97,14 @@ def times(turns: Sequence[Seconds]) -> dict[str, tuple[float, ...]]:
 
 
 def ratio_to(baseline: Row, row: Row) -> Ratio:
-    """How many times the baseline's cost the row's is, from rounds that they shared."""
-    by_round = [theirs / own for theirs, own in zip(baseline.costs, row.costs, strict=True)]
+    """The baseline's cost over the row's, from the same rounds."""
+    by_round = [theirs / ours for theirs, ours in zip(baseline.costs, row.costs, strict=True)]
     of = "bytes" if row.bytes else "cpu" if row.threads == 1 else "wall"
     return Ratio(baseline.peer, of, baseline.cost / row.cost, min(by_round), max(by_round))
 
 
 def read(path: Path) -> dict[Key, Row]:
-    """The rows of a file by their keys; none if there is no such file, `Damaged` if it is not."""
+    """The rows of a file by their keys; none without a file. ``Damaged`` if it is unreadable."""
     if not path.exists():
         return {}
     with reading(path):
@@ -112,7 +112,7 @@ def read(path: Path) -> dict[Key, Row]:
 
 
 def merged(old: dict[Key, Row], new: Iterable[Row]) -> dict[Key, Row]:
-    """The rows of both: a new row stands in the place of the old one of its key."""
+    """The rows of both; a new row replaces the old one of its key."""
     return old | {row.key: row for row in new}
 
 
@@ -122,9 +122,9 @@ def write(path: Path, rows: dict[Key, Row]) -> None:
 
 
 def results_file(path: Path, suite: str, device: str = "") -> Path:
-    """`path` itself if it names a file, else this machine's results of the suite in that folder.
+    """`path` itself if it is a .jsonl file, else the file of the suite's results in that folder.
 
-    They are named after the `device`, by default the processor.
+    It is named after the `device`, by default the processor.
     """
     if path.suffix == ".jsonl":
         return path

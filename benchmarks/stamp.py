@@ -1,4 +1,4 @@
-"""What a row was measured with: machine, versions, switches, source and kernel, and when."""
+"""The conditions of a row: machine, versions, switches, source, kernel and date."""
 
 import hashlib
 import os
@@ -30,9 +30,9 @@ SOURCES = (".py", ".cpp", ".h")
 
 
 def stamp(device: torch.device) -> dict[str, Any]:
-    """What a row that is measured now carries beside its numbers."""
+    """The conditions of a row that is measured now."""
     machine = describe_machine(device)
-    # A row has its own.
+    # The row holds its number of threads.
     del machine["threads"]
     return {
         "machine": machine,
@@ -41,37 +41,37 @@ def stamp(device: torch.device) -> dict[str, Any]:
         "source": source_hash(),
         "kernel": kernel_path(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        # Over the last minute, this process included: more than its threads is other people's work.
+        # Over the last minute, this process included: more than its threads means other load.
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
 
 
 def switches() -> dict[str, str]:
-    """What the environment switches."""
+    """The switches that are set in the environment."""
     return {name: os.environ[name] for name in SWITCHES if name in os.environ}
 
 
 def same_conditions(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two stamps differ in nothing but the moment."""
+    """True if two stamps differ only in date and load."""
     lasting = ("machine", "versions", "switches", "source", "kernel")
     return all(one[name] == other[name] for name in lasting)
 
 
 def kernel_path() -> str:
-    """The vector path of the fused kernel that this process uses; "none" where it has none."""
+    """The vector path of the fused kernel in this process; "none" without a kernel."""
     loaded()
     chosen = decision()
     return chosen.path if chosen and chosen.library else "none"
 
 
 def source_hash() -> str:
-    """A short hash of the operator's own files, whatever git knows of them."""
+    """A short hash of the operator's files as they are on disk."""
     folder = Path(sigmoid_attention.attention.__file__).parent
     return hash_of(folder, sorted(p for p in folder.rglob("*") if p.suffix in SOURCES))
 
 
 def hash_of(folder: Path, paths: Iterable[Path]) -> str:
-    """A short hash of files in a folder, by their names and what they hold."""
+    """A short hash of the names and contents of files in a folder."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())

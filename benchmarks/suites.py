@@ -23,7 +23,7 @@ GLANCE = Budget(seconds=0.1, least=2, least_short=3, most=3)
 class Grid:
     """Every combination of its axes, each measured with the same peers.
 
-    A `long` grid takes minutes a case and is only measured when asked for.
+    A `long` grid takes minutes for each case and is measured only with --long.
     """
 
     operations: tuple[str, ...]
@@ -38,7 +38,7 @@ class Grid:
     quick_length: int = 128
 
     def quick(self) -> Self:
-        """The same operations and peers at one small shape, for a look that takes seconds."""
+        """The same operations and peers at one small shape, which takes seconds."""
         return replace(
             self,
             lengths=(self.quick_length,),
@@ -48,7 +48,7 @@ class Grid:
         )
 
     def cases(self) -> list[Case]:
-        """The combinations, lengths running last."""
+        """The combinations; the length varies fastest."""
         axes = product(self.operations, self.dtypes, self.masks, self.dims, self.lengths)
         return [
             Case(operation, dtype, length, dim, mask, self.heads)
@@ -58,7 +58,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Suite:
-    """The grids of one kind of machine, and how time is taken there."""
+    """The grids of one kind of machine, and its stopwatch."""
 
     device: torch.device
     stopwatch: Stopwatch
@@ -71,7 +71,7 @@ CPU = Suite(
     (
         Grid(("gemm",), (1024,), ("mm", "onednn"), dims=(1024,), heads=1, quick_length=1024),
         Grid(TRAINED, (1024, 2048), ALL_PEERS, masks=MASKS),
-        # Here what keeps all scores runs out of memory, and tiles take minutes.
+        # Here peers that keep all scores run out of memory, and tiles take minutes.
         Grid(TRAINED, (4096, 8192), ("sdpa", "flex", "ours"), masks=MASKS),
         Grid(TRAINED, LENGTHS, ("sdpa", "ours"), dims=(128,), masks=MASKS),
         Grid(("forward",), (2048,), ("sdpa", "ours"), dtypes=("fp16",), masks=("causal",)),
@@ -95,7 +95,7 @@ CPU = Suite(
             masks=("causal",),
             heads=4,
             budget=Budget(seconds=0, least=3, most=3),
-            quick_length=2048,  # less may fit into what the process has already
+            quick_length=2048,  # a shorter one may fit into memory that the process holds already
         ),
         Grid(
             ("headline",),
@@ -114,7 +114,7 @@ SUITES = {"cpu": CPU}
 
 @dataclass(frozen=True)
 class Choice:
-    """What of a suite to measure: of each axis the values named, all where none are."""
+    """The part of a suite to measure: the values of each axis; an empty axis means all."""
 
     only: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
@@ -136,13 +136,13 @@ class Task:
 
 
 def chosen(suite: Suite, choice: Choice) -> list[Task]:
-    """The tasks of a suite that a choice leaves, each case once.
+    """The tasks of a suite that a choice selects, each case once.
 
     Raises:
-        ValueError: the choice names what the suite does not have, or leaves nothing of it.
+        ValueError: the choice names a value that the suite does not have, or selects no case.
     """
     grids = [grid.quick() if choice.quick else grid for grid in suite.grids]
-    for option, asked, axis in (
+    for option, values, axis in (
         ("--only", choice.only, "operations"),
         ("--dtype", choice.dtypes, "dtypes"),
         ("--length", choice.lengths, "lengths"),
@@ -151,7 +151,7 @@ def chosen(suite: Suite, choice: Choice) -> list[Task]:
         ("--peers", choice.peers, "peers"),
     ):
         known = list(dict.fromkeys(value for grid in grids for value in getattr(grid, axis)))
-        for value in asked:
+        for value in values:
             if value not in known:
                 raise ValueError(f"{option} must be of {', '.join(map(str, known))}, got {value}")
     tasks: dict[Case, Task] = {}
@@ -170,9 +170,9 @@ def chosen(suite: Suite, choice: Choice) -> list[Task]:
         for case in kept.cases():
             tasks.setdefault(case, Task(case, peers, grid.budget))
     if not tasks:
-        raise ValueError("nothing of the suite is all that was asked for at once")
+        raise ValueError("no case of the suite matches all options at once")
     return list(tasks.values())
 
 
-def _kept(values: tuple, asked: tuple) -> tuple:
-    return tuple(value for value in values if not asked or value in asked)
+def _kept(values: tuple, selected: tuple) -> tuple:
+    return tuple(value for value in values if not selected or value in selected)

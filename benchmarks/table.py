@@ -1,4 +1,4 @@
-"""What pages say of measured rows: ratios by length, checks, and a few sentences of facts."""
+"""Markdown from measured rows: ratios by length, checks, and sentences of facts."""
 
 import statistics
 import textwrap
@@ -19,7 +19,8 @@ BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 
 @dataclass(frozen=True)
 class Ratios:
-    """One table: our ratio to the baseline, a column a length, a line an operation and dtype."""
+    """One table: our ratio to the baseline, a column for each length, a line for each operation and
+    dtype."""
 
     title: str
     lines: tuple[tuple[str, str, str], ...]  # label, operation, mask
@@ -68,21 +69,21 @@ def with_block(text: str, block: str) -> str:
 
 
 def checks_block(checks: Iterable[Check]) -> str:
-    """Checks in Markdown, and what they were measured on."""
+    """Checks in Markdown, and the machine."""
     lines = ["| | bound | measured | | seen beside it |", "|---|---|---|---|---|"]
     stamps = {}
     for check in checks:
         bound = f"{'>=' if check.at_least else '<='} {check.bound:g} {check.unit}"
         verdict = MET if check.met else NOT_MET
-        found = f"{check.value:.3f} {check.unit}"
-        lines.append(f"| {check.name} | {bound} | {found} | {verdict} | {check.said} |")
+        measured = f"{check.value:.3f} {check.unit}"
+        lines.append(f"| {check.name} | {bound} | {measured} | {verdict} | {check.said} |")
         machine, torch = check.stamp["machine"], check.stamp["versions"]["torch"]
         stamps[f"{machine['processor']}, {_threads(check.stamp['threads'])}, torch {torch}"] = None
     return "\n".join([*lines, "", f"Measured on {'; '.join(stamps)}."])
 
 
 def cpu_block(rows: dict[Key, Row], image: str) -> str:
-    """These rows in Markdown; `image` is the plot's address as docs/benchmarks.md sees it.
+    """The rows in Markdown; `image` is the path of the plot from docs/benchmarks.md.
 
     Of several numbers of threads the largest is shown.
     """
@@ -129,8 +130,8 @@ def _table(rows: dict[Key, Row], ratios: Ratios, threads: int) -> str:
 
 
 def _cell(rows: dict[Key, Row], cases: Sequence[Case], threads: int) -> str:
-    found = [rows.get((case, OURS, threads)) for case in cases]
-    shown = [times(row.ratio.value) if row and row.ratio else ABSENT for row in found]
+    ours = [rows.get((case, OURS, threads)) for case in cases]
+    shown = [times(row.ratio.value) if row and row.ratio else ABSENT for row in ours]
     return ABSENT if set(shown) == {ABSENT} else " / ".join(shown)
 
 
@@ -159,17 +160,17 @@ def _skipping_error(rows: dict[Key, Row]) -> list[str]:
 
 def _memory(rows: dict[Key, Row]) -> list[str]:
     named = (("memory-forward", "forward"), ("memory-forward+backward", "with backward"))
-    found = [(name, row) for operation, name in named for row in _of(rows, operation) if row.ratio]
-    said = [
+    passes = [(name, row) for operation, name in named for row in _of(rows, operation) if row.ratio]
+    costs = [
         f"{name} {row.case.dtype} {quantity(row.cost, 'bytes')} "
         f"({quantity(row.cost * row.ratio.value, 'bytes')})"
-        for name, row in found
+        for name, row in passes
         if row.ratio
     ]
     return [
         f"Extra memory at N = {token_count(row.case.length)}, H = {row.case.heads}, "
-        f"D = {row.case.dim}, causal, with SDPA's in brackets: {', '.join(said)}."
-        for _, row in found[:1]
+        f"D = {row.case.dim}, causal, with SDPA's in brackets: {', '.join(costs)}."
+        for _, row in passes[:1]
     ]
 
 
@@ -181,10 +182,10 @@ def _peak(rows: dict[Key, Row]) -> list[str]:
             shares.setdefault(row.case.dtype, []).append(share)
     if not shares:
         return []
-    said = [f"{dtype} {min(s):.0%} to {max(s):.0%}" for dtype, s in shares.items()]
+    ranges = [f"{dtype} {min(s):.0%} to {max(s):.0%}" for dtype, s in shares.items()]
     return [
         f"Share of the rate of torch's and oneDNN's fastest matrix product that forward reaches "
-        f"from 2k tokens on: {', '.join(said)}."
+        f"from 2k tokens on: {', '.join(ranges)}."
     ]
 
 
@@ -203,21 +204,20 @@ def _spread(rows: dict[Key, Row]) -> list[str]:
 
 
 def _refusals(rows: dict[Key, Row]) -> str:
-    """What others could not do, so that a missing line in the picture is no riddle."""
+    """What peers refused: the reason for a missing line in the figure."""
     lengths: dict[tuple[str, str], set[int]] = {}
     reasons: dict[tuple[str, str], str] = {}
     for row in rows.values():
         if row.refused:
-            what = row.peer, row.case.operation
-            lengths.setdefault(what, set()).add(row.case.length)
-            reasons[what] = row.refused.partition(". ")[0].removesuffix(".")
-    said = [
-        f"{peer}, {operation}, N = {', '.join(token_count(n) for n in sorted(lengths[what]))} "
-        f"({reasons[what]})"
-        for what in lengths
-        for peer, operation in [what]
+            key = row.peer, row.case.operation
+            lengths.setdefault(key, set()).add(row.case.length)
+            reasons[key] = row.refused.partition(". ")[0].removesuffix(".")
+    refusals = [
+        f"{peer}, {operation}, N = {', '.join(token_count(n) for n in sorted(values))} "
+        f"({reasons[peer, operation]})"
+        for (peer, operation), values in lengths.items()
     ]
-    return textwrap.fill(f"Refused: {'; '.join(said)}.", WIDTH) if said else ""
+    return textwrap.fill(f"Refused: {'; '.join(refusals)}.", WIDTH) if refusals else ""
 
 
 def _of(rows: dict[Key, Row], operation: str) -> list[Row]:

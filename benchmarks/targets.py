@@ -1,4 +1,4 @@
-"""What must be reached, and whether measured rows reach it: the worst of them decides."""
+"""The targets, and the verdict on each from measured rows: the worst row decides."""
 
 import tomllib
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ MET, NOT_MET, INCOMPLETE, NOT_MEASURED = "met", "not met", "incomplete", "not me
 
 @dataclass(frozen=True)
 class Target:
-    """A bound that a measure keeps at each of `keys`."""
+    """A bound that a measure must keep at each of `keys`."""
 
     name: str
     measure: str
@@ -34,20 +34,20 @@ class Target:
         return value >= self.bound if self.at_least else value <= self.bound
 
     def worst(self, values: dict[Key, float]) -> Key:
-        """Where the measure is farthest on the wrong side."""
+        """The key of the worst value."""
         return (min if self.at_least else max)(values, key=values.__getitem__)
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a target stands: the worst value and where, and how many of its rows there are."""
+    """The verdict on a target, its worst value and key, and how many of its rows are measured."""
 
     target: Target
     verdict: str
     worst: tuple[Key, float] | None
     measured: int
     refused: int
-    # Whose rows were judged, and whom all of them were compared with, where it is with peers.
+    # The peers of the judged rows, and the peers with which all of them were compared.
     by: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
 
@@ -55,21 +55,21 @@ class Standing:
 def read_targets(path: Path = TARGETS) -> list[Target]:
     """The targets of a file."""
     groups = tomllib.loads(path.read_text())["group"]
-    return [_target(group, own) for group in groups for own in group["target"]]
+    return [_target(group, values) for group in groups for values in group["target"]]
 
 
 def standing(target: Target, rows: dict[Key, Row]) -> Standing:
     """Judge a target by its rows.
 
-    "met": all rows are there and keep the bound; "not met": a row does not, or refused;
-    "incomplete": those that there are keep it, or a peer is missing without whom that says little;
-    "not measured": there are none.
+    "met": all rows are measured and keep the bound; "not met": a row does not, or refused;
+    "incomplete": the measured rows keep it, but some are missing, or a peer that is needed for
+    the comparison; "not measured": there are no rows.
     """
-    found = [rows[key] for key in target.keys if key in rows]
-    refused = [row for row in found if row.refused]
+    measured = [rows[key] for key in target.keys if key in rows]
+    refused = [row for row in measured if row.refused]
     values = {
         row.key: value
-        for row in found
+        for row in measured
         if not row.refused and (value := MEASURES[target.measure](row, rows)) is not None
     }
     worst = target.worst(values) if values else None
@@ -81,9 +81,9 @@ def standing(target: Target, rows: dict[Key, Row]) -> Standing:
         lacking = any(lacks(target.measure, rows[key], rows) for key in values)
         verdict = MET if len(values) == len(target.keys) and not lacking else INCOMPLETE
     at = (worst, values[worst]) if worst else None
-    by = dict.fromkeys(row.stamp["by"] for row in found if "by" in row.stamp)
+    by = dict.fromkeys(row.stamp["by"] for row in measured if "by" in row.stamp)
     peers = [against(target.measure, rows[key], rows) for key in values]
-    common = [p for p in peers[0] if all(p in own for own in peers)] if peers else []
+    common = [p for p in peers[0] if all(p in others for others in peers)] if peers else []
     return Standing(target, verdict, at, len(values), len(refused), tuple(by), tuple(common))
 
 
@@ -123,20 +123,20 @@ MEASURES = {
 }
 
 
-def _target(group: dict[str, Any], own: dict[str, Any]) -> Target:
+def _target(group: dict[str, Any], values: dict[str, Any]) -> Target:
     axes = {name: group[name] for name in AXES if name in group}
-    axes |= {name: [own[name]] for name in AXES if name in own}
+    axes |= {name: [values[name]] for name in AXES if name in values}
     keys = tuple(
-        (Case(**dict(zip(axes, values, strict=True))), OURS, count)
-        for values in product(*axes.values())
+        (Case(**dict(zip(axes, point, strict=True))), OURS, count)
+        for point in product(*axes.values())
         for count in group["threads"]
     )
-    named = [str(own[name]) for name in AXES if name in own]
-    at_least = "at_least" in own
+    named = [str(values[name]) for name in AXES if name in values]
+    at_least = "at_least" in values
     return Target(
         name=f"{group['name']}: {' '.join(named)}" if named else group["name"],
         measure=group["measure"],
         keys=keys,
-        bound=own["at_least"] if at_least else own["at_most"],
+        bound=values["at_least"] if at_least else values["at_most"],
         at_least=at_least,
     )

@@ -1,7 +1,9 @@
-"""Interleaved timing: peers take turns, so that whatever slows the machine slows all of them.
+"""Interleaved timing: peers take turns, so that other load on the machine slows all of them alike.
 
-A turn repeats its work until it is long enough to be read off a clock, and counts as the mean of
-its calls. A ratio is taken between turns of one round, and of medians over rounds.
+A turn repeats its work until it is long enough for the clock, and its time is the mean of its
+calls. A ratio is taken between turns of one round, and of medians over rounds.
+`torch.utils.benchmark` and `triton.testing.do_bench` time one function after another and know no
+rounds of several, so that load that changes meanwhile becomes a difference between peers.
 """
 
 import gc
@@ -11,13 +13,13 @@ from dataclasses import dataclass
 
 from benchmarks.operations import Work
 
-# A clock read around less than this would measure whatever else woke up.
+# Seconds; a shorter turn would mostly measure the clock and the scheduler.
 SHORTEST_TURN = 0.01
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """One call's time: of the clock on the wall, and of all processors that worked for it."""
+    """The time of one call: wall-clock time, and CPU time summed over all cores."""
 
     wall: float
     cpu: float
@@ -28,9 +30,9 @@ Stopwatch = Callable[[Work], Seconds]
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a case may take: rounds go on until `seconds` are over or `most` are done.
+    """How long a case may take: rounds continue until `seconds` are over or `most` are done.
 
-    Whatever the time, there are `least` rounds, and `least_short` where so many fit.
+    There are at least `least` rounds at any time, and `least_short` if so many fit.
     """
 
     seconds: float = 6.0
@@ -44,8 +46,7 @@ def cpu_stopwatch(
 ) -> Stopwatch:
     """A stopwatch for work on the CPU, by the two clocks given.
 
-    The CPU time is the whole process': with one thread it is that thread's, and work that took
-    more threads than it was told would show.
+    The CPU time is that of the whole process, so that work on more threads than were set shows.
     """
 
     def watch(work: Work) -> Seconds:
@@ -65,14 +66,14 @@ def take_turns(
     budget: Budget,
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[Seconds]]:
-    """Each peer's turns, as many of one as of another. Every work has been called before."""
+    """The turns of each peer, equally many. Every work must have been called once before."""
     turns: dict[str, list[Seconds]] = {peer: [] for peer in works}
     if not works:
         return turns
     gc.collect()
     started, rounds, least = now(), 0, 1
     while rounds < least or (rounds < budget.most and now() - started < budget.seconds):
-        # In alternating order, so that nobody always comes after the same neighbour.
+        # In alternating order, so that no peer always runs after the same one.
         for peer in list(works)[:: -1 if rounds % 2 else 1]:
             turns[peer].append(stopwatch(works[peer]))
         rounds += 1

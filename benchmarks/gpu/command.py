@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu`: carry out the plan on this machine's GPU and keep what it finds."""
+"""`python -m benchmarks gpu`: execute the plan on this machine's GPU and keep the results."""
 
 import math
 import sys
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.gpu import readings as of_device
-from benchmarks.gpu.driver import MOST_ENDS, Found, Worker, carry_out, worker_command
+from benchmarks.gpu import readings as reading_files
+from benchmarks.gpu.driver import MAX_DEATHS, Result, Worker, execute_plan, worker_command
 from benchmarks.gpu.measures import refuses
 from benchmarks.gpu.peers import OURS
 from benchmarks.gpu.plan import KINDS, Unit, units
-from benchmarks.gpu.readings import Reading, asked_for_state, gpu_id
+from benchmarks.gpu.readings import Reading, gpu_id, query_state
 from benchmarks.gpu.stamp import DRIVER, driver_version, gpu_stamp, same_gpu_conditions
 from benchmarks.operations import Case
 from benchmarks.rows import Key, Row, merged, read, results_file, write
@@ -26,8 +26,8 @@ from sigmoid_attention.training.progress import StudyProgress
 
 DEVICE = "cuda:0"
 READINGS = "-readings.jsonl"
-SECONDS_BETWEEN_LOOKS = 10.0
-# What the targets are set for.
+SECONDS_BETWEEN_STATES = 10.0
+# The device of the targets.
 REFERENCE = "NVIDIA H200"
 
 Results = tuple[dict[Key, Row], dict[str, Reading]]
@@ -36,10 +36,10 @@ Results = tuple[dict[Key, Row], dict[str, Reading]]
 def measure_gpu(
     only: tuple[str, ...], out: Path | None, minutes: float, *, resume: bool
 ) -> tuple[list[Row], list[Unit]]:
-    """Rows that were found, and units for which there was no time.
+    """The rows that were measured, and the units for which there was no time.
 
     Raises:
-        ValueError: no GPU, or a kind of measurement that there is not.
+        ValueError: there is no GPU, or `only` holds an unknown kind of measurement.
     """
     for kind in only:
         if kind not in KINDS:
@@ -56,22 +56,20 @@ def measure_gpu(
     with StudyProgress(sum(u.seconds for u in plan), len(plan), Console(stderr=True)) as progress:
 
         @contextmanager
-        def watched(unit: Unit) -> Iterator[None]:
+        def shown(unit: Unit) -> Iterator[None]:
             progress.begin(str(unit), unit.seconds)
             yield
             progress.end()
 
-        worker, ends = Worker(worker_command(DEVICE)), Counter[str]()
-        left = carry_out(plan, worker, store.keep, 60 * minutes, watched, ends)
-        for peer in (peer for peer, count in ends.items() if count >= MOST_ENDS):
-            print(
-                f"{peer} ended the measuring process twice; then it was left out", file=sys.stderr
-            )
-    return store.found, left
+        worker, deaths = Worker(worker_command(DEVICE)), Counter[str]()
+        left = execute_plan(plan, worker, store.keep, 60 * minutes, shown, deaths)
+        for peer in (peer for peer, count in deaths.items() if count >= MAX_DEATHS):
+            print(f"{peer} ended the measuring process twice; then it was skipped", file=sys.stderr)
+    return store.measured, left
 
 
 def without_gpu() -> str:
-    """Why there is nothing to measure on; empty where there is."""
+    """Why no GPU can be used; empty if one can."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA; a build with it is needed"
     if torch.cuda.is_available():
@@ -85,45 +83,44 @@ def without_gpu() -> str:
 
 
 class Store:
-    """The rows and readings of a device, in two files, or in none."""
+    """The rows and readings of a device, kept in two files, or in memory alone."""
 
     def __init__(self, path: Path | None, stamp: dict[str, Any], gpu: str = "") -> None:
         self.path, self.stamp, self.gpu = path, stamp, gpu
         self.rows: dict[Key, Row] = read(path) if path else {}
-        self.readings = of_device.read(readings_file(path)) if path else {}
-        self.found: list[Row] = []
-        self._next_look, self._state = -math.inf, {}
+        self.readings = reading_files.read(readings_file(path)) if path else {}
+        self.measured: list[Row] = []
+        self._next_state_at, self._state = -math.inf, {}
 
-    def keep(self, found: Found) -> None:
-        """Put what was found in the place of what was there before, and write it."""
-        if isinstance(found, Reading):
-            stamped = Reading(**vars(found) | {"stamp": self.stamp | found.stamp})
-            self.readings[found.name] = stamped
+    def keep(self, result: Result) -> None:
+        """Replace the older row or reading by this one, and write the file."""
+        if isinstance(result, Reading):
+            stamped = Reading(**vars(result) | {"stamp": self.stamp | result.stamp})
+            self.readings[result.name] = stamped
             if self.path:
-                of_device.write(readings_file(self.path), self.readings.values())
+                reading_files.write(readings_file(self.path), self.readings.values())
             return
         state = self._state_now()
-        row = Row(**vars(found) | {"stamp": self.stamp | found.stamp | {"state": state}})
-        self.found.append(row)
+        row = Row(**vars(result) | {"stamp": self.stamp | result.stamp | {"state": state}})
+        self.measured.append(row)
         self.rows = merged(self.rows, [row])
         if self.path:
             write(self.path, self.rows)
 
     def _state_now(self) -> dict[str, float]:
-        """Clocks as the last cases have left them; to ask takes longer than many a case.
-
-        Where nobody tells, nobody is asked again.
-        """
-        if time.monotonic() >= self._next_look:
-            self._state = asked_for_state(self.gpu)
-            self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS if self._state else math.inf
+        """The GPU's clocks after the last cases; a query takes longer than many cases, so the
+        answer is kept for a while, and for the whole run if there is none."""
+        if time.monotonic() >= self._next_state_at:
+            self._state = query_state(self.gpu)
+            self._next_state_at = (
+                time.monotonic() + SECONDS_BETWEEN_STATES if self._state else math.inf
+            )
         return self._state
 
     def left(self, plan: Sequence[Unit]) -> list[Unit]:
-        """What of it is still to be measured: first what nobody tried, then what was not finished.
+        """The units still to be measured: first those without any row, then the unfinished ones.
 
-        Of what was not finished only those are asked who are missing, as long as ours are there to
-        compare them with.
+        An unfinished unit measures only the missing peers, if our own rows exist for comparison.
         """
         untried, unfinished = [], []
         for unit in plan:
@@ -142,43 +139,43 @@ class Store:
         return untried + unfinished
 
     def _row(self, case: Case, peer: str) -> Row | None:
-        """What is known, measured as it would be now."""
+        """The stored row, if it was measured under the same conditions."""
         row = self.rows.get((case, peer, 0))
         return row if row and same_gpu_conditions(row.stamp, self.stamp) else None
 
     def _has_reading(self, group: str) -> bool:
-        own = [r for r in self.readings.values() if belongs(r.name, group)]
-        return bool(own) and all(same_gpu_conditions(r.stamp, self.stamp) for r in own)
+        stored = [r for r in self.readings.values() if belongs(r.name, group)]
+        return bool(stored) and all(same_gpu_conditions(r.stamp, self.stamp) for r in stored)
 
 
 def failed(row: Row) -> bool:
-    """Whether there is neither a result nor a refusal that will be the same the next time."""
+    """True if the row holds no result, and the next attempt may have one."""
     return bool(row.refused) and not refuses(row)
 
 
 def belongs(name: str, group: str) -> bool:
-    """Whether a reading of that name is of the group, or the group's own refusal."""
-    beginnings = {"rates": "rate of", "tanh": ("tanh", "weights"), "clocks": of_device.STATE}
+    """True if a reading of that name belongs to the group, or is the refusal of the group."""
+    beginnings = {"rates": "rate of", "tanh": ("tanh", "weights"), "clocks": reading_files.STATE}
     return name == group or name.startswith(beginnings[group])
 
 
 def readings_file(path: Path) -> Path:
-    """Where the readings beside a file of rows are."""
+    """The path of the readings that belong to a file of rows."""
     return path.with_name(path.stem + READINGS)
 
 
 def gpu_results(results: Path) -> dict[str, Results]:
     """Rows and readings of every GPU in a folder, or of the one in a file.
 
-    Where there are none, empty ones of the device that the targets are set for.
+    Without any, the result is empty ones of the device of the targets.
     """
     files = [results] if results.suffix == ".jsonl" else sorted(results.glob("gpu-*.jsonl"))
-    found: dict[str, Results] = {}
+    by_device: dict[str, Results] = {}
     for path in files:
         if path.name.endswith(READINGS):
             continue
         rows = {key: row for key, row in read(path).items() if row.threads == 0}
         for row in list(rows.values())[:1]:
             device = row.stamp["machine"]["accelerator"]
-            found[device] = rows, of_device.read(readings_file(path))
-    return found or {REFERENCE: ({}, {})}
+            by_device[device] = rows, reading_files.read(readings_file(path))
+    return by_device or {REFERENCE: ({}, {})}

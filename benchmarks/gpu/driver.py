@@ -1,8 +1,12 @@
-"""Hand the plan to a process of its own, unit by unit, and keep what it answers.
+"""Measure the plan in a worker process, unit by unit, and keep its results.
 
-New kernels may crash, hang, or leave the device useless. Then the process is ended, the peer whose
-turn it was gets a row that says so, and a new process goes on with the others; a peer that has done
-so twice is left out from then on. When time is up, what is left waits for the next run.
+A kernel may crash, hang, or leave the device unusable. Then the worker is killed, the peer that was
+being measured gets a row with the reason, and a new worker continues with the others. A peer that
+has done this twice is skipped for the rest of the run. At the time limit the rest of the plan is
+left for the next run.
+
+This is not left to a library: the process pools in the lock (concurrent.futures, joblib) cannot
+kill one hung worker, keep the results that it has sent already, and go on.
 """
 
 import json
@@ -22,83 +26,83 @@ from benchmarks.gpu.readings import Reading
 from benchmarks.memory import ROOT
 from benchmarks.rows import Row
 
-# Nothing takes as long, but for a kernel that waits for itself; compilers take most of it.
-PATIENCE = 60.0
-# A process imports torch before its first word.
-PATIENCE_AT_START = 90.0
-# A process that was killed ends at once, but for one that waits in the driver.
-PATIENCE_AT_END = 20.0
-# Whoever ended the process as often is left out for the rest of the run.
-MOST_ENDS = 2
+# In seconds. No answer takes as long, except from a deadlocked kernel; most of it is compilation.
+ANSWER_TIMEOUT = 60.0
+# A worker imports torch before its first message.
+START_TIMEOUT = 90.0
+# A killed process exits at once, except for one that waits in the driver.
+EXIT_TIMEOUT = 20.0
+# A peer that ended the worker this often is skipped for the rest of the run.
+MAX_DEATHS = 2
 
-Found = Row | Reading
+Result = Row | Reading
 
 
-class Gone(Exception):
-    """The measuring process ended, or was ended, before it was done."""
+class WorkerDied(Exception):
+    """The worker exited, or was killed, before the unit was done."""
 
 
 class TimeUp(Exception):
-    """The run's time was up before the measuring process was done; it was ended."""
+    """The run's time limit was reached before the unit was done; the worker was killed."""
 
 
-class Stuck(OSError):
-    """The measuring process does not end: the device's driver holds it."""
+class WorkerUnkillable(OSError):
+    """The worker does not exit: it waits in the device's driver."""
 
 
 @dataclass
 class Worker:
-    """The measuring process, started when it is needed; nothing is waited for after `deadline`."""
+    """The worker process, started when it is needed; after `deadline` it is killed."""
 
     command: Sequence[str]
-    patience: float = PATIENCE
+    timeout: float = ANSWER_TIMEOUT
     deadline: float = float("inf")
     now: Callable[[], float] = time.monotonic
     process: subprocess.Popen | None = None
     lines: queue.Queue = field(default_factory=queue.Queue)
     reader: threading.Thread | None = None
 
-    def ask(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """What it answers.
+    def measure(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        """The worker's messages about a unit.
 
         Raises:
-            Gone: it does not get to the end.
-            TimeUp: nor could it before the deadline.
-            Stuck: and it cannot be ended.
+            WorkerDied: it exits, or does not answer in time.
+            TimeUp: the deadline is reached first.
+            WorkerUnkillable: it does not exit after it was killed.
         """
-        patience = least = unit.patience or self.patience
+        timeout = usual_timeout = unit.timeout or self.timeout
         if self.process is None:
             self._start()
-            patience = max(least, PATIENCE_AT_START)
+            timeout = max(usual_timeout, START_TIMEOUT)
         assert self.process is not None and self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(unit.to_json()) + "\n")
             self.process.stdin.flush()
         except OSError:
-            raise Gone(self._last_words()) from None
+            raise WorkerDied(self._exit_message()) from None
         while True:
             left = self.deadline - self.now()
             try:
-                line = self.lines.get(timeout=max(min(patience, left), 0))
+                line = self.lines.get(timeout=max(min(timeout, left), 0))
             except queue.Empty:
                 self.stop()
-                if left < patience:
+                if left < timeout:
                     raise TimeUp from None
-                raise Gone(f"no answer within {patience:g} s; it was ended") from None
-            patience = least
+                raise WorkerDied(f"no answer within {timeout:g} s; it was killed") from None
+            timeout = usual_timeout
             if line is None:
-                raise Gone(self._last_words())
-            said = _understood(line)
-            if "done" in said:
+                raise WorkerDied(self._exit_message())
+            message = _message(line)
+            if "done" in message:
                 return
-            if "trouble" in said:
+            if "trouble" in message:
                 self.stop()
-                raise Gone(said["trouble"])
-            if said.keys() & {"trying", "row", "reading"}:
-                yield said
+                raise WorkerDied(message["trouble"])
+            if message.keys() & {"trying", "row", "reading"}:
+                yield message
 
     def stop(self) -> None:
-        """End the process, if there is one. Raises ``Stuck`` if it does not."""
+        """Kill the process, if there is one. Raises ``WorkerUnkillable`` if it does not exit."""
         if self.process is not None:
             self.process.kill()
             self._close()
@@ -113,26 +117,26 @@ class Worker:
         )
         self.reader.start()
 
-    def _last_words(self) -> str:
+    def _exit_message(self) -> str:
         code = self._close()
         return f"the process died of signal {-code}" if code < 0 else f"the process ended ({code})"
 
     def _close(self) -> int:
-        """Wait for the end of a process that is on its way to it; return its exit code."""
+        """Wait until the process exits; return its exit code."""
         assert self.process is not None and self.reader is not None
         process, self.process = self.process, None
         assert process.stdin is not None and process.stdout is not None
-        with suppress(OSError):  # nobody reads any more what was left to write
+        with suppress(OSError):  # the pipe has no reader any more
             process.stdin.close()
         try:
-            code = process.wait(timeout=PATIENCE_AT_END)
+            code = process.wait(timeout=EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise Stuck(
-                f"the measuring process {process.pid} does not end, the GPU's driver holds it; "
-                "what was measured is kept"
+            raise WorkerUnkillable(
+                f"the measuring process {process.pid} does not end, it waits in the GPU's driver; "
+                "the rows so far are kept"
             ) from None
-        # A process of its own making may still hold the pipe's other end.
-        self.reader.join(timeout=PATIENCE_AT_END)
+        # A child of the worker may still hold the other end of the pipe.
+        self.reader.join(timeout=EXIT_TIMEOUT)
         if not self.reader.is_alive():
             process.stdout.close()
         return code
@@ -144,88 +148,92 @@ def _follow(lines: Iterable[str], into: queue.Queue) -> None:
     into.put(None)
 
 
-def _understood(line: str) -> dict[str, Any]:
-    """What a line says; nothing where somebody else printed it."""
+def _message(line: str) -> dict[str, Any]:
+    """The worker's message in a line; empty if a library printed the line."""
     try:
-        said = json.loads(line)
+        message = json.loads(line)
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return message if isinstance(message, dict) else {}
 
 
-def measured(unit: Unit, worker: Worker, ends: Counter[str] | None = None) -> Iterator[Found]:
-    """What a unit finds. Whoever ends the process is left out, and the rest is asked for again.
+def measure_unit(
+    unit: Unit, worker: Worker, deaths: Counter[str] | None = None
+) -> Iterator[Result]:
+    """The results of a unit. A peer that ends the worker is skipped, the others are tried again.
 
-    `ends` counts who ended it how often. Raises ``TimeUp`` and ``Stuck`` as the worker does, the
-    latter after the row of whose turn it was.
+    `deaths` counts how often each peer ended a worker. Raises ``TimeUp`` and ``WorkerUnkillable``
+    as the worker does, the latter after the row of the peer that was being measured.
     """
-    ends = Counter() if ends is None else ends
+    deaths = Counter() if deaths is None else deaths
     left = unit
-    for peer in (peer for peer, count in ends.items() if count >= MOST_ENDS):
+    for peer in (peer for peer, count in deaths.items() if count >= MAX_DEATHS):
         left = _without(peer, left)
     while left.peers or unit.case is None:
         trying = ""
         try:
-            for said in worker.ask(left):
-                if "trying" in said:
-                    trying = said["trying"]
+            for message in worker.measure(left):
+                if "trying" in message:
+                    trying = message["trying"]
                     continue
-                found = _read(said)
-                yield found
-                if isinstance(found, Row):
-                    left = replace(left, peers=tuple(p for p in left.peers if p != found.peer))
+                result = _result(message)
+                yield result
+                if isinstance(result, Row):
+                    left = replace(left, peers=tuple(p for p in left.peers if p != result.peer))
             return
-        except (Gone, Stuck) as end:
+        except (WorkerDied, WorkerUnkillable) as death:
             if unit.case is None:
-                yield Reading(unit.reading, "", refused=str(end))
+                yield Reading(unit.reading, "", refused=str(death))
                 return
-            ends.update([trying] if trying else [])
-            # Where it was nobody's turn, nobody can be blamed but the case itself.
+            deaths.update([trying] if trying else [])
+            # If it died before the first peer, the case itself is the cause, and all peers fail.
             for peer in (p for p in left.peers if p == (trying or p)):
-                yield Row(unit.case, peer, threads=0, refused=str(end))
+                yield Row(unit.case, peer, threads=0, refused=str(death))
                 left = _without(peer, left)
             left = _without(trying, left)
-            if isinstance(end, Stuck):
+            if isinstance(death, WorkerUnkillable):
                 raise
 
 
 def _without(peer: str, unit: Unit) -> Unit:
-    peers, beside = (tuple(p for p in own if p != peer) for own in (unit.peers, unit.beside))
+    peers, beside = (tuple(p for p in names if p != peer) for names in (unit.peers, unit.beside))
     return replace(unit, peers=peers, beside=beside)
 
 
-def _read(said: dict[str, Any]) -> Found:
-    return Row.from_json(said["row"]) if "row" in said else Reading.from_json(said["reading"])
+def _result(message: dict[str, Any]) -> Result:
+    if "row" in message:
+        return Row.from_json(message["row"])
+    return Reading.from_json(message["reading"])
 
 
-def carry_out(
+def execute_plan(
     plan: Sequence[Unit],
     worker: Worker,
-    keep: Callable[[Found], None],
+    keep: Callable[[Result], None],
     seconds: float,
-    watched: Callable[[Unit], AbstractContextManager] = nullcontext,
-    ends: Counter[str] | None = None,
+    progress: Callable[[Unit], AbstractContextManager] = nullcontext,
+    deaths: Counter[str] | None = None,
 ) -> list[Unit]:
-    """Measure the plan's units in order within so many seconds; return those left out."""
+    """Measure the plan's units in order, within a time limit in seconds; return those left out."""
     worker.deadline = worker.now() + seconds
-    ends = Counter() if ends is None else ends
+    deaths = Counter() if deaths is None else deaths
     left = []
     try:
-        for place, unit in enumerate(plan):
+        for i, unit in enumerate(plan):
             if worker.now() + unit.seconds > worker.deadline:
                 left.append(unit)
                 continue
             try:
-                with watched(unit):
-                    for found in measured(unit, worker, ends):
-                        keep(found)
+                with progress(unit):
+                    for result in measure_unit(unit, worker, deaths):
+                        keep(result)
             except TimeUp:
-                return left + list(plan[place:])
+                return left + list(plan[i:])
     finally:
         worker.stop()
     return left
 
 
 def worker_command(device: str) -> list[str]:
-    """The measuring process for one device."""
+    """The command line of the worker for one device."""
     return [sys.executable, "-m", "benchmarks.gpu.process", device]

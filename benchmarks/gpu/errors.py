@@ -23,7 +23,7 @@ from benchmarks.operations import DTYPES, Case, alibi_slopes, with_bounded_rows
 from benchmarks.peers import minus_log_length
 from sigmoid_attention import sigmoid_attention, sigmoid_decode, sigmoid_varlen_attention
 
-# Of longer problems a sample of rows is looked at.
+# Of longer problems a sample of rows is compared.
 COMPLETE = 2048
 PAGE = 16
 TENSORS, TERMS = ("query", "key", "value"), ("bias", "attn_mask", "alibi_slopes")
@@ -32,7 +32,7 @@ IMPLEMENTATIONS = ("gluon", "triton", "cpu", "tiled", "reference")
 
 @dataclass(frozen=True)
 class Call:
-    """The operator and its arguments; the sequences that they hold; how to take results apart.
+    """The operator with its arguments, their sequences, and how to split results into sequences.
 
     `cut` turns the output, or the gradient of an argument, into a tensor for each sequence.
     """
@@ -40,24 +40,24 @@ class Call:
     operator: Callable[..., Any]
     arguments: dict[str, Any]
     pieces: list[Piece]
-    cut: Callable[[str, Tensor], Sequence[Tensor]] = lambda name, whole: whole.unbind()
-    # Whose gradients are asked for, where they are numbers.
+    cut: Callable[[str, Tensor], Sequence[Tensor]] = lambda name, tensor: tensor.unbind()
+    # The names of the inputs with gradients.
     learns: tuple[str, ...] = (*TENSORS, *TERMS)
 
     def answer(self, impl: str) -> Named:
-        """The output and every gradient, by one of this library's implementations."""
+        """The output and all gradients, from one of this library's implementations."""
         arguments, leaves = dict(self.arguments), {}
         for name in self.learns:
-            given = arguments.get(name)
-            if isinstance(given, Tensor) and given.is_floating_point():
-                arguments[name] = leaves[name] = given.detach().requires_grad_()
+            argument = arguments.get(name)
+            if isinstance(argument, Tensor) and argument.is_floating_point():
+                arguments[name] = leaves[name] = argument.detach().requires_grad_()
         out = self.operator(**arguments, impl=impl)
         if not leaves:
             return {"output": out}
         return {"output": out.detach()} | self._gradients(out, leaves)
 
     def answer_of(self, peer: str, case: Case) -> Named:
-        """The same by somebody who has nothing but the three tensors."""
+        """The same with an operator that takes only the three tensors."""
         leaves = {name: self.arguments[name].detach() for name in TENSORS}
         leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
         out = ready(peer, case, leaves["query"].device)(*leaves.values())
@@ -92,7 +92,7 @@ def measure_errors(
 def errors(
     call: Call, given: Named, dtype: torch.dtype
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The same of an answer that is there."""
+    """The same for a given result."""
     squares = {name: torch.zeros(3, dtype=torch.float64) for name in given}
     for name, whole in given.items():
         assert len(call.cut(name, whole)) == len(call.pieces)
@@ -109,7 +109,7 @@ def errors(
             parts = (found - exact[name], least[name] - exact[name], exact[name])
             squares[name] += torch.stack([part.square().sum() for part in parts]).cpu()
     measured = {name: s.tolist() for name, s in squares.items() if s[2] > 0}
-    # What is no number is as wrong as can be.
+    # NaN counts as an infinite error.
     units = {
         name: (own / least) ** 0.5 if math.isfinite(own) else math.inf
         for name, (own, least, _) in measured.items()
@@ -184,12 +184,12 @@ def dense(case: Case, pieces: list[Piece]) -> Call:
 
 
 def fixed(case: Case, pieces: list[Piece]) -> Call:
-    """The same with terms that nothing is learned of: a gradient of theirs is for other kernels."""
+    """The same with terms without gradients: gradients of terms run in other kernels."""
     return replace(dense(case, pieces), learns=TENSORS)
 
 
 def bounded(case: Case, pieces: list[Piece]) -> Call:
-    """The same with logits that are bounded as those that are timed."""
+    """The same with logits bounded as in the timed cases."""
     parts = [
         replace(piece, query=with_bounded_rows(piece.query), key=with_bounded_rows(piece.key))
         for piece in pieces
@@ -198,7 +198,7 @@ def bounded(case: Case, pieces: list[Piece]) -> Call:
 
 
 def packed(case: Case, pieces: list[Piece]) -> Call:
-    """All sequences one behind the other."""
+    """All sequences packed one after another."""
     ends = [
         torch.tensor([0] + [getattr(p, name).shape[1] for p in pieces]).cumsum(0)
         for name in ("query", "key")
@@ -226,7 +226,7 @@ def packed(case: Case, pieces: list[Piece]) -> Call:
 
 
 def cached(case: Case, pieces: list[Piece], page: int = 0) -> Call:
-    """A few queries of each sequence against its part of a cache, which is otherwise NaN."""
+    """A few queries of each sequence against its part of a cache; the unused part is NaN."""
     pages = -(-max(piece.key.shape[1] for piece in pieces) // PAGE) + 1
     device = pieces[0].query.device
     arguments: dict[str, Any] = {
@@ -255,7 +255,7 @@ def cached(case: Case, pieces: list[Piece], page: int = 0) -> Call:
 
 
 def paged(case: Case, pieces: list[Piece]) -> Call:
-    """The same in pages."""
+    """The same with a paged cache."""
     return cached(case, pieces, PAGE)
 
 

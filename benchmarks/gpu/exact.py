@@ -1,4 +1,4 @@
-r"""What a call should have answered, in float64, and what rounding to its dtype has to cost.
+r"""The exact result of a call, in float64, and the error that rounding to its dtype must cause.
 
     u_ij = cap(s q_i.k_j) + b_ij + m_ij - a |p_i - j|      w = sigmoid(u) where visible, else 0
     g_ij = w (1 - w) (dO_i . v_j),  c_ij = 1 - (cap / softcap)^2
@@ -7,7 +7,7 @@ r"""What a call should have answered, in float64, and what rounding to its dtype
 for some rows i and columns j of a problem of any length: the output and the gradient of a query
 need that row of w, the gradients of a key and a value that column. **The floor** is the same with w
 and g rounded to the dtype, since a product of matrices takes its operands in it, and with the
-results rounded. It is what a kernel cannot avoid; errors are told in units of it.
+results rounded. No kernel can avoid this error; errors are given in units of it.
 
 Shape letters: H query heads, G key heads, Q queries, K keys, D head dim, E value dim, R rows,
 C columns.
@@ -53,8 +53,8 @@ class _Block:
     """Weights and gradients of the logits for some rows and some columns of a head."""
 
     weights: Tensor
-    logits: Tensor  # their gradient
-    products: Tensor  # that of q.k
+    logits: Tensor  # the gradient of the logits
+    products: Tensor  # the gradient of q.k
 
 
 def expected(piece: Piece, rows_R: Tensor, columns_C: Tensor, rounded: Rounding) -> Named:
@@ -70,36 +70,39 @@ def expected(piece: Piece, rows_R: Tensor, columns_C: Tensor, rounded: Rounding)
     on_key = [0.0] * key_heads
     on_value = [0.0] * key_heads
     for head in range(heads):
-        own = head // piece.group
-        query_QD, key_KD = piece.query[head].double(), piece.key[own].double()
-        value_KE, upstream_QE = piece.value[own].double(), piece.upstream[head].double()
+        key_head = head // piece.group
+        query_QD, key_KD = piece.query[head].double(), piece.key[key_head].double()
+        value_KE, upstream_QE = piece.value[key_head].double(), piece.upstream[head].double()
         across = _block(piece, head, rows_R, all_K)
         output.append(rounded(across.weights) @ value_KE)
         on_query.append(rounded(across.products) @ key_KD * piece.scale)
         down = across if complete and len(columns_C) == len(all_K) else None
         down = down or _block(piece, head, all_Q, columns_C)
-        on_key[own] = on_key[own] + rounded(down.products).T @ query_QD * piece.scale
-        on_value[own] = on_value[own] + rounded(down.weights).T @ upstream_QE
+        on_key[key_head] = on_key[key_head] + rounded(down.products).T @ query_QD * piece.scale
+        on_value[key_head] = on_value[key_head] + rounded(down.weights).T @ upstream_QE
         if complete:
             of_logits.append(rounded(across.logits))
-    found = {
+    results = {
         "output": torch.stack(output),
         "query": torch.stack(on_query),
         "key": torch.stack(on_key),  # pyright: ignore[reportArgumentType]
         "value": torch.stack(on_value),  # pyright: ignore[reportArgumentType]
     }
     if complete:
-        found |= _of_terms(piece, torch.stack(of_logits))
-    return {name: rounded(result) for name, result in found.items()}
+        results |= _of_terms(piece, torch.stack(of_logits))
+    return {name: rounded(result) for name, result in results.items()}
 
 
 def _block(piece: Piece, head: int, rows_R: Tensor, columns_C: Tensor) -> _Block:
-    own = head // piece.group
+    key_head = head // piece.group
     query_RD, upstream_RE = (
         piece.query[head][rows_R].double(),
         piece.upstream[head][rows_R].double(),
     )
-    key_CD, value_CE = piece.key[own][columns_C].double(), piece.value[own][columns_C].double()
+    key_CD, value_CE = (
+        piece.key[key_head][columns_C].double(),
+        piece.value[key_head][columns_C].double(),
+    )
     logits_RC = query_RD @ key_CD.T * piece.scale
     steep_RC = torch.ones_like(logits_RC)
     if piece.softcap is not None:
@@ -132,18 +135,18 @@ def _part(piece: Piece, term: Tensor, head: int, rows_R: Tensor, columns_C: Tens
 
 
 def _of_terms(piece: Piece, logits_HQK: Tensor) -> Named:
-    found = {}
+    results = {}
     for name, term in (("bias", piece.bias), ("attn_mask", piece.attn_mask)):
         if isinstance(term, Tensor) and term.is_floating_point():
-            found[name] = logits_HQK.sum_to_size(term.shape)
+            results[name] = logits_HQK.sum_to_size(term.shape)
     if piece.slopes is not None:
         queries, keys = logits_HQK.shape[1:]
         position_Q1 = masking.query_positions(queries, keys, logits_HQK.device)
         distance_QK = masking.offsets(position_Q1, keys).abs()
-        found["alibi_slopes"] = -(logits_HQK * distance_QK).sum((1, 2))
-    return found
+        results["alibi_slopes"] = -(logits_HQK * distance_QK).sum((1, 2))
+    return results
 
 
 def to_dtype(dtype: torch.dtype) -> Rounding:
-    """Rounding to a dtype's numbers."""
+    """The rounding to a dtype."""
     return lambda exact: exact.to(dtype).double()

@@ -1,7 +1,7 @@
-"""What the targets of a GPU are measured by; `ours` is the row of what a user gets.
+"""The measures of the GPU targets; `ours` is the row of the implementation that a user gets.
 
-Times are compared within rounds that were shared: the row of whoever is compared holds what ours
-cost beside it.
+Times are compared within the same rounds: the row of each peer holds the cost of our operators in
+its rounds.
 """
 
 import math
@@ -13,23 +13,24 @@ from benchmarks.operations import DTYPES, Case
 from benchmarks.rows import Key, Row, merged
 
 USERS = "ours"
-# A softmax that is as fast as they get: to be faster than torch's older one says little.
+# The fastest softmax peers; to be faster than torch's older one is no achievement.
 STRONG = ("sdpa-cudnn", "flash-attn-2", "flash-attn-3")
 DELIBERATE = ("NotImplementedError", "ModuleNotFoundError")
 
 
 def with_ours(rows: dict[Key, Row]) -> dict[Key, Row]:
-    """The rows, and one of the peer "ours" for each case: of what `impl="auto"` takes.
+    """The rows, and for each case a row of the peer "ours": of what `impl="auto"` takes.
 
-    Of errors the worse of both kernels, whatever it takes, and none without both. Its stamp says
-    `by` whom it is.
+    For errors it is the worse of both kernels, and none unless both are there. `by` in its stamp is
+    the kernel.
     """
     by_case: dict[Case, dict[str, Row]] = {}
     for row in rows.values():
         if row.peer in OURS:
             by_case.setdefault(row.case, {})[row.peer] = row
     chosen = [
-        _worst(own) if case.operation == "error" else _taken(own) for case, own in by_case.items()
+        _worst(ours) if case.operation == "error" else _taken(ours)
+        for case, ours in by_case.items()
     ]
     return merged(
         rows,
@@ -38,23 +39,22 @@ def with_ours(rows: dict[Key, Row]) -> dict[Key, Row]:
 
 
 def refuses(row: Row) -> bool:
-    """Whether it says itself that it does not do this; else it failed."""
+    """True if the peer refused the case itself; False if it failed."""
     return bool(row.refused) and row.refused.startswith(DELIBERATE)
 
 
-def _worst(own: dict[str, Row]) -> Row | None:
-    answers = [row for row in own.values() if not refuses(row)]
-    if len(own) < len(OURS) or not answers:
-        return next(iter(own.values())) if len(own) == len(OURS) else None
-    return max(answers, key=lambda row: largest((row.error or {"": math.inf}).values()))
+def _worst(ours: dict[str, Row]) -> Row | None:
+    computed = [row for row in ours.values() if not refuses(row)]
+    if len(ours) < len(OURS) or not computed:
+        return next(iter(ours.values())) if len(ours) == len(OURS) else None
+    return max(computed, key=lambda row: largest((row.error or {"": math.inf}).values()))
 
 
-def _taken(own: dict[str, Row]) -> Row | None:
-    told = [row.stamp["auto"] for row in own.values() if "auto" in row.stamp]
-    # Who ended the process before it could tell is not passed over.
-    order = told[0] if told else list(own)
-    for peer in order:
-        row = own.get(peer)
+def _taken(ours: dict[str, Row]) -> Row | None:
+    orders = [row.stamp["auto"] for row in ours.values() if "auto" in row.stamp]
+    # A kernel that ended the process before its stamp was written counts as well.
+    for peer in orders[0] if orders else list(ours):
+        row = ours.get(peer)
         if row is None or not refuses(row):
             return row
     return None
@@ -71,35 +71,35 @@ def over_softmax(row: Row, rows: dict[Key, Row]) -> float | None:
 
 
 def over_peers(row: Row, rows: dict[Key, Row]) -> float | None:
-    """The same of the fastest of all others."""
+    """The fastest peer's time over the row's."""
     return min(compared(row, rows, (*SOFTMAX, *SIGMOID)).values(), default=None)
 
 
 def compared(row: Row, rows: dict[Key, Row], peers: tuple[str, ...]) -> dict[str, float]:
-    """Each peer's time over the row's, by name, from rounds that both shared."""
-    found = {}
+    """Each peer's time over the row's, by name, from the same rounds."""
+    ratios = {}
     for peer in peers if row.costs else ():
         other = rows.get((row.case, peer, row.threads))
         beside = other.stamp.get("beside", {}) if other else {}
-        own = beside.get(row.stamp.get("by", row.peer))
-        if other and other.costs and own:
-            found[peer] = other.cost / own
-    return found
+        ours = beside.get(row.stamp.get("by", row.peer))
+        if other and other.costs and ours:
+            ratios[peer] = other.cost / ours
+    return ratios
 
 
 def against(measure: str, row: Row, rows: dict[Key, Row]) -> tuple[str, ...]:
-    """Whom a measure compares the row with; nobody where it compares with no peer."""
+    """The peers with which a measure compares the row; none for a measure without peers."""
     peers = {"over_softmax": SOFTMAX, "over_peers": (*SOFTMAX, *SIGMOID)}.get(measure, ())
     return tuple(compared(row, rows, peers))
 
 
 def lacks(measure: str, row: Row, rows: dict[Key, Row]) -> bool:
-    """Whether somebody did not answer without whom a comparison decides nothing."""
-    there = against(measure, row, rows)
+    """True if a peer is missing without which the comparison decides nothing."""
+    present = against(measure, row, rows)
     if measure not in ("over_softmax", "over_peers"):
         return False
-    short = measure == "over_peers" and "triton-sigmoid" not in there
-    return short or not {*there} & {*STRONG}
+    short = measure == "over_peers" and "triton-sigmoid" not in present
+    return short or not {*present} & {*STRONG}
 
 
 def share_of_copy(row: Row, rows: dict[Key, Row]) -> float | None:
@@ -113,12 +113,12 @@ def share_of_copy(row: Row, rows: dict[Key, Row]) -> float | None:
 
 
 def floor_units(row: Row, rows: dict[Key, Row]) -> float | None:
-    """The largest error of output and gradients, in units of what rounding has to cost."""
+    """The largest error of output and gradients, in units of the unavoidable rounding error."""
     return largest(row.error.values()) if row.error else None
 
 
 def largest(errors: Iterable[float]) -> float:
-    """The largest; infinite where one is no number, which no comparison would find."""
+    """The largest error; infinite if one is NaN, which compares with nothing."""
     return max(error if math.isfinite(error) else math.inf for error in errors)
 
 
@@ -130,7 +130,7 @@ def read_speed(row: Row) -> float:
 
 
 def copy_speed(row: Row) -> float:
-    """Bytes a second that a copy reads and writes, counted both."""
+    """Bytes a second of a copy, reads plus writes."""
     return 2 * row.case.length * DTYPES[row.case.dtype].itemsize / row.cost
 
 

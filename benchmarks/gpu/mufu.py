@@ -1,8 +1,8 @@
-"""Instructions that decide what a sigmoid costs, as loops of nothing else.
+"""Rates of the instructions that a sigmoid needs, measured in loops of one instruction.
 
-A thread works on several numbers at once, each the result of the one before, so that nothing but
-the instruction's own rate is waited for. Rates are told against that of `fma.rn.f32`, of which a
-multiprocessor is known to do 128 a clock: so no clock has to be known.
+A thread works on several independent chains of numbers, so that only the rate of the instruction
+limits it. Rates are relative to that of `fma.rn.f32`, of which a multiprocessor executes 128 a
+clock, so that the clock frequency need not be known.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-# PTX, and results of one instruction: two where it takes a pair of half-precision numbers.
+# PTX, and the results of one instruction: two if it takes a pair of half-precision numbers.
 INSTRUCTIONS = {
     "fma.rn.f32": 1,
     "tanh.approx.f32": 1,
@@ -25,7 +25,7 @@ FMA = "fma.rn.f32"
 FMA_A_CLOCK = 128
 WARPS, NUMBERS_A_THREAD, UNROLLED, STEPS, PROGRAMS = 32, 4, 16, 256, 2
 SIZE = 32 * WARPS * NUMBERS_A_THREAD
-# Of one launch, for each multiprocessor.
+# The results of one launch, for each multiprocessor.
 REPETITIONS = SIZE * UNROLLED * STEPS * PROGRAMS
 
 

@@ -1,4 +1,4 @@
-"""docs/gpu.md and its picture, from rows alone: no figure there was typed in."""
+"""docs/gpu.md and its figures, written from the rows alone."""
 
 import statistics
 import textwrap
@@ -18,7 +18,7 @@ from benchmarks.targets import GPU_TARGETS, Standing, read_targets, standing
 from sigmoid_attention.report.format import token_count
 
 PAGE = "docs/gpu.md"
-# Of median rounds: queueing takes as long as the device, so that the host may be what was timed.
+# The host's share of the median round, from which on the host may be what was timed.
 HOST_BOUND = 0.9
 NOT_MEASURED = "Not measured on this device yet."
 NOT_MEASURED_HERE = "not measured on this device yet."
@@ -29,17 +29,18 @@ INTRODUCTION = """\
 What `make bench-gpu` measured, written by `python -m benchmarks publish benchmarks/results`. Every
 row, with its device, driver, versions and clocks, is in `benchmarks/results/`.
 
-It takes less than nine minutes; what found no time is measured when it is called again. On a
-machine with a GPU, torch for CUDA, numpy, pyarrow and rich but no network, bring a folder of wheels
-along (triton-sigmoid is a peer, of the others the command line is made):
+It takes less than nine minutes; the next call measures what is left. A machine with a GPU needs
+torch for CUDA, numpy, pyarrow and rich. If it has no network, copy a folder with the other packages
+to it (triton-sigmoid is a peer, the others read the command line):
 
 ```sh
-# Where there is a network:
+# On a machine with a network:
 python3 -m pip install --target wheels --no-deps --only-binary=:all: --python-version 3.12 \\
   tyro docstring-parser typeguard triton-sigmoid==0.1.2
-# Where the GPU is, in the repository's folder:
+# On the machine with the GPU, in the repository's folder:
 export PYTHONPATH=src:wheels
 python3 -m benchmarks gpu --out benchmarks/results --resume
+# Where the extra `lab` is installed, with the results copied back:
 python3 -m benchmarks publish benchmarks/results
 ```
 
@@ -50,16 +51,17 @@ has been timed here."""
 Rows = dict[Key, Row]
 
 
-def gpu_pages(results: dict[str, tuple[Rows, dict[str, Reading]]]) -> dict[str, str]:
-    """The page on all devices and, where there is something to draw, its picture."""
+def gpu_pages(results: dict[str, tuple[Rows, dict[str, Reading]]]) -> dict[str, bytes]:
+    """The page on all devices and, for each with rows to draw, its figure."""
     parts = [INTRODUCTION]
-    files: dict[str, str] = {}
+    files: dict[str, bytes] = {}
     for device, (rows, readings) in results.items():
         drawn, image = picture(rows, device), f"docs/benchmarks/gpu-{file_name(device)}.svg"
         if drawn:
             files[image] = drawn
         parts += _device(device, rows, readings, image if drawn else "")
-    return files | {PAGE: "\n\n".join(part for part in parts if part) + "\n"}
+    page = "\n\n".join(part for part in parts if part) + "\n"
+    return files | {PAGE: page.encode()}
 
 
 def _device(device: str, rows: Rows, readings: dict[str, Reading], image: str) -> list[str]:
@@ -137,7 +139,7 @@ Cell = Callable[[Row, Rows], str]
 def _table(
     title: str, rows: Rows, cases: Sequence[Case], head: Callable[[Case], str], cell: Cell
 ) -> str:
-    """A line a peer, a column a case; peers that answered nowhere have no line."""
+    """A line for each peer, a column for each case; peers without rows have no line."""
     lines = []
     for peer in NAMES:
         found = [rows.get((case, peer, 0)) for case in cases]
@@ -219,7 +221,7 @@ def _readings(readings: dict[str, Reading]) -> str:
 
 
 def _refusals(rows: Rows) -> str:
-    """What could not be measured, each reason once."""
+    """What could not be measured, with each reason once."""
     where: dict[tuple[str, str], dict[str, list[int]]] = {}
     for row in rows.values():
         if row.refused:
@@ -241,24 +243,24 @@ def _refusals(rows: Rows) -> str:
 
 def _legend_of_goals() -> str:
     return _filled("""
-        A goal is judged by what `impl="auto"` took (by), errors by the worse of both kernels, and
-        against those peers that answered everywhere. It is incomplete where no cuDNN and no
-        flash_attn answered, or on short rows no triton-sigmoid. FlexAttention is measured on short
-        rows after all else.""")
+        A goal is judged by the kernel that `impl="auto"` takes (by), errors by the worse of both
+        kernels, against the peers that were measured everywhere. It is incomplete without cuDNN
+        and flash_attn, on short rows also without triton-sigmoid. FlexAttention is measured last
+        on short rows.""")
 
 
 def _legend_of_speed() -> str:
     return _filled(f"""
         bf16, {plan.TOKENS} tokens and {plan.COLUMNS} columns (heads times D) in all, bias -log n.
-        Median of rounds in which the peers take turns, with half the spread of all of them. Counted
-        are the matrix products that causality leaves: two forward, five backward. Where it says
-        host, to queue a call took the host 90% of the device's time or more.""")
+        Median of rounds in which the peers take turns, with half the spread of the rounds. Only
+        matrix products of visible pairs are counted: two forward, five backward. "Host" means that
+        queueing a call took the host 90% of the device's time or more.""")
 
 
 def _legend_of_alibi() -> str:
     return _filled(f"""
         {plan.ALIBI_HEADS} heads, D = 128, logits bounded by 8 before bias and slope. The softmax
-        peers have no slopes here: dense and causal, as fast as they get. In brackets how many times
+        peers run without slopes, dense and causal, which is faster. In brackets: how many times
         faster than the best of them.""")
 
 
@@ -267,15 +269,15 @@ def _legend_of_decoding(rows: Rows) -> str:
     copied = f"{copy_speed(copies[0]) / 1e9:.0f} GB/s" if copies else "not measured yet"
     return _filled(f"""
         One query of 32 heads against {plan.CACHE} keys of 8 heads, D = 128, bf16: bytes of keys and
-        values a second, in brackets their share of what a copy reads and writes ({copied}). Each
-        step is a captured graph that finds nothing in the caches.""")
+        values a second, in brackets their share of the bandwidth of a copy ({copied}). Each step is
+        a captured graph with cold caches.""")
 
 
 def _legend_of_errors() -> str:
     return _filled(f"""
         The largest error of output and gradients against float64, relative in the Euclidean norm,
-        in units of what rounding the exact weights and gradients of the logits to the dtype has to
-        cost. Bias -log n. Peers are those that compute a sigmoid:
+        in units of the error of rounding the exact weights and logit gradients to the dtype. Bias
+        -log n. Peers are those that compute a sigmoid:
         {", ".join(NAMES[peer] for peer in SIGMOID)}.""")
 
 

@@ -1,7 +1,7 @@
-"""Who is measured on a GPU: this library's implementations, softmax peers, other sigmoid kernels.
+"""What is measured on a GPU: this library's implementations, softmax peers, other sigmoid kernels.
 
-Every peer is handed (B, H, N, D); `BY_TOKEN` are those whose own layout is (B, N, H, D). A peer
-that is not installed, or cannot do a case, raises and gets a row that says so.
+Every peer receives (B, H, N, D); the layout of those in `BY_TOKEN` is (B, N, H, D). A peer that is
+not installed, or does not support a case, raises, and its row holds the reason.
 
 Shape letters: B batch, H heads, N tokens, D head dim.
 """
@@ -57,7 +57,7 @@ def sigmoid(impl: str) -> Callable[[Case, torch.device], Attend]:
 
 
 def _paged(case: Case, device: torch.device, options: dict[str, Any]) -> Attend:
-    """The same keys in pages that lie in any order; how they come there is not timed."""
+    """The same keys in pages in random order; building the pages is not timed."""
     size = int(case.feature.removeprefix("paged "))
     pages = case.batch * case.length // size
     chance = torch.Generator().manual_seed(0)
@@ -65,7 +65,7 @@ def _paged(case: Case, device: torch.device, options: dict[str, Any]) -> Attend:
     options |= {"block_table": table.to(device, torch.int32)}
 
     def decode(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        # Every page is as good as any other: (B, H, N, D) storage is cut up as it lies.
+        # (B, H, N, D) storage is cut into pages without a copy; their order does not matter.
         stored = [x.reshape(pages, size, x.shape[1], x.shape[3]) for x in (key, value)]
         return sigmoid_decode(query, *stored, is_causal=True, **options)
 
@@ -73,7 +73,7 @@ def _paged(case: Case, device: torch.device, options: dict[str, Any]) -> Attend:
 
 
 def sdpa(backend: str) -> Callable[[Case, torch.device], Attend]:
-    """torch's own fused softmax attention, by one backend of it."""
+    """torch's fused softmax attention, with one of its backends."""
 
     def make(case: Case, device: torch.device) -> Attend:
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -97,14 +97,14 @@ def sdpa(backend: str) -> Callable[[Case, torch.device], Attend]:
 
 
 def flex_sigmoid(case: Case, device: torch.device) -> Attend:
-    """FlexAttention as a sigmoid: softmax of log sigmoid(u), times what it was divided by."""
+    """FlexAttention as a sigmoid: softmax of log sigmoid(u), times its denominator."""
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
-    # Above eight shapes of one process it would silently run uncompiled: forget those before, and
-    # refuse rather than that.
+    # Above eight shapes in one process it would silently run uncompiled: the earlier ones are
+    # cleared, and an error is raised instead.
     torch.compiler.reset()
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    # A backward pass that is timed alone is run many times from one forward.
+    # A backward pass that is timed alone is repeated after one forward pass.
     torch._functorch.config.donated_buffer = False
     compiled = torch.compile(flex_attention, dynamic=False)
     bias, own = minus_log_length(case), slopes(case)
@@ -132,16 +132,16 @@ def flex_sigmoid(case: Case, device: torch.device) -> Attend:
 
 
 def triton_sigmoid(case: Case, device: torch.device) -> Attend:
-    """The package triton-sigmoid, as it comes."""
+    """The package triton-sigmoid, unchanged."""
     from triton_sigmoid import sigmoid_attention as attend
 
     _only(case, "triton-sigmoid", slopes=False, decoding=False)
     return lambda q, k, v: attend(q, k, v, case.is_causal, sigmoid_bias=minus_log_length(case))
 
 
-def forget_choices() -> None:
-    """Let triton-sigmoid choose anew: of batch and heads its choices know nothing, so that what it
-    chose for an error's two heads would be what it is timed with."""
+def clear_tuning() -> None:
+    """Clear the tuning cache of triton-sigmoid: its keys ignore batch and heads, so that the
+    configuration tuned for the two heads of an error case would be the one that is timed."""
     module = sys.modules.get("triton_sigmoid.sigmoid_triton_dense")
     for kernel in list(vars(module).values()) if module else ():
         if hasattr(kernel, "configs") and hasattr(kernel, "cache"):
@@ -149,7 +149,7 @@ def forget_choices() -> None:
 
 
 def flash_sigmoid(case: Case, device: torch.device) -> Attend:
-    """FlashSigmoid, of the papers' authors."""
+    """FlashSigmoid, by the authors of the paper (Ramapuram 2024)."""
     from flash_sigmoid import flash_attn_func
 
     _only(case, "FlashSigmoid", decoding=False)
@@ -160,7 +160,7 @@ def flash_sigmoid(case: Case, device: torch.device) -> Attend:
 
 
 def flash_attn(package: str) -> Callable[[Case, torch.device], Attend]:
-    """The softmax of flash_attn, whose third version has a package of its own; without slopes."""
+    """The softmax of flash_attn, without slopes; version 3 is a separate package."""
 
     def make(case: Case, device: torch.device) -> Attend:
         from importlib import import_module
@@ -176,7 +176,7 @@ def flash_attn(package: str) -> Callable[[Case, torch.device], Attend]:
 
 
 def mm(case: Case, device: torch.device) -> Attend:
-    """cuBLAS, by torch."""
+    """cuBLAS, through torch."""
     return lambda left, right, _: torch.mm(left, right)
 
 

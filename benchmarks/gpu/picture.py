@@ -1,57 +1,72 @@
-"""The picture of docs/gpu.md: TFLOP/s by length, a panel an operation, mask and head dim."""
+"""The figure of docs/gpu.md: TFLOP/s by length, a panel for each operation and mask."""
 
 from benchmarks.gpu import plan
 from benchmarks.gpu.peers import NAMES, OURS
 from benchmarks.plot import composed
 from benchmarks.rows import Key, Row
-from sigmoid_attention.report.chart import Dot, Line, Mark, Panel, linear_axis, ticked_axis
+from sigmoid_attention.report.chart import (
+    Dots,
+    Line,
+    Mark,
+    Panel,
+    Series,
+    linear_axis,
+    ticked_axis,
+)
 from sigmoid_attention.report.format import token_count
+from sigmoid_attention.report.panels import x_values, y_values
 
-# In the order of drawing: what matters most lies on top.
+# In the order of drawing: our own operators lie on top.
 DRAWN = dict(reversed(NAMES.items()))
+SERIES = {
+    "gluon": Series("gluon", "vermilion", (), "s"),
+    "triton": Series("triton", "vermilion", (4, 2), "D"),
+    "sdpa-flash": Series("sdpa-flash", "blue", (2, 3), "o", is_open=True),
+    "sdpa-cudnn": Series("sdpa-cudnn", "blue", (7, 3), "^"),
+    "flash-attn-2": Series("flash-attn-2", "ochre", (2, 3), "v"),
+    "flash-attn-3": Series("flash-attn-3", "ochre", (7, 3), "P"),
+    "flex-sigmoid": Series("flex-sigmoid", "green", (7, 3), "D"),
+    "triton-sigmoid": Series("triton-sigmoid", "purple", (7, 3, 2, 3), "^"),
+    "flash-sigmoid": Series("flash-sigmoid", "purple", (4, 2), "X"),
+}
 DIM = 128
 
 
-def picture(rows: dict[Key, Row], device: str) -> str:
-    """One SVG file; empty where there is nothing to draw."""
-    panels = [
-        (column, line, panel)
-        for line, operation in enumerate(("forward", "backward"))
-        for column, mask in enumerate(("full", "causal"))
-        if (panel := _panel(rows, operation, mask)) is not None
+def picture(rows: dict[Key, Row], device: str) -> bytes:
+    """One SVG file; empty if there is nothing to draw."""
+    lines = [
+        [_panel(rows, operation, mask) for mask in ("full", "causal")]
+        for operation in ("forward", "backward")
     ]
-    if not panels:
-        return ""
-    first = min(line for _, line, _ in panels)
-    panels = [(column, line - first, panel) for column, line, panel in panels]
-    return composed(panels, f"TFLOP/s on {device}", f"bf16, D = {DIM}, bias -log n", DRAWN)
+    lines = [line for line in lines if any(line)]
+    if not lines:
+        return b""
+    return composed(lines, f"TFLOP/s on {device}", f"bf16, D = {DIM}, bias -log n", DRAWN, SERIES)
 
 
 def _panel(rows: dict[Key, Row], operation: str, mask: str) -> Panel | None:
     cases = [c for c in plan.cases(operation) if (c.mask, c.dim) == (mask, DIM)]
     marks: list[Mark] = []
+    values: list[str] = []
     for peer in DRAWN:
-        found = [rows.get((case, peer, 0)) for case in sorted(cases, key=lambda c: c.length)]
+        measured = [rows.get((case, peer, 0)) for case in sorted(cases, key=lambda c: c.length)]
         points = tuple(
             (float(row.case.length), row.flops_per_second / 1e12)
-            for row in found
+            for row in measured
             if row and row.costs
         )
         if points:
-            role = "mean" if peer in OURS else "seed"
-            marks += [Line(points, peer, "mean"), *(Dot(x, y, peer, role) for x, y in points)]
+            line_role, dot_role = ("mean", "mean") if peer in OURS else ("alone", "seed")
+            marks.append(Line(points, SERIES[peer], line_role))
+            marks.append(Dots(points, SERIES[peer], dot_role))
+            values += [f"{NAMES[peer]} {y:.0f} at {x:.0f}" for x, y in points]
     if not marks:
         return None
-    lines = [mark for mark in marks if isinstance(mark, Line)]
-    lengths = sorted({x for line in lines for x, _ in line.points})
-    rates = [y for line in lines for _, y in line.points]
-    said = "; ".join(
-        f"{NAMES[line.arm]} {y:.0f} at {x:.0f}" for line in lines for x, y in line.points
-    )
+    ticks = [(n, token_count(int(n))) for n in sorted(set(x_values(marks)))]
     return Panel(
         f"{operation.capitalize()}, {mask}",
-        ticked_axis([(n, token_count(int(n))) for n in lengths], "tokens", log=True),
-        linear_axis([0.0, *rates], "TFLOP/s", lambda value: f"{value:g}"),
+        ticked_axis(ticks, "sequence length in tokens", log=True),
+        linear_axis([0.0, *y_values(marks)], "TFLOP/s", lambda value: f"{value:g}"),
         tuple(marks),
-        f"TFLOP/s: {said}.",
+        f"TFLOP/s: {'; '.join(values)}.",
     )

@@ -1,7 +1,7 @@
-"""What is measured, in the order of its importance: what time is left for comes last.
+"""The plan: what is measured on a GPU, the most important first, as the time may not suffice.
 
-A unit is what the measuring process is asked for at once: a case with its peers, or a group of
-readings. Lengths and head dims are those of the papers' charts: 16384 tokens in all, 2048 columns.
+A unit is what the worker measures at once: a case with its peers, or a group of readings. Lengths
+and head dims are those of the papers' charts: 16384 tokens in all, 2048 columns.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from benchmarks.operations import MASKS, Case
 
 TOKENS, COLUMNS = 16384, 2048
 DIMS = (128, 64)
-# The goals' own, then what is left. Of triton-sigmoid's choices one holds for 2048 and 1024.
+# Lengths of the targets, then the others. triton-sigmoid tunes once for both 2048 and 1024.
 LONG, SHORT, OTHERS = (16384,), (2048, 1024, 512), (8192, 4096)
 ERROR_LENGTHS = (512, 32768, 131072, 8192, 2048, 128)
 ALIBI_LENGTHS, ALIBI_HEADS = (4096, 16384, 65536), 16
 CACHE, BATCHES = 32768, (1, 64, 8, 2, 4, 16, 32)
 PAGE = 16
-# Odd sizes, where a block is never full; gluon takes 128 and 64 alone.
+# Odd sizes, where a block is never full; gluon supports only 128 and 64.
 FEATURE_LENGTH = 1003
 FEATURES_OF = (
     ("bf16", 128, OURS),
@@ -34,27 +34,27 @@ FEATURES_OF = (
     ("fp32", 80, ("triton",)),
 )
 KINDS = ("readings", "errors", "speed")
-# What no kernel needs at 512 tokens. One that hangs is seen here, before it can cost much.
-PROBE_PATIENCE = 30.0
+# Seconds; more than any kernel needs at 512 tokens. A kernel that hangs is found early.
+PROBE_TIMEOUT = 30.0
 # triton-sigmoid compiles and tries 48 configurations of a pass the first time that it sees a head
-# dim, a mask and a range of lengths: up to so many seconds, and nothing is said meanwhile.
+# dim, a mask and a range of lengths: it takes up to this many seconds without a message.
 TUNING_SECONDS = {"forward": 20, "backward": 40}
-TUNING_PATIENCE = 150.0
+TUNING_TIMEOUT = 150.0
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What to measure at once, and a guess at its seconds, compilers included."""
+    """What to measure at once, and an estimate of its seconds, compilation included."""
 
     kind: str
     case: Case | None
     peers: tuple[str, ...]
     seconds: float
     reading: str = ""
-    # Measured in the same rounds, so that peers can be compared with them; not kept.
+    # Peers measured in the same rounds for comparison; their rows are not kept.
     beside: tuple[str, ...] = ()
-    # Seconds without an answer until it is taken to hang; the driver's own where None.
-    patience: float | None = None
+    # Seconds without a message until the worker is killed; by default those of the driver.
+    timeout: float | None = None
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.case or self.reading}"
@@ -71,14 +71,13 @@ class Unit:
 
 def units(kinds: tuple[str, ...] = KINDS) -> list[Unit]:
     """The units of these kinds, each once."""
-    found = dict.fromkeys(unit for unit in _all() if unit.kind in kinds)
-    return list(found)
+    return list(dict.fromkeys(unit for unit in _all() if unit.kind in kinds))
 
 
 def cases(operation: str) -> list[Case]:
     """The cases of one operation, in the order of the plan."""
-    found = (u.case for u in units() if u.case and u.case.operation == operation)
-    return list(dict.fromkeys(found))
+    of_operation = (u.case for u in units() if u.case and u.case.operation == operation)
+    return list(dict.fromkeys(of_operation))
 
 
 def _all() -> Iterator[Unit]:
@@ -88,13 +87,13 @@ def _all() -> Iterator[Unit]:
         yield Unit("readings", None, (), 6, reading)
     yield from _probes()
     yield from _errors_by_length(OURS, 3)
-    # The goals, as far as they need nobody who compiles for long.
+    # The targets whose peers compile quickly.
     yield from _attention(LONG, (*OURS, *SOFTMAX), 6)
     yield from _alibi()
     yield from _decoding(BATCHES[:2])
     yield from _attention(SHORT, (*OURS, *SOFTMAX), 5)
     yield from _decoding(BATCHES[2:])
-    # What does, beside ours in rounds of its own.
+    # Peers that compile for long, with our operators in rounds of their own.
     yield from _tuned(SHORT)
     yield from _tuned(LONG)
     yield from _beside_ours(LONG, ("flex-sigmoid", "flash-sigmoid"), 12)
@@ -129,15 +128,13 @@ def _beside_ours(
 
 
 def _tuned(lengths: tuple[int, ...]) -> Iterator[Unit]:
-    """triton-sigmoid: what it chooses for the longest of a range it keeps for the others."""
+    """triton-sigmoid: what it tunes for the longest of a range of lengths holds for the others."""
     seen = set()
     for case in _attention_cases(lengths):
         choice = case.operation, case.dim, case.mask, _range(case.length)
         seconds = 4 if choice in seen else TUNING_SECONDS[case.operation]
         seen.add(choice)
-        yield Unit(
-            "speed", case, ("triton-sigmoid",), seconds, beside=OURS, patience=TUNING_PATIENCE
-        )
+        yield Unit("speed", case, ("triton-sigmoid",), seconds, beside=OURS, timeout=TUNING_TIMEOUT)
 
 
 def _range(length: int) -> int:
@@ -152,7 +149,7 @@ def _decoding(batches: tuple[int, ...]) -> Iterator[Unit]:
 
 
 def _alibi() -> Iterator[Unit]:
-    """Softmax has no slopes here: dense and causal, as fast as it gets."""
+    """ALiBi; the softmax peers run without slopes, dense and causal, which is faster."""
     for length in ALIBI_LENGTHS:
         yield Unit("errors", alibi_error(length), OURS, 5)
         for operation in ("alibi-forward", "alibi-backward"):
@@ -161,7 +158,7 @@ def _alibi() -> Iterator[Unit]:
 
 
 def alibi_error(length: int) -> Case:
-    """The error of what is timed under ALiBi."""
+    """The case that measures the error of what is timed under ALiBi."""
     return Case("error", "bf16", length, 128, "causal", heads=ALIBI_HEADS, feature="bounded alibi")
 
 
@@ -169,7 +166,7 @@ def _probes() -> Iterator[Unit]:
     """One short call of each kernel, forward and backward: the first ones of the errors."""
     for case in _error_cases(DIMS, MASKS):
         for peer in OURS if case.length == ERROR_LENGTHS[0] else ():
-            yield Unit("errors", case, (peer,), 8, patience=PROBE_PATIENCE)
+            yield Unit("errors", case, (peer,), 8, timeout=PROBE_TIMEOUT)
 
 
 def _errors_by_length(
@@ -180,16 +177,16 @@ def _errors_by_length(
 ) -> Iterator[Unit]:
     for case in _error_cases(dims, masks):
         if peers != OURS or case.length != ERROR_LENGTHS[0]:
-            yield Unit("errors", case, peers, seconds, patience=_patience(peers))
+            yield Unit("errors", case, peers, seconds, timeout=_timeout(peers))
 
 
-def _patience(peers: tuple[str, ...]) -> float | None:
-    return TUNING_PATIENCE if "triton-sigmoid" in peers else None
+def _timeout(peers: tuple[str, ...]) -> float | None:
+    return TUNING_TIMEOUT if "triton-sigmoid" in peers else None
 
 
 def _error_cases(dims: tuple[int, ...], masks: tuple[str, ...]) -> Iterator[Case]:
     for length, dim, mask in product(ERROR_LENGTHS, dims, masks):
-        # A short row holds little chance to err: as many of them as make up for it.
+        # More rows where they are short, as the largest error of few would be small by chance.
         batch = max(1, min(4096 // length, 8))
         yield Case("error", "bf16", length, dim, mask, heads=2, batch=batch)
 
@@ -201,5 +198,5 @@ def _errors_by_feature() -> Iterator[Unit]:
                 "error", dtype, FEATURE_LENGTH, dim, "causal", heads=4, batch=2, key_heads=2,
                 feature=feature,
             )  # fmt: skip
-            # What gluon does not take is refused, and refusals are rows, too.
+            # Gluon refuses some features; a refusal is a row as well.
             yield Unit("errors", case, peers, 4)

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.gpu.process DEVICE` is the process that measures (`worker.py`).
+"""`python -m benchmarks.gpu.process DEVICE` is the worker process (`worker.py`).
 
-What libraries print, while they are imported too, must not come between the lines that it answers.
+What libraries print, also while they are imported, goes to the standard error, away from messages.
 """
 
 import os

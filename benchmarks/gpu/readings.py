@@ -1,6 +1,6 @@
-"""What the GPU itself can do: rates of single instructions, the error of its tanh, its clocks.
+"""Readings of the GPU itself: rates of single instructions, the error of its tanh, its clocks.
 
-One reading is one line of JSON in a file of its own, a newer one in the place of the older.
+A reading is one line of JSON in a file beside the rows; a newer one replaces the older.
 """
 
 import json
@@ -21,16 +21,16 @@ from sigmoid_attention.training.files import reading, sealed, unsealed, write_wh
 
 ROUNDS = 5
 LENGTHS = (512, 2048, 8192, 32768, 131072)
-# Of work queued before each look; nvidia-smi takes a fraction of it.
+# Of work queued before each query; nvidia-smi takes a fraction of it.
 LOADED_SECONDS = 1.0
 PRODUCT = 16384
-# Longer it takes only where the driver is stuck.
+# It takes longer only if the driver hangs.
 SMI_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One number, its spread over the rounds, or why there is none."""
+    """One number with its spread over the rounds, or the reason why there is none."""
 
     name: str
     unit: str
@@ -68,7 +68,7 @@ def rates(device: torch.device) -> Iterator[Reading]:
 def rates_of(
     seconds: dict[str, list[float]], results: dict[str, int], base: str = "fma.rn.f32"
 ) -> Iterator[Reading]:
-    """The same from what as many of each took, round by round, against 128 `base` a clock."""
+    """The rates from the times of equally many instructions, relative to 128 `base` a clock."""
     for name, own in seconds.items():
         shared = zip(seconds[base], own, strict=True)
         values = tuple(128.0 * results[name] * theirs / mine for theirs, mine in shared)
@@ -76,7 +76,7 @@ def rates_of(
 
 
 def tanh_errors(device: torch.device) -> Iterator[Reading]:
-    """What the hardware's tanh loses: its own error, and that of weights at -log n."""
+    """The error of the hardware's tanh, and of weights that are computed with it at -log n."""
     from benchmarks.gpu.mufu import hardware_tanh
 
     def tanh(x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def tanh_errors(device: torch.device) -> Iterator[Reading]:
 
 
 def errors_of(tanh: Callable[[Tensor], Tensor], device: torch.device) -> Iterator[Reading]:
-    """The same of any tanh of fp32 numbers, against float64."""
+    """The same for any tanh of fp32 numbers, against float64."""
     x = torch.linspace(-10, 10, 2**20, device=device)
     exact = x.double().tanh()
     worst = ((tanh(x).double() - exact) / exact).abs().nan_to_num().max()
@@ -107,29 +107,29 @@ def clocks(device: torch.device) -> Iterator[Reading]:
     left = torch.randn(PRODUCT, PRODUCT, device=device, dtype=torch.bfloat16)
     watch, gpu = gpu_stopwatch(), gpu_id(device)
     one = watch(lambda: torch.mm(left, left)).wall
-    said = []
+    states = []
     for _ in range(ROUNDS):
         for _ in range(math.ceil(LOADED_SECONDS / one)):
             torch.mm(left, left)
         end = torch.cuda.Event()
         end.record()
-        state = asked_for_state(gpu)
-        # Nobody knows when within its second nvidia-smi looked: the load has to outlast it.
-        said += [] if end.query() else [state]
+        state = query_state(gpu)
+        # nvidia-smi samples at an unknown moment of its second, so the load must outlast it.
+        states += [] if end.query() else [state]
         if not state:
             break
     torch.cuda.synchronize(device)
     for name, unit in (("clocks.sm", "MHz"), ("power.draw", "W"), ("temperature.gpu", "degrees C")):
-        values = tuple(state[name] for state in said if name in state)
-        refused = None if values else "nvidia-smi is not there, or does not say"
+        values = tuple(state[name] for state in states if name in state)
+        refused = None if values else "nvidia-smi is absent, or does not report it"
         yield Reading(f"{name} under load", unit, values, refused)
 
 
 STATE = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 
 
-def asked_for_state(gpu: str = "") -> dict[str, float]:
-    """Clocks (MHz), power (W) and temperature by nvidia-smi, as far as it says; of one GPU's id."""
+def query_state(gpu: str = "") -> dict[str, float]:
+    """Clocks (MHz), power (W) and temperature of a GPU, as far as nvidia-smi reports them."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
@@ -143,20 +143,20 @@ def asked_for_state(gpu: str = "") -> dict[str, float]:
 
 
 def gpu_id(device: torch.device) -> str:
-    """The name by which nvidia-smi knows a device, whatever CUDA_VISIBLE_DEVICES calls it."""
+    """The device's identifier in nvidia-smi, which does not depend on CUDA_VISIBLE_DEVICES."""
     uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
     return f"GPU-{uuid}" if uuid and not uuid.startswith("GPU-") else uuid
 
 
-def state_of(said: str) -> dict[str, float]:
-    """The first line of what nvidia-smi prints.
+def state_of(output: str) -> dict[str, float]:
+    """The values in the first line of nvidia-smi's output.
 
     Example:
         >>> state_of("1980, 3201, 688.2, [N/A]\\n")
         {'clocks.sm': 1980.0, 'clocks.mem': 3201.0, 'power.draw': 688.2}
     """
     found = {}
-    for name, text in zip(STATE, said.partition("\n")[0].split(","), strict=False):
+    for name, text in zip(STATE, output.partition("\n")[0].split(","), strict=False):
         try:
             found[name] = float(text)
         except ValueError:

@@ -1,8 +1,8 @@
-"""Speed: one case, all its peers in turns, a row each.
+"""Speed: one case, with all its peers in alternation and a row for each.
 
-Tensors are drawn on the device. Those of attention lie as projections leave them, (B, N, H, D);
-a cache lies (B, G, N, D). A decoding step is timed as a captured graph where it can be captured
-(the row's stamp says so), from memory and not from the processor's caches.
+Tensors are drawn on the device. Those of attention have the memory order (B, N, H, D) of a
+projection, a cache has (B, G, N, D). A decoding step is timed as a captured graph if it can be
+captured (the row's stamp holds that), with cold caches.
 
 Shape letters: B batch, H heads, G key heads, N tokens, D head dim.
 """
@@ -25,22 +25,22 @@ from benchmarks.timing import Budget, Seconds, Stopwatch, take_turns
 BUDGET = Budget(seconds=1.0, least=5, least_short=8, most=12)
 WARM_UPS = 3
 
-Tell = Callable[[str], None]
+Announce = Callable[[str], None]
 
 
 def measure_speed(
     case: Case,
     peers: tuple[str, ...],
     device: torch.device,
-    tell: Tell,
+    announce: Announce,
     beside: tuple[str, ...] = (),
     stopwatch: Stopwatch | None = None,
     budget: Budget = BUDGET,
 ) -> Iterator[Row]:
-    """A row for each peer, those that refused included; `tell` hears whose turn it is.
+    """A row for each peer, also for one that refused; `announce` is called before each turn.
 
-    Who is `beside` them takes turns, too, and has its row from elsewhere. The stamps hold what ours
-    cost in the same rounds, and what `impl="auto"` tries.
+    The peers in `beside` are timed in the same rounds, without rows. The stamps hold the costs of
+    our operators in these rounds, and what `impl="auto"` tries.
     """
     tensors = inputs(case, device)
     rows: dict[str, Row] = {}
@@ -49,26 +49,26 @@ def measure_speed(
     for peer in (*peers, *beside):
         if peer in beside and not works:
             return
-        tell(peer)
+        announce(peer)
         stamp = {"auto": order} if peer in OURS else {}
         try:
             works[peer], how = _prepared(case, peer, tensors, device)
         except Exception as refusal:
             if peer in peers:
                 yield Row(case, peer, threads=0, refused=sentence(refusal), stamp=stamp)
-            leave_behind(device)
+            free_memory(device)
             continue
         rows[peer] = Row(case, peer, threads=0, stamp=stamp | how)
     names = {compute: peer for peer, compute in works.items()}
     watch = stopwatch or gpu_stopwatch(_cooling(device) if case.operation == "decode" else None)
 
-    def told(compute: Work) -> Seconds:
-        tell(names[compute])
+    def announced(compute: Work) -> Seconds:
+        announce(names[compute])
         return watch(compute)
 
     rows = {
         peer: replace(rows[peer], **times(turns))
-        for peer, turns in take_turns(works, told, budget).items()
+        for peer, turns in take_turns(works, announced, budget).items()
     }
     ours = {peer: row.cost for peer, row in rows.items() if peer in OURS}
     for peer in (peer for peer in rows if peer in peers):
@@ -78,7 +78,7 @@ def measure_speed(
 def _prepared(
     case: Case, peer: str, tensors: Inputs, device: torch.device
 ) -> tuple[Work, dict[str, Any]]:
-    """What is timed, called before, and what the row says of how."""
+    """The work to time, after some calls, and how it is called, for the row's stamp."""
     compute = work(case, tensors, ready(peer, case, device))
     for _ in range(WARM_UPS):
         compute()
@@ -92,8 +92,8 @@ def _prepared(
     return compute, stamp
 
 
-def leave_behind(device: torch.device) -> None:
-    """Give back what a case held; raises where nobody can work on the device any more."""
+def free_memory(device: torch.device) -> None:
+    """Free the memory of a case; raises if the device is unusable."""
     gc.collect()
     _wait(device)
     if device.type == "cuda":
@@ -106,15 +106,15 @@ def _wait(device: torch.device) -> None:
 
 
 def _cooling(device: torch.device) -> Work:
-    # It is read: what is written would leave the caches while the step that comes next is timed.
+    # It is read: written data would be flushed from the caches while the next step is timed.
     store = torch.ones(COLD_BYTES // 4, device=device)
     return lambda: store.amax()
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, on one line that fits into a row."""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said[:200]}"
+    """The error on one line that fits into a row."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:200]}"
 
 
 def inputs(case: Case, device: torch.device) -> Inputs:

@@ -1,4 +1,4 @@
-"""What a row of a GPU was measured with: device, driver, versions, source, and when."""
+"""The conditions of a row of a GPU: device, driver, versions, source and date."""
 
 import re
 from datetime import UTC, datetime
@@ -14,14 +14,14 @@ from sigmoid_attention.training.environment import describe_machine, describe_ve
 PEERS = ("flash-attn", "flash-attn-3", "triton-sigmoid", "flash-sigmoid")
 DRIVER = Path("/proc/driver/nvidia/version")
 HERE = Path(__file__).parent
-# What here decides about a number; pages, targets and the order of the plan do not.
+# The files of this folder that affect numbers; pages, targets and the plan do not.
 MEASURING = (
     "errors", "exact", "mufu", "peers", "readings", "speed", "stopwatch", "worker",
 )  # fmt: skip
 
 
 def gpu_stamp(device: torch.device) -> dict[str, Any]:
-    """What every row of a run carries beside its numbers."""
+    """The conditions of all rows of a run."""
     machine = describe_machine(device)
     del machine["threads"]
     driver = DRIVER.read_text() if DRIVER.exists() else ""
@@ -38,32 +38,32 @@ def gpu_stamp(device: torch.device) -> dict[str, Any]:
 
 
 def same_gpu_conditions(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two stamps agree in what a GPU's numbers hang on; the host's memory is not of it."""
+    """True if two stamps agree in all that affects a GPU's numbers, so not in the host's memory."""
     lasting = ("versions", "switches", "source", "bench", "driver")
     return one["machine"]["accelerator"] == other["machine"]["accelerator"] and all(
         one.get(name) == other.get(name) for name in lasting
     )
 
 
-def driver_version(said: str) -> str:
-    """The driver's version as the system tells it, "unknown" where it does not.
+def driver_version(text: str) -> str:
+    """The driver's version in the text of its version file; "unknown" if there is none.
 
     Example:
         >>> driver_version("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Fri Jan")
         '570.86.10'
     """
-    found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", said)
-    return found.group() if found else "unknown"
+    match = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", text)
+    return match.group() if match else "unknown"
 
 
 def _of_peers() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PEERS:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _of_libraries() -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""The process that measures: asked for one unit a line, it answers in lines of JSON.
+"""The worker process (`process.py`): it reads one unit a line and writes messages, lines of JSON.
 
-`process.py` is that process. A line says whose turn it is
-({"trying": peer}), brings a row or a reading, or says that the unit is done. A kernel that reads
-where it may not leaves the device useless to its process; that then names its trouble and ends.
+A message names the peer that is measured next ({"trying": peer}), holds a row or a reading, or says
+that the unit is done. After an illegal memory access the device is unusable in this process; the
+worker then writes the error ({"trouble": sentence}) and exits.
 """
 
 import json
@@ -12,58 +12,58 @@ from typing import Any, TextIO
 import torch
 
 from benchmarks.gpu.errors import measure_errors
-from benchmarks.gpu.peers import forget_choices
+from benchmarks.gpu.peers import clear_tuning
 from benchmarks.gpu.plan import Unit
 from benchmarks.gpu.readings import READINGS, Reading
-from benchmarks.gpu.speed import Tell, leave_behind, measure_speed, sentence
+from benchmarks.gpu.speed import Announce, free_memory, measure_speed, sentence
 from benchmarks.rows import Row
 
 
-def serve(asked: TextIO, answers: TextIO, device: torch.device) -> None:
-    """Answer every line of `asked`, until there is none."""
+def serve(requests: TextIO, messages: TextIO, device: torch.device) -> None:
+    """Measure the unit in each line of `requests`, until there is none."""
 
-    def say(**line: Any) -> None:
-        answers.write(json.dumps(line) + "\n")
-        answers.flush()
+    def send(**message: Any) -> None:
+        messages.write(json.dumps(message) + "\n")
+        messages.flush()
 
-    def tell(peer: str) -> None:
-        say(trying=peer)
+    def announce(peer: str) -> None:
+        send(trying=peer)
 
     before = ""
-    for line in asked:
+    for line in requests:
         try:
             unit = Unit.from_json(json.loads(line))
             if before != "speed" == unit.kind:
-                forget_choices()
+                clear_tuning()
             before = unit.kind
-            for found in measure(unit, device, tell):
-                kind = "row" if isinstance(found, Row) else "reading"
-                say(**{kind: found.to_json()})
-            leave_behind(device)
+            for result in measure(unit, device, announce):
+                kind = "row" if isinstance(result, Row) else "reading"
+                send(**{kind: result.to_json()})
+            free_memory(device)
         except Exception as error:
-            say(trouble=sentence(error))
+            send(trouble=sentence(error))
             return
-        say(done=True)
+        send(done=True)
 
 
-def measure(unit: Unit, device: torch.device, tell: Tell) -> Iterator[Row | Reading]:
-    """What a unit finds, each as soon as it is found; what raises becomes a refusal."""
+def measure(unit: Unit, device: torch.device, announce: Announce) -> Iterator[Row | Reading]:
+    """The results of a unit, each as soon as it is measured; an exception becomes a refusal."""
     if unit.case is None:
-        tell(unit.reading)
+        announce(unit.reading)
         try:
             yield from READINGS[unit.reading](device)
         except Exception as refusal:
             yield Reading(unit.reading, "", refused=sentence(refusal))
-            leave_behind(device)
+            free_memory(device)
     elif unit.kind == "speed":
-        yield from measure_speed(unit.case, unit.peers, device, tell, unit.beside)
+        yield from measure_speed(unit.case, unit.peers, device, announce, unit.beside)
     else:
         for peer in unit.peers:
-            tell(peer)
+            announce(peer)
             try:
                 units, floor = measure_errors(unit.case, peer, device)
             except Exception as refusal:
                 yield Row(unit.case, peer, threads=0, refused=sentence(refusal))
             else:
                 yield Row(unit.case, peer, threads=0, error=units, stamp={"floor": floor})
-            leave_behind(device)
+            free_memory(device)

@@ -179,7 +179,7 @@ def test_costs_of_integrations_are_published_where_they_belong(tmp_path, monkeyp
     ]
     write_checks(results_file(tmp_path, "integrations"), checks)
     monkeypatch.setattr(command_line, "ROOT", tmp_path)
-    monkeypatch.setattr(command_line, "_rows", lambda *_: {})
+    monkeypatch.setattr(command_line, "_processor_rows", lambda *_: {})
     page = tmp_path / command_line.MODELS_PAGE
     page.parent.mkdir()
     page.write_text("before\n<!-- benchmark -->\n<!-- /benchmark -->\nafter\n")
@@ -194,7 +194,7 @@ def test_costs_of_integrations_are_published_where_they_belong(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("cpu --length 1k", "--length must be whole numbers, got '1k'"),
+        ("cpu --length 1k", "--length must be whole numbers between commas, got '1k'"),
         ("cpu --threads 0", "--threads must be positive, got '0'"),
         ("cpu --only backward", "--only must be of gemm"),
         ("cpu --resume", "--resume: needs --out"),

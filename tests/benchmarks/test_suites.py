@@ -46,8 +46,8 @@ def test_quick_has_every_operation_at_a_small_shape():
         (Choice(only=("backward",)), "--only must be of gemm, forward, .*, got backward"),
         (Choice(lengths=(1000,)), "--length must be of 1024, .*, got 1000"),
         (Choice(peers=("flash",)), "--peers must be of .*sdpa.*, got flash"),
-        (Choice(only=("decode",), lengths=(1024,)), "nothing of the suite"),
-        (Choice(only=("gemm",), peers=("ours",)), "nothing of the suite"),
+        (Choice(only=("decode",), lengths=(1024,)), "no case of the suite"),
+        (Choice(only=("gemm",), peers=("ours",)), "no case of the suite"),
     ],
     ids=["operation", "length", "peer", "length-of-another", "peer-of-another"],
 )

@@ -1,10 +1,15 @@
 """The figures' style: what is drawn, in which colours, and SVG that hangs on nothing else."""
 
+import re
+import xml.etree.ElementTree as ET
+
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
-from sigmoid_attention.lab.figure import COLOURS, loglog, panels, styled, svg
+from sigmoid_attention.lab.figure import COLOURS, PAPER, loglog, panels, styled, svg
+from sigmoid_attention.lab.theme import PALETTE
 from sigmoid_attention.mixtures.gates import GATES
 
 SIZES = np.array([10.0, 100.0, 1000.0])
@@ -73,7 +78,7 @@ def test_every_gate_has_a_colour_of_its_own_and_others_take_turns():
     assert axis.containers[2][0].get_color() == "#123456"
 
 
-def test_svg_is_text_on_white_and_the_same_every_time():
+def test_svg_is_text_on_a_ground_and_the_same_every_time():
     def drawn():
         figure, axes = panels(2)
         for axis in axes:
@@ -83,8 +88,33 @@ def test_svg_is_text_on_white_and_the_same_every_time():
 
     first = drawn()
     assert first == drawn()
-    assert b">a title to be found</text>" in first and b"fill: #ffffff" in first
+    assert b">a title to be found</text>" in first and b"fill-paper" in first
     assert b"<dc:date>" not in first
+    # The label 10^2 of a logarithmic axis has a part for each character.
+    texts = ["".join(text.itertext()) for text in ET.fromstring(first).findall(".//{*}text")]
+    assert "102" in ["".join(text.split()) for text in texts]
+
+
+def test_svg_has_its_colours_from_the_style_sheet_alone():
+    with styled():
+        figure, (axis,) = panels(1)
+        loglog(axis, SIZES, values(), "sigmoid", slope=-0.5, colour="sigmoid")
+    root = ET.fromstring(svg(figure))
+    style, *drawn = root
+    assert all("#" not in element.get("style", "") for part in drawn for element in part.iter())
+    light, dark = style.text.split("prefers-color-scheme: dark")
+    for name in ("paper", "ink", "azure"):
+        assert f"--{name}: {PALETTE[name].light};" in light
+        assert f"--{name}: {PALETTE[name].dark};" in dark
+    # Only of the colours in the figure.
+    assert "--teal" not in style.text
+
+
+def test_every_colour_of_the_palette_has_one_name_and_two_shades():
+    lights = [colour.light for colour in PALETTE.values()]
+    assert len(set(lights)) == len(lights)
+    assert set(COLOURS.values()) <= set(lights)
+    assert all(re.fullmatch("#[0-9a-f]{6}", shade) for pair in PALETTE.values() for shade in pair)
 
 
 def test_the_style_ends_where_it_ends():
@@ -101,4 +131,4 @@ def test_panels_fill_rows(count, shape):
     assert len(axes) == count
     grid = axes[0].get_subplotspec().get_gridspec()
     assert (grid.nrows, grid.ncols) == shape
-    assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+    assert to_hex(figure.get_facecolor()) == PAPER

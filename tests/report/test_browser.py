@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from sigmoid_attention.report import render
+from sigmoid_attention.report.page import render
 from tests.support.studies.synthetic_comparison import NO_KERNEL, synthetic_comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sigmoid_attention.report.chart import Frame, linear_axis, log_axis, ticked_axis
+from sigmoid_attention.lab.figure import pixels
+from sigmoid_attention.report.chart import (
+    ARM_SERIES,
+    HEIGHT,
+    WIDTH,
+    Dots,
+    Line,
+    Panel,
+    linear_axis,
+    log_axis,
+    ticked_axis,
+)
 
 finite = st.floats(-1e9, 1e9, allow_nan=False).map(lambda value: round(value, 6))
 positive = st.floats(1e-9, 1e12)
@@ -13,23 +24,23 @@ positive = st.floats(1e-9, 1e12)
 @given(st.lists(finite, min_size=1, max_size=9))
 def test_linear_axis_holds_its_values(values):
     axis = linear_axis(values, "", str)
-    places = [axis.fraction(value) for value in values]
-    assert all(-1e-9 <= place <= 1 + 1e-9 for place in places)
+    assert axis.low <= min(values) <= max(values) <= axis.high
     ticks = [value for value, _ in axis.ticks]
     assert 2 <= len(ticks) <= 9
     assert ticks == sorted(set(ticks))
-    assert all(-1e-6 <= axis.fraction(tick) <= 1 + 1e-6 for tick in ticks)
+    slack = 1e-6 * (axis.high - axis.low)
+    assert axis.low - slack <= ticks[0] and ticks[-1] <= axis.high + slack
 
 
 @pytest.mark.parametrize("binary", [False, True], ids=["powers-of-10", "powers-of-2"])
 @given(values=st.lists(positive, min_size=1, max_size=9))
 def test_log_axis_holds_its_values(binary, values):
     axis = log_axis(values, "", str, binary=binary)
-    assert all(0 <= axis.fraction(value) <= 1 for value in values)
+    assert axis.low <= min(values) <= max(values) <= axis.high
     ticks = [value for value, _ in axis.ticks]
-    assert len(ticks) >= 2
+    assert 2 <= len(ticks) <= 9
     assert ticks == sorted(set(ticks))
-    assert all(-1e-6 <= axis.fraction(tick) <= 1 + 1e-6 for tick in ticks)
+    assert axis.low <= ticks[0] * (1 + 1e-6) and ticks[-1] <= axis.high * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +63,30 @@ def test_log_ticks_are_powers_where_there_are_enough():
     assert all(tick == 2 ** (int(tick).bit_length() - 1) for tick, _ in bytes_axis.ticks)
 
 
+def drawn(x_axis, y_axis, *marks):
+    """matplotlib's axes with the marks, without SVG."""
+    figure = pixels(WIDTH, HEIGHT)
+    Panel("A title", x_axis, y_axis, marks, "").draw(figure)
+    return figure.axes[0]
+
+
 def test_zero_stands_at_the_foot_of_a_log_axis():
-    axis = log_axis([0.0, 0.1, 10.0], "", str)
-    assert axis.fraction(0.0) == 0.0
+    y_axis = log_axis([0.0, 0.1, 10.0], "", str)
+    line = Line(((0.0, 0.0), (1.0, 10.0)), ARM_SERIES["sigmoid"], "mean")
+    ax = drawn(linear_axis([0.0, 1.0], "", str), y_axis, line)
+    assert ax.lines[0].get_ydata().tolist() == [y_axis.low, 10.0]
 
 
-def test_frame_places_up_and_right():
+def test_marks_lie_at_their_values():
     lengths = ticked_axis([(256.0, "256"), (1024.0, "1k")], "length", log=True)
-    frame = Frame(lengths, linear_axis([0.0, 1.0], "", str))
-    assert frame.left < frame.across(256) < frame.across(1024) < frame.right
-    assert frame.bottom > frame.down(0.0) > frame.down(1.0)
+    dots = Dots(((256.0, 0.0), (1024.0, 1.0)), ARM_SERIES["softmax"], "seed")
+    ax = drawn(lengths, linear_axis([0.0, 1.0], "", str), dots)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+    assert ax.lines[0].get_xydata().tolist() == [[256.0, 0.0], [1024.0, 1.0]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["256", "1k"]
+
+
+def test_the_arms_differ_without_colour():
+    softmax, sigmoid = ARM_SERIES["softmax"], ARM_SERIES["sigmoid"]
+    assert softmax.dashes != sigmoid.dashes
+    assert (softmax.marker, softmax.is_open) != (sigmoid.marker, sigmoid.is_open)

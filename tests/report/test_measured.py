@@ -2,7 +2,13 @@
 
 import pytest
 
-from sigmoid_attention.report.measured import Measured, Value, curves, gap, mean_curve
+from sigmoid_attention.report.measured import (
+    Measured,
+    Value,
+    curve_differences,
+    curves,
+    mean_curve,
+)
 from tests.support.studies.synthetic_comparison import synthetic_comparison
 
 
@@ -26,7 +32,7 @@ def test_the_mean_ends_where_the_first_seed_ends():
 def test_gaps_pair_by_seed():
     sigmoid = curves(run(0, 4, 1.0) + run(2, 4, 3.0), bins=99)
     softmax = curves(run(2, 3, 0.5) + run(5, 4, 0.0), bins=99)
-    assert gap(sigmoid, softmax) == {2: ((0.0, 2.5), (1.0, 2.5), (2.0, 2.5))}
+    assert curve_differences(sigmoid, softmax) == {2: ((0.0, 2.5), (1.0, 2.5), (2.0, 2.5))}
 
 
 def test_means_are_those_of_the_summary_where_it_has_them():

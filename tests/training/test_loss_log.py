@@ -158,7 +158,7 @@ def test_the_curve_has_all_tests_and_few_points(count):
     assert len(training.get_xdata()) <= POINTS
     assert list(heldout.get_xdata()) == list(range(1, count + 1, 2))
     text = svg(figure).decode()
-    assert "bits a byte" in text and "held out" in text
+    assert "bits per byte" in text and "held out" in text
 
 
 def test_a_pipe_in_its_place_is_no_log(tmp_path):

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.study_options import CompareOptions
-from sigmoid_attention.report import render
 from sigmoid_attention.report.format import quantity
+from sigmoid_attention.report.page import render
 from sigmoid_attention.report.table import (
     FUSED_HEADINGS,
     HEADINGS,

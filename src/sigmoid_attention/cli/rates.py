@@ -3,6 +3,7 @@
 import itertools
 import math
 
+from sigmoid_attention.cli.lists import names, whole_numbers
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.studies import as_json, run_and_show
 from sigmoid_attention.cli.study_options import RatesOptions
@@ -41,13 +42,13 @@ def study_of(options: RatesOptions) -> Study:
             quantity="over" if extra else "exact",
         )
         for gate, expert, score, regime, d, k, extra in itertools.product(
-            _names(options.gate),
-            _names(options.expert),
-            _names(options.score),
-            _names(options.regime),
-            _numbers("d", options.d),
-            _numbers("k", options.k),
-            _numbers("extra", options.extra),
+            names(options.gate),
+            names(options.expert),
+            names(options.score),
+            names(options.regime),
+            whole_numbers("d", options.d),
+            whole_numbers("k", options.k),
+            whole_numbers("extra", options.extra),
         )
     ]  # fmt: skip
     for cell in cells:

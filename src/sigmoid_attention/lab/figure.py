@@ -1,4 +1,7 @@
-"""How the figures of the studies look: sizes, colours, log-log axes, and SVG that never varies.
+"""The look of all figures: sizes, colours, log-log axes, and SVG that is the same every time.
+
+The figures of the studies are files of several panels (`panels`, `loglog`, `svg`), the charts of
+the report and of the benchmarks are drawn pixel by pixel (`pixels`, `drawing`, `themed`).
 
 Shape letters: N sample sizes, R replicates.
 """
@@ -8,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import matplotlib
 import numpy as np
@@ -15,6 +19,8 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, NullLocator
+
+from sigmoid_attention.lab.theme import PALETTE, standalone, with_classes
 
 # The papers' blue and green for the two gates; these and the others in shades that readers of any
 # colour vision can tell apart (after Okabe and Ito).
@@ -32,29 +38,64 @@ COLOURS = {
 OTHERS = ("#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
 PANEL_INCHES = (3.6, 3.0)
 COLUMNS = 3
+# Points of matplotlib and of SVG: one is a pixel.
+DOTS_PER_INCH = 72
+INK, QUIET, HAIR, PAPER = (PALETTE[name].light for name in ("ink", "quiet", "hair", "paper"))
 
-STYLE: dict[Any, Any] = {
+# Text as text; and names of elements that depend on nothing but the figure.
+SVG_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sigmoid-attention",
+}
+STYLE: dict[Any, Any] = SVG_STYLE | {
     "axes.axisbelow": True,
+    "axes.edgecolor": INK,
+    "axes.facecolor": PAPER,
     "axes.grid": True,
+    "axes.labelcolor": INK,
     "axes.prop_cycle": cycler(color=OTHERS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": "medium",
     "errorbar.capsize": 2.0,
-    # White, not transparent, so that black text can be read on a dark page too.
-    "figure.facecolor": "white",
+    # A ground of its own: the page around the file may be of the other colour scheme.
+    "figure.facecolor": PAPER,
     "figure.constrained_layout.use": True,
     "figure.figsize": PANEL_INCHES,
     "font.size": 9.0,
-    "grid.color": "#e6e6e6",
+    "grid.color": HAIR,
     "legend.fontsize": "small",
     "legend.frameon": False,
     "lines.linewidth": 1.3,
     "lines.markersize": 4.0,
-    "savefig.facecolor": "white",
-    # Text as text; and names of clip paths that hang on nothing but the figure.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "sigmoid-attention",
+    "savefig.facecolor": PAPER,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+CHART_STYLE: dict[Any, Any] = SVG_STYLE | {
+    "axes.axisbelow": True,
+    "axes.edgecolor": QUIET,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.linewidth": 0.75,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 12.0,
+    "grid.color": HAIR,
+    "grid.linewidth": 0.75,
+    "text.color": QUIET,
+    "text.parse_math": False,
+    "xtick.color": QUIET,
+    "xtick.labelsize": 12.0,
+    "xtick.major.pad": 3.0,
+    "xtick.major.size": 4.0,
+    "xtick.major.width": 0.75,
+    "ytick.color": QUIET,
+    "ytick.labelsize": 12.0,
+    "ytick.major.pad": 6.0,
+    "ytick.major.size": 0.0,
 }
 
 
@@ -78,7 +119,7 @@ def panels(count: int, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:
     width, height = PANEL_INCHES
     with styled():
         figure = Figure(figsize=(width * columns, height * rows))
-        axes = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+        axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
     return figure, axes
 
 
@@ -96,21 +137,21 @@ def loglog(
 
     Args:
         sizes_N: numbers of observations.
-        values_NR: a loss; NaN is left out, and so is a size that has nothing else.
-        label: for the legend, which shows once one is given.
-        slope: of the line that is drawn through the middle of the logarithms of the medians, as
-            least squares has it; none without.
-        colour: a gate's name, or a colour of matplotlib's; the next of the palette if not given.
-        dashed: of the line, whose points are then open.
+        values_NR: a loss; NaN is left out, and so is a size without other values.
+        label: for the legend; without labels there is no legend.
+        slope: of the least-squares line through the logarithms of the medians; by default there
+            is no line.
+        colour: a gate's name, or a colour of matplotlib's; by default the next of the cycle.
+        dashed: draw a dashed line and open points.
     """
-    seen = np.isfinite(values_NR).any(axis=1)
-    sizes = np.asarray(sizes_N, dtype=float)[seen]
+    finite = np.isfinite(values_NR).any(axis=1)
+    sizes = np.asarray(sizes_N, dtype=float)[finite]
     if len(sizes) == 0:
         return
-    low, middle, high = np.nanquantile(values_NR[seen], (0.25, 0.5, 0.75), axis=1)
+    low, middle, high = np.nanquantile(values_NR[finite], (0.25, 0.5, 0.75), axis=1)
     ax.set_xscale("log")
     ax.set_yscale("log")
-    # Sizes are read off whole decades, and eight more ticks in each are half of an SVG's bytes.
+    # Minor ticks would double the bytes of the SVG, and sizes are whole decades.
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1.0, 0.4)))
     ax.set_xlabel("n")
@@ -120,7 +161,7 @@ def loglog(
         (middle - low, high - middle),
         fmt="o",
         color=COLOURS.get(colour, colour) if colour else None,
-        markerfacecolor="white" if dashed else None,
+        markerfacecolor=PAPER if dashed else None,
     )
     ink, line = points.get_color(), "--" if dashed else "-"
     if slope is not None:
@@ -128,22 +169,43 @@ def loglog(
         height = np.log(np.maximum(middle, 1e-300)).mean()
         ax.plot(sizes, np.exp(height + slope * (log_n - log_n.mean())), line, color=ink)
     if label:
-        # For the legend alone: a point on a line says more there than a bar.
+        # For the legend alone, which shows a point on a line and no bar.
         face = points.get_markerfacecolor()
         ax.plot([], [], f"o{line}", color=ink, markerfacecolor=face, label=label)
         ax.legend()
 
 
 class _Plain(LogFormatter):
-    """Labels between powers of ten, which an axis of less than a decade needs: 0.6, not 6e-01."""
+    """Labels between powers of ten, on an axis of less than a decade: 0.6, not 6e-01."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
-def svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes whenever it is the same figure."""
-    buffer = io.BytesIO()
+def svg(figure: Figure, title: str = "") -> bytes:
+    """The figure as an SVG file for light and dark pages, the same bytes every time.
+
+    `title` is what a screen reader says.
+    """
     with styled():
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+        return standalone(themed(figure), title)
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Within it charts are drawn and written in the style of the report."""
+    with matplotlib.rc_context(CHART_STYLE):
+        yield
+
+
+def pixels(width: float, height: float) -> Figure:
+    """An empty figure of that many pixels, without a ground."""
+    size = width / DOTS_PER_INCH, height / DOTS_PER_INCH
+    return Figure(figsize=size, dpi=DOTS_PER_INCH, facecolor="none")
+
+
+def themed(figure: Figure) -> Element:
+    """The figure as the root element of an SVG with classes in place of colours."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return with_classes(buffer.getvalue())

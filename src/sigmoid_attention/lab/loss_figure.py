@@ -7,15 +7,15 @@ from matplotlib.figure import Figure
 from sigmoid_attention.lab.figure import COLOURS, panels, styled
 from sigmoid_attention.training.loss_log import LossRow
 
-# More would be more bytes and no more to see.
+# More points would be invisible.
 POINTS = 600
 
 
 def loss_figure(rows: Sequence[LossRow]) -> Figure:
-    """Bits a byte by step; of a long run the means of neighbouring steps."""
+    """Bits per byte by step; in a long run means over neighbouring steps."""
     figure, (ax,) = panels(1)
-    together = -(-len(rows) // POINTS)
-    groups = [rows[start : start + together] for start in range(0, len(rows), together)]
+    group_size = -(-len(rows) // POINTS)
+    groups = [rows[i : i + group_size] for i in range(0, len(rows), group_size)]
     with styled():
         figure.set_size_inches(5.6, 3.4)
         ax.plot(
@@ -25,16 +25,16 @@ def loss_figure(rows: Sequence[LossRow]) -> Figure:
             linewidth=0.8,
             label="training",
         )
-        heldout = {row.step: row.heldout_bits_per_byte for row in rows}
-        tested = {step: bits for step, bits in heldout.items() if bits is not None}
+        all_steps = {row.step: row.heldout_bits_per_byte for row in rows}
+        heldout = {step: bits for step, bits in all_steps.items() if bits is not None}
         ax.plot(
-            list(tested),
-            list(tested.values()),
+            list(heldout),
+            list(heldout.values()),
             "o-",
             color=COLOURS["sigmoid"],
             label="held out",
         )
         ax.set_xlabel("step")
-        ax.set_ylabel("bits a byte")
+        ax.set_ylabel("bits per byte")
         ax.legend()
     return figure

@@ -1,6 +1,6 @@
 """The report of studies: a Markdown page with every finding, and one figure per study.
 
-The same rows always give the same bytes, so a page under version control changes only with them.
+The same rows give the same bytes, so that a page under version control changes only with its rows.
 """
 
 import json
@@ -22,9 +22,9 @@ HEADINGS = ("cell", "claim", "measured", "verdict", "because", "controls")
 
 @dataclass(frozen=True)
 class Answer:
-    """A study of which all tasks are done: what was measured, and what follows.
+    """A study whose tasks are all done: its results and its findings.
 
-    ``machines`` and ``cpu_seconds`` are those of the tasks, which may have run in several places.
+    ``machines`` and ``cpu_seconds`` are those of the tasks, which may have run on several machines.
     """
 
     study: Study
@@ -36,7 +36,7 @@ class Answer:
 
 
 def answer(study: Study, archive: Archive) -> Answer | None:
-    """The study's findings from its rows; None while tasks are missing, as its rule is of all."""
+    """The study's findings from its rows; None while tasks are missing, as its rule needs all."""
     tasks = study.tasks()
     try:
         tables = archive.tables(tasks)
@@ -51,10 +51,10 @@ def answer(study: Study, archive: Archive) -> Answer | None:
 
 
 def write(answers: Sequence[Answer], folder: Path, command: str) -> Path:
-    """Write the page and the figures of ``answers`` into ``folder``; where the page is.
+    """Write the page and the figures of ``answers`` into ``folder``; return the path of the page.
 
     Args:
-        command: what makes the rows of a study, with its name in place of ``{name}``.
+        command: the command that measures a study; ``{name}`` stands for its name.
 
     Raises:
         OSError: a file could not be written.
@@ -66,10 +66,10 @@ def write(answers: Sequence[Answer], folder: Path, command: str) -> Path:
 
 
 def publish(answers: Sequence[Answer], document: Path, command: str) -> Path:
-    """Write the same between the markers of a document, and figures in a folder of its name.
+    """Write the page between the markers of a document, and the figures in a folder of its name.
 
     Raises:
-        ValueError: the document is not there, or has no markers.
+        ValueError: the document does not exist, or has no markers.
         OSError: a file could not be written.
     """
     before, after = split_at_markers(document, BEGIN, END)
@@ -80,37 +80,37 @@ def publish(answers: Sequence[Answer], document: Path, command: str) -> Path:
 
 
 def _draw(answers: Sequence[Answer], folder: Path) -> None:
-    for one in answers:
+    for each in answers:
         with styled():
-            figure = one.study.draw(one.results)
-        write_whole(folder / _figure(one.study), svg(figure))
+            figure = each.study.draw(each.results)
+        write_whole(folder / _figure(each.study), svg(figure, each.study.title))
 
 
 def markdown(answers: Sequence[Answer], command: str, figures: str = "") -> str:
-    """An overview, then a section for each study; ``figures`` is what stands before their names."""
+    """An overview, then a section for each study; ``figures`` is their folder."""
     overview = [
-        [f"[{one.study.title}](#{one.study.name})", one.study.source, _counted(one.findings)]
-        for one in answers
+        [f"[{each.study.title}](#{each.study.name})", each.study.source, _counts(each.findings)]
+        for each in answers
     ]
     parts = [
         "Made by `sigmoid-attention` from the rows of the studies: what is typed in here is lost. "
         "Every verdict is computed by the rule that stands above its table.",
         _table(("study", "claim of", "verdicts"), overview),
-        *(_section(one, command.format(name=one.study.name), figures) for one in answers),
+        *(_section(each, command.format(name=each.study.name), figures) for each in answers),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _section(one: Answer, command: str, figures: str) -> str:
-    study = one.study
-    rows = [[getattr(finding, name) for name in HEADINGS] for finding in one.findings]
+def _section(answer: Answer, command: str, figures: str) -> str:
+    study = answer.study
+    rows = [[getattr(finding, name) for name in HEADINGS] for finding in answer.findings]
     parts = [
         f'<a id="{study.name}"></a>\n\n## {study.title}',
         f"**Claim.** {study.claim}",
         f"**Source.** {study.source}",
         f"**Rule.** {study.rule}",
-        f"**Command.** `{command}` ({one.tasks} tasks, {one.cpu_seconds:,.0f} CPU seconds on "
-        f"{' and '.join(one.machines)})",
+        f"**Command.** `{command}` ({answer.tasks} tasks, {answer.cpu_seconds:,.0f} CPU seconds on "
+        f"{' and '.join(answer.machines)})",
         _table(HEADINGS, rows),
         f"![{study.title}]({figures}{_figure(study)})",
     ]
@@ -126,8 +126,8 @@ def _machine(text: str) -> str:
     return f"{machine['processor']} ({machine['device']}, {machine['cores']} cores)"
 
 
-def _counted(findings: Sequence[Finding]) -> str:
-    """How often each verdict was given, the most frequent first."""
+def _counts(findings: Sequence[Finding]) -> str:
+    """The number of each verdict, the most frequent first."""
     verdicts = [finding.verdict for finding in findings]
     by_count = sorted(set(verdicts), key=lambda verdict: (-verdicts.count(verdict), verdict))
     return ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in by_count)
@@ -139,5 +139,5 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """On one line, and with bars that end no cell."""
+    """On one line, with escaped bars."""
     return " ".join(text.split()).replace("|", r"\|")

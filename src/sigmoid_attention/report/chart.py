@@ -1,41 +1,73 @@
-"""Small charts as inline SVG: two axes and the marks between them.
+"""Small charts: two axes and the marks between them, drawn by matplotlib.
 
-Colours are not written here: every mark carries the class of its arm, and the page's style sheet
-gives the class its ink, in light and in dark. The arms differ in more than colour: softmax is
-dashed with open circles, sigmoid solid with filled squares.
+The series differ in more than colour: each has dashes and markers of its own, softmax dashes and
+open circles, sigmoid a solid line and filled squares.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
-# One unit is one CSS pixel on a narrow phone, so that text has its true size there.
-WIDTH, HEIGHT = 368, 256
-TOP, RIGHT, BOTTOM = 30, 16, 44
-CHARACTER = 7.0  # the width of a digit at the style sheet's size for ticks
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from sigmoid_attention.lab.figure import DOTS_PER_INCH, drawing, pixels, themed
+from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
+from sigmoid_attention.lab.theme import PALETTE, inline
+
+# In pixels: one is a CSS pixel on a narrow phone, so that text has its true size there.
+WIDTH, HEIGHT = 368, 268
+TOP, RIGHT, BOTTOM = 44, 16, 44
+CHARACTER = 7.0  # the width of a digit at the size of the ticks' labels
+KEY_WIDTH, KEY_HEIGHT = 32, 14
+# By the role of a line: its width and opacity.
+LINE_ROLES = {"mean": (2.25, 1.0), "seed": (0.9, 0.5), "alone": (1.5, 0.75), "pair": (1.0, 0.45)}
+# Markers of about equal area: the size of each shape for a square of one pixel.
+MARKER_SIZES = {"s": 1.0, "o": 1.13, "D": 0.98, "^": 1.3, "v": 1.3, "X": 1.2, "P": 1.2}
+DOT_ROLES = {"mean": 8.0, "seed": 5.0}
 
 Form = Callable[[float], str]
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Series:
+    """What one kind of marks looks like: the palette's colour, dashes, and the marker's shape.
+
+    An `is_open` marker is filled with the colour of the page.
+    """
+
+    name: str
+    colour: str
+    dashes: tuple[float, ...] = ()
+    marker: str = "D"
+    is_open: bool = False
+
+    @property
+    def ink(self) -> str:
+        return PALETTE[self.colour].light
+
+
+ARM_SERIES = {
+    SOFTMAX: Series(SOFTMAX, "blue", (6, 3), "o", is_open=True),
+    SIGMOID: Series(SIGMOID, "vermilion", (), "s"),
+}
+# Sigmoid minus softmax.
+DIFFERENCE = Series("difference", "slate")
+
+
+@dataclass(frozen=True)
 class Axis:
-    """A range, its ticks with their labels, and how values are laid along it."""
+    """A range and its ticks with their labels."""
 
     title: str
     low: float
     high: float
     ticks: tuple[tuple[float, str], ...]
     log: bool = False
-
-    def fraction(self, value: float) -> float:
-        """Where `value` lies between `low` (0) and `high` (1)."""
-        if self.log:
-            # Zero has no place here and stands on the axis itself.
-            value = max(value, self.low)
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
 
 
 def linear_axis(values: Sequence[float], title: str, form: Form, *, tight: bool = False) -> Axis:
@@ -56,52 +88,31 @@ def log_axis(values: Sequence[float], title: str, form: Form, *, binary: bool = 
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.2, max(positive) * 1.2
     ticks: list[float] = []
-    if binary:
-        first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
-        ticks = [2.0**p for p in range(first, last + 1, max(last - first, 0) // 5 + 1)]
-    else:
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for steps in ((1,), (1, 3), (1, 2, 5)):
-            ticks = [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
-            if len(ticks) >= 3:
-                break
+    for digits in ((1.0,),) if binary else ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
+        locator = LogLocator(2 if binary else 10, digits, numticks=7)
+        ticks = [float(t) for t in locator.tick_values(low, high) if low <= t <= high]
+        if len(ticks) >= 3:
+            break
     if len(ticks) < 2:
         ticks = _round_ticks(low, high)
     return Axis(title, low, high, tuple((t, form(t)) for t in ticks), log=True)
 
 
 def ticked_axis(ticks: Sequence[tuple[float, str]], title: str, *, log: bool = False) -> Axis:
-    """An axis whose ticks are the measured places themselves (lengths, seeds, arms)."""
-    low, high = min(place for place, _ in ticks), max(place for place, _ in ticks)
+    """An axis with ticks at the measured positions themselves (lengths, seeds, arms)."""
+    low, high = min(at for at, _ in ticks), max(at for at, _ in ticks)
     if log:
-        return Axis(title, low / 1.35, high * 1.35, tuple(ticks), log=True)
+        return Axis(title, low / 1.6, high * 1.35, tuple(ticks), log=True)
     return Axis(title, low - 0.5, high + 0.5, tuple(ticks))
 
 
-@dataclass(frozen=True)
-class Frame:
-    """The plotting area of a panel: where a pair of values lies, in the picture's units."""
-
-    x: Axis
-    y: Axis
-
-    @property
-    def left(self) -> float:
-        return 12 + CHARACTER * max((len(label) for _, label in self.y.ticks), default=1)
-
-    @property
-    def right(self) -> float:
-        return WIDTH - RIGHT
-
-    @property
-    def bottom(self) -> float:
-        return HEIGHT - BOTTOM
-
-    def across(self, x: float) -> float:
-        return round(self.left + self.x.fraction(x) * (self.right - self.left), 1)
-
-    def down(self, y: float) -> float:
-        return round(self.bottom - self.y.fraction(y) * (self.bottom - TOP), 1)
+def _round_ticks(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten between `low` and `high`: three to seven."""
+    ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
+    slack = 1e-9 * (high - low)
+    # Rounded, so that 3 * 0.1 is labelled 0.3.
+    digits = max(0, 1 - math.floor(math.log10(ticks[1] - ticks[0])))
+    return [round(float(t), digits) for t in ticks if low - slack <= t <= high + slack]
 
 
 @dataclass(frozen=True)
@@ -110,25 +121,41 @@ class Line:
     "pair" (a faint link of two values)."""
 
     points: tuple[Point, ...]
-    arm: str
+    series: Series
     role: str
 
-    def svg(self, frame: Frame) -> str:
-        path = " ".join(f"{frame.across(x)},{frame.down(y)}" for x, y in self.points)
-        return f'<polyline class="line {self.arm} {self.role}" points="{path}"/>'
+    def draw(self, ax: Axes) -> None:
+        x, y = _on_axes(ax, self.points)
+        width, opacity = LINE_ROLES[self.role]
+        (line,) = ax.plot(x, y, color=self.series.ink, linewidth=width, alpha=opacity)
+        if self.series.dashes:
+            # In pixels, as matplotlib counts in widths of the line.
+            line.set_dashes([length / width for length in self.series.dashes])
+        line.set_gid(f"line {self.series.name} {self.role}")
 
 
 @dataclass(frozen=True)
-class Dot:
-    """One value; the marker's shape is the arm's, its size that of a "seed" or a "mean"."""
+class Dots:
+    """Single values; the marker's shape is the series', its size that of a "seed" or a "mean"."""
 
-    x: float
-    y: float
-    arm: str
+    points: tuple[Point, ...]
+    series: Series
     role: str
 
-    def svg(self, frame: Frame) -> str:
-        return marker(frame.across(self.x), frame.down(self.y), self.arm, self.role)
+    def draw(self, ax: Axes) -> None:
+        x, y = _on_axes(ax, self.points)
+        (dots,) = ax.plot(
+            x,
+            y,
+            self.series.marker,
+            color=self.series.ink,
+            alpha=1.0 if self.role == "mean" or self.series.is_open else 0.75,
+            markersize=DOT_ROLES[self.role] * MARKER_SIZES[self.series.marker],
+            markeredgewidth=1.6 if self.series.is_open else 0.0,
+        )
+        if self.series.is_open:
+            dots.set_markerfacecolor(PALETTE["paper"].light)
+        dots.set_gid(f"dots {self.series.name} {self.role}")
 
 
 @dataclass(frozen=True)
@@ -138,12 +165,13 @@ class Whisker:
     x: float
     low: float
     high: float
-    arm: str
+    series: Series
 
-    def svg(self, frame: Frame) -> str:
-        x, bottom, top = frame.across(self.x), frame.down(self.low), frame.down(self.high)
-        caps = f"M{x - 4:.1f},{bottom}h8M{x - 4:.1f},{top}h8"
-        return f'<path class="whisker {self.arm}" d="M{x},{bottom}V{top}{caps}"/>'
+    def draw(self, ax: Axes) -> None:
+        x, y = _on_axes(ax, ((self.x, self.low), (self.x, self.high)))
+        ink = self.series.ink
+        (bar,) = ax.plot(x, y, "_-", color=ink, linewidth=1.5, markersize=8, markeredgewidth=1.5)
+        bar.set_gid(f"whisker {self.series.name}")
 
 
 @dataclass(frozen=True)
@@ -152,24 +180,31 @@ class Rule:
 
     y: float
 
-    def svg(self, frame: Frame) -> str:
-        return f'<path class="rule" d="M{frame.left},{frame.down(self.y)}H{frame.right}"/>'
+    def draw(self, ax: Axes) -> None:
+        ax.axhline(self.y, color=PALETTE["quiet"].light, linewidth=1.25, zorder=1.5, gid="rule")
 
 
 @dataclass(frozen=True)
 class Note:
-    """A few characters above a point, to its left, where a rising curve leaves room."""
+    """A few characters above a point, to its left, where a rising curve leaves space."""
 
     x: float
     y: float
     text: str
 
-    def svg(self, frame: Frame) -> str:
-        x, y = frame.across(self.x) + 8, frame.down(self.y) - 9
-        return f'<text class="note" x="{x:.1f}" y="{y:.1f}">{escape(self.text)}</text>'
+    def draw(self, ax: Axes) -> None:
+        ax.annotate(
+            self.text,
+            (self.x, self.y),
+            (8, 9),
+            textcoords="offset points",
+            horizontalalignment="right",
+            color=PALETTE["ink"].light,
+            gid="note",
+        )
 
 
-Mark = Line | Dot | Whisker | Rule | Note
+Mark = Line | Dots | Whisker | Rule | Note
 
 
 @dataclass(frozen=True)
@@ -184,52 +219,77 @@ class Panel:
 
     def svg(self) -> str:
         """The panel as one `<svg>` element that scales with its box."""
-        frame = Frame(self.x, self.y)
-        label = escape(f"{self.title}. {self.description}", quote=True)
-        parts = [
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
-            f'<text class="title" x="0" y="13">{escape(self.title)}'
-            f'<tspan class="unit" dx="8">{escape(self.y.title)}</tspan></text>',
-        ]
-        for value, text in self.y.ticks:
-            y = frame.down(value)
-            parts.append(f'<path class="grid" d="M{frame.left},{y}H{frame.right}"/>')
-            parts.append(f'<text class="tick y" x="{frame.left - 6}" y="{y + 4:.1f}">{text}</text>')
-        base = frame.bottom
-        parts.append(f'<path class="axis" d="M{frame.left},{base}H{frame.right}"/>')
-        for value, text in self.x.ticks:
-            x = frame.across(value)
-            parts.append(f'<path class="axis" d="M{x},{base}v4"/>')
-            parts.append(f'<text class="tick x" x="{x}" y="{base + 17}">{escape(text)}</text>')
-        parts.append(
-            f'<text class="unit x" x="{frame.right}" y="{HEIGHT - 6}">{escape(self.x.title)}</text>'
-        )
-        parts.extend(mark.svg(frame) for mark in self.marks)
-        return "\n".join([*parts, "</svg>"])
+        figure = pixels(WIDTH, HEIGHT)
+        with drawing():
+            self.draw(figure)
+            return inline(themed(figure), f"{self.title}. {self.description}")
+
+    def draw(self, figure: Figure, across: float = 0, down: float = 0) -> None:
+        """Draw the panel into a figure; its upper left corner is there, in pixels."""
+
+        def write(x: float, y: float, text: str, **style: Any) -> None:
+            write_text(figure, across + x, down + y, text, **style)
+
+        write(0, 13, self.title, gid="title", size=13, weight="bold", color=PALETTE["ink"].light)
+        write(0, 30, self.y.title)
+        write(WIDTH - RIGHT, HEIGHT - 6, self.x.title, horizontalalignment="right")
+        ax = self._axes(figure, across, down)
+        for mark in self.marks:
+            mark.draw(ax)
+        for artist in (*ax.lines, *ax.texts, *ax.get_ygridlines()):
+            # A mark at the edge is drawn in full.
+            artist.set_clip_on(False)
+
+    def _axes(self, figure: Figure, across: float, down: float) -> Axes:
+        left = 12 + CHARACTER * max((len(label) for _, label in self.y.ticks), default=1)
+        box = across + left, down + TOP, WIDTH - RIGHT - left, HEIGHT - BOTTOM - TOP
+        ax = figure.add_axes(_fractions(figure, *box), facecolor="none")
+        scales = ["log" if axis.log else "linear" for axis in (self.x, self.y)]
+        ax.set(xscale=scales[0], yscale=scales[1])
+        for axis, values in ((ax.xaxis, self.x), (ax.yaxis, self.y)):
+            axis.set_minor_locator(NullLocator())
+            axis.set_ticks([at for at, _ in values.ticks], [label for _, label in values.ticks])
+            for label in axis.get_ticklabels():
+                label.set_gid(f"tick {axis.axis_name}")
+        ax.set_xlim(self.x.low, self.x.high)
+        ax.set_ylim(self.y.low, self.y.high)
+        return ax
 
 
-def marker(x: float, y: float, arm: str, role: str) -> str:
-    """A marker around a point of the picture: softmax an open circle, sigmoid a filled square.
-
-    What belongs to neither is a diamond.
-    """
-    size = 4.0 if role == "mean" else 2.5
-    if arm == "softmax":
-        return f'<circle class="dot softmax {role}" cx="{x}" cy="{y}" r="{size + 0.5}"/>'
-    if arm == "sigmoid":
-        corner = f'x="{x - size:.1f}" y="{y - size:.1f}"'
-        return f'<rect class="dot sigmoid {role}" {corner} width="{2 * size}" height="{2 * size}"/>'
-    half = size + 1.5
-    diamond = f"M{x},{y - half:.1f}l{half},{half}l{-half},{half}l{-half},{-half}z"
-    return f'<path class="dot {arm} {role}" d="{diamond}"/>'
+def key_svg(series: Series) -> str:
+    """The series' line and marker, for a legend."""
+    figure = pixels(KEY_WIDTH, KEY_HEIGHT)
+    with drawing():
+        draw_key(figure, 0, 0, series)
+        return inline(themed(figure))
 
 
-def _round_ticks(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten between `low` and `high`: four to eight."""
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    # Rounded, so that 3 * 0.1 is labelled 0.3.
-    digits = max(0, 1 - math.floor(math.log10(step)))
-    return [round(i * step, digits) for i in range(first, last + 1)]
+def draw_key(figure: Figure, across: float, down: float, series: Series) -> None:
+    """Draw the series' line and marker, KEY_WIDTH x KEY_HEIGHT pixels, at that corner."""
+    ax = figure.add_axes(_fractions(figure, across, down, KEY_WIDTH, KEY_HEIGHT))
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.set_axis_off()
+    Line(((0.0, 0.5), (1.0, 0.5)), series, "mean").draw(ax)
+    Dots(((0.5, 0.5),), series, "mean").draw(ax)
+    for artist in ax.lines:
+        artist.set_clip_on(False)
+
+
+def _on_axes(ax: Axes, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
+    """The coordinates; on a logarithmic axis zero is drawn at the lower end."""
+    x, y = np.array(points, dtype=float).reshape(-1, 2).T
+    return x, np.maximum(y, ax.get_ylim()[0]) if ax.get_yscale() == "log" else y
+
+
+def write_text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+    """Text with its baseline so many pixels from the figure's upper left corner."""
+    x, y, _, _ = _fractions(figure, x, y, 0, 0)
+    figure.text(x, y, text, verticalalignment="baseline", **style)
+
+
+def _fractions(
+    figure: Figure, x: float, y: float, width: float, height: float
+) -> tuple[float, float, float, float]:
+    """A box in matplotlib's coordinates; `x` and `y` are those of its upper left corner."""
+    across, down = figure.get_size_inches() * DOTS_PER_INCH
+    return x / across, 1 - (y + height) / down, width / across, height / down

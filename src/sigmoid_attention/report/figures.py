@@ -1,4 +1,4 @@
-"""The report's figures: which values each shows, and what its reader should look at."""
+"""The figures of the report: the values in each, and a caption that says how to read them."""
 
 import math
 from collections.abc import Callable
@@ -8,21 +8,21 @@ from sigmoid_attention.lab.rows import ARMS, NONE, SIGMOID, SOFTMAX
 from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.report.chart import Panel, linear_axis, log_axis
 from sigmoid_attention.report.format import difference, plain, quantity, signed
-from sigmoid_attention.report.measured import Curve, Measured, along, curves, gap
+from sigmoid_attention.report.measured import Curve, Measured, curve_differences, curves, scaled_x
 from sigmoid_attention.report.panels import (
-    apart_panel,
     arms_panel,
     cost_panel,
     curves_panel,
-    finals_panel,
-    gap_panel,
+    difference_curves_panel,
+    difference_panel,
+    final_accuracy_panel,
     lengths_panels,
     percent,
 )
 from sigmoid_attention.studies.compare.standing import reading, solved_by
 from sigmoid_attention.studies.compare.summary import COURSE, EQUAL_TIME, LOSS, STEP
 
-# Of a curve; more would not be told apart at this size.
+# Of a curve; more could not be distinguished at this size.
 MOST_POINTS = 80
 MOST_LAYERS = 4
 
@@ -36,10 +36,10 @@ COSTS = {
 
 
 @dataclass(frozen=True)
-class Figure:
-    """Panels under one title and caption; `absent` says in words what has no values.
+class ReportFigure:
+    """Panels under one title and caption; `absent` holds sentences on what has no values.
 
-    A line of the caption is a paragraph.
+    Each line of the caption is a paragraph.
     """
 
     name: str
@@ -49,26 +49,26 @@ class Figure:
     absent: tuple[str, ...] = ()
 
 
-def figures(measured: Measured) -> list[Figure]:
-    """All figures of the report, in its order; one without panels has only words to show."""
+def figures(measured: Measured) -> list[ReportFigure]:
+    """All figures of the report, in its order; one without panels has only words."""
     return [draw(measured) for draw in FIGURES]
 
 
-def validation(measured: Measured) -> Figure:
+def validation(measured: Measured) -> ReportFigure:
     """Validation loss of every seed at the training length, and the paired difference."""
     panels: list[Panel] = []
     if lengths := measured.lengths(LOSS):
         n = lengths[0]
-        at = {
+        losses = {
             arm: {v.seed: v.value for v in measured.values(LOSS, arm) if v.length == n}
             for arm in ARMS
         }
-        panels.append(arms_panel(at, measured.intervals(LOSS, n)))
-        shared = sorted(at[SOFTMAX].keys() & at[SIGMOID].keys())
+        panels.append(arms_panel(losses, measured.intervals(LOSS, n)))
+        shared = sorted(losses[SOFTMAX].keys() & losses[SIGMOID].keys())
         if shared:
-            paired = {seed: at[SIGMOID][seed] - at[SOFTMAX][seed] for seed in shared}
-            panels.append(apart_panel(paired, measured.apart(LOSS, n)))
-    return Figure(
+            differences = {seed: losses[SIGMOID][seed] - losses[SOFTMAX][seed] for seed in shared}
+            panels.append(difference_panel(differences, measured.difference(LOSS, n)))
+    return ReportFigure(
         "validation",
         "Loss on held-out text",
         "A link joins the two runs of one seed, which began from the same weights and read the "
@@ -79,40 +79,36 @@ def validation(measured: Measured) -> Figure:
     )
 
 
-def training(measured: Measured) -> Figure:
-    """Held-out loss on the way over tokens and over seconds, its gap, and the training loss."""
+def training(measured: Measured) -> ReportFigure:
+    """Held-out loss during training by tokens and by seconds, its difference, and training loss."""
     panels: list[Panel] = []
     tokens = measured.tokens_per_step
     held_out = _curves(measured, COURSE, bins=10**9)
     seconds = {arm: measured.means(STEP, arm).get(NONE) for arm in held_out}
     if held_out and tokens:
-        y_axis = linear_axis(_heights(held_out), "bits per byte", plain)
-        over_tokens = {arm: along(of, tokens) for arm, of in held_out.items()}
-        panels.append(
-            curves_panel("Held-out text", over_tokens, y_axis, _bits, along="tokens read")
-        )
+        y_axis = linear_axis(_y_values(held_out), "bits per byte", plain)
+        over_tokens = {arm: scaled_x(of, tokens) for arm, of in held_out.items()}
+        panels.append(curves_panel("Held-out text", over_tokens, y_axis, _bits, "tokens read"))
         if all(seconds.values()):
-            over_time = {arm: along(of, seconds[arm] or 0.0) for arm, of in held_out.items()}
-            panels.append(
-                curves_panel(
-                    "Held-out text, by time", over_time, y_axis, _bits, along="seconds of training"
-                )
-            )
-        apart = gap(over_tokens.get(SIGMOID, {}), over_tokens.get(SOFTMAX, {}))
-        if apart and all(apart.values()):
-            panels.append(gap_panel(apart, "bits per byte", along="tokens read"))
+            over_time = {arm: scaled_x(of, seconds[arm] or 0.0) for arm, of in held_out.items()}
+            title, along = "Held-out text, by time", "seconds of training"
+            panels.append(curves_panel(title, over_time, y_axis, _bits, along))
+        differences = curve_differences(over_tokens.get(SIGMOID, {}), over_tokens.get(SOFTMAX, {}))
+        if differences and all(differences.values()):
+            panels.append(difference_curves_panel(differences, "bits per byte", "tokens read"))
     learning = _curves(measured, TRAINING_LOSS)
     if learning and tokens:
-        y_axis = linear_axis(_heights(learning), "bits per byte", plain)
-        learning = {arm: along(of, tokens) for arm, of in learning.items()}
-        panels.append(curves_panel("Training text", learning, y_axis, _bits, along="tokens read"))
-    return Figure(
+        y_axis = linear_axis(_y_values(learning), "bits per byte", plain)
+        learning = {arm: scaled_x(of, tokens) for arm, of in learning.items()}
+        panels.append(curves_panel("Training text", learning, y_axis, _bits, "tokens read"))
+    return ReportFigure(
         "training",
         "Loss during training",
         "\n".join(
             [
-                "On the way both arms read the same pieces of the held-out text; the numbers above "
-                "are from all of it. Where the gap is above zero, sigmoid attention is behind.",
+                "During training both arms are tested on the same pieces of the held-out text; the "
+                "numbers above are from all of it. Where the difference is above zero, sigmoid "
+                "attention is behind.",
                 *_trend(measured.late_change),
                 *_equal_time(measured),
             ]
@@ -127,21 +123,23 @@ def training(measured: Measured) -> Figure:
 
 
 def _trend(change: Interval) -> list[str]:
-    """Whether the gap was closing when training ended."""
+    """Whether the difference was shrinking when training ended."""
     if not change.bounded:
         return []
     around = f"{signed(change.mean)}, 95% interval {signed(change.low)} to {signed(change.high)}"
     if change.low <= 0 <= change.high:
-        return [f"In the second half of training the gap did not change measurably ({around})."]
-    way = "lost" if change.mean > 0 else "gained"
+        return [
+            f"In the second half of training the difference did not change measurably ({around})."
+        ]
+    verb = "lost" if change.mean > 0 else "gained"
     return [
-        f"In the second half of training sigmoid attention {way} {abs(change.mean):.2g} bits per "
+        f"In the second half of training sigmoid attention {verb} {abs(change.mean):.2g} bits per "
         f"byte on softmax ({around})."
     ]
 
 
 def _equal_time(measured: Measured) -> list[str]:
-    """Who is ahead at equal time, from the summary's row of it."""
+    """Which arm is ahead at equal time, from the summary's row of it."""
     row = measured.row(EQUAL_TIME)
     if row is None or not row.difference.n:
         return []
@@ -149,52 +147,53 @@ def _equal_time(measured: Measured) -> list[str]:
     faster, slower = sorted(ARMS, key=lambda arm: step[arm])
     end = max(v.step for v in measured.values(COURSE, faster))
     seconds = end * step[faster]
-    apart, around = difference(row.difference, row.unit, row.kind)
+    amount, around = difference(row.difference, row.unit, row.kind)
     return [
         f"At equal time, after {seconds:.3g} s, {faster} has done all {end:,} steps and {slower} "
         f"{round(seconds / step[slower]):,}. Then sigmoid attention needs "
         f"{_bits(row.sigmoid.mean)} bits per byte and softmax {_bits(row.softmax.mean)}: "
-        f"{reading(row).words.lower()} ({apart}{f', {around}' if around else ''}). The slower arm "
-        "has not ended its learning-rate schedule then, which counts against it."
+        f"{reading(row).words.lower()} ({amount}{f', {around}' if around else ''}). The slower arm "
+        "has not reached the end of its learning-rate schedule then, which is a disadvantage."
     ]
 
 
-def longer(measured: Measured) -> Figure:
+def longer(measured: Measured) -> ReportFigure:
     """Validation loss at the training length and at multiples of it."""
     several = len(measured.lengths(LOSS)) > 1
-    return Figure(
+    return ReportFigure(
         "longer",
         "Reading beyond the training length",
-        "Trained at the leftmost length, then asked to read more at once. Look whether one arm "
-        "rises where the other stays flat: a sigmoid does not normalise, so what a row adds up "
-        "grows with its length unless the bias or the positions hold it.",
+        "Trained at the leftmost length, then tested on longer sequences. Look whether one arm "
+        "rises where the other stays flat: a sigmoid does not normalise, so the sum of a row "
+        "grows with its length unless the bias or the positions limit it.",
         tuple(lengths_panels(measured, LOSS)) if several else (),
         () if several else ("Loss beyond the training length: not measured.",),
     )
 
 
-def retrieval(measured: Measured) -> Figure:
+def retrieval(measured: Measured) -> ReportFigure:
     """Accuracy of associative recall and of copying, over training and at its end."""
     panels: list[Panel] = []
-    # Every held-out test is shown: they are few, and averaging would round off sudden learning.
-    found = {metric: _curves(measured, metric, bins=10**9) for metric in TASKS}
-    found = {metric: by_arm for metric, by_arm in found.items() if by_arm}
-    for metric, by_arm in found.items():
-        y_axis = linear_axis([0.0, 1.0], "answers right", percent)
+    # Every held-out test is shown: they are few, and averaging would hide sudden learning.
+    accuracy = {metric: _curves(measured, metric, bins=10**9) for metric in TASKS}
+    accuracy = {metric: by_arm for metric, by_arm in accuracy.items() if by_arm}
+    for metric, by_arm in accuracy.items():
+        y_axis = linear_axis([0.0, 1.0], "right answers", percent)
         name, averaged = TASKS[metric].capitalize(), not measured.solved(metric)
         panels.append(curves_panel(name, by_arm, y_axis, percent, averaged=averaged))
-    if found:
+    if accuracy:
         ends = [
             {arm: [curve[-1][1] for curve in of.values()] for arm, of in by_arm.items()}
-            for by_arm in found.values()
+            for by_arm in accuracy.values()
         ]
-        intervals = [measured.intervals(metric) for metric in found]
-        panels.append(finals_panel([TASKS[metric] for metric in found], ends, intervals))
-    return Figure(
+        intervals = [measured.intervals(metric) for metric in accuracy]
+        tasks = [TASKS[metric] for metric in accuracy]
+        panels.append(final_accuracy_panel(tasks, ends, intervals))
+    return ReportFigure(
         "retrieval",
         "Retrieval",
-        "Models of their own, trained on made-up sequences and tested on others: to give the "
-        "value that once followed a key (recall), and to repeat what came before (copying). "
+        "Separate models, trained on synthetic sequences and tested on others: to give the "
+        "value that followed a key earlier (recall), and to repeat earlier tokens (copying). "
         "Published follow-ups suspect that sigmoid attention loses here at equal loss. Look at "
         "the height reached and at how many steps it takes to get there.",
         tuple(panels),
@@ -210,14 +209,14 @@ def _solved(measured: Measured, metric: str, task: str) -> list[str]:
     if solved is None:
         return []
     return [
-        f"{task.capitalize()}: some seeds solve it and others do not begin to. A mean would "
-        "describe none of them, so every seed has its line and there is no mean. Under softmax it "
+        f"{task.capitalize()}: some seeds solve it and others learn nothing. A mean would "
+        "describe none of them, so every seed has a line and there is no mean. Under softmax it "
         f"is solved by {solved.softmax} of {solved.seeds} seeds, under sigmoid attention by "
         f"{solved.sigmoid} ({solved_by(solved)})."
     ]
 
 
-def norms(measured: Measured) -> Figure:
+def norms(measured: Measured) -> ReportFigure:
     """The attention branch's output by step and layer."""
     return _by_layer(
         measured,
@@ -232,7 +231,7 @@ def norms(measured: Measured) -> Figure:
     )
 
 
-def masses(measured: Measured) -> Figure:
+def masses(measured: Measured) -> ReportFigure:
     """The mean sum of a row's weights by step and layer."""
     return _by_layer(
         measured,
@@ -247,7 +246,7 @@ def masses(measured: Measured) -> Figure:
     )
 
 
-def largest(measured: Measured) -> Figure:
+def largest(measured: Measured) -> ReportFigure:
     """The largest weight by step and layer."""
     return _by_layer(
         measured,
@@ -268,9 +267,9 @@ def _by_layer(
     title: str,
     caption: str,
     metric: str,
-    called: str,
+    metric_name: str,
     unit: str,
-) -> Figure:
+) -> ReportFigure:
     """A figure with a panel for each layer, or for some, on one logarithmic scale."""
     layers = measured.layers(metric)
     kept = min(len(layers), MOST_LAYERS)
@@ -278,26 +277,26 @@ def _by_layer(
     by_layer = {layer: _curves(measured, metric, layer=layer) for layer in shown}
     panels: list[Panel] = []
     if shown:
-        sizes = [y for by_arm in by_layer.values() for y in _heights(by_arm)]
+        sizes = [y for by_arm in by_layer.values() for y in _y_values(by_arm)]
         y_axis = log_axis(sizes, unit, plain)
         for layer, by_arm in by_layer.items():
             layer_title = f"Layer {layer + 1} of {layers[-1] + 1}"
             panels.append(curves_panel(layer_title, by_arm, y_axis, plain))
-    return Figure(
+    return ReportFigure(
         name,
         title,
         f"{caption} All panels share one logarithmic scale.",
         tuple(panels),
-        (*measured.absent(metric, called), *measured.fewer_seeds(metric, TRAINING_LOSS)),
+        (*measured.absent(metric, metric_name), *measured.fewer_seeds(metric, TRAINING_LOSS)),
     )
 
 
-def operator(measured: Measured) -> Figure:
+def operator(measured: Measured) -> ReportFigure:
     """Time and memory of the attention operator alone, by sequence length."""
-    return Figure(
+    return ReportFigure(
         "operator",
         "Cost of the operator",
-        "Attention alone, on the same tensors and by turns; softmax is torch’s own fused operator. "
+        "Attention alone, in alternation on the same tensors; softmax is torch’s fused operator. "
         "Both axes are logarithmic. The figure above each pair is sigmoid divided by softmax: "
         "above 1× sigmoid costs more. Look at the lengths that you train at. Memory is that of "
         "tensors; on a CPU the working arrays inside a fused operator are not counted.",
@@ -314,7 +313,7 @@ def operator(measured: Measured) -> Figure:
     )
 
 
-FIGURES: tuple[Callable[[Measured], Figure], ...] = (
+FIGURES: tuple[Callable[[Measured], ReportFigure], ...] = (
     validation,
     training,
     longer,
@@ -342,7 +341,7 @@ def _baseline(measured: Measured) -> tuple[str, ...]:
     return (f"For scale: a table of byte pairs reaches {bits} bits per byte without attention.",)
 
 
-def _heights(by_arm: dict[str, dict[int, Curve]]) -> list[float]:
+def _y_values(by_arm: dict[str, dict[int, Curve]]) -> list[float]:
     return [y for of in by_arm.values() for curve in of.values() for _, y in curve]
 
 

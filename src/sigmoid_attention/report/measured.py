@@ -1,4 +1,4 @@
-"""The rows of a comparison as the figures want them: by metric, arm and seed, in order."""
+"""The rows of a comparison for the figures: by metric, arm and seed, in order."""
 
 import math
 from collections import defaultdict
@@ -39,11 +39,11 @@ class Measured:
                 self._not_finite[metric, arm].add(value.seed)
         for values in self._values.values():
             values.sort()
-        # Bits per byte of a table of byte pairs: what needs no attention at all.
+        # Bits per byte of a table of byte pairs, a model without attention.
         self.baseline: float = baseline_bits(comparison.rows)
         self.late_change: Interval = late_change_of_gap(comparison.rows)
         text = comparison.setting.get("text", {})
-        # Of a step of the training on text, in either arm; 0 where the setting does not say.
+        # Tokens in one step of the training on text, the same in both arms; 0 if not recorded.
         self.tokens_per_step: int = text.get("batch_size", 0) * text.get("model", {}).get(
             "max_seq_len", 0
         )
@@ -51,8 +51,8 @@ class Measured:
 
     def values(self, metric: str, arm: str, *, layer: int | None = None) -> list[Value]:
         """Every value of a metric and an arm, or those of one layer, by seed and step."""
-        found = self._values.get((metric, arm), [])
-        return found if layer is None else [v for v in found if v.layer == layer]
+        values = self._values.get((metric, arm), [])
+        return values if layer is None else [v for v in values if v.layer == layer]
 
     def arms(self, metric: str) -> list[str]:
         """The arms that have values of this metric."""
@@ -71,57 +71,57 @@ class Measured:
         return sorted({v.seed for arm in ARMS for v in self.values(metric, arm)})
 
     def row(self, metric: str, length: int = NONE) -> SummaryRow | None:
-        """The summary's row of a metric, if it has one."""
+        """The row of a metric in the summary, if there is one."""
         return self._summary.get((metric, length))
 
     def solved(self, metric: str) -> Solved | None:
-        """How many seeds solved a task, where that is what is compared."""
+        """How many seeds solved a task, if the arms are compared by that number."""
         row = self.row(metric)
         return row.solved if row else None
 
     def intervals(self, metric: str, length: int = NONE) -> dict[str, Interval]:
-        """Each arm's mean and interval as the summary has them; empty where no mean is shown."""
+        """The mean and interval of each arm in the summary; empty where no mean is shown."""
         row = self.row(metric, length)
         return {SOFTMAX: row.softmax, SIGMOID: row.sigmoid} if row and not row.solved else {}
 
     def means(self, metric: str, arm: str) -> dict[int, float]:
-        """The arm's mean by length: the summary's, or else that of the values themselves."""
+        """The mean of an arm by length: from the summary, or else of the values themselves."""
         by_length: dict[int, list[float]] = defaultdict(list)
         for value in self.values(metric, arm):
             by_length[value.length].append(value.value)
-        known = {n: self.intervals(metric, n).get(arm) for n in by_length}
+        intervals = {n: self.intervals(metric, n).get(arm) for n in by_length}
         return {
-            n: found.mean if (found := known[n]) and found.n else mean(by_length[n])
+            n: interval.mean if (interval := intervals[n]) and interval.n else mean(by_length[n])
             for n in sorted(by_length)
         }
 
-    def apart(self, metric: str, length: int = NONE) -> Interval | None:
-        """How far the arms lie apart as the summary has it."""
+    def difference(self, metric: str, length: int = NONE) -> Interval | None:
+        """The difference of the arms in the summary."""
         row = self.row(metric, length)
         return row.difference if row else None
 
     def absent(self, metric: str, name: str) -> tuple[str, ...]:
-        """What a figure of this metric lacks, in words that call the metric `name`."""
+        """Sentences on the values that this metric lacks; `name` is the metric in words."""
         present = self.arms(metric)
-        called = name[0].upper() + name[1:]
+        subject = name[0].upper() + name[1:]
         notes = [
-            f"{called}, {arm}, {_seeds(seeds)}: the value was not finite."
+            f"{subject}, {arm}, {_seeds(seeds)}: the value was not finite."
             for arm in ARMS
             if (seeds := self._not_finite.get((metric, arm)))
         ]
         if not present and not notes:
-            return (f"{called}: not measured.",)
+            return (f"{subject}: not measured.",)
         lacking = [arm for arm in ARMS if arm not in present and not self._not_finite[metric, arm]]
-        return (*notes, *(f"{called}: {arm} has none." for arm in lacking))
+        return (*notes, *(f"{subject}: {arm} has none." for arm in lacking))
 
     def fewer_seeds(self, metric: str, than: str) -> tuple[str, ...]:
-        """Whether this metric was recorded with fewer seeds than another, in words."""
+        """A sentence if this metric was recorded with fewer seeds than another."""
         seeds = self.seeds(metric)
         fewer = 0 < len(seeds) < len(self.seeds(than))
         return (f"Recorded with {_seeds(seeds)} only.",) if fewer else ()
 
     def cut_short(self, metric: str) -> tuple[str, ...]:
-        """Which runs ended before the others, in words."""
+        """Sentences on the runs that ended before the others."""
         last = {
             (arm, seed): max(v.step for v in self.values(metric, arm) if v.seed == seed)
             for arm in ARMS
@@ -155,27 +155,27 @@ def curves(values: Sequence[Value], *, bins: int) -> dict[int, Curve]:
     }
 
 
-def along(of: Mapping[int, Curve], factor: float) -> dict[int, Curve]:
-    """The curves over what every step takes `factor` of, such as tokens or seconds."""
-    return {seed: tuple((factor * x, y) for x, y in curve) for seed, curve in of.items()}
+def scaled_x(curves: Mapping[int, Curve], factor: float) -> dict[int, Curve]:
+    """The curves with x multiplied by `factor`, such as the tokens or seconds of a step."""
+    return {seed: tuple((factor * x, y) for x, y in curve) for seed, curve in curves.items()}
 
 
-def mean_curve(of: Mapping[int, Curve]) -> Curve:
-    """The mean over the seeds, at the places that all of them reached."""
-    by_place: dict[float, list[float]] = defaultdict(list)
-    for curve in of.values():
+def mean_curve(curves: Mapping[int, Curve]) -> Curve:
+    """The mean over the seeds, at each x that all of them reached."""
+    by_x: dict[float, list[float]] = defaultdict(list)
+    for curve in curves.values():
         for x, y in curve:
-            by_place[x].append(y)
-    return tuple((x, mean(ys)) for x, ys in sorted(by_place.items()) if len(ys) == len(of))
+            by_x[x].append(y)
+    return tuple((x, mean(ys)) for x, ys in sorted(by_x.items()) if len(ys) == len(curves))
 
 
-def gap(upper: Mapping[int, Curve], lower: Mapping[int, Curve]) -> dict[int, Curve]:
-    """`upper` minus `lower`, paired by seed, where both have a value."""
-    paired = {}
-    for seed in sorted(upper.keys() & lower.keys()):
-        base = dict(lower[seed])
-        paired[seed] = tuple((x, y - base[x]) for x, y in upper[seed] if x in base)
-    return paired
+def curve_differences(left: Mapping[int, Curve], right: Mapping[int, Curve]) -> dict[int, Curve]:
+    """`left` minus `right`, paired by seed, where both have a value."""
+    differences = {}
+    for seed in sorted(left.keys() & right.keys()):
+        y_right = dict(right[seed])
+        differences[seed] = tuple((x, y - y_right[x]) for x, y in left[seed] if x in y_right)
+    return differences
 
 
 def mean(values: Iterable[float]) -> float:

@@ -1,4 +1,4 @@
-"""The kinds of panel that the figures are put together from."""
+"""The kinds of panel in the report's figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,14 +6,17 @@ from dataclasses import replace
 from sigmoid_attention.lab.rows import ARMS, SIGMOID, SOFTMAX
 from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.report.chart import (
+    ARM_SERIES,
+    DIFFERENCE,
     Axis,
-    Dot,
+    Dots,
     Form,
     Line,
     Mark,
     Note,
     Panel,
     Rule,
+    Series,
     Whisker,
     linear_axis,
     log_axis,
@@ -22,187 +25,222 @@ from sigmoid_attention.report.chart import (
 from sigmoid_attention.report.format import compact, plain, quantity, signed, tick, token_count
 from sigmoid_attention.report.measured import Curve, Measured, mean, mean_curve
 
-# The class of a mark that belongs to no arm but to how far the two lie apart.
-APART = "difference"
-# Side by side where both arms stand at the same place.
+# Where both arms have the same x, softmax is drawn to its left and sigmoid to its right.
 SIDE = {SOFTMAX: -1.0, SIGMOID: 1.0}
+DIFFERENCE_TITLE = "Sigmoid − softmax"
 
 Curves = Mapping[int, Curve]
 
 
-def arms_panel(at: Mapping[str, Mapping[int, float]], intervals: Mapping[str, Interval]) -> Panel:
-    """Both arms' values by seed, linked where they share one, with mean and interval beside."""
-    place = {SOFTMAX: 0.0, SIGMOID: 1.0}
+def arms_panel(
+    values: Mapping[str, Mapping[int, float]], intervals: Mapping[str, Interval]
+) -> Panel:
+    """The values of both arms by seed, linked where they share a seed, and mean and interval."""
+    x_of = {SOFTMAX: 0.0, SIGMOID: 1.0}
     marks: list[Mark] = [
-        Line(((0.0, at[SOFTMAX][seed]), (1.0, at[SIGMOID][seed])), APART, "pair")
-        for seed in sorted(at[SOFTMAX].keys() & at[SIGMOID].keys())
+        Line(((0.0, values[SOFTMAX][seed]), (1.0, values[SIGMOID][seed])), DIFFERENCE, "pair")
+        for seed in sorted(values[SOFTMAX].keys() & values[SIGMOID].keys())
     ]
-    for arm in ARMS:
-        marks += [Dot(place[arm], y, arm, "seed") for y in at[arm].values()]
-        marks += with_interval(place[arm] + 0.2 * SIDE[arm], intervals.get(arm), arm)
-    y_axis = linear_axis(heights(marks), "bits per byte", plain)
-    said = [f"{arm} {quantity(mean(at[arm].values()), 'bits/byte')}" for arm in ARMS if at[arm]]
-    ticks = [(x, arm) for arm, x in place.items()]
-    return Panel("Each seed", ticked_axis(ticks, ""), y_axis, tuple(marks), _say("Means", said))
+    for arm, series in ARM_SERIES.items():
+        marks.append(Dots(tuple((x_of[arm], y) for y in values[arm].values()), series, "seed"))
+        marks += interval_marks(x_of[arm] + 0.2 * SIDE[arm], intervals.get(arm), series)
+    y_axis = linear_axis(y_values(marks), "bits per byte", plain)
+    means = [
+        f"{arm} {quantity(mean(values[arm].values()), 'bits/byte')}" for arm in ARMS if values[arm]
+    ]
+    x_axis = ticked_axis([(x, arm) for arm, x in x_of.items()], "")
+    return Panel("Each seed", x_axis, y_axis, tuple(marks), _description("Means", means))
 
 
-def apart_panel(paired: Mapping[int, float], interval: Interval | None) -> Panel:
-    """The difference of the arms seed by seed, and its mean with the interval."""
-    marks: list[Mark] = [Rule(0.0)]
-    marks += [Dot(float(i), paired[seed], APART, "seed") for i, seed in enumerate(paired)]
-    ticks = [(float(i), f"seed {seed}") for i, seed in enumerate(paired)]
-    # Names of many seeds would run into each other.
-    if len(ticks) > 4:
+def difference_panel(differences: Mapping[int, float], interval: Interval | None) -> Panel:
+    """The difference of the arms by seed, and its mean with the interval."""
+    dots = Dots(
+        tuple((float(i), y) for i, y in enumerate(differences.values())), DIFFERENCE, "seed"
+    )
+    marks: list[Mark] = [Rule(0.0), dots]
+    ticks = [(float(i), f"seed {seed}") for i, seed in enumerate(differences)]
+    many = len(ticks) > 4
+    if many:
+        # The labels of many seeds would overlap.
         ticks = [(x, name.removeprefix("seed ")) for x, name in ticks]
-    aside = len(paired) + (0.5 if len(paired) > 4 else 0.0)
-    ticks.append((aside, "mean"))
-    marks += with_interval(aside, interval, APART)
-    y_axis = linear_axis([0.0, *heights(marks)], "bits per byte", signed)
-    said = [f"seed {seed} {signed(value)}" for seed, value in paired.items()]
-    x_axis = ticked_axis(ticks, "seed" if len(paired) > 4 else "")
-    return Panel("Sigmoid − softmax", x_axis, y_axis, tuple(marks), _say("By seed", said))
+    x_of_mean = len(differences) + (0.5 if many else 0.0)
+    ticks.append((x_of_mean, "mean"))
+    marks += interval_marks(x_of_mean, interval, DIFFERENCE)
+    y_axis = linear_axis([0.0, *y_values(marks)], "bits per byte", signed)
+    by_seed = [f"seed {seed} {signed(value)}" for seed, value in differences.items()]
+    x_axis = ticked_axis(ticks, "seed" if many else "")
+    description = _description("By seed", by_seed)
+    return Panel(DIFFERENCE_TITLE, x_axis, y_axis, tuple(marks), description)
 
 
 def curves_panel(
     title: str,
-    by_arm: Mapping[str, Curves],
+    curves_by_arm: Mapping[str, Curves],
     y_axis: Axis,
     form: Form,
-    *,
     along: str = "training step",
+    *,
     averaged: bool = True,
 ) -> Panel:
     """Curves over training: every seed thin and the mean thick, or, not `averaged`, seeds alone."""
-    marks = [mark for arm, of in by_arm.items() for mark in curve_marks(of, arm, averaged)]
+    marks = [
+        mark
+        for arm, by_seed in curves_by_arm.items()
+        for mark in curve_marks(by_seed, ARM_SERIES[arm], averaged)
+    ]
     if averaged:
-        ends = [(arm, mean_curve(of)) for arm, of in by_arm.items()]
+        shown = [(arm, mean_curve(by_seed)) for arm, by_seed in curves_by_arm.items()]
     else:
-        ends = [(arm, curve) for arm, of in by_arm.items() for curve in of.values()]
-    said = [f"{arm} from {form(c[0][1])} to {form(c[-1][1])}" for arm, c in ends if c]
-    x_axis = linear_axis(places(marks), along, compact, tight=True)
-    what = "Means" if averaged else "Seeds"
-    return Panel(title, x_axis, y_axis, tuple(marks), _say(what, said))
+        shown = [
+            (arm, curve) for arm, by_seed in curves_by_arm.items() for curve in by_seed.values()
+        ]
+    ends = [
+        f"{arm} from {form(curve[0][1])} to {form(curve[-1][1])}" for arm, curve in shown if curve
+    ]
+    x_axis = linear_axis(x_values(marks), along, compact, tight=True)
+    description = _description("Means" if averaged else "Seeds", ends)
+    return Panel(title, x_axis, y_axis, tuple(marks), description)
 
 
-def gap_panel(of: Curves, unit: str, *, along: str = "training step") -> Panel:
-    """How far the arms lie apart over training, around no difference."""
-    marks: list[Mark] = [Rule(0.0), *curve_marks(of, APART)]
-    x_axis = linear_axis(places(marks), along, compact, tight=True)
-    y_axis = linear_axis([0.0, *heights(marks)], unit, signed)
-    end = mean(curve[-1][1] for curve in of.values())
-    return Panel("Sigmoid − softmax", x_axis, y_axis, tuple(marks), f"Ends at {signed(end)}.")
+def difference_curves_panel(differences: Curves, unit: str, along: str) -> Panel:
+    """The difference of the arms over training, around the level of none."""
+    marks: list[Mark] = [Rule(0.0), *curve_marks(differences, DIFFERENCE)]
+    x_axis = linear_axis(x_values(marks), along, compact, tight=True)
+    y_axis = linear_axis([0.0, *y_values(marks)], unit, signed)
+    end = mean(curve[-1][1] for curve in differences.values())
+    return Panel(DIFFERENCE_TITLE, x_axis, y_axis, tuple(marks), f"Ends at {signed(end)}.")
 
 
 def lengths_panels(measured: Measured, metric: str) -> list[Panel]:
     """A metric by sequence length, and the difference of the arms by length."""
     lengths = measured.lengths(metric)
     marks: list[Mark] = []
-    said: list[str] = []
+    values: list[str] = []
     for arm in measured.arms(metric):
-        # Aside by a little, so that one interval does not hide the other.
-        shift = 1 + 0.04 * SIDE[arm]
+        # A small shift, so that the interval of one arm does not hide the other's.
+        series, shift = ARM_SERIES[arm], 1 + 0.04 * SIDE[arm]
         means = measured.means(metric, arm)
-        marks.append(Line(tuple((n * shift, y) for n, y in means.items()), arm, "mean"))
-        marks += [Dot(v.length * shift, v.value, arm, "seed") for v in measured.values(metric, arm)]
+        marks.append(Line(tuple((n * shift, y) for n, y in means.items()), series, "mean"))
+        seeds = tuple((v.length * shift, v.value) for v in measured.values(metric, arm))
+        marks.append(Dots(seeds, series, "seed"))
         for n, y in means.items():
-            marks += with_interval(n * shift, measured.intervals(metric, n).get(arm), arm)
-            said.append(f"{arm} at {n} tokens {quantity(y, 'bits/byte')}")
+            marks += interval_marks(n * shift, measured.intervals(metric, n).get(arm), series)
+            values.append(f"{arm} at {n} tokens {quantity(y, 'bits/byte')}")
     ticks = [(float(n), f"{token_count(n)} ({n / lengths[0]:.3g}×)") for n in lengths]
-    x_axis = ticked_axis(ticks, "tokens read at once", log=True)
-    y_axis = linear_axis(heights(marks), "bits per byte", plain)
-    panels = [Panel("Loss by length", x_axis, y_axis, tuple(marks), _say("Means", said))]
-    known = [(n, apart) for n in lengths if (apart := measured.apart(metric, n)) and apart.n]
-    if known:
-        rule: list[Mark] = [Rule(0.0)]
-        gaps = rule + [mark for n, apart in known for mark in with_interval(n, apart, APART)]
-        y_axis = linear_axis(heights(gaps), "bits per byte", signed)
-        said = [f"at {n} tokens {signed(apart.mean)}" for n, apart in known]
-        panels.append(Panel("Sigmoid − softmax", x_axis, y_axis, tuple(gaps), _say("Means", said)))
+    x_axis = ticked_axis(ticks, "tokens in one pass", log=True)
+    y_axis = linear_axis(y_values(marks), "bits per byte", plain)
+    description = _description("Means", values)
+    panels = [Panel("Loss by length", x_axis, y_axis, tuple(marks), description)]
+    differences = [
+        (n, interval)
+        for n in lengths
+        if (interval := measured.difference(metric, n)) and interval.n
+    ]
+    if differences:
+        marks = [Rule(0.0)]
+        for n, interval in differences:
+            marks += interval_marks(n, interval, DIFFERENCE)
+        y_axis = linear_axis(y_values(marks), "bits per byte", signed)
+        description = _description(
+            "Means", [f"at {n} tokens {signed(interval.mean)}" for n, interval in differences]
+        )
+        panels.append(Panel(DIFFERENCE_TITLE, x_axis, y_axis, tuple(marks), description))
     return panels
 
 
-def finals_panel(
-    names: Sequence[str],
-    at: Sequence[Mapping[str, Sequence[float]]],
+def final_accuracy_panel(
+    tasks: Sequence[str],
+    accuracies: Sequence[Mapping[str, Sequence[float]]],
     intervals: Sequence[Mapping[str, Interval]],
 ) -> Panel:
-    """Last accuracies of several tasks side by side: every seed, with mean and interval beside."""
+    """The last accuracy of each seed in several tasks, and its mean and interval.
+
+    `accuracies` and `intervals` hold one mapping from arms for each of the `tasks`.
+    """
     marks: list[Mark] = []
-    said: list[str] = []
-    for task, name in enumerate(names):
-        for arm in ARMS:
-            ends = at[task].get(arm, ())
-            marks += [Dot(task + 0.12 * SIDE[arm], y, arm, "seed") for y in ends]
-            if around := intervals[task].get(arm):
-                # No accuracy lies outside, whatever the interval of a mean does.
-                around = replace(around, low=max(around.low, 0.0), high=min(around.high, 1.0))
-            marks += with_interval(task + 0.25 * SIDE[arm], around, arm)
-            if ends and intervals[task]:
-                said.append(f"{arm}, {name}: {quantity(mean(ends), 'fraction')} on average")
+    values: list[str] = []
+    for x, task in enumerate(tasks):
+        for arm, series in ARM_SERIES.items():
+            ends = accuracies[x].get(arm, ())
+            if ends:
+                marks.append(Dots(tuple((x + 0.12 * SIDE[arm], y) for y in ends), series, "seed"))
+            if interval := intervals[x].get(arm):
+                # An accuracy lies between 0 and 1; the interval of a mean may not.
+                interval = replace(
+                    interval, low=max(interval.low, 0.0), high=min(interval.high, 1.0)
+                )
+            marks += interval_marks(x + 0.25 * SIDE[arm], interval, series)
+            if ends and intervals[x]:
+                values.append(f"{arm}, {task}: {quantity(mean(ends), 'fraction')} on average")
             elif ends:
-                said.append(f"{arm}, {name}: {', '.join(percent(y) for y in ends)}")
-    x_axis = ticked_axis([(float(i), name) for i, name in enumerate(names)], "")
-    y_axis = linear_axis([1.0, *heights(marks)], "answers right", percent)
-    return Panel("After training", x_axis, y_axis, tuple(marks), _say("Right answers", said))
+                values.append(f"{arm}, {task}: {', '.join(percent(y) for y in ends)}")
+    x_axis = ticked_axis([(float(x), task) for x, task in enumerate(tasks)], "")
+    y_axis = linear_axis([1.0, *y_values(marks)], "right answers", percent)
+    description = _description("Right answers", values)
+    return Panel("After training", x_axis, y_axis, tuple(marks), description)
 
 
 def cost_panel(measured: Measured, metric: str, title: str, unit: str) -> Panel:
     """Time or memory by sequence length, both axes logarithmic, the ratio written above."""
-    cost = {arm: measured.means(metric, arm) for arm in ARMS}
+    costs = {arm: measured.means(metric, arm) for arm in ARMS}
     marks: list[Mark] = []
-    said: list[str] = []
-    for arm in ARMS:
-        marks.append(Line(tuple(cost[arm].items()), arm, "mean"))
-        marks += [Dot(n, value, arm, "mean") for n, value in cost[arm].items()]
-        said += [f"{arm} at {n} tokens {quantity(value, unit)}" for n, value in cost[arm].items()]
-    for n in sorted(cost[SOFTMAX].keys() & cost[SIGMOID].keys()):
-        # The summary's ratio is that of paired timings; a quotient of means only stands in for it.
-        apart = measured.apart(metric, n)
-        ratio = apart.mean if apart and apart.n else cost[SIGMOID][n] / cost[SOFTMAX][n]
-        marks.append(Note(n, max(cost[arm][n] for arm in ARMS), f"{ratio:.2g}×"))
-        said.append(f"ratio at {n} tokens {ratio:.2f}")
+    values: list[str] = []
+    for arm, series in ARM_SERIES.items():
+        if points := tuple(costs[arm].items()):
+            marks += [Line(points, series, "mean"), Dots(points, series, "mean")]
+        values += [f"{arm} at {n} tokens {quantity(value, unit)}" for n, value in points]
+    for n in sorted(costs[SOFTMAX].keys() & costs[SIGMOID].keys()):
+        # The summary's ratio is that of paired timings; without it the ratio of means is shown.
+        interval = measured.difference(metric, n)
+        ratio = interval.mean if interval and interval.n else costs[SIGMOID][n] / costs[SOFTMAX][n]
+        marks.append(Note(n, max(costs[arm][n] for arm in ARMS), f"{ratio:.2g}×"))
+        values.append(f"ratio at {n} tokens {ratio:.2f}")
     ticks = [(float(n), token_count(n)) for n in measured.lengths(metric)]
-    x_axis = ticked_axis(ticks, "sequence length", log=True)
-    # Room above for the ratio at the highest point.
-    top = [1.5 * y for y in heights(marks)]
+    x_axis = ticked_axis(ticks, "sequence length in tokens", log=True)
+    # Space above the highest point for its ratio.
+    top = [1.5 * y for y in y_values(marks)]
     y_axis = log_axis(
-        [*heights(marks), *top], "", lambda value: tick(value, unit), binary=unit == "bytes"
+        [*y_values(marks), *top],
+        "logarithmic scale",
+        lambda value: tick(value, unit),
+        binary=unit == "bytes",
     )
-    return Panel(title, x_axis, y_axis, tuple(marks), _say("By length", said))
+    return Panel(title, x_axis, y_axis, tuple(marks), _description("By length", values))
 
 
-def with_interval(x: float, interval: Interval | None, arm: str) -> list[Mark]:
-    """A mean with its whisker; the mean alone where it has no interval, nothing where no mean."""
+def interval_marks(x: float, interval: Interval | None, series: Series) -> list[Mark]:
+    """A mean and its whisker; the mean alone if it has no interval, nothing if there is no mean."""
     if interval is None or interval.n == 0:
         return []
-    dot = Dot(x, interval.mean, arm, "mean")
-    return [Whisker(x, interval.low, interval.high, arm), dot] if interval.bounded else [dot]
+    dot = Dots(((x, interval.mean),), series, "mean")
+    return [Whisker(x, interval.low, interval.high, series), dot] if interval.bounded else [dot]
 
 
-def curve_marks(of: Curves, arm: str, averaged: bool = True) -> list[Mark]:
+def curve_marks(curves: Curves, series: Series, averaged: bool = True) -> list[Mark]:
     """The seeds' curves, thin, and over them their mean, thick; or the seeds alone, less thin."""
     if not averaged:
-        return [Line(curve, arm, "alone") for curve in of.values()]
-    seeds: list[Mark] = [Line(curve, arm, "seed") for curve in of.values()] if len(of) > 1 else []
-    average = mean_curve(of)
-    return [*seeds, Line(average, arm, "mean")] if average else seeds
+        return [Line(curve, series, "alone") for curve in curves.values()]
+    several = len(curves) > 1
+    marks: list[Mark] = [Line(curve, series, "seed") for curve in curves.values() if several]
+    average = mean_curve(curves)
+    return [*marks, Line(average, series, "mean")] if average else marks
 
 
-def heights(marks: Sequence[Mark]) -> list[float]:
+def y_values(marks: Sequence[Mark]) -> list[float]:
     """The values that a vertical axis must hold to show all of `marks`."""
-    found: list[float] = []
+    values: list[float] = []
     for mark in marks:
         match mark:
-            case Line():
-                found += [y for _, y in mark.points]
+            case Line() | Dots():
+                values += [y for _, y in mark.points]
             case Whisker():
-                found += [mark.low, mark.high]
-            case Dot() | Rule():
-                found.append(mark.y)
-    return found
+                values += [mark.low, mark.high]
+            case Rule():
+                values.append(mark.y)
+    return values
 
 
-def places(marks: Sequence[Mark]) -> list[float]:
+def x_values(marks: Sequence[Mark]) -> list[float]:
     """The values that a horizontal axis must hold to show all lines in `marks`."""
     return [x for mark in marks if isinstance(mark, Line) for x, _ in mark.points]
 
@@ -211,5 +249,5 @@ def percent(value: float) -> str:
     return tick(value, "fraction")
 
 
-def _say(what: str, parts: Sequence[str]) -> str:
-    return f"{what}: {'; '.join(parts)}." if parts else "No values."
+def _description(subject: str, values: Sequence[str]) -> str:
+    return f"{subject}: {'; '.join(values)}." if values else "No values."

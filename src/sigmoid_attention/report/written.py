@@ -1,40 +1,36 @@
-"""The texts that the trained models wrote, safe to show whatever bytes they hold."""
+"""The texts of the trained models, with every byte made safe to show."""
 
-from html import escape
+from markupsafe import Markup
 
 from sigmoid_attention.lab.rows import ARMS
+from sigmoid_attention.report.html import from_template
 from sigmoid_attention.report.measured import Measured
 from sigmoid_attention.studies.compare.text import PROMPT, TEMPERATURE, TOP_P, WRITTEN
 
 
-def texts(measured: Measured) -> str:
-    """What each arm made of the same beginning, as HTML."""
+def texts(measured: Measured) -> Markup:
+    """What each arm wrote after the same beginning, as HTML."""
     if not measured.arms(WRITTEN):
-        return '<p class="absent">Texts of the models: not measured.</p>'
-    return (
-        '<p class="intro">Each model of the first seed continued the beginning of the held-out '
-        f"text, shown in grey. Both arms drew with the same random numbers (temperature "
-        f"{TEMPERATURE:g}, top-p {TOP_P:g}). Bytes that are no character are written as \\x and "
-        "their number. One text is an impression and no measurement.</p>\n"
-        f'<div class="texts">\n{"".join(_text(measured, arm) for arm in ARMS)}</div>'
-    )
+        return Markup('<p class="absent">Texts of the models: not measured.</p>')
+    shown = [
+        {
+            "arm": arm,
+            "prompt": _text(measured, PROMPT, arm),
+            "written": _text(measured, WRITTEN, arm),
+        }
+        for arm in ARMS
+    ]
+    sampling = {"temperature": f"{TEMPERATURE:g}", "top_p": TOP_P}
+    return from_template("texts.html", texts=shown, **sampling)
 
 
-def _text(measured: Measured, arm: str) -> str:
-    if not measured.values(WRITTEN, arm):
-        return f'<p class="absent">The {arm} arm wrote nothing.</p>\n'
-    prompt, written = (
-        escape(visible(bytes(int(v.value) for v in measured.values(metric, arm))))
-        for metric in (PROMPT, WRITTEN)
-    )
-    return (
-        f'<figure class="text"><figcaption><span class="mark {arm}">{arm}</span></figcaption>\n'
-        f'<pre><span class="prompt">{prompt}</span>{written}</pre></figure>\n'
-    )
+def _text(measured: Measured, metric: str, arm: str) -> str | None:
+    values = measured.values(metric, arm)
+    return visible(bytes(int(v.value) for v in values)) if values else None
 
 
 def visible(content: bytes) -> str:
-    """The bytes as text without anything that a page or a terminal would obey or not show.
+    """The bytes as text; control characters and invalid bytes become escape sequences.
 
     Example:
         >>> visible(b"ab\\n\\x1b[2J\\xff\\xc3\\xa9")

@@ -192,7 +192,7 @@ class SweepProgress(_WorkBar):
 
     Example:
         >>> with SweepProgress(total=10.0, units=1, console=Console(quiet=True)) as progress:
-        ...     progress.finish("p2_table, sigmoid relu dense, late", work=10.0)
+        ...     progress.finish("nguyen2024_table, sigmoid relu dense, late", work=10.0)
     """
 
     def __init__(self, total: float, units: int, console: Console) -> None:

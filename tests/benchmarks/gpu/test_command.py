@@ -51,7 +51,7 @@ def test_a_kernel_s_first_call_is_short_and_not_waited_for_long():
     for peer in OURS:
         case = first[peer].case
         assert case is not None and (case.operation, case.length) == ("error", 512)
-        assert first[peer].patience == 30.0 and first[peer].peers == (peer,)
+        assert first[peer].timeout == 30.0 and first[peer].peers == (peer,)
 
 
 def test_triton_sigmoid_is_timed_before_its_errors_and_long_before_short_rows():
@@ -97,7 +97,7 @@ def test_all_kinds_and_all_of_the_issue_s_peers_are_in_the_plan():
 def test_rows_and_readings_carry_the_device_and_are_not_measured_twice(tmp_path, monkeypatch):
     asked: list = []
     monkeypatch.setattr(
-        command, "asked_for_state", lambda gpu: asked.append(gpu) or {"clocks.sm": 1980.0}
+        command, "query_state", lambda gpu: asked.append(gpu) or {"clocks.sm": 1980.0}
     )
     path = tmp_path / "gpu-x.jsonl"
     store = Store(path, STAMP, "GPU-0")
@@ -123,7 +123,7 @@ def test_rows_and_readings_carry_the_device_and_are_not_measured_twice(tmp_path,
 
 
 def test_who_failed_is_tried_again_beside_ours(monkeypatch):
-    monkeypatch.setattr(command, "asked_for_state", lambda gpu: {})
+    monkeypatch.setattr(command, "query_state", lambda gpu: {})
     store = Store(None, STAMP)
     unit = Unit("speed", FORWARD, ("gluon", "triton", "sdpa-flash", "flash-attn-3"), 1.0)
     for peer in ("gluon", "triton"):
@@ -132,7 +132,7 @@ def test_who_failed_is_tried_again_beside_ours(monkeypatch):
     store.keep(Row(FORWARD, "sdpa-flash", 0, refused="OutOfMemoryError: CUDA out of memory"))
     assert store.left([unit]) == [replace(unit, peers=("sdpa-flash",), beside=OURS)]
     # All are compared with ours: without them nobody's row is worth anything.
-    store.keep(Row(FORWARD, "triton", 0, refused="no answer within 60 s; it was ended"))
+    store.keep(Row(FORWARD, "triton", 0, refused="no answer within 60 s; it was killed"))
     assert store.left([unit]) == [unit]
 
 
@@ -143,8 +143,8 @@ def test_nvidia_smi_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
         asked.append((query[-1], timeout))
         raise subprocess.TimeoutExpired(query, timeout)
 
-    monkeypatch.setattr(command.of_device.shutil, "which", lambda name: name)
-    monkeypatch.setattr(command.of_device.subprocess, "run", stuck)
+    monkeypatch.setattr(command.reading_files.shutil, "which", lambda name: name)
+    monkeypatch.setattr(command.reading_files.subprocess, "run", stuck)
     path = tmp_path / "gpu-x.jsonl"
     store = Store(path, STAMP, "GPU-0")
     for peer in ("gluon", "triton"):
@@ -171,8 +171,8 @@ def test_a_run_is_the_plan_of_what_was_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "without_gpu", lambda: "")
     monkeypatch.setattr(command, "gpu_id", lambda device: "GPU-0")
     monkeypatch.setattr(command, "gpu_stamp", lambda device: STAMP)
-    monkeypatch.setattr(command, "asked_for_state", lambda gpu: {})
-    monkeypatch.setattr(command, "carry_out", carried_out)
+    monkeypatch.setattr(command, "query_state", lambda gpu: {})
+    monkeypatch.setattr(command, "execute_plan", carried_out)
     asked = ["gpu", "--only", "speed", "--minutes", "2", "--out", str(tmp_path)]
     assert main(asked) == 0
     ((first, device, seconds),) = seen

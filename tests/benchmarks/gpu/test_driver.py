@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from benchmarks.gpu import worker as measuring
-from benchmarks.gpu.driver import Stuck, Worker, carry_out, measured, worker_command
+from benchmarks.gpu.driver import (
+    Worker,
+    WorkerUnkillable,
+    execute_plan,
+    measure_unit,
+    worker_command,
+)
 from benchmarks.gpu.plan import Unit
 from benchmarks.gpu.readings import Reading
 from benchmarks.memory import ROOT
@@ -25,7 +31,7 @@ COMMAND = [sys.executable, stub_worker.__file__]
 
 @pytest.fixture
 def worker():
-    own = Worker(COMMAND, patience=30.0)
+    own = Worker(COMMAND, timeout=30.0)
     yield own
     own.stop()
 
@@ -35,7 +41,7 @@ def unit(*peers: str) -> Unit:
 
 
 def found(worker: Worker, *peers: str) -> dict[str, Row]:
-    rows = [row for row in measured(unit(*peers), worker) if isinstance(row, Row)]
+    rows = [row for row in measure_unit(unit(*peers), worker) if isinstance(row, Row)]
     assert len({row.peer for row in rows}) == len(rows)
     return {row.peer: row for row in rows}
 
@@ -48,11 +54,11 @@ def test_a_crash_is_a_row_of_whose_turn_it_was(worker):
 
 
 def test_who_is_waited_for_in_vain_is_ended(worker):
-    list(measured(unit("a"), worker))  # so that it has started
-    worker.patience = 1.0
+    list(measure_unit(unit("a"), worker))  # so that it has started
+    worker.timeout = 1.0
     rows = found(worker, "hang", "a")
-    assert rows["hang"].refused == "no answer within 1 s; it was ended"
-    worker.patience = 30.0
+    assert rows["hang"].refused == "no answer within 1 s; it was killed"
+    worker.timeout = 30.0
     assert found(worker, "a")["a"].refused is None
 
 
@@ -70,7 +76,7 @@ def test_a_case_that_ends_the_process_before_anybody_s_turn_is_refused_for_all(w
 
 def test_a_reading_that_crashes_says_so(worker):
     one, other = (
-        list(measured(Unit("readings", None, (), 1.0, name), worker)) for name in ("crash", "y")
+        list(measure_unit(Unit("readings", None, (), 1.0, name), worker)) for name in ("crash", "y")
     )
     assert one == [Reading("crash", "", refused="the process ended (3)")]
     assert other == [Reading("y", "x", (1.0,))]
@@ -79,7 +85,7 @@ def test_a_reading_that_crashes_says_so(worker):
 def test_what_would_not_be_done_in_time_is_left_for_the_next_run(worker):
     worker.now = Clock(0.0, kept := [])
     plan = [unit("a"), Unit("speed", CASE, ("b",), 35.0), unit("c"), Unit("speed", CASE, ("d",), 6)]
-    left = carry_out(plan, worker, kept.append, seconds=25.0)
+    left = execute_plan(plan, worker, kept.append, seconds=25.0)
     # Ten seconds a row: the second would take too long, the fourth comes too late.
     assert [row.peer for row in kept] == ["a", "c"]
     assert left == [plan[1], plan[3]]
@@ -97,13 +103,13 @@ class Clock:
 
 
 def test_nobody_is_waited_for_after_the_deadline_and_no_row_says_so(worker):
-    list(measured(unit("a"), worker))  # so that it has started
+    list(measure_unit(unit("a"), worker))  # so that it has started
     kept: list = []
     # Two rows are kept, then it hangs for the second that is left.
     worker.now = Clock(1.0, kept)
     plan = [unit("a"), unit("b", "hang"), unit("c")]
     started = time.monotonic()
-    assert carry_out(plan, worker, kept.append, seconds=21.0) == plan[1:]
+    assert execute_plan(plan, worker, kept.append, seconds=21.0) == plan[1:]
     assert time.monotonic() - started < 5
     assert [row.peer for row in kept] == ["a", "b"]
     assert worker.process is None
@@ -111,16 +117,16 @@ def test_nobody_is_waited_for_after_the_deadline_and_no_row_says_so(worker):
 
 @pytest.mark.parametrize("ending", ["crash", "hang", "spoil"])
 def test_who_ends_the_process_twice_is_left_out_without_a_row(worker, ending):
-    list(measured(unit("a"), worker))
-    worker.patience, kept = 0.5, []
+    list(measure_unit(unit("a"), worker))
+    worker.timeout, kept = 0.5, []
     plan = [unit(ending, "a")] * 3 + [unit(ending)]
-    assert carry_out(plan, worker, kept.append, seconds=600.0) == []
+    assert execute_plan(plan, worker, kept.append, seconds=600.0) == []
     peers = [row.peer for row in kept]
     assert peers.count(ending) == 2 and peers.count("a") == 3
 
 
 def test_who_is_beside_and_crashes_costs_no_row(worker):
-    rows = list(measured(Unit("speed", CASE, ("a", "b"), 1.0, beside=("crash",)), worker))
+    rows = list(measure_unit(Unit("speed", CASE, ("a", "b"), 1.0, beside=("crash",)), worker))
     assert [row.peer for row in rows if isinstance(row, Row)] == ["a", "b"]
 
 
@@ -129,7 +135,7 @@ def test_lines_of_others_are_not_answers(worker):
 
 
 def test_a_process_that_does_not_end_is_named_after_its_row(monkeypatch, worker):
-    list(measured(unit("a"), worker))
+    list(measure_unit(unit("a"), worker))
     process = worker.process
 
     def wait(timeout=None):
@@ -139,9 +145,9 @@ def test_a_process_that_does_not_end_is_named_after_its_row(monkeypatch, worker)
     kept: list = []
     with monkeypatch.context() as held:
         held.setattr(process, "wait", wait)
-        worker.patience = 0.5
-        with pytest.raises(Stuck, match=r"the measuring process \d+ does not end"):
-            carry_out([unit("hang", "a"), unit("a")], worker, kept.append, seconds=600.0)
+        worker.timeout = 0.5
+        with pytest.raises(WorkerUnkillable, match=r"the measuring process \d+ does not end"):
+            execute_plan([unit("hang", "a"), unit("a")], worker, kept.append, seconds=600.0)
     assert [row.peer for row in kept] == ["hang"] and "does not end" in kept[0].refused
     process.wait()
     process.stdout.close()
@@ -174,14 +180,14 @@ def test_what_a_device_does_not_have_is_a_reading_that_says_so():
 
 
 def test_a_device_that_is_gone_ends_the_process(monkeypatch):
-    monkeypatch.setattr(measuring, "leave_behind", lambda device: 1 / 0)
+    monkeypatch.setattr(measuring, "free_memory", lambda device: 1 / 0)
     case = Case("error", "bf16", 40, 8, heads=2)
     *_, trouble = served(Unit("errors", case, ("cpu", "tiled"), 1.0), unit("a"))
     assert trouble == {"trouble": "ZeroDivisionError: division by zero"}
 
 
 def test_units_survive_the_way_to_the_process():
-    beside = Unit("speed", CASE, ("a",), 2.0, beside=("b", "c"), patience=3.0)
+    beside = Unit("speed", CASE, ("a",), 2.0, beside=("b", "c"), timeout=3.0)
     for own in (unit("a", "b"), Unit("readings", None, (), 2.5, "tanh"), beside):
         assert Unit.from_json(json.loads(json.dumps(own.to_json()))) == own
 
@@ -214,9 +220,9 @@ def test_what_others_print_does_not_come_between_the_lines(tmp_path):
 
 def test_who_is_timed_after_errors_chooses_anew(monkeypatch):
     forgotten: list = []
-    monkeypatch.setattr(measuring, "forget_choices", lambda: forgotten.append(1))
+    monkeypatch.setattr(measuring, "clear_tuning", lambda: forgotten.append(1))
     monkeypatch.setattr(measuring, "measure", lambda unit, device, tell: [])
-    monkeypatch.setattr(measuring, "leave_behind", lambda device: None)
+    monkeypatch.setattr(measuring, "free_memory", lambda device: None)
     error = Unit("errors", CASE, ("nobody",), 1.0)
     served(error, unit("nobody"), unit("nobody"), error, unit("nobody"))
     assert len(forgotten) == 2

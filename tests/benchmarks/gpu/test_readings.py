@@ -89,11 +89,11 @@ def test_clocks_are_read_under_load(ended, monkeypatch):
     monkeypatch.setattr(readings, "gpu_id", lambda device: "GPU-0")
     monkeypatch.setattr(readings, "gpu_stopwatch", lambda: lambda work: Seconds(0.25, 0.0))
     monkeypatch.setattr(
-        readings, "asked_for_state", lambda gpu: queued.append(gpu) or {"clocks.sm": 1980.0}
+        readings, "query_state", lambda gpu: queued.append(gpu) or {"clocks.sm": 1980.0}
     )
     found = {reading.name: reading for reading in readings.clocks(CPU)}
     assert found["clocks.sm under load"].values == (1980.0,) * (5 - len(ended))
-    assert "does not say" in str(found["power.draw under load"].refused)
+    assert "does not report" in str(found["power.draw under load"].refused)
     # A second of work before each look, and nobody waits for it in between.
     assert queued == (["product"] * 4 + ["end", "GPU-0"]) * 5 + ["wait"]
 
@@ -112,9 +112,9 @@ def test_state_is_nothing_where_nvidia_smi_fails(error, monkeypatch):
 
     monkeypatch.setattr(readings.shutil, "which", lambda name: name)
     monkeypatch.setattr(readings.subprocess, "run", fails)
-    assert readings.asked_for_state("GPU-0") == {}
+    assert readings.query_state("GPU-0") == {}
 
 
 def test_state_is_nothing_where_nobody_tells(monkeypatch):
     monkeypatch.setattr(readings.shutil, "which", lambda name: None)
-    assert readings.asked_for_state() == {}
+    assert readings.query_state() == {}

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import peers, plan, speed
 from benchmarks.gpu.automatic import tried_by_auto
-from benchmarks.gpu.peers import PEERS, forget_choices, ready, sigmoid
+from benchmarks.gpu.peers import PEERS, clear_tuning, ready, sigmoid
 from benchmarks.gpu.speed import inputs, measure_speed
 from benchmarks.gpu.stopwatch import MOST_CALLS, captured, gpu_stopwatch
 from benchmarks.operations import LARGEST_LOGIT, Case, flops, work
@@ -42,10 +42,10 @@ class Device:
 
         return queue
 
-    def mark(self):
+    def event(self):
         device = self
 
-        class Mark:
+        class Event:
             def record(self):
                 self.at = device.clock
 
@@ -55,11 +55,11 @@ class Device:
             def elapsed_time(self, other):
                 return 1e3 * (other.at - self.at)
 
-        return Mark()
+        return Event()
 
     def watch(self, work, cool=None):
         busy = self.work("busy", 0.001)
-        return gpu_stopwatch(cool, self.mark, lambda: self.host, busy)(work)
+        return gpu_stopwatch(cool, self.event, lambda: self.host, busy)(work)
 
 
 def test_a_turn_gives_the_device_s_and_the_host_s_time_of_a_call():
@@ -367,10 +367,10 @@ def test_packages_by_token_are_called_in_their_layout(monkeypatch):
 
 
 def test_choices_of_triton_sigmoid_are_forgotten(monkeypatch):
-    forget_choices()  # where it is not installed
+    clear_tuning()  # where it is not installed
     tuned = types.SimpleNamespace(configs=[1], cache={"key": 1})
     installed(monkeypatch, "triton_sigmoid.sigmoid_triton_dense", kernel=tuned, other={"a": 1})
-    forget_choices()
+    clear_tuning()
     assert tuned.cache == {} and sys.modules["triton_sigmoid.sigmoid_triton_dense"].other
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.transformers import checks
 from tests.support.transformers.architectures import ARCHITECTURES
-from tests.support.transformers.table import COLUMNS, legend, markdown
+from tools.architecture_table import COLUMNS, legend, markdown
 
 CASES = [
     pytest.param(name, check, id=f"{name}-{head.replace(' ', '-')}")

@@ -4,8 +4,8 @@ import pytest
 
 from sigmoid_attention.attention.impl.experimental.gluon import configs
 from tests.support.attention.cross_compile import Code, Instruction
-from tests.support.gluon import roofline
 from tests.support.gluon.kernels import PLAIN
+from tools import gluon_roofline as roofline
 
 
 def test_bounds_are_those_of_the_slowest_unit_and_of_a_sum():

@@ -1,6 +1,8 @@
-"""The table of architectures in docs/integrations.md, from the tests that are run.
+"""The table of architectures in docs/integrations.md, from the list of the checks that tests run.
 
-python -m tests.support.transformers.table
+    python -m tools.architecture_table
+
+The table and the tests are made from the same list, so that the table holds only what is tested.
 """
 
 import inspect
@@ -9,7 +11,7 @@ from collections.abc import Callable
 from tests.support.transformers import checks
 from tests.support.transformers.architectures import ARCHITECTURES, Architecture
 
-# Column by column: its head, the check, and whether it makes sense for an architecture.
+# For each column: its head, the check, and whether the check applies to an architecture.
 COLUMNS: list[tuple[str, Callable[..., None], Callable[[Architecture], bool]]] = [
     ("reached", checks.reached, lambda _: True),
     ("output", checks.definition, lambda _: True),
@@ -24,7 +26,7 @@ COLUMNS: list[tuple[str, Callable[..., None], Callable[[Architecture], bool]]] =
 
 
 def markdown() -> str:
-    """A row for each architecture; a dash where a check has nothing to look at."""
+    """A row for each architecture; a dash where a check does not apply."""
     heads = ["architecture", "attention modules", *(head for head, _, _ in COLUMNS)]
     rows = [heads, ["---"] * len(heads)]
     for name, architecture in ARCHITECTURES.items():
@@ -34,7 +36,7 @@ def markdown() -> str:
 
 
 def legend() -> str:
-    """What each column says, in the words of its check."""
+    """What each column means: the docstring of its check."""
     sentences = ((head, inspect.getdoc(check) or "") for head, check, _ in COLUMNS)
     return "\n".join(f"- {head}: {sentence}" for head, sentence in sentences)
 

@@ -1,6 +1,6 @@
-"""What the machine code lets a Hopper GPU reach.
+"""Upper bounds for the speed of the Gluon kernels on a Hopper GPU, from their machine code.
 
-``python -m tests.support.gluon.roofline`` prints it.
+``python -m tools.gluon_roofline`` prints it.
 
 Predicted from counts of instructions in the inner loops, not measured. For each score a
 multiprocessor spends, in cycles,
@@ -9,9 +9,9 @@ multiprocessor spends, in cycles,
     issue           instructions of a thread, at 128 a cycle
     special         special functions, at 16 a cycle
 
-If all three overlapped completely, the longest would be the time; if nothing overlapped what the
-tensor cores do, their time and the longer of the others would add up. The truth lies between, and
-lower where memory, barriers or a lower clock under load hold it up.
+If all three overlap completely, the longest is the time; if the tensor cores overlap with nothing,
+their time and the longer of the others add up. The real speed lies between these bounds, or lower
+if memory, barriers or a lower clock under load slow the kernel down.
 """
 
 import argparse
