@@ -173,6 +173,7 @@ def visits_and_classes(q, k, v, slopes, bias, tolerance, relative):
 CERTIFICATE = list(itertools.product([0.3, 1.0, 3.0], [0.2, 1.0, 2.0], [0.0, -4.0], [0, 1]))
 
 
+@pytest.mark.product
 @pytest.mark.parametrize(("slope", "spread", "bias", "seed"), CERTIFICATE, ids=str)
 def test_what_is_skipped_weighs_less_than_promised(slope, spread, bias, seed):
     q, k, v, slopes = skipping(61, slope, spread, torch.float64, seed)
