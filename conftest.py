@@ -24,8 +24,8 @@ class FailuresAtOnce:
         if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
             reason = (crash.message if crash else str(report.longrepr)).partition("\n")[0]
-            self.terminal.ensure_newline()
-            self.terminal.write_line(f"FAILED {report.nodeid} ({report.when}): {reason}", red=True)
+            # Dots stand before it.
+            self.terminal.write_line(f"\nFAILED {report.nodeid} ({report.when}): {reason}")
 
 
 @pytest.hookimpl(trylast=True)

@@ -40,17 +40,18 @@ MARKERS = {
         "nn/test_recording.py",
         "nn/test_router.py",
     ),
+    "emulator": ("attention/impl/experimental/gluon",),
+    "kernel": ("attention/impl",),
     "long": (
         "attention/test_autocast.py",
         "attention/test_derivatives.py",
         "attention/test_linear_memory.py",
         "mixtures/test_estimators.py",
         "mixtures/test_gaussian.py",
+        "mixtures/test_voronoi.py",
         "report/test_page.py",
         "theory",
     ),
-    "emulator": ("attention/impl/experimental/gluon",),
-    "kernel": ("attention/impl",),
     "models": (
         "integrations/conversion",
         "integrations/moe",
@@ -74,7 +75,14 @@ MARKERS = {
         "test_torchvision_mend.py",
         "training",
     ),
-    "slow": ("attention/impl/cpu/building/test_sanitizers.py",),
+    "slow": (
+        "attention/impl/cpu/building/test_cache_faults.py",
+        "attention/impl/cpu/building/test_sanitizers.py",
+        "attention/impl/cpu/building/test_wheel.py",
+        "attention/impl/triton/test_call_cache.py",
+        "attention/impl/triton/test_extremes.py",
+        "attention/impl/triton/test_plan.py",
+    ),
 }
 # A function with no more cases than this runs all of them in `make test`.
 FEW = 8

@@ -122,6 +122,7 @@ def test_one_graph_serves_any_length(function, inputs):
             assert_same(function, graph, changing(inputs(length), length))
 
 
+@pytest.mark.slow
 @each_call
 def test_one_graph_serves_any_size_of_all_dimensions(function, inputs):
     graph = compiled(function, dynamic=True, backend="eager")

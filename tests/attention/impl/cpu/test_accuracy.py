@@ -98,6 +98,7 @@ def test_long_sequences(length, spread, constant, is_causal, dtype):
     check(drawn(length, spread=spread, constant=constant, is_causal=is_causal), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "is_causal"),
     [(torch.float32, False), (torch.bfloat16, True), (torch.float16, False)],

@@ -104,6 +104,7 @@ def test_a_failed_build_leaves_nothing_that_could_be_taken_for_a_library(kernel,
     assert {file.suffix for file in own_cache.iterdir()} == {".lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["/proc/sigmoid-attention", "below a file", "no home"])
 def test_nowhere_to_write_means_a_folder_of_this_process(kernel, tmp_path, where):
     (tmp_path / "file").touch()
