@@ -209,6 +209,7 @@ def test_a_finished_folder_is_found_finished(made, tmp_path, monkeypatch, capsys
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["curve.json", "model/model.safetensors", "model/config.json"])
 def test_what_was_damaged_since_is_named_and_made_again(made, tmp_path, capsys, name):
     first = run(made, tmp_path).go()

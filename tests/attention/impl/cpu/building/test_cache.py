@@ -67,6 +67,7 @@ def test_a_damaged_file_is_rebuilt_before_it_is_loaded(kernel, own_cache, what, 
     assert cache.build("generic", kernel).origin == "cached"
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_compile_once(kernel, counting, tmp_path):
     counting.gate.touch()
     ready = [tmp_path / "first", tmp_path / "second"]
@@ -80,6 +81,7 @@ def test_two_processes_at_once_compile_once(kernel, counting, tmp_path):
     assert len(counting.started()) == 1
 
 
+@pytest.mark.slow
 def test_a_builder_that_is_killed_blocks_nobody(kernel, counting, tmp_path):
     counting.gate.touch()
     holder = start(BUILD, KERNEL=kernel, READY=tmp_path / "holder")
