@@ -1,6 +1,8 @@
 # `make compare` answers "should I switch to sigmoid attention, and what does it cost?".
-# `make test` runs the tests. Both make .venv first; `make env` does only that.
-# `make test-all` runs the slow tests, the other vector paths and the sanitizers as well.
+# `make test` runs the tests, in 5 minutes. Both make .venv first; `make env` does only that.
+# `make quick` runs those of them that take little time, in one minute.
+# `make test-all` runs everything, in 30 minutes: what `make test` leaves out, the other vector paths
+# of the CPU kernel, the sanitizers, and the library in an environment that has torch alone.
 # `make update` renews constraints/lock.txt and runs all tests with it.
 # `make test-newest` runs the integrations' tests against the newest releases.
 # `make bench-cpu` measures how fast the operator is on this CPU and writes that into the README.
@@ -15,22 +17,28 @@ LOCK := constraints/lock.txt
 MEND := tools/torchvision_cpu_mend.py
 NEWEST := .venv-newest
 SOURCES := src tests benchmarks tools hatch_build.py
-PYTEST_OPTIONS := -n 2 --dist loadfile
+PYTEST_OPTIONS := -n auto --dist worksteal --durations=10
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 PIP := -m pip install --quiet --disable-pip-version-check
 
+# Tiers are markers: pyproject.toml says what they mean, tests/conftest.py who has them.
+FULL := slow or matrix or budgets or emulator or browser
+NOT_QUICK := $(FULL) or long or kernel or compile or models or process
+# Property tests run in both tiers, with few examples in `make test` and all of them here.
+REST := --hypothesis-profile ci -m "$(FULL) or hypothesis"
 # What depends on the kernel's vector path; how a kernel is built does not.
-KERNEL_TESTS := tests/attention/impl/cpu --ignore=tests/attention/impl/cpu/building
-# At 4096 and 16384 keys the kernel walks as at 1024: the best vector path is tested there, the others
-# and the watched kernel, which takes minutes, are not. Whether digits are lost is no question of
-# memory: the watched kernel is not asked.
-OTHERS := $(KERNEL_TESTS) -k "not sixteen_thousand"
-SANITIZED := $(KERNEL_TESTS) -k "not thousand_keys and not accuracy and not weighs_less"
+KERNEL_TESTS := tests/attention/impl/cpu --ignore=tests/attention/impl/cpu/building \
+  --hypothesis-profile ci
+# At 16384 keys the kernel walks as at 1024: the best vector path is tested there, the others and the
+# watched kernel, which takes minutes, are not. Whether digits are lost is no question of memory: the
+# watched kernel does not run those tests.
+OTHERS := $(KERNEL_TESTS) -m "not one_path"
+SANITIZED := $(KERNEL_TESTS) -m "not (one_path or precision)"
 SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
   -fno-omit-frame-pointer
 
-.PHONY: env update compare bench-cpu bench-gpu test test-all test-slow test-paths test-newest test-torch-only \
-  sanitize check format clean
+.PHONY: env update compare bench-cpu bench-gpu quick test test-all test-rest test-paths test-newest \
+  test-torch-only sanitize check format clean
 
 env: $(READY)
 
@@ -70,20 +78,23 @@ bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks gpu --resume --out benchmarks/results
 	$(BIN)/python -m benchmarks publish benchmarks/results
 
+quick: $(READY)
+	$(PYTEST) -m "not ($(NOT_QUICK))"
+
 test: $(READY)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not ($(FULL))"
 
-test-all: test test-slow test-paths test-torch-only sanitize
+test-all: test test-rest test-paths test-torch-only sanitize
 
-test-slow: $(READY)
-	$(PYTEST) -m slow
+test-rest: $(READY)
+	$(PYTEST) $(REST)
 
 # The tests above take the best vector path; here are the others that this processor runs.
 test-paths: $(READY)
 	@paths=$$($(BIN)/python -m sigmoid_attention.attention.impl.cpu) && set -- $$paths && shift && \
 	for path; do \
 	  echo "The CPU kernel's vector path $$path:"; \
-	  SIGMOID_ATTENTION_CPU=$$path $(PYTEST) -m "not slow" $(OTHERS) || exit 1; \
+	  SIGMOID_ATTENTION_CPU=$$path $(PYTEST) $(OTHERS) || exit 1; \
 	done
 
 test-torch-only: $(READY)
@@ -103,7 +114,7 @@ sanitize: $(READY)
 	SIGMOID_ATTENTION_CXXFLAGS="$(SANITIZERS)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libubsan.so)" \
-	$(PYTEST) --max-worker-restart=0 --capture=sys -m "not slow" $(SANITIZED)
+	$(PYTEST) --max-worker-restart=0 --capture=sys $(SANITIZED)
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)

@@ -112,6 +112,7 @@ def test_a_file_in_the_place_of_the_folder(squares, tmp_path, capsys):
     assert out.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_rates_of_what_is_asked_for(tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["rates", "--gate", "sigmoid,softmax", "--extra", "0", "--quick", "--workers", "1"]

@@ -163,6 +163,7 @@ def undecided(monkeypatch, tmp_path):
     monkeypatch.delenv("SIGMOID_ATTENTION_CPU", raising=False)
 
 
+@pytest.mark.slow
 def test_the_kernel_is_named_by_its_path_and_origin(monkeypatch, undecided):
     monkeypatch.setenv("SIGMOID_ATTENTION_CPU", "generic")
     found = [doctor._kernel()]
@@ -198,6 +199,7 @@ def test_a_kernel_below_the_best_is_explained(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_no_compiler_and_no_room(monkeypatch, undecided):
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "which", lambda name: None)

@@ -123,6 +123,7 @@ def test_one_graph_serves_any_length(function, inputs):
             assert_same(function, graph, changing(inputs(length), length))
 
 
+@pytest.mark.slow
 @each_call
 def test_one_graph_serves_any_size_of_all_dimensions(function, inputs):
     graph = compiled(function, dynamic=True, backend="eager")
@@ -144,6 +145,7 @@ def test_statistics_and_dropout_compile():
     torch.testing.assert_close(graph(*qkv(9)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [None, True, False], ids=["automatic", "dynamic", "static"])
 def test_no_bias_means_the_length_of_this_call(dynamic):
     """Neutral keys show the bias: n sigmoid(-log n) = n / (1 + n), for the n of now."""
@@ -167,6 +169,7 @@ def test_a_training_length_that_changes_changes_the_answer():
         torch.testing.assert_close(graph(*qkv(6), n), function(*qkv(6), n))
 
 
+@pytest.mark.slow
 def test_an_effective_length_that_changes_changes_the_answer():
     def function(query, key, value, bias):
         return sigmoid_attention(query, key, value, bias=bias)

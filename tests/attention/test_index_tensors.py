@@ -209,6 +209,7 @@ def test_the_kernel_gets_no_address_of_the_callers_numbers(kind, monkeypatch):
 FAR, BIASES = 2**40, ("number", "by-head", "visible", "slopes")
 
 
+@pytest.mark.slow
 @needs_kernel
 @pytest.mark.parametrize(
     "impl, bias, compiled",

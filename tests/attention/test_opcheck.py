@@ -129,6 +129,7 @@ def test_operators_are_what_they_say(call):
         opcheck(operator, arguments, test_utils=CHECKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cpu-slopes", "tiled-bias-by-pair", "packed-terms", "no-queries"])
 def test_compiled_operators_have_the_same_results_and_gradients(name):
     for operator, arguments in called(CALLS[name]).items():

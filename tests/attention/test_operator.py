@@ -16,6 +16,7 @@ from sigmoid_attention.attention import (
 )
 from tests.support.attention.calls import MASK_SHAPES, POLICIES, Call, calls
 from tests.support.attention.definition import Expected, define, to_nearest
+from tests.support.examples import examples
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
@@ -26,7 +27,7 @@ def answer(tensors, arguments) -> Expected:
     return Expected(out, *attention_statistics(*tensors, **arguments))
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(calls())
 def test_equals_the_definition_in_float64(call: Call):
     tensors, arguments = call.build()
@@ -39,7 +40,7 @@ def test_equals_the_definition_in_float64(call: Call):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=NAMES.get)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(call=calls())
 def test_error_stays_below_that_of_a_straightforward_computation(dtype, call: Call):
     tensors, arguments = call.build(dtype)
@@ -53,7 +54,7 @@ def test_error_stays_below_that_of_a_straightforward_computation(dtype, call: Ca
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=NAMES.get)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(call=calls())
 def test_a_narrow_dtype_costs_only_the_rounding_of_the_output(dtype, call: Call):
     tensors, arguments = call.build(dtype)

@@ -37,6 +37,7 @@ def shell(command, tmp_path, **environment):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [LIST, "train --help"])
 def test_a_reader_that_leaves_is_no_failure(tmp_path, command):
     argv = [sys.executable, "-c", HEAD, *SIGMOID, *command.split()]

@@ -311,6 +311,7 @@ REFUSED_IN_A_GRAPH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize(
     "wrong, sentence", REFUSED_IN_A_GRAPH.values(), ids=REFUSED_IN_A_GRAPH.keys()

@@ -116,6 +116,7 @@ def wide(family: GaussianExperts, floor: float = -9.0) -> ParameterBox:
     return ParameterBox(low, torch.full_like(low, 30.0))
 
 
+@pytest.mark.slow
 @each_family
 def test_em_never_lowers_the_likelihood(family):
     theta = torch.randn(6, family.size, dtype=torch.float64)

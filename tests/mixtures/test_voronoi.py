@@ -164,6 +164,7 @@ def literal(family: Mixture, atoms: torch.Tensor, truth: TrueMixture, cell: list
     return total
 
 
+@pytest.mark.slow
 @given(seeds)
 def test_the_softmax_loss_is_near_the_least_over_all_shifts(seed):
     truth = TrueMixture(Mixture("softmax", "gelu", k=3, d=2), 2 * normal(15, seed=seed))

@@ -87,6 +87,7 @@ def test_no_value_is_shown_as_nan(html):
     assert not re.search(r"\b(nan|inf|None)\b", html)
 
 
+@pytest.mark.slow
 def test_every_mark_lies_in_its_picture(html):
     for picture in pictures(html):
         points = [(float(use.get("x")), float(use.get("y"))) for use in picture.iter("use")]
@@ -98,6 +99,7 @@ def test_every_mark_lies_in_its_picture(html):
         assert all(0 <= x <= chart.WIDTH and 0 <= y <= chart.HEIGHT for x, y in points)
 
 
+@pytest.mark.slow
 def test_every_picture_is_described_and_none_is_empty(html):
     for picture in pictures(html):
         assert picture.get("role") == "img"

@@ -73,6 +73,7 @@ def test_checkpoints_do_not_change_the_outcome(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == [PREVIOUS, CURRENT]
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_resumed_a_run_ends_with_the_same_bits():
     finished = subprocess.run(
         [sys.executable, "-m", "tests.support.training.crash_points", str(RENAMES)],

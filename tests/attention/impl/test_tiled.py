@@ -121,6 +121,7 @@ def test_gradients_equal_the_definitions_at_full_size():
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["plain", "alibi", "mask-bool", "mask-float", "bias-row"])
 def test_opcheck(case):
     given = options(case)
@@ -174,6 +175,7 @@ def visits_and_classes(q, k, v, slopes, bias, tolerance, relative):
 CERTIFICATE = list(itertools.product([0.3, 1.0, 3.0], [0.2, 1.0, 2.0], [0.0, -4.0], [0, 1]))
 
 
+@pytest.mark.product
 @pytest.mark.parametrize(("slope", "spread", "bias", "seed"), CERTIFICATE, ids=str)
 def test_what_is_skipped_weighs_less_than_promised(slope, spread, bias, seed):
     q, k, v, slopes = skipping(61, slope, spread, torch.float64, seed)
@@ -181,6 +183,7 @@ def test_what_is_skipped_weighs_less_than_promised(slope, spread, bias, seed):
         check_promise(q, k, v, slopes, bias, number, relative)
 
 
+@pytest.mark.slow
 def test_one_of_many_equal_weights_is_not_dropped():
     # 513 weights near 1 in half precision: the last one, alone in its block, is below a unit of
     # their sum, and 20 times what rounding them costs.

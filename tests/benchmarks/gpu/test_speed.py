@@ -188,6 +188,7 @@ def test_every_peer_has_its_row_and_its_turn(monkeypatch):
     assert timed == ["triton", "sdpa-flash", "sdpa-flash", "triton"]
 
 
+@pytest.mark.slow
 def test_who_is_beside_takes_turns_and_has_no_row(monkeypatch):
     for peer, attend in (("gluon", 0), ("triton", 1), ("flex-sigmoid", 1)):
         make = (lambda case, device: lambda q, k, v: q) if attend else (lambda *_: 1 / 0)

@@ -17,6 +17,7 @@ CASES = [
 ]
 
 
+@pytest.mark.product
 @pytest.mark.parametrize(("name", "check"), CASES)
 def test_architecture(name, check, tmp_path):
     folder = {"folder": tmp_path} if "folder" in inspect.signature(check).parameters else {}

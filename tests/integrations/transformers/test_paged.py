@@ -20,6 +20,7 @@ BIASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
 @pytest.mark.parametrize("name", ["Llama", "Mistral"])
 def test_continuous_batching_writes_what_each_request_gets_alone(name, bias):

@@ -98,6 +98,7 @@ def run(code):
     )
 
 
+@pytest.mark.slow
 def test_transformers_alone_refuses_the_checkpoint(checkpoint):
     """Where this package is installed or not, but was not imported."""
     found = run(f"transformers.AutoModel.from_pretrained({str(checkpoint)!r})")

@@ -98,6 +98,7 @@ def test_the_unfused_operator_is_measured_beside_the_kernel(finished):
     assert comparison.machine["sigmoid_operator"] == comparison.fusion.operator
 
 
+@pytest.mark.slow
 def test_without_a_kernel_all_else_is_measured(finished, corpus, tmp_path, monkeypatch):
     _, with_kernel = finished
     monkeypatch.setenv("SIGMOID_ATTENTION_CPU", "off")

@@ -147,6 +147,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer_steps", [6, 0], ids=["two-stages", "all-at-once"])
 @pytest.mark.parametrize("updates", [1, 4], ids=["early", "late"])
 def test_killed_anywhere_and_resumed_it_ends_with_the_same_bits(
@@ -175,6 +176,7 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_bits(
     assert all(first[name].equal(second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", [2, 3, 6], ids=["layer", "behind stage one", "evaluation"])
 def test_killed_between_a_checkpoint_and_an_evaluation_no_point_is_lost(
     made, tmp_path, monkeypatch, saves
@@ -207,6 +209,7 @@ def test_a_finished_folder_is_found_finished(made, tmp_path, monkeypatch, capsys
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["curve.json", "model/model.safetensors", "model/config.json"])
 def test_what_was_damaged_since_is_named_and_made_again(made, tmp_path, capsys, name):
     first = run(made, tmp_path).run()

@@ -81,6 +81,7 @@ def test_tasks_cover_every_replicate_once():
                 assert sorted(found) == list(range(replicates))
 
 
+@pytest.mark.slow
 def test_pseudo_true_gates_leave_the_experts_true():
     """The dense regime converges to other gates with the same experts, at a cost in likelihood."""
     theorem, members = THEOREMS[3], pseudo_true(3)

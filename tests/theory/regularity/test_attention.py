@@ -16,6 +16,7 @@ from sigmoid_attention.theory.regularity import (
     attention_bound_at,
     mean_norm_bound,
 )
+from tests.support.examples import examples
 from tests.support.theory.random_layers import inputs, layers, whole_jacobian
 
 ROUNDING = 1 + 1e-9
@@ -30,7 +31,7 @@ def longest(layer: Attention, x: torch.Tensor) -> float:
     return float(layer(x[None]).detach().norm(dim=-1).max())
 
 
-@settings(max_examples=1200)
+@settings(max_examples=examples(1200))
 @given(layers(), radii)
 def test_no_layer_is_steeper_than_its_bounds_on_a_ball_on_a_box_and_at_a_point(drawn, radius):
     layer, tokens, rng = drawn
@@ -46,7 +47,7 @@ def test_no_layer_is_steeper_than_its_bounds_on_a_ball_on_a_box_and_at_a_point(d
     assert point.reach == pytest.approx(reach, rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(layers(), radii)
 def test_a_layer_scale_behind_the_layer_counts(drawn, radius):
     layer, tokens, rng = drawn
@@ -58,7 +59,7 @@ def test_a_layer_scale_behind_the_layer_counts(drawn, radius):
     assert norm <= attention_bound_at(layer, x, gain_C=gain).jacobian * ROUNDING
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(
     layers().filter(
         lambda drawn: (

@@ -16,10 +16,11 @@ from sigmoid_attention.theory.regularity import (
     max_jacobian_norm,
     onto_ball,
 )
+from tests.support.examples import examples
 from tests.support.theory.random_layers import inputs, layers, whole_jacobian
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(layers(), st.floats(0.1, 3.0))
 def test_lanczos_finds_the_norm_of_the_whole_jacobian(drawn, radius):
     layer, tokens, rng = drawn

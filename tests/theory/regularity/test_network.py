@@ -13,6 +13,7 @@ from sigmoid_attention.theory.regularity import (
     network_bound,
     network_bound_at,
 )
+from tests.support.examples import examples
 from tests.support.theory.random_layers import DIM, inputs, layers, whole_jacobian
 
 
@@ -42,7 +43,7 @@ def through(blocks, x):
     return x
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(stacks(), st.floats(0.1, 5.0), st.floats(0.0, 1.0))
 def test_no_stack_is_steeper_than_the_product_of_its_bounds(drawn, radius, share):
     blocks, tokens, rng = drawn

@@ -75,7 +75,8 @@ def cases(lengths, spreads, constants):
         for length, spread, constant, is_causal in [case]
     }
     names = ("length", "spread", "constant", "is_causal")
-    return pytest.mark.parametrize(names, named.values(), ids=named.keys())
+    parametrize = pytest.mark.parametrize(names, named.values(), ids=named.keys())
+    return lambda test: pytest.mark.product(parametrize(test))
 
 
 @each_dtype
@@ -97,6 +98,7 @@ def test_long_sequences(length, spread, constant, is_causal, dtype):
     check(drawn(length, spread=spread, constant=constant, is_causal=is_causal), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "is_causal"),
     [(torch.float32, False), (torch.bfloat16, True), (torch.float16, False)],
@@ -107,6 +109,7 @@ def test_four_thousand_keys(dtype, is_causal):
 
 
 @pytest.mark.slow
+@pytest.mark.one_path
 @each_dtype
 @pytest.mark.parametrize("constant", [-10, 0], ids="b{}".format)
 def test_sixteen_thousand_keys_on_sampled_rows_and_keys(constant, dtype):

@@ -22,6 +22,7 @@ from tests.support.cpu.budgets import Inputs, eager, error, floor, normal, weigh
 from tests.support.cpu.cache import SPARE, Cache
 from tests.support.cpu.calls import FAR_WINDOWS, LAYOUTS, assert_right, laid_out
 from tests.support.cpu.oracle import LEAST_WEIGHT, ROUNDINGS, in_float64
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -77,7 +78,7 @@ def assert_right_from_cache(tensors: tuple[Tensor, ...], arguments: dict) -> Non
 
 
 @each_dtype
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(cache=written_caches())
 def test_equals_the_reference_on_a_cache(dtype, cache: Cache):
     assert_right_from_cache(*cache.build(dtype))
@@ -116,7 +117,7 @@ def test_leaves_keys_that_all_queries_have_passed_alone(left: int, dtype):
 
 
 @each_dtype
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     call=few_queries(st.sampled_from(KEYS)),
     mask=masks(),

@@ -204,6 +204,7 @@ OPCHECKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [*((case, torch.float32) for case in OPCHECKED), ("causal-slopes", torch.bfloat16)],

@@ -178,17 +178,21 @@ def test_graphs_stay_inside_their_tensors():
 
 
 @pytest.mark.slow
+@pytest.mark.one_path
 @pytest.mark.parametrize("first", range(1000, 6000, 500))
 def test_many_calls_stay_inside_their_tensors(first):
     run(range(first, first + 500), *EAGER)
 
 
 @pytest.mark.slow
+@pytest.mark.one_path
 def test_many_graphs_stay_inside_their_tensors():
     run(range(1000, 1200), Case.as_a_graph)
 
 
-@pytest.mark.parametrize("calls", [150, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "calls", [150, pytest.param(20_000, marks=(pytest.mark.slow, pytest.mark.one_path))]
+)
 def test_numbers_that_another_thread_changes_lead_nowhere(calls):
     """It writes valid lengths, ends and pages without a pause: any answer, but of these tensors."""
     query, key = torch.rand(4, 2, 1, 16), torch.rand(4, 2, 4096, 16)

@@ -26,6 +26,7 @@ from tests.support.cpu.oracle import (
     differentiated,
     real_arguments,
 )
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -58,7 +59,7 @@ def large_calls(draw) -> Call:
 
 
 @each_dtype
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(
     call=large_calls(),
     layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3),

@@ -18,6 +18,7 @@ from tests.support.cpu.oracle import (
     exactly,
     in_float64,
 )
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -67,7 +68,7 @@ def fused(operator):
 
 
 @each_dtype
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(pack=long_packs(), blocks=st.sampled_from((192, 48)), splits=st.integers(1, 3))
 def test_packed_sequences_equal_the_reference(dtype, pack: Packed, blocks, splits):
     positional, arguments = pack.build(dtype)
@@ -95,7 +96,7 @@ def test_packed_sequences_do_not_see_each_other():
 
 
 @each_dtype
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(cached=long_caches(), splits=st.integers(1, 3))
 def test_caches_equal_the_reference(dtype, cached: Cached, splits):
     positional, arguments = cached.build(dtype)

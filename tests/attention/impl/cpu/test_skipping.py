@@ -144,6 +144,7 @@ def exact_weights(fading: Fading, dtype: torch.dtype) -> Tensor:
     return sigmoid_attention(query, key, identity, **fading.arguments(0.0), impl="reference")
 
 
+@pytest.mark.precision
 @each_fading
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_what_is_skipped_weighs_less_than_promised(fading: Fading, dtype):
@@ -179,6 +180,7 @@ def errors(found: Named, exact: Named) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.precision
 @each_dtype
 @pytest.mark.parametrize("constant", [-6.5, -2.0, 2.0], ids="b{}".format)
 @pytest.mark.parametrize("spread", [0.1, 1.0], ids="spread{}".format)

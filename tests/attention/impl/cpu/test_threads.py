@@ -137,6 +137,7 @@ def _one_thread(tensors, arguments):
     return differentiated(fused, tensors, arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc to count threads")
 def test_no_thread_is_started_beside_torchs_and_a_forked_process_goes_on_with_one():
     before, after, *sums = in_a_process(

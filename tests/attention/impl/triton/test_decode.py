@@ -419,6 +419,7 @@ SHARED_BYTES = 227 * 1024
 REGISTERS = 64 * 1024
 
 
+@pytest.mark.budgets
 @pytest.mark.parametrize(
     "dim, rows, options",
     [
@@ -447,12 +448,14 @@ def test_machine_code_keeps_to_what_the_rule_for_parts_assumes(dim, rows, option
         assert tile / clocks >= 2 * 4.8e12 / 132 / 1.5e9
 
 
+@pytest.mark.budgets
 def test_sizes_of_one_which_triton_builds_in_compile_as_well():
     """A launch turns every 1 among its numbers into a constant."""
     code = compiled(64, 1, sizes=("constexpr", "i32", "constexpr"))
     assert code.spills == 0
 
 
+@pytest.mark.budgets
 def test_rows_of_many_heads_take_the_wide_products_of_hopper():
     code = compiled(128, 64)
     assert code.spills == 0

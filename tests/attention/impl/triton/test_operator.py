@@ -25,6 +25,7 @@ def test_output_and_gradients_in_fp32(interpreted, positional, arguments):
 IN_ORDER = ("window", "all-at-once", "bias-of-rows", "bias-of-pairs-shared", "slopes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_gradients_in_a_fixed_order(interpreted, name):
     positional, arguments = FEATURES[name]

@@ -67,6 +67,7 @@ def test_a_damaged_file_is_rebuilt_before_it_is_loaded(kernel, own_cache, what, 
     assert cache.build("generic", kernel).origin == "cached"
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_compile_once(kernel, counting, tmp_path):
     counting.gate.touch()
     ready = [tmp_path / "first", tmp_path / "second"]
@@ -80,6 +81,7 @@ def test_two_processes_at_once_compile_once(kernel, counting, tmp_path):
     assert len(counting.started()) == 1
 
 
+@pytest.mark.slow
 def test_a_builder_that_is_killed_blocks_nobody(kernel, counting, tmp_path):
     counting.gate.touch()
     holder = start(BUILD, KERNEL=kernel, READY=tmp_path / "holder")
@@ -104,6 +106,7 @@ def test_a_failed_build_leaves_nothing_that_could_be_taken_for_a_library(kernel,
     assert {file.suffix for file in own_cache.iterdir()} == {".lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["/proc/sigmoid-attention", "below a file", "no home"])
 def test_nowhere_to_write_means_a_folder_of_this_process(kernel, tmp_path, where):
     (tmp_path / "file").touch()

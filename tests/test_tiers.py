@@ -1,0 +1,58 @@
+"""The sample of a matrix that `make test` takes, and the folders and files that have markers."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.conftest import HERE, MARKERS, beyond_a_sample
+
+DTYPES = pytest.mark.parametrize("dtype", [])
+SHAPES = pytest.mark.parametrize(("rows", "columns"), [])
+
+
+class Case:
+    def __init__(self, *marks, **params):
+        self.marks, self.callspec = marks, SimpleNamespace(params=params)
+
+    def iter_markers(self, name):
+        return [mark.mark for mark in self.marks if mark.mark.name == name]
+
+    def get_closest_marker(self, name):
+        return next(iter(self.iter_markers(name)), None)
+
+
+def sample(cases):
+    others = beyond_a_sample(cases)
+    return [tuple(case.callspec.params.values()) for case in cases if case not in others]
+
+
+def stacked(*marks):
+    return [
+        Case(DTYPES, SHAPES, *marks, dtype=dtype, rows=rows, columns=columns)
+        for dtype in ("fp32", "bf16")
+        for rows, columns in [(1, 1), (1, 2), (2, 1), (2, 2)]
+    ]
+
+
+def test_each_entry_of_stacked_lists_occurs_and_each_in_turn():
+    found = sample(stacked())
+    assert {case[1:] for case in found} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert len(found) == 4
+    assert [dtype for dtype, *_ in found].count("bf16") == 2
+
+
+def test_a_single_list_is_run_whole():
+    cases = [Case(SHAPES, rows=1, columns=n) for n in range(9)]
+    assert beyond_a_sample(cases) == []
+
+
+def test_of_a_product_in_one_list_each_value_occurs():
+    found = sample(stacked(pytest.mark.product))
+    assert len(found) == 2
+    for values in zip(*found, strict=True):
+        assert len(set(values)) == 2
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+def test_what_has_a_marker_exists(marker):
+    assert [place for place in MARKERS[marker] if not (HERE / place).exists()] == []
