@@ -222,6 +222,6 @@ def test_bad_inputs_are_named():
     ],
     ids=["default", "rope", "softmax", "grouped and windowed", "learned"],
 )
-def test_printing_shows_what_decides_the_answer(settings, shown):
+def test_repr_shows_the_settings(settings, shown):
     text = repr(Attention(8, 2, max_seq_len=16, **settings))
     assert not [part for part in shown if part not in text], text

@@ -37,7 +37,7 @@ def counted(router, counts):
     ],
     ids=str,
 )
-def test_a_step_goes_against_the_load_and_has_no_mean(counts, signs):
+def test_a_step_opposes_the_load_and_has_mean_zero(counts, signs):
     router = counted(balanced(), counts)
     LoadBalancer([router]).update()
     step = 0.1 * torch.tensor(signs, dtype=torch.float32)
@@ -167,7 +167,7 @@ def test_even_loads_cost_one_and_a_crowd_costs_most():
     assert switch_loss(routing(crowded, crowd)) == 4
 
 
-def test_the_sequence_loss_sees_what_the_mean_over_sequences_hides():
+def test_the_sequence_loss_depends_on_the_load_within_each_sequence():
     """Each of two sequences uses one expert alone: even together, crowded each."""
     scores = torch.tensor([[[1.0, 0.0]] * 3, [[0.0, 1.0]] * 3])
     experts = torch.tensor([[[0]] * 3, [[1]] * 3])

@@ -76,7 +76,7 @@ def test_a_processor_takes_the_loop(dtype):
     assert not grouped.takes_grouped_mm(torch.zeros(8, 8, dtype=dtype))
 
 
-def test_all_of_torch_func_follows_what_each_expert_answers():
+def test_torch_func_transforms_the_output_of_each_expert():
     x, weight, ends = torch.randn(7, 4), torch.randn(3, 5, 4), torch.tensor([2, 2, 7])
     x, weight = x.double(), weight.double()
     expected = grouped_linear(x, weight, ends)
@@ -85,5 +85,5 @@ def test_all_of_torch_func_follows_what_each_expert_answers():
     out, derivative = jvp(lambda x: each_expert(x, weight, ends), (x,), (change,))
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(derivative, grouped_linear(change, weight, ends))
-    found = jacrev(lambda weight: each_expert(x, weight, ends).sum())(weight)
-    torch.testing.assert_close(found, grouped_outer(torch.ones_like(expected), x, ends))
+    actual = jacrev(lambda weight: each_expert(x, weight, ends).sum())(weight)
+    torch.testing.assert_close(actual, grouped_outer(torch.ones_like(expected), x, ends))

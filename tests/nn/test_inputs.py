@@ -69,7 +69,7 @@ def test_autocast_makes_dtypes_agree_but_for_doubles(name):
     assert_sentence(message, "x", ("torch.float32", "torch.float64"))
 
 
-def test_a_projection_with_a_hook_decides_itself_what_it_reads():
+def test_a_projection_with_a_hook_may_cast_its_input():
     layer, x = attention(), torch.ones(1, 3, DIM, dtype=torch.float64)
     for linear in (layer.query, layer.key, layer.value):
         linear.register_forward_pre_hook(lambda _, given: tuple(each.float() for each in given))

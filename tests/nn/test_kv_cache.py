@@ -79,7 +79,7 @@ def test_arrays_are_made_as_the_first_tokens_are(dtype):
     assert meta.append(first.to("meta"), first.to("meta"))[0].is_meta
 
 
-def test_what_is_refused_makes_nothing():
+def test_refused_tokens_allocate_nothing():
     cache = KVCache(batch=1, num_kv_heads=2, capacity=3, head_dim=4)
     with pytest.raises(ValueError, match=r"\(1, 2\), got \(2, 2\)"):
         cache.append(torch.zeros(2, 2, 1, 4), torch.zeros(2, 2, 1, 4))
@@ -148,7 +148,7 @@ def test_a_refused_call_of_a_model_stores_nothing_in_any_layer(second, error, na
     assert stored(cache for cache in caches if cache) == [0] * sum(map(bool, caches))
 
 
-def test_layers_that_have_read_unlike_many_tokens_are_refused():
+def test_caches_of_different_lengths_are_refused():
     model = model_with_two_layers()
     tokens, caches = torch.zeros(2, 5, dtype=torch.long), model.new_cache(2, 16)
     model(tokens, cache=caches)

@@ -106,7 +106,7 @@ COMPUTED: dict[str, Callable[[], Iterable[Tensor]]] = {
 @pytest.mark.parametrize("compute", COMPUTED.values(), ids=COMPUTED.keys())
 def test_shapes_and_dtypes(compute, mode):
     with mode():
-        found = list(compute())
-    for one, real in zip(found, compute(), strict=True):
+        actual = list(compute())
+    for one, real in zip(actual, compute(), strict=True):
         assert one.is_meta or type(one) is not Tensor
         assert (one.shape, one.dtype) == (real.shape, real.dtype)

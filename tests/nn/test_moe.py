@@ -145,12 +145,12 @@ def test_wrong_types_of_a_configuration_are_refused(change, sentence):
 
 
 def test_numbers_of_numpy_are_kept_as_pythons():
-    given = {
+    options = {
         field: np.asarray(value)[()]
         for field, value in dataclasses.asdict(DEEPSEEK).items()
         if isinstance(value, bool | int | float)
     }
-    config = dataclasses.replace(DEEPSEEK, **given)
+    config = dataclasses.replace(DEEPSEEK, **options)
     assert config == DEEPSEEK
     assert json.loads(json.dumps(dataclasses.asdict(config))) == dataclasses.asdict(DEEPSEEK)
 
@@ -176,7 +176,7 @@ class TestDecoder:
         config = model_config(moe)
         assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
-    def test_a_configuration_without_experts_writes_what_it_always_did(self):
+    def test_a_configuration_without_experts_writes_no_moe_field(self):
         assert "moe" not in model_config(None).to_dict()
 
     def test_from_dict_names_the_field_that_is_wrong(self):

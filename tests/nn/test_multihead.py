@@ -480,7 +480,7 @@ class TestComplaints:
         with pytest.raises(ValueError, match=f"^{sentence}"):
             layer(**{k: nested(*v) for k, v in (lengths | wrong).items()}, need_weights=False)
 
-    def test_what_nested_sequences_do_not_have(self):
+    def test_options_without_support_for_nested_sequences(self):
         nested = torch.nested.nested_tensor([torch.ones(3, E), torch.ones(2, E)])
         layer = SigmoidMultiheadAttention(E, H, sigmoid_bias=BIAS)
         with pytest.raises(NotImplementedError, match=r"^need_weights: "):

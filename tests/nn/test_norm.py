@@ -20,7 +20,7 @@ def test_rms_norm_keeps_a_low_precision_input_with_fp32_gains(dtype):
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
-def test_qk_norm_normalises_each_head_and_has_gains_of_its_own(kind):
+def test_qk_norm_normalises_each_head_with_separate_gains(kind):
     norm = QKNorm(kind, head_dim=16)
     query, key = (10 * torch.randn(2, 1, 3, 5, 16)).unbind(0)
     normed_query, normed_key = norm(query, key)

@@ -82,21 +82,21 @@ def gradients(model, loss_of, call):
 @pytest.mark.parametrize("loss_of", LOSSES.values(), ids=LOSSES)
 def test_gradients_are_those_without_a_checkpoint(loss_of, calls):
     model = mixtures()
-    found, expected = (gradients(model, loss_of, call) for call in calls)
-    assert found[1] == expected[1] == (6 if calls[1] is twice else 3)
-    torch.testing.assert_close(found[0], expected[0])
+    actual, expected = (gradients(model, loss_of, call) for call in calls)
+    assert actual[1] == expected[1] == (6 if calls[1] is twice else 3)
+    torch.testing.assert_close(actual[0], expected[0])
 
 
 def test_several_batches_in_one_backward_pass():
-    model, found = mixtures(), []
+    model, actual = mixtures(), []
     batches = torch.randn(3, 2, 5, 8, dtype=torch.float64, requires_grad=True)
     for call in (plain, reentrant):
         model.zero_grad()
         with record_routing(model) as routings:
             total = sum(run(model, x, call).square().sum() for x in batches)
         (total + sum(n * z_loss(routing) for n, routing in enumerate(routings))).backward()
-        found.append([p.grad.clone() for p in model.parameters()])
-    torch.testing.assert_close(found[1], found[0])
+        actual.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(actual[1], actual[0])
 
 
 @pytest.mark.parametrize("call", [reentrant, not_reentrant], ids=["reentrant", "not reentrant"])
@@ -106,7 +106,7 @@ def test_a_decoder_over_checkpoints_has_the_loss_and_the_gradients_of_one_withou
         moe=MoEConfig(experts=4, hidden=6, top_k=2, switch_loss=0.5, z_loss=0.1),
     )  # fmt: skip
     model, tokens = DecoderLM(config), torch.randint(11, (2, 6))
-    losses, found = [], []
+    losses, actual = [], []
     for wrap in (None, call):
         model.zero_grad()
         for block in model.blocks if wrap else ():
@@ -114,26 +114,26 @@ def test_a_decoder_over_checkpoints_has_the_loss_and_the_gradients_of_one_withou
             block.forward = lambda x, wrap=wrap, forward=forward, **_: wrap(forward, x)
         losses.append(model.loss(tokens, tokens))
         losses[-1].backward()
-        found.append([p.grad.clone() for p in model.parameters()])
+        actual.append([p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(losses[1], losses[0])
-    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(actual[1], actual[0])
 
 
-def test_equal_batches_and_routings_of_another_step_are_told_apart():
-    model, found, old = mixtures(), [], []
+def test_equal_batches_and_routings_of_another_step_are_distinguished():
+    model, actual, old = mixtures(), [], []
     x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
     for call in (plain, reentrant, reentrant):
         model.zero_grad()
         with record_routing(model) as routings:
             total = sum(run(model, batch, call).square().sum() for batch in (x, x))
         (total + sum(n * z_loss(routing) for n, routing in enumerate(routings))).backward()
-        found.append([p.grad.clone() for p in model.parameters()])
+        actual.append([p.grad.clone() for p in model.parameters()])
         old.append(routings)
-    torch.testing.assert_close(found[1], found[0])
-    torch.testing.assert_close(found[2], found[0])
+    torch.testing.assert_close(actual[1], actual[0])
+    torch.testing.assert_close(actual[2], actual[0])
 
 
-def test_a_graph_that_is_kept_serves_again():
+def test_a_retained_graph_can_be_used_twice():
     model, x = mixtures()[0], torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
     with record_routing(model) as routings:
         y = reentrant(model, x)
@@ -155,7 +155,7 @@ def test_a_gradient_that_would_be_lost_is_refused(order):
         switch_loss(routings[0]).backward()
 
 
-def test_what_is_only_looked_at_costs_no_gradient():
+def test_a_recorded_routing_without_a_loss_costs_no_gradient():
     model, x = mixtures()[0], torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
     with record_routing(model) as routings:
         reentrant(model, x).sum().backward()
@@ -177,7 +177,7 @@ def test_recording_ends_with_its_block():
     assert routings[1].weights.requires_grad
 
 
-def test_only_the_own_thread_is_listed():
+def test_only_calls_of_the_same_thread_are_recorded():
     router, counts = Router(4, experts=3, top_k=1), {}
     entered, left = threading.Barrier(2), threading.Barrier(2)
 
@@ -198,7 +198,7 @@ def test_only_the_own_thread_is_listed():
     assert counts == {"a": [2, 2], "b": [3, 3, 3]} and not outer
 
 
-def test_recordings_may_stand_in_one_another_and_of_other_models():
+def test_recordings_may_be_nested_and_of_other_models():
     one, other = Router(4, experts=3), Router(4, experts=2)
     with record_routing(one) as outer, record_routing(other) as inner:
         with record_routing(one) as again:

@@ -67,7 +67,7 @@ def test_a_bad_bias_changes_nothing():
 
 
 @pytest.mark.parametrize("wrong", [{"sigmoid_bias": Learned(-1.0, num_heads=7)}, {"impl": "fast"}])
-def test_what_does_not_fit_changes_nothing(wrong):
+def test_a_refused_argument_changes_nothing(wrong):
     model = encoder()
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}:? "):
         replace_multihead_attention(model, **{"sigmoid_bias": BIAS} | wrong)

@@ -184,7 +184,7 @@ class TestCounting:
         weights.sum().backward()
         assert router.tokens_per_expert.sum() == 10
 
-    def test_what_is_differentiated_by_torch_func_is_counted(self):
+    def test_visits_are_counted_under_torch_func(self):
         router, x = self.router(), torch.randn(2, 5, 4)
         visits = router(x).experts.flatten().bincount(minlength=3)
         router.tokens_per_expert.zero_()
@@ -304,7 +304,7 @@ def test_tokens_of_another_shape_are_refused(shape):
         Router(4, experts=2)(torch.zeros(shape))
 
 
-def test_the_default_dtype_is_none_that_a_router_computes_in():
+def test_a_router_does_not_compute_in_the_default_dtype():
     router, x = Router(8, experts=5, top_k=2, balance_rate=0.1), torch.randn(2, 400, 8)
     expected = router(x)
     for dtype in (torch.bfloat16, torch.float64):
@@ -315,5 +315,5 @@ def test_the_default_dtype_is_none_that_a_router_computes_in():
         finally:
             torch.set_default_dtype(torch.float32)
         assert all(torch.equal(*pair) for pair in zip(routing, expected, strict=True))
-        for loss, found in zip((switch_loss, sequence_loss, z_loss), losses, strict=True):
-            assert torch.equal(found, loss(expected)) and found.dtype == torch.float32
+        for loss, actual in zip((switch_loss, sequence_loss, z_loss), losses, strict=True):
+            assert torch.equal(actual, loss(expected)) and actual.dtype == torch.float32

@@ -211,5 +211,5 @@ def test_numbers_of_numpy_are_numbers():
     settings = dict(scale=0.5, softcap=2.0, dropout_p=0.0)
     expected = softmax_attention(query, key, value, is_causal=True, **settings)
     settings = {name: np.float64(number) for name, number in settings.items()}
-    given = dict(window_size=[-1, np.int64(-1)], is_causal=np.bool_(True), enable_gqa=1)
-    assert softmax_attention(query, key, value, **settings, **given).equal(expected)
+    options = dict(window_size=[-1, np.int64(-1)], is_causal=np.bool_(True), enable_gqa=1)
+    assert softmax_attention(query, key, value, **settings, **options).equal(expected)

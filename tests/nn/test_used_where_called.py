@@ -206,12 +206,12 @@ def test_gradients_for_each_sample(name):
     if not parameters:
         return
     dims = tuple(None if x is None else 0 for x in samples)
-    found = vmap(grad(loss), (None, *dims), randomness="different")(parameters, *samples)
+    actual = vmap(grad(loss), (None, *dims), randomness="different")(parameters, *samples)
     for b in range(B):
         module.zero_grad()
         loss(parameters, *(None if x is None else x[b] for x in samples)).backward()
         for key, parameter in parameters.items():
-            torch.testing.assert_close(found[key][b], parameter.grad)
+            torch.testing.assert_close(actual[key][b], parameter.grad)
 
 
 @each_module

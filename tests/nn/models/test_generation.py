@@ -179,13 +179,13 @@ def test_numbers_of_numpy_are_numbers(model):
     prompt = torch.randint(13, (2, 3))
     numbers = dict(max_new_tokens=4, temperature=0.5, top_p=0.75, stop_token=3)
     drawn = [
-        generate(model, prompt, **given, generator=torch.Generator().manual_seed(0))
-        for given in (numbers, {name: np.asarray(x)[()] for name, x in numbers.items()})
+        generate(model, prompt, **options, generator=torch.Generator().manual_seed(0))
+        for options in (numbers, {name: np.asarray(x)[()] for name, x in numbers.items()})
     ]
     assert drawn[0].equal(drawn[1])
 
 
-def test_each_module_is_in_its_own_mode_again():
+def test_each_module_gets_its_mode_back():
     model = DecoderLM(CONFIG).train()
     model.blocks[0].eval()
     before = [module.training for module in model.modules()]
@@ -203,13 +203,13 @@ def test_nothing_is_written_to_a_model_that_evaluates(monkeypatch):
     assert {name: dict(vars(part)) for name, part in model.named_modules()} == before
 
 
-def test_threads_that_share_a_model_write_what_each_writes_alone(model):
+def test_threads_that_share_a_model_generate_the_same_as_alone(model):
     model.eval()
     prompts = [torch.randint(13, (1, 2 + n)) for n in range(4)]
     expected = [generate(model, prompt, max_new_tokens=8) for prompt in prompts]
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda prompt: generate(model, prompt, max_new_tokens=8), prompts)
-        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        actual = pool.map(lambda prompt: generate(model, prompt, max_new_tokens=8), prompts)
+        assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
 
 
 def test_logits_of_the_last_tokens_alone(model):
@@ -229,5 +229,5 @@ def test_a_cache_may_be_filled_under_autocast_and_read_without(model, first):
         with torch.autocast("cpu", torch.bfloat16, enabled=first):
             model(tokens[:, :4], cache=cache)
         with torch.autocast("cpu", torch.bfloat16, enabled=not first):
-            found = model(tokens[:, 4:], cache=cache)
-        torch.testing.assert_close(found.float(), model(tokens)[:, 4:], rtol=0.1, atol=0.1)
+            actual = model(tokens[:, 4:], cache=cache)
+        torch.testing.assert_close(actual.float(), model(tokens)[:, 4:], rtol=0.1, atol=0.1)

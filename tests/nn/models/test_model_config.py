@@ -81,7 +81,7 @@ def test_sizes_win_over_the_recipe():
     ],
     ids=str,
 )
-def test_bias_names_stand_for_policies(settings, policy):
+def test_bias_names_give_policies(settings, policy):
     assert ModelConfig(**SIZES, **settings).bias_policy() == policy
 
 

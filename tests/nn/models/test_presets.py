@@ -1,4 +1,4 @@
-"""P1's published sizes and training figures, counted on the meta device."""
+"""The published sizes and training figures of Ramapuram et al. 2024, on the meta device."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_published_models(name):
 
 
 @pytest.mark.parametrize("name, millions", [("gala-85m", 85), ("gala-1b", 1233), ("gala-7b", 6477)])
-def test_parameters_outside_the_embedding_are_what_the_names_say(name, millions):
+def test_parameters_outside_the_embedding_match_the_names(name, millions):
     with torch.device("meta"):
         model = DecoderLM(PRESETS[name])
     outside = sum(p.numel() for n, p in model.named_parameters() if "embedding" not in n)
