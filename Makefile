@@ -5,8 +5,9 @@
 # of the CPU kernel, the sanitizers, and the library in an environment that has torch alone.
 # `make update` renews constraints/lock.txt and runs all tests with it.
 # `make test-newest` runs the integrations' tests against the newest releases.
-# `make bench-cpu` measures how fast the operator is on this CPU and writes that into the README.
+# `make bench-cpu` measures how fast the operator is on this CPU and writes docs/benchmarks.md.
 # `make bench-gpu` measures the GPU operators, their errors and their peers on one NVIDIA GPU.
+# `make docs` builds the documentation site into build/site.
 # `make sanitize` runs the CPU kernel's tests with its memory and its arithmetic watched.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ READY := $(VENV)/.ready
 LOCK := constraints/lock.txt
 MEND := tools/torchvision_cpu_mend.py
 NEWEST := .venv-newest
-SOURCES := src tests benchmarks tools hatch_build.py
+SOURCES := src tests benchmarks tools examples hatch_build.py docs/docstrings.py conftest.py
 PYTEST_OPTIONS := -n auto --dist worksteal --durations=10
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 PIP := -m pip install --quiet --disable-pip-version-check
@@ -38,7 +39,7 @@ SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefine
   -fno-omit-frame-pointer
 
 .PHONY: env update compare bench-cpu bench-gpu quick test test-all test-rest test-paths test-newest \
-  test-torch-only sanitize check format clean
+  test-torch-only sanitize docs check format clean
 
 env: $(READY)
 
@@ -57,7 +58,7 @@ $(READY): pyproject.toml $(LOCK) $(MEND)
 
 update: $(READY)
 	UV_CUSTOM_COMPILE_COMMAND="make update" $(BIN)/uv pip compile --quiet --universal --upgrade \
-	  --python-version 3.11 --no-annotate --extra dev pyproject.toml -o $(LOCK)
+	  --python-version 3.11 --no-annotate --extra dev --extra docs pyproject.toml -o $(LOCK)
 	$(MAKE) test-all
 
 compare: $(READY)
@@ -72,7 +73,7 @@ bench-cpu: $(READY)
 # In less than nine minutes; what found no time is measured by the next call. It needs a CUDA build
 # of torch: where that is there already, run these two lines with its Python, without a network as
 #   PYTHONPATH=src:wheels python3 -m benchmarks gpu --out benchmarks/results --resume
-#   PYTHONPATH=src:wheels python3 -m benchmarks publish benchmarks/results
+#   PYTHONPATH=src:wheels python3 -m benchmarks publish benchmarks/results  (with matplotlib)
 # where wheels is a folder that docs/gpu.md says how to make.
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks gpu --resume --out benchmarks/results
@@ -116,6 +117,11 @@ sanitize: $(READY)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libubsan.so)" \
 	$(PYTEST) --max-worker-restart=0 --capture=sys $(SANITIZED)
 
+# A warning, such as a broken link, is an error.
+docs: $(READY)
+	$(BIN)/python $(PIP) -c $(LOCK) --no-build-isolation -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
@@ -126,4 +132,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix $(SOURCES)
 
 clean:
-	rm -rf $(VENV) $(NEWEST) runs dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) build runs dist .pytest_cache .ruff_cache

@@ -72,3 +72,13 @@ def test_the_api_page_lists_every_public_function():
     page = (ROOT / "docs/api/attention.md").read_text()
     listed = re.search(r"members: \[(.*)\]", page)[1].split(", ")
     assert set(listed) == {name for name in sigmoid_attention.__all__ if name[0].islower()}
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for page in (README, ROOT / "CONTRIBUTING.md"):
+        for named in re.findall(
+            r"^make ([a-z-]+)|`make ([a-z-]+)`", page.read_text(), re.MULTILINE
+        ):
+            target = "".join(named)
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
