@@ -59,5 +59,5 @@ def _module(file: Path) -> ModuleType:
 
 
 def _platform() -> str:
-    # The plain tag: nobody has checked that the libraries keep to what manylinux promises.
+    # The plain tag: it was not checked that the libraries meet the rules of manylinux.
     return next(tag for tag in platform_tags() if not tag.startswith(("manylinux", "musllinux")))

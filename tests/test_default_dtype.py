@@ -77,7 +77,7 @@ BIASES = (
 
 
 def built(module: nn.Module) -> nn.Module:
-    """A module in fp32, whatever the default when this test began."""
+    """A module in fp32, independent of the default dtype."""
     return module.to(FP32).eval()
 
 

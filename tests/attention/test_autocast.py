@@ -189,7 +189,7 @@ def test_packed_sequences(impl, half):
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
 @implementations("reference", "tiled", "auto")
 def test_terms_may_have_any_dtype(impl, dtype):
-    """Bias, slopes and mask are added in fp32, whatever precision they come in."""
+    """Bias, slopes and mask are added in fp32, for every precision of theirs."""
     added = settings()
     added |= {name: added[name].to(dtype) for name in ("attn_mask", "bias", "alibi_slopes")}
     assert_same_under(torch.bfloat16, lambda: [sigmoid_attention(*qkv(), **added, impl=impl)])

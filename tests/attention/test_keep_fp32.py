@@ -1,4 +1,4 @@
-"""What must stay in fp32 keeps every digit whatever its model is cast to or loaded from."""
+"""Parameters that must stay in fp32 keep every digit when the model is cast or loaded."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Tensors without numbers: meta and fake ones give shapes and dtypes, whatever computes them.
+"""Meta and fake tensors, which have no values, give shapes and dtypes in every implementation.
 
 Each call is made three times: with tensors of a CPU, all on the meta device, and in a fake mode.
 """

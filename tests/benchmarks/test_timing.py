@@ -62,7 +62,7 @@ def test_peers_alternate_and_have_as_many_turns(clock):
     ids=lambda value: f"{value:g}",
 )
 def test_rounds_follow_the_budget(clock, seconds, rounds):
-    # At most eight; five where they fit into ten seconds; three whatever they take.
+    # At most eight; five where they fit into ten seconds; three in any case.
     budget = Budget(seconds=10.0, least=3, least_short=5, most=8)
     assert len(clock.turns(budget, a=seconds)["a"]) == rounds
 

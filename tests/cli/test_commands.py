@@ -80,7 +80,10 @@ def test_sentences_name_arguments_as_they_are_typed(tmp_path, capsys):
         (["universality", "max", "--error", "0.001", "--n", "4"], "--max-layers"),
         (["train", "--preset", "tiny", "--vocab-size", "9"], "--vocab-size must be at least 257"),
         (["train", "--preset", "tiny", "--seq-len", "0"], "--max-seq-len must be positive, got 0"),
-        (["train", "--preset", "tiny", "--dim", "33"], "--dim must be a multiple of heads (2)"),
+        (
+            ["train", "--preset", "tiny", "--dim", "33"],
+            "--dim must be a multiple of --num-heads (2)",
+        ),
         (["train", "--eval-every", "-1"], "--eval-every must be 0 (none) or a number of steps"),
         (["rates", "--workers", "0"], "--workers must be 1 or more"),
     ):

@@ -116,7 +116,7 @@ def test_a_name_cannot_steer_a_terminal(tmp_path, capsys):
 
 
 def test_names_are_no_markup(tmp_path, capsys):
-    """Nor is a damaged file's name, whatever console a user gives."""
+    """Nor is a damaged file's name, on every kind of console."""
     name, study = "a[/b] [red] :smile:", squares_study.study(squares_study.task(1))
     archive = Archive(tmp_path / name)
     archive.put(squares_study.task(1).key, b"damaged")

@@ -34,4 +34,4 @@ def test_what_this_machine_lacks_is_a_matter_for_doctor():
     error.__cause__ = RuntimeError("operator torchvision::nms does not exist")
     said = remedy("timm", "1.0.23 or newer", error)
     assert "does not import here: operator torchvision::nms does not exist" in said
-    assert said.endswith("sigmoid-attention doctor")
+    assert said.endswith("`sigmoid-attention doctor` gives the remedy")

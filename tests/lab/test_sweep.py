@@ -168,7 +168,7 @@ def until(holds, seconds=60.0):
 
 
 def gone(process):
-    """Whether a process has ended; it may still be waiting for someone to take note of it."""
+    """Whether a process has ended; it may still be a zombie."""
     status = Path(f"/proc/{process}/stat")
     try:
         return status.read_text().rpartition(")")[2].split()[0] == "Z"

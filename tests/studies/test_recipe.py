@@ -11,7 +11,10 @@ from sigmoid_attention.studies.recipe import (
     run,
     standings,
 )
+from tests.support.studies import recipe_store
 from tests.support.studies.recipe_store import SETTING
+
+store = recipe_store.store  # a fixture
 
 
 def test_every_candidate_stands_at_its_best_rate_against_the_better_softmax(store):

@@ -131,7 +131,7 @@ def test_the_mode_of_the_model_is_left_alone():
 
 def test_a_tiny_model_learns_to_copy():
     task = Copying(4, 16, vocab_size=6, seed=0)
-    model = tiny_model(dropout=0.0, vocab_size=6)
+    model = tiny_model(dropout_p=0.0, vocab_size=6)
     before = accuracy(model, task.heldout(2))
     train(model, task, TrainConfig(steps=120, lr=1e-2, warmup_steps=20), progress=False)
     assert before < 0.5 < 0.9 < accuracy(model, task.heldout(2))

@@ -1,4 +1,4 @@
-"""The losses on the way: whole lines, each step once, whatever happened to the process."""
+"""The loss log: whole lines, each step once, also after a killed process."""
 
 import csv
 import os

@@ -38,7 +38,7 @@ def sigmoid_attention(
     over the keys j that query i may see; s is ``scale``, b ``bias``, m a float ``attn_mask``,
     a ``alibi_slopes`` and cap(x) = ``softcap`` tanh(x / ``softcap``). Nothing is normalised: a
     query that sees no key gets exact zeros, and partial results over disjoint keys add up.
-    Source: P1 (arXiv 2409.04431), section 2 and appendix E for the bias.
+    Source: Ramapuram et al. 2024 (arXiv 2409.04431), section 2; appendix E for the bias.
 
     Under autocast the answer is the same, in the precision of the inputs. Only where query, key
     and value differ in dtype, as after a rotation in fp32, are they cast to autocast's, like those

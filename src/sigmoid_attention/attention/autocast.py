@@ -2,7 +2,7 @@
 
 Autocast rounds the operands of every product to bf16 or fp16. That is meant for the products of
 layers; here it would leave two digits of logits and sums. So the operator computes in the precision
-of its inputs whatever autocast says, in all derivatives too, wherever those are asked for.
+of its inputs also under autocast. That holds for all derivatives, too.
 """
 
 import contextlib

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class RowContext(Protocol):
-    """What a policy may ask about the rows of a call; whatever costs work is computed on demand."""
+    """The rows of a call, for a policy; costly properties are computed on demand."""
 
     @property
     def heads(self) -> int: ...
@@ -110,7 +110,7 @@ class Constant(BiasPolicy):
 
 @dataclass(frozen=True)
 class NegLogLength(BiasPolicy):
-    """b = offset - log n, with n the training length (P1, appendix E: the papers' choice).
+    """b = offset - log n, with n the training length (Ramapuram et al. 2024, appendix E).
 
     An offset may be a tensor, too, which gets its gradient. Raises ``ValueError`` unless n is a
     positive whole number, and the offset that or a finite number.
@@ -239,7 +239,7 @@ def _kept_for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch
 
 
 class HeadValues(BiasPolicy):
-    """b_h: a number for each head, from a tensor (heads,) that somebody else keeps.
+    """b_h: a number for each head, from a tensor (heads,) of the caller.
 
     It gets its gradient like any tensor. Raises ``ValueError`` for another number of heads.
 

@@ -49,7 +49,7 @@ class Sequences:
         return self.offsets_and_lengths_4B[3]
 
     def raw_lengths_and_table(self) -> tuple[Tensor, Tensor | None]:
-        """Keys of each sequence, and the table, for whoever reads nothing beyond a sequence's end.
+        """Lengths and page table, for kernels that read nothing beyond a sequence's end.
 
         Any integers; the table may hold anything where no token is.
         """
@@ -123,10 +123,10 @@ def _rows(packed_1HTD: Tensor, start_B: Tensor, length_B: Tensor, longest: int) 
 
 
 class DeviceCache(Sequences):
-    """A cache whose lengths and pages are on a GPU, or in a graph, where nobody can look at them.
+    """A cache whose lengths and pages cannot be validated: they are on a GPU or being traced.
 
-    To check them would wait for the device. Even to bring them into shape takes launches that a
-    decoding step does without, so that is done when somebody asks.
+    A check would wait for the device. Even the common layout takes launches that a decoding step
+    does not need, so it is computed on demand.
     """
 
     used_B: Tensor

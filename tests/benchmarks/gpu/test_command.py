@@ -106,7 +106,7 @@ def test_rows_and_readings_carry_the_device_and_are_not_measured_twice(tmp_path,
     plan = [unit, tanh, rates]
     assert store.left(plan) == plan
     store.keep(Row(FORWARD, "gluon", 0, wall=(1.0,), stamp={"graph": False}))
-    # After what nobody tried.
+    # After a case that was not tried.
     assert store.left(plan) == [tanh, rates, unit]
     store.keep(Row(FORWARD, "triton", 0, refused="NotImplementedError: no"))
     store.keep(Reading("tanh.approx.f32, largest relative error", "relative", (1e-5,)))
@@ -131,7 +131,7 @@ def test_who_failed_is_tried_again_beside_ours(monkeypatch):
     store.keep(Row(FORWARD, "flash-attn-3", 0, refused="ModuleNotFoundError: none"))
     store.keep(Row(FORWARD, "sdpa-flash", 0, refused="OutOfMemoryError: CUDA out of memory"))
     assert store.left([unit]) == [replace(unit, peers=("sdpa-flash",), beside=OURS)]
-    # All are compared with ours: without them nobody's row is worth anything.
+    # All are compared with ours: without our rows no other row has a use.
     store.keep(Row(FORWARD, "triton", 0, refused="no answer within 60 s; it was killed"))
     assert store.left([unit]) == [unit]
 

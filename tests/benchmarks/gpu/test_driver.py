@@ -102,7 +102,7 @@ class Clock:
         return 10.0 * len(self.kept) + self.hurry * (time.monotonic() - self.started)
 
 
-def test_nobody_is_waited_for_after_the_deadline_and_no_row_says_so(worker):
+def test_after_the_deadline_nothing_is_awaited_and_no_row_is_written(worker):
     list(measure_unit(unit("a"), worker))  # so that it has started
     kept: list = []
     # Two rows are kept, then it hangs for the second that is left.
@@ -165,12 +165,12 @@ def served(*units: Unit) -> list[dict]:
 
 def test_errors_are_measured_and_refusals_are_rows():
     case = Case("error", "bf16", 40, 8, heads=2, feature="softcap")
-    first, row, second, refused, done = served(Unit("errors", case, ("cpu", "nobody"), 1.0))
-    assert (first, second, done) == ({"trying": "cpu"}, {"trying": "nobody"}, {"done": True})
+    first, row, second, refused, done = served(Unit("errors", case, ("cpu", "missing"), 1.0))
+    assert (first, second, done) == ({"trying": "cpu"}, {"trying": "missing"}, {"done": True})
     own = Row.from_json(row["row"])
     assert own.error is not None and own.error.keys() == own.stamp["floor"].keys()
     assert own.error.keys() == {"output", "query", "key", "value"}
-    assert "nobody" in str(Row.from_json(refused["row"]).refused)
+    assert "missing" in str(Row.from_json(refused["row"]).refused)
 
 
 def test_what_a_device_does_not_have_is_a_reading_that_says_so():
@@ -223,6 +223,6 @@ def test_who_is_timed_after_errors_chooses_anew(monkeypatch):
     monkeypatch.setattr(measuring, "clear_tuning", lambda: forgotten.append(1))
     monkeypatch.setattr(measuring, "measure", lambda unit, device, tell: [])
     monkeypatch.setattr(measuring, "free_memory", lambda device: None)
-    error = Unit("errors", CASE, ("nobody",), 1.0)
-    served(error, unit("nobody"), unit("nobody"), error, unit("nobody"))
+    error = Unit("errors", CASE, ("missing",), 1.0)
+    served(error, unit("missing"), unit("missing"), error, unit("missing"))
     assert len(forgotten) == 2

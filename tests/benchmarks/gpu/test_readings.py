@@ -94,7 +94,7 @@ def test_clocks_are_read_under_load(ended, monkeypatch):
     found = {reading.name: reading for reading in readings.clocks(CPU)}
     assert found["clocks.sm under load"].values == (1980.0,) * (5 - len(ended))
     assert "does not report" in str(found["power.draw under load"].refused)
-    # A second of work before each look, and nobody waits for it in between.
+    # A second of work before each reading, without a wait in between.
     assert queued == (["product"] * 4 + ["end", "GPU-0"]) * 5 + ["wait"]
 
 

@@ -202,7 +202,7 @@ def test_who_is_beside_takes_turns_and_has_no_row(monkeypatch):
     assert (row.peer, row.wall, row.stamp) == (
         "flex-sigmoid", (1.0, 3.0), {"beside": {"triton": 6.0}},
     )  # fmt: skip
-    # Nobody is timed beside nobody.
+    # Without a peer nothing is timed.
     (row,) = measure_speed(FORWARD, ("gluon",), CPU, heard.append, ("triton",), watch, ONCE)
     assert row.refused and heard == ["gluon"]
 
@@ -215,7 +215,7 @@ def test_what_auto_tries_is_asked_of_the_library_and_nothing_computed(monkeypatc
     monkeypatch.setattr(call_cache, "_prepared", {})
     assert tried() == ("cpu",)
     assert not call_cache._prepared
-    # A call that is known already looks for nobody, unlike this question.
+    # A prepared call searches no implementation; this question does.
     tensors = inputs(FORWARD, CPU)
     sigmoid("auto")(FORWARD, CPU)(tensors.query, tensors.key, tensors.value)
     assert call_cache._prepared and tried() == ("cpu",)
@@ -307,7 +307,7 @@ def test_flex_is_a_sigmoid_by_its_log(mask, monkeypatch):
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled, once a process
         assert_computes("flex-sigmoid", replace(FORWARD, mask=mask, heads=1), softmax=False)
-        # Else the ninth case would be run uncompiled, and nobody told.
+        # Else the ninth case would run uncompiled, without a message.
         assert forgotten == [1] and torch._dynamo.config.fail_on_recompile_limit_hit
 
 

@@ -153,7 +153,7 @@ def accuracies(arm, *values):
         ((0.9, 0.49), (0.2, 0.9), Solved(1, 1, 0, 2)),
         # One arm solves it always and the other never: the mean describes both.
         ((1.0, 1.0, 0.95), (0.2, 0.3, 0.2), None),
-        # Between half and solved nobody fails.
+        # Between half and solved no run fails.
         ((0.95, 0.5, 0.6), (0.95, 0.89, 0.7), None),
         ((0.89, 0.2, 0.6), (0.3, 0.2, 0.1), None),
     ],

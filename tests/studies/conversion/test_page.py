@@ -9,7 +9,7 @@ DESCRIBED = {
     "setting": {"steps": 4, "layer_steps": 2, "bf16": True, "form": "linear", "repeats": 0.5},
     "model": {"model": "tiny", "source": "made==1", "licence": "none"},
     "data": {
-        "source": "/somebody/words",
+        "source": "/home-of-a-user/words",
         "version": "1",
         "bytes": 1000,
         "heldout_bytes": 100,
@@ -47,7 +47,7 @@ def test_every_point_is_a_row(run, document):
     assert text.startswith(f"before\n{BEGIN}\n### tiny, linear, repeats 0.5\n") and text.endswith(
         f"{END}\nafter\n"
     )
-    assert "text: words 1, " in text and "somebody" not in text
+    assert "text: words 1, " in text and "home-of-a-user" not in text
     assert "stale" not in text and "--bf16 --form linear" in text and "2 minutes" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == "| | steps | loss | needle 64 |" and len(rows) == 7

@@ -72,7 +72,7 @@ def test_stretches_come_again_in_training_and_only_there(made):
         return
     assert rows.shape == same.shape and rows.equal(half.batch(1)["input_ids"])
     assert not rows.equal(same)
-    # Whatever is in a row is its own text, from the beginning, and nothing of it is skipped.
+    # A row holds its own text from the beginning, and nothing is skipped.
     for row, text_N in zip(rows, same, strict=True):
         assert set(row.tolist()) <= set(text_N.tolist())
         assert row[:16].equal(text_N[:16])

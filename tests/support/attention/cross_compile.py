@@ -237,7 +237,7 @@ def _graph(instructions: tuple[Instruction, ...]) -> tuple[list[int], list[set[i
         if falls and block + 1 < len(starts):
             after.add(block + 1)
         follows.append(after)
-    # A jump through a table, by which warp groups part, leads to whatever nothing else leads to.
+    # A jump through a table, which separates warp groups, leads to the labels without other jumps.
     tables = [
         block
         for block, stop in enumerate([*starts[1:], len(instructions)])

@@ -8,7 +8,7 @@ import torch
 from tests.support.attention.calls import Call
 from tests.support.cpu.calls import laid_out
 
-SPARE = 3  # tokens for which a cache has room, and which nobody has written
+SPARE = 3  # tokens of a cache's capacity that are not written
 
 
 @dataclass(frozen=True)

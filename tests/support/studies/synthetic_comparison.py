@@ -1,4 +1,4 @@
-"""A comparison that nobody measured: shapes of curves as real runs have them, made from formulas.
+"""A synthetic comparison: curves from formulas, in the shape of real runs, not measured.
 
 It exists to test the report. Its verdict says that it is synthetic, so that a page made from it
 cannot be taken for a result.
@@ -59,7 +59,7 @@ PROVENANCE = {
 WRITTEN_BYTES = b"self, name):\n    raise ValueError(name)\n"
 VERDICT = Verdict(
     "Synthetic: stay with softmax at this size, by a small margin",
-    "Synthetic values, measured by nobody. Over three seeds sigmoid attention ends 0.04 bits per "
+    "Synthetic values, not measured. Over three seeds sigmoid attention ends 0.04 bits per "
     "byte behind softmax and learns recall later; its operator takes longer at 256 tokens and "
     "less from 512 on.",
     (

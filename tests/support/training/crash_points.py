@@ -2,7 +2,7 @@
 
 A script of its own: it imports once and forks a child for every run, and never computes anything
 itself, since a fork of a process with threads may hang. One JSON line a crash point, after one for
-the run that nobody disturbs.
+the undisturbed run.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Tokenizers lose nothing, whatever the bytes."""
+"""Tokenizers lose nothing, for all bytes."""
 
 import json
 

@@ -5,8 +5,8 @@
 
 with cap(x) = softcap * tanh(x / softcap), and p_i the position of query i on the key axis. The
 distance stays whole, since a sigmoid, unlike a softmax, is not invariant to a shift of its row
-(P1, section 4). It is differentiable to any order and in forward mode, maps under vmap and
-compiles without graph breaks.
+(Ramapuram et al. 2024, section 4). It is differentiable to any order and in forward mode, maps
+under vmap and compiles without graph breaks.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
 """

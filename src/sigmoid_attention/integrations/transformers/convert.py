@@ -51,7 +51,7 @@ def convert(
             ``NegLogLength(config.max_position_embeddings)``.
         qk_norm: "rms" or "layer": normalise each head's query and key, before any rotation.
         layer_scale: start of a trained gain per channel on what attention adds.
-        norm: "hybrid": an RMSNorm on what attention adds (P1, section 5).
+        norm: "hybrid": an RMSNorm on what attention adds (Ramapuram et al. 2024, section 5).
         inputs: a batch that passes through every attention module, for the counted forward; made
             from the config where it is None.
         except_for: names of classes of attention modules that may keep their own.

@@ -100,6 +100,7 @@ def test_a_cache_whose_end_holds_anything(interpreted):
     for s, length in enumerate(used.tolist()):
         key[s, :, length:] = value[s, :, length:] = torch.nan
     arguments = {"seqused_k": used, "bias": -2.0, "alibi_slopes": SLOPES, "enable_gqa": True}
+    arguments["is_causal"] = True
     actual = interpreted(cached_by, BLOCKS, "triton", (query, key, value), arguments)
     exact = exactly(sigmoid_decode, (query, key, value), arguments)
     assert_close_in_norm(actual, exact, torch.float32)
@@ -116,7 +117,7 @@ def test_pages_for_many_queries_or_with_gradients(interpreted):
     pages = [normal(9, 8, 1, dim, seed=dim).float() for dim in (16, 24)]
     table = torch.tensor([[4, 0, 7, 2], [5, 1, 10**6, 10**6]])
     arguments = {"seqused_k": torch.tensor([30, 16]), "bias": -2.0, "enable_gqa": True}
-    arguments |= {"block_table": table, "alibi_slopes": SLOPES}
+    arguments |= {"block_table": table, "alibi_slopes": SLOPES, "is_causal": True}
     positional = (query, *pages)
     actual = interpreted(paged_by, BLOCKS, "triton", positional, arguments)
     exact = exactly(sigmoid_decode, positional, arguments)
