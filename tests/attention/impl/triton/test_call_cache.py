@@ -267,7 +267,7 @@ def starts() -> Iterator[list[tuple]]:
         mock.patch.object(JITFunction, "_do_compile", compiled),
         mock.patch.object(configs, "NO_DEVICE", H200),
         mock.patch.object(ops, "_unfit", lambda *_: None),
-        mock.patch.multiple(call_cache, _prepared={}, _counts={}),
+        mock.patch.multiple(call_cache, _prepared={}, _counts={}, _triton=lambda: own),
         NOT_READ,
     ):
         yield found
