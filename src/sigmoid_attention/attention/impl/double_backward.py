@@ -1,4 +1,4 @@
-"""Second derivatives of the fused kernels, computed in tiles, sequence by sequence.
+"""Second derivatives for the fused kernels, computed tile by tile for each sequence.
 
 Shape letters: B sequences, H query heads, T tokens of a row, Q queries, K keys, I query blocks,
 M pages of a sequence.
@@ -32,11 +32,11 @@ def gradients(
     block_q: int,
     block_k: int,
 ) -> tuple[Tensor, ...]:
-    """Gradients of the backward pass's results for query, key, value, bias, mask, slopes, grad_out.
+    """Gradients of the backward pass for query, key, value, bias, mask, slopes and grad_out.
 
-    ``directions`` are the weights of those results, of size 0 for a result that was not wanted. A
-    bias, mask or slopes that are None or not ``wanted`` get a gradient of size 0. The pages of a
-    cache get zeros.
+    ``directions`` are the gradients of the backward pass's results, of size 0 for a result that was
+    not wanted. The gradient of a bias, mask or slopes that is None or not ``wanted`` has size 0.
+    The gradients of a cache's pages are zero.
     """
     if layout.block_table_BM is not None:
         unpaged = replace(layout, block_table_BM=None)
