@@ -59,8 +59,8 @@ def sigmoid_attention(
             whose calls all have one length; calls of several lengths cause a warning.
         scale: factor of the dot product, by default 1 / sqrt(head_dim).
         is_causal: a query sees no key to its right; the last query has the last key's position.
-        window_size: numbers of keys (left, right) of its own position that a query sees, -1 for no
-            limit.
+        window_size: (left, right), how many keys on each side of its own position a query sees,
+            -1 for no limit.
         alibi_slopes: (heads,) or (batch, heads), factors of the full distance |i + N_k - N_q - j|.
         softcap: bounds the scaled dot product smoothly to (-softcap, softcap).
         enable_gqa: let ``heads`` be a multiple of ``key_heads``.

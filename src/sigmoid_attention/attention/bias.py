@@ -1,8 +1,9 @@
 """Bias policies: rules for the number that is added to every logit before the sigmoid.
 
-A sigmoid does not normalise, so the bias sets the sum of a row's weights: with b = -log n, n keys
-of logit zero have a sum of about one. The length n belongs to the model, not to the call. A policy
-stores it, so the output is the same in one pass, with a cache, in chunks and under padding.
+A sigmoid does not normalise, so the bias sets the sum of a row's weights: with b = -log n, the
+weights of n keys of logit zero have a sum of about one. The length n belongs to the model, not to
+the call. A policy stores n, so the output is the same in one pass, with a cache, in chunks and
+under padding.
 
 Shape letters: B batch, H query heads, Q queries, K keys, D head dim.
 """

@@ -3,7 +3,7 @@ r"""Skip bounds: which tiles of the score matrix may be skipped, and the error o
 A softmax weight depends on the whole row. A sigmoid weight depends on its own logit only, so a
 bound on a tile's logits bounds the tile's contribution before it is computed.
 
-**What is bounded.** Let I be a block of queries, J a block of keys, and j in J visible to i in I:
+**Bound of a tile.** Let I be a block of queries, J a block of keys, and j in J visible to i in I:
 
     u_ij = cap(s q_i.k_j) + b_ij + m_ij - a |p_i - j|
          <= cap(|s| max_I|q| max_J|k|) + max_IJ b + max_IJ m - a min_IJ |p_i - j|  =: U_IJ
@@ -13,7 +13,7 @@ smallest). Let c_IJ be the largest number of keys of J that a row of I sees. As
 sigmoid(u) <= min(1, e^u) and sigmoid increases, the weights of row i in J have a sum of at most
 c_IJ min(1, e^U_IJ).
 
-**What is skipped.** Tiles are visited in the order of their distance from the queries. After the
+**Skip rule.** Tiles are visited in the order of their distance from the queries. After the
 first t of them, the weights of row i in all other tiles have a sum of at most
 
     R_I(t) = sum_{r >= t} c_IJr min(1, e^U_IJr).
@@ -37,7 +37,7 @@ sigmoid(u - x) >= e^-x sigmoid(u) for x >= 0,
 A mask may hide the near keys, so with a mask all c keys get the tile's largest distance. With
 c_IJ as above, sum_j w_ij^2 >= l_IJ^2 / c_IJ by Cauchy-Schwarz, and the tiles' squares add up.
 
-**What that proves.** With S the skipped keys of row i and V the largest |v|,
+**Error.** With S the skipped keys of row i and V the largest |v|,
 
     |sum_{j in S} w_ij v_j| <= V sum_{j in S} w_ij <= V R_I(t),
 

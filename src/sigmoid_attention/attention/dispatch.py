@@ -34,7 +34,7 @@ class Backend(NamedTuple):
 
 
 def _triton_modules(problem: Problem) -> list[ModuleType]:
-    """The Triton kernels for a problem, fastest first: for a cache, the decoding kernel first."""
+    """The Triton kernels for a problem, fastest first: for sequences, the decoding kernel first."""
     try:
         # torch for CUDA includes Triton; elsewhere it is an optional package.
         from sigmoid_attention.attention.impl.triton import decode_ops, ops

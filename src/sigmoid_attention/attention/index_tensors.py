@@ -3,7 +3,7 @@
 The values are read once and copied, because another thread may write to the caller's tensors while
 a kernel runs. A traced graph has no values yet: it contains a custom op that reads and checks them
 when the graph runs. Values on a GPU are not read, as this would wait for the device; the GPU
-kernels check their own indices.
+kernels never access memory outside their tensors.
 
 Shape letters: B sequences, M pages of a sequence.
 """

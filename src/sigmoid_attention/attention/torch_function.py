@@ -74,7 +74,7 @@ def leaf_in_fx(forward: Function) -> Function:
     leaf: Any = call
     # torch.compile limits the graphs per code object: all layers would share one limit.
     leaf.__code__ = leaf.__code__.replace(co_name=forward.__qualname__)
-    # With ``__wrapped__`` torch.fx would read the arguments of ``forward``, but call ``call``.
+    # With ``__wrapped__`` torch.fx would use the signature of ``forward``, but call this wrapper.
     leaf.__signature__ = inspect.signature(forward)
     del leaf.__wrapped__
     return leaf

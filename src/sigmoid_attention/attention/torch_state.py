@@ -90,7 +90,7 @@ def in_dispatch_mode() -> bool:
 
 
 def results_may_be_kept() -> bool:
-    """Whether a tensor made now may be cached: one made under a tracer or mode is not valid later."""
+    """Whether a tensor made now may be cached; one made under a tracer or mode may not."""
     return not (is_compiling() or in_dispatch_mode() or in_functorch())
 
 

@@ -16,7 +16,7 @@ from sigmoid_attention.attention.impl.layout import Layout, LogitSettings, empty
 from sigmoid_attention.attention.impl.tiles import Tiles
 from sigmoid_attention.attention.sequences import of_pages
 
-# Gives views of query, key, value, bias, mask, slopes, grad_out and visits for one sequence.
+# Returns one sequence's views of query, key, value, bias, mask, slopes, grad_out and visits.
 Cut = Callable[[Sequence[Tensor]], list[Tensor]]
 
 

@@ -59,7 +59,7 @@ def attend(problem: Problem) -> Tensor:
     run = flex_attention if tracing else _compiled(problem.device.type)
     tensors = problem.query, problem.key, problem.value
     if problem.device.type == "cpu":
-        # On a CPU FlexAttention raises for tensors that require a gradient, even under no_grad.
+        # FlexAttention raises here for tensors that require a gradient, even under no_grad.
         tensors = tuple(tensor.detach() for tensor in tensors)
     with autocast.off(problem.device):
         out, aux = run(

@@ -27,7 +27,7 @@ class Layout:
     packed: bool
 
     def fitted(self, *terms: Tensor | None) -> "Layout":
-        """The layout with max_q and max_k reduced to the longest sequence and the ``terms``."""
+        """The layout with max_q and max_k of the longest sequence, or of a larger term."""
         if self.offsets_and_lengths_4B is None or not self.packed:
             return self
         max_q, max_k = self.offsets_and_lengths_4B[1::2].amax(1).tolist()
@@ -95,7 +95,7 @@ def term_kind(term: Tensor | None) -> TermKind:
 
 
 def empty_output(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised output with the rows of ``tensor`` and its memory order of heads and tokens."""
+    """An uninitialised output with the tensor's rows and its memory order of heads and tokens."""
     batch, heads, rows, _ = tensor.shape
     head_and_row = (dim, heads * dim) if tensor.stride(1) < tensor.stride(2) else (rows * dim, dim)
     stride = (heads * rows * dim, *head_and_row, 1)
