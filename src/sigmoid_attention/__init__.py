@@ -1,4 +1,4 @@
-"""Sigmoid attention: the operator, layers that train with it, and a laboratory.
+"""Sigmoid attention: attention functions, layers, training and experiments.
 
 >>> import torch
 >>> from sigmoid_attention import NegLogLength, sigmoid_attention
@@ -54,8 +54,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to load: the command line's help does without it, and sets how torch's
-    # threads wait before torch is imported.
+    # torch takes seconds to import. The command line's help does not need it, and the command line
+    # sets how torch's threads wait before torch is imported.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from sigmoid_attention import attention

@@ -1,4 +1,4 @@
-"""`python -m sigmoid_attention`, where the command itself is not on the path."""
+"""`python -m sigmoid_attention`, an entry point that needs no command on the PATH."""
 
 import sys
 

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-# For each package: the module to import, the oldest supported version, and the extra.
+# For each package: the module to import, the oldest supported version, and this project's extra.
 _COMPANIONS = {
     "torchvision": ("torchvision", "", "timm"),
     "timm": ("timm", "1.0.23", "timm"),
@@ -51,12 +51,12 @@ class Companion:
 
     @property
     def lacks_operators(self) -> bool:
-        """Whether it is a torchvision for CUDA beside a torch for CPUs, which fails to import."""
+        """Whether the import failed because of a torchvision for CUDA with a torch for CPUs."""
         return _SYMPTOM in self.problem
 
     @property
     def install(self) -> str:
-        """The command that installs it."""
+        """The command that installs the package."""
         return f"pip install '.[{_COMPANIONS[self.name][2]}]' in a clone of sigmoid-attention"
 
     def describe(self) -> str:
@@ -70,7 +70,7 @@ class Companion:
 
 @functools.cache
 def examined() -> tuple[Companion, ...]:
-    """All companions; the imports are tried once per process."""
+    """All companions; the imports run once per process."""
     versions = {name: _version(name) for name in _COMPANIONS}
     there = {name: _COMPANIONS[name][0] for name, found in versions.items() if found}
     problems = _problems(there)
@@ -100,7 +100,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _problems(modules: dict[str, str]) -> dict[str, str]:
-    """The error of each module's import, "" where it imports."""
+    """The import error of each module, "" for a module that imports."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _TRY, json.dumps(modules)],
         capture_output=True,

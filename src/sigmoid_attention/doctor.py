@@ -1,6 +1,6 @@
-"""The command that lists what this machine has for the library, with advice on what is missing.
+"""The command `doctor`: it lists this machine's software, hardware and faults, with advice.
 
-It needs torch alone, so that it runs on machines on which the other commands do not.
+It needs only torch, so it also runs on machines on which the other commands do not.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _ORIGINS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One topic of the examination; `advice` is the remedy for a fault, empty without a fault."""
+    """The result for one topic; `advice` is the remedy for a fault, empty without a fault."""
 
     topic: str
     found: str
@@ -58,7 +58,7 @@ def doctor(*, as_json: bool = False) -> None:
 
 
 def examine() -> Iterator[Finding]:
-    """All findings, in the order in which a problem would show."""
+    """All findings: software first, then hardware, kernels, implementations, disk and data."""
     yield from _software()
     yield from _companions()
     yield from _device()
@@ -86,7 +86,7 @@ def _software() -> Iterator[Finding]:
 
 
 def _companions() -> Iterator[Finding]:
-    """The packages that integrations are for; one that is not installed is no fault."""
+    """The packages of the integrations; a package that is not installed is not a fault."""
     for one in examined():
         yield Finding(one.name, one.describe(), _remedy(one) if one.problem else "")
 
@@ -148,7 +148,7 @@ def _implementations() -> Iterator[Finding]:
 
 
 def _automatic() -> Iterator[Finding]:
-    """What a typical call takes on each kind of device, and why nothing else."""
+    """The implementation of a typical call on each kind of device, and why not the others."""
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
         if device == "cuda" and not torch.cuda.is_available():
             continue
@@ -160,12 +160,12 @@ def _automatic() -> Iterator[Finding]:
 
 
 def _tried_with(name: str) -> tuple[str, torch.dtype, float]:
-    """Device, dtype and largest error: a refusal should be about this machine, not about these."""
+    """A device and dtype that the implementation supports, and the largest error allowed."""
     there = torch.cuda.is_available() and name in ("triton", "gluon", "flex")
     device = "cuda" if there else "cpu"
     if name == "gluon":
         return device, torch.bfloat16, 2e-2
-    # A GPU multiplies fp32 matrices in fewer bits.
+    # A GPU multiplies fp32 matrices with lower precision.
     return device, torch.float32, 1e-2 if there else 1e-5
 
 

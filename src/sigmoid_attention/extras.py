@@ -1,12 +1,12 @@
-"""What the lab extra brings, and one sentence for where it is missing.
+"""The packages of the lab extra, and the error message if one is missing.
 
-The distribution is on no index of packages: install lines are those of a clone.
+The distribution is not on a package index, so the install command needs a clone of the repository.
 """
 
 from importlib.util import find_spec
 from types import TracebackType
 
-# By the names that they are imported by.
+# The import names of the packages.
 LAB = (
     "jinja2",
     "matplotlib",
@@ -28,14 +28,14 @@ def missing_lab() -> list[str]:
 
 
 def require_lab(who: str) -> None:
-    """Raise ``ModuleNotFoundError``, with what to type, unless the whole lab extra is there."""
+    """Raise ``ModuleNotFoundError`` with the install command if a lab package is missing."""
     missing = missing_lab()
     if missing:
         raise _needed(who, missing)
 
 
 class lab_imports:
-    """Around imports from the lab extra: where one fails, it says what to type.
+    """A context for imports from the lab extra: a failed one raises with the install command.
 
     Example:
         >>> with lab_imports("this example"):

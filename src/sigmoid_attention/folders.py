@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for this library, or what `SIGMOID_ATTENTION_CACHE` names.
+    """The user's cache folder for this library; `SIGMOID_ATTENTION_CACHE` overrides it.
 
     Raises:
-        RuntimeError: this user has no home.
+        RuntimeError: the user has no home directory.
 
     Example:
         >>> isinstance(cache_folder(), Path)

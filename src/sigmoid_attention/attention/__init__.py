@@ -1,4 +1,4 @@
-"""The operator O = sigmoid(scale Q K^T + bias) V: one meaning, several implementations."""
+"""Sigmoid attention, O = sigmoid(scale Q K^T + bias) V: one definition, several implementations."""
 
 from sigmoid_attention.attention.api import sigmoid_attention
 from sigmoid_attention.attention.bias import (

@@ -1,4 +1,4 @@
-"""The public operator for one sequence a row: check, resolve the bias, compute."""
+"""`sigmoid_attention`, the public function for batches in which each row is one sequence."""
 
 from torch import Tensor
 
@@ -29,20 +29,22 @@ def sigmoid_attention(
     skip_tolerance: SkipTolerance = "rounding",
     impl: Implementation = "auto",
 ) -> Tensor:
-    r"""Attention in which every key is weighed by a sigmoid of its own logit.
+    r"""Attention in which the weight of each key is the sigmoid of its own logit.
 
     .. math::
         O_i = \sum_j \sigma(u_{ij})\, v_j, \qquad
         u_{ij} = \mathrm{cap}(s\, q_i \cdot k_j) + b_{ij} + m_{ij} - a_h\, |i + N_k - N_q - j|
 
     over the keys j that query i may see; s is ``scale``, b ``bias``, m a float ``attn_mask``,
-    a ``alibi_slopes`` and cap(x) = ``softcap`` tanh(x / ``softcap``). Nothing is normalised: a
-    query that sees no key gets exact zeros, and partial results over disjoint keys add up.
+    a ``alibi_slopes`` and cap(x) = ``softcap`` tanh(x / ``softcap``). The weights are not
+    normalised: the output of a query without visible keys is exactly zero, and the output over a
+    union of disjoint sets of keys is the sum of the outputs over these sets.
     Source: Ramapuram et al. 2024 (arXiv 2409.04431), section 2; appendix E for the bias.
 
-    Under autocast the answer is the same, in the precision of the inputs. Only where query, key
-    and value differ in dtype, as after a rotation in fp32, are they cast to autocast's, like those
-    of torch's ``scaled_dot_product_attention``; without autocast they must agree.
+    Autocast does not change the result: the function computes in the precision of its inputs. The
+    exception is a query, key and value of different dtypes, as after a rotation in fp32. Autocast
+    casts these to its own dtype, as for torch's ``scaled_dot_product_attention``. Without autocast
+    their dtypes must be equal.
 
     Args:
         query: (batch, heads, queries, head_dim), fp16, bf16, fp32 or fp64.
@@ -53,32 +55,34 @@ def sigmoid_attention(
         bias: a number, a tensor (heads,), a tensor broadcastable to (batch, heads, queries, 1 or
             keys), or a policy (:class:`Constant`, :class:`NegLogLength`, :class:`NegLogVisible`,
             :class:`NegLogEffectiveLength`, :class:`Learned`, :class:`RowLSE`). None stands for
-            ``NegLogLength(keys)`` where there are as many queries as keys, and no mask. It suits
-            a model whose calls all have one length; calls of several lengths are warned about.
+            ``NegLogLength(keys)``. It needs as many queries as keys, and no mask. It suits a model
+            whose calls all have one length; calls of several lengths cause a warning.
         scale: factor of the dot product, by default 1 / sqrt(head_dim).
-        is_causal: a query sees no key to its right; the last query stands on the last key.
-        window_size: (left, right) keys that a query sees beside its own, -1 for no limit.
-        alibi_slopes: (heads,) or (batch, heads); the distance is counted in full.
+        is_causal: a query sees no key to its right; the last query has the last key's position.
+        window_size: (left, right), how many keys on each side of its own position a query sees,
+            -1 for no limit.
+        alibi_slopes: (heads,) or (batch, heads), factors of the full distance |i + N_k - N_q - j|.
         softcap: bounds the scaled dot product smoothly to (-softcap, softcap).
         enable_gqa: let ``heads`` be a multiple of ``key_heads``.
-        dropout_p: probability with which a weight is dropped; the others grow by 1 / (1 - p).
-        skip_tolerance: what an implementation may leave out. "rounding": keys whose weights
-            together are provably below what rounding the row's other weights to the output's
-            dtype costs; a number t: an error of at most t max|value|; 0: nothing that is visible.
-        impl: "auto", "cpu" and "triton" (the fused kernels of CPUs and GPUs), "gluon" (those of
-            Hopper GPUs; only when asked for, as no GPU has run them yet), "tiled" (PyTorch by
-            tiles, linear memory), "flex" (PyTorch's FlexAttention; only when asked for, and on a
-            CPU without gradients) or "reference" (the definition; skips nothing).
+        dropout_p: probability with which a weight is dropped; the others are multiplied by
+            1 / (1 - p).
+        skip_tolerance: limit of the error from skipped keys. "rounding": the sum of their weights
+            is provably at most the error of rounding the row's other weights to the output's
+            dtype; a number t: the error is at most t max|value|; 0: no visible key is skipped.
+        impl: "auto", "cpu" and "triton" (the fused kernels for CPUs and GPUs), "gluon" (kernels for
+            Hopper GPUs; "auto" does not take them, as no GPU has run them yet), "tiled" (PyTorch
+            by tiles, linear memory), "flex" (PyTorch's FlexAttention; "auto" does not take it, and
+            on a CPU it has no gradients) or "reference" (the definition; skips no key).
 
     Returns:
-        (batch, heads, queries, value_dim) in the dtype of the inputs. The mass, the largest weight
-        and the number of visible keys of each row come from :func:`attention_statistics`, the
-        implementation that "auto" takes and why from :func:`explain`; both take the same arguments.
+        (batch, heads, queries, value_dim) in the dtype of the inputs. :func:`attention_statistics`
+        returns the mass, the largest weight and the number of visible keys of each row, and
+        :func:`explain` the implementation that "auto" takes; both take the same arguments.
 
     Raises:
-        TypeError: an argument has the wrong type; the sentence names it.
-        ValueError: an argument does not fit; the sentence names it.
-        NotImplementedError: the implementation that ``impl`` names does not offer the call.
+        TypeError: an argument has the wrong type; the message names it.
+        ValueError: an argument has an invalid value; the message names it.
+        NotImplementedError: the implementation that ``impl`` names does not support the call.
 
     Example:
         >>> import torch
@@ -131,7 +135,7 @@ def checked(
     dropout_p: float = 0.0,
     skip_tolerance: SkipTolerance = "rounding",
 ) -> Problem:
-    """The problem that a call of `sigmoid_attention` poses; raises as the call does."""
+    """The validated problem of a `sigmoid_attention` call; raises the errors of the call."""
     names = ("query", "key", "value")
     query, key, value = validation.same_kind(query, key, value, names)
     validation.dense_shapes(query, key, value, names)

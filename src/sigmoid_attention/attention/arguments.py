@@ -1,8 +1,8 @@
-"""One argument by itself: a number, a whole number, a switch, or a dense tensor.
+"""Checks of single arguments: numbers, whole numbers, booleans and dense tensors.
 
-Every message is one sentence: the argument, what it must be, what it got. A wrong type is a
-``TypeError``, a wrong value a ``ValueError``. `validation` checks how the
-arguments of a call fit together.
+Every message is one sentence: the argument, its condition, the given value. A wrong type is a
+``TypeError``, a wrong value a ``ValueError``. `validation` checks conditions between the arguments
+of a call.
 """
 
 import operator
@@ -11,7 +11,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-# Kernels keep their numbers in fp32: beyond these a number is infinite there, or a softcap zero.
+# Kernels keep numbers in fp32, where a number above LARGEST is infinite and a softcap below
+# SMALLEST would be zero.
 LARGEST = torch.finfo(torch.float32).max
 SMALLEST = torch.finfo(torch.float32).tiny
 _LARGEST_WHOLE = torch.iinfo(torch.int64).max
@@ -20,11 +21,11 @@ _LARGEST_WHOLE = torch.iinfo(torch.int64).max
 def number(
     name: str, given: Any, wanted: str = "a finite number", instead: str = "give its .item()"
 ) -> float:
-    """A finite number, as Python's; a trace's symbol stays one.
+    """The argument as a finite Python number; a symbol of a traced graph is returned unchanged.
 
-    A tensor is none, with or without elements: kernels take their numbers by value, so that it
-    would stay without its gradient, and a compiled graph would keep the value of its first call.
-    ``instead`` says what to do for a number that is to learn.
+    Any tensor raises ``TypeError``: kernels take numbers by value, so the tensor would get no
+    gradient, and a compiled graph would keep the value of its first call. ``instead`` is the
+    message's advice for a trained number.
     """
     if isinstance(given, Tensor):
         raise TypeError(
@@ -39,7 +40,7 @@ def number(
 
 
 def whole(name: str, given: Any, least: int, wanted: str) -> int:
-    """A whole number of ``least`` or more, as Python's; a trace's symbol stays one."""
+    """The argument as a Python integer of at least ``least``; a symbol is returned unchanged."""
     integer = index(given)
     if integer is None:
         raise TypeError(f"{name} must be {wanted}, got {shown(given)}")
@@ -49,7 +50,7 @@ def whole(name: str, given: Any, least: int, wanted: str) -> int:
 
 
 def switch(name: str, given: Any) -> bool:
-    """True or False; 1 and 0 will do."""
+    """The argument as a boolean; 1 and 0 are accepted."""
     given = scalar(given)
     if not isinstance(given, int | torch.SymBool):
         raise TypeError(f"{name} must be True or False, got {shown(given)}")
@@ -59,7 +60,7 @@ def switch(name: str, given: Any) -> bool:
 
 
 def tensor(name: str, given: Any) -> None:
-    """Refuse what is not a tensor."""
+    """Raise ``TypeError`` unless the argument is a tensor."""
     if not isinstance(given, Tensor):
         raise TypeError(
             f"{name} must be a tensor of torch, got {shown(given)}; torch.as_tensor makes one"
@@ -67,7 +68,7 @@ def tensor(name: str, given: Any) -> None:
 
 
 def dense(name: str, given: Any) -> None:
-    """Refuse what is not a tensor, or does not have its elements side by side in memory."""
+    """Raise unless the argument is a tensor with strides: neither nested nor sparse."""
     tensor(name, given)
     if given.is_nested:
         raise ValueError(
@@ -82,13 +83,13 @@ def dense(name: str, given: Any) -> None:
 
 
 def is_number(given: Any) -> TypeGuard[float]:
-    """Whether it is a number, or a trace's symbol for a number; True and False are none."""
+    """Whether the argument is a number or the symbol of one in a traced graph, and no boolean."""
     kinds = int | float | torch.SymInt | torch.SymFloat
     return isinstance(given, kinds) and not isinstance(given, bool)
 
 
 def index(given: Any) -> int | None:
-    """A whole number as Python's, from NumPy or an integer tensor of one element too, else None."""
+    """A Python integer, from a NumPy integer or a one-element integer tensor too, else None."""
     if isinstance(given, bool) or (isinstance(given, Tensor) and given.dtype == torch.bool):
         return None
     if isinstance(given, int | torch.SymInt):
@@ -100,21 +101,21 @@ def index(given: Any) -> int | None:
 
 
 def scalar(given: Any) -> Any:
-    """A NumPy scalar as Python's; any other object as it is."""
+    """A NumPy scalar as a Python number; any other object unchanged."""
     if isinstance(given, int | float | Tensor) or getattr(given, "ndim", None) != 0:
         return given
     return given.item()
 
 
 def shown(given: Any) -> str:
-    """A description of the object in a few words, for messages."""
+    """A short description of the object, for error messages."""
     if isinstance(given, Tensor):
         kind = "Parameter" if isinstance(given, torch.nn.Parameter) else "tensor"
         return f"a {kind}" if given.is_nested else f"a {kind} of shape {tuple(given.shape)}"
     if isinstance(given, int) and given.bit_length() > 128:
         return f"a number of {given.bit_length()} bits"
     if given is None or isinstance(given, str | int | float | complex | tuple | list):
-        # On one line: the elements of a list may be shown on several.
+        # On one line: the repr of a list may have several.
         text = " ".join(repr(given).split())
         text = text if len(text) <= 60 else f"{text[:57]}..."
         return f"the string {text}" if isinstance(given, str) else text
@@ -122,5 +123,5 @@ def shown(given: Any) -> str:
 
 
 def shown_name(given: Any) -> str:
-    """Like `shown`, for an argument that is a name: a string is not called one."""
+    """Like `shown`, for an argument that is a name: without the words "the string"."""
     return shown(given).removeprefix("the string ")

@@ -1,8 +1,8 @@
-"""What autocast does to the operator: nothing, but for inputs that differ in dtype.
+"""Attention under autocast: it computes in the precision of its inputs.
 
-Autocast rounds the operands of every product to bf16 or fp16. That is meant for the products of
-layers; here it would leave two digits of logits and sums. So the operator computes in the precision
-of its inputs also under autocast. That holds for all derivatives, too.
+Autocast rounds the operands of every matrix product to bf16 or fp16, which suits linear layers.
+Here it would leave two correct digits in logits and sums, so attention and all its derivatives
+disable autocast. Only inputs of different dtypes are cast.
 """
 
 import contextlib
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sigmoid_attention.attention import torch_state
 
-# Those that autocast casts; a double stays what it is.
+# The dtypes that autocast casts; float64 is not among them.
 CAST = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def dtype_on(device: torch.device) -> torch.dtype | None:
-    """The dtype in which layers multiply on this device; None where autocast is off."""
+    """Autocast's dtype for products on this device; None where autocast is off."""
     kind = device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
@@ -30,9 +30,9 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def off(device: torch.device) -> contextlib.AbstractContextManager:
-    """A region in which what runs on this device keeps its precision.
+    """A context in which autocast is off for this device.
 
-    It holds for what runs in it: not for the backward pass of that, which comes later.
+    It does not cover the backward pass of its operations, which runs later.
     """
     if dtype_on(device) is None:
         return contextlib.nullcontext()
@@ -40,9 +40,10 @@ def off(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def same_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Under autocast tensors of mixed dtype are cast, as torch's scaled_dot_product_attention does.
+    """Query, key and value, cast to autocast's dtype if autocast is on and their dtypes differ.
 
-    Tensors that agree stay as they are, and so do all of them where one is in double precision.
+    torch's ``scaled_dot_product_attention`` does the same. Tensors of equal dtype are returned
+    unchanged, and so are all three if one of them is float64.
 
     Example:
         >>> q, k, v = torch.randn(3, 1, 2, 5, 8).unbind(0)
@@ -60,15 +61,15 @@ def same_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right of equal leading sizes in their own precision, in all derivatives.
+    """left @ right of equal leading sizes; all derivatives have the precision of the operands.
 
-    The backward pass of a plain product is rounded where it runs under autocast, and in a compiled
-    graph also where only the forward pass does.
+    Autocast rounds the backward pass of a plain product if that pass runs under autocast; in a
+    compiled graph, also if only the forward pass does.
     """
     tracing = torch_state.in_jit_trace()
     if not (tracing or torch.compiler.is_compiling()):
         return _Product.apply(left, right)
-    # Graphs that leave this process hold operations of torch alone, and torch.func follows those.
+    # Exported graphs and torch.func need PyTorch's own operations.
     kept = tracing or torch.compiler.is_exporting() or torch_state.in_functorch()
     if kept or dtype_on(left.device) is None:
         with off(left.device):
@@ -77,7 +78,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """The product as a function whose derivatives are products again."""
+    """The product as an autograd function whose derivatives are such products too."""
 
     generate_vmap_rule = True
 
@@ -112,7 +113,7 @@ class _Product(torch.autograd.Function):
 
 @torch.library.custom_op("sigmoid_attention::product", mutates_args=())
 def compiled_product(left: Tensor, right: Tensor) -> Tensor:
-    """The product for graphs: torch does not look into it, and so calls its own derivative."""
+    """The product as a custom op: opaque to compiled graphs, with its own derivative."""
     with off(left.device):
         return left @ right
 

@@ -1,8 +1,9 @@
-"""Bias policies: what is added to every logit before the sigmoid, and from which n.
+"""Bias policies: rules for the number that is added to every logit before the sigmoid.
 
-A sigmoid does not normalise, so its bias sets the size of a row: with b = -log n a row of n
-neutral keys sums to about one. Which n is a property of the model, not of the call. A policy
-says so once, and gives the same answer in one pass, with a cache, in chunks and under padding.
+A sigmoid does not normalise, so the bias sets the sum of a row's weights: with b = -log n, the
+weights of n keys of logit zero have a sum of about one. The length n belongs to the model, not to
+the call. A policy stores n, so the output is the same in one pass, with a cache, in chunks and
+under padding.
 
 Shape letters: B batch, H query heads, Q queries, K keys, D head dim.
 """
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 class RowContext(Protocol):
-    """The rows of a call, for a policy; costly properties are computed on demand."""
+    """The properties of a call's query rows that a policy may use, computed on demand."""
 
     @property
     def heads(self) -> int: ...
@@ -45,15 +46,15 @@ class RowContext(Protocol):
         ...
 
     def aligned(self, rows_BHQ: Tensor) -> Tensor:
-        """What lies like the call's queries, (B, H, Q, ...), as the bias wants it.
+        """A tensor in the queries' layout, (B, H, Q, ...), in the layout of the bias.
 
-        It is another order only for packed sequences, of which each gets a row of the batch.
+        The layouts differ only for packed sequences: there each sequence becomes one batch row.
         """
         ...
 
 
 class BiasPolicy:
-    """Base of the policies; ``resolve`` turns one into a float or a (B, H, Q, 1) broadcastable."""
+    """Base class: ``resolve`` returns a float or a tensor broadcastable to (B, H, Q, 1)."""
 
     def resolve(self, rows: RowContext) -> float | Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not say how it is resolved")
@@ -63,13 +64,13 @@ Bias = float | Tensor | BiasPolicy
 
 
 def _check_number(name: str, given: Any) -> None:
-    """A finite number, or a tensor, which the operator takes as it takes a tensor of bias."""
+    """Raise unless the argument is a finite number or a tensor; a tensor is checked by the call."""
     if not isinstance(given, Tensor):
         arguments.number(name, given, "a finite number or a tensor")
 
 
 def _check_length(n: Any, owner: str) -> None:
-    """A whole number, such as 1024 or 1e6."""
+    """Raise unless n is a positive whole number, such as 1024 or 1e6."""
     length = arguments.scalar(n)
     if arguments.is_number(length):
         if 0 < length < math.inf and (not isinstance(length, float) or length.is_integer()):
@@ -85,11 +86,11 @@ def _check_length(n: Any, owner: str) -> None:
 
 @dataclass(frozen=True)
 class Constant(BiasPolicy):
-    """The same bias everywhere: b.
+    """The same bias b for every logit.
 
-    b may be a tensor, like one given as ``bias``, and then gets its gradient; a layer, which would
-    not have it among its parameters, takes `Learned` instead. Raises ``ValueError`` unless b is
-    that or a finite number.
+    b may be a tensor of the shapes that ``bias`` may have, and then receives a gradient. A layer
+    needs `Learned` instead, because a tensor in a policy is not among the layer's parameters.
+    Raises ``ValueError`` unless b is a tensor or a finite number.
 
     Example:
         >>> import torch
@@ -112,8 +113,8 @@ class Constant(BiasPolicy):
 class NegLogLength(BiasPolicy):
     """b = offset - log n, with n the training length (Ramapuram et al. 2024, appendix E).
 
-    An offset may be a tensor, too, which gets its gradient. Raises ``ValueError`` unless n is a
-    positive whole number, and the offset that or a finite number.
+    The offset may be a tensor and then receives a gradient. Raises ``ValueError`` unless n is a
+    positive whole number and the offset a tensor or a finite number.
 
     Example:
         >>> NegLogLength(1024).value
@@ -133,7 +134,7 @@ class NegLogLength(BiasPolicy):
 
     def resolve(self, rows: RowContext) -> float | Tensor:
         if torch.compiler.is_compiling():
-            # The length may be a symbol, whose logarithm in Python would fix it in the graph.
+            # The length may be a symbol: math.log would make it a constant of the graph.
             length = torch.scalar_tensor(self.n, dtype=torch.float64, device=rows.device)
             return (self.offset - length.log()).to(rows.dtype)
         return self.value
@@ -141,10 +142,10 @@ class NegLogLength(BiasPolicy):
 
 @dataclass(frozen=True)
 class NegLogVisible(BiasPolicy):
-    """b_i = -log max(keys that query i may see, at_least), a bias for every row.
+    """b_i = -log max(number of keys that query i may see, at_least), one bias per row.
 
-    Consistent under caches and padding like a constant, since it counts what the row sees and
-    not how long the call is. Raises ``ValueError`` if at_least is below one.
+    It depends on the visible keys and not on the call's length, so caches and padding do not change
+    it. Raises ``ValueError`` if at_least is below one.
 
     Example:
         >>> NegLogVisible(at_least=16)
@@ -163,12 +164,12 @@ class NegLogVisible(BiasPolicy):
 
 @dataclass(frozen=True)
 class NegLogEffectiveLength(BiasPolicy):
-    """b_h = offset - log L_h, where ALiBi lets head h see about L_h keys instead of n.
+    """b_h = offset - log L_h, with L_h the effective number of keys of head h under ALiBi.
 
-    With slope m a key at distance t carries a weight near e^(-m t), so a causal row of n keys
-    counts for L_h = sum_{t<n} e^(-m t) = (1 - e^(-m n)) / (1 - e^(-m)), and L_h = n for m = 0.
-    Raises ``ValueError`` unless n is a positive whole number, and the slopes and offset are finite
-    numbers, the slopes of 0 or more. This policy is the project's own.
+    With slope m, ALiBi multiplies the weight of a key at distance t by about e^(-m t). So a causal
+    row of n keys has L_h = sum_{t<n} e^(-m t) = (1 - e^(-m n)) / (1 - e^(-m)), and L_h = n for
+    m = 0. Raises ``ValueError`` unless n is a positive whole number, the offset a finite number,
+    and the slopes finite numbers of 0 or more. This policy is this project's own.
 
     Example:
         >>> [round(b, 3) for b in NegLogEffectiveLength((0.5, 0.0), n=8).values]
@@ -222,7 +223,7 @@ class NegLogEffectiveLength(BiasPolicy):
 
 
 def _for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(1, H, 1, 1), copied to its device once: while a CUDA graph is captured nothing may be."""
+    """(1, H, 1, 1), cached, because a CUDA graph capture allows no copy from the host."""
     make = _kept_for_heads if torch_state.results_may_be_kept() else _made_for_heads
     return make(values, dtype, device)
 
@@ -233,15 +234,15 @@ def _made_for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch
 
 @lru_cache
 def _kept_for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    # What is made in inference mode could not be used where something learns.
+    # A tensor made in inference mode could not be used in training.
     with torch.inference_mode(False):
         return _made_for_heads(values, dtype, device)
 
 
 class HeadValues(BiasPolicy):
-    """b_h: a number for each head, from a tensor (heads,) of the caller.
+    """b_h: a bias per head, from a tensor (heads,) of the caller.
 
-    It gets its gradient like any tensor. Raises ``ValueError`` for another number of heads.
+    The tensor may receive a gradient. Raises ``ValueError`` for another number of heads.
 
     Example:
         >>> import torch
@@ -253,7 +254,7 @@ class HeadValues(BiasPolicy):
         torch.Size([2])
     """
 
-    # Made for every call of a layer that keeps such a tensor: no dataclass, as it costs no time.
+    # A layer with such a tensor makes a policy in each call; a dataclass would take more time.
     __slots__ = ("owner", "value")
 
     def __init__(self, value: Tensor, owner: str = "HeadValues") -> None:
@@ -267,7 +268,7 @@ class HeadValues(BiasPolicy):
 
 
 def _traced_for_heads(value_H: Tensor, tracer: Any) -> Any:
-    """The node that torch.fx has in a graph for a policy: the policy made of the traced tensor."""
+    """The torch.fx node of a policy: a call of HeadValues with the traced tensor."""
     return tracer.create_node("call_function", HeadValues, (tracer.create_arg(value_H),), {})
 
 
@@ -283,11 +284,11 @@ def _start(number: Any) -> float:
 
 
 class Learned(nn.Module, BiasPolicy):
-    """A trained bias per head, started from a number or from a policy that needs no row.
+    """A trained bias per head, initialised by a number or by a policy without row statistics.
 
-    The parameter is ``value`` of shape (heads,), which stays in fp32 when the model is cast to
-    less; it receives its gradient from every implementation. Raises ``ValueError`` if ``init``
-    depends on the rows of a call, or is no finite number.
+    The parameter is ``value`` of shape (heads,). It stays in fp32 when the model is cast to a
+    narrower dtype, and receives a gradient from every implementation. Raises ``ValueError`` if
+    ``init`` depends on the rows of a call or is not a finite number.
 
     Example:
         >>> Learned(NegLogLength(256), num_heads=2).value.shape
@@ -314,7 +315,7 @@ class Learned(nn.Module, BiasPolicy):
 
     def forward(self) -> Tensor:
         """(heads,)."""
-        # What `fully_shard` makes of the class frees the parameter's memory behind this call.
+        # `fully_shard` makes a subclass that frees the parameter's memory after this call.
         return self.value if type(self) is Learned else self.value.clone()
 
     def resolve(self, rows: RowContext) -> Tensor:
@@ -331,20 +332,20 @@ keep_fp32(Learned, "value")
 
 
 def once_called(bias: T) -> T | HeadValues:
-    """A `Learned` bias as the values that its own forward pass gives; any other as it is.
+    """The output of a `Learned` bias as a policy; any other bias unchanged.
 
-    Offloading, sharding and hooks act where a module is called, and a call of the operator is to
-    be one call of its bias.
+    Offloading, sharding and hooks act when a module is called, so each attention call calls the
+    bias module exactly once.
     """
     return HeadValues(bias(), "Learned") if isinstance(bias, Learned) else bias
 
 
 @dataclass(frozen=True)
 class RowLSE(BiasPolicy):
-    """b_i = -log sum_j e^(logit_ij) over the row's visible keys: a start for conversion.
+    """b_i = -log sum_j e^(logit_ij) over the row's visible keys: the start of a conversion.
 
-    Turns a softmax weight p into sigmoid(log p) = p / (1 + p). It couples the keys again and
-    needs the whole row, so it is meant for converting a trained model, not for training one.
+    A softmax weight p becomes sigmoid(log p) = p / (1 + p). This bias couples the keys and needs
+    the whole row, so it is meant for the conversion of a trained model, not for training.
 
     Example:
         >>> import torch
@@ -358,5 +359,5 @@ class RowLSE(BiasPolicy):
 
     def resolve(self, rows: RowContext) -> Tensor:
         lse = rows.row_lse()
-        # A row that sees nothing has -inf here; any finite bias will do, its weights are zero.
+        # A row without visible keys has -inf here. Its weights are zero for any finite bias.
         return -lse.masked_fill(lse == float("-inf"), 0.0)

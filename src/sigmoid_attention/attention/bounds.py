@@ -1,19 +1,20 @@
-r"""The certificate: which tiles of the score matrix may be left out, and what that can cost.
+r"""Skip bounds: which tiles of the score matrix may be skipped, and the error of skipping them.
 
-Softmax must see a whole row before it knows how much a key weighs. A sigmoid weighs each key by
-itself, so a bound on a tile's logits bounds the tile's contribution before it is computed.
+A softmax weight depends on the whole row. A sigmoid weight depends on its own logit only, so a
+bound on a tile's logits bounds the tile's contribution before it is computed.
 
-**What is bounded.** Let I be a block of queries, J a block of keys, and j in J visible to i in I:
+**Bound of a tile.** Let I be a block of queries, J a block of keys, and j in J visible to i in I:
 
     u_ij = cap(s q_i.k_j) + b_ij + m_ij - a |p_i - j|
          <= cap(|s| max_I|q| max_J|k|) + max_IJ b + max_IJ m - a min_IJ |p_i - j|  =: U_IJ
 
-by Cauchy-Schwarz, cap being odd and increasing (for a < 0 the largest distance takes the place
-of the smallest). With c_IJ the visible keys of the row of I that sees most of J, and because
-sigmoid(u) <= min(1, e^u) and sigmoid increases, row i gets from J at most c_IJ min(1, e^U_IJ).
+by Cauchy-Schwarz, as cap is odd and increasing (for a < 0 the largest distance replaces the
+smallest). Let c_IJ be the largest number of keys of J that a row of I sees. As
+sigmoid(u) <= min(1, e^u) and sigmoid increases, the weights of row i in J have a sum of at most
+c_IJ min(1, e^U_IJ).
 
-**What is skipped.** Tiles are visited in the order of their distance from the queries. After the
-first t of them, everything that is left, *summed*, weighs in row i at most
+**Skip rule.** Tiles are visited in the order of their distance from the queries. After the
+first t of them, the weights of row i in all other tiles have a sum of at most
 
     R_I(t) = sum_{r >= t} c_IJr min(1, e^U_IJr).
 
@@ -22,40 +23,40 @@ The rest of the row is skipped as soon as
     R_I(t) <= tolerance                     (a number), or
     R_I(t) <= unit * min_{i in I} N_i(t)    ("rounding"; unit = half the output dtype's epsilon),
 
-where N_i(t) is a lower bound of the norm sqrt(sum_j w_ij^2) of what row i has collected in the
-visited tiles: the norm itself, as summed by the pass that visits them, or, in advance, a bound
-from the norms of queries and keys alone. For the latter let every row of I see at least c keys of
-J, the nearest at a distance of at most t; without a mask a row's keys lie side by side, so its s-th
-nearest is no farther than t + s. With L = min b + min m - cap(|s| max|q| max|k|), and as
+where N_i(t) is a lower bound of the norm sqrt(sum_j w_ij^2) of row i's weights in the visited
+tiles. It is the norm itself, summed by the forward pass, or a bound from the norms of queries and
+keys, before any score is computed. For that bound, let every row of I see at least c keys of J,
+the nearest at a distance of at most t. Without a mask the visible keys of a row are contiguous, so
+the s-th nearest has a distance of at most t + s. With L = min b + min m - cap(|s| max|q| max|k|),
+and as
 sigmoid(u - x) >= e^-x sigmoid(u) for x >= 0,
 
     sum_j w_ij >= sum_{s < c} sigmoid(L - a (t + s))
                >= sigmoid(L - a t) sum_{s < c} e^(-a s)  =: l_IJ.
 
-Under a mask, which may hide the near keys, all c are taken to be the farthest of the tile. With
+A mask may hide the near keys, so with a mask all c keys get the tile's largest distance. With
 c_IJ as above, sum_j w_ij^2 >= l_IJ^2 / c_IJ by Cauchy-Schwarz, and the tiles' squares add up.
 
-**What that proves.** With S the skipped keys of row i and V the largest |v|,
+**Error.** With S the skipped keys of row i and V the largest |v|,
 
     |sum_{j in S} w_ij v_j| <= V sum_{j in S} w_ij <= V R_I(t),
 
-so a number t as tolerance costs at most t V. Under "rounding" it is at most unit V sqrt(sum_kept
-w_ij^2): the size of what rounding the kept weights to the output's dtype does to the output, each
-weight by a relative unit of its own, since errors that do not know of each other add up like that.
-(Their worst case, unit V sum_kept w_ij, would be too generous: of 513 equal weights in bf16 it
-lets the last be dropped, which costs 20 times as much as rounding all of them.) The bound holds
-for the sum of what is skipped, not for each term: n terms just below a unit would be n units.
+so with a number t as tolerance the error is at most t V. Under "rounding" it is at most unit V
+sqrt(sum_kept w_ij^2). Rounding the kept weights to the output's dtype causes an error of this size:
+each weight has an independent relative error of one unit, and independent errors add up in squares.
+(Their worst case, unit V sum_kept w_ij, would be too large: for 513 equal weights in bf16 it would
+allow skipping the last, an error 20 times as large as rounding all of them.) The bound holds for
+the sum of all skipped terms, not for each: n terms just below a unit would be n units.
 
-The bound counts weights and not |v|: a tile of small values still passes gradient to them.
-In the backward pass |dL/du_ij| <= w_ij |dO_i . v_j|, so the same bound limits what is lost
-there; the backward pass visits the same tiles, and so differentiates what was computed.
+The bound counts weights and not |v|, because small values still receive a gradient. In the
+backward pass |dL/du_ij| <= w_ij |dO_i . v_j|, so the same bound limits the error there. The
+backward pass visits the same tiles, so it is the derivative of the computed output.
 
 Rounding of the bounds themselves is covered by NORM_SLACK (a relative 2^-14 on the product of two
 norms, each computed from at most a few thousand terms in fp32) and KEPT_SLACK (a relative 2^-7 on
 the collected norm). A NaN anywhere makes every comparison false, and nothing is skipped.
 
-Source: the project's own; that sigmoid(u) <= e^u bounds a tile is used by no published kernel
-known to us.
+Source: this project. We know no published kernel that bounds a tile by sigmoid(u) <= e^u.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, I query blocks, J key blocks.
 """
@@ -78,10 +79,10 @@ TAIL_LOGIT = -4.0
 
 
 class TileClass(IntEnum):
-    """What an implementation has to do for a tile."""
+    """The work of an implementation for a tile."""
 
     HIDDEN = 0  # no query of the tile sees any key of it
-    SKIPPED = 1  # certified to matter less than the tolerance
+    SKIPPED = 1  # the bound of the skipped tiles is within the tolerance
     TAIL = 2  # every logit is at or below TAIL_LOGIT: the cheap exponential form is exact
     FULL = 3  # the full sigmoid
 
@@ -90,9 +91,9 @@ class TileClass(IntEnum):
 class TileBounds:
     """Bounds of every tile, float64, and the order in which each query block visits the tiles.
 
-    ``upper`` bounds the visible logits, ``most`` the visible keys of a row, and ``least`` from
-    below the weight that every row gets from the tile; all three are (B, H, I, J). ``order`` is
-    (I, J): key blocks, nearest first.
+    ``upper`` is an upper bound of the visible logits, ``most`` of the number of visible keys of a
+    row; ``least`` is a lower bound of the sum of a row's weights. All three are (B, H, I, J).
+    ``order`` is (I, J): key blocks, nearest first.
     """
 
     upper: Tensor
@@ -101,18 +102,18 @@ class TileBounds:
     order: Tensor
 
     def visited(self, tiles_BHIJ: Tensor) -> Tensor:
-        """The same numbers along the order of the visit."""
+        """The tensor with its last dimension in the order of the visits."""
         return tiles_BHIJ.gather(-1, self.order.expand(tiles_BHIJ.shape))
 
     def remaining(self) -> Tensor:
-        """R_I(t) of the module's text, (B, H, I, J), for the tiles from the visit's t on."""
+        """R_I(t) of the module's docstring, (B, H, I, J): the bound of the tiles from t on."""
         weighs = self.visited(
             torch.where(self.most > 0, self.most * self.upper.clamp(max=0).exp(), 0)
         )
         return weighs.flip(-1).cumsum(-1).flip(-1)
 
     def kept_in_advance(self) -> Tensor:
-        """min N_i(t) in advance, (B, H, I, J): the norm of the weights before the visited t."""
+        """Lower bound of N_i(t) before any score is computed, (B, H, I, J): the tiles before t."""
         squares = self.visited(self.least.square() / self.most.clamp(min=1))
         return (squares.cumsum(-1) - squares).sqrt()
 
@@ -120,7 +121,7 @@ class TileBounds:
 def may_stop(
     remaining: Tensor, kept: Tensor, *, tolerance: float, tolerance_is_relative: bool
 ) -> Tensor:
-    """Whether all that remains may be skipped; a tolerance of 0 skips nothing that is visible."""
+    """Whether all remaining tiles may be skipped; a tolerance of 0 skips no visible key."""
     if tolerance == 0.0:
         return torch.zeros_like(remaining, dtype=torch.bool)
     if tolerance_is_relative:
@@ -129,7 +130,7 @@ def may_stop(
 
 
 def plan(bounds: TileBounds, *, tolerance: float, tolerance_is_relative: bool) -> Tensor:
-    """Every tile's :class:`TileClass`, (B, H, I, J), from the norms alone, before any score.
+    """The :class:`TileClass` of every tile, (B, H, I, J), before any score is computed.
 
     Example:
         >>> import torch
@@ -153,7 +154,7 @@ def plan(bounds: TileBounds, *, tolerance: float, tolerance_is_relative: bool) -
 
 
 def classify(bounds: TileBounds, visits_BHI: Tensor) -> Tensor:
-    """Every tile's :class:`TileClass`, where each query block visits its first ``visits`` tiles."""
+    """The :class:`TileClass` of every tile; each query block visits its first ``visits`` tiles."""
     place = torch.arange(bounds.order.shape[-1], device=visits_BHI.device)
     turn_IJ = torch.empty_like(bounds.order).scatter_(
         -1, bounds.order, place.expand_as(bounds.order)
@@ -176,10 +177,10 @@ def tile_bounds(
     alibi_slopes: Tensor | None = None,
     softcap: float | None = None,
 ) -> TileBounds:
-    """Bounds of a call's tiles; arguments as the operator's, ``window`` with causality in it.
+    """Bounds of a call's tiles; the arguments are those of `sigmoid_attention`.
 
-    Costs a pass over query, key, bias and mask, and arrays for one block of queries at a time,
-    never a (Q, K) array of its own.
+    ``window`` includes causality. The function reads query, key, bias and mask once, and allocates
+    arrays for one block of queries at a time, never a (Q, K) array.
     """
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
@@ -218,7 +219,7 @@ def _decaying_sum(slopes: Tensor, terms: Tensor) -> Tensor:
 
 
 def _pool(values: Tensor, dim: int, block: int, *, largest: bool) -> Tensor:
-    """Largest or smallest of each block along ``dim``; a dim of size one stands for all blocks."""
+    """Maximum or minimum of each block along ``dim``; a dim of size one broadcasts over blocks."""
     size = values.shape[dim]
     if size == 1:
         return values
@@ -235,7 +236,7 @@ def _pool(values: Tensor, dim: int, block: int, *, largest: bool) -> Tensor:
 
 
 def _pool_tiles(term: Tensor, block_q: int, block_k: int, *, largest: bool, hides: bool) -> Tensor:
-    """Largest or smallest of each tile; a mask ``hides`` by its -inf, which adds nothing."""
+    """Maximum or minimum of a term in each tile; with ``hides`` its -inf count as 0."""
 
     def of_rows(part: Tensor) -> Tensor:
         part = part.double()
@@ -270,7 +271,7 @@ def _edges(size: int, block: int, device: torch.device) -> tuple[Tensor, Tensor]
 def _distances(
     position_Q1: Tensor, keys: int, window: masking.Window, block_q: int, block_k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Least and largest |p_i - j| over the window's pairs of each tile, and the tile's distance."""
+    """Minimum and maximum of |p_i - j| in each tile's window, and the tile's own distance."""
     left, right = window
     first_q, last_q = _edges(position_Q1.shape[0], block_q, position_Q1.device)
     first_k, last_k = _edges(keys, block_k, position_Q1.device)
@@ -294,8 +295,8 @@ def _seen(
     block_q: int,
     block_k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fewest and most visible keys of a tile's rows, (..., I, J), and the distance of the window's
-    nearest key in the row where that is largest, (I, J)."""
+    """Fewest and most visible keys of a tile's rows, (..., I, J), and the maximum over the rows of
+    the distance to the nearest key of the window, (I, J)."""
     fewest, most, start = [], [], []
     for i in range(0, max(1, position_Q1.shape[0]), block_q):
         rows = slice(i, i + block_q)
@@ -310,8 +311,8 @@ def _seen(
 def _seen_by_rows(
     position_Q1: Tensor, keys: int, window: masking.Window, mask: Tensor | None, block_k: int
 ) -> tuple[Tensor, Tensor]:
-    """For each query and key block: its visible keys, (..., Q, J), and how near the window's
-    nearest key is, (Q, J)."""
+    """For each query and key block: the number of visible keys, (..., Q, J), and the distance to
+    the nearest key of the window, (Q, J)."""
     first_k, last_k = _edges(keys, block_k, position_Q1.device)
     left, right = window
     first = torch.maximum(first_k, position_Q1 - left) if left >= 0 else first_k

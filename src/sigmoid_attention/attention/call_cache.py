@@ -1,8 +1,8 @@
-"""A cache of prepared kernel calls: repeated calls, as of decoding, skip validation and packing.
+"""A cache of prepared kernel calls: repeated calls, as in decoding, skip validation and packing.
 
-Validation and packing take about as long as attending to some thousand keys. They depend only on
-shapes, strides, dtypes and options, which form the key of the cache; a prepared call takes other
-tensors of the same kind.
+Validation and packing take about as long as attention to some thousand keys. They depend only on
+shapes, strides, dtypes and options, which form the key of the cache. A prepared call accepts any
+tensors that match this key.
 """
 
 from collections.abc import Callable, Hashable
@@ -20,19 +20,19 @@ from sigmoid_attention.attention.impl.cpu import call_cache as cpu
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.torch_state import is_eager, is_plain_tensor
 
-# Only immutable scalars of Python may enter the key: the value of a tensor can change.
+# Only immutable Python scalars may enter the key: the value of a tensor can change.
 _SCALARS = frozenset((float, int, bool, str, type(None)))
-# A contiguous cache that grows by a token a step brings a new shape with each.
+# Limits the entries: a contiguous cache that grows by one token a step has a new shape each time.
 _MOST_KEYS = 4096
 
-# Query, key, value, the keys in use of each sequence of a cache, slopes, bias, mask and the table
-# of a cache's pages.
+# Query, key, value, the lengths of a cache's sequences, slopes, bias, mask and the block table of
+# a paged cache.
 Tensors = tuple[Tensor | None, ...]
-# Computes the answer for such tensors; None where the call needs validation after all.
+# Computes the output for such tensors; None if the call needs validation after all.
 PreparedCall = Callable[[Tensors], Tensor | None]
 
 _prepared: dict[Hashable, PreparedCall] = {}
-# How often a call was made that is not prepared yet.
+# The number of calls so far for each key that is not prepared yet.
 _counts: dict[Hashable, int] = {}
 
 
@@ -59,10 +59,10 @@ def call_key(
 ) -> CallKey | None:
     """The key of a call; None for a call that cannot be cached.
 
-    No argument is validated yet, and each may be any object.
+    The arguments are not validated yet: each may be any object.
 
     Args:
-        options: every other argument that changes the answer or that validation reads.
+        options: every other argument that changes the output or that validation reads.
     """
     kernels = _kernels(impl, query, table)
     if kernels is None or type(window) is not tuple:
@@ -73,7 +73,7 @@ def call_key(
     elif type(bias) is Constant:
         numbers = (bias.b,)
     elif type(bias) is HeadValues:
-        # Its (heads,) have the address of the (1, heads, 1, 1) that the kernel reads.
+        # The (heads,) tensor has the address of the (1, heads, 1, 1) view that the kernel reads.
         added, numbers = bias.value, (bias.owner,)
     elif isinstance(bias, Tensor):
         added = bias
@@ -94,19 +94,19 @@ def call_key(
             else:
                 return None
     except RuntimeError:
-        # Nested and sparse tensors have no sizes or strides; validation names them.
+        # Nested and sparse tensors have no sizes or strides; validation raises for them.
         return None
     facts = (*facts, type(bias), numbers, window, options, kernels.environment_key())
     return CallKey(kernels, facts, tensors)
 
 
 def _kernels(impl: Implementation, query: Tensor, table: Tensor | None) -> ModuleType | None:
-    """The module that prepares calls of the fused kernels that a call starts with."""
+    """The call-cache module of the fused kernels that are tried first; None without one."""
     if not (isinstance(query, Tensor) and isinstance(impl, str)):
         return None
     name = dispatch.fused_kernels(query) if impl == "auto" else impl
     if name == "cpu":
-        # The CPU kernel reads a copy of the block table, which is made for each call.
+        # The CPU kernel reads a copy of the block table, which each call makes anew.
         return cpu if query.is_cpu and table is None else None
     return _triton() if name == "triton" else None
 
@@ -114,7 +114,7 @@ def _kernels(impl: Implementation, query: Tensor, table: Tensor | None) -> Modul
 @cache
 def _triton() -> ModuleType | None:
     try:
-        # Triton is there where torch has CUDA; elsewhere it is an optional package.
+        # torch for CUDA includes Triton; elsewhere it is an optional package.
         from sigmoid_attention.attention.impl.triton import call_cache
     except ImportError:
         return None
@@ -122,12 +122,12 @@ def _triton() -> ModuleType | None:
 
 
 def _location(tensor: Tensor) -> Hashable:
-    """The GPU, and whether the address is a multiple of 16: kernels are compiled for either."""
+    """The GPU, and the address modulo 16: kernels are specialised on 16-byte alignment."""
     return tensor.device, tensor.data_ptr() % 16
 
 
 def run_cached(call: CallKey | None) -> Tensor | None:
-    """The answer of a call that is prepared; None for any other call."""
+    """The output of a prepared call; None for any other call."""
     if call is None:
         return None
     prepared = _prepared.get(call.key)
@@ -135,11 +135,11 @@ def run_cached(call: CallKey | None) -> Tensor | None:
 
 
 def cache_and_run(call: CallKey | None, problem: Problem) -> Tensor | None:
-    """Prepare a validated call, keep that and run it; None where it has to be run as it is."""
+    """Prepare a validated call, cache it and run it; None if it must run without the cache."""
     if call is None or call.key in _prepared:
         return None
     if len({tensor.dtype for tensor in call.tensors[:3] if tensor is not None}) > 1:
-        return None  # Autocast has cast them for this call alone.
+        return None  # Autocast has cast the tensors of this call.
     if (count := _counts.get(call.key, 0) + 1) < call.kernels.CALLS_BEFORE_CACHING:
         _set(_counts, call.key, count)
         return None

@@ -1,4 +1,4 @@
-"""A few new queries against a cache of keys and values, contiguous or paged.
+"""`sigmoid_decode`: attention of a few new queries to a contiguous or paged key-value cache.
 
 Shape letters: B batch, M pages of a sequence.
 """
@@ -65,33 +65,35 @@ def sigmoid_decode(
     skip_tolerance: SkipTolerance = "rounding",
     impl: Implementation = "auto",
 ) -> Tensor:
-    """Sigmoid attention of the last queries of each sequence against its cache.
+    """Sigmoid attention of the last queries of each sequence to its key-value cache.
 
-    Sequence s has ``seqused_k[s]`` tokens in the cache and its queries are the last of them, so
-    query i stands at seqused_k[s] - queries + i; the formula is that of :func:`sigmoid_attention`.
-    Nothing is normalised, so a cache that is split over devices is answered by adding the parts.
+    Sequence s has ``seqused_k[s]`` tokens in the cache, and its queries are the last of these: the
+    position of query i is seqused_k[s] - queries + i. The formula is that of
+    :func:`sigmoid_attention`. The weights are not normalised, so for a cache that is split over
+    devices the output is the sum of the devices' outputs.
 
     Args:
         query: (batch, heads, queries, head_dim), usually one query.
         key_cache: (batch, key_heads, capacity, head_dim), or with ``block_table`` the paged layout
             (pages, page_size, key_heads, head_dim). value_cache: likewise, with value_dim.
-        seqused_k: (batch,) int, tokens in the cache, those of ``query`` included. On a GPU they
-            are not checked, which would wait for it, and more than the capacity counts as that.
-        block_table: (batch, pages of a sequence) int, which page holds which part; entries that
-            ``seqused_k`` does not reach are not read.
-        bias: required: a cache's current length is not the training length, so None raises
+        seqused_k: (batch,) int, tokens in the cache, including those of ``query``. On a GPU the
+            values are not checked, as this would wait for the device; values above the capacity
+            are treated as the capacity.
+        block_table: (batch, pages of a sequence) int, the page of each part of a sequence; entries
+            beyond ``seqused_k`` are not read.
+        bias: required. The current length of a cache is not the training length, so None raises
             ``ValueError``. A tensor is (heads,) or broadcastable to (batch, heads, queries,
             capacity).
         is_causal: whether a query sees no key to its right, as in the decoding of a text. It has
-            no default, since it changes the answer for several queries.
+            no default, since it changes the output for several queries.
         Others: as for :func:`sigmoid_attention`.
 
     Returns:
         (batch, heads, queries, value_dim).
 
     Raises:
-        TypeError: an argument has the wrong type; the sentence names it.
-        ValueError: an argument does not fit; the sentence names it.
+        TypeError: an argument has the wrong type; the message names it.
+        ValueError: an argument has an invalid value; the message names it.
 
     Example:
         >>> import torch
@@ -142,7 +144,7 @@ def checked(
     enable_gqa: bool = False,
     skip_tolerance: SkipTolerance = "rounding",
 ) -> Problem:
-    """The problem that a call of `sigmoid_decode` poses; raises as the call does."""
+    """The validated problem of a `sigmoid_decode` call; raises the errors of the call."""
     names = ("query", "key_cache", "value_cache")
     query, key_cache, value_cache = validation.same_kind(query, key_cache, value_cache, names)
     if query.dim() != 4:

@@ -1,4 +1,4 @@
-"""The bias of a call that names none: minus the log of the number of its own keys."""
+"""The default bias of a call: minus the logarithm of its number of keys."""
 
 import sys
 import warnings
@@ -7,22 +7,23 @@ import torch
 
 from sigmoid_attention.attention.bias import NegLogLength
 
-# The number of keys in the first call without a bias, and whether another number was warned about.
+# The number of keys of the first call without a bias, and whether a different number of keys has
+# already caused the warning.
 _first_keys: int | None = None
 _warned = False
 
 
 def default_bias(keys: int, name: str = "bias") -> NegLogLength | float:
-    """``NegLogLength(keys)``; warns once in a process when calls come with different lengths.
+    """``NegLogLength(keys)``; warns once per process when calls have different lengths.
 
-    A model that was trained at one length gives other answers at another one then, for the same
-    tokens. ``name`` is that of the caller's argument.
+    With this bias the output for the same tokens depends on the length of the call, so a model
+    differs from its training at another length. ``name`` is the name of the caller's argument.
     """
     global _first_keys, _warned
     if keys == 0:
         return 0.0
     if torch.compiler.is_compiling():
-        # A graph stands for all lengths, and must not depend on what was warned about.
+        # A compiled graph serves all lengths, and must not depend on the state of the warning.
         return NegLogLength(keys)
     if not _warned and isinstance(keys, int):
         _first_keys = _first_keys or keys
@@ -38,7 +39,7 @@ def default_bias(keys: int, name: str = "bias") -> NegLogLength | float:
 
 
 def _callers_level() -> int:
-    """The level of `warnings.warn` in `default_bias` that names the line outside this library."""
+    """The ``stacklevel`` for `default_bias` that points to the caller outside this library."""
     frame, level = sys._getframe(2), 2
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("sigmoid_attention."):
         frame, level = frame.f_back, level + 1

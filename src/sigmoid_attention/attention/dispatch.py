@@ -1,8 +1,9 @@
-"""Which implementation computes a call: the one place that decides what ``impl="auto"`` takes.
+"""Selection of the implementation of a call, for a given ``impl`` and for ``impl="auto"``.
 
-``auto`` tries the fused kernels of the call's device, then, for many scores, PyTorch by tiles, then
-the definition, which takes every call. An implementation refuses a call by ``NotImplementedError``;
-the reason is logged at DEBUG, and `explain` collects the reasons without running anything.
+``auto`` tries the fused kernels of the device first. For many scores it then tries ``tiled``, and
+last the definition, ``reference``, which supports every call. An implementation that does not
+support a call raises ``NotImplementedError``. The reason is logged at DEBUG level; `explain`
+returns all reasons and runs no kernel.
 """
 
 import logging
@@ -26,16 +27,16 @@ _log = logging.getLogger("sigmoid_attention")
 
 
 class Backend(NamedTuple):
-    """An implementation: what computes a problem, and what raises for a problem that it lacks."""
+    """An implementation: ``refuse`` raises for an unsupported problem, ``attend`` computes one."""
 
     attend: Callable[[Problem], Tensor]
     refuse: Callable[[Problem], None]
 
 
 def _triton_modules(problem: Problem) -> list[ModuleType]:
-    """The Triton kernels for a problem, the faster first: those for a cache, those for all."""
+    """The Triton kernels for a problem, fastest first: for sequences, the decoding kernel first."""
     try:
-        # Triton is there where torch has CUDA; elsewhere it is an optional package.
+        # torch for CUDA includes Triton; elsewhere it is an optional package.
         from sigmoid_attention.attention.impl.triton import decode_ops, ops
     except ImportError as error:
         raise NotImplementedError(
@@ -63,7 +64,7 @@ def _refuse_by_triton(problem: Problem) -> None:
 
 def _gluon_module() -> ModuleType:
     try:
-        # Gluon is an experimental part of Triton, and a release may lack it.
+        # Gluon is an experimental part of Triton that some releases lack.
         from sigmoid_attention.attention.impl.experimental.gluon import ops
     except ImportError as error:
         raise NotImplementedError(
@@ -87,7 +88,7 @@ BACKENDS: dict[Implementation, Backend] = {
 
 
 def check_impl(impl: str) -> None:
-    """Refuse what names no implementation."""
+    """Raise unless the argument is "auto" or the name of an implementation."""
     if isinstance(impl, str) and (impl == "auto" or impl in BACKENDS):
         return
     error = ValueError if isinstance(impl, str) else TypeError
@@ -101,15 +102,15 @@ def fused_kernels(query: Tensor) -> Literal["cpu", "triton"]:
 
 
 def has_many_scores(batch: int, heads: int, queries: int, keys: int) -> bool:
-    """Whether tiles of PyTorch beat the definition.
+    """Whether ``tiled`` is preferred to the definition for these sizes.
 
-    One graph serves all lengths of an axis that may change, so it takes what serves the longest.
+    A compiled graph serves all lengths of a dynamic axis, so the longest decides.
     """
     return not known(math.prod((batch, heads, queries, keys)) <= reference_blocks.DENSE_SCORES)
 
 
 def unfused(batch: int, heads: int, queries: int, keys: int) -> Implementation:
-    """The implementation that ``impl="auto"`` takes for these sizes where no fused kernel is.
+    """The implementation of ``impl="auto"`` for these sizes if no fused kernel is available.
 
     Example:
         >>> unfused(1, 4, 256, 256), unfused(1, 4, 2048, 2048)
@@ -119,7 +120,7 @@ def unfused(batch: int, heads: int, queries: int, keys: int) -> Implementation:
 
 
 def order(problem: Problem, impl: Implementation) -> list[Implementation]:
-    """The implementations that are tried, in this order; the definition refuses nothing."""
+    """The implementations to try, in this order; the definition supports every call."""
     if impl != "auto":
         return [impl]
     if torch_state.needs_definition():
@@ -130,9 +131,9 @@ def order(problem: Problem, impl: Implementation) -> list[Implementation]:
 
 
 def run(problem: Problem, impl: Implementation) -> Tensor:
-    """Compute a checked problem with the implementation that is named, or that ``auto`` takes.
+    """Compute a validated problem with the given implementation, or with the choice of ``auto``.
 
-    The answer has the layout of the problem's query: (1, H, T, E) for packed sequences.
+    The output has the layout of the problem's query: (1, H, T, E) for packed sequences.
     """
     check_impl(impl)
     *earlier, last = order(problem, impl)
@@ -145,13 +146,13 @@ def run(problem: Problem, impl: Implementation) -> Tensor:
 
 
 def _log_refusal(name: str, refusal: NotImplementedError) -> None:
-    # A compiled graph cannot hold a call of a logger.
+    # A compiled graph cannot contain a call of a logger.
     if not torch.compiler.is_compiling():
         _log.debug("%s refuses the call: %s", name, refusal)
 
 
 def _reason(refuse: Callable[[Problem], None], problem: Problem) -> str:
-    """Why a problem is refused; empty if it is not."""
+    """The reason why an implementation does not support a problem; empty if it does."""
     try:
         refuse(problem)
     except NotImplementedError as refusal:
@@ -160,7 +161,7 @@ def _reason(refuse: Callable[[Problem], None], problem: Problem) -> str:
 
 
 class Refusal(NamedTuple):
-    """An implementation that does not compute a call, and the reason."""
+    """An implementation that is not used for a call, and the reason."""
 
     implementation: Implementation
     reason: str
@@ -168,9 +169,10 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """The implementation that computes a call, and why the others do not.
+    """The implementation that computes a call, and the reasons against the others.
 
-    ``implementation`` is None where the one that ``impl`` names refuses: the call raises then.
+    ``implementation`` is None if the implementation named by ``impl`` does not support the call;
+    the call raises then.
     """
 
     impl: Implementation
@@ -185,7 +187,7 @@ class Explanation:
 
 
 def explain(problem: Problem, impl: Implementation) -> Explanation:
-    """What `run` does with a problem, and why."""
+    """The implementation that `run` uses for a problem, and the reasons against the others."""
     check_impl(impl)
     reasons: dict[Implementation, str] = {
         name: _reason(backend.refuse, problem) for name, backend in BACKENDS.items()
@@ -208,7 +210,7 @@ def _why_passed_over(
     problem: Problem,
     impl: Implementation,
 ) -> str:
-    """Why an implementation that could compute a problem does not."""
+    """The reason why an implementation that supports a problem is not used."""
     if impl != "auto":
         return f"the call names impl={impl!r}"
     if name in tried:

@@ -1,9 +1,9 @@
-"""Numbers that become addresses: ends, lengths and tables of pages, read once.
+"""Validation of tensors that kernels index with: cumulative lengths, lengths and block tables.
 
-They are checked where they are read, and a kernel is given a copy of what was checked: another
-thread may write to the caller's tensors meanwhile. A graph that is traced has no numbers yet; to it
-the same is an operator of torch's library, which reads when the graph runs. The numbers of a GPU
-are not waited for; its kernels stay inside their tensors by themselves.
+The values are read once and copied, because another thread may write to the caller's tensors while
+a kernel runs. A traced graph has no values yet: it contains a custom op that reads and checks them
+when the graph runs. Values on a GPU are not read, as this would wait for the device; the GPU
+kernels never access memory outside their tensors.
 
 Shape letters: B sequences, M pages of a sequence.
 """
@@ -19,9 +19,9 @@ from sigmoid_attention.attention.sequences import Sequences, used_pages
 
 
 def values_are_readable(device: torch.device) -> bool:
-    """Whether the numbers in a tensor are read: those of a GPU would have to be waited for.
+    """Whether a tensor's values may be read: on a GPU this would wait for the device.
 
-    In ONNX nothing of this library runs that could read them, and operations check their indices.
+    In an ONNX graph no code of this library could read them; its operations check their indices.
     """
     return device.type == "cpu" and not torch_state.exporting_to_onnx()
 
@@ -29,14 +29,14 @@ def values_are_readable(device: torch.device) -> bool:
 def packed(
     cu_seq_q: Tensor, cu_seq_k: Tensor, tokens_q: int, tokens_k: int, max_q: int, max_k: int
 ) -> Sequences:
-    """Sequences one behind the other, given by their cumulative lengths (B + 1,).
+    """Packed sequences, from their cumulative lengths (B + 1,).
 
-    What a call costs grows with the longest sequence there is, not with what was declared. Where
-    the lengths are not known, none is longer than all tokens.
+    The maximum lengths are those of the longest sequences, so larger declared lengths cost nothing.
+    If the values are not read, each is the smaller of the declared length and the token count.
 
     Raises:
-        ValueError: the ends do not rise from 0 to the number of tokens, or a sequence is longer
-            than declared.
+        ValueError: the cumulative lengths do not rise from 0 to the number of tokens, or a sequence
+            is longer than declared.
     """
     if not values_are_readable(cu_seq_q.device):
         offsets_and_lengths_4B = _between(
@@ -60,10 +60,10 @@ def cached(
     pages: int = 0,
     page_size: int = 0,
 ) -> Sequences:
-    """A row of queries for each sequence against its part of a contiguous or a paged cache.
+    """The sequences of a contiguous or paged cache, with one row of queries each.
 
     Raises:
-        ValueError: a sequence has no such length, or a token of it lies in no page.
+        ValueError: a length is negative or above the capacity, or a page index is invalid.
     """
     read = _cached if _now(seqused_k, block_table) else _cached_later
     offsets_and_lengths_4B, table_BM = read(
@@ -75,13 +75,14 @@ def cached(
 
 
 def fitting(numbers: Tensor, room: int, size: int, sentence: str) -> Tensor:
-    """Integers from 0 to size - room, checked when the graph runs where they are traced.
+    """A checked int64 copy of indices from 0 to size - room; a traced graph checks when it runs.
 
-    Work with what is returned: a graph leaves out an operator whose answer is not used.
+    Callers must use the returned tensor: a graph omits an operator whose result is not used.
 
     Raises:
-        ValueError: ``sentence``, in which {low} and {high} stand for the least and the largest
-            number, {needed} and {last} for high + 1 and size - 1, {room} and {size} for these.
+        ValueError: with the text ``sentence``, in which {low} and {high} stand for the smallest and
+            largest index, {needed} and {last} for high + 1 and size - 1, {room} and {size} for the
+            arguments.
     """
     if torch_state.is_eager() and not numbers.is_meta:
         return _fitting(numbers, room, size, sentence)
@@ -91,7 +92,7 @@ def fitting(numbers: Tensor, room: int, size: int, sentence: str) -> Tensor:
 
 
 def _at_most(declared: int, tokens: int) -> int:
-    # torch.jit.trace has tensors for sizes.
+    # Under torch.jit.trace sizes are tensors.
     return declared if isinstance(tokens, Tensor) else torch.sym_min(declared, tokens)  # pyright: ignore
 
 
@@ -102,14 +103,14 @@ def _now(*numbers: Tensor | None) -> bool:
 
 
 def _between(ends_q: Tensor, ends_k: Tensor) -> Tensor:
-    """The (4, B) places of sequences that lie between contiguous ends."""
+    """Offsets and lengths, (4, B), from contiguous cumulative lengths."""
     return torch.stack((ends_q[:-1], ends_q.diff(), ends_k[:-1], ends_k.diff()))
 
 
 def _packed(
     cu_seq_q: Tensor, cu_seq_k: Tensor, tokens_q: int, tokens_k: int, max_q: int, max_k: int
 ) -> tuple[Tensor, int, int]:
-    """Places, and the longest sequence of either side."""
+    """Offsets and lengths, (4, B), and the lengths of the longest query and key sequence."""
     ends = [x.to(torch.int64, copy=True).contiguous() for x in (cu_seq_q, cu_seq_k)]
     longest_q = _longest("q", ends[0].tolist(), tokens_q, max_q)
     longest_k = _longest("k", ends[1].tolist(), tokens_k, max_k)
@@ -137,9 +138,9 @@ def _cached(
     pages: int,
     page_size: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Places, and the table."""
+    """Offsets and lengths, (4, B), and the block table."""
     used = seqused_k.tolist()
-    # One operation: each costs a decoding step as much as some hundred keys.
+    # One operation only: in a decoding step each costs as much time as some hundred keys.
     rows = ([0] * len(used), [queries] * len(used), [0] * len(used), used)
     offsets_and_lengths_4B = torch.tensor(rows, dtype=torch.int64, device=seqused_k.device)
     if block_table is None:
@@ -215,7 +216,7 @@ def _(queries, seqused_k, capacity, block_table, *_):
 
 
 def _one_by_one(operator, info, in_dims, *arguments):
-    """The operator under vmap: each element of the batch is read for itself."""
+    """The operator under vmap: a loop over the elements of the batch."""
     own = [
         [x if dim is None else x.select(dim, i) for x, dim in zip(arguments, in_dims, strict=True)]
         for i in range(info.batch_size)

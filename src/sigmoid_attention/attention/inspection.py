@@ -1,4 +1,4 @@
-"""What is known about a call beside its output: its implementation, and statistics of its rows."""
+"""`explain`, the implementation of a call, and `attention_statistics`, its row statistics."""
 
 from typing import Any
 
@@ -16,18 +16,18 @@ from sigmoid_attention.attention.torch_function import overridable
 def explain(
     query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any
 ) -> Explanation:
-    """The implementation that computes a call, and the reason why each other one does not.
+    """The implementation that computes a call, and the reason against each other one.
 
-    Takes the arguments of :func:`sigmoid_attention`, of :func:`sigmoid_varlen_attention` or of
-    :func:`sigmoid_decode` (whose caches go by position here), checks them as these do, and runs no
-    kernel. A bias policy computes its bias, and the CPU kernel is compiled if it was not yet. What
-    shows only when a kernel starts, as a GPU without enough memory, is not known before.
+    Takes the arguments of :func:`sigmoid_attention`, :func:`sigmoid_varlen_attention` or
+    :func:`sigmoid_decode` (its caches are positional here), validates them in the same way, and
+    runs no kernel. A bias policy computes its bias, and the CPU kernel is compiled if necessary.
+    Errors that occur only when a kernel starts, such as a lack of GPU memory, are not predicted.
 
-    The answer depends on devices, dtypes, shapes and options, and on whether autograd or a
-    transform of torch follows the call: ask under the same conditions.
+    The result depends on devices, dtypes, shapes and options, and on autograd and the transforms of
+    torch that are active: call this function in the same context as the attention.
 
     Raises:
-        TypeError, ValueError: as the call would.
+        TypeError, ValueError: in the same cases as the call.
 
     Example:
         >>> import torch
@@ -49,18 +49,17 @@ def attention_statistics(
 ) -> AttentionStatistics:
     """The mass, the largest weight and the number of visible keys of each row of a call.
 
-    Takes the arguments of :func:`sigmoid_attention`, of :func:`sigmoid_varlen_attention` or of
-    :func:`sigmoid_decode` (whose caches go by position here). The statistics are those of the
-    weights before dropout, computed by the definition in blocks of rows; mass and largest weight
-    are differentiable. ``value``, ``dropout_p``, ``skip_tolerance`` and ``impl`` are checked and
-    have no effect.
+    Takes the arguments of :func:`sigmoid_attention`, :func:`sigmoid_varlen_attention` or
+    :func:`sigmoid_decode` (its caches are positional here). The definition computes the weights in
+    blocks of rows, before dropout. Mass and largest weight are differentiable. ``value``,
+    ``dropout_p``, ``skip_tolerance`` and ``impl`` are validated and have no effect.
 
     Returns:
         An :class:`AttentionStatistics` of tensors (batch, heads, queries), or (tokens, heads) for
         packed sequences.
 
     Raises:
-        TypeError, ValueError: as the call would.
+        TypeError, ValueError: in the same cases as the call.
 
     Example:
         >>> import torch
@@ -78,7 +77,7 @@ def attention_statistics(
 
 
 def _problem(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **options: Any) -> Problem:
-    """The problem that a call poses; which function it is for shows in its arguments."""
+    """The validated problem of a call; the arguments determine the function that it is for."""
     if "seqused_k" in options:
         pose = decode.checked
     elif "cu_seq_q" in options or len(arguments) > 1:

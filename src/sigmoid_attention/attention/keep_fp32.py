@@ -1,6 +1,6 @@
-"""Parameters and buffers that stay in fp32 where their module is cast to less.
+"""Parameters and buffers that stay in fp32 when their module is cast to a narrower dtype.
 
-A bias near -log n has three digits in bfloat16, and steps of 0.001 do not move it.
+A bias near -log n has three digits in bfloat16, so updates of 0.001 would not change it.
 """
 
 import functools
@@ -14,10 +14,11 @@ _NAMES = "_kept_in_fp32"
 
 
 def keep_fp32(owner: nn.Module | type[nn.Module], *names: str) -> None:
-    """Hold the tensors of these names in fp32 or wider, in one module or in all of a class.
+    """Keep the tensors of these names in fp32 or wider, in one module or in all of a class.
 
-    ``.bfloat16()``, ``.half()`` and ``.to(dtype)`` leave their values as they are, and what is
-    loaded in less is widened. A wider dtype and another device are taken as everywhere.
+    ``.bfloat16()``, ``.half()`` and ``.to(dtype)`` do not change their values, and a narrower
+    tensor of a state dict is converted to fp32. Casts to float64 and moves to another device work
+    as usual.
 
     Example:
         >>> class Affine(nn.Linear):
@@ -49,11 +50,11 @@ def keep_fp32(owner: nn.Module | type[nn.Module], *names: str) -> None:
         for name in getattr(module, _NAMES, ()):
             value = state.get(prefix + name)
             if isinstance(value, Tensor) and _is_narrow(value):
-                # ``load_state_dict(assign=True)`` would take the tensor itself.
+                # ``load_state_dict(assign=True)`` would assign the narrow tensor itself.
                 state[prefix + name] = value.float()
         load(module, state, prefix, *args)
 
-    # Modules of the class that keep nothing are cast and loaded as before.
+    # Modules of the class without kept tensors are cast and loaded as before.
     setattr(keeping, _NAMES, names)
     kind._apply, kind._load_from_state_dict = keeping, widening  # pyright: ignore
 

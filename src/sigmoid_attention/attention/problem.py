@@ -1,4 +1,4 @@
-"""One checked call of the operator: what every implementation computes.
+"""`Problem`, a validated attention call: the input of every implementation.
 
 Shape letters: B batch or sequences, H query heads, G key heads, Q queries, K keys, D head dim,
 E value dim, T tokens of packed sequences, P pages of a cache, S tokens a page.
@@ -17,9 +17,9 @@ from sigmoid_attention.attention.sequences import Sequences
 
 
 def known(condition: bool | torch.SymBool) -> bool:
-    """Whether a condition holds; of a length that a graph leaves open, for every such length.
+    """Whether a condition holds; in a compiled graph, whether it holds for all dynamic lengths.
 
-    A Python ``if`` would restrict the graph to the lengths for which the condition is as it is now.
+    A Python ``if`` would restrict the graph to lengths with the condition's present value.
     """
     if not torch.compiler.is_compiling():
         return bool(condition)
@@ -30,18 +30,18 @@ def known(condition: bool | torch.SymBool) -> bool:
 
 @dataclass(frozen=True)
 class Problem:
-    """Tensors and settings of one call, checked, with the bias resolved to numbers.
+    """The validated tensors and options of one call, with the bias as a number or a tensor.
 
     Without ``sequences`` query is (B, H, Q, D), key (B, G, K, D), value (B, G, K, E), and the last
-    query stands on the last key. With them the tensors are views of what the caller gave:
+    query is at the position of the last key. With ``sequences`` the tensors are views of the
+    caller's tensors:
 
         packed  query (1, H, T, D), key and value (1, G, T, ...)
         cached  query (B, H, Q, D), key and value (B, G, K, ...) with K the cache's capacity
         paged   query (B, H, Q, D), key and value (P, G, S, ...)
 
-    Bias, mask and slopes broadcast to ``shape`` in any case. An implementation answers in the
-    layout of ``query``: (1, H, T, E) or (B, H, Q, E). It is what a bias policy is resolved with,
-    too: a :class:`RowContext`.
+    Bias, mask and slopes always broadcast to ``shape``. The output has the layout of ``query``:
+    (1, H, T, E) or (B, H, Q, E). A problem is also the :class:`RowContext` of a bias policy.
     """
 
     query: Tensor
@@ -76,9 +76,9 @@ class Problem:
         attn_mask: Tensor | None = None,
         sequences: Sequences | None = None,
     ) -> "Problem":
-        """The problem of tensors that were checked, with options that are checked here.
+        """The problem for validated tensors; this method validates the options.
 
-        Raises ``TypeError`` or ``ValueError`` for an option that does not fit.
+        Raises ``TypeError`` or ``ValueError`` for an invalid option.
         """
         scale, softcap, window = validation.logit_options(
             query.shape[-1],
@@ -110,7 +110,7 @@ class Problem:
         return problem.with_bias(bias)
 
     def with_bias(self, bias: Bias) -> "Problem":
-        """The problem with this bias, which a policy first computes from the rows."""
+        """The problem with this bias; a policy computes its bias from this problem first."""
         if isinstance(bias, BiasPolicy):
             policy, bias = bias, arguments.scalar(bias.resolve(self))
             if not isinstance(bias, Tensor) and not arguments.is_number(bias):
@@ -124,7 +124,7 @@ class Problem:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(B, H, Q, K), with the longest query and key where sequences differ."""
+        """(B, H, Q, K); with ``sequences`` Q and K are the largest lengths."""
         batch, heads, queries, _ = self.query.shape
         if self.sequences is None:
             return batch, heads, queries, self.key.shape[2]
@@ -145,22 +145,22 @@ class Problem:
 
     @property
     def float_mask(self) -> Tensor | None:
-        """The mask's numbers where it is added to the logits."""
+        """The mask if it is a floating one, which is added to the logits, else None."""
         mask = self.attn_mask
         return None if mask is None or mask.dtype == torch.bool else mask
 
     def operands(self) -> tuple[tuple[Tensor | None, ...], float]:
-        """Query, key, value, bias, mask and slopes, and the bias where it is a number instead."""
+        """Query, key, value, bias, mask and slopes, and the bias as a number (0 for a tensor)."""
         bias = self.bias
         if not isinstance(bias, Tensor) and torch.compiler.is_compiling():
-            # A graph serves one value of an operator's number, and this may vary with the lengths.
+            # A graph makes a number of a custom op constant; the bias may depend on the lengths.
             bias = self.query.new_full((), bias, dtype=torch.float32)
         tensor, number = (bias, 0.0) if isinstance(bias, Tensor) else (None, bias)
         tensors = (self.query, self.key, self.value, tensor, self.attn_mask, self.alibi_slopes)
         return tensors, number
 
     def padded(self) -> "Problem":
-        """The same call with a row of the batch for each sequence and zeros past its end."""
+        """The same call with one batch row per sequence and zeros after its end."""
         own = self.sequences
         if own is None:
             return self
@@ -173,20 +173,20 @@ class Problem:
         )
 
     def unpadded(self, rows_BHQ: Tensor) -> Tensor:
-        """What was computed for the rows of ``padded()``, in the layout of this call's query."""
+        """A result for the rows of ``padded()``, in the layout of this call's query."""
         if self.sequences is None:
             return rows_BHQ
         return self.sequences.unpadded(rows_BHQ, self.query.shape[2])
 
     def positions(self) -> Tensor:
-        """The queries' places on the key axis, (Q, 1) or (B, 1, Q, 1)."""
+        """The queries' positions on the key axis, (Q, 1) or (B, 1, Q, 1)."""
         if self.sequences is not None:
             return self.sequences.positions()
         queries, keys = self.shape[2:]
         return masking.query_positions(queries, keys, self.device)
 
     def offset_and_visible(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
-        """Offsets (..., Q, K), and the boolean of what may be seen, None for everything."""
+        """Offsets (..., Q, K), and a boolean, True for visible keys; None if all are visible."""
         offset_QK = masking.offsets(self.positions()[..., rows, :], self.shape[3])
         visible = masking.in_window(offset_QK, self.window)
         if self.sequences is not None:
@@ -206,7 +206,7 @@ class Problem:
     def row_lse(self) -> Tensor:
         """Log-sum-exp of each row's visible logits before the bias, (B, H, Q, 1).
 
-        By blocks of rows; what autograd keeps of them for a gradient is all of the logits.
+        It is computed in blocks of rows, but for a gradient autograd stores all logits.
         """
         dense = self.padded()
         batch, heads, queries, keys = self.shape
@@ -234,5 +234,5 @@ class Problem:
         return torch.cat([part(rows) for rows in blocks], -2)
 
     def aligned(self, rows_BHQ: Tensor) -> Tensor:
-        """What lies like the queries, (B, H, Q, ...), in the rows of ``shape``."""
+        """A tensor in the queries' layout, (B, H, Q, ...), in the rows of ``shape``."""
         return rows_BHQ if self.sequences is None else self.sequences.padded_queries(rows_BHQ)

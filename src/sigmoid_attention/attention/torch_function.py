@@ -1,7 +1,7 @@
-"""How other objects than tensors take a call of the operator over, as they do with torch's own.
+"""Support of ``__torch_function__`` in the public functions and layers, as in torch's own.
 
 torch.fx traces with proxies, and users write tensor subclasses with a ``__torch_function__``. Such
-an object gets the call of a public function as a whole: in a torch.fx graph it is one node.
+an argument receives the call of a public function as a whole: it is one node of a torch.fx graph.
 """
 
 import functools
@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def overridable(function: Function) -> Function:
-    """A function whose tensors may take its call over by ``__torch_function__``.
+    """Decorator: an argument with ``__torch_function__`` may override the function.
 
     Example:
         >>> import torch
@@ -40,7 +40,7 @@ def overridable(function: Function) -> Function:
 
 
 def leaf_in_fx(forward: Function) -> Function:
-    """A layer's forward that stays one node in a graph of torch.fx, as torch's own layers do.
+    """Decorator of a layer's forward: the layer is one node in a torch.fx graph, like torch's own.
 
     Example:
         >>> import torch
@@ -54,12 +54,12 @@ def leaf_in_fx(forward: Function) -> Function:
         >>> [node.op for node in torch.fx.symbolic_trace(Block()).graph.nodes]
         ['placeholder', 'call_module', 'call_function', 'output']
 
-    A node is a part of a module, so that a trace of the layer alone raises torch.fx's `TraceError`.
+    Such a node needs a parent module, so a trace of the layer alone raises torch.fx's `TraceError`.
     """
 
     @functools.wraps(forward)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # To a root torch.fx hands one proxy for all of ``args``.
+        # For the root module of a trace, torch.fx passes one proxy for all of ``args``.
         for given in (args,) if isinstance(args, fx.Proxy) else (*args, *kwargs.values()):
             if isinstance(given, fx.Proxy):
                 tracer: Any = given.tracer
@@ -72,9 +72,9 @@ def leaf_in_fx(forward: Function) -> Function:
         return forward(self, *args, **kwargs)
 
     leaf: Any = call
-    # The compiler counts the graphs of a function by its code: all layers would share one limit.
+    # torch.compile limits the graphs per code object: all layers would share one limit.
     leaf.__code__ = leaf.__code__.replace(co_name=forward.__qualname__)
-    # By ``__wrapped__`` torch.fx would count the arguments of ``forward``, and then call this.
+    # With ``__wrapped__`` torch.fx would use the signature of ``forward``, but call this wrapper.
     leaf.__signature__ = inspect.signature(forward)
     del leaf.__wrapped__
     return leaf

@@ -1,6 +1,6 @@
-"""All that this library reads of torch's state, most of it private: tracers, modes, transforms.
+"""Queries of torch's state: active tracers, dispatch modes, transforms and autograd.
 
-A release of torch that changes one of these names breaks this file and no other.
+Most of these names are private. If a release of torch changes one, only this file must change.
 """
 
 import sys
@@ -19,15 +19,15 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
-# A subclass may give any meaning to an operation.
+# Subclasses are excluded, because they may redefine any operation.
 _PLAIN = (Tensor, Parameter)
 
 
 def bypasses_dispatcher(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether autograd, a tracer or a mode has no part in a call with these tensors.
+    """Whether neither autograd nor a tracer nor a mode takes part in a call with these tensors.
 
-    Such a call starts its kernel directly: torch's dispatcher takes as long as a short decoding
-    step does.
+    Such a call starts its kernel directly, because torch's dispatcher takes as long as a short
+    decoding step.
     """
     learning = torch.is_grad_enabled()
     return is_eager() and all(x is None or is_plain_tensor(x, learning) for x in tensors)
@@ -45,19 +45,22 @@ def is_eager() -> bool:
 
 
 def is_plain_tensor(tensor: Tensor, learning: bool) -> bool:
-    """Whether a tensor is only its memory; ``learning`` is true while gradients are recorded."""
+    """Whether kernels may read the tensor's memory directly, without autograd or a subclass.
+
+    ``learning`` is true while autograd records gradients.
+    """
     return (
         type(tensor) in _PLAIN
         and not (learning and tensor.requires_grad)
-        # The memory of such a view has the other sign; torch's dispatcher resolves that.
+        # The memory of a negated view has the opposite sign; torch's dispatcher resolves it.
         and not tensor.is_neg()
     )
 
 
 def needs_definition() -> bool:
-    """Whether torch.func, forward mode, a trace or an export to ONNX follows the call.
+    """Whether torch.func, forward mode, a trace or an export to ONNX is active.
 
-    They see through operations of torch alone, and the definition consists of these.
+    They need PyTorch's own operations, of which the definition consists.
     """
     if exporting_to_onnx():
         return True
@@ -67,7 +70,7 @@ def needs_definition() -> bool:
 
 
 def in_forward_mode() -> bool:
-    """Whether derivatives in forward mode are computed; a graph that is compiled computes none."""
+    """Whether forward-mode derivatives are active; a compiled graph computes none."""
     return not is_compiling() and forward_ad._current_level >= 0
 
 
@@ -87,29 +90,29 @@ def in_dispatch_mode() -> bool:
 
 
 def results_may_be_kept() -> bool:
-    """Whether a tensor made now means the same later: one that a tracer makes does not."""
+    """Whether a tensor made now may be cached; one made under a tracer or mode may not."""
     return not (is_compiling() or in_dispatch_mode() or in_functorch())
 
 
 def in_backward_pass() -> bool:
-    """Whether autograd runs a backward pass in this thread."""
+    """Whether autograd is running a backward pass in this thread."""
     return _current_graph_task_id() != -1
 
 
 def forward_gradients_are_enabled() -> bool:
-    """Whether forward mode may be used; within an autograd.Function it may not."""
+    """Whether forward mode is enabled; inside an autograd.Function it is not."""
     return _is_fwd_grad_enabled()
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether the tensor's values exist: a meta or fake tensor, or one in a graph, has none."""
+    """Whether the tensor has values; meta, fake and traced tensors have none."""
     return not (is_compiling() or tensor.is_meta or is_fake(tensor))
 
 
 def exporting_to_onnx() -> bool:
-    """Whether torch.onnx.export is active; that module is not loaded to find out.
+    """Whether torch.onnx.export is active; this does not import torch.onnx.
 
-    ONNX has no operator of this library, but a translation of all that the definition uses.
+    ONNX has no custom op of this library, but translations of all operations of the definition.
     """
     onnx = sys.modules.get("torch.onnx")
     return onnx is not None and onnx.is_in_onnx_export()

@@ -1,4 +1,4 @@
-"""A mark for functions that a compiled graph calls once; it does not load torch.compile."""
+"""A decorator that marks a function's result as a constant of compiled graphs."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -7,10 +7,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def constant_when_traced(function: Function) -> Function:
-    """Mark a function whose answer a compiled graph may take for a constant.
+    """Mark a function whose result a compiled graph may treat as a constant.
 
-    It sets what ``torch.compiler.assume_constant_result`` sets. That one imports the whole of
-    dynamo, which takes longer than torch itself, though most calls are never compiled.
+    It sets the same attribute as ``torch.compiler.assume_constant_result``. That function imports
+    all of dynamo, which takes longer than the import of torch, and most calls are never compiled.
 
     Example:
         >>> @constant_when_traced

@@ -1,6 +1,6 @@
-"""The checks of a call's arguments; the code behind the public functions checks nothing again.
+"""Validation of a call's arguments; the implementations do not validate them again.
 
-Every message is one sentence: the argument, what it must be, what it got. A wrong type is a
+Every message is one sentence: the argument, its condition, the given value. A wrong type is a
 ``TypeError``, a wrong value a ``ValueError``.
 """
 
@@ -31,7 +31,7 @@ def _shape(tensor: Tensor) -> str:
 def same_kind(
     query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value of one floating dtype, on one device; autocast makes them agree."""
+    """Query, key and value of one floating dtype, on one device; autocast may cast them."""
     for name, tensor in zip(names, (query, key, value), strict=True):
         arguments.dense(name, tensor)
     query, key, value = autocast.same_dtype(query, key, value)
@@ -50,7 +50,7 @@ def same_kind(
 
 
 def dense_shapes(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, str, str]) -> None:
-    """(B, H, Q, D), (B, G, K, D), (B, G, K, E)."""
+    """Raise unless the shapes are (B, H, Q, D), (B, G, K, D) and (B, G, K, E)."""
     for name, tensor in zip(names, (query, key, value), strict=True):
         if tensor.dim() != 4:
             raise ValueError(f"{name} must be (batch, heads, length, dim), got {_shape(tensor)}")
@@ -70,7 +70,7 @@ def dense_shapes(query: Tensor, key: Tensor, value: Tensor, names: tuple[str, st
 
 
 def head_groups(heads: int, key_heads: int, enable_gqa: bool, name: str = "key") -> None:
-    """Query heads are a multiple of key heads, and equal to them unless GQA was asked for."""
+    """Raise unless query heads equal key heads, or with GQA are a multiple of them."""
     if not arguments.switch("enable_gqa", enable_gqa) and heads != key_heads:
         raise ValueError(
             f"{name}: has {key_heads} heads for {heads} query heads; enable_gqa=True shares them"
@@ -88,7 +88,7 @@ def logit_options(
     window_size: tuple[int, int],
     dropout_p: float,
 ) -> tuple[float, float | None, masking.Window]:
-    """Scale, by default 1 / sqrt(head dim), softcap, and the window with causality in it."""
+    """Scale, by default 1 / sqrt(head dim), softcap, and the window with causality included."""
     if softcap is not None:
         wanted = "positive and finite, a number, or None"
         softcap = arguments.number("softcap", softcap, wanted)
@@ -131,18 +131,18 @@ def _broadcasts(tensor: Tensor, shape: tuple[int, ...]) -> bool:
     if len(sizes) > len(shape):
         return False
     pairs = zip(reversed(sizes), reversed(shape), strict=False)
-    # Not `size in (1, full)`: under dynamic shapes that compares without the shape's symbol.
+    # Not `size in (1, full)`: with dynamic shapes that would not compare the symbol.
     return all(size == 1 or size == full for size, full in pairs)
 
 
 def on_device(name: str, tensor: Tensor, device: torch.device) -> None:
-    """A tensor beside query must live where query does."""
+    """Raise unless the tensor is on the device of the query."""
     if tensor.device != device:
         raise ValueError(f"{name} must be on query's device, got {tensor.device} and {device}")
 
 
 def mask(attn_mask: Tensor | None, shape: tuple[int, ...], device: torch.device) -> None:
-    """Boolean or floating, broadcastable to (B, H, Q, K)."""
+    """Raise unless the mask is boolean or floating, and broadcastable to (B, H, Q, K)."""
     if attn_mask is None:
         return
     arguments.dense("attn_mask", attn_mask)
@@ -159,7 +159,7 @@ def mask(attn_mask: Tensor | None, shape: tuple[int, ...], device: torch.device)
 
 
 def bias_tensor(bias: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A floating bias as it broadcasts to (B, H, Q, K); one of (H,) becomes (H, 1, 1)."""
+    """A floating bias that broadcasts to (B, H, Q, K); one of shape (H,) becomes (H, 1, 1)."""
     arguments.dense("bias", bias)
     on_device("bias", bias, device)
     if bias.dtype not in FLOATS:
@@ -180,7 +180,7 @@ def bias_tensor(bias: Tensor, shape: tuple[int, ...], device: torch.device) -> T
 
 
 def slopes(alibi_slopes: Tensor | None, batch: int, heads: int, device: torch.device) -> None:
-    """Floating, (H,) or (B, H)."""
+    """Raise unless the slopes are floating, (H,) or (B, H)."""
     if alibi_slopes is None:
         return
     arguments.dense("alibi_slopes", alibi_slopes)
@@ -196,7 +196,7 @@ def slopes(alibi_slopes: Tensor | None, batch: int, heads: int, device: torch.de
 
 
 def bias_kind(bias: Any, name: str = "bias") -> float | Tensor | BiasPolicy:
-    """A tensor, a policy or a finite number, which is returned as Python's."""
+    """A tensor, a policy or a finite number; a number is returned as a Python number."""
     if isinstance(bias, Tensor | BiasPolicy):
         return bias
     return arguments.number(name, bias, "a finite number, a tensor or a bias policy")
@@ -205,7 +205,7 @@ def bias_kind(bias: Any, name: str = "bias") -> float | Tensor | BiasPolicy:
 def layer_bias(
     bias: Any, heads: int, name: str = "bias", layer: str = "the layer"
 ) -> float | BiasPolicy:
-    """The bias that a layer keeps: a finite number, or a policy for its number of heads."""
+    """The bias of a layer: a finite number, or a policy for the layer's number of heads."""
     instead = "Learned(init, heads) is a bias that a layer trains"
     if isinstance(bias, Learned | HeadValues) and bias.value.shape != (heads,):
         raise ValueError(
@@ -229,7 +229,7 @@ def layer_bias(
 
 
 def layer_input(name: str, x: Any, weight: Any = None) -> None:
-    """The input of a layer: dense, floating, of the dtype and device of the weight, if any."""
+    """Raise unless a layer's input is dense, floating, and of the weight's dtype and device."""
     arguments.dense(name, x)
     if x.dtype not in FLOATS:
         raise ValueError(f"{name} must be floating, got {x.dtype}")
@@ -246,14 +246,14 @@ def layer_input(name: str, x: Any, weight: Any = None) -> None:
 
 
 def tolerance(skip_tolerance: SkipTolerance, dtype: torch.dtype) -> tuple[float, bool]:
-    """The tolerance as a number, and whether it is relative to the weights that a row keeps."""
+    """The tolerance as a number, and whether it is relative to the norm of a row's kept weights."""
     wanted = '"rounding" or a number of 0 or more'
     if isinstance(skip_tolerance, str):
         if skip_tolerance != "rounding":
             raise ValueError(
                 f"skip_tolerance must be {wanted}, got {arguments.shown(skip_tolerance)}"
             )
-        # Half the spacing of the output's numbers: what rounding a weight to that dtype costs.
+        # Half the dtype's epsilon: the relative error of rounding a weight to that dtype.
         return torch.finfo(dtype).eps / 2, True
     number = arguments.number("skip_tolerance", skip_tolerance, wanted)
     if number < 0:
@@ -262,7 +262,7 @@ def tolerance(skip_tolerance: SkipTolerance, dtype: torch.dtype) -> tuple[float,
 
 
 def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    """Integer tensors that hold lengths or indices."""
+    """Raise unless the tensor is int32 or int64, of this shape and device."""
     arguments.dense(name, tensor)
     on_device(name, tensor, device)
     if tensor.dtype not in (torch.int32, torch.int64):
@@ -272,5 +272,5 @@ def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.dev
 
 
 def longest(name: str, length: int) -> int:
-    """The declared length of the longest sequence; in a graph that is traced, its symbol."""
+    """The declared length of the longest sequence; in a traced graph, its symbol."""
     return arguments.whole(name, length, 0, "a whole number, the longest sequence's length or more")

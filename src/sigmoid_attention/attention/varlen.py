@@ -1,4 +1,4 @@
-"""Packed sequences of different lengths, without padding in the arguments.
+"""`sigmoid_varlen_attention`: attention within packed sequences of different lengths.
 
 Shape letters: T tokens of all sequences, H heads, D head or value dim.
 """
@@ -39,17 +39,17 @@ def _check_packed(
 
 
 def _row(packed_THD: Tensor) -> Tensor:
-    """(1, H, T, D): the tokens of all sequences as the one row of a batch."""
+    """(1, H, T, D): the tokens of all sequences as one batch row."""
     return packed_THD.transpose(0, 1).unsqueeze(0)
 
 
 def tokens(row_1HTD: Tensor) -> Tensor:
-    """(T, H, D), or (T, H) of (1, H, T)."""
+    """(T, H, D) from (1, H, T, D), or (T, H) from (1, H, T)."""
     return row_1HTD[0].transpose(0, 1)
 
 
 def _within_longest(bias: Tensor, sequences: Sequences) -> Tensor:
-    """The part of a bias up to the longest sequences; the declared lengths may be larger."""
+    """The bias, cut to the longest sequences; the declared lengths may be larger."""
     if bias.dim() and bias.shape[-1] > 1:
         bias = bias[..., : sequences.max_k]
     return bias[..., : sequences.max_q, :] if bias.dim() > 1 and bias.shape[-2] > 1 else bias
@@ -78,29 +78,29 @@ def sigmoid_varlen_attention(
 ) -> Tensor:
     """Sigmoid attention within each sequence of a packed batch.
 
-    Sequence s owns the queries ``cu_seq_q[s] : cu_seq_q[s + 1]`` and the keys of ``cu_seq_k``
-    likewise; the formula of :func:`sigmoid_attention` holds inside it, with its own lengths. The
-    names are those of ``torch.nn.attention.varlen.varlen_attn``.
+    Sequence s has the queries ``cu_seq_q[s] : cu_seq_q[s + 1]`` and the keys ``cu_seq_k[s] :
+    cu_seq_k[s + 1]``. Inside it the formula of :func:`sigmoid_attention` holds, with the lengths of
+    the sequence. The argument names are those of ``torch.nn.attention.varlen.varlen_attn``.
 
     Args:
         query: (tokens, heads, head_dim). key: (tokens, key_heads, head_dim).
         value: (tokens, key_heads, value_dim).
         cu_seq_q, cu_seq_k: (sequences + 1,) int, cumulative lengths from 0 to the token count. On
-            a GPU they are not checked, which would wait for it, and may end before the token count:
-            the tokens behind, such as the padding of a captured graph, get zeros in the output and
-            in all gradients.
-        max_q, max_k: the longest sequence, or any number above it, which costs nothing.
+            a GPU the values are not checked, as this would wait for the device. There they may end
+            before the token count: the output and all gradients of the tokens after the end, such
+            as the padding of a captured CUDA graph, are zero.
+        max_q, max_k: the length of the longest sequence or more; a larger value costs nothing.
         bias: required. A number, a policy, or a tensor (heads,) or one broadcastable to
-            (sequences, heads, max_q, max_k). Which n a sequence was trained with cannot be told
-            from its length, so None raises ``ValueError``.
+            (sequences, heads, max_q, max_k). The length of a sequence does not determine the
+            training length n, so None raises ``ValueError``.
         Others: as for :func:`sigmoid_attention`.
 
     Returns:
         (tokens, heads, value_dim).
 
     Raises:
-        TypeError: an argument has the wrong type; the sentence names it.
-        ValueError: an argument does not fit; the sentence names it.
+        TypeError: an argument has the wrong type; the message names it.
+        ValueError: an argument has an invalid value; the message names it.
 
     Example:
         >>> import torch
@@ -150,7 +150,7 @@ def checked(
     dropout_p: float = 0.0,
     skip_tolerance: SkipTolerance = "rounding",
 ) -> Problem:
-    """The problem that a packed call poses; raises as the call does."""
+    """The validated problem of a packed call; raises the errors of the call."""
     query, key, value = validation.same_kind(query, key, value, ("query", "key", "value"))
     _check_packed(query, key, value, cu_seq_q, cu_seq_k)
     heads = query.shape[1]

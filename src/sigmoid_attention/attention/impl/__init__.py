@@ -1,1 +1,1 @@
-"""The implementations of the operator: `reference` defines it, the others are tested against it."""
+"""The implementations of sigmoid attention; all are tested against the definition, `reference`."""

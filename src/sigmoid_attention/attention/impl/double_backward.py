@@ -1,4 +1,4 @@
-"""Second derivatives of the fused kernels, computed in tiles, sequence by sequence.
+"""Second derivatives for the fused kernels, computed tile by tile for each sequence.
 
 Shape letters: B sequences, H query heads, T tokens of a row, Q queries, K keys, I query blocks,
 M pages of a sequence.
@@ -16,7 +16,7 @@ from sigmoid_attention.attention.impl.layout import Layout, LogitSettings, empty
 from sigmoid_attention.attention.impl.tiles import Tiles
 from sigmoid_attention.attention.sequences import of_pages
 
-# Gives views of query, key, value, bias, mask, slopes, grad_out and visits for one sequence.
+# Returns one sequence's views of query, key, value, bias, mask, slopes, grad_out and visits.
 Cut = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
@@ -32,11 +32,11 @@ def gradients(
     block_q: int,
     block_k: int,
 ) -> tuple[Tensor, ...]:
-    """Gradients of the backward pass's results for query, key, value, bias, mask, slopes, grad_out.
+    """Gradients of the backward pass for query, key, value, bias, mask, slopes and grad_out.
 
-    ``directions`` are the weights of those results, of size 0 for a result that was not wanted. A
-    bias, mask or slopes that are None or not ``wanted`` get a gradient of size 0. The pages of a
-    cache get zeros.
+    ``directions`` are the gradients of the backward pass's results, of size 0 for a result that was
+    not wanted. The gradient of a bias, mask or slopes that is None or not ``wanted`` has size 0.
+    The gradients of a cache's pages are zero.
     """
     if layout.block_table_BM is not None:
         unpaged = replace(layout, block_table_BM=None)

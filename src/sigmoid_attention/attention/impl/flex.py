@@ -1,4 +1,4 @@
-r"""The operator through PyTorch's FlexAttention: exact, on any GPU that Triton compiles for.
+r"""Sigmoid attention through PyTorch's FlexAttention: exact, on any GPU that Triton supports.
 
 FlexAttention normalises its rows, and also returns the denominator. With the score
 
@@ -9,8 +9,8 @@ its output is sum_j w_ij v_j / sum_j w_ij and its log-sum-exp the logarithm of t
     O_i = out_i * exp(lse_i).
 
 There is no subtraction, so small weights keep their digits, up to the rounding error of lse: |lse|
-units in the last place, about log n. A row without visible keys has lse = -inf and becomes exactly
-zero. The kernel computes a softmax that the operator does not need.
+units in the last place, about log n. A row without visible keys has lse = -inf and its output is
+exactly zero. The softmax that the kernel computes is extra work.
 
 torch compiles a kernel for each combination of dtypes, masks, bias and slopes, and stops compiling
 after ``torch._dynamo.config.recompile_limit`` of them.
@@ -40,26 +40,26 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def attend(problem: Problem) -> Tensor:
-    """The operator on a checked problem; on a CPU its value only, without gradients.
+    """The output of a validated problem; on a CPU without gradients.
 
     Raises:
-        NotImplementedError: dropout, ragged positions, an empty array; on a CPU a
-            gradient, on a GPU fp64.
+        NotImplementedError: dropout, packed or cached sequences, an empty or a meta tensor; on a
+            CPU a gradient, on a GPU fp64.
     """
     refuse(problem)
     queries, keys = problem.shape[2:]
     block_mask = None
-    # A graph that is being traced looks at no cache, and compiles what it calls.
+    # A traced graph must not use Python's caches, and compiles FlexAttention itself.
     tracing = torch.compiler.is_compiling()
     if problem.window != (-1, -1):
-        # What a mode makes of it, such as a fake tensor, means nothing outside of that.
+        # A tensor made under a dispatch mode, such as a fake tensor, is not valid outside it.
         kept = not (tracing or torch_state.in_dispatch_mode())
         make = _block_mask if kept else _block_mask.__wrapped__
         block_mask = make(problem.window, queries, keys, problem.device)
     run = flex_attention if tracing else _compiled(problem.device.type)
     tensors = problem.query, problem.key, problem.value
     if problem.device.type == "cpu":
-        # There FlexAttention refuses what could learn, even where nothing is to be learnt.
+        # FlexAttention raises here for tensors that require a gradient, even under no_grad.
         tensors = tuple(tensor.detach() for tensor in tensors)
     with autocast.off(problem.device):
         out, aux = run(
@@ -76,7 +76,7 @@ def attend(problem: Problem) -> Tensor:
 
 
 def refuse(problem: Problem) -> None:
-    """Raise ``NotImplementedError`` for what FlexAttention does not do."""
+    """Raise ``NotImplementedError`` for a call that FlexAttention does not support."""
     if problem.dropout_p > 0:
         raise NotImplementedError("dropout_p: FlexAttention has no dropout")
     if problem.sequences is not None:
@@ -103,14 +103,14 @@ def refuse(problem: Problem) -> None:
 
 @functools.cache
 def _compiled(device: str) -> Callable[..., Any]:
-    """FlexAttention, compiled: uncompiled it would allocate all scores on a GPU."""
-    # On a CPU it is an oracle for tests, and not worth the time of a C++ compiler.
+    """FlexAttention, compiled: without compilation it would allocate all scores on a GPU."""
+    # On a CPU only tests use it, for which the time of a C++ compilation does not pay.
     return torch.compile(flex_attention, backend="eager" if device == "cpu" else "inductor")
 
 
 @functools.lru_cache(maxsize=64)
 def _block_mask(window: Window, queries: int, keys: int, device: torch.device) -> BlockMask:
-    """The blocks of keys that a window skips, and its exact edge inside the others."""
+    """FlexAttention's block mask of a window: skipped blocks, and the exact edge in the others."""
     left, right = window
 
     def in_window(batch, head, query, key):
@@ -136,7 +136,7 @@ def _log_weight(problem: Problem) -> ScoreMod:
     if isinstance(bias, Tensor):
         bias = bias.to(dtype)
     else:
-        # A Python number would be compiled into the kernel, and another number need another kernel.
+        # A Python number would be compiled into the kernel: each number would need a new kernel.
         bias = torch.full((), bias, dtype=dtype, device=problem.device)
     slopes = None if problem.alibi_slopes is None else problem.alibi_slopes.to(dtype)
     mask = problem.attn_mask

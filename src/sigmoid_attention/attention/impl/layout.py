@@ -1,4 +1,4 @@
-"""What the fused implementations share: how a call's tensors lie in memory, and its numbers.
+"""Memory layouts and logit settings of a call, shared by the fused implementations.
 
 Shape letters: B sequences, H query heads, Q queries, K keys.
 """
@@ -15,7 +15,7 @@ TermKind = Literal["none", "flags", "heads", "rows", "columns", "pairs"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where sequences lie in query, key and value, as :class:`Sequences` has it.
+    """The fields of a call's :class:`Sequences`, for custom ops.
 
     ``offsets_and_lengths_4B`` is None for a dense call, ``block_table_BM`` for keys without pages.
     """
@@ -27,7 +27,7 @@ class Layout:
     packed: bool
 
     def fitted(self, *terms: Tensor | None) -> "Layout":
-        """The layout with the longest sequence's lengths, at least those of the ``terms``."""
+        """The layout with max_q and max_k of the longest sequence, or of a larger term."""
         if self.offsets_and_lengths_4B is None or not self.packed:
             return self
         max_q, max_k = self.offsets_and_lengths_4B[1::2].amax(1).tolist()
@@ -66,7 +66,7 @@ def rows_are_contiguous(tensor: Tensor) -> bool:
 
 
 def with_contiguous_rows(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy if the elements of a row do not lie side by side."""
+    """The tensor, or a contiguous copy if the elements of a row are not contiguous."""
     return tensor if rows_are_contiguous(tensor) else tensor.contiguous()
 
 
@@ -83,7 +83,7 @@ def term_strides(term: Tensor) -> tuple[int, ...]:
 
 
 def term_kind(term: Tensor | None) -> TermKind:
-    """Along which of queries and keys a bias or a float mask varies; a boolean mask is flags."""
+    """The kind of a bias or mask: its dimensions of queries and keys; a boolean mask is flags."""
     if term is None:
         return "none"
     if term.dtype == torch.bool:
@@ -95,7 +95,7 @@ def term_kind(term: Tensor | None) -> TermKind:
 
 
 def empty_output(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised tensor with the rows of ``tensor`` and its order of heads and tokens."""
+    """An uninitialised output with the tensor's rows and its memory order of heads and tokens."""
     batch, heads, rows, _ = tensor.shape
     head_and_row = (dim, heads * dim) if tensor.stride(1) < tensor.stride(2) else (rows * dim, dim)
     stride = (heads * rows * dim, *head_and_row, 1)
@@ -122,5 +122,5 @@ def empty_gradients(
 
 
 def only_wanted(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
-    """Gradients for autograd, which takes None where none is wanted."""
+    """Gradients for autograd, with None for those that are not wanted."""
     return [grad if want else None for grad, want in zip(gradients, wanted, strict=True)]

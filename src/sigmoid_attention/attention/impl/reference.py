@@ -1,12 +1,12 @@
-"""The definition of sigmoid attention, in plain PyTorch: the specification of everything else.
+"""The definition of sigmoid attention, in plain PyTorch: the specification of all implementations.
 
     O_i = sum_j w_ij v_j,   w_ij = sigmoid(u_ij) where key j is visible to query i, else 0
     u_ij = cap(scale * q_i . k_j) + bias_ij + mask_ij - slope_h * |p_i - j|
 
 with cap(x) = softcap * tanh(x / softcap), and p_i the position of query i on the key axis. The
-distance stays whole, since a sigmoid, unlike a softmax, is not invariant to a shift of its row
-(Ramapuram et al. 2024, section 4). It is differentiable to any order and in forward mode, maps
-under vmap and compiles without graph breaks.
+term uses the full distance, since a sigmoid, unlike a softmax, is not invariant to a shift of its
+row (Ramapuram et al. 2024, section 4). The code is differentiable to any order and in forward mode,
+supports vmap and compiles without graph breaks.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
 """
@@ -20,9 +20,9 @@ from sigmoid_attention.attention.autocast import product
 
 
 class AttentionStatistics(NamedTuple):
-    """Per row, each (B, H, Q): the sum of the weights, the largest of them, the keys in sight.
+    """Sum of the weights, largest weight and number of visible keys of each row, all (B, H, Q).
 
-    Taken before dropout. ``largest`` is zero for a row that sees nothing.
+    The weights are those before dropout. ``largest`` is zero for a row without visible keys.
     """
 
     mass: Tensor
@@ -31,19 +31,19 @@ class AttentionStatistics(NamedTuple):
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision in which logits, bias and weights are kept: never below fp32."""
+    """The precision of logits, bias and weights: never below fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _by_group(rows_BHQE: Tensor, groups: int) -> Tensor:
-    """(B, G, R, E): the R rows of all heads of a group, which have the same keys."""
+    """(B, G, R, E), with R the rows of all query heads of a group, which share their keys."""
     batch, heads, queries, dim = rows_BHQE.shape
     return rows_BHQE.reshape(batch, groups, heads // groups * queries, dim)
 
 
 def scores(query: Tensor, key: Tensor, *, scale: float, softcap: float | None) -> Tensor:
     """cap(scale q.k), (B, H, Q, K); query heads share the keys of their group."""
-    # Scaling the queries touches Q x D numbers, scaling the scores would touch Q x K.
+    # Scaling the queries changes Q x D numbers, scaling the scores would change Q x K.
     scores_BGRK = product(_by_group(query * scale, key.shape[1]), key.mT)
     scores_BHQK = scores_BGRK.reshape(*query.shape[:3], key.shape[2])
     return scores_BHQK if softcap is None else softcap * torch.tanh(scores_BHQK / softcap)
@@ -65,7 +65,7 @@ def logits(
     alibi_slopes: Tensor | None,
     offset_QK: Tensor,
 ) -> Tensor:
-    """u_ij of the module's formula, (B, H, Q, K), in the dtype of ``query``."""
+    """u_ij of the formula above, (B, H, Q, K), in the dtype of ``query``."""
     logits_BHQK = scores(query, key, scale=scale, softcap=softcap) + bias
     if float_mask is not None:
         logits_BHQK = logits_BHQK + float_mask
@@ -98,9 +98,9 @@ def attention_weights(
     offset_QK: Tensor,
     visible: Tensor | None,
 ) -> Tensor:
-    """w_ij of the module's formula on checked arguments, (B, H, Q, K), in at least fp32.
+    """w_ij of the formula above for validated arguments, (B, H, Q, K), in at least fp32.
 
-    ``visible`` is boolean and broadcastable to (B, H, Q, K), None where every key is.
+    ``visible`` is boolean and broadcastable to (B, H, Q, K); None if every key is visible.
     """
     dtype = compute_dtype(query.dtype)
     return weights(
@@ -119,7 +119,7 @@ def attention_weights(
 
 
 def output(weights_BHQK: Tensor, value: Tensor, dropout_p: float, dtype: torch.dtype) -> Tensor:
-    """O_i of the module's formula from its weights, (B, H, Q, E), in ``dtype``."""
+    """O_i of the formula above from the weights, (B, H, Q, E), in ``dtype``."""
     if dropout_p > 0:
         weights_BHQK = torch.dropout(weights_BHQK, dropout_p, train=True)
     return weighted_sum(weights_BHQK, value.to(weights_BHQK.dtype)).to(dtype)

@@ -1,6 +1,6 @@
-"""The definition on a checked problem, by blocks of rows where the array of scores is large.
+"""The definition for a validated problem, in blocks of rows if the array of scores is large.
 
-Memory is linear then, except for what autograd keeps of each block for a gradient.
+Memory is linear in the length then, except for the tensors that autograd saves for a gradient.
 """
 
 import torch
@@ -11,13 +11,13 @@ from sigmoid_attention.attention.impl import reference
 from sigmoid_attention.attention.impl.reference import AttentionStatistics
 from sigmoid_attention.attention.problem import Problem
 
-# Above this many scores the definition's (Q, K) arrays no longer stay near the processor, and tiles
-# are both smaller and faster (docs/log.md).
+# Above this many scores the definition's (Q, K) arrays exceed the processor's cache, and `tiled`
+# takes less memory and less time (docs/log.md).
 DENSE_SCORES = 2**23
 
 
 def attend(problem: Problem) -> Tensor:
-    """The operator, in the layout of the problem's query."""
+    """The output, in the layout of the problem's query."""
     dense = problem.padded()
 
     def output(rows: slice) -> Tensor:
@@ -35,11 +35,11 @@ def statistics(problem: Problem) -> AttentionStatistics:
 
 
 def refuse(problem: Problem) -> None:
-    """The definition takes every problem."""
+    """Do nothing: the definition supports every problem."""
 
 
 def _weights(problem: Problem, dense: Problem, rows: slice) -> tuple[Tensor, Tensor | None]:
-    """The weights of some rows, and which keys these see."""
+    """The weights of some rows, and the boolean of their visible keys."""
     bias, float_mask = problem.bias, problem.float_mask
     offset_QK, visible = dense.offset_and_visible(rows)
     weights_BHQK = reference.attention_weights(

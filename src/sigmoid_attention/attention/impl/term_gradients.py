@@ -1,8 +1,8 @@
 """Buffers for the gradients of bias, mask and slopes, and their reduction to the input's shape.
 
-A kernel gives each such gradient in the coarsest form that holds it: per row for a term without a
-key dimension, per key for one without a query dimension, per pair for the rest. A term with
-neither dimension takes the form that the kernel names.
+A kernel writes each such gradient in the smallest form: per row for a term without a key dimension,
+per key for one without a query dimension, per pair for a term with both. For a term with neither
+dimension the kernel chooses the form.
 
 Shape letters: B sequences, H query heads, Q queries, K keys, S parts of the keys.
 """
@@ -18,8 +18,8 @@ from sigmoid_attention.attention.impl.layout import TermKind, four_sizes, term_k
 
 
 def pair_heads(*terms: Tensor | None) -> tuple[int, int] | None:
-    """(B', H') of a buffer in which all terms with a query and a key dimension fit; None if no
-    term has both."""
+    """The batch and head sizes (B', H') of a buffer for all terms with a query and a key dimension;
+    None if no term has both."""
     sizes = [four_sizes(t)[:2] for t in terms if t is not None and term_kind(t) == "pairs"]
     if not sizes:
         return None
@@ -30,17 +30,17 @@ def pair_heads(*terms: Tensor | None) -> tuple[int, int] | None:
 class TermGradients:
     """The buffers that a kernel adds gradients to; None for a gradient that is not wanted.
 
-    All are zero at first: ``rows`` (B, H, S, Q), ``columns`` (B, H, K), ``pairs`` (B', H', Q, K)
-    with B' and H' as :func:`pair_heads` finds them, and ``slope_parts`` (B, H, parts). They are in
-    fp32; ``slope_parts`` is in the dtype that the kernel names.
+    All are initialised to zero: ``rows`` (B, H, S, Q), ``columns`` (B, H, K), ``pairs``
+    (B', H', Q, K) with B' and H' from :func:`pair_heads`, and ``slope_parts`` (B, H, parts). They
+    are in fp32, except ``slope_parts``, which is in ``slope_dtype``.
 
     Args:
-        query: its device is that of the buffers.
+        query: a tensor on the device of the buffers.
         shape: (B, H, Q, K).
         bias, mask, slopes: the terms whose gradients are wanted, None for the others.
         heads_as: the form of a term that has neither a query nor a key dimension.
         row_parts: S.
-        slope_parts: into how many parts the gradient of a slope is split.
+        slope_parts: the number of partial sums of a slope's gradient.
         slope_dtype: the dtype of these parts.
         share_pairs: whether B' and H' are those of the terms. Otherwise they are B and H.
     """
@@ -63,7 +63,7 @@ class TermGradients:
         self.query, self.bias, self.mask, self.slopes = query, bias, mask, slopes
         self._heads_as: TermKind = heads_as
         self.row_parts = row_parts
-        # Not torch.zeros: the caller's default dtype and device may be others.
+        # Not torch.zeros, which uses the caller's default device.
         zeros = partial(query.new_zeros, dtype=torch.float32)
         forms = {self._form(term) for term in (bias, mask) if term is not None}
         self.rows = zeros((batch, heads, row_parts, queries)) if "rows" in forms else None

@@ -1,7 +1,7 @@
-"""The definition, computed tile by tile: linear memory, and skipped tiles by the certificate.
+"""Sigmoid attention computed tile by tile: linear memory, and tiles skipped by `bounds`.
 
-It serves long sequences, whose score matrix would not fit in memory. It is also the oracle of the
-fused kernels for skipped tiles and their results, forward and backward.
+It is for long sequences, whose score matrix would not fit in memory. Tests also compare the fused
+kernels with it: their skipped tiles and their results, forward and backward.
 
 Shape letters: B batch, H query heads, Q queries, D head dim, E value dim, I query blocks,
 A pairs of batch and head that are active in a tile, T rows and S columns of a tile.
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 class Pass:
-    """What the passes over one tile share: its operands, its weights and the derivatives of cap.
+    """The operands of one tile, its weights and the derivatives of cap, shared by all passes.
 
     With W the weights, c = cap' at the scores, s the scale and dO the gradient of the output:
         dV = W^T dO,  dU = W (1 - W) dO V^T,  dS = dU c,  dQ = s dS K,  dK = s dS^T Q.
@@ -84,7 +84,7 @@ class Pass:
 
 
 def _outside_autocast(compute: Callable[Concatenate[Tiles, P], R]) -> Callable[..., R]:
-    """Run a pass over tiles in their own precision, with autocast on or off."""
+    """Run a pass over tiles with autocast off, in the tiles' own precision."""
 
     @wraps(compute)
     def run(tiles: Tiles, *others: P.args, **named: P.kwargs) -> R:
@@ -141,7 +141,7 @@ def _visited(tiles: Tiles, visits_BHI: Tensor) -> Iterator[Tile]:
 def _totals(tiles: Tiles, wanted: Sequence[bool]) -> list[Tensor]:
     """Zeros in the shape of query, key, value, bias, float mask and slopes.
 
-    Of the last three those that are absent or not ``wanted`` are empty.
+    Of the last three, absent or not ``wanted`` ones are empty.
     """
     terms = (tiles.bias, tiles.float_mask, tiles.alibi_slopes)
     learned = (term if want else None for term, want in zip(terms, wanted, strict=True))
@@ -186,7 +186,7 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of query, key, value, bias, float mask and slopes.
 
-    Of the last three those that are absent or not ``wanted`` are empty.
+    Of the last three, absent or not ``wanted`` ones are empty.
     """
     total = _totals(tiles, wanted)
     for tile in _visited(tiles, visits_BHI):
@@ -206,7 +206,7 @@ def double_backward(
     directions: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of the results of ``backward`` for its inputs, the last one for ``grad_out``."""
+    """Gradients of the results of ``backward`` for its inputs; the last is for ``grad_out``."""
     total = _totals(tiles, wanted)
     on_grad_out = torch.zeros_like(grad_out, dtype=tiles.dtype)
     for tile in _visited(tiles, visits_BHI):

@@ -1,8 +1,8 @@
-"""The tiled mode as operators of torch's library: forward, backward, and the backward of that.
+"""The tiled implementation as custom ops of torch: forward, backward and double backward.
 
-The tiles that a block of queries visits depend on the weights that it has summed, so tracing cannot
-follow the loop. As operators the three passes are opaque to tracing, and compile, export and
-higher-order gradients work with them.
+The number of tiles that a block of queries visits depends on the computed weights, so the loop
+cannot be traced. As custom ops the three passes are opaque to tracing, and work with compile,
+export and second derivatives.
 
 Shape letters: B batch, H query heads, Q queries, E value dim, I query blocks.
 """
@@ -21,7 +21,7 @@ BLOCK_K = 256
 
 
 def attend(problem: Problem) -> Tensor:
-    """The operator on a checked problem; refuses dropout, and packed or cached sequences."""
+    """The output of a validated problem; no dropout, and no packed or cached sequences."""
     refuse(problem)
     bias = problem.bias
     if not isinstance(bias, Tensor):
@@ -46,7 +46,7 @@ def attend(problem: Problem) -> Tensor:
 
 
 def refuse(problem: Problem) -> None:
-    """Raise ``NotImplementedError`` for what the tiles do not do."""
+    """Raise ``NotImplementedError`` for a call that the tiled implementation does not support."""
     if problem.dropout_p > 0:
         raise NotImplementedError("dropout_p: the tiled implementation has no dropout")
     if problem.sequences is not None:
@@ -74,7 +74,7 @@ def tiled_forward(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Q, E), and the number of tiles that each query block visits, (B, H, I + 1).
 
-    The last number belongs to no block: torch specialises a size of 1, and a compiled graph would
+    The last number is padding. torch specialises a size of 1, so without it a compiled graph would
     be valid for short or for long sequences only.
     """
     tiles = Tiles(
@@ -114,7 +114,7 @@ def tiled_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, bias, float mask and slopes.
 
-    Of the last three those that are absent or not ``wanted`` are empty.
+    Of the last three, absent or not ``wanted`` ones are empty.
     """
     tiles = Tiles(
         query, key, value, bias, attn_mask, alibi_slopes, scale, softcap, left, right,
@@ -163,7 +163,7 @@ def tiled_double_backward(
     block_k: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``tiled_backward``'s results, weighted by ``on_...``, for its inputs."""
+    """Gradients of ``tiled_backward``, with ``on_...`` the gradients of its results."""
     tiles = Tiles(
         query, key, value, bias, attn_mask, alibi_slopes, scale, softcap, left, right,
         block_q, block_k,
@@ -185,7 +185,7 @@ def _(*arguments):
 def _fitting(
     grads: Sequence[Tensor], tensors: Sequence[Tensor | None], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Gradients in the dtypes of their tensors; None where none is wanted."""
+    """Gradients in the dtypes of their tensors; None for those that are not wanted."""
     return [
         grad.to(tensor.dtype) if want and tensor is not None else None
         for grad, tensor, want in zip(grads, tensors, wanted, strict=True)

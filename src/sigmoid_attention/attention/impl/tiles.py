@@ -1,4 +1,4 @@
-"""Tiles of a call: slices of its tensors, and sums of tiles into tensors of their shape.
+"""Tiles of a call: slices of its tensors, and addition of tile results to full tensors.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim,
 A pairs of batch and head that are active in a tile, T rows and S columns of a tile.
@@ -16,7 +16,7 @@ from sigmoid_attention.attention.impl import reference
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tensors of a call, of which it gives tiles for some pairs of batch and head."""
+    """The tensors of a call; `cut` returns a tile for some pairs of batch and head."""
 
     query: Tensor
     key: Tensor
@@ -96,7 +96,7 @@ class Tile:
         total_BGKD[:, :, self.columns].index_put_((self.b, self.g), tile_ASD, accumulate=True)
 
     def _window_of(self, term: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The part of a (B, H, Q, K) broadcastable under this tile, and the pairs' indices."""
+        """The part of a broadcastable (B, H, Q, K) tensor in this tile, and the pairs' indices."""
         term = term.view((1,) * (4 - term.dim()) + tuple(term.shape))
         rows = self.rows if term.shape[2] > 1 else slice(None)
         columns = self.columns if term.shape[3] > 1 else slice(None)
@@ -118,7 +118,7 @@ class Tile:
     def offset(self) -> Tensor:
         queries, keys = self.of.query.shape[2], self.of.key.shape[2]
         position = masking.query_positions(queries, keys, self.of.query.device)[self.rows]
-        # Only the offsets of this tile, so that memory stays that of a tile.
+        # Only the offsets of this tile, for memory of the size of a tile.
         return masking.offsets(
             position - self.columns.start, self.columns.stop - self.columns.start
         )
