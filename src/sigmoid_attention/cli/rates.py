@@ -65,17 +65,6 @@ def study_of(options: RatesOptions) -> Study:
     )
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
-
-
-def _numbers(name: str, text: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} must be whole numbers between commas, got {text!r}") from None
-
-
 def _command(options: RatesOptions) -> str:
     names = ("gate", "expert", "regime", "score", "d", "k", "extra", "claim")
     flags = " ".join(f"--{name} {getattr(options, name)}" for name in names)
