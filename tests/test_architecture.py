@@ -14,10 +14,10 @@ ALLOWED = {
     "nn": {"attention", "mixtures"},
     "theory": {"attention", "nn"},
     "integrations": {"attention", "nn"},
-    "training": {"attention", "mixtures", "nn"},
+    "training": {"nn"},
     "lab": {"training"},
     "studies": {"attention", "integrations", "lab", "mixtures", "nn", "theory", "training"},
-    "report": {"attention", "lab", "nn", "studies", "training"},
+    "report": {"lab", "studies", "training"},
 }
 
 
