@@ -117,8 +117,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class RegularityOptions:
-    """Bound and measure how much every layer of a trained model moves with its input.
-
+    """Bound and measure how much every layer's output changes with its input.
     Prints a line for each residual branch: a certificate for all inputs in a ball, a tighter one
     at a text, and the norm of the Jacobian there, measured. Writes OUT/certificate.json and .svg.
     """

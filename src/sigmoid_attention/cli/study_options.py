@@ -53,7 +53,7 @@ class CompareOptions:
 class RecipeOptions:
     """Train candidates for the recommended recipe over learning rates and seeds, and rank them.
 
-    Seven candidates for each learning rate and seed, each about a minute of one core.
+    Trains seven candidates for each learning rate and seed, each for about a minute on one core.
     """
 
     seeds: int = 3
@@ -71,7 +71,7 @@ class RecipeOptions:
 class RoutingOptions:
     """Train small decoders with mixtures of experts, routed by softmax and by sigmoid, and compare.
 
-    Two experts of eight a token (load balanced by nothing, by a loss, by a bias), and all of them.
+    Each token visits two of eight experts (with no load balancing, a loss or a bias), or all eight.
     Both arms get the same text, weights, parameters and operations. Measures held-out loss, how
     even the experts' load is, how alike they are, and how often tokens change experts.
     """
