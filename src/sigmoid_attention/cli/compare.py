@@ -74,7 +74,7 @@ def as_json(comparison: Comparison, report: str) -> dict[str, Any]:
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print the summary as a table, the verdict, and what to do next."""
+    """Print the summary as a table, the verdict, and the next steps."""
     if not console.is_terminal:
         console.width = WIDTH_OF_A_FILE
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -142,6 +142,6 @@ class RegularityOptions:
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """Report what this machine has, and how to install what is missing."""
+    """Report hardware and software of this machine, and how to install missing parts."""
 
     json: Json = False

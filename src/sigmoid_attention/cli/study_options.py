@@ -17,8 +17,8 @@ class CompareOptions:
     """Train the same small transformer with softmax and with sigmoid attention, and compare.
 
     Both arms get the same text, parameters, steps and seeds. Measures held-out loss at 1, 2 and 4
-    times the training length, associative recall and copying, what goes on inside the network,
-    time and memory. Prints a table, a verdict and what to do next, and writes OUT/report.html and
+    times the training length, associative recall and copying, statistics inside the network,
+    time and memory. Prints a table, a verdict and the next steps, and writes OUT/report.html and
     OUT/rows.parquet.
     """
 
@@ -182,7 +182,7 @@ class RatesOptions:
 class UniversalityOptions:
     """Build the transformer of the universality theorem for a function, and measure its error.
 
-    Prints what will be built (layers, parameters), then the smallest gap and the errors with
+    Prints the design (layers, parameters), then the smallest gap and the errors with
     Heaviside and with sigmoid attention. Writes OUT/steepness.svg.
     """
 

@@ -99,7 +99,7 @@ class Finding:
     measured: str
     verdict: str
     because: str
-    # The checks behind it: converged share, gain against parameters, fits at the bounds.
+    # Checks of the finding: converged share, gain against parameters, fits at the bounds.
     controls: str = ""
 
 
