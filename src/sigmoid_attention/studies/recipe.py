@@ -5,10 +5,10 @@ positions a bias below -log n and hybrid norm; with ALiBi a bias by each head's 
 One small decoder is trained on the standard library's source, for every candidate, learning rate
 and seed. Each candidate is then judged at its best learning rate.
 
-Rule: at each candidate's best learning rate (lowest mean over seeds of the held-out bits per byte
-at the training length) the candidate of a position is *recommended* whose mean is lowest among the
-sigmoid ones. Its gap to softmax is the paired difference over seeds to the better softmax
-candidate of the same position, with its 95% t-interval; its gain over the paper is the same
+Rule: a candidate's best learning rate has the lowest mean over seeds of the held-out bits per byte
+at the training length. For each position, the sigmoid candidate with the lowest mean at its best
+learning rate is *recommended*. Its gap to softmax is the paired difference over seeds to the better
+softmax candidate of the same position, with its 95% t-interval. Its gain over the paper is the same
 difference to the paper's bias and norms.
 """
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Diverged(RuntimeError):
-    """Training met a non-finite loss, gradient or parameter; `step` and `where` locate it."""
+    """The loss, a gradient or a parameter is not finite; `step` and `where` locate it."""
 
     def __init__(self, step: int, loss: float, where: str) -> None:
         super().__init__(

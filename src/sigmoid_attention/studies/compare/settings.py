@@ -129,7 +129,7 @@ FIRST_SEED = 100
 SEEDS = 4
 
 # "tiny" only checks in seconds that everything works. "small" takes minutes on a laptop. "medium"
-# takes a GPU, or hours.
+# needs a GPU, or takes hours.
 COMPARE_PRESETS: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSetting]] = {
     "tiny": (
         TextSetting(

@@ -121,7 +121,7 @@ class Corpus:
 
 
 def load_corpus(source: str | Path, *, binaries: bool = False) -> Corpus:
-    """Read the text called `source` and hold a tenth of it out.
+    """Read the text called `source` and split off a tenth of it as held-out text.
 
     `"stdlib"` is the source code of the running Python's standard library (no download),
     `"shakespeare"` the works of Shakespeare (one download of 5 MB, then cached); anything else is
