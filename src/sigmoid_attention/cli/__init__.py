@@ -1,7 +1,7 @@
-"""The command `sigmoid-attention`: its subcommands, exit codes, and messages for users.
+"""The command `sigmoid-attention`: its subcommands, exit codes and error messages.
 
 Only this file and `doctor` work without the lab extra. The module of a command is imported when
-the command runs, so that `--help` loads nothing heavy.
+the command runs, so that `--help` is fast.
 """
 
 import difflib
@@ -19,9 +19,10 @@ from sigmoid_attention.training.lock import only_writer
 from sigmoid_attention.training.signals import interruptible, requests_ignored
 from sigmoid_attention.training.terminal import sentence, warn
 
-# How often an idle thread of torch checks for work before it sleeps; read when torch is loaded.
-# The default spins for milliseconds, and a training step is ten times slower as soon as another
-# process needs a core. Without any spinning a step is slower when it runs alone (docs/log.md).
+# How often an idle OpenMP thread of torch checks for work before it sleeps; read when torch is
+# loaded. By default threads spin for milliseconds, which makes a training step ten times slower
+# when another process needs a core. Without spinning a step that runs alone is slower
+# (docs/log.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 NAME = "sigmoid-attention"
@@ -31,7 +32,7 @@ COMMANDS = (
 )
 BAD_INPUT = 2
 INTERRUPTED = 130
-# Files in the folder of a command from which the command can continue.
+# Files in a command's output folder from which the command can continue.
 RESUMABLE_FILES = (
     *("checkpoint*.safetensors", "runs/*/checkpoint*.safetensors"),
     *("rows/*.parquet", "trained/rows/*.parquet"),
@@ -44,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 for success; 2 for bad input, and if a task of a study failed; 128 plus the number of the
     signal, such as 130 for Ctrl-C, if the process was requested to end.
 
-    A mistake of the user, or a refusal of the machine, is one sentence on standard error. It is no
-    error if the reader of standard output closes it early, as `head` does.
+    Errors of the user and of the operating system are printed as one sentence on standard error.
+    It is no error if the reader of standard output closes it early, as `head` does.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     streams.prepare()
-    # A second request to end must not end the process before its message is printed.
+    # A second signal must not end the process before the message is printed.
     with requests_ignored():
         try:
             return _exit_code(arguments)
@@ -68,7 +69,7 @@ def _exit_code(arguments: list[str]) -> int:
             try:
                 return _run(arguments)
             finally:
-                # Flushed here, because a failure at the interpreter's exit has no message.
+                # Flushed here, because a failure at the interpreter's exit gives no message.
                 sys.stdout.flush()
     except ModuleNotFoundError as error:
         from sigmoid_attention.extras import INSTALL_LAB, LAB
@@ -92,7 +93,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    # Before the import of tyro: doctor must work where the lab extra is broken or missing.
+    # Before the import of tyro, because doctor must work if the lab extra is broken or missing.
     if argv[:1] == ["doctor"] and set(argv[1:]) <= {"--json"}:
         from sigmoid_attention.doctor import doctor
 
@@ -145,14 +146,14 @@ def _folder_lock(options: Any) -> AbstractContextManager[None]:
 def _output_folder(options: Any) -> Path | None:
     from sigmoid_attention.cli.study_options import ListStudiesOptions, ReportStudiesOptions
 
-    # These only read the rows, and may do so while a study runs.
+    # These only read rows, which is safe while a study runs.
     if isinstance(getattr(options, "action", None), ListStudiesOptions | ReportStudiesOptions):
         return None
     return getattr(getattr(options, "action", options), "out", None)
 
 
 def _how_to_continue(error: KeyboardInterrupt, options: Any) -> str:
-    """What an interrupted command keeps, and the command that continues it."""
+    """The message after an interrupt: the saved work, and the command that continues it."""
     again = "the same command with --resume" if hasattr(options, "resume") else "the same command"
     notes = " ".join(getattr(error, "__notes__", []))
     if notes:

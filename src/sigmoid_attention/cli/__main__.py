@@ -1,4 +1,4 @@
-"""`python -m sigmoid_attention.cli`, where the command itself is not on the path."""
+"""Runs the command as `python -m sigmoid_attention.cli`, if it is not on the path."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Parses the command line, and words error messages in the names of its flags."""
+"""Parses the command line, and replaces field names in error messages by flags."""
 
 import difflib
 import functools
@@ -35,7 +35,7 @@ COMPLETION = (
     "Tab completion: --tyro-print-completion bash (or zsh, tcsh) prints a script for your shell; "
     'in bash, eval "$(sigmoid-attention --tyro-print-completion bash)" turns it on.'
 )
-# Fields that are typed without a flag.
+# Fields that are positional arguments.
 POSITIONAL = ("folder", "model", "function", "names")
 
 # The options of each command, in the order of the help.
@@ -55,9 +55,9 @@ OPTION_TYPES = (
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The options of the command in ``arguments``, of one of the types in ``OPTION_TYPES``.
+    """Parse the options of a command into one of the types in ``OPTION_TYPES``.
 
-    Prints help, or a complaint about an option, and exits, if there is no command to run.
+    If there is no command to run, prints the help or an error about an option, and exits.
     """
     questions = [f"{study.name}: {study.question}" for study in COMMAND_STUDIES]
     commands = (Annotated[kind, tyro.conf.subcommand(command_name(kind))] for kind in OPTION_TYPES)
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str]) -> Any:
 
 
 def command_name(options_type: type) -> str:
-    """The command that has these options.
+    """The name of the command with these options.
 
     Example:
         >>> command_name(TrainOptions)
@@ -109,7 +109,7 @@ def _flag_names(options: object) -> Iterator[str]:
 
 
 def with_nearest(sentence: str) -> str:
-    """Add the most similar name to a sentence that refuses a name and lists the valid ones.
+    """Add the most similar valid name to an error message on an invalid name.
 
     Example:
         >>> with_nearest("preset must be one of tiny, small, got 'smal'")

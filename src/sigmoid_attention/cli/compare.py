@@ -32,13 +32,13 @@ WIDTH_OF_A_FILE = 144
 
 
 def compare(options: CompareOptions) -> None:
-    """Run or continue a comparison and show what came out of it."""
+    """Run or continue a comparison and show its results."""
     setting = compare_setting(
         options.preset,
         data=options.data,
         seeds=options.seeds,
         steps=options.steps,
-        # What "auto" found belongs to the setting: a run begun on a GPU is not continued without.
+        # "auto" is resolved here, so that a run started on a GPU cannot continue on a CPU.
         device=str(resolve_device(options.device)),
         lr=options.lr,
         softmax_lr=options.softmax_lr,
@@ -61,7 +61,7 @@ def compare(options: CompareOptions) -> None:
 
 
 def as_json(comparison: Comparison, report: str) -> dict[str, Any]:
-    """What `show` prints, for programs."""
+    """The content that `show` prints, for JSON."""
     return {
         "headline": comparison.verdict.headline,
         "paragraph": comparison.verdict.paragraph,
@@ -74,7 +74,7 @@ def as_json(comparison: Comparison, report: str) -> dict[str, Any]:
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print the summary as a table, the verdict, and what to do next."""
+    """Print the summary as a table, the verdict, and the next steps."""
     if not console.is_terminal:
         console.width = WIDTH_OF_A_FILE
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -102,7 +102,7 @@ def show(comparison: Comparison, console: Console) -> None:
             console.print("\nWhat to do next:", highlight=False)
         console.print(f"{number}. {advice.words}", highlight=False, markup=False)
         if advice.command:
-            # Unbroken, so that it can be copied.
+            # Without line breaks, so that it can be copied.
             console.print(f"   {advice.command}", highlight=False, markup=False, soft_wrap=True)
     peak = quantity(whole_run_peak(comparison.rows), "bytes")
     console.print(f"\nThe run held at most {peak} of memory.\n", highlight=False)

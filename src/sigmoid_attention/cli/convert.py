@@ -1,4 +1,4 @@
-"""`sigmoid-attention convert`: a pretrained softmax model becomes a sigmoid model, in a folder."""
+"""`sigmoid-attention convert`: converts a pretrained softmax model to a sigmoid model."""
 
 import sys
 from dataclasses import asdict
@@ -15,11 +15,11 @@ from sigmoid_attention.training.terminal import tell
 
 
 def convert(options: ConvertOptions) -> None:
-    """Convert, or continue, and print how close the result is to its parent."""
+    """Run or continue a conversion, and print how close the result is to its parent."""
     device = resolve_device(options.device)
     refuse_occupied(options.out, options.resume)
-    # Bad input is refused before a model is loaded, and before anything is written, so that the
-    # folder is still empty for the next try.
+    # Bad input is refused before a model is loaded and before anything is written, so that the
+    # folder stays empty for the next try.
     corpus = load_corpus(options.data)
     try:
         from sigmoid_attention.studies.conversion.curve import NAME
@@ -60,7 +60,7 @@ def convert(options: ConvertOptions) -> None:
 
 
 def _missing(error: BaseException) -> str:
-    """Which package to install, or what keeps an installed one from being imported."""
+    """The package to install, or the reason why an installed one cannot be imported."""
     if find_spec("transformers") is None or find_spec("scipy") is None:
         return "convert needs transformers: pip install '.[lab,transformers]' in a clone"
     while error.__cause__ is not None:
@@ -72,7 +72,7 @@ def _missing(error: BaseException) -> str:
 
 
 def _quiet() -> None:
-    """Only this library shows a progress bar."""
+    """Disable the progress bars and messages of other libraries."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

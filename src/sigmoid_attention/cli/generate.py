@@ -1,4 +1,4 @@
-"""`sigmoid-attention generate`: text from a trained model's folder."""
+"""`sigmoid-attention generate`: generates text with a trained model."""
 
 import sys
 
@@ -14,7 +14,7 @@ MOST_TOKENS = 1_000_000
 
 
 def generate(options: GenerateOptions) -> None:
-    """Print the prompt and what the model makes of it."""
+    """Print the prompt and the text that the model generates after it."""
     if not -(2**63) <= options.seed < 2**63:
         raise ValueError(f"seed must be a whole number of 64 bits, got {options.seed}")
     if options.max_new_tokens > MOST_TOKENS:
@@ -32,7 +32,7 @@ def generate(options: GenerateOptions) -> None:
         generator=torch.Generator(device).manual_seed(options.seed),
         stop_token=tokenizer.eos,
     )
-    # A model that writes bytes may end within a character.
+    # A model over bytes may stop within a UTF-8 character.
     text = tokenizer.decode(tokens[0].tolist()).decode("utf-8", errors="replace")
-    # In a file it is what the model wrote; a terminal would obey it.
+    # A terminal would execute control characters; a file gets the text unchanged.
     print(plain(text, keep="\n\t") if sys.stdout.isatty() else text)

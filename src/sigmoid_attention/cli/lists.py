@@ -1,8 +1,8 @@
-"""Lists in one argument of a command line, separated by commas."""
+"""Parses comma-separated lists in command-line arguments."""
 
 
 def names(text: str) -> list[str]:
-    """The names between commas, without spaces around them.
+    """The names in a comma-separated list, without surrounding spaces.
 
     Example:
         >>> names("sigmoid, softmax")
@@ -12,10 +12,10 @@ def names(text: str) -> list[str]:
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
-    """The numbers between commas.
+    """The integers in a comma-separated list.
 
     Raises:
-        ValueError: a part of `text` is no whole number; `option` is named.
+        ValueError: a part of `text` is not an integer; names `option`.
     """
     try:
         return [int(number) for number in text.split(",")]

@@ -117,8 +117,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class RegularityOptions:
-    """Bound and measure how much every layer of a trained model moves with its input.
-
+    """Bound and measure how much every layer's output changes with its input.
     Prints a line for each residual branch: a certificate for all inputs in a ball, a tighter one
     at a text, and the norm of the Jacobian there, measured. Writes OUT/certificate.json and .svg.
     """
@@ -143,6 +142,6 @@ class RegularityOptions:
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """Report what this machine has, and how to install what is missing."""
+    """Report hardware and software of this machine, and how to install missing parts."""
 
     json: Json = False

@@ -1,4 +1,4 @@
-"""`sigmoid-attention rates`: convergence rates of chosen mixtures, with controls and verdicts."""
+"""`sigmoid-attention rates`: measures convergence rates of chosen mixtures of experts."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ def rates(options: RatesOptions) -> int:
 
 
 def study_of(options: RatesOptions) -> Study:
-    """The study of all combinations; ``ValueError`` for a name or number out of range."""
+    """The study of all combinations of options; ``ValueError`` for an invalid name or number."""
     if not -math.inf < options.claim <= 0:
         raise ValueError(f"claim must be 0 or a negative number, got {options.claim}")
     cells = [
@@ -52,7 +52,7 @@ def study_of(options: RatesOptions) -> Study:
         )
     ]  # fmt: skip
     for cell in cells:
-        # Both refuse bad values, before anything is measured.
+        # Both raise an error for invalid values, before anything is measured.
         Mixture(cell.gate, cell.expert, cell.score, cell.k, cell.d)
         cell.setting(truth_seed=0)
     return rate_study(

@@ -1,4 +1,4 @@
-"""`sigmoid-attention recipe`: which bias and norms train best, as a table and a recommendation."""
+"""`sigmoid-attention recipe`: ranks biases and norms by held-out loss, and recommends a recipe."""
 
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.study_options import RecipeOptions
@@ -6,7 +6,7 @@ from sigmoid_attention.studies.recipe import RecipeSetting, recommended, report,
 
 
 def recipe(options: RecipeOptions) -> None:
-    """Run or continue the study and print where the candidates stand."""
+    """Run or continue the study and print the ranking of the candidates."""
     setting = RecipeSetting(seeds=options.seeds, learning_rates=options.learning_rates)
     store = run(options.out, setting, resume=options.resume)
     ranking = standings(store, setting)

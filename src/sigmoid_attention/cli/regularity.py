@@ -1,4 +1,4 @@
-"""`sigmoid-attention regularity`: how steep every layer of a trained model is, certified."""
+"""`sigmoid-attention regularity`: certified Lipschitz bounds for the layers of a trained model."""
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +15,7 @@ HEADINGS = ("branch", "|x| here", "bound in ball", "bound here", "measured", "ti
 
 
 def regularity(options: RegularityOptions) -> None:
-    """Print a line a branch, and write the certificate and its figure."""
+    """Print a line per residual branch, and write the certificate and its figure."""
     if options.tokens < 1:
         raise ValueError(f"tokens must be 1 or more, got {options.tokens}")
     if not options.seconds >= 0:
@@ -37,7 +37,7 @@ def regularity(options: RegularityOptions) -> None:
 
 
 def show(certificate: Certificate, console: Console) -> None:
-    """The certificate as a table, and what the whole comes to."""
+    """Print the certificate as a table, and the bounds of the whole network."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "branch" else "right")

@@ -1,4 +1,4 @@
-"""`sigmoid-attention routing`: sigmoid against softmax routing, as a table and a verdict."""
+"""`sigmoid-attention routing`: compares sigmoid with softmax routing, as a table and a verdict."""
 
 from rich.table import Table
 
@@ -16,9 +16,9 @@ WIDTH_OF_A_FILE = 160
 
 
 def routing(options: RoutingOptions) -> None:
-    """Run or continue the study, and print and publish what came out of it."""
+    """Run or continue the study, and print and publish its findings."""
     if options.docs:
-        # Before the work, not after it.
+        # Checked before the training, not after it.
         split_at_markers(options.docs, BEGIN, END)
         refuse_other_kinds(options.docs.parent, files=(FIGURE,))
     setting = RoutingSetting(data=options.data, seeds=options.seeds, steps=options.steps)

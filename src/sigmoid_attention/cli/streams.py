@@ -1,4 +1,4 @@
-"""Makes standard output and error robust: closed streams, broken pipes, other encodings."""
+"""Makes standard output and error robust against closed streams, broken pipes and encodings."""
 
 import codecs
 import errno
@@ -27,8 +27,8 @@ HANDLER = "sigmoid-attention.likes"
 class Errors:
     """Standard error whose failures are ignored; after the first one its output is discarded.
 
-    A full disk, a broken pipe or a closed terminal then ends no run, although progress bars,
-    warnings of libraries and messages of this command are still written.
+    So a full disk, a broken pipe or a closed terminal does not end a run that still writes progress
+    bars, warnings and messages.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -75,8 +75,8 @@ def _like(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def named(error: Exception) -> Exception:
-    """The same error; one of standard output itself, such as a full disk, names that stream."""
-    # Errors of this library's own files have their own message, and no `strerror`.
+    """The same error; if standard output is on a full disk, the error names standard output."""
+    # This library's errors on its own files have a message and no `strerror`.
     if (
         isinstance(error, OSError)
         and error.errno == errno.ENOSPC
@@ -94,9 +94,9 @@ def reader_left(error: BaseException) -> bool:
     The rest of the output is then discarded, so that it raises no second error.
     """
     if isinstance(error, SystemExit):
-        # rich raises this, and has redirected the stream.
+        # rich raises this after it has redirected the stream.
         return isinstance(error.__context__, BrokenPipeError)
-    # The broken pipe may be another one, to a worker process.
+    # The broken pipe may be that of a worker process.
     left = _has_no_reader(sys.stdout)
     if left:
         _discard_output(sys.stdout)

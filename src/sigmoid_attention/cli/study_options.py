@@ -17,8 +17,8 @@ class CompareOptions:
     """Train the same small transformer with softmax and with sigmoid attention, and compare.
 
     Both arms get the same text, parameters, steps and seeds. Measures held-out loss at 1, 2 and 4
-    times the training length, associative recall and copying, what goes on inside the network,
-    time and memory. Prints a table, a verdict and what to do next, and writes OUT/report.html and
+    times the training length, associative recall and copying, statistics inside the network,
+    time and memory. Prints a table, a verdict and the next steps, and writes OUT/report.html and
     OUT/rows.parquet.
     """
 
@@ -53,7 +53,7 @@ class CompareOptions:
 class RecipeOptions:
     """Train candidates for the recommended recipe over learning rates and seeds, and rank them.
 
-    Seven candidates for each learning rate and seed, each about a minute of one core.
+    Trains seven candidates for each learning rate and seed, each for about a minute on one core.
     """
 
     seeds: int = 3
@@ -71,7 +71,7 @@ class RecipeOptions:
 class RoutingOptions:
     """Train small decoders with mixtures of experts, routed by softmax and by sigmoid, and compare.
 
-    Two experts of eight a token (load balanced by nothing, by a loss, by a bias), and all of them.
+    Each token visits two of eight experts (with no load balancing, a loss or a bias), or all eight.
     Both arms get the same text, weights, parameters and operations. Measures held-out loss, how
     even the experts' load is, how alike they are, and how often tokens change experts.
     """
@@ -182,7 +182,7 @@ class RatesOptions:
 class UniversalityOptions:
     """Build the transformer of the universality theorem for a function, and measure its error.
 
-    Prints what will be built (layers, parameters), then the smallest gap and the errors with
+    Prints the design (layers, parameters), then the smallest gap and the errors with
     Heaviside and with sigmoid attention. Writes OUT/steepness.svg.
     """
 

@@ -1,4 +1,4 @@
-"""`sigmoid-attention train`: one language model on a text, in a folder of its own."""
+"""`sigmoid-attention train`: trains one language model on a text, and saves it in a folder."""
 
 import dataclasses
 import functools
@@ -31,17 +31,17 @@ from sigmoid_attention.training.text_run import TextRun
 from sigmoid_attention.training.trainer import TrainConfig
 
 HELDOUT_BYTES = 1 << 18
-# Sizes of which a model without numbers can still be made, to tell what it needs.
+# The largest sizes for which a model on the meta device can be built, to estimate its memory.
 MOST = {"layers": 10_000} | dict.fromkeys(
     ("vocab_size", "dim", "num_heads", "max_seq_len", "batch_size"), 2**24
 )
 LOSSES, CURVE = "loss.csv", "loss.svg"
-# Longer trainings than this, or larger presets than these, are warned about on a CPU.
+# On a CPU there is a warning for longer trainings and for other presets.
 SOON_SECONDS, FOR_A_CPU = 600, ("tiny", "small")
 
 
 def train(options: TrainOptions) -> None:
-    """Train, or continue, and print how well the model predicts the held-out text."""
+    """Train, or continue a training, and print the bits per byte on held-out text."""
     for name in ("record", "eval_every"):
         if getattr(options, name) < 0:
             raise ValueError(
@@ -65,7 +65,7 @@ def train(options: TrainOptions) -> None:
     refuse_occupied(options.out, options.resume)
     files = (LOSSES, CURVE, CONFIG, TOKENIZER, CURRENT, PREVIOUS, FRESH)
     refuse_other_kinds(options.out, files=files, folders=("records",))
-    # What cannot fit with the smallest vocabulary is refused before any text is read.
+    # A model too large even with the smallest vocabulary is refused before any text is read.
     smallest = dataclasses.replace(config, vocab_size=ByteTokenizer.vocab_size)
     refuse_too_large(options.preset, smallest, options.batch_size, device)
     corpus = load_corpus(options.data, binaries=options.binaries)
@@ -73,7 +73,7 @@ def train(options: TrainOptions) -> None:
     text.check_lengths(config.max_seq_len, config.max_seq_len)
     for line in corpus.notice().splitlines():
         warn(line)
-    # A short text may have fewer byte pairs than the wanted vocabulary.
+    # A short text may have fewer byte pairs than the requested vocabulary.
     config = dataclasses.replace(config, vocab_size=_vocabulary(text, config.vocab_size))
     refuse_too_large(options.preset, config, options.batch_size, device)
     _warn_of_time(options, config, device)
@@ -81,7 +81,7 @@ def train(options: TrainOptions) -> None:
 
     @functools.cache
     def heldout_bits(_done: int) -> float:
-        # Cached by step: the test at the last step also gives the printed result.
+        # Cached by step, because the printed result is the test at the last step.
         return run.bits_per_byte()
 
     log = LossLog(options.out / LOSSES, options.batch_size * config.max_seq_len)
@@ -125,7 +125,7 @@ def model_config(options: TrainOptions) -> ModelConfig:
     sizes["max_seq_len"] = options.max_seq_len
     changes |= {name: size for name, size in sizes.items() if size is not None}
     if options.dim is not None:
-        # The preset's own width of the feed-forward layers is of another dim.
+        # The preset's feed-forward width belongs to its own dim.
         changes["ffn_dim"] = None
     return dataclasses.replace(PRESETS[options.preset], **changes)
 

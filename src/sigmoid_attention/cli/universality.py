@@ -1,4 +1,4 @@
-"""`sigmoid-attention universality`: the theorem's transformer of a function, built, measured."""
+"""`sigmoid-attention universality`: builds the theorem's transformer and measures its error."""
 
 import os
 import sys
@@ -32,13 +32,13 @@ from sigmoid_attention.theory.universality import (
 from sigmoid_attention.training.files import refuse_other_kinds, write_whole
 from sigmoid_attention.training.terminal import tell
 
-# Steepnesses of the figure, by halves of octaves down from the sufficient one.
+# The number of steepnesses in the figure, in half octaves below the sufficient one.
 HALF_OCTAVES = 9
 WIDTH = 14
 
 
 def universality(options: UniversalityOptions) -> None:
-    """Print sizes, build, print errors, and write the figures; with ``trained`` the study, too."""
+    """Print sizes, build, print errors, write figures; with ``trained`` also run the study."""
     # With --json the tables are progress, and go to standard error.
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         results = _build_and_measure(options)
@@ -49,7 +49,7 @@ def universality(options: UniversalityOptions) -> None:
 def _build_and_measure(options: UniversalityOptions) -> dict[str, Any]:
     names = tuple(FUNCTIONS) if options.function == "all" else tuple(options.function.split(","))
     refuse_other_kinds(options.out, files=("steepness.svg", "size.svg"), folders=("trained",))
-    # The user's own functions lie beside the place where the command is given.
+    # The user's functions are imported from the current folder.
     sys.path.append(os.getcwd())
     # Bad input is refused before anything is built.
     functions = {name: checked_function(name, options.n, options.d) for name in names}
@@ -88,7 +88,7 @@ def _build_and_measure(options: UniversalityOptions) -> dict[str, Any]:
 
 
 def checked_function(name: str, n: int, d: int) -> Function:
-    """The function called ``name``; ``ValueError`` where it does not map (n, d) to (n, d)."""
+    """The function called ``name``; ``ValueError`` if it does not map (n, d) to (n, d)."""
     wanted = f"must map a tensor of shape (n, d) = ({n}, {d}) to one of the same shape"
     if name in FUNCTIONS:
         return function(name)
@@ -101,7 +101,7 @@ def checked_function(name: str, n: int, d: int) -> Function:
         raise ValueError(f"function: {name!r} {wanted}; it raised {reason}") from error
     try:
         returned = chosen(torch.rand(n, d, dtype=torch.float64))
-    # A user's module may fail in any way, when it is imported and when it is called.
+    # A user's function may raise any exception.
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"function: {name!r} {wanted}; it raised {reason}") from error
@@ -116,7 +116,7 @@ def checked_function(name: str, n: int, d: int) -> Function:
 
 
 def trained_setting(names: tuple[str, ...], options: UniversalityOptions) -> UniversalitySetting:
-    """The study of trained transformers; ``ValueError`` where it is about another norm or box."""
+    """The setting of the study of trained transformers; ``ValueError`` for another norm or box."""
     if (options.p, options.low, options.high) != (2.0, 0.0, 1.0):
         raise ValueError("trained: compares at p = 2 on the box [0, 1] only")
     return UniversalitySetting(
@@ -132,7 +132,7 @@ def trained_setting(names: tuple[str, ...], options: UniversalityOptions) -> Uni
 
 
 def show_design(name: str, chosen: Design) -> None:
-    """What is going to be built, before it is."""
+    """Print the design before it is built."""
     grid = chosen.grid
     steps = ", ".join(f"{step} {count:,}" for step, count in chosen.layers.items())
     _line(name, f"n = {grid.n}, d = {grid.d}, box [{grid.low:g}, {grid.high:g}], p = {chosen.p:g}")
@@ -143,7 +143,7 @@ def show_design(name: str, chosen: Design) -> None:
 
 
 def show_construction(built: Construction, steepness: float | None) -> dict[float, float]:
-    """What was built and measured; the errors by steepness."""
+    """Print the construction and its measurements; return the errors by steepness."""
     enough = built.plan.steepness
     steep = enough if steepness is None else steepness
     hard, soft = built.error(), built.error(steep)
@@ -164,7 +164,7 @@ def show_construction(built: Construction, steepness: float | None) -> dict[floa
 
 
 def train_as_well(setting: UniversalitySetting, out: Path) -> Sequence[UniversalityFindings]:
-    """Run or continue the study of trained transformers in OUT/trained, and show what it found."""
+    """Run or continue the study of trained transformers in OUT/trained, and show its findings."""
     results = findings(run(out / "trained", setting, resume=True), setting)
     print(report(results, setting.error))
     figure = out / "size.svg"

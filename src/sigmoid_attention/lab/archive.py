@@ -2,8 +2,8 @@
 
     OUT/rows/KEY.parquet  the rows of the task with this key, and the setting that made them
 
-The key is a hash of everything that the task's numbers depend on. So a file never has to change,
-studies share their common tasks, and one folder can hold any number of studies.
+The key is a hash of everything that the task's numbers depend on. So files never change, studies
+share their common tasks, and one folder can hold any number of studies.
 """
 
 import json
@@ -38,7 +38,7 @@ def encode(
     """The file of a task: its rows, each with ``stamp`` (machine, versions, provenance).
 
     Args:
-        cpu_seconds: what the whole task took, in every row.
+        cpu_seconds: the time of the whole task, written in every row.
     """
     collected = list(rows)
     columns = {name: [getattr(row, name) for row in collected] for name, _ in _OF_ROW}
@@ -76,19 +76,19 @@ class Archive:
         return self.out / "rows" / f"{key}.parquet"
 
     def has(self, key: str) -> bool:
-        """Whether the task of this key is finished; ``Damaged`` if its file does not read back."""
+        """Whether the task of this key is finished; ``Damaged`` if its file is damaged."""
         return self.path(key).exists() and self.table(key) is not None
 
     def put(self, key: str, data: bytes) -> None:
-        """Write the file of a task, whole or not at all; ``OSError`` where that is impossible."""
+        """Write the file of a task, whole or not at all; ``OSError`` if it cannot be written."""
         write_whole(self.path(key), data)
 
     def table(self, key: str) -> pa.Table:
         """The file of this key, with the columns of ``SCHEMA``.
 
         Raises:
-            OSError: it is not there, or the system does not let it be read.
-            Damaged: it is not what was written.
+            OSError: the file does not exist or cannot be read.
+            Damaged: the file is not what was written.
         """
         path = self.path(key)
         table = read_table(path, SCHEMA)
@@ -99,7 +99,7 @@ class Archive:
     def missing(
         self, tasks: Iterable[Task], complain: Callable[[str], None] = lambda message: None
     ) -> Iterator[Task]:
-        """The tasks that are not done; ``complain`` gets a message for each damaged file."""
+        """The unfinished tasks; ``complain`` is called with a message for each damaged file."""
         for task in tasks:
             try:
                 if self.has(task.key):
@@ -109,16 +109,16 @@ class Archive:
             yield task
 
     def tables(self, tasks: Iterable[Task]) -> dict[str, pa.Table]:
-        """The files of tasks by key; raises what ``table`` does if one of them is not finished."""
+        """The tables of tasks by key; raises the errors of ``table`` if a task is not finished."""
         return {key: self.table(key) for key in dict.fromkeys(task.key for task in tasks)}
 
     def results(self, tasks: Sequence[Task]) -> Results:
-        """What was measured in tasks, all of which must be finished."""
+        """The results of tasks, all of which must be finished."""
         return results_of(tasks, self.tables(tasks))
 
 
 def results_of(tasks: Iterable[Task], tables: Mapping[str, pa.Table]) -> Results:
-    """The rows of the tasks' files, in the order of the tasks."""
+    """The results from the tasks' tables, in the order of the tasks."""
     collected: dict[tuple[str, str], list[Measured]] = {}
     for task in tasks:
         columns = [tables[task.key][name].to_pylist() for name, _ in _OF_ROW]

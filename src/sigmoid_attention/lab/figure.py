@@ -1,7 +1,6 @@
-"""The look of all figures: sizes, colours, log-log axes, and SVG that is the same every time.
-
+"""The style of all figures: sizes, colours, log-log axes, and reproducible SVG.
 The figures of the studies are files of several panels (`panels`, `loglog`, `svg`), the charts of
-the report and of the benchmarks are drawn pixel by pixel (`pixels`, `drawing`, `themed`).
+the report and of the benchmarks are laid out in pixels (`pixels`, `drawing`, `themed`).
 
 Shape letters: N sample sizes, R replicates.
 """
@@ -22,8 +21,8 @@ from matplotlib.ticker import LogFormatter, NullLocator
 
 from sigmoid_attention.lab.theme import PALETTE, standalone, with_classes
 
-# The papers' blue and green for the two gates; these and the others in shades that readers of any
-# colour vision can tell apart (after Okabe and Ito).
+# The papers' blue and green for the two gates. All colours are shades that readers with any colour
+# vision can distinguish (after Okabe and Ito).
 COLOURS = {
     "sigmoid": "#0072b2",
     "softmax": "#009e73",
@@ -42,7 +41,7 @@ COLUMNS = 3
 DOTS_PER_INCH = 72
 INK, QUIET, HAIR, PAPER = (PALETTE[name].light for name in ("ink", "quiet", "hair", "paper"))
 
-# Text as text; and names of elements that depend on nothing but the figure.
+# Text stays text, and the ids of elements depend on the figure only.
 SVG_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sigmoid-attention",
@@ -58,7 +57,7 @@ STYLE: dict[Any, Any] = SVG_STYLE | {
     "axes.spines.top": False,
     "axes.titlesize": "medium",
     "errorbar.capsize": 2.0,
-    # A ground of its own: the page around the file may be of the other colour scheme.
+    # With a background, because the page around the file may have the other colour scheme.
     "figure.facecolor": PAPER,
     "figure.constrained_layout.use": True,
     "figure.figsize": PANEL_INCHES,
@@ -101,7 +100,7 @@ CHART_STYLE: dict[Any, Any] = SVG_STYLE | {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Within it figures are made and written in the style of the studies."""
+    """A context in which figures are drawn and saved in the style of the studies."""
     with matplotlib.rc_context(STYLE):
         yield
 
@@ -133,12 +132,12 @@ def loglog(
     colour: str | None = None,
     dashed: bool = False,
 ) -> None:
-    """Medians over replicates against n on logarithmic axes, with bars from quartile to quartile.
+    """Plot medians over replicates against n on logarithmic axes, with interquartile bars.
 
     Args:
         sizes_N: numbers of observations.
-        values_NR: a loss; NaN is left out, and so is a size without other values.
-        label: for the legend; without labels there is no legend.
+        values_NR: a loss; NaN is left out, and so are sizes with only NaN.
+        label: the entry of the legend; without labels there is no legend.
         slope: of the least-squares line through the logarithms of the medians; by default there
             is no line.
         colour: a gate's name, or a colour of matplotlib's; by default the next of the cycle.
@@ -169,23 +168,23 @@ def loglog(
         height = np.log(np.maximum(middle, 1e-300)).mean()
         ax.plot(sizes, np.exp(height + slope * (log_n - log_n.mean())), line, color=ink)
     if label:
-        # For the legend alone, which shows a point on a line and no bar.
+        # For the legend only, which shows a point on a line without a bar.
         face = points.get_markerfacecolor()
         ax.plot([], [], f"o{line}", color=ink, markerfacecolor=face, label=label)
         ax.legend()
 
 
 class _Plain(LogFormatter):
-    """Labels between powers of ten, on an axis of less than a decade: 0.6, not 6e-01."""
+    """Tick labels for an axis shorter than a decade: 0.6, not 6e-01."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def svg(figure: Figure, title: str = "") -> bytes:
-    """The figure as an SVG file for light and dark pages, the same bytes every time.
+    """The figure as a reproducible SVG file for light and dark pages.
 
-    `title` is what a screen reader says.
+    `title` is the text for screen readers.
     """
     with styled():
         return standalone(themed(figure), title)
@@ -193,13 +192,13 @@ def svg(figure: Figure, title: str = "") -> bytes:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Within it charts are drawn and written in the style of the report."""
+    """A context in which charts are drawn and saved in the style of the report."""
     with matplotlib.rc_context(CHART_STYLE):
         yield
 
 
 def pixels(width: float, height: float) -> Figure:
-    """An empty figure of that many pixels, without a ground."""
+    """An empty figure of this size in pixels, without a background."""
     size = width / DOTS_PER_INCH, height / DOTS_PER_INCH
     return Figure(figsize=size, dpi=DOTS_PER_INCH, facecolor="none")
 

@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from sigmoid_attention.lab.figure import COLOURS, panels, styled
 from sigmoid_attention.training.loss_log import LossRow
 
-# More points would be invisible.
+# More points could not be distinguished.
 POINTS = 600
 
 
 def loss_figure(rows: Sequence[LossRow]) -> Figure:
-    """Bits per byte by step; in a long run means over neighbouring steps."""
+    """Bits per byte by step; in a long run, means over neighbouring steps."""
     figure, (ax,) = panels(1)
     group_size = -(-len(rows) // POINTS)
     groups = [rows[i : i + group_size] for i in range(0, len(rows), group_size)]

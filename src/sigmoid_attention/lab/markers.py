@@ -1,4 +1,4 @@
-"""Markdown files of which one part, between two markers, is generated."""
+"""Splits a Markdown file around its generated part, which lies between two markers."""
 
 from pathlib import Path
 

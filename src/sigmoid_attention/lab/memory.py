@@ -1,5 +1,4 @@
-"""The most memory that a computation holds in tensors at once, on any device.
-
+"""Measures the peak memory of a computation's tensors, on any device.
 On CUDA the allocator counts. On a CPU there is no such count, and the resident set varies from run
 to run. So every operation is intercepted, and the bytes of all live tensors are added up, which is
 reproducible. Memory that an operation allocates and frees inside itself is not counted, and fused
@@ -20,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operations make under it, until they are freed."""
+    """Adds up the bytes of storages that operations allocate, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +33,7 @@ class _LiveBytes(TorchDispatchMode):
         known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if _is_tensor(t)}
         for tensor in filter(_is_tensor, tree_leaves(out)):
             storage = tensor.untyped_storage()
-            # A view, or a result written into an argument, makes nothing new.
+            # A view or an in-place result allocates no storage.
             if id(storage) not in known and id(storage) not in self._alive:
                 self._add(storage)
         return out
@@ -56,10 +55,10 @@ def _is_tensor(leaf: Any) -> bool:
 
 
 def peak_tensor_bytes(compute: Callable[[], object], device: torch.device) -> int:
-    """The most bytes in tensors that `compute()` makes and holds at one moment.
+    """The peak number of bytes in tensors that `compute()` allocates.
 
-    What was there before does not count. The same on every call on a CPU; on CUDA as the
-    allocator rounds.
+    Existing tensors are not counted. On a CPU the number is the same in every call; on CUDA it is
+    rounded by the allocator.
 
     Example:
         >>> def compute():

@@ -1,6 +1,6 @@
-"""Types of options, with the help that the command line prints for them.
+"""Types of command-line options, with their help text.
 
-Without these, tyro would print Python's `None` and `False` as defaults.
+With plain types, tyro would print Python's `None` and `False` as defaults.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """The report of studies: a Markdown page with every finding, and one figure per study.
 
-The same rows give the same bytes, so that a page under version control changes only with its rows.
+The same rows give the same bytes, so a page under version control changes only with its rows.
 """
 
 import json
@@ -22,9 +22,9 @@ HEADINGS = ("cell", "claim", "measured", "verdict", "because", "controls")
 
 @dataclass(frozen=True)
 class Answer:
-    """A study whose tasks are all done: its results and its findings.
+    """The results and findings of a study with all tasks finished.
 
-    ``machines`` and ``cpu_seconds`` are those of the tasks, which may have run on several machines.
+    ``machines`` and ``cpu_seconds`` are of the tasks, which may have run on several machines.
     """
 
     study: Study
@@ -36,7 +36,7 @@ class Answer:
 
 
 def answer(study: Study, archive: Archive) -> Answer | None:
-    """The study's findings from its rows; None while tasks are missing, as its rule needs all."""
+    """The study's findings from its rows; None while tasks are missing: its rule needs all rows."""
     tasks = study.tasks()
     try:
         tables = archive.tables(tasks)
@@ -139,5 +139,5 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """On one line, with escaped bars."""
+    """The text of a table cell: on one line, with escaped bars."""
     return " ".join(text.split()).replace("|", r"\|")

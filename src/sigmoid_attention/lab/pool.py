@@ -1,4 +1,4 @@
-"""A pool of worker processes that always ends with the process that started it."""
+"""A pool of worker processes that end when the process that started them ends."""
 
 import multiprocessing
 import os
@@ -26,12 +26,12 @@ def process_pool(workers: int) -> Iterator[Executor]:
     """
     context = multiprocessing.get_context("spawn")
     # Only this process holds the writing end, and the system closes it even if the process is
-    # killed. Without the pipe a worker of ProcessPoolExecutor would then wait for ever.
+    # killed. Without the pipe the workers of a killed ProcessPoolExecutor would wait forever.
     reading, lifeline = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(reading,))
     try:
         with _without_interrupts():
-            # Each task starts one more worker.
+            # Each submitted task starts one more worker.
             for _ in range(workers):
                 pool.submit(int)
         yield pool
@@ -46,9 +46,9 @@ def process_pool(workers: int) -> Iterator[Executor]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes that are started within it are not interrupted by Control-C while they import.
+    """A context in which started processes are not interrupted by Control-C during their imports.
 
-    A Control-C during that time takes effect here when the context is left.
+    A Control-C during that time takes effect in this process when the context is left.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -61,7 +61,8 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _begin(lifeline: Connection) -> None:
-    # Control-C reaches the whole process group. The parent decides, and closes the pipe to end us.
+    # Control-C is sent to the whole process group. The parent handles it, and closes the pipe to
+    # end this worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # With more threads than one per process, threads would wait for each other.
     torch.set_num_threads(1)

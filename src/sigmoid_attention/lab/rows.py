@@ -1,4 +1,4 @@
-"""One measured value in long form: the columns that every study's rows have."""
+"""The row of one measured value in long form, and its columns."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ import pyarrow as pa
 SOFTMAX = "softmax"
 SIGMOID = "sigmoid"
 ARMS = (SOFTMAX, SIGMOID)
-# The `arm` of a value that belongs to neither: a baseline, the whole run's memory.
+# The `arm` of a value that belongs to neither arm: a baseline, the memory of the whole run.
 BOTH = "both"
 
-# Stands in `seed`, `step`, `length` and `layer` of a value that belongs to none.
+# The `seed`, `step`, `length` or `layer` of a value to which it does not apply.
 NONE = -1
 
 ROW_SCHEMA = pa.schema(

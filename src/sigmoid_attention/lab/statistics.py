@@ -1,9 +1,9 @@
 """95% intervals: Student's t over seeds, order statistics of the median over timings.
 
 Seeds are few (three to ten). The difference between two arms with the same seed is a sum of many
-small effects, which a t-interval of paired differences suits; a bootstrap of three values contains
-only those three. Timings are many and skewed, because an interruption only adds time. They have a
-median and an interval that assumes no distribution.
+small effects, so a t-interval of paired differences is suitable; a bootstrap of three values
+contains only those three. Timings are many and skewed, because an interruption only adds time. They
+get a median and an interval that assumes no distribution.
 """
 
 import math
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-# scipy loads its subpackages when they are used: scipy.stats takes longer to import than numpy.
+# scipy imports its subpackages on first use; importing scipy.stats takes longer than numpy.
 import scipy
 
 CONFIDENCE = 0.95
-# An interval of fewer seeds would be too wide for any question here.
+# An interval over fewer seeds would be too wide for every comparison here.
 FEWEST_FOR_INTERVAL = 3
 
 
@@ -23,7 +23,7 @@ FEWEST_FOR_INTERVAL = 3
 class Interval:
     """A mean over n values with its 95% interval.
 
-    `low` and `high` are NaN where n is too small for an interval; `mean` is NaN where n is 0.
+    `low` and `high` are NaN if n is too small for an interval; `mean` is NaN if n is 0.
 
     Example:
         >>> Interval(mean=2.0, low=1.5, high=2.5, n=3).bounded
@@ -39,7 +39,7 @@ class Interval:
 
     @property
     def bounded(self) -> bool:
-        """Whether there are enough values for an interval at all."""
+        """Whether there are enough values for an interval."""
         return self.low <= self.high
 
 
@@ -62,7 +62,7 @@ def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
 def t_interval(values: Sequence[float]) -> Interval:
     """mean ± t * s / sqrt(n), s the sample's standard deviation (n - 1 in the denominator).
 
-    Without bounds where there are fewer than three values.
+    The bounds are NaN for fewer than three values.
 
     Example:
         >>> interval = t_interval([1.0, 2.0, 3.0])
@@ -79,7 +79,7 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def median_interval(values: Sequence[float]) -> Interval:
-    """The median, between the order statistics that hold the true one with 95% probability.
+    """The median, with the order statistics that enclose the true median with 95% probability.
 
     The interval of `scipy.stats.quantile_test` assumes no distribution: the k-th smallest and the
     k-th largest of n independent values enclose the median with probability
@@ -98,7 +98,7 @@ def median_interval(values: Sequence[float]) -> Interval:
 
 
 def sign_test(first: int, second: int) -> float:
-    """The two-sided p-value of `first` against `second` cases if both kinds were equally likely.
+    """The two-sided p-value of `first` against `second` cases, if both kinds are equally likely.
 
         p = min(1, 2 P(Binomial(first + second, 1/2) <= min(first, second)))
 
@@ -106,14 +106,14 @@ def sign_test(first: int, second: int) -> float:
         >>> sign_test(6, 0), sign_test(0, 5), sign_test(2, 2), sign_test(0, 0)
         (0.03125, 0.0625, 1.0, 1.0)
     """
-    # scipy's test refuses no cases at all.
+    # scipy's test raises an error for zero cases.
     return float(scipy.stats.binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """The t-interval of second - first, value by value: what two arms share cancels.
+    """The t-interval of second - first, value by value; effects common to both arms cancel.
 
-    Raises ``ValueError`` if there are not as many of one as of the other.
+    Raises ``ValueError`` if the numbers of values differ.
 
     Example:
         >>> paired_difference([1.0, 2.0, 9.0], [1.5, 2.5, 9.5])
@@ -123,9 +123,9 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Interv
 
 
 def paired_ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """The median and its interval of second / first, round by round of an interleaved timing.
+    """The median of second / first and its interval, over the rounds of an interleaved timing.
 
-    Raises ``ValueError`` if there are not as many of one as of the other.
+    Raises ``ValueError`` if the numbers of values differ.
 
     Example:
         >>> paired_ratio([1.0, 2.0, 4.0], [2.0, 4.0, 8.0]).mean

@@ -5,8 +5,8 @@
     OUT/rows.parquet      the rows of all units, once the study is complete
     OUT/runs/             checkpoints of the training runs
 
-The files show which units are done, so a study that was killed at any moment can continue. When
-the folder is opened, damaged files are reported and removed, and their units run again.
+The files show which units are done, so a killed study can continue. When the folder is opened,
+damaged files are reported and removed, and their units run again.
 """
 
 import json
@@ -40,14 +40,14 @@ ROWS = "rows.parquet"
 
 
 class Store:
-    """The parts of a study under `out`, opened for a `setting` that they must have been made with.
+    """The folder `out` of a study with this `setting`; existing parts must have the same setting.
 
-    `stamp` (machine, versions, provenance: JSON-able dicts) goes into every row that this process
-    writes, beside the setting.
+    `stamp` (machine, versions, provenance: JSON-able dicts) is stored with the setting in every
+    row that this process writes.
 
     Raises:
-        ValueError: `out` holds something already and `resume` is False, is no study's folder, or
-            holds a study of another setting; the sentence names the first field that differs.
+        ValueError: `out` is not empty and `resume` is False, is no study's folder, or holds a
+            study with another setting; the message names the first field that differs.
         OSError: the folder cannot be written.
 
     Example:
@@ -83,7 +83,7 @@ class Store:
     def _check(self, setting: dict[str, Any]) -> None:
         if not (self.out / SETTING).exists():
             raise ValueError(f"--resume: {self.out} holds no study (there is no {SETTING} in it)")
-        # Through JSON and back, so that tuples compare equal to the lists they come back as.
+        # Through JSON and back: tuples become lists, as in the stored setting.
         now = json.loads(json.dumps(setting))
         difference = first_difference(read_json(self.out / SETTING), now)
         if difference:
@@ -96,7 +96,7 @@ class Store:
         return self._part(name).exists()
 
     def is_done(self, name: str, parts: Iterable[str] = ()) -> bool:
-        """Whether a unit is finished, with the parts that it left on its way."""
+        """Whether a unit and its intermediate parts are finished."""
         if not self.has(name):
             return False
         for part in parts:
@@ -106,7 +106,7 @@ class Store:
         return True
 
     def put(self, name: str, rows: Iterable[ArmRow]) -> None:
-        """Write the rows of `name`, all or none; a part that is there already stays as it is."""
+        """Write the rows of `name`, all or none; an existing part is not changed."""
         if self.has(name):
             return
         stamped = [asdict(row) | self._stamp for row in rows]
@@ -116,7 +116,7 @@ class Store:
         """The rows of all parts so far, in the order of the parts' names.
 
         Raises:
-            Damaged: a part does not read back as it was written; names it.
+            Damaged: a part is not what was written; names it.
         """
         tables = [read_table(part, ROW_SCHEMA) for part in self._parts()]
         return pa.concat_tables(tables) if tables else ROW_SCHEMA.empty_table()
@@ -128,14 +128,14 @@ class Store:
         return rows
 
     def run_folder(self, name: str) -> Path:
-        """Where the training run called `name` keeps its checkpoint."""
+        """The folder for the checkpoint of the training run called `name`."""
         return self.out / "runs" / name
 
     def refuse_gaps(self, folder: Path, parts: Sequence[str], every: int) -> None:
-        """Remove the checkpoints of a run that is not to be continued from them.
+        """Remove the checkpoints of a run if an intermediate part before them is missing.
 
-        It left one of `parts` every so many steps, and not all of those before its checkpoint are
-        there: from its beginning it makes them again.
+        The run writes one of `parts` every `every` steps. Without its checkpoint it starts from the
+        beginning and writes the missing parts again.
         """
         latest = latest_checkpoint(folder)
         if latest is not None:
@@ -152,7 +152,7 @@ class Store:
                 part.unlink()
 
     def _parts(self) -> list[Path]:
-        # A broken link is no part; the part will replace it.
+        # A broken link is not a part, and is replaced when the part is written.
         return sorted(part for part in (self.out / "rows").glob("*.parquet") if part.exists())
 
     def _part(self, name: str) -> Path:
@@ -160,7 +160,7 @@ class Store:
 
 
 def step_parts(name: str, steps: int, every: int) -> list[str]:
-    """The names of the parts that a unit leaves every so many steps, but not at the last.
+    """The names of the parts that a unit writes every `every` steps, except at the last step.
 
     Example:
         >>> step_parts("copy-sigmoid-seed100", steps=10, every=5)
@@ -175,7 +175,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def first_difference(before: Any, now: Any, where: str = "") -> str | None:
-    """Say which field of two nested settings differs first, in words, or None if none does.
+    """A message on the first field that differs between two nested settings; None if none does.
 
     Example:
         >>> first_difference({"text": {"steps": 3}}, {"text": {"steps": 4}})
@@ -184,7 +184,7 @@ def first_difference(before: Any, now: Any, where: str = "") -> str | None:
     if before == now:
         return None
     if isinstance(before, dict) and isinstance(now, dict):
-        # Plain values first: they are the options that the user gave.
+        # Plain values first, because they are the options that the user gave.
         for key in sorted(before.keys() | now.keys(), key=lambda k: (type(now.get(k)) is dict, k)):
             name = f"{where}.{key}" if where else key
             difference = first_difference(before.get(key), now.get(key), name)

@@ -1,7 +1,7 @@
-"""The study of a published claim: its tasks, the rule of its verdicts, and its figure.
+"""Defines the study of a published claim: its tasks, the rule of its verdicts, and its figure.
 
 A study is a module in a folder of `studies` with one `Study` called STUDY; `studies.registry` lists
-them. Tasks run in worker processes. So the `run` of a task is a function of a module, and its
+them. Tasks run in worker processes. So the `run` of a task is a module-level function, and its
 setting is a frozen dataclass of numbers, strings and tuples.
 """
 
@@ -99,7 +99,7 @@ class Finding:
     measured: str
     verdict: str
     because: str
-    # The checks behind it: converged share, gain against parameters, fits at the bounds.
+    # Checks of the finding: converged share, gain against parameters, fits at the bounds.
     controls: str = ""
 
 

@@ -1,4 +1,4 @@
-"""Runs the tasks of studies side by side: resumable, interruptible, on any executor."""
+"""Runs the tasks of studies in parallel: resumable, interruptible, on any executor."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from sigmoid_attention.training.environment import (
 from sigmoid_attention.training.progress import SweepProgress
 from sigmoid_attention.training.terminal import plain
 
-# Cached: it takes as long as a small task.
+# Cached, because it takes as long as a small task.
 _versions = cache(describe_versions)
 
 
@@ -47,14 +47,14 @@ def sweep(
     workers: int | None = None,
     console: Console | None = None,
 ) -> list[str]:
-    """Run the tasks of ``studies`` that ``out`` has no rows of; keep each as soon as it ends.
+    """Run the tasks of ``studies`` without rows in ``out``; save each as soon as it ends.
 
     If this process ends early, only running tasks are lost. A task that raises an exception does
     not stop the others.
 
     Args:
-        executor: runs the tasks; a pool of processes on this machine if not given.
-        workers: the number of processes of that pool; one per usable core if not given.
+        executor: runs the tasks; by default a pool of processes on this machine.
+        workers: the number of processes of that pool; by default one per usable core.
 
     Returns:
         For each task that raised, a sentence that names its study, cell and part.
@@ -124,7 +124,7 @@ def _orders(studies: Sequence[Study], archive: Archive, console: Console) -> lis
 
 
 def _collect(waiting: dict[Future, Order], archive: Archive, console: Console) -> list[str]:
-    """Keep the result of each task as it ends, and remove the task from ``waiting``."""
+    """Save the result of each task when it ends, and remove the task from ``waiting``."""
     failures = []
     work = sum(order.task.work for order in waiting.values())
     with SweepProgress(work, len(waiting), console) as progress:

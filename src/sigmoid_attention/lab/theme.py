@@ -1,7 +1,7 @@
 """Colours for light and dark pages: the palette, its CSS, and matplotlib's SVG with CSS classes.
 
 Figures are drawn with the light colours. In their SVG each colour of the palette becomes a class
-(``stroke-blue``, ``fill-ink``), to which the style sheet gives the colour of the page's scheme.
+(``stroke-blue``, ``fill-ink``), whose colour the style sheet sets for light and dark pages.
 """
 
 import re
@@ -18,8 +18,8 @@ class Colour(NamedTuple):
     dark: str
 
 
-# The chromatic ones after Okabe and Ito: readers of any colour vision can tell them apart. The
-# second half has lighter shades, for filled marks and thick lines.
+# Hues after Okabe and Ito, which readers with any colour vision can distinguish. The second half
+# has lighter shades, for filled marks and thick lines.
 PALETTE = {
     "paper": Colour("#fdfdfb", "#16181a"),
     "ink": Colour("#1d1f21", "#e4e4e0"),
@@ -43,9 +43,9 @@ PALETTE = {
 }
 FONTS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
-# By its shade on light pages; white is matplotlib's default ground.
+# Names by the shade on light pages; white is matplotlib's default background.
 _NAMES = {colour.light: name for name, colour in PALETTE.items()} | {"#ffffff": "paper"}
-# What matplotlib calls its elements; other ids were set by `set_gid`.
+# Ids that matplotlib generates; other ids were set by `set_gid`.
 _OWN_ID = re.compile(r"[A-Za-z.0-9]+_\d+")
 _DECIMALS = re.compile(r"-?\d+\.\d+")
 _DROPPED_TAGS = ("metadata", "style")
@@ -65,10 +65,10 @@ def style_sheet(names: Collection[str] = PALETTE.keys()) -> str:
     return (
         f":root {{\n  color-scheme: light dark;\n{light}  --plain: {FONTS};\n}}\n"
         f"@media (prefers-color-scheme: dark) {{\n:root {{\n{dark}}}\n}}\n{classes}"
-        # matplotlib leaves black out, which is the default of SVG.
+        # matplotlib omits black, the default of SVG.
         "svg { fill: var(--ink); stroke-linejoin: round; }\n"
         "svg text { font-family: var(--plain); font-variant-numeric: tabular-nums; }\n"
-        # A line of the ground's colour around text that stands on marks.
+        # An outline in the background's colour around text that overlaps marks.
         "svg .note text { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }\n"
     )
 
@@ -76,7 +76,7 @@ def style_sheet(names: Collection[str] = PALETTE.keys()) -> str:
 def with_classes(svg: bytes) -> Element:
     """matplotlib's SVG without namespaces, with classes in place of colours and of `set_gid`.
 
-    A colour that is not in the palette stays.
+    Colours outside the palette are kept.
     """
     root = ElementTree.fromstring(svg)
     for element in root.iter():
@@ -90,7 +90,7 @@ def with_classes(svg: bytes) -> Element:
 
 
 def standalone(root: Element, title: str = "") -> bytes:
-    """An SVG file with a style sheet of the colours in it."""
+    """An SVG file with a style sheet for its colours."""
     classes = {word for element in root.iter() for word in element.get("class", "").split()}
     used = {word.removeprefix("fill-").removeprefix("stroke-") for word in classes}
     names = [name for name in PALETTE if name in used | {"ink", "paper"}]
@@ -107,9 +107,9 @@ def standalone(root: Element, title: str = "") -> bytes:
 
 
 def inline(root: Element, label: str = "") -> str:
-    """An `<svg>` element for a page that holds the style sheet; it scales with its box.
+    """An `<svg>` element for a page with the style sheet; it scales with its box.
 
-    Without a `label` screen readers leave it out.
+    Without a `label` it is hidden from screen readers.
     """
     for name in ("width", "height"):
         root.attrib.pop(name, None)
@@ -122,7 +122,7 @@ def inline(root: Element, label: str = "") -> str:
 
 
 def _simplify(parent: Element) -> None:
-    """Rewrite all descendants; groups that say nothing give way to what they hold."""
+    """Rewrite all descendants; groups without attributes are replaced by their children."""
     children: list[Element] = []
     for child in parent:
         _rewrite(child, in_defs=parent.tag == "defs")
@@ -155,7 +155,7 @@ def _rewrite(element: Element, in_defs: bool) -> None:
 
 
 def _classes(element: Element, in_defs: bool) -> Iterator[str]:
-    """Take the palette's colours out of the element's style, and give their classes."""
+    """Remove the palette's colours from the element's style, and yield their classes."""
     style = dict(
         part.split(": ", 1) for part in element.attrib.pop("style", "").split("; ") if part
     )
@@ -163,7 +163,7 @@ def _classes(element: Element, in_defs: bool) -> Iterator[str]:
     for kind in ("fill", "stroke"):
         name = _NAMES.get(style.get(kind, ""))
         if in_defs:
-            # A marker takes its colours from where it is used.
+            # A marker inherits its colours from the element that uses it.
             style.pop(kind, None)
         elif name:
             del style[kind]
@@ -177,5 +177,5 @@ def _is_invisible(element: Element) -> bool:
 
 
 def _rounded(number: re.Match[str]) -> str:
-    # Plus zero, so that no "-0" is written.
+    # Adding zero avoids "-0".
     return f"{round(float(number[0]), 2) + 0.0:g}"

@@ -1,4 +1,4 @@
-"""The comparison as an HTML page: `page.render` writes one self-contained file."""
+"""Writes a comparison as one self-contained HTML file: `page.render`."""
 
 from sigmoid_attention.extras import require_lab
 

@@ -1,7 +1,7 @@
-"""Small charts: two axes and the marks between them, drawn by matplotlib.
+"""Small charts with two axes and marks, drawn by matplotlib.
 
-The series differ in more than colour: each has dashes and markers of its own, softmax dashes and
-open circles, sigmoid a solid line and filled squares.
+The series differ in colour, dashes and markers: softmax has dashes and open circles, sigmoid a
+solid line and filled squares.
 """
 
 import math
@@ -18,14 +18,14 @@ from sigmoid_attention.lab.figure import DOTS_PER_INCH, drawing, pixels, themed
 from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
 from sigmoid_attention.lab.theme import PALETTE, inline
 
-# In pixels: one is a CSS pixel on a narrow phone, so that text has its true size there.
+# In CSS pixels. On a narrow phone a chart is not scaled, so its text keeps its size.
 WIDTH, HEIGHT = 368, 268
 TOP, RIGHT, BOTTOM = 44, 16, 44
 CHARACTER = 7.0  # the width of a digit at the size of the ticks' labels
 KEY_WIDTH, KEY_HEIGHT = 32, 14
-# By the role of a line: its width and opacity.
+# The width and opacity of a line by its role.
 LINE_ROLES = {"mean": (2.25, 1.0), "seed": (0.9, 0.5), "alone": (1.5, 0.75), "pair": (1.0, 0.45)}
-# Markers of about equal area: the size of each shape for a square of one pixel.
+# Relative marker sizes, which give all shapes about the area of a square.
 MARKER_SIZES = {"s": 1.0, "o": 1.13, "D": 0.98, "^": 1.3, "v": 1.3, "X": 1.2, "P": 1.2}
 DOT_ROLES = {"mean": 8.0, "seed": 5.0}
 
@@ -35,7 +35,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """What one kind of marks looks like: the palette's colour, dashes, and the marker's shape.
+    """The style of one kind of marks: the palette's colour, dashes, and the marker's shape.
 
     An `is_open` marker is filled with the colour of the page.
     """
@@ -71,7 +71,7 @@ class Axis:
 
 
 def linear_axis(values: Sequence[float], title: str, form: Form, *, tight: bool = False) -> Axis:
-    """An axis over `values` with ticks at multiples of 1, 2 or 5; `tight` leaves no margin."""
+    """A linear axis over `values`, ticks at multiples of 1, 2 or 5; `tight` leaves no margin."""
     low, high = min(values), max(values)
     if low == high:
         low, high = low - (abs(low) or 1.0) * 0.1, high + (abs(high) or 1.0) * 0.1
@@ -83,7 +83,7 @@ def linear_axis(values: Sequence[float], title: str, form: Form, *, tight: bool 
 def log_axis(values: Sequence[float], title: str, form: Form, *, binary: bool = False) -> Axis:
     """A logarithmic axis over the positive `values`: ticks at powers of ten, or finer if few.
 
-    `binary` puts them at powers of two instead, where whole KiB and MiB are.
+    `binary` puts the ticks at powers of two instead, for whole KiB and MiB.
     """
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.2, max(positive) * 1.2
@@ -99,7 +99,7 @@ def log_axis(values: Sequence[float], title: str, form: Form, *, binary: bool = 
 
 
 def ticked_axis(ticks: Sequence[tuple[float, str]], title: str, *, log: bool = False) -> Axis:
-    """An axis with ticks at the measured positions themselves (lengths, seeds, arms)."""
+    """An axis with ticks at the measured positions (lengths, seeds, arms)."""
     low, high = min(at for at, _ in ticks), max(at for at, _ in ticks)
     if log:
         return Axis(title, low / 1.6, high * 1.35, tuple(ticks), log=True)
@@ -117,7 +117,7 @@ def _round_ticks(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve; `role` is "seed" (thin), "mean" (thick), "alone" (a seed where there is no mean) or
+    """A curve; `role` is "seed" (thin), "mean" (thick), "alone" (a seed without a mean) or
     "pair" (a faint link of two values)."""
 
     points: tuple[Point, ...]
@@ -129,14 +129,14 @@ class Line:
         width, opacity = LINE_ROLES[self.role]
         (line,) = ax.plot(x, y, color=self.series.ink, linewidth=width, alpha=opacity)
         if self.series.dashes:
-            # In pixels, as matplotlib counts in widths of the line.
+            # matplotlib's unit for dashes is the line width; here they are in pixels.
             line.set_dashes([length / width for length in self.series.dashes])
         line.set_gid(f"line {self.series.name} {self.role}")
 
 
 @dataclass(frozen=True)
 class Dots:
-    """Single values; the marker's shape is the series', its size that of a "seed" or a "mean"."""
+    """Single values; the series sets the marker's shape, the role ("seed", "mean") its size."""
 
     points: tuple[Point, ...]
     series: Series
@@ -176,7 +176,7 @@ class Whisker:
 
 @dataclass(frozen=True)
 class Rule:
-    """A level to compare with, over the whole width, such as no difference."""
+    """A reference level over the whole width, such as no difference."""
 
     y: float
 
@@ -186,7 +186,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Note:
-    """A few characters above a point, to its left, where a rising curve leaves space."""
+    """A short text above and to the left of a point, where a rising curve leaves space."""
 
     x: float
     y: float
@@ -209,7 +209,7 @@ Mark = Line | Dots | Whisker | Rule | Note
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: a title, two axes, marks drawn in their order, and what they show in words."""
+    """One chart: a title, two axes, marks drawn in their order, and a description in words."""
 
     title: str
     x: Axis
@@ -225,7 +225,7 @@ class Panel:
             return inline(themed(figure), f"{self.title}. {self.description}")
 
     def draw(self, figure: Figure, across: float = 0, down: float = 0) -> None:
-        """Draw the panel into a figure; its upper left corner is there, in pixels."""
+        """Draw the panel into a figure, with its upper left corner at (`across`, `down`) pixels."""
 
         def write(x: float, y: float, text: str, **style: Any) -> None:
             write_text(figure, across + x, down + y, text, **style)
@@ -237,7 +237,7 @@ class Panel:
         for mark in self.marks:
             mark.draw(ax)
         for artist in (*ax.lines, *ax.texts, *ax.get_ygridlines()):
-            # A mark at the edge is drawn in full.
+            # A mark at the edge is not clipped.
             artist.set_clip_on(False)
 
     def _axes(self, figure: Figure, across: float, down: float) -> Axes:
@@ -257,7 +257,7 @@ class Panel:
 
 
 def key_svg(series: Series) -> str:
-    """The series' line and marker, for a legend."""
+    """The series' line and marker as SVG, for a legend."""
     figure = pixels(KEY_WIDTH, KEY_HEIGHT)
     with drawing():
         draw_key(figure, 0, 0, series)
@@ -265,7 +265,7 @@ def key_svg(series: Series) -> str:
 
 
 def draw_key(figure: Figure, across: float, down: float, series: Series) -> None:
-    """Draw the series' line and marker, KEY_WIDTH x KEY_HEIGHT pixels, at that corner."""
+    """Draw the series' line and marker, KEY_WIDTH x KEY_HEIGHT pixels, at (`across`, `down`)."""
     ax = figure.add_axes(_fractions(figure, across, down, KEY_WIDTH, KEY_HEIGHT))
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.set_axis_off()
@@ -276,13 +276,13 @@ def draw_key(figure: Figure, across: float, down: float, series: Series) -> None
 
 
 def _on_axes(ax: Axes, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
-    """The coordinates; on a logarithmic axis zero is drawn at the lower end."""
+    """The coordinates of points; on a logarithmic axis zero is drawn at the lower end."""
     x, y = np.array(points, dtype=float).reshape(-1, 2).T
     return x, np.maximum(y, ax.get_ylim()[0]) if ax.get_yscale() == "log" else y
 
 
 def write_text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
-    """Text with its baseline so many pixels from the figure's upper left corner."""
+    """Write text with its baseline at (`x`, `y`) pixels from the upper left corner."""
     x, y, _, _ = _fractions(figure, x, y, 0, 0)
     figure.text(x, y, text, verticalalignment="baseline", **style)
 
@@ -290,6 +290,6 @@ def write_text(figure: Figure, x: float, y: float, text: str, **style: Any) -> N
 def _fractions(
     figure: Figure, x: float, y: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
-    """A box in matplotlib's coordinates; `x` and `y` are those of its upper left corner."""
+    """A box in matplotlib's coordinates; `x` and `y` are its upper left corner in pixels."""
     across, down = figure.get_size_inches() * DOTS_PER_INCH
     return x / across, 1 - (y + height) / down, width / across, height / down

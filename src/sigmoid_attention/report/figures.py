@@ -1,4 +1,4 @@
-"""The figures of the report: the values in each, and a caption that says how to read them."""
+"""The figures of the report: the values of each, and a caption that explains it."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from sigmoid_attention.report.panels import (
 from sigmoid_attention.studies.compare.standing import reading, solved_by
 from sigmoid_attention.studies.compare.summary import COURSE, EQUAL_TIME, LOSS, STEP
 
-# Of a curve; more could not be distinguished at this size.
+# More points of a curve could not be distinguished at this size.
 MOST_POINTS = 80
 MOST_LAYERS = 4
 
@@ -37,7 +37,7 @@ COSTS = {
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """Panels under one title and caption; `absent` holds sentences on what has no values.
+    """Panels under one title and caption; `absent` has sentences on missing values.
 
     Each line of the caption is a paragraph.
     """
@@ -50,7 +50,7 @@ class ReportFigure:
 
 
 def figures(measured: Measured) -> list[ReportFigure]:
-    """All figures of the report, in its order; one without panels has only words."""
+    """All figures of the report, in its order; a figure without panels has only text."""
     return [draw(measured) for draw in FIGURES]
 
 
@@ -139,7 +139,7 @@ def _trend(change: Interval) -> list[str]:
 
 
 def _equal_time(measured: Measured) -> list[str]:
-    """Which arm is ahead at equal time, from the summary's row of it."""
+    """Which arm has the lower loss at equal time, from the summary's row."""
     row = measured.row(EQUAL_TIME)
     if row is None or not row.difference.n:
         return []
@@ -174,7 +174,7 @@ def longer(measured: Measured) -> ReportFigure:
 def retrieval(measured: Measured) -> ReportFigure:
     """Accuracy of associative recall and of copying, over training and at its end."""
     panels: list[Panel] = []
-    # Every held-out test is shown: they are few, and averaging would hide sudden learning.
+    # Every held-out test is shown, because averaging would hide sudden learning.
     accuracy = {metric: _curves(measured, metric, bins=10**9) for metric in TASKS}
     accuracy = {metric: by_arm for metric, by_arm in accuracy.items() if by_arm}
     for metric, by_arm in accuracy.items():
@@ -270,7 +270,7 @@ def _by_layer(
     metric_name: str,
     unit: str,
 ) -> ReportFigure:
-    """A figure with a panel for each layer, or for some, on one logarithmic scale."""
+    """A figure with a panel for each layer, or for some layers, on one logarithmic scale."""
     layers = measured.layers(metric)
     kept = min(len(layers), MOST_LAYERS)
     shown = [layers[round(i * (len(layers) - 1) / max(kept - 1, 1))] for i in range(kept)]

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: sensible digits, units, and words where there is no number."""
+"""Formats numbers for readers: digits, units, and words for missing numbers."""
 
 import math
 
@@ -6,12 +6,12 @@ from sigmoid_attention.lab.statistics import Interval
 
 ABSENT = "not measured"
 
-# Factor to the base unit, largest first; the first that the value reaches is used.
+# Factors to the base unit, largest first; the first factor not above the value is used.
 SECONDS = ((60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 BYTES = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
 
-# By kind and unit of a difference: the level of none, the sign, the suffix, the factor to what is
-# shown, and the digits after the point (where there is no interval to go by, and at most).
+# By kind and unit of a difference: the level of no difference, the sign, the suffix, the factor of
+# the shown number, and the digits after the point (without an interval, and at most).
 _SHAPES = {
     ("ratio", ""): (1.0, "", "×", 1.0, 2, 3),
     ("difference", ""): (0.0, "+", "", 1.0, 3, 4),
@@ -21,7 +21,7 @@ _SHAPES = {
 
 
 def quantity(value: float, unit: str) -> str:
-    """`value` with its unit: seconds and bytes scaled, fractions as percent.
+    """`value` with its unit: seconds and bytes are scaled, fractions are percentages.
 
     Example:
         >>> quantity(0.00123, "seconds"), quantity(3 * 2**20, "bytes"), quantity(0.914, "fraction")
@@ -43,7 +43,7 @@ def quantity(value: float, unit: str) -> str:
 
 
 def plain(value: float) -> str:
-    """A bare number to four significant digits, integers in full.
+    """A number without a unit, to four significant digits; integers in full.
 
     Example:
         >>> plain(812345), plain(0.0123456), plain(-3.5)
@@ -55,9 +55,9 @@ def plain(value: float) -> str:
 
 
 def difference(interval: Interval, unit: str, kind: str) -> tuple[str, str]:
-    """How far two arms lie apart, and the interval around it in the same digits.
+    """The difference of two arms, and its interval with the same digits.
 
-    The digits follow the interval: two of its half width, because further ones are noise.
+    The interval sets the digits: two significant ones of its half width; further ones are noise.
 
     Example:
         >>> difference(Interval(0.03412, 0.0213, 0.0469, 3), "bits/byte", "difference")
@@ -77,14 +77,14 @@ def difference(interval: Interval, unit: str, kind: str) -> tuple[str, str]:
     mean, low, high = (factor * x for x in (interval.mean, interval.low, interval.high))
     if interval.bounded and high > low:
         digits = min(max(1 - math.floor(math.log10((high - low) / 2)), 0), most)
-        # A bound that only rounding puts on the level of no difference gets one digit more.
+        # If rounding moves a bound to the level of no difference, one more digit is shown.
         digits += any(round(x, digits) == same != x for x in (low, high))
     middle, bottom, top = (_minus(f"{x:{sign}z.{digits}f}") for x in (mean, low, high))
     return f"{middle}{suffix}", f"{bottom} to {top}" if interval.bounded else ""
 
 
 def tick(value: float, unit: str) -> str:
-    """`value` with its unit in as few digits as it takes, for the labels of an axis.
+    """`value` with its unit in as few digits as possible, for the labels of an axis.
 
     Example:
         >>> tick(0.003, "seconds"), tick(2.0**21, "bytes"), tick(0.5, "fraction")
@@ -97,7 +97,7 @@ def tick(value: float, unit: str) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference with its sign, to two significant digits; zero has none.
+    """A difference with its sign, to two significant digits; zero has no sign.
 
     Example:
         >>> signed(0.0214), signed(-1.5), signed(0.0)
@@ -107,7 +107,7 @@ def signed(value: float) -> str:
 
 
 def token_count(length: float) -> str:
-    """A sequence length as tick labels write it: 512, 1k, 16k (k = 1024).
+    """A sequence length as a tick label: 512, 1k, 16k (k = 1024).
 
     Example:
         >>> token_count(512), token_count(4096), token_count(1536)
@@ -131,7 +131,7 @@ def compact(value: float) -> str:
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
     factor, name = next((u for u in units if abs(value) >= u[0]), units[-1])
     scaled = value / factor
-    # Three significant digits without an exponent, also where they end before the point.
+    # Three significant digits without an exponent, also for large numbers.
     digits = max(2 - math.floor(math.log10(abs(scaled))), 0) if scaled else 0
     return f"{_minus(f'{scaled:.{digits}f}')} {name}"
 

@@ -1,4 +1,4 @@
-"""HTML from the templates of this folder; text from outside is escaped."""
+"""Renders the HTML templates of this folder; inserted text is escaped."""
 
 from typing import Any
 
@@ -16,5 +16,5 @@ _TEMPLATES = Environment(
 
 
 def from_template(name: str, **values: Any) -> Markup:
-    """The template's HTML; of the `values` only `Markup` is not escaped."""
+    """Render a template; all `values` except `Markup` are escaped."""
     return Markup(_TEMPLATES.get_template(name).render(values))

@@ -1,4 +1,4 @@
-"""The rows of a comparison for the figures: by metric, arm and seed, in order."""
+"""Looks up a comparison's values for the figures, by metric, arm and seed."""
 
 import math
 from collections import defaultdict
@@ -39,7 +39,7 @@ class Measured:
                 self._not_finite[metric, arm].add(value.seed)
         for values in self._values.values():
             values.sort()
-        # Bits per byte of a table of byte pairs, a model without attention.
+        # Bits per byte of the bigram baseline, a model without attention.
         self.baseline: float = baseline_bits(comparison.rows)
         self.late_change: Interval = late_change_of_gap(comparison.rows)
         text = comparison.setting.get("text", {})
@@ -67,25 +67,25 @@ class Measured:
         return sorted({v.layer for arm in ARMS for v in self.values(metric, arm)})
 
     def seeds(self, metric: str) -> list[int]:
-        """The seeds with which any arm has this metric."""
+        """The seeds for which any arm has this metric."""
         return sorted({v.seed for arm in ARMS for v in self.values(metric, arm)})
 
     def row(self, metric: str, length: int = NONE) -> SummaryRow | None:
-        """The row of a metric in the summary, if there is one."""
+        """The row of a metric in the summary; None if there is none."""
         return self._summary.get((metric, length))
 
     def solved(self, metric: str) -> Solved | None:
-        """How many seeds solved a task, if the arms are compared by that number."""
+        """The number of seeds that solved a task, if the arms are compared by this number."""
         row = self.row(metric)
         return row.solved if row else None
 
     def intervals(self, metric: str, length: int = NONE) -> dict[str, Interval]:
-        """The mean and interval of each arm in the summary; empty where no mean is shown."""
+        """The mean and interval of each arm in the summary; empty if no mean is shown."""
         row = self.row(metric, length)
         return {SOFTMAX: row.softmax, SIGMOID: row.sigmoid} if row and not row.solved else {}
 
     def means(self, metric: str, arm: str) -> dict[int, float]:
-        """The mean of an arm by length: from the summary, or else of the values themselves."""
+        """The mean of an arm by length: from the summary, or else computed from the values."""
         by_length: dict[int, list[float]] = defaultdict(list)
         for value in self.values(metric, arm):
             by_length[value.length].append(value.value)
@@ -136,10 +136,10 @@ class Measured:
 
 
 def curves(values: Sequence[Value], *, bins: int) -> dict[int, Curve]:
-    """Each seed's values by step, averaged within at most `bins` stretches of equal length.
+    """Each seed's values by step, averaged within at most `bins` intervals of equal length.
 
-    The stretches are the same for every seed and arm that took the same steps, so that means and
-    differences of curves compare like with like.
+    The intervals are the same for every seed and arm with the same steps, so means and differences
+    of curves are taken over the same steps.
     """
     if not values:
         return {}
@@ -156,12 +156,12 @@ def curves(values: Sequence[Value], *, bins: int) -> dict[int, Curve]:
 
 
 def scaled_x(curves: Mapping[int, Curve], factor: float) -> dict[int, Curve]:
-    """The curves with x multiplied by `factor`, such as the tokens or seconds of a step."""
+    """The curves with x multiplied by `factor`, such as the tokens or seconds per step."""
     return {seed: tuple((factor * x, y) for x, y in curve) for seed, curve in curves.items()}
 
 
 def mean_curve(curves: Mapping[int, Curve]) -> Curve:
-    """The mean over the seeds, at each x that all of them reached."""
+    """The mean over the seeds, at each x that all seeds reached."""
     by_x: dict[float, list[float]] = defaultdict(list)
     for curve in curves.values():
         for x, y in curve:

@@ -1,4 +1,4 @@
-"""The report's last section: the rules, the data, the machine, and how to repeat the run."""
+"""The report's last section: rules, data, machine, and the command that repeats the run."""
 
 import json
 import math
@@ -65,9 +65,9 @@ def method(comparison: Comparison, measured: Measured) -> Markup:
 
 
 def when(rows: pa.Table) -> dict[str, str]:
-    """When the first unit began, when the last ended (UTC), and how long all took, in words.
+    """The start of the first unit, the end of the last (UTC), and the total time, in words.
 
-    Breaks between the units do not count. Empty if the rows do not hold these times.
+    Breaks between the units do not count. Empty if the rows do not have these times.
     """
     ends = select_values(rows, UNIT_END, "value")
     seconds = select_values(rows, UNIT_SECONDS, "value")
@@ -87,13 +87,13 @@ def _date(seconds: float) -> str:
 
 
 def commits(rows: pa.Table) -> str:
-    """The commits that the rows were measured with, several if the source changed meanwhile."""
+    """The source commits of the rows; several if the source changed during the comparison."""
     stamps = [json.loads(text) for text in rows["versions"].unique().to_pylist() if text]
     return ", ".join(sorted({stamp["commit"] for stamp in stamps if "commit" in stamp}))
 
 
 def _run_facts(comparison: Comparison, measured: Measured) -> dict[str, Any]:
-    """Facts on the run that the rows hold."""
+    """Facts on the run, from the rows."""
     seeds = measured.seeds("train_loss") or measured.seeds("validation_bits_per_byte")
     facts: dict[str, Any] = {"seeds that trained": seeds, **when(comparison.rows)}
     peak = whole_run_peak(comparison.rows)
@@ -101,7 +101,7 @@ def _run_facts(comparison: Comparison, measured: Measured) -> dict[str, Any]:
 
 
 def _flat(facts: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """A nested mapping's leaves, named by their path, in words."""
+    """The leaves of a nested mapping, named by their path, in words."""
     for key, value in facts.items():
         name = f"{above}{str(key).removesuffix('_bytes').replace('_', ' ')}"
         if isinstance(value, Mapping):

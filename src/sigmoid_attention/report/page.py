@@ -1,4 +1,4 @@
-"""The report: one HTML file without scripts, images or downloads."""
+"""Renders the report: one HTML file without scripts, image files or downloads."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +19,7 @@ from sigmoid_attention.training.files import write_whole
 
 
 class Section(NamedTuple):
-    """A part of the page; `name` is its address."""
+    """A section of the page; `name` is its anchor."""
 
     name: str
     title: str
@@ -29,9 +29,9 @@ class Section(NamedTuple):
 def render(comparison: Comparison, path: str | Path) -> None:
     """Write the report of a comparison to `path`: one HTML file without scripts or downloads.
 
-    It begins with the verdict and what to do next. The summary, the figures, texts of the models
-    and the method follow. A sentence stands where a value was not measured. The same comparison
-    gives the same bytes.
+    It begins with the verdict and the next steps. The summary, the figures, texts of the models
+    and the method follow. Missing values are replaced by a sentence. The same comparison gives the
+    same bytes.
 
     Raises:
         OSError: the file cannot be written; an older file stays.
@@ -80,7 +80,7 @@ def page(comparison: Comparison) -> str:
 
 
 def _facts(comparison: Comparison) -> list[str]:
-    """When the comparison ended, how long it took, and the commit of its source."""
+    """The end and the duration of the comparison, and the commit of its source."""
     times = when(comparison.rows)
     facts = [f"Finished {times['finished']}", f"took {times['duration']}"] if times else []
     commit = commits(comparison.rows)
@@ -88,7 +88,7 @@ def _facts(comparison: Comparison) -> list[str]:
 
 
 def _fused(fusion: Fusion | None) -> Markup:
-    """What computed sigmoid attention, and the gain of the fused operator or why it is unknown."""
+    """The operator that computed sigmoid attention, and its gain by fusion or why it is unknown."""
     if fusion is None:
         return Markup()
     if not fusion.gains:

@@ -1,4 +1,4 @@
-"""The kinds of panel in the report's figures."""
+"""Builds the panels of the report's figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ from sigmoid_attention.report.chart import (
 from sigmoid_attention.report.format import compact, plain, quantity, signed, tick, token_count
 from sigmoid_attention.report.measured import Curve, Measured, mean, mean_curve
 
-# Where both arms have the same x, softmax is drawn to its left and sigmoid to its right.
+# If both arms have the same x, softmax is drawn to the left of it and sigmoid to the right.
 SIDE = {SOFTMAX: -1.0, SIGMOID: 1.0}
 DIFFERENCE_TITLE = "Sigmoid − softmax"
 
@@ -35,7 +35,7 @@ Curves = Mapping[int, Curve]
 def arms_panel(
     values: Mapping[str, Mapping[int, float]], intervals: Mapping[str, Interval]
 ) -> Panel:
-    """The values of both arms by seed, linked where they share a seed, and mean and interval."""
+    """The values of both arms, linked by seed, with mean and interval."""
     x_of = {SOFTMAX: 0.0, SIGMOID: 1.0}
     marks: list[Mark] = [
         Line(((0.0, values[SOFTMAX][seed]), (1.0, values[SIGMOID][seed])), DIFFERENCE, "pair")
@@ -53,7 +53,7 @@ def arms_panel(
 
 
 def difference_panel(differences: Mapping[int, float], interval: Interval | None) -> Panel:
-    """The difference of the arms by seed, and its mean with the interval."""
+    """The difference of the arms by seed, with its mean and interval."""
     dots = Dots(
         tuple((float(i), y) for i, y in enumerate(differences.values())), DIFFERENCE, "seed"
     )
@@ -82,7 +82,7 @@ def curves_panel(
     *,
     averaged: bool = True,
 ) -> Panel:
-    """Curves over training: every seed thin and the mean thick, or, not `averaged`, seeds alone."""
+    """Curves over training: seeds thin and their mean thick; seeds alone if not `averaged`."""
     marks = [
         mark
         for arm, by_seed in curves_by_arm.items()
@@ -117,7 +117,7 @@ def lengths_panels(measured: Measured, metric: str) -> list[Panel]:
     marks: list[Mark] = []
     values: list[str] = []
     for arm in measured.arms(metric):
-        # A small shift, so that the interval of one arm does not hide the other's.
+        # A small shift, so that the intervals of the arms do not overlap.
         series, shift = ARM_SERIES[arm], 1 + 0.04 * SIDE[arm]
         means = measured.means(metric, arm)
         marks.append(Line(tuple((n * shift, y) for n, y in means.items()), series, "mean"))
@@ -165,7 +165,7 @@ def final_accuracy_panel(
             if ends:
                 marks.append(Dots(tuple((x + 0.12 * SIDE[arm], y) for y in ends), series, "seed"))
             if interval := intervals[x].get(arm):
-                # An accuracy lies between 0 and 1; the interval of a mean may not.
+                # Accuracies lie between 0 and 1, but the interval of a mean may exceed this range.
                 interval = replace(
                     interval, low=max(interval.low, 0.0), high=min(interval.high, 1.0)
                 )
@@ -181,7 +181,7 @@ def final_accuracy_panel(
 
 
 def cost_panel(measured: Measured, metric: str, title: str, unit: str) -> Panel:
-    """Time or memory by sequence length, both axes logarithmic, the ratio written above."""
+    """Time or memory by sequence length on logarithmic axes, with the ratio above each point."""
     costs = {arm: measured.means(metric, arm) for arm in ARMS}
     marks: list[Mark] = []
     values: list[str] = []
@@ -190,7 +190,7 @@ def cost_panel(measured: Measured, metric: str, title: str, unit: str) -> Panel:
             marks += [Line(points, series, "mean"), Dots(points, series, "mean")]
         values += [f"{arm} at {n} tokens {quantity(value, unit)}" for n, value in points]
     for n in sorted(costs[SOFTMAX].keys() & costs[SIGMOID].keys()):
-        # The summary's ratio is that of paired timings; without it the ratio of means is shown.
+        # The summary's ratio is of paired timings; without it the ratio of means is shown.
         interval = measured.difference(metric, n)
         ratio = interval.mean if interval and interval.n else costs[SIGMOID][n] / costs[SOFTMAX][n]
         marks.append(Note(n, max(costs[arm][n] for arm in ARMS), f"{ratio:.2g}×"))
@@ -209,7 +209,7 @@ def cost_panel(measured: Measured, metric: str, title: str, unit: str) -> Panel:
 
 
 def interval_marks(x: float, interval: Interval | None, series: Series) -> list[Mark]:
-    """A mean and its whisker; the mean alone if it has no interval, nothing if there is no mean."""
+    """A mean with its whisker; the mean alone without an interval, nothing without a mean."""
     if interval is None or interval.n == 0:
         return []
     dot = Dots(((x, interval.mean),), series, "mean")
@@ -217,7 +217,7 @@ def interval_marks(x: float, interval: Interval | None, series: Series) -> list[
 
 
 def curve_marks(curves: Curves, series: Series, averaged: bool = True) -> list[Mark]:
-    """The seeds' curves, thin, and over them their mean, thick; or the seeds alone, less thin."""
+    """The seeds' thin curves and their thick mean; or only the seeds, with thicker lines."""
     if not averaged:
         return [Line(curve, series, "alone") for curve in curves.values()]
     several = len(curves) > 1

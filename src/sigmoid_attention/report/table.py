@@ -1,4 +1,4 @@
-"""The summary as HTML tables: what each arm measured, their difference, and the verdict."""
+"""The summary as HTML tables: each arm's measurement, the difference, and the verdict."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -13,7 +13,7 @@ from sigmoid_attention.studies.compare.standing import Reading, gain_reading, pa
 
 HEADINGS = ("Question", "Verdict", "Softmax", "Sigmoid", "Sigmoid against softmax")
 FUSED_HEADINGS = ("Question", "Verdict", "Unfused", "Fused", "Fused against unfused")
-# By the beginning of a metric's name; the first match counts.
+# Groups by the prefix of a metric's name; the first match counts.
 GROUPS = (
     (("validation",), "Language modelling"),
     (("recall", "copy"), "Retrieval"),
@@ -24,7 +24,7 @@ Cells = tuple[str, str, str, str]
 
 
 def cells(row: SummaryRow) -> Cells:
-    """What each arm measured, their difference, and its interval.
+    """The measurement of each arm, the difference, and its interval.
 
     Example:
         >>> from sigmoid_attention.lab.statistics import Interval
@@ -51,13 +51,13 @@ def gain_cells(gain: Gain) -> Cells:
 
 
 def _ratio(ratio: float, unit: str, number: str, interval: str) -> tuple[str, str]:
-    # Without the verb: "is 8% faster", "takes as long".
+    # The verb is removed: "is 8% faster", "takes as long".
     words = share(ratio) if unit == "bytes" else pace(ratio).partition(" ")[2]
     return words, f"{number}, {interval}" if interval else number
 
 
 def summary_table(rows: Sequence[SummaryRow]) -> Markup:
-    """The `<table>` of the summary, in groups; each verdict is in the cell of its question."""
+    """The `<table>` of the summary, in groups; each verdict is in the cell of its metric."""
     if not rows:
         return Markup('<p class="absent">Nothing to sum up: no run has finished.</p>')
     ordered = sorted(rows, key=lambda row: [name for _, name in GROUPS].index(_group(row)))
@@ -69,18 +69,18 @@ def summary_table(rows: Sequence[SummaryRow]) -> Markup:
 
 
 def fused_table(gains: Sequence[Gain]) -> Markup:
-    """The `<table>` of what fusing the operator gains."""
+    """The `<table>` of the gains by fusing the operator."""
     rows = [_line(gain.label, "", gain_reading(gain), gain_cells(gain)) for gain in gains]
     return from_template("fused.html", headings=FUSED_HEADINGS, rows=rows)
 
 
 def no_gain(fusion: Fusion) -> str:
-    """Why there is no figure for what the fused operator gains, where there is none."""
+    """The reason why the gain of the fused operator is not known."""
     return f"not measured, since sigmoid attention ran in {fusion.operator}"
 
 
 def _hint(row: SummaryRow) -> str:
-    """The unit, and which direction is better; a ratio's words say that themselves."""
+    """The unit, and which direction is better; the words of a ratio already include the latter."""
     if row.solved:
         return "seeds that solved it, more is better"
     if row.kind == "ratio":
@@ -90,13 +90,13 @@ def _hint(row: SummaryRow) -> str:
 
 
 def _line(label: str, hint: str, verdict: Reading, numbers: Cells) -> dict[str, Any]:
-    """What the template `line` shows."""
+    """The values of the template `line`."""
     left, right, amount, interval = numbers
     return {
         "label": label,
         "hint": hint,
         "reading": verdict,
-        # "n = 4" stays in one line.
+        # Non-breaking spaces keep "n = 4" on one line.
         "why": verdict.why.replace(" = ", "\u00a0=\u00a0"),
         "left": left,
         "right": right,

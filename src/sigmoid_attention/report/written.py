@@ -1,4 +1,4 @@
-"""The texts of the trained models, with every byte made safe to show."""
+"""The texts that the trained models generated, with unsafe bytes escaped."""
 
 from markupsafe import Markup
 
@@ -9,7 +9,7 @@ from sigmoid_attention.studies.compare.text import PROMPT, TEMPERATURE, TOP_P, W
 
 
 def texts(measured: Measured) -> Markup:
-    """What each arm wrote after the same beginning, as HTML."""
+    """The text that each arm generated after the same prompt, as HTML."""
     if not measured.arms(WRITTEN):
         return Markup('<p class="absent">Texts of the models: not measured.</p>')
     shown = [

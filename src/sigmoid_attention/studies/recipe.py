@@ -1,15 +1,14 @@
-"""Which bias and norms train a sigmoid decoder best, over learning rates and seeds.
-
+"""The recipe study: which bias and norms train a sigmoid decoder best, over rates and seeds.
 This study chose `ModelConfig.recipe("recommended")`. The paper (Ramapuram et al. 2024) takes
 b = -log n, with ALiBi and hybrid norm. Two changes were better in short trials: with rotary
 positions a bias below -log n and hybrid norm; with ALiBi a bias by each head's effective length.
 One small decoder is trained on the standard library's source, for every candidate, learning rate
 and seed. Each candidate is then judged at its best learning rate.
 
-Rule: at each candidate's best learning rate (lowest mean over seeds of the held-out bits per byte
-at the training length) the candidate of a position is *recommended* whose mean is lowest among the
-sigmoid ones. Its gap to softmax is the paired difference over seeds to the better softmax
-candidate of the same position, with its 95% t-interval; its gain over the paper is the same
+Rule: a candidate's best learning rate has the lowest mean over seeds of the held-out bits per byte
+at the training length. For each position, the sigmoid candidate with the lowest mean at its best
+learning rate is *recommended*. Its gap to softmax is the paired difference over seeds to the better
+softmax candidate of the same position, with its 95% t-interval. Its gain over the paper is the same
 difference to the paper's bias and norms.
 """
 
@@ -36,7 +35,7 @@ from sigmoid_attention.training.trainer import Diverged, TrainConfig, train
 
 METRIC = "validation_bits_per_byte"
 
-# Position, norm placement, and what is left of the model's configuration.
+# Position, norm placement, and the other fields of the model's configuration.
 CANDIDATES: dict[str, dict] = {
     "rope softmax pre": {"activation": "softmax"},
     "rope softmax hybrid": {"activation": "softmax"},
@@ -77,7 +76,7 @@ class RecipeSetting:
 
 
 def model_config(candidate: str, setting: RecipeSetting) -> ModelConfig:
-    """The decoder of a candidate; all candidates share the settings that its name omits."""
+    """The decoder of a candidate; settings that are not in its name are common to all."""
     position, _, placement = candidate.split()[:3]
     return ModelConfig(
         vocab_size=ByteTokenizer().vocab_size,
@@ -94,7 +93,7 @@ def model_config(candidate: str, setting: RecipeSetting) -> ModelConfig:
 
 
 def units(setting: RecipeSetting) -> Iterator[tuple[str, float, int]]:
-    """Every run: seeds outermost, so that an interrupted study has whole replicates."""
+    """Every run; seeds are the outer loop, so that an interrupted study has complete replicates."""
     for seed in range(setting.seeds):
         for lr in setting.learning_rates:
             for candidate in CANDIDATES:
@@ -106,7 +105,7 @@ def unit_name(candidate: str, lr: float, seed: int) -> str:
 
 
 def run(out: Path, setting: RecipeSetting, *, resume: bool = False) -> Store:
-    """Train every candidate that ``out`` has no rows of yet."""
+    """Train every candidate without rows in ``out``."""
     corpus = load_corpus(setting.source)
     tokenizer = ByteTokenizer()
     tokens = token_stream(tokenizer, corpus.train)
@@ -115,7 +114,7 @@ def run(out: Path, setting: RecipeSetting, *, resume: bool = False) -> Store:
         "versions": describe_versions(),
         "provenance": dataclasses.asdict(corpus.provenance),
     }
-    # Seeds and learning rates only select runs, so more of them can be added to a study.
+    # Seeds and learning rates only select runs, so more can be added to a study.
     fixed = dataclasses.asdict(setting)
     del fixed["seeds"], fixed["learning_rates"]
     store = Store(out, fixed, stamp, resume=resume)
@@ -156,7 +155,7 @@ def run(out: Path, setting: RecipeSetting, *, resume: bool = False) -> Store:
 class Standing:
     """A candidate at its best learning rate: bits per byte at n, 2n and 4n, and the gap at n.
 
-    ``by_seed`` are the values at n themselves.
+    ``by_seed`` has the values at n.
     """
 
     candidate: str
@@ -167,7 +166,7 @@ class Standing:
 
 
 def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
-    """Every candidate at its own best learning rate, against the better softmax of its position."""
+    """Every candidate at its best learning rate, against the better softmax of its position."""
     values: dict[tuple[str, float], dict[int, dict[int, float]]] = defaultdict(
         lambda: defaultdict(dict)
     )
@@ -211,7 +210,7 @@ def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
 
 
 def recommended(found: list[Standing]) -> dict[str, Standing]:
-    """By the module's rule, the sigmoid candidate of each position."""
+    """The recommended sigmoid candidate of each position, by the module's rule."""
     first = {standing.candidate: min(standing.at) for standing in found}
     return {
         position: min(

@@ -1,6 +1,6 @@
-"""Every study: those that `studies run` runs, and those that have a command of their own.
+"""The list of all studies: those that `studies run` runs, and those with a command of their own.
 
-Nothing heavy is imported here: the module of a study is imported when the study is needed.
+Imports here are light: the module of a study is imported when the study is needed.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from sigmoid_attention.training.files import read_json
 if TYPE_CHECKING:
     from sigmoid_attention.lab.study import Study
 
-# Studies of published claims, in the order of the report. A group is a folder of `studies`, and
-# each name is a module in it that defines STUDY, except for those in SHARED_MODULES.
+# Studies of published claims, in the order of the report. A group is a folder of `studies`. Each
+# name is a module in it that defines STUDY, except for the names in SHARED_MODULES.
 CLAIM_STUDIES = {
     "mixtures": (
         "nguyen2024_table",
@@ -62,9 +62,9 @@ SHARED_MODULES: dict[str, str] = dict.fromkeys(
 class CommandStudy:
     """A study with a command of its own, which runs, continues and reports it.
 
-    ``rule`` is the module that states how the answer is computed. The rest says how a folder of
-    the study is recognised: it has ``subfolder/setting.json`` with the key ``setting_key``, which
-    no other study writes, and ``subfolder/result`` once the study is complete.
+    ``rule`` is the module whose docstring states the rule of the answer. A folder of the study is
+    recognised by ``subfolder/setting.json`` with the key ``setting_key``, which no other study
+    writes; a complete study also has ``subfolder/result``.
     """
 
     name: str
@@ -163,10 +163,10 @@ def claim_study(name: str) -> "Study":
 
 
 def select_claims(names_or_groups: Sequence[str]) -> "list[Study]":
-    """Studies of published claims in the order of the report, each once; all of them for [].
+    """Studies of published claims in the order of the report, each once; all studies for [].
 
     Raises:
-        ValueError: a name is neither that of such a study nor that of a group.
+        ValueError: a name is neither such a study nor a group.
 
     Example:
         >>> [study.name for study in select_claims(["theory", "regularity_depth"])][:2]

@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file with everything that is needed to continue a run.
+"""Saves and loads checkpoints: one safetensors file with the complete state of a training run.
 
 Tensors are named `model/<name>`, `optimizer/<parameter>/<state>`, `rng/<device>` and `losses`;
-the step, the configuration and a checksum are JSON in the header. Nothing is ever unpickled.
+the step, the configuration and a checksum are JSON in the header. Nothing is unpickled.
 """
 
 import json
@@ -31,7 +31,7 @@ HEADER = "sigmoid-attention checkpoint"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file held: finished steps, the configuration of the run, and all tensors by name."""
+    """The content of a file: finished steps, the run's configuration, and all tensors by name."""
 
     path: Path
     step: int
@@ -50,7 +50,7 @@ class Checkpoint:
                 tensor.copy_(self.tensors[f"model/{name}"])
 
     def restore_training(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Also bring the optimiser and torch's global random generators to where they were."""
+        """Restore the model, the optimiser and torch's global random generators."""
         self.restore_model(model)
         for name, parameter in model.named_parameters():
             prefix = f"optimizer/{name}/"
@@ -73,12 +73,12 @@ def save_checkpoint(
     losses: Sequence[float],
     config: dict[str, Any],
 ) -> None:
-    """Write the run's state to `path`, whole or not at all; `losses` has one of every step done.
+    """Write the run's state to `path`, whole or not at all; `losses` has one per finished step.
 
-    A checkpoint that was there becomes `<stem>.previous.safetensors`.
+    An existing checkpoint is renamed to `<stem>.previous.safetensors`.
 
     Raises:
-        OSError: the disk is full or not writable; the old checkpoint is still there.
+        OSError: the disk is full or not writable; the old checkpoint is kept.
     """
     tensors = {f"model/{name}": tensor for name, tensor in _model_tensors(model).items()}
     for name, parameter in model.named_parameters():
@@ -96,8 +96,8 @@ def save_checkpoint(
 
     fresh = path.with_name(f"{path.name}.new")
     write_whole(fresh, content)
-    # Only now that the new one is safe does the old one move: at every moment one of the two
-    # names holds a whole checkpoint, which is what `latest_checkpoint` looks for.
+    # The old checkpoint is renamed after the new one is on disk. So one of the two names always
+    # holds a whole checkpoint, which `latest_checkpoint` finds.
     if path.exists():
         _move(path, path.with_name(f"{path.stem}.previous{path.suffix}"))
     _move(fresh, path)
@@ -114,9 +114,9 @@ def load_checkpoint(path: Path, *, expect: dict[str, Any] | None = None) -> Chec
     """Read a checkpoint, onto the CPU.
 
     Raises:
-        ValueError: the file is damaged or not a checkpoint, or `expect` is given and is not the
-            configuration that it was made with; names the first field that differs.
-        OSError: there is no such file, or it may not be read.
+        ValueError: the file is damaged or not a checkpoint, or its configuration differs from
+            `expect`; names the first field that differs.
+        OSError: the file does not exist or cannot be read.
     """
     with _opened(path) as file:
         header = _header(file)
@@ -132,9 +132,9 @@ def load_checkpoint(path: Path, *, expect: dict[str, Any] | None = None) -> Chec
 
 
 def belongs(path: Path, config: dict[str, Any]) -> bool:
-    """Whether a run of this configuration may go on with the checkpoint, by its header alone.
+    """Whether a run of this configuration may continue from the checkpoint; reads only its header.
 
-    Raises what `load_checkpoint` raises where the header cannot be read.
+    Raises the errors of `load_checkpoint` if the header cannot be read.
     """
     with _opened(path) as file:
         return _difference(_header(file)["config"], config) is None
@@ -143,7 +143,7 @@ def belongs(path: Path, config: dict[str, Any]) -> bool:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     refuse_endless(path)
-    # The system's own words for a folder, or for a file that may not be read, are these.
+    # For a folder or an unreadable file, `open` raises the operating system's own message.
     with open(path, "rb"):
         pass
     try:
@@ -167,13 +167,13 @@ def _header(file: Any) -> dict[str, Any]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run's folder, if it has one."""
+    """The newest whole checkpoint of a run's folder; None if there is none."""
     candidates = (folder / CURRENT, folder / PREVIOUS)
     return next((path for path in candidates if path.exists()), None)
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a run's checkpoints, so that it begins anew."""
+    """Remove a run's checkpoints, so that it starts from the beginning."""
     for name in (CURRENT, PREVIOUS):
         (folder / name).unlink(missing_ok=True)
 
@@ -192,9 +192,9 @@ def _refuse_difference(checkpoint: Checkpoint, expect: dict[str, Any]) -> None:
 
 
 def _difference(made: dict[str, Any], expect: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first field in which two configurations differ, with its value in each.
+    """The first field in which two configurations differ, and its two values.
 
-    A run may be continued with more steps, and then follows their schedule.
+    More steps are no difference: a continued run then follows the schedule of the longer run.
     """
     theirs, ours = _flatten(made), _flatten(json.loads(json.dumps(expect)))
     for field in [*ours, *theirs]:
@@ -215,7 +215,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, a tied one once: safetensors stores no two names for one."""
+    """Parameters and buffers by name, tied ones once, as safetensors stores a tensor once."""
     by_identity = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         by_identity.setdefault(id(tensor), (name, tensor))
@@ -223,9 +223,9 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _checksum(tensors: dict[str, Tensor], header: dict[str, Any] | None = None) -> int:
-    """Of names and content; with `header` of that, types and shapes as well.
+    """The CRC-32 of names and content; with `header` also of the header, types and shapes.
 
-    Checkpoints of earlier versions have the one without.
+    Checkpoints of earlier versions have the checksum without the header.
     """
     total = 0
     if header is not None:

@@ -1,4 +1,4 @@
-"""Where a run diverged: the first module with a non-finite value."""
+"""Finds the first module with a non-finite value after a training run diverged."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Diverged(RuntimeError):
-    """Training met a non-finite loss, gradient or parameter; `step` and `where` locate it."""
+    """The loss, a gradient or a parameter is not finite; `step` and `where` locate it."""
 
     def __init__(self, step: int, loss: float, where: str) -> None:
         super().__init__(
@@ -21,8 +21,8 @@ class Diverged(RuntimeError):
 def first_non_finite(model: nn.Module, compute_loss: Callable[[], Tensor]) -> str:
     """Run one step again and return where the first non-finite value appears.
 
-    Looks at every module's output on the way forward, then at the gradients of the same tensors
-    on the way back, then at the parameters' gradients. Leaves the gradients of the repetition.
+    Checks every module's output in the forward pass, then the gradients of these outputs in the
+    backward pass, then the parameters' gradients. The repeated step's gradients stay in `.grad`.
 
     Example:
         >>> import torch
@@ -72,7 +72,7 @@ def non_finite_parameter(model: nn.Module) -> str | None:
 
 
 def _worst_gradient(model: nn.Module) -> str:
-    """The parameter with the largest gradient: it is infinite, or their common norm overflows."""
+    """The parameter with the largest gradient: it is infinite, or the total norm overflows."""
     norms = {
         name: parameter.grad.norm().nan_to_num(nan=float("inf")).item()
         for name, parameter in model.named_parameters()

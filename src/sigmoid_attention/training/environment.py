@@ -24,10 +24,10 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`: "cpu", "cuda", "cuda:1"; "auto" is CUDA where there is one.
+    """The device called `name`: "cpu", "cuda", "cuda:1"; "auto" is CUDA if available, else the CPU.
 
     Raises:
-        ValueError: no such device, or this machine has none.
+        ValueError: the name is invalid, or this machine has no such device.
 
     Example:
         >>> resolve_device("cpu")
@@ -45,7 +45,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, memory and system, as a result row carries them; never a host name."""
+    """Processor, cores, memory and system, for the rows of results; without the host name."""
     machine: dict[str, Any] = {
         "device": str(device),
         "processor": processor_name(),
@@ -62,7 +62,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str]:
-    """The versions of Python and of every package that a result may hang on.
+    """The versions of Python and of every package that may affect a result.
 
     Example:
         >>> sorted(describe_versions())[:2]
@@ -78,12 +78,12 @@ def describe_versions() -> dict[str, str]:
 
 
 def source_commit() -> str:
-    """The commit of this library's source, with "-dirty" where it was changed since.
+    """The commit of this library's source, with "-dirty" if files were changed since.
 
-    "" where it is not in a repository (as an installed wheel is), or git is not there.
+    "" if the source is in no repository (an installed wheel), or git is not installed.
     """
     folder = Path(__file__).parent
-    # A file that git does not follow may lie in a repository of something else.
+    # An untracked file may lie inside the repository of another project.
     for arguments in (
         ("ls-files", "--error-unmatch", Path(__file__).name),
         ("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"),
@@ -100,7 +100,7 @@ def source_commit() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, which a container makes fewer than there are."""
+    """Cores that this process may run on; a container may allow fewer than the machine has."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -118,7 +118,7 @@ def processor_name() -> str:
 
 
 def memory_bytes() -> int:
-    """The machine's memory; 0 where the system does not tell."""
+    """The machine's memory in bytes; 0 if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

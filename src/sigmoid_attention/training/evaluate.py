@@ -1,4 +1,4 @@
-"""Tests of a trained model: bits per byte of a text, accuracy on a task.
+"""Evaluates a trained model: bits per byte of a text, accuracy on a task.
 
 Shapes: B windows of N tokens, V entries in the vocabulary.
 """
@@ -26,19 +26,19 @@ def bits_per_byte(
     device: str | torch.device = "cpu",
     max_bytes: int | None = None,
 ) -> float:
-    """Mean code length of `documents` under `model`, in bits for each byte of text.
+    """Mean code length of `documents` under `model`, in bits per byte of text.
 
         bits per byte = (sum over scored tokens of -ln p(token)) / (ln 2 * number of their bytes)
 
     The documents form one stream, each followed by the end-of-document token, and are read in
     windows of `seq_len` tokens that do not overlap, so that the same bytes are scored at every
     `seq_len` (the last window may be shorter). The end-of-document token is read but not scored:
-    it is no byte of any text. Counting bytes makes models with different tokenizers comparable.
-    With `max_bytes`, only the head of every document is read, the same share of each.
+    it is no byte of the text. Loss per byte makes models with different tokenizers comparable.
+    With `max_bytes`, only the beginning of every document is read, the same share of each.
 
     Raises:
-        ValueError: `seq_len` is not positive, the stream is shorter than one sequence, or there
-            is no byte to score.
+        ValueError: `seq_len` is not positive, the stream is shorter than one sequence, or no
+            byte is scored.
 
     Example:
         >>> from sigmoid_attention.training.data.tokenizer import ByteTokenizer

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and whose damage is detected when they are read."""
+"""Writes files whole or not at all, and detects damaged files when they are read."""
 
 import hashlib
 import json
@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "sha256"
-# The lock of the process that writes to a folder; see `lock`.
+# The lock file of the process that writes to a folder; see `lock`.
 LOCK = ".lock"
 
 
 class Damaged(ValueError):
-    """A file that does not read back as it was written; the sentence names it."""
+    """The content of a file is not what was written; the message names the file."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader finds the old content or the new, never a part.
+    """Write `data` to `path` so that a reader finds the old or the new content, never a part.
 
-    The bytes go to `<name>.tmp` in the same folder, reach the disk, and take the name in one step.
+    The bytes are written to `<name>.tmp` in the same folder and synced; then the file is renamed.
     If the write fails, the old content stays, and the temporary file is removed.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; says which file.
+        OSError: the folder cannot be written or the disk is full; names the file.
 
     Example:
         >>> import tempfile
@@ -52,7 +52,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def refuse_occupied(out: Path, resume: bool) -> None:
-    """Raise ``ValueError`` if `out` is a file, or holds anything and is not to be continued."""
+    """Raise ``ValueError`` if `out` is a file, or is not empty and `resume` is False."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; nothing was overwritten")
     if not resume and holds_anything(out):
@@ -63,15 +63,15 @@ def refuse_occupied(out: Path, resume: bool) -> None:
 
 
 def holds_anything(out: Path) -> bool:
-    """Whether there is a folder at `out` with more in it than the lock of this process."""
+    """Whether the folder `out` exists and holds more than the lock file of this process."""
     return out.exists() and any(path.name != LOCK for path in out.iterdir())
 
 
 def refuse_other_kinds(
     out: Path, *, files: Iterable[str] = (), folders: Iterable[str] = ()
 ) -> None:
-    """Raise ``ValueError`` where `out` has a folder in the place of one of its files, or a file of
-    a folder: before the work, at the end of which it would be written.
+    """Raise ``ValueError`` if a folder in `out` has the name of an output file, or a file that of
+    an output folder. Called before the work, because the outputs are written after it.
 
     Example:
         >>> import tempfile
@@ -96,11 +96,11 @@ def refuse_other_kinds(
 
 
 def read_whole(path: Path) -> bytes:
-    """The content of a file; a pipe, a socket or a device, which may never end, is not read.
+    """The content of a file; pipes, sockets and devices may be endless and are not read.
 
     Raises:
-        Damaged: there is something else than a file or a folder at `path`, or behind its link.
-        OSError: it is not there, is a folder, or the system does not let it be read.
+        Damaged: `path`, or the target of its link, is neither a file nor a folder.
+        OSError: the file does not exist, is a folder, or cannot be read.
 
     Example:
         >>> read_whole(Path(os.devnull))
@@ -113,7 +113,7 @@ def read_whole(path: Path) -> bytes:
 
 
 def refuse_endless(path: Path) -> None:
-    """Raise ``Damaged`` if there is a pipe, a socket or a device at `path`; see `read_whole`."""
+    """Raise ``Damaged`` if `path` is a pipe, a socket or a device; see `read_whole`."""
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise Damaged(f"{path} is damaged (it is no file)")
@@ -132,11 +132,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; an object without a checksum, as others write it, is taken as it is.
+    """Read a JSON object that `write_json` wrote; an object without a checksum is not verified.
 
     Raises:
-        Damaged: it is no file, no JSON or holds no object, or its checksum does not fit.
-        OSError: it is not there, or the system does not let it be read.
+        Damaged: `path` is no file, or holds no JSON object, or its checksum does not match.
+        OSError: the file does not exist or cannot be read.
 
     Example:
         >>> import tempfile
@@ -162,14 +162,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """`content` as JSON holds it, with a checksum that `unsealed` verifies."""
-    # Through JSON and back: tuples become lists, and the checksum is of what will be read.
+    """`content` converted to JSON types, with a checksum that `unsealed` verifies."""
+    # Through JSON and back: tuples become lists, so the checksum matches what is read later.
     content = json.loads(json.dumps(content))
     return content | {SEAL: _digest(content)}
 
 
 def unsealed(content: dict[str, Any]) -> dict[str, Any]:
-    """What was `sealed`; ``ValueError`` if it is not. Without a checksum it is taken as it is.
+    """The content without its checksum; ``ValueError`` if it does not match.
+
+    Content without a checksum is returned unchanged.
 
     Example:
         >>> unsealed(sealed({"seconds": (0.5, 0.25)}))
@@ -179,7 +181,7 @@ def unsealed(content: dict[str, Any]) -> dict[str, Any]:
         ...
         ValueError: its checksum does not fit its content
     """
-    # Under a damaged name, too, the checksum is the last entry.
+    # The checksum is the last entry, even if its key is damaged.
     name = SEAL if SEAL in content else next(reversed(content), "")
     rest = {key: value for key, value in content.items() if key != name}
     fits = bool(content) and content[name] == _digest(rest)
@@ -190,7 +192,7 @@ def unsealed(content: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Within it, content of `path` that cannot be made sense of becomes a `Damaged` that names it.
+    """A context in which errors of parsing the content of `path` become a `Damaged` that names it.
 
     Example:
         >>> with reading(Path("curve.json")):
@@ -219,5 +221,5 @@ def _remove_if_there(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError:
-        # The folder itself is the problem, which the caller reports.
+        # The folder itself cannot be written, which the caller reports.
         return

@@ -14,16 +14,16 @@ from sigmoid_attention.nn.models import DecoderLM, ModelConfig
 FLOAT = 4
 # A parameter, its gradient, and Adam's two moments.
 STATE = 4 * FLOAT
-# A checkpoint holds parameters and moments. They are there twice more while it is written: as
-# bytes by tensor and as those of the file.
+# A checkpoint holds parameters and moments. Writing it takes two more copies in memory: the bytes
+# of each tensor and the bytes of the file.
 CHECKPOINT = 2 * 3 * FLOAT
-# Numbers for a token that forward and backward hold at their peak, fitted to decoders of several
-# sizes: by channel and by hidden channel of a layer, and by entry of the vocabulary.
+# Peak number of stored activations per token in forward and backward, fitted to decoders of several
+# sizes: per channel and per hidden channel of a layer, and per vocabulary entry.
 BY_CHANNEL, BY_HIDDEN, BY_ENTRY = 18, 4, 3
-# Copies of the largest parameter while gradients are summed and the optimiser updates it.
+# Extra copies of the largest parameter during gradient summation and the optimiser's update.
 OF_LARGEST = 3
 
-# A matrix product of this size is timed; training runs at about this share of its rate.
+# A matrix product of size TIMED is timed; training reaches about the share EFFICIENCY of its rate.
 TIMED, EFFICIENCY = 512, 0.4
 
 MEMINFO = Path("/proc/meminfo")
@@ -33,7 +33,7 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """An estimate, in bytes: of the parameters with gradients and moments, and of the peaks."""
+    """Estimated bytes of the parameters with gradients and moments, and of the memory peaks."""
 
     parameters: int
     state: int
@@ -41,16 +41,16 @@ class TrainingMemory:
     checkpoint: int
 
     def peak(self, device: torch.device) -> int:
-        """The most that is needed on a device; checkpoints are made in the CPU's memory."""
+        """The peak on a device; checkpoints are assembled in the CPU's memory."""
         return self.state + max(self.step, self.checkpoint if device.type == "cpu" else 0)
 
 
 def training_memory(config: ModelConfig, batch_size: int) -> TrainingMemory:
-    """Estimate what training a decoder in fp32 with AdamW needs, without making the decoder.
+    """Estimate the memory of training a decoder in fp32 with AdamW, without building the decoder.
 
     state = 16 bytes a parameter; step = 4 bytes x batch x tokens x (layers (18 dim + 4 hidden) +
-    3 vocabulary) and three times the largest parameter; checkpoint = 24 bytes a parameter. Within
-    a factor of 1.5 of what was measured.
+    3 vocabulary) and three times the largest parameter; checkpoint = 24 bytes a parameter. The
+    estimate is within a factor of 1.5 of measurements.
 
     Example:
         >>> from sigmoid_attention.nn.models import PRESETS
@@ -68,16 +68,15 @@ def training_memory(config: ModelConfig, batch_size: int) -> TrainingMemory:
 
 @functools.cache
 def _parameter_sizes(config: ModelConfig) -> list[int]:
-    # Without a single number behind any shape.
+    # Tensors on the meta device have shapes but no storage.
     with torch.device("meta"):
         return [parameter.numel() for parameter in DecoderLM(config).parameters()]
 
 
 def refuse_too_large(name: str, config: ModelConfig, batch_size: int, device: torch.device) -> None:
-    """Raise ``ValueError``, before anything is allocated, if a training cannot fit the memory.
+    """Raise ``ValueError``, before anything is allocated, if the training cannot fit in memory.
 
-    `name` is what the sentence calls the model. Where the system does not tell how much memory is
-    free, nothing is refused.
+    `name` is the model's name in the message. If the free memory is unknown, nothing is refused.
     """
     free = free_bytes(device)
     needed = training_memory(config, batch_size)
@@ -106,10 +105,10 @@ def _way_out(config: ModelConfig, batch_size: int, device: torch.device, free: i
 
 
 def training_seconds(config: ModelConfig, batch_size: int, steps: int) -> float:
-    """About how long `steps` of training take on this CPU; times a matrix product to tell.
+    """Estimate the duration of `steps` training steps on this CPU, by timing a matrix product.
 
     operations = batch x tokens x (6 parameters + 7 layers x tokens x dim), the second term being
-    causal attention, forward and backward. Right within a factor of two or three.
+    causal attention, forward and backward. Accurate within a factor of two or three.
     """
     tokens = config.max_seq_len
     parameters = training_memory(config, batch_size).parameters
@@ -128,10 +127,10 @@ def _operations_a_second() -> float:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that this process may still take; None where the system does not tell.
+    """Memory that this process may still allocate; None if the system does not report it.
 
-    On Linux the least of what the machine has and of what each control group around this process
-    leaves it, which is how a container is kept small.
+    On Linux: the minimum of the machine's available memory and of the remaining memory of each
+    control group of this process. Containers are limited by control groups.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -140,7 +139,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def in_bytes(size: float) -> str:
-    """A size for people.
+    """A size in bytes, formatted with a unit.
 
     Example:
         >>> in_bytes(112e9), in_bytes(2.34e9), in_bytes(5e6), in_bytes(512)
@@ -153,7 +152,7 @@ def in_bytes(size: float) -> str:
 
 
 def in_time(seconds: float) -> str:
-    """A duration for people.
+    """A duration in seconds, formatted with a unit.
 
     Example:
         >>> in_time(20), in_time(600), in_time(9000), in_time(3e5)
@@ -177,7 +176,7 @@ def _of_machine() -> Iterator[int]:
 
 
 def _of_control_groups() -> Iterator[int]:
-    """What is left in this process's group and in all above it, of both kinds of Linux."""
+    """Remaining memory of this process's control group and of its ancestors (cgroup v1 and v2)."""
     try:
         lines = CGROUPS.read_text().splitlines()
     except OSError:
@@ -193,7 +192,7 @@ def _of_control_groups() -> Iterator[int]:
 
 def _left(root: Path, path: str, limit: str, used: str, reclaimable: str) -> Iterator[int]:
     inside = root / path.strip("/")
-    # In a container its own group is the root, but the path is that of the host.
+    # In a container the root is the container's own group, but the path is the host's.
     for group in (inside, *inside.parents):
         if not group.is_relative_to(root):
             return
@@ -204,7 +203,7 @@ def _left(root: Path, path: str, limit: str, used: str, reclaimable: str) -> Ite
             taken = int((group / used).read_text())
             for line in (group / "memory.stat").read_text().splitlines():
                 if line.startswith(f"{reclaimable} "):
-                    # Copies of files, which the system drops as soon as memory is wanted.
+                    # The inactive file cache, which the system frees when memory is needed.
                     taken -= int(line.split()[1])
         except OSError:
             continue

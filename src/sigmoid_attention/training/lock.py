@@ -13,19 +13,20 @@ try:
 except ImportError:  # Windows has no such locks.
     fcntl = None
 
-# A link could lead to the file of another user. Windows has no such flag.
+# A symbolic link could point to the file of another user. Windows has no such flag.
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes out of `folder`, and find out before any work that it can be written.
+    """Lock `folder` against other processes, and check before any work that it can be written.
 
-    The folder is made, with those above it; what is empty in the end is removed again. The lock
-    ends with this process, however that ends. Where `folder` is a file nothing is done.
+    The folder and its parents are created; those that are empty at the end are removed again. The
+    system releases the lock when this process ends in any way. If `folder` is a file, nothing is
+    done.
 
     Raises:
-        ValueError: another process writes to the folder; says which.
+        ValueError: another process writes to the folder; gives its id.
         OSError: the folder cannot be written.
 
     Example:
@@ -44,19 +45,19 @@ def only_writer(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     try:
         try:
-            # One by one: `parents=True` calls itself for each, and there may be too many for that.
+            # One by one: `parents=True` is recursive, and a deep path may exceed the stack.
             for each in reversed(made):
                 each.mkdir(exist_ok=True)
             lock = _taken(path)
         except BlockingIOError:
             raise ValueError(f"another process{_pid(path)} writes to {folder}") from None
         except OSError as error:
-            # Something else may stand in the lock's place: a folder, a pipe, a link.
+            # The path of the lock may be a folder, a pipe or a link.
             raise could_not_write(path if os.path.lexists(path) else folder, error) from error
         try:
             yield
         finally:
-            # While it is still held: who waits for this file sees that it is no longer there.
+            # Removed while still locked: a process that waits for the lock finds the file gone.
             path.unlink(missing_ok=True)
             os.close(lock)
     finally:
@@ -67,7 +68,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait until no other process is in here with the same `path`, a file that is made for it."""
+    """A context that one process at a time enters; `path` is a lock file, created for it."""
     lock = _taken(path, wait=True)
     try:
         yield
@@ -87,9 +88,9 @@ def _taken(path: Path, *, wait: bool = False) -> int:
                 except BlockingIOError:
                     raise
                 except OSError:
-                    # A file system without locks: better unguarded than of no use.
+                    # The file system has no locks: continue without one.
                     return _signed(lock)
-            # Between opening and locking the holder may have removed the file.
+            # The holder may have removed the file between opening and locking.
             if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
                 return _signed(lock)
         except BaseException:

@@ -1,8 +1,9 @@
-"""The losses of a run as CSV: one line per step, written when the step is done.
+"""Logs the losses of a run as CSV: one line per step, written when the step is done.
 
 Each line is written by one call, so a killed run loses at most the line of its current step. A
 resumed run removes the lines of the steps that it repeats. Each line ends with a checksum, and
-lines with a wrong checksum are ignored. At the end the file is made to agree with the checkpoint.
+lines with a wrong checksum are ignored. At the end of the run the file is corrected to agree with
+the losses in the checkpoint.
 """
 
 import os
@@ -17,10 +18,10 @@ from sigmoid_attention.training.terminal import warn
 
 
 class LossRow(NamedTuple):
-    """One finished step; losses are in bits a byte, None where nothing was held against it.
+    """One finished step; losses are in bits per byte, the held-out loss None without a test.
 
-    `seconds` are those of training in all sessions together, without tests on held-out text. In
-    the row of a line that was lost, time and learning rate are None.
+    `seconds` is the training time of all sessions together, without tests on held-out text. In
+    the row of a lost line, time and learning rate are None.
     """
 
     step: int
@@ -47,7 +48,7 @@ HEADER = f"{EARLIER},crc32\n"
 
 
 class LossLog:
-    """Appends to the file `path` while a run goes on; nothing is touched before its first step.
+    """Appends to the file `path` during a run; the file is not touched before the first step.
 
     Example:
         >>> import tempfile
@@ -65,7 +66,7 @@ class LossLog:
         self._started = time.perf_counter()
 
     def pause(self, seconds: float) -> None:
-        """Take time that was not spent on training out of the count."""
+        """Exclude time that was not spent on training."""
         self._started += seconds
 
     def add(self, step: int, training: float, heldout: float | None, lr: float) -> None:
@@ -74,7 +75,7 @@ class LossLog:
             self._before = self._begin(step)
         seconds = self._before + time.perf_counter() - self._started
         row = LossRow(step, step * self._tokens_per_step, seconds, training, heldout, lr)
-        # A file that was removed meanwhile stops no run: `settle` writes it again.
+        # The file may have been removed during the run: `settle` writes it again.
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(file, row.line().encode())
@@ -82,9 +83,9 @@ class LossLog:
             os.close(file)
 
     def settle(self, losses: Sequence[float], heldout: float) -> list[LossRow]:
-        """Hold the file against the `losses` of all steps, and write again what does not agree.
+        """Compare the file with the `losses` of all steps, and rewrite it if they disagree.
 
-        `heldout` is what the last step was tested to be. Returns the rows of all steps.
+        `heldout` is the held-out loss after the last step. Returns the rows of all steps.
 
         Example:
             >>> import tempfile
@@ -114,21 +115,21 @@ class LossLog:
         return rows
 
     def _begin(self, first: int) -> float:
-        """Leave the header and the lines before step `first`; the seconds that those took."""
+        """Keep the header and the lines before step `first`; return the seconds of these steps."""
         kept = [row for row in read_losses(self.path) if row.step < first]
         write_whole(self.path, (HEADER + "".join(row.line() for row in kept)).encode())
         return max((row.seconds for row in kept if row.seconds is not None), default=0.0)
 
 
 def read_losses(path: Path) -> list[LossRow]:
-    """The lines of a file, in their order; none if there is no file, or a pipe in its place.
+    """The rows of a log file in order; none if `path` is not a file.
 
-    Half a line, and one that was changed, is no line. A file of an earlier version has no
-    checksums, which its header tells.
+    Incomplete and damaged lines are skipped. Files of earlier versions have no checksums and
+    another header.
     """
     if not path.is_file():
         return []
-    # What stands behind the last end of a line is half a line, and a header is no row.
+    # The text after the last line break is an incomplete line. `_row` rejects the header.
     lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]
     rows = (_row(line, sealed=lines[0] != EARLIER) for line in lines)
     return [row for row in rows if row is not None]
@@ -155,7 +156,7 @@ def _number(value: str) -> float | None:
 
 
 def _agree(one: LossRow, other: LossRow) -> bool:
-    """Whether two rows have the same tokens and training loss, to the digits of a line."""
+    """Whether two rows have the same tokens and the same training loss to the logged digits."""
     return one.tokens == other.tokens and (
         f"{one.training_bits_per_byte:.6g}" == f"{other.training_bits_per_byte:.6g}"
     )

@@ -1,4 +1,4 @@
-"""The folder of a trained language model: all files that resuming and generating need.
+"""The folder of a trained language model, with all files for resuming and for generation.
 
 FOLDER/config.json             the run's configuration (model, training, data) and provenance
 FOLDER/tokenizer.json          the tokenizer
@@ -37,9 +37,9 @@ TOKENIZER = "tokenizer.json"
 
 
 def new_model(config: ModelConfig, seed: int) -> DecoderLM:
-    """A decoder whose initial weights are a function of `seed`; the caller's generator stays.
+    """A decoder whose initial weights depend on `seed` only; torch's generator is unchanged.
 
-    Both activations draw the same numbers, so the two arms of a seed start from equal weights.
+    Both activations draw the same numbers, so both arms of a seed start from equal weights.
 
     Example:
         >>> from sigmoid_attention.nn.models import PRESETS
@@ -65,9 +65,9 @@ def describe_run(
 ) -> None:
     """Write config.json and tokenizer.json of a run before it starts.
 
-    If there is a checkpoint, only missing and damaged files are written, and none if the checkpoint
-    has another configuration, which the trainer then reports. With `again` the configuration is
-    written in any case, for a run that continues with more steps.
+    If there is a checkpoint, only missing and damaged files are written. If its configuration
+    differs, nothing is written, and the trainer reports the difference. With `again` the
+    configuration is rewritten, for a run that continues with more steps.
     """
     described = {
         "run": run_configuration(model, batches, config),
@@ -84,11 +84,11 @@ def describe_run(
 
 
 def read_run(path: Path, like: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The run that a `config.json` describes; with `like`, that of this description but for steps.
+    """Read the run described by a `config.json`; with `like`, only the steps may differ from it.
 
     Raises:
-        Damaged: it describes no run of a language model, or another one than `like`.
-        OSError: it is not there, or the system does not let it be read.
+        Damaged: the file describes no run of a language model, or another run than `like`.
+        OSError: the file does not exist or cannot be read.
     """
     described = read_json(path)
     with reading(path):
@@ -102,7 +102,7 @@ def read_run(path: Path, like: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def _but_for_steps(run: dict[str, Any]) -> dict[str, Any]:
-    # Through JSON and back, so that tuples compare equal to the lists they come back as.
+    # Through JSON and back: tuples become lists, as in the run that is compared.
     run = json.loads(json.dumps(run))
     return run | {"train": run["train"] | {"steps": None}}
 
@@ -124,7 +124,7 @@ def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
 
     Raises:
         ValueError: the folder does not hold a trained model, one of its files is damaged, or the
-            checkpoint is of another configuration than `config.json`.
+            checkpoint has another configuration than `config.json`.
     """
     checkpoint = latest_checkpoint(folder)
     for name, there in {
@@ -142,7 +142,7 @@ def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
     tokenizer = load_tokenizer(folder / TOKENIZER)
     run = read_run(folder / CONFIG)
     config = ModelConfig.from_dict(run["model"])
-    # Before a model is made of sizes that none can be made of.
+    # Checked before the model is built, because damaged sizes could not be built.
     loaded = load_checkpoint(checkpoint, expect=run)
     with reading(checkpoint):
         model = DecoderLM(config)
@@ -151,7 +151,7 @@ def load_trained(folder: Path) -> tuple[DecoderLM, Tokenizer]:
 
 
 def _instead(folder: Path) -> str:
-    """What to name in place of a folder of `compare` or `convert`."""
+    """A hint for the error message: the folder to name instead of one of `compare` or `convert`."""
     for tokenizer in sorted(folder.glob(f"*/*/{TOKENIZER}"), reverse=True):
         if latest_checkpoint(tokenizer.parent):
             return f"; {shlex.quote(str(tokenizer.parent))} holds one"
@@ -163,9 +163,9 @@ def _instead(folder: Path) -> str:
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> Tensor:
-    """The ids of `text`, (1, N) int64; of the end of a document where it is empty.
+    """The token ids of `text`, (1, N) int64; for an empty text the end-of-document token.
 
-    Documents follow one another in training, so that token is what a new one begins after.
+    In training each document follows the end-of-document token of the one before it.
 
     Example:
         >>> from sigmoid_attention.training.data.tokenizer import ByteTokenizer

@@ -1,4 +1,4 @@
-"""AdamW with a weight decay that is its own quantity, and the learning-rate schedule."""
+"""AdamW with a weight decay independent of the learning rate, and the learning-rate schedule."""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import nn
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything about training that is not the model and not the data.
+    """The hyperparameters of training: everything except the model and the data.
 
-    `weight_decay` is the share of a matrix that one step at the peak learning rate takes away, not
-    a factor of the learning rate (see `decoupled_adamw`). `bf16` computes the forward pass under
-    autocast; parameters and optimiser state stay in float32. `checkpoint_every` and `device` may
-    change between a run and its resumption, nothing else.
+    `weight_decay` is the share that one step at the peak learning rate subtracts from a matrix; it
+    is not multiplied by the learning rate (see `decoupled_adamw`). `bf16` computes the forward pass
+    under autocast; parameters and optimiser state stay in float32. A resumed run may change only
+    `checkpoint_every`, `device` and, upwards, `steps`.
 
     Defaults follow the language models of arXiv 2409.04431 (AdamW betas 0.9/0.95, eps 1e-8,
     decay 1e-4, clipping at 1, cosine to a tenth), with a learning rate for much smaller models.
@@ -43,7 +43,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         conditions = {
             "steps": (1 <= self.steps <= 2**53, "at least 1 and at most 2**53"),
-            # Adam's updates and the decay divided by the rate then stay within float32.
+            # In this range Adam's updates and weight_decay / lr stay within float32.
             "lr": (1e-30 <= self.lr <= 1e30, "positive, from 1e-30 to 1e30"),
             "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "between 0 and 1"),
             "warmup_steps": (0 <= self.warmup_steps <= 2**53, "at least 0 and at most 2**53"),
@@ -60,9 +60,9 @@ class TrainConfig:
 
 
 def schedule(step: int, config: TrainConfig) -> float:
-    """The factor on the peak learning rate at `step` (from 0): linear warm-up, then a cosine.
+    """The factor on the peak learning rate at `step` (from 0): linear warm-up, then cosine decay.
 
-    Reaches 1 at the last step of the warm-up and `min_lr_ratio` at the last step of all.
+    It is 1 at the last step of the warm-up and `min_lr_ratio` at the last step of the run.
 
     Example:
         >>> config = TrainConfig(steps=10, warmup_steps=4)
@@ -78,18 +78,18 @@ def schedule(step: int, config: TrainConfig) -> float:
 
 
 def decoupled_adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW whose decay follows the schedule but is not multiplied by the learning rate.
+    """AdamW whose weight decay follows the schedule but is not multiplied by the learning rate.
 
         parameter <- parameter - s(step) * (lr * adam_update + weight_decay * parameter)
 
     with s the `schedule` in [0, 1]: the decay of Loshchilov & Hutter 2019 (arXiv 1711.05101,
     algorithm 2), which the models of arXiv 2409.04431 were trained with. torch's own AdamW
     multiplies the decay by the learning rate as well, so that a sweep over learning rates sweeps
-    the decay too; here it is given weight_decay / lr, which cancels that factor.
+    the decay too; here it gets weight_decay / lr, which cancels that factor.
 
     Only parameters with two or more dimensions decay (projections, embeddings). Vectors do not:
-    pulling a norm's gain or a learned attention bias toward zero would not make the model
-    simpler, it would undo the initialisation -log n that keeps sigmoid attention in range.
+    decaying a norm's gain or a learned attention bias would not make the model simpler, but
+    would undo the initialisation -log n that keeps sigmoid attention in range.
 
     Example:
         >>> optimizer = decoupled_adamw(nn.Linear(2, 3), TrainConfig(steps=1, lr=0.01))

@@ -1,8 +1,8 @@
-"""Progress of long work: a bar on a terminal, lines of text elsewhere.
+"""Shows the progress of long work: a bar on a terminal, lines of text elsewhere.
 
 `StepProgress` counts the steps of one training run. `StudyProgress` and `SweepProgress` count
-work, in any one unit such as operations, and estimate the time left for all of it: the first over
-units that run one after another, the second over tasks that run side by side.
+work, in a unit such as operations, and estimate the remaining time: `StudyProgress` for units that
+run one after another, `SweepProgress` for tasks that run in parallel.
 """
 
 import time
@@ -27,12 +27,12 @@ from sigmoid_attention.training.terminal import terminal
 
 SECONDS_BETWEEN_DRAWINGS = 0.2
 SECONDS_BETWEEN_LINES = 10.0
-# Below this share of the work an estimate of the time left is too uncertain to show.
+# Below this share of the work an estimate of the remaining time is too uncertain to show.
 FIRST_ESTIMATE = 0.01
 
 
 class _Bar:
-    """A bar that a context shows, on a terminal only; `note` is a text behind it."""
+    """A context that shows a bar, on a terminal only; `note` is the text after the bar."""
 
     def __init__(
         self,
@@ -68,18 +68,18 @@ class _Bar:
         self._bar.stop()
 
     def _print(self, line: str, now: float, *, last: bool) -> None:
-        """Print a line where there is no terminal: the last one, or one every ten seconds."""
+        """Without a terminal, print the last line, and otherwise one line every ten seconds."""
         due = last or now - self._last_line > SECONDS_BETWEEN_LINES
         if due and not self._console.is_terminal:
             self._last_line = now
-            # Never wrapped: a log is read line by line.
+            # Not wrapped, because a log is read line by line.
             self._console.print(line, highlight=False, soft_wrap=True)
 
 
 class StepProgress(_Bar):
-    """Shows loss, tokens per second and time left of a training run that starts at step `first`.
+    """Shows loss, tokens per second and remaining time of a training run that starts at `first`.
 
-    The loss is given in nats per token; with `bits_per_nat` it is shown in bits per byte.
+    The loss is passed in nats per token; with `bits_per_nat` it is shown in bits per byte.
 
     Example:
         >>> with StepProgress("train", first=0, steps=2, tokens_per_step=64, shown=False) as bar:
@@ -109,7 +109,7 @@ class StepProgress(_Bar):
         self._tokens_per_step = tokens_per_step
 
     def update(self, done: int, loss: float) -> None:
-        """`done` steps are finished, the last one with this loss."""
+        """Show that `done` steps are finished, and the loss of the last one."""
         now = time.monotonic()
         speed = (done - self._first) * self._tokens_per_step / max(now - self._started, 1e-9)
         note = f"loss {loss * self._factor:.4f} {self._unit}  {speed:,.0f} tokens/s"
@@ -123,7 +123,7 @@ class StepProgress(_Bar):
 
 
 class _WorkBar(_Bar):
-    """A bar over work. No thread draws it: a thread would disturb the timing of what runs."""
+    """A bar over work, drawn without a thread, because a thread would disturb timings."""
 
     def __init__(
         self, total: float, units: int, console: Console, label: str, seconds: float = 0.0
@@ -144,10 +144,10 @@ class _WorkBar(_Bar):
 
 
 class StudyProgress(_WorkBar):
-    """Counts the units of a study, which run one after another; a line for each one that ends.
+    """Counts the units of a study, which run one after another; a line for each finished unit.
 
-    The time left is extrapolated from the work so far. Units differ in kind, so it is an estimate.
-    `seconds` is the time that units take in addition to their work, which is not extrapolated.
+    The remaining time is extrapolated from the finished work, a rough estimate because units
+    differ in kind. `seconds` is time in addition to the work, which is not extrapolated.
 
     Example:
         >>> with StudyProgress(total=10.0, units=1, console=Console(quiet=True)) as progress:
@@ -160,18 +160,18 @@ class StudyProgress(_WorkBar):
         super().__init__(total, units, console, "", seconds)
 
     def begin(self, label: str, work: float, seconds: float = 0.0) -> None:
-        """A unit of `work` starts, which takes `seconds` in addition."""
+        """Start a unit of `work`, which takes `seconds` in addition."""
         self._label, self._work, self._seconds = label, work, seconds
         self._unit_started = time.monotonic()
         self._show(self._finished_work)
 
     def advance(self, share: float) -> None:
-        """This share of the current unit is done, 0 to 1."""
+        """Set the finished share of the current unit, 0 to 1."""
         if time.monotonic() - self._last_drawing > SECONDS_BETWEEN_DRAWINGS:
             self._show(self._finished_work + share * self._work)
 
     def end(self) -> None:
-        """The current unit is finished."""
+        """End the current unit."""
         self._finished_work += self._work
         self._seconds_left -= self._seconds
         self._finished_units += 1
@@ -188,7 +188,7 @@ class StudyProgress(_WorkBar):
 
 
 class SweepProgress(_WorkBar):
-    """Counts tasks as they finish, several of which run at once.
+    """Counts finished tasks, several of which run in parallel.
 
     Example:
         >>> with SweepProgress(total=10.0, units=1, console=Console(quiet=True)) as progress:
@@ -204,7 +204,7 @@ class SweepProgress(_WorkBar):
         return self
 
     def finish(self, label: str, work: float) -> None:
-        """The task with this label and this work is finished."""
+        """Count a finished task with this label and work."""
         self._finished_work += work
         self._finished_units += 1
         label = f"{self._finished_units}/{self._units} {label}"
@@ -215,9 +215,9 @@ class SweepProgress(_WorkBar):
 
 
 def time_left(elapsed: float, done: float, total: float, additional: float = 0.0) -> str:
-    """The time left in words, extrapolated from the work that is done; "" if that says nothing.
+    """The remaining time in words, extrapolated from the finished work; "" if that is too little.
 
-    `additional` is in seconds, and does not depend on the speed of the work.
+    `additional` is a time in seconds that does not depend on the speed of the work.
 
     Example:
         >>> time_left(elapsed=30.0, done=10.0, total=40.0)

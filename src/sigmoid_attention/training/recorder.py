@@ -1,7 +1,7 @@
 """Records norms and extremes inside a model during training, step by step, as Parquet.
 
-One row a number, with the columns of `SCHEMA`. A row's `module` is a module's or a parameter's
-name and its `layer` the number of the block that this lies in, -1 outside the blocks.
+Each number is one row, with the columns of `SCHEMA`. `module` is the name of a module or parameter;
+`layer` is the index of its block, -1 outside the blocks.
 
     quantity              of                              statistics
     attention_weights     blocks.{i}.attention            sizes, frobenius,
@@ -14,10 +14,10 @@ name and its `layer` the number of the block that this lies in, -1 outside the b
     adam_m, adam_v        every parameter, updated        sizes
     loss, gradient_norm, learning_rate    the run         value
 
-Sizes are norm, the Euclidean norm of the whole tensor, rms, the same over the root of the number of
-entries, and max_abs. frobenius is the norm of one attention matrix, averaged over sequences and
-heads; row mass is the sum of one query's weights (1 for a softmax). Source: what the ablation
-trainer of arXiv 2409.04431 logged at every step.
+"Sizes" stands for three statistics: norm (the Euclidean norm of the whole tensor), rms (norm over
+the root of the number of entries) and max_abs. frobenius is the norm of one attention matrix,
+averaged over sequences and heads. The row mass is the sum of one query's weights (1 for a softmax).
+Source: the quantities that the ablation trainer of arXiv 2409.04431 logged at every step.
 """
 
 import re
@@ -57,13 +57,13 @@ ROWS_IN_A_PART = 200_000
 
 
 class Recorder:
-    """Records every `every`-th step of the run that it is given to, into the folder `path`.
+    """Records every `every`-th step of a training run into the folder `path`.
 
-    Rows go out in part files that are written whole and never changed, so a killed run loses the
-    current part at most; a resumed run drops the parts of the steps that it does again, and is
-    trained from its beginning if a part of an earlier step is damaged or, with `whole`, missing.
-    Recording reads and never changes what is trained: parameters are bit-identical with and
-    without it. What a checkpoint computes again is recorded once.
+    Rows are written in part files, each whole and never changed, so a killed run loses at most the
+    current part. A resumed run deletes the parts of the steps that it repeats. It starts from the
+    beginning if a part of an earlier step is damaged or, with `whole`, missing. Recording does not
+    change the training: parameters are bit-identical with and without it. Values that activation
+    checkpointing recomputes are recorded once.
 
     Raises:
         ValueError: `every` is not positive; or, when training starts anew, `path` already holds
@@ -97,7 +97,7 @@ class Recorder:
     def watch(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, first: int, resume: bool
     ) -> Iterator[None]:
-        """Attach to a run that begins at step `first`; writes out what is left at the end."""
+        """Attach to a run that begins at step `first`; write the remaining rows at the end."""
         self._make_room(first, resume)
         handles = [
             *self._watch_outputs(model),
@@ -116,7 +116,7 @@ class Recorder:
             self.flush()
 
     def fault(self, first: int) -> str | None:
-        """What is wrong with the records of the steps before `first`, in words; None if nothing."""
+        """A message on damaged or missing records before step `first`; None if there are none."""
         recorded = set()
         for part in _parts(self.path):
             if _first_step(part) < first:
@@ -130,7 +130,7 @@ class Recorder:
         return None
 
     def begin(self, step: int) -> None:
-        """Say which step comes now."""
+        """Begin a step."""
         self._close_step()
         if len(self._columns["step"]) >= ROWS_IN_A_PART:
             self.flush()
@@ -171,7 +171,7 @@ class Recorder:
 
     def _output_hook(self, name: str, quantity: str) -> Callable[..., None]:
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
-            # A test between two steps is no part of either.
+            # A test between two steps is not recorded.
             if self._step is not None and module.training and not recomputing():
                 tensor = output[0] if isinstance(output, tuple) else output
                 self._add(name, quantity, _size(tensor))
@@ -221,7 +221,7 @@ class Recorder:
 
     def _close_step(self) -> None:
         if self._step is not None and self._values:
-            # One transfer for the whole step: asking a GPU for each number would stop it each time.
+            # One transfer for the whole step: each transfer synchronises with the GPU.
             device = self._values[0].device
             values = torch.stack([value.detach().to(device).double() for value in self._values])
             for (module, quantity, statistic), value in zip(
@@ -237,7 +237,7 @@ def read_records(path: Path) -> pa.Table:
     """All rows of a recorder's folder, by step.
 
     Raises:
-        ValueError: there are none, or a part is damaged; names it.
+        ValueError: the folder has no records, or a part is damaged; names it.
     """
     parts = _parts(Path(path))
     if not parts:

@@ -6,10 +6,10 @@ import torch
 
 
 def step_generator(seed: int, step: int, *, heldout: bool = False) -> torch.Generator:
-    """The generator that belongs to one step of one seed.
+    """The generator of one step of one seed.
 
-    The lowest bit of the generator's seed is kept for `heldout`: no training batch and no held-out
-    batch, of any seed and step, ever start from the same state.
+    The lowest bit of the generator's seed is reserved for `heldout`. So a training batch and a
+    held-out batch never start from the same state, for any seeds and steps.
 
     Example:
         >>> a, b = step_generator(0, 7), step_generator(0, 7)
@@ -17,6 +17,6 @@ def step_generator(seed: int, step: int, *, heldout: bool = False) -> torch.Gene
         True
     """
     digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
-    # 32 bits because torch's CPU generator reads no more of its seed.
+    # torch's CPU generator uses only 32 bits of its seed.
     number = int.from_bytes(digest[:4], "big")
     return torch.Generator().manual_seed(number & ~1 | heldout)

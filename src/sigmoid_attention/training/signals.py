@@ -1,4 +1,4 @@
-"""Ctrl-C and other signals that request the end: at once, or at the end of a training step."""
+"""Handles Ctrl-C and other termination signals: at once, or at the end of a training step."""
 
 import signal
 import threading
@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-# Ctrl-C, the end that `kill` and a batch system ask for, and a terminal that was closed.
+# Ctrl-C, the termination by `kill` or a batch system, and the closing of the terminal.
 REQUESTS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 
 
 class Interrupted(KeyboardInterrupt):
-    """A request to end came as the signal `number`; a shell expects the exit code 128 + number."""
+    """The signal `number` requested termination; a shell expects the exit code 128 + number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -34,9 +34,9 @@ class Request:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within it every request to end raises ``Interrupted``, so that contexts are left in order.
+    """A context in which termination signals raise ``Interrupted``, so that cleanup code runs.
 
-    An import that is interrupted can turn this into another exception, which is turned back.
+    An interrupted import can replace this exception by another one; ``Interrupted`` is restored.
     """
     came: list[int] = []
 
@@ -55,17 +55,17 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def requests_ignored() -> Iterator[None]:
-    """Within it requests to end do nothing, except in an inner context that handles them."""
+    """A context that ignores termination signals, except in an inner context that handles them."""
     with _handled_by(lambda _number, _frame: None):
         yield
 
 
 @contextmanager
 def ending_later() -> Iterator[Request]:
-    """Within it the first request to end only sets `request`, and the work then ends by itself.
+    """A context in which the first termination signal only sets `request`, which the work checks.
 
-    The second request takes effect at once. When the context is left, the first signal is raised
-    again; the exception that it raises carries the note `kept`.
+    The second signal takes effect at once. When the context is left, the first signal is raised
+    again, and its exception has the note `kept`.
 
     Example:
         >>> try:
@@ -105,9 +105,9 @@ def _raise(number: int, kept: str) -> None:
 def _handled_by(
     handler: Callable[[int, FrameType | None], None],
 ) -> Iterator[Callable[[], None]]:
-    """Handle requests to end by `handler`; yields a function that restores the old handlers."""
+    """Handle termination signals by `handler`; yields a function that restores the old handlers."""
     before = {}
-    # Only the main thread may set handlers. Signals that are ignored, as by nohup, stay ignored.
+    # Only the main thread may set handlers. Ignored signals (as under nohup) stay ignored.
     if threading.current_thread() is threading.main_thread():
         for number in REQUESTS:
             if signal.getsignal(number) not in (None, signal.SIG_IGN):

@@ -1,6 +1,6 @@
-"""Parquet files with a checksum, by which damage is detected.
+"""Reads and writes Parquet files with a checksum that detects damage.
 
-The footer holds the SHA-256 of the whole file, computed with zeros in the place of its own digits.
+The footer holds the SHA-256 of the whole file, computed with zeros in place of its own digits.
 Parquet's own checksums cover only the pages, and a flipped bit in the footer can change how the
 pages are read. Other readers of Parquet can read these files.
 """
@@ -16,7 +16,7 @@ with lab_imports("sigmoid_attention.training"):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-# Two marks: a file of which one is damaged is not taken for a file without a checksum.
+# Two marks: if one is damaged, the file is not mistaken for a file without a checksum.
 KEY = b"sigmoid-attention:checksum"
 MARK = b"sigmoid-attention:sha256:"
 ZEROS = b"0" * 64
@@ -24,9 +24,9 @@ NAME = b"sigmoid-attention:name"
 
 
 def parquet_bytes(table: pa.Table, name: str | None = None) -> bytes:
-    """The content of a Parquet file with the checksum by which `read_table` can tell damage.
+    """The content of a Parquet file with the checksum that `read_table` verifies.
 
-    With `name`, that of the file, `read_table` refuses it under another one.
+    With `name`, the file's name, `read_table` refuses the content under another name.
     """
     buffer = io.BytesIO()
     with pq.ParquetWriter(
@@ -42,14 +42,14 @@ def parquet_bytes(table: pa.Table, name: str | None = None) -> bytes:
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """The table of a file that `parquet_bytes` made.
+    """Read the table of a file that `parquet_bytes` made.
 
-    A file of an earlier version has no checksum of the whole: its pages' are verified. One without
-    a name may have any.
+    For a file of an earlier version, which has no checksum of the whole file, the pages' checksums
+    are verified. A file without a stored name may have any name.
 
     Raises:
         Damaged: the file is not what was written, or has other columns than `schema`.
-        OSError: it is not there, or the system does not let it be read.
+        OSError: the file does not exist or cannot be read.
 
     Example:
         >>> import tempfile
@@ -70,7 +70,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     if not _intact(data):
         raise Damaged(f"{path} is damaged (its checksum does not fit its content)")
     try:
-        # Without the threads of pyarrow's pools: a process that ends while they start is aborted.
+        # Without pyarrow's thread pools: a process that ends while they start is aborted.
         file = pq.ParquetFile(
             pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True
         )

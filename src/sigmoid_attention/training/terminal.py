@@ -1,4 +1,4 @@
-"""Text for terminals, in which control characters are escaped.
+"""Prints text on terminals, with control characters escaped.
 
 File names and the output of models are not trusted. An escape sequence in them could recolour,
 overwrite or retitle a terminal, and rich would read square brackets as markup.
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-# They reverse the text behind them; the rest of their category joins letters and emoji.
+# These change the direction of the text; the rest of their category joins letters and emoji.
 TURNS = {*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
 
 
 def plain(text: str, keep: str = "") -> str:
-    """`text` with every control character but those of `keep` written out.
+    """`text` with every control character escaped, except those in `keep`.
 
     Example:
         >>> plain("runs/\\x1b[31mred\\n")
@@ -41,25 +41,25 @@ def _written_out(character: str) -> str:
 
 
 def tell(text: str) -> None:
-    """Print lines to standard output, `plain`."""
+    """Print lines to standard output, escaped by `plain`."""
     print(plain(text, keep="\n"), flush=True)
 
 
 def warn(sentence: str) -> None:
-    """Print one line to standard error, `plain`."""
+    """Print one line to standard error, escaped by `plain`."""
     # A closed standard error, or a full disk behind it, must not stop a run.
     with suppress(OSError):
         print(plain(" ".join(sentence.split())), file=sys.stderr, flush=True)
 
 
 def terminal(*, errors: bool = False, quiet: bool = False) -> "Console":
-    """A console of rich that takes text as it is: no markup, no emoji, no colours of its own.
+    """A console of rich that prints text unchanged: no markup, no emoji codes, no highlighting.
 
     Example:
         >>> terminal().print("a[/b] [red] :smile:")
         a[/b] [red] :smile:
     """
-    # Not needed by what runs without the lab extra.
+    # Imported here, because some commands run without the lab extra.
     from rich.console import Console
 
     return Console(stderr=errors, quiet=quiet, markup=False, highlight=False, emoji=False)
@@ -76,12 +76,12 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         named = f" ({error.filename})" if error.filename else ""
         parts[0] = f"{error.strerror}{named}"
-    # Libraries wrap their messages; one line is one line.
+    # Libraries wrap their messages over several lines; here they are joined.
     return " ".join(" ".join(parts).split())
 
 
 def in_sentences(main: Callable[[], None]) -> int:
-    """Run a small command and give its exit code: 2 with a sentence for what a user can get wrong.
+    """Run a small command; return its exit code: 2, after printing a sentence, for user errors.
 
     Example:
         >>> in_sentences(lambda: None)

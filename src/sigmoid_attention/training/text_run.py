@@ -1,4 +1,4 @@
-"""Train one language model on a text, keep it in a folder, and test it on the held-out text."""
+"""Trains one language model on a text, saves it in a folder, and tests it on held-out text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from sigmoid_attention.training.trainer import TrainConfig, TrainResult, train
 
 @dataclass(frozen=True)
 class TextRun:
-    """A decoder, the batches that it trains on, and the folder that keeps it (None keeps nothing).
+    """A decoder, its training batches, and the folder that it is saved in (None saves nothing).
 
     Example:
         >>> from sigmoid_attention.nn.models import PRESETS
@@ -49,7 +49,7 @@ class TextRun:
     ) -> "TextRun":
         """Make the model and its batches from `config.seed`, and describe the run in `folder`.
 
-        The description is a config.json and a tokenizer.json, as `load_trained` needs them.
+        The description is a config.json and a tokenizer.json, which `load_trained` reads.
 
         Raises:
             OSError: the folder cannot be written.
@@ -89,7 +89,7 @@ class TextRun:
         )
 
     def record_more_steps(self) -> None:
-        """Describe the run anew if it continues with another number of steps.
+        """Rewrite the description if the run continues with another number of steps.
 
         Call this after the first step: only then has the trainer accepted the checkpoint.
         """
@@ -100,7 +100,7 @@ class TextRun:
     def bits_per_byte(
         self, documents: Sequence[Document] | None = None, seq_len: int | None = None
     ) -> float:
-        """Bits per byte of `documents`; by default of the held-out text, at the training length."""
+        """Bits per byte of `documents`; default: the held-out text, at the training length."""
         documents = self.text.heldout if documents is None else documents
         device = torch.device(self.config.device)
         return bits_per_byte(

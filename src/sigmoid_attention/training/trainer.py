@@ -1,8 +1,8 @@
 """The training loop.
 
 A step is a pure function of the parameters, the optimiser's state, torch's generator and the step
-number. A checkpoint holds all four, so a run that is killed anywhere and resumed ends with the
-same bits (on a CPU; a GPU's reductions may differ in their last digit).
+number. A checkpoint holds all four, so a run that was killed and resumed ends with bit-identical
+parameters (on a CPU; reductions on a GPU may differ in the last digit).
 """
 
 import contextlib
@@ -42,10 +42,10 @@ MAY_CHANGE_ON_RESUME = ("checkpoint_every", "device")
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a call of `train` did.
+    """The result of a call of `train`.
 
-    `losses` are those of every step of the run in nats a token, earlier sessions included;
-    `seconds` and `tokens_per_second` are of this session alone, which began at step `resumed_from`.
+    `losses` has the loss of every step in nats per token, including earlier sessions. `seconds` and
+    `tokens_per_second` are of this session alone, which began at step `resumed_from`.
     """
 
     losses: list[float]
@@ -69,21 +69,20 @@ def train(
 ) -> TrainResult:
     """Train `model` in place on `batches` for `config.steps` steps.
 
-    `model.loss(inputs, targets)` is what is minimised; routers with a `balance_rate` are balanced
-    before each of the optimiser's steps. With `out`, a checkpoint is written to that
-    folder every `config.checkpoint_every` steps and at the end; `resume` continues from it (and
-    starts from the beginning where there is none), perhaps with more steps, whose schedule then
-    holds from there on. `progress` may be a label to show, and `bits_per_nat` what turns the loss
-    that it shows from nats a token into bits a byte. `on_step` is called with the number of
-    finished steps and the loss. The caller's random generators are as before afterwards. With
-    `out`, Ctrl-C or a request to end (SIGTERM) takes effect at the end of the current step, behind
-    a checkpoint; the second one at once.
+    The objective is `model.loss(inputs, targets)`. Routers with a `balance_rate` are balanced
+    before each optimiser step. With `out`, a checkpoint is written to that folder every
+    `config.checkpoint_every` steps and at the end. `resume` continues from it, or starts from the
+    beginning if there is none; with more steps, the longer run's schedule holds from there on.
+    `progress` may be the bar's label; `bits_per_nat` converts the shown loss from nats per token
+    to bits per byte. `on_step` is called with the number of finished steps and the loss. The
+    caller's random generators are restored. With `out`, Ctrl-C or SIGTERM takes effect at the end
+    of the current step, after a checkpoint is written; a second signal takes effect at once.
 
     Raises:
-        Diverged: the loss, a gradient or a parameter is no longer finite; names step and module,
-            and leaves the last checkpoint as it is.
-        ValueError: `out` holds another run, one that `resume` does not ask for, or a folder in the
-            place of a checkpoint; or the device is not there.
+        Diverged: the loss, a gradient or a parameter is not finite; names step and module. The
+            last checkpoint is kept.
+        ValueError: `out` holds another run, a run while `resume` is False, or a folder with the
+            name of a checkpoint; or the device does not exist.
         OSError: a checkpoint could not be written.
 
     Example:
@@ -112,9 +111,9 @@ def train(
     losses: list[float] = []
 
     with contextlib.ExitStack() as stack:
-        # Without a folder there is nothing to keep, and an interrupt takes effect at once.
+        # Without a folder there is no checkpoint to write, and an interrupt takes effect at once.
         request = stack.enter_context(ending_later() if out else contextlib.nullcontext(Request()))
-        # The caller's random generators are restored in any case.
+        # The caller's random generators are always restored.
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.manual_seed(config.seed)
         if latest:
@@ -164,7 +163,7 @@ def train(
             done = step + 1
             bar.update(done, losses[-1])
             if on_step:
-                # Before the checkpoint: what it measures at this step is not measured again behind.
+                # Before the checkpoint, because a run resumed from it does not measure this step.
                 on_step(done, losses[-1])
             ends = bool(request) or done == config.steps
             keeps = ends or done % config.checkpoint_every == 0
@@ -173,12 +172,12 @@ def train(
                 if broken:
                     raise Diverged(step, losses[-1], f"the parameter {broken}")
                 if recorder:
-                    # No part reaches over a checkpoint, so that resuming can drop whole parts.
+                    # A part ends at each checkpoint, so that resuming can delete whole parts.
                     recorder.flush()
                 if out:
                     _keep(out, model, optimizer, losses, configuration)
                     request.kept = f"step {done} of {config.steps} is kept in {out / CURRENT}"
-            # A request may have come while the checkpoint was written.
+            # A signal may have arrived while the checkpoint was written.
             if ends or (keeps and request):
                 break
         seconds = time.perf_counter() - started
@@ -193,16 +192,16 @@ def _keep(
     losses: list[float],
     configuration: dict[str, Any],
 ) -> None:
-    """Write a checkpoint; ``OSError`` if the folder is gone, as the rest of it would be missing."""
+    """Write a checkpoint; ``OSError`` if the folder, with its other files, was removed."""
     if not out.is_dir():
         raise OSError(f"the folder {out} was removed during the training; nothing was written")
     save_checkpoint(out / CURRENT, model, optimizer, losses=losses, config=configuration)
 
 
 def run_configuration(model: nn.Module, batches: Batches, config: TrainConfig) -> dict[str, Any]:
-    """What decides a run's outcome, as JSON: the part of a checkpoint that must not change.
+    """The configuration of a run as JSON, which a resumed run must share.
 
-    A model without a `config` of its own is told by the shapes of its parameters.
+    A model without a `config` is described by the shapes of its parameters.
 
     Example:
         >>> from sigmoid_attention.training.tasks import Copying

@@ -1,8 +1,8 @@
 """The next steps after a comparison, computed from its rows.
 
 The advice covers, in this order: comparisons without an answer (neither arm learnt the text, or too
-few seeds); what is worse (another learning rate, other positions, longer training if the gap is
-closing); what is undecided (the number of seeds that would decide it); tasks that neither arm
+few seeds); worse results (another learning rate, other positions, longer training if the gap is
+closing); undecided questions (the number of seeds that would decide them); tasks that neither arm
 learnt; a training step without a fused kernel; and, if nothing is worse, a run on the user's text.
 """
 
@@ -20,9 +20,9 @@ from sigmoid_attention.studies.compare.standing import margin, standing
 from sigmoid_attention.studies.compare.summary import LOSS, late_change_of_gap
 from sigmoid_attention.studies.compare.verdict import listed, longer, steps, tasks
 
-# More seeds than this are not worth their time: larger models would tell more.
+# More seeds than this are not advised, because larger models would be more informative.
 MOST_SEEDS = 16
-# The fewest seeds, solved under one arm alone, with which the sign test decides.
+# The fewest seeds solved by one arm alone with which the sign test can decide.
 FEWEST_DISCORDANT = 6
 OTHER_MODELS = Advice(
     "This run says nothing about vision models and encoders: the recipe is for decoders that read "
@@ -38,7 +38,7 @@ def advise(
     setting: CompareSetting,
     out: Path,
 ) -> tuple[Advice, ...]:
-    """What to do after a comparison that `out` holds, with the commands that do it."""
+    """The next steps after the comparison in `out`, with their commands."""
     text = [row for row in summary if row.metric == LOSS]
     if text and text[0].silent:
         return (_train_longer(rows, setting, out),)
@@ -101,15 +101,15 @@ def _undecided(
 
 
 def seeds_to_decide(row: SummaryRow) -> int | None:
-    """How many seeds would decide a question if its mean and its spread stayed as they are.
+    """The number of seeds that would decide a question if its mean and spread stayed the same.
 
-    Decided is an interval that excludes 0 or lies within the margin. None if more than
+    A question is decided if its interval excludes 0 or lies within the margin. None if more than
     `MOST_SEEDS` would be needed.
     """
     apart = row.difference
     if not apart.bounded:
         return SEEDS
-    # Half an interval over n seeds is t s / sqrt(n), with s the spread of single seeds.
+    # Half an interval over n seeds is t s / sqrt(n), with s the standard deviation over seeds.
     spread = (apart.high - apart.mean) * math.sqrt(apart.n) / t_quantile(apart.n - 1)
     for n in range(apart.n + 1, MOST_SEEDS + 1):
         half = t_quantile(n - 1) * spread / math.sqrt(n)
@@ -119,7 +119,7 @@ def seeds_to_decide(row: SummaryRow) -> int | None:
 
 
 def seeds_to_solve(solved: Solved) -> int | None:
-    """How many seeds would decide an all-or-nothing task if the arms went on to differ as often."""
+    """The number of seeds that would decide an all-or-nothing task, if arms differ as often."""
     alone = abs(solved.softmax - solved.sigmoid)
     needed = math.ceil(FEWEST_DISCORDANT * solved.seeds / alone) if alone else MOST_SEEDS + 1
     return needed if needed <= MOST_SEEDS else None
@@ -205,10 +205,10 @@ def _larger(setting: CompareSetting, out: Path, **changes: object) -> str:
 
 
 def _more(setting: CompareSetting, out: Path, **changes: int) -> str:
-    """The command that goes on in the same folder."""
+    """The command that continues in the same folder."""
     return f"{setting.command(**changes)} --out {shlex.quote(str(out))} --resume"
 
 
 def _other(setting: CompareSetting, out: Path, suffix: str, **changes: object) -> str:
-    """The command that begins in another folder."""
+    """The command that starts in another folder."""
     return f"{setting.command(**changes)} --out {shlex.quote(f'{out}-{suffix}')}"

@@ -1,7 +1,7 @@
 """Bigram baseline: bits per byte of a bigram model over bytes.
 
-A model whose loss is not below this has learnt nothing that needs attention. Two such models do not
-show which attention is better.
+A model whose loss is not below this baseline has learnt nothing that needs attention. Two such
+models do not show which attention is better.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ BYTES = 256
 
 
 def bigram_bits_per_byte(train: Sequence[Document], heldout: Sequence[Document]) -> float:
-    """Bits per byte of `heldout` under p(byte | byte before) as counted in `train`.
+    """Bits per byte of `heldout` under p(byte | previous byte), with counts from `train`.
 
-    Every count starts at one, so that no pair is impossible. The first byte of a document has
-    none before it and is not scored.
+    Every count starts at one (Laplace smoothing). The first byte of a document has no previous
+    byte and is not scored.
 
     Raises ``ValueError`` if no document of `heldout` has two bytes.
 
@@ -36,7 +36,7 @@ def bigram_bits_per_byte(train: Sequence[Document], heldout: Sequence[Document])
 
 
 def _pair_counts(documents: Sequence[Document]) -> Tensor:
-    """How often each byte follows each, (256 before, 256 after), within documents."""
+    """The counts of byte pairs within documents, (256 previous, 256 next)."""
     total = torch.zeros(BYTES * BYTES, dtype=torch.float64)
     for document in documents:
         if len(document.text) > 1:

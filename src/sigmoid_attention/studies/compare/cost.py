@@ -1,7 +1,7 @@
 """The cost part of a comparison: time and memory of a training step and of the operator alone.
 
-The arms are timed in turn, round by round, in rotating order, so that a slow phase of the machine
-affects all of them; ratios are taken within a round. Nothing else runs in the process. If the
+In each round all arms are timed one after another, in rotating order, so that a slow phase of the
+machine affects all arms; ratios are taken within a round. Nothing else runs in the process. If the
 sigmoid arm runs in a fused kernel, it is also timed without that kernel.
 
 Shape letters: B batch, H heads, N tokens, D head dim.
@@ -32,7 +32,7 @@ from sigmoid_attention.training.model_folder import new_model
 from sigmoid_attention.training.optimizer import decoupled_adamw
 from sigmoid_attention.training.trainer import TrainConfig
 
-# A shorter measurement would be dominated by the clock and by other processes.
+# A shorter measurement would be dominated by timer resolution and other processes.
 SHORTEST_SECONDS = 0.01
 
 Work = Callable[[], object]
@@ -45,7 +45,7 @@ def run_cost(
     operator: Operator,
     progress: Callable[[float], None],
 ) -> Iterator[ArmRow]:
-    """All times and memory, one row a round and arm for times (`step` counts the rounds)."""
+    """All times and memory; times have one row per round and arm (`step` is the round)."""
     lengths = setting.cost.lengths
     parts = 1 + 2 * len(lengths)
     arms = timed(operator)
@@ -63,12 +63,12 @@ def run_cost(
 
 
 def timed(operator: Operator) -> tuple[str, ...]:
-    """The arms that take turns: where a fused operator serves the sigmoid arm, also without it."""
+    """The timed arms; with a fused operator, also the sigmoid arm without it."""
     return (*ARMS, UNFUSED) if operator.path else ARMS
 
 
 def shortest_seconds(setting: CompareSetting, operator: Operator) -> float:
-    """What all turns take at least, however fast what is timed in them is."""
+    """The minimum time of all measurements, which does not depend on the speed of the arms."""
     timings = 1 + 2 * len(setting.cost.lengths)
     return len(timed(operator)) * setting.cost.rounds * timings * SHORTEST_SECONDS
 
@@ -76,7 +76,7 @@ def shortest_seconds(setting: CompareSetting, operator: Operator) -> float:
 def by_turns(work: dict[str, Work], rounds: int, device: torch.device) -> Iterator[ArmRow]:
     """Seconds of each arm's work in each round, as rows without a metric.
 
-    Work that is too short to time is repeated within its turn, and its mean is given.
+    Work that is too short to time is repeated within a round, and the mean is given.
     """
     repeats = {arm: _repeats(compute, device) for arm, compute in work.items()}
     arms = list(work)
@@ -89,7 +89,7 @@ def by_turns(work: dict[str, Work], rounds: int, device: torch.device) -> Iterat
 
 
 def _repeats(compute: Work, device: torch.device) -> int:
-    # The first call allocates and compiles; it is not the one to judge by.
+    # The first call allocates and compiles, so it is not timed.
     compute()
     return math.ceil(SHORTEST_SECONDS / _seconds(compute, 1, device))
 
@@ -111,7 +111,7 @@ def _wait(device: torch.device) -> None:
 def _operators(
     setting: CompareSetting, length: int, device: torch.device, timed_arms: Sequence[str]
 ) -> dict[str, dict[str, Work]]:
-    """Each arm's operator forward, and forward with backward, on the same tensors."""
+    """Each arm's operator, forward alone and forward with backward, on the same tensors."""
     config = setting.text.model
     head_dim = config.head_dim or config.dim // config.num_heads
     shape = (setting.cost.batch_size, config.num_heads, length, head_dim)
@@ -152,7 +152,7 @@ def _operators(
 def _training_step(
     setting: CompareSetting, text: Text, device: torch.device, arms: Sequence[str]
 ) -> Iterator[ArmRow]:
-    """The whole model's training step in each arm: its seconds by round, and its memory."""
+    """The whole model's training step in each arm: seconds by round, and memory."""
     steps = {arm: _stepper(setting, text, arm, device) for arm in arms}
     for row in by_turns(steps, setting.cost.rounds, device):
         yield ArmRow(row.arm, STEP, row.value, row.unit, step=row.step)
@@ -160,7 +160,7 @@ def _training_step(
 
         def two_steps(arm: str = arm) -> None:
             step = _stepper(setting, text, arm, device)
-            # The optimiser makes its state in the first and holds it in the second.
+            # The optimiser allocates its state in the first step and holds it in the second.
             step()
             step()
 

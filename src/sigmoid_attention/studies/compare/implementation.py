@@ -1,7 +1,7 @@
-"""The implementation that computes attention in the sigmoid arm, and what fusing it gains.
+"""The implementation of attention in the sigmoid arm, and its gain by fusion.
 
-Where a fused kernel runs, the cost part also times the arm without it, in the same turns. Nothing
-of this enters the verdict, which compares the arms as they are.
+If a fused kernel runs, the cost part also times the arm without it, in the same rounds. The gain is
+not part of the verdict, which compares the arms as they are.
 """
 
 import json
@@ -22,26 +22,26 @@ from sigmoid_attention.lab.statistics import median_interval, paired_ratio
 from sigmoid_attention.studies.compare.results import UNFUSED, Fusion, Gain
 from sigmoid_attention.studies.compare.summary import STEP, TIMES, select, select_values
 
-# The key of a machine's description under which its rows hold the operator in words.
+# The key of the operator's description in the machine's description, which the rows hold.
 OPERATOR = "sigmoid_operator"
 
 
 @dataclass(frozen=True)
 class Operator:
-    """What impl="auto" computes with: a name of the fused kernels, "" for none, and the words."""
+    """The operator of impl="auto": the name of the fused kernels ("" if none), and its words."""
 
     path: str
     words: str
 
 
 def operator_in_use(device: torch.device, console: Console, head_dim: int = 64) -> Operator:
-    """What computes sigmoid attention in training on `device`, as the dispatcher explains it.
+    """The operator of sigmoid attention in training on `device`, as reported by the dispatcher.
 
-    A CPU kernel that is not there yet is compiled, before anything is timed; that takes seconds,
-    and a line on the console says so.
+    A missing CPU kernel is compiled before anything is timed. This takes seconds, and a line on the
+    console reports it.
 
     Raises:
-        ValueError: `SIGMOID_ATTENTION_CPU` names no vector path, or one that cannot run here.
+        ValueError: `SIGMOID_ATTENTION_CPU` is not a vector path, or one that cannot run here.
     """
     if device.type == "cpu":
         with _log_on(console):
@@ -60,7 +60,7 @@ def operator_in_use(device: torch.device, console: Console, head_dim: int = 64) 
 
 
 class _Lines(logging.Handler):
-    """Prints every message as a line of its own."""
+    """Prints each log message on its own line."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def _log_on(console: Console) -> Iterator[None]:
-    """Print what the library logs meanwhile, down to the line that something is being compiled."""
+    """A context that prints the library's log messages, including those about compilation."""
     log = logging.getLogger("sigmoid_attention")
     level = log.level
     handler = _Lines(console)
@@ -87,7 +87,7 @@ def _log_on(console: Console) -> Iterator[None]:
 
 
 def fusion(rows: pa.Table) -> Fusion | None:
-    """What ran in the sigmoid arm and what fusing it gained; None where the arm was not timed."""
+    """The operator of the sigmoid arm and its gain by fusion; None if the arm was not timed."""
     machines = select_values(rows, STEP, "machine", arm=SIGMOID)
     if not machines:
         return None

@@ -1,7 +1,7 @@
 """The results of a comparison: its rows, a summary of them, and a verdict.
 
-The rows are the measurements in long form, one value each; everything else is computed from them.
-The table in the terminal and the report read only the classes of this file.
+The rows are the measurements in long form, one value each. Everything else is computed from the
+rows. The table in the terminal and the report use only the classes of this file.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from sigmoid_attention.lab.statistics import Interval
 
-# The sigmoid arm again, timed with what would compute its attention if nothing were fused.
+# The sigmoid arm, timed without a fused kernel.
 UNFUSED = "sigmoid_unfused"
 
 
 @dataclass(frozen=True)
 class Solved:
-    """How many of the `seeds` that both arms have solved a task: in each arm, and in both."""
+    """The number of seeds that solved a task, in each arm and in both, of the `seeds` in common."""
 
     softmax: int
     sigmoid: int
@@ -27,12 +27,12 @@ class Solved:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One question put to both arms: what each measured, and how far they lie apart.
+    """One question of the comparison: the value of each arm, and the difference of the arms.
 
-    `difference` is sigmoid - softmax where `kind` is "difference", sigmoid / softmax where it is
-    "ratio" (times, memory); paired by seed in both cases. `length` is in tokens, -1 where the
-    question has none. `silent` is the reason why the row does not compare the arms, "" if it does.
-    `solved` is there where a mean describes no run: some solved the task, others failed.
+    `difference` is sigmoid - softmax if `kind` is "difference", and sigmoid / softmax if it is
+    "ratio" (times, memory); it is paired in both cases. `length` is in tokens, -1 if it does not
+    apply. `silent` is the reason why the row does not compare the arms, "" if it does. `solved` is
+    set for all-or-nothing tasks, whose mean describes no run.
     """
 
     metric: str
@@ -50,9 +50,9 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class Gain:
-    """A time that the sigmoid arm takes unfused and fused, in seconds; `ratio` is fused / unfused.
+    """A time of the sigmoid arm, unfused and fused, in seconds; `ratio` is fused / unfused.
 
-    `ratio` is paired by round; `length` is in tokens, -1 where the question has none.
+    `ratio` is paired by round; `length` is in tokens, -1 if it does not apply.
     """
 
     metric: str
@@ -65,9 +65,9 @@ class Gain:
 
 @dataclass(frozen=True)
 class Fusion:
-    """What computed the sigmoid arm's attention, in words, and what its being fused gained.
+    """The operator of the sigmoid arm, in words, and its gains by fusion.
 
-    `gains` is empty where nothing fused ran.
+    `gains` is empty if no fused kernel ran.
     """
 
     operator: str
@@ -78,7 +78,8 @@ class Fusion:
 class Verdict:
     """The answer in a line and in a paragraph, and the rule by which it was computed.
 
-    `rule` states how a question is judged, `order` which headline is taken: the first that holds.
+    `rule` states how a question is judged; `order` lists the headlines, of which the first that
+    holds is taken.
     """
 
     headline: str
@@ -89,7 +90,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do next, and the command that does it, "" where there is none."""
+    """A recommended next step, and its command, "" if there is none."""
 
     words: str
     command: str = ""
@@ -97,11 +98,11 @@ class Advice:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison: `rows` has the columns of `ROW_SCHEMA`, the rest is read off it.
+    """A finished comparison: `rows` has the columns of `ROW_SCHEMA`, the rest is computed from it.
 
-    `setting`, `machine`, `versions` and `provenance` are what the rows carry as JSON; `provenance`
-    is that of the text the models were trained on. `fusion` is None where no times were taken.
-    `path` is the file of the rows, "" if there is none; `advice` is computed from the rows as well.
+    `setting`, `machine`, `versions` and `provenance` are stored in the rows as JSON; `provenance`
+    is of the training text. `fusion` is None if no times were measured. `path` is the file of the
+    rows, "" if there is none; `advice` is computed from the rows as well.
     """
 
     rows: pa.Table

@@ -1,7 +1,7 @@
 """The retrieval part of a comparison: associative recall and copying.
 
-Later publications suspect that sigmoid attention is worse at retrieval at equal language-modelling
-loss. So retrieval is tested separately, with one small decoder per task, arm and seed.
+Later publications suspect that, at equal language-modelling loss, sigmoid attention is worse at
+retrieval. So retrieval is tested separately, with one small decoder per task, arm and seed.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ COPYING = "copy"
 
 
 def task_batches(setting: TaskSetting, seed: int) -> MultiQueryRecall | Copying:
-    """The task's data for a seed: recall of `pairs`, or copying where there are none.
+    """The task's data for a seed: recall of `pairs`, or copying if `pairs` is 0.
 
     Example:
         >>> from sigmoid_attention.studies.compare.settings import compare_setting
@@ -46,9 +46,9 @@ def run_task(
     store: Store,
     progress: Callable[[float], None],
 ) -> Iterator[ArmRow]:
-    """Train on the task and give the accuracy in the end; store that of every test on the way.
+    """Train on the task and yield the final accuracy; store the accuracy of every earlier test.
 
-    Raises ``Diverged`` as the trainer.
+    Raises ``Diverged``.
     """
     tests = step_parts(f"{task}-{arm}-seed{seed}", setting.steps, setting.test_every)
     store.refuse_gaps(folder, tests, setting.test_every)

@@ -1,12 +1,12 @@
 """Runs a comparison of softmax and sigmoid attention: quality, retrieval, time and memory.
 
-The same small decoder is trained with softmax and with sigmoid attention on the same text, from
-the same initial weights and with the same batches, for every seed; then both read held-out text
-at 1, 2 and 4 times the training length. Smaller decoders learn associative recall and copying.
-At the end, with nothing else running, a training step and the operator alone are timed, by turns.
+For every seed, the same small decoder is trained with softmax and with sigmoid attention, on the
+same text and batches and from the same initial weights. Then both are tested on held-out text at 1,
+2 and 4 times the training length. Smaller decoders learn associative recall and copying. At the
+end, with nothing else running, a training step and the operator alone are timed in alternation.
 
-The work consists of units (part x arm x seed). A finished unit leaves a file that never changes, an
-unfinished training its checkpoint; see `lab.store`. More seeds can be added to a finished
+The work consists of units (part x arm x seed). A finished unit is a file that never changes; an
+unfinished training has a checkpoint; see `lab.store`. More seeds can be added to a finished
 comparison. The rule of the verdict is in `verdict`.
 """
 
@@ -58,10 +58,10 @@ __all__ = ["Comparison", "Interval", "SummaryRow", "Verdict", "compare", "units"
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """A unit of work, of which the rows are kept when all of it is done.
+    """A unit of work, whose rows are stored when it is finished.
 
-    `work` is about how many operations it takes, `seconds` what it takes beside them. `parts` are
-    the names of those that it leaves on its way, beside the one of its own name.
+    `work` is its approximate number of operations, `seconds` its time in addition to them. `parts`
+    are the names of intermediate parts, which it stores in addition to the part of its own name.
     """
 
     name: str
@@ -75,14 +75,13 @@ class WorkUnit:
 def compare(
     setting: CompareSetting, out: Path, *, resume: bool = False, console: Console | None = None
 ) -> Comparison:
-    """Run what is missing of a comparison under `out`, and read the answer off its rows.
+    """Run the missing units of a comparison in `out`, and compute the results from its rows.
 
     Raises:
-        ValueError: the data cannot be used, the device or the CPU kernel that is asked for is not
-            there, or `out` holds something that this setting does not continue; nothing is
-            overwritten then.
+        ValueError: the data cannot be used, the requested device or CPU kernel does not exist, or
+            `out` holds something that this setting cannot continue; then nothing is overwritten.
         OSError: a file could not be written.
-        Diverged: a training run met a value that is not finite; a note says which run.
+        Diverged: a training run had a value that is not finite; a note names the run.
     """
     device = resolve_device(setting.device)
     refuse_too_large(setting.preset, setting.text.model, setting.text.batch_size, device)
@@ -99,8 +98,8 @@ def compare(
         "versions": describe_versions() | ({"commit": commit} if commit else {}),
         "provenance": dataclasses.asdict(corpus.provenance),
     }
-    # What two runs must share to be one: rows of another text, torch or operator are no replicates.
-    # The seeds only select runs, so more of them can be added to a comparison.
+    # A resumed comparison must share these: rows of another text, torch or operator are no
+    # replicates. The seeds only select runs, so more can be added to a comparison.
     fixed = setting.to_dict()
     del fixed["command"], fixed["seeds"]
     versions = {name: described["versions"][name] for name in ("python", "torch")}
@@ -145,7 +144,7 @@ def compare(
 
 
 def refuse_fewer_seeds(setting: CompareSetting, store: Store) -> None:
-    """Raise ``ValueError`` if the folder has rows of more seeds than the setting."""
+    """Raise ``ValueError`` if the folder has rows for more seeds than the setting."""
     last = max(store.rows()["seed"].to_pylist(), default=NONE)
     begun = last + 1 - setting.first_seed
     if begun > setting.seeds:
@@ -156,7 +155,7 @@ def refuse_fewer_seeds(setting: CompareSetting, store: Store) -> None:
 
 
 def _measurement_rows(seconds: float) -> Iterator[ArmRow]:
-    """Rows of memory, time and end of a unit, in addition to its own."""
+    """The rows of a unit's memory, duration and end time."""
     yield ArmRow(BOTH, "process_peak_bytes", peak_process_bytes(), "bytes")
     yield ArmRow(BOTH, UNIT_SECONDS, seconds, "seconds")
     yield ArmRow(BOTH, UNIT_END, time.time(), "seconds since 1970 (UTC)")
@@ -165,7 +164,7 @@ def _measurement_rows(seconds: float) -> Iterator[ArmRow]:
 def units(
     setting: CompareSetting, text: Text, device: torch.device, operator: Operator, store: Store
 ) -> Iterator[WorkUnit]:
-    """All units in the order in which they are done: seed by seed, so that pairs end early."""
+    """All units in the order of execution: seed by seed, so that pairs end early."""
     yield WorkUnit("baseline", "byte pairs", _baseline_work(text), partial(_baseline, text))
     tasks = {RECALL: setting.recall, COPYING: setting.copying}
     for seed in range(setting.first_seed, setting.first_seed + setting.seeds):
@@ -206,8 +205,8 @@ def _baseline(text: Text, _progress: Callable[[float], None]) -> Iterator[ArmRow
     yield ArmRow(BOTH, BASELINE, bits, "bits/byte")
 
 
-# Operations, counted roughly: two for each parameter and token, and for each pair of a query and
-# a key and each channel four (scores, sum of values); a backward pass takes two forward passes.
+# A rough count of operations: two per parameter and token, and four per query-key pair and channel
+# (scores, sum of values). A backward pass costs two forward passes.
 def _forward_work(config: ModelConfig, tokens: int, length: int) -> float:
     per_layer = 4 * config.dim**2 + 3 * config.dim * config.hidden_dim
     parameters = config.layers * per_layer + config.vocab_size * config.dim
@@ -224,7 +223,7 @@ def _text_work(setting: CompareSetting) -> float:
 
 
 def _baseline_work(text: Text) -> float:
-    # Counting is limited by memory: a byte takes as long as many operations.
+    # Counting is limited by memory, so a byte takes as long as many operations.
     return 1e3 * text.corpus.provenance.bytes
 
 
@@ -239,6 +238,6 @@ def _cost_work(setting: CompareSetting, operator: Operator) -> float:
     config, chosen = setting.text.model, setting.cost
     n = config.max_seq_len
     steps = 3 * _forward_work(config, setting.text.batch_size * n, n)
-    # Forward alone, and forward with backward, is four forward passes.
+    # Forward alone, and forward with backward, cost four forward passes together.
     operators = sum(4 * 4 * chosen.batch_size * config.dim * length**2 for length in chosen.lengths)
     return len(timed(operator)) * chosen.rounds * (steps + operators)

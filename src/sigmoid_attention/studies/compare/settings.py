@@ -13,12 +13,11 @@ from sigmoid_attention.nn.models.recipes import recipe_settings
 
 @dataclass(frozen=True)
 class TextSetting:
-    """Language modelling: the decoder of the sigmoid arm and how both arms are trained.
-
+    """Language modelling: the decoder of the sigmoid arm and the training of both arms.
     `lr` and `softmax_lr` are the peak learning rates of the sigmoid and of the softmax arm.
-    `heldout_bytes` are read after training at each length in `times` (multiples of the training
-    length), `test_bytes` of them `tests` times on the way. `record_every` is the distance, in
-    steps, of the measurements inside the network.
+    After training, `heldout_bytes` are tested at each length in `times` (multiples of the training
+    length); during training, `test_bytes` of them are tested `tests` times. `record_every` is the
+    number of steps between measurements inside the network.
     """
 
     model: ModelConfig
@@ -46,7 +45,7 @@ class TextSetting:
 
 @dataclass(frozen=True)
 class TaskSetting:
-    """A retrieval task with a small decoder of its own; `pairs` is 0 for copying.
+    """A retrieval task with its own small decoder; `pairs` is 0 for copying.
 
     Tested every `test_every` steps on `test_batches` held-out batches.
     """
@@ -63,7 +62,7 @@ class TaskSetting:
 
 @dataclass(frozen=True)
 class CostSetting:
-    """The operator at `lengths` with the text model's heads, and `rounds` turns of every timing."""
+    """The lengths at which the operator is timed, and the number of rounds of every timing."""
 
     lengths: tuple[int, ...]
     batch_size: int
@@ -72,7 +71,7 @@ class CostSetting:
 
 @dataclass(frozen=True)
 class CompareSetting:
-    """Everything that decides a comparison's rows, but for the text itself."""
+    """Everything that determines a comparison's rows, except the text."""
 
     preset: str
     data: str
@@ -87,11 +86,11 @@ class CompareSetting:
     position: str = "rope"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the command that makes the comparison again."""
+        """Plain values for JSON, with the command that repeats the comparison."""
         return {"command": self.command(), **dataclasses.asdict(self)}
 
     def command(self, **changes: Any) -> str:
-        """The command that makes the comparison, with other values for some of its options.
+        """The command that runs the comparison, with other values for some options.
 
         Example:
             >>> compare_setting("tiny", steps=7).command(seeds=8)
@@ -124,13 +123,13 @@ def _task_model(seq_len: int, vocab_size: int, **sizes: int) -> ModelConfig:
 TINY_TASK = {"dim": 32, "layers": 2, "num_heads": 2, "ffn_dim": 64}
 SMALL_TASK = {"dim": 64, "layers": 2, "num_heads": 4, "ffn_dim": 128}
 
-# Sizes, learning rates and the verdict's rule were chosen with seeds 0 to 9 in view. A comparison
-# takes others, so that its verdict is not the one that those choices were made with.
+# Sizes, learning rates and the verdict's rule were chosen with results of seeds 0 to 9. Comparisons
+# use other seeds, so that their verdicts are independent of these choices.
 FIRST_SEED = 100
 SEEDS = 4
 
-# "tiny" only shows in seconds that everything works. "small" takes minutes on a laptop. "medium"
-# needs a GPU, or hours.
+# "tiny" only checks in seconds that everything works. "small" takes minutes on a laptop. "medium"
+# needs a GPU, or takes hours.
 COMPARE_PRESETS: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSetting]] = {
     "tiny": (
         TextSetting(
@@ -240,7 +239,7 @@ COMPARE_PRESETS: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSett
 }
 
 
-# A learned table of positions ends at the training length; here texts are read beyond it.
+# Learned positions are left out: they end at the training length, and tests exceed it.
 READS_ON = ("rope", "alibi", "sincos", "cape", "none")
 
 
@@ -256,14 +255,14 @@ def compare_setting(
     recipe: str = "recommended",
     position: str | None = None,
 ) -> CompareSetting:
-    """The setting called `preset`, with values in place of its own where they are given.
+    """The setting called `preset`, in which given values replace those of the preset.
 
-    `steps`, `lr` and `softmax_lr` are those of language modelling; `lr` holds for both arms where
-    `softmax_lr` is not given. `recipe` and `position` hold for every model of the comparison.
+    `steps`, `lr` and `softmax_lr` are for language modelling; `lr` is for both arms if `softmax_lr`
+    is not given. `recipe` and `position` are for every model of the comparison.
 
     Raises:
-        ValueError: no such preset, recipe or position; or `seeds`, `steps` or a learning rate is
-            not positive.
+        ValueError: the preset, recipe or position does not exist; or `seeds`, `steps` or a
+            learning rate is not positive.
 
     Example:
         >>> compare_setting("tiny", steps=7).text.steps

@@ -7,14 +7,14 @@ and a margin below which a difference does not matter:
     worse      otherwise, if all of it lies on the side that is bad for sigmoid
     better     otherwise, if all of it lies on the good side
     undecided  otherwise, and wherever there is no interval
-    silent     before all of these: the question does not compare the arms (see `summary`)
+    silent     checked first: the question does not compare the arms (see `summary`)
 
 Margins: 1% of softmax's loss for text, 5 points of accuracy for retrieval, 5% for times and memory
 (single measurements, as memory is, count as exact).
 
-A task that is all-or-nothing (see `summary`) is judged by the seeds that solved it under one
-arm alone: an exact sign test on them, worse or better at p < 0.05, else undecided. Never equal: a
-few seeds that agree do not show that all would.
+An all-or-nothing task (see `summary`) is judged by the seeds that solved it under one arm alone:
+an exact sign test on them gives worse or better at p < 0.05, else undecided. It is never equal,
+because agreement of a few seeds does not show that all seeds would agree.
 
 `reading` gives the wording of a standing, for the table in the terminal and for the report.
 """
@@ -55,7 +55,7 @@ RULE = (
 
 
 class Reading(NamedTuple):
-    """What a row says: which arm it favours ("" for none), in words, and on what ground."""
+    """The reading of a row: the favoured arm ("" for none), the standing in words, the reason."""
 
     arm: str
     words: str
@@ -63,7 +63,7 @@ class Reading(NamedTuple):
 
 
 def reading(row: SummaryRow) -> Reading:
-    """A row's standing in words; `why` says what the interval holds, or what was counted.
+    """A row's standing in words; `why` describes the interval or the counts.
 
     Example:
         >>> arm, apart = Interval(0.9, 0.8, 1.0, 3), Interval(-0.3, -0.4, -0.2, 3)
@@ -80,7 +80,7 @@ def reading(row: SummaryRow) -> Reading:
     return {
         "better": Reading(SIGMOID, f"Sigmoid {better}", why),
         "worse": Reading(SOFTMAX, f"Softmax {better}", why),
-        # A count that is the same in all runs needs no interval to be called equal.
+        # An exact value, which is the same in all runs, is equal without a margin.
         "equal": Reading("", "Equal" if _exact(row) else "Equal within the margin", why),
         "undecided": Reading("", "Undecided", why),
         "silent": Reading("", "Tells nothing", row.silent),
@@ -88,7 +88,7 @@ def reading(row: SummaryRow) -> Reading:
 
 
 def gain_reading(gain: Gain) -> Reading:
-    """What a gain says in words, by the same rule, and what its interval holds.
+    """A gain's standing in words, by the same rule, with its interval as the reason.
 
     Example:
         >>> arm, ratio = Interval(0.1, 0.09, 0.11, 9), Interval(0.6, 0.5, 0.7, 9)
@@ -105,7 +105,7 @@ def gain_reading(gain: Gain) -> Reading:
 
 
 def solved_by(solved: Solved) -> str:
-    """How the arms' solved seeds lie to each other, in words.
+    """The seeds solved by both arms or by one arm alone, in words.
 
     Example:
         >>> solved_by(Solved(2, 2, 2, 4)), solved_by(Solved(3, 1, 1, 4))
@@ -135,7 +135,7 @@ def _exact(row: SummaryRow) -> bool:
 
 
 def standing(row: SummaryRow) -> Standing:
-    """Where the sigmoid stands in one question, by the rule of this module.
+    """The standing of the sigmoid in one question, by the rule of this module.
 
     Example:
         >>> arm, apart = Interval(2.0, 1.9, 2.1, 3), Interval(0.01, 0.005, 0.015, 3)
@@ -155,7 +155,7 @@ def standing(row: SummaryRow) -> Standing:
 
 
 def cost_standing(ratio: Interval) -> Standing:
-    """Where the second of two times or memories stands, by the same rule; `ratio` is to the first.
+    """The standing of the second of two times or memories; `ratio` is second / first.
 
     Example:
         >>> cost_standing(Interval(0.7, 0.6, 0.8, 9)), cost_standing(Interval(1.0, 0.98, 1.02, 9))
@@ -185,14 +185,14 @@ def _counted(solved: Solved) -> Standing:
 
 
 def margin(row: SummaryRow) -> float:
-    """What counts as no difference in a question that is no ratio."""
+    """The margin of a question that is not a ratio."""
     return LOSS_MARGIN * row.softmax.mean if row.unit == "bits/byte" else ACCURACY_MARGIN
 
 
 def pace(ratio: float) -> str:
-    """How fast something is whose time is `ratio` times another's, as a verb and its object.
+    """A time that is `ratio` times another, as a verb phrase on speed.
 
-    "8% faster" takes 8% less time.
+    "8% faster" means 8% less time.
 
     Example:
         >>> pace(0.92), pace(1.21), pace(3.4), pace(0.4), pace(1.0)
@@ -208,7 +208,7 @@ def pace(ratio: float) -> str:
 
 
 def share(ratio: float) -> str:
-    """How much something is that is `ratio` times another's.
+    """An amount that is `ratio` times another, in words.
 
     Example:
         >>> share(0.97), share(1.21), share(2.1), share(1.0)

@@ -6,14 +6,14 @@ by round and compared as a ratio with an interval of order statistics.
 A question is silent if neither arm has learnt anything that needs attention: a loss on text below
 the bigram baseline, or an accuracy of one half in retrieval.
 
-A task is all-or-nothing if, within an arm, some seeds solve it (90% right or more) and others stay
-below half. The mean of such values describes no run, and an interval around it reaches from below
-0 to above 100%: the seeds that solved it are counted instead (`Solved`), over the seeds that both
-arms have, and the mean over training, which is of the same two kinds, is left out.
+A task is all-or-nothing if, within an arm, some seeds solve it (accuracy of 90% or more) and others
+stay below half. The mean of such values describes no run, and its interval exceeds the range from 0
+to 100%. Instead, the seeds that solved the task are counted (`Solved`), over the seeds that both
+arms have. The mean over training, which has the same problem, is left out.
 
-At equal time: the arm with the shorter training step does all its steps in some time; the other
-arm's loss after that time is read off its held-out tests during training, between two of them by
-a straight line. Time is steps times the median seconds of a training step.
+At equal time: the loss of the arm with the shorter training step at its end is compared with the
+other arm's loss after the same time, interpolated linearly between its held-out tests during
+training. Time is steps times the median seconds of a training step.
 """
 
 import math
@@ -36,27 +36,27 @@ from sigmoid_attention.studies.compare.results import Solved, SummaryRow
 # Values of one metric and length, by arm and by seed (or by round).
 Values = dict[str, dict[int, float]]
 
-# Bits per byte on held-out text: after training, by length; and on the way, by step.
+# Bits per byte on held-out text: after training, by length; and during training, by step.
 LOSS = "validation_bits_per_byte"
 COURSE = "validation_during_training"
 STEP = "step_seconds"
 EQUAL_TIME = "validation_at_equal_time"
 BASELINE = "bigram_bits_per_byte"
-# Of every unit of the comparison: how long it took, and when it was finished.
+# The duration and the end time of every unit of the comparison.
 UNIT_SECONDS, UNIT_END = "unit_seconds", "unit_end"
 TASKS = {"recall": "Associative recall", "copy": "Copying"}
 TIMES = {
     "operator_forward_seconds": "Operator forward",
     "operator_training_seconds": "Operator forward + backward",
 }
-# Shares of right answers: from the first on a task is solved, below the second it is not learnt.
+# Accuracies: at SOLVED or above a task is solved, below LEARNT it is not learnt.
 SOLVED, LEARNT = 0.9, 0.5
 NO_BETTER_THAN_PAIRS = "neither arm beats a table of byte pairs"
 NOT_LEARNT = "neither arm learnt it"
 
 
 def summarise(rows: pa.Table) -> list[SummaryRow]:
-    """Every question that the rows have an answer to, in the order of a reader's interest."""
+    """All questions with values in the rows, the most important first."""
     losses = _losses(rows)
     return [
         *losses,
@@ -84,7 +84,7 @@ def select(
 
 
 def paired(values: Values) -> tuple[list[float], list[float]]:
-    """What both arms have, softmax first, in the same order."""
+    """The values that both arms have, softmax first, in the same order."""
     shared = sorted(values[SOFTMAX].keys() & values[SIGMOID].keys())
     return [values[SOFTMAX][at] for at in shared], [values[SIGMOID][at] for at in shared]
 
@@ -114,7 +114,7 @@ def _losses(rows: pa.Table) -> list[SummaryRow]:
 
 
 def baseline_bits(rows: pa.Table) -> float:
-    """Bits per byte of a table of byte pairs, which needs no attention; infinite if not counted."""
+    """Bits per byte of the bigram baseline; infinite if it was not measured."""
     return max(select_values(rows, BASELINE, "value"), default=math.inf)
 
 
@@ -140,7 +140,7 @@ def _at_equal_time(rows: pa.Table, losses: Sequence[SummaryRow]) -> list[Summary
 
 
 def _between(curve: dict[int, float], step: float) -> float:
-    """The curve's value at a step, along straight lines; before its first point that point's."""
+    """The curve's value at a step, linearly interpolated; before the first point its value."""
     places = sorted(curve)
     after = next((at for at in places if at >= step), places[-1])
     before = max((at for at in places if at < after), default=after)
@@ -151,7 +151,7 @@ def _between(curve: dict[int, float], step: float) -> float:
 
 
 def late_change_of_gap(rows: pa.Table) -> Interval:
-    """How the gap, sigmoid - softmax, on held-out text changed in the second half of training."""
+    """The change of the gap sigmoid - softmax on held-out text in the second half of training."""
     curves = curves_by_step(rows, COURSE)
     shared = sorted(curves[SOFTMAX].keys() & curves[SIGMOID].keys())
 
@@ -188,7 +188,7 @@ def _retrieval(rows: pa.Table) -> list[SummaryRow]:
 
 
 def all_or_nothing(accuracies: Values) -> Solved | None:
-    """The seeds that solved a task, where an arm's seeds do so or fail; None where they do not.
+    """The number of seeds that solved an all-or-nothing task; None for other tasks.
 
     The rule is in the module's docstring.
 
@@ -282,7 +282,7 @@ def _ratio(
 
 
 def select_values(rows: pa.Table, metric: str, column: str, *, arm: str | None = None) -> list:
-    """What stands in `column` of every row of a metric, or of those of one arm."""
+    """The values in `column` of all rows of a metric, or of those of one arm."""
     names, arms, values = (rows[name].to_pylist() for name in ("metric", "arm", column))
     return [
         value
@@ -292,5 +292,5 @@ def select_values(rows: pa.Table, metric: str, column: str, *, arm: str | None =
 
 
 def whole_run_peak(rows: pa.Table) -> float:
-    """The most memory that any process of the run has held, in bytes; NaN if none was noted."""
+    """The peak memory of any process of the run, in bytes; NaN if it was not recorded."""
     return max(select_values(rows, "process_peak_bytes", "value"), default=math.nan)

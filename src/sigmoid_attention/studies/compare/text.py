@@ -27,8 +27,8 @@ WRITTEN, PROMPT = "sample_text", "sample_prompt"
 LONGEST_PROMPT, LONGEST_TEXT = 64, 256
 TEMPERATURE, TOP_P = 0.8, 0.95
 
-# A row's metric, by the recorder's quantity and statistic; its steps count from 0, the
-# initialisation, because the recorder looks before the step's update.
+# A row's metric, by the recorder's quantity and statistic. Its steps count from 0, the
+# initialisation, because the recorder measures before the step's update.
 RECORDED = {
     ("attention_output", "rms"): ("attention_output_norm", "rms"),
     ("attention_weights", "row_mass_mean"): ("attention_mass", "weight"),
@@ -39,10 +39,10 @@ RECORDED = {
 
 
 def spread(documents: Sequence[Document], piece: int, most: int) -> list[Document]:
-    """Pieces of `piece` bytes from everywhere in the documents, with about `most` bytes together.
+    """Evenly spaced pieces of `piece` bytes from the documents, about `most` bytes together.
 
-    Equally far from each other, so that their mean is near that of all. The last piece of a
-    document may be shorter.
+    The even spacing brings their mean near that of all documents. The last piece of a document may
+    be shorter.
 
     Example:
         >>> [piece.text for piece in spread([Document("a", b"one two six ten")], 4, most=8)]
@@ -57,7 +57,7 @@ def spread(documents: Sequence[Document], piece: int, most: int) -> list[Documen
 
 
 def arm_config(config: ModelConfig, arm: str) -> ModelConfig:
-    """The arm's own configuration: nothing but the activation differs."""
+    """The arm's configuration; the arms differ only in the activation."""
     return config.as_softmax() if arm == SOFTMAX else config
 
 
@@ -71,8 +71,7 @@ def run_text(
     store: Store,
     progress: Callable[[float], None],
 ) -> Iterator[ArmRow]:
-    """Train (or go on training, if `folder` has a checkpoint), test, and give the rows.
-
+    """Train (or continue, if `folder` has a checkpoint), test, and yield the rows.
     `progress` is called with the finished share of the training. Raises ``Diverged``.
     """
     name = f"text-{arm}-seed{seed}"
@@ -90,7 +89,7 @@ def run_text(
     run = TextRun.prepare(text, model, config, batch_size=setting.batch_size, folder=folder)
     n = run.seq_len
     records = folder / "records"
-    # With the end of a piece, as many bytes as one sequence.
+    # With its end-of-document token, a piece has as many bytes as a sequence has tokens.
     pieces = spread(text.heldout, n - 1, setting.test_bytes)
 
     def tested(step: int) -> ArmRow:
@@ -125,10 +124,10 @@ def on_the_way(
     tested: Callable[[int], ArmRow],
     progress: Callable[[float], None],
 ) -> Callable[[int, float], None]:
-    """For `train`'s `on_step`: test every so many steps but the last, and tell the progress.
+    """The trainer's `on_step`: test every `every` steps except the last, and report the progress.
 
-    A test's row is stored as soon as it is taken: when a run is continued from its checkpoint, the
-    tests before that are not taken again.
+    The row of a test is stored at once, because a run continued from its checkpoint does not repeat
+    earlier tests.
     """
 
     def on_step(done: int, _loss: float) -> None:
@@ -144,7 +143,7 @@ def on_the_way(
 def _generated(
     model: DecoderLM, text: Text, arm: str, n: int, device: torch.device
 ) -> Iterator[ArmRow]:
-    """What the model makes of the held-out text's beginning, within the training length."""
+    """The beginning of the held-out text, and the bytes that the model generates after it."""
     prompt = text.prompt(min(LONGEST_PROMPT, n // 4))
     ids = torch.tensor([text.tokenizer.encode(prompt)])
     longest = min(n, ids.shape[1] + LONGEST_TEXT)

@@ -1,10 +1,10 @@
 """The rule by which a comparison's verdict is computed from its summary.
 
-`standing` judges one question: equal, worse, better, undecided, or silent. A task that
-is undecided by the accuracy in the end is judged by the mean accuracy over training: whether a
-seed learns just before or just after the last step is luck, how late it learns is less so.
+`standing` judges one question: equal, worse, better, undecided, or silent. A task whose final
+accuracy is undecided is judged by the mean accuracy over training, because whether a seed learns
+just before or just after the last step is more random than how late it learns.
 
-If the text at the training length is silent or has no interval there is no verdict. Otherwise the
+If the text at the training length is silent or has no interval, there is no verdict. Otherwise the
 headline is the first of `ORDER` that holds. Cost is stated separately and never weighed against
 quality.
 """
@@ -38,7 +38,7 @@ ORDER = (
 
 
 def judge(summary: Sequence[SummaryRow], rows: pa.Table) -> Verdict:
-    """The verdict on a summary; of `rows` it reads the baseline and the size of the runs."""
+    """The verdict on a summary; `rows` are used for the baseline and the number of steps."""
     text = [row for row in summary if row.metric == LOSS]
     qualities = [_longer_clause(text[1:]), *map(_task_clause, tasks(summary))]
     others = "; ".join(filter(None, qualities))
@@ -82,12 +82,12 @@ def _headline(summary: Sequence[SummaryRow], text: Sequence[SummaryRow], rows: p
 
 
 def steps(rows: pa.Table) -> int:
-    """How many steps the longest run on text took."""
+    """The number of steps of the longest run on text."""
     return max(select_values(rows, "train_loss", "step"), default=0)
 
 
 def longer(rows: pa.Table) -> int:
-    """Steps to try where so many taught neither arm anything."""
+    """The number of steps to try next if neither arm learnt the text."""
     return max(300, 4 * steps(rows))
 
 
@@ -104,7 +104,7 @@ def _cost_clause(summary: Sequence[SummaryRow]) -> str:
 
 
 class RetrievalTask(NamedTuple):
-    """A retrieval task: its accuracy in the end and, unless it is all-or-nothing, over training."""
+    """A retrieval task: its final accuracy and, unless it is all-or-nothing, that over training."""
 
     name: str
     end: SummaryRow
@@ -160,7 +160,7 @@ def _text_sentence(row: SummaryRow, baseline: float) -> str:
 
 
 def _longer_clause(text: Sequence[SummaryRow]) -> str:
-    """The standings beyond the training length, neighbours of one standing together."""
+    """The standings beyond the training length, with neighbours of equal standing merged."""
     parts = []
     compared = [row for row in text if row.difference.n and not row.silent]
     for found, rows in groupby(compared, key=standing):

@@ -1,4 +1,4 @@
-"""The evaluations of a conversion so far: OUT/curve.json, rewritten at every evaluation."""
+"""The evaluations of a conversion, in OUT/curve.json, which is rewritten at every evaluation."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,9 +21,9 @@ class Point:
 
 @dataclass
 class ConversionCurve:
-    """The points of a run, with the setting, machine, versions and provenance they hold for.
+    """The points of a run, with its setting, machine, versions and provenance.
 
-    `model` has the SHA-256 of every file of the converted model by its name, once there is one.
+    `model` has the SHA-256 of every file of the converted model by name, once it is written.
     """
 
     described: dict[str, Any]
@@ -46,7 +46,7 @@ def read_curve(out: Path) -> ConversionCurve:
     """The curve of a run's folder.
 
     Raises:
-        ValueError: the folder holds none, or the file is damaged.
+        ValueError: the folder has no curve, or the file is damaged.
     """
     path = out / NAME
     if not path.exists():

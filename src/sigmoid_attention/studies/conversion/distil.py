@@ -1,4 +1,4 @@
-"""The two stages of a conversion: layer by layer, then all layers at once.
+"""Trains the two stages of a conversion: layer by layer, then all layers at once.
 
 Shapes: B sequences of N tokens, C channels.
 """
@@ -33,7 +33,7 @@ CLIP_NORM = 1.0
 
 @dataclass
 class Distillation:
-    """A student, its parent, the text, and how the one is taught by the other."""
+    """Distillation of a parent into a student on a text, with a setting."""
 
     student: Student
     parent: PreTrainedModel
@@ -55,7 +55,7 @@ class Distillation:
         return {name: ids.to(self.device) for name, ids in self.text.batch(step).items()}
 
     def calibrate(self) -> None:
-        """Fit the biases of all layers in one go, on rows that are the softmax's own."""
+        """Fit the biases of all layers at once, on the rows of the softmax."""
         batches = [self.batch(step) for step in range(self.setting.layer_batches)]
         self.student.calibrate(
             self.student.modules.values(),
@@ -63,7 +63,7 @@ class Distillation:
         )
 
     def by_layer(self, finished: int) -> Iterator[list[float]]:
-        """Stage one behind `finished` layers; yields the losses of each further layer's steps."""
+        """Stage one after `finished` layers; yields the losses of each further layer's steps."""
         batches = [self.batch(step) for step in range(self.setting.layer_batches)]
         taught = LayerStream(self.student.model, self.layers, batches)
         names = list(self.student.modules)
@@ -111,7 +111,7 @@ class Distillation:
     def all_layers(
         self, optimizer: torch.optim.Optimizer, first: int, each: Callable[[float], bool]
     ) -> None:
-        """Stage two from step `first` on; `each` gets a step's loss, and stops it by False."""
+        """Stage two from step `first` on; `each` is called with each loss and stops it by False."""
         setting = self.setting
         warmup = min(WARMUP_STEPS, setting.steps // 2)
         peaks = [group.setdefault("peak", group["lr"]) for group in optimizer.param_groups]
@@ -155,8 +155,8 @@ class Distillation:
         return loss
 
     def _groups(self, layer: nn.Module, lr: float) -> list[dict[str, object]]:
-        # Numbers of a head. A linear bias has a matrix, too, which moves like other matrices: as
-        # fast as a number it would move a token's bias by the sum over all channels.
+        # One number per head. The matrix of a linear bias gets the rate of the other matrices: at
+        # `bias_lr` it would move a token's bias by the sum over all channels.
         biases = [
             parameter
             for module in self.attention_of(layer)

@@ -1,6 +1,6 @@
 """Measures a parent model and its conversion: before, during and after the training.
 
-Rule: there is no verdict. Each quantity of the converted model stands beside the same quantity of
+Rule: there is no verdict. Each quantity of the converted model is shown with the same quantity of
 the parent, on the same held-out text.
 """
 
@@ -23,14 +23,14 @@ NEEDLES = 8
 
 @dataclass
 class Evaluation:
-    """Held-out text, needles or pairs of texts, and what the parent makes of them.
+    """Evaluates models on held-out text, needles or pairs of texts, against the parent.
 
-    A causal model: ``loss`` in nats a token on held-out sequences, and per haystack of N tokens
+    A causal model: ``loss`` in nats per token on held-out sequences, and for haystacks of N tokens
     ``needle_N`` (share of numbers found) and ``needle_loss_N``. An encoder: ``hidden_error``, the
     relative error of its last hidden states against the parent's on held-out sequences, and a
     Spearman correlation for each collection of pairs.
 
-    Raises ``ValueError`` if the text that is held out is too short for the needles.
+    Raises ``ValueError`` if the held-out text is too short for the needles.
     """
 
     parent: Parent
@@ -59,7 +59,7 @@ class Evaluation:
             return [self.parent.model(**batch).last_hidden_state for batch in self._batches]
 
     def quick(self, model: PreTrainedModel) -> dict[str, float]:
-        """What is measured at every point of the curve."""
+        """The measurements at every point of the curve."""
         if self.parent.causal:
             return {"loss": self._loss(model)}
         results = {"hidden_error": self._hidden_error(model)}
@@ -68,7 +68,7 @@ class Evaluation:
         return results
 
     def thorough(self, model: PreTrainedModel) -> dict[str, float]:
-        """All of it, for the parent and for the end."""
+        """All measurements, for the parent and for the final model."""
         results = self.quick(model)
         for length, texts in self._haystacks.items():
             share, loss = needle.needle_scores(model, texts)

@@ -1,4 +1,4 @@
-"""Retrieval of one fact from a long text, which a language model's loss does not measure.
+"""The needle test: retrieval of one fact from a long text, which the loss does not measure.
 
 Shapes: N tokens.
 """
@@ -17,14 +17,14 @@ PLACES = ("harbour", "library", "orchard", "cathedral", "bakery", "lighthouse", 
 def haystacks(
     parent: Parent, heldout: Tensor, length: int, count: int, source: str = "the text"
 ) -> list[tuple[Tensor, Tensor]]:
-    """`count` texts of `length` tokens with a number hidden in each, evenly from front to back.
+    """`count` texts of `length` tokens with a hidden number each, at evenly spaced depths.
 
-    Each is a pair of input ids (1, N), ending in the question and all of its answer but the last
-    token, and the answer's ids.
+    Each is a pair: the input ids (1, N), which end with the question and the answer without its
+    last token; and the answer's ids.
 
     Raises:
-        ValueError: the text that is held out of `source` is shorter, or `length` has no room for
-            the needle and its question.
+        ValueError: the held-out text of `source` is shorter than `length`, or `length` is too
+            short for the needle and its question.
     """
     made = []
     for index in range(count):
@@ -54,7 +54,7 @@ def haystacks(
 def needle_scores(
     model: torch.nn.Module, texts: list[tuple[Tensor, Tensor]]
 ) -> tuple[float, float]:
-    """The share of answers that the model would write out whole, and their mean loss per token."""
+    """The share of answers that greedy decoding gives completely, and the mean loss per token."""
     hits, losses = 0, 0.0
     for ids_1N, answer in texts:
         device = next(model.parameters()).device

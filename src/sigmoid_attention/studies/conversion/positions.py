@@ -1,4 +1,4 @@
-"""Loss of a converted model by position, also beyond its training length.
+"""Measures the loss of a converted model by position, also beyond its training length.
 
 Shapes: S sequences of N tokens.
 """
@@ -20,17 +20,17 @@ from sigmoid_attention.training.files import read_json, reading
 from sigmoid_attention.training.terminal import in_sentences
 
 BANDS = (0, 256, 1024, 2048, 4096)
-# Nats a token above the parent, from which on a text counts as lost.
+# A text counts as lost if its loss exceeds the parent's by this number of nats per token.
 LOST = 0.5
 
 
 def losses(run: Path, sequences: int) -> tuple[Tensor, Tensor]:
-    """Of the parent and of its conversion on the same held-out texts, (S, N - 1).
+    """The losses of the parent and of its conversion on the same held-out texts, each (S, N - 1).
 
     Raises:
-        ValueError: the folder holds no finished conversion, or the text is too short.
+        ValueError: the folder has no finished conversion, or the text is too short.
     """
-    # Here and not above, so that asking for help needs no transformers.
+    # Imported here, so that --help works without transformers.
     from transformers import AutoModelForCausalLM
 
     from sigmoid_attention.integrations.transformers import register
@@ -63,7 +63,7 @@ def _losses(model: Any, batches: list[dict[str, Tensor]]) -> Tensor:
 
 
 def table(parent_SN: Tensor, converted_SN: Tensor) -> str:
-    """Markdown: mean losses by position, and in how many texts the conversion is lost there."""
+    """A Markdown table of mean losses by position, and of the number of lost texts."""
     bands = [slice(first, end) for first, end in pairwise(BANDS)]
     count = len(parent_SN)
     lost = [

@@ -2,7 +2,7 @@
 
 OUT/setting.json             the setting it was started with
 OUT/curve.json               every evaluation so far
-OUT/checkpoint.safetensors   where to go on after an interruption
+OUT/checkpoint.safetensors   the state to continue from after an interruption
 OUT/model/                   the converted model and its tokenizer, at the end
 """
 
@@ -55,8 +55,8 @@ class Conversion:
     In stage two the model is evaluated every ``evaluate_every`` steps. A checkpoint is written
     every ``checkpoint_seconds``. Neither changes the result.
 
-    Raises ``ValueError`` where model, text and setting do not fit each other, before anything is
-    written, and if the folder belongs to another conversion; ``OSError`` if it cannot be written.
+    Raises ``ValueError`` if model, text and setting do not fit together, before anything is
+    written, or if the folder belongs to another conversion; ``OSError`` if it cannot be written.
     """
 
     parent: Parent
@@ -120,7 +120,7 @@ class Conversion:
         return self.curve
 
     def _is_finished(self) -> bool:
-        """Whether the folder holds the end of the curve and the model as it was written."""
+        """Whether the folder has the final point of the curve and an undamaged model."""
         if not (self.curve.points and self.curve.points[-1].stage == FINAL):
             return False
         model = self.out / MODEL
@@ -147,7 +147,7 @@ class Conversion:
             except Damaged as error:
                 fault = str(error)
         if fault:
-            # Its points lie behind, and only a run from the beginning comes by them again.
+            # Earlier points of the curve are lost, and only a run from the beginning measures them.
             warn(f"{fault}; the conversion begins anew")
             remove_checkpoints(self.out)
         curve = ConversionCurve(
@@ -177,7 +177,7 @@ class Conversion:
     def _evaluate_untrained(self, student: Student) -> None:
         """Evaluate the student before training, without and with calibrated biases."""
         self._evaluate(START, 0)
-        # Without stage one this is where the biases that stay come from.
+        # Without stage one, this calibration gives the final biases.
         if not self.curve.has(CALIBRATED, 0) or not self.setting.layer_steps:
             self.distillation.calibrate()
         student.set_t(1.0)
@@ -204,7 +204,7 @@ class Conversion:
                         kept = f"layer {done // steps} of {layers} is kept in {self.out / CURRENT}"
                         request.kept = kept
                         break
-        # Also where a run goes on that was killed right behind that checkpoint.
+        # Also for a run that was killed between this checkpoint and its evaluation.
         if steps and len(self.losses) == layers * steps:
             self.distillation.student.set_t(1.0)
             self._evaluate(LAYERS, len(self.losses))
@@ -223,7 +223,7 @@ class Conversion:
                 self._count_seconds()
                 done = len(self.losses) - before
                 bar.update(done, loss)
-                # Before the checkpoint, behind which it would not be done again.
+                # Before the checkpoint: a run resumed from it does not repeat this evaluation.
                 if done % self.evaluate_every == 0 and done < setting.steps:
                     self._evaluate(ALL, len(self.losses))
                 ends = bool(request)
@@ -242,7 +242,7 @@ class Conversion:
             yield bar
 
     def _count_seconds(self) -> None:
-        """Count the time since the last step, evaluations left out."""
+        """Add the time since the last step, without evaluations."""
         now = time.monotonic()
         self.curve.seconds += now - self._started
         self._started = now
@@ -291,13 +291,13 @@ class Conversion:
         self._saved = self._started = time.monotonic()
 
     def _save_model(self) -> None:
-        """Write the model under another name, rename it, and remove the checkpoints."""
+        """Write the model under a temporary name, rename it, and remove the checkpoints."""
         fresh = self.out / f"{MODEL}.new"
         _remove(fresh)
         self.distillation.student.model.save_pretrained(fresh)
         self.parent.tokenizer.save_pretrained(fresh)
         _remove(self.out / MODEL)
-        # Before the folder takes its name: a model without checksums would be taken as it is.
+        # Before the folder is renamed, because a model without checksums is not verified.
         files = sorted(path for path in fresh.iterdir() if path.is_file())
         self.curve.model = {path.name: str(self._digest(path)) for path in files}
         self.curve.write(self.out)
@@ -313,10 +313,10 @@ def _remove(path: Path) -> None:
 
 
 def begin(out: Path, described: dict[str, Any]) -> None:
-    """Write the setting of a run, or check that it is the setting of the existing run.
+    """Write the setting of a run, or check that an existing run has the same setting.
 
     Raises:
-        ValueError: the folder was started with something else; names the field.
+        ValueError: the folder was started with another setting; names the field.
         OSError: the folder cannot be written.
     """
     from sigmoid_attention.lab.store import SETTING, first_difference

@@ -1,4 +1,4 @@
-"""The setting of a conversion: everything that decides its result except model and text."""
+"""The setting of a conversion: everything that determines its result except model and text."""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,21 +13,21 @@ TOKENS = 1024
 class ConversionSetting:
     """A conversion in two stages: layer by layer, then all layers at once.
 
-    Stage one takes the layers in order. A layer's biases are calibrated on the rows that it sees
-    behind the converted layers before it, and then its weights and biases are trained for
-    ``layer_steps`` steps to hand on the parent's hidden states. Stage two trains all layers for
-    ``steps`` steps to the parent's hidden states and predictions and to the text's own next tokens,
-    each with its weight; without the first two it is a fine-tuning in which no parent runs. Where
-    stage one is left out (``layer_steps`` 0), biases move from the softmax's own to those that
-    stay during the first half of stage two.
+    Stage one trains the layers in order. A layer's biases are calibrated on its rows after the
+    converted layers before it. Then its weights and biases are trained for ``layer_steps`` steps to
+    reproduce the parent's hidden states. Stage two trains all layers for ``steps`` steps on three
+    losses, each with a weight: the parent's hidden states, the parent's predictions, and the text's
+    next tokens. Without the first two it is a fine-tuning that does not run the parent. Without
+    stage one (``layer_steps`` 0), biases move from the softmax's to the final ones during the first
+    half of stage two.
 
-    A language model trains on text of which a share, ``repeats``, came before in the sequence;
-    others have none.
+    A language model trains on text of which a share, ``repeats``, repeats an earlier part of the
+    sequence; other models have no repeats.
 
-    Learning rates are Adam's at the start of a layer and after the warm-up of stage two; those of
-    weights fall to zero within each layer and with a cosine in stage two. ``bias_lr`` is for the
-    biases in both. A ``seq_len`` of None is 1024 or what the model can number, and a ``batch_size``
-    of None what makes 1024 tokens.
+    Learning rates are Adam's at the start of a layer and after the warm-up of stage two. They decay
+    linearly to zero within each layer, and with a cosine in stage two. ``bias_lr`` is for the
+    biases in both stages. A ``seq_len`` of None is 1024 or the model's number of positions; a
+    ``batch_size`` of None gives 1024 tokens per step.
     """
 
     steps: int = 240
@@ -68,7 +68,7 @@ class ConversionSetting:
 
     def check(self) -> None:
         """Raise ``ValueError`` if a value is out of range, or if nothing would be trained."""
-        # Not at the top: it needs transformers, which the command line's help does not.
+        # Imported here, because it needs transformers and the command line's help does not.
         from sigmoid_attention.integrations.conversion import FORMS
 
         conditions = {
@@ -104,7 +104,7 @@ class ConversionSetting:
 
         Args:
             positions: the largest sequence length of the model; None if it has no limit.
-            predicts: whether the model gives logits for the next token, or hidden states alone.
+            predicts: whether the model gives logits for the next token, or only hidden states.
 
         Raises:
             ValueError: a value is out of range, sequences would be longer than ``positions``, or

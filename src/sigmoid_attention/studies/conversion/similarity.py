@@ -2,12 +2,12 @@
 
 Two collections that gensim's wheel carries among its test data:
 
-- Lee: 50 news documents of 51 to 126 words and how similar people found each of the 1225 pairs
+- Lee: 50 news documents of 51 to 126 words, with human similarity ratings of the 1225 pairs
   (Lee, Pincombe & Welsh 2005, "An empirical evaluation of models of text document similarity");
-- WordSim-353: 353 pairs of words with people's mean score (Finkelstein et al. 2002).
+- WordSim-353: 353 pairs of words with mean human scores (Finkelstein et al. 2002).
 
-gensim's licence is LGPL-2.1; neither collection states one of its own there. Nothing of it is
-shipped with this library, and no part of it is trained on.
+gensim's licence is LGPL-2.1; neither collection states its own licence there. The collections are
+not shipped with this library, and not used for training.
 
 Shape letters: B texts, N tokens, C channels.
 """
@@ -27,7 +27,7 @@ from sigmoid_attention.training.data.downloads import downloaded
 REQUIREMENT = "gensim==4.4.0"
 WHEEL = "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl"
 SHA256 = "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8"
-# The wheel of one fixed platform: it is only read, not installed.
+# The wheel of one fixed platform, because it is only read, not installed.
 OPTIONS = [
     "--only-binary",
     ":all:",
@@ -43,7 +43,7 @@ BATCH = 25
 
 @dataclass(frozen=True)
 class Pairs:
-    """Texts, pairs of their indices, and how similar people found each pair."""
+    """Texts, pairs of their indices, and the human similarity rating of each pair."""
 
     name: str
     texts: list[str]
@@ -74,7 +74,7 @@ def human_pairs() -> tuple[Pairs, ...]:
 
 
 def lee(documents: str, similarities: str) -> Pairs:
-    """One document a line, and the upper triangle of their similarities.
+    """Parse one document per line, and the upper triangle of their similarities.
 
     Example:
         >>> lee("a\\nb\\nc", "1 .5 .2\\n0 1 .4\\n0 0 1").scores
@@ -87,7 +87,7 @@ def lee(documents: str, similarities: str) -> Pairs:
 
 
 def wordsim(table: str) -> Pairs:
-    """Two words and a score a line, after lines that begin with #.
+    """Parse two words and a score per line, after lines that begin with #.
 
     Example:
         >>> wordsim("# Word 1\\nlove\\tsex\\t6.77\\nlove\\tcat\\t1.0").pairs
@@ -101,7 +101,7 @@ def wordsim(table: str) -> Pairs:
 
 
 def correlation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs) -> float:
-    """Spearman's correlation of the cosines of mean-pooled hidden states with people's scores."""
+    """Spearman's correlation of human scores with cosines of mean-pooled hidden states."""
     unit_BC = F.normalize(_embedded(model, tokenizer, pairs.texts), dim=-1)
     cosines = [float(unit_BC[i] @ unit_BC[j]) for i, j in pairs.pairs]
     return float(spearmanr(cosines, pairs.scores)[0])  # pyright: ignore[reportArgumentType]

@@ -15,22 +15,22 @@ from sigmoid_attention.training.data.corpus import Corpus, Document
 from sigmoid_attention.training.seeds import step_generator
 
 SHORTEST = 16
-# Tokens of a stretch that comes again, from and below.
+# The length of a stretch in tokens is drawn from this range; its end is excluded.
 STRETCH = (16, 65)
 
 
 class TokenSequences:
-    """Batches of equally long sequences, cut from a text at random places.
+    """Batches of equally long sequences, cut from a text at random positions.
 
-    For a causal model all are ``seq_len`` long. An encoder reads texts of any length, so each batch
-    has a length of its own between 16 and ``seq_len``, with the tokens around that it expects.
+    For a causal model all sequences have ``seq_len`` tokens. An encoder reads texts of any length,
+    so each batch has its own length between 16 and ``seq_len``, including the special tokens.
 
-    In a causal model's training sequences about a share ``repeats`` of the tokens stood before in
-    the same sequence: stretches of the text come again, at any distance. To predict them a model
-    has to find them, which ordinary text asks for less often than those who use a model do.
+    In a causal model's training sequences, about a share ``repeats`` of the tokens repeats an
+    earlier stretch of the same sequence, at any distance. Predicting them needs retrieval, which
+    ordinary text needs less often than the use of a model.
 
     Raises:
-        ValueError: the text, or what is held out of it, is shorter than one sequence.
+        ValueError: the text, or its held-out part, is shorter than one sequence.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class TokenSequences:
         return cut
 
     def heldout_batches(self, sequences: int) -> list[dict[str, Tensor]]:
-        """The same sequences for every seed and model, none of which is trained on."""
+        """Held-out sequences, the same for every seed and model."""
         made = []
         for first in range(0, sequences, self.batch_size):
             generator = step_generator(0, first, heldout=True)
@@ -78,7 +78,7 @@ class TokenSequences:
         return made
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides which batches come."""
+        """Everything that determines the batches."""
         content = hashlib.sha256(self.train.numpy().tobytes()).hexdigest()
         return {
             "tokens_sha256": content,
@@ -91,7 +91,7 @@ class TokenSequences:
     def _length(self, generator: torch.Generator) -> int:
         if self._one_length:
             return self.seq_len
-        # Evenly over the powers of two, as sentences are more often short than long.
+        # Uniform in the logarithm of the length, because short sentences are more frequent.
         share = torch.rand((), generator=generator, dtype=torch.float32).item()
         return round(SHORTEST * (self.seq_len / SHORTEST) ** share)
 
@@ -107,10 +107,10 @@ class TokenSequences:
 
 
 def repeating(row_N: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """The row with stretches of it again, and as much less of its end.
+    """The row with repeated stretches, truncated at the end to its length.
 
-    Stretch by stretch, each of 16 to 64 tokens, the text goes on with probability 1 - ``share`` or
-    something between its beginning and here comes again.
+    Each stretch has 16 to 64 tokens. With probability 1 - ``share`` it continues the text;
+    otherwise it repeats a random earlier stretch.
 
     Example:
         >>> row = repeating(torch.arange(200), 0.5, torch.Generator().manual_seed(0))
@@ -131,13 +131,13 @@ def repeating(row_N: Tensor, share: float, generator: torch.Generator) -> Tensor
 
 
 def _special_tokens(parent: Parent) -> tuple[list[int], list[int]]:
-    """What an encoder's tokenizer puts before and behind a text."""
+    """The special tokens that an encoder's tokenizer adds before and after a text."""
     empty: Any = parent.tokenizer("")["input_ids"]
     return empty[:1], empty[1:]
 
 
 def _tokens(parent: Parent, documents: Sequence[Document]) -> Tensor:
-    """All documents as one row of token ids; a causal model's end token is behind each."""
+    """All documents as one row of token ids, each followed by a causal model's end token."""
     end: Any = parent.tokenizer.eos_token_id if parent.causal else None
     ids: list[int] = []
     for document in documents:

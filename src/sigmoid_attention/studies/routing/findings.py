@@ -42,7 +42,7 @@ QUANTITIES = (
 
 @dataclass(frozen=True)
 class RoutingFinding:
-    """One quantity of one pair: what the arms measured, how far apart, and the standing."""
+    """One quantity of one pair: both arms' values, their difference, and the standing."""
 
     pair: str
     quantity: Quantity
@@ -53,7 +53,7 @@ class RoutingFinding:
 
 
 def findings(rows: pa.Table) -> list[RoutingFinding]:
-    """Every quantity of every pair that both arms have, in the order of ``PAIRS``."""
+    """Findings for every pair and quantity measured in both arms, in the order of ``PAIRS``."""
     answer = []
     for pair in PAIRS:
         for quantity in QUANTITIES:
@@ -66,7 +66,7 @@ def findings(rows: pa.Table) -> list[RoutingFinding]:
 
 
 def verdict(findings: Sequence[RoutingFinding]) -> str:
-    """The verdicts on the losses of all pairs in a sentence."""
+    """One sentence with the verdicts on the losses of all pairs."""
     by_standing: dict[str, list[str]] = defaultdict(list)
     for finding in findings:
         if finding.quantity is LOSS:

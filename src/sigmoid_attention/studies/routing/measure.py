@@ -17,7 +17,7 @@ from sigmoid_attention.nn.router import Routing, record_routing
 
 @contextmanager
 def evaluating(model: DecoderLM) -> Iterator[None]:
-    """The model in evaluation mode and without gradients; afterwards as it was."""
+    """A context with the model in evaluation mode and without gradients; the mode is restored."""
     was_training = model.training
     model.eval()
     try:
@@ -28,14 +28,14 @@ def evaluating(model: DecoderLM) -> Iterator[None]:
 
 
 def choices(model: DecoderLM, probe_BN: Tensor) -> list[Tensor]:
-    """Who is chosen for each token, boolean (B, N, E), one for each layer with experts."""
+    """The chosen experts of each token, boolean (B, N, E), for each layer with experts."""
     with evaluating(model), record_routing(model) as routings:
         model.hidden(probe_BN)
     return [routing.chosen() for routing in routings]
 
 
 def churn(before_BNE: Tensor, after_BNE: Tensor) -> float:
-    """The share of tokens whose experts are not those that they were.
+    """The share of tokens whose chosen experts changed.
 
     Example:
         >>> one, other = torch.eye(3, dtype=torch.bool)[[0, 1, 2, 2]], torch.eye(3) > 0
@@ -46,7 +46,7 @@ def churn(before_BNE: Tensor, after_BNE: Tensor) -> float:
 
 
 def loads(model: DecoderLM, probe_BN: Tensor) -> list[Tensor]:
-    """The share of each expert, (E,), one for each layer: of visits, or of weights if all visit."""
+    """Each expert's load, (E,), by layer: its share of visits, or of weights if all are visited."""
     with evaluating(model), record_routing(model) as routings:
         model.hidden(probe_BN)
     return [_load(routing) for routing in routings]
@@ -60,7 +60,7 @@ def _load(routing: Routing) -> Tensor:
 
 
 def entropy(load_E: Tensor) -> float:
-    """Entropy of the load over that of an even one: 1 is even, 0 is one expert for all.
+    """Entropy of the load over that of an even load: 1 is even, 0 is one expert for all tokens.
 
     Example:
         >>> round(entropy(torch.tensor([0.5, 0.5])), 6), entropy(torch.tensor([1.0, 0.0]))
@@ -70,7 +70,7 @@ def entropy(load_E: Tensor) -> float:
 
 
 def largest(load_E: Tensor) -> float:
-    """The largest load in units of an even one.
+    """The largest load in units of an even load.
 
     Example:
         >>> largest(torch.tensor([0.5, 0.25, 0.25, 0.0]))
@@ -80,9 +80,9 @@ def largest(load_E: Tensor) -> float:
 
 
 def similarities(model: DecoderLM, probe_BN: Tensor) -> list[float]:
-    """The mean cosine between two experts' answers to the same token, one for each layer.
+    """The mean cosine between two experts' outputs for the same token, for each layer.
 
-    1 where all experts answer alike: they have collapsed into one.
+    It is 1 if all experts have the same output: they have collapsed into one.
     """
     inputs: list[Tensor] = []
 

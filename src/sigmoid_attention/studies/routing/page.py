@@ -1,6 +1,6 @@
-"""The page of the routing study: a table of findings, a figure, and how they were made.
+"""The page of the routing study: a table of findings, a figure, and their provenance.
 
-The same rows always give the same bytes, so a page under version control changes only with them.
+The same rows give the same bytes, so a page under version control changes only with its rows.
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# In a document of words what lies between these is made, and only that.
+# In a document, only the text between these markers is generated.
 BEGIN, END = "<!-- routing -->", "<!-- /routing -->"
 FIGURE = "routing.svg"
 HEADINGS = ("experts", "quantity", SOFTMAX, SIGMOID, "sigmoid - softmax", "sigmoid is")
@@ -34,7 +34,7 @@ def publish(rows: pa.Table, document: Path) -> Path:
     """Write the findings between the markers of a document, and the figure in a folder of its name.
 
     Raises:
-        ValueError: the document is not there or has no markers, or no pair has finished.
+        ValueError: the document does not exist or has no markers, or no pair has finished.
         OSError: a file could not be written.
     """
     before, after = split_at_markers(document, BEGIN, END)
@@ -63,13 +63,13 @@ def markdown(rows: pa.Table, figure: str) -> str:
 
 
 def table(results: Sequence[RoutingFinding]) -> str:
-    """One line a finding, in Markdown."""
+    """A Markdown table with one row per finding."""
     lines = [HEADINGS, ["---"] * len(HEADINGS), *(cells(finding) for finding in results)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cells(finding: RoutingFinding) -> list[str]:
-    """The cells of a finding's line, one for each of ``HEADINGS``."""
+    """The cells of a finding's row, one for each of ``HEADINGS``."""
     return [
         finding.pair,
         f"{finding.quantity.label} ({finding.quantity.meaning})",
@@ -81,7 +81,7 @@ def cells(finding: RoutingFinding) -> list[str]:
 
 
 def command(rows: pa.Table) -> str:
-    """The command that makes these rows again."""
+    """The command that reproduces these rows."""
     setting = json.loads(rows["setting"][0].as_py())
     seeds = len(rows["seed"].unique())
     options = {"data": setting["data"], "seeds": seeds, "steps": setting["steps"]}
@@ -90,7 +90,7 @@ def command(rows: pa.Table) -> str:
 
 
 def draw(results: Sequence[RoutingFinding]) -> "Figure":
-    """A panel for each quantity: how far apart the arms of every pair are, with intervals."""
+    """A figure with a panel for each quantity: the difference of the arms of every pair."""
     figure, axes = panels(len(QUANTITIES))
     with styled():
         for axis, quantity in zip(axes, QUANTITIES, strict=True):
@@ -113,7 +113,7 @@ def _bar(axis: "Axes", interval: Interval, height: float) -> None:
 
 
 def _rule() -> str:
-    """The rule as its module states it."""
+    """The rule, from the docstring of its module."""
     text = " ".join((rule.__doc__ or "").partition("Rule: ")[2].split())
     return text[:1].upper() + text[1:]
 

@@ -39,13 +39,13 @@ from sigmoid_attention.training.trainer import Diverged, TrainConfig
 def run(
     setting: RoutingSetting, out: Path, *, resume: bool = False, console: Console | None = None
 ) -> Store:
-    """Train what ``out`` has no rows of yet, and merge the rows.
+    """Train every arm without rows in ``out``, and merge the rows.
 
     Raises:
-        ValueError: the data cannot be used, or ``out`` holds something that this setting does not
-            continue; nothing is overwritten then.
+        ValueError: the data cannot be used, or ``out`` holds something that this setting cannot
+            continue; then nothing is overwritten.
         OSError: a file could not be written.
-        Diverged: a training run met a value that is not finite; a note says which run.
+        Diverged: a training run had a value that is not finite; a note names the run.
     """
     corpus = load_corpus(setting.data)
     text = Text.prepare(corpus, ByteTokenizer.vocab_size, setting.heldout_bytes)
@@ -55,7 +55,7 @@ def run(
         "versions": describe_versions(),
         "provenance": dataclasses.asdict(corpus.provenance),
     }
-    # Seeds only select runs, so more of them can be added to a study.
+    # Seeds only select runs, so more can be added to a study.
     fixed = dataclasses.asdict(setting)
     del fixed["seeds"]
     identity = fixed | {
@@ -84,7 +84,7 @@ def run(
 
 
 def units(setting: RoutingSetting) -> Iterator[tuple[str, str, int]]:
-    """Pair, arm and seed of every run: seeds outermost, so that pairs end early."""
+    """Pair, arm and seed of every run; seeds are the outer loop, so that pairs end early."""
     for seed in range(FIRST_SEED, FIRST_SEED + setting.seeds):
         for pair in PAIRS:
             for arm in ARMS:
@@ -108,7 +108,7 @@ def run_unit(
     seed: int,
     progress: Callable[[float], None],
 ) -> Iterator[ArmRow]:
-    """Train one arm of one seed and give its rows; `progress` is called with the finished share."""
+    """Train one arm of one seed; yield its rows. `progress` is called with the finished share."""
     name = arm_name(pair, arm)
     config = model_config(pair, arm, setting)
     training = TrainConfig(
@@ -150,6 +150,6 @@ def _probe(text: Text, setting: RoutingSetting) -> Tensor:
 
 
 def _work(pair: str, setting: RoutingSetting) -> int:
-    # A step takes three forward passes; reading held-out text takes one.
+    # A training step costs three forward passes; held-out text costs one.
     tokens = 3 * setting.steps * setting.batch_size * setting.seq_len + setting.heldout_bytes
     return tokens * active_parameters(model_config(pair, ARMS[0], setting))

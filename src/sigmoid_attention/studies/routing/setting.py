@@ -1,7 +1,7 @@
 """The decoders of the routing study: pairs that differ only in the gate of the router.
 
-Both arms of a pair have the same text, initial weights, parameters and operations; pairs differ in
-how many experts a token visits and in what keeps their load even.
+Both arms of a pair have the same text, initial weights, parameters and operations. Pairs differ in
+the number of experts per token and in the load balancing.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from sigmoid_attention.nn.models.config import ModelConfig
 from sigmoid_attention.nn.moe import MoEConfig
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
 
-# As `MoEConfig` has them. Top-2 weights are divided by their sum, as Mixtral and DeepSeek-V3 do;
-# with all experts a sigmoid is not, as in the mixture of Nguyen et al. 2024 (arXiv 2405.13997). The
-# loss has the weight of Fedus et al. 2022; the bias moves ten times as far as DeepSeek-V3's,
-# because a run here has hundreds of steps.
+# Fields of `MoEConfig`. Top-2 weights are divided by their sum, as in Mixtral and DeepSeek-V3. With
+# all experts, sigmoid weights are not, as in the mixture of Nguyen et al. 2024 (arXiv 2405.13997).
+# The balancing loss has the weight of Fedus et al. 2022. The balancing bias moves ten times as far
+# per step as in DeepSeek-V3, because a run here has only hundreds of steps.
 PAIRS: dict[str, dict[str, Any]] = {
     "top-2": {"top_k": 2, "normalize": True},
     "top-2, balance loss": {"top_k": 2, "normalize": True, "switch_loss": 0.01},
@@ -75,7 +75,7 @@ def model_config(pair: str, arm: str, setting: RoutingSetting) -> ModelConfig:
 
 
 def active_parameters(config: ModelConfig) -> int:
-    """Parameters that multiply a token on its way: half the operations of reading it.
+    """The number of parameters that multiply a token: half the operations of its forward pass.
 
     Example:
         >>> config = model_config("top-2", "sigmoid", RoutingSetting())

@@ -1,1 +1,1 @@
-"""Text to train on: sources with their provenance, tokenizers, batches."""
+"""Training text: sources with their provenance, tokenizers, batches."""

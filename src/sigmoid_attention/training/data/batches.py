@@ -16,19 +16,19 @@ from sigmoid_attention.training.seeds import step_generator
 
 
 class Batches(Protocol):
-    """What the trainer reads from: text here, the synthetic tasks elsewhere."""
+    """The interface of training data: text in this file, synthetic tasks in `training.tasks`."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of `step`, both (B, N) int64; a target of -100 is not scored."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Everything that decides which batches come, as JSON: a resumed run must have the same."""
+        """Everything that determines the batches, as JSON; a resumed run must have the same."""
         ...
 
 
 def token_stream(tokenizer: Tokenizer, documents: Sequence[Document]) -> Tensor:
-    """All documents as one row of int32 token ids, each followed by the end-of-document token.
+    """The int32 token ids of all documents, each followed by the end-of-document token.
 
     Example:
         >>> from sigmoid_attention.training.data.tokenizer import ByteTokenizer
@@ -43,7 +43,7 @@ def token_stream(tokenizer: Tokenizer, documents: Sequence[Document]) -> Tensor:
 
 
 class TextBatches:
-    """Sequences cut from a token stream at uniformly random places.
+    """Sequences cut from a token stream at uniformly random positions.
 
     `tokens` is 1-D of any integer type; `batch(step)` gives inputs and the same shifted by one,
     each (batch_size, seq_len) int64.

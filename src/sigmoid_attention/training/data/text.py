@@ -1,4 +1,4 @@
-"""A corpus prepared for training: tokenizer, training tokens, and the held-out text to test on."""
+"""A corpus prepared for training: its tokenizer, training tokens and held-out text."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from sigmoid_attention.training.data.tokenizer import Tokenizer, tokenizer_for
 
 @dataclass(frozen=True)
 class Text:
-    """A corpus with its tokenizer, its training part as tokens, and the documents to test on."""
+    """A corpus with its tokenizer, the tokens of its training part, and its test documents."""
 
     corpus: Corpus
     tokenizer: Tokenizer
@@ -23,19 +23,19 @@ class Text:
 
     @classmethod
     def prepare(cls, corpus: Corpus, vocab_size: int, heldout_bytes: int) -> "Text":
-        """Tokenize a corpus for `vocab_size` tokens, and sample the documents to test on."""
+        """Tokenize a corpus with `vocab_size` tokens, and sample the test documents."""
         tokenizer = tokenizer_for(vocab_size, corpus)
         tokens = token_stream(tokenizer, corpus.train)
         return cls(corpus, tokenizer, tokens, sample(corpus.heldout, heldout_bytes))
 
     @property
     def bits_per_nat(self) -> float:
-        """The factor from nats per token to bits per byte, by the training text's mean."""
+        """The factor from nats per token to bits per byte, averaged over the training text."""
         size = sum(len(document.text) for document in self.corpus.train)
         return len(self.tokens) / (size * math.log(2))
 
     def prompt(self, most: int) -> bytes:
-        """The beginning of the held-out text: at most `most` bytes, whole words if there are two.
+        """The beginning of the held-out text: at most `most` bytes, of whole words if possible.
 
         Example:
             >>> from sigmoid_attention.training.data.corpus import Provenance
@@ -65,10 +65,10 @@ class Text:
 
 
 def sample(documents: Sequence[Document], most: int) -> list[Document]:
-    """Documents with at most `most` bytes together, the last of them cut short.
+    """Documents of at most `most` bytes together, the last one truncated.
 
     Documents are taken in the order of their names' hashes, which is reproducible and not
-    alphabetical. They are taken whole: the heads of all documents would be a text of beginnings.
+    alphabetical. They are taken whole: the beginnings of all documents would be atypical text.
 
     Example:
         >>> documents = [Document(name, b"text of " + name.encode()) for name in "abc"]

@@ -1,4 +1,4 @@
-"""Tokenizers over bytes, which decode exactly what they encoded, for any bytes."""
+"""Byte-level tokenizers, which are lossless for any bytes."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,15 +14,15 @@ with lab_imports("sigmoid_attention.training"):
     from tokenizers import models, pre_tokenizers, trainers
 
 # Words with their leading space, numbers, punctuation, white space. Every byte above 127 counts
-# as a letter, so that no character of a UTF-8 text is torn between two words.
+# as a letter, so that no UTF-8 character is split between two words.
 WORDS = " ?[A-Za-z\x80-\xff]+| ?[0-9]+| ?[^ \t\n\r\x0b\x0cA-Za-z0-9\x80-\xff]+|[ \t\n\r\x0b\x0c]+"
 
-# The tokenizers library makes room for all of them at once, and ends the process where it cannot.
+# The tokenizers library allocates all of them at once, and aborts the process if it cannot.
 MOST_TOKENS = 2**24
 
 
 class Tokenizer(Protocol):
-    """What the data pipeline and the evaluation need of a tokenizer; `eos` ends a document."""
+    """The interface of a tokenizer; `eos` is the end-of-document token."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -34,7 +34,7 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """One token a byte, 0 to 255, and 256 for the end of a document.
+    """One token per byte, 0 to 255, and 256 for the end of a document.
 
     Example:
         >>> ByteTokenizer().encode("né".encode())
@@ -58,8 +58,8 @@ class ByteTokenizer:
 class BPETokenizer:
     """Byte-pair encoding over bytes, trained on the user's own text (Sennrich et al. 2016).
 
-    Each byte goes in as the one character that Latin-1 gives it, so all 256 bytes are in the
-    vocabulary, nothing is normalised, and `decode(encode(text)) == text` for any bytes.
+    Each byte is passed as its Latin-1 character, so all 256 bytes are in the vocabulary, nothing
+    is normalised, and `decode(encode(text)) == text` for any bytes.
 
     Example:
         >>> tokenizer = BPETokenizer.train([b"low lower lowest " * 20], vocab_size=262)
@@ -72,16 +72,16 @@ class BPETokenizer:
         self._model = model
         by_id = sorted((number, piece) for piece, number in model.get_vocab().items())
         self._pieces = [piece.encode("latin-1") for _, piece in by_id]
-        # The end of a document is kept out of the trained model: no text can spell it.
+        # The end-of-document token is not part of the trained model, so no text encodes to it.
         self.eos = len(self._pieces)
         self.vocab_size = self.eos + 1
 
     @classmethod
     def train(cls, texts: Iterable[bytes], vocab_size: int) -> "BPETokenizer":
-        """Learn merges from `texts` until there are `vocab_size` tokens, or fewer if they run out.
+        """Learn merges from `texts` up to `vocab_size` tokens, or fewer if no pair is left.
 
         Raises:
-            ValueError: `vocab_size` is below 257, the bytes and the end of a document, or above
+            ValueError: `vocab_size` is below 257 (256 bytes and the end of a document) or above
                 2**24.
         """
         if not 257 <= vocab_size <= MOST_TOKENS:
@@ -111,18 +111,18 @@ class BPETokenizer:
 
 
 def tokenizer_for(vocab_size: int, corpus: Corpus) -> Tokenizer:
-    """Bytes where the vocabulary has no room for more, else byte pairs learnt from `corpus`."""
+    """A byte tokenizer for the smallest vocabulary, else byte pairs learnt from `corpus`."""
     if vocab_size == ByteTokenizer.vocab_size:
         return ByteTokenizer()
     return BPETokenizer.train((document.text for document in corpus.train), vocab_size)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read back what `save` wrote.
+    """Load a tokenizer that `save` wrote.
 
     Raises:
         Damaged: the file is not a tokenizer that this library saved.
-        OSError: there is no such file.
+        OSError: the file does not exist or cannot be read.
     """
     fields = read_json(path)
     with reading(path):
@@ -134,6 +134,6 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def _model(fields: dict) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(fields))
-    # The tokenizers library raises plain Exception for a model that it cannot read.
+    # The tokenizers library raises a plain Exception for an invalid model.
     except Exception as error:
         raise ValueError(error) from error

@@ -1,4 +1,4 @@
-"""Synthetic retrieval tasks, in which models of equal language-modelling loss can differ."""
+"""Synthetic retrieval tasks, which can separate models of equal language-modelling loss."""
 
 from sigmoid_attention.training.tasks.copying import Copying
 from sigmoid_attention.training.tasks.recall import MultiQueryRecall

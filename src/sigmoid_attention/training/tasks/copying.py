@@ -1,4 +1,4 @@
-"""Copying: read a random string, a separator, then write the string again.
+"""The copying task: read a random string and a separator, then repeat the string.
 
 Shapes: B sequences, L symbols in the string, N = 2L tokens a sequence.
 """
@@ -18,8 +18,8 @@ SEPARATOR = 0
 class Copying:
     """Sequences s1 ... sL, separator, s1 ... sL with L = seq_len / 2; only the copy is scored.
 
-    Token 0 is the separator, every other token a symbol, so guessing is right once in
-    `vocab_size` - 1 times. `batch(step)` gives inputs and targets, (batch_size, seq_len) int64.
+    Token 0 is the separator, every other token a symbol. Guessing has accuracy
+    1 / (`vocab_size` - 1). `batch(step)` gives inputs and targets, (batch_size, seq_len) int64.
 
     Raises:
         ValueError: `seq_len` is odd or below 2, or there are fewer than two symbols.
@@ -51,7 +51,7 @@ class Copying:
         return self._draw(step_generator(self.seed, step))
 
     def heldout(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """`count` batches from seeds that no training batch uses."""
+        """`count` held-out batches, whose seeds no training batch uses."""
         return [self._draw(step_generator(self.seed, k, heldout=True)) for k in range(count)]
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Multi-query associative recall: read key-value pairs, then give the value of each queried key.
+"""Multi-query associative recall: read key-value pairs, then predict the value of each query key.
 
 Shapes: B sequences, P pairs, N tokens a sequence.
 """
@@ -16,12 +16,12 @@ FILLER = 0
 
 @dataclass(frozen=True)
 class MultiQueryRecall:
-    """Sequences k1 v1 ... kP vP, filler, then every key once more in random order with its value.
+    """Sequences k1 v1 ... kP vP, filler, then every key again in random order with its value.
 
     Only the values of the second part are scored. Token 0 is the filler, the lower half of the
-    rest are keys (distinct within a sequence), the upper half values (drawn with replacement), so
-    guessing a value is right once in `values` times. `batch(step)` gives inputs and targets,
-    each (batch_size, seq_len) int64.
+    rest are keys (distinct within a sequence), the upper half values (drawn with replacement).
+    Guessing a value has accuracy 1 / `values`. `batch(step)` gives inputs and targets, each
+    (batch_size, seq_len) int64.
 
     Raises:
         ValueError: the sequence is too short for the pairs, or there are fewer keys than pairs.
@@ -59,12 +59,12 @@ class MultiQueryRecall:
 
     @property
     def keys(self) -> int:
-        """How many tokens are keys: 1 to `keys`."""
+        """The number of keys, which are the tokens 1 to `keys`."""
         return (self.vocab_size - 1) // 2
 
     @property
     def values(self) -> int:
-        """How many tokens are values: `keys` + 1 to `vocab_size` - 1."""
+        """The number of values, which are the tokens `keys` + 1 to `vocab_size` - 1."""
         return self.vocab_size - 1 - self.keys
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ class MultiQueryRecall:
         return self._draw(step_generator(self.seed, step))
 
     def heldout(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """`count` batches from seeds that no training batch uses."""
+        """`count` held-out batches, whose seeds no training batch uses."""
         return [self._draw(step_generator(self.seed, k, heldout=True)) for k in range(count)]
 
     def describe(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class MultiQueryRecall:
 
 
 def _shuffled(rows: int, size: int, generator: torch.Generator) -> Tensor:
-    """A permutation of 0 to ``size`` - 1 in every row: noise, sorted all at once."""
+    """A random permutation of 0 to ``size`` - 1 in every row, as the argsort of noise."""
     noise = torch.rand(rows, size, generator=generator, dtype=torch.float32)
     return noise.argsort(1)
 
