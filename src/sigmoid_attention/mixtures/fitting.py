@@ -38,7 +38,7 @@ def centre_and_spread(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
-    """Restores the results of an earlier fit if the block raises an error."""
+    """Decorate ``fit``, so that a fit that fails restores the results of an earlier one."""
 
     @functools.wraps(fit)
     def fitted(self, X, y):
@@ -54,7 +54,7 @@ def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FiniteInterval(Interval):
-    """A check of scikit-learn's constraint, which accepts True as 1 and 10**400 as a float."""
+    """scikit-learn's ``Interval``, but without booleans and numbers too large for a float."""
 
     def is_satisfied_by(self, val: Any) -> bool:
         if not isinstance(val, self.type) or isinstance(val, bool):

@@ -32,25 +32,25 @@ FITS = ("sigmoid", "softmax")
 NEITHER = "normalised_sigmoid"
 TRUTHS = 3
 SIGMA = 0.1
-# Errors that are to be reached, in units of the noise.
+# Target errors, in units of the noise.
 TARGETS = (1 / 5, 1 / 20, 1 / 100)
 DRAWS = 400
-# Observations of the noiseless problem: so many that no difference of floors is lost to its stop.
+# Observations of the noiseless problem: enough for its stopping rule to resolve the floors.
 POPULATION = 1e8
-# An approximation as good as this is taken for the truth itself.
+# An approximation with at most this error counts as the truth itself.
 EXPRESSED = 1e-5
-# What an expert's intercept loses to be next to idle in a start.
+# Subtracted from an expert's intercept for a start with a gate weight near 0.
 IDLE = 6.0
-# Of the random starts: scores and arguments of experts of this size.
+# The size of scores and of experts' arguments at random starts.
 SPREAD = 3.0
 
 
 @dataclass(frozen=True)
 class SameTruthSetting:
-    """One truth, to be fitted by both families with k + extra experts.
+    """One truth and its fits by both families with k + extra experts.
 
-    ``candidates`` starts look for the best approximation of the truth itself; data sets are then
-    fitted from the best ``starts`` of these.
+    The best approximation of the truth itself is found from ``candidates`` starts; data sets are
+    then fitted from the best ``starts`` of the results.
     """
 
     truth_gate: str
@@ -123,9 +123,10 @@ def _approximations(
 
 
 def _at_truth(family: Mixture, truth: TrueMixture) -> Tensor:
-    """The true experts after copies of the first that are next to idle, (P,).
+    """The true experts after copies of the first with gate weights near 0, (P,).
 
-    Where only differences of scores matter the last one's is moved to 0, where the box holds it.
+    If only differences of scores matter, scores are shifted so that the last one is 0, the value
+    fixed by the box.
     """
     idle = truth.atoms[:1].clone()
     idle[:, family.score_size - 1] -= IDLE
@@ -140,7 +141,7 @@ def _at_truth(family: Mixture, truth: TrueMixture) -> Tensor:
 
 @dataclass(frozen=True)
 class SampleRatio:
-    """Samples that one family needs over those of another for one error, with an interval."""
+    """The ratio of the samples that two families need for one error, with an interval."""
 
     target: float
     value: float
@@ -149,7 +150,7 @@ class SampleRatio:
 
     @property
     def reached(self) -> bool:
-        """Whether either reaches the error at all."""
+        """True if at least one family reaches the error."""
         return not math.isnan(self.value)
 
     def __str__(self) -> str:
@@ -165,9 +166,9 @@ def _said(ratio: float) -> str:
 
 
 def samples_needed(sizes_N: np.ndarray, errors_N: np.ndarray, target: float) -> float:
-    """The n from which on an error stays at or below a target, on straight log-log lines.
+    """The least n beyond which the error stays at or below a target, by log-log interpolation.
 
-    Infinite where the largest size does not reach it; the smallest size where every one does.
+    Infinite if the largest size does not reach the target; the smallest size if all sizes do.
 
     Example:
         >>> sizes = np.array([100.0, 10000.0])
@@ -195,7 +196,7 @@ def needed_ratios(
     targets: Sequence[float],
     seed: int = 0,
 ) -> list[SampleRatio]:
-    """For each target the samples that the first need over those of the second.
+    """The ratio of the samples needed by the first over those by the second, for each target.
 
     Of replicates the median counts, of truths the middle one of the ratios. The interval is a
     bootstrap over replicates, which both share. A ratio is 0 where only the first reach a target,
