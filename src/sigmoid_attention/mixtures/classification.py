@@ -103,7 +103,7 @@ class LogisticMixture:
 
     @property
     def free_P(self) -> Tensor:
-        """Which parameters a fit may move: under a shift-blind gate not the last one's score."""
+        """True for free parameters; under a shift-blind gate the last expert's score is fixed."""
         free = torch.ones(self.size, dtype=torch.bool)
         free[self.indices_CR] = free_parameters(self.logit)
         return free

@@ -183,7 +183,7 @@ Source = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class RawData:
-    """One data set, read in chunks so that n does not matter for memory.
+    """One data set, read in chunks, with a memory use independent of n.
 
     ``read(i)`` returns inputs (rows, d) and observations (rows,) of chunk i, the same ones on every
     call: arrays, memory maps, or a simulation seeded by i.

@@ -12,7 +12,7 @@ from torch import Tensor
 from sigmoid_attention.mixtures.gates import gate
 from sigmoid_attention.mixtures.model import Mixture
 
-# Experts that are linear in their parameters, so that the sum of two of them is one of them.
+# Experts that are linear in their parameters; the sum of two is an expert of the same kind.
 ADDITIVE = ("linear", "constant")
 
 

@@ -214,7 +214,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         theta_: parameters of ``family_``, for standardised data. mean_, scale_: of the features.
         constant_: True for features that are constant up to rounding; predictions ignore them.
         offset_, unit_: mean and spread of the target.
-        converged_: whether the stopping rule was met; without it there is a `ConvergenceWarning`.
+        converged_: True if the stopping rule was met; otherwise there is a `ConvergenceWarning`.
         n_iter_: iterations of the best initialisation in the second round.
         noise_: standard deviation of the residuals, in units of y; its divisor is n minus the
             number of parameters that the data determine.

@@ -1,4 +1,4 @@
-"""Softmax attention with the arguments of the sigmoid operator, to compare the two.
+"""Softmax attention with the arguments of the sigmoid operator, for comparisons.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
 """

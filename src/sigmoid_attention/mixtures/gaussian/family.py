@@ -25,7 +25,7 @@ class SharedExperts:
 
     Args:
         expert: a name; see ``EXPERTS``.
-        k: how many.
+        k: the number of shared experts.
 
     Raises:
         ValueError: an unknown name, or k below 1.

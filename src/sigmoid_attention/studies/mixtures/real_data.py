@@ -66,7 +66,7 @@ def _patches(size: int, count: int) -> Table:
 
 
 def _parity() -> Table:
-    """Whether a digit is odd, from its 64 pixels; a third of the rows, since d makes it slow."""
+    """Odd or even digits, from 64 pixels; a third of the rows, since a large d is slow."""
     pixels, digit = _whole(datasets.load_digits)
     return pixels[::3], digit[::3] % 2
 

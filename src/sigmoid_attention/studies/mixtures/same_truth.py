@@ -1,8 +1,7 @@
 """Study of both gates on the same truths: with a sigmoid gate, a softmax gate, or another gate.
 
-The papers plot the loss of each gate where the truth has that gate, or fit a truth of two experts
-with both gates. A sigmoid gate can express a truth of two experts exactly, for every gate of the
-truth.
+The papers plot the loss of each gate for truths with that gate, or fit a truth of two experts with
+both gates. A sigmoid gate can express a truth of two experts exactly, for every gate of the truth.
 
 Shape letters: P parameters, Q inputs, N sample sizes, R replicates, S starts, T truths.
 """
@@ -198,9 +197,10 @@ def needed_ratios(
 ) -> list[SampleRatio]:
     """The ratio of the samples needed by the first over those by the second, for each target.
 
-    Of replicates the median counts, of truths the middle one of the ratios. The interval is a
-    bootstrap over replicates, which both share. A ratio is 0 where only the first reach a target,
-    infinite where only the second do, and NaN where neither does under most truths.
+    Each ratio uses the median error over replicates; the result is the middle one of the truths'
+    ratios. The interval is a bootstrap over replicates, resampled equally for both. A ratio is 0
+    where only the first reach a target, infinite where only the second do, and NaN where neither
+    does under most truths.
     """
     rng = np.random.default_rng(seed)
     count = first_TNR.shape[-1]
@@ -215,8 +215,8 @@ def needed_ratios(
         with np.errstate(invalid="ignore"):
             ratios_TS = needed[0] / needed[1]
         neither_S = 2 * np.isnan(ratios_TS).sum(axis=0) > len(ratios_TS)
-        # The middle one and never a mean, since some may be infinite; where neither gets there
-        # they are equal.
+        # The middle ratio and not a mean, since some may be infinite; the ratio is 1 where neither
+        # reaches the target.
         filled_TS = np.where(np.isnan(ratios_TS), 1.0, ratios_TS)
         ratio_S = np.quantile(filled_TS, 0.5, axis=0, method="inverted_cdf")
         low, high = np.quantile(ratio_S[1:], (0.025, 0.975), method="inverted_cdf")
@@ -240,7 +240,7 @@ on those of one."""
 
 
 def judge(results: Results) -> list[Finding]:
-    """A line for each cell and gate of the truth, and what follows for both ways together."""
+    """A line for each cell and gate of the truth, and one for both gates together."""
     findings = []
     for cell in dict.fromkeys(cell for cell, _ in results):
         parts = {part: truths for (named, part), truths in results.items() if named == cell}

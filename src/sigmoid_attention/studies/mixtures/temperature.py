@@ -95,7 +95,7 @@ def measure(setting: TemperatureSetting) -> Iterator[Row]:
 
 
 def _truth(setting: TemperatureSetting) -> tuple[Mixture, Tensor]:
-    """The family, and a truth that is well conditioned at its temperature of 1, (P,)."""
+    """The family, and a well conditioned truth with temperature 1, (P,)."""
     of_scores = RateSetting(
         setting.gate, setting.expert, setting.score, d=setting.d, k=setting.k, extra=0,
         nodes=setting.nodes, truth_seed=setting.truth_seed,

@@ -1,4 +1,4 @@
-"""How much larger the proof's transformer is than one that is trained to the same error.
+"""Study of the size of the proof's transformer against transformers trained to the same error.
 
 Question: the universality theorem builds a transformer with a layer for every context; how small a
 trained one with sigmoid, or with softmax, comes as near to the same function? For each function
