@@ -1,4 +1,4 @@
-"""What every test shares: one thread, hypothesis without a clock and without chance, and tiers."""
+"""The settings of all tests: one thread, hypothesis without deadlines or randomness, and tiers."""
 
 import os
 from collections import Counter, defaultdict

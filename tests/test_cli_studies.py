@@ -1,4 +1,4 @@
-"""`studies` and `rates` on the command line: tables, reports, going on, and bad input."""
+"""`studies` and `rates` on the command line: tables, reports, resuming, and bad input."""
 
 import pytest
 

@@ -1,9 +1,9 @@
-"""What is computed in fp32 or fp64 depends neither on torch's default dtype nor on autocast.
+"""Computations in fp32 or fp64 depend neither on torch's default dtype nor on autocast.
 
-Training scripts set the default to bfloat16 so that their model is built in that. Each entry
-computes something from tensors and modules that have their dtypes already; under any default it
-must give the bits that it gives under float32. Where it has no linear layers in fp32, which are
-what autocast is for, that holds under autocast as well.
+Training scripts set the default to bfloat16 to build their model in it. Each entry computes
+something from tensors and modules with fixed dtypes; under any default it must give the bits that
+it gives under float32. Entries without linear layers in fp32, which autocast casts, must do so
+under autocast as well.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The examination: complete here, and of use where something is missing."""
+"""The report of `doctor`: complete on this machine, and useful if a part is missing."""
 
 import ctypes
 import importlib.util

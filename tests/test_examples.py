@@ -1,4 +1,4 @@
-"""Every script in examples/ runs, as it stands there and without arguments."""
+"""Every script in examples/ runs unchanged and without arguments."""
 
 import runpy
 import sys

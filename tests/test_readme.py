@@ -1,4 +1,4 @@
-"""What README.md and docs/getting-started.md show runs, and every command on a page exists."""
+"""The code in README.md and docs/getting-started.md runs, and every command on a page exists."""
 
 import re
 import shlex

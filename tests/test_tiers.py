@@ -1,4 +1,4 @@
-"""The sample of a matrix that `make test` takes, and the folders and files that have markers."""
+"""The sample of cases that `make test` runs, and the folders and files that have markers."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The operator, the layers and flash-attn's names need torch alone, and load little beside it."""
+"""The operator, the layers and flash-attn's names need only torch, and import few other modules."""
 
 import importlib.util
 import json

@@ -1,7 +1,7 @@
-"""Autocast: the operator answers as without it, in the precision of its inputs.
+"""The operator under autocast gives the same result as without it, in the dtype of its inputs.
 
-Each call is made twice, with autocast and without it, and must give the same bits. Autocast may be
-on while the forward pass runs, the backward pass, the backward pass of that, or any of them.
+Each call is made with and without autocast and must give the same bits. Autocast may be on during
+the forward pass, the backward pass, the double backward pass, or any of them.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim.
 """

@@ -1,4 +1,4 @@
-"""Inputs that differ in dtype: under autocast cast as by torch's own operator, else refused."""
+"""Inputs of different dtypes are cast under autocast, as by torch's own operator, else refused."""
 
 import contextlib
 import itertools

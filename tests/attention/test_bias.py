@@ -1,5 +1,6 @@
-"""Bias policies: their values, that the operator never guesses n, and that an answer stays the
-same however the text reaches the operator: whole, in chunks, from a cache, padded or packed."""
+"""Bias policies: their values, the required n, and equal outputs for the same text given whole,
+in chunks, from a cache, padded or packed.
+"""
 
 import math
 import re

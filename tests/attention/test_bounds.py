@@ -1,4 +1,4 @@
-"""The certificate's ingredients against brute force over every pair of query and key."""
+"""The bounds of the skipping certificate against brute force over every pair of query and key."""
 
 import math
 

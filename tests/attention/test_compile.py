@@ -1,7 +1,7 @@
-"""torch.compile without graph breaks, forward and backward, and one graph for lengths that change.
+"""torch.compile without graph breaks, forward and backward, with one graph for varying lengths.
 
-"eager" is dynamo alone, "aot_eager" traces the backward pass too; both take a fraction of the time
-of inductor, which one test at the end runs.
+"eager" runs dynamo alone, "aot_eager" also traces the backward pass; both take a fraction of the
+time of inductor, which one test at the end runs.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What the cross-compiler's reader says of kernels whose machine code is known."""
+"""The reader of the cross-compiler's output, on kernels whose machine code is known."""
 
 import triton
 import triton.language as tl

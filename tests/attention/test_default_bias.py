@@ -1,4 +1,4 @@
-"""Calls that name no bias: what it is then, and the warning where their lengths differ."""
+"""Calls without a bias: the default value, and the warning for calls of different lengths."""
 
 import warnings
 

@@ -1,6 +1,7 @@
-"""First and second derivatives in both modes, and that they are finite where numbers are not.
+"""First and second derivatives in both modes, and finite derivatives at non-finite inputs.
 
-A case names a call and the arguments beside query, key and value whose derivatives are checked.
+A case names a call and the arguments, in addition to query, key and value, whose derivatives are
+checked.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Which implementation "auto" takes, its explanation, and the log of refusals."""
+"""The choice of "auto" among implementations, its explanation, and the log of refusals."""
 
 import dataclasses
 import logging

@@ -1,6 +1,6 @@
-"""Dropout of weights: which are dropped, what the others grow to, and what it leaves alone.
+"""Dropout of weights: the dropped weights, the scale of the others, and unchanged results.
 
-With the identity as value the answer is the matrix of weights itself.
+With the identity as value the output is the matrix of weights itself.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""torch.export with a length that stays open, and ONNX: one program serves every length."""
+"""torch.export with a dynamic length, and ONNX: one program serves every length."""
 
 import io
 

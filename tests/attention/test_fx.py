@@ -1,4 +1,4 @@
-"""torch.fx takes a call of the operator for one node, as it does with torch's own attention."""
+"""torch.fx traces a call of the operator as one node, as it does with torch's own attention."""
 
 import copy
 import pickle

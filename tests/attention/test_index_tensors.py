@@ -1,7 +1,7 @@
-"""Ends, lengths and tables of pages: read once, checked on every way to a kernel, and copied.
+"""Index tensors (ends, lengths, page tables): read once, checked on every path, and copied.
 
-What they say becomes an address. A graph has no numbers when it is made; run with wrong ones, it
-raises the sentence that the plain call raises, and reads nothing behind a tensor.
+Their values become addresses. A graph is traced without values; if it runs with wrong ones, it
+raises the error of the plain call, and reads nothing outside of a tensor.
 """
 
 import struct

@@ -1,4 +1,4 @@
-"""Parameters that must stay in fp32 keep every digit when the model is cast or loaded."""
+"""Parameters that must stay in fp32 keep full precision when the model is cast or loaded."""
 
 import copy
 

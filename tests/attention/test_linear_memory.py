@@ -1,6 +1,6 @@
-"""What is formed beside a call's tensors grows with its queries and keys, not with their product.
+"""The extra memory of a call grows with its queries and keys, not with their product.
 
-Sizes: Q queries, K keys; a full mask holds Q x K elements, which are the caller's.
+Sizes: Q queries, K keys; a full mask holds Q x K elements, which belong to the caller.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Meta and fake tensors, which have no values, give shapes and dtypes in every implementation.
 
-Each call is made three times: with tensors of a CPU, all on the meta device, and in a fake mode.
+Each call is made three times: on the CPU, on the meta device, and in a fake tensor mode.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""A tensor in a number's place learns in every implementation, or is refused in every one."""
+"""A tensor in place of a number gets a gradient in every implementation, or is refused in all."""
 
 import pytest
 import torch

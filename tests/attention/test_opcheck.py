@@ -1,6 +1,6 @@
-"""What torch's own checker says of each operator: its schema, its fake results, its gradients.
+"""Each operator passes torch.library.opcheck: schema, fake results and gradients.
 
-A graph is built from the fake results, so one stride that differs is a wrong answer later on.
+Graphs are built from the fake results, so a stride that differs there causes wrong outputs later.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""What an implementation is handed for packed, cached and paged calls, and what it costs to ask.
+"""The arguments of an implementation for packed, cached and paged calls, and the cost of queries.
 
-``sequence_by_sequence`` is an implementation of its own, written from the docstrings of
+``sequence_by_sequence`` is an independent implementation, written from the docstrings of
 ``Sequences`` and ``Problem`` alone: it finds every token by start, length and page.
 """
 

@@ -1,4 +1,4 @@
-"""torch.func's transforms of the operator: jvp, vmap, and one inside the other."""
+"""torch.func transforms of the operator: jvp, vmap, and nested transforms."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Packed sequences against the definition and against each sequence by itself."""
+"""Packed sequences against the definition and against separate calls for each sequence."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""No array is made for the gradient of a bias or mask that does not learn, to any order.
+"""No array is allocated for the gradient of a bias or mask that needs none, to any order.
 
-Sizes: Q queries, K keys; the terms beside the logits are Q x K, everything else far smaller.
+Sizes: Q queries, K keys; the terms added to the logits are Q x K, all others far smaller.
 """
 
 import pytest

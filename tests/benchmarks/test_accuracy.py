@@ -1,4 +1,4 @@
-"""The sampled float64 reference is the operator's definition, and tells a wrong answer."""
+"""The sampled float64 reference equals the operator's definition, and detects wrong outputs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The laboratory's benchmark: what it compares is the same, and what it says follows from it."""
+"""The mixtures benchmark compares equal problems, and its statements follow from its numbers."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Every peer computes what it says: softmax attention or sigmoid attention, at the same shape."""
+"""Every peer computes its declared function: softmax or sigmoid attention, at the same shape."""
 
 import math
 

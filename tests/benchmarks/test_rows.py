@@ -1,4 +1,4 @@
-"""Rows survive their file, ratios keep to their rounds, and newer rows take older ones' places."""
+"""Rows survive their file, ratios stay within their rounds, and newer rows replace older ones."""
 
 import json
 from dataclasses import replace

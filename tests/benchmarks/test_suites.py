@@ -1,4 +1,4 @@
-"""What is chosen of a suite is all of it that fits, each case once."""
+"""A selection from a suite holds each matching case exactly once."""
 
 import pytest
 

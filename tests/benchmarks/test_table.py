@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and its picture say what the rows hold, and name what they lack."""
+"""docs/benchmarks.md and its picture show the rows, and name missing ones."""
 
 import io
 import re

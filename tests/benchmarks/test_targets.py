@@ -1,4 +1,4 @@
-"""Targets are judged by their worst row, and only by rows that are there."""
+"""Targets are judged by their worst row, among the rows that exist."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Turns are taken fairly and in the number that the budget says, by a clock that a test moves."""
+"""Peers alternate in equal numbers of turns within the budget, with a simulated clock."""
 
 import pytest
 

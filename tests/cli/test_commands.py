@@ -1,4 +1,4 @@
-"""What all commands share: names, versions, help, JSON, and sentences in the words of flags."""
+"""The parts that all commands share: names, versions, help, JSON, and errors that name flags."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`sigmoid-attention convert`, in this process: the tiny run, going on with it, and bad input."""
+"""`sigmoid-attention convert`, in this process: a tiny run, its resumption, and bad input."""
 
 import json
 import sys

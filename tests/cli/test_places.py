@@ -1,4 +1,4 @@
-"""A folder in the place of a file, or a file in that of a folder, is told before the work."""
+"""A folder in place of a file, or a file in place of a folder, is an error before the work."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The command's output: closed, broken or in ASCII, and names that would steer a terminal."""
+"""The command's output to closed, broken or ASCII streams, and names with control characters."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""`sigmoid-attention universality` from the command line: what it prints, writes and refuses."""
+"""`sigmoid-attention universality` on the command line: its output, files and errors."""
 
 import pytest
 

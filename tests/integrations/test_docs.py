@@ -1,4 +1,4 @@
-"""What docs/integrations.md shows runs as it stands there, each block by itself."""
+"""Each code block of docs/integrations.md runs as printed, by itself."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""flash-attn's names: its order of arguments, its layout and its meaning, with a sigmoid."""
+"""flash-attn's interface with a sigmoid: argument order, layout and meaning."""
 
 import inspect
 import math

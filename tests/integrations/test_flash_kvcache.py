@@ -1,4 +1,4 @@
-"""flash-attn's cache, step by step against lists of every token that was ever written."""
+"""flash-attn's cache, step by step against lists of all written tokens."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is said where a package does not import: install it, take another version, or see doctor."""
+"""The messages for packages that fail to import: install, change the version, or run doctor."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""Softmaxes are seen wherever they are computed, and put down to the module that ran."""
+"""Softmax calls are detected wherever they are computed, and attributed to the running module."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""timm's vision transformers, against timm's own code with a sigmoid for its softmax."""
+"""timm's vision transformers against timm's own code with a sigmoid in place of its softmax."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Converted vision transformers in graphs and traces, and conversions of timm models that fail."""
+"""Converted vision transformers in graphs and traces, and failed conversions of timm models."""
 
 import sys
 

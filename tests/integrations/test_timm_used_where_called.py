@@ -1,4 +1,4 @@
-"""timm's layers with a sigmoid under what acts where a module is called, and in other dtypes."""
+"""timm's layers with a sigmoid under hooks and wrappers of modules, and in other dtypes."""
 
 import accelerate
 import pytest

@@ -1,4 +1,4 @@
-"""triton-sigmoid's two functions: its layout, its default bias, its causality from the top left."""
+"""triton-sigmoid's two functions: layout, default bias, and causality aligned at the top left."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""The files of finished tasks: what is in them, and that damage is seen."""
+"""The files of finished tasks: their content, and detection of damage."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The figures' style: what is drawn, in which colours, and SVG that hangs on nothing else."""
+"""The style of figures: elements, colours, and SVG files without external references."""
 
 import re
 import xml.etree.ElementTree as ET

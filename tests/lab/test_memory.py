@@ -1,4 +1,4 @@
-"""Bytes in tensors, against what can be counted by hand."""
+"""The measured bytes of tensors, against counts by hand."""
 
 import pytest
 import torch

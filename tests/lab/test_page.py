@@ -1,4 +1,4 @@
-"""The report: complete studies only, a readable page, the same bytes every time."""
+"""The report: complete studies only, a readable page, and the same bytes every time."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""The intervals against published tables and against brute force."""
+"""The intervals against published tables and brute force."""
 
 import math
 import random

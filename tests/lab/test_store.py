@@ -1,4 +1,4 @@
-"""The folder of a study: whole parts, no overwriting, and refusing what it was not started with."""
+"""The folder of a study: complete parts, no overwriting, and errors for other settings."""
 
 import json
 import os

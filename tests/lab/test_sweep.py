@@ -1,4 +1,4 @@
-"""Sweeps: any executor, no task twice, and no finished task lost by a failure or a signal."""
+"""Sweeps: any executor, no task run twice, and no finished task lost by a failure or a signal."""
 
 import io
 import os

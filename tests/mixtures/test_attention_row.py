@@ -1,4 +1,4 @@
-"""Rows of attention as mixtures: the same answers as the operator's definition, both ways."""
+"""Rows of attention as mixtures: outputs of the operator's definition, in both directions."""
 
 import math
 from dataclasses import replace

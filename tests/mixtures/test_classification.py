@@ -1,4 +1,4 @@
-"""Classes: derivatives, counts as good as rows, the gain that theory says, and distances."""
+"""Classification: derivatives, counts against rows, the theoretical gain, and distances."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Means over a grid keep what least squares needs, in any few dimensions."""
+"""Means over a grid keep the statistics of least squares, in a few dimensions."""
 
 import numpy as np
 import pytest

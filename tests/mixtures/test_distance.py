@@ -1,4 +1,4 @@
-"""Distances to sets of minimisers, against all orders of experts; laws against their densities."""
+"""Distances to sets of minimisers against all orders of experts, and laws against densities."""
 
 import itertools
 

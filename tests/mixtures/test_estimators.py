@@ -1,4 +1,4 @@
-"""The estimators keep scikit-learn's conventions, find what the solver finds, say what is wrong."""
+"""The estimators follow scikit-learn's conventions, agree with the solver, and report errors."""
 
 import warnings
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Losses of Gaussian experts: what they are blind to, and what they count."""
+"""Losses of Gaussian experts: invariances, and sizes of errors."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Mixtures of mixtures: derivatives, what they contain, and that the solver fits them."""
+"""Hierarchical mixtures: derivatives, special cases, and fits by the solver."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What data can tell apart: ranks that theory knows, and the reference of a shift-blind gate."""
+"""Identifiability: ranks that theory gives, and the reference expert of a shift-blind gate."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""One function, several sets of parameters: what is exact, and where the gates part ways."""
+"""Equal functions with different parameters: exact identities, and differences between gates."""
 
 import pytest
 import torch

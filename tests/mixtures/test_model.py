@@ -1,4 +1,4 @@
-"""Families of mixtures: gates, derivatives, and what leaves a mixture as it is."""
+"""Families of mixtures: gates, derivatives and invariances."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Many starts: each ends where it would alone, the best of them counts, and failures are said."""
+"""Multi-start fits: each start ends as it does alone, the best counts, failures are reported."""
 
 import pytest
 import torch

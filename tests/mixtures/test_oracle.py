@@ -1,4 +1,4 @@
-"""The solver against scipy's least squares: the same start, no worse an end."""
+"""The solver against scipy's least squares: from the same start it ends at no higher cost."""
 
 import numpy as np
 import pytest

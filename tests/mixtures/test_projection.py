@@ -1,4 +1,4 @@
-"""Pseudo-true parameters: what many descents find, how it is counted, and that fits go there."""
+"""Pseudo-true parameters: the minimisers from many descents, their counts, and limits of fits."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The solver reaches the least-squares estimate: its gain over the truth is what theory says."""
+"""The solver reaches the least-squares estimate: its gain over the truth agrees with theory."""
 
 import numpy as np
 import pytest

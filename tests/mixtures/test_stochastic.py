@@ -1,4 +1,4 @@
-"""Training as the papers do it: an optimiser's steps, and how far from the optimum they end."""
+"""Mini-batch training as in the papers: optimiser steps, and the distance to the optimum."""
 
 import pytest
 import torch

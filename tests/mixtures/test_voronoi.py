@@ -1,4 +1,4 @@
-"""Losses of fitted experts: zero at the truth, blind to order, and what splitting does to each."""
+"""Losses of fitted experts: zero at the truth, independent of order, and effects of splits."""
 
 import itertools
 

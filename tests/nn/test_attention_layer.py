@@ -1,4 +1,4 @@
-"""The attention layer: what it computes, what its two arms share, what it refuses."""
+"""The attention layer: its output, the common parts of sigmoid and softmax, and errors."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The attention matrix that a layer shows is the one that it uses."""
+"""The attention matrix that ``weights`` returns is the one that the layer applies."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""Layers under autocast: their linear parts in its dtype, the operator in that of what it is given.
+"""Layers under autocast: linear parts in its dtype, the operator in the dtype of its inputs.
 
-So a layer under autocast answers what the same layer in that dtype answers without it, to the bit.
+A layer under autocast gives the same bits as the same layer in that dtype without autocast.
 """
 
 import copy

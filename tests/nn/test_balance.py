@@ -1,4 +1,4 @@
-"""Balance: the bias that follows the counts, over processes too, and the losses by hand."""
+"""Load balancing: bias updates, also over processes, and losses against hand calculation."""
 
 import multiprocessing
 import socket

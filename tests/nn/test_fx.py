@@ -1,4 +1,4 @@
-"""torch.fx traces models of our layers; a layer that looks at sizes stays one node."""
+"""torch.fx traces models of our layers; a layer that checks sizes stays one node."""
 
 import pytest
 import torch

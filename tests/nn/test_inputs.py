@@ -1,4 +1,4 @@
-"""What a layer cannot read is refused in one sentence that names it, before anything is written."""
+"""An unsupported input of a layer raises an error that names it, before anything is written."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The cache stores what it is given, refuses what does not fit, and changes nothing then."""
+"""The cache stores its tokens, refuses tokens that do not fit, and then stays unchanged."""
 
 import pytest
 import torch

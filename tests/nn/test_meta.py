@@ -1,4 +1,4 @@
-"""Layers without numbers: on the meta device and in a fake mode they give shapes and dtypes."""
+"""Layers give shapes and dtypes without values, on the meta device and in a fake tensor mode."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace

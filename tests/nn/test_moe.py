@@ -1,4 +1,4 @@
-"""The layer and the decoder that is made of it: against loops, trained, resumed and generating."""
+"""The mixture-of-experts layer and its decoder: against loops, in training, resumed, generating."""
 
 import dataclasses
 import json

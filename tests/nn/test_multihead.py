@@ -1,7 +1,7 @@
 """The replacement for torch's layer, against torch's own code with a sigmoid for its softmax.
 
-The oracle is ``nn.MultiheadAttention`` itself, in float64, whose two ways to a softmax are
-exchanged: what it makes of masks, shapes, extra keys and missing parts is then torch's word.
+The oracle is ``nn.MultiheadAttention`` itself in float64, with both of its softmax calls replaced.
+Its treatment of masks, shapes, extra keys and missing parts is then that of torch.
 """
 
 import copy

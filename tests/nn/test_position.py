@@ -1,4 +1,4 @@
-"""Positions: slopes, rotation, sinusoids, jitter, and where padding leaves the tokens."""
+"""Position encodings: slopes, rotation, sinusoids, jitter, and positions of padded tokens."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Recorded routings: of which calls, of which thread, and with what gradient in a checkpoint."""
+"""Recorded routings: the calls, threads and checkpoints they come from, and their gradients."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Torch's attention exchanged in a model: what stays, and what is refused before any change."""
+"""Replacement of torch's attention in a model: preserved state, and errors before any change."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A decoder that `fully_shard` takes apart learns and writes as the whole one does."""
+"""A decoder under `fully_shard` trains and generates as the unsharded one."""
 
 import copy
 

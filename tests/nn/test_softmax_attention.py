@@ -1,4 +1,4 @@
-"""The softmax arm against torch's own operator and against a loop over rows."""
+"""Softmax attention against torch's own operator and against a loop over rows."""
 
 import itertools
 import math

@@ -1,7 +1,7 @@
 """Every weight is used inside the forward pass of the module that holds it.
 
-Offloading, sharding, quantisation, adapters, parametrizations, hooks and gradients for each sample
-all act where a module is called, and see nothing of a weight that is read past it.
+Offloading, sharding, quantisation, adapters, parametrizations, hooks and per-sample gradients all
+act on the calls of a module. They do not reach a weight that is used outside of these calls.
 """
 
 import copy

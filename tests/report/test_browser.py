@@ -1,4 +1,4 @@
-"""The report in a real browser: no error, every figure in sight, nothing wider than the window."""
+"""The report in a real browser: no error, all figures visible, nothing wider than the window."""
 
 import shutil
 from itertools import pairwise

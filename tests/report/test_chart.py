@@ -1,4 +1,4 @@
-"""Axes hold their values, and their ticks are few, round and in order."""
+"""Axes contain their values, and their ticks are few, round and ordered."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Curves by seed: binned alike, averaged where all seeds are, paired by seed."""
+"""Curves by seed: equal bins, means over the steps of all seeds, and gaps paired by seed."""
 
 import pytest
 

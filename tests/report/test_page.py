@@ -1,4 +1,4 @@
-"""The page: what it says, what it never loads, and what it says where something is missing."""
+"""The page: its statements, the absence of external resources, and notes on missing results."""
 
 import errno
 import os

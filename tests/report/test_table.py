@@ -1,4 +1,4 @@
-"""The tables: what stands in a row's cells, and that labels are text."""
+"""The tables: the cells of a row, and labels as plain text."""
 
 import dataclasses
 import math

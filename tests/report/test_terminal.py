@@ -1,4 +1,4 @@
-"""The comparison in the terminal: what stands in its table, and what below it."""
+"""The comparison in the terminal: its table and the lines below it."""
 
 import io
 import json

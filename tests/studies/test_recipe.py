@@ -1,4 +1,4 @@
-"""The recipe study on values made up here: what is best, against whom, and what is recommended."""
+"""The recipe study on synthetic values: best settings, comparisons, and recommendation."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The registry has every study, and each study keeps the contract of a study."""
+"""The registry holds every study, and each study fulfils the interface of a study."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The study of routing: what is measured, by hand; the rule, on made rows; and a tiny run of it."""
+"""The study of routing: measures by hand, the rule on synthetic rows, and a tiny run."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A mixture-of-experts layer written token by token, in plain loops."""
+"""A mixture-of-experts layer in plain loops, token by token."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or not at all, and refused in one sentence when they do not fit."""
+"""Checkpoints: exact, written completely or not at all, and refused if they do not fit."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The module that first shows a non-finite value is the one that is named."""
+"""The error names the module that first gives a non-finite value."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is noted about machine and memory."""
+"""The record of the machine and its memory."""
 
 import json
 import re

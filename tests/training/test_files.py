@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, on a disk that is really full too."""
+"""Files are written completely or not at all, also on a full disk."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What a training needs is told beforehand: near what is measured, and within any limit."""
+"""The forecast of a training's needs: close to measurements, and within any limit."""
 
 import dataclasses
 

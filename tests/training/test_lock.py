@@ -1,4 +1,4 @@
-"""One process writes to a folder; the next one is told which."""
+"""One process writes to a folder; a second one gets an error that names the first."""
 
 import os
 import signal

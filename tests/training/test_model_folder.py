@@ -1,4 +1,4 @@
-"""A trained model's folder."""
+"""The folder of a trained model."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""The schedule's landmarks, and a weight decay that does not hang on the learning rate."""
+"""Values of the learning rate schedule, and a weight decay independent of the learning rate."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Progress goes to standard error: a bar on a terminal, lines elsewhere."""
+"""Progress on standard error: a bar on a terminal, lines elsewhere."""
 
 import io
 import threading

@@ -1,4 +1,4 @@
-"""The recorder: true numbers, no influence on what it watches, nothing lost and nothing twice."""
+"""The recorder: correct numbers, no influence on the model, no loss and no duplicates."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Requests to end: what is left in order, and what comes out of it."""
+"""Stop requests: the state that they leave, and the errors that they raise."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""Tables in files: what was written comes back, or the file is said to be damaged."""
+"""Tables in files: written rows are read back, or the file is reported as damaged."""
 
 import os
 import subprocess

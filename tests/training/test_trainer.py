@@ -1,4 +1,4 @@
-"""The trainer: it learns, resumes to the bit from any crash, and says where it blew up."""
+"""The trainer: learning, exact resumption after any crash, and reports of divergence."""
 
 import json
 import shutil

@@ -20,7 +20,7 @@ from sigmoid_attention.mixtures.gates import gate
 from sigmoid_attention.mixtures.hierarchy import Hierarchy
 from sigmoid_attention.mixtures.model import Mixture
 
-# By how much parameters may miss the form of attention, in units of the largest.
+# The largest deviation of parameters from the form of attention, relative to the largest parameter.
 ROUNDING = 1e-9
 
 
@@ -56,10 +56,10 @@ class AttentionHead:
     def as_mixture(self, tokens: int, row: int) -> tuple[Mixture, Tensor]:
         r"""The family and its parameters for each channel of the answer, (E, P).
 
-        Token j is expert j: its score has A = sym(E_i' W_q W_k' E_j) / sqrt D and c = b_j, and it
-        answers (W_v' E_j x)_e, where E_j takes token j out of x = (x_1, .., x_N), of N M numbers.
-        Source: Yan et al. 2025, section 2. That the scores see the symmetric part of the
-        matrix only changes no answer.
+        Token j is expert j: its score has A = sym(E_i' W_q W_k' E_j) / sqrt D and c = b_j, and its
+        output is (W_v' E_j x)_e, where E_j selects token j of x = (x_1, .., x_N), of N M numbers.
+        A score depends on the symmetric part of its matrix only, so sym changes no output.
+        Source: Yan et al. 2025, section 2.
 
         Raises:
             ValueError: a row that is none of the tokens.
@@ -84,9 +84,9 @@ class AttentionHead:
     ) -> "AttentionHead":
         """The weights of a head whose row is this mixture.
 
-        Queries and keys are told from the mixture up to an invertible matrix between them; here
-        both have the same singular values. Of one token alone only the symmetric part of W_q W_k'
-        is told.
+        The mixture determines queries and keys up to an invertible matrix between them; here both
+        have the same singular values. A single token determines only the symmetric part of
+        W_q W_k'.
 
         Args:
             theta_EP: parameters for each channel, in the order of the tokens.
@@ -106,8 +106,8 @@ class AttentionHead:
         tokens, width = family.k, family.d // family.k
         head_dim = width if head_dim is None else head_dim
         atoms, parts = family.atoms(theta_EP), family.parts
-        # Any other token's matrix has the product in two blocks, half in each; the row's own keeps
-        # no more than its symmetric part.
+        # The matrix of another token has the product in two blocks, half in each. The matrix of the
+        # row's own token has only the symmetric part.
         other = 0 if row else tokens - 1
         matrix_dd = _symmetric(atoms[0, other, parts["A"]], family.d)
         product_MM = matrix_dd[_block(row, width), _block(other, width)]
@@ -126,7 +126,7 @@ class AttentionHead:
 
 @dataclass(frozen=True)
 class AttentionContext:
-    r"""Fixed keys and values, which a query x attends to.
+    r"""Fixed keys and values that a query x attends to.
 
     .. math:: y = \sum_j \sigma\big(x^\top k_j / \sqrt D + b_j\big)\, v_j
 
@@ -152,7 +152,7 @@ class AttentionContext:
     def as_mixture(self) -> tuple[Mixture, Tensor]:
         """The family and its parameters for each channel, (E, P).
 
-        Key j is expert j: beta1 = k_j / sqrt D, beta0 = b_j, and it answers v_j.
+        Key j is expert j: beta1 = k_j / sqrt D, beta0 = b_j, and its output is v_j.
         """
         keys, dim = self.key_KD.shape
         family = _over_context(keys, dim)
@@ -218,7 +218,7 @@ def heads_as_hierarchy(heads: Sequence[tuple[Mixture, Tensor]]) -> tuple[Hierarc
 
 
 def hierarchy_as_heads(family: Hierarchy, theta_EP: Tensor) -> list[tuple[Mixture, Tensor]]:
-    """The groups as mixtures that add up to the whole, their weights multiplied into the experts.
+    """The groups as mixtures whose sum is the whole; group weights are multiplied into experts.
 
     Raises:
         ValueError: experts that are neither linear nor constant, or a group whose weight depends on
@@ -245,12 +245,12 @@ def _block(token: int, width: int) -> slice:
 
 
 def _padded(matrix: Tensor, columns: int) -> Tensor:
-    """With columns of zeros where there are more head dims than the tokens are wide."""
+    """The matrix, with columns of zeros where the head dim exceeds the width of a token."""
     return torch.nn.functional.pad(matrix, (0, columns - matrix.shape[1]))
 
 
 def _flat(matrix_dd: Tensor) -> Tensor:
-    """The parameters of the symmetric part as quadratic scores keep them, of the same norm."""
+    """The parameters of the symmetric part, in the form of quadratic scores, with the same norm."""
     row, column = torch.triu_indices(*matrix_dd.shape)
     symmetric = (matrix_dd + matrix_dd.T) / 2
     flat = symmetric[row, column]
@@ -258,7 +258,7 @@ def _flat(matrix_dd: Tensor) -> Tensor:
 
 
 def _symmetric(flat: Tensor, dim: int) -> Tensor:
-    """The matrix that ``_flat`` made ``flat`` of."""
+    """The matrix of the parameters ``flat``; the inverse of ``_flat``."""
     row, column = torch.triu_indices(dim, dim)
     matrix = flat.new_zeros(dim, dim)
     halves = torch.where(row == column, flat, flat / math.sqrt(2.0))

@@ -23,10 +23,10 @@ class LogisticMixture:
         p(c \mid x) = \frac{\exp f_c(x)}{\sum_{c'=1}^S \exp f_{c'}(x)}, \qquad
         f_c(x) = \sum_{i=1}^k g(s_1(x), \dots, s_k(x))_i\, h(x, \eta_i^c), \qquad f_S = 0
 
-    Logits are mixed, not probabilities: the last class is the reference, and every other class has
-    a `Mixture` of its own, which all share their gates. A vector of parameters holds expert after
-    expert, for each the score's, then one block of the expert's for every class but the last; the
-    logarithm of the temperature comes last.
+    Logits are mixed, not probabilities. The last class is the reference. Every other class has its
+    own `Mixture`, and all classes share the gate. The vector of parameters lists the experts in
+    order: for each the parameters of its score, then one block of expert parameters for every class
+    but the last. The logarithm of the temperature is the last parameter.
 
     Args:
         logit: the family of one class's logit.
@@ -77,7 +77,7 @@ class LogisticMixture:
 
     @property
     def parts(self) -> dict[str, slice]:
-        """Where an expert's named parts lie among its parameters, "eta_a of 0" that of class 0."""
+        """The place of each named part in an expert's parameters; "eta_a of 0" is for class 0."""
         slices = {}
         for name, part in self.logit.parts.items():
             if part.start < self.score_size:
@@ -90,7 +90,7 @@ class LogisticMixture:
 
     @cached_property
     def indices_CR(self) -> Tensor:
-        """Which of the P parameters are those of each class's `Mixture`."""
+        """The indices, among the P parameters, of those of each class's `Mixture`."""
         block = torch.arange(self.expert_size)
         last = torch.arange(self.k * self.atom_size, self.size)  # the temperature's, if any
         rows = []
@@ -103,7 +103,7 @@ class LogisticMixture:
 
     @property
     def free_P(self) -> Tensor:
-        """Which parameters a fit may move: under a shift-blind gate not the last one's score."""
+        """True for free parameters; under a shift-blind gate the last expert's score is fixed."""
         free = torch.ones(self.size, dtype=torch.bool)
         free[self.indices_CR] = free_parameters(self.logit)
         return free
@@ -136,10 +136,10 @@ def _with_reference(logits_C: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LogisticDeviance:
-    """-2 log likelihood of labels, above that of a law that has every input's shares of classes.
+    """-2 log likelihood of labels, minus that of the observed shares of classes at every input.
 
-    Its quadratic model has the expected curvature (Fisher scoring). Differences keep their digits
-    up to n = 1e13, since each term is the divergence of one share, which is small where it fits.
+    Its quadratic model has the expected curvature (Fisher scoring). Differences are accurate up to
+    n = 1e13: each term is the divergence of one share, which is small where the fit is good.
 
     Example:
         >>> import torch
@@ -206,9 +206,9 @@ def maximise_likelihood(
 ) -> Fit:
     """A local maximum-likelihood estimate for each problem, by damped Fisher scoring in a box.
 
-    The fit's ``chi2`` is the deviance, and the solver and its stopping rule are those of
-    `minimise`. Of an exactly specified, regular family the deviance at the truth exceeds it by the
-    number of free parameters on average.
+    The ``chi2`` of the fit is the deviance. The solver and its stopping rule are those of
+    `minimise`. For an exactly specified, regular family the deviance at the truth is higher, on
+    average by the number of free parameters.
 
     Example:
         >>> import torch

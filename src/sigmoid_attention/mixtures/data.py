@@ -28,7 +28,7 @@ class Chunk:
 
 
 class LeastSquares(Protocol):
-    """B problems: sum over q of weight (mean - f(input))^2, and what no f can change beside it."""
+    """B problems: sum over q of weight (mean - f(input))^2, and a term independent of f."""
 
     @property
     def n_B(self) -> Tensor:
@@ -47,7 +47,7 @@ class LeastSquares(Protocol):
 
 @dataclass(frozen=True)
 class Summaries:
-    """Problems of which only counts and means at shared inputs are kept: all that a fit can use."""
+    """Problems as counts and means at shared inputs, which are sufficient for a fit."""
 
     inputs_Qd: Tensor
     mean_BQ: Tensor
@@ -66,9 +66,9 @@ class Summaries:
 class FiniteDesign:
     """Inputs drawn uniformly from finitely many nodes.
 
-    The counts and means at the nodes are sufficient, and are drawn exactly from their law, so that
-    the cost does not depend on n: 1e13 observations cost what 1e3 do. It is a law of bounded inputs
-    as the papers assume one, though not a continuous one; ``RawData`` is there to compare with.
+    The counts and means at the nodes are sufficient, and are drawn exactly from their law. The cost
+    therefore does not depend on n: 1e13 observations cost as much as 1e3. The inputs are bounded,
+    as the papers assume, but their law is not continuous; ``RawData`` serves for comparison.
 
     Raises:
         ValueError: fewer than two nodes, or a number that is not finite.
@@ -119,7 +119,7 @@ class FiniteDesign:
                 raise ValueError(f"sizes must be 1 or more, got {size}")
             rng = np.random.default_rng([seed, problem])
             count = rng.multinomial(size, even)
-            # Of a node without observations the mean does not matter; its count is 0.
+            # The mean of a node without observations has no effect; its count is 0.
             noise.append(rng.standard_normal(nodes) / np.sqrt(np.maximum(count, 1)))
             spare = size - int((count > 0).sum())
             within.append(rng.chisquare(spare) if spare > 0 else 0.0)
@@ -183,10 +183,10 @@ Source = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class RawData:
-    """One data set, read in chunks so that n does not matter for memory.
+    """One data set, read in chunks, with a memory use independent of n.
 
-    ``read(i)`` gives inputs (rows, d) and observations (rows,) of chunk i, the same ones whenever
-    it is asked: arrays, memory maps, or a simulation seeded by i.
+    ``read(i)`` returns inputs (rows, d) and observations (rows,) of chunk i, the same ones on every
+    call: arrays, memory maps, or a simulation seeded by i.
     """
 
     read: Source
@@ -197,7 +197,7 @@ class RawData:
     def of(
         cls, inputs: np.ndarray, observations: np.ndarray, chunk: int = ROWS_OF_A_CHUNK
     ) -> "RawData":
-        """Of arrays or memory maps (n, d) and (n,).
+        """The data set of arrays or memory maps (n, d) and (n,).
 
         Raises:
             ValueError: shapes that do not fit, no rows, or numbers that are not finite.

@@ -16,15 +16,16 @@ with lab_imports("sigmoid_attention.mixtures"):
 
 
 def matched(family: Mixture, theta_BP: Tensor, other_P: Tensor) -> Tensor:
-    r"""How far fits are from a mixture of the same family, expert by expert, (B,).
+    r"""The distance of fits to a mixture of the same family, with matched experts, (B,).
 
     .. math::
         \min_\pi \sum_i \Big( \sum_{parts} \|\beta_i - \bar\beta_{\pi(i)}\|
           + |\beta_{0 i} - \bar\beta_{0 \pi(i)}| + \|\eta_i - \bar\eta_{\pi(i)}\| \Big)
 
-    over all orders pi of the experts (Hungarian method, so that many experts are cheap); parts are
-    beta1, or A and b of a quadratic score. Under a gate that is blind to a shift both are centred
-    first: at most twice the least over all shifts. A temperature counts by its logarithm.
+    over all orders pi of the experts (Hungarian method, which is fast for many experts). The parts
+    are beta1, or A and b of a quadratic score. Under a gate that ignores a common shift both are
+    centred first, which gives at most twice the least value over all shifts. A temperature enters
+    by its logarithm.
 
     Args:
         other_P: one mixture, or one for each fit, (B, P).
@@ -52,10 +53,10 @@ def matched(family: Mixture, theta_BP: Tensor, other_P: Tensor) -> Tensor:
 def d3(family: Mixture, theta_BP: Tensor, members_MP: Tensor) -> Tensor:
     """Distance of fits to the nearest of several minimisers, (B,).
 
-    The papers sum over the Voronoi cells of one minimiser, which near it is the same; matching
-    experts keeps it a distance where several crowd one cell. A continuum of minimisers is given as
-    samples of it: the distance changes by no more than the minimiser does, so that samples which
-    lie eps apart overstate it by eps / 2 at most. Source: Nguyen et al. 2024, D3;
+    The papers sum over the Voronoi cells of one minimiser, which is the same near that minimiser.
+    With matched experts the loss is a distance also where several experts share one cell. Samples
+    represent a continuum of minimisers. The distance changes by no more than the minimiser does, so
+    samples with a spacing of eps overstate it by at most eps / 2. Source: Nguyen et al. 2024, D3;
     Yan et al. 2025, L3.
 
     Args:
@@ -98,5 +99,5 @@ def hellinger(
         [1.0]
     """
     gap_BQ = family.predict(theta_BP, inputs_Qd) - truth_Q
-    # expm1 keeps the digits of small distances.
+    # expm1 is accurate for small distances.
     return (-torch.expm1(-gap_BQ.square() / (8 * sigma**2))).mean(-1).sqrt()

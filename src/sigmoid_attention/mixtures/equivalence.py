@@ -1,4 +1,4 @@
-"""Different parameters of the same function: shifted scores, and one gate written as another.
+"""Different parameters of the same function: shifted scores, and conversion between gates.
 
 Shape letters: k experts, F parameters of a score, P parameters of a mixture; ... any leading.
 """
@@ -12,17 +12,18 @@ from torch import Tensor
 from sigmoid_attention.mixtures.gates import gate
 from sigmoid_attention.mixtures.model import Mixture
 
-# Experts that are linear in their parameters, so that the sum of two of them is one of them.
+# Experts that are linear in their parameters; the sum of two is an expert of the same kind.
 ADDITIVE = ("linear", "constant")
 
 
 def shift_scores(family: Mixture, theta_P: Tensor, shift_F: Tensor) -> Tensor:
-    r"""Parameters of the mixture whose scores are all higher by one and the same function of x.
+    r"""Parameters of the mixture with the same function of x added to all scores.
 
     .. math:: s_i(x) \to s_i(x) + \tfrac{1}{\tau} c \cdot \phi(x) + c_0, \qquad (c, c_0) = shift
 
     with the features phi of a score that is linear in its parameters, and phi(x) = 2 x for
-    Euclidean scores, whose centres move by c. A gate that is blind to a shift answers as before.
+    Euclidean scores, whose centres move by c. A gate that ignores a common shift gives the same
+    output.
 
     Args:
         theta_P: (..., P). shift_F: (..., F); leading dimensions broadcast.
@@ -49,10 +50,10 @@ def shift_scores(family: Mixture, theta_P: Tensor, shift_F: Tensor) -> Tensor:
 
 
 def centred(family: Mixture, theta_P: Tensor) -> Tensor:
-    """The parameters whose scores' own have mean zero over the experts, where the gate is blind.
+    """The parameters with score parameters of mean zero over experts, under a shift-blind gate.
 
-    Two mixtures under a shift-blind gate that differ in a common shift alone become one and the
-    same; under any other gate nothing changes.
+    Two mixtures that differ in a common shift of their scores only become equal. Under any other
+    gate nothing changes.
     """
     if not gate(family.gate).shift:
         return theta_P
@@ -72,8 +73,8 @@ def softmax_as_sigmoid(family: Mixture, theta_P: Tensor) -> tuple[Mixture, Tenso
     .. math:: softmax(s_1, s_2) = (\sigma(s_1 - s_2), \sigma(s_2 - s_1))
 
     Raises:
-        ValueError: another gate, another number of experts, or Euclidean scores, whose differences
-            are none.
+        ValueError: another gate, another number of experts, or Euclidean scores, since the
+            difference of two Euclidean scores is not a Euclidean score.
 
     Example:
         >>> import torch
@@ -101,8 +102,8 @@ def sigmoid_as_softmax(family: Mixture, theta_P: Tensor) -> tuple[Mixture, Tenso
     .. math::
         \sum_i \sigma(s_i) h_i = \sum_S softmax\Big(\sum_{i \in S} s_i\Big)_S \sum_{i \in S} h_i
 
-    over all sets S of experts, since the product of all 1 + exp(s_i) is the softmax's sum. The
-    empty set comes first and is an expert that answers zero. [derived]
+    over all sets S of experts, since the product of all 1 + exp(s_i) is the sum of the softmax. The
+    first expert is that of the empty set, with output zero. [derived]
 
     Raises:
         ValueError: another gate, experts that are neither linear nor constant, or Euclidean scores.

@@ -39,9 +39,9 @@ with lab_imports("sigmoid_attention.mixtures"):
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, validate_data
 
-# Numbers in the Jacobians of a chunk, so that these stay in the caches.
+# Numbers in the Jacobians of a chunk, so that these fit in the caches.
 NUMBERS_OF_A_CHUNK = 2**21
-# Of the target's spread: below it noise is rounding.
+# Relative to the spread of the target: smaller noise counts as rounding.
 LEAST_NOISE = 1e-6
 
 
@@ -190,33 +190,34 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         \min_\theta \sum_{i=1}^n (y_i - f_\theta(x_i))^2 + \alpha \|\theta\|^2, \qquad
         f_\theta(x) = \sum_{j=1}^k g(s(x))_j\, h(x, \eta_j)
 
-    in standardised features and targets, from several random starts, of which the best counts. A
-    penalty of 0 gives the least-squares estimate of Nguyen et al. 2024, section 2, within bounds.
+    in standardised features and targets. The result is the best of several random starts. A penalty
+    of 0 gives the least-squares estimate of Nguyen et al. 2024, section 2, within bounds.
 
     Args:
         n_experts: k.
-        gate, expert, gate_score, temperature: the family; see `Mixture`. Experts of ReLU, GELU and
-            SiLU have next to nothing below 0, where half of a standardised target lies.
+        gate, expert, gate_score, temperature: the family; see `Mixture`. ReLU, GELU and SiLU are
+            almost zero for negative arguments and almost never negative, while half of a
+            standardised target is below 0.
         alpha: weight of the penalty.
-        n_init: number of random initialisations, each run to its end; more of them make it likelier
-            that the global minimum is among the results.
+        n_init: number of random initialisations, each with a full fit; more of them make it
+            likelier that the best result is the global minimum.
         init_scale: size of the scores and of the experts' arguments at an initialisation.
         bound: largest absolute value of a parameter.
         standardize: scale features and target to mean 0 and variance 1 first. Without it alpha,
             init_scale and bound are in the units of the data.
         tol: a fit stops when a step can lower chi2, in units of the noise, by no more than this.
-        max_iter: most iterations from one initialisation. A fit has two rounds, the second with the
-            noise known.
+        max_iter: largest number of iterations from one initialisation. A fit has two rounds; the
+            second uses the noise that the first has estimated.
         random_state: seed of the initialisations.
 
     Attributes:
         theta_: parameters of ``family_``, for standardised data. mean_, scale_: of the features.
-        constant_: which features are constant up to rounding; they have no part in an answer.
+        constant_: True for features that are constant up to rounding; predictions ignore them.
         offset_, unit_: mean and spread of the target.
-        converged_: whether the stopping rule was met; without it there is a `ConvergenceWarning`.
+        converged_: True if the stopping rule was met; otherwise there is a `ConvergenceWarning`.
         n_iter_: iterations of the best initialisation in the second round.
-        noise_: standard deviation of the residuals, in units of y, with the number of parameters
-            that the data determine taken off n.
+        noise_: standard deviation of the residuals, in units of y; its divisor is n minus the
+            number of parameters that the data determine.
         init_excess_: chi2 of each initialisation's result above that of the best, (n_init,).
         n_at_bounds_: number of parameters at their bound.
 
@@ -226,7 +227,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         ValueError: by `fit`, data that are not finite, more experts than observations, or without a
             penalty as many parameters as observations.
 
-    With a penalty too many parameters are a warning, as is a constant column. A fit that fails
+    With a penalty, too many parameters cause a warning, as does a constant column. A fit that fails
     keeps the results of an earlier fit.
 
     Example:
@@ -262,7 +263,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
             )
             target = np.zeros(n) if constant else (y - self.offset_) / self.unit_
         data = RawData.of(inputs, target, chunk=self._rows_of_a_chunk(family.size))
-        # Which step no longer matters depends on the noise, which the first round has to find.
+        # The stopping rule depends on the noise, which the first round estimates.
         guess = float(np.std(target)) or 1.0
         attempts = self._first_round(self._objective(family, data, guess), family, box)
         noise = self._noise(family, data, attempts.best.theta_BP, box)
@@ -273,14 +274,14 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         return self
 
     def _objective(self, family: Mixture, data: RawData, sigma: float) -> Penalised:
-        # The penalty is in units of the residuals, so that sigma moves no minimum.
+        # The penalty is in units of the residuals, so sigma does not change the minimum.
         return Penalised(SumOfSquares(family, data, sigma), float(self.alpha) / sigma**2)
 
     def _noise(self, family: Mixture, data: RawData, theta_1P: Tensor, box: ParameterBox) -> float:
         plain, only = SumOfSquares(family, data, 1.0), torch.arange(1)
         free = box.low_P < box.high_P
         seen = torch.linalg.eigvalsh(plain.quadratic(theta_1P, only)[0][0][free][:, free])
-        # A direction counts by how much of it the data determine and not the penalty.
+        # Each direction counts by the share that the data, and not the penalty, determine.
         against = max(float(self.alpha), 1e-12 * float(seen[-1]))
         determined = float((seen.clamp(min=0) / (seen.clamp(min=0) + against)).sum())
         rss = float(plain.cost(theta_1P, only))
@@ -292,7 +293,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         return self.offset_ + self.unit_ * self._by_rows(self.family_.predict, X)
 
     def contributions(self, X) -> np.ndarray:
-        """Each expert's part of the prediction, (n, k): their sum is ``predict(X) - offset_``."""
+        """Each expert's part of the prediction, (n, k); their sum is ``predict(X) - offset_``."""
         check_is_fitted(self)
         return self.unit_ * self._by_rows(self.family_.contributions, X)
 
@@ -302,8 +303,8 @@ class MixtureOfExpertsClassifier(ClassifierMixin, _MixtureOfExperts):
 
     .. math:: \min_\theta -2 \sum_{i=1}^n \log p_\theta(y_i \mid x_i) + \alpha \|\theta\|^2
 
-    with `LogisticMixture`'s law: experts give logits, which are mixed; the last class is the
-    reference. The penalty keeps parameters finite where classes can be separated.
+    with the law of `LogisticMixture`: the logits of the experts are mixed, and the last class is
+    the reference. The penalty keeps parameters finite where classes are separable.
 
     Args: as `MixtureOfExpertsRegressor`.
 
@@ -312,7 +313,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, _MixtureOfExperts):
         deviance_: -2 log likelihood.
 
     Raises:
-        ValueError: as there, or labels that are no classes, or all the same.
+        ValueError: as there, or labels that are not classes, or labels of one class only.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Experts: the functions that a mixture weighs.
+"""The expert functions of a mixture.
 
 Shape letters: Q inputs, d their dimension, k experts, E parameters of an expert.
 """
@@ -26,7 +26,7 @@ class Expert(Parametric):
         """h, (..., Q, k), and its derivatives by eta, (..., Q, k, E)."""
 
 
-# Of z: the activation and its derivative.
+# The activation of z and its derivative.
 Activation = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -62,10 +62,10 @@ def _power(degree: int) -> Activation:
 class RidgeFunction(Expert):
     """h = phi(a . x + b), or phi(a . x) without bias: a feed-forward expert of one unit.
 
-    With ``scale`` it is c phi(...), the unit's outgoing weight being a parameter too. With a bias
-    dh/da = x dh/db, so that no such expert is strongly identifiable; without one GELU and tanh are
-    (Nguyen et al. 2024, definition 1; docs/mixtures.md has the check). With a scale ReLU is not
-    even weakly so, since r phi(a . x / r) = phi(a . x) for r > 0.
+    With ``scale`` it is c phi(...), where the outgoing weight c is a parameter too. With a bias
+    dh/da = x dh/db, so no such expert is strongly identifiable. Without a bias GELU and tanh are
+    strongly identifiable (Nguyen et al. 2024, definition 1; docs/mixtures.md has the check). ReLU
+    with a scale is not even weakly identifiable, since r phi(a . x / r) = phi(a . x) for r > 0.
     """
 
     name: str
@@ -140,5 +140,5 @@ EXPERTS: dict[str, Expert] = {
 
 
 def expert(name: str) -> Expert:
-    """The expert of this name; ``ValueError`` with the names there are for any other."""
+    """The expert of this name; ``ValueError`` with the list of names for any other."""
     return named("expert", EXPERTS, name)

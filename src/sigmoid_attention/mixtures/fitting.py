@@ -1,4 +1,4 @@
-"""Helpers of the estimators: parameter checks, standardisation, and undoing a fit that fails."""
+"""Helpers of the estimators: parameter checks, standardisation, and rollback of a failed fit."""
 
 import functools
 import math
@@ -14,10 +14,11 @@ with lab_imports("sigmoid_attention.mixtures"):
 
 
 def centre_and_spread(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each column's mean and standard deviation, 1 where it is constant, and whether it is.
+    """Each column's mean, standard deviation (1 if constant), and a flag for constant columns.
 
-    Rounding alone gives a column of n equal numbers m a spread of up to n eps |m|, and a mean that
-    is off by as much. What varies by no more is constant, as for scikit-learn's StandardScaler.
+    Rounding alone gives a column of n equal numbers m a spread of up to n eps |m|, and an error of
+    the same size in the mean. A column with no larger spread counts as constant, as for
+    scikit-learn's StandardScaler.
 
     Example:
         >>> _, spread, constant = centre_and_spread(np.array([[1.0, 0.3], [3.0, 0.1 + 0.2]]))
@@ -25,19 +26,19 @@ def centre_and_spread(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
         ([1.0, 1.0], [False, True])
     """
     # In units of the largest number: squares of 1e200 are infinite, and those of 1e-200 are zero.
-    # Powers of two change no digit.
+    # Division by a power of two is exact.
     unit = np.ldexp(1.0, np.frexp(np.abs(X).max(axis=0))[1] - 1)
     mean, variance = (X / unit).mean(axis=0), (X / unit).var(axis=0)
     rounding = len(X) * np.finfo(np.float64).eps
     spread = unit * np.sqrt(variance)
     constant = variance <= rounding * variance + (rounding * mean) ** 2
-    # A quotient by a number below the normal ones overflows.
+    # Division by a subnormal number overflows.
     constant |= spread < np.finfo(np.float64).tiny
     return unit * mean, np.where(constant, 1.0, spread), constant
 
 
 def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
-    """A fit that fails leaves what an earlier one has found."""
+    """Decorate ``fit``, so that a fit that fails restores the results of an earlier one."""
 
     @functools.wraps(fit)
     def fitted(self, X, y):
@@ -53,7 +54,7 @@ def all_or_nothing(fit: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FiniteInterval(Interval):
-    """scikit-learn's constraint, which lets True pass as 1 and 10**400 as a float."""
+    """scikit-learn's ``Interval``, but without booleans and numbers too large for a float."""
 
     def is_satisfied_by(self, val: Any) -> bool:
         if not isinstance(val, self.type) or isinstance(val, bool):
@@ -65,10 +66,10 @@ class FiniteInterval(Interval):
 
 
 def check_parameters(constraints: Mapping[str, list], parameters: Mapping[str, Any]) -> None:
-    """Refuse a parameter that satisfies none of its constraints, which are scikit-learn's.
+    """Refuse a parameter that satisfies none of its scikit-learn constraints.
 
-    scikit-learn's own check would word the error in another way than the rest of this library, and
-    would print large values in full.
+    The messages of scikit-learn's own check differ from the rest of this library and print large
+    values in full.
     """
     for name, value in parameters.items():
         allowed = [make_constraint(constraint) for constraint in constraints[name]]

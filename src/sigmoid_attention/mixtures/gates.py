@@ -13,10 +13,10 @@ from sigmoid_attention.mixtures.parts import named
 
 
 class Gate(ABC):
-    """A gate g, by which a mixture answers f = sum_i g(s)_i v_i for experts' values v.
+    """A gate g; the output of a mixture is f = sum_i g(s)_i v_i for the experts' values v.
 
-    ``shift``: whether adding a number to all scores leaves the weights as they are, so that one
-    expert's score is a reference and not a parameter.
+    ``shift`` is True if adding a number to all scores does not change the weights. The score of one
+    expert is then a reference and not a parameter.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Gate(ABC):
         """(..., k), the derivatives of f = sum_i weights_i values_i by the scores."""
 
 
-# Over a last axis as short as a handful of experts torch's own reductions take ten times as long.
+# Torch's own reductions take ten times as long over a last axis of a few experts.
 def _softmax(scores: Tensor) -> Tensor:
     if scores.dim() < 2:
         return scores.softmax(-1)
@@ -96,13 +96,13 @@ class HardSigmoid(Gate):
 
 @dataclass(frozen=True)
 class SqrtSoftplus(Gate):
-    """g_i = sqrt(log(1 + exp(s_i))): as exp(s_i / 2) below zero, as the root of s_i above."""
+    """g_i = sqrt(log(1 + exp(s_i))): near exp(s_i / 2) below zero, near sqrt(s_i) above."""
 
     name = "sqrt_softplus"
 
     def weights(self, scores: Tensor) -> Tensor:
-        # Below -40 both agree in all digits, and a root of nothing has no derivative. Not torch's
-        # softplus, which leaves out the last digits above 20.
+        # Below -40 both forms agree in all digits, and sqrt has no derivative at 0. Torch's
+        # softplus is not used, since it drops the last digits above 20.
         low, high = scores.clamp(max=-40.0), scores.clamp(min=-40.0)
         root = (-torch.nn.functional.logsigmoid(-high)).sqrt()
         return torch.where(scores < -40.0, (low / 2).exp(), root)
@@ -132,7 +132,7 @@ class NormalisedSigmoid(Gate):
     name = "normalised_sigmoid"
 
     def weights(self, scores: Tensor) -> Tensor:
-        # Through logarithms, so that scores that are all very negative still have a quotient.
+        # Computed from logarithms, so that the quotient exists also for very negative scores.
         return _softmax(torch.nn.functional.logsigmoid(scores))
 
     def pull(self, scores: Tensor, weights: Tensor, values: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class NormalisedSigmoid(Gate):
 
 @dataclass(frozen=True)
 class Sparsemax(Gate):
-    """The point of the simplex that is nearest to the scores (arXiv 1602.02068)."""
+    """Sparsemax: the point of the simplex nearest to the scores (arXiv 1602.02068)."""
 
     name = "sparsemax"
     shift = True
@@ -193,5 +193,5 @@ GATES: dict[str, Gate] = {
 
 
 def gate(name: str) -> Gate:
-    """The gate of this name; ``ValueError`` with the names there are for any other."""
+    """The gate of this name; ``ValueError`` with the list of names for any other."""
     return named("gate", GATES, name)

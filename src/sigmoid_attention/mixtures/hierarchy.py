@@ -21,15 +21,15 @@ class Hierarchy:
         f_\theta(x) = \sum_{a=1}^g G(t_1(x), \dots, t_g(x))_a
                       \sum_{i=1}^k W(s_{a1}(x), \dots, s_{ak}(x))_i\, h(x, \eta_{ai})
 
-    with an outer gate G over scores t, and in every group a mixture of the family ``inner``. So
-    read, multi-head attention is of that kind: heads are groups of constant weight, keys are
-    experts (``attention_row``). A vector of parameters holds the outer scores, group after group,
-    then the groups' mixtures. ``minimise`` fits it as it does a ``Mixture``.
+    with an outer gate G over scores t, and in every group a mixture of the family ``inner``.
+    Multi-head attention has this form: heads are groups of constant weight, keys are experts
+    (``attention_row``). The vector of parameters holds the outer scores of all groups, then the
+    mixtures of all groups. ``minimise`` fits it like a ``Mixture``.
     Source: Yan et al. 2025 names it for multi-head attention; the form is ours.
 
     Args:
-        gate, score: of the groups; names as of a ``Mixture``.
-        inner: the family of each group's mixture. groups: how many there are.
+        gate, score: the gate and score of the groups; names as for a ``Mixture``.
+        inner: the family of each group's mixture. groups: the number of groups, g.
 
     Raises:
         ValueError: an unknown name, groups below 1.
@@ -74,7 +74,7 @@ class Hierarchy:
         )
 
     def join(self, outer_gF: Tensor, inner_gI: Tensor) -> Tensor:
-        """What ``split`` takes apart, (..., P)."""
+        """The vector of parameters, (..., P); the inverse of ``split``."""
         return torch.cat((outer_gF.flatten(-2), inner_gI.flatten(-2)), -1)
 
     def predict(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Hierarchy:
         return self._weights(self._scores(outer, inputs_Qd)) * values_Qg
 
     def group_weights(self, theta_P: Tensor, inputs_Qd: Tensor) -> Tensor:
-        """What the outer gate gives to each group, (..., Q, g)."""
+        """The weights of the groups by the outer gate, (..., Q, g)."""
         return self._weights(self._scores(self.split(theta_P)[0], inputs_Qd))
 
     def predict_with_jacobian(self, theta_P: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:

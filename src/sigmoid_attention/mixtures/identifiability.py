@@ -11,9 +11,9 @@ from torch import Tensor
 from sigmoid_attention.mixtures.experts import expert
 from sigmoid_attention.mixtures.model import Mixture
 
-# Smallest singular value over largest, of columns of length one, from which on a direction is taken
-# for one that the data see: exact deficiencies come out near 1e-16, slow but regular ones above
-# 1e-9.
+# The smallest ratio of a singular value to the largest, for columns of length one, at which a
+# direction counts as identified. Exact deficiencies give about 1e-16, ill-conditioned but
+# identified directions above 1e-9.
 SEEN = 1e-11
 
 
@@ -35,7 +35,9 @@ class Rank:
 
 
 def rank_of(columns_QP: Tensor) -> Rank:
-    """Number of independent columns; ``smallest`` is the least singular value over the first."""
+    """The number of independent columns; ``smallest`` is the ratio of the least singular value to
+    the largest.
+    """
     norm = torch.linalg.vector_norm(columns_QP, dim=0)
     values = torch.linalg.svdvals(columns_QP / norm.clamp(min=torch.finfo(columns_QP.dtype).tiny))
     relative = values / values[0]
@@ -47,11 +49,11 @@ def rank_of(columns_QP: Tensor) -> Rank:
 def jacobian_rank(
     family: Mixture, theta_P: Tensor, inputs_Qd: Tensor, free_P: Tensor | None = None
 ) -> Rank:
-    """Rank of df/dtheta over the inputs: below full, no amount of data finds theta.
+    """The rank of df/dtheta over the inputs; below full rank no amount of data determines theta.
 
     Args:
-        free_P: which parameters are estimated, all by default. Under a gate that is blind to a
-            shift of its scores, one expert's score has to be held.
+        free_P: True for estimated parameters, all by default. Under a gate that ignores a common
+            shift of its scores, the score of one expert must be fixed.
     """
     _, jacobian = family.predict_with_jacobian(theta_P, inputs_Qd)
     return rank_of(jacobian if free_P is None else jacobian[:, free_P])
@@ -65,11 +67,11 @@ def weakly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> 
 def strongly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Rank:
     """{x^nu d^gamma h/deta^gamma : |nu| + |gamma| <= 2} at distinct eta_i.
 
-    Strong identifiability of Nguyen et al. 2024, with what the gate's own derivatives bring in
-    under regime 1 (derived from the Taylor expansion of its proof; the paper states the set for the
-    expert alone). By the letter no ridge expert h(a'x) passes in d > 1, since x_u dh/da_v = x_v
-    dh/da_u: there are d (d - 1) / 2 such relations an expert. Second derivatives come by automatic
-    differentiation.
+    Strong identifiability of Nguyen et al. 2024, with the terms from the gate's derivatives in
+    regime 1 (derived from the Taylor expansion of its proof; the paper states the set for the
+    expert alone). Strictly, no ridge expert h(a'x) satisfies it in d > 1, since x_u dh/da_v = x_v
+    dh/da_u gives d (d - 1) / 2 relations for each expert. Second derivatives are computed by
+    automatic differentiation.
     """
     dim = inputs_Qd.shape[1]
     value = expert(name).value(parameters_kE, inputs_Qd)[..., None]

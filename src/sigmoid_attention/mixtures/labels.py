@@ -41,7 +41,7 @@ class Labelled(Protocol):
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Problems that share their inputs: how often each class was seen at each, in shares of it."""
+    """Problems with shared inputs: the count at each input, and the share of each class in it."""
 
     inputs_Qd: Tensor
     share_BQS: Tensor
@@ -63,7 +63,7 @@ def draw_labels(
     Counts of nodes, and of classes at a node, are multinomial; together they are sufficient.
 
     Args:
-        probability_QS: of each class at the nodes.
+        probability_QS: the probability of each class at the nodes.
         seed: a data set depends on it and its place in ``sizes`` only.
 
     Raises:
@@ -111,7 +111,7 @@ class RawLabels:
     def of(
         cls, inputs: np.ndarray, labels: np.ndarray, classes: int, chunk: int = ROWS_OF_A_CHUNK
     ) -> "RawLabels":
-        """Of arrays or memory maps, which are read in chunks.
+        """The data set of arrays or memory maps, which are read in chunks.
 
         Raises:
             ValueError: shapes that do not fit, no rows, inputs that are not finite, or labels that

@@ -21,12 +21,12 @@ class Mixture:
         f_\theta(x) = \sum_{i=1}^k g(s_1(x), \dots, s_k(x))_i\, h(x, \eta_i), \qquad
         s_i(x) = \frac{1}{\tau} t(x, \beta_i) + \beta_{0 i}
 
-    with gate g, score shape t, intercepts and expert h; the temperature is 1 unless ``temperature``
-    makes its logarithm a parameter. Source: Nguyen et al. 2024, section 2; for quadratic scores
-    Yan et al. 2025, section 2. docs/bibliography.md lists the papers.
+    with gate g, score shape t, intercepts and expert h. The temperature is 1, unless
+    ``temperature`` makes its logarithm a parameter. Source: Nguyen et al. 2024, section 2; for
+    quadratic scores Yan et al. 2025, section 2. docs/bibliography.md lists the papers.
 
-    A vector of parameters holds expert after expert, for each the score's, then the expert's; the
-    logarithm of the temperature comes last.
+    The vector of parameters lists the experts in order: for each the parameters of its score, then
+    those of the expert. The logarithm of the temperature is the last parameter.
 
     Args:
         gate, expert, score: names; see ``GATES``, ``EXPERTS``, ``SCORES``.
@@ -74,7 +74,7 @@ class Mixture:
 
     @property
     def parts(self) -> dict[str, slice]:
-        """Where an expert's named parts lie among its F + E parameters."""
+        """The place of each named part in an expert's F + E parameters."""
         slices: dict[str, slice] = {}
         start = 0
         of_score = self._score.parts(self.d)
@@ -134,14 +134,14 @@ class Mixture:
         return self._sum(weights, values), jacobian
 
     def _scores(self, theta_P: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (..., Q, k), what of them the temperature divides, and one over it."""
+        """Scores (..., Q, k), their part before the division by the temperature, and 1 / tau."""
         score_k = self.atoms(theta_P)[..., : self.score_size]
         rate = torch.exp(-theta_P[..., -1]) if self.temperature else theta_P.new_ones(())
         shape = self._score.shape(score_k, inputs_Qd)
         return shape * rate[..., None, None] + score_k[..., None, :, -1], shape, rate
 
     def _weights_and_values(self, theta_P: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
-        # Without the slopes, which cost more than all else of a prediction.
+        # Without the slopes, which cost more than the rest of a prediction.
         expert_k = self.atoms(theta_P)[..., self.score_size :]
         weights = self._gate.weights(self._scores(theta_P, inputs_Qd)[0])
         return weights, self._expert.value(expert_k, inputs_Qd)
@@ -151,9 +151,9 @@ class Mixture:
 
 
 def free_parameters(family: Mixture) -> Tensor:
-    """Which parameters a fit may move, (P,): under a shift-blind gate not the last one's score.
+    """True for free parameters, (P,); under a shift-blind gate the last expert's score is fixed.
 
-    That holds for Euclidean scores too: |x|^2 cancels, and what is left is linear in x.
+    This holds for Euclidean scores too: |x|^2 cancels, and the remainder is linear in x.
     """
     free = torch.ones(family.size, dtype=torch.bool)
     if gates.gate(family.gate).shift:

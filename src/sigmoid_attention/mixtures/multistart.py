@@ -1,4 +1,4 @@
-"""An approximation of the global estimate: the best of many local fits, and how often it occurs.
+"""Multi-start fits: the best of many local fits approximates the global estimate.
 
 Shape letters: B problems, S starts of each, P parameters.
 """
@@ -21,7 +21,7 @@ from sigmoid_attention.mixtures.solver import (
     descend,
 )
 
-# Ends within this chi2 count as equal; one that converged is preferred.
+# Ends within this chi2 count as equal; a converged one is preferred.
 SAME = 1e-2
 # One unit of chi2: a smaller difference is not significant.
 NEAR = 1.0
@@ -40,7 +40,7 @@ class Attempts:
 
     @property
     def chosen_B(self) -> Tensor:
-        """The chosen start: that of the lowest end, or of an equal one that converged."""
+        """The chosen start: that of the lowest end, or of an equal end that converged."""
         cost = self.cost_BS.nan_to_num(nan=torch.inf)
         same = cost <= cost.amin(-1, keepdim=True) + SAME
         preferred = same & self.converged_BS
@@ -51,8 +51,8 @@ class Attempts:
     def best(self) -> Fit:
         """The chosen end, as one fit per problem.
 
-        It has not converged where an end that did not lies below all that did: then the minimum is
-        lower than any that was reached.
+        It counts as not converged if an unconverged end lies below all converged ones: the minimum
+        is then lower than every end that was reached.
         """
         start, row = self.chosen_B, torch.arange(len(self.cost_BS))
         return Fit(
@@ -70,7 +70,7 @@ class Attempts:
 
     @property
     def near_B(self) -> Tensor:
-        """How many starts ended within one unit of chi2 of the best, the best included."""
+        """The number of starts that ended within one unit of chi2 of the best, itself included."""
         return (self.excess_BS <= NEAR).sum(-1)
 
     @property
@@ -94,9 +94,9 @@ def multistart(
     experiments start near the truth.
 
     Raises:
-        ValueError: starts that are not finite or do not fit the box, or a problem all of whose
-            starts are singular: two experts are equal, so that no step can tell them apart, or no
-            observation depends on any parameter.
+        ValueError: starts that are not finite or do not fit the box; or a problem with singular
+            starts only: two experts are equal, so every step keeps them equal, or no observation
+            depends on any parameter.
 
     Example:
         >>> import torch
@@ -130,7 +130,7 @@ def best_of(
     """The ends of S starts for each problem of any objective, ``at_once`` of them in a batch.
 
     Raises:
-        ValueError: as `multistart`, but for equal experts.
+        ValueError: as `multistart`, except for equal experts.
     """
     problems, starts, _ = start_BSP.shape
     flat = start_BSP.flatten(0, 1)
@@ -171,10 +171,10 @@ def _refuse(singular_BS: Tensor, why: str) -> None:
 
 
 def spread(family: Mixture | LogisticMixture, width: float) -> ParameterBox:
-    """A range of starts in which scores and experts' arguments are of the size of ``width``.
+    """A range of starts in which scores and experts' arguments have about the size ``width``.
 
-    A part of u numbers (a slope in d dimensions) gets width / sqrt(u), so that inputs of unit
-    variance meet gates that are neither open nor shut, in any dimension.
+    A part of u numbers (a slope in d dimensions) gets width / sqrt(u). For inputs of unit variance
+    the gates are then not saturated, in any dimension.
     """
     wide = torch.empty(family.atom_size, dtype=torch.float64)
     for part in family.parts.values():
@@ -185,7 +185,7 @@ def spread(family: Mixture | LogisticMixture, width: float) -> ParameterBox:
 
 
 def uniform_starts(within: ParameterBox, *, problems: int, starts: int, seed: int) -> Tensor:
-    """(B, S, P), uniform in a box, which may be smaller than that of the fit."""
+    """Starts (B, S, P), uniform in a box, which may be smaller than the box of the fit."""
     rng = torch.Generator().manual_seed(seed)
     shape = (problems, starts, len(within.low_P))
     return torch.lerp(

@@ -1,4 +1,4 @@
-"""Objectives of a solver for a batch of problems, in units of chi2.
+"""The objective functions of the solver for a batch of problems, in units of chi2.
 
 Shape letters: B problems, A of them active, Q inputs, P parameters.
 """
@@ -18,7 +18,7 @@ class Objective(Protocol):
 
     @property
     def constant_B(self) -> Tensor:
-        """What no parameter changes, kept apart: beside it differences could lose their digits."""
+        """The term that no parameter changes; kept apart, so that differences are accurate."""
         ...
 
     def cost(self, theta_AP: Tensor, which_A: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class SumOfSquares:
 
 @dataclass(frozen=True)
 class Penalised:
-    """An objective plus the ridge penalty weight |theta|^2, for what the data do not determine."""
+    """An objective plus the ridge penalty weight |theta|^2."""
 
     objective: Objective
     weight: float
@@ -100,9 +100,9 @@ class Penalised:
 
 @dataclass(frozen=True)
 class Repeated:
-    """Problems of an objective by index, in any order and as often as wanted.
+    """The problems of an objective at given indices, in any order and with repetitions.
 
-    Many starts of one problem are then a batch of problems like any other.
+    Many starts of one problem then form a batch of problems.
     """
 
     objective: Objective

@@ -1,4 +1,4 @@
-"""Base class of scores and experts with named parts of parameters, and look-up by name."""
+"""The base class of scores and experts with named groups of parameters, and look-up by name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ Kind = TypeVar("Kind")
 
 
 class Parametric(ABC):
-    """A function with parameters of its own, which fall into named parts."""
+    """A function with parameters in named parts."""
 
     name: str
 
     @abstractmethod
     def parts(self, dim: int) -> dict[str, int]:
-        """The parts in order, and how many numbers each has, for inputs of ``dim`` dimensions."""
+        """The parts in order, and the size of each, for inputs of ``dim`` dimensions."""
 
     def count(self, dim: int) -> int:
         """Number of parameters."""
@@ -24,7 +24,7 @@ class Parametric(ABC):
 
 
 def named(what: str, table: Mapping[str, Kind], name: str) -> Kind:
-    """The entry of this name; ``ValueError`` with the names there are for any other."""
+    """The entry of this name; ``ValueError`` with the list of names for any other."""
     if not isinstance(name, str) or name not in table:
         shown = arguments.shown_name(name)
         raise ValueError(f"{what} must be one of {', '.join(table)}, got {shown}")

@@ -16,12 +16,12 @@ from sigmoid_attention.mixtures.model import Mixture
 from sigmoid_attention.mixtures.rates.setting import RateSetting, box, draw_truth, start
 from sigmoid_attention.mixtures.solver import Fit, ParameterBox, SolverSettings, minimise
 
-# The unit of a descent's stopping rule, in which it goes on until it gains a ten-thousandth.
+# The unit of a descent's stopping rule: a descent stops when it gains less than a ten-thousandth.
 PRECISION = 1e-6
-# Root mean square distances that differ by less are the same. Descents that end at one minimiser
-# agree to 1e-16; the kinks of ReLU experts make minima of their own that differ by 1e-8 to 1e-6.
+# Root mean square distances that differ by less count as equal. Descents to the same minimiser
+# agree to 1e-16; the kinks of ReLU experts cause separate minima that differ by 1e-8 to 1e-6.
 TIE = 1e-9
-# Nothing is drawn here that a fit would be measured by, so that descents may take their time.
+# There is no noise here that would limit the useful accuracy, so descents may be long.
 PATIENT = SolverSettings(max_iter=2000)
 
 
@@ -51,7 +51,7 @@ class ApproximationProblem:
             )
 
     def descend(self, starts_SP: Tensor) -> tuple[Fit, Tensor]:
-        """Where descents end, and the root mean square distance to the function there, (S,)."""
+        """The ends of descents, and their root mean square distances to the function, (S,)."""
         means_SQ = self.target_Q.expand(len(starts_SP), -1)
         none_S = self.target_Q.new_zeros(len(starts_SP))
         exact = Summaries(self.inputs_Qd, means_SQ, torch.ones_like(means_SQ), none_S)
@@ -63,13 +63,14 @@ class ApproximationProblem:
 
 @dataclass(frozen=True)
 class Projection:
-    """The members of a family nearest to a function, as far as descents from many starts show.
+    """The members of a family nearest to a function, found by descents from many starts.
 
-    ``theta_MP`` are the distinct minimisers, the best first; ``floor`` is the root mean square
-    distance that they leave. ``found_M`` counts the starts that ended at each, ``at_box_M`` says
-    whether it leans on the box, where it is no stationary point and depends on the box. A minimiser
-    that one start in many found may not be the best there is, and as many minimisers as starts are
-    samples of a continuum. ``converged`` is the share of all starts that came to rest.
+    ``theta_MP`` are the distinct minimisers, the best first. ``floor`` is their root mean square
+    distance to the function. ``found_M`` counts the starts that ended at each. ``at_box_M`` is True
+    if a minimiser lies on the boundary of the box; it is then not a stationary point and depends on
+    the box. A minimiser found by a single start of many may not be the global one. As many
+    minimisers as starts are samples of a continuum. ``converged`` is the share of starts that
+    converged.
     """
 
     theta_MP: Tensor
@@ -83,11 +84,11 @@ class Projection:
 def project(problem: ApproximationProblem, starts_SP: Tensor, *, apart: float = 1e-3) -> Projection:
     """The set of best approximations, by descents from many starts.
 
-    Source: Nguyen et al. 2024, regime 2: to this set, and not to the truth, misspecified fits
-    converge.
+    Source: Nguyen et al. 2024, regime 2: misspecified fits converge to this set and not to the
+    truth.
 
     Args:
-        apart: minimisers nearer to each other than this (``distance.matched``) are one.
+        apart: minimisers nearer to each other than this (``distance.matched``) count as one.
 
     Raises:
         ValueError: no starts, or starts that are not finite or of another size.
@@ -130,12 +131,12 @@ def project(problem: ApproximationProblem, starts_SP: Tensor, *, apart: float = 
 
 
 def distance_to(problem: ApproximationProblem, projection: Projection, theta_BP: Tensor) -> Tensor:
-    """D3 of fits to the set of minimisers, be it points or a continuum, (B,).
+    """D3 of fits to the set of minimisers, which may be points or a continuum, (B,).
 
-    Of a continuum ``projection`` has samples only, and no fit converges to a sample. A descent
-    without noise therefore starts from each fit as well. If it ends at the floor it ends at a
-    minimiser, which for a fit close to the set is about as near as any. The distance is to the
-    nearest of all.
+    ``projection`` holds only samples of a continuum, and no fit converges to a sample. A descent
+    without noise therefore starts from each fit as well. If it reaches the floor, its end is a
+    minimiser; for a fit close to the set it is about the nearest one. The distance is to the
+    nearest of all these minimisers.
     """
     fit, distance_B = problem.descend(theta_BP)
     own_B = matched(problem.family, theta_BP, fit.theta_BP)
@@ -144,10 +145,10 @@ def distance_to(problem: ApproximationProblem, projection: Projection, theta_BP:
 
 
 def starts_in(box: ParameterBox, count: int, *, seed: int) -> Tensor:
-    """Starts about the middle of a box, (count, P), from close to it to anywhere inside.
+    """Starts around the middle of a box, (count, P), at distances on a logarithmic scale.
 
-    How far a start is away as a whole is a hundredth to all of the box's half width, evenly on a
-    logarithmic scale, so that a wide box is not searched at its far corners alone.
+    The distance of a start is scaled by a factor from a hundredth to all of the half width, evenly
+    on a logarithmic scale. A wide box is therefore also searched near its middle.
     """
     rng = torch.Generator().manual_seed(seed)
     middle, half = (box.low_P + box.high_P) / 2, (box.high_P - box.low_P) / 2
@@ -164,12 +165,12 @@ def approximation(setting: RateSetting) -> ApproximationProblem:
 
 
 def pseudo_true(setting: RateSetting, *, starts: int = 64) -> Projection:
-    """The minimisers that fits of this setting converge to; noise and sizes do not matter.
+    """The minimisers that fits of this setting converge to; noise and sizes have no effect.
 
-    Half of the starts are those of fits near the truth, half lie anywhere in the box that the
-    setting asks for (``radius`` around the truth with its first expert repeated, or
-    ``half_width``). Without over-specification, or where the truth is a member of the family with
-    some experts dead or split, the floor is 0 and the minimisers are the vectors that equal it.
+    Half of the starts are those of fits near the truth. The other half lie anywhere in the box of
+    the setting (``radius`` around the truth with its first expert repeated, or ``half_width``).
+    Without over-specification, or where the truth is a member of the family with some experts dead
+    or split, the floor is 0 and the minimisers are the parameters that represent the truth.
 
     Example:
         >>> from sigmoid_attention.mixtures.rates.setting import RateSetting
@@ -177,7 +178,7 @@ def pseudo_true(setting: RateSetting, *, starts: int = 64) -> Projection:
         >>> found.floor < 1e-6, len(found.theta_MP)
         (True, 1)
     """
-    # Noise, sizes and replicates change no minimiser, but differ over the parts of a study.
+    # Noise, sizes and replicates differ among the parts of a study, but change no minimiser.
     same = replace(
         setting, start="near_truth", sigma=0.0, sizes=(1,), replicates=1, starts=1, seed=0
     )
@@ -194,7 +195,7 @@ def _pseudo_true(setting: RateSetting, starts: int) -> Projection:
 
 
 def distance_to_pseudo_true(setting: RateSetting, theta_BP: Tensor) -> Tensor:
-    """D3 of the fits of a setting: how far they are from what they converge to, (B,).
+    """D3 of the fits of a setting: their distance to the minimisers they converge to, (B,).
 
     Example:
         >>> import torch

@@ -53,9 +53,9 @@ class Linear(_OfFeatures):
 
 
 def _products(inputs_Qd: Tensor) -> Tensor:
-    """(..., Q, d (d + 1) / 2): x_u x_v, those off the diagonal times sqrt 2.
+    """(..., Q, d (d + 1) / 2): x_u x_v, multiplied by sqrt 2 off the diagonal.
 
-    The numbers that belong to them have then the Frobenius norm of the symmetric matrix.
+    The norm of their coefficients is then the Frobenius norm of the symmetric matrix.
     """
     row, column = torch.triu_indices(inputs_Qd.shape[-1], inputs_Qd.shape[-1])
     # In the dtype of the inputs from the start: sqrt 2 in float32 would be wrong by 2e-8.
@@ -91,7 +91,7 @@ class FullyQuadratic(_OfFeatures):
 
 @dataclass(frozen=True)
 class Euclidean(Score):
-    """s = beta0 - |x - beta1|^2: an expert suits what is near its centre."""
+    """s = beta0 - |x - beta1|^2: an expert has a high score for inputs near its centre."""
 
     name = "euclidean"
 
@@ -114,5 +114,5 @@ SCORES: dict[str, Score] = {
 
 
 def score(name: str) -> Score:
-    """The score of this name; ``ValueError`` with the names there are for any other."""
+    """The score of this name; ``ValueError`` with the list of names for any other."""
     return named("score", SCORES, name)

@@ -1,4 +1,4 @@
-"""Batched Levenberg-Marquardt: many problems of one family at once.
+"""A batched Levenberg-Marquardt solver for many problems of one family.
 
 Shape letters: B problems, A of them active, Q inputs, P parameters.
 """
@@ -17,9 +17,9 @@ from sigmoid_attention.mixtures.objective import Objective, SumOfSquares
 class SolverSettings:
     """The stopping rule.
 
-    ``tol`` is in units of chi2: a fit stops when ``patience`` steps in a row promise to lower chi2
-    by no more than this. The distance to the optimum is then small beside the statistical
-    uncertainty of the fit, at every n.
+    ``tol`` is in units of chi2. A fit stops when the predicted decrease of chi2 is at most ``tol``
+    for ``patience`` steps in a row. The distance to the optimum is then small compared with the
+    statistical uncertainty of the fit, at every n.
     """
 
     tol: float = 1e-4
@@ -34,9 +34,9 @@ DEFAULTS = SolverSettings()
 class Fit:
     """The fits of B problems.
 
-    ``chi2`` is RSS / sigma^2 with what the means leave out, or a deviance. ``converged``:
-    whether the stopping rule was met; a fit without it is where the iterations ended, and no
-    estimate.
+    ``chi2`` is RSS / sigma^2, with the squares about the means included, or a deviance.
+    ``converged`` is True if the stopping rule was met. A fit that did not converge is the last
+    iterate and not an estimate.
     """
 
     theta_BP: Tensor
@@ -103,9 +103,9 @@ def descend(
 ) -> Fit:
     """A local minimum of each problem, from its own start; ``chi2`` without the constant.
 
-    Steps solve (C + damping diag) step = g, with the objective's quadratic model; damping follows
-    Nielsen's rule, the diagonal is the largest seen, and a parameter that leans against an end of
-    its interval rests.
+    Steps solve (C + damping diag) step = g, with the objective's quadratic model. Damping follows
+    Nielsen's rule. The diagonal is the elementwise maximum over iterations. A parameter at an end
+    of its interval is fixed while the step would leave the interval.
 
     Raises:
         ValueError: a start that is not finite, or of another number of parameters than the box.
@@ -146,7 +146,7 @@ class _State:
 def _step(
     objective: Objective, state: _State, active: Tensor, box: ParameterBox, settings: SolverSettings
 ) -> Tensor:
-    """One step of the active problems; which of them are finished."""
+    """Take one step of the active problems; return True for the finished ones."""
     theta, cost, damping = state.theta[active], state.cost[active], state.damping[active]
     curvature, gradient = objective.quadratic(theta, active)
     diagonal = curvature.diagonal(dim1=-2, dim2=-1)
@@ -177,8 +177,8 @@ def _step(
     state.growth[active] = torch.where(better, 2.0, 2 * state.growth[active])
     state.theta[active] = torch.where(better[:, None], moved, theta)
     state.cost[active] = torch.where(better, new_cost, cost)
-    # A step that was refused promises little because it was short, which is no sign of an optimum;
-    # unless the two costs differ by rounding only.
+    # A rejected step has a small predicted decrease because it is short, which does not indicate an
+    # optimum, unless the two costs differ by rounding only.
     same = (new_cost - cost).abs() <= 1e-10 * cost.clamp(min=1.0)
     quiet = usable & (better | same) & (promised <= settings.tol)
     state.quiet[active] = torch.where(quiet, state.quiet[active] + 1, 0)

@@ -1,4 +1,4 @@
-"""Least squares by mini-batches for a fixed number of epochs, as in the papers.
+"""Least squares by mini-batch SGD or Adam for a fixed number of epochs, as in the papers.
 
 Shape letters: B problems of N observations each, M of a batch, d dimension, P parameters.
 """
@@ -23,7 +23,7 @@ from sigmoid_attention.mixtures.solver import (
 
 OPTIMISERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
-# Called with the number of steps done and the parameters (B, P), which it must not keep or change.
+# Called with the number of steps and the parameters (B, P); it must not keep or change them.
 Trace = Callable[[int, Tensor], None]
 
 
@@ -34,10 +34,10 @@ class StochasticRecipe:
     The papers' own settings were not recovered; the defaults are ours, of the kind they report.
 
     Args:
-        optimiser: "sgd" (no momentum) or "adam" (its usual moments).
-        learning_rate: of the mean squared error of a batch.
+        optimiser: "sgd" (no momentum) or "adam" (default betas).
+        learning_rate: the learning rate for the mean squared error of a batch.
         epochs: passes over the data, each in a new random order.
-        batch: observations a step; the last batch of an epoch has what is left.
+        batch: observations a step; the last batch of an epoch may be smaller.
 
     Raises:
         ValueError: an unknown optimiser, or a number that is not positive.
@@ -67,10 +67,10 @@ def paper_mode(
 ) -> Fit:
     """Mini-batch training of B problems side by side, each on its own data and in its own order.
 
-    It stops when its epochs are over, wherever that is: ``converged`` is never true, ``iterations``
-    is the number of steps, and `excess` is its chi2 above the optimum. A problem that
-    diverged has infinite ``chi2``. There is no box. Since epochs are fixed, a larger n also means
-    more steps: slopes on n mix statistics with optimisation.
+    Training stops after a fixed number of epochs, without a test of convergence: ``converged`` is
+    never true, ``iterations`` is the number of steps, and `excess` gives chi2 above the optimum. A
+    problem that diverged has infinite ``chi2``. Parameters are not bounded. Since epochs are fixed,
+    a larger n also means more steps: slopes on n mix statistics with optimisation.
     Source: the experiments of Nguyen et al. 2024 and Yan et al. 2025.
 
     Args:
@@ -136,10 +136,10 @@ def excess(
     box: ParameterBox,
     settings: SolverSettings = DEFAULTS,
 ) -> Tensor:
-    """What training left to be had: the fall of chi2 that `minimise` finds from its end, (B,).
+    """The decrease of chi2 by `minimise`, started from the end of training, (B,).
 
-    Least squares puts it below a unit; infinite where training diverged. NaN where the minimiser
-    did not converge either.
+    For a least-squares fit it is below one. It is infinite where training diverged, and NaN where
+    `minimise` did not converge either.
     """
     lost = ~fit.chi2_B.isfinite()
     begin = torch.where(lost[:, None], 0.0, fit.theta_BP)

@@ -1,4 +1,4 @@
-"""Losses of fitted experts against the true ones: Voronoi losses, and losses without cells.
+"""The losses between fitted and true experts: Voronoi losses, and losses without cells.
 
 Shape letters: B fits, k fitted experts, t true experts, F parameters of a score, E of an expert,
 Q inputs, C candidates.
@@ -14,7 +14,7 @@ from sigmoid_attention.mixtures.equivalence import shift_scores
 from sigmoid_attention.mixtures.gates import gate
 from sigmoid_attention.mixtures.model import Mixture
 
-# An exponent, or what it is in a cell of so many fitted experts.
+# An exponent, or a function from the number of fitted experts in a cell to the exponent.
 Power = float | Callable[[Tensor], Tensor]
 
 
@@ -32,11 +32,12 @@ class TrueMixture:
 
 @dataclass(frozen=True)
 class VoronoiParts:
-    """What a loss is made of, for each true expert j; a number that does not apply is 0.
+    """The terms of a loss for each true expert j; a term that does not apply is 0.
 
-    ``mass`` |sum of gate masses in the cell - the true one|, ``exact`` what errs in a cell of one,
-    ``over`` what errs in a cell of several, ``weighted`` likewise with each fitted expert's share
-    of the cell's mass, ``largest`` the largest error of an expert's parameters in the cell.
+    ``mass`` is |sum of gate masses in the cell - the true mass|. ``exact`` is the error in a cell
+    with one expert, ``over`` the error in a cell with several. ``weighted`` is like ``over``, with
+    each fitted expert weighted by its share of the cell's mass. ``largest`` is the largest error of
+    an expert's parameters in a cell with several.
     """
 
     cell_Bk: Tensor
@@ -49,7 +50,7 @@ class VoronoiParts:
 
     @property
     def total_B(self) -> Tensor:
-        """The papers' loss: masses, exact cells, crowded cells."""
+        """The loss of the papers: masses, exact cells and crowded cells."""
         return (self.mass_Bt + self.exact_Bt + self.over_Bt).sum(-1)
 
 
@@ -57,10 +58,10 @@ class VoronoiParts:
 
 
 def rbar(crowd: Tensor) -> Tensor:
-    """The exponent of a cell of so many fitted experts: 4 of two, 6 of three, 7 of more.
+    """The exponent of a cell by its number of fitted experts: 4 for two, 6 for three, 7 for more.
 
-    It is the order at which a system of polynomials stops being solvable. Of four or more it is
-    known to be at least 7, which for small errors makes the loss no less than the true one.
+    It is the order at which a system of polynomials is no longer solvable. For four or more experts
+    it is known to be at least 7. With 7 the loss is, for small errors, at least the true one.
     Source: arXiv 2305.03288.
 
     Example:
@@ -74,8 +75,9 @@ def rbar(crowd: Tensor) -> Tensor:
 def quadratic_powers(family: Mixture) -> dict[str, Power]:
     """The exponents of Yan et al. 2025 for a crowded cell, where they are not 2.
 
-    Under a fully quadratic score two derivatives by b are one by A, so that the errors of both
-    interact: b has rbar, A half of it. A partially quadratic score has no b and keeps 2.
+    Under a fully quadratic score a second derivative by b equals a first derivative by A, so the
+    errors of both interact: b has rbar, A half of it. A partially quadratic score has no b and
+    keeps 2.
     Source: Yan et al. 2025, L1. [derived]
 
     Example:
@@ -91,13 +93,13 @@ def quadratic_powers(family: Mixture) -> dict[str, Power]:
 
 
 def aligned(family: Mixture, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
-    """The fits, (B, P), with their scores shifted to where the truth has its own.
+    """The fits, (B, P), with their scores shifted towards the true scores.
 
-    Under a gate that is blind to a common shift of all scores the papers' losses are least values
-    over all shifts. Here one fitted expert's score is given the shape of one true expert's, and of
-    all such pairs that one counts which makes the loss least: by the triangle inequality within a
-    constant factor of the least over all shifts, and exactly as blind as the gate. Under any other
-    gate the fits stay as they are.
+    Under a gate that ignores a common shift of all scores, the papers' losses are minima over all
+    shifts. Here a shift makes the score of one fitted expert equal to that of one true expert, up
+    to the intercept. The pair with the least loss is used. By the triangle inequality this is
+    within a constant factor of the minimum over all shifts, and it does not depend on a common
+    shift. Under any other gate the fits do not change.
     """
     if not gate(family.gate).shift:
         return theta_BP
@@ -112,7 +114,7 @@ def aligned(family: Mixture, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
 
 
 def cells(family: Mixture, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
-    """The true expert nearest to each fitted one, (B, k), by all but the intercept of the score.
+    """The true expert nearest to each fitted one, (B, k), in all parameters but the intercept.
 
     Source: Nguyen et al. 2024, section 3:
     A_j = {i : |theta_i - theta*_j| <= |theta_i - theta*_l| for all l}.
@@ -132,10 +134,10 @@ def _shape_and_expert(family: Mixture, atoms: Tensor) -> Tensor:
 
 
 def _masses(family: Mixture, atoms: Tensor) -> Tensor:
-    """The weights of the mixing measure G; under a shift-blind gate their shares of the whole.
+    """The weights of the mixing measure G; under a shift-blind gate normalised to sum to 1.
 
-    For a softmax these are the papers' exp(beta0) in units of their sum; for the sparse gates, of
-    which the papers do not treat, the gate of the intercepts.
+    For a softmax these are the papers' exp(beta0), divided by their sum. For the sparse gates,
+    which the papers do not treat, they are the gate of the intercepts.
     """
     intercepts = atoms[..., family.score_size - 1]
     blind = gate(family.gate)
@@ -160,15 +162,15 @@ def voronoi(
           + \sum_{|A_j| = 1} \|\Delta_{ij}\|_1^{(parts)}
           + \sum_{|A_j| > 1} \sum_{i \in A_j} \sum_{parts} \|\Delta_{ij}\|^{r}
 
-    with masses m = sigmoid(beta0), under softmax exp(beta0) in units of their sum, by which the
-    terms are then weighted. The mass of a cell of one is part of its exact term instead, as
-    |Delta beta0|, where the gate is not blind to a shift. The order of experts does not matter, nor
-    a common shift of the scores where the gate does not see it (``aligned``).
+    with masses m = sigmoid(beta0). Under softmax m = exp(beta0), divided by the sum, and m also
+    weighs the terms. If the gate depends on a common shift, the mass of a cell with one expert is
+    part of its exact term instead, as |Delta beta0|. The loss does not depend on the order of
+    experts, nor on a common shift of the scores that the gate ignores (``aligned``).
     Source: Nguyen et al. 2024, equations of D1, D2,r and the softmax D; Yan et al. 2025, L1 and
     L2,r with A, b, c.
 
     Args:
-        powers: the exponent r of each part in a crowded cell, 2 where it is not named; see
+        powers: the exponent r of each part in a crowded cell, 2 for parts that are not named; see
             ``quadratic_powers``.
         everywhere: use the powers in cells of one as well (D2,r).
 
@@ -239,10 +241,9 @@ def _parts(
 def contribution_loss(
     family: Mixture, theta_BP: Tensor, truth: TrueMixture, inputs_Qd: Tensor
 ) -> Tensor:
-    """sum_j | sum over cell j of w_i h_i - w*_j h*_j |_L2, (B,): what a cell answers, not by whom.
+    """sum_j | sum over cell j of w_i h_i - w*_j h*_j |_L2, (B,): the errors of whole cells.
 
-    Splitting an expert into two of the same answer costs nothing, and neither does one whose gate
-    is shut.
+    An expert split into two with the same sum adds no loss, nor does an expert with gate weight 0.
     """
     fitted = family.contributions(theta_BP, inputs_Qd)
     true = truth.family.contributions(truth.theta_P, inputs_Qd)

@@ -180,8 +180,8 @@ class Attention(nn.Module):
         ``attn_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
         a row must stand side by side, since ALiBi and windows count places. Padded places return
         numbers without meaning. With ``return_statistics`` the answer is a pair with the
-        `AttentionStatistics` of the rows. Raises ``ValueError`` for other shapes, and for a cache
-        that is full or given to a layer that is not causal.
+        `AttentionStatistics` of the rows. Raises ``ValueError`` for other shapes, for a full cache,
+        and for a cache with a layer that is not causal.
         """
         self.check(x)
         return_statistics = switch("return_statistics", return_statistics)
@@ -244,7 +244,7 @@ class Attention(nn.Module):
     def project(
         self, x: Tensor, start: int, attn_mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value per head, normed and positioned, of the tokens from ``start`` on."""
+        """Query, key and value per head after norm and position; the first token is ``start``."""
         batch, tokens, _ = x.shape
         positions_BN = token_positions(batch, tokens, start, attn_mask, x.device)
         query = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -112,10 +112,10 @@ def switch_loss(routing: Routing) -> Tensor:
 def sequence_loss(routing: Routing) -> Tensor:
     """E sum_e f_e P_e within each sequence, averaged over the sequences.
 
-    As `switch_loss`, of scores that are divided by their sum over all experts: for a sigmoid that
-    is not a softmax of the same logits (DeepSeek-V3, eq. 17 to 20). f_e counts the visits
-    themselves, so with a correction bias those that were chosen by it. The routing must be that
-    of (B, N, dim) tokens; raises ``ValueError`` for other shapes.
+    As `switch_loss`, but each score is divided by the sum of a token's scores over all experts. For
+    a sigmoid this is not a softmax of the same logits (DeepSeek-V3, eq. 17 to 20). f_e counts the
+    actual visits, which include the effect of a correction bias. The routing must be that of
+    (B, N, dim) tokens; raises ``ValueError`` for other shapes.
 
     Example:
         >>> sequence_loss(Router(4, experts=8, top_k=2)(torch.randn(2, 5, 4))).shape
@@ -130,7 +130,7 @@ def sequence_loss(routing: Routing) -> Tensor:
 
 
 def z_loss(routing: Routing) -> Tensor:
-    """mean(logsumexp(logits)^2) over all tokens: keeps a softmax router's logits from growing.
+    """mean(logsumexp(logits)^2) over all tokens, which limits the logits of a softmax router.
 
     Source: Zoph et al. 2022, arXiv 2202.08906, eq. 5.
 

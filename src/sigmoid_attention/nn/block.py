@@ -12,7 +12,7 @@ from sigmoid_attention.nn.cache import KVCache
 from sigmoid_attention.nn.norm import LayerScale, RMSNorm
 from sigmoid_attention.nn.sizes import finite_number, one_of, positive_whole, probability
 
-# Whether a norm stands before f, after f and after the sum.
+# The places of norms: before f, after f and after the sum.
 NORM_PLACEMENTS = {
     "pre": (True, False, False),
     "post": (False, False, True),

@@ -123,7 +123,7 @@ def visit_experts(
     sorted_S, order_S = experts_TK.flatten().sort(stable=True)
     every_E = torch.arange(count, device=sorted_S.device)
     ends_E = torch.searchsorted(sorted_S, every_E, right=True)
-    # One copy for each visit: no row is read twice then, and the gradient of the copies is summed
+    # One copy for each visit, so that no row is read twice. The gradients of the copies are summed
     # in a fixed order on every device.
     copies_SC = x_TC[:, None].expand(-1, top_k, -1).flatten(0, 1)
     y_SC = visit(copies_SC.index_select(0, order_S), ends_E)

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from sigmoid_attention.attention import torch_state
 
-# Rows of 16 bytes, which the grouped kernels of torch read at once.
+# The bfloat16 channels in 16 bytes, which torch's grouped kernels read at once.
 ALIGNED_CHANNELS = 8
 
 
 def each_expert(x_SI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     """y_s = W_e x_s as `grouped_linear`, also under torch.func, forward mode and tracing.
 
-    A custom operator has no rule for these. There every expert computes every row.
+    A custom operator has no rule for these modes. In them every expert computes every row.
     """
     if not torch_state.needs_definition():
         return grouped_linear(x_SI, weight_EOI, ends_E)
@@ -68,7 +68,7 @@ def grouped_outer(y_SO: Tensor, x_SI: Tensor, ends_E: Tensor) -> Tensor:
 
 
 def takes_grouped_mm(*operands: Tensor) -> bool:
-    """Whether torch's grouped kernel multiplies these: bfloat16 on a GPU of 2020 or later, aligned.
+    """True if torch's grouped kernel applies: aligned bfloat16 on a GPU of 2020 or later.
 
     For other operands torch either refuses the product or loops over experts, as this file does.
     """

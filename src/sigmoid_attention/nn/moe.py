@@ -94,7 +94,7 @@ class MoEConfig:
         # Router and experts check the other fields; on the meta device they allocate nothing.
         with torch.device("meta"):
             built = self.build(dim=1)
-        # As Python's numbers, which JSON can write.
+        # As Python numbers, which JSON can write.
         object.__setattr__(self, "hidden", built.experts.hidden)
         for name in ("experts", "top_k", "groups", "normalize", "route_scale", "temperature"):
             object.__setattr__(self, name, getattr(built.router, name))

@@ -39,7 +39,7 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
             of keys in training. A `Learned` adds the key ``sigmoid_bias.value`` to the state dict.
         impl: the implementation of the sigmoid operator.
 
-    Raises ``TypeError`` for a bias that is neither, and what torch's constructor raises.
+    Raises ``TypeError`` for another kind of bias, and the errors of torch's constructor.
     Source: Ramapuram et al. 2024, section 2.
 
     Example:

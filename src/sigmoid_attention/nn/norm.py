@@ -75,7 +75,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, init: float = 1e-4) -> None:
         super().__init__()
-        # A float also for a whole number, which would make an integer tensor.
+        # Converted to float, since a whole number would make an integer tensor.
         start = float(finite_number("init", init))
         self.gamma = nn.Parameter(torch.full((positive_whole("dim", dim),), start))
 

@@ -57,8 +57,8 @@ def alibi_slopes(num_heads: int, device: torch.device | str | None = None) -> Te
         >>> alibi_slopes(3).tolist()
         [0.0625, 0.00390625, 0.25]
     """
-    # On the device, where a CUDA graph can capture it. Of floats, since a quotient of integers has
-    # torch's default dtype.
+    # Computed on the device, where a CUDA graph can capture it, and from floats, since a quotient
+    # of integers has torch's default dtype.
     parts = [
         torch.arange(i.start, i.stop, i.step, dtype=torch.float32, device=device) / of
         for i, of in _slope_indices(positive_whole("num_heads", num_heads))
@@ -67,7 +67,7 @@ def alibi_slopes(num_heads: int, device: torch.device | str | None = None) -> Te
 
 
 def slope_numbers(num_heads: int) -> tuple[float, ...]:
-    """The slopes of `alibi_slopes` as Python's numbers, also where tensors are fake or meta.
+    """The slopes of `alibi_slopes` as Python floats, also where tensors are fake or meta.
 
     Example:
         >>> slope_numbers(3)

@@ -33,7 +33,7 @@ _LOST = (
 
 
 def recomputing() -> bool:
-    """Whether a backward pass computes activations again, so that tokens would count twice."""
+    """True while a backward pass recomputes activations, where tokens would count twice."""
     # Checkpointing of either kind recomputes inside a backward pass. A compiler cannot trace this.
     return not torch.compiler.is_compiling() and torch_state.in_backward_pass()
 

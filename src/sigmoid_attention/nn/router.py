@@ -252,7 +252,7 @@ class Router(nn.Module):
 def count_visits(counts_E: Tensor, chosen: Tensor) -> None:
     """Add the chosen experts, boolean (..., E), to the counts (E,), except in a recomputation.
 
-    A custom operator, since compiled graphs then run it unchanged and torch.func does not
+    It is a custom operator, so compiled graphs run it unchanged and torch.func does not
     differentiate it.
     """
     if not recomputing():

@@ -81,7 +81,7 @@ def switch(name: str, value: Any) -> bool:
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str | None], wanted: str | None = None) -> None:
-    """Refuse what is not one of the allowed names; ``wanted`` replaces their list in messages."""
+    """Refuse a value outside the allowed names; ``wanted`` replaces their list in messages."""
     allowed = tuple(allowed)
     wanted = f"one of {allowed}" if wanted is None else wanted
     message = f"{name} must be {wanted}, got {arguments.shown_name(value)}"

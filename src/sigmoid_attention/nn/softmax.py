@@ -1,4 +1,4 @@
-"""Softmax attention with the arguments of the sigmoid operator, to compare the two.
+"""Softmax attention with the arguments of the sigmoid operator, for comparisons.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
 """
@@ -39,12 +39,12 @@ def softmax_attention(
         O_i = \sum_j \frac{e^{u_{ij}}}{\sum_k e^{u_{ik}}} v_j
 
     over the visible keys, with the logits u, the shapes and the bottom-right alignment of
-    `sigmoid_attention`, less the bias: a number for each row leaves a softmax unchanged. A query
-    that sees no key gets exact zeros, where a plain softmax has none to give. Torch's
-    ``scaled_dot_product_attention`` does the work, on its fast causal path where no mask is
-    needed; ``softcap`` needs the weights and forms them. Their statistics
-    come from `softmax_statistics`. Raises ``ValueError``
-    for an argument that `sigmoid_attention` would refuse.
+    `sigmoid_attention`, without the bias: a constant added to a row does not change a softmax. A
+    query that sees no key gets exact zeros, where a plain softmax is undefined. Torch's
+    ``scaled_dot_product_attention`` computes the result, on its fast causal path where no mask is
+    needed. ``softcap`` requires the full array of weights. `softmax_statistics` returns the
+    statistics of the weights. Raises ``ValueError`` for an argument that `sigmoid_attention`
+    would refuse.
 
     Example:
         >>> q = k = v = torch.randn(1, 2, 3, 8)
@@ -112,14 +112,14 @@ def _attend(
         window_size=window_size,
         dropout_p=dropout_p,
     )
-    # Torch's own default, to the last digit.
+    # Equal to torch's default to the last digit.
     scale = 1 / math.sqrt(head_dim) if scale is None else factor
     validation.mask(attn_mask, (batch, heads, queries, keys), query.device)
     validation.slopes(alibi_slopes, batch, heads, query.device)
     formed = with_statistics or softcap is not None
     enable_gqa, dropout_p = bool(enable_gqa), arguments.scalar(dropout_p)
     if query.device.type == "cpu":
-        # For these torch would form the weights too, by products whose gradients autocast rounds.
+        # Torch would form the weights here too, by products whose gradients autocast rounds.
         learned = _learned(attn_mask) or _learned(alibi_slopes)
         formed = formed or dropout_p > 0 or learned or query.shape[3] != value.shape[3]
     causal = window == (-1, 0)
@@ -183,10 +183,10 @@ def _learned(added: Tensor | None) -> bool:
 def _sdpa_mask(
     additive: Tensor | None, visible: Tensor | None, dtype: torch.dtype
 ) -> Tensor | None:
-    """One mask of the two, with rows that see nothing opened to everything.
+    """The combination of both masks; a row without a visible key gets all keys instead.
 
-    What a kernel makes of a closed row depends on the kernel, and a NaN there would reach the
-    gradients of every key, even if the row is overwritten afterwards.
+    The output of such a row depends on the kernel. A NaN there would reach the gradients of every
+    key, even if the row is overwritten afterwards.
     """
     mask = additive
     if visible is not None:

@@ -1,1 +1,1 @@
-"""Theorems about sigmoid attention as programs that check themselves."""
+"""Theorems about sigmoid attention as programs: Jacobian bounds and universal approximation."""

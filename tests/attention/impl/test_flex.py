@@ -1,4 +1,4 @@
-"""FlexAttention's exact form: a second way to the same numbers, which shares none of our code."""
+"""FlexAttention's exact form as an independent implementation for comparison."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The tiled mode: the definition's numbers and derivatives, by tiles, and what it may skip."""
+"""The tiled mode: values and derivatives of the definition, and the tiles that it may skip."""
 
 import itertools
 import math

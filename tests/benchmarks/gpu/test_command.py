@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu`: its plan, and what it keeps."""
+"""`python -m benchmarks gpu`: its plan, and the rows that it keeps."""
 
 import re
 import subprocess

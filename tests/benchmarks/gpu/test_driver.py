@@ -1,4 +1,4 @@
-"""Kernels that crash or hang cost a row and not the run; time that is up ends it."""
+"""Kernels that crash or hang cost one row and not the run; the deadline ends the run."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The float64 oracle of the correctness matrix is the operator's definition, gradients included."""
+"""The float64 oracle of the correctness matrix equals the operator's definition, with gradients."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Targets and page, from rows that a test made up."""
+"""The targets and the page, from synthetic rows."""
 
 import json
 import math

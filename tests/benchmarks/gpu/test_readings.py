@@ -1,4 +1,4 @@
-"""Readings follow from what was timed, and the loops that are timed hold what they should."""
+"""The readings follow from the timed loops, and these loops hold the intended instructions."""
 
 import json
 import math

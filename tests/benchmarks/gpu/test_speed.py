@@ -1,4 +1,4 @@
-"""What is timed, and by what clock: the device's, which a test replaces."""
+"""The timed calls and the device clock, which a test replaces."""
 
 import gc
 import math

@@ -1,4 +1,4 @@
-"""Calibration finds the bias exactly where the log-sum-exp has the form that it fits."""
+"""Calibration finds the bias exactly if the log-sum-exp has the fitted form."""
 
 import math
 

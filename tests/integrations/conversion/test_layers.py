@@ -1,4 +1,4 @@
-"""A stream of hidden states is what the model itself computes between its layers."""
+"""A stream of hidden states equals the model's own states between its layers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Both losses against their formulas, written out in float64."""
+"""Both losses against their formulas in float64."""
 
 import torch
 

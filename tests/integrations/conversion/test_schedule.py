@@ -1,4 +1,4 @@
-"""The start is the softmax up to the gain, the end looks at no row, and between them is a line."""
+"""The schedule starts at the softmax up to the gain, ends without row statistics, and is linear."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A student starts as its parent, ends as a plain sigmoid model, and is saved as one."""
+"""A student starts equal to its parent, ends as a plain sigmoid model, and is saved as one."""
 
 import pytest
 import torch

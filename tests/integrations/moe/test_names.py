@@ -1,4 +1,4 @@
-"""Renaming: every layout there and back, by hand for one, and what does not fit."""
+"""Weight renaming: round trips of every layout, one checked by hand, and errors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Keeps transformers from talking while its models are loaded."""
+"""Silences the output of transformers while its models are loaded."""
 
 import pytest
 import transformers

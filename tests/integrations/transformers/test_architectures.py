@@ -1,4 +1,4 @@
-"""Every architecture against every check that has something to look at in it."""
+"""Every architecture against every check that applies to it."""
 
 import inspect
 from pathlib import Path

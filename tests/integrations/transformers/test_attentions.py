@@ -1,4 +1,4 @@
-"""Attentions that a converted model returns: how they are asked for, saved, and learned through."""
+"""The attention weights of a converted model: requests, saving and gradients."""
 
 import pytest
 import torch

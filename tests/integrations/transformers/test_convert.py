@@ -1,4 +1,4 @@
-"""What `convert` refuses, and that a refusal leaves the model as it was."""
+"""The errors of `convert`, each of which leaves the model unchanged."""
 
 import numpy as np
 import pytest

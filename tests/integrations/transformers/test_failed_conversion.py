@@ -1,4 +1,4 @@
-"""A conversion that fails, wherever it does, leaves the model and its config as they were."""
+"""A failed conversion leaves the model and its config unchanged, at every point of failure."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The function that attention modules call, with all arguments that they may give."""
+"""The function that attention modules call, with all arguments that they can pass."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A bias that reads what its module is called with: in threads, in one another, after errors."""
+"""A bias that depends on the module's inputs: in threads, nested calls, and after errors."""
 
 import copy
 import threading

@@ -1,4 +1,4 @@
-"""Packed sequences do not see each other: in continuous batching, and where ends are given."""
+"""Packed sequences do not see each other, in continuous batching and with given ends."""
 
 import pytest
 import torch

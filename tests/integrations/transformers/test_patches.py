@@ -1,4 +1,4 @@
-"""A converted checkpoint comes back as it was, and runs as nothing else."""
+"""A converted checkpoint is restored exactly, and loads with no other implementation."""
 
 import json
 import subprocess

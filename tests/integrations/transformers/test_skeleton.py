@@ -1,4 +1,4 @@
-"""`convert` of a config: its model runs without memory, also where it would read values."""
+"""`convert` of a config runs its model without allocating memory, even if it reads values."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Converted models under what acts where a module is called, and in other dtypes."""
+"""Converted models under hooks and wrappers of modules, and in other dtypes."""
 
 import copy
 

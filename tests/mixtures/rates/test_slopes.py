@@ -1,4 +1,4 @@
-"""Slopes: what is put in comes out, with intervals that cover and gaps that are left out."""
+"""Slopes: known exponents are recovered, intervals cover them, and NaN are left out."""
 
 import numpy as np
 import pytest

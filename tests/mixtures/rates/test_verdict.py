@@ -1,4 +1,4 @@
-"""The rule: each of its clauses, in its order."""
+"""The rule for verdicts: each clause, in order."""
 
 from dataclasses import replace
 

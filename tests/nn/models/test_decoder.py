@@ -1,4 +1,4 @@
-"""The decoder: its start, its loss, its names, its hooks, compilation and bad input."""
+"""The decoder: initialisation, loss, parameter names, hooks, compilation and bad input."""
 
 import copy
 import dataclasses

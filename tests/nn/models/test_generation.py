@@ -1,4 +1,4 @@
-"""Generation: cached equals uncached, padded equals alone, sampling keeps to its nucleus."""
+"""Generation: equal with and without cache and padding, and sampling within the nucleus."""
 
 from concurrent.futures import ThreadPoolExecutor
 

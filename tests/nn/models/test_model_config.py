@@ -1,4 +1,4 @@
-"""The configuration: round trips, recipes, the two arms, and one sentence for each mistake."""
+"""The configuration: round trips, recipes, both activations, and errors."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""One model, one answer: in one pass, from a cache, in chunks and under padding, to 1e-5 in fp32.
+"""Equal outputs in one pass, from a cache, in chunks and under padding, to 1e-5 in fp32.
 
 N = 13 tokens, with 3 query heads on 1 key head, for every position, bias policy and placement.
 """

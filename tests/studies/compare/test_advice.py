@@ -1,4 +1,4 @@
-"""What to do next, branch by branch, on summaries made by hand."""
+"""The advice of the comparison, branch by branch, on hand-made summaries."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Taking turns, and who takes them."""
+"""The measurement of cost: the order of turns, and the arms that are timed."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Which operator ran, in words; what would run without a kernel; and the ratio of the two."""
+"""The operator that ran, in words; the choice without a kernel; and the ratio of the two."""
 
 import ctypes
 import io

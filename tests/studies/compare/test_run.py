@@ -1,4 +1,4 @@
-"""The comparison from end to end, at a size that takes seconds and proves nothing else."""
+"""The comparison from end to end, at a size that takes seconds and has no meaningful result."""
 
 import dataclasses
 import json

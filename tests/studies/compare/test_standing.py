@@ -1,4 +1,4 @@
-"""How one question is judged and worded: interval, direction, kind, and seeds that solved it."""
+"""The judgement of one question and its wording: interval, direction, kind, and solved seeds."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Rows to questions: pairing, final values, and what only one arm has."""
+"""Summaries from rows: pairing, final values, and results of a single arm."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The verdict's rule, branch by branch, on summaries made by hand."""
+"""The rule for the verdict, branch by branch, on hand-made summaries."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The needle is in the text, its question at the end, and what is found is counted rightly."""
+"""The needle is in the text, its question at the end, and correct answers are counted."""
 
 from types import SimpleNamespace
 

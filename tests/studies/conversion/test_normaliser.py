@@ -1,4 +1,4 @@
-"""What predicts a log-sum-exp: exact where it is linear, and a table of a tiny model."""
+"""Predictors of a log-sum-exp: exact where it is linear, and the table of a tiny model."""
 
 import pytest
 import torch

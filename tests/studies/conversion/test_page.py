@@ -1,4 +1,4 @@
-"""The page shows every point of a run, and changes nothing beside its marks."""
+"""The page shows every point of a run, and changes nothing outside of its markers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which models can be loaded, and one sentence for each that cannot."""
+"""The models that can be loaded, and one error message for each that cannot."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Loss by position: bands of a made table, and a run that is none."""
+"""Loss by position: the bands of a synthetic table, and an invalid run."""
 
 import pytest
 import torch

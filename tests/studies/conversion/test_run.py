@@ -1,4 +1,4 @@
-"""A whole conversion of tiny models: what it ends as, what it measures, and killing it."""
+"""A whole conversion of tiny models: the result, the measurements, and resuming after a kill."""
 
 import json
 import os

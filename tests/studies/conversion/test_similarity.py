@@ -1,4 +1,4 @@
-"""Correlations are those of the model's own cosines, for every padding."""
+"""The correlations are those of the model's own cosines, for every padding."""
 
 import pytest
 import torch

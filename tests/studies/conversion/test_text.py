@@ -1,4 +1,4 @@
-"""Sequences come from the text that they should come from, the same ones for the same seed."""
+"""The sequences come from the right part of the text, and are equal for equal seeds."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Cells of a table: the tasks that a verdict needs, evidence read off rows, every clause."""
+"""Rate studies over cells: the required tasks, evidence from rows, and every clause of the rule."""
 
 from dataclasses import replace
 

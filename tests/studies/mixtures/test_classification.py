@@ -1,4 +1,4 @@
-"""Rates in classification: where truths are, what is lost, and the rule."""
+"""Rates in classification: the truths, the losses and the rule."""
 
 import re
 from dataclasses import replace

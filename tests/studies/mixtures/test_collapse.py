@@ -1,4 +1,4 @@
-"""Collapse: what is measured of experts, that both gates start alike, and the rule."""
+"""Collapse: the measures of experts, equal starts of both gates, and the rule."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Near the truth or anywhere: which fit counts, and what follows where the two differ."""
+"""Starts near the truth or anywhere: the choice of the fit, and the verdict if they differ."""
 
 import numpy as np
 import pytest

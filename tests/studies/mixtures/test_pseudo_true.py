@@ -1,4 +1,4 @@
-"""The rate towards the projection: what a fit's rows say, and every clause of the rule."""
+"""The rate towards the projection: the rows of a fit, and every clause of the rule."""
 
 import numpy as np
 import pytest

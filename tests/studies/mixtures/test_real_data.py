@@ -1,4 +1,4 @@
-"""Real data: the sets are what their names say, gates are compared on the same resamples."""
+"""Real data: the content of the data sets, and comparison of gates on equal resamples."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The comparison on the same truths: floors, samples needed, and the rule on made rows."""
+"""The comparison on the same truths: floors, needed samples, and the rule on synthetic rows."""
 
 import math
 

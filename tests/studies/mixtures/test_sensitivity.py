@@ -1,4 +1,4 @@
-"""Training against least squares: that mini-batches miss the minimum shows, and the rule."""
+"""Training against least squares: mini-batches visibly miss the minimum, and the rule."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The study of shared experts: its truths and data, and the verdicts that its rule gives."""
+"""The study of shared experts: its truths and data, and the verdicts of its rule."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A temperature to estimate: what its rank says, what its slope says, and the rule."""
+"""The study of a learned temperature: ranks, slopes and the rule."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The certificate of a trained decoder, through the library and through the command line."""
+"""The certificate of a trained decoder, from the library and from the command line."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The studies of steepness: their rules on made-up numbers, and a small run of each."""
+"""The studies of Jacobian norms: their rules on synthetic numbers, and a small run of each."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The study of trained sizes on rows made up here, and one small run of it from end to end."""
+"""The study of trained sizes: synthetic rows, and one small run from end to end."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What the tests of autocast share: dtypes, implementations and inputs."""
+"""The dtypes, implementations and inputs that the tests of autocast share."""
 
 from collections.abc import Sequence
 

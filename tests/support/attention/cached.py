@@ -1,4 +1,4 @@
-"""Calls of the cached operator: caches of any lengths, in pages or contiguous."""
+"""Random calls of the cached operator: caches of any lengths, paged or contiguous."""
 
 from dataclasses import dataclass
 

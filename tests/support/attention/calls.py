@@ -1,8 +1,8 @@
 """Random calls of the operator, small enough to print and to compute by hand.
 
-A ``Call`` holds sizes, names and a seed; its tensors are made from them on demand, so that what
-hypothesis prints is the whole example. Shapes are spelled in letters, 1 where they broadcast:
-B batch, H query heads, Q queries, K keys.
+A ``Call`` holds sizes, names and a seed. Its tensors are made from them on demand, so hypothesis
+prints the whole example. Shapes are given in letters, 1 where they broadcast: B batch, H query
+heads, Q queries, K keys.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Compiling a function without graph breaks, for lengths that change."""
+"""Compiles a function without graph breaks, for lengths that change."""
 
 import torch
 from torch import Tensor

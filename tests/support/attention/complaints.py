@@ -1,8 +1,8 @@
-"""Tables of bad input: every complaint is one sentence that names the argument, what it got, what
-it wants.
+"""Tables of bad input: every error is one sentence with the argument, its value and the
+accepted values.
 
-Each row is what is wrong with an otherwise good call, the name that the sentence must begin with,
-and what it must mention.
+Each row is the change of an otherwise valid call, the name at the start of the error, and the words
+that it must contain.
 """
 
 import math

@@ -1,16 +1,16 @@
-"""Compile a Triton or Gluon kernel for a GPU that is not here, and read what came out.
+"""Compiles a Triton or Gluon kernel for an absent GPU, and reads the compiler's output.
 
-Triton's wheel bundles the assembler and its disassembler, so registers, spills and the
-instructions of the inner loops are known on any machine. How fast they run is not.
+Triton's wheel bundles the assembler and its disassembler, so registers, spills and the instructions
+of the inner loops are known on any machine. Their speed is not.
 
     compiled = cross_compile(kernel, {"out": "*fp32", "n": "i32"}, {"BLOCK": 128}, num_warps=4)
     assert compiled.spills == 0
     loop, = compiled.inner("HGMMA")
     assert loop.per_score(128 * 128, warps=4) < 8
 
-Constants belong to ``constexprs`` alone; ``aligned`` names the arguments (pointers, strides) that
-are multiples of 16, as Triton finds them out at a launch. What lies in a tuple of arguments goes by
-its place: the stride behind the pointer of the first argument is (0, 1).
+Constants belong to ``constexprs`` alone. ``aligned`` names the arguments (pointers, strides) that
+are multiples of 16; Triton detects these at a launch. The elements of a tuple argument are named by
+position: the stride behind the pointer of the first argument is (0, 1).
 """
 
 import functools

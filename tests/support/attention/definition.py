@@ -1,9 +1,9 @@
-"""Sigmoid attention written out number by number: the oracle of the operator's tests.
+"""Sigmoid attention number by number: the oracle of the operator's tests.
 
-Python loops over Python floats and none of the library's arithmetic; of the library only the
-names of the policies are used. ``rounded`` is applied after every operation: with the identity
-this is the definition in float64, with ``to_nearest(torch.float16)`` it is a straightforward
-computation in fp16, whose distance from the definition is the error that a dtype excuses.
+It uses Python loops over Python floats and none of the library's arithmetic; of the library only
+the names of the policies are used. ``rounded`` is applied after every operation. With the identity
+this is the definition in float64. With ``to_nearest(torch.float16)`` it is a plain computation in
+fp16, whose distance from the definition is the error allowed for the dtype.
 
 Letters: b batch, h query head, i query, j key, d head dim, e value dim, s sequence.
 """

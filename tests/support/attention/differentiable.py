@@ -1,4 +1,4 @@
-"""Calls as functions of the tensors that have gradients."""
+"""Calls as functions of their tensors that need gradients."""
 
 import math
 from collections.abc import Callable

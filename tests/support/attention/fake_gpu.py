@@ -1,4 +1,4 @@
-"""A GPU for tests of decisions: fake tensors on a device whose properties are invented."""
+"""A fake GPU for tests of dispatch: fake tensors on a device with invented properties."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Calls of the packed operator: sequences of any lengths, one after another."""
+"""Random calls of the packed operator: sequences of any lengths, one after another."""
 
 from dataclasses import dataclass
 from itertools import accumulate

@@ -1,6 +1,6 @@
 """Sigmoid attention in float64, in the layout (batch, tokens, heads, dim), from arrays alone.
 
-Nothing of the library is used: what a query may see and what is added to a logit come as arrays.
+It uses no code of the library: visible keys and the terms added to logits are given as arrays.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Rows of a GPU as a run would have measured them, with costs that a test chooses."""
+"""Synthetic benchmark rows of a GPU, with costs that a test chooses."""
 
 from benchmarks.gpu.peers import OURS
 from benchmarks.operations import Case, flops

@@ -1,4 +1,4 @@
-"""Rows as a run would have measured them, with costs that a test chooses."""
+"""Synthetic benchmark rows, with costs that a test chooses."""
 
 from dataclasses import replace
 

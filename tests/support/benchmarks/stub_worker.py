@@ -1,6 +1,6 @@
-"""A measuring process that does what a unit's peers are called, for the driver's tests.
+"""A measuring process whose behaviour is set by the names of a unit's peers, for driver tests.
 
-It imports nothing of the project, so that it starts at once.
+It imports nothing of the project, so it starts at once.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A tiny checkpoint with a tokenizer of words, and a text of such words, in a folder."""
+"""A folder with a tiny checkpoint, a tokenizer of words, and a text of such words."""
 
 import random
 from pathlib import Path

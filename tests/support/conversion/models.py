@@ -1,4 +1,4 @@
-"""Tiny random models of three kinds: grouped heads and rotation, fused projections, an encoder."""
+"""Tiny random models of three kinds: grouped heads with rotation, fused projections, an encoder."""
 
 import torch
 from transformers import (

@@ -1,10 +1,10 @@
-"""What rounding excuses: the exact answer in float64, and the errors of plain computations.
+"""Error budgets: the exact output in float64, and the rounding errors of plain computations.
 
-``eager`` is the formula in torch, in the precision that it is given; ``one_by_one`` sums its
-products in their order, as torch's products of large matrices do along a dot product, while those
-of small ones do not. ``floor`` is what a product of matrices in the dtype has to cost: everything
-exact, but the weights and the gradients of the scores rounded to the dtype, since such a product
-takes its operands in it, and so the results.
+``eager`` is the formula in torch, in a given precision. ``one_by_one`` sums its products in order,
+as torch's products of large matrices do along a dot product, while those of small ones do not.
+``floor`` is the least error of a matrix product in the dtype: everything is exact, except that
+weights, gradients of the scores and results are rounded to the dtype, since such a product takes
+operands in it.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
 """

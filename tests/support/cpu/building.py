@@ -1,4 +1,4 @@
-"""A small kernel that compiles at once, a compiler that counts its runs, and other processes."""
+"""A small kernel, a compiler that counts its runs, and other processes."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Calls of the CPU kernel, in any layout and cut, and what their results must be."""
+"""Calls of the CPU kernel, in any layout and sliced, and checks of their results."""
 
 import contextlib
 import math

@@ -1,7 +1,7 @@
 """Tensors between protected pages of memory: an access one byte too far ends the process.
 
 The memory between their elements holds NaN, or numbers that are no valid length or page, and shows
-whether it was written to.
+writes.
 """
 
 import ctypes

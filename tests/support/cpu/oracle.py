@@ -1,7 +1,7 @@
-"""The reference in float64, gradients included, and how far from it rounding may lead.
+"""The reference in float64 with gradients, and bounds on rounding errors.
 
-What is bounded is every element by itself: a pair that is lost or counted twice shows in the
-smallest gradient. ``size`` is the sum of the magnitudes of an element's terms.
+Each element has its own bound, so a pair that is lost or counted twice shows in the smallest
+gradient. ``size`` is the sum of the magnitudes of an element's terms.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
 """

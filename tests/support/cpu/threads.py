@@ -1,4 +1,4 @@
-"""Another number of threads, and another process."""
+"""Helpers that run code with another number of threads, or in another process."""
 
 import contextlib
 import subprocess

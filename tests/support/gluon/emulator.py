@@ -1,19 +1,18 @@
 """Runs the kernels' source without a GPU: every warp group is a thread, every race an error.
 
-Triton's interpreter knows no Gluon. But a Gluon kernel is Python, and what it says of layouts and
-registers changes how fast it is and not what it computes. So here the functions of a kernel run as
-they are, over float64 tensors, with this module in the place of Gluon's language. Emulated is what
-can go wrong: barriers with their phases and byte counts, copies and products that take place some
-time after they were started, and shared memory that is still read or written.
+Triton's interpreter does not support Gluon. But a Gluon kernel is Python, and its layouts and
+registers change its speed and not its results. Here the functions of a kernel run unchanged over
+float64 tensors, with this module in place of Gluon's language. The emulator models the parts that
+can fail: barriers with their phases and byte counts, copies and products that complete some time
+after their start, and shared memory that is still read or written.
 
-One partition or engine moves at a time, and which, a seeded generator decides: whenever a thread
-reaches a barrier or a wait, or starts something, another may go on. Errors are: a deadlock; a write
-to what is still being read, or a read of what is still being written; a buffer stored to and read
-by a copy engine or product without a fence between; a product's result used before its wait;
-more arrivals than a barrier counts; and at the end anything still under way.
+One partition or engine runs at a time; a seeded generator chooses which. At each barrier, wait or
+start of an operation, another one may continue. Errors are: a deadlock; a write to memory that is
+still being read, or a read of memory that is still being written; a buffer written by stores and
+read by a copy engine or product without a fence in between; a result of a product used before its
+wait; more arrivals than a barrier counts; and at the end any unfinished operation.
 
-Not emulated: layouts, alignment, limits of registers and memory, rounding, and how long anything
-takes.
+Not emulated: layouts, alignment, limits of registers and memory, rounding, and time.
 """
 
 import random

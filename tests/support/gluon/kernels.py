@@ -1,4 +1,4 @@
-"""The kernels' calls as tests make them: emulated with tensors, or compiled from a configuration.
+"""The kernels' calls in tests: emulated with tensors, or compiled from a configuration.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim.
 """

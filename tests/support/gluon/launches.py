@@ -1,8 +1,8 @@
-"""Calls of the operator on the CPU, whose launches the emulator runs with the arguments they make.
+"""Calls of the operator on the CPU, whose recorded launches run in the emulator.
 
-Everything between the public function and the two kernels runs as it is shipped; the kernels are
-replaced where ``call.py`` launches them. What a launch hands over is read as the copy engine would
-read it, at the descriptors' own addresses and strides, and results go back to the same place.
+All code between the public function and the two kernels runs as shipped; the kernels are replaced
+where ``call.py`` launches them. The arguments of a launch are read as by the copy engine, at the
+descriptors' own addresses and strides, and results are written to the same place.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The list of work as tensors have it, to compare the kernels of ``schedule.py`` with.
+"""The work list computed with tensors, for comparison with the kernels of ``schedule.py``.
 
 Shape letters: B batch, H query heads, G key heads, I blocks of rows.
 """

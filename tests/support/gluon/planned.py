@@ -1,4 +1,4 @@
-"""What the portable tier's kernels prepare, which Triton interprets in another Python.
+"""The tensors prepared by the portable tier's kernels, interpreted by Triton in another Python.
 
 Shape letters: B batch, H query heads, I units of queries, J units of keys.
 """

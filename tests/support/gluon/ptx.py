@@ -1,9 +1,9 @@
-"""The handful of PTX instructions that the kernels write inline, on float64 tensors.
+"""The few PTX instructions that the kernels use inline, on float64 tensors.
 
-``run`` takes the text of an inline assembly and the values of its operands as the compiler would
-bind them: $0 and on the results, then the arguments. Results are exact: an approximate instruction
-gives what it approximates, and a conversion to a narrower type keeps all digits; ``rounding`` lets
-such a conversion round.
+``run`` takes the text of an inline assembly and the values of its operands in the compiler's order:
+the results from $0 on, then the arguments. Results are exact: an approximate instruction gives the
+exact value, and a conversion to a narrower type keeps all digits; ``rounding`` makes such a
+conversion round.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Kernels' functions as Python, and their launch: a machine in the place of Gluon's language."""
+"""The functions of kernels as Python, and their launch on an emulator of Gluon's language."""
 
 import random
 import types

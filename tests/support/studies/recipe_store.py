@@ -1,4 +1,4 @@
-"""A store of the recipe study with values made up here."""
+"""A store of the recipe study with synthetic values."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Rows of the routing study with values made up here."""
+"""Rows of the routing study with synthetic values."""
 
 import dataclasses
 

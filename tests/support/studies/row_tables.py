@@ -1,4 +1,4 @@
-"""Tables of rows as a comparison writes them."""
+"""Tables of rows in the format of a comparison."""
 
 import pyarrow as pa
 

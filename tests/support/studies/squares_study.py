@@ -1,4 +1,4 @@
-"""A study that needs no mixture: squares of numbers, in tasks that a test can watch and hold up."""
+"""A study without mixtures: squares of numbers, in tasks that a test can observe and delay."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Rows of a summary made by hand, for the tests of what is read off them."""
+"""Hand-made rows of a summary, for tests of their evaluation."""
 
 import math
 from dataclasses import replace

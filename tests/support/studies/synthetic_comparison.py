@@ -1,7 +1,7 @@
 """A synthetic comparison: curves from formulas, in the shape of real runs, not measured.
 
-It exists to test the report. Its verdict says that it is synthetic, so that a page made from it
-cannot be taken for a result.
+It serves to test the report. Its verdict states that it is synthetic, so a page made from it cannot
+be mistaken for a result.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Constructions that several tests look at, each built once."""
+"""Constructions that several tests share, each built once."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Random attention layers and inputs, drawn by hypothesis, for bounds to be held against."""
+"""Random attention layers and inputs from hypothesis, for tests of bounds."""
 
 import torch
 from hypothesis import strategies as st

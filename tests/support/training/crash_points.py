@@ -1,8 +1,8 @@
-"""Kills a training run with SIGKILL at many points, resumes it, and prints what came of it.
+"""Kills a training run with SIGKILL at many points, resumes it, and prints the results.
 
-A script of its own: it imports once and forks a child for every run, and never computes anything
-itself, since a fork of a process with threads may hang. One JSON line a crash point, after one for
-the undisturbed run.
+It is a separate script. It imports once and forks a child for every run. It never computes anything
+itself, since a fork of a process with threads may hang. It prints one JSON line for the undisturbed
+run, then one for each crash point.
 """
 
 import hashlib

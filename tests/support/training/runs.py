@@ -1,4 +1,4 @@
-"""A tiny run that every trainer test shares: model, data and how to compare two outcomes."""
+"""A tiny run that every trainer test shares: model, data and the comparison of two outcomes."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""What is asked of every architecture. Each check takes its name's architecture and asserts."""
+"""The checks of every architecture. Each takes the name of an architecture and asserts."""
 
 import copy
 import inspect

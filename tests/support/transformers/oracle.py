@@ -1,4 +1,4 @@
-"""Sigmoid attention for transformers' models, written without this package, in double precision.
+"""Sigmoid attention for the models of transformers, independent of this package, in float64.
 
 Shape letters: B batch, H query heads, Q queries, K keys.
 """

@@ -1,4 +1,4 @@
-"""Calls of the Triton kernels at sizes that are interpreted quickly."""
+"""Calls of the Triton kernels at sizes that the interpreter runs quickly."""
 
 import math
 

@@ -1,11 +1,10 @@
-"""A second Python in which Triton interprets its kernels on the CPU, beside the one that tests.
+"""A second Python process in which Triton interprets its kernels on the CPU.
 
-Triton decides what a kernel is when it is defined: code for a GPU, or with ``TRITON_INTERPRET=1``
-in the environment something that numpy runs. The tests that compile kernels need the one, those of
-their meaning the other, and pytest-xdist may hand both to the same worker.
+Triton decides at the definition of a kernel whether it is GPU code or, with ``TRITON_INTERPRET=1``
+in the environment, code for numpy. Tests of compilation need the first, tests of values the second,
+and pytest-xdist may give both to the same worker.
 
-What runs there is named by a function of a module of these tests, and everything between the two
-goes by value.
+A call to the process names a function of a test module; arguments and results are passed by value.
 """
 
 import multiprocessing

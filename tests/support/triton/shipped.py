@@ -1,7 +1,7 @@
-"""What the operator launches for a call on some GPU, compiled for that GPU instead of run.
+"""The operator's launches for a call on a given GPU, compiled for that GPU and not run.
 
-The tensors of the call lie on the CPU. What Triton would derive from a launch's arguments, their
-types and which are 1 or multiples of 16, is derived here from the same arguments.
+The tensors of the call are on the CPU. Triton derives the types of arguments, and which are 1 or
+multiples of 16, at a launch; here they are derived from the same arguments.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Bounds of attention layers: never below what is measured, and attained where they can be."""
+"""Bounds of attention layers: never below measured norms, and attained where possible."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Measured norms: Lanczos against the whole Jacobian, and the search for steep points."""
+"""Measured norms: Lanczos against the full Jacobian, and the search for the largest norm."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The transformers that are built come within the error that was asked for."""
+"""The constructed transformers have at most the requested error."""
 
 import math
 

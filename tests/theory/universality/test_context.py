@@ -1,4 +1,4 @@
-"""The contextual mapping: a code of its own for every token of every sequence, exhaustively."""
+"""The contextual mapping gives every token of every sequence its own code; tested exhaustively."""
 
 import itertools
 from fractions import Fraction

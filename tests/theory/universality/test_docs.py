@@ -1,4 +1,4 @@
-"""The example on the page on theory runs as it stands there."""
+"""The example on the theory page runs as printed."""
 
 import re
 from pathlib import Path

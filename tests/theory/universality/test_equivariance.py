@@ -1,4 +1,4 @@
-"""Functions that are not permutation-equivariant are refused with the example that breaks them."""
+"""Functions that are not permutation-equivariant are refused with a counterexample."""
 
 import ast
 import re

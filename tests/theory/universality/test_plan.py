@@ -1,4 +1,4 @@
-"""Sizes in closed form are those of what is built, and refusals give the number."""
+"""Sizes in closed form equal those of the construction, and refusals give the number."""
 
 import itertools
 import math

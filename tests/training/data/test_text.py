@@ -1,4 +1,4 @@
-"""A corpus prepared for training, and the sample that models are tested on."""
+"""A corpus prepared for training, and the sample for tests of models."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Tokenizers lose nothing, for all bytes."""
+"""Tokenizers reproduce all bytes exactly."""
 
 import json
 

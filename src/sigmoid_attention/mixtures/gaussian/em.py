@@ -14,15 +14,15 @@ from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, Posterio
 from sigmoid_attention.mixtures.gaussian.likelihood import GaussianDeviance
 from sigmoid_attention.mixtures.solver import Fit, ParameterBox, SolverSettings, descend
 
-# An iteration that raises the log likelihood by less than 1e-6 is the last; Nguyen et al. 2025 too
-# stops at 1e-6 or after 1000 iterations.
+# EM stops when an iteration raises the log likelihood by less than 1e-6, or after 1000 iterations,
+# as in Nguyen et al. 2025.
 EM = SolverSettings(tol=2e-6, patience=1, max_iter=1000)
-# Experts that start as near twins look stationary as long as damping is large, and every step that
-# goes well makes it three times smaller: only after some of them is a small promise a sign.
+# Two almost equal experts look stationary while damping is large. Every successful step divides
+# damping by three, so a small expected gain counts only after several steps.
 SCORING = SolverSettings(tol=1e-3, patience=8, max_iter=300)
-# What an expert that has no observations left is taken to have: it then stays as it is.
+# The count of an expert without observations, whose parameters then do not change.
 NOTHING = 1e-9
-# Along directions that only noise determines, a Newton step would leave its quadratic model.
+# Along directions that only noise determines, a Newton step would leave the quadratic model.
 CAUTION = 1e-3
 
 
@@ -37,10 +37,10 @@ def em(
     """Maximum likelihood by EM, from its own start for each problem, inside the box.
 
     The M-step has closed forms for variances, shared weights and experts that are linear in their
-    parameters; the others and the gate make one step of Gauss and Newton towards its maximum (a
-    generalised EM). Where that lowers the likelihood, the step is halved until it does not, so that
-    the likelihood never falls. Near experts that share a true one EM is very slow: an iteration
-    that gains little is then no sign of a maximum; ``maximise`` goes on from there.
+    parameters. The others and the gate take one Gauss-Newton step towards the maximum (a
+    generalised EM). A step that lowers the likelihood is halved until it does not, so the
+    likelihood never decreases. EM is very slow where several experts share a true one: a small gain
+    is then no sign of a maximum. ``maximise`` continues from there.
 
     Args:
         data: single observations; see ``GaussianDeviance``.
@@ -77,7 +77,7 @@ def em(
         moved = theta[active] + length[active, None] * step[active]
         new_deviance, new_step = _iteration(family, data, moved, active, box)
         fall = deviance[active] - new_deviance
-        # Sums of n logarithms differ by no less than their rounding.
+        # Rounding limits the accuracy of sums of n logarithms.
         better = fall >= -1e-13 * new_deviance.abs()
         calm = better & (length[active] == 1) & (fall <= settings.tol)
         quiet[active] = torch.where(calm, quiet[active] + 1, 0)
@@ -101,7 +101,7 @@ def maximise(
     warm: int = 10,
     settings: SolverSettings = SCORING,
 ) -> Fit:
-    """Maximum likelihood: some iterations of EM, then damped Fisher scoring to the maximum.
+    """Maximum likelihood by a few iterations of EM, then damped Fisher scoring to the maximum.
 
     Args:
         data, start_BP, box: see ``em``.
@@ -134,7 +134,7 @@ def maximise(
 
 @dataclass
 class _Sums:
-    """What an E-step leaves: sums over observations."""
+    """The sums over observations that an E-step computes."""
 
     deviance_A: Tensor
     gradient_AP: Tensor
@@ -147,7 +147,7 @@ class _Sums:
 def _iteration(
     family: GaussianExperts, data: LeastSquares, theta: Tensor, which: Tensor, box: ParameterBox
 ) -> tuple[Tensor, Tensor]:
-    """The deviance at theta, and the step from there to what the M-step answers."""
+    """The deviance at theta, and the step from theta to the result of the M-step."""
     sums = _expectation(family, data, theta, which)
     moved = torch.clamp(theta + _maximisation(family, sums, theta, box), box.low_P, box.high_P)
     return sums.deviance_A, moved - theta
@@ -189,10 +189,10 @@ def _expectation(
 
 
 def _add_gate(family: GaussianExperts, sums: _Sums, posterior: Posterior, share_Qk: Tensor) -> None:
-    """Gradient by the scores' parameters, and what the choice of experts would tell about them.
+    """Add the gradient and the complete-data information of the scores' parameters.
 
-    That is the sum of mass (dlog g_i)(dlog g_i)' over experts i by their weights g_i, where both
-    gates have dlog g_i / ds_j = c_j (1[i = j] - g_j) with c_j = 1 or 1 - sigmoid(s_j).
+    The information is the sum of mass (dlog g_i)(dlog g_i)' over experts i by their weights g_i.
+    Both gates have dlog g_i / ds_j = c_j (1[i = j] - g_j) with c_j = 1 or 1 - sigmoid(s_j).
     """
     rate_Qk = torch.sigmoid(-posterior.scores_Qk) if family.routed.gate != "softmax" else 1.0
     weights_Qk, mass_Q1 = posterior.weights_Qk, share_Qk.sum(-1, keepdim=True)
@@ -209,7 +209,7 @@ def _add_gate(family: GaussianExperts, sums: _Sums, posterior: Posterior, share_
 
 
 def _maximisation(family: GaussianExperts, sums: _Sums, theta: Tensor, box: ParameterBox) -> Tensor:
-    """The step to the maximum of what the E-step expects, or towards it."""
+    """The M-step: a step to, or towards, the maximum of the expected log likelihood."""
     indices, gradient = family.indices, sums.gradient_AP
     pinned = box.low_P == box.high_P
     step = torch.zeros_like(gradient)
@@ -223,8 +223,8 @@ def _maximisation(family: GaussianExperts, sums: _Sums, theta: Tensor, box: Para
         towards = gradient[:, where]
         step[:, where] = _solve(information, towards, pinned[where])
         explained.append((towards * step[:, where]).sum(-1))
-    # The sum of share z^2 before the experts' step is 2 gradient + count, and that step lowers it
-    # by what it explains.
+    # The sum of share z^2 before the experts' step is 2 gradient + count; that step lowers it by
+    # the explained part.
     count = sums.count_Ac + NOTHING
     squares = 2 * gradient[:, indices.log_variances_c] - torch.cat(explained, -1)
     ratio = (squares / count + 1).clamp(min=NOTHING)
@@ -232,13 +232,13 @@ def _maximisation(family: GaussianExperts, sums: _Sums, theta: Tensor, box: Para
     if family.shared is not None:
         total = count[:, family.routed.k :].log()
         ratio = total - theta[:, indices.log_weights_s].log_softmax(-1)
-        # The last one is the reference.
+        # The last weight is the reference.
         step[:, indices.log_weights_s] = ratio - ratio[:, -1:]
     return step
 
 
 def _solve(information: Tensor, gradient: Tensor, rests: Tensor, damping: float = 1e-12) -> Tensor:
-    """information^-1 gradient where nothing rests; a direction without information stays."""
+    """information^-1 gradient, with fixed parameters left out; no step without information."""
     system = information.masked_fill(rests[..., None] | rests[..., None, :], 0.0)
     diagonal = system.diagonal(dim1=-2, dim2=-1)
     floor = NOTHING + damping * diagonal.amax(-1, keepdim=True)

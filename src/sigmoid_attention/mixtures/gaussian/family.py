@@ -15,17 +15,17 @@ from sigmoid_attention.attention import arguments
 from sigmoid_attention.mixtures import experts, gates, scores
 from sigmoid_attention.mixtures.model import Mixture
 
-# Of these the weights are positive and sum to 1.
+# The gates whose weights are positive and sum to 1.
 GATES = ("softmax", "normalised_sigmoid")
 
 
 @dataclass(frozen=True)
 class SharedExperts:
-    """Shared experts: each answers every input, with a weight that does not depend on the input.
+    """Shared experts: all are used for every input, with weights that do not depend on the input.
 
     Args:
         expert: a name; see ``EXPERTS``.
-        k: how many.
+        k: the number of shared experts.
 
     Raises:
         ValueError: an unknown name, or k below 1.
@@ -42,7 +42,7 @@ class SharedExperts:
 
 @dataclass(frozen=True)
 class ParameterIndices:
-    """Where the parameters of each kind lie in a vector of all."""
+    """The indices of the parameters of each kind in the vector of all parameters."""
 
     scores_kF: Tensor
     routed_kE: Tensor
@@ -53,10 +53,10 @@ class ParameterIndices:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Posterior shares of the experts at observations, and what derivatives and EM need besides.
+    """Posterior shares of the experts at observations, and further terms for derivatives and EM.
 
-    ``share`` is each expert's share of the density, ``standard`` the residual from it in its
-    standard deviations, ``features`` the derivatives of the scores by their parameters.
+    ``share`` is each expert's share of the density, ``standard`` the residual from its mean in
+    units of its standard deviation, ``features`` the derivatives of scores by their parameters.
     """
 
     log_density_Q: Tensor
@@ -73,18 +73,20 @@ class Posterior:
 
 @dataclass(frozen=True)
 class GaussianExperts:
-    r"""A family of conditional densities: k routed Gaussian experts, and shared ones if wanted.
+    r"""A family of conditional densities with k routed Gaussian experts and optional shared ones.
 
     .. math::
         p(y \mid x) = \frac12 \sum_{j=1}^{s} \omega_j\, N(y;\, h_1(x, \kappa_j), \tau_j)
                     + \frac12 \sum_{i=1}^{k} g(s(x))_i\, N(y;\, h_2(x, \eta_i), \nu_i)
 
-    with variances tau and nu and weights omega that sum to 1; without shared experts the second sum
-    alone, with factor 1. Source: Nguyen et al. 2025, its density with shared and routed experts.
+    with variances tau and nu and weights omega that sum to 1. Without shared experts the density is
+    the second sum, with factor 1. Source: Nguyen et al. 2025, its density with shared and routed
+    experts.
 
-    A vector of parameters holds routed expert after routed expert, for each the score's, the
-    expert's and the logarithm of the variance; then shared expert after shared expert, for each the
-    expert's, the logarithm of the variance and that of the weight, up to a constant of all weights.
+    The vector of parameters lists the routed experts in order, then the shared experts. A routed
+    expert has the parameters of its score, those of the expert and the logarithm of its variance. A
+    shared expert has its own parameters, the logarithm of its variance and that of its weight; the
+    logarithms of the weights are determined up to a common constant.
 
     Args:
         routed: gate, score, expert and number of the routed experts.
@@ -146,7 +148,7 @@ class GaussianExperts:
 
     @cached_property
     def indices(self) -> ParameterIndices:
-        """Where the parameters of each kind lie in a vector of all."""
+        """The indices of the parameters of each kind in the vector of all parameters."""
         routed, shared = self.atoms(torch.arange(self.size))
         of_score = self.routed.score_size
         variances = torch.cat((routed[:, -1], shared[:, -2]))
@@ -164,7 +166,7 @@ class GaussianExperts:
         return posterior.log_density_Q, self.score_of(posterior)
 
     def posterior(self, theta_P: Tensor, inputs_Qd: Tensor, answers_Q: Tensor) -> Posterior:
-        """The density at each observation, in its pieces."""
+        """The terms of the density at each observation."""
         routed, shared = self.atoms(theta_P)
         score_k, expert_k, log_variance = routed.tensor_split(
             [self.routed.score_size, self.routed.atom_size], -1
@@ -236,7 +238,7 @@ class GaussianExperts:
         return torch.cat((gradient, shared), -1)
 
     def means_and_weights(self, theta_P: Tensor, inputs_Qd: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of each expert's answer and its weight in the density, both (..., Q, c)."""
+        """The mean of each expert and its weight in the density, both (..., Q, c)."""
         posterior = self.posterior(theta_P, inputs_Qd, inputs_Qd.new_zeros(inputs_Qd.shape[:-1]))
         means = -posterior.standard_Qc * posterior.deviation_c
         if posterior.shared_weights_s is None:
@@ -245,7 +247,7 @@ class GaussianExperts:
         return means, torch.cat((posterior.weights_Qk, omega), -1) / 2
 
     def sample(self, theta_P: Tensor, inputs_Qd: Tensor, rng: torch.Generator) -> Tensor:
-        """An answer for each input, (..., Q)."""
+        """A random y for each input, (..., Q)."""
         means, weights = self.means_and_weights(theta_P, inputs_Qd)
         chosen = torch.multinomial(weights.flatten(0, -2), 1, generator=rng)
         chosen = chosen.reshape(*weights.shape[:-1], 1)

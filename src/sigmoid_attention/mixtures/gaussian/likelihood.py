@@ -24,12 +24,12 @@ class GaussianDeviance:
 
     .. math:: D(\theta) = -2 \sum_q w_q \log p_\theta(y_q \mid x_q)
 
-    The quadratic model has the sum of outer products of the observations' scores for its curvature
-    (Fisher scoring with the empirical information): positive semidefinite wherever it is taken.
+    The curvature of the quadratic model is the sum of outer products of the observations' scores
+    (Fisher scoring with the empirical information). It is positive semidefinite everywhere.
 
     Args:
         family: the densities.
-        data: single observations, as ``Samples`` and ``RawData`` have them, or ``expected`` ones;
+        data: single observations, as in ``Samples`` and ``RawData``, or those of ``expected``;
             means of several observations at an input do not determine a mixture.
 
     Example:
@@ -74,16 +74,16 @@ class GaussianDeviance:
 def expected(
     family: GaussianExperts, theta_P: Tensor, inputs_Qd: Tensor, *, n: float, order: int = 24
 ) -> Summaries:
-    r"""One data set whose log likelihood is n times the expected one under these parameters.
+    r"""A data set whose log likelihood is n times the expected one under these parameters.
 
     .. math:: \frac{n}{Q} \sum_q \int p_\theta(y \mid x_q) \log p(y \mid x_q)\, dy
 
-    with Gauss-Hermite quadrature of every expert's part. Its maximum over a family that does not
-    hold the truth is the pseudo-true parameter, towards which estimates converge.
+    with Gauss-Hermite quadrature for every expert. Its maximum over a family that does not contain
+    the truth is the pseudo-true parameter, the limit of the estimates.
 
     Args:
-        inputs_Qd: equally weighted inputs that stand for their law.
-        n: number of observations that the sums count for.
+        inputs_Qd: equally weighted inputs that represent their law.
+        n: number of observations that the sums represent.
         order: nodes for each expert and input.
 
     Example:

@@ -1,4 +1,4 @@
-"""Losses of fitted Gaussian experts against the true ones, as in the theorems.
+"""The losses of Nguyen et al. 2025 between fitted and true Gaussian experts.
 
 Shape letters: B fits, k fitted and t true experts of a group (routed or shared), A parameters of an
 expert in natural units (variances and weights, not their logarithms), M minimisers.
@@ -19,8 +19,8 @@ with lab_imports("sigmoid_attention.mixtures"):
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 
-# Exponents in a cell of 2, of 3 and of more fitted experts. Those of polynomial systems are rbar(m)
-# of Gaussian mixtures, of which 7 is only a lower bound for more than 3.
+# Exponents in a cell of 2, of 3 and of more fitted experts. ``SYSTEM`` is rbar(m) of Gaussian
+# mixtures, from polynomial systems; 7 is only a lower bound for more than 3.
 SQUARE = (2.0, 2.0, 2.0)
 SYSTEM = (4.0, 6.0, 7.0)
 HALF_SYSTEM = (2.0, 3.0, 3.5)
@@ -30,7 +30,7 @@ SQUARES: Powers = MappingProxyType({})
 
 @dataclass(frozen=True)
 class GaussianLossParts:
-    """What a group's loss is made of, for each true expert; what does not apply is 0."""
+    """The terms of a group's loss for each true expert; a term that does not apply is 0."""
 
     mass_Bt: Tensor
     exact_Bt: Tensor
@@ -43,7 +43,7 @@ class GaussianLossParts:
 
 @dataclass(frozen=True)
 class _Group:
-    """Experts with what measures them: ``parts`` are compared, ``mass`` weighs."""
+    """The experts of a group: their compared ``parts`` and their ``mass``."""
 
     fitted_BkA: Tensor
     true_tA: Tensor
@@ -64,16 +64,17 @@ def routed_loss(
         + \sum_{|V_j| = 1} m_i \sum_{parts} \|\Delta_{ij}\|
         + \sum_{|V_j| > 1} \sum_{i \in V_j} m_i \sum_{parts} \|\Delta_{ij}\|^{r_{part}(|V_j|)}
 
-    with parts beta1, eta and nu, by which cells go too, and m = exp(beta0) under softmax. A shift
-    of all scores is taken out first, so that fitted and true masses have the same sum and the mean
-    slopes by mass agree. Under the normalised sigmoid gate m = sigmoid(beta0), which does not weigh
-    the terms, and a cell of one has |Delta beta0| in place of its mass [derived, after the
-    loss of Nguyen et al. 2024 for its sparse regime]. Source: Nguyen et al. 2025, the losses of
-    theorems 1 to 3: r = 2 for strongly identifiable experts, for linear ones rbar for beta1 and the
-    intercept and rbar / 2 for the rest.
+    with parts beta1, eta and nu, which also define the cells, and m = exp(beta0) under softmax. A
+    common shift of all scores is removed first: fitted and true masses then have the same sum, and
+    the means of beta1, weighted by mass, agree. Under the normalised sigmoid gate
+    m = sigmoid(beta0), which does not weigh the terms, and a cell with one expert has
+    |Delta beta0| in place of its mass [derived, after the loss of Nguyen et al. 2024 for its sparse
+    regime]. Source: Nguyen et al. 2025, the losses of theorems 1 to 3: r = 2 for strongly
+    identifiable experts; for linear experts rbar for beta1 and the intercept, rbar / 2 for the
+    rest.
 
     Args:
-        powers: exponents of parts by name, ``SQUARE`` of those that are not named; the parts of
+        powers: exponents of parts by name, ``SQUARE`` for the others. The names are the parts of
             ``family.routed`` and "variance".
 
     Example:
@@ -104,7 +105,7 @@ def routed_loss(
 def shared_loss(
     family: GaussianExperts, theta_BP: Tensor, truth: TrueGaussianExperts, powers: Powers = SQUARES
 ) -> GaussianLossParts:
-    r"""The shared experts' part, as ``routed_loss`` with m = omega and parts kappa and tau.
+    r"""The part of the shared experts: ``routed_loss`` with m = omega and parts kappa and tau.
 
     Args:
         powers: exponents by name: those of the expert's parts, and "variance".
@@ -128,13 +129,13 @@ def shared_loss(
 def expert_loss(
     family: GaussianExperts, theta_BP: Tensor, truth: TrueGaussianExperts, inputs_Qd: Tensor
 ) -> Tensor:
-    r"""How far routed experts are from true ones, each counted as often as it is chosen, (B,).
+    r"""The distance of routed experts to the true ones, weighted by mean gate weight, (B,).
 
     .. math::
         \sum_i \operatorname{mean}_x g_i(x) \min_j (\|\Delta\eta_{ij}\| + |\Delta\nu_{ij}|)
 
-    The gate's parameters do not matter, and an expert that is never chosen costs nothing: what
-    is left of the theorems' losses where several gates give the same density.
+    The loss does not depend on the gate's parameters themselves, and an expert with weight 0 adds
+    nothing. It serves where several gates give the same density.
 
     Example:
         >>> import torch
@@ -158,7 +159,7 @@ def expert_loss(
 
 
 def matched(family: GaussianExperts, theta_BP: Tensor, members_MP: Tensor) -> Tensor:
-    r"""Distance of the routed experts to those of the nearest of some minimisers, (B,).
+    r"""The distance of the routed experts to those of the nearest minimiser, (B,).
 
     .. math::
         \min_{\bar G} \min_\pi \sum_i \|\Delta\beta_{1 i\pi(i)}\| + |\Delta\beta_{0 i\pi(i)}|
@@ -197,7 +198,7 @@ def _natural(atoms_kA: Tensor, log_variance: int) -> Tensor:
 
 
 def _shifted(fitted_BkA: Tensor, true_tA: Tensor, intercept: int) -> Tensor:
-    """Fitted scores with a shift common to all experts, towards the truth."""
+    """Fitted scores after a common shift of all experts towards the truth."""
     shifted = fitted_BkA.clone()
     of_fit, of_truth = fitted_BkA[..., intercept], true_tA[..., intercept]
     slope_k = (of_fit.softmax(-1)[..., None] * fitted_BkA[..., :intercept]).sum(-2)

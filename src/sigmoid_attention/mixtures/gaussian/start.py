@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sigmoid_attention.mixtures.gaussian.family import GaussianExperts, TrueGaussianExperts
 
-# Standard deviations of the start around the truth, and the powers of n by which they shrink.
+# Standard deviations of the start around the truth, and the exponents of n in them.
 APART, APART_POWER = 0.005, -0.083
 VARIANCE_APART, VARIANCE_POWER = 0.0005, -0.25
 
@@ -23,15 +23,15 @@ def near_truth(
 ) -> Tensor:
     """A start around the truth, (P,), for a family with as many experts or more.
 
-    Every true expert is the start of one, and of further ones by lot; experts with the same origin
-    share its mass equally. Scores and experts then have normal noise of standard deviation 0.005
-    n^-0.083, variances the absolute value of such noise of 0.0005 n^-0.25. Source: the public code
-    of arXiv 2305.03288, by authors of Nguyen et al. 2025, whose own start was not recovered;
-    sharing the mass is ours.
+    Every true expert is the origin of one fitted expert; the origins of the others are drawn at
+    random. Experts with the same origin share its mass equally. Scores and experts get normal noise
+    of standard deviation 0.005 n^-0.083; variances get the absolute value of normal noise of
+    0.0005 n^-0.25. Source: the public code of arXiv 2305.03288, by authors of Nguyen et al. 2025,
+    whose own start was not recovered; sharing the mass is ours.
 
     Args:
         n: number of observations.
-        times: how many times farther away to start.
+        times: a factor of the distance of the start from the truth.
 
     Raises:
         ValueError: fewer experts than the truth has.
@@ -73,7 +73,7 @@ def near_truth(
 
 
 def _with_copies(true_tA: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Experts (k, A), each a copy of a true one, and how many have the same origin."""
+    """Experts (k, A), each a copy of a true one, and the number of copies of its origin."""
     known = len(true_tA)
     extra = torch.randint(known, (count - known,), generator=rng)
     origin = torch.cat((torch.arange(known), extra))

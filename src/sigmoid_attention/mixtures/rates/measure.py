@@ -1,4 +1,4 @@
-"""Convergence rates: the losses of many fits over n, with checks of each fit.
+"""The measurement of convergence rates: losses of many fits over n, with checks of each fit.
 
 Shape letters: N sample sizes, R replicates, B = N R fits, P parameters, Q inputs.
 """
@@ -28,8 +28,8 @@ UNIT_WITHOUT_NOISE = 0.1
 class RateCurve:
     """The fits of one setting: every loss as (N, R), with checks of each fit.
 
-    ``gain`` is (RSS(truth) - RSS(fit)) / sigma^2. Of an exactly specified, regular family its mean
-    is the number of free parameters; below zero the fit is certainly no least-squares estimate.
+    ``gain`` is (RSS(truth) - RSS(fit)) / sigma^2. For an exactly specified, regular family its mean
+    is the number of free parameters. A fit with a negative gain is not the least-squares estimate.
     ``theta`` holds the estimates, (N, R, P).
     """
 
@@ -43,7 +43,7 @@ class RateCurve:
 
 
 def measure(setting: RateSetting, settings: SolverSettings = DEFAULTS) -> RateCurve:
-    """All sizes and replicates of a setting on its finite design, fitted together.
+    """Fit all sizes and replicates of a setting on its finite design, in one batch.
 
     Example:
         >>> from sigmoid_attention.mixtures.rates.setting import RateSetting
@@ -62,10 +62,10 @@ def measure(setting: RateSetting, settings: SolverSettings = DEFAULTS) -> RateCu
 def measure_continuous(
     setting: RateSetting, settings: SolverSettings = DEFAULTS
 ) -> list[RateCurve]:
-    """The same with inputs that are uniform on the cube, for each size: the law of the papers.
+    """`measure` with inputs that are uniform on the cube, the law of the papers, for each size.
 
-    Losses that are averages over inputs take the nodes of the finite design, so that both can be
-    compared. The cost grows with n.
+    Losses that are averages over inputs use the nodes of the finite design, for comparison with
+    `measure`. The cost grows with n.
     """
     truth = draw_truth(setting)
     return [
@@ -75,7 +75,7 @@ def measure_continuous(
 
 
 def continuous_data(setting: RateSetting) -> Iterator[tuple[int, Samples]]:
-    """For each size the data sets of all replicates, with inputs that are uniform on the cube."""
+    """The data sets of all replicates for each size, with inputs that are uniform on the cube."""
     truth = draw_truth(setting)
     for index, n in enumerate(setting.sizes):
         yield (
@@ -126,12 +126,12 @@ def _curve(
 def losses_of(
     family: Mixture, theta_BP: Tensor, truth: voronoi.TrueMixture, inputs_Qd: Tensor
 ) -> dict[str, Tensor]:
-    """The losses of the papers, their parts, and two losses that splitting an expert leaves, (B,).
+    """The losses of the papers, their parts, and two losses that ignore split experts, (B,).
 
-    "exact" sums the errors in cells with one fitted expert; "over" is the largest error of an
-    expert's parameters in a cell with several, which is what the papers' tables give rates of;
+    "exact" sums the errors in cells with one fitted expert. "over" is the largest error of an
+    expert's parameters in a cell with several; the papers' tables give rates of this error.
     "over_weighted" is its mean by mass. D1 and D2 are the losses with powers 1 and 2 in crowded
-    cells, where Yan et al. 2025 has others than 2 for the parts of a fully quadratic score.
+    cells; Yan et al. 2025 has other powers than 2 for the parts of a fully quadratic score.
     """
     square = voronoi.voronoi(family, theta_BP, truth, powers=voronoi.quadratic_powers(family))
     plain = voronoi.voronoi(family, theta_BP, truth, powers=dict.fromkeys(family.parts, 1.0))

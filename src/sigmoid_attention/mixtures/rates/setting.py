@@ -26,22 +26,22 @@ STARTS = ("near_truth", "random")
 
 @dataclass(frozen=True)
 class RateSetting:
-    """The setting of one rate experiment: all that its numbers depend on.
+    """The setting of one rate experiment, which determines all its numbers.
 
     Args:
-        regime: what the over-specified expert's score is at the truth: "sparse" is zero beside the
+        regime: the true score of the over-specified expert: "sparse" is zero except for the
             intercept (regime 1 of Nguyen et al. 2024), "dense" is not (regime 2).
-        k, extra: true experts, and how many more than these are fitted. The first true expert is
-            the one that is over-specified.
-        sigma: standard deviation of the noise; 0 is the control without any.
+        k, extra: the number of true experts, and of additional fitted experts. The first true
+            expert is over-specified.
+        sigma: standard deviation of the noise; 0 is the control without noise.
         start, starts, jitter: fits start around the truth, ``jitter`` away from it, or anywhere at
-            random; of several starts the best fit counts.
-        nodes: of the finite design, uniform on [-1, 1]^d.
-        sizes, replicates: numbers of observations, and data sets of each.
-        truth_seed, seed: of the true parameters, and of noise and starts.
-        half_width: of the box of parameters.
-        radius: of a box around the truth with its first expert repeated, in place of that; for the
-            limit of the estimates in regime 2 of Nguyen et al. 2024.
+            random; the best fit of several starts counts.
+        nodes: the number of nodes of the finite design, uniform on [-1, 1]^d.
+        sizes, replicates: the numbers of observations, and of data sets of each size.
+        truth_seed, seed: the seed of the true parameters, and that of noise and starts.
+        half_width: the half width of the box of parameters.
+        radius: replaces ``half_width`` by the half width of a box around the truth with its first
+            expert repeated; for the limit of the estimates in regime 2 of Nguyen et al. 2024.
 
     Raises:
         ValueError: an unknown regime or start, or a number out of its range.
@@ -98,7 +98,7 @@ class RateSetting:
 
     @property
     def key(self) -> str:
-        """A hash of all of it: rows of the same key are rows of the same experiment."""
+        """A hash of all fields: rows with the same key belong to the same experiment."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -107,7 +107,7 @@ class RateSetting:
 
 
 def draw_truth(setting: RateSetting) -> voronoi.TrueMixture:
-    """The best conditioned of some random mixtures; a badly conditioned one needs too large n."""
+    """The best conditioned of some random mixtures; badly conditioned ones need too large n."""
     return _draw(setting.truth_family, setting.regime, setting.nodes, setting.truth_seed)
 
 
@@ -150,9 +150,9 @@ def start(setting: RateSetting, truth: voronoi.TrueMixture, rng: torch.Generator
 
 
 def _repeated(setting: RateSetting, truth: voronoi.TrueMixture, *, share: bool) -> Tensor:
-    """The true experts, the first one repeated, its mass shared among the copies or not.
+    """The true experts with the first one repeated; ``share`` divides its mass among the copies.
 
-    Copies come first, so that the last expert stays the reference of a shift-blind gate.
+    Copies come first, so the last expert stays the reference of a shift-blind gate.
     """
     atoms, copies = truth.atoms, 1 + setting.extra
     first = atoms[0].clone()
@@ -163,7 +163,7 @@ def _repeated(setting: RateSetting, truth: voronoi.TrueMixture, *, share: bool) 
 
 
 def _shared_intercept(gate_name: str, intercept: float, copies: int) -> float:
-    """What each of several copies has for its intercept, so that they sum to one expert's mass."""
+    """The intercept of each copy, such that the masses of the copies sum to one expert's mass."""
     if gate_name in ("softmax", "entmax15", "sparsemax"):
         return intercept - math.log(copies)
     if gate_name in ("sigmoid", "normalised_sigmoid"):

@@ -39,11 +39,11 @@ class Slope:
         return "none" if np.isnan(self.value) else f"{self.value:+.2f}"
 
     def near(self, claim: float, margin: float = 0.0) -> bool:
-        """Whether the interval comes within ``margin`` of a claim."""
+        """True if the interval comes within ``margin`` of a claim."""
         return self.low - margin <= claim <= self.high + margin
 
     def apart(self, other: "Slope") -> float:
-        """How far two intervals lie from each other; 0 where they touch."""
+        """The distance between two intervals; 0 where they touch or overlap."""
         return max(self.low - other.high, other.low - self.high, 0.0)
 
 
@@ -61,9 +61,9 @@ def slope(
         \hat s = \frac1T \sum_t \frac{\sum_n (\log n - \overline{\log n}) \log m_{tn}}
                                      {\sum_n (\log n - \overline{\log n})^2}
 
-    with m the median (or mean) of the replicates. Replicates are drawn anew within each truth and
-    n. A loss that is NaN (a fit that did not converge) is left out; a size at which a truth has
-    none is no point of its line.
+    with m the median (or mean) of the replicates. The bootstrap resamples replicates within each
+    truth and n. A loss of NaN (a fit that did not converge) is left out. A size without any loss is
+    left out of the line of that truth.
 
     Args:
         losses_TNR: (T, N, R), or (N, R) of one truth.
@@ -114,7 +114,7 @@ def ratio(first_R: np.ndarray, second_R: np.ndarray, *, draws: int = DRAWS, seed
 
 
 def _lines(log_n: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Slopes over the last axis, each over the points that it has."""
+    """Slopes over the last axis, each from the points that are not NaN."""
     with np.errstate(divide="ignore"):
         heights = np.log(centres)
     there = np.isfinite(heights)
@@ -126,7 +126,7 @@ def _lines(log_n: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def _median(values: np.ndarray) -> np.ndarray:
-    """Over the last axis, of what is not NaN; numpy's own is slow over many short rows."""
+    """Over the last axis, without NaN; numpy's own function is slow over many short rows."""
     ordered = np.sort(values, axis=-1)  # NaN comes last
     count = (~np.isnan(ordered)).sum(-1, keepdims=True)
     lower = np.take_along_axis(ordered, np.maximum((count - 1) // 2, 0), -1)

@@ -17,18 +17,18 @@ VERDICTS = (
 
 # Claims are up to logarithms, which bend a slope by 1 / log n: 0.05 at n = 1e8.
 MARGIN = 0.05
-# Windows whose intervals lie farther apart than this still bend.
+# Slopes of two windows whose intervals lie farther apart than this still change with n.
 BEND = 0.05
 WIDEST = 0.15
 FEWEST_CONVERGED = 0.8
-# By how much a start ten or fifty times farther away may enlarge a loss.
+# The largest factor by which a start ten or fifty times farther away may increase a loss.
 START_FACTOR = 2.0
-# What of a loss may be there without any noise.
+# The largest share of a loss that may remain without noise.
 NOISELESS_SHARE = 1 / 3
-# Standard errors by which the gain may miss the number of parameters, and how far beyond in chi2.
+# The allowed difference of gain and number of parameters: in standard errors, plus in chi2.
 GAIN_ERRORS, GAIN_SLACK = 3.0, 0.5
 DESIGN_FACTOR = 1.5
-# The rates that are at issue: slower than any power, and the two powers of the papers' tables.
+# The claimed rates: slower than any power, and the two powers of the papers' tables.
 RATES = (0.0, -0.25, -0.5)
 
 RULE = f"""The loss is the one that the claim is about. Its slope on log n is that of the median
@@ -53,18 +53,19 @@ a claim of slope 0."""
 
 @dataclass(frozen=True)
 class RateEvidence:
-    """What a verdict on one cell is computed from.
+    """The evidence for the verdict on one cell.
 
     Attributes:
         claim: exponent of n; 0 for slower than any power.
         early, late: slopes in the two windows.
-        missing: directions that the Jacobian at the truth lacks without over-specification, the
-            most over truths.
+        missing: the rank deficiency of the Jacobian at the truth without over-specification, the
+            largest over truths.
         noiseless: loss without noise over loss with it, at the largest n; NaN where no fit counts.
         far_start: loss from far starts over loss from near ones, at the largest n, on data sets
-            that both fit alike; NaN where there are hardly any.
-        counted: the least share over windows of fits that count.
-        gain, free: mean gain without over-specification, its standard error, and the parameters.
+            that both fit equally well; NaN where there are too few.
+        counted: the share of fits that count, the least over windows.
+        gain, free: mean gain without over-specification with its standard error, and the number of
+            free parameters.
         continuous: loss under the continuous law over that on the finite design.
     """
 
@@ -96,7 +97,7 @@ class RateEvidence:
 
 
 def judge(evidence: RateEvidence) -> tuple[str, str]:
-    """The verdict and why, by ``RULE``."""
+    """The verdict and its reason, by ``RULE``."""
     for rule in (_identifiable, _of_the_start, _doubt, _windows):
         verdict = rule(evidence)
         if verdict:
@@ -105,7 +106,7 @@ def judge(evidence: RateEvidence) -> tuple[str, str]:
 
 
 def against(measured: Slope, claim: float) -> tuple[str, str]:
-    """A verdict on a claimed slope and why, by the part of ``RULE`` on intervals.
+    """A verdict on a claimed slope and its reason, by the part of ``RULE`` on intervals.
 
     Example:
         >>> against(Slope(-0.27, -0.33, -0.21), -0.25)[0]

@@ -143,7 +143,7 @@ class ModelConfig:
         return NegLogEffectiveLength(slope_numbers(self.num_heads), n, self.bias_offset)
 
     def _check_kinds(self) -> None:
-        """Check each field by itself, and convert numbers to Python's, which JSON can write."""
+        """Check each field separately, and convert numbers to Python numbers for JSON."""
         for name in ("vocab_size", "dim", "layers", "num_heads", "max_seq_len"):
             self._keep(name, positive_whole)
         for name in ("num_kv_heads", "head_dim", "ffn_dim", "window_size"):

@@ -92,7 +92,7 @@ def _choose(
     """One token a row, (B, 1)."""
     if temperature == 0:
         return logits_BV.argmax(-1, keepdim=True)
-    # Minus the largest, which changes no probability: none is infinite at a low temperature.
+    # Subtracting the largest logit changes no probability, and avoids overflow at low temperature.
     below_BV = logits_BV.float() - logits_BV.float().amax(-1, keepdim=True)
     probability_BV = (below_BV / temperature).softmax(-1)
     descending_BV, order_BV = probability_BV.sort(-1, descending=True)

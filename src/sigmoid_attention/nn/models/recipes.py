@@ -1,10 +1,11 @@
 """Recipes: position, norms and bias that are chosen together.
 
 "paper" is the language model of Ramapuram et al. 2024 (the released configuration). "recommended"
-is the best of this project's own trials. It depends on the position, because a position decides
-how many keys a head weighs. Under rotary and absolute positions a head weighs all n keys: hybrid
-norm removes the size of the attention's output, so the bias may be below -log n, away from the
-range where the sigmoid saturates. Under ALiBi a head weighs few keys, and the bias counts those.
+is the best of this project's own trials. It depends on the position, because the position
+determines the number of keys that a head gives weight to. Under rotary and absolute positions these
+are all n keys. Hybrid norm removes the size of the attention's output, so the bias may be below
+-log n, away from the range where the sigmoid saturates. Under ALiBi these are few keys, and the
+bias is set for their number.
 """
 
 from sigmoid_attention.nn.sizes import one_of

@@ -1,4 +1,4 @@
-"""Rate studies over cells of gate, expert, score and regime: tasks, evidence, verdict, figure.
+"""Rate studies over cells (gate, expert, score, regime): tasks, evidence, verdicts and figures.
 
 Shape letters: T truths, N sample sizes, R replicates.
 """
@@ -25,7 +25,8 @@ LATE = tuple(round(10 ** (4 + 2 * i / 3)) for i in range(7))  # 1e4 .. 1e8
 TRUTHS = 3
 REPLICATES = 20
 NEAR, FAR = 0.01, 0.5
-# Two fits of the same data are alike that differ by no more chi2; how many have to be.
+# The largest chi2 difference of two equally good fits of the same data, and the least number of
+# such pairs.
 ALIKE, FEWEST_ALIKE = 1.0, 6
 # Continuous inputs cost in proportion to n.
 CONTINUOUS = (3000,)
@@ -36,10 +37,10 @@ class Cell:
     """A line of a table of rates.
 
     Args:
-        claim: the exponent that is claimed for ``quantity``; 0 is slower than any power of n.
+        claim: the claimed exponent of ``quantity``; 0 is slower than any power of n.
         quantity: a loss of `mixtures.rates.losses_of`.
-        starts, jitter: of every fit, where one start near the truth often ends in a minimum that
-            fits the data worse than the truth does.
+        starts, jitter: those of every fit; several starts help where a start near the truth often
+            ends in a minimum that fits the data worse than the truth.
     """
 
     gate: str
@@ -94,7 +95,7 @@ def rate_study(
 
     Args:
         windows: the sizes of the earlier and of the later window.
-        quick: one truth and a third of the sizes, to try things out; verdicts are then worth less.
+        quick: one truth and a third of the sizes, for trial runs; verdicts are then less certain.
     """
     count = 1 if quick else TRUTHS
     early, late = (window[::3] if quick else window for window in windows)
@@ -126,9 +127,9 @@ def _tasks(
 def _of_truth(
     cell: Cell, early: tuple[int, ...], late: tuple[int, ...], truth: int
 ) -> Iterator[Task]:
-    """The two windows, and a task for each control; data of all parts and truths are independent.
+    """The two windows, and a task for each control.
 
-    But for the two starts, which fit the same data.
+    Data of all parts and truths are independent, except that both starts fit the same data.
     """
     largest = late[-1:]
     parts = {
@@ -158,16 +159,16 @@ def run(setting: RateSetting) -> Iterator[Row]:
 
 
 def run_continuous(setting: RateSetting) -> Iterator[Row]:
-    """Rows of the same with inputs of a continuous law."""
+    """Rows of one setting with inputs of a continuous law."""
     for curve in measure_continuous(setting):
         yield from rows_of(curve)
 
 
 def rows_of(curve: RateCurve) -> Iterator[Row]:
-    """Every loss and the gain of every fit, marked where it is a least-squares estimate."""
+    """Every loss and the gain of every fit, with a mark for least-squares estimates."""
     yield Row("free", float(curve.free))
-    # The truth is a member of the family, if with an expert split or shut, so that an estimate
-    # gains something over it. Without noise there is nothing to gain.
+    # The truth is a member of the family, with an expert split or with weight 0, so an estimate has
+    # a positive gain over it. Without noise the gain cannot be positive.
     sound = curve.converged & (curve.gain > 0) if curve.setting.sigma else curve.converged
     for quantity, values in {**curve.losses, "gain": curve.gain}.items():
         for (i, r), value in np.ndenumerate(values):
@@ -222,7 +223,7 @@ def evidence(cell: Cell, results: Results) -> RateEvidence:
         late=slope_of(of("late"), quantity),
         missing=int(max(of_truth.values("missing")[0] for of_truth in of("late"))),
         noiseless=_middle(
-            # Wherever these fits end up: without noise there is no other estimate than the truth.
+            # All fits count here: without noise the only estimate is the truth.
             _middle(of_truth.values(quantity)) / noisy
             for of_truth, noisy in zip(of("noiseless"), usual, strict=True)
         ),
@@ -254,7 +255,7 @@ def _at_largest(measured: Measured, quantity: str) -> np.ndarray:
 def _equally_good(
     near: Sequence[Measured], far: Sequence[Measured], usual: Sequence[float], quantity: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Losses of both starts on the data sets that both fit alike, in units of a truth's usual one.
+    """Losses of both starts on data sets that both fit equally well, in units of a usual loss.
 
     A far start that ended in a worse minimum is a property of the solver, not of the estimate.
     """
@@ -272,7 +273,7 @@ _NOTHING = (np.full(1, np.nan), np.full(1, np.nan))
 
 
 def _middle(values: Iterable[float]) -> float:
-    """The median of what is not NaN; NaN of nothing."""
+    """The median of the values that are not NaN, or NaN."""
     there = [value for value in values if not np.isnan(value)]
     return float(np.median(there)) if there else np.nan
 

@@ -78,7 +78,7 @@ class ClassificationSetting:
 
 
 def measure(setting: ClassificationSetting) -> Iterator[Row]:
-    """Maximum likelihood near the truth: how far its laws and its parameters are from the truth."""
+    """Maximum likelihood near the truth: the errors of its laws and of its parameters."""
     design = FiniteDesign.sobol(setting.nodes, d=setting.d)
     truth_P, smallest = draw_truth(setting.truth_family, setting.nodes, setting.truth_seed)
     yield Row("smallest", smallest)
@@ -98,7 +98,7 @@ def measure(setting: ClassificationSetting) -> Iterator[Row]:
         truth_P.expand(len(sizes), -1), torch.arange(len(sizes))
     )
     gain = at_truth - fit.chi2_B
-    # Below the likelihood of the truth, which the family holds, there is no estimate.
+    # A fit below the likelihood of the truth, a member of the family, is not an estimate.
     sound = fit.converged_B & (gain >= 0)
     measured = {
         "hellinger": hellinger(family, fit.theta_BP, law_QS, design.inputs_Qd),
@@ -115,9 +115,10 @@ def measure(setting: ClassificationSetting) -> Iterator[Row]:
 
 @lru_cache(maxsize=64)
 def draw_truth(family: LogisticMixture, nodes: int, seed: int) -> tuple[Tensor, float]:
-    """The best conditioned of some random truths, (P,), and its least singular value, relative.
+    """The best conditioned of some random truths, (P,), and its relative least singular value.
 
-    That is of the square root of the expected information, with columns of length one.
+    The singular values are those of the square root of the expected information, with columns of
+    length one.
     """
     inputs_Qd = FiniteDesign.sobol(nodes, d=family.logit.d).inputs_Qd
     rng = torch.Generator().manual_seed(seed)
@@ -140,9 +141,9 @@ def draw_truth(family: LogisticMixture, nodes: int, seed: int) -> tuple[Tensor, 
 
 
 def _repeated(setting: ClassificationSetting, truth_P: Tensor) -> Tensor:
-    """The true experts, the first one repeated with a share of its weight each, (P,).
+    """The true experts with the first one repeated, its weight shared by the copies, (P,).
 
-    Copies come first, so that the last expert stays the reference of a shift-blind gate.
+    Copies come first, so the last expert stays the reference of a shift-blind gate.
     """
     atoms, copies = setting.truth_family.atoms(truth_P), 1 + setting.extra
     first, intercept = atoms[0].clone(), setting.family.score_size - 1
@@ -154,10 +155,10 @@ def _repeated(setting: ClassificationSetting, truth_P: Tensor) -> Tensor:
 
 
 def losses(family: LogisticMixture, theta_BP: Tensor, true_tF: Tensor) -> dict[str, Tensor]:
-    """Of each fit, (B,), the errors in cells of one expert and the largest in cells of several.
+    """The errors of each fit, (B,), in cells of one expert, and the largest in cells of several.
 
-    Cells are of the nearest true expert by all but the intercept; "over" is of what the expert
-    answers and not of its score.
+    A cell holds the fitted experts nearest to a true one in all parameters but the intercept.
+    "over" is the error of the expert's own parameters and not of its score.
     """
     atoms_BkF = family.atoms(theta_BP)
     intercept = family.score_size - 1
@@ -191,7 +192,7 @@ later one comes within {MARGIN:g} of the claim. *{NOT_REPRODUCED}* otherwise."""
 
 @dataclass(frozen=True)
 class ClassificationEvidence:
-    """What a verdict on one quantity of one cell is computed from."""
+    """The evidence for the verdict on one quantity of one cell."""
 
     claim: float
     smallest: float
@@ -202,7 +203,7 @@ class ClassificationEvidence:
 
 
 def verdict_of(seen: ClassificationEvidence) -> tuple[str, str]:
-    """The rule, and which part of it applied."""
+    """The verdict by the rule, and the part of the rule that applied."""
     if seen.smallest < SEEN:
         return NOT_IDENTIFIABLE, "the information at a truth is singular"
     if seen.converged < FEWEST_CONVERGED:
@@ -219,12 +220,12 @@ def verdict_of(seen: ClassificationEvidence) -> tuple[str, str]:
 
 
 def claim_of(gate: str, quantity: str) -> float:
-    """The exponent of n that is claimed for a quantity under a gate."""
+    """The claimed exponent of n for a quantity under a gate."""
     return -0.25 if quantity == "over" and gate == "softmax" else -0.5
 
 
 def judge(results: Results) -> list[Finding]:
-    """A line for each cell and quantity; a cell whose tasks are not all there has none."""
+    """A line for each cell and quantity; a cell with missing tasks has no line."""
     return [
         _finding(setting, quantity, results)
         for setting in cells()
@@ -267,7 +268,7 @@ def _slope(truths: Sequence[Measured], quantity: str) -> Slope:
 def _relative(
     truths: Sequence[Measured], reference: Sequence[Measured], quantity: str
 ) -> np.ndarray:
-    """Losses at the largest n, each in units of what is usual for its truth; where fits ended."""
+    """Losses at the largest n, each in units of the usual loss of its truth, of all fits."""
     largest = [
         [row.value for row in of_truth.rows if row.quantity == quantity and row.n == LATE[-1]]
         for of_truth in (*truths, *reference)
@@ -287,7 +288,7 @@ def cells() -> list[ClassificationSetting]:
 
 
 def cell_of(setting: ClassificationSetting) -> str:
-    """The name of a line of the table, but for its quantity."""
+    """The name of a line of the table, without its quantity."""
     return f"{setting.gate.replace('_', ' ')}, {setting.k} experts fitted by {setting.family.k}"
 
 

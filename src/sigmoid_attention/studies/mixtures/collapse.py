@@ -24,10 +24,10 @@ from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED,
 from sigmoid_attention.mixtures.stochastic import StochasticRecipe, paper_mode
 
 GATES = ("softmax", "sigmoid")
-# A gate of neither family; "smooth" is no mixture at all.
+# A truth with a gate of neither family; "smooth" is not a mixture.
 TRUTHS = ("normalised_sigmoid", "smooth")
 LOOKS = 25
-# Quantities, and whether collapse is more of it.
+# Quantities, and True for those that increase in a collapse.
 JUDGED = {"similarity": True, "used by weight": False, "used by contribution": False}
 # The quantities that are drawn, with the labels of their axes.
 WORDS = {
@@ -58,7 +58,7 @@ class CollapseSetting:
 
 
 def measure(setting: CollapseSetting) -> Iterator[Row]:
-    """What `TraceRecorder` sees along training, and the error on new inputs at the end."""
+    """The rows of `TraceRecorder` along training, and the error on new inputs at the end."""
     family = Mixture(setting.gate, setting.expert, k=setting.k, d=setting.d)
     function = _truth(setting)
     data = Samples.draw(
@@ -86,7 +86,7 @@ def measure(setting: CollapseSetting) -> Iterator[Row]:
 
 
 def _truth(setting: CollapseSetting):
-    """A function of inputs (..., Q, d) that neither gate's family has."""
+    """A function of inputs (..., Q, d) that is in neither gate's family."""
     if setting.truth == "smooth":
         return lambda x: (2 * x[..., 0]).sin() * (1 + x[..., 1]) + x[..., 2] * x[..., 3]
     truth = draw_truth(
@@ -114,12 +114,12 @@ class TraceRecorder:
 
 
 def state(family: Mixture, theta_BP: Tensor, inputs_Qd: Tensor) -> dict[str, Tensor]:
-    r"""How alike experts are, and how many are at work, (B,) each.
+    r"""The similarity of experts and the effective number of experts, (B,) each.
 
-    Similarity is the mean over pairs of experts of the absolute correlation of their answers over
+    Similarity is the mean over pairs of experts of the absolute correlation of their outputs over
     the inputs, and of the absolute cosine of their parameters. The effective number of experts is
-    exp of the entropy of their shares, from 1 to k: of the mean gate weight, or of the mean
-    absolute contribution, which a gate that does not normalise cannot disguise.
+    exp of the entropy of their shares, from 1 to k. Shares are those of the mean gate weight, or of
+    the mean absolute contribution, which is comparable also for a gate that does not normalise.
 
     Example:
         >>> family = Mixture("softmax", "linear", k=2, d=1)
@@ -175,7 +175,7 @@ def judge(results: Results) -> list[Finding]:
 
 
 def verdict_of(of_softmax: Interval, spared: Interval) -> str:
-    """The rule, from the collapse of softmax and how much more it is than that of sigmoid."""
+    """The rule, from the collapse of softmax and its excess over the collapse of sigmoid."""
     if of_softmax.high < 0 or spared.high < 0:
         return NOT_REPRODUCED
     return REPRODUCED if of_softmax.low > 0 and spared.low > 0 else UNDECIDED
@@ -183,7 +183,7 @@ def verdict_of(of_softmax: Interval, spared: Interval) -> str:
 
 def _finding(cell: str, quantity: str, softmax: Measured, sigmoid: Measured) -> Finding:
     paths = [_ends(measured, quantity) for measured in (softmax, sigmoid)]
-    # What collapse is a rise of, or a fall of.
+    # The quantities that rise in a collapse, or fall.
     sign = 1 if JUDGED[quantity] else -1
     lost = [[sign * (last - first) for first, last in ends] for ends in paths]
     of_softmax, spared = t_interval(lost[0]), paired_difference(lost[1], lost[0])

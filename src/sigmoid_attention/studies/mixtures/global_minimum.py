@@ -18,7 +18,7 @@ from sigmoid_attention.studies.mixtures.cells import REPLICATES, TRUTHS, Cell, r
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 STARTS = 16
-# How much better in chi2 another start must be to be another minimum, and how often that may be.
+# The least chi2 difference of another minimum, and the largest allowed share of such cases.
 BETTER, OFTEN = 0.5, 0.1
 
 CELLS = (
@@ -84,7 +84,7 @@ def _verdict(claim: float, locally: Slope, globally: Slope, share: float) -> tup
 def _both(
     cell: Cell, results: Results
 ) -> tuple[Sequence[float], np.ndarray, np.ndarray, np.ndarray]:
-    """Sizes, losses near the truth and of the best fit (T, N, R), and where that is another."""
+    """Sizes, losses near the truth and of the best fit (T, N, R), True for another minimum."""
     near = [_grids(of_truth, cell.quantity) for of_truth in results[cell.name, "near"]]
     far = [_grids(of_truth, cell.quantity) for of_truth in results[cell.name, "random"]]
     sizes = near[0][0].tolist()
@@ -97,7 +97,7 @@ def _both(
 def _grids(measured: Measured, quantity: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     sizes, losses = measured.grid(quantity)
     _, gains = measured.grid("gain")
-    # A fit that did not converge is no minimum.
+    # A fit that did not converge is not a minimum.
     return sizes, losses, np.where(np.isnan(gains), -np.inf, gains)
 
 

@@ -1,10 +1,10 @@
 """Regime 2 of Nguyen et al. 2024: rates towards the projection instead of the truth.
 
-With an over-specified expert whose gate depends on the input no fitted mixture is the truth,
-according to Nguyen et al. 2024, so that fits converge to the nearest one. But a fit may shut one
-gate, or split an expert of which a sum is one again, and be the truth after all. Here parameters
-are held near the truth with its first expert repeated, where neither can happen, and D3 is the
-distance to the set of minimisers there.
+According to Nguyen et al. 2024, no fitted mixture equals the truth if the gate of an over-specified
+expert depends on the input, so fits converge to the nearest mixture. But a fit can still equal the
+truth: one gate may be zero, or an expert may be split into two with the same sum. Here a box keeps
+parameters near the truth with its first expert repeated, where both are impossible. D3 is the
+distance to the set of minimisers in that box.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ from sigmoid_attention.studies.mixtures.cells import TRUTHS, Cell, slope_of
 
 RADII = (0.3, 0.5)
 STARTS = 8
-# A minimiser that fewer of the starts find is not taken for the global one.
+# A minimiser found by fewer of the starts does not count as the global one.
 FEWEST_FOUND = 0.1
 
 CELLS = tuple(
@@ -67,7 +67,7 @@ def tasks() -> list[Task]:
 
 
 def run(setting: RateSetting) -> Iterator[Row]:
-    """D3 and the distances of functions, and what is known of the minimisers."""
+    """D3, the distances of functions, and the properties of the minimisers."""
     projection = pseudo_true(setting)
     curve = measure(setting)
     theta = torch.from_numpy(curve.theta).flatten(0, 1)
@@ -94,7 +94,7 @@ def judge(results: Results) -> list[Finding]:
 
 @dataclass(frozen=True)
 class ProjectionEvidence:
-    """What the verdict on a cell is computed from; shares are those of the worst truth."""
+    """The evidence for the verdict on a cell; shares are those of the worst truth."""
 
     rate: Slope
     found: float
@@ -116,7 +116,7 @@ def _each(measured: Sequence[Measured], quantity: str) -> list[float]:
 
 
 def _verdict(seen: ProjectionEvidence) -> tuple[str, str]:
-    """By ``RULE``."""
+    """The verdict by ``RULE``."""
     if seen.found < FEWEST_FOUND:
         return verdict.UNDECIDED, f"only {seen.found:.0%} of the starts found a truth's minimisers"
     if seen.converged < verdict.FEWEST_CONVERGED:

@@ -1,4 +1,4 @@
-"""Rate studies over tables of cells, each with the exponent that a paper claims for it."""
+"""Rate studies over tables of cells, with the exponent that a paper claims for each cell."""
 
 from sigmoid_attention.studies.mixtures.cells import Cell, rate_study
 
@@ -94,7 +94,7 @@ OTHER_GATES = rate_study(
     "(softmax, normalised sigmoid, sparsemax, entmax-1.5). The papers state it for sigmoid and "
     "softmax only.",
     "extrapolated here from Nguyen et al. 2024, theorem 3",
-    # A normalised sigmoid has many minima that fit worse than the truth: each gate has five starts.
+    # A normalised sigmoid has many minima that fit worse than the truth, so fits have five starts.
     [
         Cell(gate, "gelu", k=3, claim=exponent, starts=5, jitter=0.5)
         for gates, exponent in ((INDEPENDENT_GATES, -0.5), (COMPETING_GATES, -0.25))

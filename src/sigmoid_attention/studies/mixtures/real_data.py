@@ -1,4 +1,4 @@
-"""Study on scikit-learn's data sets: learning curves and stability of experts, for each gate.
+"""Study on scikit-learn data sets: learning curves and stability of experts for each gate.
 
 Shape letters: n observations, d features, k experts, Q probes, S classes.
 """
@@ -32,12 +32,12 @@ from sigmoid_attention.mixtures.rates.verdict import (
 
 GATES = ("softmax", "sigmoid")
 RESAMPLES = 20
-# Shares of a data set that are trained on; what is left after the largest is held out.
+# Shares of a data set used for training; the rest after the largest share is held out.
 SHARES = (0.2, 0.6)
 ALPHAS = (0.01, 0.1, 1.0, 10.0, 100.0)
 PILOTS = 3
 PROBES = 200
-# A probability that is held against a model is no smaller, so that one row decides no mean.
+# A lower limit of probabilities in the log loss, so that a single row does not dominate the mean.
 LEAST_PROBABILITY = 1e-3
 
 Table = tuple[np.ndarray, np.ndarray]
@@ -55,7 +55,7 @@ def _column(load: Callable[..., Any], name: str) -> Table:
 
 
 def _patches(size: int, count: int) -> Table:
-    """Patches of a photograph in grey, and how bright the pixel right of their middle row is."""
+    """Patches of a photograph in grey, and the brightness of the pixel right of the middle row."""
     grey = datasets.load_sample_image("china.jpg").mean(axis=2) / 255
     rng = np.random.default_rng(0)
     rows = rng.integers(0, grey.shape[0] - size, count)
@@ -66,13 +66,13 @@ def _patches(size: int, count: int) -> Table:
 
 
 def _parity() -> Table:
-    """Whether a digit is odd, from its 64 pixels; a third of the rows, since d makes it slow."""
+    """Odd or even digits, from 64 pixels; a third of the rows, since a large d is slow."""
     pixels, digit = _whole(datasets.load_digits)
     return pixels[::3], digit[::3] % 2
 
 
 PARITY = "digits: odd or even (d = 64)"
-# What each set is called, what makes it, and whether it is a classification.
+# The name of each set, its loader, and True for classification.
 SETS: dict[str, tuple[Callable[[], Table], bool]] = {
     "diabetes: progression (d = 10)": (
         lambda: _whole(datasets.load_diabetes), False,
@@ -125,7 +125,7 @@ class LearningSetting:
 
 
 def measure(setting: LearningSetting) -> Iterator[Row]:
-    """Held-out error of every resample and size, and how alike the experts of two resamples are."""
+    """Held-out error of every resample and size, and the similarity of experts of two resamples."""
     features, _ = table(setting.data)
     probes = features[:: max(1, len(features) // PROBES)]
     alphas = {share: _penalty(setting, share) for share in setting.shares}
@@ -143,7 +143,7 @@ def measure(setting: LearningSetting) -> Iterator[Row]:
 
 
 def _penalty(setting: LearningSetting, share: float) -> float:
-    """The penalty of the least geometric mean error over resamples that nothing else sees."""
+    """The penalty with the least geometric mean error over separate resamples."""
     pilots = range(setting.resamples, setting.resamples + setting.pilots)
     errors = [
         sum(math.log(_learned(setting, share, alpha, pilot)[2]) for pilot in pilots)
@@ -153,7 +153,7 @@ def _penalty(setting: LearningSetting, share: float) -> float:
 
 
 def _learned(setting: LearningSetting, share: float, alpha: float, resample: int):
-    """How many rows one resample has, the model that they give, and its held-out error."""
+    """The number of rows of one resample, the model fitted to them, and its held-out error."""
     features, target = table(setting.data)
     order = np.random.default_rng(resample).permutation(len(features))
     rows = order[: round(share * len(features))]
@@ -164,15 +164,15 @@ def _learned(setting: LearningSetting, share: float, alpha: float, resample: int
         n_init=setting.starts, max_iter=setting.max_iter, random_state=resample,
     )  # fmt: skip
     with warnings.catch_warnings():
-        # That pixels at the rim are constant, data few, and which fits did not converge, is known:
-        # the last of it goes into the rows.
+        # Warnings of constant pixels, few data and missing convergence are expected; the rows
+        # record which fits did not converge.
         warnings.simplefilter("ignore", UserWarning)
         model.fit(features[rows], target[rows])
     return len(rows), model, _error(model, features[held_out], target[held_out])
 
 
 def _error(model, features: np.ndarray, target: np.ndarray) -> float:
-    """The share of variance that is not explained; of classes the mean log loss in nats."""
+    """The unexplained share of variance; for classes the mean log loss in nats."""
     if isinstance(model, MixtureOfExpertsRegressor):
         return 1 - model.score(features, target)
     probability = model.predict_proba(features).clip(LEAST_PROBABILITY, 1)
@@ -181,15 +181,15 @@ def _error(model, features: np.ndarray, target: np.ndarray) -> float:
 
 
 def _flat(contributions: np.ndarray) -> np.ndarray:
-    """(Q, k), or (Q, k, S) of a classifier, as an expert a row."""
+    """Contributions (Q, k), or (Q, k, S) of a classifier, with one row for each expert."""
     return np.moveaxis(contributions, 1, 0).reshape(contributions.shape[1], -1)
 
 
 def stability(first: np.ndarray, second: np.ndarray) -> float:
-    """How alike two fits' experts are: the mean cosine of matched contributions, 1 at the most.
+    """The similarity of two fits' experts: the mean cosine of matched contributions, at most 1.
 
-    Contributions, an expert a row, are matched by the assignment of the greatest sum (Hungarian
-    method), since experts have no order.
+    Contributions have one row for each expert. Rows are matched by the assignment with the largest
+    sum (Hungarian method), since experts have no order.
 
     Example:
         >>> fit = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]])
@@ -231,7 +231,7 @@ def judge(results: Results) -> list[Finding]:
 
 
 def verdict_of(difference: Interval, converged: float, less_is_claimed: bool) -> str:
-    """The rule, from sigmoid minus softmax and the lesser share of fits that converged."""
+    """The rule, from sigmoid minus softmax and the smaller share of converged fits."""
     if converged < FEWEST_CONVERGED:
         return UNDECIDED
     low, high = difference.low, difference.high
@@ -289,7 +289,7 @@ def _said(interval: Interval) -> str:
 
 
 def _grid(measured: Measured) -> tuple[list[float], np.ndarray]:
-    """Sizes, and errors (N, R) of all fits: converged or not, as a user has them."""
+    """Sizes, and errors (N, R) of all fits, converged or not."""
     rows = [row for row in measured.rows if row.quantity == "error"]
     sizes = sorted({row.n for row in rows})
     return sizes, np.array([[row.value for row in rows if row.n == n] for n in sizes])

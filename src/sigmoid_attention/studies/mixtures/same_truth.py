@@ -1,8 +1,7 @@
 """Study of both gates on the same truths: with a sigmoid gate, a softmax gate, or another gate.
 
-The papers plot the loss of each gate where the truth has that gate, or fit a truth of two experts
-with both gates. A sigmoid gate can express a truth of two experts exactly, for every gate of the
-truth.
+The papers plot the loss of each gate for truths with that gate, or fit a truth of two experts with
+both gates. A sigmoid gate can express a truth of two experts exactly, for every gate of the truth.
 
 Shape letters: P parameters, Q inputs, N sample sizes, R replicates, S starts, T truths.
 """
@@ -32,25 +31,25 @@ FITS = ("sigmoid", "softmax")
 NEITHER = "normalised_sigmoid"
 TRUTHS = 3
 SIGMA = 0.1
-# Errors that are to be reached, in units of the noise.
+# Target errors, in units of the noise.
 TARGETS = (1 / 5, 1 / 20, 1 / 100)
 DRAWS = 400
-# Observations of the noiseless problem: so many that no difference of floors is lost to its stop.
+# Observations of the noiseless problem: enough for its stopping rule to resolve the floors.
 POPULATION = 1e8
-# An approximation as good as this is taken for the truth itself.
+# An approximation with at most this error counts as the truth itself.
 EXPRESSED = 1e-5
-# What an expert's intercept loses to be next to idle in a start.
+# Subtracted from an expert's intercept for a start with a gate weight near 0.
 IDLE = 6.0
-# Of the random starts: scores and arguments of experts of this size.
+# The size of scores and of experts' arguments at random starts.
 SPREAD = 3.0
 
 
 @dataclass(frozen=True)
 class SameTruthSetting:
-    """One truth, to be fitted by both families with k + extra experts.
+    """One truth and its fits by both families with k + extra experts.
 
-    ``candidates`` starts look for the best approximation of the truth itself; data sets are then
-    fitted from the best ``starts`` of these.
+    The best approximation of the truth itself is found from ``candidates`` starts; data sets are
+    then fitted from the best ``starts`` of the results.
     """
 
     truth_gate: str
@@ -123,9 +122,10 @@ def _approximations(
 
 
 def _at_truth(family: Mixture, truth: TrueMixture) -> Tensor:
-    """The true experts after copies of the first that are next to idle, (P,).
+    """The true experts after copies of the first with gate weights near 0, (P,).
 
-    Where only differences of scores matter the last one's is moved to 0, where the box holds it.
+    If only differences of scores matter, scores are shifted so that the last one is 0, the value
+    fixed by the box.
     """
     idle = truth.atoms[:1].clone()
     idle[:, family.score_size - 1] -= IDLE
@@ -140,7 +140,7 @@ def _at_truth(family: Mixture, truth: TrueMixture) -> Tensor:
 
 @dataclass(frozen=True)
 class SampleRatio:
-    """Samples that one family needs over those of another for one error, with an interval."""
+    """The ratio of the samples that two families need for one error, with an interval."""
 
     target: float
     value: float
@@ -149,7 +149,7 @@ class SampleRatio:
 
     @property
     def reached(self) -> bool:
-        """Whether either reaches the error at all."""
+        """True if at least one family reaches the error."""
         return not math.isnan(self.value)
 
     def __str__(self) -> str:
@@ -165,9 +165,9 @@ def _said(ratio: float) -> str:
 
 
 def samples_needed(sizes_N: np.ndarray, errors_N: np.ndarray, target: float) -> float:
-    """The n from which on an error stays at or below a target, on straight log-log lines.
+    """The least n beyond which the error stays at or below a target, by log-log interpolation.
 
-    Infinite where the largest size does not reach it; the smallest size where every one does.
+    Infinite if the largest size does not reach the target; the smallest size if all sizes do.
 
     Example:
         >>> sizes = np.array([100.0, 10000.0])
@@ -195,11 +195,12 @@ def needed_ratios(
     targets: Sequence[float],
     seed: int = 0,
 ) -> list[SampleRatio]:
-    """For each target the samples that the first need over those of the second.
+    """The ratio of the samples needed by the first over those by the second, for each target.
 
-    Of replicates the median counts, of truths the middle one of the ratios. The interval is a
-    bootstrap over replicates, which both share. A ratio is 0 where only the first reach a target,
-    infinite where only the second do, and NaN where neither does under most truths.
+    Each ratio uses the median error over replicates; the result is the middle one of the truths'
+    ratios. The interval is a bootstrap over replicates, resampled equally for both. A ratio is 0
+    where only the first reach a target, infinite where only the second do, and NaN where neither
+    does under most truths.
     """
     rng = np.random.default_rng(seed)
     count = first_TNR.shape[-1]
@@ -214,8 +215,8 @@ def needed_ratios(
         with np.errstate(invalid="ignore"):
             ratios_TS = needed[0] / needed[1]
         neither_S = 2 * np.isnan(ratios_TS).sum(axis=0) > len(ratios_TS)
-        # The middle one and never a mean, since some may be infinite; where neither gets there
-        # they are equal.
+        # The middle ratio and not a mean, since some may be infinite; the ratio is 1 where neither
+        # reaches the target.
         filled_TS = np.where(np.isnan(ratios_TS), 1.0, ratios_TS)
         ratio_S = np.quantile(filled_TS, 0.5, axis=0, method="inverted_cdf")
         low, high = np.quantile(ratio_S[1:], (0.025, 0.975), method="inverted_cdf")
@@ -239,7 +240,7 @@ on those of one."""
 
 
 def judge(results: Results) -> list[Finding]:
-    """A line for each cell and gate of the truth, and what follows for both ways together."""
+    """A line for each cell and gate of the truth, and one for both gates together."""
     findings = []
     for cell in dict.fromkeys(cell for cell, _ in results):
         parts = {part: truths for (named, part), truths in results.items() if named == cell}

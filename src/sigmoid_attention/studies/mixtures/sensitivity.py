@@ -32,20 +32,20 @@ from sigmoid_attention.mixtures.voronoi import TrueMixture
 
 SIZES = tuple(round(10 ** (2 + i / 2)) for i in range(5))  # 1e2 .. 1e4
 TRUTHS = 3
-# Of chi2: what a fit may lie above the least-squares estimate and still pass for it.
+# The largest chi2 above the least-squares estimate at which a fit still counts as that estimate.
 CLOSE = 1.0
 
 
 @dataclass(frozen=True)
 class SensitivitySetting:
-    """A setting of a rate study with continuous inputs, and how it is fitted; no recipe is LM."""
+    """A setting of a rate study with continuous inputs, and its recipe; None for the solver."""
 
     setting: RateSetting
     recipe: StochasticRecipe | None = None
 
 
 def measure(trained: SensitivitySetting) -> Iterator[Row]:
-    """Losses of every fit and its chi2; data depend on the setting and not on the recipe."""
+    """The losses and chi2 of every fit; data depend on the setting and not on the recipe."""
     setting = trained.setting
     truth = draw_truth(setting)
     rng = torch.Generator().manual_seed(setting.seed + 1)
@@ -70,9 +70,9 @@ def _fit(trained: SensitivitySetting, data: Samples, begin_BP: Tensor, truth: Tr
 
 
 def _with_reference(setting: RateSetting, theta_BP: Tensor, truth: TrueMixture) -> Tensor:
-    """The same functions with the last expert's score the true one where only differences matter.
+    """The same functions, with the last expert's score set to the true one under shift-blind gates.
 
-    Training moves it with the others, which no loss of parameters should count.
+    Training moves that score together with the others; a loss of parameters must not count this.
     """
     if not gates.gate(setting.gate).shift:
         return theta_BP
@@ -146,7 +146,7 @@ def _together(cell: str, lines: Sequence[Finding], slopes: Sequence[Slope]) -> F
 def _grid(
     measured: Measured, quantity: str, diverged: float = np.nan
 ) -> tuple[list[float], np.ndarray]:
-    """Sizes, and values (N, R) wherever training ended: that it did not converge is the matter."""
+    """Sizes, and values (N, R) at the end of training, without a test of convergence."""
     rows = [row for row in measured.rows if row.quantity == quantity]
     sizes = sorted({row.n for row in rows})
     values = [[row.value for row in rows if row.n == n] for n in sizes]
@@ -162,7 +162,7 @@ def _slope(truths: Sequence[Measured], quantity: str) -> Slope:
 def _missed(truths: Sequence[Measured], least_squares: Sequence[Measured]) -> float:
     """The largest over sizes and truths of the median chi2 above least squares on the same data.
 
-    What diverged counts as infinite; data on which least squares did not converge do not count.
+    Diverged training counts as infinite; data without a converged least-squares fit are left out.
     """
     medians = []
     for of_truth, reference in zip(truths, least_squares, strict=True):
@@ -177,8 +177,8 @@ def _missed(truths: Sequence[Measured], least_squares: Sequence[Measured]) -> fl
 LEAST_SQUARES, NOISELESS = "least squares", ", no noise"
 BASE = StochasticRecipe("sgd", learning_rate=0.1, epochs=10, batch=128)
 USUAL_JITTER = 0.1
-# What each recipe is called, how it trains, how far from the truth it starts, and whether it is
-# run without noise as well.
+# The name of each recipe, its training, the distance of its start from the truth, and True if it
+# also runs without noise.
 RECIPES: tuple[tuple[str, StochasticRecipe, float, bool], ...] = (
     ("SGD", BASE, USUAL_JITTER, True),
     ("SGD, a fifth of the rate", replace(BASE, learning_rate=0.02), USUAL_JITTER, True),

@@ -1,4 +1,4 @@
-"""The four settings of Nguyen et al. 2025: maximum likelihood with shared experts, and its rates.
+"""Study of the four settings of Nguyen et al. 2025: rates of maximum likelihood, shared experts.
 
 Shape letters: N sizes, R replicates.
 """
@@ -30,15 +30,15 @@ from sigmoid_attention.studies.mixtures.shared_experts_protocol import (
 )
 
 REPLICATES, CONTROLS = 40, 20
-# Observations that a task handles at once: some seconds of work.
+# Observations of one task: a few seconds of work.
 AT_ONCE = 200_000
-# The most by which a loss may grow from starts that are 100 times farther away, or where EM goes
-# on to the maximum.
+# The largest allowed factor of a loss from starts that are 100 times farther away, or from
+# continuing EM to the maximum.
 FACTOR = 2.0
 FEWEST_CONVERGED = 0.8
 
 FEWER = SIZES[:7:2]
-# Of each part its sizes, replicates and changes.
+# The sizes, replicates and changes of each part.
 PARTS: dict[str, tuple[tuple[int, ...], int, dict[str, object]]] = {
     "published": (SIZES, REPLICATES, {}),
     "start x5": (FEWER, CONTROLS, {"start": 5.0}),
@@ -66,7 +66,7 @@ def tasks() -> list[Task]:
 
 
 def judge(results: Results) -> list[Finding]:
-    """One line a theorem; a theorem whose parts are not all there has none."""
+    """One line for each theorem; a theorem with missing parts has no line."""
     return [
         _finding(theorem, {part: _merged(results[theorem.name, part]) for part in PARTS})
         for theorem in THEOREMS
@@ -126,7 +126,7 @@ def rate(
 
 
 def _at_largest(measured: Measured) -> np.ndarray:
-    """(R,) losses at the controls' largest n, converged or not: they show where fits end up."""
+    """The losses (R,) of all fits at the controls' largest n, converged or not."""
     chosen = [row for row in measured.rows if row.quantity == "loss" and row.n == FEWER[-1]]
     return np.array([row.value for row in chosen])
 
@@ -140,8 +140,8 @@ def _controls(
     boxed = {
         part: np.mean([row.at_box for row in parts[part].rows]) for part in ("published", "maximum")
     }
-    # A shift of all scores, under softmax, and the weight of a single shared expert are no
-    # parameters of the density.
+    # The density does not depend on a common shift of all scores under softmax, nor on the weight
+    # of a single shared expert.
     free = theorem.family().size - 1 - 2 * (theorem.gate == "softmax")
     return (
         f"start x5 {near.value:.2g}, x100 {far.value:.2g} [{far.low:.2g}, {far.high:.2g}], "

@@ -1,4 +1,4 @@
-"""The simulations of Nguyen et al. 2025: four truths, their data, and fits that start near them.
+"""The simulations of Nguyen et al. 2025: four truths, their data, and fits from nearby starts.
 
 Shape letters: B data sets, Q inputs, M minimisers, P parameters.
 """
@@ -33,14 +33,14 @@ from sigmoid_attention.mixtures.solver import ParameterBox
 
 SIZES = tuple(round(10 ** (2 + i / 3)) for i in range(10))
 HALF_WIDTH = 3.0
-# EM stops when an iteration adds less than this to the log likelihood of an observation, or at the
-# paper's 1000 iterations. The paper gives 1e-6 without a unit; of all observations together hardly
-# a fit would stop sooner.
+# EM stops when an iteration adds less than this to the log likelihood per observation, or at the
+# paper's 1000 iterations. The paper gives 1e-6 without a unit; for the sum over all observations
+# hardly any fit would stop earlier.
 TOLERANCE = 1e-6
 # The compact set: the truths' parameters are at most 12, their variances at least 0.2.
 LARGEST, LOG_VARIANCES = 40.0, (math.log(1e-4), math.log(1e4))
 
-# Exponents in crowded cells; what is not named has 2.
+# Exponents in crowded cells; parts that are not named have 2.
 LINEAR: losses.Powers = {
     "beta1": losses.SYSTEM, "eta_a": losses.HALF_SYSTEM, "eta_b": losses.SYSTEM,
     "a": losses.HALF_SYSTEM, "b": losses.SYSTEM, "variance": losses.HALF_SYSTEM,
@@ -107,14 +107,14 @@ THEOREMS = (
 
 @dataclass(frozen=True)
 class SharedExpertsSetting:
-    """Some data sets of one size, and how they are fitted.
+    """Some data sets of one size, and the settings of their fits.
 
     Args:
         theorem: index in ``THEOREMS``.
-        first, count: replicates; what is drawn depends on theorem, n and replicate only.
-        start: how many times farther from the truth than published code to start.
-        to_the_end: go on from where EM stops to the maximum of the likelihood.
-        extra: routed and shared experts beyond the truth's.
+        first, count: replicates; random data depend on theorem, n and replicate only.
+        start: distance of the start from the truth, relative to the published code.
+        to_the_end: continue from the end of EM to the maximum of the likelihood.
+        extra: routed and shared experts in addition to the true ones.
     """
 
     theorem: int
@@ -134,7 +134,7 @@ class SharedExpertsSetting:
 
 
 def run(setting: SharedExpertsSetting) -> Iterator[Row]:
-    """Losses of each fit, and by how much its deviance is below the truth's."""
+    """The losses of each fit, and the deviance of the truth minus that of the fit."""
     theorem = THEOREMS[setting.theorem]
     truth, family = theorem.truth, theorem.family(setting.extra)
     data, bounds = sampled(setting), box(family)
@@ -187,10 +187,10 @@ def _grid(count: int) -> Tensor:
 
 @lru_cache(maxsize=1)
 def pseudo_true(theorem: int) -> Tensor:
-    """Maxima of the expected likelihood near the truth, (M, P), with one expert too many each.
+    """Maxima of the expected likelihood near the truth, (M, P), each with one extra expert.
 
-    Of the dense regime: its gates cannot share a true expert, so that the family does not hold the
-    truth but at its end, where an expert is never chosen.
+    This is the dense regime: its gates cannot share a true expert. The family contains the truth
+    only in the limit where the weight of an expert is 0.
     """
     truth, family = THEOREMS[theorem].truth, THEOREMS[theorem].family(1)
     data = expected(truth.family, truth.theta_P, _grid(100), n=SIZES[-1], order=12)
@@ -226,7 +226,7 @@ def _generator(setting: SharedExpertsSetting, replicate: int, purpose: str) -> t
 
 
 def box(family: GaussianExperts) -> ParameterBox:
-    """The compact set of the theory, with a floor under the variances."""
+    """The compact set of the theory, with a lower bound of the variances."""
     low = torch.full((family.size,), -LARGEST, dtype=torch.float64)
     high = -low
     low[family.indices.log_variances_c], high[family.indices.log_variances_c] = LOG_VARIANCES

@@ -1,4 +1,4 @@
-"""Study of an estimated temperature: inner-product against Euclidean scores.
+"""Study of a learned temperature: inner-product scores against Euclidean scores.
 
 Shape letters: B fits, P parameters, k experts, d dimension, N sample sizes, R replicates.
 """
@@ -40,7 +40,7 @@ FAR = 5.0
 
 @dataclass(frozen=True)
 class TemperatureSetting:
-    """As many experts as the truth has, with or without a temperature to estimate (truly 1)."""
+    """A fit with as many experts as the truth, with or without a learned temperature (truly 1)."""
 
     gate: str
     score: str
@@ -58,7 +58,7 @@ class TemperatureSetting:
 
 
 def measure(setting: TemperatureSetting) -> Iterator[Row]:
-    """Rank at the truth, and of every fit near it the errors of its parameters."""
+    """The rank at the truth, and the parameter errors of every fit near it."""
     family, truth_P = _truth(setting)
     design = FiniteDesign.sobol(setting.nodes, d=setting.d)
     truth_Q = family.predict(truth_P, design.inputs_Qd)
@@ -95,7 +95,7 @@ def measure(setting: TemperatureSetting) -> Iterator[Row]:
 
 
 def _truth(setting: TemperatureSetting) -> tuple[Mixture, Tensor]:
-    """The family, and a truth that is well conditioned at its temperature of 1, (P,)."""
+    """The family, and a well conditioned truth with temperature 1, (P,)."""
     of_scores = RateSetting(
         setting.gate, setting.expert, setting.score, d=setting.d, k=setting.k, extra=0,
         nodes=setting.nodes, truth_seed=setting.truth_seed,
@@ -109,9 +109,9 @@ def _truth(setting: TemperatureSetting) -> tuple[Mixture, Tensor]:
 
 
 def _slopes_apart(family: Mixture, theta_BP: Tensor, truth_P: Tensor) -> Tensor:
-    """How far every score's slopes, divided by the temperature, are from the true ones, (B,).
+    """The error of the slopes of all scores, divided by the temperature, (B,).
 
-    Under a gate that is blind to a shift it is their differences to the last expert's.
+    Under a gate that ignores a common shift, the slopes of the last expert are subtracted first.
     """
     scale = theta_BP[:, -1:, None].neg().exp() if family.temperature else 1.0
     fitted, true = (
@@ -147,7 +147,7 @@ def judge(results: Results) -> list[Finding]:
 
 
 def verdict_of(missing: int, all_sizes: Slope, later: Slope) -> str:
-    """The rule, from the directions that the Jacobian lacks and the slopes."""
+    """The rule, from the rank deficiency of the Jacobian and the slopes."""
     if missing:
         return NOT_IDENTIFIABLE
     if (all_sizes.high - all_sizes.low) / 2 > WIDEST:
@@ -211,7 +211,7 @@ def _at_largest(truths: Sequence[Measured]) -> np.ndarray:
 
 
 def tasks() -> list[Task]:
-    """Every gate with every score: the temperature estimated, held, and from farther starts."""
+    """Every gate with every score: temperature estimated, fixed, and estimated from far starts."""
     tasks = []
     for gate in GATES:
         for score in SCORES:

@@ -29,10 +29,10 @@ from sigmoid_attention.training.files import write_whole
 
 @dataclass(frozen=True)
 class BranchBound:
-    """A residual branch, its sum included: the bound on the ball, and at the text bound and norm.
+    """A residual branch with its sum: the bound on the ball, and the bound and norm at the text.
 
-    ``measured`` is attained, so that it lies below both bounds; ``settled`` says whether Lanczos
-    had stopped growing.
+    ``measured`` is attained, so it lies below both bounds. ``settled`` is True if the Lanczos
+    iteration had stopped growing.
     """
 
     within: LayerBound
@@ -42,13 +42,13 @@ class BranchBound:
 
     @property
     def tightness(self) -> float:
-        """Measured over bound, at the text; one is as tight as a bound can be."""
+        """Measured norm over bound, at the text; 1 for a tight bound."""
         return self.measured / self.at.jacobian
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Every branch of a decoder, and the whole of it from its first block to its last."""
+    """The certificates of all branches of a decoder, and of its whole stack of blocks."""
 
     ball: Ball
     tokens: int
@@ -58,7 +58,7 @@ class Certificate:
 
     @property
     def within(self) -> float:
-        """The product of the bounds on the ball: certain for all inputs in it."""
+        """The product of the bounds on the ball, which holds for all inputs in it."""
         return composed([branch.within for branch in self.branches])
 
     @property
@@ -73,11 +73,11 @@ def certify(model: DecoderLM, tokens: Tensor, ball: Ball, *, seconds: float = 60
     Args:
         model: in evaluation mode; positions that are added to embeddings are part of the input.
         tokens: the text, (1, N) token ids.
-        ball: the set that every embedded token lies in.
-        seconds: for measuring the whole, which is where the time goes.
+        ball: the set of embedded tokens.
+        seconds: time limit for the norm of the whole stack, which takes most of the time.
 
     Raises:
-        ValueError: a part without a bound, named.
+        ValueError: a part without a bound; the message names it.
 
     Example:
         >>> from sigmoid_attention.nn import PRESETS
@@ -98,7 +98,7 @@ def certify(model: DecoderLM, tokens: Tensor, ball: Ball, *, seconds: float = 60
 
 
 def embedded(model: DecoderLM, tokens: Tensor) -> Tensor:
-    """What the first block reads of a text (1, N), as (N, C)."""
+    """The input of the first block for a text (1, N), as (N, C)."""
     positions = torch.arange(tokens.shape[1])[None]
     with torch.no_grad():
         return (model.position(model.embedding(tokens), positions) * model.config.dim**0.5)[0]
@@ -125,7 +125,7 @@ def _measured(model: DecoderLM, x_NC: Tensor) -> Iterator[tuple[float, bool]]:
 
 
 def save(certificate: Certificate, folder: Path) -> tuple[Path, Path]:
-    """Write certificate.json and certificate.svg into ``folder``, each whole; where they are."""
+    """Write certificate.json and certificate.svg into ``folder`` atomically; return their paths."""
     described = asdict(certificate) | {
         "product_within": certificate.within,
         "product_at": certificate.at,

@@ -15,12 +15,12 @@ KINDS = ("sigmoid", "softmax")
 
 @dataclass(frozen=True)
 class DrawnLayers:
-    """Attention layers as they are initialised, without norms, of the same weights in both kinds.
+    """Attention layers at initialisation, without norms, with equal weights for both activations.
 
     Args:
         activation: "sigmoid" or "softmax".
-        bias: of the sigmoid; None for -log of the number of tokens.
-        replicates: layers, each with inputs of its own.
+        bias: the bias of the sigmoid; None for -log of the number of tokens.
+        replicates: the number of layers, each with its own inputs.
     """
 
     activation: str
@@ -34,7 +34,7 @@ class DrawnLayers:
 
 
 def layer(setting: DrawnLayers, replicate: int) -> Attention:
-    """Layer number ``replicate`` in float64: linear maps of variance one over their inputs."""
+    """Layer number ``replicate`` in float64: linear weights have variance 1 / fan_in."""
     rng = generator(setting, replicate, "weights")
     layer = Attention(
         setting.dim,
@@ -51,12 +51,12 @@ def layer(setting: DrawnLayers, replicate: int) -> Attention:
 
 
 def tokens_of(setting: DrawnLayers, rng: torch.Generator) -> Tensor:
-    """(N, C) tokens of random directions, all of length ``radius``."""
+    """Tokens (N, C) in random directions, all of length ``radius``."""
     x = torch.randn(setting.tokens, setting.dim, generator=rng, dtype=torch.float64)
     return x / x.norm(dim=-1, keepdim=True) * setting.radius
 
 
 def generator(setting: DrawnLayers, replicate: int, of: str) -> torch.Generator:
-    """Chance of the "weights" or the "tokens" of a replicate, the same for both kinds."""
+    """The random generator of the "weights" or "tokens" of a replicate, equal for both kinds."""
     stream = ("weights", "tokens").index(of)
     return torch.Generator().manual_seed(2 * (1000 * setting.seed + replicate) + stream)

@@ -25,7 +25,7 @@ KINDS = ("sigmoid", "softmax")
 
 @dataclass(frozen=True)
 class StackSetting:
-    """Decoders of one width as they are initialised, read at every depth."""
+    """Decoders of one width at initialisation, measured at every depth."""
 
     activation: str
     norm_placement: str
@@ -36,7 +36,7 @@ class StackSetting:
 
 
 def measure(setting: StackSetting) -> Iterator[Row]:
-    """At random tokens, after so many blocks: the norm, and the product of the branches' bounds."""
+    """The Jacobian norm at random tokens for each number of blocks, and the product bound."""
     for replicate in range(setting.replicates):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(replicate)
@@ -106,7 +106,7 @@ def judge(results: Results) -> list[Finding]:
 
 
 def verdict_of(beside: Slope) -> str:
-    """The rule, from the ratio of steepness, sigmoid over softmax."""
+    """The rule, from the ratio of Jacobian norms, sigmoid over softmax."""
     if beside.high < 1:
         return REPRODUCED
     return NOT_REPRODUCED if beside.low > 1 else UNDECIDED

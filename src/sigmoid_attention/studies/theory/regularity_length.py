@@ -23,7 +23,7 @@ from sigmoid_attention.theory.regularity import (
 )
 
 LENGTHS = (4, 8, 16, 32, 64, 128, 256)
-# Tokens as long as a norm without a gain leaves them: the square root of dim.
+# The length of a token after a norm without a gain: the square root of dim.
 DIM = 16
 RADIUS = DIM**0.5
 MARGIN = 0.15
@@ -40,7 +40,7 @@ CLAIMS = {
 
 
 def measure(setting: DrawnLayers) -> Iterator[Row]:
-    """At random tokens: the norm, its bound there, and the certificate of the ball."""
+    """The Jacobian norm at random tokens, its bound there, and the certificate of the ball."""
     for replicate in range(setting.replicates):
         attention = layer(setting, replicate)
         x = tokens_of(setting, generator(setting, replicate, "tokens"))
@@ -121,7 +121,7 @@ def tasks() -> list[Task]:
 
 
 def draw(results: Results) -> Figure:
-    """Measured norms of all cells, and beside them the bounds."""
+    """Measured norms of all cells, and their bounds."""
     figure, axes = panels(2)
     for axis, quantity, title in zip(
         axes, ("measured", "bound"), ("measured", "bound at the same tokens"), strict=True

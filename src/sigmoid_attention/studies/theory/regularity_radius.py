@@ -1,4 +1,4 @@
-"""Study of Jacobian norms of attention against the radius of the inputs: square or exponential.
+"""Study of Jacobian norms of attention against the radius of the inputs: quadratic or exponential.
 
 Shape letters: N radii, R replicates.
 """
@@ -39,7 +39,7 @@ MARGIN, WIDEST = 0.25, 0.5
 
 
 def measure(setting: DrawnLayers) -> Iterator[Row]:
-    """The steepest point found in the ball, the steepness at random points, and the bound."""
+    """The largest Jacobian norm found in the ball, the norm at random points, and the bound."""
     for replicate in range(setting.replicates):
         attention = layer(setting, replicate)
         rng = torch.Generator().manual_seed(replicate)
@@ -70,7 +70,8 @@ def undecided_tokens(
 ) -> torch.Tensor:
     """Tokens R u and -R u with logits near zero at any R, where an activation is steep.
 
-    Gauss and Newton's steps towards u' W_q' W_k u = 0 in every head, from a random direction.
+    u is found by Gauss-Newton steps towards u' W_q' W_k u = 0 in every head, from a random
+    direction.
     """
     query, key = (
         part.weight.unflatten(0, (setting.num_heads, -1))
@@ -149,7 +150,7 @@ def tasks() -> list[Task]:
 
 
 def draw(results: Results) -> Figure:
-    """Certificate, steepest point and random points against the radius, a panel a kind."""
+    """Certificate, largest norm and norm at random points against the radius, a panel a kind."""
     figure, axes = panels(len(KINDS))
     for axis, kind in zip(axes, KINDS, strict=True):
         axis.set_title(kind)

@@ -28,14 +28,14 @@ KINDS = ("sigmoid", "softmax")
 SEEDS = 6
 LOOKS = (0, 50, 100, 200, 400)
 HELD_OUT = 4
-# Of the length of each token's state before the first block.
+# Relative to the length of each token's state before the first block.
 NOISE, ATTACK = 0.3, 0.1
 DRAWS = 2000
 
 
 @dataclass(frozen=True)
 class TrainingSetting:
-    """A small decoder on the source of the standard library; both kinds get the same of it all."""
+    """A small decoder on the source of Python's standard library; all is equal for both kinds."""
 
     activation: str
     seed: int
@@ -49,7 +49,7 @@ class TrainingSetting:
 
 
 def measure(run: TrainingSetting) -> Iterator[Row]:
-    """Steepness at every look, and at the end how much of the loss perturbations cost."""
+    """The Jacobian norm at every measurement, and the loss increase by perturbations at the end."""
     config = ModelConfig.recipe(
         "recommended",
         vocab_size=ByteTokenizer.vocab_size,
@@ -91,7 +91,7 @@ def _text() -> tuple[Tensor, Tensor]:
 
 
 def after_embedding(model: DecoderLM) -> Callable[[Tensor], Tensor]:
-    """From the embedded tokens (..., N, C) to the last states, the part that attention is in."""
+    """The map from embedded tokens (..., N, C) to the last states, which contains attention."""
 
     def run(x: Tensor) -> Tensor:
         for block in model.blocks:
@@ -111,7 +111,7 @@ def _steepness(model: DecoderLM, tokens: Tensor) -> float:
 
 
 def _robustness(model: DecoderLM, inputs: Tensor, targets: Tensor) -> dict[str, float]:
-    """Held-out loss in nats, and what noise and a bounded attack on the embedding add to it."""
+    """The held-out loss in nats, and its increase by noise and by an attack on embeddings."""
     run, x = after_embedding(model.eval()), _embedded(model, inputs)
 
     def loss(x: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ CLAIMS = {
 
 
 def judge(results: Results) -> list[Finding]:
-    """A line for each claim, and one for the link between steepness and robustness."""
+    """A line for each claim, and one for the link between Jacobian norm and robustness."""
     runs = {kind: _runs(results, kind) for kind in KINDS}
     findings = []
     for quantity, claim in CLAIMS.items():
@@ -193,7 +193,7 @@ def verdict_of(beside: Slope) -> str:
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> Slope:
-    """Spearman's, with a bootstrap interval over runs."""
+    """Spearman's rank correlation, with a bootstrap interval over runs."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(DRAWS):
@@ -246,7 +246,7 @@ def tasks() -> list[Task]:
 
 
 def draw(results: Results) -> Figure:
-    """Steepness along training, and what an attack costs against it."""
+    """The Jacobian norm along training, and the loss increase by an attack against it."""
     figure, (along, link) = panels(2)
     for kind in KINDS:
         runs = _runs(results, kind)

@@ -1,4 +1,4 @@
-"""How much larger the proof's transformer is than one that is trained to the same error.
+"""Study of the size of the proof's transformer against transformers trained to the same error.
 
 Question: the universality theorem builds a transformer with a layer for every context; how small a
 trained one with sigmoid, or with softmax, comes as near to the same function? For each function
@@ -48,10 +48,10 @@ TRAINING, TESTING = 11, 12
 
 @dataclass(frozen=True)
 class UniversalitySetting:
-    """What is approximated, how closely, and what is trained.
+    """The functions, the error and the trained transformers of the study.
 
-    ``sizes`` are (layers, dim) of the trained transformers, ``pool`` the sequences they draw
-    batches from, ``samples`` those that errors are measured on.
+    ``sizes`` are (layers, dim) of the trained transformers. ``pool`` is the number of sequences for
+    training, ``samples`` the number for measuring errors.
 
     Raises ``ValueError`` where seeds or steps are below one.
     """
@@ -139,9 +139,10 @@ def trained_units(setting: UniversalitySetting) -> Iterator[tuple[str, str, tupl
 
 
 def run(out: Path, setting: UniversalitySetting, *, resume: bool = False) -> Store:
-    """Build, count and train what ``out`` has no rows of yet.
+    """Build, count and train the cases that have no rows in ``out`` yet.
 
-    Raises as `universal_transformer`, and ``ValueError`` where ``out`` is another study's.
+    Errors are those of `universal_transformer`, and ``ValueError`` where ``out`` belongs to another
+    study.
     """
     stamp = {
         "machine": describe_machine(torch.device("cpu")),
@@ -166,7 +167,8 @@ def run(out: Path, setting: UniversalitySetting, *, resume: bool = False) -> Sto
 def proof_rows(name: str, setting: UniversalitySetting) -> list[ArmRow]:
     """The construction's error with Heaviside steps and each steepness, and size against error.
 
-    In rows of the arm "proof" ``step`` is the number of parameters and ``length`` that of cells.
+    In rows of the arm "proof" ``step`` is the number of parameters and ``length`` the number of
+    cells.
     """
     built = universal_transformer(
         function(name),
@@ -226,7 +228,7 @@ class UniversalityFindings:
     trained: dict[str, dict[int, Interval]]
 
     def smallest(self, arm: str, error: float) -> int | None:
-        """By the module's rule, parameters of the smallest trained size that reaches ``error``."""
+        """The parameters of the smallest trained size that reaches ``error``, by the rule above."""
         reached = [
             size
             for size, interval in self.trained[arm].items()
@@ -271,7 +273,7 @@ def findings(store: Store, setting: UniversalitySetting) -> list[UniversalityFin
 
 
 def report(findings: Sequence[UniversalityFindings], error: float) -> str:
-    """A Markdown table: parameters that reach the error, and the proof's over the trained ones'."""
+    """A Markdown table: the parameters that reach the error, and the ratio of proof to trained."""
     lines = ["| function | proof | sigmoid | softmax | proof / sigmoid |", "|---|---|---|---|---|"]
     for finding in findings:
         sizes = {arm: finding.smallest(arm, error) for arm in ARMS}
@@ -285,7 +287,7 @@ def report(findings: Sequence[UniversalityFindings], error: float) -> str:
 
 @functools.cache
 def _target(name: str, box: Grid, samples: int, seed: int) -> Target:
-    # Asked for by every run of a function; a Python callable a sequence takes as long as training.
+    # Cached for all runs of a function: a Python call for each sequence takes as long as training.
     return Target.sample(function(name), box, L2, samples, seed)
 
 

@@ -1,6 +1,6 @@
-"""The figures on universality: error against steepness, and error against size.
+"""The figures of the universality study: error against steepness, and error against size.
 
-Each function has its own dashes, so that curves differ without colours.
+Each function has its own dash pattern, so curves differ without colours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ PROOF_COLOUR = "#000000"
 
 
 def steepness_figure(by_function: Mapping[str, Mapping[float, float]], error: float) -> Figure:
-    """The construction's L^p error by the steepness of its sigmoids, a curve a function.
+    """The construction's L^p error against the steepness of its sigmoids, a curve a function.
 
-    ``error`` is the requested error, drawn as a level.
+    ``error`` is the requested error, drawn as a horizontal line.
     """
     figure, (ax,) = panels(1)
     with styled():
@@ -41,9 +41,9 @@ def steepness_figure(by_function: Mapping[str, Mapping[float, float]], error: fl
 
 
 def size_figure(findings: Sequence[UniversalityFindings]) -> Figure:
-    """L2 error by number of parameters: the proof's on one grid after the other, and trained ones.
+    """L2 error against number of parameters, of the proof on each grid and of trained models.
 
-    A trained size has its mean over seeds and the 95% interval; a panel a function.
+    Each trained size shows its mean over seeds and the 95% interval; there is a panel a function.
     """
     figure, axes = panels(len(findings))
     with styled():
@@ -64,7 +64,7 @@ def _size_panel(ax: Axes, finding: UniversalityFindings) -> None:
         sizes = list(finding.trained[arm])
         intervals = list(finding.trained[arm].values())
         means = [interval.mean for interval in intervals]
-        # An interval of few seeds may reach below zero, where a logarithm has no place.
+        # An interval of few seeds may reach below zero, which a logarithmic axis cannot show.
         below = [min(i.mean - i.low, 0.9 * i.mean) if i.bounded else 0.0 for i in intervals]
         above = [i.high - i.mean if i.bounded else 0.0 for i in intervals]
         ax.errorbar(

@@ -22,20 +22,20 @@ def attention_bound_at(
     rows_N: Tensor | None = None,
     columns_N: Tensor | None = None,
 ) -> Bound:
-    r"""A bound on the Jacobian at ``x``, for which nothing need be known but the layer and x.
+    r"""A bound on the Jacobian at ``x``, computed from the layer and x alone.
 
-    The three sums of `attention_bound` with the logits, weights and slopes as they are at x. The
-    norm of the first and of each block of the second is computed; the third is bounded by the
-    matrix of the norms of its blocks, and heads add, so that the bound is above the truth by
-    what cancels among blocks and heads. Under a softmax the weights p take the place of sigma',
-    and what a key adds is counted from the row's mean.
+    The bound has the three sums of `attention_bound`, with the logits, weights and slopes at x. The
+    norms of the first sum and of each block of the second are computed. The third sum is bounded by
+    the matrix of the norms of its blocks. The bounds of heads are added, so cancellation among
+    blocks and heads is not counted. Under a softmax the weights p replace sigma', and the mean of
+    the row is subtracted from the contribution of each key.
 
     Args:
         layer: the layer in evaluation mode.
         x_NC: N tokens, alone in their batch.
         gain_C: a LayerScale that follows the layer.
-        rows_N, columns_N: how steep the norms behind and before the layer are at each token; the
-            bound is then that of all three, while ``reach`` stays that of the layer.
+        rows_N, columns_N: the Jacobian norms, at each token, of the norm layers after and before
+            this layer. ``jacobian`` then bounds all three; ``reach`` stays that of the layer.
 
     Raises:
         ValueError: another shape, values that are not finite, or a bias that depends on logits.
@@ -107,8 +107,8 @@ def _head(
 
 
 def _blocks(slope_NN: Tensor, added_NC: Tensor, middle_NC: Tensor, key_ND: Tensor) -> Tensor:
-    """|sum_j slope_ij (w_j - m_i) k_j'| for every query i, (N,), in the span of what keys add."""
-    # w - m lies in the span of the w, so that R = rank coordinates do for C channels.
+    """|sum_j slope_ij (w_j - m_i) k_j'| for every query i, (N,), in the span of the w_j."""
+    # w - m lies in the span of the w, so R = rank coordinates replace the C channels.
     _, values_R, span_RC = torch.linalg.svd(added_NC, full_matrices=False)
     span_RC = span_RC[values_R > 1e-12 * values_R.max().clamp(min=1e-300)]
     added_NR, middle_NR = added_NC @ span_RC.T, middle_NC @ span_RC.T

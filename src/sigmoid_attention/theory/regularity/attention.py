@@ -15,11 +15,11 @@ from sigmoid_attention.theory.regularity.heads import HeadMaps, Heads
 
 @dataclass(frozen=True)
 class Bound:
-    """What is certain of a map on a set: its steepness, its size and where that comes from.
+    """Certified upper bounds of a map on a set: its Jacobian norm and the norm of its output.
 
-    ``jacobian`` is at least the spectral norm of the Jacobian, all tokens in, all tokens out;
-    ``reach`` at least the norm of every token of the answer. ``through_values``,
-    ``through_queries`` and ``through_keys`` are the three parts that ``jacobian`` is the sum of.
+    ``jacobian`` bounds the spectral norm of the Jacobian from all input tokens to all output
+    tokens. ``reach`` bounds the norm of each output token. ``jacobian`` is the sum of
+    ``through_values``, ``through_queries`` and ``through_keys``.
     """
 
     jacobian: float
@@ -34,29 +34,30 @@ def attention_bound(
 ) -> Bound:
     r"""A bound from the layer's own weights, bias and the attained range of its activation.
 
-    With the logits :math:`u_{ij} = s\,q_i \cdot k_j + b_{ij}`, what a key adds
-    :math:`w_j = W_o v_j`, and :math:`o_i = \sum_j \sigma(u_{ij}) w_j`, a change of the inputs
-    moves the answer by
+    Let :math:`u_{ij} = s\,q_i \cdot k_j + b_{ij}` be the logits, :math:`w_j = W_o v_j` the
+    projected values, and :math:`o_i = \sum_j \sigma(u_{ij}) w_j` the output. A change of the inputs
+    changes the output by
 
     .. math::
         \sum_j \sigma(u_{ij})\,dw_j + s \sum_j \sigma'(u_{ij})\,w_j\,(k_j \cdot dq_i)
         + s \sum_j \sigma'(u_{ij})\,w_j\,(q_i \cdot dk_j).
 
     On the set, :math:`|s\,q_i \cdot k_j| \le S`, so that each :math:`u_{ij}` lies within S of
-    :math:`b_{ij}`; let :math:`\bar\sigma_{ij}` and :math:`\bar\sigma'_{ij}` be the largest values
+    :math:`b_{ij}`. Let :math:`\bar\sigma_{ij}` and :math:`\bar\sigma'_{ij}` be the largest values
     there. The first sum is a Kronecker product, of norm
     :math:`\|\sigma\| \|W_o W_v\| \le \|\bar\sigma\| \|W_o W_v\|`, since the norm of a matrix with
-    entries of one sign grows with each of them. The second is block diagonal, of norm at most
-    :math:`s \max_i \sum_j \bar\sigma'_{ij} \sup|w| \sup|k|\,L_q`. The third has blocks of norm at
-    most :math:`s\,\bar\sigma'_{ij} \sup|w| \sup|q|\,L_k`, so that the norm of the matrix of these
-    bounds it. Heads add. L are the Lipschitz constants of query and key, QK-norm included.
+    entries of one sign grows with each of them. The second sum is block diagonal, of norm at most
+    :math:`s \max_i \sum_j \bar\sigma'_{ij} \sup|w| \sup|k|\,L_q`. The third sum has blocks of norm
+    at most :math:`s\,\bar\sigma'_{ij} \sup|w| \sup|q|\,L_k`; the norm of the matrix of these bounds
+    it. The bounds of heads are added. :math:`L_q` and :math:`L_k` are the Lipschitz constants of
+    query and key, QK-norm included.
 
     A softmax has weights p that sum to one, at most
     :math:`\bar p_{ij} = \min(1, e^{2S + b_{ij}} / \sum_l e^{b_{il}})`. There
     :math:`\|p\| \le c := (\max_j \sum_i \bar p_{ij})^{1/2}`, by Riesz and Thorin. The second and
-    third sums are covariances under p, of what a key adds with :math:`k_j \cdot dq_i` and with
+    third sums are covariances under p, of :math:`w_j` with :math:`k_j \cdot dq_i` and with
     :math:`q_i \cdot dk_j`; by Cauchy and Schwarz they are at most :math:`s\,r \sup|k|\,L_q` and
-    :math:`s\,r \sup|q|\,L_k\,c`, where r is the radius of what a key adds about its middle.
+    :math:`s\,r \sup|q|\,L_k\,c`, where r is the radius of :math:`w_j` about its centre.
 
     This is a refinement of Ramapuram et al. 2024, theorem 3.2, which has 1 for :math:`\bar\sigma`
     and 1/4 for :math:`\bar\sigma'` (`mean_norm_bound`). Rounding in float64 is not bounded.
@@ -104,7 +105,7 @@ def _softmax_head(heads: Heads, h: int, domain: Domain) -> tuple[float, float, f
     bias_NN = heads.bias_HNN[h].masked_fill(~heads.visible_NN, -torch.inf)
     share_NN = (bias_NN - bias_NN.logsumexp(-1, keepdim=True) + spread).exp().clamp(max=1)
     column = float(share_NN.sum(0).max()) ** 0.5
-    # About its middle: a constant that every key adds is no covariance.
+    # About the centre: a constant part of all w_j does not change a covariance.
     radius = spectral_norm(head.value.weight_OC) * domain.upper
     queries, keys = _products(heads, head, domain)
     return (
@@ -116,7 +117,10 @@ def _softmax_head(heads: Heads, h: int, domain: Domain) -> tuple[float, float, f
 
 
 def _products(heads: Heads, head: HeadMaps, domain: Domain) -> tuple[float, float]:
-    """How steep a logit is in its query's token and in its key's; a softcap only flattens it."""
+    """Bounds on the slope of a logit in the token of its query and in the token of its key.
+
+    A softcap only makes the slope smaller.
+    """
     through_query = heads.scale * head.key.reach(domain) * head.query.steepness()
     through_key = heads.scale * head.query.reach(domain) * head.key.steepness()
     return through_query, through_key
@@ -125,8 +129,8 @@ def _products(heads: Heads, head: HeadMaps, domain: Domain) -> tuple[float, floa
 def largest_weights(heads: Heads, h: int, domain: Domain) -> tuple[Tensor, Tensor]:
     """The largest sigma(u) and sigma'(u) that each pair can attain on the domain, (N, N).
 
-    sigma' is largest at zero and falls on both sides, so it is 1/4 where zero is within reach,
-    and else that of the end which is nearer to zero.
+    sigma' is largest at zero and falls on both sides. Its maximum is 1/4 where the range holds
+    zero, and otherwise the value at the end of the range that is nearer to zero.
     """
     reach = heads.logits(heads.heads[h], domain)
     bias_NN = heads.bias_HNN[h]
@@ -145,15 +149,15 @@ def mean_norm_bound(layer: Attention, mean_square_norm: float, tokens: int) -> f
         + 2 \|\sigma'\|_\infty\, s\, \|W_q^\top W_k\|_2\, \frac1n \sum_i |x_i|^2 \Big)
 
     with 1 and 1/4 for the two suprema: theorem 3.2 of Ramapuram et al. 2024 with the constants that
-    its proof gives, and heads added. It needs no bound on a single token, which a softmax's bound
-    does.
+    its proof gives, and with the bounds of heads added. It needs no bound on a single token; a
+    bound for softmax does.
 
     Args:
         mean_square_norm: :math:`\frac1n \sum_i |x_i|^2`, on a ball of radius R at most R squared.
 
     Raises:
-        ValueError: a layer with QK-norm, with linear biases or with a softmax, of which the
-            theorem does not speak.
+        ValueError: a layer with QK-norm, with linear biases or with a softmax; the theorem does
+            not cover these.
 
     Example:
         >>> from sigmoid_attention.nn import Attention

@@ -1,4 +1,4 @@
-"""Sets of inputs of a bound: every token in a ball, or in a box.
+"""The input sets of Jacobian bounds: every token lies in a ball, or in a box.
 
 Shape letters: N tokens, C channels, O channels of an affine map.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Domain(Protocol):
-    """A set that every token of an input lies in, each on its own."""
+    """A set that contains every token of an input; tokens vary independently."""
 
     @property
     def upper(self) -> float:
@@ -24,16 +24,16 @@ class Domain(Protocol):
         ...
 
     def reach(self, weight_OC: Tensor, offset_O: Tensor) -> float:
-        """At least sup |W x + c| over tokens x of the set."""
+        """An upper bound on |W x + c| over tokens x of the set."""
         ...
 
 
 @dataclass(frozen=True)
 class Ball:
-    """Tokens with lower <= |x| <= radius; without ``lower`` all of the ball around zero.
+    """Tokens with lower <= |x| <= radius; without ``lower`` the whole ball around zero.
 
-    A norm layer is steep near zero, so a lower end makes the bounds of a network small that
-    norms its inputs. Raises ``ValueError`` unless 0 <= lower <= radius and 0 < radius.
+    A norm layer has a large Jacobian near zero, so a positive ``lower`` gives smaller bounds for
+    networks with norms. Raises ``ValueError`` unless 0 <= lower <= radius and 0 < radius.
 
     Example:
         >>> import torch
@@ -62,8 +62,8 @@ class Ball:
 class Box:
     """Tokens with low <= x <= high in every channel, such as pixels or bounded features.
 
-    An affine map takes it into |W m + c| + |W| h, entry by entry, with m its middle and h half
-    its width. Raises ``ValueError`` unless both ends are finite vectors with low <= high.
+    With m the middle of the box and h half its width, each entry of |W x + c| is at most that of
+    |W m + c| + |W| h. Raises ``ValueError`` unless both ends are finite vectors with low <= high.
 
     Example:
         >>> import torch

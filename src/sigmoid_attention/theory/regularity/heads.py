@@ -1,4 +1,4 @@
-"""The maps of an attention layer for its bounds: query, key and value of each head, in float64.
+"""The query, key and value maps of each head of an attention layer, in float64, for its bounds.
 
 Shape letters: H query heads, N tokens, D head dim, C channels, O channels of an affine map.
 """
@@ -16,11 +16,11 @@ from sigmoid_attention.theory.regularity.domain import Domain, spectral_norm
 
 @dataclass(frozen=True)
 class NormedMap:
-    """x -> W x + c, then, where there is one, a norm of the whole vector with gain g and offset.
+    """x -> W x + c, followed by an optional norm of the whole vector with gain g and offset.
 
-    A norm divides by sqrt(mean of squares + eps), of the vector or of what is left without its
-    mean. Its Jacobian is g times a projection over that root, so its norm is at most
-    max |g| / sqrt(eps), and the answer is no longer than max |g| sqrt(D) plus the offset.
+    The norm divides by sqrt(mean of squares + eps); a layer norm subtracts the mean first. Its
+    Jacobian is g times a projection, divided by that root. The norm of the Jacobian is at most
+    max |g| / sqrt(eps), and the length of the output at most max |g| sqrt(D) plus the offset.
     """
 
     weight_OC: Tensor
@@ -31,7 +31,7 @@ class NormedMap:
     centred: bool = False
 
     def reach(self, domain: Domain) -> float:
-        """At least the norm of every answer on the domain."""
+        """An upper bound on the norm of the output on the domain."""
         plain = domain.reach(self.weight_OC, self.offset_O)
         if self.gain_O is None:
             return plain
@@ -41,7 +41,7 @@ class NormedMap:
         return float(self.gain_O.abs().max()) * root + shift
 
     def steepness(self) -> float:
-        """At least the norm of the Jacobian, everywhere."""
+        """An upper bound on the norm of the Jacobian at every input."""
         plain = spectral_norm(self.weight_OC)
         if self.gain_O is None:
             return plain
@@ -50,7 +50,7 @@ class NormedMap:
 
 @dataclass(frozen=True)
 class HeadMaps:
-    """One head: its query, key, and what a key adds to the output, value and projection in one."""
+    """The maps of one head: query, key, and value multiplied by the output projection."""
 
     query: NormedMap
     key: NormedMap
@@ -59,10 +59,10 @@ class HeadMaps:
 
 @dataclass(frozen=True)
 class Heads:
-    """An attention layer over N tokens, as a bound reads it.
+    """The numbers of an attention layer over N tokens that its bounds depend on.
 
-    ``bias_HNN`` is what is added to the scaled products: bias and ALiBi; ``visible_NN`` says
-    which keys a query sees. Rotations leave norms as they are, so RoPE needs no place here.
+    ``bias_HNN`` holds the terms added to the scaled products: bias and ALiBi. ``visible_NN`` is
+    True where a query sees a key. A rotation does not change norms, so RoPE is left out.
     """
 
     heads: list[HeadMaps]
@@ -75,11 +75,10 @@ class Heads:
 
     @classmethod
     def of(cls, layer: Attention, tokens: int, gain_C: Tensor | None = None) -> "Heads":
-        """Read a layer; ``gain_C`` is a LayerScale that follows it.
+        """Read the maps from a layer; ``gain_C`` is a LayerScale that follows it.
 
         Raises:
-            ValueError: a bias that depends on the rows of a call through their logits, or fewer
-                than one token.
+            ValueError: a bias that depends on the logits of a row, or fewer than one token.
         """
         if tokens < 1:
             raise ValueError(f"tokens must be 1 or more, got {tokens}")
@@ -116,7 +115,7 @@ class Heads:
         )
 
     def logits(self, head: HeadMaps, domain: Domain) -> float:
-        """At least the size of every scaled product of a query and a key on the domain."""
+        """An upper bound on |scaled product| of any query and key on the domain."""
         largest = self.scale * head.query.reach(domain) * head.key.reach(domain)
         return largest if self.softcap is None else min(largest, self.softcap)
 

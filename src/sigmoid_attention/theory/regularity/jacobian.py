@@ -1,6 +1,6 @@
-"""Measured norms of a Jacobian: exact, by Lanczos, and at the input where the norm is largest.
+"""Measured Jacobian norms: exact, by Lanczos iteration, and maximised over the input.
 
-Every number here is attained, so that it bounds the Lipschitz constant from below.
+Every measured norm is attained at some input, so it is a lower bound on the Lipschitz constant.
 
 Shape letters: M numbers of the input or the output.
 """
@@ -16,13 +16,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Map = Callable[[Tensor], Tensor]
 
-# The norm has settled when a step of Lanczos adds less than this share of it.
+# The norm has settled when a Lanczos step increases it by less than this share.
 SETTLED = 1e-3
 
 
 @dataclass(frozen=True)
 class JacobianNorm:
-    """A norm of a Jacobian, the direction of the input that attains it, and how it was found."""
+    """A Jacobian norm, the input direction that attains it, and the course of its computation."""
 
     value: float
     direction: Tensor
@@ -31,7 +31,7 @@ class JacobianNorm:
 
 
 def jacobian_norm(function: Map, x: Tensor) -> JacobianNorm:
-    """The spectral norm of the whole Jacobian at x, which is formed: for small inputs.
+    """The spectral norm of the Jacobian at x, from the full matrix; suitable for small inputs.
 
     Example:
         >>> import torch
@@ -47,17 +47,17 @@ def jacobian_norm(function: Map, x: Tensor) -> JacobianNorm:
 def largest_gain(
     function: Map, x: Tensor, *, steps: int = 30, seconds: float = math.inf, seed: int = 0
 ) -> JacobianNorm:
-    """The same from products with the Jacobian and its transpose alone, which is never formed.
+    """The spectral norm of the Jacobian at x, from products with J and J' only.
 
-    Lanczos (1950) on J'J, with every vector made orthogonal to all earlier ones, which takes far
-    fewer products than a power iteration. The map is evaluated once. The value grows with each
-    step and passes the norm by rounding only; ``settled``: whether it had stopped growing.
+    Lanczos (1950) iteration on J'J, with every vector made orthogonal to all earlier ones. It takes
+    far fewer products than a power iteration. The map is evaluated once. The value grows with each
+    step and exceeds the norm by rounding only. ``settled`` is True if it had stopped growing.
 
     Args:
         function: a map that torch can differentiate twice in reverse mode.
-        x: where.
-        steps: at most this many products with J, and as many with its transpose.
-        seconds: of wall time after which no further step begins.
+        x: the input.
+        steps: the largest number of products with J, and of products with its transpose.
+        seconds: wall time after which no further step begins.
 
     Raises:
         ValueError: fewer than one step.
@@ -85,7 +85,7 @@ def largest_gain(
         before, value = value, math.sqrt(max(float(values[-1]), 0.0))
         rest = _without(image, basis)
         beside.append(float(rest.norm()))
-        # Without a rest the basis holds all that x sees.
+        # Without a remainder the basis spans the whole Krylov space.
         settled = value - before <= SETTLED * value or beside[-1] <= 1e-6 * value**2
         late = time.monotonic() - begun >= seconds
         if settled or late or len(basis) in (steps, x.numel()):
@@ -98,10 +98,10 @@ def largest_gain(
 
 
 def _products(function: Map, x: Tensor) -> tuple[Map, Map]:
-    """v -> J v and u -> J'u at x. The first is the second's own transpose, in reverse mode.
+    """v -> J v and u -> J'u at x; the first is the transpose of the second, by reverse mode.
 
-    Forward mode would do too, but torch's fused softmax attention has none, nor second
-    derivatives, so that its plain form is used.
+    Torch's fused softmax attention has no forward mode and no second derivatives, so its plain form
+    is used.
     """
     x = x.detach().requires_grad_(True)
     with sdpa_kernel(SDPBackend.MATH):
@@ -131,7 +131,7 @@ def _unit(vector: Tensor) -> Tensor:
 
 
 def _without(vector: Tensor, others: list[Tensor]) -> Tensor:
-    """What is orthogonal to the others; twice, since once leaves rounding of the size of both."""
+    """The part orthogonal to the other vectors; projected twice, to remove rounding errors."""
     for _ in range(2):
         for other in others:
             vector = vector - (vector * other).sum() * other
@@ -149,13 +149,13 @@ def max_jacobian_norm(
     """The largest Jacobian norm over a set, by projected gradient ascent from x.
 
     With the directions u and v that attain the norm at x, the gradient of the norm is that of
-    u'J(x)v (Danskin). A step goes ``step_size`` along it and back into the set; the next is half
-    as long again where the norm grew, and half as long where it did not. The result
-    is the best point of the ascent and the norm there, a lower bound on the maximum over the set.
+    u'J(x)v (Danskin). A step of length ``step_size`` along the gradient is projected onto the set.
+    The next step is 1.5 times as long if the norm grew, and half as long if it did not. The result
+    is the best point of the ascent and its norm, a lower bound on the maximum over the set.
 
     Args:
         function: differentiable twice.
-        project: the point of the set that is nearest, such as `onto_ball`.
+        project: maps a point to the nearest point of the set, such as `onto_ball`.
 
     Example:
         >>> import torch
@@ -187,5 +187,5 @@ def _slope(function: Map, x: Tensor, norm: JacobianNorm) -> Tensor:
 
 
 def onto_ball(x: Tensor, radius: float) -> Tensor:
-    """Every token (last dimension) longer than the radius is brought back to it."""
+    """Tokens (last dimension) longer than the radius are scaled to the radius."""
     return x * (radius / x.norm(dim=-1, keepdim=True).clamp(min=radius))

@@ -1,4 +1,4 @@
-"""Bounds of a network: composed over norms, feed-forward layers and residual branches.
+"""Jacobian bounds of a network, composed from norms, feed-forward layers and residual branches.
 
 Shape letters: C channels, F hidden channels, N tokens.
 """
@@ -23,7 +23,7 @@ SILU_SLOPE, GELU_SLOPE = 1.0999, 1.1291
 
 @dataclass(frozen=True)
 class LayerBound:
-    """One residual branch of a network: its input's norms and the bounds of branch and sum."""
+    """One residual branch of a network: the norms of its input, and bounds of branch and sum."""
 
     name: str
     least: float
@@ -36,21 +36,21 @@ def network_bound(blocks: Iterable[nn.Module], domain: Domain, tokens: int) -> l
     r"""A bound for every residual branch of a stack of blocks; their product bounds the stack.
 
     A branch :math:`x + s\,f(\mathrm{norm}(x))` has a Jacobian of norm at most
-    :math:`1 + |s| L_f L_{\mathrm{norm}}`, with each factor on the set that its input lies in. A
-    root mean square norm divides by :math:`\rho = (|x|^2 / C + \epsilon)^{1/2}`; its Jacobian is
-    the gain times a projection over :math:`\rho`, at most :math:`\max|g| / \rho` for the least
-    :math:`|x|`, and its answer no longer than :math:`\max|g| \min(C^{1/2}, |x| / \epsilon^{1/2})`.
-    Tokens of a sum lie between the least norm less and the largest norm plus what the branch
-    reaches. Once the least norm is zero, a norm may be as steep as
-    :math:`\epsilon^{-1/2}`: the bound of a deep network on a whole ball says little, and says so.
+    :math:`1 + |s| L_f L_{\mathrm{norm}}`, with each factor taken on the set of its inputs. A root
+    mean square norm divides by :math:`\rho = (|x|^2 / C + \epsilon)^{1/2}`. Its Jacobian is the
+    gain times a projection over :math:`\rho`, at most :math:`\max|g| / \rho` for the least
+    :math:`|x|`. Its output has norm at most :math:`\max|g| \min(C^{1/2}, |x| / \epsilon^{1/2})`.
+    With r the reach of the branch, the norm of a token of the sum lies between the least input norm
+    minus r and the largest plus r. Once the least norm is zero, the Jacobian norm of a norm layer
+    may be :math:`\epsilon^{-1/2}`: the bound of a deep network on a whole ball is then very loose.
 
     Args:
         blocks: `Block` modules, in evaluation mode, such as ``model.blocks``.
-        domain: the set that every token of the first input lies in.
+        domain: the set of the tokens of the first input.
         tokens: N.
 
     Raises:
-        ValueError: an unsupported part, named.
+        ValueError: an unsupported part; the message names it.
 
     Example:
         >>> from sigmoid_attention.nn import Attention, Block, SwiGLU
@@ -68,7 +68,7 @@ def network_bound(blocks: Iterable[nn.Module], domain: Domain, tokens: int) -> l
 
 
 def branches(blocks: Iterable[nn.Module]) -> Iterator[tuple[str, Residual, nn.Module]]:
-    """Every residual branch of a stack in its order: a name, the branch and its layer.
+    """The residual branches of a stack in order: the name, the branch and its layer.
 
     Raises:
         ValueError: a module that is no `Block`.
@@ -81,7 +81,7 @@ def branches(blocks: Iterable[nn.Module]) -> Iterator[tuple[str, Residual, nn.Mo
 
 
 def composed(bounds: Sequence[LayerBound]) -> float:
-    """The product of the bounds: one for all of them in a row.
+    """The product of the bounds, which bounds their composition.
 
     Example:
         >>> composed([LayerBound("0.attention", 0.0, 1.0, 1.0, 2.0)] * 3)
@@ -107,7 +107,7 @@ def _residual(
 
 
 def _normed(norm: nn.Module, domain: Domain) -> tuple[Domain, float]:
-    """The set after a norm, and how steep the norm is on the set before."""
+    """The set after a norm, and a bound on the norm's Jacobian on the set before."""
     if isinstance(norm, nn.Identity):
         return domain, 1.0
     assert isinstance(norm, RMSNorm)
@@ -115,7 +115,7 @@ def _normed(norm: nn.Module, domain: Domain) -> tuple[Domain, float]:
     most, least = float(gain.max()), float(gain.min())
 
     def length(x: float) -> float:
-        """Of x over its root mean square."""
+        """The set and the bound for x divided by its root mean square."""
         return x / (x * x / len(gain) + norm.eps) ** 0.5
 
     root = (domain.lower**2 / len(gain) + norm.eps) ** 0.5
@@ -129,7 +129,7 @@ def largest_gain(scale: nn.Module) -> float:
 
 
 def _layer(name: str, layer: nn.Module, domain: Domain, tokens: int) -> tuple[float, float]:
-    """The reach and the steepness of a branch's layer."""
+    """Bounds on the output norm and on the Jacobian norm of a branch's layer."""
     if isinstance(layer, Attention):
         bound = attention_bound(layer, domain, tokens)
         return bound.reach, bound.jacobian

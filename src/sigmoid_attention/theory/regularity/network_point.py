@@ -1,4 +1,4 @@
-"""Bounds of a network at one input, composed from each layer's bound at its own input.
+"""Jacobian bounds of a network at one input, composed from the bound of each layer at its input.
 
 Shape letters: C channels, F hidden channels, N tokens.
 """
@@ -29,17 +29,17 @@ from sigmoid_attention.theory.regularity.network import (
 def network_bound_at(blocks: Iterable[nn.Module], x_NC: Tensor) -> list[LayerBound]:
     r"""A bound on the Jacobian at ``x`` for every residual branch of a stack of blocks.
 
-    As `network_bound`, with the norms, weights and slopes that x meets, token by token:
-    attention's is `attention_bound_at` between its norms, a feed-forward layer's the norm of its
-    matrices times the largest factor between them. The product bounds the stack's
-    Jacobian at x. It does not grow with what the network does elsewhere, and says nothing of it.
+    As `network_bound`, with the norms, weights and slopes at x, token by token. The bound of
+    attention is `attention_bound_at` between its norms. The bound of a feed-forward layer is the
+    norm of its matrices times the largest factor between them. The product bounds the Jacobian of
+    the stack at x. It does not depend on other inputs, and does not hold for them.
 
     Args:
         blocks: `Block` modules, in evaluation mode.
         x_NC: N tokens, alone in their batch.
 
     Raises:
-        ValueError: an unsupported part, named; x of another shape, or not finite.
+        ValueError: an unsupported part, which the message names; x of another shape or not finite.
 
     Example:
         >>> from sigmoid_attention.nn import Attention, Block, SwiGLU
@@ -82,7 +82,7 @@ def _residual(
 
 
 def _steepness(norm: nn.Module, x_NC: Tensor) -> Tensor:
-    """At least the norm of the norm's Jacobian at every token, (N,)."""
+    """An upper bound on the norm layer's Jacobian norm at every token, (N,)."""
     if isinstance(norm, nn.Identity):
         return torch.ones(len(x_NC), dtype=x_NC.dtype)
     assert isinstance(norm, RMSNorm)

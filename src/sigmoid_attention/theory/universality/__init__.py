@@ -1,4 +1,4 @@
-"""The universality theorem of sigmoid attention as a program: see `construction`."""
+"""The universal approximation theorem of sigmoid attention as a program; see `construction`."""
 
 from sigmoid_attention.theory.universality.construction import (
     Construction,

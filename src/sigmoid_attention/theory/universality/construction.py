@@ -35,14 +35,14 @@ from sigmoid_attention.theory.universality.quantisation import (
 )
 
 SAMPLES = 2048
-# Seeds of the sequences by which cells are chosen, and of those by which the result is measured.
+# Seeds of the sequences for choosing the cells, and for measuring the error.
 CHOOSING, MEASURING = 1, 2
 MOST_CELLS = 2**12
 
 
 @dataclass(frozen=True)
 class Design:
-    """What is to be built: its cells are chosen and its layers counted, nothing is built yet.
+    """The plan of a transformer before it is built: chosen cells and numbers of layers.
 
     Attributes:
         grid_error: the measured error of f at the centres of the cells of ``grid``.
@@ -56,26 +56,26 @@ class Design:
 
     @property
     def layers(self) -> dict[str, int]:
-        """Layers of each step, by `layer_counts`."""
+        """The number of layers of each step, from `layer_counts`."""
         return layer_counts(self.grid)
 
     @property
     def parameters(self) -> int:
-        """Of whole blocks of T^{4,1,4}, one a layer: 26 d + 16 each."""
+        """The number of parameters, with one block of T^{4,1,4} a layer: 26 d + 16 each."""
         return parameters_of(self.grid)
 
 
 @dataclass(frozen=True)
 class Construction:
-    """The transformer that was built, and what is known of it.
+    """The transformer that was built, with its error bounds and its measured error.
 
     Attributes:
-        plan: the numbers it works with.
-        hard: with Heaviside attention; ``hard.with_steepness(s)`` has sigmoids.
-        mapper: its part before the value mapping.
-        contexts: what that part makes of every sequence of the grid.
-        lost: a bound on what tokens on ramps add to the error; they are too rare to be met.
-        target: f at sequences that played no part in choosing the cells.
+        plan: the numbers of the construction.
+        hard: the network with Heaviside attention; ``hard.with_steepness(s)`` has sigmoids.
+        mapper: the layers before the value mapping.
+        contexts: the output of ``mapper`` for every sequence of the grid.
+        lost: a bound on the error from tokens on ramps, too rare to occur among random sequences.
+        target: f at sequences that were not used for choosing the cells.
     """
 
     plan: Plan
@@ -86,7 +86,7 @@ class Construction:
     target: Target
 
     def error(self, steepness: float | None = None) -> ErrorEstimate:
-        """The measured L^p error, of Heaviside attention or of sigmoids of a steepness > 0."""
+        """The measured L^p error with Heaviside attention, or with sigmoids if steepness > 0."""
         if steepness is None:
             return self.target.error(self.hard)
         if not 0 < steepness < math.inf:
@@ -106,9 +106,9 @@ def design(
     max_layers: int = MAX_LAYERS,
     samples: int = SAMPLES,
 ) -> Design:
-    """Test f, choose the cells, and count the layers: all that comes before building.
+    """Test f, choose the cells and count the layers, without building the transformer.
 
-    Takes and raises what `universal_transformer` does, but for what float64 cannot hold.
+    Arguments and errors are those of `universal_transformer`, without the float64 error.
 
     Example:
         >>> chosen = design(lambda x: x - x.mean(0), n=2, d=1, error=0.2)
@@ -131,11 +131,11 @@ def design(
 def choose_cells(
     f: Function, box: Grid, error: float, target: Target
 ) -> tuple[Grid, ErrorEstimate]:
-    """The fewest cells a side that keep the error, and the error that they keep.
+    """The smallest number of cells a side that meets the error, and its measured error.
 
-    What counts is the upper bound of the measured error of f at the centres of cells. Doubled
-    until small enough, then bisected, as if more cells were always better. Raises ``ValueError``
-    where 4096 are not enough.
+    The criterion is the upper bound of the measured error of f at the centres of cells. The number
+    is doubled until the error is small enough, then bisected; this assumes that more cells never
+    increase the error. Raises ``ValueError`` where 4096 cells are not enough.
     """
 
     def at(cells: int) -> tuple[Grid, ErrorEstimate]:
@@ -161,7 +161,7 @@ def choose_cells(
 
 
 def build(chosen: Design) -> Construction:
-    """Build what was designed; ``ValueError`` where float64 cannot hold it."""
+    """Build the designed transformer; ``ValueError`` where float64 cannot represent it."""
     f, grid = chosen.f, chosen.grid
     outputs_SND = values(f, grid.centres(grid.all_sequences()))
     plan = Plan(grid, float(outputs_SND.amin()), float(outputs_SND.amax()))
@@ -193,23 +193,24 @@ def universal_transformer(
 ) -> Construction:
     """Build a transformer of T^{4,1,4} within ``error`` of f in L^p on a box [low, high]^{n x d}.
 
-    f is replaced by its values at the centres of cells, small enough that this costs less than
-    the error; tokens are rounded to cells (`quantisation`), every token of every sequence gets a
-    code of its own (`context`), and every code its value (`mapping`).
+    f is replaced by its values at the centres of cells; the cells are so small that this changes f
+    by less than the error. Feed-forward layers round tokens to cells (`quantisation`). Attention
+    layers give every token of every sequence its own code (`context`). Feed-forward layers turn
+    each code into the value of f (`mapping`).
 
     Args:
         f: takes and returns (n, d) in float64, equivariant under permutations of the n tokens.
         n, d: tokens and channels.
-        error: in the norm above, with the entries' p-th powers summed and integrated.
-        p: of that norm, at least 1.
-        low, high: of the box; entries outside are taken to its border.
-        max_layers: the most layers that are built; one a context, which grow like cells^{n d}.
-        samples: random sequences by which errors are measured.
+        error: the largest allowed L^p error; p-th powers of entries are summed and integrated.
+        p: the exponent of that norm, at least 1.
+        low, high: the ends of the box; entries outside are moved to its border.
+        max_layers: the largest number of layers; contexts, one layer each, grow as cells^{n d}.
+        samples: the number of random sequences for measuring errors.
 
     Raises:
-        ValueError: an argument is out of range; f is not equivariant (with the example that breaks
-            it), not float64 or not finite; the error needs more layers than ``max_layers`` (with
-            their number); or float64 cannot hold the construction (with its smallest gap).
+        ValueError: an argument is out of range; f is not equivariant (with a counterexample), not
+            float64 or not finite; the error needs more layers than ``max_layers`` (with their
+            number); or float64 cannot represent the construction (with its smallest gap).
 
     Example:
         >>> built = universal_transformer(lambda x: x - x.mean(0), n=2, d=1, error=0.2)

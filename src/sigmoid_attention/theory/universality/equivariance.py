@@ -13,22 +13,22 @@ from sigmoid_attention.theory.universality.functions import Function
 from sigmoid_attention.theory.universality.grid import Grid
 
 POINTS = 24
-# Of equality, relative to the largest value: sums in another order differ in their last digits.
+# Tolerance relative to the largest value: sums in another order differ in their last digits.
 TOLERANCE = 1e-9
-# All permutations of up to four tokens, and as many of more.
+# All permutations of up to four tokens, and the same number for more tokens.
 PERMUTATIONS = 24
 
 
 def check_equivariance(f: Function, grid: Grid, *, seed: int = 0) -> None:
     """Refuse a function for which f(P X) is not P f(X) at some X of the box and permutation P.
 
-    Tried are random points, the same with their first two tokens equal, and centres of cells; for
-    each all permutations of up to four tokens, 24 random ones of more. A test, not a proof: what
-    breaks elsewhere goes unseen.
+    The test points are random points, the same points with their first two tokens equal, and
+    centres of cells. Each is tested with all permutations of up to four tokens, or 24 random
+    permutations of more. This is a test at finitely many points and not a proof.
 
     Raises:
         ValueError: f does not return a finite float64 tensor of the shape of its input, or is not
-            equivariant; then the sentence holds X, the permutation and both answers.
+            equivariant; then the message contains X, the permutation and both outputs.
 
     Example:
         >>> from sigmoid_attention.theory.universality import Grid
@@ -70,7 +70,7 @@ def _permutations(n: int, seed: int) -> Iterator[list[int]]:
 
 
 def _answer(f: Function, x_ND: Tensor) -> Tensor:
-    # A copy, since a function that writes into its argument would otherwise change the question.
+    # A copy, since a function may write into its argument.
     answer = f(x_ND.clone())
     if not isinstance(answer, Tensor) or answer.shape != x_ND.shape:
         got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__

@@ -1,4 +1,4 @@
-"""Permutation-equivariant functions to approximate: five named ones, or an imported one.
+"""Permutation-equivariant target functions: five named ones, or an imported one.
 
 Shape letters: N tokens, D channels.
 """
@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-# Takes and returns (N, D) in float64; permuted tokens in, equally permuted tokens out.
+# Maps (N, D) to (N, D) in float64; a permutation of the input tokens permutes the output equally.
 Function = Callable[[Tensor], Tensor]
 
 SHARPNESS = 3.0
@@ -20,15 +20,15 @@ RANK_STEEP, EDGE_STEEP = 4.0, 8.0
 def sorting(x_ND: Tensor) -> Tensor:
     """Each token's soft rank in its channel, from 0 for the smallest to 1 for the largest.
 
-    The mean over the other tokens j of clamp(4 (x_i - x_j) + 1/2, 0, 1): sorting by counting. A
-    sorted list would not be permuted with its input, and exact ranks jump where tokens are equal.
+    The rank is the mean over the other tokens j of clamp(4 (x_i - x_j) + 1/2, 0, 1). A sorted list
+    would not be equivariant, and exact ranks jump where tokens are equal.
 
     Example:
         >>> sorting(torch.tensor([[0.3], [0.9], [0.1], [0.6]])).T
         tensor([[0.3333, 1.0000, 0.0000, 0.6667]])
     """
     above_NND = (RANK_STEEP * (x_ND[:, None] - x_ND) + 0.5).clamp(0, 1)
-    # A token is level with itself, which counts a half.
+    # The term j = i is 1/2.
     return (above_NND.sum(1) - 0.5) / max(len(x_ND) - 1, 1)
 
 
@@ -49,7 +49,7 @@ def mix(x_ND: Tensor) -> Tensor:
 
 
 def edge(x_ND: Tensor) -> Tensor:
-    """clamp(8 (x_i - mean_j x_j) + 1/2, 0, 1): whether a token is above the mean, sharply."""
+    """clamp(8 (x_i - mean_j x_j) + 1/2, 0, 1): a steep ramp from 0 below the mean to 1 above."""
     return (EDGE_STEEP * centre(x_ND) + 0.5).clamp(0, 1)
 
 

@@ -57,7 +57,8 @@ class Grid:
     def contexts(self) -> int:
         """Pairs of a letter and a sequence that holds it: K (K + n - 2 choose n - 1).
 
-        What an equivariant function may tell apart: the other n - 1 letters are any multiset.
+        These are the cases that an equivariant function distinguishes: the other n - 1 letters
+        form any multiset.
         """
         return self.letters * math.comb(self.letters + self.n - 2, self.n - 1)
 
@@ -80,7 +81,7 @@ class Grid:
         return self.low + (cell.to(torch.float64) + 0.5) * self.side
 
     def all_sequences(self) -> Tensor:
-        """The cells (S, N, D) of every sequence, letters ascending, each once up to order."""
+        """The cells (S, N, D) of every sequence up to order, with letters ascending."""
         letters = itertools.combinations_with_replacement(range(self.letters), self.n)
         letters_SN = torch.tensor(list(letters))
         return (letters_SN[..., None] // self.weights_D.long() % self.cells).double()
@@ -98,5 +99,5 @@ def values(f: Function, x_SND: Tensor) -> Tensor:
 
 
 def piecewise_constant(f: Function, grid: Grid, x_SND: Tensor) -> Tensor:
-    """What the construction computes: f at the centres of the cells that the tokens lie in."""
+    """The target of the construction: f at the centres of the tokens' cells."""
     return values(f, grid.centres(grid.cell_of(x_SND)))

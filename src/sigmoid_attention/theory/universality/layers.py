@@ -1,8 +1,8 @@
 """The layers of the class T^{4,1,4}: four heads of width one, a ReLU layer of width four.
 
-A network of the class is a sum x + layer(x) after the other; in a block of the class an attention
-layer is followed by a feed-forward layer, and either may have zero weights. Here the idle half of
-a block is left out, so that each layer stands for one block.
+A network of the class applies residual layers x + layer(x) one after another. A block of the class
+is an attention layer followed by a feed-forward layer, and either may have zero weights. Here the
+half with zero weights is left out, so each layer counts as one block.
 
 Shape letters: B batch, N tokens, D channels, H heads, Q queries, K keys, F hidden units.
 """
@@ -25,10 +25,10 @@ HIDDEN = 4
 
 
 class HeavisideAttention(Attention):
-    """The layer with 1[u > 0] in place of sigmoid(u): what a steep sigmoid tends to.
+    """An attention layer with 1[u > 0] in place of sigmoid(u): the limit of a steep sigmoid.
 
-    Its logits and sums are those of the operator's definition. A logit that is exactly zero
-    counts for nothing here and for a half under any sigmoid; the construction has none.
+    Its logits and sums are those of the operator's definition. A logit of exactly zero has weight 0
+    here and 1/2 under any sigmoid; the construction has no such logit.
     """
 
     def _operate(
@@ -46,7 +46,8 @@ class HeavisideAttention(Attention):
 class ReLUFeedForward(nn.Module):
     """down relu(up x + up_bias) + down_bias, with four hidden units.
 
-    Made of its tensors, as there are thousands: linear layers would first draw weights for each.
+    It is made from its tensors directly: ``nn.Linear`` would first draw weights for each of
+    thousands of layers.
     """
 
     def __init__(self, up_FD: Tensor, up_bias_F: Tensor, down_DF: Tensor, down_bias_D: Tensor):
@@ -92,10 +93,10 @@ class ReLUUnit:
 def attention_layer(
     weights_D: Tensor, n: int, heads: Sequence[ConstructedHead]
 ) -> HeavisideAttention:
-    """The attention layer of up to four ``heads``, which adds its answer to channel 0.
+    """The attention layer of up to four ``heads``, which adds its output to channel 0.
 
-    Every head reads a token as u . x with u = ``weights_D``; u_0 = 1, so that u . x grows by the
-    answer.
+    Every head reads a token as u . x with u = ``weights_D``. Since u_0 = 1, u . x grows by the
+    output.
     """
     layer = _blank(HeavisideAttention, len(weights_D), n)
     with torch.no_grad():
@@ -111,8 +112,8 @@ def attention_layer(
 
 
 def _blank(kind: type[A], dim: int, n: int) -> A:
-    """A layer of the class, its parameters not yet set."""
-    # On no device, since random initial values would advance the caller's generator.
+    """A layer of the class without parameter values."""
+    # On the meta device, since random initial values would advance the caller's generator.
     with torch.device("meta"):
         layer = kind(
             dim,
@@ -140,7 +141,7 @@ def feed_forward_layer(
 
 
 class Network(nn.Module):
-    """x <- x + layer(x) for one layer after the other, on x (B, N, D) in float64."""
+    """x <- x + layer(x) for each layer in order, on x (B, N, D) in float64."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -154,8 +155,8 @@ class Network(nn.Module):
     def with_steepness(self, steepness: float) -> "Network":
         """The network with sigmoid(steepness * u) for every Heaviside step 1[u > 0].
 
-        The factor goes into the queries' weights, so that what comes back is built of `Attention`
-        layers as they are. Layers without attention are shared with this network.
+        The factor multiplies the queries' weights, so the result consists of unchanged `Attention`
+        layers. Layers without attention are shared with this network.
         """
         return Network([_steep(layer, steepness) for layer in self.layers])
 

@@ -1,10 +1,10 @@
 """Step 3: feed-forward layers that turn the code of every context into its value.
 
-As in Yun et al. 2020 there is a layer for each context. Contexts are taken from the largest code
-down: one that is done has left the zone of codes, so that "above a threshold" selects the tokens of
-a single context, and a ramp of two hidden units does. (Where four hidden units of a layer do two
-contexts, a token far above a ramp gets h j - (h - 1) j for its jump j, with h so large that float64
-loses the jump's digits.)
+As in Yun et al. 2020 there is a layer for each context. Contexts are processed from the largest
+code down. The tokens of a processed context have left the zone of codes. A threshold therefore
+selects the tokens of a single context, and a ramp of two hidden units is enough. (With two contexts
+a layer, in four hidden units, a token far above a ramp would get h j - (h - 1) j for its jump j,
+with h so large that float64 loses the digits of the jump.)
 
 Shape letters: S sequences, N tokens, D channels, C contexts.
 """
@@ -29,10 +29,10 @@ class Contexts:
     """Every context of a grid, from the largest code down.
 
     Attributes:
-        states_CD: what a token holds there after the contextual mapping.
+        states_CD: a token of the context after the contextual mapping.
         outputs_CD: the function's value for it.
         codes_C: u . state.
-        duplicates: tokens of different contexts that got the same code; 0 if the mapping is one.
+        duplicates: tokens of different contexts with the same code; 0 if codes are unique.
     """
 
     states_CD: Tensor
@@ -42,20 +42,20 @@ class Contexts:
 
     @property
     def smallest_gap(self) -> float:
-        """Of the codes of two contexts; infinite where there is one context."""
+        """The least distance between the codes of two contexts; infinite for one context."""
         gaps = -self.codes_C.diff()
         return float(gaps.amin()) if len(gaps) else float("inf")
 
 
 def contexts(mapper: Network, plan: Plan, outputs_SND: Tensor) -> Contexts:
-    """What ``mapper`` (rounding, counting, chaining) makes of every sequence of the grid.
+    """The contexts of every sequence of the grid after ``mapper`` (rounding, counting, chaining).
 
     ``outputs_SND`` are the function's values at `Grid.all_sequences`.
     """
     cells_SND = plan.grid.all_sequences()
     with torch.no_grad():
         states_SND = mapper(plan.grid.centres(cells_SND))
-    # Letters ascend in a sequence, so a token that equals the one before is of the same context.
+    # Letters ascend in a sequence, so equal neighbours belong to the same context.
     letters_SN = cells_SND @ plan.grid.weights_D
     first_SN = torch.ones_like(letters_SN, dtype=torch.bool)
     first_SN[:, 1:] = letters_SN.diff(dim=1) != 0
@@ -67,10 +67,10 @@ def contexts(mapper: Network, plan: Plan, outputs_SND: Tensor) -> Contexts:
 
 
 def value_mapping(contexts_of_grid: Contexts, plan: Plan) -> Iterator[ReLUFeedForward]:
-    """One layer a context, which adds output - state to its tokens.
+    """The layers of the value mapping, one a context: each adds output - state to its tokens.
 
-    The ramp rises from 0 at code - gap / 2 to 1 within a quarter of the grain: exact for exact
-    codes, and right for codes that are off by up to gap / 4.
+    The ramp rises from 0 at code - gap / 2 to 1 within a quarter of the grain. It is exact for
+    exact codes, and correct for codes with an error of up to gap / 4.
     """
     weights_D = plan.grid.weights_D
     steepness = 4 / plan.grain

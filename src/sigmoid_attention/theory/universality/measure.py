@@ -1,4 +1,4 @@
-"""L^p errors over the box, estimated from random sequences with an interval.
+"""Estimates of L^p errors over the box from random sequences, with intervals.
 
 Shape letters: S sequences, N tokens, D channels.
 """
@@ -14,14 +14,14 @@ from sigmoid_attention.theory.universality.functions import Function
 from sigmoid_attention.theory.universality.grid import Grid, piecewise_constant, values
 from sigmoid_attention.theory.universality.quantisation import volume
 
-# Standard errors on each side of the mean: 99.7% where it is normal.
+# Standard errors on each side of the mean: 99.7% if the mean is normally distributed.
 STANDARD_ERRORS = 3.0
 CHUNK = 512
 
 
 @dataclass(frozen=True)
 class ErrorEstimate:
-    """(integral over the box of sum |f - g|^p)^(1/p), between two bounds on it."""
+    """An estimate of (integral over the box of sum |f - g|^p)^(1/p), with two bounds."""
 
     value: float
     low: float
@@ -51,7 +51,7 @@ def lp_error(difference_SND: Tensor, p: float, volume: float) -> ErrorEstimate:
 
 @dataclass(frozen=True)
 class Target:
-    """A function's values at random sequences of the box, to hold approximations against."""
+    """A function's values at random sequences of the box, for measuring approximations."""
 
     f: Function
     inputs_SND: Tensor
@@ -61,16 +61,16 @@ class Target:
 
     @classmethod
     def sample(cls, f: Function, grid: Grid, p: float, samples: int, seed: int) -> "Target":
-        """f at ``samples`` uniform sequences; the cells of ``grid`` play no part."""
+        """f at ``samples`` uniform sequences of the box; the cells of ``grid`` are not used."""
         inputs_SND = grid.sample(samples, seed)
         return cls(f, inputs_SND, values(f, inputs_SND), p, volume(grid))
 
     def error(self, g: Callable[[Tensor], Tensor]) -> ErrorEstimate:
-        """Of a network or any function of (B, N, D)."""
+        """The error of a network or any function of (B, N, D)."""
         with torch.no_grad():
             answers = [g(chunk) for chunk in self.inputs_SND.split(CHUNK)]
         return lp_error(torch.cat(answers) - self.outputs_SND, self.p, self.volume)
 
     def grid_error(self, grid: Grid) -> ErrorEstimate:
-        """Of the function that is constant on the cells of ``grid``."""
+        """The error of the function that is constant on the cells of ``grid``."""
         return self.error(lambda x_SND: piecewise_constant(self.f, grid, x_SND))

@@ -1,4 +1,4 @@
-"""The size of the construction in closed form, which is checked before building.
+"""The size and the numbers of the construction in closed form, for checks before building.
 
 Shape letters: S sequences, N tokens, D channels.
 """
@@ -11,12 +11,12 @@ from sigmoid_attention.theory.universality.grid import Grid
 from sigmoid_attention.theory.universality.layers import block_parameters
 
 MAX_LAYERS = 20_000
-# Bits of a float64's significand: whole numbers up to 2^53 are exact.
+# Bits of the significand of a float64: whole numbers up to 2^53 are exact.
 DIGITS = 53
 
 
 def layer_counts(grid: Grid) -> dict[str, int]:
-    """Layers of each step, in their order; known from n, d and the cells alone.
+    """The number of layers of each step in order, from n, d and the cells.
 
         scaling   d                     feed-forward, one a channel
         rounding  d cells               feed-forward, one a cell of a channel
@@ -46,25 +46,25 @@ def layers_of(grid: Grid) -> int:
 
 
 def parameters_of(grid: Grid) -> int:
-    """Parameters of that many whole blocks of T^{4,1,4}, most of them zero."""
+    """The number of parameters of that many blocks of T^{4,1,4}; most of them are zero."""
     return layers_of(grid) * block_parameters(grid.d)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers that the construction on a grid works with.
+    """The numbers of the construction on a grid.
 
-    A token is read as its *code* u . x. Codes are
+    The *code* of a token is u . x. Codes are
 
         letter                    after rounding: 0 to K - 1
         Z + (n + 1) letter + m    after counting: the *symbol*, m the letter's multiplicity
         symbol + r                after chaining: r in [0, 1/2), the same for all tokens
 
-    with ``zone`` = Z a multiple of n above every letter and every code of an output, so that what
-    is done can be told from what is not. The *register* r = gap * R holds the sequence as a whole
-    number R < radix^n, whose digits are n letter + m of the letters that occur. ``gap`` is a
-    multiple of the ``grain`` 2^-t, and so is everything that is computed: exactly, in float64,
-    while no number needs more than 53 digits.
+    with ``zone`` = Z a multiple of n above every letter and every code of an output, which
+    separates processed tokens from the others. The *register* r = gap * R encodes the sequence as a
+    whole number R < radix^n, whose digits are n letter + m of the letters that occur. ``gap`` and
+    all computed numbers are multiples of the ``grain`` 2^-t. Float64 is therefore exact as long as
+    no number needs more than 53 binary digits.
 
     Attributes:
         low, high: the smallest and the largest entry of an output.
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def largest(self) -> int:
-        """A bound on every number on the way: n tokens' values in a layer of chaining."""
+        """A bound on every intermediate number: n tokens' values in a layer of chaining."""
         codes = self.zone + (self.grid.n + 1) * self.grid.letters + 1
         return codes * max(self.grid.n * self.radix, 16)
 
@@ -116,16 +116,17 @@ class Plan:
 
     @property
     def steepness(self) -> float:
-        """Enough for sigmoid attention to stay within a quarter of the gap of Heaviside's.
+        """A steepness at which codes differ by less than gap / 4 from those of Heaviside attention.
 
             lambda = 5 ln(4 radix^n (K (2 n + Z + n K) + n K 2 n (radix (n + 1) K + 1)) / gap)
 
-        Every logit of the construction is at least 1/4 away from zero on exact codes, and at
-        least 1/5 on codes that are off by a quarter of the gap; so each weight is off by at most
-        e^(-lambda/5). Counting layers sum n weights of 1 in three heads and of 1 + 2 (Z + n k) / n
-        in one, halved; chaining layers n weights of at most radix (n + 1) K + 1 in two heads. An
-        error in the register grows by the factor radix at each of the at most n letters of a
-        sequence. All of it together is to stay below gap / 4, which values still tell apart.
+        Every logit of the construction has an absolute value of at least 1/4 for exact codes, and
+        of at least 1/5 for codes with an error of gap / 4. The error of each weight is therefore at
+        most e^(-lambda/5). Counting layers sum n weights of 1 in three heads and of
+        1 + 2 (Z + n k) / n in one, halved. Chaining layers sum n weights of at most
+        radix (n + 1) K + 1 in two heads. An error in the register grows by the factor radix at each
+        of the at most n letters of a sequence. The total must stay below gap / 4, at which the
+        value mapping is still correct.
         """
         n, letters = self.grid.n, self.grid.letters
         counting = letters * (2 * n + self.zone + n * letters)
@@ -143,11 +144,11 @@ class Plan:
         return self.zone + (self.grid.n + 1) * letter + multiplicity
 
     def digit(self, letter: int, multiplicity: int) -> int:
-        """n letter + m, from 1 to n K: what a letter contributes to the register."""
+        """n letter + m, from 1 to n K: the digit of a letter in the register."""
         return self.grid.n * letter + multiplicity
 
     def refuse(self) -> None:
-        """Raise ``ValueError`` where float64 cannot hold the construction."""
+        """Raise ``ValueError`` where float64 cannot represent the construction."""
         if self.digits > DIGITS:
             raise ValueError(
                 f"n: float64 cannot hold the construction for n = {self.grid.n} on "

@@ -1,11 +1,11 @@
 """Step 1: feed-forward layers that round every token to its cell, and clip the output.
 
-Ramapuram et al. 2024 and Yun et al. 2020 first replace f by a function that is constant on cells:
-on a compact set a continuous f changes by little within a small enough cell, so that this changes f
-little in L^p. Their feed-forward layers then round tokens to the corners of their cells by a
-function with a jump for every cell. Ours are ReLU layers from the start, whose jumps are ramps of
-width 2^-40 of a cell; tokens on a ramp are lost, and clipping bounds what that costs. Scaling first
-makes corners whole numbers, which later steps compute with exactly.
+Ramapuram et al. 2024 and Yun et al. 2020 first replace f by a function that is constant on cells.
+On a compact set a continuous f varies little within a small cell, so the L^p error is small. Their
+feed-forward layers then round tokens to the corners of their cells by a function with a jump for
+every cell. Ours are ReLU layers, whose jumps are ramps of width 2^-40 of a cell. Tokens on a ramp
+get wrong values, and clipping bounds their error. The scaling layers come first and make corners
+whole numbers, so later steps are exact.
 
 Shape letters: D channels.
 """
@@ -26,7 +26,7 @@ RAMP = 2.0**-40
 
 
 def scaling(grid: Grid) -> Iterator[ReLUFeedForward]:
-    """One layer a channel: x <- (x - low) / side, and 0 below the box.
+    """The layers of scaling, one a channel: x <- (x - low) / side, and 0 below the box.
 
     x + (c - 1) relu(x - low) + relu(low - x) - low = c relu(x - low),   c = 1 / side
     """
@@ -49,8 +49,8 @@ def rounding(grid: Grid) -> Iterator[ReLUFeedForward]:
 
         -relu(t) + relu(t - (1 - w)) / w - (1 / w - 1) relu(t - 1)
 
-    For whole t >= 1, where tokens of later cells already are, that is exactly 0 in float64; and
-    x - (x - c) is exactly c. The last cell has no upper end, so that the box is closed.
+    For whole t >= 1, the positions of rounded tokens of later cells, it is exactly 0 in float64.
+    x - (x - c) is exactly c. The last cell has no upper end, so the box is closed.
     """
     for channel_D in _channels(grid.d):
         for cell in reversed(range(grid.cells)):
@@ -65,8 +65,8 @@ def rounding(grid: Grid) -> Iterator[ReLUFeedForward]:
 def clipping(d: int, low: float, high: float) -> Iterator[ReLUFeedForward]:
     """One layer a channel: x <- min(max(x, low), high), by x - relu(x - high) + relu(low - x).
 
-    Outputs lie there already. What a token on a ramp or a sigmoid that is not steep enough makes
-    of a sequence is then wrong by at most high - low.
+    Correct outputs already lie in the range. Errors from tokens on ramps, or from sigmoids that are
+    not steep enough, are then at most high - low.
     """
     for channel_D in _channels(d):
         yield feed_forward_layer(
@@ -75,10 +75,10 @@ def clipping(d: int, low: float, high: float) -> Iterator[ReLUFeedForward]:
 
 
 def lost(grid: Grid, low: float, high: float, p: float) -> float:
-    """The most that tokens on ramps add to the L^p error over the box.
+    """An upper bound on the contribution of tokens on ramps to the L^p error over the box.
 
-    Sequences with such a token have the measure n d 2^-40 of the box, and are off by at most
-    high - low in each of n d entries.
+    Sequences with such a token are a share n d 2^-40 of the box. Their error is at most high - low
+    in each of n d entries.
     """
     entries = grid.n * grid.d
     return (entries * RAMP * entries * volume(grid)) ** (1 / p) * (high - low)

@@ -1,4 +1,4 @@
-"""What the tests of the kernel share: a kernel, or the reason why there cannot be one."""
+"""The shared fixtures of the CPU kernel tests: a kernel, or the reason for its absence."""
 
 import os
 

@@ -1,7 +1,7 @@
 """The error budgets of the fused operator against float64, output and gradients, in relative L2.
 
 fp32: at most 1.5 times the error of a plain computation in fp32. bf16 and fp16: at most 1.15 times
-what a product of matrices in the dtype has to cost (budgets.py).
+the least error of a matrix product in the dtype (budgets.py).
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Calls that were made before: the same answers, errors and gradients as the first of a kind."""
+"""Repeated calls from the call cache: the same outputs, errors and gradients as first calls."""
 
 import itertools
 

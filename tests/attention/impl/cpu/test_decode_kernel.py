@@ -1,4 +1,4 @@
-"""A few queries against many keys, which the kernel reads where they are.
+"""The decode kernel: few queries against many keys, read from the cache without a copy.
 
 Sizes lie around the kernel's own: 128 keys a block, panels of 64, 16 or 8 of them, reads of 32, 16,
 8 or 4 elements, rows in batches of 8, 4 or 2.

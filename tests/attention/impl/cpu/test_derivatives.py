@@ -1,4 +1,4 @@
-"""Derivatives of the fused operator: second ones, those of what was visited, and torch's modes."""
+"""Derivatives of the fused operator: second order, of visited tiles only, and in torch's modes."""
 
 import pytest
 import torch

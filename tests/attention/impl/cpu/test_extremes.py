@@ -1,10 +1,10 @@
-"""The fused operator where numbers or sizes end: nothing there, nothing in sight, NaN and infinity.
+"""The fused operator at extremes: empty sizes, no visible keys, NaN and infinity.
 
-What is hidden. A hidden pair weighs exactly nothing, and a NaN that lies in a hidden key or in a
-hidden place of a bias or mask does not reach the output. A hidden *value* is multiplied by its
-weight of zero where its tile is visited, so its NaN may reach the output, as it does in the
-reference, which visits all; and so may a hidden key's in the gradient of a query. What a packed
-sequence or a cache does not hold is never read: test_sequences.py.
+A hidden pair has weight exactly 0. A NaN in a hidden key, or in a hidden place of a bias or mask,
+does not reach the output. A hidden *value* is multiplied by its weight of 0 where its tile is
+visited, so its NaN may reach the output, as in the reference, which visits all tiles. The same
+holds for a NaN in a hidden key and the gradient of a query. Elements outside of a packed sequence
+or a cache are never read: test_sequences.py.
 """
 
 import math

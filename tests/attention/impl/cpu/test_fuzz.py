@@ -1,9 +1,9 @@
-"""Random calls of the fused operator between forbidden pages, each a function of its number.
+"""Random calls of the fused operator between protected memory pages, each from a numbered seed.
 
-Sizes lie around the kernel's blocks and at nothing at all. A call is made once with its gradients,
-twice without them, as a graph, or on several threads. It must read nothing beyond its tensors,
-write to none of them, and have the results of the reference. Under `make sanitize` the kernel's own
-working memory is watched, too.
+Sizes lie around the kernel's blocks and at zero. A call is made once with its gradients, twice
+without them, as a graph, or on several threads. It must not read outside of its tensors, must not
+write to them, and must give the results of the reference. `make sanitize` also checks the kernel's
+own working memory.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Masks and biases of 16 bits are read where they lie: the answer is that of their float32 copies.
+"""16-bit masks and biases are read without a copy: results equal those of their float32 copies.
 
 Shape letters: B batch, H heads, Q queries, K keys.
 """

@@ -1,7 +1,7 @@
-"""Calls that want more memory than there is, or none at all.
+"""Calls that need more memory than is available, or none at all.
 
-Where memory runs out, a call raises a MemoryError of one sentence, or what torch raises where it
-makes the output; the process lives on.
+Without enough memory a call raises a MemoryError with one sentence, or torch's own error where
+torch allocates the output. The process continues.
 """
 
 import os

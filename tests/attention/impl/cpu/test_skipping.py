@@ -1,6 +1,6 @@
-"""What the fused operator leaves out: as the certificate says, no more, and at no cost to accuracy.
+"""The tiles that the fused operator skips are those of the certificate, without loss of accuracy.
 
-The oracle is the tiled mode with the kernel's blocks: bounds.py is what both have to follow.
+The oracle is the tiled mode with the kernel's blocks; both follow bounds.py.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""The fused operator on several threads: all of them, no others, the same bits, beside each other.
+"""The fused operator on several threads: thread counts, equal bits, and concurrent calls.
 
-After a fork, torch's own operators wait forever for the threads that the child does not have, on
-Linux with libgomp; with one thread, as torch's data loaders set it in their workers, they go on.
-So does this operator.
+On Linux with libgomp, torch's own operators hang in a forked child, because the child lacks the
+parent's threads. With one thread, which torch's data loaders set in their workers, they work, and
+so does this operator.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The Python that interprets kernels, started once for all tests of a worker."""
+"""The Python process that interprets kernels, started once for all tests of a worker."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,7 +1,7 @@
-"""What the compiler makes of the shipped configurations: registers, spills, instructions.
+"""Compiler output of the shipped Triton configurations: registers, spills and instructions.
 
-These are no timings. But a kernel that spills, loses its warp-group products or takes an
-instruction more for each score is slower on any GPU, and that is caught here, without one.
+The tests measure no times. A kernel that spills, loses its warp-group products or needs another
+instruction for each score is slower on any GPU, and this is detected here without a GPU.
 """
 
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Calls that were made before: the same answers as the first of a kind, by the same launches."""
+"""Repeated calls from the call cache: the same outputs as first calls, by the same launches."""
 
 import gc
 import weakref

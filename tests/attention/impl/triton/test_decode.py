@@ -1,6 +1,6 @@
-"""Decoding on a GPU: its meaning in the interpreter, its rules, and what it compiles to.
+"""Decoding on a GPU: values in the interpreter, dispatch rules, and compiler output.
 
-The interpreter cuts digits of bf16 off where a GPU rounds them: there the budget is twice as wide.
+The interpreter truncates bf16 where a GPU rounds, so the budget there is twice as wide.
 """
 
 import math

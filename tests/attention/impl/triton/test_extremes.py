@@ -1,4 +1,4 @@
-"""Narrow dtypes where weights are small, numbers at the end of their range, odd memory, no rows."""
+"""Triton kernels with small weights in narrow dtypes, extreme numbers, odd strides and no rows."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""Meaning: every feature, forward and backward, against the definition in float64.
+"""The Triton operator against the definition in float64: every feature, forward and backward.
 
-The kernels are interpreted, in fp32 and fp16. In bf16 the interpreter cuts digits off where a GPU
-rounds, which is twice the error; there the budget is twice as wide.
+The kernels are interpreted, in fp32 and fp16. In bf16 the interpreter truncates where a GPU rounds,
+which doubles the error; the budget there is twice as wide.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, E value dim.
 """

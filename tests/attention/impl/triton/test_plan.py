@@ -1,4 +1,4 @@
-"""The certificate on the device: what a plan leaves out, what it calls a tail, and who follows it.
+"""The skipping plan on the device: skipped tiles, tail tiles, and the kernels that follow it.
 
 Shape letters: B batch, H query heads, Q queries, K keys, I units of queries, J units of keys.
 """

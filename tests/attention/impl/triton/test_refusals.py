@@ -1,4 +1,4 @@
-"""What the kernels are not made for is named, and ``auto`` computes it all the same."""
+"""Errors of the Triton kernels name the unsupported argument; ``auto`` still computes the call."""
 
 import pytest
 import torch

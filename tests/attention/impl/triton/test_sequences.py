@@ -1,4 +1,4 @@
-"""Packed sequences and caches, second derivatives, compilation and checkpoints."""
+"""Triton kernels with packed sequences, caches, second derivatives, compilation and checkpoints."""
 
 from unittest import mock
 

@@ -1,4 +1,4 @@
-"""A small kernel that compiles at once, and compilers in place of the environment's."""
+"""Fixtures for building the CPU kernel: a small kernel, and replacement compilers."""
 
 import pytest
 

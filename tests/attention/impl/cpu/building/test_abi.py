@@ -1,4 +1,4 @@
-"""The argument block in Python has the fields of the kernel's struct, at the same offsets."""
+"""The Python argument block has the fields of the kernel's C struct, at the same offsets."""
 
 import ctypes
 import subprocess

@@ -1,4 +1,4 @@
-"""The cache under bad luck: damage, many processes, death while building, nowhere to write."""
+"""The library cache under damage, concurrent processes, killed builds and unwritable folders."""
 
 import ctypes
 import os

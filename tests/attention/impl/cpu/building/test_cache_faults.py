@@ -1,4 +1,4 @@
-"""What goes wrong around the cache never leaves the operator: it costs one compilation at most."""
+"""Faults of the library cache never reach the operator; they cost at most one compilation."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""From source to library: which paths run, which compiler, which flags, and what a name hashes."""
+"""Compilation of the CPU kernel: vector paths, compiler, flags, and the hash in the file name."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""The kernel of a process: decided once, and one line in the log where there is none."""
+"""A process loads the CPU kernel once, and logs one line if no kernel is available."""
 
 import functools
 import logging

@@ -1,4 +1,4 @@
-"""`make sanitize` ends with a report when a kernel reads what is not its own."""
+"""`make sanitize` reports kernel reads outside of the tensors."""
 
 import os
 import shutil

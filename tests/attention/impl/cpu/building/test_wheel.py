@@ -1,4 +1,4 @@
-"""The wheel, built and installed: with libraries where there was a compiler, pure where not."""
+"""The built and installed wheel contains libraries if a compiler was found, else Python only."""
 
 import os
 import shutil

@@ -1,12 +1,13 @@
-"""What the compiler makes of the shipped configurations: a regression here is a slower kernel.
+"""Compiler output of the shipped Gluon configurations: a regression here is a slower kernel.
 
-No spill in any inner loop; as many waits for products as the source has, since the assembler that
-gives up on asynchronous products waits after each; special functions and instructions for a score.
+The tests check that no inner loop spills, that a loop has as many waits for products as its source
+(the assembler adds a wait to each product if it gives up on asynchronous products), and that the
+numbers of special functions and instructions per score stay in their budgets.
 
-Every loop body is compiled, in the kernels that hold most of them: the forward pass has a loop for
-each class of tiles, so that a kernel with all three has those with fewer; the backward pass has one
-loop with a branch for each class. A bias of each head is read once an item: it goes along with the
-slopes, whose terms are in the loops.
+Every loop body is compiled, in the kernels that hold most of them. The forward pass has a loop for
+each class of tiles, so a kernel with all three classes contains the loops of kernels with fewer.
+The backward pass has one loop with a branch for each class. A bias per head is read once an item;
+it is tested together with the slopes, whose terms are in the loops.
 """
 
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The kernels' own source against the definition, in the emulator: values, barriers and races."""
+"""The kernels' source against the definition, in the emulator: values, barriers and races."""
 
 from dataclasses import replace
 

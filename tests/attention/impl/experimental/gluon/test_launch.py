@@ -1,7 +1,7 @@
-"""From the public function to the kernels' arguments: what a call launches gives the definition.
+"""The launches of a public call: their arguments give the definition's output in the emulator.
 
-The answer is right only if every argument is: so the emulator computes it from the recorded ones,
-and it has to be the definition's, rounded once.
+The output is correct only if every argument is. The emulator therefore computes it from the
+recorded arguments, and it must equal the definition, rounded once.
 
 Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head dim, I units of
 queries.

@@ -1,4 +1,4 @@
-"""What the Hopper kernels refuse, by the argument's name; `auto` then takes another."""
+"""Errors of the Hopper kernels name the unsupported argument; `auto` then takes another kernel."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The roofline's arithmetic, on a loop whose instructions are known."""
+"""The arithmetic of the roofline model, on a loop with known instructions."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The list of work: every visible tile once, in the right class, and about the same for all."""
+"""The work list holds every visible tile once, in its class, with about equal work per item."""
 
 import random
 from collections.abc import Callable, Iterator
