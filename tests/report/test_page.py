@@ -115,7 +115,7 @@ def test_the_order_is_verdict_advice_numbers_pictures_texts_method():
         text.index(part)
         for part in (
             "stay with softmax at this size",
-            "not measured",
+            "from formulas",
             "Finished 2026-05-01 12:05 UTC · took 5 min 00 s · rows in runs/synthetic/rows.parquet",
             "Loss on held-out text",
             "Synthetic advice: train more seeds.",

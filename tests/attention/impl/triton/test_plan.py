@@ -128,7 +128,16 @@ def test_both_passes_visit_the_same_and_agree_on_tails(interpreted, positional, 
         assert torch.equal(by_query, by_key)
 
 
-@each_case
+# The leftmost key that a unit's window reaches is the last key of a unit of keys.
+WINDOW_EDGE = (
+    alike(3 * SPAN, 3 * SPAN),
+    {"alibi_slopes": STEEP / 64, "bias": -3.0, "window_size": (SPAN + 1, 0)},
+)
+
+
+@pytest.mark.parametrize(
+    "positional, arguments", (*CASES.values(), WINDOW_EDGE), ids=(*CASES, "window-edge")
+)
 def test_a_tolerance_of_zero_leaves_out_only_what_weighs_nothing(
     interpreted, positional, arguments
 ):
