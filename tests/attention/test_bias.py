@@ -94,7 +94,7 @@ def test_minus_log_of_the_keys_in_sight_counts_windows_and_masks():
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("is_causal", [False, True], ids=["both-sides", "causal"])
-def test_the_keys_in_sight_are_counted_whatever_the_lengths(window, is_causal):
+def test_visible_keys_are_counted_for_all_lengths(window, is_causal):
     left, right = (window[0], 0) if is_causal else window
     for queries, keys in product((1, 4, 6), (0, 1, 3, 6)):
         arguments = {"is_causal": is_causal, "window_size": window}

@@ -189,7 +189,7 @@ def scattered(argument):
 
 @each_call
 @pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
-def test_indices_are_contiguous_int64_whatever_was_given(function, call, index, seen):
+def test_indices_are_contiguous_int64_for_all_inputs(function, call, index, seen):
     positional, arguments = call.build(index=index)
     positional = [scattered(argument) for argument in positional]
     arguments = {name: scattered(argument) for name, argument in arguments.items()}

@@ -67,5 +67,5 @@ def test_rounds_follow_the_budget(clock, seconds, rounds):
     assert len(clock.turns(budget, a=seconds)["a"]) == rounds
 
 
-def test_nobody_left_takes_no_turns(clock):
+def test_without_peers_there_are_no_turns(clock):
     assert clock.turns(Budget()) == {}

@@ -27,7 +27,7 @@ def test_a_uniform_model_needs_the_log_of_the_vocabulary(seq_len):
     assert value == pytest.approx(math.log2(257), rel=1e-6)
 
 
-def test_bits_are_per_byte_whatever_the_tokens():
+def test_bits_are_per_byte_for_all_tokenizers():
     text = Document("a", b"the texts of the texts of the texts")
     ids = BPE.encode(text.text)
     scored = ids[1:]
@@ -106,7 +106,7 @@ class Says(nn.Module):
         return nn.functional.one_hot(self.rule(tokens), self.vocab_size).float()
 
 
-def test_whoever_knows_the_rule_is_right_everywhere():
+def test_a_model_that_follows_the_rule_is_always_right():
     task = Copying(12, 3, vocab_size=7, seed=0)
     knows = Says(lambda tokens: tokens.roll(6, 1), 7)
     assert accuracy(knows, task.heldout(2)) == 1.0

@@ -68,7 +68,7 @@ def test_who_spoils_the_device_keeps_its_own_words(worker):
     assert rows["a"].refused is rows["b"].refused is None
 
 
-def test_a_case_that_ends_the_process_before_anybody_s_turn_is_refused_for_all(worker):
+def test_a_case_that_ends_the_process_before_the_first_turn_is_refused_for_all(worker):
     rows = found(worker, "crash-at-once", "a")
     assert {row.refused for row in rows.values()} == {"the process ended (4)"}
     assert len(rows) == 2

@@ -97,7 +97,7 @@ def test_to_be_faster_than_a_slow_softmax_decides_nothing():
     assert standing(own, with_ours(found)).verdict == NOT_MET
 
 
-def test_nobody_at_all_may_be_faster_on_short_rows():
+def test_no_peer_may_be_faster_on_short_rows():
     own = target("short rows, times the best peer: 2048 128")
     found = {}
     for case, _, _ in own.keys:
@@ -232,7 +232,7 @@ def test_each_device_has_its_picture():
         assert name[11:15].upper() in files[f"docs/benchmarks/{name}"].decode()
 
 
-def test_the_command_ends_in_nine_minutes_whatever_happens():
+def test_the_command_ends_in_nine_minutes_in_every_case():
     # With twenty seconds to start and to publish.
     longest = 60 * command_line.Gpu().minutes + driver.EXIT_TIMEOUT + SMI_SECONDS + 20
     assert longest < 540

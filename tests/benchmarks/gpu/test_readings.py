@@ -115,6 +115,6 @@ def test_state_is_nothing_where_nvidia_smi_fails(error, monkeypatch):
     assert readings.query_state("GPU-0") == {}
 
 
-def test_state_is_nothing_where_nobody_tells(monkeypatch):
+def test_state_is_empty_without_a_source(monkeypatch):
     monkeypatch.setattr(readings.shutil, "which", lambda name: None)
     assert readings.query_state() == {}

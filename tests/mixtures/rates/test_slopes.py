@@ -17,7 +17,7 @@ def losses(exponent: float, spread: float, replicates: int, seed: int, truths: i
 
 @pytest.mark.parametrize("statistic", ("median", "mean"))
 @pytest.mark.parametrize("exponent", (-0.5, -0.25, 0.0))
-def test_a_power_law_comes_back_whatever_its_level(exponent, statistic):
+def test_a_power_law_is_recovered_at_every_level(exponent, statistic):
     found = slope(SIZES, losses(exponent, 0.0, 5, 0, truths=3), statistic=statistic)
     assert np.allclose([found.value, found.low, found.high], exponent)
 

@@ -33,7 +33,7 @@ def test_nothing_measured_gives_nothing():
     assert summarise(table()) == []
 
 
-def test_losses_are_paired_by_seed_whatever_their_order():
+def test_losses_are_paired_by_seed_in_any_order():
     rows = [*losses("softmax", 64, 2.0, 3.0, 4.0), *losses("sigmoid", 64, 2.5, 3.5, 4.5)]
     row = only(summarise(table(*rows[::-1])), "validation_bits_per_byte", 64)
     assert (row.softmax.mean, row.sigmoid.mean) == (3.0, 3.5)

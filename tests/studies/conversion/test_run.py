@@ -319,7 +319,7 @@ def test_a_setting_out_of_range_is_refused(name, value, wanted):
         ConversionSetting(**{**SETTING, name: value}).check()
 
 
-def test_lengths_that_nobody_gave_are_those_of_the_model():
+def test_lengths_default_to_those_of_the_model():
     setting = ConversionSetting(steps=1, layer_steps=0)
     assert [
         (fitted.seq_len, fitted.batch_size)

@@ -86,7 +86,7 @@ def check(interpreted, cache: Cache, dtype: torch.dtype, count: int = PARTS) -> 
 
 @pytest.mark.parametrize("page_size", [0, 7], ids=["contiguous", "pages-7"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_equals_the_definition_among_memory_that_nobody_wrote(interpreted, call, page_size):
+def test_equals_the_definition_beside_unwritten_memory(interpreted, call, page_size):
     check(interpreted, Cache(USED, page_size, "tokens", call), torch.float32)
 
 
@@ -211,7 +211,7 @@ def test_a_softcap_ends_what_slopes_let_a_row_reach(interpreted, tolerance):
     ],
     ids=["no-tolerance", "no-softcap", "a-flat-slope", "a-negative-slope", "by-key", "nan"],
 )
-def test_whatever_is_not_proven_is_read(interpreted, changes):
+def test_keys_without_a_proof_are_read(interpreted, changes):
     (query, key, value), arguments = reaching(1e-2)
     far = key.clone()
     far[:, :, 0] = math.nan
@@ -277,7 +277,7 @@ def compiled_once(tensors: tuple[Tensor, ...], arguments: dict) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("page_size", [0, 4], ids=["contiguous", "pages-4"])
-def test_compiles_into_one_graph_whatever_the_lengths(interpreted, page_size):
+def test_compiles_into_one_graph_for_all_lengths(interpreted, page_size):
     tensors, arguments = Cache((9, 5), page_size, "heads", CALL).build(torch.float32)
     eager, graph, frames = interpreted(compiled_once, Blocks(), tensors, arguments)
     assert torch.equal(eager, graph)

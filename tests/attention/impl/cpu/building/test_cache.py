@@ -82,7 +82,7 @@ def test_two_processes_at_once_compile_once(kernel, counting, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_builder_that_is_killed_blocks_nobody(kernel, counting, tmp_path):
+def test_a_killed_compilation_blocks_no_other_process(kernel, counting, tmp_path):
     counting.gate.touch()
     holder = start(BUILD, KERNEL=kernel, READY=tmp_path / "holder")
     wait_for(counting.started, "the first to compile")

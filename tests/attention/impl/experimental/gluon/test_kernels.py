@@ -45,7 +45,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(("stages", "programs"), [(1, 3), (2, 2), (3, 1)])
-def test_forward_is_the_definition_whoever_goes_first(case, stages, programs):
+def test_forward_is_the_definition_in_any_order_of_warp_groups(case, stages, programs):
     config = small(case, 2 if case.spans is not None or stages == 2 else 3, stages)
     out = run_forward(case, config, programs)
     assert close(out, case.expected(*case.tensors(config.head_dim)[:3]))
