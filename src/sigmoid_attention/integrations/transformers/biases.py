@@ -61,7 +61,7 @@ class PerHead:
         init = arguments.scalar(self.init)
         if not isinstance(init, int | float | BiasPolicy):
             kind = type(init).__name__
-            raise ValueError(f"PerHead: init must be a number or a bias policy, got {kind}")
+            raise TypeError(f"PerHead: init must be a number or a bias policy, got {kind}")
         object.__setattr__(self, "init", init)
         for name in ("learned", "linear"):
             given = arguments.switch(f"PerHead: {name}", getattr(self, name))

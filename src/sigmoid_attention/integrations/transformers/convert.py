@@ -76,7 +76,7 @@ def convert(
         torch.Size([2])
     """
     if not isinstance(model_or_config, PreTrainedModel | PreTrainedConfig):
-        raise ValueError(
+        raise TypeError(
             f"model_or_config must be a model or a config of transformers, "
             f"got {type(model_or_config).__name__}"
         )

@@ -168,7 +168,7 @@ def refuse_unknown(module: nn.Module, kwargs: dict[str, Any]) -> None:
 def check_mask(mask: object) -> None:
     """Validate that the mask is a boolean or floating tensor of four dimensions."""
     if not isinstance(mask, Tensor):
-        raise ValueError(f"attention_mask must be a tensor or None, got {type(mask).__name__}")
+        raise TypeError(f"attention_mask must be a tensor or None, got {type(mask).__name__}")
     if mask.dim() != 4 or not (mask.dtype == torch.bool or mask.is_floating_point()):
         raise ValueError(
             f"attention_mask must be boolean or floating and (batch, heads, queries, keys), "

@@ -71,11 +71,11 @@ def branches(blocks: Iterable[nn.Module]) -> Iterator[tuple[str, Residual, nn.Mo
     """The residual branches of a stack in order: the name, the branch and its layer.
 
     Raises:
-        ValueError: a module that is no `Block`.
+        TypeError: a module that is no `Block`.
     """
     for index, block in enumerate(blocks):
         if not isinstance(block, Block):
-            raise ValueError(f"block {index}: {type(block).__name__} is not a part with a bound")
+            raise TypeError(f"block {index}: {type(block).__name__} is not a part with a bound")
         yield f"{index}.attention", block.attention_residual, block.attention
         yield f"{index}.feed_forward", block.feed_forward_residual, block.feed_forward
 
