@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sigmoid_attention.attention import (
         AttentionStatistics,
         BiasPolicy,
+        CentredKeys,
         Constant,
         Explanation,
         HeadValues,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionStatistics",
     "BiasPolicy",
+    "CentredKeys",
     "Constant",
     "Explanation",
     "HeadValues",

@@ -11,6 +11,7 @@ from sigmoid_attention.attention.bias import (
     NegLogVisible,
     RowLSE,
 )
+from sigmoid_attention.attention.centred_keys import CentredKeys
 from sigmoid_attention.attention.decode import sigmoid_decode
 from sigmoid_attention.attention.dispatch import Explanation, Implementation
 from sigmoid_attention.attention.impl.reference import AttentionStatistics
@@ -21,6 +22,7 @@ from sigmoid_attention.attention.varlen import sigmoid_varlen_attention
 __all__ = [
     "AttentionStatistics",
     "BiasPolicy",
+    "CentredKeys",
     "Constant",
     "Explanation",
     "HeadValues",

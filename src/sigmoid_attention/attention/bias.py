@@ -45,6 +45,13 @@ class RowContext(Protocol):
         """(B, H, Q, 1), the log-sum-exp of each row's visible logits before the bias."""
         ...
 
+    def mean_logits(self, means: Tensor | None = None) -> Tensor:
+        """(B, H, Q, 1), the scaled product of each query with the mean of the keys that it sees.
+
+        ``means`` are these means, (B, key heads, Q, D), if they are known.
+        """
+        ...
+
     def aligned(self, rows_BHQ: Tensor) -> Tensor:
         """A tensor in the queries' layout, (B, H, Q, ...), in the layout of the bias.
 
@@ -287,8 +294,8 @@ class Learned(nn.Module, BiasPolicy):
     """A trained bias per head, initialised by a number or by a policy without row statistics.
 
     The parameter is ``value`` of shape (heads,). It stays in fp32 when the model is cast to a
-    narrower dtype, and receives a gradient from every implementation. Raises ``ValueError`` if
-    ``init`` depends on the rows of a call or is not a finite number.
+    narrower dtype, and receives a gradient from every implementation. Raises ``TypeError`` if
+    ``init`` is a policy that depends on the rows of a call, ``ValueError`` if it is not finite.
 
     Example:
         >>> Learned(NegLogLength(256), num_heads=2).value.shape
@@ -305,7 +312,7 @@ class Learned(nn.Module, BiasPolicy):
         elif isinstance(init, NegLogLength | Constant):
             start = (_start(init.value if isinstance(init, NegLogLength) else init.b),) * num_heads
         elif isinstance(init, BiasPolicy):
-            raise ValueError(
+            raise TypeError(
                 f"Learned: init must be a number, Constant, NegLogLength or NegLogEffectiveLength, "
                 f"got {type(init).__name__}, which depends on the rows of a call"
             )

@@ -19,7 +19,8 @@ from torch import Tensor
 from sigmoid_attention.attention import arguments, torch_state
 from sigmoid_attention.attention.impl import flex, reference_blocks, tiled_ops
 from sigmoid_attention.attention.impl.cpu import ops as cpu_ops
-from sigmoid_attention.attention.problem import Problem, known
+from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.tracing import known
 
 Implementation = Literal["auto", "reference", "tiled", "cpu", "triton", "gluon", "flex"]
 

@@ -10,22 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import arguments, masking, validation
+from sigmoid_attention.attention import arguments, key_means, masking, validation
 from sigmoid_attention.attention.bias import Bias, BiasPolicy
 from sigmoid_attention.attention.impl.reference import compute_dtype, logits
 from sigmoid_attention.attention.sequences import Sequences
-
-
-def known(condition: bool | torch.SymBool) -> bool:
-    """Whether a condition holds; in a compiled graph, whether it holds for all dynamic lengths.
-
-    A Python ``if`` would restrict the graph to lengths with the condition's present value.
-    """
-    if not torch.compiler.is_compiling():
-        return bool(condition)
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    return statically_known_true(condition)
 
 
 @dataclass(frozen=True)
@@ -232,6 +220,10 @@ class Problem:
         numbers = batch * heads * keys
         blocks = masking.blocks_of_rows(queries, numbers, masking.NUMBERS_OF_A_BLOCK)
         return torch.cat([part(rows) for rows in blocks], -2)
+
+    def mean_logits(self, means: Tensor | None = None) -> Tensor:
+        """The scaled product of each query with the mean of the keys that it sees, (B, H, Q, 1)."""
+        return self.aligned(key_means.mean_logits(self, means))
 
     def aligned(self, rows_BHQ: Tensor) -> Tensor:
         """A tensor in the queries' layout, (B, H, Q, ...), in the rows of ``shape``."""

@@ -1,7 +1,9 @@
-"""A decorator that marks a function's result as a constant of compiled graphs."""
+"""Helpers for code that torch.compile traces."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+import torch
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -21,3 +23,15 @@ def constant_when_traced(function: Function) -> Function:
     """
     function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
     return function
+
+
+def known(condition: bool | torch.SymBool) -> bool:
+    """Whether a condition holds; in a compiled graph, whether it holds for all dynamic lengths.
+
+    A Python ``if`` would restrict the graph to lengths with the condition's present value.
+    """
+    if not torch.compiler.is_compiling():
+        return bool(condition)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)

@@ -43,7 +43,7 @@ class Cached:
 @st.composite
 def caches(draw) -> Cached:
     capacity = draw(st.integers(1, 7))
-    policies = ("visible", "effective", "learned", "lse")
+    policies = ("visible", "effective", "learned", "lse", "centred")
     tensors = (f"tensor {letters}" for letters in BIAS_SHAPES)
     biases = ("-2.5", *policies, *tensors)
     call = Call(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sigmoid_attention.attention import (
+    CentredKeys,
     Constant,
     Learned,
     NegLogEffectiveLength,
@@ -23,7 +24,7 @@ from sigmoid_attention.attention import (
 
 MASK_SHAPES = ("BHQK", "B11K", "1HQ1", "BHQ1", "HQ1", "QK", "K", "1", "")
 BIAS_SHAPES = ("BHQK", "BHQ1", "B1QK", "H11", "111K", "QK", "")
-POLICIES = ("constant", "length", "visible", "effective", "learned", "lse")
+POLICIES = ("constant", "length", "visible", "effective", "learned", "lse", "centred")
 WINDOWS = ((-1, -1), (0, 0), (2, -1), (-1, 1), (3, 2), (1, 0))
 
 
@@ -115,6 +116,9 @@ class Call:
                 return Learned(-1.5, num_heads=self.heads)
             case "lse":
                 return RowLSE()
+            case "centred":
+                strengths = torch.linspace(0.5, 1.25, self.heads, dtype=torch.float64)
+                return CentredKeys(NegLogVisible(at_least=2), strengths)
             case _:
                 return float(kind)
 

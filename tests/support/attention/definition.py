@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import (
+    CentredKeys,
     Constant,
     HeadValues,
     Learned,
@@ -55,8 +56,13 @@ def hides(entry: bool | float) -> bool:
     return not entry if isinstance(entry, bool) else entry == -math.inf
 
 
-def row_bias(bias, h: int, keys: int, logits: dict[int, float]) -> float:
-    """A policy's bias for one row, given the logits of the keys that it sees."""
+def row_bias(
+    bias, h: int, keys: int, logits: dict[int, float], products: dict[int, float]
+) -> float:
+    """A policy's bias for one row, given the logits of the keys that it sees, and their products.
+
+    A product is s q.k, the logit before the softcap and all that is added to it.
+    """
     match bias:
         case None:
             return -math.log(keys) if keys else 0.0
@@ -71,6 +77,11 @@ def row_bias(bias, h: int, keys: int, logits: dict[int, float]) -> float:
             return bias.offset - math.log(math.fsum(math.exp(-slope * t) for t in range(bias.n)))
         case HeadValues() | Learned():
             return bias.value[h].item()
+        case CentredKeys():
+            mean = math.fsum(products.values()) / max(1, len(products))
+            strength = torch.as_tensor(bias.strength).flatten().tolist()
+            inner = row_bias(bias.bias, h, keys, logits, products)
+            return inner - strength[h if len(strength) > 1 else 0] * mean
         case RowLSE():
             top = max(logits.values(), default=0.0)
             total = math.fsum(math.exp(logit - top) for logit in logits.values())
@@ -116,12 +127,15 @@ def define(
             and not (mask is not None and hides(mask[b][h][i][j]))
         )
 
-    def logit(b: int, h: int, i: int, j: int) -> float:
-        """Everything but a policy's bias."""
+    def scaled_product(b: int, h: int, i: int, j: int) -> float:
         dot = 0.0
         for d in range(head_dim):
             dot = rounded(dot + rounded(q[b][h][i][d] * k[b][h // shared_by][j][d]))
-        u = rounded(scale * dot)
+        return rounded(scale * dot)
+
+    def logit(b: int, h: int, i: int, j: int) -> float:
+        """Everything but a policy's bias."""
+        u = scaled_product(b, h, i, j)
         if softcap is not None:
             u = rounded(softcap * rounded(math.tanh(rounded(u / softcap))))
         if given is not None:
@@ -137,7 +151,10 @@ def define(
     visible = torch.zeros(batch, heads, queries, dtype=torch.int64)
     for b, h, i in product(range(batch), range(heads), range(queries)):
         logits = {j: logit(b, h, i, j) for j in range(keys) if sees(b, h, i, j)}
-        shift = 0.0 if given is not None else rounded(row_bias(bias, h, keys, logits))
+        products = {j: scaled_product(b, h, i, j) for j in logits}
+        shift = 0.0
+        if given is None:
+            shift = rounded(row_bias(bias, h, keys, logits, products))
         weights = {j: rounded(sigmoid(rounded(u + shift))) for j, u in logits.items()}
         for e in range(value_dim):
             total = 0.0

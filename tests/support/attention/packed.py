@@ -46,7 +46,7 @@ def packs(draw) -> Packed:
     length = st.integers(0, 5)
     lengths_q = draw(st.lists(length, min_size=sequences, max_size=sequences))
     lengths_k = draw(st.just(lengths_q) | st.lists(length, min_size=sequences, max_size=sequences))
-    policies = ("visible", "effective", "learned", "lse")
+    policies = ("visible", "effective", "learned", "lse", "centred")
     tensors = (f"tensor {letters}" for letters in BIAS_SHAPES)
     biases = ("-2.5", *policies, *tensors)
     call = Call(

@@ -138,6 +138,9 @@ class _Rows:
     def row_lse(self) -> Tensor:
         raise ValueError("bias: RowLSE depends on the logits of a row, which no bound here follows")
 
+    def mean_logits(self, means: Tensor | None = None) -> Tensor:
+        raise ValueError("bias: CentredKeys depends on the keys, which no bound here follows")
+
     def aligned(self, rows_BHQ: Tensor) -> Tensor:
         raise ValueError("bias: it depends on the queries, which no bound here follows")
 

@@ -30,8 +30,8 @@ from sigmoid_attention.attention.impl.layout import (
     with_contiguous_rows,
 )
 from sigmoid_attention.attention.impl.term_gradients import TermGradients, pair_heads
-from sigmoid_attention.attention.problem import Problem, known
-from sigmoid_attention.attention.tracing import constant_when_traced
+from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.tracing import constant_when_traced, known
 
 # Units of work for each thread, at least, so that threads finish at about the same time.
 _UNITS_A_THREAD = 4

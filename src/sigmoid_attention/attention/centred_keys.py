@@ -1,0 +1,103 @@
+"""`CentredKeys`, the bias that subtracts the mean of the visible keys from every key.
+
+Shape letters: B batch, G key heads, H query heads, Q queries, K keys, D head dim.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from sigmoid_attention.attention import arguments
+from sigmoid_attention.attention.bias import BiasPolicy, RowContext, RowLSE
+
+
+class CentredKeys(BiasPolicy):
+    r"""Sigmoid attention to centred keys: a bias by row, beside another bias.
+
+    .. math::
+        u_{ij} = s\, q_i \cdot (k_j - \lambda_h \bar k_i) + b_i,
+        \qquad \bar k_i = \frac{1}{|V_i|} \sum_{j \in V_i} k_j
+
+    with V_i the keys that query i sees: those before it, in its window, unmasked. Softmax does not
+    change if a number is added to all logits of a row; a sigmoid does. Centring removes the part
+    s q_i · k̄_i that all logits of a row have in common. The weight of a key is still the sigmoid of
+    its own logit, and no row of weights is summed. Time and memory of the mean are linear in the
+    length, and it receives gradients. A softcap acts on s q_i · k_j alone.
+
+    This policy is the project's own; docs/centred-keys.md explains it.
+
+    Args:
+        bias: b: a number, a tensor of the shapes that a bias may have, or another policy.
+        strength: λ: a number, or a tensor (heads,), which may receive a gradient. 0 changes
+            nothing, 1 subtracts the whole mean.
+        key_means: (batch, key heads, queries, head dim), the means k̄ if the caller has them, such
+            as from the running sums of a cache. None computes them from the call's keys.
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: a strength that is not finite or not (heads,), or a bias that is `RowLSE` or
+            `CentredKeys`: the first removes the common part too, so that nothing would be left.
+
+    Example:
+        >>> import torch
+        >>> from sigmoid_attention import NegLogLength, sigmoid_attention
+        >>> q, k, v = torch.randn(3, 1, 2, 5, 8).unbind(0)
+        >>> bias = CentredKeys(NegLogLength(5))
+        >>> out = sigmoid_attention(q, k, v, bias=bias)
+        >>> shifted = sigmoid_attention(q, k + torch.randn(8), v, bias=bias)
+        >>> torch.allclose(out, shifted, atol=1e-5)
+        True
+    """
+
+    # A layer makes a policy in each call; a dataclass would take more time.
+    __slots__ = ("bias", "key_means", "strength")
+
+    def __init__(
+        self,
+        bias: float | Tensor | BiasPolicy,
+        strength: float | Tensor = 1.0,
+        key_means: Tensor | None = None,
+    ) -> None:
+        if isinstance(bias, RowLSE | CentredKeys):
+            raise ValueError(
+                f"CentredKeys: bias must not remove the common part of a row itself, "
+                f"got {type(bias).__name__}"
+            )
+        if not isinstance(bias, Tensor | BiasPolicy):
+            wanted = "a finite number, a tensor or a bias policy"
+            bias = arguments.number("CentredKeys: bias", bias, wanted)
+        if not isinstance(strength, Tensor):
+            wanted = "a finite number or a tensor (heads,)"
+            strength = arguments.number("CentredKeys: strength", strength, wanted)
+        self.bias, self.strength, self.key_means = bias, strength, key_means
+
+    def resolve(self, rows: RowContext) -> Tensor:
+        common = rows.mean_logits(self._checked_means())
+        bias = self.bias.resolve(rows) if isinstance(self.bias, BiasPolicy) else self.bias
+        if isinstance(bias, Tensor) and bias.dim() == 1:
+            bias = bias.view(1, -1, 1, 1)
+        return bias - self._strength(rows) * common
+
+    def _strength(self, rows: RowContext) -> float | Tensor:
+        if not isinstance(self.strength, Tensor):
+            return self.strength
+        arguments.dense("CentredKeys: strength", self.strength)
+        if self.strength.dim() and self.strength.shape != (rows.heads,):
+            raise ValueError(
+                f"CentredKeys: strength must be ({rows.heads},), one number for each query head, "
+                f"got {arguments.shown(self.strength)}"
+            )
+        return self.strength.to(rows.dtype).view(1, -1, 1, 1)
+
+    def _checked_means(self) -> Tensor | None:
+        if self.key_means is not None:
+            arguments.dense("CentredKeys: key_means", self.key_means)
+        return self.key_means
+
+    def __repr__(self) -> str:
+        return f"CentredKeys({self.bias!r}, strength={self.strength!r})"
+
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        fields = (self.bias, self.strength, self.key_means)
+        given = tuple(map(tracer.create_arg, fields))
+        return tracer.create_node("call_function", CentredKeys, given, {})

@@ -1,0 +1,128 @@
+"""The mean of the keys that each query sees, and the query's product with it.
+
+Under causality and windows a query sees one span of keys. The sum of a span is a difference of
+prefix sums, so time and memory are linear in the length. A mask that depends on the query, and a
+few queries to a long cache, take a product of the visible pairs with the keys, in blocks of rows.
+
+A hidden key has no influence, even if it is infinite or NaN.
+
+Shape letters: B batch or sequences, H query heads, G key heads, Q queries, K keys, D head dim,
+T tokens of packed sequences.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.attention import autocast, masking
+from sigmoid_attention.attention.tracing import known
+
+if TYPE_CHECKING:
+    from sigmoid_attention.attention.problem import Problem
+
+# Up to this many queries, a product with the keys costs less than their prefix sums.
+FEW_QUERIES = 4
+
+
+def mean_logits(problem: "Problem", key_means: Tensor | None = None) -> Tensor:
+    """s q_i · k̄_i, with k̄_i the mean of the keys that query i sees, (B, H, Q, 1) or (1, H, T, 1).
+
+    It is in the layout of the query and in the precision of the logits, and 0 for a query that sees
+    no key. ``key_means`` gives the means themselves, (B, G, Q, D), if the caller has them.
+    """
+    if key_means is None:
+        sums, counts = _sums_and_counts(problem)
+    else:
+        sums, counts = key_means.to(problem.dtype), None
+    query_BGRQD = problem.query.to(problem.dtype).unflatten(1, (sums.shape[1], -1))
+    product = (query_BGRQD * sums[:, :, None]).sum(-1, keepdim=True).flatten(1, 2)
+    if counts is None:
+        return product * problem.scale
+    return product * (problem.scale / counts.clamp(min=1).to(problem.dtype))
+
+
+def _sums_and_counts(problem: "Problem") -> tuple[Tensor, Tensor]:
+    """The sums of each query's visible keys, (B, G or H, Q, D), and the numbers of these keys."""
+    own, mask = problem.sequences, problem.attn_mask
+    if own is not None and own.packed:
+        return _of_packed(problem)
+    dense = problem.padded()
+    if mask is not None:
+        mask = mask.view(*(1,) * (4 - mask.dim()), *mask.shape)
+    by_key = mask is None or mask.shape[1:3] == (1, 1)
+    few = own is not None and known(problem.query.shape[2] <= FEW_QUERIES)
+    if few or not by_key:
+        return _of_pairs(dense)
+    key = dense.key if mask is None else dense.key.masked_fill(~masking.attended(mask).mT, 0)
+    keys = problem.shape[3] if own is None else own.keys()
+    counts = dense.visible_counts()
+    left, right = problem.window
+    if own is None and left < 0:
+        if right < 0:
+            return key.sum(-2, keepdim=True, dtype=problem.dtype), counts
+        queries, all_keys = problem.shape[2:]
+        if right == 0 and known(queries <= all_keys):
+            # The last query sees all keys, the one before it all but one.
+            sums = key.cumsum(-2, dtype=problem.dtype)
+            return sums[:, :, all_keys - queries :], counts
+    spans = masking.window_ends(problem.positions(), keys, problem.window)
+    return _of_spans(key, *spans, problem.dtype), counts
+
+
+def _of_packed(problem: "Problem") -> tuple[Tensor, Tensor]:
+    """Sums (1, G, T, D) and counts (1, 1, T, 1) of packed tokens, without a row a sequence."""
+    own = problem.sequences
+    assert own is not None
+    first, stop = masking.window_ends(problem.positions(), own.keys(), problem.window)
+    start = own.start_k_B[:, None, None, None]
+    tokens = problem.query.shape[2]
+    first, stop = (own.unpadded(start + end, tokens) for end in (first, stop))
+    return _of_spans(problem.key, first, stop, problem.dtype), stop - first
+
+
+def _of_spans(key_BGKD: Tensor, first: Tensor, stop: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums of the keys in [first, stop), both (..., Q, 1): NaN where one of them is not finite."""
+    finite = key_BGKD.isfinite()
+    # A difference of long sums would lose digits in single precision.
+    before = _sums_before(key_BGKD.where(finite, 0), torch.float64)
+    sums = (_rows(before, stop) - _rows(before, first)).to(dtype)
+    infinite = _sums_before((~finite).any(-1, keepdim=True), torch.int64)
+    return sums.masked_fill(_rows(infinite, stop) > _rows(infinite, first), torch.nan)
+
+
+def _sums_before(x_BGKD: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sums of the rows before each row and of all rows, (B, G, K + 1, D)."""
+    return torch.nn.functional.pad(x_BGKD.cumsum(-2, dtype=dtype), (0, 0, 1, 0))
+
+
+def _rows(x_BGKD: Tensor, index: Tensor) -> Tensor:
+    """Rows of x, (B, G, Q, D), for an index of shape (Q, 1) or (B, 1, Q, 1)."""
+    if index.dim() == 2:
+        return x_BGKD[:, :, index[:, 0]]
+    return x_BGKD.gather(-2, index.expand(*x_BGKD.shape[:2], -1, x_BGKD.shape[3]))
+
+
+def _of_pairs(dense: "Problem") -> tuple[Tensor, Tensor]:
+    """Sums (B, H, Q, D) and counts for any visibility of pairs of a query and a key."""
+    batch, heads, queries, keys = dense.shape
+    groups, dtype = dense.key.shape[1], dense.dtype
+    finite = dense.key.isfinite()
+    key_BGKD = dense.key.where(finite, 0).to(dtype)
+    infinite_BGK1 = (~finite).any(-1, keepdim=True).to(dtype)
+
+    def part(rows: slice) -> tuple[Tensor, Tensor]:
+        offset_QK, visible = dense.offset_and_visible(rows)
+        if visible is None:
+            visible = torch.ones_like(offset_QK, dtype=torch.bool)
+        weights = visible.to(dtype).expand(batch, heads, offset_QK.shape[-2], keys)
+        # The query heads of a key head follow each other: one product for all of them.
+        members_BGPK = weights.unflatten(1, (groups, -1)).flatten(2, 3)
+        sums = autocast.product(members_BGPK, key_BGKD)
+        unknown = autocast.product(members_BGPK, infinite_BGK1) > 0
+        sums = sums.masked_fill(unknown, torch.nan).unflatten(2, (heads // groups, -1))
+        return sums.flatten(1, 2), weights.sum(-1, keepdim=True)
+
+    blocks = masking.blocks_of_rows(queries, batch * heads * keys, masking.NUMBERS_OF_A_BLOCK)
+    sums, counts = zip(*map(part, blocks), strict=True)
+    return torch.cat(sums, -2), torch.cat(counts, -2)
