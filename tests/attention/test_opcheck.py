@@ -12,6 +12,7 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigmoid_attention.attention import (
+    CentredKeys,
     sigmoid_attention,
     sigmoid_decode,
     sigmoid_varlen_attention,
@@ -57,6 +58,8 @@ TERMS = {
     "mask-that-learns": {"bias": -1.0, "attn_mask": HIDING.clone().requires_grad_()},
     "mask-by-key-and-bias-by-row": {"bias": leaf(9, 1), "attn_mask": leaf(9)},
     "slopes": {"bias": -1.0, "alibi_slopes": leaf(4), "softcap": 2.0, "is_causal": True},
+    "centred": {"bias": CentredKeys(-1.0, leaf(4)), "is_causal": True},
+    "centred-window": {"bias": CentredKeys(leaf(4), 0.5), "window_size": (2, 1)},
     "slopes-by-batch": {"bias": -1.0, "alibi_slopes": leaf(2, 4), "window_size": (3, 1)},
 }
 

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import autocast, masking
+from sigmoid_attention.attention import autocast, masking, torch_state
+from sigmoid_attention.attention.impl.cpu.abi import available, supports
+from sigmoid_attention.attention.impl.cpu.key_means import mean_products
 from sigmoid_attention.attention.tracing import known
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ def mean_logits(problem: "Problem", key_means: Tensor | None = None) -> Tensor:
     no key. ``key_means`` gives the means themselves, (B, G, Q, D), if the caller has them.
     """
     if key_means is None:
+        if _in_the_kernel(problem):
+            window = problem.window
+            products_BHQ = mean_products(problem.query, problem.key, problem.scale, *window)
+            return products_BHQ[..., None]
         sums, counts = _sums_and_counts(problem)
     else:
         sums, counts = key_means.to(problem.dtype), None
@@ -40,6 +46,18 @@ def mean_logits(problem: "Problem", key_means: Tensor | None = None) -> Tensor:
     if counts is None:
         return product * problem.scale
     return product * (problem.scale / counts.clamp(min=1).to(problem.dtype))
+
+
+def _in_the_kernel(problem: "Problem") -> bool:
+    """Whether the CPU kernel computes the product; it has neither masks nor sequences."""
+    return (
+        problem.sequences is None
+        and problem.attn_mask is None
+        and problem.device.type == "cpu"
+        and supports(problem.query.dtype)
+        and not torch_state.needs_definition()
+        and available()
+    )
 
 
 def _sums_and_counts(problem: "Problem") -> tuple[Tensor, Tensor]:

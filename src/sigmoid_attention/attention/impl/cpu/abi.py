@@ -22,6 +22,7 @@ from sigmoid_attention.attention.impl.layout import (
     with_contiguous_rows,
 )
 from sigmoid_attention.attention.impl.term_gradients import TermGradients
+from sigmoid_attention.attention.tracing import constant_when_traced
 
 # The kernel's blocks; a block of queries may also be a half or a quarter of this.
 BLOCK_QUERIES = 192
@@ -116,11 +117,22 @@ def loaded() -> ctypes.CDLL | None:
     return library(ctypes.sizeof(ArgumentBlock))
 
 
-def _address(tensor: Tensor | None) -> int:
+@constant_when_traced
+def available() -> bool:
+    """Whether this machine has a kernel, which is built at the first use."""
+    return loaded() is not None
+
+
+def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _rows(tensor: Tensor | None, packed: bool) -> StructFields:
+def dtype_code(dtype: torch.dtype) -> int:
+    return _DTYPES[dtype]
+
+
+def rows(tensor: Tensor | None, packed: bool = False) -> StructFields:
+    """A pointer and the strides of batch, head and row; packed sequences share one batch row."""
     if tensor is None:
         return 0, 0, 0, 0
     batch, head, row, _ = tensor.stride()
@@ -147,7 +159,7 @@ def _sequence_fields(layout: Layout) -> StructFields:
     table = layout.block_table_BM
     return (
         *(first + i * step for i in range(4)),
-        _address(table),
+        address(table),
         0 if table is None else table.stride(0),
     )
 
@@ -162,15 +174,15 @@ def gradient_fields(
 ) -> StructFields:
     """What a backward pass reads and fills."""
     return (
-        *_rows(grad_out, packed),
-        *_rows(on_query, packed),
-        *_rows(on_key, packed),
-        *_rows(on_value, packed),
+        *rows(grad_out, packed),
+        *rows(on_query, packed),
+        *rows(on_key, packed),
+        *rows(on_value, packed),
         terms.row_parts,
-        _address(terms.rows),
-        _address(terms.columns),
+        address(terms.rows),
+        address(terms.columns),
         *_term(terms.pairs),
-        _address(terms.slope_parts),
+        address(terms.slope_parts),
     )
 
 
@@ -225,19 +237,19 @@ class Arguments:
             settings.right,
             self.block_queries,
             settings.relative,
-            *_rows(query, layout.packed),
-            *_rows(key, layout.packed),
-            *_rows(value, layout.packed),
-            *_rows(out, layout.packed),
+            *rows(query, layout.packed),
+            *rows(key, layout.packed),
+            *rows(value, layout.packed),
+            *rows(out, layout.packed),
             *_typed_term(self._floats(self.bias)),
             *_typed_term(None if flags is not None else self._floats(mask)),
             *_term(flags),
-            _address(slopes),
+            address(slopes),
             slopes.stride(0) if slopes is not None and by_batch else 0,
             0 if slopes is None else slopes.stride(-1),
             *_sequence_fields(layout),
             key.shape[2] if paged else 0,
-            _address(visits),
+            address(visits),
             0 if visits is None else visits.shape[2],
             *gradients,
             settings.scale,

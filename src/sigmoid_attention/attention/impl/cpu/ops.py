@@ -16,8 +16,8 @@ from sigmoid_attention.attention.impl.cpu.abi import (
     BLOCK_KEYS,
     BLOCK_QUERIES,
     Arguments,
+    available,
     gradient_fields,
-    loaded,
     run,
     supports,
 )
@@ -111,12 +111,6 @@ def refuse(problem: Problem) -> None:
     if paged and learns and torch.is_grad_enabled():
         # Sequences may share a page: two units of work would write one gradient.
         raise NotImplementedError("key_cache: the CPU kernel has no gradient of a paged cache")
-
-
-@constant_when_traced
-def available() -> bool:
-    """Whether this machine has a kernel, which is built at the first use."""
-    return loaded() is not None
 
 
 @constant_when_traced

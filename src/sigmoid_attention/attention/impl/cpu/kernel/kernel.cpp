@@ -6,6 +6,7 @@
 
 #include "backward.h"
 #include "decode.h"
+#include "key_means.h"
 
 // Whether the sizes of all working arrays fit an int64: each is at most this product, in bytes.
 static bool sizes_fit(const Call &call) {
@@ -16,8 +17,8 @@ static bool sizes_fit(const Call &call) {
 
 // No exception may reach Python. Threads throw none: their arenas return false without memory. The
 // vectors that are allocated before the threads may throw.
-template <class Pass> static int run_pass(const Call &call, Pass pass) {
-    if (!sizes_fit(call)) return 1;
+template <class Arguments, class Pass>
+static int run_pass(const Arguments &call, Pass pass) {
     try {
         return pass(call);
     } catch (const std::exception &) {
@@ -30,6 +31,7 @@ extern "C" int64_t sigmoid_attention_abi() { return sizeof(Call); }
 extern "C" int sigmoid_attention_forward(const Call *call) {
     if (call->output_is_empty()) return 0;
     return run_pass(*call, [](const Call &call) {
+        if (!sizes_fit(call)) return 1;
         if (decodes(call)) return decode(call);
         if (HAS_PAIRS && call.dtype == BFLOAT16) return forward<HAS_PAIRS>(call);
         return forward<false>(call);
@@ -38,7 +40,16 @@ extern "C" int sigmoid_attention_forward(const Call *call) {
 
 extern "C" int sigmoid_attention_backward(const Call *call) {
     return run_pass(*call, [](const Call &call) {
+        if (!sizes_fit(call)) return 1;
         if (HAS_PAIRS && call.dtype == BFLOAT16) return backward<HAS_PAIRS>(call);
         return backward<false>(call);
     });
+}
+
+extern "C" int sigmoid_attention_mean_products(const MeanCall *call) {
+    return run_pass(*call, [](const MeanCall &call) { return for_each_head(call, mean_products); });
+}
+
+extern "C" int sigmoid_attention_mean_gradients(const MeanCall *call) {
+    return run_pass(*call, [](const MeanCall &call) { return for_each_head(call, mean_gradients); });
 }
