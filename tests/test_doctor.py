@@ -18,12 +18,12 @@ from sigmoid_attention.attention.impl.cpu import library
 from sigmoid_attention.cli import main
 
 
-def findings():
-    return {finding.topic: finding for finding in doctor.examine()}
+def diagnoses():
+    return {diagnosis.topic: diagnosis for diagnosis in doctor.examine()}
 
 
 def test_everything_is_looked_at():
-    found = findings()
+    found = diagnoses()
     topics = {"python", "torch", "numpy", "lab extra", "torchvision", "timm", "transformers"}
     topics |= {"accelerate", "cpu", "c++ compiler", "cpu kernel", "triton", "disk"}
     assert topics <= found.keys()
@@ -34,7 +34,9 @@ def test_everything_is_looked_at():
 
 def test_the_command_prints_a_line_for_each_and_advice_below(capsys, monkeypatch):
     monkeypatch.setattr(
-        doctor, "examine", lambda: [doctor.Finding("a", "fine"), doctor.Finding("bb", "no", "do")]
+        doctor,
+        "examine",
+        lambda: [doctor.Diagnosis("a", "fine"), doctor.Diagnosis("bb", "no", "do")],
     )
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out == "  a   fine\n! bb  no\n      -> do\n"
@@ -43,7 +45,7 @@ def test_the_command_prints_a_line_for_each_and_advice_below(capsys, monkeypatch
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "pyarrow" else find(name))
-    found = findings()
+    found = diagnoses()
     assert found["lab extra"].found == "lacks pyarrow"
     assert "pip install '.[lab]'" in found["lab extra"].advice
     assert "not looked at" in found["data stdlib" if "data stdlib" in found else "data"].found
@@ -72,7 +74,7 @@ sys.exit(main(["doctor"]))
 
 
 def companion(monkeypatch, *, versions, problems, mended=False):
-    """The findings about the packages that integrations are for, where they are such."""
+    """The diagnoses about the packages that integrations are for, where they are such."""
     find = importlib.util.find_spec
     monkeypatch.setattr(companions, "_version", versions.get)
     monkeypatch.setattr(companions, "_problems", lambda modules: problems)
@@ -82,7 +84,7 @@ def companion(monkeypatch, *, versions, problems, mended=False):
         lambda name: (mended or None) if name == companions.MEND else find(name),
     )
     companions.examined.cache_clear()
-    found = {finding.topic: finding for finding in doctor._companions()}
+    found = {diagnosis.topic: diagnosis for diagnosis in doctor._companions()}
     companions.examined.cache_clear()
     return found
 
@@ -93,13 +95,13 @@ NO_OPERATOR = "RuntimeError: operator torchvision::nms does not exist"
 
 def test_companions_that_import_are_named_with_their_versions(monkeypatch):
     found = companion(monkeypatch, versions=HERE, problems={})
-    assert {name: finding.found for name, finding in found.items()} == HERE
-    assert not any(finding.advice for finding in found.values())
+    assert {name: diagnosis.found for name, diagnosis in found.items()} == HERE
+    assert not any(diagnosis.advice for diagnosis in found.values())
 
 
 def test_companions_that_are_not_installed_are_no_fault(monkeypatch):
     found = companion(monkeypatch, versions={}, problems={})
-    assert not any(finding.advice for finding in found.values())
+    assert not any(diagnosis.advice for diagnosis in found.values())
     assert "pip install '.[transformers]'" in found["transformers"].found
     assert "pip install '.[timm]'" in found["timm"].found
 
@@ -142,15 +144,15 @@ def test_a_real_import_is_tried_in_a_process_of_its_own():
     assert problems["absent"] == "ModuleNotFoundError: No module named 'no_such_module'"
 
 
-def test_the_findings_as_json(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("a", "fine", "do")])
+def test_the_diagnoses_as_json(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Diagnosis("a", "fine", "do")])
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [{"topic": "a", "found": "fine", "advice": "do"}]
 
 
 def test_a_refusal_is_about_this_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    said = {finding.topic: finding.found for finding in doctor._implementations()}
+    said = {diagnosis.topic: diagnosis.found for diagnosis in doctor._implementations()}
     assert "is on cpu, the Hopper kernels need" in said["impl='gluon'"]
     assert "float32" in said["impl='cpu'"] and "runs on the cpu" in said["impl='cpu'"]
 
@@ -194,7 +196,7 @@ def test_a_missing_kernel_is_explained(monkeypatch, undecided, name, value, foun
 def test_a_kernel_below_the_best_is_explained(monkeypatch):
     fallback = library.Choice(ctypes.CDLL(None), "avx2", "cached", "g++ failed: x", "a newer g++")
     monkeypatch.setattr(doctor, "decision", lambda: fallback)
-    assert doctor._kernel() == doctor.Finding(
+    assert doctor._kernel() == doctor.Diagnosis(
         "cpu kernel", "avx2, compiled earlier; g++ failed: x", "a newer g++"
     )
 
@@ -204,7 +206,7 @@ def test_no_compiler_and_no_room(monkeypatch, undecided):
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(9, 8, 1))
-    found = findings()
+    found = diagnoses()
     assert "g++" in found["c++ compiler"].advice
     assert "install g++ or clang++" in found["cpu kernel"].advice
     assert "make room" in found["disk"].advice
@@ -214,7 +216,7 @@ def test_no_compiler_and_no_room(monkeypatch, undecided):
 def test_no_gpu(monkeypatch, built_for):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", built_for)
-    assert bool(findings()["gpu"].advice) == (built_for is not None)
+    assert bool(diagnoses()["gpu"].advice) == (built_for is not None)
 
 
 def test_an_implementation_that_computes_something_else_is_reported(monkeypatch):
@@ -224,7 +226,7 @@ def test_an_implementation_that_computes_something_else_is_reported(monkeypatch)
         return real(*arguments, impl=impl, **named) + (impl == "tiled")
 
     monkeypatch.setattr(doctor, "sigmoid_attention", wrong)
-    found = findings()
+    found = diagnoses()
     assert "report this machine" in found["impl='tiled'"].advice
     assert not found["impl='reference'"].advice
 
@@ -239,4 +241,4 @@ def test_an_implementation_that_does_not_run_here_says_why(monkeypatch, error):
         return real(*arguments, impl=impl, **named)
 
     monkeypatch.setattr(doctor, "sigmoid_attention", refuse)
-    assert findings()["impl='tiled'"].found == "does not run here: for a reason"
+    assert diagnoses()["impl='tiled'"].found == "does not run here: for a reason"
