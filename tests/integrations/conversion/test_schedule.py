@@ -72,13 +72,15 @@ def test_the_second_half_is_at_the_end(steps):
 
 
 @pytest.mark.parametrize(
-    "gain, said",
-    [(0.0, "0.0"), (10**400, "a number of"), (torch.nn.Parameter(torch.ones(())), "a P")],
+    "error, gain, description",
+    [
+        (ValueError, 0.0, "0.0"),
+        (ValueError, 10**400, "a number of"),
+        (TypeError, torch.nn.Parameter(torch.ones(())), "a P"),
+    ],
 )
-def test_a_gain_that_is_no_positive_number_is_refused(gain, said):
-    with pytest.raises(
-        (TypeError, ValueError), match=f"gain must be positive and finite, got {said}"
-    ):
+def test_a_gain_that_is_no_positive_number_is_refused(error, gain, description):
+    with pytest.raises(error, match=f"gain must be positive and finite, got {description}"):
         SoftmaxStart(gain)
 
 
