@@ -68,6 +68,8 @@ def sweep(
         []
     """
     workers = usable_cores() if workers is None else workers
+    if not isinstance(workers, int):
+        raise TypeError(f"workers must be a whole number, got {workers!r}")
     if workers < 1:
         raise ValueError(f"workers must be 1 or more, got {workers}")
     console = console or Console(quiet=True)

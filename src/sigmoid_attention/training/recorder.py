@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.nn import Attention
 from sigmoid_attention.nn.recording import recomputing
+from sigmoid_attention.nn.sizes import whole_between
 from sigmoid_attention.training.files import Damaged, reading, write_whole
 from sigmoid_attention.training.tables import parquet_bytes, read_table
 
@@ -83,8 +84,7 @@ class Recorder:
     """
 
     def __init__(self, path: Path, every: int = 1, *, whole: bool = False) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
+        whole_between("every", every, 1, 2**63 - 1, "at least 1")
         self.path = Path(path)
         self.every = every
         self._whole = whole

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.nn.balance import LoadBalancer, balanced_routers
+from sigmoid_attention.nn.sizes import instance
 from sigmoid_attention.training.checkpoint import (
     CURRENT,
     FRESH,
@@ -92,6 +93,8 @@ def train(
         >>> train(model, data, TrainConfig(steps=2), progress=False).steps
         2
     """
+    instance("model", model, nn.Module, "a module of torch")
+    instance("config", config, TrainConfig, "a TrainConfig")
     if out:
         refuse_other_kinds(out, files=(CURRENT, PREVIOUS, FRESH))
     device = _device(config)

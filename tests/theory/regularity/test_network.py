@@ -90,5 +90,5 @@ def test_a_part_without_a_bound_is_named():
         network_bound([block], Ball(1.0), 4)
     with pytest.raises(ValueError, match=said):
         network_bound_at([block], torch.ones(4, 16))
-    with pytest.raises(ValueError, match="block 0: Linear is not a part with a bound"):
+    with pytest.raises(TypeError, match="block 0: Linear is not a part with a bound"):
         network_bound([torch.nn.Linear(2, 2)], Ball(1.0), 4)

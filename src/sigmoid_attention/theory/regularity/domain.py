@@ -4,12 +4,16 @@ Shape letters: N tokens, C channels, O channels of an affine map.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from numbers import Real
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
 
+
+@runtime_checkable
 class Domain(Protocol):
     """A set that contains every token of an input; tokens vary independently."""
 
@@ -45,6 +49,8 @@ class Ball:
     lower: float = 0.0
 
     def __post_init__(self) -> None:
+        arguments.instance("radius", self.radius, Real, "a number")
+        arguments.instance("lower", self.lower, Real, "a number")
         if not 0 < self.radius < float("inf"):
             raise ValueError(f"radius must be positive and finite, got {self.radius}")
         if not 0 <= self.lower <= self.radius:
@@ -76,6 +82,8 @@ class Box:
     high_C: Tensor
 
     def __post_init__(self) -> None:
+        arguments.tensor("low_C", self.low_C)
+        arguments.tensor("high_C", self.high_C)
         if self.low_C.dim() != 1 or self.low_C.shape != self.high_C.shape:
             raise ValueError(
                 f"box: low and high must be vectors of one length, "
