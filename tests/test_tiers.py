@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import HERE, MARKERS, beyond_a_sample
+from tests.support.tiers import sampled
 
 DTYPES = pytest.mark.parametrize("dtype", [])
 SHAPES = pytest.mark.parametrize(("rows", "columns"), [])
@@ -51,6 +52,16 @@ def test_of_a_product_in_one_list_each_value_occurs():
     assert len(found) == 2
     for values in zip(*found, strict=True):
         assert len(set(values)) == 2
+
+
+def test_cases_outside_a_sample_are_slow():
+    cases = sampled({"one-by-one": (1, 1), "one-by-two": (1, 2), "none": (None,)}, "one-by-two")
+    assert [(case.id, case.values) for case in cases] == [
+        ("one-by-one", (1, 1)),
+        ("one-by-two", (1, 2)),
+        ("none", (None,)),
+    ]
+    assert [[mark.name for mark in case.marks] for case in cases] == [["slow"], [], ["slow"]]
 
 
 @pytest.mark.parametrize("marker", MARKERS)

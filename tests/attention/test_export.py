@@ -109,6 +109,7 @@ def test_onnx_runs_a_decoding_step():
         torch.testing.assert_close(onnx(*each), Cached()(*each), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @quiet
 @torch.no_grad()
 def test_onnx_runs_a_model():

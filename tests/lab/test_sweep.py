@@ -178,10 +178,12 @@ def gone(process):
 
 @pytest.mark.parametrize(
     ("send", "what"),
-    [(os.kill, signal.SIGKILL), (os.killpg, signal.SIGINT)],
-    ids=["killed", "interrupted"],
+    [
+        pytest.param(os.kill, signal.SIGKILL, id="killed"),
+        pytest.param(os.killpg, signal.SIGINT, id="interrupted", marks=pytest.mark.slow),
+    ],
 )
-def test_what_is_done_survives_and_no_worker_does(send, what, out, tmp_path):
+def test_after_a_signal_finished_rows_remain_and_all_workers_end(send, what, out, tmp_path):
     book = tmp_path / "diary"
     quick = held_up(str(book)).tasks()[1:]
     archive = Archive(out)

@@ -26,17 +26,20 @@ both = pytest.mark.parametrize(
 )
 
 
-# Their data are tiny and some columns constant, which is warned of, and checks run over a hundred
-# fits: two starts of few steps.
+# The checks' data are tiny and some columns constant, which is warned of, and checks run over a
+# hundred fits: two starts of few steps.
 @pytest.mark.filterwarnings("ignore:X. :UserWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@parametrize_with_checks(
-    [
-        MixtureOfExpertsRegressor(n_init=2, max_iter=60),
-        MixtureOfExpertsClassifier(n_init=2, max_iter=60),
-    ]
-)
-def test_conventions(estimator, check):
+@parametrize_with_checks([MixtureOfExpertsRegressor(n_init=2, max_iter=60)])
+def test_conventions_of_regressors(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:X. :UserWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks([MixtureOfExpertsClassifier(n_init=2, max_iter=60)])
+def test_conventions_of_classifiers(estimator, check):
     check(estimator)
 
 

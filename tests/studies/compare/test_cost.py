@@ -44,8 +44,10 @@ def test_another_arm_begins_each_round_and_short_work_is_repeated(arms, expected
 
 @pytest.mark.parametrize(
     ("operator", "timed"),
-    [(Operator("avx2", "a kernel"), (*ARMS, UNFUSED)), (Operator("", "no kernel"), ARMS)],
-    ids=["kernel", "no kernel"],
+    [
+        pytest.param(Operator("avx2", "a kernel"), (*ARMS, UNFUSED), id="kernel"),
+        pytest.param(Operator("", "no kernel"), ARMS, id="no kernel", marks=pytest.mark.slow),
+    ],
 )
 def test_the_unfused_arm_takes_turns_only_beside_a_fused_one(text, operator, timed):
     shares = []

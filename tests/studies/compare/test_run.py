@@ -266,6 +266,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_rows(finished, corpus, tmp_path):
     whole, comparison = finished
     out = tmp_path / "out"

@@ -92,7 +92,9 @@ def test_equals_the_definition_beside_unwritten_memory(interpreted, call, page_s
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("page_size", [0, 16], ids=["contiguous", "pages-16"])
-@pytest.mark.parametrize("name", ["five-queries-H16-G2-D20-E31", "all-terms"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("five-queries-H16-G2-D20-E31", marks=pytest.mark.slow), "all-terms"]
+)
 def test_equals_the_definition_in_half_precision(interpreted, name, page_size, dtype):
     check(interpreted, Cache(USED, page_size, "heads", CALLS[name]), dtype)
 

@@ -14,6 +14,7 @@ from sigmoid_attention.attention import (
 )
 from tests.support.cpu.budgets import normal
 from tests.support.cpu.oracle import assert_close_in_norm, differentiated, exactly
+from tests.support.tiers import sampled
 from tests.support.triton.calls import BLOCKS, SLOPES, qkv
 from tests.support.triton.interpreter import Blocks
 
@@ -40,7 +41,10 @@ PACKED = {
 }
 
 
-@pytest.mark.parametrize("arguments", PACKED.values(), ids=PACKED.keys())
+EACH_PACKED = {name: (arguments,) for name, arguments in PACKED.items()}
+
+
+@pytest.mark.parametrize("arguments", sampled(EACH_PACKED, "causal", "bias-of-pairs"))
 @pytest.mark.parametrize("in_order", [False, True], ids=["added", "in-order"])
 def test_packed_sequences(interpreted, arguments, in_order):
     tokens_q, tokens_k = sum(LENGTHS_Q), sum(LENGTHS_K)
