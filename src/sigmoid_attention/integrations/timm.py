@@ -76,6 +76,7 @@ def convert(
         The model.
 
     Raises:
+        TypeError: the model or the bias has a wrong type.
         ValueError: there is no such attention, the bias or the input is unclear, or a softmax
             would be left; the sentence names the module.
 

@@ -60,6 +60,7 @@ def sweep(
         For each task that raised, a sentence that names its study, cell and part.
 
     Raises:
+        TypeError: ``workers`` is no whole number.
         ValueError: fewer than one worker, or ``out`` is a file.
         OSError: rows could not be written.
 

@@ -72,6 +72,7 @@ class FiniteDesign:
     as the papers assume, but their law is not continuous; ``RawData`` serves for comparison.
 
     Raises:
+        TypeError: inputs that are no tensor.
         ValueError: fewer than two nodes, or a number that is not finite.
 
     Example:
@@ -246,6 +247,7 @@ def binned(inputs: np.ndarray, observations: np.ndarray, bins: int = 2000) -> Su
         bins: of equal width along each axis, from the least input to the largest.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: shapes that do not fit, or more cells than can be numbered.
 
     Example:

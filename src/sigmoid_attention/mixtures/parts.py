@@ -24,6 +24,6 @@ class Parametric(ABC):
 
 
 def named(what: str, table: Mapping[str, Kind], name: str) -> Kind:
-    """The entry of this name; ``ValueError`` with the list of names for any other."""
+    """The entry of this name; an error with the list of names for any other."""
     arguments.one_of(what, name, table, f"one of {', '.join(table)}")
     return table[name]

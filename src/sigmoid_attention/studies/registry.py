@@ -145,6 +145,7 @@ def claim_study(name: str) -> "Study":
     """The study of a published claim.
 
     Raises:
+        TypeError: the name is no string.
         ValueError: no study has this name, or the study has a command of its own.
 
     Example:

@@ -29,6 +29,7 @@ def resolve_device(name: str) -> torch.device:
     """The device called `name`: "cpu", "cuda", "cuda:1"; "auto" is CUDA if available, else the CPU.
 
     Raises:
+        TypeError: the name is no string.
         ValueError: the name is invalid, or this machine has no such device.
 
     Example:

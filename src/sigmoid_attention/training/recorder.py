@@ -67,6 +67,7 @@ class Recorder:
     checkpointing recomputes are recorded once.
 
     Raises:
+        TypeError: `every` is no whole number.
         ValueError: `every` is not positive; or, when training starts anew, `path` already holds
             another run's records.
 

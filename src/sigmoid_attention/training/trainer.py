@@ -82,6 +82,7 @@ def train(
     Raises:
         Diverged: the loss, a gradient or a parameter is not finite; names step and module. The
             last checkpoint is kept.
+        TypeError: the model or `config` has a wrong type.
         ValueError: `out` holds another run, a run while `resume` is False, or a folder with the
             name of a checkpoint; or the device does not exist.
         OSError: a checkpoint could not be written.

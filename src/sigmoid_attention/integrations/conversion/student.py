@@ -40,7 +40,7 @@ class Student:
         inputs: a batch for the counted forward of `convert`.
 
     Raises:
-        ValueError: an unknown form, or an error of `convert`.
+        TypeError, ValueError: an unknown form, or an error of `convert`.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM

@@ -65,8 +65,8 @@ LAYOUTS: dict[str, dict[str, str]] = {
 def to_layout(state: Mapping[str, Tensor], layout: str, *, prefix: str = "") -> dict[str, Tensor]:
     """A `MoE` layer's state dict under another project's names, each after ``prefix``.
 
-    Raises ``ValueError`` for an unknown layout, and for a tensor that it has no name for (GELU
-    experts, quadratic affinities, intercepts).
+    Raises ``TypeError`` for a wrong type, and ``ValueError`` for an unknown layout and for a tensor
+    that it has no name for (GELU experts, quadratic affinities, intercepts).
 
     Example:
         >>> from sigmoid_attention.nn import MoEConfig
@@ -96,8 +96,9 @@ def from_layout(
 ) -> dict[str, Tensor]:
     """The state dict of a `MoE` layer, from what a state dict holds after ``prefix``.
 
-    ``layout`` None finds it by the names. Raises ``ValueError`` for an unknown layout, a name that
-    does not belong to it, and experts of which a part is missing.
+    ``layout`` None finds it by the names. Raises ``TypeError`` for a wrong type, and
+    ``ValueError`` for an unknown layout, a name that does not belong to it, and experts of which a
+    part is missing.
 
     Example:
         >>> from sigmoid_attention.nn import MoEConfig

@@ -61,6 +61,7 @@ def convert(
         ``save_pretrained`` and ``from_pretrained`` keep all of this.
 
     Raises:
+        TypeError: an argument has a wrong type.
         ValueError: an attention module is not reached (the sentence names it), has no place for
             an option or no parameters (quantise after the conversion), or there is no length to
             take a bias from. Model and config are then what they were.
@@ -148,6 +149,7 @@ def set_bias(model: PreTrainedModel, bias: ModuleBias) -> None:
     :func:`replace_bias` on each module.
 
     Raises:
+        TypeError: an argument has a wrong type.
         ValueError: the model is not converted, or a config cannot hold such a bias.
     """
     bias = biases.checked(bias)

@@ -71,6 +71,7 @@ def find_attention_modules(
         except_for: names of classes that may keep their own attention.
 
     Raises:
+        TypeError: the model or the batch has a wrong type.
         ValueError: the batch does not run, no module was reached, or some were not; the sentence
             names them.
     """

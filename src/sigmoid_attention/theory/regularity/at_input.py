@@ -39,6 +39,7 @@ def attention_bound_at(
             this layer. ``jacobian`` then bounds all three; ``reach`` stays that of the layer.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: another shape, values that are not finite, or a bias that depends on logits.
 
     Example:

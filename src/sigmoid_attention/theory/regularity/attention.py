@@ -71,6 +71,7 @@ def attention_bound(
         gain_C: a LayerScale that follows the layer.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: a bias that depends on logits (RowLSE), or fewer than one token.
 
     Example:
@@ -159,6 +160,7 @@ def mean_norm_bound(layer: Attention, mean_square_norm: float, tokens: int) -> f
         mean_square_norm: :math:`\frac1n \sum_i |x_i|^2`, on a ball of radius R at most R squared.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: a layer with QK-norm, with linear biases or with a softmax; the theorem does
             not cover these.
 

@@ -37,7 +37,8 @@ class Ball:
     """Tokens with lower <= |x| <= radius; without ``lower`` the whole ball around zero.
 
     A norm layer has a large Jacobian near zero, so a positive ``lower`` gives smaller bounds for
-    networks with norms. Raises ``ValueError`` unless 0 <= lower <= radius and 0 < radius.
+    networks with norms. Raises ``TypeError`` unless both are numbers, and ``ValueError`` unless
+    0 <= lower <= radius and 0 < radius.
 
     Example:
         >>> import torch
@@ -69,7 +70,8 @@ class Box:
     """Tokens with low <= x <= high in every channel, such as pixels or bounded features.
 
     With m the middle of the box and h half its width, each entry of |W x + c| is at most that of
-    |W m + c| + |W| h. Raises ``ValueError`` unless both ends are finite vectors with low <= high.
+    |W m + c| + |W| h. Raises ``TypeError`` unless both ends are tensors, and ``ValueError`` unless
+    they are finite vectors with low <= high.
 
     Example:
         >>> import torch

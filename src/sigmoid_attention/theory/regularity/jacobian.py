@@ -64,6 +64,7 @@ def largest_gain(
         seconds: wall time after which no further step begins.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: fewer than one step.
 
     Example:

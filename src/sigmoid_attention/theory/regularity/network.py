@@ -51,6 +51,7 @@ def network_bound(blocks: Iterable[nn.Module], domain: Domain, tokens: int) -> l
         tokens: N.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: an unsupported part; the message names it.
 
     Example:

@@ -40,6 +40,7 @@ def network_bound_at(blocks: Iterable[nn.Module], x_NC: Tensor) -> list[LayerBou
         x_NC: N tokens, alone in their batch.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: an unsupported part, which the message names; x of another shape or not finite.
 
     Example:

@@ -213,6 +213,7 @@ def universal_transformer(
         samples: the number of random sequences for measuring errors.
 
     Raises:
+        TypeError: an argument has a wrong type.
         ValueError: an argument is out of range; f is not equivariant (with a counterexample), not
             float64 or not finite; the error needs more layers than ``max_layers`` (with their
             number); or float64 cannot represent the construction (with its smallest gap).

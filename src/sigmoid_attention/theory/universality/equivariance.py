@@ -29,6 +29,7 @@ def check_equivariance(f: Function, grid: Grid, *, seed: int = 0) -> None:
     permutations of more. This is a test at finitely many points and not a proof.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: f does not return a finite float64 tensor of the shape of its input, or is not
             equivariant; then the message contains X, the permutation and both outputs.
 

@@ -67,7 +67,7 @@ FUNCTIONS: dict[str, Function] = {
 def function(name: str) -> Function:
     """The function called ``name``: one of `FUNCTIONS`, or "package.module:function".
 
-    Raises ``ValueError`` if there is none of that name.
+    Raises ``TypeError`` if the name is no string, ``ValueError`` if there is none of that name.
 
     Example:
         >>> function("max") is maximum, function("torch:sin")(torch.zeros(1)).item()

@@ -22,7 +22,8 @@ class Grid:
     A token's cell (c_1, ..., c_d) is its *letter*, the whole number u . c with the weights
     u = (1, cells, cells^2, ...), 0 to K - 1 for K = cells^d letters.
 
-    Raises ``ValueError`` where n, d or cells are below one, or low is not below high.
+    Raises ``TypeError`` for a wrong type, and ``ValueError`` where n, d or cells are below one, or
+    low is not below high.
 
     Example:
         >>> grid = Grid(n=2, d=2, cells=3)

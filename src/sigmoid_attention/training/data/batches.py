@@ -51,6 +51,7 @@ class TextBatches:
     each (batch_size, seq_len) int64.
 
     Raises:
+        TypeError: an argument has a wrong type.
         ValueError: a size is not positive, or the stream is shorter than one sequence.
 
     Example:

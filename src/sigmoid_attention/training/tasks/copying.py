@@ -24,6 +24,7 @@ class Copying:
     1 / (`vocab_size` - 1). `batch(step)` gives inputs and targets, (batch_size, seq_len) int64.
 
     Raises:
+        TypeError: an argument is no whole number.
         ValueError: `seq_len` is odd or below 2, or there are fewer than two symbols.
 
     Example:

@@ -26,6 +26,7 @@ class MultiQueryRecall:
     (batch_size, seq_len) int64.
 
     Raises:
+        TypeError: an argument is no whole number.
         ValueError: the sequence is too short for the pairs, or there are fewer keys than pairs.
 
     Source: multi-query associative recall of Arora et al. 2023 (Zoology, arXiv 2312.04927).
