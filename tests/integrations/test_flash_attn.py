@@ -46,7 +46,7 @@ class TestDense:
         torch.testing.assert_close(out, attend(q, k, v, -1.25, visible=visible), **CLOSE)
 
     @pytest.mark.parametrize(
-        "given, window",
+        "written, window",
         [
             ((None, None), (-1, -1)),
             ((3, None), (3, -1)),
@@ -57,7 +57,7 @@ class TestDense:
         ],
         ids=str,
     )
-    def test_a_window_as_others_write_it(self, given, window):
+    def test_a_window_as_others_write_it(self, written, window):
         q = random(2, 7, 4, 6)
         cache, lengths = random(2, 9, 4, 6), torch.tensor([7, 5])
         for call in (
@@ -68,7 +68,7 @@ class TestDense:
                 q[:, :2], cache, cache, cache_seqlens=lengths, window_size=window, sigmoid_bias=-1.0
             ),
         ):
-            assert torch.equal(call(given), call(window))
+            assert torch.equal(call(written), call(window))
 
     def test_a_query_that_sees_nothing_returns_zeros(self):
         q, k, v = dense(S=7, K=3)
@@ -184,10 +184,10 @@ class TestVarlen:
     def expected(self, q, k, v, bias, causal):
         out, start_q, start_k = [], 0, 0
         for s, (S, K) in enumerate(zip(*self.LENGTHS, strict=True)):
-            own = bias[s] if isinstance(bias, torch.Tensor) else bias
+            sequence_bias = bias[s] if isinstance(bias, torch.Tensor) else bias
             parts = (q[start_q : start_q + S], k[start_k : start_k + K], v[start_k : start_k + K])
             visible = distances(S, K).view(S, K) >= 0 if causal else True
-            out.append(attend(*(part[None] for part in parts), own, visible=visible)[0])
+            out.append(attend(*(part[None] for part in parts), sequence_bias, visible=visible)[0])
             start_q, start_k = start_q + S, start_k + K
         return torch.cat(out)
 

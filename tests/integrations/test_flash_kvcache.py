@@ -93,8 +93,8 @@ def test_steps_of_several_tokens_append_and_attend(kind, causal):
             cache.k[row, place], cache.v[row, place] = keys[b][t], values[b][t]
     for new in (3, 1, 2):
         q, k, v = random(3, new, 4, 8), random(3, new, 2, 8), random(3, new, 2, 8)
-        keys = [torch.cat((old, own)) for old, own in zip(keys, k, strict=True)]
-        values = [torch.cat((old, own)) for old, own in zip(values, v, strict=True)]
+        keys = [torch.cat((old, added)) for old, added in zip(keys, k, strict=True)]
+        values = [torch.cat((old, added)) for old, added in zip(values, v, strict=True)]
         out = flash_attn_with_kvcache(
             q, cache.k, cache.v, k, v, cache_seqlens=lengths, causal=causal,
             sigmoid_bias=BIAS, **cache.arguments,
@@ -102,7 +102,7 @@ def test_steps_of_several_tokens_append_and_attend(kind, causal):
         torch.testing.assert_close(out, expected(q, keys, values, causal=causal), **CLOSE)
         lengths = lengths + new
     held = int((~cache.k[..., 0, 0].isnan()).sum())
-    assert held == sum(len(own) for own in keys)
+    assert held == sum(len(added) for added in keys)
 
 
 @pytest.mark.parametrize("interleaved", [True, False], ids=["neighbours", "halves"])
@@ -111,11 +111,11 @@ def test_rotary_turns_new_keys_and_queries_to_their_places(interleaved, where):
     cache, lengths = Cache("rows"), torch.tensor([2, 0, 6])
     (cos, sin), q, k, v = table(), random(3, 3, 4, 8), random(3, 3, 2, 8), random(3, 3, 2, 8)
     old = [random(n, 2, 8) for n in lengths]
-    for b, own in enumerate(old):
-        cache.k[b, : len(own)], cache.v[b, : len(own)] = own, own
-    given = q.float(), k.float(), v.float()
+    for b, values in enumerate(old):
+        cache.k[b, : len(values)], cache.v[b, : len(values)] = values, values
+    new = q.float(), k.float(), v.float()
     out = flash_attn_with_kvcache(
-        given[0], cache.k.float(), cache.v.float(), given[1], given[2], cos, sin, lengths,
+        new[0], cache.k.float(), cache.v.float(), new[1], new[2], cos, sin, lengths,
         causal=where == "each", rotary_interleaved=interleaved, sigmoid_bias=BIAS,
     )  # fmt: skip
     places = lengths[:, None] + torch.arange(3)
@@ -266,7 +266,7 @@ def test_a_bias_of_rows_knows_the_new_tokens(bias):
 @pytest.mark.parametrize(
     "refused", [{"cache_leftpad": torch.ones(3).int()}, {"return_softmax_lse": True}], ids=list
 )
-def test_what_is_not_offered_is_refused_by_name(refused):
+def test_unsupported_arguments_are_refused_by_name(refused):
     with pytest.raises(NotImplementedError, match=f"^{next(iter(refused))}: "):
         flash_attn_with_kvcache(**GOOD, **refused)
 
@@ -288,9 +288,9 @@ def test_steps_of_one_graph_write_the_same_cache(paged):
     for count in range(3):
         new = random(2, 1, 4, 16), *random(2, 2, 1, 2, 16).unbind(0)
         lengths = torch.tensor([30 + count, 3], dtype=torch.int32)
-        found = graph(new[0], *ours.unbind(0), *new[1:], lengths)
-        wanted = step(new[0], *theirs.unbind(0), *new[1:], lengths)
-        torch.testing.assert_close(found, wanted, **CLOSE)
+        actual = graph(new[0], *ours.unbind(0), *new[1:], lengths)
+        expected = step(new[0], *theirs.unbind(0), *new[1:], lengths)
+        torch.testing.assert_close(actual, expected, **CLOSE)
     assert ours.equal(theirs) and ours.abs().max() > 0
 
 
@@ -322,14 +322,14 @@ REFUSED_IN_A_GRAPH = {
 )
 def test_a_graph_refuses_such_numbers_before_it_writes(wrong, sentence, backend):
     caches = {name: torch.ones(4, 12, 2, 8) for name in ("k_cache", "v_cache")}
-    given = GOOD | caches | {"cache_seqlens": torch.tensor([5, 3, 4])} | wrong
-    names = [name for name, value in given.items() if isinstance(value, torch.Tensor)]
+    arguments = GOOD | caches | {"cache_seqlens": torch.tensor([5, 3, 4])} | wrong
+    names = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
 
     def step(*tensors):
-        return flash_attn_with_kvcache(**given | dict(zip(names, tensors, strict=True)))
+        return flash_attn_with_kvcache(**arguments | dict(zip(names, tensors, strict=True)))
 
     torch._dynamo.reset()
-    tensors = [given[name] for name in names]
+    tensors = [arguments[name] for name in names]
     for call in (step, torch.compile(step, fullgraph=True, backend=backend)):
         # Torch's backend "eager" leaves gradients off after any graph of a function under no_grad
         # that raises, also one that only indexes a tensor out of its bounds.

@@ -87,7 +87,7 @@ def test_padding_may_hold_any_number():
     )
 
 
-def test_the_order_of_arguments_is_the_librarys_own():
+def test_the_order_of_arguments_is_that_of_triton_sigmoid():
     names = ["query", "key", "value", "is_causal", "scale", "sigmoid_bias", "score_mod"]
     assert list(inspect.signature(triton_sigmoid.sigmoid_attention).parameters) == names
     padded = inspect.signature(triton_sigmoid.sigmoid_attention_padded)
@@ -128,13 +128,13 @@ def test_a_length_lies_within_the_tokens(name, compiled):
 
     torch._dynamo.reset()
     call = torch.compile(padded, fullgraph=True, backend="aot_eager") if compiled else padded
-    for wrong, said in ((-1, "-1 to 3"), (6, "3 to 6")):
-        with pytest.raises(ValueError, match=f"^{name} must lie in 0 to 5, .*, got {said}$"):
+    for wrong, message in ((-1, "-1 to 3"), (6, "3 to 6")):
+        with pytest.raises(ValueError, match=f"^{name} must lie in 0 to 5, .*, got {message}$"):
             call(torch.tensor([3, wrong]))
     good = torch.tensor([0, 5], dtype=torch.int32)
     torch.testing.assert_close(call(good), padded(good))
 
 
-def test_the_dense_function_wants_as_many_queries_as_keys():
+def test_the_dense_function_needs_as_many_queries_as_keys():
     with pytest.raises(ValueError, match=r"^key must have as many tokens as query, got 9 and 4"):
         triton_sigmoid.sigmoid_attention(*tensors(4, 9))

@@ -25,11 +25,11 @@ def test_derivatives_are_those_of_autograd(gate, score, expert, temperature):
     theta, inputs = drawn(family)
     answer, jacobian = family.predict_with_jacobian(theta, inputs)
     torch.testing.assert_close(answer, family.predict(theta, inputs))
-    for one, own in zip(theta, jacobian, strict=True):
+    for theta_P, analytic in zip(theta, jacobian, strict=True):
         expected = torch.autograd.functional.jacobian(
-            lambda theta: family.predict(theta, inputs), one
+            lambda theta: family.predict(theta, inputs), theta_P
         )
-        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(analytic, expected, rtol=1e-10, atol=1e-10)
 
 
 @each_gate

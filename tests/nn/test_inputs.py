@@ -78,7 +78,7 @@ def test_autocast_makes_dtypes_agree_but_for_doubles(name):
 def test_a_projection_with_a_hook_may_cast_its_input():
     layer, x = attention(), torch.ones(1, 3, DIM, dtype=torch.float64)
     for linear in (layer.query, layer.key, layer.value):
-        linear.register_forward_pre_hook(lambda _, given: tuple(each.float() for each in given))
+        linear.register_forward_pre_hook(lambda _, inputs: tuple(each.float() for each in inputs))
     assert layer(x).equal(layer(x.float()))
 
 

@@ -146,7 +146,7 @@ def test_the_order_is_verdict_advice_numbers_pictures_texts_method():
 
 
 @pytest.mark.parametrize("case", ["3-seeds", "no-kernel", "no-timings", "softmax-only"])
-def test_what_the_fused_operator_gains_is_told_or_why_not(case):
+def test_the_page_has_the_gain_of_the_fused_operator_or_a_reason(case):
     expected = {
         "3-seeds": [
             "Question Verdict Unfused Fused Fused against unfused Training step Fused faster",
@@ -197,7 +197,7 @@ def test_the_same_comparison_gives_the_same_bytes():
 
 
 @pytest.mark.parametrize("case", ["3-seeds", "1-seed", "softmax-only", "nothing", "diverged"])
-def test_what_is_missing_is_said(case):
+def test_missing_results_are_named(case):
     expected = {
         "3-seeds": ["Recorded with seed 0 only.", "a table of byte pairs reaches 3.456"],
         "1-seed": ["Undecided", "measured once"],

@@ -72,7 +72,7 @@ def state(model):
     ],
     ids=["bloom", "gpt-oss", "siglip"],
 )
-def test_what_bypasses_the_interface_is_named_and_left_as_it_was(build, complaint):
+def test_attention_that_bypasses_the_interface_is_named_and_unchanged(build, complaint):
     model = build()
     before = state(model)
     with pytest.raises(ValueError, match=complaint):
@@ -80,7 +80,7 @@ def test_what_bypasses_the_interface_is_named_and_left_as_it_was(build, complain
     assert state(model) == before
 
 
-def test_a_class_may_be_let_off_by_name():
+def test_a_class_may_be_excepted_by_name():
     model = convert(siglip(), bias=-3.0, except_for=["MultiheadAttention"])
     assert len(attention_modules(model)) == 1
 
@@ -189,7 +189,7 @@ def test_a_second_conversion_is_refused():
         convert(model)
 
 
-def test_set_bias_wants_a_converted_model():
+def test_set_bias_needs_a_converted_model():
     with pytest.raises(ValueError, match="no attention module of this GPT2LMHeadModel"):
         set_bias(ARCHITECTURES["GPT-2"].build(), -3.0)
 
@@ -262,22 +262,22 @@ def test_qk_norm_of_a_head_is_the_norm_of_its_channels():
     module = model.model.layers[0].self_attn
     x = torch.randn(2, 3, 24)
     plain = nn.functional.linear(x, module.q_proj.weight).unflatten(-1, (4, 6))
-    found = module.q_proj(x).unflatten(-1, (4, 6))
-    torch.testing.assert_close(found, _norm(plain, "layer"), atol=1e-5, rtol=1e-5)
+    actual = module.q_proj(x).unflatten(-1, (4, 6))
+    torch.testing.assert_close(actual, _norm(plain, "layer"), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT-2", "BERT", "ViT", "T5", "Whisper", "DeepSeek-V3"])
 def test_layer_scale_and_norm_act_on_what_attention_adds(name):
     """At a scale of nearly nothing, attention adds nothing: the bias no longer matters."""
     architecture = ARCHITECTURES[name]
-    found = {}
+    outputs = {}
     for scale in (None, 1e-9):
         for bias in (-1.0, -4.0):
             model = convert(architecture.build(), bias=bias, layer_scale=scale, norm="hybrid")
             with torch.no_grad():
-                found[scale, bias] = answer(model, architecture.batch())
-    torch.testing.assert_close(found[1e-9, -1.0], found[1e-9, -4.0], atol=1e-5, rtol=1e-5)
-    assert (found[None, -1.0] - found[None, -4.0]).abs().max() > 1e-2
+                outputs[scale, bias] = answer(model, architecture.batch())
+    torch.testing.assert_close(outputs[1e-9, -1.0], outputs[1e-9, -4.0], atol=1e-5, rtol=1e-5)
+    assert (outputs[None, -1.0] - outputs[None, -4.0]).abs().max() > 1e-2
 
 
 def test_the_branch_is_scale_times_norm_of_the_projection():

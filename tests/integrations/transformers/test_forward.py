@@ -84,8 +84,8 @@ def test_a_low_number_in_a_float_mask_hides_a_key_from_what_counts_keys(hidden, 
     seen[0, 0, 2] = False
     extra = torch.randn(1, HEADS, QUERIES, KEYS) if position else torch.zeros(1)
     mask = torch.zeros(seen.shape).masked_fill(~seen, hidden)
-    given = {"position_bias": extra} if position else {}
-    out, _ = call(Attention(NegLogVisible()), query, key, value, mask, **given)
+    options = {"position_bias": extra} if position else {}
+    out, _ = call(Attention(NegLogVisible()), query, key, value, mask, **options)
     added = extra.masked_fill(~seen, -torch.inf)
     expected = sigmoid_attention(query, key, value, added, bias=NegLogVisible(), enable_gqa=True)
     torch.testing.assert_close(out, expected)

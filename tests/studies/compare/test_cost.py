@@ -86,6 +86,6 @@ def test_only_the_sigmoid_arm_steps_with_the_kernel(text, arm):
     step = _stepper(SETTING, text, arm, CPU)
     with Called() as called:
         step()
-    found = {name for name in called.names if name.startswith("sigmoid_attention::")}
+    operators = {name for name in called.names if name.startswith("sigmoid_attention::")}
     kernel = {"sigmoid_attention::cpu_forward", "sigmoid_attention::cpu_backward"}
-    assert found == (kernel if arm == SIGMOID and loaded() else set())
+    assert operators == (kernel if arm == SIGMOID and loaded() else set())

@@ -61,9 +61,9 @@ def test_a_small_run_gives_findings_a_figure_and_measurements_below_their_bounds
         small = {"replicates": 2}
         if study is regularity_depth:
             small |= {"dim": 8, "num_heads": 2, "tokens": 4}
-        found = list(task.run(replace(task.setting, **small)))
-        results.setdefault((task.cell, task.part), []).append(Measured(found))
-        values = {name: Measured(found).values(name) for name in {row.quantity for row in found}}
+        rows = list(task.run(replace(task.setting, **small)))
+        results.setdefault((task.cell, task.part), []).append(Measured(rows))
+        values = {name: Measured(rows).values(name) for name in {row.quantity for row in rows}}
         measured = values.get("measured", values.get("steepest"))
         assert (measured <= values["bound"] * (1 + 1e-6)).all()
         assert (measured > 0).all()
