@@ -132,7 +132,7 @@ def test_recipe_as_json(store, tmp_path, capsys, monkeypatch):
 
 
 def test_routing_as_json(tmp_path, capsys, monkeypatch):
-    rows = routing_rows.made(tmp_path / "made", seeds=2)
+    rows = routing_rows.run_rows(tmp_path / "made", seeds=2)
     store = SimpleNamespace(rows=lambda: rows)
     monkeypatch.setattr("sigmoid_attention.cli.routing.run", lambda *_, **__: store)
     document, _ = parsed(capsys, "routing", "--json", "--out", str(tmp_path / "out"))
