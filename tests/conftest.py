@@ -127,12 +127,12 @@ def beyond_a_sample(cases: list[pytest.Item]) -> list[pytest.Item]:
         parameters = dict(item.callspec.params)
         if item.get_closest_marker("product"):
             return {(name, repr(value)) for name, value in parameters.items()}
-        found = set()
+        entries = set()
         for marker in item.iter_markers("parametrize"):
             names = marker.args[0]
             names = names.replace(" ", "").split(",") if isinstance(names, str) else names
-            found.add((*names, *(id(parameters.pop(name)) for name in names)))
-        return found | {(name, id(value)) for name, value in parameters.items()}
+            entries.add((*names, *(id(parameters.pop(name)) for name in names)))
+        return entries | {(name, id(value)) for name, value in parameters.items()}
 
     every = {item: values(item) for item in cases}
     taken = Counter()

@@ -48,9 +48,9 @@ def trained(corpus, tmp_path):
 def test_data_that_cannot_be_used(command, make, says, tmp_path, capsys):
     out = tmp_path / "out"
     data = str(make(tmp_path))
-    said = complaint(capsys, command, "--preset", "tiny", "--data", data, "--out", str(out))
-    assert says in said
-    assert f"--data: {data!r} is too short" in said or says in ("there is none at", "no text")
+    message = complaint(capsys, command, "--preset", "tiny", "--data", data, "--out", str(out))
+    assert says in message
+    assert f"--data: {data!r} is too short" in message or says in ("there is none at", "no text")
     assert not out.exists()
 
 
@@ -68,8 +68,8 @@ def test_data_that_may_not_be_read_is_named(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(os, "stat", refusing)
     for data in (tmp_path, closed):
-        said = complaint(capsys, "train", "--data", str(data), "--out", str(tmp_path / "out"))
-        assert f"--data cannot be read: {closed} (Permission denied)" in said
+        message = complaint(capsys, "train", "--data", str(data), "--out", str(tmp_path / "out"))
+        assert f"--data cannot be read: {closed} (Permission denied)" in message
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_an_occupied_folder_is_left_alone(command, corpus, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
-    said = complaint(capsys, command, "--preset", "tiny", "--data", corpus, "--out", str(out))
-    assert "nothing was overwritten" in said
+    message = complaint(capsys, command, "--preset", "tiny", "--data", corpus, "--out", str(out))
+    assert "nothing was overwritten" in message
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
 
 
@@ -121,17 +121,17 @@ def test_a_full_disk(corpus, tmp_path, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    said = complaint(
+    message = complaint(
         capsys, "train", "--preset", "tiny", "--data", corpus, "--out", str(tmp_path / "out")
     )
-    assert "No space left on device" in said
+    assert "No space left on device" in message
 
 
 def test_a_run_that_diverges_says_where(corpus, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main(["train", "--preset", "tiny", "--data", corpus, "--out", out, "--lr", "1e30"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "diverged at step" in said and "is not finite" in said
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "diverged at step" in message and "is not finite" in message
 
 
 def test_an_interrupt_is_no_error_of_the_input(tmp_path, monkeypatch, capsys):
@@ -139,7 +139,7 @@ def test_an_interrupt_is_no_error_of_the_input(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sigmoid_attention.cli._run_command", interrupt)
-    for command, kept, said in (
+    for command, kept, message in (
         ("compare", "", "nothing was finished that could be kept, and the same command with"),
         ("compare", "rows/a.parquet", "and the same command with --resume goes on with it"),
         ("compare", "runs/a/checkpoint.safetensors", "what is finished is kept in "),
@@ -152,7 +152,7 @@ def test_an_interrupt_is_no_error_of_the_input(tmp_path, monkeypatch, capsys):
             (out / kept).parent.mkdir(parents=True)
             (out / kept).touch()
         assert main([command, "--out", str(out)]) == 130
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("second", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -183,8 +183,8 @@ def test_a_fault_of_the_library_is_not_dressed_up_as_the_users(monkeypatch):
 def test_without_the_lab_extra_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "sigmoid_attention.cli.arguments", raising=False)
     monkeypatch.setitem(sys.modules, "tyro", None)
-    said = complaint(capsys, "compare")
-    assert "tyro is not installed" in said and "pip install '.[lab]'" in said
+    message = complaint(capsys, "compare")
+    assert "tyro is not installed" in message and "pip install '.[lab]'" in message
 
 
 def test_train_then_generate(trained, capsys):
@@ -220,7 +220,7 @@ def test_the_smallest_and_largest_numbers_still_draw(argv, trained):
     assert main(["generate", trained, *argv.split(), *more]) == 0
 
 
-def test_generate_wants_a_trained_model(tmp_path, capsys):
+def test_generate_needs_a_trained_model(tmp_path, capsys):
     assert "holds no trained model" in complaint(capsys, "generate", str(tmp_path))
 
 
@@ -228,8 +228,8 @@ def test_training_resumes_only_as_it_began(trained, corpus, capsys):
     same = ["train", "--preset", "tiny", "--data", corpus, "--out", trained, *QUICK]
     assert main([*same, "--resume"]) == 0
     for change, field in ((["--lr", "1e-4"], "train.lr"), (["--activation", "softmax"], "model.")):
-        said = complaint(capsys, *same, "--resume", *change)
-        assert "belongs to another configuration" in said and field in said
+        message = complaint(capsys, *same, "--resume", *change)
+        assert "belongs to another configuration" in message and field in message
 
 
 def losses(folder):
@@ -307,12 +307,12 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_made(
     monkeypatch.setattr("sigmoid_attention.cli.train.load_corpus", None)
     out = tmp_path / "out"
     argv = ["train", "--preset", "gala-7b", "--data", corpus, "--out", str(out), "--device", "cpu"]
-    said = complaint(capsys, *argv, "--steps", "1")
-    assert "gala-7b needs about" in said and "has 20 GB free" in said
+    message = complaint(capsys, *argv, "--steps", "1")
+    assert "gala-7b needs about" in message and "has 20 GB free" in message
     assert not out.exists()
     monkeypatch.setattr(forecast, "free_bytes", lambda device: 1_000_000)
-    said = complaint(capsys, "compare", "--preset", "tiny", "--device", "cpu", "--out", str(out))
-    assert "tiny needs about" in said and not out.exists()
+    message = complaint(capsys, "compare", "--preset", "tiny", "--device", "cpu", "--out", str(out))
+    assert "tiny needs about" in message and not out.exists()
 
 
 def test_a_large_preset_on_a_cpu_is_warned_about_with_an_estimate(
@@ -322,8 +322,8 @@ def test_a_large_preset_on_a_cpu_is_warned_about_with_an_estimate(
     argv = ["train", "--data", corpus, "--out", str(tmp_path / "out"), "--device", "cpu"]
     sizes = ["--layers", "1", "--dim", "32", "--max-seq-len", "16", "--batch-size", "1"]
     assert main([*argv, "--preset", "medium", *sizes]) == 2
-    said = capsys.readouterr().err
-    assert "warning: on this CPU 1,000 steps of medium take about" in said and "a GPU" in said
+    message = capsys.readouterr().err
+    assert "warning: on this CPU 1,000 steps of medium take about" in message and "a GPU" in message
     assert main([*argv, "--preset", "tiny", "--steps", "2", "--resume"]) == 2
     assert "warning: on this CPU" not in capsys.readouterr().err
 
@@ -342,7 +342,7 @@ def test_sizes_in_place_of_the_presets(corpus, tmp_path):
     assert model.config.max_seq_len == 16 and losses(out)[0].tokens == 32
 
 
-def test_what_was_read_is_said_before_training(tmp_path, capsys):
+def test_the_data_are_described_before_training(tmp_path, capsys):
     folder = tmp_path / "texts"
     for name in ("a.py", "b.py", "c.py"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -350,10 +350,12 @@ def test_what_was_read_is_said_before_training(tmp_path, capsys):
     (folder / "x.png").write_bytes(b"\x89PNG\0\0")
     argv = ["train", "--preset", "tiny", "--data", str(folder), *QUICK]
     assert main([*argv, "--out", str(tmp_path / "out"), "--vocab-size", "100000"]) == 0
-    said = capsys.readouterr().err
-    assert "text: 3 files, 3,600 bytes; 1 file held out, 1,200 bytes (33%); 1 file skipped" in said
-    assert "warning: only 1 file held out" in said
-    assert "tokens, as the text has no more pairs" in said and "vocabulary: 2" in said
+    message = capsys.readouterr().err
+    assert (
+        "text: 3 files, 3,600 bytes; 1 file held out, 1,200 bytes (33%); 1 file skipped" in message
+    )
+    assert "warning: only 1 file held out" in message
+    assert "tokens, as the text has no more pairs" in message and "vocabulary: 2" in message
     for data, says in (("", "got an empty name"), (str(folder / "x.png"), "train --binaries")):
         assert says in complaint(capsys, *argv[:3], "--data", data, "--out", str(tmp_path / "no"))
 
@@ -372,14 +374,14 @@ def test_compare_shows_a_table_and_a_verdict_and_writes_the_report(corpus, tmp_p
     argv = ["compare", "--preset", "tiny", "--seeds", "1", "--steps", "6", "--device", "cpu"]
     assert main([*argv, "--data", corpus, "--out", str(out)]) == 0
     captured = capsys.readouterr()
-    for said in (
+    for text in (
         "Text, 32 tokens (n)",
         "Associative recall, in the end",
         "Training step",
         "No verdict: 1 seed gives no interval, 3 would",
         f"report: {out / 'report.html'}",
     ):
-        assert said in captured.out
+        assert text in captured.out
     assert "text, sigmoid, seed 100" in captured.err
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert (out / "rows.parquet").exists()
@@ -387,8 +389,8 @@ def test_compare_shows_a_table_and_a_verdict_and_writes_the_report(corpus, tmp_p
         capsys, *argv, "--lr", "0.1", "--data", corpus, "--out", str(out), "--resume"
     )
     assert main([*argv, "--data", corpus, "--out", str(out), "--resume", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert "--preset small --steps 300 --seeds 4" in found["advice"][0]["command"]
+    document = json.loads(capsys.readouterr().out)
+    assert "--preset small --steps 300 --seeds 4" in document["advice"][0]["command"]
     # The models that it trained can write, too.
     assert main(["generate", str(out / "runs" / "sigmoid-seed100"), "--device", "cpu"]) == 0
 

@@ -32,8 +32,8 @@ def test_run_list_report(squares, tmp_path, capsys):
     assert "3 of 3 tasks are done already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == before
 
-    said = complaint(capsys, "studies", "report", "--out", str(out), "--docs", str(docs))
-    assert f"docs: {docs} is no document" in said
+    message = complaint(capsys, "studies", "report", "--out", str(out), "--docs", str(docs))
+    assert f"docs: {docs} is no document" in message
     docs.write_text("before <!-- studies --> old\nold <!-- /studies --> after\n")
     assert main(["studies", "report", "--out", str(out), "--docs", str(docs)]) == 0
     page = out / "report" / "studies.md"
@@ -46,8 +46,8 @@ def test_run_list_report(squares, tmp_path, capsys):
     figure = tmp_path / "words" / "squares.svg"
     assert (out / "report" / "squares.svg").read_bytes() == figure.read_bytes()
     docs.write_text("no markers\n")
-    said = complaint(capsys, "studies", "report", "--out", str(out), "--docs", str(docs))
-    assert "does not have <!-- studies -->" in said and docs.read_text() == "no markers\n"
+    message = complaint(capsys, "studies", "report", "--out", str(out), "--docs", str(docs))
+    assert "does not have <!-- studies -->" in message and docs.read_text() == "no markers\n"
     assert main(["studies", "list", "--out", str(out)]) == 0
     assert capsys.readouterr().out.split()[-4:] == ["3", "of", "3", "tasks"]
 
@@ -62,9 +62,9 @@ def test_a_task_that_fails_is_named_and_the_exit_code_is_2(squares, tmp_path, ca
         "sigmoid-attention: squares, cell 2, late: ZeroDivisionError: nothing goes into nothing"
     )
     assert captured.out == ""
-    said = complaint(capsys, "studies", "report", "squares", "--out", out)
-    assert "squares is not complete" in said and "1 of 2 tasks are done" in said
-    assert "sigmoid-attention studies run squares goes on" in said
+    message = complaint(capsys, "studies", "report", "squares", "--out", out)
+    assert "squares is not complete" in message and "1 of 2 tasks are done" in message
+    assert "sigmoid-attention studies run squares goes on" in message
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_task_that_fails_is_named_and_the_exit_code_is_2(squares, tmp_path, ca
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_meant(argv, says, tmp_path, capsys):
+def test_bad_options_are_refused(argv, says, tmp_path, capsys):
     out = tmp_path / "out"
     assert says in complaint(capsys, *argv, "--out", str(out))
     assert not out.exists()
@@ -113,13 +113,13 @@ def test_a_file_in_the_place_of_the_folder(squares, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_rates_of_what_is_asked_for(tmp_path, capsys):
+def test_rates_of_the_chosen_studies(tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["rates", "--gate", "sigmoid,softmax", "--extra", "0", "--quick", "--workers", "1"]
     assert main([*argv, "--out", str(out)]) == 0
     captured = capsys.readouterr()
-    for said in ("sigmoid gelu dense +0", "softmax gelu dense +0", "exact: n^-0.5", "reproduced"):
-        assert said in captured.out
+    for text in ("sigmoid gelu dense +0", "softmax gelu dense +0", "exact: n^-0.5", "reproduced"):
+        assert text in captured.out
     page = (out / "report" / "studies.md").read_text()
     assert "`sigmoid-attention rates --gate sigmoid,softmax --expert gelu" in page
     assert "--extra 0 --claim -0.5 --quick`" in page

@@ -198,8 +198,8 @@ def mixtures() -> Results:
 def theory() -> Results:
     layer = LAYER_IN_DOUBLE
     bound = attention_bound(layer, Ball(2.0), 4)
-    found = jacobian_norm(lambda x: layer(x[None])[0], normal(4, 16, dtype=torch.float64))
-    return [torch.tensor([bound.jacobian, found.value], dtype=torch.float64)]
+    norm = jacobian_norm(lambda x: layer(x[None])[0], normal(4, 16, dtype=torch.float64))
+    return [torch.tensor([bound.jacobian, norm.value], dtype=torch.float64)]
 
 
 LAYER_IN_DOUBLE = Attention(16, 2, max_seq_len=32, position=ALiBi(), impl="reference").double()
@@ -227,8 +227,8 @@ def default(request):
 def test_the_default_dtype_changes_nothing(compute, default):
     expected = list(compute())
     torch.set_default_dtype(default)
-    for one, other in zip(compute(), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for left, right in zip(compute(), expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
 
 
 LINEAR_IN_FP32 = {"layers", "models", "training"}
@@ -239,6 +239,6 @@ LINEAR_IN_FP32 = {"layers", "models", "training"}
 def test_autocast_changes_nothing(name):
     expected = list(COMPUTED[name]())
     with torch.autocast("cpu", torch.bfloat16):
-        found = list(COMPUTED[name]())
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        actual = list(COMPUTED[name]())
+    for left, right in zip(actual, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)

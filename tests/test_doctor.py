@@ -18,23 +18,25 @@ from sigmoid_attention.attention.impl.cpu import library
 from sigmoid_attention.cli import main
 
 
-def findings():
-    return {finding.topic: finding for finding in doctor.examine()}
+def diagnoses():
+    return {diagnosis.topic: diagnosis for diagnosis in doctor.examine()}
 
 
-def test_everything_is_looked_at():
-    found = findings()
+def test_doctor_examines_every_topic():
+    by_topic = diagnoses()
     topics = {"python", "torch", "numpy", "lab extra", "torchvision", "timm", "transformers"}
     topics |= {"accelerate", "cpu", "c++ compiler", "cpu kernel", "triton", "disk"}
-    assert topics <= found.keys()
-    assert {f"impl={name!r}" for name in BACKENDS} <= found.keys()
-    assert {"data stdlib", "data shakespeare"} <= found.keys()
-    assert not found["lab extra"].advice and "MB" in found["data stdlib"].found
+    assert topics <= by_topic.keys()
+    assert {f"impl={name!r}" for name in BACKENDS} <= by_topic.keys()
+    assert {"data stdlib", "data shakespeare"} <= by_topic.keys()
+    assert not by_topic["lab extra"].advice and "MB" in by_topic["data stdlib"].found
 
 
 def test_the_command_prints_a_line_for_each_and_advice_below(capsys, monkeypatch):
     monkeypatch.setattr(
-        doctor, "examine", lambda: [doctor.Finding("a", "fine"), doctor.Finding("bb", "no", "do")]
+        doctor,
+        "examine",
+        lambda: [doctor.Diagnosis("a", "fine"), doctor.Diagnosis("bb", "no", "do")],
     )
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out == "  a   fine\n! bb  no\n      -> do\n"
@@ -43,10 +45,10 @@ def test_the_command_prints_a_line_for_each_and_advice_below(capsys, monkeypatch
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "pyarrow" else find(name))
-    found = findings()
-    assert found["lab extra"].found == "lacks pyarrow"
-    assert "pip install '.[lab]'" in found["lab extra"].advice
-    assert "not looked at" in found["data stdlib" if "data stdlib" in found else "data"].found
+    by_topic = diagnoses()
+    assert by_topic["lab extra"].found == "lacks pyarrow"
+    assert "pip install '.[lab]'" in by_topic["lab extra"].advice
+    assert "not looked at" in by_topic["data stdlib" if "data stdlib" in by_topic else "data"].found
 
 
 def test_it_needs_nothing_of_the_lab_and_no_distribution():
@@ -72,7 +74,7 @@ sys.exit(main(["doctor"]))
 
 
 def companion(monkeypatch, *, versions, problems, mended=False):
-    """The findings about the packages that integrations are for, where they are such."""
+    """The diagnoses about the packages that integrations are for, where they are such."""
     find = importlib.util.find_spec
     monkeypatch.setattr(companions, "_version", versions.get)
     monkeypatch.setattr(companions, "_problems", lambda modules: problems)
@@ -82,9 +84,9 @@ def companion(monkeypatch, *, versions, problems, mended=False):
         lambda name: (mended or None) if name == companions.MEND else find(name),
     )
     companions.examined.cache_clear()
-    found = {finding.topic: finding for finding in doctor._companions()}
+    by_topic = {diagnosis.topic: diagnosis for diagnosis in doctor._companions()}
     companions.examined.cache_clear()
-    return found
+    return by_topic
 
 
 HERE = {"torchvision": "0.28.0", "timm": "1.0.31", "transformers": "5.24.0", "accelerate": "1.15.0"}
@@ -92,41 +94,41 @@ NO_OPERATOR = "RuntimeError: operator torchvision::nms does not exist"
 
 
 def test_companions_that_import_are_named_with_their_versions(monkeypatch):
-    found = companion(monkeypatch, versions=HERE, problems={})
-    assert {name: finding.found for name, finding in found.items()} == HERE
-    assert not any(finding.advice for finding in found.values())
+    by_topic = companion(monkeypatch, versions=HERE, problems={})
+    assert {name: diagnosis.found for name, diagnosis in by_topic.items()} == HERE
+    assert not any(diagnosis.advice for diagnosis in by_topic.values())
 
 
 def test_companions_that_are_not_installed_are_no_fault(monkeypatch):
-    found = companion(monkeypatch, versions={}, problems={})
-    assert not any(finding.advice for finding in found.values())
-    assert "pip install '.[transformers]'" in found["transformers"].found
-    assert "pip install '.[timm]'" in found["timm"].found
+    by_topic = companion(monkeypatch, versions={}, problems={})
+    assert not any(diagnosis.advice for diagnosis in by_topic.values())
+    assert "pip install '.[transformers]'" in by_topic["transformers"].found
+    assert "pip install '.[timm]'" in by_topic["timm"].found
 
 
-def test_a_torchvision_for_cuda_is_told_with_what_to_type(monkeypatch):
+def test_a_torchvision_for_cuda_gets_advice_with_a_command(monkeypatch):
     broken = dict.fromkeys(("torchvision", "timm", "transformers"), NO_OPERATOR)
-    found = companion(monkeypatch, versions=HERE, problems=broken)
-    assert NO_OPERATOR in found["torchvision"].found
+    by_topic = companion(monkeypatch, versions=HERE, problems=broken)
+    assert NO_OPERATOR in by_topic["torchvision"].found
     for typed in ("make env", "pip install --force-reinstall --no-deps --index-url"):
-        assert typed in found["torchvision"].advice
-    assert "see there" in found["timm"].advice and "see there" in found["transformers"].advice
-    assert not found["accelerate"].advice
+        assert typed in by_topic["torchvision"].advice
+    assert "see there" in by_topic["timm"].advice and "see there" in by_topic["transformers"].advice
+    assert not by_topic["accelerate"].advice
     mended = companion(monkeypatch, versions=HERE, problems={}, mended=True)
     assert "imports by the mend" in mended["torchvision"].found
     assert not mended["torchvision"].advice
 
 
 def test_other_reasons_and_old_versions_have_their_own_remedy(monkeypatch):
-    found = companion(
+    by_topic = companion(
         monkeypatch,
         versions={**HERE, "transformers": "4.57.1", "timm": "1.0.22"},
         problems={"accelerate": "ImportError: half of it is missing"},
     )
-    assert "pip install --force-reinstall --no-deps accelerate" in found["accelerate"].advice
-    assert found["transformers"].found == "4.57.1, older than 5.17"
-    assert "pip install '.[transformers]'" in found["transformers"].advice
-    assert found["timm"].found == "1.0.22, older than 1.0.23"
+    assert "pip install --force-reinstall --no-deps accelerate" in by_topic["accelerate"].advice
+    assert by_topic["transformers"].found == "4.57.1, older than 5.17"
+    assert "pip install '.[transformers]'" in by_topic["transformers"].advice
+    assert by_topic["timm"].found == "1.0.22, older than 1.0.23"
 
 
 def test_the_oldest_versions_are_those_that_the_project_declares():
@@ -142,17 +144,17 @@ def test_a_real_import_is_tried_in_a_process_of_its_own():
     assert problems["absent"] == "ModuleNotFoundError: No module named 'no_such_module'"
 
 
-def test_the_findings_as_json(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("a", "fine", "do")])
+def test_the_diagnoses_as_json(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Diagnosis("a", "fine", "do")])
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [{"topic": "a", "found": "fine", "advice": "do"}]
 
 
 def test_a_refusal_is_about_this_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    said = {finding.topic: finding.found for finding in doctor._implementations()}
-    assert "is on cpu, the Hopper kernels need" in said["impl='gluon'"]
-    assert "float32" in said["impl='cpu'"] and "runs on the cpu" in said["impl='cpu'"]
+    by_topic = {diagnosis.topic: diagnosis.found for diagnosis in doctor._implementations()}
+    assert "is on cpu, the Hopper kernels need" in by_topic["impl='gluon'"]
+    assert "float32" in by_topic["impl='cpu'"] and "runs on the cpu" in by_topic["impl='cpu'"]
 
 
 @pytest.fixture
@@ -166,18 +168,18 @@ def undecided(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_the_kernel_is_named_by_its_path_and_origin(monkeypatch, undecided):
     monkeypatch.setenv("SIGMOID_ATTENTION_CPU", "generic")
-    found = [doctor._kernel()]
+    kernels = [doctor._kernel()]
     monkeypatch.setattr(library, "_choices", {})
-    found.append(doctor._kernel())
-    assert [kernel.found for kernel in found] == [
+    kernels.append(doctor._kernel())
+    assert [kernel.found for kernel in kernels] == [
         "generic, compiled just now",
         "generic, compiled earlier",
     ]
-    assert not found[0].advice and not found[1].advice
+    assert not kernels[0].advice and not kernels[1].advice
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "found", "advice"),
+    ("name", "value", "description", "advice"),
     [
         ("SIGMOID_ATTENTION_CPU", "off", "none; switched off", "unset it"),
         ("SIGMOID_ATTENTION_CPU", "sse", "none", "must be one of avx512_bf16,"),
@@ -185,36 +187,36 @@ def test_the_kernel_is_named_by_its_path_and_origin(monkeypatch, undecided):
         ("CXX", "/bin/false", "none; the C++ compiler /bin/false failed", "name another in CXX"),
     ],
 )
-def test_a_missing_kernel_is_explained(monkeypatch, undecided, name, value, found, advice):
+def test_a_missing_kernel_is_explained(monkeypatch, undecided, name, value, description, advice):
     monkeypatch.setenv(name, value)
     kernel = doctor._kernel()
-    assert kernel.found.startswith(found) and advice in kernel.advice
+    assert kernel.found.startswith(description) and advice in kernel.advice
 
 
 def test_a_kernel_below_the_best_is_explained(monkeypatch):
     fallback = library.Choice(ctypes.CDLL(None), "avx2", "cached", "g++ failed: x", "a newer g++")
     monkeypatch.setattr(doctor, "decision", lambda: fallback)
-    assert doctor._kernel() == doctor.Finding(
+    assert doctor._kernel() == doctor.Diagnosis(
         "cpu kernel", "avx2, compiled earlier; g++ failed: x", "a newer g++"
     )
 
 
 @pytest.mark.slow
-def test_no_compiler_and_no_room(monkeypatch, undecided):
+def test_no_compiler_and_a_full_disk(monkeypatch, undecided):
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(9, 8, 1))
-    found = findings()
-    assert "g++" in found["c++ compiler"].advice
-    assert "install g++ or clang++" in found["cpu kernel"].advice
-    assert "make room" in found["disk"].advice
+    by_topic = diagnoses()
+    assert "g++" in by_topic["c++ compiler"].advice
+    assert "install g++ or clang++" in by_topic["cpu kernel"].advice
+    assert "make room" in by_topic["disk"].advice
 
 
 @pytest.mark.parametrize("built_for", [None, "12.8"])
 def test_no_gpu(monkeypatch, built_for):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", built_for)
-    assert bool(findings()["gpu"].advice) == (built_for is not None)
+    assert bool(diagnoses()["gpu"].advice) == (built_for is not None)
 
 
 def test_an_implementation_that_computes_something_else_is_reported(monkeypatch):
@@ -224,9 +226,9 @@ def test_an_implementation_that_computes_something_else_is_reported(monkeypatch)
         return real(*arguments, impl=impl, **named) + (impl == "tiled")
 
     monkeypatch.setattr(doctor, "sigmoid_attention", wrong)
-    found = findings()
-    assert "report this machine" in found["impl='tiled'"].advice
-    assert not found["impl='reference'"].advice
+    by_topic = diagnoses()
+    assert "report this machine" in by_topic["impl='tiled'"].advice
+    assert not by_topic["impl='reference'"].advice
 
 
 @pytest.mark.parametrize("error", [NotImplementedError, RuntimeError, ValueError])
@@ -239,4 +241,4 @@ def test_an_implementation_that_does_not_run_here_says_why(monkeypatch, error):
         return real(*arguments, impl=impl, **named)
 
     monkeypatch.setattr(doctor, "sigmoid_attention", refuse)
-    assert findings()["impl='tiled'"].found == "does not run here: for a reason"
+    assert diagnoses()["impl='tiled'"].found == "does not run here: for a reason"

@@ -35,7 +35,9 @@ def test_every_line_names_one_version_and_no_address():
 
 
 def test_installed_packages_have_the_locked_versions():
-    installed = {canonicalize_name(found.name): found.version for found in metadata.distributions()}
+    installed = {
+        canonicalize_name(package.name): package.version for package in metadata.distributions()
+    }
     wrong = {
         name: (installed[name], version)
         for name, version in locked_here().items()
@@ -49,18 +51,20 @@ def test_installed_packages_have_the_locked_versions():
 def test_every_requirement_is_locked_for_each_supported_python(minor):
     here = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.0"}
     extras = PROJECT["optional-dependencies"].values()
-    wanted = [Requirement(line) for lines in (PROJECT["dependencies"], *extras) for line in lines]
-    for requirement in wanted:
+    requirements = [
+        Requirement(line) for lines in (PROJECT["dependencies"], *extras) for line in lines
+    ]
+    for requirement in requirements:
         if requirement.name == PROJECT["name"]:
             continue
-        found = [
+        locked = [
             next(iter(line.specifier)).version
             for line in LINES
             if canonicalize_name(line.name) == canonicalize_name(requirement.name)
             and (line.marker is None or line.marker.evaluate(here))
         ]
-        assert len(found) == 1, requirement
-        assert SpecifierSet(str(requirement.specifier)).contains(found[0], prereleases=True)
+        assert len(locked) == 1, requirement
+        assert SpecifierSet(str(requirement.specifier)).contains(locked[0], prereleases=True)
 
 
 def test_the_readme_states_the_tested_versions():

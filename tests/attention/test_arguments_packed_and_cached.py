@@ -4,11 +4,13 @@ import torch
 
 from sigmoid_attention.attention import sigmoid_decode, sigmoid_varlen_attention
 from tests.support.attention.complaints import (
-    SETTINGS,
+    WRONG_TYPES,
+    WRONG_VALUES,
     assert_sentence,
     complaint,
     longs,
     no_tensors,
+    not_dense,
     ones,
     table,
 )
@@ -24,13 +26,19 @@ PACKED = {
     "bias": -1.0,
 }
 
-VARLEN = (
-    SETTINGS
+VARLEN_TYPES = (
+    WRONG_TYPES
     | no_tensors("query", "key", "value", "cu_seq_q", "cu_seq_k")
     | {
         "max-half": ({"max_q": 3.5}, "max_q", ("3.5",)),
         "max-word": ({"max_k": "4"}, "max_k", ("4",)),
         "max-none": ({"max_k": None}, "max_k", ("None",)),
+    }
+)
+VARLEN_VALUES = (
+    WRONG_VALUES
+    | not_dense("query", "key", "value", "cu_seq_q", "cu_seq_k")
+    | {
         "max-huge": ({"max_q": 10**400}, "max_q", ("max_q",)),
         "max-negative": ({"max_q": -1}, "max_q", ("-1",)),
         "query-integer": ({"query": ones(5, 4, 3).long()}, "query", ("fp16", "torch.int64")),
@@ -94,10 +102,10 @@ VARLEN = (
 )
 
 
-@table(VARLEN)
-def test_sigmoid_varlen_attention_refuses(wrong, name, mentions):
+@table(types=VARLEN_TYPES, values=VARLEN_VALUES)
+def test_sigmoid_varlen_attention_refuses(error, wrong, name, mentions):
     assert sigmoid_varlen_attention(**PACKED).shape == (5, 4, 6)
-    assert_sentence(complaint(sigmoid_varlen_attention, PACKED | wrong), name, mentions)
+    assert_sentence(complaint(error, sigmoid_varlen_attention, PACKED | wrong), name, mentions)
 
 
 CACHED = {
@@ -114,11 +122,15 @@ PAGES = {
     "block_table": torch.tensor([[0, 1, 2, 3], [4, 3, 0, 0]]),
 }
 
-DECODE = (
-    SETTINGS
+DECODE_TYPES = (
+    WRONG_TYPES
     | no_tensors("query", "key_cache", "value_cache", "seqused_k")
+    | no_tensors("block_table", but=("none",))
+)
+DECODE_VALUES = (
+    WRONG_VALUES
+    | not_dense("query", "key_cache", "value_cache", "seqused_k", "block_table")
     | {
-        **no_tensors("block_table", but=("none",)),
         "query-of-three-dims": ({"query": ones(4, 1, 3)}, "query", ("(batch, heads,", "(4, 1, 3)")),
         "key-dtype": (
             {"key_cache": ones(2, 4, 7, 3).half()},
@@ -224,8 +236,8 @@ DECODE = (
 )
 
 
-@table(DECODE)
-def test_sigmoid_decode_refuses(wrong, name, mentions):
+@table(types=DECODE_TYPES, values=DECODE_VALUES)
+def test_sigmoid_decode_refuses(error, wrong, name, mentions):
     assert sigmoid_decode(**CACHED).shape == (2, 4, 1, 6)
     assert sigmoid_decode(**(CACHED | PAGES)).shape == (2, 4, 1, 6)
-    assert_sentence(complaint(sigmoid_decode, CACHED | wrong), name, mentions)
+    assert_sentence(complaint(error, sigmoid_decode, CACHED | wrong), name, mentions)

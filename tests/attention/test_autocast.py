@@ -97,10 +97,10 @@ def test_derivatives(impl, passes, half):
         with autocast(half, forward):
             out = sigmoid_attention(*leaves[:3], **learned, impl=impl)
         with autocast(half, backward):
-            found = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
-        total = torch.stack([each[each.isfinite()].square().sum() for each in found]).sum()
+            actual = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        total = torch.stack([each[each.isfinite()].square().sum() for each in actual]).sum()
         with autocast(half, second):
-            return [out, *found, *torch.autograd.grad(total, leaves)]
+            return [out, *actual, *torch.autograd.grad(total, leaves)]
 
     assert_same_bits(derivatives(*passes), derivatives(False, False, False))
 
@@ -155,14 +155,14 @@ def test_decoding(impl, paged, half):
         caches, table = qkv()[1:], None
 
     def answers() -> list[Tensor]:
-        found = [
+        actual = [
             sigmoid_decode(
                 query, *caches, seqused_k=used, block_table=table, bias=bias, enable_gqa=True,
                 alibi_slopes=SLOPES, impl=impl, is_causal=True)
             for bias in (-2.0, RowLSE())
         ]  # fmt: skip
-        assert all(isinstance(each, Tensor) for each in found)
-        return found  # pyright: ignore[reportReturnType]
+        assert all(isinstance(each, Tensor) for each in actual)
+        return actual  # pyright: ignore[reportReturnType]
 
     assert_same_under(half, answers)
 
@@ -223,8 +223,8 @@ def test_compiled(backend, backward):
 
     graph = torch.compile(function, fullgraph=True, backend=backend)
     expected = both(function, False, False)
-    for one, other in zip(both(graph, True, backward), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for left, right in zip(both(graph, True, backward), expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
 
 
 def _loss(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

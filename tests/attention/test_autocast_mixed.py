@@ -43,14 +43,14 @@ def test_mixed_inputs_are_cast_as_torchs_operator_casts_them(half):
     for dtypes in MIXED:
         tensors = [tensor.to(dtype) for tensor, dtype in zip(qkv(), dtypes, strict=True)]
         agree = len(set(dtypes)) == 1
-        wanted = dtypes[0] if agree else sdpa_dtype(dtypes, half)
+        expected = dtypes[0] if agree else sdpa_dtype(dtypes, half)
         with autocast(half):
-            if wanted is None:
+            if expected is None:
                 with pytest.raises(ValueError, match="dtype must equal query's"):
                     sigmoid_attention(*tensors, bias=-2.0, enable_gqa=True)
                 continue
             out = sigmoid_attention(*tensors, bias=-2.0, enable_gqa=True)
-        alone = sigmoid_attention(*(t.to(wanted) for t in tensors), bias=-2.0, enable_gqa=True)
+        alone = sigmoid_attention(*(t.to(expected) for t in tensors), bias=-2.0, enable_gqa=True)
         assert_same_bits([out], [alone])
 
 
@@ -62,12 +62,12 @@ def test_mixed_inputs_get_gradients_in_their_own_dtypes(impl, half):
     leaves = [query.requires_grad_(), key.requires_grad_(), value.to(half).requires_grad_()]
     with autocast(half):
         out = sigmoid_attention(*leaves, bias=-2.0, enable_gqa=True, impl=impl)
-    found = torch.autograd.grad(out.float().square().sum(), leaves)
+    grads = torch.autograd.grad(out.float().square().sum(), leaves)
     cast = [leaf.detach().to(half).requires_grad_() for leaf in leaves]
     alone = sigmoid_attention(*cast, bias=-2.0, enable_gqa=True, impl=impl)
     expected = torch.autograd.grad(alone.float().square().sum(), cast)
-    assert [each.dtype for each in found] == [torch.float32, torch.float32, half]
-    assert_same_bits([out, *(each.to(half) for each in found)], [alone, *expected])
+    assert [each.dtype for each in grads] == [torch.float32, torch.float32, half]
+    assert_same_bits([out, *(each.to(half) for each in grads)], [alone, *expected])
 
 
 def test_mixed_caches_and_packed_sequences_are_cast_too():
@@ -120,8 +120,8 @@ def test_mixed_inputs_are_refused_without_autocast(region):
         sigmoid_attention(query, key, value.bfloat16(), bias=-2.0, enable_gqa=True)
     expected = sigmoid_attention(query, key, value, bias=RowLSE(), enable_gqa=True)
     with region():
-        found = sigmoid_attention(query, key, value, bias=RowLSE(), enable_gqa=True)
-    assert_same_bits([found], [expected])
+        actual = sigmoid_attention(query, key, value, bias=RowLSE(), enable_gqa=True)
+    assert_same_bits([actual], [expected])
 
 
 def test_remembered_calls_follow_autocast(monkeypatch):

@@ -138,7 +138,7 @@ def test_the_effective_length_is_copied_to_its_device_once(text):
         assert torch.equal(attended(), expected)
 
 
-def test_what_a_tracer_saw_of_an_effective_length_is_not_kept(text):
+def test_a_traced_effective_length_is_not_cached(text):
     bias = NegLogEffectiveLength((0.5, 0.25, 0.0625), 13)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert sigmoid_attention(*text, bias=bias).shape == text[0].shape
@@ -187,7 +187,7 @@ def test_policies_that_are_not_trained_are_values(policy):
     ],
     ids=["float", "int", "Constant", "NegLogLength", "NegLogEffectiveLength"],
 )
-def test_learned_starts_where_it_was_told_to(init, start):
+def test_learned_starts_at_its_initial_value(init, start):
     policy = Learned(init, num_heads=3)
     torch.testing.assert_close(policy.value.tolist(), start, rtol=1e-6, atol=1e-6)
     assert isinstance(policy.value, torch.nn.Parameter)

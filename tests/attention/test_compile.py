@@ -23,6 +23,7 @@ from sigmoid_attention.attention import (
     sigmoid_varlen_attention,
 )
 from tests.support.attention.compiled import changing, compiled, normal, one_graph_only
+from tests.support.tiers import sampled
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +113,9 @@ CALLS = {
     "tensor-bias": (tensor_bias, lambda n: [*qkv(n), normal(4, n, 1)]),
     "mask-and-policy-made-inside": (made_inside, qkv),
 }
-each_call = pytest.mark.parametrize("function, inputs", CALLS.values(), ids=CALLS.keys())
+each_call = pytest.mark.parametrize(
+    "function, inputs", sampled(CALLS, "causal", "learned-shared-keys-slopes-window-softcap")
+)
 
 
 @each_call

@@ -37,12 +37,12 @@ def test_equals_the_definition_in_float64(cached: Cached, index):
 def cut(positional, arguments, s: int) -> Tensor:
     """Sequence s as a call of its own over the keys in use."""
     query, key, value = (tensor[s : s + 1] for tensor in positional)
-    own = {name: argument for name, argument in arguments.items() if name != "seqused_k"}
+    rest = {name: argument for name, argument in arguments.items() if name != "seqused_k"}
     used = int(arguments["seqused_k"][s])
-    own["alibi_slopes"] = own["alibi_slopes"][s : s + 1]
-    if isinstance(own["bias"], Tensor):
-        own["bias"] = own["bias"][s : s + 1, :, :, :used]
-    return sigmoid_attention(query, key[:, :, :used], value[:, :, :used], **own)
+    rest["alibi_slopes"] = rest["alibi_slopes"][s : s + 1]
+    if isinstance(rest["bias"], Tensor):
+        rest["bias"] = rest["bias"][s : s + 1, :, :, :used]
+    return sigmoid_attention(query, key[:, :, :used], value[:, :, :used], **rest)
 
 
 @pytest.mark.parametrize("bias", ["-2.5", "visible", "lse", "learned", "tensor BHQK"])
@@ -150,7 +150,7 @@ def test_causality_has_no_default():
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("bias", ["-2.5", "visible", "lse"])
-def test_what_lies_beyond_the_tokens_in_use_does_not_matter(bias, poison):
+def test_tokens_behind_those_in_use_do_not_matter(bias, poison):
     cached = Cached(RAGGED.used, 0, RAGGED.call.but(bias=bias))
     (query, key, value), arguments = cached.build()
     clean = sigmoid_decode(query, key, value, **arguments)
@@ -181,11 +181,11 @@ def test_parts_of_a_cache_add_up():
     (query, key, value), arguments = Cached((9, 9), 0, call).build()
     expected = sigmoid_decode(query, key, value, **arguments)
     parts = []
-    for own in (slice(0, 4), slice(4, 9)):
-        held = torch.full((2,), own.stop - own.start)
+    for part in (slice(0, 4), slice(4, 9)):
+        held = torch.full((2,), part.stop - part.start)
         parts.append(
             sigmoid_decode(
-                query, key[:, :, own], value[:, :, own], **(arguments | {"seqused_k": held})
+                query, key[:, :, part], value[:, :, part], **(arguments | {"seqused_k": held})
             )
         )
     torch.testing.assert_close(parts[0] + parts[1], expected)

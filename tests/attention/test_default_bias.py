@@ -23,7 +23,7 @@ def text(length: int):
     return torch.ones(3, 1, 2, length, 4).unbind(0)
 
 
-def said(*calls) -> list[str]:
+def warnings_of(*calls) -> list[str]:
     with warnings.catch_warnings(record=True, action="always") as caught:
         for call in calls:
             call()
@@ -35,11 +35,11 @@ def of(length: int, **arguments):
 
 
 def test_calls_of_one_length_are_no_news():
-    assert said(of(9), of(9, is_causal=True), of(9)) == []
+    assert warnings_of(of(9), of(9, is_causal=True), of(9)) == []
 
 
 def test_another_length_is_warned_of_once():
-    (sentence,) = said(of(9), of(7), of(7), of(5), of(9))
+    (sentence,) = warnings_of(of(9), of(7), of(7), of(5), of(9))
     assert sentence.startswith("bias: None means -log(number of keys), and calls came with 9 and 7")
     assert "e.g. bias=NegLogLength(1024)" in sentence and "\n" not in sentence
 
@@ -61,15 +61,15 @@ def test_the_warning_names_the_line_of_the_caller(call):
 
 
 def test_a_call_that_was_remembered_is_no_other():
-    assert len(said(*[of(9)] * 5, *[of(7)] * 5, *[of(9)] * 5)) == 1
+    assert len(warnings_of(*[of(9)] * 5, *[of(7)] * 5, *[of(9)] * 5)) == 1
 
 
 def test_a_bias_that_is_given_is_no_news():
-    assert said(of(9, bias=-1.0), of(7, bias=NegLogLength(9)), of(7, bias=-1.0), of(9)) == []
+    assert warnings_of(of(9, bias=-1.0), of(7, bias=NegLogLength(9)), of(7, bias=-1.0), of(9)) == []
 
 
 def test_empty_calls_have_no_length():
-    assert said(of(0), of(9), of(0)) == []
+    assert warnings_of(of(0), of(9), of(0)) == []
 
 
 def test_the_names_of_others_warn_by_theirs():
@@ -77,13 +77,13 @@ def test_the_names_of_others_warn_by_theirs():
     for function in (flash_attn.flash_attn_func, triton_sigmoid.sigmoid_attention):
         default_bias._first_keys, default_bias._warned = None, False
         calls = [lambda x=x: function(x, x, x) for x in rows.values()]  # noqa: B023
-        (sentence,) = said(*calls)
+        (sentence,) = warnings_of(*calls)
         assert sentence.startswith("sigmoid_bias: None means")
 
 
 def test_a_graph_stands_for_all_lengths():
     compiled = torch.compile(lambda *x: sigmoid_attention(*x), backend="eager", fullgraph=True)
-    assert said(*[lambda n=n: compiled(*text(n)) for n in (9, 7, 5)]) == []
+    assert warnings_of(*[lambda n=n: compiled(*text(n)) for n in (9, 7, 5)]) == []
 
 
 def test_layers_take_no_length_of_a_call(monkeypatch):

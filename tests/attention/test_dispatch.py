@@ -42,11 +42,11 @@ def reasons(explanation) -> dict[str, str]:
 def test_a_call_on_a_cpu():
     explanation = explain(*qkv(), **OPTIONS)
     assert explanation.implementation == "cpu"
-    found = reasons(explanation)
-    assert found.keys() == dispatch.BACKENDS.keys() - {"cpu"}
-    assert found["reference"] == "cpu comes first"
-    assert "above 8,388,608 scores" in found["tiled"] and "648" in found["tiled"]
-    assert "name" in found["flex"]
+    refusals = reasons(explanation)
+    assert refusals.keys() == dispatch.BACKENDS.keys() - {"cpu"}
+    assert refusals["reference"] == "cpu comes first"
+    assert "above 8,388,608 scores" in refusals["tiled"] and "648" in refusals["tiled"]
+    assert "name" in refusals["flex"]
     lines = str(explanation).splitlines()
     assert lines[0] == "impl='auto': cpu" and len(lines) == len(dispatch.BACKENDS)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -106,15 +106,15 @@ def test_a_named_implementation():
 
 
 def test_under_transforms_the_definition_is_taken():
-    found = []
+    explanations = []
 
     def call(query):
-        found.append(explain(query, query, query, bias=-1.0))
+        explanations.append(explain(query, query, query, bias=-1.0))
         return query
 
     torch.func.vmap(call)(torch.zeros(3, 2, 4, 9, 8))
-    assert found[0].implementation == "reference"
-    assert "torch.func" in reasons(found[0])["tiled"]
+    assert explanations[0].implementation == "reference"
+    assert "torch.func" in reasons(explanations[0])["tiled"]
 
 
 def test_bad_arguments_are_refused_as_by_the_call():

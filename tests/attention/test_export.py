@@ -74,8 +74,8 @@ class OnnxModel:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         names = [each.name for each in self.session.get_inputs()]
-        given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
-        return torch.from_numpy(np.asarray(self.session.run(None, given)[0]))
+        arguments = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return torch.from_numpy(np.asarray(self.session.run(None, arguments)[0]))
 
 
 # What torch's exporter and the packages that it imports say of themselves.
@@ -109,6 +109,7 @@ def test_onnx_runs_a_decoding_step():
         torch.testing.assert_close(onnx(*each), Cached()(*each), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @quiet
 @torch.no_grad()
 def test_onnx_runs_a_model():

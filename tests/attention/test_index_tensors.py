@@ -99,8 +99,8 @@ def exported(function, tensors: tuple):
 
 def with_gradients(function, tensors: tuple):
     graph = torch.compile(function, backend="aot_eager", fullgraph=True)
-    return lambda *given: graph(
-        *(x.requires_grad_() if x.is_floating_point() else x for x in given)
+    return lambda *arguments: graph(
+        *(x.requires_grad_() if x.is_floating_point() else x for x in arguments)
     )
 
 
@@ -127,7 +127,7 @@ def test_wrong_numbers_get_their_sentence_on_every_way(way, impl, kind):
     learning = [x.clone() for x in tensors]
     # Ends are given twice: a trace takes one tensor for both only where they are one.
     mine = tuple(x.clone() for x in good)
-    graph = WAYS[way](lambda *given: function(impl, *given), (*learning, *mine))
+    graph = WAYS[way](lambda *arguments: function(impl, *arguments), (*learning, *mine))
     for numbers in (mine, other, *([tuple(x.int() for x in good)] if way == "eager" else [])):
         expected = function("reference", *tensors, *numbers)
         torch.testing.assert_close(graph(*learning, *numbers), expected)
@@ -143,7 +143,7 @@ def test_wrong_numbers_get_their_sentence_on_every_way(way, impl, kind):
 def test_a_scripted_trace_reads_the_numbers_of_each_run(kind):
     function, tensors, good, other = CALLS[kind]
     mine = tuple(x.clone() for x in good)
-    graph = torch.jit.trace(lambda *given: function("auto", *given), (*tensors, *mine))
+    graph = torch.jit.trace(lambda *arguments: function("auto", *arguments), (*tensors, *mine))
     torch.testing.assert_close(graph(*tensors, *other), function("auto", *tensors, *other))
     for of, numbers, sentence in WRONG.values():
         if of == kind:
@@ -154,12 +154,12 @@ def test_a_scripted_trace_reads_the_numbers_of_each_run(kind):
 def test_lengths_may_differ_under_vmap():
     query, key = normal(3, 2, 1, 1, 8), normal(3, 2, 1, 16, 8)
     used = torch.tensor([[16, 9], [3, 0], [1, 16]])
-    out = vmap(lambda *given: cached("auto", *given))(query, key, used)
+    out = vmap(lambda *arguments: cached("auto", *arguments))(query, key, used)
     for index in range(3):
         expected = cached("auto", query[index], key[index], used[index])
         torch.testing.assert_close(out[index], expected)
     with pytest.raises(ValueError, match=r"^seqused_k must lie in 0 to"):
-        vmap(lambda *given: cached("auto", *given))(query, key, used + 1)
+        vmap(lambda *arguments: cached("auto", *arguments))(query, key, used + 1)
 
 
 @pytest.mark.parametrize("kind", CALLS)
@@ -171,10 +171,10 @@ def test_numbers_that_change_after_they_were_checked_do_not_matter(kind):
     read = Tensor.tolist
 
     def then_change(tensor: Tensor):
-        found = read(tensor)
+        actual = read(tensor)
         for numbers in live[: 1 if kind == "paged" else 2]:
             numbers.fill_(10**9)
-        return found
+        return actual
 
     # A call that is made for the first time, and one that was made before.
     for _ in range(2):
@@ -236,11 +236,11 @@ def test_a_declared_length_beyond_the_longest_costs_nothing(impl, bias, compiled
 
     graph = torch.compile(function, backend="eager") if compiled else function
     query = normal(16, 2, 8).requires_grad_()
-    found = []
+    collected = []
     for longest in (8, FAR):
         out = graph(query, longest)
-        found.append((out, *torch.autograd.grad(out.square().sum(), [query, *learned])))
-    torch.testing.assert_close(found[1], found[0])
+        collected.append((out, *torch.autograd.grad(out.square().sum(), [query, *learned])))
+    torch.testing.assert_close(collected[1], collected[0])
 
 
 def test_a_bias_may_be_given_for_more_than_the_longest():
@@ -248,11 +248,11 @@ def test_a_bias_may_be_given_for_more_than_the_longest():
     for shape in ((2, 2, 9, 7), (1, 2, 9, 1), (1, 1, 1, 7), (9, 7), (9, 1)):
         bias = torch.randn(shape, requires_grad=True)
         outs, grads = [], []
-        for own in (bias, bias[..., :5, :5]):
+        for values in (bias, bias[..., :5, :5]):
             for impl in ("auto", "reference"):
-                longest = (9, 7) if own is bias else (5, 5)
+                longest = (9, 7) if values is bias else (5, 5)
                 out = sigmoid_varlen_attention(
-                    query, query, query, ends, ends, *longest, bias=own, impl=impl
+                    query, query, query, ends, ends, *longest, bias=values, impl=impl
                 )
                 outs.append(out)
                 grads += torch.autograd.grad(out.square().sum(), [bias])

@@ -20,9 +20,9 @@ def learned():
 
 
 def router():
-    made = Router(4, HEADS, 1, balance_rate=1e-3)
-    made.correction_bias.copy_(DIGITS)
-    return made, "correction_bias"
+    layer = Router(4, HEADS, 1, balance_rate=1e-3)
+    layer.correction_bias.copy_(DIGITS)
+    return layer, "correction_bias"
 
 
 OWNERS = pytest.mark.parametrize("make", [learned, router], ids=lambda make: make.__name__)
@@ -66,7 +66,7 @@ def test_wider_dtypes_and_other_devices_are_taken(make):
 
 @OWNERS
 @pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
-def test_what_is_loaded_in_less_is_widened(make, assign):
+def test_parameters_loaded_in_half_precision_become_fp32(make, assign):
     owner, name = make()
     state = {key: value.to(torch.bfloat16) for key, value in owner.state_dict().items()}
     owner.load_state_dict(state, assign=assign)

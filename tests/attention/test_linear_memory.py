@@ -35,9 +35,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if _real(x)}
+        storages = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if _real(x)}
         for tensor in tree_leaves(result):
-            if _real(tensor) and tensor.untyped_storage()._cdata not in given:
+            if _real(tensor) and tensor.untyped_storage()._cdata not in storages:
                 bytes_held = tensor.untyped_storage().nbytes()
                 self.elements = max(self.elements, bytes_held // tensor.element_size())
         return result

@@ -32,10 +32,10 @@ IMPLEMENTATIONS = ("auto", "reference", "tiled", "cpu")
 
 def assert_same_shapes(mode: Callable, function: Callable[[], Sequence[Tensor]]) -> None:
     with mode():
-        found = function()
-    for one, real in zip(found, function(), strict=True):
-        assert one.is_meta or type(one) is not Tensor
-        assert (one.shape, one.dtype) == (real.shape, real.dtype)
+        actual = function()
+    for fake, real in zip(actual, function(), strict=True):
+        assert fake.is_meta or type(fake) is not Tensor
+        assert (fake.shape, fake.dtype) == (real.shape, real.dtype)
 
 
 def qkv(dtype: torch.dtype = torch.float32, learns: bool = False) -> list[Tensor]:

@@ -38,9 +38,9 @@ each_policy = pytest.mark.parametrize("policy, lower", POLICIES.values(), ids=PO
 def test_a_policy_of_a_tensor_learns(policy, lower, impl):
     number = nn.Parameter(torch.tensor(-1.5))
     tensor = nn.Parameter(torch.tensor(-1.5 - lower))
-    found = gradient(policy(number), number, impl=impl)
-    assert found == pytest.approx(gradient(tensor, tensor, impl="reference"), rel=1e-4)
-    assert found != 0
+    actual = gradient(policy(number), number, impl=impl)
+    assert actual == pytest.approx(gradient(tensor, tensor, impl="reference"), rel=1e-4)
+    assert actual != 0
 
 
 @each_policy

@@ -126,9 +126,9 @@ pytestmark = pytest.mark.skipif(not available(), reason="there is no CPU kernel 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_operators_are_what_they_say(call):
-    found = called(call)
-    assert len(found) >= 3
-    for operator, arguments in found.items():
+    actual = called(call)
+    assert len(actual) >= 3
+    for operator, arguments in actual.items():
         opcheck(operator, arguments, test_utils=CHECKS)
 
 
@@ -147,13 +147,13 @@ def test_compiled_operators_have_the_same_results_and_gradients(name):
 
 def leaves(node) -> list[Tensor]:
     """The tensors that a gradient arrives at."""
-    found, todo, met = [], [node], set()
+    leaf_nodes, todo, met = [], [node], set()
     while todo:
         node = todo.pop()
         if node is None or node in met:
             continue
         met.add(node)
         if hasattr(node, "variable"):
-            found.append(node.variable)
+            leaf_nodes.append(node.variable)
         todo += [following for following, _ in node.next_functions]
-    return found
+    return leaf_nodes

@@ -222,10 +222,10 @@ def test_inputs_that_repeat_in_memory_are_read_as_written_out():
 @given(calls())
 def test_arguments_are_left_as_they_were(call: Call):
     tensors, arguments = call.build()
-    given = [*tensors, *(a for a in arguments.values() if isinstance(a, torch.Tensor))]
-    before = [tensor.clone() for tensor in given]
+    inputs = [*tensors, *(a for a in arguments.values() if isinstance(a, torch.Tensor))]
+    before = [tensor.clone() for tensor in inputs]
     sigmoid_attention(*tensors, **arguments)
-    assert all(torch.equal(*pair) for pair in zip(given, before, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(inputs, before, strict=True))
 
 
 @pytest.mark.parametrize("sizes", [(0, 2, 3, 3), (2, 2, 0, 3), (2, 2, 3, 0)], ids=str)

@@ -35,13 +35,15 @@ from tests.support.attention.packed import Packed, packs
 
 def keys_of(cache: Tensor, problem: Problem, s: int) -> Tensor:
     """(1, G, length, D) of sequence s."""
-    own = problem.sequences
-    start, length = int(own.start_k_B[s]), int(own.length_k_B[s])
-    if own.block_table_BM is None:
+    sequences = problem.sequences
+    start, length = int(sequences.start_k_B[s]), int(sequences.length_k_B[s])
+    if sequences.block_table_BM is None:
         row = 0 if cache.shape[0] == 1 else s
         return cache[row : row + 1, :, start : start + length]
     page_size = cache.shape[2]
-    places = [(int(own.block_table_BM[s, t // page_size]), t % page_size) for t in range(length)]
+    places = [
+        (int(sequences.block_table_BM[s, t // page_size]), t % page_size) for t in range(length)
+    ]
     tokens = [cache[page, :, place] for page, place in places]
     return torch.stack(tokens, 1)[None] if tokens else cache[:1, :, :0]
 
@@ -74,11 +76,11 @@ def joint(problem: Problem) -> int:
 
 def weights_by_sequence(problem: Problem) -> list[tuple[Tensor, Tensor | None, Tensor]]:
     """Weights, visible keys and values of each sequence."""
-    own = problem.sequences
+    sequences = problem.sequences
     bias = problem.bias
     parts = []
-    for s in range(own.count):
-        start, length = int(own.start_q_B[s]), int(own.length_q_B[s])
+    for s in range(sequences.count):
+        start, length = int(sequences.start_q_B[s]), int(sequences.length_q_B[s])
         row = 0 if problem.query.shape[0] == 1 else s
         query = problem.query[row : row + 1, :, start : start + length]
         key, value = (keys_of(cache, problem, s) for cache in (problem.key, problem.value))
@@ -194,11 +196,11 @@ def test_indices_are_contiguous_int64_for_all_inputs(function, call, index, seen
     positional = [scattered(argument) for argument in positional]
     arguments = {name: scattered(argument) for name, argument in arguments.items()}
     function(*positional, **arguments, impl="listening")
-    own = seen[0].sequences
-    wanted = [own.start_q_B, own.length_q_B, own.start_k_B, own.length_k_B]
+    sequences = seen[0].sequences
+    indices = [sequences.start_q_B, sequences.length_q_B, sequences.start_k_B, sequences.length_k_B]
     if "block_table" in arguments:
-        wanted.append(own.block_table_BM)
-    for tensor in wanted:
+        indices.append(sequences.block_table_BM)
+    for tensor in indices:
         assert tensor.dtype == torch.int64
         assert tensor.is_contiguous()
 

@@ -26,7 +26,7 @@ def test_jvp_and_vjp_are_transposes(name):
     _, pull = vjp(function, *inputs)
     against = torch.randn(out.shape, generator=chance, dtype=out.dtype)
     pulled = pull(against)
-    across = sum((one * other).sum() for one, other in zip(pulled, along, strict=True))
+    across = sum((left * right).sum() for left, right in zip(pulled, along, strict=True))
     torch.testing.assert_close((pushed * against).sum(), across)
 
 
@@ -35,8 +35,8 @@ def test_jacobians_of_both_modes_agree(name):
     function, inputs = differentiable(CASES[name])
     every = tuple(range(len(inputs)))
     forward, reverse = jacfwd(function, every)(*inputs), jacrev(function, every)(*inputs)
-    for one, other in zip(forward, reverse, strict=True):
-        torch.testing.assert_close(one, other)
+    for left, right in zip(forward, reverse, strict=True):
+        torch.testing.assert_close(left, right)
 
 
 def test_hessian_is_symmetric_and_not_zero():
@@ -105,11 +105,11 @@ def test_gradients_per_sample_equal_a_loop(bias):
     (query, key, value), _ = SQUARE.but(batch=4).build()
 
     def loss(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        one = [tensor[None] for tensor in (query, key, value)]
-        return sigmoid_attention(*one, bias=bias, is_causal=True).square().sum()
+        batch = [tensor[None] for tensor in (query, key, value)]
+        return sigmoid_attention(*batch, bias=bias, is_causal=True).square().sum()
 
     per_sample = vmap(grad(loss, argnums=(0, 1, 2)))(query, key, value)
     for sample in range(4):
         alone = grad(loss, argnums=(0, 1, 2))(query[sample], key[sample], value[sample])
-        for one, other in zip(per_sample, alone, strict=True):
-            torch.testing.assert_close(one[sample], other)
+        for left, right in zip(per_sample, alone, strict=True):
+            torch.testing.assert_close(left[sample], right)

@@ -39,14 +39,14 @@ def each_by_itself(positional, arguments) -> Tensor:
     parts = []
     for s in range(len(ends_q) - 1):
         own_q, own_k = slice(ends_q[s], ends_q[s + 1]), slice(ends_k[s], ends_k[s + 1])
-        own = dict(arguments)
-        if own.get("alibi_slopes") is not None and own["alibi_slopes"].dim() == 2:
-            own["alibi_slopes"] = own["alibi_slopes"][s : s + 1]
-        if isinstance(own["bias"], Tensor) and own["bias"].shape[-1] == max_k:
+        options = dict(arguments)
+        if options.get("alibi_slopes") is not None and options["alibi_slopes"].dim() == 2:
+            options["alibi_slopes"] = options["alibi_slopes"][s : s + 1]
+        if isinstance(options["bias"], Tensor) and options["bias"].shape[-1] == max_k:
             rows, columns = own_q.stop - own_q.start, own_k.stop - own_k.start
-            own["bias"] = own["bias"][s : s + 1, :, :rows, :columns]
+            options["bias"] = options["bias"][s : s + 1, :, :rows, :columns]
         dense = [part[None].transpose(1, 2) for part in (query[own_q], key[own_k], value[own_k])]
-        parts.append(sigmoid_attention(*dense, **own)[0].transpose(0, 1))
+        parts.append(sigmoid_attention(*dense, **options)[0].transpose(0, 1))
     return torch.cat(parts)
 
 

@@ -49,23 +49,23 @@ def gradients(impl: str, terms: dict, learned: list[torch.Tensor]):
     return *first, *torch.autograd.grad(total, (*tensors, *learned))
 
 
-def assert_near(found, wanted):
-    for one, other in zip(found, wanted, strict=True):
-        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+def assert_near(actual, expected):
+    for left, right in zip(actual, expected, strict=True):
+        assert (left - right).abs().max() <= 1e-4 * right.abs().max()
 
 
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS.keys())
 @pytest.mark.parametrize("impl", ["tiled", "cpu"])
 def test_terms_that_do_not_learn_cost_no_gradient(impl, terms):
     with Results() as results:
-        found = gradients(impl, terms, [])
+        actual = gradients(impl, terms, [])
     assert len(results.most) == 2 and max(results.most.values()) <= K * D
-    assert_near(found, gradients("reference", terms, []))
+    assert_near(actual, gradients("reference", terms, []))
 
 
 @pytest.mark.parametrize("name", ["bias", "alibi_slopes", "attn_mask"])
 @pytest.mark.parametrize("impl", ["tiled", "cpu"])
-def test_what_learns_beside_what_does_not(impl, name):
+def test_a_trained_term_beside_terms_without_gradients(impl, name):
     terms = {
         "bias": torch.full((1, 1, Q, K), -2.0),
         "attn_mask": torch.zeros(Q, K),

@@ -60,12 +60,12 @@ def test_a_run_writes_rows_that_say_everything(out, capsys):
 
 
 def test_an_interrupted_run_keeps_what_it_has_and_goes_on(out, monkeypatch, capsys):
-    asked: list[tuple[str, int]] = []
+    measured: list[tuple[str, int]] = []
 
     def stops_at_second(suite, task, threads):
-        if len(asked) == 1:
+        if len(measured) == 1:
             raise KeyboardInterrupt
-        asked.append((str(task.case), threads))
+        measured.append((str(task.case), threads))
         return measure(suite, task, threads)
 
     monkeypatch.setattr(command_line, "measure", stops_at_second)
@@ -75,22 +75,22 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(out, monkeypatch, caps
     assert len(read(out)) == 1
 
     def counts(suite, task, threads):
-        asked.append((str(task.case), threads))
+        measured.append((str(task.case), threads))
         return measure(suite, task, threads)
 
     monkeypatch.setattr(command_line, "measure", counts)
     assert main([*QUICK, "--resume", "--out", str(out)]) == 0
     assert out.read_text().startswith(first)
-    assert len(asked) == len(set(asked)) == 3
+    assert len(measured) == len(set(measured)) == 3
 
     whole = out.read_bytes()
     assert main([*QUICK, "--resume", "--out", str(out)]) == 0
     assert out.read_bytes() == whole
-    assert len(asked) == 3
+    assert len(measured) == 3
     # Another source of the operator is another thing to measure.
     monkeypatch.setattr("benchmarks.stamp.source_hash", lambda: "changed")
     assert main([*QUICK, "--resume", "--out", str(out)]) == 0
-    assert len(asked) == 6
+    assert len(measured) == 6
     assert {row.stamp["source"] for row in read(out).values()} == {"changed"}
 
 
@@ -144,9 +144,9 @@ def test_targets_are_judged_from_a_file(out, capsys):
     assert main([*QUICK, "--out", str(out)]) == 0
     capsys.readouterr()
     assert main(["targets", str(out)]) == 1
-    said = capsys.readouterr().out
-    assert re.search(r"headline.*not measured", said)
-    assert re.search(r"^0 of \d+ targets met$", said, re.MULTILINE)
+    output = capsys.readouterr().out
+    assert re.search(r"headline.*not measured", output)
+    assert re.search(r"^0 of \d+ targets met$", output, re.MULTILINE)
 
 
 def test_results_are_published_where_they_belong(out, tmp_path, monkeypatch):
@@ -201,18 +201,20 @@ def test_costs_of_integrations_are_published_where_they_belong(tmp_path, monkeyp
     ],
     ids=lambda text: text.replace(" ", "_"),
 )
-def test_bad_input_is_one_sentence(arguments, sentence, capsys):
+def test_bad_input_gives_one_sentence(arguments, sentence, capsys):
     assert main(arguments.split()) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert message.count("\n") == 1
 
 
 def test_commands_of_the_page_exist(monkeypatch):
-    asked = []
+    parsed = []
     for name in ("cpu", "targets", "publish"):
-        monkeypatch.setattr(command_line, name, lambda command: asked.append(command) or 0)
-    found = re.findall(r"^python -m benchmarks (.*?)(?:  +#.*)?$", PAGE.read_text(), re.MULTILINE)
-    for command in found:
+        monkeypatch.setattr(command_line, name, lambda command: parsed.append(command) or 0)
+    commands = re.findall(
+        r"^python -m benchmarks (.*?)(?:  +#.*)?$", PAGE.read_text(), re.MULTILINE
+    )
+    for command in commands:
         assert main(shlex.split(command)) == 0
-    assert len(asked) == len(found) >= 2
+    assert len(parsed) == len(commands) >= 2

@@ -25,7 +25,7 @@ def test_sums_over_rows_are_the_rows_to_least_squares():
     sums, theta = sufficient(curve), draw_truth(SETTING).theta_P.expand(3, -1)
     assert sums.n_B.tolist() == [200.0] * 3 + [500.0] * 3
     of_sums = chi2(SETTING.family, sums, theta.repeat(2, 1), 0.1)
-    of_rows = [chi2(SETTING.family, one.samples(3), theta, 0.1) for one in curve]
+    of_rows = [chi2(SETTING.family, summaries.samples(3), theta, 0.1) for summaries in curve]
     torch.testing.assert_close(of_sums, torch.cat(of_rows))
     # About sigma^2 a row, so that the truth and its noise are where they should be.
     np.testing.assert_allclose(of_sums / sums.n_B, 1, atol=0.35)
@@ -49,11 +49,11 @@ def test_plain_sgd_goes_downhill_and_stops_short():
 
 
 def test_a_fit_to_raw_rows_tells_what_it_took():
-    found = fit_raw("softmax", "gelu", 3000)
-    assert found["converged"] and found["seconds"] > 0
-    assert found["bytes"] > 50 * 2**20
+    fit = fit_raw("softmax", "gelu", 3000)
+    assert fit["converged"] and fit["seconds"] > 0
+    assert fit["bytes"] > 50 * 2**20
     # From the cells it is a short way.
-    cells, rows = found["iterations"]
+    cells, rows = fit["iterations"]
     assert rows < cells
 
 
@@ -65,15 +65,15 @@ def test_a_bound_has_a_side(at_least, value, met):
 
 
 def test_the_gain_is_compared_over_all_fits():
-    found = mixtures._gain("suite", "a family", mixtures_of((11.0, 12.5), (13.0, 14.5)), 1.0)
-    assert found.value == 0.75
-    assert found.values == (-0.25, 1.75)
-    assert "12.75 ± 0.72 of 12 parameters, 4 fits" in found.said
+    check = mixtures._gain("suite", "a family", mixtures_of((11.0, 12.5), (13.0, 14.5)), 1.0)
+    assert check.value == 0.75
+    assert check.values == (-0.25, 1.75)
+    assert "12.75 ± 0.72 of 12 parameters, 4 fits" in check.said
 
 
 def mixtures_of(*gains: tuple[float, ...]):
     curve = mixtures.measure(replace(SETTING, sizes=(100,), replicates=2))
-    return [replace(curve, gain=np.array([one]), free=12) for one in gains]
+    return [replace(curve, gain=np.array([gain]), free=12) for gain in gains]
 
 
 def test_a_quick_run_writes_every_check_of_a_suite(tmp_path, capsys):
@@ -93,7 +93,7 @@ def test_a_quick_run_writes_every_check_of_a_suite(tmp_path, capsys):
     ]
 
 
-def test_sgd_is_told_by_its_distance_from_the_optimum():
+def test_sgd_is_judged_by_its_distance_from_the_optimum():
     times, above = list(mixtures.sgd(TINY))[:2]
     assert times.at_least and "our own SGD" in times.said and times.value > 0
     assert above.value > 1 and above.unit == "chi2"
@@ -115,29 +115,29 @@ def test_an_unmet_check_is_an_exit_code(monkeypatch, capsys):
     assert main(["mixtures", "--only", "curve", "--quick"]) == 0
 
 
-def test_bad_input_is_one_sentence(capsys):
+def test_bad_input_gives_one_sentence(capsys):
     assert main(["mixtures", "--only", "speed"]) == 2
-    said = capsys.readouterr().err
-    assert "--only must be of curve, sgd, raw, wide, cores, got speed" in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "--only must be of curve, sgd, raw, wide, cores, got speed" in message
+    assert message.count("\n") == 1
 
 
 def test_threads_are_given_back(monkeypatch):
     monkeypatch.setitem(SUITES, "curve", lambda scale: iter([Check("a", "b", 1.0, "x", 1.0)]))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    found = list(checks(("curve",), TINY))
+    results = list(checks(("curve",), TINY))
     after = torch.get_num_threads()
     torch.set_num_threads(before)
     assert after == 2
-    assert found[0].stamp["machine"]["threads"] == 1
+    assert results[0].stamp["machine"]["threads"] == 1
 
 
-def test_what_was_measured_before_stays(tmp_path):
+def test_earlier_measurements_stay(tmp_path):
     path = tmp_path / "a.jsonl"
-    one = Check("s", "one", 1.0, "x", 1.0)
-    write(path, [one, replace(one, name="two")])
-    write(path, [replace(one, value=5.0)])
+    check = Check("s", "one", 1.0, "x", 1.0)
+    write(path, [check, replace(check, name="two")])
+    write(path, [replace(check, value=5.0)])
     values = {
         line["name"]: line["value"] for line in map(json.loads, path.read_text().splitlines())
     }

@@ -57,14 +57,14 @@ def test_product(peer):
 
 
 def test_skipping_is_the_one_difference_between_ours_and_dense(monkeypatch):
-    asked = []
+    calls = []
     monkeypatch.setattr(
-        "benchmarks.peers.sigmoid_attention", lambda *_, **options: asked.append(options)
+        "benchmarks.peers.sigmoid_attention", lambda *_, **options: calls.append(options)
     )
     case = Case("alibi-forward", "bf16", 8, mask="causal")
     for peer in ("ours", "dense"):
         PEERS[peer](case)(*[torch.zeros(1)] * 3)
-    ours, dense = asked
+    ours, dense = calls
     assert (ours.pop("skip_tolerance"), dense.pop("skip_tolerance")) == ("rounding", 0.0)
     slopes = ours.pop("alibi_slopes")
     assert slopes.tolist() == dense.pop("alibi_slopes").tolist() == [2.0**-h for h in range(1, 9)]

@@ -9,13 +9,13 @@ from benchmarks import mixtures
 from benchmarks.gpu import readings
 from benchmarks.operations import Case
 from benchmarks.rows import Row, merged, ratio_to, read, results_file, write
-from tests.support.benchmarks.rows import STAMP, made
+from tests.support.benchmarks.rows import STAMP, timed_rows
 
 CASE = Case("forward", "bf16", 1024)
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
-    rows = made(CASE, sdpa=(2.0, 3.0), ours=(0.5, 0.4))
+    rows = timed_rows(CASE, sdpa=(2.0, 3.0), ours=(0.5, 0.4))
     refused = Row(CASE, "flex", 2, refused="NotImplementedError: no", stamp=STAMP)
     memory = Row(replace(CASE, operation="memory-forward"), "ours", 1, bytes=(5, 6), stamp=STAMP)
     rows = merged(rows, [refused, memory, replace(refused, peer="x", error={"output": 1e-3})])
@@ -48,9 +48,9 @@ def test_ratio_of_memory_is_of_bytes():
 
 
 def test_newest_row_of_a_key_wins_and_the_others_stay():
-    old = made(CASE, sdpa=2.0, ours=1.0)
-    other = made(CASE, threads=1, sdpa=2.0, ours=1.0)
-    new = made(CASE, sdpa=3.0, ours=0.5)
+    old = timed_rows(CASE, sdpa=2.0, ours=1.0)
+    other = timed_rows(CASE, threads=1, sdpa=2.0, ours=1.0)
+    new = timed_rows(CASE, sdpa=3.0, ours=0.5)
     both = merged(old | other, new.values())
     assert len(both) == 4
     assert both[CASE, "ours", 2].cost == 0.5
@@ -76,14 +76,14 @@ def test_a_damaged_file_is_named(tmp_path, line):
 
 def kinds(folder):
     """One file of each kind with its reader."""
-    write(folder / "rows.jsonl", made(CASE, sdpa=(2.0, 3.0)))
+    write(folder / "rows.jsonl", timed_rows(CASE, sdpa=(2.0, 3.0)))
     readings.write(folder / "readings.jsonl", [readings.Reading("rate of x", "1", (2.0, 3.0))])
     mixtures.write(folder / "checks.jsonl", [mixtures.Check("s", "one", 2.0, "x", 3.0)])
     return {"rows": read, "readings": readings.read, "checks": mixtures.read}
 
 
 @pytest.mark.parametrize("kind", ["rows", "readings", "checks"])
-def test_another_number_is_told_by_the_checksum(tmp_path, kind):
+def test_the_checksum_detects_another_number(tmp_path, kind):
     reads, path = kinds(tmp_path)[kind], tmp_path / f"{kind}.jsonl"
     content = path.read_bytes()
     for old, new in ((b"2.0", b"6.0"), (b"3.0", b"7.0")):
@@ -95,8 +95,8 @@ def test_another_number_is_told_by_the_checksum(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["rows", "readings", "checks"])
 def test_lines_of_earlier_versions_have_no_checksum(tmp_path, kind):
     reads, path = kinds(tmp_path)[kind], tmp_path / f"{kind}.jsonl"
-    found = reads(path)
+    content = reads(path)
     line = json.loads(path.read_text())
     assert line.pop("sha256")
     path.write_text(json.dumps(line))
-    assert reads(path) == found
+    assert reads(path) == content

@@ -28,7 +28,7 @@ def test_each_case_comes_once_with_known_names():
         assert baseline is None or baseline in task.peers
 
 
-def test_long_cases_wait_until_they_are_asked_for():
+def test_long_cases_run_only_with_their_option():
     assert not any(task.case.operation == "headline" for task in chosen(CPU, Choice()))
     assert chosen(CPU, Choice(long=True))[-1].case.length == 65536
 

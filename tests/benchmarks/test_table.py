@@ -13,20 +13,20 @@ from benchmarks.operations import Case
 from benchmarks.plot import plot
 from benchmarks.rows import Row, merged
 from benchmarks.table import cpu_block, with_block
-from tests.support.benchmarks.rows import STAMP, made
+from tests.support.benchmarks.rows import STAMP, timed_rows
 
 FORWARD = Case("forward", "fp32", 1024, mask="causal")
 
 
 @pytest.fixture
 def rows():
-    rows = made(FORWARD, sdpa=(0.3, 0.33), ours=(0.1, 0.1), tiled=(0.6, 0.6))
-    rows |= made(replace(FORWARD, dim=128), sdpa=0.5, ours=0.2)
-    rows |= made(replace(FORWARD, length=4096), sdpa=4.0, ours=1.0, tiled=8.0)
-    rows |= made(FORWARD, threads=1, sdpa=9.9, ours=1.0)
-    rows |= made(Case("decode", "bf16", 8192), sdpa=0.12, ours=0.01)
-    rows |= made(Case("headline", "bf16", 65536, mask="causal"), sdpa=20.0, ours=0.4)
-    rows |= made(Case("memory-forward", "bf16", 8192, heads=4), sdpa=2**24, ours=2**23)
+    rows = timed_rows(FORWARD, sdpa=(0.3, 0.33), ours=(0.1, 0.1), tiled=(0.6, 0.6))
+    rows |= timed_rows(replace(FORWARD, dim=128), sdpa=0.5, ours=0.2)
+    rows |= timed_rows(replace(FORWARD, length=4096), sdpa=4.0, ours=1.0, tiled=8.0)
+    rows |= timed_rows(FORWARD, threads=1, sdpa=9.9, ours=1.0)
+    rows |= timed_rows(Case("decode", "bf16", 8192), sdpa=0.12, ours=0.01)
+    rows |= timed_rows(Case("headline", "bf16", 65536, mask="causal"), sdpa=20.0, ours=0.4)
+    rows |= timed_rows(Case("memory-forward", "bf16", 8192, heads=4), sdpa=2**24, ours=2**23)
     refused = Row(FORWARD, "flex", 2, refused="NotImplementedError: no kernel. Sorry.", stamp=STAMP)
     return merged(rows, [refused])
 
@@ -41,7 +41,7 @@ def test_ratios_stand_by_length_and_dim(rows):
     assert not any(line.startswith("| forward + backward") for line in lines)
 
 
-def test_facts_are_told_in_sentences(rows):
+def test_facts_are_sentences(rows):
     text = " ".join(cpu_block(rows, "docs/x.svg").split())
     assert "Some Processor, 4 cores, 2 threads, kernel path avx2, torch 2.13.0, 2026-01-02." in text
     assert "takes 400 ms, SDPA without ALiBi 20.0 s: 50.0 times faster." in text
@@ -55,7 +55,7 @@ def test_no_line_of_prose_reads_as_markdown(rows):
         assert not re.match(r"\s+[-+*>] ", line)
 
 
-def test_nothing_measured_is_said_to_be_so():
+def test_a_page_without_measurements_states_that():
     assert "Nothing has been measured" in cpu_block({}, "docs/x.svg")
 
 
@@ -95,4 +95,4 @@ def test_picture_is_whole_and_has_a_line_a_peer(rows):
 
 def test_no_ratio_makes_no_picture():
     with pytest.raises(ValueError, match="nothing to draw"):
-        plot(made(FORWARD, ours=1.0))
+        plot(timed_rows(FORWARD, ours=1.0))

@@ -126,26 +126,26 @@ def test_recipe_as_json(store, tmp_path, capsys, monkeypatch):
         "sigmoid_attention.cli.recipe.RecipeSetting",
         lambda **_: RecipeSetting(seeds=3, learning_rates=(1e-3, 1e-2), seq_len=8),
     )
-    found, _ = parsed(capsys, "recipe", "--json", "--out", str(tmp_path / "out"))
-    assert found["recommended"]["alibi"] == "alibi sigmoid pre -log L"
-    assert found["standings"][0]["at"]["8"]["n"] == 3
+    document, _ = parsed(capsys, "recipe", "--json", "--out", str(tmp_path / "out"))
+    assert document["recommended"]["alibi"] == "alibi sigmoid pre -log L"
+    assert document["standings"][0]["at"]["8"]["n"] == 3
 
 
 def test_routing_as_json(tmp_path, capsys, monkeypatch):
-    rows = routing_rows.made(tmp_path / "made", seeds=2)
+    rows = routing_rows.run_rows(tmp_path / "made", seeds=2)
     store = SimpleNamespace(rows=lambda: rows)
     monkeypatch.setattr("sigmoid_attention.cli.routing.run", lambda *_, **__: store)
-    found, _ = parsed(capsys, "routing", "--json", "--out", str(tmp_path / "out"))
-    assert found["verdict"] and found["findings"][0]["quantity"]["metric"]
+    document, _ = parsed(capsys, "routing", "--json", "--out", str(tmp_path / "out"))
+    assert document["verdict"] and document["findings"][0]["quantity"]["metric"]
     # Two seeds give no interval, and JSON has no word for what is no number.
-    assert found["findings"][0]["difference"]["low"] is None
+    assert document["findings"][0]["difference"]["low"] is None
 
 
 def test_universality_as_json(tmp_path, capsys):
     argv = ["universality", "max", "--n", "2", "--error", "0.25", "--samples", "64"]
-    found, progress = parsed(capsys, *argv, "--json", "--out", str(tmp_path))
-    assert found["functions"]["max"]["layers"] > 0 and "smallest gap" in progress
-    assert Path(found["figure"]).exists()
+    document, progress = parsed(capsys, *argv, "--json", "--out", str(tmp_path))
+    assert document["functions"]["max"]["layers"] > 0 and "smallest gap" in progress
+    assert Path(document["figure"]).exists()
 
 
 @pytest.fixture(scope="module")
@@ -159,16 +159,16 @@ def trained(tmp_path_factory):
 
 def test_training_and_regularity_as_json(trained, tmp_path, capsys):
     argv, folder = trained
-    found, progress = parsed(capsys, *argv, "--json")
-    assert found["steps"] == 2 and 5 < found["heldout_bits_per_byte"] < 10
+    document, progress = parsed(capsys, *argv, "--json")
+    assert document["steps"] == 2 and 5 < document["heldout_bits_per_byte"] < 10
     assert "bits/byte" in progress
     model = argv[-1]
     argv = ["regularity", model, "--radius", "8", "--tokens", "4", "--seconds", "0.1", "--json"]
-    found, _ = parsed(capsys, *argv, "--out", str(tmp_path))
-    assert found["branches"] and found["product_within"] >= found["product_at"]
+    document, _ = parsed(capsys, *argv, "--out", str(tmp_path))
+    assert document["branches"] and document["product_within"] >= document["product_at"]
     # The folder of a comparison holds no model itself; the sentence names one that it has.
-    said = complaint(capsys, "generate", str(folder))
-    assert f"no config.json in it; {model} holds one" in said
+    message = complaint(capsys, "generate", str(folder))
+    assert f"no config.json in it; {model} holds one" in message
 
 
 def test_generate_of_a_model_of_transformers_says_how_to_load_it(tmp_path, capsys):

@@ -53,7 +53,7 @@ def test_it_leaves_a_model_that_writes(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--form", "row"], "form must be one of linear, constant, got 'row'"),
         (["--data", "/nowhere"], "data must be 'stdlib', 'shakespeare', or the path"),
@@ -68,18 +68,18 @@ def test_it_leaves_a_model_that_writes(tiny, tmp_path, capsys):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_options_are_one_sentence(tiny, tmp_path, capsys, options, said):
+def test_bad_options_give_one_sentence(tiny, tmp_path, capsys, options, message):
     assert ask(tiny, tmp_path / "out", *options) == 2
-    assert said in complaint(capsys)
+    assert message in complaint(capsys)
     assert not (tmp_path / "out").exists(), "another try would find the folder occupied"
 
 
-def test_an_unknown_model_is_one_sentence(tiny, tmp_path, capsys):
+def test_an_unknown_model_gives_one_sentence(tiny, tmp_path, capsys):
     assert ask(("smollm3", tiny[1]), tmp_path / "out") == 2
     assert "model must be one of smollm2-135m, all-minilm-l6-v2, a folder" in complaint(capsys)
 
 
-def test_a_missing_extra_is_told_from_one_that_does_not_import(tiny, tmp_path, capsys, monkeypatch):
+def test_a_missing_extra_differs_from_one_that_does_not_import(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sigmoid_attention.studies.conversion.parents", None)
     assert ask(tiny, tmp_path / "out") == 2
     assert "transformers, which is installed but does not import here: " in complaint(capsys)
@@ -88,7 +88,7 @@ def test_a_missing_extra_is_told_from_one_that_does_not_import(tiny, tmp_path, c
     assert complaint(capsys).endswith("pip install '.[lab,transformers]' in a clone")
 
 
-def test_an_unwritable_output_is_one_sentence(tiny, tmp_path, capsys):
+def test_an_unwritable_output_gives_one_sentence(tiny, tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     assert ask(tiny, tmp_path / "file" / "out") == 2
     assert "could not write" in complaint(capsys)

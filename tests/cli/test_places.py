@@ -40,7 +40,7 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize(
     ("command", "place"), [(command, place) for command in PLACES for place in PLACES[command]]
 )
-def test_what_is_in_the_way_is_named_before_the_work(tmp_path, model, capsys, command, place):
+def test_an_occupied_path_is_named_before_the_work(tmp_path, model, capsys, command, place):
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
     blocked = out / place
@@ -50,7 +50,7 @@ def test_what_is_in_the_way_is_named_before_the_work(tmp_path, model, capsys, co
     if command in ("train", "compare", "routing", "convert"):
         argv += ["--data", str(text)]
     assert main([*argv, "--out", str(out)]) == 2
-    (said,) = capsys.readouterr().err.splitlines()
+    (message,) = capsys.readouterr().err.splitlines()
     kind = "file, but a folder" if place in FOLDERS else "folder, but a file"
-    assert f"{blocked} is a {kind} is to be " in said
+    assert f"{blocked} is a {kind} is to be " in message
     assert {*out.rglob("*")} == {blocked, blocked.parent} - {out}

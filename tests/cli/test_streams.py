@@ -53,8 +53,8 @@ def test_closed_output_is_no_failure(tmp_path, command):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_full_output_is_named(tmp_path):
     done = shell("train --help > /dev/full", tmp_path)
-    said = "sigmoid-attention: No space left on device (standard output)\n"
-    assert (done.returncode, done.stderr) == (2, said)
+    message = "sigmoid-attention: No space left on device (standard output)\n"
+    assert (done.returncode, done.stderr) == (2, message)
 
 
 def full():
@@ -97,12 +97,12 @@ C = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "LANG": "C"}
 
 @pytest.mark.parametrize("environment", [ASCII, C], ids=["ascii", "C"])
 @pytest.mark.parametrize("command", ["--help", "universality --help"])
-def test_letters_that_are_not_there_have_likes(tmp_path, command, environment):
+def test_output_is_ascii_where_the_encoding_is(tmp_path, command, environment):
     done = shell(command, tmp_path, COLUMNS="80", **environment)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.isascii()
 
 
-def test_what_has_no_like_is_written_out():
+def test_characters_without_a_substitute_are_escaped():
     streams.prepare()
     text = "\u2212 \u2264 \u2022 \u4e2d \udcff"
     assert text.encode("ascii", streams.HANDLER) == b"- <= * \\u4e2d \\udcff"
@@ -111,8 +111,8 @@ def test_what_has_no_like_is_written_out():
 def test_a_name_cannot_steer_a_terminal(tmp_path, capsys):
     name = tmp_path / "\x1b[31mred\x9b\u202e[b][/x]"
     assert main(["generate", str(name)]) == 2
-    said = capsys.readouterr().err
-    assert r"\x1b[31mred\x9b\u202e[b][/x]" in said and "\x1b" not in said
+    message = capsys.readouterr().err
+    assert r"\x1b[31mred\x9b\u202e[b][/x]" in message and "\x1b" not in message
 
 
 def test_names_are_no_markup(tmp_path, capsys):
@@ -180,5 +180,5 @@ COMMANDS = [
 def test_output_that_cannot_be_written_is_found_out_before_the_work(tmp_path, capsys, command):
     (tmp_path / "file").touch()
     assert main([*command, "--out", str(tmp_path / "file" / "out")]) == 2
-    said = capsys.readouterr().err
-    assert f"could not write {Path(tmp_path, 'file', 'out')} (Not a directory)" in said
+    message = capsys.readouterr().err
+    assert f"could not write {Path(tmp_path, 'file', 'out')} (Not a directory)" in message

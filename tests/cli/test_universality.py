@@ -61,7 +61,7 @@ def test_trained_transformers_beside_it(tmp_path, capsys):
     ],
     ids=" ".join,
 )
-def test_bad_input_is_one_sentence(argv, says, tmp_path, capsys):
+def test_bad_input_gives_one_sentence(argv, says, tmp_path, capsys):
     assert run(*argv, "--samples", "64", "--out", tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line

@@ -12,26 +12,26 @@ OURS = ("sigmoid_attention.integrations.timm", "sigmoid_attention.integrations.t
 
 
 @pytest.mark.parametrize(
-    ("missing", "said"),
+    ("missing", "message"),
     [
         (["timm"], r"needs timm 1\.0\.23 or newer .*: pip install '\.\[timm\]' in a clone"),
         ([], r"timm \d\S* lacks what it uses: .*timm\.layers\.attention"),
     ],
     ids=["package", "module"],
 )
-def test_what_is_missing_is_named(missing, said, monkeypatch):
+def test_what_is_missing_is_named(missing, message, monkeypatch):
     for name in (*missing, "timm.layers.attention"):
         monkeypatch.setitem(sys.modules, name, None)
     for name in OURS:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(ImportError, match=said):
+    with pytest.raises(ImportError, match=message):
         importlib.import_module(OURS[0])
 
 
-def test_what_this_machine_lacks_is_a_matter_for_doctor():
+def test_a_package_that_does_not_import_gets_advice_to_run_doctor():
     """As transformers says it where torchvision does not load: the cause is below its own error."""
     error = ModuleNotFoundError("Could not import module 'PreTrainedModel'")
     error.__cause__ = RuntimeError("operator torchvision::nms does not exist")
-    said = remedy("timm", "1.0.23 or newer", error)
-    assert "does not import here: operator torchvision::nms does not exist" in said
-    assert said.endswith("`sigmoid-attention doctor` gives the remedy")
+    message = remedy("timm", "1.0.23 or newer", error)
+    assert "does not import here: operator torchvision::nms does not exist" in message
+    assert message.endswith("`sigmoid-attention doctor` gives the remedy")

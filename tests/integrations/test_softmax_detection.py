@@ -50,7 +50,7 @@ def test_a_softmax_is_put_down_to_the_innermost_module(way, mode):
     assert "never" not in trace.ran
 
 
-def test_what_runs_behind_a_part_is_its_owners():
+def test_a_softmax_after_a_submodule_belongs_to_the_parent_module():
     class Owner(Outer):
         def forward(self, x):
             return super().forward(x).softmax(-1)

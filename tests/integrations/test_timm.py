@@ -210,8 +210,8 @@ class TestModels:
     def test_the_default_n_is_patches_and_prefix(self, settings, n):
         model = convert(vit(**settings))
         assert model.blocks[0].attn.sigmoid_bias == NegLogLength(n)
-        made = convert(vit(**settings, attn_layer=SigmoidAttention))
-        assert made.blocks[0].attn.sigmoid_bias == NegLogLength(n)
+        built = convert(vit(**settings, attn_layer=SigmoidAttention))
+        assert built.blocks[0].attn.sigmoid_bias == NegLogLength(n)
 
     def test_a_learned_bias_is_each_modules_own(self):
         model = convert(vit(), Learned(NegLogLength(17), num_heads=4))
@@ -257,7 +257,7 @@ class TestModels:
         convert(model, keep=("attn_pool",) if "siglip" in name else ())
         assert model.blocks[0].attn.sigmoid_bias == NegLogLength(n)
 
-    def test_an_embedding_by_a_network_wants_an_example(self):
+    def test_a_patch_embedding_by_a_network_needs_an_example_input(self):
         settings = {"img_size": 64, "depth": 1, "embed_dim": 32, "num_heads": 4}
         model = timm.create_model("vit_tiny_r_s16_p8_224", **settings)
         with pytest.raises(ValueError, match=r"^example_input: VisionTransformer does not say"):
@@ -301,7 +301,7 @@ class TestRefusals:
         convert(model, keep=("attn_pool",))
         assert type(model.blocks[0].attn) is SigmoidAttention
 
-    def test_what_fails_leaves_a_sigmoid_model_its_bias(self):
+    def test_a_failed_conversion_leaves_a_sigmoid_model_its_bias(self):
         model = vit(global_pool="map", class_token=False, attn_layer=SigmoidAttention)
         model.blocks[0].attn.sigmoid_bias = -3.0
         with pytest.raises(ValueError, match=r"^model: attn_pool"):
@@ -341,16 +341,20 @@ class TestRefusals:
             convert(model)
 
     @pytest.mark.parametrize(
-        "bias, mention",
+        "error, bias, mention",
         [
-            (torch.zeros(4), "got a tensor of shape"),
-            (10**400, "got a number of 1329 bits"),
-            (Constant(nn.Parameter(torch.zeros(()))), "Constant holds a Parameter .*; Learned"),
-            (NegLogEffectiveLength((0.5,), 8), r"1 slopes, blocks\.0\.attn has 4"),
-            (Learned(0.0, num_heads=3), r"3 heads, blocks\.0\.attn has 4"),
+            (TypeError, torch.zeros(4), "got a tensor of shape"),
+            (ValueError, 10**400, "got a number of 1329 bits"),
+            (
+                ValueError,
+                Constant(nn.Parameter(torch.zeros(()))),
+                "Constant holds a Parameter .*; Learned",
+            ),
+            (ValueError, NegLogEffectiveLength((0.5,), 8), r"1 slopes, blocks\.0\.attn has 4"),
+            (ValueError, Learned(0.0, num_heads=3), r"3 heads, blocks\.0\.attn has 4"),
         ],
         ids=["tensor", "huge", "parameter", "slopes", "heads"],
     )
-    def test_a_bias_that_does_not_fit(self, bias, mention):
-        with pytest.raises((TypeError, ValueError), match=f"^bias:? .*{mention}"):
+    def test_a_bias_that_does_not_fit(self, error, bias, mention):
+        with pytest.raises(error, match=f"^bias:? .*{mention}"):
             convert(vit(), bias)

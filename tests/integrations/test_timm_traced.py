@@ -23,9 +23,9 @@ KINDS = {
 
 
 def built(kind, bias=None, **settings):
-    name, own = KINDS[kind]
-    model = timm.create_model(name, num_classes=3, **own | SMALL | settings).eval()
-    image = torch.randn(2, 3, own["img_size"], own["img_size"])
+    name, options = KINDS[kind]
+    model = timm.create_model(name, num_classes=3, **options | SMALL | settings).eval()
+    image = torch.randn(2, 3, options["img_size"], options["img_size"])
     return convert(model, bias), image
 
 
@@ -44,34 +44,34 @@ def test_a_symbolic_trace_has_attention_as_a_leaf(bias):
 @pytest.mark.parametrize("kind", KINDS)
 def test_timms_graph_features(kind):
     model, image = built(kind)
-    found = create_feature_extractor(model, {"blocks.0": "block", "blocks.1.attn": "attention"})(
+    features = create_feature_extractor(model, {"blocks.0": "block", "blocks.1.attn": "attention"})(
         image
     )
     expected = {}
     for name, part in (("block", model.blocks[0]), ("attention", model.blocks[1].attn)):
         part.register_forward_hook(lambda _m, _a, out, name=name: expected.update({name: out}))
     model(image)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(features, expected)
 
 
 @pytest.mark.parametrize("features", ["fx", "hook", "getter"])
 def test_features_only(features):
     register()
     settings = {"features_only": True, "out_indices": (0, 1), "feature_cls": features}
-    made = timm.create_model(
+    model = timm.create_model(
         "vit_tiny_patch16_224", attn_layer="sigmoid", img_size=32, patch_size=8, **SMALL | settings
     )
-    found = made(torch.randn(1, 3, 32, 32))
+    actual = model(torch.randn(1, 3, 32, 32))
     # Hooks and graphs give tokens, with the class token; the getter gives an image of them.
-    assert [x.shape for x in found] == [(1, 32, 4, 4) if features == "getter" else (1, 17, 32)] * 2
+    assert [x.shape for x in actual] == [(1, 32, 4, 4) if features == "getter" else (1, 17, 32)] * 2
 
 
 def test_features_of_a_converted_model():
     model, image = built("plain")
-    found = FeatureGraphNet(model, out_indices=(0, 1))(image)
+    features = FeatureGraphNet(model, out_indices=(0, 1))(image)
     settings = {"intermediates_only": True, "output_fmt": "NLC"}
     expected = model.forward_intermediates(image, indices=[0, 1], **settings)
-    torch.testing.assert_close([x[:, 1:] for x in found], expected)
+    torch.testing.assert_close([x[:, 1:] for x in features], expected)
 
 
 def test_a_graph_that_was_traced_before_is_refused():
@@ -90,7 +90,7 @@ def test_a_trace_is_the_model_for_batches_of_other_sizes(kind):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
-def test_scripting_is_refused_by_a_sentence(kind):
+def test_scripting_is_refused(kind):
     model, _ = built(kind)
     with pytest.raises(NotImplementedError, match=r"cannot be scripted; torch\.jit\.trace and"):
         torch.jit.script(model)

@@ -41,13 +41,13 @@ LAYERS = {
 each_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 
 
-def made(make):
+def built(make):
     return make(Learned(NegLogLength(1000), 3)).eval(), torch.randn(2, 7, 12)
 
 
 @each_layer
 def test_hooks_of_all_that_hold_parameters_are_called(make):
-    layer, x = made(make)
+    layer, x = built(make)
     holders = [part for part in layer.modules() if part._parameters]
     called = []
     for part in holders:
@@ -60,7 +60,7 @@ def test_hooks_of_all_that_hold_parameters_are_called(make):
 
 @each_layer
 def test_offloaded_as_in_place(make):
-    layer, x = made(make)
+    layer, x = built(make)
     with torch.no_grad():
         expected = layer(x)
         accelerate.cpu_offload(layer, execution_device=torch.device("cpu"))
@@ -70,7 +70,7 @@ def test_offloaded_as_in_place(make):
 @each_layer
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_quantised_dynamically(make):
-    layer, x = made(make)
+    layer, x = built(make)
     expected = layer(x)
     quantised = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear}, dtype=torch.qint8)
     assert (quantised(x) - expected).norm() < 0.2 * expected.norm()
@@ -78,23 +78,23 @@ def test_quantised_dynamically(make):
 
 @each_layer
 def test_gradients_for_each_sample(make):
-    layer, x = made(make)
+    layer, x = built(make)
     parameters = dict(layer.double().named_parameters())
 
     def loss(parameters, row):
         return functional_call(layer, parameters, (row[None],)).square().sum()
 
-    found = vmap(grad(loss), (None, 0))(parameters, x.double())
-    for row, one in enumerate(x.double()):
+    grads = vmap(grad(loss), (None, 0))(parameters, x.double())
+    for row, image in enumerate(x.double()):
         layer.zero_grad()
-        loss(parameters, one).backward()
+        loss(parameters, image).backward()
         for name, parameter in parameters.items():
-            torch.testing.assert_close(found[name][row], parameter.grad)
+            torch.testing.assert_close(grads[name][row], parameter.grad)
 
 
 @each_layer
 def test_a_cast_changes_no_bit_of_the_bias(make):
-    layer, x = made(make)
+    layer, x = built(make)
     before = layer.sigmoid_bias.value.detach().clone()
     layer.bfloat16()
     assert layer.sigmoid_bias.value.dtype == torch.float32

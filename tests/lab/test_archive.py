@@ -44,11 +44,11 @@ def test_every_row_says_what_it_was_made_with(archive):
 
 def test_several_truths_of_a_part_stay_in_order(archive):
     tasks = [task(7, cell="a"), task(8, cell="b"), task(9, cell="a")]
-    for one in reversed(tasks):
-        archive.put(one.key, encoded(one))
+    for each_task in reversed(tasks):
+        archive.put(each_task.key, encoded(each_task))
     results = archive.results(tasks)
     assert list(results) == [("a", "late"), ("b", "late")]
-    assert [one.rows[0].n for one in results["a", "late"]] == [7.0, 9.0]
+    assert [each_task.rows[0].n for each_task in results["a", "late"]] == [7.0, 9.0]
 
 
 def test_a_task_without_rows_is_finished_too(archive):
@@ -58,7 +58,7 @@ def test_a_task_without_rows_is_finished_too(archive):
     assert list(archive.results([empty])[empty.cell, "late"][0].rows) == []
 
 
-def test_what_is_missing_is_not_finished(archive):
+def test_a_study_with_missing_rows_is_not_finished(archive):
     other = task(3)
     assert archive.has(TASK.key) and not archive.has(other.key)
     assert list(archive.missing([TASK, other])) == [other]
@@ -82,15 +82,15 @@ def flipped(data):
     ],
     ids=["cut off", "empty", "a flipped bit", "other columns", "another task"],
 )
-def test_damage_is_seen_and_said_in_a_sentence(archive, damage, says):
+def test_damage_is_detected_and_named(archive, damage, says):
     path = archive.path(TASK.key)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(Damaged, match=f"{TASK.key}.parquet is damaged .*{says}") as caught:
         archive.has(TASK.key)
     assert "\n" not in str(caught.value)
-    said = []
-    assert list(archive.missing([TASK], said.append)) == [TASK]
-    assert said == [str(caught.value)]
+    messages = []
+    assert list(archive.missing([TASK], messages.append)) == [TASK]
+    assert messages == [str(caught.value)]
 
 
 def test_no_flipped_byte_makes_another_number(archive):

@@ -48,7 +48,7 @@ def test_the_line_has_its_slope_and_goes_through_the_middle():
     assert axis.get_legend() is None
 
 
-def test_what_did_not_converge_is_no_point():
+def test_fits_that_did_not_converge_are_no_points():
     axis = panel()
     measured = values()
     measured[1] = np.nan

@@ -29,7 +29,7 @@ def test_views_and_writes_into_what_is_there_cost_nothing():
     assert peak_tensor_bytes(compute, CPU) == 0
 
 
-def test_what_backward_keeps_counts():
+def test_memory_that_backward_keeps_counts():
     x = torch.ones(1000, requires_grad=True)
     # Two results are alive with the graph, the sum, its gradient, and that of each product.
     kept = peak_tensor_bytes(lambda: torch.autograd.grad((x * x * x).sum(), x), CPU)

@@ -26,7 +26,7 @@ def test_a_study_with_tasks_to_do_has_no_answer(archive):
 
 def test_the_page_has_all_that_a_reader_needs(archive):
     page = markdown([answer(STUDY, archive)], COMMAND)
-    for said in (
+    for text in (
         "## The squares",
         "**Claim.** Squares grow with the square.",
         "**Source.** arXiv 0000.00000, table 1",
@@ -35,7 +35,7 @@ def test_the_page_has_all_that_a_reader_needs(archive):
         "![The squares](squares.svg)",
         "| [The squares](#squares) | arXiv 0000.00000, table 1 | 2 reproduced, 1 not reproduced |",
     ):
-        assert said in page
+        assert text in page
     assert page.endswith("\n") and "\n\n\n" not in page
 
 
@@ -46,16 +46,16 @@ def test_a_bar_or_a_line_break_ends_no_cell(archive):
 
 
 def test_the_time_is_what_all_tasks_took(archive):
-    found = answer(STUDY, archive)
-    seconds = [archive.table(one.key)["cpu_seconds"][0].as_py() for one in STUDY.tasks()]
-    assert found.cpu_seconds == pytest.approx(sum(seconds), abs=1e-12)
-    assert len(found.machines) == 1 and re.search(r"\(cpu, \d+ cores\)", found.machines[0])
+    page = answer(STUDY, archive)
+    seconds = [archive.table(task.key)["cpu_seconds"][0].as_py() for task in STUDY.tasks()]
+    assert page.cpu_seconds == pytest.approx(sum(seconds), abs=1e-12)
+    assert len(page.machines) == 1 and re.search(r"\(cpu, \d+ cores\)", page.machines[0])
 
 
 def test_the_same_rows_make_the_same_bytes(archive, tmp_path):
     folders = [tmp_path / name for name in ("one", "other")]
     for folder in folders:
         assert write([answer(STUDY, archive)], folder, COMMAND) == folder / "studies.md"
-    one, other = ({path.name: path.read_bytes() for path in f.iterdir()} for f in folders)
-    assert sorted(one) == ["squares.svg", "studies.md"]
-    assert one == other
+    left, right = ({path.name: path.read_bytes() for path in f.iterdir()} for f in folders)
+    assert sorted(left) == ["squares.svg", "studies.md"]
+    assert left == right

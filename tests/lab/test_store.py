@@ -69,7 +69,7 @@ def test_another_setting_is_refused_by_its_first_difference(tmp_path, changed, s
         Store(tmp_path, changed, {}, resume=True)
 
 
-def test_what_was_asked_for_by_name_is_named_before_its_parts():
+def test_a_preset_is_named_before_parts_of_the_setting():
     before, now = {"copying": {"steps": 1}, "preset": "a"}, {"copying": {"steps": 2}, "preset": "b"}
     assert first_difference(before, now) == (
         'preset was "a" when this folder was started and is "b" now'
@@ -102,8 +102,10 @@ def test_a_damaged_part_is_named_and_its_unit_is_not_done(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"a\.parquet is damaged"):
         store.rows()
     resumed = Store(tmp_path, SETTING, {}, resume=True)
-    said = capsys.readouterr().err
-    assert said == f"{part} is damaged (its checksum does not fit its content); it is made again\n"
+    message = capsys.readouterr().err
+    assert (
+        message == f"{part} is damaged (its checksum does not fit its content); it is made again\n"
+    )
     assert not resumed.is_done("a") and resumed.is_done("b")
     resumed.put("a", [row(0)])
     assert resumed.rows()["seed"].to_pylist() == [0, 1]
@@ -122,7 +124,7 @@ def test_a_unit_whose_part_is_missing_is_not_done(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless", "nowhere"])
-def test_what_is_no_file_is_no_part(tmp_path, kind):
+def test_a_pipe_or_folder_is_no_part(tmp_path, kind):
     store = Store(tmp_path, SETTING, {}, resume=False)
     store.put("a", [row(0)])
     part = tmp_path / "rows" / "a.parquet"
@@ -145,9 +147,9 @@ def test_a_damaged_setting_is_named(tmp_path, content):
         Store(tmp_path, SETTING, {}, resume=True)
 
 
-def test_another_text_is_called_so():
-    said = first_difference({"text_sha256": "5d"}, {"text_sha256": "78"})
-    assert said == "the text was another one when this folder was started"
+def test_a_change_of_the_text_is_named():
+    message = first_difference({"text_sha256": "5d"}, {"text_sha256": "78"})
+    assert message == "the text was another one when this folder was started"
 
 
 def test_equal_settings_do_not_differ():

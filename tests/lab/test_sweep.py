@@ -35,11 +35,11 @@ def out(tmp_path):
 def rows(out, *tasks):
     """The rows of every task, as text, as a NaN equals nothing."""
     results = Archive(out).results(tasks)
-    return [[repr(row) for row in one.rows] for found in results.values() for one in found]
+    return [[repr(row) for row in measured.rows] for runs in results.values() for measured in runs]
 
 
 def expected(*tasks):
-    return [[repr(row) for row in square(one.setting)] for one in tasks]
+    return [[repr(row) for row in square(each.setting)] for each in tasks]
 
 
 def test_processes_of_one_thread_each_and_nothing_twice(out, tmp_path):
@@ -68,9 +68,9 @@ def test_processes_of_one_thread_each_and_nothing_twice(out, tmp_path):
 
 def test_studies_share_what_they_have_in_common(out, tmp_path, threads):
     book = tmp_path / "diary"
-    common, own = task(1, diary=str(book)), task(2, diary=str(book))
+    common, separate = task(1, diary=str(book)), task(2, diary=str(book))
     other = task(1, diary=str(book), cell="another name", part="control")
-    studies = [study(common), study(other, own, name="cubes")]
+    studies = [study(common), study(other, separate, name="cubes")]
     assert sweep(studies, out, executor=threads) == []
     assert sorted(line[-1] for line in diary(book)) == [1, 2]
     assert list(Archive(out).results([other])) == [("another name", "control")]
@@ -84,20 +84,20 @@ def test_the_longest_go_first(out, tmp_path):
     assert [line[-1] for line in diary(book)] == [2, 3, 1]
 
 
-def test_a_damaged_file_is_said_and_computed_again(out, threads):
-    one, other = task(1), task(2)
-    sweep([study(one, other)], out, executor=threads)
-    path = Archive(out).path(one.key)
+def test_a_damaged_file_is_named_and_computed_again(out, threads):
+    damaged, other = task(1), task(2)
+    sweep([study(damaged, other)], out, executor=threads)
+    path = Archive(out).path(damaged.key)
     before, untouched = path.read_bytes(), Archive(out).path(other.key).stat().st_mtime_ns
     path.write_bytes(before[:-40])
     shown = io.StringIO()
     console = Console(file=shown, width=60)
-    assert sweep([study(one, other)], out, executor=threads, console=console) == []
-    said = shown.getvalue().splitlines()
-    assert f"{one.key}.parquet is damaged" in said[0]
-    assert said[0].endswith("it is computed again")
-    assert len(said) == 3
-    assert rows(out, one, other) == expected(one, other)
+    assert sweep([study(damaged, other)], out, executor=threads, console=console) == []
+    lines = shown.getvalue().splitlines()
+    assert f"{damaged.key}.parquet is damaged" in lines[0]
+    assert lines[0].endswith("it is computed again")
+    assert len(lines) == 3
+    assert rows(out, damaged, other) == expected(damaged, other)
     assert Archive(out).path(other.key).stat().st_mtime_ns == untouched
 
 
@@ -111,11 +111,11 @@ def test_a_task_that_raises_loses_only_itself(out, threads):
         assert rows(out, good) == expected(good)
 
 
-def test_a_worker_that_dies_is_said_in_one_sentence(out):
+def test_a_worker_that_dies_is_named_in_one_sentence(out):
     good = task(1, work=2.0)
     fatal = [task(number, run=deadly) for number in (2, 3)]
-    (said,) = sweep([study(good, *fatal)], out, workers=1)
-    assert said.startswith("a worker died") and "2 tasks are left" in said
+    (message,) = sweep([study(good, *fatal)], out, workers=1)
+    assert message.startswith("a worker died") and "2 tasks are left" in message
     assert rows(out, good) == expected(good)
 
 
@@ -178,10 +178,12 @@ def gone(process):
 
 @pytest.mark.parametrize(
     ("send", "what"),
-    [(os.kill, signal.SIGKILL), (os.killpg, signal.SIGINT)],
-    ids=["killed", "interrupted"],
+    [
+        pytest.param(os.kill, signal.SIGKILL, id="killed"),
+        pytest.param(os.killpg, signal.SIGINT, id="interrupted", marks=pytest.mark.slow),
+    ],
 )
-def test_what_is_done_survives_and_no_worker_does(send, what, out, tmp_path):
+def test_after_a_signal_finished_rows_remain_and_all_workers_end(send, what, out, tmp_path):
     book = tmp_path / "diary"
     quick = held_up(str(book)).tasks()[1:]
     archive = Archive(out)
@@ -193,7 +195,7 @@ def test_what_is_done_survives_and_no_worker_does(send, what, out, tmp_path):
     )
     try:
         # Then one worker is in the middle of a task, and one waits for another.
-        until(lambda: all(archive.has(one.key) for one in quick))
+        until(lambda: all(archive.has(each.key) for each in quick))
         workers = {line[0] for line in diary(book)}
         assert len(workers) == 2 and child.pid not in workers
         # Control-C reaches them as well, but what becomes of it is for the parent to say.
@@ -207,7 +209,7 @@ def test_what_is_done_survives_and_no_worker_does(send, what, out, tmp_path):
     until(lambda: all(map(gone, workers)), seconds=10)
     assert "SpawnProcess" not in errors
     assert [path.stem for path in sorted((out / "rows").iterdir())] == sorted(
-        one.key for one in quick
+        each.key for each in quick
     )
     # The same again, but that the slow task is of another setting, which no longer takes long.
     again = held_up(str(book), seconds=0.0)
@@ -242,6 +244,8 @@ def blocked():
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system has no masks")
 def test_no_worker_can_be_interrupted_while_it_starts():
     with process_pool(2) as pool:
-        found = dict(future.result() for future in [pool.submit(blocked) for _ in range(4)])
-    assert all(signal.SIGINT in masked for masked in found.values())
+        blocked_by_process = dict(
+            future.result() for future in [pool.submit(blocked) for _ in range(4)]
+        )
+    assert all(signal.SIGINT in masked for masked in blocked_by_process.values())
     assert signal.SIGINT not in blocked()[1]

@@ -98,10 +98,14 @@ def test_heads_are_groups_of_a_hierarchy():
     heads, head_dim, row = 3, 2, 2
     tokens, output = normal(SEQUENCES, TOKENS, WIDTH), normal(heads, head_dim, WIDTH, seed=9)
     plain = [drawn(head_dim, head_dim, BIASES[1], seed=seed) for seed in range(heads)]
-    expected = sum(attended(one, tokens) @ back for one, back in zip(plain, output, strict=True))
+    expected = sum(
+        attended(plain_head, tokens) @ back for plain_head, back in zip(plain, output, strict=True)
+    )
     projected = [
-        AttentionHead(one.query_MD, one.key_MD, one.value_ME @ back, one.bias)
-        for one, back in zip(plain, output, strict=True)
+        AttentionHead(
+            plain_head.query_MD, plain_head.key_MD, plain_head.value_ME @ back, plain_head.bias
+        )
+        for plain_head, back in zip(plain, output, strict=True)
     ]
     mixtures = [head.as_mixture(TOKENS, row) for head in projected]
     family, theta_EP = heads_as_hierarchy(mixtures)
@@ -119,7 +123,7 @@ def test_groups_of_constant_weight_are_heads(gate):
     outer[..., :-1] = 0.0
     theta_EP = family.join(outer, inner)
     heads = hierarchy_as_heads(family, theta_EP)
-    total = sum(mixture.predict(one, inputs) for mixture, one in heads)
+    total = sum(mixture.predict(parameters, inputs) for mixture, parameters in heads)
     close(total, family.predict(theta_EP, inputs))
 
 
@@ -129,7 +133,7 @@ def moved(theta_EP: torch.Tensor, channel: int, place: int) -> torch.Tensor:
     return theta_EP
 
 
-def test_what_is_no_row_of_attention_is_refused():
+def test_parameters_that_are_no_row_of_attention_are_refused():
     family, theta_EP = drawn(2, 2, BIASES[1]).as_mixture(TOKENS, 1)
     with pytest.raises(ValueError, match=r"^theta must be a row of attention, D=1, but is"):
         AttentionHead.of_mixture(family, theta_EP, 1, head_dim=1)

@@ -24,8 +24,8 @@ EXACT = (
 
 
 def identity(family: LogisticMixture) -> str:
-    one = family.logit
-    return f"{one.gate}-{one.expert}-k{one.k}-d{one.d}-S{family.classes}"
+    logit = family.logit
+    return f"{logit.gate}-{logit.expert}-k{logit.k}-d{logit.d}-S{family.classes}"
 
 
 def drawn(family: LogisticMixture, count: int, seed: int = 0) -> torch.Tensor:

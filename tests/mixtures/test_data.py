@@ -23,7 +23,7 @@ def test_a_fit_to_cells_is_nearly_that_to_rows(d, bins):
     raw, cells = RawData.of(x, y), binned(x, y, bins)
     assert len(cells.inputs_Qd) <= min(bins**d, len(x))
     box = ParameterBox.around_zero(family.size, 20.0)
-    fits = [minimise(family, one, theta[None], sigma=0.1, box=box) for one in (raw, cells)]
+    fits = [minimise(family, data, theta[None], sigma=0.1, box=box) for data in (raw, cells)]
     above = chi2(family, raw, fits[1].theta_BP, 0.1) - fits[0].chi2_B
     # Of a twentieth of a standard error in each parameter there would be 0.03.
     assert abs(above.item()) < 0.05

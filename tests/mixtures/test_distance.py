@@ -122,8 +122,8 @@ def test_hellinger_is_that_of_the_gaussian_densities():
         for answers in family.predict(theta, INPUTS)
     ]
     expected = np.sqrt(np.mean(squares, -1))
-    found = hellinger(family, theta, truth_Q, INPUTS, sigma=sigma)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+    actual = hellinger(family, theta, truth_Q, INPUTS, sigma=sigma)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-9)
 
 
 @given(seeds)

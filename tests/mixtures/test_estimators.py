@@ -26,17 +26,20 @@ both = pytest.mark.parametrize(
 )
 
 
-# Their data are tiny and some columns constant, which is warned of, and checks run over a hundred
-# fits: two starts of few steps.
+# The checks' data are tiny and some columns constant, which is warned of, and checks run over a
+# hundred fits: two starts of few steps.
 @pytest.mark.filterwarnings("ignore:X. :UserWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@parametrize_with_checks(
-    [
-        MixtureOfExpertsRegressor(n_init=2, max_iter=60),
-        MixtureOfExpertsClassifier(n_init=2, max_iter=60),
-    ]
-)
-def test_conventions(estimator, check):
+@parametrize_with_checks([MixtureOfExpertsRegressor(n_init=2, max_iter=60)])
+def test_conventions_of_regressors(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:X. :UserWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks([MixtureOfExpertsClassifier(n_init=2, max_iter=60)])
+def test_conventions_of_classifiers(estimator, check):
     check(estimator)
 
 
@@ -141,10 +144,12 @@ def test_one_linear_expert_of_a_competing_gate_is_logistic_regression():
     model.fit(X, y)
     assert model.converged_ and model.n_at_bounds_ == 0
     # A column of ones, because we penalise the intercept like the rest.
-    own = np.insert((X - X.mean(0)) / X.std(0), 0, 1.0, axis=1)
-    theirs = LogisticRegression(C=10.0, fit_intercept=False, tol=1e-10, max_iter=5000).fit(own, y)
-    np.testing.assert_allclose(model.predict_proba(X), theirs.predict_proba(own), atol=1e-5)
-    np.testing.assert_array_equal(model.predict(X), theirs.predict(own))
+    design = np.insert((X - X.mean(0)) / X.std(0), 0, 1.0, axis=1)
+    theirs = LogisticRegression(C=10.0, fit_intercept=False, tol=1e-10, max_iter=5000).fit(
+        design, y
+    )
+    np.testing.assert_allclose(model.predict_proba(X), theirs.predict_proba(design), atol=1e-5)
+    np.testing.assert_array_equal(model.predict(X), theirs.predict(design))
     ours = -2 * np.log(model.predict_proba(X)[np.arange(len(y)), y]).sum()
     assert model.deviance_ == pytest.approx(ours)
 
@@ -152,8 +157,8 @@ def test_one_linear_expert_of_a_competing_gate_is_logistic_regression():
 def test_a_mixture_sees_corners_that_one_expert_does_not():
     X, y = corners()
     two = MixtureOfExpertsClassifier(2, random_state=0).fit(X, y)
-    one = MixtureOfExpertsClassifier(1, gate="softmax", random_state=0).fit(X, y)
-    assert two.score(X, y) > 0.95 > 0.75 > one.score(X, y)
+    single = MixtureOfExpertsClassifier(1, gate="softmax", random_state=0).fit(X, y)
+    assert two.score(X, y) > 0.95 > 0.75 > single.score(X, y)
     assert two.classes_.tolist() == ["other", "same"]
 
 
@@ -300,7 +305,7 @@ def test_bad_data_are_refused(kind):
 
 
 @pytest.mark.parametrize("words", [["a", "b"], ["1", "2"], np.array([1.0, "b"], object)], ids=str)
-def test_a_target_of_words_is_refused_in_one_sentence(words):
+def test_a_target_of_strings_is_refused_in_one_sentence(words):
     X, _ = waves()
     y = np.resize(np.asarray(words), len(X))
     with pytest.raises(ValueError, match=r"^y must hold numbers, got the string '[ab1]'$"):

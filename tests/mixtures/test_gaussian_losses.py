@@ -42,8 +42,8 @@ def truth(gate: str) -> TrueGaussianExperts:
 
 def drawn(gate: str, seed: int, k: int = 4, s: int = 3) -> tuple[GaussianExperts, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
-    one = family(gate, k, s)
-    return one, 2 * torch.randn(3, one.size, generator=rng, dtype=torch.float64)
+    experts = family(gate, k, s)
+    return experts, 2 * torch.randn(3, experts.size, generator=rng, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -51,14 +51,14 @@ def drawn(gate: str, seed: int, k: int = 4, s: int = 3) -> tuple[GaussianExperts
     seed=st.integers(0, 10**6), order=st.permutations(range(4)), of_shared=st.permutations(range(3))
 )
 def test_the_order_of_experts_does_not_matter(gate, seed, order, of_shared):
-    one, at = drawn(gate, seed)
-    routed, shared = one.atoms(at)
+    experts, at = drawn(gate, seed)
+    routed, shared = experts.atoms(at)
     other = torch.cat((routed[:, order].flatten(1), shared[:, of_shared].flatten(1)), -1)
     for loss in (routed_loss, shared_loss):
-        before, after = (loss(one, x, truth(gate)).total_B for x in (at, other))
+        before, after = (loss(experts, x, truth(gate)).total_B for x in (at, other))
         torch.testing.assert_close(before, after)
     members = drawn(gate, seed + 1)[1][:2]
-    torch.testing.assert_close(matched(one, at, members), matched(one, other, members))
+    torch.testing.assert_close(matched(experts, at, members), matched(experts, other, members))
 
 
 @given(
@@ -68,12 +68,12 @@ def test_the_order_of_experts_does_not_matter(gate, seed, order, of_shared):
     weight=st.floats(-3, 3),
 )
 def test_a_shift_of_all_scores_or_weights_does_not_matter(seed, slope, level, weight):
-    one, at = drawn("softmax", seed)
-    shift = torch.zeros(one.size, dtype=torch.float64)
-    routed, shared = one.atoms(shift)
+    experts, at = drawn("softmax", seed)
+    shift = torch.zeros(experts.size, dtype=torch.float64)
+    routed, shared = experts.atoms(shift)
     routed[:, 0], routed[:, 1], shared[:, -1] = slope, level, weight
     for loss in (routed_loss, shared_loss):
-        before, after = (loss(one, x, truth("softmax")).total_B for x in (at, at + shift))
+        before, after = (loss(experts, x, truth("softmax")).total_B for x in (at, at + shift))
         torch.testing.assert_close(before, after, rtol=1e-6, atol=1e-9)
 
 
@@ -84,10 +84,14 @@ def test_the_truth_and_its_twins_cost_nothing(gate):
     half = -0.5 - math.log(2) if gate == "softmax" else math.log(mass / (1 - mass))
     rows[0][1] = rows[1][1] = half
     twins = theta(rows, [[*SHARED[0][:-1], 0.3], [*SHARED[0][:-1], 0.7]])
-    one = family(gate, 3, 2)
-    assert float(routed_loss(one, twins[None], truth(gate)).total_B) == pytest.approx(0, abs=1e-12)
-    assert float(shared_loss(one, twins[None], truth(gate)).total_B) == pytest.approx(0, abs=1e-12)
-    assert float(matched(one, twins[None], twins[None])) == 0
+    experts = family(gate, 3, 2)
+    assert float(routed_loss(experts, twins[None], truth(gate)).total_B) == pytest.approx(
+        0, abs=1e-12
+    )
+    assert float(shared_loss(experts, twins[None], truth(gate)).total_B) == pytest.approx(
+        0, abs=1e-12
+    )
+    assert float(matched(experts, twins[None], twins[None])) == 0
 
 
 def test_softmax_terms_are_counted_by_hand():
@@ -100,8 +104,8 @@ def test_softmax_terms_are_counted_by_hand():
     ]
     at = theta(rows, [[2.0, 0.1, 0.2, 0.25], [2.3, 0.0, 0.2, 0.75]])
     powers = {"eta_a": HALF_SYSTEM, "eta_b": SYSTEM, "a": HALF_SYSTEM, "b": SYSTEM}
-    one, of_truth = family("softmax", 3, 2), truth("softmax")
-    routed = routed_loss(one, at[None], of_truth, powers)
+    experts, of_truth = family("softmax", 3, 2), truth("softmax")
+    routed = routed_loss(experts, at[None], of_truth, powers)
     half = e(-0.5) / 2
     known = half * (2 * 0.1**2 + 2 * 0.2**4 + 0.1**2)
     torch.testing.assert_close(routed.over_Bt, torch.tensor([[known, 0.0]], dtype=torch.float64))
@@ -109,17 +113,17 @@ def test_softmax_terms_are_counted_by_hand():
         routed.exact_Bt, torch.tensor([[0.0, e(0.5) * 0.3]], dtype=torch.float64)
     )
     assert float(routed.mass_Bt.sum()) == pytest.approx(0, abs=1e-12)
-    shared = shared_loss(one, at[None], of_truth, powers)
+    shared = shared_loss(experts, at[None], of_truth, powers)
     assert float(shared.total_B) == pytest.approx(0.25 * 0.1**4 + 0.75 * 0.3**2)
 
 
 def test_three_in_a_cell_have_the_higher_power():
     at = theta([[*ROUTED[0]] for _ in range(3)] + [ROUTED[1]], SHARED)
-    one = family("softmax", 4)
-    routed, _ = one.atoms(at)
+    experts = family("softmax", 4)
+    routed, _ = experts.atoms(at)
     routed[:3, 1] -= math.log(3)
     routed[0, 3] += 0.5
-    loss = routed_loss(one, at[None], truth("softmax"), {"eta_b": SYSTEM})
+    loss = routed_loss(experts, at[None], truth("softmax"), {"eta_b": SYSTEM})
     assert float(loss.over_Bt.sum()) == pytest.approx(math.exp(-0.5) / 3 * 0.5**6)
 
 
@@ -139,10 +143,10 @@ def test_an_empty_cell_costs_its_mass():
 
 
 def test_the_nearest_minimiser_counts():
-    one = family("normalised_sigmoid", 2)
-    here, there = theta(ROUTED, SHARED), theta([[9.0, *row[1:]] for row in ROUTED], SHARED)
+    experts = family("normalised_sigmoid", 2)
+    here, far = theta(ROUTED, SHARED), theta([[9.0, *row[1:]] for row in ROUTED], SHARED)
     moved = theta([[5.1, 0.8, *ROUTED[1][2:]], [*ROUTED[0][:4], 0.6]], SHARED)
-    distance = matched(one, moved[None], torch.stack((there, here)))
+    distance = matched(experts, moved[None], torch.stack((far, here)))
     assert float(distance) == pytest.approx(0.1 + 0.3 + 0.2)
 
 
@@ -156,7 +160,7 @@ def test_experts_count_as_often_as_they_are_chosen(gate):
     assert float(loss) == pytest.approx(0.5 * 0.5 + 0.5 * 0.1)
 
 
-def test_shared_loss_wants_shared_experts():
+def test_the_shared_loss_needs_shared_experts():
     alone = GaussianExperts(Mixture("softmax", "linear", k=2))
     with pytest.raises(ValueError, match=r"^shared: neither the family nor the truth"):
         shared_loss(alone, torch.zeros(1, alone.size), truth("softmax"))

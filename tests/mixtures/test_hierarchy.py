@@ -23,11 +23,11 @@ def test_derivatives_are_those_of_autograd(gate, inner, score):
     theta, inputs = drawn(family, 2), torch.randn(2, 5, 2, dtype=torch.float64)
     answer, jacobian = family.predict_with_jacobian(theta, inputs)
     torch.testing.assert_close(answer, family.predict(theta, inputs))
-    for one, where, own in zip(theta, inputs, jacobian, strict=True):
+    for theta_P, where, analytic in zip(theta, inputs, jacobian, strict=True):
         expected = torch.autograd.functional.jacobian(
-            lambda theta, where=where: family.predict(theta, where), one
+            lambda theta, where=where: family.predict(theta, where), theta_P
         )
-        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(analytic, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_it_is_the_sum_of_its_groups_under_their_weights():
@@ -35,7 +35,7 @@ def test_it_is_the_sum_of_its_groups_under_their_weights():
     theta = drawn(family)
     outer, inner = family.split(theta)
     scores = INPUTS @ outer[:, :2].T + outer[:, 2]
-    groups = [family.inner.predict(one, INPUTS) for one in inner]
+    groups = [family.inner.predict(theta_P, INPUTS) for theta_P in inner]
     expected = (scores.softmax(-1) * torch.stack(groups, -1)).sum(-1)
     torch.testing.assert_close(family.predict(theta, INPUTS), expected)
     torch.testing.assert_close(family.group_weights(theta, INPUTS), scores.softmax(-1))

@@ -35,12 +35,12 @@ def test_smooth_experts_are_seen_in_full_once_the_reference_is_held(gate, score)
 def test_a_gate_that_does_not_look_hides_the_size_of_homogeneous_experts(expert, missing):
     """Regime 1: sigmoid(beta0) c h is one number times h."""
     family = Mixture("sigmoid", expert, k=3, d=2)
-    one = atoms(family)
-    one[0, :2] = 0.0
-    assert jacobian_rank(family, one.flatten(), INPUTS).missing == missing
+    theta = atoms(family)
+    theta[0, :2] = 0.0
+    assert jacobian_rank(family, theta.flatten(), INPUTS).missing == missing
 
 
-def test_a_temperature_cannot_be_told_from_the_size_of_a_linear_score():
+def test_a_temperature_is_confounded_with_the_size_of_a_linear_score():
     family = Mixture("sigmoid", "gelu", k=2, d=2, temperature=True)
     theta = torch.cat((atoms(family).flatten(), torch.zeros(1, dtype=torch.float64)))
     assert jacobian_rank(family, theta, INPUTS).missing == 1

@@ -97,10 +97,10 @@ def test_two_sigmoids_sum_to_a_sigmoid_only_where_it_is_flat(slope):
     )
     target = (slope * inputs[:, 0] + 0.5).sigmoid()
     problem = ApproximationProblem(family, target, inputs, box)
-    found = project(problem, starts_in(box, 24, seed=0))
-    assert (found.floor < 1e-9) == (slope == 0)
+    projection = project(problem, starts_in(box, 24, seed=0))
+    assert (projection.floor < 1e-9) == (slope == 0)
     if slope:
-        assert found.floor > 1e-3
+        assert projection.floor > 1e-3
 
 
 def test_weights_of_two_flat_sigmoids_are_shared_in_any_proportion():

@@ -25,11 +25,11 @@ def test_derivatives_are_those_of_autograd(gate, score, expert, temperature):
     theta, inputs = drawn(family)
     answer, jacobian = family.predict_with_jacobian(theta, inputs)
     torch.testing.assert_close(answer, family.predict(theta, inputs))
-    for one, own in zip(theta, jacobian, strict=True):
+    for theta_P, analytic in zip(theta, jacobian, strict=True):
         expected = torch.autograd.functional.jacobian(
-            lambda theta: family.predict(theta, inputs), one
+            lambda theta: family.predict(theta, inputs), theta_P
         )
-        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(analytic, expected, rtol=1e-10, atol=1e-10)
 
 
 @each_gate
@@ -100,17 +100,21 @@ def test_a_quadratic_score_is_that_of_its_symmetric_matrix():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "sentence"),
+    ("error", "wrong", "sentence"),
     (
-        ({"gate": "step"}, "gate must be one of sigmoid, softmax, .* got 'step'"),
-        ({"expert": "tree"}, "expert must be one of relu, .* got 'tree'"),
-        ({"score": "cubic"}, "score must be one of linear, .* got 'cubic'"),
-        ({"k": 0}, "k must be a whole number of 1 or more, got 0"),
-        ({"d": -1}, "d must be a whole number of 1 or more, got -1"),
-        ({"k": 2.5}, "k must be a whole number of 1 or more, got 2.5"),
-        ({"temperature": "no"}, "temperature must be True or False, got the string 'no'"),
+        (ValueError, {"gate": "step"}, "gate must be one of sigmoid, softmax, .* got 'step'"),
+        (ValueError, {"expert": "tree"}, "expert must be one of relu, .* got 'tree'"),
+        (ValueError, {"score": "cubic"}, "score must be one of linear, .* got 'cubic'"),
+        (ValueError, {"k": 0}, "k must be a whole number of 1 or more, got 0"),
+        (ValueError, {"d": -1}, "d must be a whole number of 1 or more, got -1"),
+        (TypeError, {"k": 2.5}, "k must be a whole number of 1 or more, got 2.5"),
+        (
+            TypeError,
+            {"temperature": "no"},
+            "temperature must be True or False, got the string 'no'",
+        ),
     ),
 )
-def test_bad_families_are_refused(wrong, sentence):
-    with pytest.raises((TypeError, ValueError), match=f"^{sentence}$"):
+def test_bad_families_are_refused(error, wrong, sentence):
+    with pytest.raises(error, match=f"^{sentence}$"):
         Mixture(**{"gate": "sigmoid", "expert": "gelu", **wrong})

@@ -29,18 +29,18 @@ def test_every_start_ends_where_it_would_alone():
     split = best_of(SumOfSquares(FAMILY, DATA, 0.1), STARTS, box=BOX, at_once=5)
     for place in range(6):
         alone = minimise(FAMILY, DATA, STARTS[:, place], sigma=0.1, box=BOX)
-        for found in (together, split):
-            costs = found.cost_BS[:, place] + found.constant_B
+        for actual in (together, split):
+            costs = actual.cost_BS[:, place] + actual.constant_B
             torch.testing.assert_close(costs, alone.chi2_B, rtol=1e-9, atol=1e-3)
-            assert (found.converged_BS[:, place] == alone.converged_B).all()
+            assert (actual.converged_BS[:, place] == alone.converged_B).all()
 
 
 def test_the_best_end_counts_and_is_the_global_one_here():
-    found = multistart(FAMILY, DATA, STARTS, sigma=0.1, box=BOX)
-    best = found.best
-    assert (found.excess_BS > -0.1).all() and (found.excess_BS.amin(-1) <= 0).all()
-    assert (found.near_B >= 1).all() and (found.near_B < 6).any()
-    assert not found.failed_B.any()
+    fits = multistart(FAMILY, DATA, STARTS, sigma=0.1, box=BOX)
+    best = fits.best
+    assert (fits.excess_BS > -0.1).all() and (fits.excess_BS.amin(-1) <= 0).all()
+    assert (fits.near_B >= 1).all() and (fits.near_B < 6).any()
+    assert not fits.failed_B.any()
     at_truth = chi2(FAMILY, DATA, TRUTH.expand(3, -1), 0.1)
     assert (best.chi2_B < at_truth).all()
     torch.testing.assert_close(best.chi2_B, chi2(FAMILY, DATA, best.theta_BP, 0.1))
@@ -66,12 +66,12 @@ def ends(cost, converged) -> Attempts:
     ),
 )
 def test_which_start_counts(cost, converged, chosen):
-    found = ends(cost, converged)
-    assert found.chosen_B.item() == chosen
-    assert found.best.theta_BP.item() == chosen
-    assert found.best.chi2_B.item() == cost[chosen] + 5.0
-    assert found.best.converged_B.item() == converged[chosen]
-    assert found.failed_B.item() == (not any(converged))
+    actual = ends(cost, converged)
+    assert actual.chosen_B.item() == chosen
+    assert actual.best.theta_BP.item() == chosen
+    assert actual.best.chi2_B.item() == cost[chosen] + 5.0
+    assert actual.best.converged_B.item() == converged[chosen]
+    assert actual.failed_B.item() == (not any(converged))
 
 
 def test_near_counts_starts_within_a_unit():
@@ -80,9 +80,9 @@ def test_near_counts_starts_within_a_unit():
 
 def test_starts_that_ran_out_of_steps_are_no_estimates():
     settings = SolverSettings(max_iter=2)
-    found = multistart(FAMILY, DATA, STARTS, sigma=0.1, box=BOX, settings=settings)
-    assert found.failed_B.all()
-    assert not found.best.converged_B.any()
+    fits = multistart(FAMILY, DATA, STARTS, sigma=0.1, box=BOX, settings=settings)
+    assert fits.failed_B.all()
+    assert not fits.best.converged_B.any()
 
 
 def test_repeated_problems_are_those_of_their_index():
@@ -146,8 +146,8 @@ def test_bad_starts_are_refused(spoil, sentence):
 def test_one_singular_start_among_others_is_only_a_bad_start():
     starts = STARTS.clone()
     starts[1, 2, 5:] = starts[1, 2, :5]
-    found = multistart(FAMILY, DATA, starts, sigma=0.1, box=BOX)
-    assert found.best.converged_B.all()
+    fits = multistart(FAMILY, DATA, starts, sigma=0.1, box=BOX)
+    assert fits.best.converged_B.all()
 
 
 def test_a_start_that_no_observation_sees_is_refused():

@@ -60,11 +60,11 @@ def scipy_end(family: Mixture, data: LeastSquares, start: np.ndarray, free: np.n
         slopes = family.predict_with_jacobian(whole(moving), inputs)[1]
         return (root[:, None] * slopes).numpy()[:, free]
 
-    found = least_squares(
+    fit = least_squares(
         residuals, start[free], jacobian, method="lm", x_scale="jac", max_nfev=4000,
         ftol=1e-14, xtol=1e-14, gtol=1e-14,
     )  # fmt: skip
-    return whole(found.x)
+    return whole(fit.x)
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,13 @@ MISSPECIFIED = RateSetting(
 @pytest.mark.parametrize("gate", ("sigmoid", "softmax"))
 def test_a_truth_inside_the_family_is_its_own_projection(gate):
     setting = RateSetting(gate, "tanh", extra=0)
-    found, truth = pseudo_true(setting, starts=16), draw_truth(setting)
-    assert found.floor < 1e-8
-    assert found.starts == 16
-    assert d3(truth.family, truth.theta_P[None], found.theta_MP).item() < 1e-5
+    projection, truth = pseudo_true(setting, starts=16), draw_truth(setting)
+    assert projection.floor < 1e-8
+    assert projection.starts == 16
+    assert d3(truth.family, truth.theta_P[None], projection.theta_MP).item() < 1e-5
     # Near starts all go there; experts in another order are no other minimiser.
-    assert found.found_M.max() >= 8
-    assert not found.at_box_M.any()
+    assert projection.found_M.max() >= 8
+    assert not projection.at_box_M.any()
 
 
 def pinned(family: Mixture, half_width: float, values: dict[int, float]) -> ParameterBox:
@@ -44,7 +44,7 @@ def pinned(family: Mixture, half_width: float, values: dict[int, float]) -> Para
     return ParameterBox.around_zero(family.size, half_width).pinned(places, held)
 
 
-def test_minimisers_that_differ_are_told_apart_and_counted():
+def test_different_minimisers_are_distinguished_and_counted():
     """(a x + b)^2 does not know the sign of (a, b)."""
     family = Mixture("sigmoid", "poly2", k=1, d=1)
     inputs = FiniteDesign.sobol(64, d=1).inputs_Qd
@@ -55,9 +55,9 @@ def test_minimisers_that_differ_are_told_apart_and_counted():
     )
     near = torch.tensor([[-0.1], [0.05], [0.1]], dtype=torch.float64)
     starts = torch.cat((truth + near, opposite + near[1:]))
-    found = project(problem, starts)
-    signs = found.theta_MP[:, 2].sign().tolist()
-    assert dict(zip(signs, found.found_M.tolist(), strict=True)) == {1: 3, -1: 2}
+    projection = project(problem, starts)
+    signs = projection.theta_MP[:, 2].sign().tolist()
+    assert dict(zip(signs, projection.found_M.tolist(), strict=True)) == {1: 3, -1: 2}
     assert project(problem, starts, apart=100.0).found_M.tolist() == [5]
 
 
@@ -68,13 +68,13 @@ def test_ends_that_lie_higher_are_no_minimisers():
     target = torch.where(inputs > 0, inputs, -inputs / 2)[:, 0]
     problem = ApproximationProblem(family, target, inputs, pinned(family, 9.0, {0: 0.0, 1: 0.0}))
     starts = torch.tensor([[0, 0, 1], [0, 0, -3], [0, 0, 3]], dtype=torch.float64)
-    found = project(problem, starts)
-    assert found.theta_MP[:, 2].tolist() == pytest.approx([2.0])
-    assert (found.found_M.tolist(), found.starts, found.converged) == ([2], 3, 1.0)
-    assert found.floor == pytest.approx(l2(family, found.theta_MP, target, inputs).item())
+    projection = project(problem, starts)
+    assert projection.theta_MP[:, 2].tolist() == pytest.approx([2.0])
+    assert (projection.found_M.tolist(), projection.starts, projection.converged) == ([2], 3, 1.0)
+    assert projection.floor == pytest.approx(l2(family, projection.theta_MP, target, inputs).item())
     other = project(problem, starts[1:2])
     assert other.theta_MP[0, 2].item() == pytest.approx(-1.0)
-    assert other.floor == pytest.approx(2 * found.floor)
+    assert other.floor == pytest.approx(2 * projection.floor)
 
 
 def test_a_minimiser_at_the_end_of_an_interval_says_so():
@@ -83,9 +83,9 @@ def test_a_minimiser_at_the_end_of_an_interval_says_so():
     target = (4 * inputs[:, 0]).sigmoid()
     ends = torch.tensor([[0.0, 1.0, 1.0], [2.0, 3.0, 1.0]], dtype=torch.float64)
     problem = ApproximationProblem(family, target, inputs, ParameterBox(*ends))
-    found = project(problem, starts_in(problem.box, 4, seed=0))
-    assert found.at_box_M.tolist() == [True]
-    assert found.theta_MP[0].tolist() == pytest.approx([2.0, 1.0, 1.0])
+    projection = project(problem, starts_in(problem.box, 4, seed=0))
+    assert projection.at_box_M.tolist() == [True]
+    assert projection.theta_MP[0].tolist() == pytest.approx([2.0, 1.0, 1.0])
 
 
 def test_the_distance_to_a_continuum_is_to_the_nearest_of_all_its_points():
@@ -94,31 +94,31 @@ def test_the_distance_to_a_continuum_is_to_the_nearest_of_all_its_points():
     inputs = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
     bounds = pinned(family, 9.0, {0: 0.0, 1: 0.0, 3: 0.0, 4: 0.0})
     problem = ApproximationProblem(family, torch.ones(8, dtype=torch.float64), inputs, bounds)
-    found = project(problem, starts_in(bounds, 3, seed=0))
-    assert len(found.theta_MP) == 3
+    projection = project(problem, starts_in(bounds, 3, seed=0))
+    assert len(projection.theta_MP) == 3
     fits = torch.zeros(20, 6, dtype=torch.float64)
     fits[:, 2] = torch.linspace(-6, 1, 20)
     fits[:, 5] = 2 - fits[:, 2] + 1e-3
-    distance = distance_to(problem, found, fits)
+    distance = distance_to(problem, projection, fits)
     torch.testing.assert_close(distance, torch.full_like(distance, 1e-3), rtol=1e-4, atol=0)
-    assert d3(family, fits, found.theta_MP).median() > 0.1
+    assert d3(family, fits, projection.theta_MP).median() > 0.1
     # A point is its own nearest one, and an end above the floor is none.
-    single = replace(found, theta_MP=fits[:1], floor=-1.0)
+    single = replace(projection, theta_MP=fits[:1], floor=-1.0)
     torch.testing.assert_close(distance_to(problem, single, fits), d3(family, fits, fits[:1]))
 
 
 def test_nothing_in_the_box_is_nearer_than_the_floor():
-    found, truth = pseudo_true(MISSPECIFIED, starts=24), draw_truth(MISSPECIFIED)
+    projection, truth = pseudo_true(MISSPECIFIED, starts=24), draw_truth(MISSPECIFIED)
     inputs, family = MISSPECIFIED.inputs_Qd, MISSPECIFIED.family
     truth_Q = truth.family.predict(truth.theta_P, inputs)
-    assert found.floor > 1e-2
+    assert projection.floor > 1e-2
     bounds = box(MISSPECIFIED, truth)
     anywhere = starts_in(bounds, 2000, seed=5)
-    around = found.theta_MP[0] + 1e-3 * torch.randn(2000, family.size, dtype=torch.float64)
+    around = projection.theta_MP[0] + 1e-3 * torch.randn(2000, family.size, dtype=torch.float64)
     for others in (anywhere, around.clamp(bounds.low_P, bounds.high_P)):
-        assert l2(family, others, truth_Q, inputs).min().item() > found.floor * (1 - 1e-9)
-    at = l2(family, found.theta_MP, truth_Q, inputs)
-    torch.testing.assert_close(at, torch.full_like(at, found.floor), rtol=1e-5, atol=0)
+        assert l2(family, others, truth_Q, inputs).min().item() > projection.floor * (1 - 1e-9)
+    at = l2(family, projection.theta_MP, truth_Q, inputs)
+    torch.testing.assert_close(at, torch.full_like(at, projection.floor), rtol=1e-5, atol=0)
 
 
 def test_misspecified_fits_converge_to_it():

@@ -64,7 +64,7 @@ def test_an_epoch_takes_every_observation_once_in_an_order_of_its_own():
     assert not torch.equal(visited[0, 0], visited[1, 0] - n)
 
 
-def test_what_it_returns_claims_nothing_and_says_how_far_it_got():
+def test_the_result_claims_no_convergence_and_has_the_number_of_steps():
     data = samples(2000)
     fit = paper_mode(FAMILY, data, START, sigma=0.1, recipe=StochasticRecipe(batch=300, epochs=3))
     assert not fit.converged_B.any() and not fit.at_box_B.any()
@@ -81,15 +81,15 @@ def test_what_it_returns_claims_nothing_and_says_how_far_it_got():
 
 def test_problems_do_not_touch_each_other_and_a_seed_repeats():
     data, recipe = samples(500), StochasticRecipe(batch=64, epochs=2)
-    one = paper_mode(FAMILY, data, START, sigma=0.1, recipe=recipe, seed=3)
+    single = paper_mode(FAMILY, data, START, sigma=0.1, recipe=recipe, seed=3)
     again = paper_mode(FAMILY, data, START, sigma=0.1, recipe=recipe, seed=3)
-    assert torch.equal(one.theta_BP, again.theta_BP)
+    assert torch.equal(single.theta_BP, again.theta_BP)
     other = paper_mode(FAMILY, data, START, sigma=0.1, recipe=recipe, seed=4)
-    assert not torch.equal(one.theta_BP, other.theta_BP)
+    assert not torch.equal(single.theta_BP, other.theta_BP)
     spoiled = START.clone()
     spoiled[1] = torch.nan
     beside = paper_mode(FAMILY, data, spoiled, sigma=0.1, recipe=recipe, seed=3)
-    assert torch.equal(one.theta_BP[[0, 2]], beside.theta_BP[[0, 2]])
+    assert torch.equal(single.theta_BP[[0, 2]], beside.theta_BP[[0, 2]])
 
 
 def test_divergence_is_infinite_and_stays_so():

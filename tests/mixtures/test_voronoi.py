@@ -178,7 +178,7 @@ def test_the_softmax_loss_is_near_the_least_over_all_shifts(seed):
         shifts = 0.02 * normal(300, 3, seed=seed + 3)
         shifts[0] = 0.0
         shifted = family.atoms(shift_scores(family, atoms.flatten(), shifts))
-        least = min(literal(family, one, truth, cell) for one in shifted)
+        least = min(literal(family, theta, truth, cell) for theta in shifted)
         assert loss.total_B.item() < 6 * least
         ours = family.atoms(aligned(family, atoms.flatten()[None], truth))[0]
         assert loss.total_B.item() == pytest.approx(literal(family, ours, truth, cell))

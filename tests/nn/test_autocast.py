@@ -36,8 +36,8 @@ def autocast(half: torch.dtype, on: bool = True) -> torch.autocast:
 
 
 def assert_same_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for left, right in zip(actual, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
 
 
 SETTINGS = {
@@ -83,9 +83,9 @@ def test_softmax_attention(settings, half):
 def test_softmax_attention_casts_mixed_inputs():
     query, key, value = torch.randn(3, 2, 4, 7, 8).unbind(0)
     with autocast(torch.bfloat16):
-        found = softmax_attention(query, key.half(), value.bfloat16(), softcap=9.0)
+        actual = softmax_attention(query, key.half(), value.bfloat16(), softcap=9.0)
     cast = [x.bfloat16() for x in (query, key.half(), value)]
-    assert_same_bits([found], [softmax_attention(*cast, softcap=9.0)])
+    assert_same_bits([actual], [softmax_attention(*cast, softcap=9.0)])
 
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -153,10 +153,10 @@ def test_generation(activation, position):
     config = replace(PRESETS["tiny"], activation=activation, position=position)
     model, text = DecoderLM(config).eval(), torch.randint(257, (2, 7))
     with autocast(torch.bfloat16), torch.no_grad():
-        found = generate(model, text, max_new_tokens=5)
+        actual = generate(model, text, max_new_tokens=5)
         for _ in range(5):
             text = torch.cat([text, model(text)[:, -1:].argmax(-1)], 1)
-    assert torch.equal(found, text)
+    assert torch.equal(actual, text)
 
 
 @pytest.mark.parametrize("top_k", [2, None], ids=["two", "all"])
@@ -165,13 +165,13 @@ def test_mixtures_of_experts_choose_in_fp32(top_k):
     expected = layer.router(x)
     with autocast(torch.bfloat16):
         assert_same_bits(layer.router(x), expected)
-        found = layer(x)
+        actual = layer(x)
     each_ETC = layer.experts.bfloat16().each(x.view(15, 16).bfloat16()).float()
     weights = torch.zeros(15, 4).scatter(
         1, expected.experts.view(15, -1), expected.weights.view(15, -1)
     )
-    wanted = (weights.mT[..., None] * each_ETC).sum(0).view(3, 5, 16)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    target = (weights.mT[..., None] * each_ETC).sum(0).view(3, 5, 16)
+    torch.testing.assert_close(actual, target, rtol=1e-5, atol=1e-6)
 
 
 def test_double_precision_stays():
@@ -199,10 +199,10 @@ def test_nested_sequences():
     rows = [torch.randn(length, 16) for length in (3, 6)]
     nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
     with autocast(torch.bfloat16):
-        found = layer(nested, nested, nested, need_weights=False)[0]
+        actual = layer(nested, nested, nested, need_weights=False)[0]
         alone = [layer(*(row[None],) * 3, need_weights=False)[0][0] for row in rows]
-    for one, other in itertools.zip_longest(found.unbind(), alone):
-        torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-3)
+    for left, right in itertools.zip_longest(actual.unbind(), alone):
+        torch.testing.assert_close(left, right, rtol=2e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("affinity", ["linear", "euclidean", "fully_quadratic"])

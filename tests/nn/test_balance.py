@@ -89,7 +89,7 @@ def test_an_uneven_router_becomes_even():
     assert torch.equal(router(x).scores, before)
 
 
-def test_nothing_to_balance_is_said():
+def test_a_model_without_routers_to_balance_is_refused():
     with pytest.raises(ValueError, match="there is none to balance; a Router needs a balance_rate"):
         LoadBalancer.of(torch.nn.Linear(2, 2))
 

@@ -27,13 +27,13 @@ def drawn(shape, kind, dtype=torch.float64):
 def test_values_and_gradients_are_those_of_loops(shape, kind):
     experts, x, visits, weights = drawn(shape, kind)
     x.requires_grad_(), weights.requires_grad_()
-    wanted = [x, weights, *experts.parameters()]
+    leaves = [x, weights, *experts.parameters()]
     y, expected = experts(x, visits, weights), mixture(experts, x, visits, weights)
     torch.testing.assert_close(y, expected)
     direction = torch.randn_like(y)
-    own = torch.autograd.grad(y, wanted, direction)
-    theirs = torch.autograd.grad(expected, wanted, direction)
-    torch.testing.assert_close(own, theirs)
+    gradients = torch.autograd.grad(y, leaves, direction)
+    theirs = torch.autograd.grad(expected, leaves, direction)
+    torch.testing.assert_close(gradients, theirs)
 
 
 @each_shape
@@ -92,10 +92,10 @@ def test_compiled_for_any_number_of_tokens():
         y = compiled(x[:tokens], visits[:tokens], weights[:tokens])
         torch.testing.assert_close(y, experts(x[:tokens], visits[:tokens], weights[:tokens]))
     y.square().sum().backward()
-    own = experts.down.grad.clone()
+    gradient = experts.down.grad.clone()
     experts.zero_grad()
     experts(x[:4], visits[:4], weights[:4]).square().sum().backward()
-    torch.testing.assert_close(own, experts.down.grad)
+    torch.testing.assert_close(gradient, experts.down.grad)
 
 
 def test_the_same_bits_every_time():
@@ -142,6 +142,6 @@ def test_visits_to_experts_that_are_not_there_are_refused():
     ],
     ids=str,
 )
-def test_bad_sizes_and_kinds_are_refused_in_a_sentence(change, sentence):
+def test_bad_sizes_and_kinds_are_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         Experts(**{"experts": 2, "dim": 3, "hidden": 4, **change})

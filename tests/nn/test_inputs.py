@@ -14,7 +14,13 @@ from sigmoid_attention.nn import (
     Router,
     SigmoidMultiheadAttention,
 )
-from tests.support.attention.complaints import NO_TENSORS, assert_sentence, complaint
+from tests.support.attention.complaints import (
+    NO_TENSORS,
+    NOT_DENSE,
+    assert_sentence,
+    complaint,
+    table,
+)
 
 DIM = 6
 VISITS = {"experts": torch.tensor([[0], [2]]), "weights": torch.ones(2, 1)}
@@ -40,23 +46,23 @@ READERS = {
 OF_ONE_DTYPE = ("Attention", "softmax", "weights", "Block", "Block-post", "every-expert")
 
 
-@pytest.mark.parametrize("given, mention", NO_TENSORS.values(), ids=NO_TENSORS.keys())
+@table(types=NO_TENSORS, values=NOT_DENSE, columns="value, mention")
 @pytest.mark.parametrize("name", READERS)
-def test_no_tensor(name, given, mention):
-    assert_sentence(complaint(READERS[name](), {"x": given}), "x", (mention,))
+def test_no_tensor(name, error, value, mention):
+    assert_sentence(complaint(error, READERS[name](), {"x": value}), "x", (mention,))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
 @pytest.mark.parametrize("name", READERS)
 def test_no_floating_tensor(name, dtype):
-    message = complaint(READERS[name](), {"x": torch.ones(2, 3, DIM).to(dtype)})
+    message = complaint(ValueError, READERS[name](), {"x": torch.ones(2, 3, DIM).to(dtype)})
     assert_sentence(message, "x", ("floating", str(dtype)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("name", OF_ONE_DTYPE)
 def test_another_dtype_than_that_of_the_weights(name, dtype):
-    message = complaint(READERS[name](), {"x": torch.ones(2, 3, DIM, dtype=dtype)})
+    message = complaint(ValueError, READERS[name](), {"x": torch.ones(2, 3, DIM, dtype=dtype)})
     assert_sentence(message, "x", ("torch.float32", str(dtype)))
 
 
@@ -65,36 +71,36 @@ def test_autocast_makes_dtypes_agree_but_for_doubles(name):
     reader, shape = READERS[name](), (2, DIM) if name == "every-expert" else (2, 3, DIM)
     with torch.autocast("cpu", torch.bfloat16):
         reader(torch.ones(shape, dtype=torch.bfloat16))
-        message = complaint(reader, {"x": torch.ones(shape, dtype=torch.float64)})
+        message = complaint(ValueError, reader, {"x": torch.ones(shape, dtype=torch.float64)})
     assert_sentence(message, "x", ("torch.float32", "torch.float64"))
 
 
 def test_a_projection_with_a_hook_may_cast_its_input():
     layer, x = attention(), torch.ones(1, 3, DIM, dtype=torch.float64)
     for linear in (layer.query, layer.key, layer.value):
-        linear.register_forward_pre_hook(lambda _, given: tuple(each.float() for each in given))
+        linear.register_forward_pre_hook(lambda _, inputs: tuple(each.float() for each in inputs))
     assert layer(x).equal(layer(x.float()))
 
 
 def test_a_refused_call_leaves_the_cache_empty():
     layer = attention()
     cache = layer.new_cache(batch=2, length=8)
-    complaint(layer, {"x": torch.ones(2, 3, DIM).double(), "cache": cache})
+    complaint(ValueError, layer, {"x": torch.ones(2, 3, DIM).double(), "cache": cache})
     assert cache.length == 0 and cache.keys is None
 
 
 @pytest.mark.parametrize(
-    "wrong, name, mention",
+    "error, wrong, name, mention",
     [
-        ({"experts": [[0], [2]]}, "experts", "[[0], [2]]"),
-        ({"experts": torch.ones(2, 1)}, "experts", "int64, got torch.float32"),
-        ({"weights": torch.ones(2, 1).long()}, "weights", "floating, got torch.int64"),
-        ({"weights": None}, "weights", "None"),
+        (TypeError, {"experts": [[0], [2]]}, "experts", "[[0], [2]]"),
+        (ValueError, {"experts": torch.ones(2, 1)}, "experts", "int64, got torch.float32"),
+        (ValueError, {"weights": torch.ones(2, 1).long()}, "weights", "floating, got torch.int64"),
+        (TypeError, {"weights": None}, "weights", "None"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_experts_and_their_weights(wrong, name, mention):
-    message = complaint(Experts(3, DIM, 8), {"x": torch.ones(2, DIM)} | VISITS | wrong)
+def test_experts_and_their_weights(error, wrong, name, mention):
+    message = complaint(error, Experts(3, DIM, 8), {"x": torch.ones(2, DIM)} | VISITS | wrong)
     assert_sentence(message, name, (mention,))
 
 

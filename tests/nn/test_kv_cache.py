@@ -87,10 +87,10 @@ def test_refused_tokens_allocate_nothing():
 
 
 def test_tokens_of_inference_mode_may_be_followed_by_others():
-    cache, one = KVCache(batch=1, num_kv_heads=1, capacity=2, head_dim=1), torch.ones(1, 1, 1, 1)
+    cache, token = KVCache(batch=1, num_kv_heads=1, capacity=2, head_dim=1), torch.ones(1, 1, 1, 1)
     with torch.inference_mode():
-        cache.append(one, one)
-    keys, _ = cache.append(2 * one, one)
+        cache.append(token, token)
+    keys, _ = cache.append(2 * token, token)
     assert keys.flatten().tolist() == [1, 2]
 
 

@@ -107,6 +107,6 @@ COMPUTED: dict[str, Callable[[], Iterable[Tensor]]] = {
 def test_shapes_and_dtypes(compute, mode):
     with mode():
         actual = list(compute())
-    for one, real in zip(actual, compute(), strict=True):
-        assert one.is_meta or type(one) is not Tensor
-        assert (one.shape, one.dtype) == (real.shape, real.dtype)
+    for fake, real in zip(actual, compute(), strict=True):
+        assert fake.is_meta or type(fake) is not Tensor
+        assert (fake.shape, fake.dtype) == (real.shape, real.dtype)

@@ -57,9 +57,9 @@ def test_the_layer_is_its_formula_with_its_gradients(moe, kind):
     if layer.shared is not None:
         expected = expected + layer.shared(x)
     torch.testing.assert_close(y, expected)
-    direction, wanted = torch.randn_like(y), [x, *layer.parameters()]
-    own = torch.autograd.grad(y, wanted, direction)
-    torch.testing.assert_close(own, torch.autograd.grad(expected, wanted, direction))
+    direction, leaves = torch.randn_like(y), [x, *layer.parameters()]
+    gradients = torch.autograd.grad(y, leaves, direction)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, leaves, direction))
 
 
 @each_config

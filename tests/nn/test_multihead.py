@@ -210,9 +210,9 @@ class TestFastPath:
     def calls(self, model, x, **masks):
         """How often the forward pass of an attention layer ran; without hooks, which disable it."""
         count = 0
-        own = type(model.layers[0].self_attn)
+        attention_class = type(model.layers[0].self_attn)
 
-        class Counted(own):
+        class Counted(attention_class):
             def forward(self, *arguments, **settings):
                 nonlocal count
                 count += 1
@@ -222,7 +222,7 @@ class TestFastPath:
             layer.self_attn.__class__ = Counted
         model(x, **masks)
         for layer in model.layers:
-            layer.self_attn.__class__ = own
+            layer.self_attn.__class__ = attention_class
         return count
 
     @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

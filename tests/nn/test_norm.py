@@ -67,9 +67,9 @@ def test_layer_scale_starts_at_the_papers_value_and_trains():
     ids=["nan"],
 )
 def test_wrong_values_are_refused(make, match):
-    with pytest.raises(ValueError, match=match) as refused:
+    with pytest.raises(ValueError, match=match) as error:
         make()
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_wrong_values_are_refused(make, match):
     ids=["dim", "none", "parameter", "eps", "list"],
 )
 def test_wrong_types_are_refused(make, match):
-    with pytest.raises(TypeError, match=match) as refused:
+    with pytest.raises(TypeError, match=match) as error:
         make()
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 def test_layer_scale_may_start_at_a_whole_number():

@@ -147,9 +147,9 @@ def test_cape_shift_and_scale_are_shared_by_a_sequence():
     ids=lambda x: x[:24] if isinstance(x, str) else "",
 )
 def test_wrong_values_are_refused(make, match):
-    with pytest.raises(ValueError, match=match) as refused:
+    with pytest.raises(ValueError, match=match) as error:
         make()
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_wrong_values_are_refused(make, match):
     ids=lambda x: x[:24] if isinstance(x, str) else "",
 )
 def test_wrong_types_are_refused(make, match):
-    with pytest.raises(TypeError, match=match) as refused:
+    with pytest.raises(TypeError, match=match) as error:
         make()
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 def test_learned_table_is_looked_up_and_trained():

@@ -199,12 +199,12 @@ def test_only_calls_of_the_same_thread_are_recorded():
 
 
 def test_recordings_may_be_nested_and_of_other_models():
-    one, other = Router(4, experts=3), Router(4, experts=2)
-    with record_routing(one) as outer, record_routing(other) as inner:
-        with record_routing(one) as again:
-            one(torch.randn(5, 4))
-        one(torch.randn(6, 4))
-        other(torch.randn(7, 4))
+    left, right = Router(4, experts=3), Router(4, experts=2)
+    with record_routing(left) as outer, record_routing(right) as inner:
+        with record_routing(left) as again:
+            left(torch.randn(5, 4))
+        left(torch.randn(6, 4))
+        right(torch.randn(7, 4))
     lengths = [[len(routing.scores) for routing in each] for each in (outer, inner, again)]
     assert lengths == [[5, 6], [7], [5]]
 

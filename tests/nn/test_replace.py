@@ -74,7 +74,7 @@ def test_a_refused_argument_changes_nothing(wrong):
     assert type(model.layers[0].self_attn) is nn.MultiheadAttention
 
 
-def test_the_bias_is_asked_for():
+def test_a_missing_bias_is_refused():
     with pytest.raises(ValueError, match=r"^sigmoid_bias:? .* e\.g\. sigmoid_bias=NegLogLength"):
         replace_multihead_attention(encoder())
 

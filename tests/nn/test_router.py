@@ -88,7 +88,7 @@ def test_the_bias_moves_the_choice_and_never_the_weights():
 
 
 @pytest.mark.parametrize(
-    "dtype, wanted",
+    "dtype, expected",
     [
         (torch.bfloat16, torch.float32),
         (torch.float32, torch.float32),
@@ -96,11 +96,11 @@ def test_the_bias_moves_the_choice_and_never_the_weights():
     ],
     ids=str,
 )
-def test_scores_are_computed_in_float32_or_wider(dtype, wanted):
+def test_scores_are_computed_in_float32_or_wider(dtype, expected):
     router = Router(64, experts=4, top_k=2, balance_rate=0.1).to(dtype)
     x = torch.randn(8, 64, dtype=dtype)
     routing = router(x)
-    assert {part.dtype for part in (routing.logits, routing.scores, routing.weights)} == {wanted}
+    assert {part.dtype for part in (routing.logits, routing.scores, routing.weights)} == {expected}
     exact = x.double() @ router.weight.double().T
     torch.testing.assert_close(routing.logits.double(), exact, rtol=1e-5, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
@@ -266,9 +266,9 @@ PARAMETER = torch.nn.Parameter(torch.ones(3))
     ids=str,
 )
 def test_wrong_values_are_refused(change, sentence):
-    with pytest.raises(ValueError, match=sentence) as refused:
+    with pytest.raises(ValueError, match=sentence) as error:
         Router(**{"dim": 4, "experts": 8, "top_k": 2, **change})
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -293,9 +293,9 @@ def test_wrong_values_are_refused(change, sentence):
     ids=str,
 )
 def test_wrong_types_are_refused(change, sentence):
-    with pytest.raises(TypeError, match=sentence) as refused:
+    with pytest.raises(TypeError, match=sentence) as error:
         Router(**{"dim": 4, "experts": 8, "top_k": 2, **change})
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (), (4, 1)], ids=str)

@@ -139,7 +139,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]]]] 
 each_module = pytest.mark.parametrize("name", CASES)
 
 
-def made(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
+def layer_and_inputs(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     build, inputs = CASES[name]
     return build(), inputs()
 
@@ -157,16 +157,16 @@ def holders(module: nn.Module) -> dict[str, nn.Module]:
 
 def test_every_layer_is_tried():
     exported = (getattr(layers, name) for name in layers.__all__)
-    wanted = {
+    public_layers = {
         kind.__name__ for kind in exported if isinstance(kind, type) and issubclass(kind, nn.Module)
     }
-    assert {name.partition("-")[0] for name in CASES} == wanted
-    assert isinstance(made("MoE")[0], MoE)
+    assert {name.partition("-")[0] for name in CASES} == public_layers
+    assert isinstance(layer_and_inputs("MoE")[0], MoE)
 
 
 @each_module
 def test_hooks_of_all_that_hold_parameters_are_called(name):
-    module, inputs = made(name)
+    module, inputs = layer_and_inputs(name)
     called = {"before": set(), "after": set()}
     for part_name, part in holders(module).items():
         part.register_forward_pre_hook(lambda *_, n=part_name: called["before"].add(n))
@@ -177,7 +177,7 @@ def test_hooks_of_all_that_hold_parameters_are_called(name):
 
 @each_module
 def test_offloaded_as_in_place(name):
-    module, inputs = made(name)
+    module, inputs = layer_and_inputs(name)
     module.eval()
     with torch.no_grad():
         expected = answer(module(*inputs))
@@ -190,7 +190,7 @@ def test_offloaded_as_in_place(name):
 # torch says which of its own operators have no rule for vmap of their own, and take time.
 @pytest.mark.filterwarnings("ignore:There is a performance drop|torch.searchsorted:UserWarning")
 def test_gradients_for_each_sample(name):
-    module, inputs = made(name)
+    module, inputs = layer_and_inputs(name)
     module.double()
     inputs = tuple(
         x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs
@@ -200,8 +200,8 @@ def test_gradients_for_each_sample(name):
     samples = tuple(x if isinstance(x, Tensor) else None for x in inputs)
 
     def loss(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
-        given = [x if one is None else one[None] for one, x in zip(sample, inputs, strict=True)]
-        return (answer(functional_call(module, parameters, tuple(given)))[0] * weights).sum()
+        batch = [x if part is None else part[None] for part, x in zip(sample, inputs, strict=True)]
+        return (answer(functional_call(module, parameters, tuple(batch)))[0] * weights).sum()
 
     if not parameters:
         return
@@ -217,11 +217,11 @@ def test_gradients_for_each_sample(name):
 @each_module
 def test_gradients_for_each_sample_by_hooks_of_linear_layers(name):
     """As opacus takes them: from what each layer is given and from the gradient of its answer."""
-    module, inputs = made(name)
-    given, gradients = {}, {}
+    module, inputs = layer_and_inputs(name)
+    inputs_of, gradients = {}, {}
 
     def keep(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        given[layer] = args[0].detach()
+        inputs_of[layer] = args[0].detach()
         out.register_hook(lambda gradient: gradients.__setitem__(layer, gradient))
 
     linear = [part for part in module.modules() if type(part) is nn.Linear]
@@ -232,7 +232,7 @@ def test_gradients_for_each_sample_by_hooks_of_linear_layers(name):
         out.square().sum().backward()
     for part in linear:
         each = torch.einsum(
-            "bno,bni->boi", gradients[part].flatten(1, -2), given[part].flatten(1, -2)
+            "bno,bni->boi", gradients[part].flatten(1, -2), inputs_of[part].flatten(1, -2)
         )
         assert len(each) == B
         torch.testing.assert_close(each.sum(0), part.weight.grad, rtol=1e-4, atol=1e-5)
@@ -254,7 +254,7 @@ class Adapted(nn.Module):
 
 @each_module
 def test_linear_layers_may_be_replaced_by_adapted_ones(name):
-    module, inputs = made(name)
+    module, inputs = layer_and_inputs(name)
     expected = answer(module(*inputs))
     for parent in list(module.modules()):
         for child_name, child in list(parent.named_children()):
@@ -271,7 +271,7 @@ def test_linear_layers_may_be_replaced_by_adapted_ones(name):
 
 @each_module
 def test_weights_may_be_parametrized(name):
-    module, inputs = made(name)
+    module, inputs = layer_and_inputs(name)
     expected = answer(module(*inputs))
     for part in list(module.modules()):
         for key, parameter in list(part._parameters.items()):
@@ -286,7 +286,7 @@ def test_weights_may_be_parametrized(name):
 # torch.ao.quantization is deprecated in favour of torchao, and says so.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_quantised_dynamically(name):
-    module, inputs = made(name)
+    module, inputs = layer_and_inputs(name)
     expected = answer(module.eval()(*inputs))
     quantised = torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
     out = answer(quantised(*inputs))

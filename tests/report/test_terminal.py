@@ -49,7 +49,7 @@ def test_without_a_kernel_it_says_why_there_is_no_figure():
 
 
 @pytest.mark.parametrize("without", [("operator", "step", "peak"), ("",)], ids=["times", "all"])
-def test_without_times_nothing_is_said_of_it(without):
+def test_without_times_the_gain_is_not_mentioned(without):
     assert "fused" not in shown(without=without)
 
 
@@ -81,9 +81,9 @@ def test_the_terminal_and_the_report_agree_on_every_row(case):
 def test_json_holds_what_the_table_holds(case, capsys):
     comparison = synthetic_comparison(**CASES[case])
     print_json(as_json(comparison, "report.html"))
-    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert [row["words"] for row in found["summary"]] == [
+    document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [row["words"] for row in document["summary"]] == [
         reading(row).words for row in comparison.summary
     ]
-    assert found["headline"] == comparison.verdict.headline
-    assert found["advice"][0]["command"] == "sigmoid-attention compare --seeds 9 --resume"
+    assert document["headline"] == comparison.verdict.headline
+    assert document["advice"][0]["command"] == "sigmoid-attention compare --seeds 9 --resume"

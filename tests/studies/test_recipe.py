@@ -18,24 +18,24 @@ store = recipe_store.store  # a fixture
 
 
 def test_every_candidate_stands_at_its_best_rate_against_the_better_softmax(store):
-    found = {standing.candidate: standing for standing in standings(store, SETTING)}
-    assert {standing.lr for standing in found.values()} == {1e-2}
+    by_candidate = {standing.candidate: standing for standing in standings(store, SETTING)}
+    assert {standing.lr for standing in by_candidate.values()} == {1e-2}
     # "rope softmax hybrid" stands second in the list, so it is the better of rope's two.
-    first = found["rope softmax pre"]
+    first = by_candidate["rope softmax pre"]
     assert first.gap.mean == pytest.approx(0.1)
     assert first.gap.high == pytest.approx(first.gap.low)
-    assert found["rope sigmoid hybrid -log n"].gap.mean == pytest.approx(-0.1)
-    assert found["rope softmax hybrid"].at[16].mean == pytest.approx(3 - 0.1 + 2 + 0.01)
+    assert by_candidate["rope sigmoid hybrid -log n"].gap.mean == pytest.approx(-0.1)
+    assert by_candidate["rope softmax hybrid"].at[16].mean == pytest.approx(3 - 0.1 + 2 + 0.01)
 
 
 def test_the_lowest_sigmoid_of_each_position_is_recommended(store):
-    found = standings(store, SETTING)
-    chosen = {position: choice.candidate for position, choice in recommended(found).items()}
+    candidates = standings(store, SETTING)
+    chosen = {position: choice.candidate for position, choice in recommended(candidates).items()}
     assert chosen == {
         "rope": "rope sigmoid hybrid -log n - 2.5",
         "alibi": "alibi sigmoid pre -log L",
     }
-    text = report(found)
+    text = report(candidates)
     assert "rope: recommended is *rope sigmoid hybrid -log n - 2.5*, -0.200 (" in text
     assert "bits per byte to softmax and -0.100 (" in text
     assert text.count("\n| ") == len(CANDIDATES)

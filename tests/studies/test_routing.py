@@ -27,7 +27,7 @@ from sigmoid_attention.studies.routing.setting import (
     active_parameters,
     model_config,
 )
-from tests.support.studies.routing_rows import LOSSES, TINY, made
+from tests.support.studies.routing_rows import LOSSES, TINY, run_rows
 
 
 @pytest.fixture(autouse=True)
@@ -71,10 +71,10 @@ def test_choices_loads_and_their_summaries():
     model = one_expert_for_all(DecoderLM(model_config("top-2", SIGMOID, TINY)))
     probe = torch.randint(257, (3, 16))
     chosen = choices(model, probe)
-    assert [tuple(one.shape) for one in chosen] == [(3, 16, 4), (3, 16, 4)]
+    assert [tuple(choice.shape) for choice in chosen] == [(3, 16, 4), (3, 16, 4)]
     assert chosen[0].sum((0, 1)).tolist() == [48, 0, 0, 48]
-    load, other = loads(model, probe)
-    assert load.tolist() == [0.5, 0, 0, 0.5] and other.sum() == pytest.approx(1)
+    load, right = loads(model, probe)
+    assert load.tolist() == [0.5, 0, 0, 0.5] and right.sum() == pytest.approx(1)
     assert entropy(load) == pytest.approx(0.5) and largest(load) == 2
     assert model.training
 
@@ -121,39 +121,41 @@ def test_experts_that_are_one_have_a_similarity_of_one():
 
 @pytest.mark.parametrize("standing", LOSSES)
 def test_the_rule_on_the_loss(standing, tmp_path):
-    found = [f for f in findings(made(tmp_path, LOSSES[standing])) if f.quantity is rule.LOSS]
-    assert [f.pair for f in found] == list(PAIRS)
-    assert {f.standing for f in found} == {standing}
-    assert found[0].softmax.mean == pytest.approx(2.05)
-    assert found[0].difference.mean == pytest.approx(sum(LOSSES[standing]) / 3)
+    losses = [f for f in findings(run_rows(tmp_path, LOSSES[standing])) if f.quantity is rule.LOSS]
+    assert [f.pair for f in losses] == list(PAIRS)
+    assert {f.standing for f in losses} == {standing}
+    assert losses[0].softmax.mean == pytest.approx(2.05)
+    assert losses[0].difference.mean == pytest.approx(sum(LOSSES[standing]) / 3)
     pairs = ", ".join(f"“{pair}”" for pair in PAIRS)
-    assert verdict(found).endswith(f"softmax routing: {standing} in {pairs}.")
+    assert verdict(losses).endswith(f"softmax routing: {standing} in {pairs}.")
 
 
 def test_of_a_higher_entropy_more_is_better_and_there_is_no_margin(tmp_path):
-    found = {(f.pair, f.quantity.metric): f for f in findings(made(tmp_path, LOSSES["worse"]))}
-    assert found["top-2", "load_entropy"].standing == "better"
-    assert found["top-2", "churn"].standing == "worse"
-    close = findings(made(tmp_path / "close", LOSSES["equal"]))
+    by_pair = {
+        (f.pair, f.quantity.metric): f for f in findings(run_rows(tmp_path, LOSSES["worse"]))
+    }
+    assert by_pair["top-2", "load_entropy"].standing == "better"
+    assert by_pair["top-2", "churn"].standing == "worse"
+    close = findings(run_rows(tmp_path / "close", LOSSES["equal"]))
     assert {f.standing for f in close if f.quantity is not rule.LOSS} == {"undecided"}
 
 
 def test_two_seeds_decide_nothing(tmp_path):
-    assert {f.standing for f in findings(made(tmp_path, seeds=2))} == {"undecided"}
+    assert {f.standing for f in findings(run_rows(tmp_path, seeds=2))} == {"undecided"}
 
 
 def test_a_pair_with_one_arm_is_left_out(tmp_path):
-    rows = made(tmp_path)
+    rows = run_rows(tmp_path)
     kept = [row for row in rows.to_pylist() if row["arm"] != "top-2 sigmoid"]
-    found = findings(rows.from_pylist(kept, schema=ROW_SCHEMA))
-    assert "top-2" not in {finding.pair for finding in found} and found
+    results = findings(rows.from_pylist(kept, schema=ROW_SCHEMA))
+    assert "top-2" not in {finding.pair for finding in results} and results
 
 
 class TestPage:
     def test_the_same_rows_make_the_same_bytes_between_the_markers(self, tmp_path):
         document = tmp_path / "routing.md"
         document.write_text(f"# Words\n\n{BEGIN}\nold\n{END}\n\nmore words\n")
-        rows = made(tmp_path)
+        rows = run_rows(tmp_path)
         publish(rows, document)
         first = document.read_bytes(), (tmp_path / "routing" / "routing.svg").read_bytes()
         publish(rows, document)
@@ -168,15 +170,15 @@ class TestPage:
         assert "7 of 7 parameters multiply a token in “all experts”" in text
 
     def test_the_command_makes_the_rows_again(self, tmp_path):
-        said = command(made(tmp_path))
-        assert said == "sigmoid-attention routing --data stdlib --seeds 3 --steps 4"
+        message = command(run_rows(tmp_path))
+        assert message == "sigmoid-attention routing --data stdlib --seeds 3 --steps 4"
 
     def test_a_panel_for_every_quantity(self, tmp_path):
-        axes = draw(findings(made(tmp_path))).axes
+        axes = draw(findings(run_rows(tmp_path))).axes
         assert [axis.get_title() for axis in axes] == [q.label for q in QUANTITIES]
 
-    def test_what_cannot_be_published_is_said(self, tmp_path):
-        rows = made(tmp_path)
+    def test_results_that_cannot_be_published_are_refused(self, tmp_path):
+        rows = run_rows(tmp_path)
         with pytest.raises(ValueError, match=r"docs:? .*nowhere\.md is no document"):
             publish(rows, tmp_path / "nowhere.md")
         (tmp_path / "bare.md").write_text("words")
@@ -198,7 +200,7 @@ class TestCommand:
         assert main(["routing", *out]) == 2
         assert "is not empty; nothing was overwritten" in capsys.readouterr().err
 
-    def test_a_document_that_is_not_there_is_told_before_any_work(self, tmp_path, capsys):
+    def test_a_missing_document_is_named_before_any_work(self, tmp_path, capsys):
         argv = ["routing", "--docs", str(tmp_path / "no.md"), "--out", str(tmp_path / "out")]
         assert main(argv) == 2
         assert capsys.readouterr().err.endswith("no.md is no document\n")
@@ -210,9 +212,9 @@ class TestRun:
         setting = dataclasses.replace(TINY, data=text_file)
         store = run(setting, tmp_path / "out")
         rows = store.rows()
-        found = findings(rows)
-        dense = [f.quantity.metric for f in found if f.pair == "all experts"]
-        assert [f.quantity for f in found if f.pair == "top-2"] == list(QUANTITIES)
+        results = findings(rows)
+        dense = [f.quantity.metric for f in results if f.pair == "all experts"]
+        assert [f.quantity for f in results if f.pair == "top-2"] == list(QUANTITIES)
         assert "churn" not in dense and len(dense) == 4
         stamp = json.loads(rows["provenance"][0].as_py())
         assert stamp["bytes"] == 4800
@@ -225,8 +227,8 @@ class TestRun:
 
     def test_the_same_seed_gives_the_same_rows(self, text_file, tmp_path):
         setting = dataclasses.replace(TINY, data=text_file)
-        one, other = (run(setting, tmp_path / name).rows() for name in ("one", "other"))
-        assert one["value"].to_pylist() == other["value"].to_pylist()
+        left, right = (run(setting, tmp_path / name).rows() for name in ("one", "other"))
+        assert left["value"].to_pylist() == right["value"].to_pylist()
 
     @pytest.mark.parametrize("field", ["seeds", "steps", "lr", "seq_len"])
     def test_sizes_must_be_positive(self, field):

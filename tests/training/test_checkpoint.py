@@ -114,7 +114,7 @@ def test_a_folder_in_its_place_is_named(tmp_path):
     assert caught.value.filename == str(tmp_path / CURRENT)
 
 
-def test_another_text_is_called_so(tmp_path):
+def test_a_change_of_the_text_is_named(tmp_path):
     save_checkpoint(
         tmp_path / CURRENT, *stepped(0), losses=[], config={"data": {"tokens_sha256": "5d"}}
     )

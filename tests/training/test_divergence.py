@@ -38,15 +38,15 @@ def test_an_infinite_derivative_shows_where_it_arrives():
     with torch.no_grad():
         zero = nn.Linear(2, 2)
         zero.weight.zero_(), zero.bias.zero_()
-    found = find(nn.Linear(2, 2), zero, Step(torch.sqrt))
-    assert found == "the gradient at the output of 1"
+    place_name = find(nn.Linear(2, 2), zero, Step(torch.sqrt))
+    assert place_name == "the gradient at the output of 1"
 
 
 def test_a_norm_that_overflows_names_the_largest_gradient():
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     x = torch.tensor([[1e25, 1e25]])
-    found = first_non_finite(model, lambda: model(x).sum())
-    assert found == "the gradient of 0.weight"
+    place_name = first_non_finite(model, lambda: model(x).sum())
+    assert place_name == "the gradient of 0.weight"
 
 
 def test_hooks_are_gone_afterwards():

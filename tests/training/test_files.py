@@ -68,13 +68,13 @@ def test_no_flipped_bit_changes_what_json_says(tmp_path):
         flipped[place // 8] ^= 1 << place % 8
         path.write_bytes(flipped)
         try:
-            found = read_json(path)
+            content = read_json(path)
         except Damaged as error:
             assert str(path) in str(error)
             seen += 1
         else:
             # White space, or the checksum's own name.
-            assert {name: found.get(name) for name in CONTENT} == CONTENT
+            assert {name: content.get(name) for name in CONTENT} == CONTENT
     assert seen > 0.7 * len(data) * 8
 
 
@@ -91,7 +91,7 @@ def test_json_that_cannot_be_read_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless"])
-def test_what_never_ends_is_named_and_not_read(tmp_path, kind):
+def test_an_endless_file_is_named_and_not_read(tmp_path, kind):
     path = tmp_path / "setting.json"
     if kind == "pipe":
         os.mkfifo(path)
@@ -104,7 +104,7 @@ def test_what_never_ends_is_named_and_not_read(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["shb256", "sha25", "SHA256"])
-def test_a_checksum_under_a_damaged_name_is_told(tmp_path, name):
+def test_a_checksum_with_a_damaged_name_is_named(tmp_path, name):
     path = tmp_path / "setting.json"
     write_json(path, {"steps": 3})
     path.write_text(path.read_text().replace("sha256", name))

@@ -44,7 +44,7 @@ def test_another_process_is_kept_out_until_the_first_is_dead(tmp_path, holder):
     assert os.listdir(folder) == ["kept"]
 
 
-def test_what_it_made_and_what_stays_empty_is_removed(tmp_path):
+def test_empty_folders_that_the_lock_made_are_removed(tmp_path):
     with pytest.raises(ValueError, match="refused"), only_writer(tmp_path / "a" / "b"):
         raise ValueError("refused")
     assert os.listdir(tmp_path) == []
@@ -66,7 +66,7 @@ def test_a_file_in_its_place_is_for_the_command_to_refuse(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_what_stands_in_the_place_of_the_lock_is_named_and_not_followed(tmp_path):
+def test_a_folder_or_link_in_the_place_of_the_lock_is_named_and_not_followed(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / LOCK).mkdir()
     (tmp_path / "link").mkdir()

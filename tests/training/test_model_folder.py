@@ -86,7 +86,7 @@ def test_weights_of_another_configuration_are_refused(trained, tmp_path):
 
 
 @pytest.mark.parametrize("vocab_size", [10**13, "257", -1, None, [], {}])
-def test_a_vocabulary_that_cannot_be_is_one_sentence(trained, tmp_path, vocab_size):
+def test_an_impossible_vocabulary_gives_one_sentence(trained, tmp_path, vocab_size):
     shutil.copytree(trained[0], tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     described = read_json(path)
@@ -114,8 +114,8 @@ def test_going_on_writes_what_was_damaged_again(trained, tmp_path, capsys, name,
     describe_run(folder, model, batches, other, ByteTokenizer(), text.provenance)
     assert capsys.readouterr().err == "", "the checkpoint is of another run"
     describe_run(folder, model, batches, config, ByteTokenizer(), text.provenance)
-    said = capsys.readouterr().err
-    assert str(folder / name) in said and "it is written again" in said
+    message = capsys.readouterr().err
+    assert str(folder / name) in message and "it is written again" in message
     load_trained(folder)
 
 

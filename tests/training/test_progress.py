@@ -19,14 +19,14 @@ def test_without_a_terminal_the_last_step_makes_a_line(capsys):
     assert err.startswith("sigmoid, seed 2: step 3/3  loss 2.0000") and "tokens/s" in err
 
 
-def test_the_loss_is_shown_in_the_unit_that_is_asked_for(capsys):
-    for factor, said in ((None, "loss 2.0000 nats/token"), (1.5, "loss 3.0000 bits/byte")):
+def test_the_loss_is_shown_in_the_chosen_unit(capsys):
+    for factor, message in ((None, "loss 2.0000 nats/token"), (1.5, "loss 3.0000 bits/byte")):
         with StepProgress("train", 0, 1, 64, factor, shown=True) as bar:
             bar.update(1, 2.0)
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_a_terminal_is_told_no_loss_before_there_is_one(monkeypatch, capsys):
+def test_a_terminal_shows_no_loss_before_the_first_step(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     with StepProgress("train", 0, 2, 64, shown=True) as bar:

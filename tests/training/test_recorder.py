@@ -23,9 +23,9 @@ def recorded(folder, *, every=1, model=None, config=None, **settings):
     return model, result, recorder
 
 
-def values(folder, **wanted):
+def values(folder, **conditions):
     rows = read_records(folder / "records").to_pylist()
-    return [row["value"] for row in rows if all(row[k] == v for k, v in wanted.items())]
+    return [row["value"] for row in rows if all(row[k] == v for k, v in conditions.items())]
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -45,7 +45,7 @@ def test_every_quantity_of_every_layer_is_there(tmp_path, activation):
     assert table.schema == SCHEMA
     rows = table.to_pylist()
     assert {row["step"] for row in rows} == {0, 2, 4}
-    found = {
+    actual = {
         (r["module"], r["layer"], r["quantity"], r["statistic"]) for r in rows if not r["step"]
     }
     expected = {("", -1, name, "value") for name in ("loss", "gradient_norm", "learning_rate")}
@@ -62,18 +62,18 @@ def test_every_quantity_of_every_layer_is_there(tmp_path, activation):
         layer = int(name.split(".")[1]) if name.startswith("blocks.") else -1
         for quantity in ("gradient", "parameter", "adam_m", "adam_v"):
             expected |= {(name, layer, quantity, statistic) for statistic in SIZES}
-    assert found == expected
+    assert actual == expected
     assert len(rows) == 3 * len(expected), "each once a step"
 
 
 def test_the_numbers_are_those_of_the_tensors(tmp_path):
     model, _, _ = recorded(tmp_path, config=tiny_config(steps=1))
     weight = model.blocks[1].feed_forward.down.weight.detach()
-    wanted = {"module": "blocks.1.feed_forward.down.weight", "quantity": "parameter"}
-    assert values(tmp_path, **wanted, statistic="norm") == pytest.approx([weight.norm().item()])
-    assert values(tmp_path, **wanted, statistic="max_abs") == [weight.abs().max().item()]
+    conditions = {"module": "blocks.1.feed_forward.down.weight", "quantity": "parameter"}
+    assert values(tmp_path, **conditions, statistic="norm") == pytest.approx([weight.norm().item()])
+    assert values(tmp_path, **conditions, statistic="max_abs") == [weight.abs().max().item()]
     rms = weight.square().mean().sqrt().item()
-    assert values(tmp_path, **wanted, statistic="rms") == pytest.approx([rms])
+    assert values(tmp_path, **conditions, statistic="rms") == pytest.approx([rms])
 
 
 def test_attention_numbers_at_initialisation_are_those_of_the_layer(tmp_path):
@@ -85,15 +85,15 @@ def test_attention_numbers_at_initialisation_are_those_of_the_layer(tmp_path):
     recorded(tmp_path, model=model, config=tiny_config(steps=1))
     x, out = seen[0]
     weights_BHNN = untouched.weights(x)
-    wanted = {"module": "blocks.0.attention", "step": 0}
+    conditions = {"module": "blocks.0.attention", "step": 0}
     frobenius = weights_BHNN.square().sum((-1, -2)).sqrt().mean().item()
-    assert values(tmp_path, **wanted, statistic="frobenius") == pytest.approx([frobenius])
+    assert values(tmp_path, **conditions, statistic="frobenius") == pytest.approx([frobenius])
     mass = weights_BHNN.sum(-1)
-    assert values(tmp_path, **wanted, statistic="row_mass_max") == pytest.approx(
+    assert values(tmp_path, **conditions, statistic="row_mass_max") == pytest.approx(
         [mass.max().item()]
     )
     norm = out.detach().norm().item()
-    outputs = values(tmp_path, **wanted, quantity="attention_output", statistic="norm")
+    outputs = values(tmp_path, **conditions, quantity="attention_output", statistic="norm")
     assert outputs == pytest.approx([norm])
 
 
@@ -152,8 +152,8 @@ def test_a_damaged_part_is_named_and_recorded_again(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"steps-000000002-000000003\.parquet is damaged"):
         read_records(recorder.path)
     _, result, _ = recorded(tmp_path, out=tmp_path / "run", resume=True)
-    said = capsys.readouterr().err
-    assert f"{part} is damaged" in said and "trained again from its beginning" in said
+    message = capsys.readouterr().err
+    assert f"{part} is damaged" in message and "trained again from its beginning" in message
     assert result.resumed_from == 0 and read_records(recorder.path).equals(whole)
 
 
@@ -187,8 +187,8 @@ def test_a_diverging_step_is_recorded(tmp_path):
 
     with pytest.raises(Diverged, match=r"step 3 .*blocks\.1\.attention\.value"):
         recorded(tmp_path, model=model, on_step=spoil)
-    wanted = {"quantity": "attention_output", "statistic": "max_abs", "layer": 1}
-    before, *_, last = values(tmp_path, **wanted)
+    conditions = {"quantity": "attention_output", "statistic": "max_abs", "layer": 1}
+    before, *_, last = values(tmp_path, **conditions)
     assert before < 100 and not last < float("inf")
 
 
@@ -208,8 +208,8 @@ def test_bad_arguments_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
-def test_what_a_checkpoint_computes_again_is_recorded_once(tmp_path, reentrant):
-    found = []
+def test_recomputed_activations_are_recorded_once(tmp_path, reentrant):
+    tables = []
     for name in ("plain", "checkpoints"):
         model = tiny_model(dropout_p=0.0)
         for block in model.blocks if name == "checkpoints" else ():
@@ -217,8 +217,8 @@ def test_what_a_checkpoint_computes_again_is_recorded_once(tmp_path, reentrant):
             block.forward = lambda x, run=once_more, **_: run(x)
         recorded(tmp_path / name, model=model)
         rows = read_records(tmp_path / name / "records").to_pylist()
-        found.append([(row["step"], row["module"], row["quantity"], row["value"]) for row in rows])
-    assert sorted(found[0]) == sorted(found[1])
+        tables.append([(row["step"], row["module"], row["quantity"], row["value"]) for row in rows])
+    assert sorted(tables[0]) == sorted(tables[1])
 
 
 def test_a_test_between_two_steps_is_not_recorded(tmp_path):

@@ -29,7 +29,7 @@ def test_other_errors_stay_what_they_are():
         raise AttributeError("a bug")
 
 
-def test_what_is_ignored_stays_ignored():
+def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with interruptible(), ending_later() as request:

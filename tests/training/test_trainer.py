@@ -215,11 +215,11 @@ def test_without_a_folder_an_interrupt_is_not_delayed():
     assert seen == [1]
 
 
-def test_what_is_measured_at_a_checkpoint_is_measured_before_it(tmp_path):
+def test_measurements_at_a_checkpoint_precede_it(tmp_path):
     """Else a kill between the two would lose the measurement: nothing would do it again."""
-    there = []
-    trained(tmp_path, on_step=lambda done, _: there.append((tmp_path / CURRENT).exists()))
-    assert there == [False, False, True, True, True]
+    saved = []
+    trained(tmp_path, on_step=lambda done, _: saved.append((tmp_path / CURRENT).exists()))
+    assert saved == [False, False, True, True, True]
 
 
 def test_a_folder_that_was_removed_does_not_come_back_without_its_files(tmp_path):

@@ -1,4 +1,4 @@
-"""Checks of single arguments: numbers, whole numbers, booleans and dense tensors.
+"""Checks of single arguments: numbers, booleans, names, objects and dense tensors.
 
 Every message is one sentence: the argument, its condition, the given value. A wrong type is a
 ``TypeError``, a wrong value a ``ValueError``. `validation` checks conditions between the arguments
@@ -6,6 +6,7 @@ of a call.
 """
 
 import operator
+from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 import torch
@@ -57,6 +58,23 @@ def switch(name: str, given: Any) -> bool:
     if given not in (True, False):
         raise ValueError(f"{name} must be True or False, got {shown(given)}")
     return given  # pyright: ignore[reportReturnType]
+
+
+def one_of(name: str, given: Any, allowed: Iterable[str | None], wanted: str | None = None) -> None:
+    """Raise unless the argument is one of the names; ``wanted`` replaces their list in messages."""
+    allowed = tuple(allowed)
+    wanted = f"one of {allowed}" if wanted is None else wanted
+    message = f"{name} must be {wanted}, got {shown_name(given)}"
+    if not isinstance(given, str) and not (given is None and None in allowed):
+        raise TypeError(message)
+    if given not in allowed:
+        raise ValueError(message)
+
+
+def instance(name: str, given: Any, kind: Any, wanted: str) -> None:
+    """Raise ``TypeError`` unless the argument is an object of this kind."""
+    if not isinstance(given, kind):
+        raise TypeError(f"{name} must be {wanted}, got {shown(given)}")
 
 
 def tensor(name: str, given: Any) -> None:

@@ -97,7 +97,8 @@ class Constant(BiasPolicy):
 
     b may be a tensor of the shapes that ``bias`` may have, and then receives a gradient. A layer
     needs `Learned` instead, because a tensor in a policy is not among the layer's parameters.
-    Raises ``ValueError`` unless b is a tensor or a finite number.
+    Raises ``TypeError`` unless b is a tensor or a number, and
+    ``ValueError`` unless the number is finite.
 
     Example:
         >>> import torch
@@ -120,8 +121,8 @@ class Constant(BiasPolicy):
 class NegLogLength(BiasPolicy):
     """b = offset - log n, with n the training length (Ramapuram et al. 2024, appendix E).
 
-    The offset may be a tensor and then receives a gradient. Raises ``ValueError`` unless n is a
-    positive whole number and the offset a tensor or a finite number.
+    The offset may be a tensor and then receives a gradient. Raises ``TypeError`` for a
+    wrong type, and ``ValueError`` unless n is a positive whole number and the offset finite.
 
     Example:
         >>> NegLogLength(1024).value
@@ -152,7 +153,8 @@ class NegLogVisible(BiasPolicy):
     """b_i = -log max(number of keys that query i may see, at_least), one bias per row.
 
     It depends on the visible keys and not on the call's length, so caches and padding do not change
-    it. Raises ``ValueError`` if at_least is below one.
+    it. Raises ``TypeError`` unless at_least is a whole number, and ``ValueError`` if it is
+    below one.
 
     Example:
         >>> NegLogVisible(at_least=16)
@@ -175,8 +177,9 @@ class NegLogEffectiveLength(BiasPolicy):
 
     With slope m, ALiBi multiplies the weight of a key at distance t by about e^(-m t). So a causal
     row of n keys has L_h = sum_{t<n} e^(-m t) = (1 - e^(-m n)) / (1 - e^(-m)), and L_h = n for
-    m = 0. Raises ``ValueError`` unless n is a positive whole number, the offset a finite number,
-    and the slopes finite numbers of 0 or more. This policy is this project's own.
+    m = 0. Raises ``TypeError`` for a wrong type, and ``ValueError`` unless n is a positive
+    whole number, the offset finite, and the slopes finite and 0 or more. This policy is this
+    project's own.
 
     Example:
         >>> [round(b, 3) for b in NegLogEffectiveLength((0.5, 0.0), n=8).values]

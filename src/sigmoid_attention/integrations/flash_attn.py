@@ -91,8 +91,8 @@ def flash_attn_func(
         (B, S, H, value_dim); with ``return_attn_probs`` a triple of that, None and the weights.
 
     Raises:
-        ValueError: an argument does not fit; the sentence names it, q, k and v as query, key and
-            value with the heads before the tokens.
+        TypeError, ValueError: an argument has a wrong type, or does not fit; the sentence names it,
+            q, k and v as query, key and value with the heads before the tokens.
         NotImplementedError: ``return_attn_probs`` together with dropout.
 
     Example:
@@ -221,7 +221,7 @@ def flash_attn_varlen_func(
         (T, H, value_dim).
 
     Raises:
-        ValueError: an argument does not fit; the sentence names it.
+        TypeError, ValueError: an argument has a wrong type, or does not fit; the sentence names it.
         NotImplementedError: ``return_attn_probs``, and a ``block_table``, which
             :func:`flash_attn_with_kvcache` takes.
 

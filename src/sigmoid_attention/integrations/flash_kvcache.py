@@ -73,7 +73,7 @@ def flash_attn_with_kvcache(
         (B, S, H, value_dim).
 
     Raises:
-        ValueError: an argument does not fit; the sentence names it.
+        TypeError, ValueError: an argument has a wrong type, or does not fit; the sentence names it.
         NotImplementedError: ``cache_leftpad``; and ``return_softmax_lse``, which a sigmoid does
             not have: partial results over disjoint keys add.
 

@@ -29,11 +29,11 @@ def operator_settings(
 ) -> dict[str, Any]:
     """The keyword arguments that the dense, packed and cached operators share.
 
-    Raises ``ValueError``, in flash-attn's names, for what is no number or no switch, and for a bias
-    of unexpected heads; the operator looks at the rest.
+    Raises, in flash-attn's names, ``TypeError`` for what is no number or no boolean, and
+    ``ValueError`` for a bias of unexpected heads; the operator checks the rest.
     """
     if not arguments.is_number(arguments.scalar(softcap)):
-        raise ValueError(
+        raise TypeError(
             f"softcap must be a number, 0.0 for none, got {arguments.shown(softcap)}; "
             f"FlashSigmoid has alibi_slopes in this place "
             f"(sigmoid_attention.integrations.flash_sigmoid)"

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import Learned, NegLogLength, validation
+from sigmoid_attention.attention import Learned, NegLogLength, arguments, validation
 from sigmoid_attention.integrations.softmax_detection import trace_softmax
 from sigmoid_attention.integrations.timm_layers import (
     ATTN_LAYERS,
@@ -76,6 +76,7 @@ def convert(
         The model.
 
     Raises:
+        TypeError: the model or the bias has a wrong type.
         ValueError: there is no such attention, the bias or the input is unclear, or a softmax
             would be left; the sentence names the module.
 
@@ -85,6 +86,7 @@ def convert(
         >>> convert(model).blocks[0].attn.sigmoid_bias
         NegLogLength(n=5, offset=0.0)
     """
+    arguments.instance("model", model, nn.Module, "a model of timm")
     found: dict[str, Any] = {
         name: module
         for name, module in model.named_modules()

@@ -52,7 +52,7 @@ def sigmoid_attention(
         (B, T, H, D).
 
     Raises:
-        ValueError: an argument does not fit; the sentence names it.
+        TypeError, ValueError: an argument has a wrong type, or does not fit; the sentence names it.
 
     Example:
         >>> q, k, v = torch.randn(3, 2, 9, 4, 16).unbind(0)
@@ -109,7 +109,7 @@ def sigmoid_attention_padded(
         (B, Q, H, D).
 
     Raises:
-        ValueError: an argument does not fit; the sentence names it.
+        TypeError, ValueError: an argument has a wrong type, or does not fit; the sentence names it.
 
     Example:
         >>> q, k, v = torch.randn(3, 2, 9, 4, 16).unbind(0)

@@ -60,6 +60,7 @@ def sweep(
         For each task that raised, a sentence that names its study, cell and part.
 
     Raises:
+        TypeError: ``workers`` is no whole number.
         ValueError: fewer than one worker, or ``out`` is a file.
         OSError: rows could not be written.
 
@@ -68,6 +69,8 @@ def sweep(
         []
     """
     workers = usable_cores() if workers is None else workers
+    if not isinstance(workers, int):
+        raise TypeError(f"workers must be a whole number, got {workers!r}")
     if workers < 1:
         raise ValueError(f"workers must be 1 or more, got {workers}")
     console = console or Console(quiet=True)

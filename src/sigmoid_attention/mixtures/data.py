@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.extras import lab_imports
 
 with lab_imports("sigmoid_attention.mixtures"):
@@ -71,6 +72,7 @@ class FiniteDesign:
     as the papers assume, but their law is not continuous; ``RawData`` serves for comparison.
 
     Raises:
+        TypeError: inputs that are no tensor.
         ValueError: fewer than two nodes, or a number that is not finite.
 
     Example:
@@ -85,6 +87,7 @@ class FiniteDesign:
     inputs_Qd: Tensor
 
     def __post_init__(self) -> None:
+        arguments.tensor("inputs_Qd", self.inputs_Qd)
         if self.inputs_Qd.dim() != 2 or self.inputs_Qd.shape[0] < 2:
             raise ValueError(
                 f"inputs must be (nodes, d) with 2 nodes or more, got {tuple(self.inputs_Qd.shape)}"
@@ -244,6 +247,7 @@ def binned(inputs: np.ndarray, observations: np.ndarray, bins: int = 2000) -> Su
         bins: of equal width along each axis, from the least input to the largest.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: shapes that do not fit, or more cells than can be numbered.
 
     Example:
@@ -253,6 +257,9 @@ def binned(inputs: np.ndarray, observations: np.ndarray, bins: int = 2000) -> Su
         >>> len(data.inputs_Qd), data.n_B.item()
         (100, 10000.0)
     """
+    for name, array in (("inputs", inputs), ("observations", observations)):
+        arguments.instance(name, array, np.ndarray, "an array of NumPy")
+    arguments.whole("bins", bins, 1, "a whole number of 1 or more")
     if inputs.ndim != 2 or observations.shape != inputs.shape[:1] or len(inputs) == 0:
         raise ValueError(
             f"data must be (n, d) and (n,) with n of 1 or more, "

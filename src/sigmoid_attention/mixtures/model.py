@@ -33,6 +33,7 @@ class Mixture:
         k: number of experts. d: dimension of the inputs.
 
     Raises:
+        TypeError: a name that is no string, k or d that is no whole number.
         ValueError: an unknown name, k or d below 1.
 
     Example:

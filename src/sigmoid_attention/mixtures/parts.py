@@ -24,8 +24,6 @@ class Parametric(ABC):
 
 
 def named(what: str, table: Mapping[str, Kind], name: str) -> Kind:
-    """The entry of this name; ``ValueError`` with the list of names for any other."""
-    if not isinstance(name, str) or name not in table:
-        shown = arguments.shown_name(name)
-        raise ValueError(f"{what} must be one of {', '.join(table)}, got {shown}")
+    """The entry of this name; an error with the list of names for any other."""
+    arguments.one_of(what, name, table, f"one of {', '.join(table)}")
     return table[name]

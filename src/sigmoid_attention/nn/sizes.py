@@ -3,10 +3,11 @@
 A wrong type is a ``TypeError``, a wrong value a ``ValueError``: "name must be ..., got ...".
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from sigmoid_attention.attention import arguments
+from sigmoid_attention.attention.arguments import instance as instance
+from sigmoid_attention.attention.arguments import one_of as one_of
 
 
 def positive_whole(name: str, size: Any) -> int:
@@ -78,14 +79,3 @@ def probability(name: str, number: Any) -> float:
 def switch(name: str, value: Any) -> bool:
     """True or False as Python's ``bool``; 1 and 0 are accepted."""
     return bool(arguments.switch(name, value))
-
-
-def one_of(name: str, value: Any, allowed: Iterable[str | None], wanted: str | None = None) -> None:
-    """Refuse a value outside the allowed names; ``wanted`` replaces their list in messages."""
-    allowed = tuple(allowed)
-    wanted = f"one of {allowed}" if wanted is None else wanted
-    message = f"{name} must be {wanted}, got {arguments.shown_name(value)}"
-    if not isinstance(value, str) and not (value is None and None in allowed):
-        raise TypeError(message)
-    if value not in allowed:
-        raise ValueError(message)

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from sigmoid_attention.lab.rows import ARMS, NONE, SIGMOID, SOFTMAX
 from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.report.chart import Panel, linear_axis, log_axis
+from sigmoid_attention.report.comparison_values import (
+    ComparisonValues,
+    Curve,
+    curve_differences,
+    curves,
+    scaled_x,
+)
 from sigmoid_attention.report.format import difference, plain, quantity, signed
-from sigmoid_attention.report.measured import Curve, Measured, curve_differences, curves, scaled_x
 from sigmoid_attention.report.panels import (
     arms_panel,
     cost_panel,
@@ -49,12 +55,12 @@ class ReportFigure:
     absent: tuple[str, ...] = ()
 
 
-def figures(measured: Measured) -> list[ReportFigure]:
+def figures(measured: ComparisonValues) -> list[ReportFigure]:
     """All figures of the report, in its order; a figure without panels has only text."""
     return [draw(measured) for draw in FIGURES]
 
 
-def validation(measured: Measured) -> ReportFigure:
+def validation(measured: ComparisonValues) -> ReportFigure:
     """Validation loss of every seed at the training length, and the paired difference."""
     panels: list[Panel] = []
     if lengths := measured.lengths(LOSS):
@@ -79,7 +85,7 @@ def validation(measured: Measured) -> ReportFigure:
     )
 
 
-def training(measured: Measured) -> ReportFigure:
+def training(measured: ComparisonValues) -> ReportFigure:
     """Held-out loss during training by tokens and by seconds, its difference, and training loss."""
     panels: list[Panel] = []
     tokens = measured.tokens_per_step
@@ -138,7 +144,7 @@ def _trend(change: Interval) -> list[str]:
     ]
 
 
-def _equal_time(measured: Measured) -> list[str]:
+def _equal_time(measured: ComparisonValues) -> list[str]:
     """Which arm has the lower loss at equal time, from the summary's row."""
     row = measured.row(EQUAL_TIME)
     if row is None or not row.difference.n:
@@ -157,7 +163,7 @@ def _equal_time(measured: Measured) -> list[str]:
     ]
 
 
-def longer(measured: Measured) -> ReportFigure:
+def longer(measured: ComparisonValues) -> ReportFigure:
     """Validation loss at the training length and at multiples of it."""
     several = len(measured.lengths(LOSS)) > 1
     return ReportFigure(
@@ -171,7 +177,7 @@ def longer(measured: Measured) -> ReportFigure:
     )
 
 
-def retrieval(measured: Measured) -> ReportFigure:
+def retrieval(measured: ComparisonValues) -> ReportFigure:
     """Accuracy of associative recall and of copying, over training and at its end."""
     panels: list[Panel] = []
     # Every held-out test is shown, because averaging would hide sudden learning.
@@ -204,7 +210,7 @@ def retrieval(measured: Measured) -> ReportFigure:
     )
 
 
-def _solved(measured: Measured, metric: str, task: str) -> list[str]:
+def _solved(measured: ComparisonValues, metric: str, task: str) -> list[str]:
     solved = measured.solved(metric)
     if solved is None:
         return []
@@ -216,7 +222,7 @@ def _solved(measured: Measured, metric: str, task: str) -> list[str]:
     ]
 
 
-def norms(measured: Measured) -> ReportFigure:
+def norms(measured: ComparisonValues) -> ReportFigure:
     """The attention branch's output by step and layer."""
     return _by_layer(
         measured,
@@ -231,7 +237,7 @@ def norms(measured: Measured) -> ReportFigure:
     )
 
 
-def masses(measured: Measured) -> ReportFigure:
+def masses(measured: ComparisonValues) -> ReportFigure:
     """The mean sum of a row's weights by step and layer."""
     return _by_layer(
         measured,
@@ -246,7 +252,7 @@ def masses(measured: Measured) -> ReportFigure:
     )
 
 
-def largest(measured: Measured) -> ReportFigure:
+def largest(measured: ComparisonValues) -> ReportFigure:
     """The largest weight by step and layer."""
     return _by_layer(
         measured,
@@ -262,7 +268,7 @@ def largest(measured: Measured) -> ReportFigure:
 
 
 def _by_layer(
-    measured: Measured,
+    measured: ComparisonValues,
     name: str,
     title: str,
     caption: str,
@@ -291,7 +297,7 @@ def _by_layer(
     )
 
 
-def operator(measured: Measured) -> ReportFigure:
+def operator(measured: ComparisonValues) -> ReportFigure:
     """Time and memory of the attention operator alone, by sequence length."""
     return ReportFigure(
         "operator",
@@ -313,7 +319,7 @@ def operator(measured: Measured) -> ReportFigure:
     )
 
 
-FIGURES: tuple[Callable[[Measured], ReportFigure], ...] = (
+FIGURES: tuple[Callable[[ComparisonValues], ReportFigure], ...] = (
     validation,
     training,
     longer,
@@ -326,7 +332,7 @@ FIGURES: tuple[Callable[[Measured], ReportFigure], ...] = (
 
 
 def _curves(
-    measured: Measured, metric: str, *, layer: int | None = None, bins: int = MOST_POINTS
+    measured: ComparisonValues, metric: str, *, layer: int | None = None, bins: int = MOST_POINTS
 ) -> dict[str, dict[int, Curve]]:
     return {
         arm: curves(measured.values(metric, arm, layer=layer), bins=bins)
@@ -334,7 +340,7 @@ def _curves(
     }
 
 
-def _baseline(measured: Measured) -> tuple[str, ...]:
+def _baseline(measured: ComparisonValues) -> tuple[str, ...]:
     if math.isinf(measured.baseline):
         return ()
     bits = quantity(measured.baseline, "bits/byte")

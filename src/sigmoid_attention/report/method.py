@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 from markupsafe import Markup
 
+from sigmoid_attention.report.comparison_values import ComparisonValues
 from sigmoid_attention.report.format import plain, quantity
 from sigmoid_attention.report.html import from_template
-from sigmoid_attention.report.measured import Measured
 from sigmoid_attention.studies.compare.results import Comparison
 from sigmoid_attention.studies.compare.summary import (
     UNIT_END,
@@ -37,7 +37,7 @@ LIMITS = (
 )
 
 
-def method(comparison: Comparison, measured: Measured) -> Markup:
+def method(comparison: Comparison, measured: ComparisonValues) -> Markup:
     """The section's HTML: rules, limits, rows and command as prose, then the facts as lists."""
     setting = dict(comparison.setting)
     command = setting.pop("command", None)
@@ -92,7 +92,7 @@ def commits(rows: pa.Table) -> str:
     return ", ".join(sorted({stamp["commit"] for stamp in stamps if "commit" in stamp}))
 
 
-def _run_facts(comparison: Comparison, measured: Measured) -> dict[str, Any]:
+def _run_facts(comparison: Comparison, measured: ComparisonValues) -> dict[str, Any]:
     """Facts on the run, from the rows."""
     seeds = measured.seeds("train_loss") or measured.seeds("validation_bits_per_byte")
     facts: dict[str, Any] = {"seeds that trained": seeds, **when(comparison.rows)}

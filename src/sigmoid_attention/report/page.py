@@ -8,9 +8,9 @@ from markupsafe import Markup
 
 from sigmoid_attention.lab.theme import style_sheet
 from sigmoid_attention.report.chart import ARM_SERIES, key_svg
+from sigmoid_attention.report.comparison_values import ComparisonValues
 from sigmoid_attention.report.figures import figures
 from sigmoid_attention.report.html import from_template
-from sigmoid_attention.report.measured import Measured
 from sigmoid_attention.report.method import commits, method, when
 from sigmoid_attention.report.table import fused_table, no_gain, summary_table
 from sigmoid_attention.report.written import texts
@@ -52,7 +52,7 @@ def render(comparison: Comparison, path: str | Path) -> None:
 
 def page(comparison: Comparison) -> str:
     """The report's HTML."""
-    measured = Measured(comparison)
+    measured = ComparisonValues(comparison)
     drawn = figures(measured)
     keys = {arm: Markup(key_svg(series)) for arm, series in ARM_SERIES.items()}
     summary = from_template("numbers.html") + summary_table(comparison.summary)

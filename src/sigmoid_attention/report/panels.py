@@ -22,8 +22,8 @@ from sigmoid_attention.report.chart import (
     log_axis,
     ticked_axis,
 )
+from sigmoid_attention.report.comparison_values import ComparisonValues, Curve, mean, mean_curve
 from sigmoid_attention.report.format import compact, plain, quantity, signed, tick, token_count
-from sigmoid_attention.report.measured import Curve, Measured, mean, mean_curve
 
 # If both arms have the same x, softmax is drawn to the left of it and sigmoid to the right.
 SIDE = {SOFTMAX: -1.0, SIGMOID: 1.0}
@@ -111,7 +111,7 @@ def difference_curves_panel(differences: Curves, unit: str, along: str) -> Panel
     return Panel(DIFFERENCE_TITLE, x_axis, y_axis, tuple(marks), f"Ends at {signed(end)}.")
 
 
-def lengths_panels(measured: Measured, metric: str) -> list[Panel]:
+def lengths_panels(measured: ComparisonValues, metric: str) -> list[Panel]:
     """A metric by sequence length, and the difference of the arms by length."""
     lengths = measured.lengths(metric)
     marks: list[Mark] = []
@@ -180,7 +180,7 @@ def final_accuracy_panel(
     return Panel("After training", x_axis, y_axis, tuple(marks), description)
 
 
-def cost_panel(measured: Measured, metric: str, title: str, unit: str) -> Panel:
+def cost_panel(measured: ComparisonValues, metric: str, title: str, unit: str) -> Panel:
     """Time or memory by sequence length on logarithmic axes, with the ratio above each point."""
     costs = {arm: measured.means(metric, arm) for arm in ARMS}
     marks: list[Mark] = []

@@ -3,12 +3,12 @@
 from markupsafe import Markup
 
 from sigmoid_attention.lab.rows import ARMS
+from sigmoid_attention.report.comparison_values import ComparisonValues
 from sigmoid_attention.report.html import from_template
-from sigmoid_attention.report.measured import Measured
 from sigmoid_attention.studies.compare.text import PROMPT, TEMPERATURE, TOP_P, WRITTEN
 
 
-def texts(measured: Measured) -> Markup:
+def texts(measured: ComparisonValues) -> Markup:
     """The text that each arm generated after the same prompt, as HTML."""
     if not measured.arms(WRITTEN):
         return Markup('<p class="absent">Texts of the models: not measured.</p>')
@@ -24,7 +24,7 @@ def texts(measured: Measured) -> Markup:
     return from_template("texts.html", texts=shown, **sampling)
 
 
-def _text(measured: Measured, metric: str, arm: str) -> str | None:
+def _text(measured: ComparisonValues, metric: str, arm: str) -> str | None:
     values = measured.values(metric, arm)
     return visible(bytes(int(v.value) for v in values)) if values else None
 

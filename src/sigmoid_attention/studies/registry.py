@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.training.files import read_json
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ COMMAND_STUDIES = (
 
 def claim_names(group: str | None = None) -> list[str]:
     """The installed studies of published claims, or those of one group."""
+    if group is not None:
+        arguments.one_of("group", group, CLAIM_STUDIES, f"one of {', '.join(CLAIM_STUDIES)}")
     groups = CLAIM_STUDIES if group is None else {group: CLAIM_STUDIES[group]}
     return [name for group, names in groups.items() for name in names if _is_there(group, name)]
 
@@ -142,6 +145,7 @@ def claim_study(name: str) -> "Study":
     """The study of a published claim.
 
     Raises:
+        TypeError: the name is no string.
         ValueError: no study has this name, or the study has a command of its own.
 
     Example:
@@ -152,14 +156,14 @@ def claim_study(name: str) -> "Study":
         ...
         ValueError: name: compare has a command of its own: sigmoid-attention compare
     """
-    for group in CLAIM_STUDIES:
-        if name in claim_names(group):
-            module = import_module(_module(group, name))
-            return module.STUDIES[name] if name in SHARED_MODULES else module.STUDY
     for study in COMMAND_STUDIES:
         if name == study.name:
             raise ValueError(f"name: {name} has a command of its own: {study.command}")
-    raise ValueError(f"name must be one of {', '.join(claim_names())}, got {name!r}")
+    names = claim_names()
+    arguments.one_of("name", name, names, f"one of {', '.join(names)}")
+    group = next(group for group in CLAIM_STUDIES if name in claim_names(group))
+    module = import_module(_module(group, name))
+    return module.STUDIES[name] if name in SHARED_MODULES else module.STUDY
 
 
 def select_claims(names_or_groups: Sequence[str]) -> "list[Study]":

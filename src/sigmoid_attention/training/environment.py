@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from sigmoid_attention.nn.sizes import instance
+
 PACKAGES = (
     "sigmoid-attention",
     "torch",
@@ -27,12 +29,14 @@ def resolve_device(name: str) -> torch.device:
     """The device called `name`: "cpu", "cuda", "cuda:1"; "auto" is CUDA if available, else the CPU.
 
     Raises:
+        TypeError: the name is no string.
         ValueError: the name is invalid, or this machine has no such device.
 
     Example:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
+    instance("device", name, str, "the name of a device")
     kind = name.partition(":")[0]
     if kind not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
@@ -84,13 +88,13 @@ def source_commit() -> str:
     """
     folder = Path(__file__).parent
     # An untracked file may lie inside the repository of another project.
-    for arguments in (
+    for command in (
         ("ls-files", "--error-unmatch", Path(__file__).name),
         ("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"),
     ):
         try:
             answer = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20
+                ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=20
             )
         except (OSError, subprocess.TimeoutExpired):
             return ""

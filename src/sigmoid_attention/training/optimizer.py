@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import nn
+
+from sigmoid_attention.nn.sizes import instance, switch
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class TrainConfig:
     decay 1e-4, clipping at 1, cosine to a tenth), with a learning rate for much smaller models.
 
     Raises:
-        ValueError: a value is out of range; names it.
+        TypeError, ValueError: a value has a wrong type, or is out of range; names it.
 
     Example:
         >>> TrainConfig(steps=1000, warmup_steps=50).min_lr_ratio
@@ -41,6 +44,14 @@ class TrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        for name in ("steps", "warmup_steps", "seed", "checkpoint_every"):
+            instance(name, getattr(self, name), Integral, "a whole number")
+        for name in ("lr", "min_lr_ratio", "weight_decay", "eps", "clip_norm"):
+            instance(name, getattr(self, name), Real, "a number")
+        instance("betas", self.betas, tuple | list, "two numbers in [0, 1)")
+        for beta in self.betas:
+            instance("betas", beta, Real, "two numbers in [0, 1)")
+        switch("bf16", self.bf16)
         conditions = {
             "steps": (1 <= self.steps <= 2**53, "at least 1 and at most 2**53"),
             # In this range Adam's updates and weight_decay / lr stay within float32.

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from sigmoid_attention.extras import lab_imports
 from sigmoid_attention.nn import Attention
 from sigmoid_attention.nn.recording import recomputing
+from sigmoid_attention.nn.sizes import whole_between
 from sigmoid_attention.training.files import Damaged, reading, write_whole
 from sigmoid_attention.training.tables import parquet_bytes, read_table
 
@@ -66,6 +67,7 @@ class Recorder:
     checkpointing recomputes are recorded once.
 
     Raises:
+        TypeError: `every` is no whole number.
         ValueError: `every` is not positive; or, when training starts anew, `path` already holds
             another run's records.
 
@@ -83,8 +85,7 @@ class Recorder:
     """
 
     def __init__(self, path: Path, every: int = 1, *, whole: bool = False) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
+        whole_between("every", every, 1, 2**63 - 1, "at least 1")
         self.path = Path(path)
         self.every = every
         self._whole = whole

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.nn.balance import LoadBalancer, balanced_routers
+from sigmoid_attention.nn.sizes import instance
 from sigmoid_attention.training.checkpoint import (
     CURRENT,
     FRESH,
@@ -81,6 +82,7 @@ def train(
     Raises:
         Diverged: the loss, a gradient or a parameter is not finite; names step and module. The
             last checkpoint is kept.
+        TypeError: the model or `config` has a wrong type.
         ValueError: `out` holds another run, a run while `resume` is False, or a folder with the
             name of a checkpoint; or the device does not exist.
         OSError: a checkpoint could not be written.
@@ -92,6 +94,8 @@ def train(
         >>> train(model, data, TrainConfig(steps=2), progress=False).steps
         2
     """
+    instance("model", model, nn.Module, "a module of torch")
+    instance("config", config, TrainConfig, "a TrainConfig")
     if out:
         refuse_other_kinds(out, files=(CURRENT, PREVIOUS, FRESH))
     device = _device(config)

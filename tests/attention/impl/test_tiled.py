@@ -63,15 +63,15 @@ def options(case):
 @pytest.mark.parametrize("shape", [(9, 11), (11, 11), (11, 5), (1, 11)], ids=str)
 def test_equals_the_definition(case, shape):
     nq, nk = shape
-    given = options(case)
+    settings = options(case)
     if any(
         (isinstance(value, torch.Tensor) and value.dim() > 2) or name == "attn_mask"
-        for name, value in given.items()
+        for name, value in settings.items()
     ) and shape != (9, 11):
-        given = options("alibi")
+        settings = options("alibi")
     q, k, v = tensors(nq=nq, nk=nk)
-    expected = sigmoid_attention(q, k, v, impl="reference", **given)
-    actual = sigmoid_attention(q, k, v, impl="tiled", skip_tolerance=0.0, **given)
+    expected = sigmoid_attention(q, k, v, impl="reference", **settings)
+    actual = sigmoid_attention(q, k, v, impl="tiled", skip_tolerance=0.0, **settings)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
 
 
@@ -87,15 +87,15 @@ def test_low_precision_is_computed_in_fp32(dtype):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("causal", "visible")])
 def test_first_and_second_derivatives(case):
-    given = {**options(case), "skip_tolerance": 0.0, "impl": "tiled"}
+    settings = {**options(case), "skip_tolerance": 0.0, "impl": "tiled"}
     small = case in ("plain", "alibi", "softcap", "bias-head", "window")
     shape = {"b": 1, "nq": 5, "nk": 7, "d": 2, "e": 2} if small else {"d": 2, "e": 2}
     q, k, v = (x.requires_grad_() for x in tensors(**shape))
-    names = [n for n in ("bias", "attn_mask", "alibi_slopes") if _trainable(given.get(n))]
-    extra = [given.pop(name).clone().requires_grad_() for name in names]
+    names = [n for n in ("bias", "attn_mask", "alibi_slopes") if _trainable(settings.get(n))]
+    extra = [settings.pop(name).clone().requires_grad_() for name in names]
 
     def call(q, k, v, *extra):
-        return sigmoid_attention(q, k, v, **given, **dict(zip(names, extra, strict=True)))
+        return sigmoid_attention(q, k, v, **settings, **dict(zip(names, extra, strict=True)))
 
     assert gradcheck(call, (q, k, v, *extra), fast_mode=True)
     assert gradgradcheck(call, (q, k, v, *extra), fast_mode=True)
@@ -109,11 +109,11 @@ def test_gradients_equal_the_definitions_at_full_size():
     q, k, v = (x.requires_grad_() for x in tensors())
     slopes = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64, requires_grad=True)
     bias = torch.randn(2, 4, 9, 11, dtype=torch.float64, requires_grad=True)
-    given = {"alibi_slopes": slopes, "bias": bias, "enable_gqa": True, "softcap": 2.0}
+    arguments = {"alibi_slopes": slopes, "bias": bias, "enable_gqa": True, "softcap": 2.0}
     weight = torch.randn(2, 4, 9, 6, dtype=torch.float64)
     grads = [
         torch.autograd.grad(
-            (sigmoid_attention(q, k, v, impl=impl, skip_tolerance=0.0, **given) * weight).sum(),
+            (sigmoid_attention(q, k, v, impl=impl, skip_tolerance=0.0, **arguments) * weight).sum(),
             (q, k, v, slopes, bias),
         )
         for impl in ("reference", "tiled")
@@ -124,12 +124,12 @@ def test_gradients_equal_the_definitions_at_full_size():
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["plain", "alibi", "mask-bool", "mask-float", "bias-row"])
 def test_opcheck(case):
-    given = options(case)
+    arguments = options(case)
     q, k, v = (x.requires_grad_() for x in tensors(b=2, d=2, e=2))
-    bias = given["bias"]
+    bias = arguments["bias"]
     bias = bias if isinstance(bias, torch.Tensor) else torch.tensor(-2.0, dtype=torch.float64)
-    mask, slopes = given.get("attn_mask"), given.get("alibi_slopes")
-    settings = (0.5, None, -1, 0 if given.get("is_causal") else -1, 4, 3)
+    mask, slopes = arguments.get("attn_mask"), arguments.get("alibi_slopes")
+    settings = (0.5, None, -1, 0 if arguments.get("is_causal") else -1, 4, 3)
     forward = (q, k, v, bias.clone().requires_grad_(), mask, slopes, *settings)
     torch.library.opcheck(tiled_ops.tiled_forward, (*forward, 2.0**-53, True))
     out, visits = tiled_ops.tiled_forward(*forward, 2.0**-53, True)
@@ -177,7 +177,7 @@ CERTIFICATE = list(itertools.product([0.3, 1.0, 3.0], [0.2, 1.0, 2.0], [0.0, -4.
 
 @pytest.mark.product
 @pytest.mark.parametrize(("slope", "spread", "bias", "seed"), CERTIFICATE, ids=str)
-def test_what_is_skipped_weighs_less_than_promised(slope, spread, bias, seed):
+def test_the_weight_of_skipped_tiles_is_below_the_bound(slope, spread, bias, seed):
     q, k, v, slopes = skipping(61, slope, spread, torch.float64, seed)
     for number, relative in ((2.0**-8, True), (2.0**-24, True), (1e-2, False), (1e-5, False)):
         check_promise(q, k, v, slopes, bias, number, relative)
@@ -226,9 +226,9 @@ def test_gradients_are_those_of_the_tiles_that_were_visited():
 
     def grads(impl, mask, tolerance):
         q, k, v, slopes = leaves
-        given = {"bias": -1.0, "alibi_slopes": slopes, "is_causal": True, "scale": 0.5}
+        arguments = {"bias": -1.0, "alibi_slopes": slopes, "is_causal": True, "scale": 0.5}
         out = sigmoid_attention(
-            q, k, v, mask, enable_gqa=True, impl=impl, skip_tolerance=tolerance, **given
+            q, k, v, mask, enable_gqa=True, impl=impl, skip_tolerance=tolerance, **arguments
         )
         return torch.autograd.grad((out * probe).sum(), leaves)
 

@@ -25,13 +25,13 @@ def test_each_unit_comes_once_and_the_targets_before_the_rest():
     everything = units()
     named = [(u.kind, u.case, u.reading, peer) for u in everything for peer in u.peers or ("",)]
     assert len(set(named)) == len(named)
-    wanted = {case for target in read_targets(GPU_TARGETS) for case, _, _ in target.keys}
+    targeted = {case for target in read_targets(GPU_TARGETS) for case, _, _ in target.keys}
     order: dict = {}
     for place, unit in enumerate(everything):
         for peer in unit.peers:
             order.setdefault((unit.case, peer), place)
-    goals = [order[case, "triton"] for case in wanted]
-    tuned = [order[own] for own in order if own[1] in ("triton-sigmoid", "flex-sigmoid")]
+    goals = [order[case, "triton"] for case in targeted]
+    tuned = [order[each] for each in order if each[1] in ("triton-sigmoid", "flex-sigmoid")]
     features = [order[c, "triton"] for c in plan.cases("error") if c.length == plan.FEATURE_LENGTH
                 and (c, "triton") in order]  # fmt: skip
     # Ours first, then those that compile for long, then what no goal needs.
@@ -57,8 +57,8 @@ def test_a_kernel_s_first_call_is_short_and_not_waited_for_long():
 def test_triton_sigmoid_is_timed_before_its_errors_and_long_before_short_rows():
     everything = [unit for unit in units() if "triton-sigmoid" in unit.peers]
     # Only what no goal needs comes after; for that it chooses anew.
-    own = [u for u in everything if u.case and u.case.length not in plan.OTHERS]
-    assert [unit.kind for unit in own] == sorted((u.kind for u in own), reverse=True)
+    timed = [u for u in everything if u.case and u.case.length not in plan.OTHERS]
+    assert [unit.kind for unit in timed] == sorted((u.kind for u in timed), reverse=True)
     speed = [unit for unit in everything if unit.kind == "speed"]
     assert all(unit.peers == ("triton-sigmoid",) and unit.beside == OURS for unit in speed)
     chosen: dict = {}
@@ -71,13 +71,13 @@ def test_triton_sigmoid_is_timed_before_its_errors_and_long_before_short_rows():
 
 
 def test_gluon_is_checked_with_all_that_it_takes():
-    asked = {
+    checked = {
         (u.case.dim, u.case.feature)
         for u in units(("errors",))
         if u.case and "gluon" in u.peers and u.case.length == plan.FEATURE_LENGTH
     }
-    wanted = ("window", "head bias", "fixed head bias", "alibi", "bounded alibi", "fewer queries")
-    assert asked >= {(dim, feature) for dim in (64, 128) for feature in wanted}
+    features = ("window", "head bias", "fixed head bias", "alibi", "bounded alibi", "fewer queries")
+    assert checked >= {(dim, feature) for dim in (64, 128) for feature in features}
 
 
 def test_all_kinds_and_all_of_the_issue_s_peers_are_in_the_plan():
@@ -95,9 +95,9 @@ def test_all_kinds_and_all_of_the_issue_s_peers_are_in_the_plan():
 
 
 def test_rows_and_readings_carry_the_device_and_are_not_measured_twice(tmp_path, monkeypatch):
-    asked: list = []
+    measured: list = []
     monkeypatch.setattr(
-        command, "query_state", lambda gpu: asked.append(gpu) or {"clocks.sm": 1980.0}
+        command, "query_state", lambda gpu: measured.append(gpu) or {"clocks.sm": 1980.0}
     )
     path = tmp_path / "gpu-x.jsonl"
     store = Store(path, STAMP, "GPU-0")
@@ -115,14 +115,14 @@ def test_rows_and_readings_carry_the_device_and_are_not_measured_twice(tmp_path,
     kept = read(path)[FORWARD, "gluon", 0]
     assert kept.stamp["state"] == {"clocks.sm": 1980.0}
     assert kept.stamp["driver"] == "570.1" and kept.stamp["graph"] is False
-    assert asked == ["GPU-0"]  # not for every row
+    assert measured == ["GPU-0"]  # not for every row
     for changed in ({"source": "4"}, {"bench": "5"}, {"driver": "6"}, {"switches": {"A": "1"}}):
         assert Store(path, STAMP | changed).left(plan) == plan
     host = {"machine": STAMP["machine"] | {"cores": 3, "memory_bytes": 5}}
     assert Store(path, STAMP | host).left(plan) == [rates]
 
 
-def test_who_failed_is_tried_again_beside_ours(monkeypatch):
+def test_a_peer_that_failed_is_measured_again_beside_ours(monkeypatch):
     monkeypatch.setattr(command, "query_state", lambda gpu: {})
     store = Store(None, STAMP)
     unit = Unit("speed", FORWARD, ("gluon", "triton", "sdpa-flash", "flash-attn-3"), 1.0)
@@ -136,11 +136,11 @@ def test_who_failed_is_tried_again_beside_ours(monkeypatch):
     assert store.left([unit]) == [unit]
 
 
-def test_nvidia_smi_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
-    asked: list = []
+def test_nvidia_smi_without_an_answer_is_called_once(tmp_path, monkeypatch):
+    calls: list = []
 
     def stuck(query, timeout, **_):
-        asked.append((query[-1], timeout))
+        calls.append((query[-1], timeout))
         raise subprocess.TimeoutExpired(query, timeout)
 
     monkeypatch.setattr(command.reading_files.shutil, "which", lambda name: name)
@@ -149,7 +149,7 @@ def test_nvidia_smi_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
     store = Store(path, STAMP, "GPU-0")
     for peer in ("gluon", "triton"):
         store.keep(Row(FORWARD, peer, 0, refused="no"))
-    assert asked == [("--id=GPU-0", 3.0)]
+    assert calls == [("--id=GPU-0", 3.0)]
     assert [row.stamp["state"] for row in read(path).values()] == [{}, {}]
 
 
@@ -158,7 +158,7 @@ def test_the_benchmark_s_own_source_is_part_of_the_conditions():
         assert (stamp.HERE / f"{name}.py").exists()
 
 
-def test_a_run_is_the_plan_of_what_was_asked_for(tmp_path, monkeypatch, capsys):
+def test_a_run_follows_the_options_of_the_command(tmp_path, monkeypatch, capsys):
     seen = []
 
     def carried_out(plan, worker, keep, seconds, watched, ends):
@@ -173,15 +173,15 @@ def test_a_run_is_the_plan_of_what_was_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "gpu_stamp", lambda device: STAMP)
     monkeypatch.setattr(command, "query_state", lambda gpu: {})
     monkeypatch.setattr(command, "execute_plan", carried_out)
-    asked = ["gpu", "--only", "speed", "--minutes", "2", "--out", str(tmp_path)]
-    assert main(asked) == 0
+    argv = ["gpu", "--only", "speed", "--minutes", "2", "--out", str(tmp_path)]
+    assert main(argv) == 0
     ((first, device, seconds),) = seen
     assert (device, seconds) == ("cuda:0", 120.0)
     assert {unit.kind for unit in first} == {"speed"}
-    said = capsys.readouterr().out
-    assert f"no time was left for {len(first) - 1} of the plan" in said
+    output = capsys.readouterr().out
+    assert f"no time was left for {len(first) - 1} of the plan" in output
     assert len(read(tmp_path / "gpu-nvidia-h200.jsonl")) == len(first[0].peers)
-    assert main([*asked, "--resume"]) == 0
+    assert main([*argv, "--resume"]) == 0
     assert seen[1][0] == first[1:]
 
 
@@ -194,11 +194,11 @@ def test_a_run_is_the_plan_of_what_was_asked_for(tmp_path, monkeypatch, capsys):
     ],
     ids=["no-gpu", "kind", "resume"],
 )
-def test_what_cannot_be_is_one_sentence_and_exit_code_2(arguments, sentence, monkeypatch, capsys):
+def test_bad_input_gives_one_sentence_and_exit_code_2(arguments, sentence, monkeypatch, capsys):
     monkeypatch.setattr(command, "without_gpu", lambda: "this is why")
     assert main(arguments.split()) == 2
-    said = capsys.readouterr().err
-    assert sentence in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert sentence in message and message.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -31,58 +31,58 @@ COMMAND = [sys.executable, stub_worker.__file__]
 
 @pytest.fixture
 def worker():
-    own = Worker(COMMAND, timeout=30.0)
-    yield own
-    own.stop()
+    process = Worker(COMMAND, timeout=30.0)
+    yield process
+    process.stop()
 
 
 def unit(*peers: str) -> Unit:
     return Unit("speed", CASE, peers, 1.0)
 
 
-def found(worker: Worker, *peers: str) -> dict[str, Row]:
+def measured(worker: Worker, *peers: str) -> dict[str, Row]:
     rows = [row for row in measure_unit(unit(*peers), worker) if isinstance(row, Row)]
     assert len({row.peer for row in rows}) == len(rows)
     return {row.peer: row for row in rows}
 
 
 def test_a_crash_is_a_row_of_whose_turn_it_was(worker):
-    rows = found(worker, "a", "crash", "b")
+    rows = measured(worker, "a", "crash", "b")
     assert rows["crash"].refused == "the process died of signal 6"
     assert rows["a"].wall == rows["b"].wall == (1.0,)
     assert rows["a"].stamp["process"] != rows["b"].stamp["process"]
 
 
-def test_who_is_waited_for_in_vain_is_ended(worker):
+def test_a_process_that_exceeds_its_time_is_ended(worker):
     list(measure_unit(unit("a"), worker))  # so that it has started
     worker.timeout = 1.0
-    rows = found(worker, "hang", "a")
+    rows = measured(worker, "hang", "a")
     assert rows["hang"].refused == "no answer within 1 s; it was killed"
     worker.timeout = 30.0
-    assert found(worker, "a")["a"].refused is None
+    assert measured(worker, "a")["a"].refused is None
 
 
-def test_who_spoils_the_device_keeps_its_own_words(worker):
-    rows = found(worker, "spoil", "a", "b")
+def test_a_peer_that_breaks_the_device_keeps_its_message(worker):
+    rows = measured(worker, "spoil", "a", "b")
     assert rows["spoil"].refused == "it says"
     assert rows["a"].refused is rows["b"].refused is None
 
 
 def test_a_case_that_ends_the_process_before_the_first_turn_is_refused_for_all(worker):
-    rows = found(worker, "crash-at-once", "a")
+    rows = measured(worker, "crash-at-once", "a")
     assert {row.refused for row in rows.values()} == {"the process ended (4)"}
     assert len(rows) == 2
 
 
 def test_a_reading_that_crashes_says_so(worker):
-    one, other = (
+    left, right = (
         list(measure_unit(Unit("readings", None, (), 1.0, name), worker)) for name in ("crash", "y")
     )
-    assert one == [Reading("crash", "", refused="the process ended (3)")]
-    assert other == [Reading("y", "x", (1.0,))]
+    assert left == [Reading("crash", "", refused="the process ended (3)")]
+    assert right == [Reading("y", "x", (1.0,))]
 
 
-def test_what_would_not_be_done_in_time_is_left_for_the_next_run(worker):
+def test_units_that_exceed_the_time_wait_for_the_next_run(worker):
     worker.now = Clock(0.0, kept := [])
     plan = [unit("a"), Unit("speed", CASE, ("b",), 35.0), unit("c"), Unit("speed", CASE, ("d",), 6)]
     left = execute_plan(plan, worker, kept.append, seconds=25.0)
@@ -116,7 +116,7 @@ def test_after_the_deadline_nothing_is_awaited_and_no_row_is_written(worker):
 
 
 @pytest.mark.parametrize("ending", ["crash", "hang", "spoil"])
-def test_who_ends_the_process_twice_is_left_out_without_a_row(worker, ending):
+def test_a_peer_that_ends_the_process_twice_has_no_row(worker, ending):
     list(measure_unit(unit("a"), worker))
     worker.timeout, kept = 0.5, []
     plan = [unit(ending, "a")] * 3 + [unit(ending)]
@@ -125,13 +125,13 @@ def test_who_ends_the_process_twice_is_left_out_without_a_row(worker, ending):
     assert peers.count(ending) == 2 and peers.count("a") == 3
 
 
-def test_who_is_beside_and_crashes_costs_no_row(worker):
+def test_a_crash_of_a_peer_beside_costs_no_row(worker):
     rows = list(measure_unit(Unit("speed", CASE, ("a", "b"), 1.0, beside=("crash",)), worker))
     assert [row.peer for row in rows if isinstance(row, Row)] == ["a", "b"]
 
 
 def test_lines_of_others_are_not_answers(worker):
-    assert found(worker, "prints", "a")["a"].refused is None
+    assert measured(worker, "prints", "a")["a"].refused is None
 
 
 def test_a_process_that_does_not_end_is_named_after_its_row(monkeypatch, worker):
@@ -157,9 +157,9 @@ def test_a_process_that_does_not_end_is_named_after_its_row(monkeypatch, worker)
 
 
 def served(*units: Unit) -> list[dict]:
-    asked = io.StringIO("".join(json.dumps(own.to_json()) + "\n" for own in units))
+    requests = io.StringIO("".join(json.dumps(unit.to_json()) + "\n" for unit in units))
     answers = io.StringIO()
-    measuring.serve(asked, answers, torch.device("cpu"))
+    measuring.serve(requests, answers, torch.device("cpu"))
     return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 
@@ -167,13 +167,16 @@ def test_errors_are_measured_and_refusals_are_rows():
     case = Case("error", "bf16", 40, 8, heads=2, feature="softcap")
     first, row, second, refused, done = served(Unit("errors", case, ("cpu", "missing"), 1.0))
     assert (first, second, done) == ({"trying": "cpu"}, {"trying": "missing"}, {"done": True})
-    own = Row.from_json(row["row"])
-    assert own.error is not None and own.error.keys() == own.stamp["floor"].keys()
-    assert own.error.keys() == {"output", "query", "key", "value"}
+    measured_row = Row.from_json(row["row"])
+    assert (
+        measured_row.error is not None
+        and measured_row.error.keys() == measured_row.stamp["floor"].keys()
+    )
+    assert measured_row.error.keys() == {"output", "query", "key", "value"}
     assert "missing" in str(Row.from_json(refused["row"]).refused)
 
 
-def test_what_a_device_does_not_have_is_a_reading_that_says_so():
+def test_a_reading_that_a_device_lacks_is_refused():
     _, refused, done = served(Unit("readings", None, (), 1.0, "rates"))
     assert Reading.from_json(refused["reading"]).refused
     assert done == {"done": True}
@@ -188,8 +191,8 @@ def test_a_device_that_is_gone_ends_the_process(monkeypatch):
 
 def test_units_survive_the_way_to_the_process():
     beside = Unit("speed", CASE, ("a",), 2.0, beside=("b", "c"), timeout=3.0)
-    for own in (unit("a", "b"), Unit("readings", None, (), 2.5, "tanh"), beside):
-        assert Unit.from_json(json.loads(json.dumps(own.to_json()))) == own
+    for original in (unit("a", "b"), Unit("readings", None, (), 2.5, "tanh"), beside):
+        assert Unit.from_json(json.loads(json.dumps(original.to_json()))) == original
 
 
 def test_the_command_is_that_of_a_module():
@@ -209,7 +212,7 @@ runpy.run_module("benchmarks.gpu.process", run_name="__main__")
 """
 
 
-def test_what_others_print_does_not_come_between_the_lines(tmp_path):
+def test_output_of_other_code_does_not_mix_with_the_rows(tmp_path):
     (tmp_path / "torch.py").write_text("print('imported'); device = str")
     child = subprocess.run(
         [sys.executable, "-c", PROCESS.format(folder=tmp_path)],
@@ -218,7 +221,7 @@ def test_what_others_print_does_not_come_between_the_lines(tmp_path):
     assert (child.stdout, child.stderr) == ("cuda:0 asked", "imported\nnoise\n")
 
 
-def test_who_is_timed_after_errors_chooses_anew(monkeypatch):
+def test_peers_tune_again_after_errors_were_measured(monkeypatch):
     forgotten: list = []
     monkeypatch.setattr(measuring, "clear_tuning", lambda: forgotten.append(1))
     monkeypatch.setattr(measuring, "measure", lambda unit, device, tell: [])

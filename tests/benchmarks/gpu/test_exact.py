@@ -18,27 +18,29 @@ def case(feature: str, dtype: str = "fp32", length: int = 57, mask: str = "causa
     )
 
 
-def in_float64(own):
+def in_float64(call):
     """The call with all its numbers in float64, and the answer of the definition."""
     wide = {
         name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
-        for name, value in own.arguments.items()
+        for name, value in call.arguments.items()
     }
-    return type(own)(own.operator, wide, own.pieces, own.cut, own.learns).answer("reference")
+    return type(call)(call.operator, wide, call.pieces, call.cut, call.learns).answer("reference")
 
 
 @pytest.mark.parametrize("mask", ["full", "causal"])
 @pytest.mark.parametrize("feature", FEATURES)
 def test_agrees_with_the_definition_in_every_feature(feature, mask):
     call = build(case(feature, mask=mask), CPU)
-    given = in_float64(call)
-    assert given.keys() - {"output"} <= {*call.learns} and ("query" in given) == bool(call.learns)
+    arguments = in_float64(call)
+    assert arguments.keys() - {"output"} <= {*call.learns} and ("query" in arguments) == bool(
+        call.learns
+    )
     for place, piece in enumerate(call.pieces):
         rows, columns = (torch.arange(x.shape[1]) for x in (piece.query, piece.key))
         exact = expected(piece, rows, columns, lambda result: result)
-        for name, whole in given.items():
-            found = call.cut(name, whole)[place]
-            torch.testing.assert_close(found, exact[name].view_as(found), rtol=1e-9, atol=1e-12)
+        for name, whole in arguments.items():
+            actual = call.cut(name, whole)[place]
+            torch.testing.assert_close(actual, exact[name].view_as(actual), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("feature", ["", "all terms", "packed alibi"])
@@ -49,45 +51,45 @@ def test_sampled_rows_and_columns_are_those_of_the_whole(feature):
     whole = expected(piece, all_rows, all_rows, lambda result: result)
     part = expected(piece, some, others, lambda result: result)
     assert part.keys() == {"output", "query", "key", "value"}
-    for name, own in part.items():
-        wanted = whole[name][:, some if name in ("output", "query") else others]
-        torch.testing.assert_close(own, wanted)
+    for name, sampled in part.items():
+        target = whole[name][:, some if name in ("output", "query") else others]
+        torch.testing.assert_close(sampled, target)
 
 
 @pytest.mark.parametrize("name", ["output", "query", "key", "value"])
 def test_a_wrong_row_shows_in_its_part(name):
     call = build(case("", "bf16"), CPU)
-    given = call.answer("cpu")
-    given[name] = given[name].clone()
+    answer = call.answer("cpu")
+    answer[name] = answer[name].clone()
     # The last query, the first key: of causal rows and columns those with the most terms.
-    given[name][1, 1, -1 if name in ("output", "query") else 0] *= 1.5
-    found, _ = errors(call, given, torch.bfloat16)
-    assert found[name] > 3
-    assert all(units < 1.1 for part, units in found.items() if part != name)
+    answer[name][1, 1, -1 if name in ("output", "query") else 0] *= 1.5
+    actual, _ = errors(call, answer, torch.bfloat16)
+    assert actual[name] > 3
+    assert all(units < 1.1 for part, units in actual.items() if part != name)
 
 
 @pytest.mark.parametrize("feature", ["bounded alibi", "fixed head bias"])
-def test_where_nothing_is_learned_of_terms_their_gradient_is_not_asked_for(feature):
+def test_terms_without_gradients_get_none(feature):
     # Gluon hands it, and all gradients with it, to the other kernels.
     call = build(case(feature), CPU)
     assert call.answer("cpu").keys() == {"output", "query", "key", "value"}
 
 
-def test_what_is_timed_under_alibi_is_what_its_error_is_measured_of():
-    own = Case("error", "bf16", 90, 64, "causal", heads=2, feature="bounded alibi")
-    call = build(own, CPU)
+def test_errors_and_times_under_alibi_have_the_same_inputs():
+    case = Case("error", "bf16", 90, 64, "causal", heads=2, feature="bounded alibi")
+    call = build(case, CPU)
     for name in ("query", "key"):
         norms = call.arguments[name].float().norm(dim=-1)
         torch.testing.assert_close(norms, torch.full_like(norms, 8.0), rtol=0.01, atol=0)
 
 
-def test_what_is_no_number_is_infinitely_wrong():
+def test_the_error_of_a_nan_is_infinite():
     call = build(case("", "bf16"), CPU)
-    given = call.answer("cpu")
-    given["key"] = given["key"].clone()
-    given["key"][0, 0, 0, 0] = torch.nan
-    found, _ = errors(call, given, torch.bfloat16)
-    assert found["key"] == math.inf and found["output"] < 1.1
+    answer = call.answer("cpu")
+    answer["key"] = answer["key"].clone()
+    answer["key"][0, 0, 0, 0] = torch.nan
+    units, _ = errors(call, answer, torch.bfloat16)
+    assert units["key"] == math.inf and units["output"] < 1.1
 
 
 def test_the_floor_is_what_it_is_measured_in():
@@ -100,20 +102,20 @@ def test_the_floor_is_what_it_is_measured_in():
             parts.append(expected(piece, rows, rows, to_dtype(torch.bfloat16))[name])
         rounded[name] = torch.stack(parts)
     units, floor = errors(call, rounded, torch.bfloat16)
-    assert all(own == pytest.approx(1.0) for own in units.values())
-    assert all(1e-3 < own < 4e-3 for own in floor.values())
+    assert all(error == pytest.approx(1.0) for error in units.values())
+    assert all(1e-3 < error < 4e-3 for error in floor.values())
 
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_the_cpu_kernel_keeps_to_the_floor(feature):
     units, _ = measure_errors(case(feature, "bf16", length=150), "cpu", CPU)
-    assert units and all(own < 1.1 for own in units.values()), units
+    assert units and all(error < 1.1 for error in units.values()), units
 
 
 def test_long_problems_are_sampled_and_short_rows_are_many():
     units, _ = measure_errors(case("", "bf16", length=2100), "cpu", CPU)
     assert units.keys() == {"output", "query", "key", "value"}
-    assert all(own < 1.1 for own in units.values())
+    assert all(error < 1.1 for error in units.values())
 
 
 def test_what_there_is_not_is_refused():

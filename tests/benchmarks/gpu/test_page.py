@@ -33,18 +33,18 @@ from tests.support.benchmarks.gpu_rows import COPY, DECODE, ERROR, FORWARD, STAM
 
 
 def target(name: str):
-    (found,) = [t for t in read_targets(GPU_TARGETS) if t.name.startswith(name)]
-    return found
+    (match,) = [t for t in read_targets(GPU_TARGETS) if t.name.startswith(name)]
+    return match
 
 
 @pytest.mark.parametrize(("tflops", "verdict"), [(681, MET), (679, NOT_MET)])
 def test_rates_count_matrix_products(tflops, verdict):
-    found = standing(
+    actual = standing(
         target("TFLOP/s: forward full 128"),
         with_ours(rows(row(FORWARD, "triton", at(FORWARD, tflops)))),
     )
-    assert found.verdict == verdict
-    assert found.worst is not None and found.worst[1] == pytest.approx(tflops)
+    assert actual.verdict == verdict
+    assert actual.worst is not None and actual.worst[1] == pytest.approx(tflops)
 
 
 @pytest.mark.parametrize(
@@ -62,65 +62,65 @@ def test_rates_count_matrix_products(tflops, verdict):
 def test_ours_is_what_a_user_gets(auto, refused, by):
     gluon = row(FORWARD, "gluon", None if refused else at(FORWARD, 600), refused=refused)
     both = [gluon, row(FORWARD, "triton", at(FORWARD, 700))]
-    both = [replace(own, stamp=STAMP | {"auto": auto or []}) for own in both]
+    both = [replace(measured, stamp=STAMP | {"auto": auto or []}) for measured in both]
     for order in ((0, 1), (1, 0)):
-        found = with_ours(rows(*(both[i] for i in order))).get((FORWARD, "ours", 0))
-        assert (found and found.stamp["by"]) == by
+        ours = with_ours(rows(*(both[i] for i in order))).get((FORWARD, "ours", 0))
+        assert (ours and ours.stamp["by"]) == by
         # Who hangs is what a user gets, too.
-        assert found is None or found.refused == (refused if by == "gluon" else None)
+        assert ours is None or ours.refused == (refused if by == "gluon" else None)
 
 
-def test_who_ended_the_process_before_it_told_is_not_passed_over():
+def test_a_row_of_a_process_that_ended_counts():
     gone = Row(FORWARD, "triton", 0, refused="the process ended (3)", stamp=STAMP)
     assert with_ours(rows(gone))[FORWARD, "ours", 0].refused == gone.refused
 
 
 @pytest.mark.parametrize(("ours", "verdict"), [(0.95, MET), (0.96, NOT_MET)])
 def test_the_best_softmax_is_what_counts(ours, verdict):
-    found = rows(
+    table = rows(
         row(FORWARD, "triton", 7.0),  # from other rounds
         row(FORWARD, "sdpa-flash", 2.0, beside=(0.1, ours)),
         row(FORWARD, "sdpa-cudnn", 1.0, beside=(0.1, ours)),
         row(FORWARD, "flash-attn-3", refused="not installed"),
         row(FORWARD, "triton-sigmoid", 0.1, beside=(0.1, ours)),  # no softmax
     )
-    judged = standing(target("times the best softmax: full"), with_ours(found))
+    judged = standing(target("times the best softmax: full"), with_ours(table))
     assert (judged.verdict, judged.by) == (verdict, ("triton",))
     assert judged.against == ("sdpa-flash", "sdpa-cudnn")
 
 
-def test_to_be_faster_than_a_slow_softmax_decides_nothing():
-    own = target("times the best softmax: full")
-    found = rows(row(FORWARD, "triton", 1.0), row(FORWARD, "sdpa-flash", 2.0, beside=(1.0, 1.0)))
-    assert standing(own, with_ours(found)).verdict == INCOMPLETE
-    found |= rows(row(FORWARD, "sdpa-flash", 0.5, beside=(1.0, 1.0)))
-    assert standing(own, with_ours(found)).verdict == NOT_MET
+def test_a_ratio_to_a_slow_softmax_decides_nothing():
+    goal = target("times the best softmax: full")
+    table = rows(row(FORWARD, "triton", 1.0), row(FORWARD, "sdpa-flash", 2.0, beside=(1.0, 1.0)))
+    assert standing(goal, with_ours(table)).verdict == INCOMPLETE
+    table |= rows(row(FORWARD, "sdpa-flash", 0.5, beside=(1.0, 1.0)))
+    assert standing(goal, with_ours(table)).verdict == NOT_MET
 
 
 def test_no_peer_may_be_faster_on_short_rows():
-    own = target("short rows, times the best peer: 2048 128")
-    found = {}
-    for case, _, _ in own.keys:
-        found |= rows(row(case, "triton", 1.0), row(case, "sdpa-cudnn", 1.5, beside=(1.0, 1.0)))
-    assert standing(own, with_ours(found)).verdict == INCOMPLETE
-    for case, _, _ in own.keys:
+    goal = target("short rows, times the best peer: 2048 128")
+    table = {}
+    for case, _, _ in goal.keys:
+        table |= rows(row(case, "triton", 1.0), row(case, "sdpa-cudnn", 1.5, beside=(1.0, 1.0)))
+    assert standing(goal, with_ours(table)).verdict == INCOMPLETE
+    for case, _, _ in goal.keys:
         # Measured in rounds of its own, in which ours was as much slower.
-        found |= rows(row(case, "triton-sigmoid", 2.02, beside=(9.0, 2.0)))
-    assert standing(own, with_ours(found)).verdict == MET
-    found |= rows(row(own.keys[0][0], "triton-sigmoid", 1.98, beside=(0.1, 2.0)))
-    assert standing(own, with_ours(found)).verdict == NOT_MET
+        table |= rows(row(case, "triton-sigmoid", 2.02, beside=(9.0, 2.0)))
+    assert standing(goal, with_ours(table)).verdict == MET
+    table |= rows(row(goal.keys[0][0], "triton-sigmoid", 1.98, beside=(0.1, 2.0)))
+    assert standing(goal, with_ours(table)).verdict == NOT_MET
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.86, MET), (0.84, NOT_MET)])
 def test_decoding_is_measured_by_a_copy(share, verdict):
-    own = target("decoding")
+    goal = target("decoding")
     copied = 4e12
-    found = rows(row(COPY, "copy", 2 * 2 * 2**31 / copied))
-    for case, _, _ in own.keys:
+    table = rows(row(COPY, "copy", 2 * 2 * 2**31 / copied))
+    for case, _, _ in goal.keys:
         # Keys and values of 8 heads, two bytes a number.
         read_bytes = 2 * case.batch * 8 * 32768 * 128 * 2
-        found |= rows(row(case, "triton", read_bytes / (share * copied)))
-    judged = standing(own, with_ours(found))
+        table |= rows(row(case, "triton", read_bytes / (share * copied)))
+    judged = standing(goal, with_ours(table))
     assert judged.verdict == verdict
     assert judged.worst is not None and judged.worst[1] == pytest.approx(share)
 
@@ -129,25 +129,25 @@ def test_decoding_is_measured_by_a_copy(share, verdict):
     ("worst", "verdict"), [(1.1, MET), (1.11, NOT_MET), (math.nan, NOT_MET), (math.inf, NOT_MET)]
 )
 def test_the_worst_part_decides_about_errors(worst, verdict):
-    own = target("error in units of rounding: 2048")
-    found = {}
-    for case, _, _ in own.keys:
-        found |= rows(row(case, "triton", error={"output": 1.0, "key": worst}))
-    assert standing(own, with_ours(found)).verdict == NOT_MEASURED  # gluon errs, too
-    for case, _, _ in own.keys:
-        found |= rows(row(case, "gluon", error={"output": 1.0, "key": 1.0}))
-    assert standing(own, with_ours(found)).verdict == verdict
+    goal = target("error in units of rounding: 2048")
+    table = {}
+    for case, _, _ in goal.keys:
+        table |= rows(row(case, "triton", error={"output": 1.0, "key": worst}))
+    assert standing(goal, with_ours(table)).verdict == NOT_MEASURED  # gluon errs, too
+    for case, _, _ in goal.keys:
+        table |= rows(row(case, "gluon", error={"output": 1.0, "key": 1.0}))
+    assert standing(goal, with_ours(table)).verdict == verdict
 
 
 @pytest.mark.parametrize(
     ("refused", "verdict"), [("NotImplementedError: no", MET), ("the process ended (3)", NOT_MET)]
 )
 def test_a_kernel_need_not_take_a_case_but_must_survive_it(refused, verdict):
-    own = target("ALiBi as it is timed, error in units of rounding: 16384")
-    ((case, _, _),) = own.keys
+    goal = target("ALiBi as it is timed, error in units of rounding: 16384")
+    ((case, _, _),) = goal.keys
     assert case == plan.alibi_error(16384)
-    found = rows(row(case, "triton", error={"key": 1.0}), row(case, "gluon", refused=refused))
-    assert standing(own, with_ours(found)).verdict == verdict
+    table = rows(row(case, "triton", error={"key": 1.0}), row(case, "gluon", refused=refused))
+    assert standing(goal, with_ours(table)).verdict == verdict
 
 
 # Publishing ---------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_the_page_holds_what_the_rows_hold():
     assert "Driver 570.1, torch 2.11.0, triton 3.6.0, 2026-01-02; source 0123." in page
 
 
-def test_what_the_host_may_have_been_is_marked_and_no_reason_breaks_a_table():
+def test_rows_limited_by_the_host_are_marked_and_table_cells_are_escaped():
     bound = replace(row(FORWARD, "triton", at(FORWARD, 700)), cpu=(at(FORWARD, 700) * 1.1,) * 3)
     free = replace(row(FORWARD, "gluon", at(FORWARD, 700)), cpu=(at(FORWARD, 700) * 0.5,) * 3)
     refused = Reading("x", "a clock", refused="a | b")
@@ -215,11 +215,11 @@ def test_what_the_host_may_have_been_is_marked_and_no_reason_breaks_a_table():
 
 
 def test_goals_say_by_whom_and_against_whom():
-    found = rows(
+    table = rows(
         row(FORWARD, "triton", at(FORWARD, 700)),
         row(FORWARD, "sdpa-cudnn", 1.0, beside=(0.5, 0.6)),
     )
-    page = gpu_pages({"NVIDIA H200": (found, {})})[PAGE].decode()
+    page = gpu_pages({"NVIDIA H200": (table, {})})[PAGE].decode()
     (goal,) = lines_of(page, "| times the best softmax: full")
     assert goal.endswith("| 1.67 | met | triton | SDPA, cuDNN |")
 
@@ -246,7 +246,7 @@ def test_a_copy_has_no_flops():
     assert rate == "–"
 
 
-def test_nothing_measured_is_said_to_be_so():
+def test_a_page_without_measurements_states_that():
     files = gpu_pages(gpu_results(command.Path("nowhere")))
     assert files.keys() == {PAGE}
     page = files[PAGE].decode()
@@ -285,9 +285,9 @@ def test_a_machine_with_a_gpu_alone_publishes_and_judges(tmp_path, monkeypatch, 
     assert (tmp_path / "docs/benchmarks/gpu-nvidia-h200.svg").exists()
     assert not (tmp_path / "docs/benchmarks.md").exists()
     assert main(["targets", str(results)]) == 1
-    said = capsys.readouterr().out
-    assert said.startswith("NVIDIA H200:")
-    assert f" of {len(read_targets(GPU_TARGETS))} targets met" in said
+    output = capsys.readouterr().out
+    assert output.startswith("NVIDIA H200:")
+    assert f" of {len(read_targets(GPU_TARGETS))} targets met" in output
 
 
 def test_rows_are_lines_that_say_everything(tmp_path):

@@ -16,7 +16,7 @@ from tests.support.attention.cross_compile import cross_compile
 CPU = torch.device("cpu")
 
 
-def test_rates_are_told_by_that_of_the_fma():
+def test_rates_are_relative_to_that_of_the_fma():
     seconds = {"fma.rn.f32": [1.0, 2.0], "tanh.approx.f32": [8.0, 16.0], "pair": [8.0, 32.0]}
     results = {"fma.rn.f32": 1, "tanh.approx.f32": 1, "pair": 2}
     fma, tanh, pair = rates_of(seconds, results)
@@ -82,8 +82,8 @@ def test_clocks_are_read_under_load(ended, monkeypatch):
         def query(self):
             return next(looks) in ended
 
-    for name, own in (("Event", Event), ("synchronize", lambda device: queued.append("wait"))):
-        monkeypatch.setattr(torch.cuda, name, own)
+    for name, stub in (("Event", Event), ("synchronize", lambda device: queued.append("wait"))):
+        monkeypatch.setattr(torch.cuda, name, stub)
     monkeypatch.setattr(torch, "mm", lambda left, right: queued.append("product"))
     monkeypatch.setattr(readings, "PRODUCT", 4)
     monkeypatch.setattr(readings, "gpu_id", lambda device: "GPU-0")
@@ -91,9 +91,9 @@ def test_clocks_are_read_under_load(ended, monkeypatch):
     monkeypatch.setattr(
         readings, "query_state", lambda gpu: queued.append(gpu) or {"clocks.sm": 1980.0}
     )
-    found = {reading.name: reading for reading in readings.clocks(CPU)}
-    assert found["clocks.sm under load"].values == (1980.0,) * (5 - len(ended))
-    assert "does not report" in str(found["power.draw under load"].refused)
+    by_name = {reading.name: reading for reading in readings.clocks(CPU)}
+    assert by_name["clocks.sm under load"].values == (1980.0,) * (5 - len(ended))
+    assert "does not report" in str(by_name["power.draw under load"].refused)
     # A second of work before each reading, without a wait in between.
     assert queued == (["product"] * 4 + ["end", "GPU-0"]) * 5 + ["wait"]
 

@@ -64,8 +64,8 @@ class Device:
 
 def test_a_turn_gives_the_device_s_and_the_host_s_time_of_a_call():
     device = Device()
-    found = device.watch(device.work("a", 0.004, queueing=0.001))
-    assert found == Seconds(pytest.approx(0.004), pytest.approx(0.001))
+    actual = device.watch(device.work("a", 0.004, queueing=0.001))
+    assert actual == Seconds(pytest.approx(0.004), pytest.approx(0.001))
     # One to see how long it takes, three to fill the turn; neither begins on an idle device.
     assert device.calls == ["busy", "a", "busy", "a", "a", "a"]
 
@@ -78,8 +78,8 @@ def test_short_calls_fill_the_queue_and_not_more():
 
 def test_cooling_comes_before_every_call_and_is_not_timed():
     device = Device()
-    found = device.watch(device.work("a", 0.004), device.work("cool", 1.0))
-    assert found.wall == pytest.approx(0.004)
+    actual = device.watch(device.work("a", 0.004), device.work("cool", 1.0))
+    assert actual.wall == pytest.approx(0.004)
     assert device.calls == ["cool", "a"] * 4
 
 
@@ -99,7 +99,7 @@ class Graph:
         self.replayed += 1
 
 
-def test_what_a_graph_points_to_lives_as_long_as_it(monkeypatch):
+def test_tensors_of_a_graph_live_as_long_as_the_graph(monkeypatch):
     graph, seen = Graph(monkeypatch), []
 
     def make():
@@ -145,8 +145,8 @@ class FunctionNames(TorchDispatchMode):
 
 def test_torch_s_lack_of_a_kernel_is_a_refusal_and_other_errors_are_not(monkeypatch):
     attend = peers.sdpa("CUDNN_ATTENTION")(FORWARD, CPU)
-    for said, kind in (("No available kernel.", NotImplementedError), ("lost", RuntimeError)):
-        error = RuntimeError(said)
+    for message, kind in (("No available kernel.", NotImplementedError), ("lost", RuntimeError)):
+        error = RuntimeError(message)
         monkeypatch.setattr(
             peers.F, "scaled_dot_product_attention", lambda *_, own=error, **__: raised(own)
         )
@@ -189,7 +189,7 @@ def test_every_peer_has_its_row_and_its_turn(monkeypatch):
 
 
 @pytest.mark.slow
-def test_who_is_beside_takes_turns_and_has_no_row(monkeypatch):
+def test_a_peer_beside_takes_turns_and_has_no_row(monkeypatch):
     for peer, attend in (("gluon", 0), ("triton", 1), ("flex-sigmoid", 1)):
         make = (lambda case, device: lambda q, k, v: q) if attend else (lambda *_: 1 / 0)
         monkeypatch.setitem(PEERS, peer, make)
@@ -207,7 +207,7 @@ def test_who_is_beside_takes_turns_and_has_no_row(monkeypatch):
     assert row.refused and heard == ["gluon"]
 
 
-def test_what_auto_tries_is_asked_of_the_library_and_nothing_computed(monkeypatch):
+def test_the_order_of_auto_is_read_without_a_call(monkeypatch):
     def tried(operation: str = "forward") -> tuple[str, ...]:
         case = replace(FORWARD, operation=operation)
         return tried_by_auto(case, inputs(case, CPU), CPU)
@@ -235,8 +235,8 @@ def test_backward_alone_is_the_gradients_of_one_forward():
     compute = work(case, tensors, attend)
     first, again = compute(), compute()
     assert calls == [1] and len(first) == 3
-    for one, other in zip(first, again, strict=True):
-        assert torch.equal(one, other)
+    for left, right in zip(first, again, strict=True):
+        assert torch.equal(left, right)
     torch.testing.assert_close(first[0], tensors.upstream * tensors.key.sum() * tensors.value)
     assert flops(case) == 2.5 * flops(FORWARD)
 
@@ -251,7 +251,7 @@ def test_alibi_cases_bound_their_logits():
 
 
 @pytest.mark.parametrize("operation", ["forward", "decode", "copy", "gemm"])
-def test_tensors_lie_as_they_are_said_to(operation):
+def test_tensors_have_the_stated_layout(operation):
     case = Case(operation, "bf16", 32, 16, heads=4, batch=2, key_heads=2)
     tensors = inputs(case, CPU)
     if operation == "forward":
@@ -313,16 +313,16 @@ def test_flex_is_a_sigmoid_by_its_log(mask, monkeypatch):
 
 def test_pages_hold_every_key_once(monkeypatch):
     case = Case("decode", "fp32", 32, 16, heads=2, batch=2, key_heads=1, feature="paged 8")
-    asked = {}
+    call = {}
     tensors = inputs(case, CPU)
     attend = peers.sigmoid("cpu")(case, CPU)
     monkeypatch.setattr(
-        peers, "sigmoid_decode", lambda *given, **named: asked.update(tensors=given, **named)
+        peers, "sigmoid_decode", lambda *arguments, **named: call.update(tensors=arguments, **named)
     )
     attend(tensors.query, tensors.key, tensors.value)
-    assert asked["block_table"].flatten().sort().values.tolist() == list(range(8))
-    assert asked["tensors"][1].shape == (8, 8, 1, 16)
-    assert asked["tensors"][1].flatten().sort().values.equal(tensors.key.flatten().sort().values)
+    assert call["block_table"].flatten().sort().values.tolist() == list(range(8))
+    assert call["tensors"][1].shape == (8, 8, 1, 16)
+    assert call["tensors"][1].flatten().sort().values.equal(tensors.key.flatten().sort().values)
 
 
 def installed(monkeypatch, name: str, **functions) -> None:
@@ -375,7 +375,7 @@ def test_choices_of_triton_sigmoid_are_forgotten(monkeypatch):
     assert tuned.cache == {} and sys.modules["triton_sigmoid.sigmoid_triton_dense"].other
 
 
-def test_what_is_not_installed_says_so():
+def test_a_peer_that_is_not_installed_is_named():
     rows = list(measure_speed(FORWARD, ("flash-attn-3",), CPU, lambda peer: None, (), None, ONCE))
     assert rows[0].refused == "ModuleNotFoundError: No module named 'flash_attn_interface'"
 

@@ -11,9 +11,9 @@ from sigmoid_attention.integrations.conversion import Calibration, SoftmaxStart
 from sigmoid_attention.integrations.transformers import LinearBias
 
 
-def watched(query, key, gain=1.0, ridge=0.0, given=None, **settings):
+def watched(query, key, gain=1.0, ridge=0.0, x=None, **settings):
     bias = Calibration(SoftmaxStart(gain), gain, ridge)
-    sigmoid_attention(query, key, key, bias=bias.with_input(given), enable_gqa=True, **settings)
+    sigmoid_attention(query, key, key, bias=bias.with_input(x), enable_gqa=True, **settings)
     return bias
 
 
@@ -22,12 +22,12 @@ def watched(query, key, gain=1.0, ridge=0.0, given=None, **settings):
 def test_one_key_is_found_behind_the_projection_of_queries(heads, key_heads, gain):
     """With one key in all the log-sum-exp is the logit itself: linear in what queries come from."""
     torch.manual_seed(0)
-    given = torch.randn(2, 50, 5, dtype=torch.float64)
+    x = torch.randn(2, 50, 5, dtype=torch.float64)
     projection = torch.randn(heads, 5, 6, dtype=torch.float64)
-    query = torch.einsum("bnc,hcd->bhnd", given, projection)
+    query = torch.einsum("bnc,hcd->bhnd", x, projection)
     key = torch.randn(1, key_heads, 1, 6, dtype=torch.float64)
     final = LinearBias(torch.ones(heads), dim=5)
-    watched(query, key.expand(2, -1, -1, -1), gain, ridge=1e-12, given=given).solve(final)
+    watched(query, key.expand(2, -1, -1, -1), gain, ridge=1e-12, x=x).solve(final)
     each = key[0, :, 0].repeat_interleave(heads // key_heads, 0)
     expected = -torch.einsum("hcd,hd->hc", projection, each) / 6**0.5
     torch.testing.assert_close(final.weight.data, expected.float(), rtol=1e-4, atol=1e-4)
@@ -38,9 +38,9 @@ def test_one_key_is_found_behind_the_projection_of_queries(heads, key_heads, gai
 def test_neutral_keys_are_the_number_of_visible_ones():
     torch.manual_seed(0)
     query = torch.randn(1, 2, 30, 4, dtype=torch.float64)
-    final, given = LinearBias(torch.ones(2), dim=3), torch.randn(1, 30, 3, dtype=torch.float64)
+    final, x = LinearBias(torch.ones(2), dim=3), torch.randn(1, 30, 3, dtype=torch.float64)
     neutral = torch.zeros_like(query)
-    watched(query, neutral, is_causal=True, ridge=1e-12, given=given).solve(final)
+    watched(query, neutral, is_causal=True, ridge=1e-12, x=x).solve(final)
     torch.testing.assert_close(final.slope.data, torch.ones(2), rtol=1e-4, atol=1e-4)
     assert final.weight.abs().max() < 1e-4 and final.offset.abs().max() < 1e-4
 
@@ -73,7 +73,7 @@ def test_rows_all_as_long_leave_the_slope_at_rest():
     torch.manual_seed(0)
     query, key = torch.randn(2, 2, 2, 20, 4).unbind(0)
     final = LinearBias(torch.zeros(2), dim=4)
-    watched(query, key, ridge=1e-3, given=torch.randn(2, 20, 4)).solve(final)
+    watched(query, key, ridge=1e-3, x=torch.randn(2, 20, 4)).solve(final)
     assert final.offset.isfinite().all() and final.slope.abs().max() < 10
 
 

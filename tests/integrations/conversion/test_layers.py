@@ -9,7 +9,7 @@ from tests.support.conversion.models import KINDS, ids
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_stream_is_the_models_own(kind):
+def test_streamed_hidden_states_equal_those_of_the_model(kind):
     student = Student(KINDS[kind](), form="linear", gain=1.5)
     model = student.model
     layers = attention_layers(model, list(student.modules))
@@ -27,10 +27,10 @@ def test_the_stream_is_the_models_own(kind):
         for batch in batches:
             model(**batch)
     for index in range(2):
-        wanted, seen[index] = seen[index], []
-        made = stream.outputs(index)
-        assert all(a.equal(b) for a, b in zip(made, wanted, strict=True))
-        stream.hidden = made
+        expected, seen[index] = seen[index], []
+        streamed = stream.outputs(index)
+        assert all(a.equal(b) for a, b in zip(streamed, expected, strict=True))
+        stream.hidden = streamed
 
 
 def test_gradients_reach_the_layer():

@@ -10,7 +10,7 @@ from sigmoid_attention.attention import Constant, Learned
 from sigmoid_attention.integrations.conversion import Annealed, SoftmaxStart, anneal
 
 
-def made(batch=2, heads=3, length=7, dim=5):
+def tensors(batch=2, heads=3, length=7, dim=5):
     torch.manual_seed(0)
     return torch.randn(3, batch, heads, length, dim, dtype=torch.float64).unbind(0)
 
@@ -18,7 +18,7 @@ def made(batch=2, heads=3, length=7, dim=5):
 @pytest.mark.parametrize("gain", [1.0, 1.5, 8.0])
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 def test_the_start_is_p_over_one_plus_p_over_gain(gain, is_causal):
-    query, key, value = made()
+    query, key, value = tensors()
     scores = query @ key.mT / math.sqrt(5)
     if is_causal:
         scores = scores.masked_fill(~torch.ones(7, 7).tril().bool(), -math.inf)
@@ -30,7 +30,7 @@ def test_the_start_is_p_over_one_plus_p_over_gain(gain, is_causal):
 
 
 def test_a_large_gain_is_the_softmax():
-    query, key, value = made()
+    query, key, value = tensors()
     softmax = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     out = 1e6 * sigmoid_attention(query, key, value, bias=SoftmaxStart(1e6), impl="reference")
     torch.testing.assert_close(out, softmax, rtol=1e-5, atol=1e-5)
@@ -38,7 +38,7 @@ def test_a_large_gain_is_the_softmax():
 
 @pytest.mark.parametrize("t", [0.0, 0.25, 1.0])
 def test_the_bias_moves_on_a_line(t):
-    query, key, value = made()
+    query, key, value = tensors()
     final = Learned(-2.0, num_heads=3).double()
     bias = Annealed(SoftmaxStart(2.0), final)
     bias.t = t
@@ -52,12 +52,12 @@ def test_the_bias_moves_on_a_line(t):
     )
 
 
-def test_at_the_end_no_row_is_looked_at():
+def test_at_the_end_no_row_is_read():
     class Unasked(SoftmaxStart):
         def resolve(self, rows):
             raise AssertionError("the row was looked at")
 
-    query, key, value = made()
+    query, key, value = tensors()
     bias = Annealed(Unasked(1.0), Learned(-2.0, num_heads=3).double())
     bias.t = 1.0
     out = sigmoid_attention(query, key, value, bias=bias)
@@ -72,18 +72,20 @@ def test_the_second_half_is_at_the_end(steps):
 
 
 @pytest.mark.parametrize(
-    "gain, said",
-    [(0.0, "0.0"), (10**400, "a number of"), (torch.nn.Parameter(torch.ones(())), "a P")],
+    "error, gain, description",
+    [
+        (ValueError, 0.0, "0.0"),
+        (ValueError, 10**400, "a number of"),
+        (TypeError, torch.nn.Parameter(torch.ones(())), "a P"),
+    ],
 )
-def test_a_gain_that_is_no_positive_number_is_refused(gain, said):
-    with pytest.raises(
-        (TypeError, ValueError), match=f"gain must be positive and finite, got {said}"
-    ):
+def test_a_gain_that_is_no_positive_number_is_refused(error, gain, description):
+    with pytest.raises(error, match=f"gain must be positive and finite, got {description}"):
         SoftmaxStart(gain)
 
 
 def test_visible_keys_are_not_confused_with_the_softmax():
-    query, key, value = made()
+    query, key, value = tensors()
     naive = sigmoid_attention(query, key, value, bias=NegLogVisible(), is_causal=True)
     start = sigmoid_attention(query, key, value, bias=SoftmaxStart(1.0), is_causal=True)
     assert (naive - start).abs().max() > 0.01

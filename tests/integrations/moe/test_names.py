@@ -19,13 +19,13 @@ def seeded():
 @each_layout
 @pytest.mark.parametrize("config", [FULL, BARE], ids=["shared and bias", "bare"])
 @pytest.mark.parametrize("prefix", ["", "model.layers.7.mlp."], ids=["alone", "prefix"])
-@pytest.mark.parametrize("said", [True, False], ids=["named", "found"])
-def test_there_and_back(layout, config, prefix, said):
+@pytest.mark.parametrize("explicit", [True, False], ids=["named", "found"])
+def test_a_state_dict_survives_both_conversions(layout, config, prefix, explicit):
     state = config.build(dim=4).state_dict()
     theirs = to_layout(state, layout, prefix=prefix)
     assert all(name.startswith(prefix) for name in theirs)
     other = {"model.norm.weight": torch.ones(4)} if prefix else {}
-    back = from_layout(theirs | other, layout if said else None, prefix=prefix)
+    back = from_layout(theirs | other, layout if explicit else None, prefix=prefix)
     assert back.keys() == state.keys()
     for name, tensor in state.items():
         assert torch.equal(back[name], tensor), name
@@ -60,7 +60,7 @@ def test_a_checkpoints_experts_stand_alone():
     ],
     ids=str,
 )
-def test_what_others_do_not_have_is_refused(change, sentence):
+def test_parameters_without_a_counterpart_are_refused(change, sentence):
     layer = MoEConfig(3, 5, top_k=2, **change).build(dim=4)
     with pytest.raises(ValueError, match=sentence):
         to_layout(layer.state_dict(), "torchtitan")
@@ -72,7 +72,7 @@ def test_gelu_experts_are_refused(layout):
         to_layout(BARE.build(dim=4, kind="gelu").state_dict(), layout)
 
 
-def test_unknown_missing_and_surplus_names_are_told():
+def test_unknown_missing_and_surplus_names_are_named():
     theirs = to_layout(BARE.build(dim=4).state_dict(), "deepseek")
     with pytest.raises(ValueError, match=r"layout must be one of deepseek, .*, got 'megatron'"):
         to_layout(theirs, "megatron")
@@ -87,7 +87,7 @@ def test_unknown_missing_and_surplus_names_are_told():
         from_layout(theirs, prefix="layers.2.")
 
 
-def test_a_missing_expert_in_the_middle_is_told():
+def test_a_missing_expert_in_the_middle_is_named():
     theirs = to_layout(BARE.build(dim=4).state_dict(), "deepseek_checkpoint")
     del theirs["experts.1.up_proj.weight"]
     with pytest.raises(ValueError, match=r"has no experts\.2\.up_proj\.weight"):

@@ -36,18 +36,18 @@ def test_a_config_is_converted_that_asks_for_them():
     assert len(returned(LlamaForCausalLM(convert(config)).eval())) == 2
 
 
-@pytest.mark.parametrize("asked", [{}, {"attn_implementation": "eager"}], ids=["alone", "eager"])
-def test_from_pretrained_asks_for_them(asked, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"attn_implementation": "eager"}], ids=["alone", "eager"])
+def test_from_pretrained_asks_for_them(options, tmp_path):
     """transformers tells those who want attentions to take eager: the model stays a sigmoid."""
     model = convert(LLAMA.build())
     model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, output_attentions=True, **asked)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, output_attentions=True, **options)
     assert again.config._attn_implementation == "sigmoid"
     expected = model(**LLAMA.batch(), output_attentions=True).attentions
     torch.testing.assert_close(returned(again), expected, **checks.TOLERANCE)
 
 
-def test_what_a_config_asks_is_saved_and_comes_back(tmp_path):
+def test_output_attentions_of_a_config_is_saved_and_loaded(tmp_path):
     model = convert(LLAMA.build())
     model.config.output_attentions = True
     model.generation_config.output_attentions = None
@@ -70,17 +70,17 @@ def test_gradients_pass_through_them(name):
     """As in the definition: of a loss of the answer, and of one that has the attentions in it."""
     architecture = ARCHITECTURES[name]
     model = checks.converted(architecture, bias=PerHead(-2.0))
-    found = []
+    gradients = []
     for each in (model, oracle.twin(architecture.build(), model)):
         out = each(**architecture.batch(), output_attentions=True)
         attentions = out.decoder_attentions if name == "T5" else out.attentions
         answer = out.logits if "logits" in out else out.last_hidden_state
         loss = answer.square().mean() + sum(x.square().mean() for x in attentions)
         parameter = dict(each.named_parameters())
-        wanted = [*attentions, *(parameter[n] for n in parameter if n.endswith(("_proj.weight",)))]
-        found.append(torch.autograd.grad(loss, wanted))
-    assert all(gradient.abs().max() > 0 for gradient in found[0])
-    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-3)
+        leaves = [*attentions, *(parameter[n] for n in parameter if n.endswith(("_proj.weight",)))]
+        gradients.append(torch.autograd.grad(loss, leaves))
+    assert all(gradient.abs().max() > 0 for gradient in gradients[0])
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-3)
 
 
 def test_dropout_acts_on_them_after_they_are_returned():

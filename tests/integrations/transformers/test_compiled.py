@@ -73,9 +73,9 @@ def test_each_layer_is_one_graph_by_itself(name, bias):
         if part.endswith(("layer.0", "layers.0", "layer.1", "layers.1")):
             module.compile(fullgraph=True, backend="eager")
     for _ in range(2):
-        found = checks.answer(model, batch)
-        torch.testing.assert_close(found, plain, **checks.TOLERANCE)
-    found.square().mean().backward()
+        actual = checks.answer(model, batch)
+        torch.testing.assert_close(actual, plain, **checks.TOLERANCE)
+    actual.square().mean().backward()
 
 
 def test_a_layer_compiled_by_itself_still_gives_attentions_when_they_are_asked_for():

@@ -110,7 +110,7 @@ def test_a_config_is_what_it_was(call, monkeypatch):
     [{"bias": PerHead(-2.0)}, {"bias": -2.0, "qk_norm": "rms"}, {"bias": -2.0, "norm": "hybrid"}],
     ids=["bias", "qk_norm", "norm"],
 )
-def test_a_quantised_model_is_refused_by_a_sentence(options):
+def test_a_quantised_model_is_refused(options):
     plain = LLAMA.build()
     model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, dtype=torch.qint8)
     before = snapshot(model)

@@ -19,10 +19,10 @@ from tests.support.transformers.architectures import ARCHITECTURES
 
 @pytest.fixture
 def model():
-    made = checks.converted(ARCHITECTURES["Llama"], bias=PerHead(NegLogLength(8), linear=True))
-    for module in attention_modules(made).values():
+    converted = checks.converted(ARCHITECTURES["Llama"], bias=PerHead(NegLogLength(8), linear=True))
+    for module in attention_modules(converted).values():
         torch.nn.init.normal_(module.sigmoid_bias.weight, std=0.3)
-    yield made.eval()
+    yield converted.eval()
     assert calls._calls.innermost is None
 
 
@@ -36,8 +36,8 @@ def batches(count):
 
 def test_threads_that_meet_in_one_module_get_their_own_biases(model):
     """None leaves before all have entered."""
-    given, found = batches(3), {}
-    right = [model(tokens).logits for tokens in given]
+    inputs, answers = batches(3), {}
+    right = [model(tokens).logits for tokens in inputs]
     together = threading.Barrier(3)
 
     def meet(*_):
@@ -50,7 +50,7 @@ def test_threads_that_meet_in_one_module_get_their_own_biases(model):
 
     def serve(number):
         with torch.no_grad():
-            found[number] = model(given[number]).logits
+            answers[number] = model(inputs[number]).logits
 
     threads = [threading.Thread(target=serve, args=(number,)) for number in range(3)]
     for thread in threads:
@@ -60,21 +60,21 @@ def test_threads_that_meet_in_one_module_get_their_own_biases(model):
     for hook in hooks:
         hook.remove()
     for number, expected in enumerate(right):
-        torch.testing.assert_close(found[number], expected)
+        torch.testing.assert_close(answers[number], expected)
 
 
 def test_a_call_inside_of_a_call(model):
     outer, inner = batches(2)
     right = [model(tokens).logits for tokens in (outer, inner)]
-    found = []
+    answers = []
 
     def again(*_):
         hook.remove()
-        found.append(model(inner).logits)
+        answers.append(model(inner).logits)
 
     hook = attention(model).k_proj.register_forward_hook(again)
     torch.testing.assert_close(model(outer).logits, right[0])
-    torch.testing.assert_close(found[0], right[1])
+    torch.testing.assert_close(answers[0], right[1])
 
 
 @pytest.mark.parametrize("place", ["before", "inside", "after"])
@@ -107,8 +107,8 @@ def test_checkpoints_give_the_same_gradients(model, kind, inside):
             other.model.layers[place] = checkpoint_wrapper(layer, kind)
     for each in (model, other):
         each(tokens, use_cache=False).logits.square().mean().backward()
-    for expected, found in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, expected.grad, **checks.TOLERANCE)
+    for expected, actual in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, **checks.TOLERANCE)
 
 
 def test_a_module_holds_nothing_of_a_call(model):

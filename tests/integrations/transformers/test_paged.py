@@ -28,14 +28,14 @@ def test_continuous_batching_writes_what_each_request_gets_alone(name, bias):
     model = checks.converted(ARCHITECTURES[name], bias=bias)
     settings = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1)
     batching = ContinuousBatchingConfig(num_blocks=16, block_size=4, max_batch_tokens=16)
-    found = model.generate_batch(
+    actual = model.generate_batch(
         inputs=PROMPTS,
         generation_config=settings,
         continuous_batching_config=batching,
         progress_bar=False,
     )
     assert model.config._attn_implementation == "sigmoid"
-    written = {tuple(out.prompt_ids): out.generated_tokens for out in found.values()}
+    written = {tuple(out.prompt_ids): out.generated_tokens for out in actual.values()}
     for prompt in PROMPTS:
         tokens = torch.tensor([prompt])
         with torch.no_grad():
@@ -68,9 +68,9 @@ def test_a_packed_batch_trains_as_its_sequences_alone(name, bias):
     parameters = list(model.parameters())
     expected = torch.autograd.grad((alone * weights).sum(), parameters)
     for positions in (True, False):
-        found = model(**packed(positions)).logits
-        torch.testing.assert_close(found, alone, **checks.TOLERANCE)
-        actual = torch.autograd.grad((found * weights).sum(), parameters)
+        result = model(**packed(positions)).logits
+        torch.testing.assert_close(result, alone, **checks.TOLERANCE)
+        actual = torch.autograd.grad((result * weights).sum(), parameters)
         torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-3)
 
 
@@ -81,8 +81,8 @@ def test_packed_sequences_of_an_encoder(name):
     parts = [model(input_ids=torch.tensor([prompt])).last_hidden_state for prompt in PROMPTS]
     batch = packed(positions=True)
     del batch["use_cache"]
-    found = model(**batch).last_hidden_state
-    torch.testing.assert_close(found, torch.cat(parts, dim=1), **checks.TOLERANCE)
+    actual = model(**batch).last_hidden_state
+    torch.testing.assert_close(actual, torch.cat(parts, dim=1), **checks.TOLERANCE)
 
 
 def test_ends_without_the_longest_sequence_are_enough():
@@ -101,21 +101,21 @@ def test_a_mask_and_ends_both_count():
     expected = model(**batch).logits
     causal = torch.ones(1, 1, 16, 16, dtype=torch.bool).tril()
     for mask in (causal, torch.zeros(1, 1, 16, 16).masked_fill(~causal, -torch.inf)):
-        found = model(**batch, attention_mask=mask).logits
-        torch.testing.assert_close(found, expected, **checks.TOLERANCE)
+        actual = model(**batch, attention_mask=mask).logits
+        torch.testing.assert_close(actual, expected, **checks.TOLERANCE)
 
 
 def test_a_mask_of_keys_alone_and_ends_both_count():
     query, key, value = torch.randn(3, 1, 2, 5, 6).unbind(0)
     seen = torch.tensor([True, True, True, False, True])
-    found, _ = sigmoid_attention_forward(
+    actual, _ = sigmoid_attention_forward(
         Attention(), query, key, value, seen[None, None, None], cu_seq_lens_q=ENDS,
         cu_seq_lens_k=ENDS,
     )  # fmt: skip
     row = torch.tensor([0, 0, 1, 1, 1])
     mask = ((row[:, None] == row) & seen)[None, None]
     expected, _ = sigmoid_attention_forward(Attention(), query, key, value, mask)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 class Attention(torch.nn.Module):
@@ -126,7 +126,7 @@ ENDS = torch.tensor([0, 2, 5])
 
 
 @pytest.mark.parametrize(
-    ("given", "complaint"),
+    ("arguments", "complaint"),
     [
         ({"cu_seq_lens_q": ENDS}, "^cu_seq_lens_k: is NoneType"),
         ({"cu_seq_lens_q": ENDS, "cu_seq_lens_k": {"full": ENDS}}, "^cu_seq_lens_k: is dict"),
@@ -150,10 +150,10 @@ ENDS = torch.tensor([0, 2, 5])
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
-def test_what_is_not_known_is_refused_and_not_answered(given, complaint):
+def test_an_unknown_packing_is_refused(arguments, complaint):
     query, key, value = torch.randn(3, 1, 2, 5, 6).unbind(0)
     with pytest.raises(ValueError, match=complaint):
-        sigmoid_attention_forward(Attention(), query, key, value, None, **given)
+        sigmoid_attention_forward(Attention(), query, key, value, None, **arguments)
 
 
 def test_a_batch_of_several_rows_is_not_packed():
@@ -167,5 +167,5 @@ def test_an_argument_that_says_nothing_is_passed_over():
     query, key, value = torch.randn(3, 1, 2, 5, 6).unbind(0)
     plain, _ = sigmoid_attention_forward(Attention(), query, key, value, None)
     silent = {"indices": None, "of_the_future": False, "position_ids": torch.arange(5)[None]}
-    found, _ = sigmoid_attention_forward(Attention(), query, key, value, None, **silent)
-    assert torch.equal(found, plain)
+    actual, _ = sigmoid_attention_forward(Attention(), query, key, value, None, **silent)
+    assert torch.equal(actual, plain)

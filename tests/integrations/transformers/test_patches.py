@@ -101,9 +101,9 @@ def run(code):
 @pytest.mark.slow
 def test_transformers_alone_refuses_the_checkpoint(checkpoint):
     """Where this package is installed or not, but was not imported."""
-    found = run(f"transformers.AutoModel.from_pretrained({str(checkpoint)!r})")
-    assert found.returncode != 0
-    assert 'Specified `attn_implementation="sigmoid"` is not supported' in found.stderr
+    process = run(f"transformers.AutoModel.from_pretrained({str(checkpoint)!r})")
+    assert process.returncode != 0
+    assert 'Specified `attn_implementation="sigmoid"` is not supported' in process.stderr
 
 
 def test_without_transformers_the_sentence_says_what_to_install():
@@ -112,8 +112,10 @@ def test_without_transformers_the_sentence_says_what_to_install():
         "try:\n    import sigmoid_attention.integrations.transformers\n"
         "except ImportError as error:\n    print(error)\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install '.[transformers]'" in found.stdout
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "pip install '.[transformers]'" in process.stdout
 
 
 def test_parts_of_a_composite_model_restore_by_themselves(tmp_path):
@@ -125,8 +127,8 @@ def test_parts_of_a_composite_model_restore_by_themselves(tmp_path):
     assert {x.sigmoid_bias for x in attention_modules(text).values()} == {NegLogLength(37)}
     tokens = clip.batch()["input_ids"]
     whole = CLIPModel.from_pretrained(tmp_path / "clip").text_model(input_ids=tokens)
-    found = text(input_ids=tokens)
-    torch.testing.assert_close(found.last_hidden_state, whole.last_hidden_state)
+    actual = text(input_ids=tokens)
+    torch.testing.assert_close(actual.last_hidden_state, whole.last_hidden_state)
 
     model = convert(t5.build(), bias=PerHead(-2.0))
     model.save_pretrained(tmp_path / "t5")

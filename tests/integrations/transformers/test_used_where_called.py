@@ -68,12 +68,12 @@ def test_gradients_for_each_sample(bias):
             "logits"
         ].logsumexp((0, 1, 2))
 
-    found = vmap(grad(loss), (None, 0))(parameters, ids)
-    for row, one in enumerate(ids):
+    grads = vmap(grad(loss), (None, 0))(parameters, ids)
+    for row, sequence in enumerate(ids):
         model.zero_grad()
-        loss(parameters, one).backward()
+        loss(parameters, sequence).backward()
         for name, parameter in parameters.items():
-            torch.testing.assert_close(found[name][row], parameter.grad)
+            torch.testing.assert_close(grads[name][row], parameter.grad)
 
 
 CASTS = {

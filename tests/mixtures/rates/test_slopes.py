@@ -18,8 +18,8 @@ def losses(exponent: float, spread: float, replicates: int, seed: int, truths: i
 @pytest.mark.parametrize("statistic", ("median", "mean"))
 @pytest.mark.parametrize("exponent", (-0.5, -0.25, 0.0))
 def test_a_power_law_is_recovered_at_every_level(exponent, statistic):
-    found = slope(SIZES, losses(exponent, 0.0, 5, 0, truths=3), statistic=statistic)
-    assert np.allclose([found.value, found.low, found.high], exponent)
+    fitted = slope(SIZES, losses(exponent, 0.0, 5, 0, truths=3), statistic=statistic)
+    assert np.allclose([fitted.value, fitted.low, fitted.high], exponent)
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -53,8 +53,8 @@ def test_a_size_at_which_nothing_converged_is_no_point_and_none_at_all_is_no_slo
 def test_a_ratio_is_of_medians_and_has_an_interval():
     rng = np.random.default_rng(0)
     first, second = rng.lognormal(0, 0.2, 60), 3 * rng.lognormal(0, 0.2, 60)
-    found = ratio(first, second)
-    assert found.low < 3 < found.high and found.low > 2.5 and found.high < 3.6
+    measured = ratio(first, second)
+    assert measured.low < 3 < measured.high and measured.low > 2.5 and measured.high < 3.6
 
 
 def test_distances_of_intervals():
@@ -65,13 +65,13 @@ def test_distances_of_intervals():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "shape", "statistic", "said"),
+    ("sizes", "shape", "statistic", "message"),
     (
         ([10], (1, 5), "median", "2 sizes or more"),
         ([10, 100], (3, 5), "median", r"got \(1, 3, 5\)"),
         ([10, 100], (2, 5), "mode", "statistic must be one of median, mean"),
     ),
 )
-def test_bad_input_is_one_sentence(sizes, shape, statistic, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_input_gives_one_sentence(sizes, shape, statistic, message):
+    with pytest.raises(ValueError, match=message):
         slope(sizes, np.ones(shape), statistic=statistic)

@@ -54,9 +54,9 @@ GOOD = RateEvidence(
     ),
 )
 def test_verdicts_follow_from_evidence(changes, expected):
-    found, because = judge(replace(GOOD, **changes))
-    assert found == expected
-    assert found in verdict.VERDICTS and because
+    actual, because = judge(replace(GOOD, **changes))
+    assert actual == expected
+    assert actual in verdict.VERDICTS and because
 
 
 def test_the_rule_in_words_names_every_verdict():

@@ -136,9 +136,9 @@ def test_width_of_the_feed_forward_layers(settings, width):
     ids=str,
 )
 def test_wrong_values_are_refused(settings, match):
-    with pytest.raises(ValueError, match=match) as refused:
+    with pytest.raises(ValueError, match=match) as error:
         ModelConfig(**{**SIZES, **settings})
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_wrong_values_are_refused(settings, match):
     ids=str,
 )
 def test_wrong_types_are_refused(settings, match):
-    with pytest.raises(TypeError, match=match) as refused:
+    with pytest.raises(TypeError, match=match) as error:
         ModelConfig(**{**SIZES, **settings})
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 def test_numbers_of_numpy_are_kept_as_pythons():

@@ -56,19 +56,19 @@ def advised(summary, rows=NO_ROWS, preset="small", fusion=FUSED, **setting):
     ],
 )  # fmt: skip
 def test_advice(summary, words, option):
-    (found,) = [advice for advice in advised(summary) if words in advice.words]
-    assert option in found.command
+    (match,) = [advice for advice in advised(summary) if words in advice.words]
+    assert option in match.command
 
 
 def test_a_gap_that_closes_is_followed_up():
     worse = [text(around(0.2, 0.1))]
-    (found,) = [a for a in advised(worse, course(-0.05)) if "closed by 0.049" in a.words]
-    assert "--steps" in found.command
+    (match,) = [a for a in advised(worse, course(-0.05)) if "closed by 0.049" in a.words]
+    assert "--steps" in match.command
     assert not any("closed" in a.words for a in advised(worse, course(+0.05)))
 
 
 @pytest.mark.parametrize(
-    ("case", "said"),
+    ("case", "message"),
     [
         ({"preset": "tiny"}, "Take the preset small"),
         ({"fusion": Fusion("PyTorch alone", [])}, "without its fused kernel"),
@@ -76,15 +76,15 @@ def test_a_gap_that_closes_is_followed_up():
         ({"position": "alibi"}, "ALiBi"),
     ],
 )
-def test_advice_depends_on_the_setting(case, said):
+def test_advice_depends_on_the_setting(case, message):
     summary = (
         [text(SAME, silent="no")] if case.get("preset") == "tiny" else [text(around(0.2, 0.1))]
     )
-    found = any(said in advice.words for advice in advised(summary, **case))
-    assert found == (said not in ("half of it", "ALiBi"))
+    given_advice = any(message in advice.words for advice in advised(summary, **case))
+    assert given_advice == (message not in ("half of it", "ALiBi"))
 
 
-def test_it_ends_with_what_this_says_nothing_about():
+def test_advice_ends_with_the_models_that_were_not_compared():
     assert advised([text(SAME)])[-1] == OTHER_MODELS
 
 

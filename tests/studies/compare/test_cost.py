@@ -44,8 +44,10 @@ def test_another_arm_begins_each_round_and_short_work_is_repeated(arms, expected
 
 @pytest.mark.parametrize(
     ("operator", "timed"),
-    [(Operator("avx2", "a kernel"), (*ARMS, UNFUSED)), (Operator("", "no kernel"), ARMS)],
-    ids=["kernel", "no kernel"],
+    [
+        pytest.param(Operator("avx2", "a kernel"), (*ARMS, UNFUSED), id="kernel"),
+        pytest.param(Operator("", "no kernel"), ARMS, id="no kernel", marks=pytest.mark.slow),
+    ],
 )
 def test_the_unfused_arm_takes_turns_only_beside_a_fused_one(text, operator, timed):
     shares = []
@@ -84,6 +86,6 @@ def test_only_the_sigmoid_arm_steps_with_the_kernel(text, arm):
     step = _stepper(SETTING, text, arm, CPU)
     with Called() as called:
         step()
-    found = {name for name in called.names if name.startswith("sigmoid_attention::")}
+    operators = {name for name in called.names if name.startswith("sigmoid_attention::")}
     kernel = {"sigmoid_attention::cpu_forward", "sigmoid_attention::cpu_backward"}
-    assert found == (kernel if arm == SIGMOID and loaded() else set())
+    assert operators == (kernel if arm == SIGMOID and loaded() else set())

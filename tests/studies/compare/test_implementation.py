@@ -51,21 +51,21 @@ def test_the_operator_in_words(monkeypatch, choice, expected):
 def test_on_a_gpu_the_triton_kernels_are_named_and_no_cpu_kernel_is_built(monkeypatch):
     monkeypatch.setattr(implementation, "loaded", pytest.fail)
     with fake_gpu(9, 0):
-        found = operator_in_use(torch.device("cuda"), QUIET)
-    assert found == Operator("triton", "the fused Triton kernels on cuda")
+        operator = operator_in_use(torch.device("cuda"), QUIET)
+    assert operator == Operator("triton", "the fused Triton kernels on cuda")
 
 
 def test_on_a_gpu_that_is_too_old_the_reason_is_named():
     with fake_gpu(7, 5):
-        found = operator_in_use(torch.device("cuda"), QUIET)
-    assert found.path == ""
-    assert "PyTorch alone (no fused kernel: query: is on cuda:0 of capability 7.5" in found.words
+        operator = operator_in_use(torch.device("cuda"), QUIET)
+    assert operator.path == ""
+    assert "PyTorch alone (no fused kernel: query: is on cuda:0 of capability 7.5" in operator.words
 
 
 def test_on_a_gpu_the_head_dim_counts():
     with fake_gpu(9, 0):
-        found = operator_in_use(torch.device("cuda"), QUIET, head_dim=512)
-    assert found.path == "" and "head dims up to 128" in found.words
+        operator = operator_in_use(torch.device("cuda"), QUIET, head_dim=512)
+    assert operator.path == "" and "head dims up to 128" in operator.words
 
 
 def test_a_kernel_that_is_switched_off_is_none(monkeypatch):
@@ -74,7 +74,7 @@ def test_a_kernel_that_is_switched_off_is_none(monkeypatch):
     assert operator_in_use(CPU, QUIET) == Operator("", words)
 
 
-def test_compiling_is_said_in_a_line(monkeypatch, tmp_path):
+def test_compiling_prints_one_line(monkeypatch, tmp_path):
     try:
         find_compiler()
     except NoCompiler as error:
@@ -87,10 +87,10 @@ def test_compiling_is_said_in_a_line(monkeypatch, tmp_path):
     monkeypatch.setenv("SIGMOID_ATTENTION_CPU", "generic")
     log = logging.getLogger("sigmoid_attention")
     before = log.level, list(log.handlers)
-    for said in ("compiling the CPU kernel for generic, once\n", ""):
+    for text in ("compiling the CPU kernel for generic, once\n", ""):
         console = Console(file=io.StringIO(), width=20)
         assert operator_in_use(CPU, console).path == "generic"
-        assert console.file.getvalue() == said
+        assert console.file.getvalue() == text
     assert (log.level, log.handlers) == before
 
 
@@ -101,9 +101,9 @@ def test_unfused_is_what_auto_takes_without_a_kernel(length):
     assert dispatch.unfused(1, 2, length, length) == taken
 
 
-def rows(tmp_path, *found, words="a kernel"):
+def rows(tmp_path, *parts, words="a kernel"):
     store = Store(tmp_path / "out", {}, {"machine": {implementation.OPERATOR: words}}, resume=False)
-    store.put("cost", found)
+    store.put("cost", parts)
     return store.rows()
 
 
@@ -114,7 +114,7 @@ def steps(arm, *seconds, metric="step_seconds", length=-1):
 def test_gains_are_ratios_by_round(tmp_path):
     fast = [1.0, 2.0, 1.0, 9.0, 1.0, 1.0, 1.0]
     slow = [4 * seconds for seconds in fast]
-    found = fusion(
+    reading = fusion(
         rows(
             tmp_path,
             *steps(SOFTMAX, *fast),
@@ -126,8 +126,8 @@ def test_gains_are_ratios_by_round(tmp_path):
             *steps(SIGMOID, *fast, metric="operator_forward_seconds", length=32),
         )
     )
-    assert found is not None and found.operator == "a kernel"
-    step, operator = found.gains
+    assert reading is not None and reading.operator == "a kernel"
+    step, operator = reading.gains
     assert (step.label, operator.label) == ("Training step", "Operator forward, 64 tokens")
     assert (step.unfused.mean, step.fused.mean) == (4.0, 1.0)
     assert (step.ratio.low, step.ratio.mean, step.ratio.high, step.ratio.n) == (0.25,) * 3 + (7,)
@@ -135,8 +135,8 @@ def test_gains_are_ratios_by_round(tmp_path):
 
 
 def test_without_a_kernel_the_operator_is_named_and_nothing_gained(tmp_path):
-    found = fusion(rows(tmp_path, *(r for arm in ARMS for r in steps(arm, 1.0)), words="PyTorch"))
-    assert found is not None and (found.operator, found.gains) == ("PyTorch", [])
+    reading = fusion(rows(tmp_path, *(r for arm in ARMS for r in steps(arm, 1.0)), words="PyTorch"))
+    assert reading is not None and (reading.operator, reading.gains) == ("PyTorch", [])
 
 
 def test_without_times_there_is_nothing_to_say(tmp_path):

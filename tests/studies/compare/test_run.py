@@ -204,9 +204,7 @@ def test_a_finished_run_is_read_and_not_repeated(finished, corpus):
         "records that are missing",
     ],
 )
-def test_what_was_damaged_since_is_named_and_made_again(
-    finished, corpus, tmp_path, capsys, name, harm
-):
+def test_a_damaged_file_is_named_and_written_again(finished, corpus, tmp_path, capsys, name, harm):
     whole, comparison = finished
     out = tmp_path / "out"
     shutil.copytree(whole, out)
@@ -221,9 +219,10 @@ def test_what_was_damaged_since_is_named_and_made_again(
         (out / "rows" / "text-sigmoid-seed100.parquet").unlink()
     setting = compare_setting("tiny", data=str(corpus), seeds=1, steps=STEPS)
     again = compare(setting, out, resume=True)
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
-        str((out / name).parent if "missing" in harm and "records" in name else out / name) in said
+        str((out / name).parent if "missing" in harm and "records" in name else out / name)
+        in message
     )
     assert reproducible(again.rows) == reproducible(comparison.rows)
 
@@ -266,6 +265,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_rows(finished, corpus, tmp_path):
     whole, comparison = finished
     out = tmp_path / "out"

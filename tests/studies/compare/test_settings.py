@@ -36,7 +36,7 @@ def test_every_preset_fits_together(preset):
         ({"position": "learned"}, "position must be one of rope, .* got 'learned'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(arguments, sentence):
+def test_contradictory_settings_are_refused(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         compare_setting(**arguments)
 
@@ -57,10 +57,10 @@ def test_what_cannot_be_meant_is_refused(arguments, sentence):
 def test_the_command_makes_the_same_setting_again(changes, options):
     setting = compare_setting("tiny", data="my texts/all", seeds=5, steps=7, **changes)
     words = shlex.split(setting.to_dict()["command"])[1:]
-    said = {
+    chosen = {
         name.removeprefix("--"): value for name, value in zip(words[1::2], words[2::2], strict=True)
     }
-    assert said == {
+    assert chosen == {
         "data": "my texts/all", "preset": "tiny", "steps": "7", "seeds": "5", "device": "cpu",
         **options,
     }  # fmt: skip

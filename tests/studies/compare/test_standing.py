@@ -89,9 +89,9 @@ def row(
     ],
 )
 def test_reading(summary, arm, words, why):
-    found = reading(summary)
-    assert found[:2] == (arm, words)
-    assert why in found[2]
+    actual = reading(summary)
+    assert actual[:2] == (arm, words)
+    assert why in actual[2]
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ def losses(arm, length, *values):
 
 
 def only(summary, metric, length=NONE):
-    (found,) = [row for row in summary if (row.metric, row.length) == (metric, length)]
-    return found
+    (actual,) = [row for row in summary if (row.metric, row.length) == (metric, length)]
+    return actual
 
 
 def test_nothing_measured_gives_nothing():

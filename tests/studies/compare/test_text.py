@@ -16,12 +16,12 @@ def documents(*texts):
 @pytest.mark.parametrize(("piece", "most", "count"), [(7, 100, 12), (7, 40, 4), (100, 9, 1)])
 def test_pieces_come_from_everywhere(piece, most, count):
     held = documents(bytes(range(40)), bytes(range(100, 140)))
-    found = spread(held, piece, most)
-    assert len(found) == count and sum(len(p.text) for p in found) <= max(most, piece)
+    pieces = spread(held, piece, most)
+    assert len(pieces) == count and sum(len(p.text) for p in pieces) <= max(most, piece)
     if count > 1:
-        assert {p.name for p in found} == {"0", "1"}
+        assert {p.name for p in pieces} == {"0", "1"}
     # Each is cut from one document, in order.
-    assert all(p.text in held[int(p.name)].text for p in found)
+    assert all(p.text in held[int(p.name)].text for p in pieces)
 
 
 def test_pairs_of_a_text_without_structure_cost_their_entropy():

@@ -123,7 +123,7 @@ def test_the_paragraph_is_three_sentences_read_off_the_rows():
 
 
 @pytest.mark.parametrize(
-    ("summary", "said"),
+    ("summary", "message"),
     [
         ([text(around(-0.2, 0.1))], "Sigmoid is better on held-out text: "),
         ([text(SAME)], "On held-out text the arms are equal within the margin: "),
@@ -160,8 +160,8 @@ def test_the_paragraph_is_three_sentences_read_off_the_rows():
         ([cost(around(1.1, 0.2))], "sigmoid arm is 10% slower (undecided)."),
     ],
 )
-def test_the_paragraph_says(summary, said):
-    assert said in judge(summary, MEASURED).paragraph
+def test_the_paragraph_says(summary, message):
+    assert message in judge(summary, MEASURED).paragraph
 
 
 @pytest.mark.parametrize("n", [1, 2])

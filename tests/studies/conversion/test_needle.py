@@ -32,9 +32,9 @@ def test_each_text_holds_its_number_once_and_asks_for_it():
         whole = read(ids[0])
         hidden = whole.index(f"is {number}.")
         places.append(hidden)
-        asked = whole.rindex(" The secret")
-        assert whole[asked:] == whole[whole.index(" The secret") :][: len(whole) - asked]
-        assert hidden < asked and whole.endswith(read(answer)[:-1])
+        question = whole.rindex(" The secret")
+        assert whole[question:] == whole[whole.index(" The secret") :][: len(whole) - question]
+        assert hidden < question and whole.endswith(read(answer)[:-1])
     assert places == sorted(places) and places[0] < 60 and places[-1] > 180
     again = needle.haystacks(Letters, HAY, length=300, count=8)
     assert all(a.equal(b) for (a, _), (b, _) in zip(texts, again, strict=True))

@@ -14,13 +14,13 @@ def test_what_is_linear_is_predicted_exactly(monkeypatch):
     wanted_H1D = torch.randn(3, 1, 4, dtype=torch.float64)
 
     def rows(batch):
-        given = {
+        features = {
             "log m": torch.rand(batch, 3, 50, 1, dtype=torch.float64),
             "query": torch.randn(batch, 3, 50, 4),
             "input": torch.randn(batch, 3, 50, 9),
         }
-        linear = (given["query"] * wanted_H1D).sum(-1, keepdim=True)
-        return given, 0.5 + 2 * given["log m"] + linear
+        linear = (features["query"] * wanted_H1D).sum(-1, keepdim=True)
+        return features, 0.5 + 2 * features["log m"] + linear
 
     for _ in range(3):
         predictor.watch(*rows(2))
@@ -36,10 +36,10 @@ def test_a_model_gets_a_table(tmp_path, monkeypatch, capsys):
     normaliser.main([str(model), "--data", str(text(tmp_path)), "--sequences", "1"])
     head, rule, *rows = capsys.readouterr().out.splitlines()
     assert head == "| | 0 to 23 | 24 to 59 |" and rule == "|---|---|---|"
-    found = {
+    by_features = {
         row.split(" | ")[0]: [float(x) for x in row.strip("| ").split(" | ")[1:]] for row in rows
     }
-    assert list(found) == [f"| {name}" for name in normaliser.FEATURES]
+    assert list(by_features) == [f"| {name}" for name in normaliser.FEATURES]
     # Of a model that was never trained keys are nearly neutral: their number says most of it.
-    assert found["| and log m"][0] < found["| a number"][0] / 2
-    assert found["| and log m"][1] < found["| a number"][1] / 2
+    assert by_features["| and log m"][0] < by_features["| a number"][0] / 2
+    assert by_features["| and log m"][1] < by_features["| a number"][1] / 2

@@ -68,7 +68,7 @@ def test_a_damaged_config_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("name", ["vocab_size", "hidden_size"])
 @pytest.mark.parametrize("value", [10**13, "x", [], -1])
-def test_a_config_that_cannot_be_is_one_sentence(tmp_path, name, value):
+def test_an_impossible_config_gives_one_sentence(tmp_path, name, value):
     checkpoint(tmp_path, "llama")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))

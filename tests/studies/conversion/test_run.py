@@ -30,7 +30,7 @@ PAIRS = (Pairs("made", WORDS[:4], [(0, 1), (1, 2), (2, 3)], [0.1, 0.9, 0.4]),)
 
 
 @pytest.fixture(scope="module", params=["llama", "bert"])
-def made(request, tmp_path_factory):
+def parent_and_text(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     return checkpoint(folder / "model", request.param), load_corpus(text(folder))
 
@@ -42,54 +42,59 @@ def own_pairs(monkeypatch):
     )
 
 
-def run(made, out, monkeypatch=None, **changes):
-    parent = load_parent(str(made[0]))
+def run(parent_and_text, out, monkeypatch=None, **changes):
+    parent = load_parent(str(parent_and_text[0]))
     more = {"heldout_sequences": 4, "lengths": (), "evaluate_every": 3, "checkpoint_seconds": 0}
     setting = ConversionSetting(**{**SETTING, **changes})
-    return Conversion(parent, made[1], setting, out, torch.device("cpu"), **more, shown=False)
+    return Conversion(
+        parent, parent_and_text[1], setting, out, torch.device("cpu"), **more, shown=False
+    )
 
 
-def loaded(made, out):
-    causal = load_parent(str(made[0])).causal
+def loaded(parent_and_text, out):
+    causal = load_parent(str(parent_and_text[0])).causal
     return (AutoModelForCausalLM if causal else AutoModel).from_pretrained(out / MODEL)
 
 
-def error(made, model):
+def error(parent_and_text, model):
     """How far a model's answers are from the parent's on text that is held out."""
-    parent = load_parent(str(made[0]))
-    sequences = TokenSequences(parent, made[1], seq_len=32, batch_size=8, seed=0)
+    parent = load_parent(str(parent_and_text[0]))
+    sequences = TokenSequences(parent, parent_and_text[1], seq_len=32, batch_size=8, seed=0)
     (batch,) = sequences.heldout_batches(8)
     tokens = batch["input_ids"]
     return float(relative_error(answer(model, tokens), answer(parent.model, tokens)))
 
 
-def test_it_ends_as_a_sigmoid_model_near_its_parent(made, tmp_path):
+def test_it_ends_as_a_sigmoid_model_near_its_parent(parent_and_text, tmp_path):
     longer = {"steps": 48, "layer_steps": 16, "layer_lr": 1e-3, "lr": 1e-3}
-    curve = run(made, tmp_path, **longer).run()
-    naive = convert(load_parent(str(made[0])).model, bias=NegLogVisible())
-    model = loaded(made, tmp_path)
+    curve = run(parent_and_text, tmp_path, **longer).run()
+    naive = convert(load_parent(str(parent_and_text[0])).model, bias=NegLogVisible())
+    model = loaded(parent_and_text, tmp_path)
     assert model.config._attn_implementation == "sigmoid"
-    assert 0 < error(made, model) < 0.9 * error(made, naive)
+    assert 0 < error(parent_and_text, model) < 0.9 * error(parent_and_text, naive)
     assert not (tmp_path / "checkpoint.safetensors").exists()
     assert curve.points == read_curve(tmp_path).points
 
 
-def test_a_constant_form_ends_as_a_number_a_head(made, tmp_path):
-    run(made, tmp_path, form="constant").run()
-    biases = [module.sigmoid_bias for module in attention_modules(loaded(made, tmp_path)).values()]
+def test_a_constant_form_ends_as_a_number_a_head(parent_and_text, tmp_path):
+    run(parent_and_text, tmp_path, form="constant").run()
+    biases = [
+        module.sigmoid_bias
+        for module in attention_modules(loaded(parent_and_text, tmp_path)).values()
+    ]
     assert len(biases) == 2 and all(bias.dim() == 1 for bias in biases)
     # Calibrated per head, not left where they began.
     assert all(bias.abs().min() > 0.1 and bias.std() > 0 for bias in biases)
 
 
-def test_without_a_parent_it_learns_the_text(made, tmp_path, monkeypatch):
+def test_without_a_parent_it_learns_the_text(parent_and_text, tmp_path, monkeypatch):
     """A plain fine-tuning: the parent is not run, and held-out text becomes likelier."""
     weights = {"hidden_weight": 0, "logit_weight": 0, "text_weight": 1.0, "layer_steps": 0}
-    if not load_parent(str(made[0])).causal:
+    if not load_parent(str(parent_and_text[0])).causal:
         with pytest.raises(ValueError, match=r"^text_weight must be 0: this model predicts no tok"):
-            run(made, tmp_path, **weights)
+            run(parent_and_text, tmp_path, **weights)
         return
-    of = run(made, tmp_path, **weights, steps=60, lr=1e-2, repeats=0)
+    of = run(parent_and_text, tmp_path, **weights, steps=60, lr=1e-2, repeats=0)
     ran = []
     of.parent.model.register_forward_hook(lambda module, *_: ran.append(module))
     curve = of.run()
@@ -98,8 +103,8 @@ def test_without_a_parent_it_learns_the_text(made, tmp_path, monkeypatch):
     assert curve.at("final").found["loss"] < curve.at("parent").found["loss"] - 0.3
 
 
-def test_what_has_no_weight_is_not_learned(made, tmp_path):
-    of = run(made, tmp_path)
+def test_terms_of_weight_zero_are_not_learned(parent_and_text, tmp_path):
+    of = run(parent_and_text, tmp_path)
     of.run()
     batch, taught = of.text.batch(0), of.distillation
 
@@ -118,16 +123,16 @@ def test_what_has_no_weight_is_not_learned(made, tmp_path):
     assert len({hidden, logits, text}) == 3 and min(hidden, text, logits - hidden) > 0
 
 
-def test_an_encoder_is_taught_by_its_hidden_states_alone(made, tmp_path):
-    if load_parent(str(made[0])).causal:
-        run(made, tmp_path, hidden_weight=0)
+def test_an_encoder_is_taught_by_its_hidden_states_alone(parent_and_text, tmp_path):
+    if load_parent(str(parent_and_text[0])).causal:
+        run(parent_and_text, tmp_path, hidden_weight=0)
     else:
         with pytest.raises(ValueError, match=r"^hidden_weight must be positive: this model"):
-            run(made, tmp_path, hidden_weight=0)
+            run(parent_and_text, tmp_path, hidden_weight=0)
 
 
-def test_the_curve_has_a_point_for_every_stage(made, tmp_path):
-    curve = run(made, tmp_path).run()
+def test_the_curve_has_a_point_for_every_stage(parent_and_text, tmp_path):
+    curve = run(parent_and_text, tmp_path).run()
     assert [(point.stage, point.step) for point in curve.points] == [
         ("parent", 0),
         ("naive", 0),
@@ -140,7 +145,7 @@ def test_the_curve_has_a_point_for_every_stage(made, tmp_path):
     ]
     seconds = [point.seconds for point in curve.points]
     assert seconds == sorted(seconds) and seconds[-1] > 0
-    assert str(made[0]) not in json.dumps(curve.described["model"])
+    assert str(parent_and_text[0]) not in json.dumps(curve.described["model"])
 
 
 class Killed(Exception):
@@ -151,9 +156,9 @@ class Killed(Exception):
 @pytest.mark.parametrize("layer_steps", [6, 0], ids=["two-stages", "all-at-once"])
 @pytest.mark.parametrize("updates", [1, 4], ids=["early", "late"])
 def test_killed_anywhere_and_resumed_it_ends_with_the_same_bits(
-    made, tmp_path, monkeypatch, updates, layer_steps
+    parent_and_text, tmp_path, monkeypatch, updates, layer_steps
 ):
-    whole = run(made, tmp_path / "whole", layer_steps=layer_steps).run()
+    whole = run(parent_and_text, tmp_path / "whole", layer_steps=layer_steps).run()
     update, seen = StepProgress.update, []
 
     def killed(bar, done, loss):
@@ -164,24 +169,26 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_bits(
 
     monkeypatch.setattr(StepProgress, "update", killed)
     with pytest.raises(Killed):
-        run(made, tmp_path / "cut", layer_steps=layer_steps).run()
+        run(parent_and_text, tmp_path / "cut", layer_steps=layer_steps).run()
     monkeypatch.undo()
     monkeypatch.setattr(
         "sigmoid_attention.studies.conversion.similarity.human_pairs", lambda: PAIRS
     )
-    resumed = run(made, tmp_path / "cut", layer_steps=layer_steps).run()
+    resumed = run(parent_and_text, tmp_path / "cut", layer_steps=layer_steps).run()
     assert [point.found for point in resumed.points] == [point.found for point in whole.points]
     assert len({(point.stage, point.step) for point in resumed.points}) == len(resumed.points)
-    first, second = (loaded(made, tmp_path / name).state_dict() for name in ("whole", "cut"))
+    first, second = (
+        loaded(parent_and_text, tmp_path / name).state_dict() for name in ("whole", "cut")
+    )
     assert all(first[name].equal(second[name]) for name in first)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("saves", [2, 3, 6], ids=["layer", "behind stage one", "evaluation"])
 def test_killed_between_a_checkpoint_and_an_evaluation_no_point_is_lost(
-    made, tmp_path, monkeypatch, saves
+    parent_and_text, tmp_path, monkeypatch, saves
 ):
-    whole = run(made, tmp_path / "whole").run()
+    whole = run(parent_and_text, tmp_path / "whole").run()
     saved = []
 
     def save_and_die(*arguments, **named):
@@ -193,38 +200,40 @@ def test_killed_between_a_checkpoint_and_an_evaluation_no_point_is_lost(
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "save_checkpoint", save_and_die)
         with pytest.raises(Killed):
-            run(made, tmp_path / "cut").run()
-    resumed = run(made, tmp_path / "cut").run()
+            run(parent_and_text, tmp_path / "cut").run()
+    resumed = run(parent_and_text, tmp_path / "cut").run()
     assert [(point.stage, point.step, point.found) for point in resumed.points] == [
         (point.stage, point.step, point.found) for point in whole.points
     ]
 
 
-def test_a_finished_folder_is_found_finished(made, tmp_path, monkeypatch, capsys):
-    first = run(made, tmp_path).run()
+def test_a_finished_folder_is_found_finished(parent_and_text, tmp_path, monkeypatch, capsys):
+    first = run(parent_and_text, tmp_path).run()
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     monkeypatch.setattr(StepProgress, "update", lambda *_, **__: (_ for _ in ()).throw(Killed))
-    assert run(made, tmp_path).run().points == first.points
+    assert run(parent_and_text, tmp_path).run().points == first.points
     assert "is finished: there is nothing left to do" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["curve.json", "model/model.safetensors", "model/config.json"])
-def test_what_was_damaged_since_is_named_and_made_again(made, tmp_path, capsys, name):
-    first = run(made, tmp_path).run()
+def test_a_damaged_file_is_named_and_written_again(parent_and_text, tmp_path, capsys, name):
+    first = run(parent_and_text, tmp_path).run()
     path = tmp_path / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    again = run(made, tmp_path).run()
+    again = run(parent_and_text, tmp_path).run()
     assert f"{path} is damaged" in capsys.readouterr().err
     assert [point.found for point in again.points] == [point.found for point in first.points]
     weights = "model.safetensors"
     assert path.read_bytes() != data and again.model[weights] == first.model[weights]
 
 
-def test_killed_before_the_model_takes_its_name_it_has_checksums(made, tmp_path, monkeypatch):
+def test_killed_before_the_model_takes_its_name_it_has_checksums(
+    parent_and_text, tmp_path, monkeypatch
+):
     real = os.replace
 
     def replace_and_die(source, target):
@@ -235,20 +244,20 @@ def test_killed_before_the_model_takes_its_name_it_has_checksums(made, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace_and_die)
         with pytest.raises(Killed):
-            run(made, tmp_path).run()
+            run(parent_and_text, tmp_path).run()
     (tmp_path / MODEL / "config.json").write_text("{}")
-    run(made, tmp_path).run()
+    run(parent_and_text, tmp_path).run()
     assert json.loads((tmp_path / MODEL / "config.json").read_text())
 
 
-def test_a_curve_that_is_missing_loses_no_point(made, tmp_path, monkeypatch, capsys):
-    names = [point.stage for point in run(made, tmp_path / "whole").run().points]
+def test_a_curve_that_is_missing_loses_no_point(parent_and_text, tmp_path, monkeypatch, capsys):
+    names = [point.stage for point in run(parent_and_text, tmp_path / "whole").run().points]
     with monkeypatch.context() as patch:
         patch.setattr(Conversion, "_train_all_layers", lambda _: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            run(made, tmp_path / "cut").run()
+            run(parent_and_text, tmp_path / "cut").run()
     (tmp_path / "cut" / "curve.json").unlink()
-    assert [point.stage for point in run(made, tmp_path / "cut").run().points] == names
+    assert [point.stage for point in run(parent_and_text, tmp_path / "cut").run().points] == names
     assert "curve.json is missing; the conversion begins anew" in capsys.readouterr().err
 
 
@@ -268,19 +277,21 @@ def test_without_its_setting_a_folder_is_not_continued(tmp_path):
     ],
     ids=["first layer", "last layer", "all layers"],
 )
-def test_an_interrupt_keeps_what_was_done(made, tmp_path, monkeypatch, stage, at, kept, steps):
-    update, asked = StepProgress.update, []
+def test_an_interrupt_keeps_what_was_done(
+    parent_and_text, tmp_path, monkeypatch, stage, at, kept, steps
+):
+    update, interrupts = StepProgress.update, []
 
     def ask(bar, done, loss):
         update(bar, done, loss)
-        if bar._label == stage and done == at and not asked:
-            asked.append(1)
+        if bar._label == stage and done == at and not interrupts:
+            interrupts.append(1)
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(StepProgress, "update", ask)
         with pytest.raises(KeyboardInterrupt) as caught:
-            of = run(made, tmp_path)
+            of = run(parent_and_text, tmp_path)
             of.checkpoint_seconds = 1e9
             of.run()
     assert caught.value.__notes__[0].startswith(kept)
@@ -288,24 +299,24 @@ def test_an_interrupt_keeps_what_was_done(made, tmp_path, monkeypatch, stage, at
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"points": [3]}', "[" * 9999])
-def test_a_damaged_curve_is_one_sentence(tmp_path, content):
+def test_a_damaged_curve_gives_one_sentence(tmp_path, content):
     (tmp_path / "curve.json").write_text(content)
     with pytest.raises(ValueError, match=r"curve\.json is damaged"):
         read_curve(tmp_path)
 
 
-def test_a_checkpoint_of_another_setting_is_refused(made, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_setting_is_refused(parent_and_text, tmp_path, monkeypatch):
     begin(tmp_path, {"steps": 6})
     monkeypatch.setattr(StepProgress, "update", lambda *_, **__: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
-        run(made, tmp_path, layer_steps=0).run()
+        run(parent_and_text, tmp_path, layer_steps=0).run()
     monkeypatch.undo()
     with pytest.raises(ValueError, match="steps was 6 when this folder was started and is 7 now"):
         begin(tmp_path, {"steps": 7})
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "wanted"),
+    ("name", "value", "expected"),
     [
         ("steps", -1, "at least 0"),
         ("form", "row", "one of linear, constant"),
@@ -314,8 +325,8 @@ def test_a_checkpoint_of_another_setting_is_refused(made, tmp_path, monkeypatch)
         ("temperature", 0.0, "positive"),
     ],
 )
-def test_a_setting_out_of_range_is_refused(name, value, wanted):
-    with pytest.raises(ValueError, match=f"{name} must be {wanted}"):
+def test_a_setting_out_of_range_is_refused(name, value, expected):
+    with pytest.raises(ValueError, match=f"{name} must be {expected}"):
         ConversionSetting(**{**SETTING, name: value}).check()
 
 
@@ -326,8 +337,8 @@ def test_lengths_default_to_those_of_the_model():
         for positions in (None, 8192, 512, 77)
         for fitted in [setting.fitted(positions, predicts=True)]
     ] == [(1024, 1), (1024, 1), (512, 2), (77, 13)]
-    given = ConversionSetting(steps=1, layer_steps=0, seq_len=100, batch_size=3)
-    assert given.fitted(100, predicts=True).batch_size == 3
+    chosen = ConversionSetting(steps=1, layer_steps=0, seq_len=100, batch_size=3)
+    assert chosen.fitted(100, predicts=True).batch_size == 3
     with pytest.raises(ValueError, match="seq_len must be at most the model's 512, got 513"):
         ConversionSetting(steps=1, layer_steps=0, seq_len=513).fitted(512, predicts=True)
 

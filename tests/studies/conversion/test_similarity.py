@@ -30,7 +30,7 @@ def test_it_is_spearmans_of_the_cosines_of_means(parent):
     scores = [0.3, 0.9, 0.1, 0.7, 0.2, 0.8, 0.4, 0.6, 0.5, 0.0]
     cosines = [cosine(parent, TEXTS[i], TEXTS[j]) for i, j in pairs]
     expected = float(spearmanr(cosines, scores)[0])
-    found = correlation(parent.model, parent.tokenizer, Pairs("made", TEXTS, pairs, scores))
-    assert found == pytest.approx(expected, abs=1e-6) and abs(expected) < 0.99
-    own = Pairs("own", TEXTS, pairs, cosines)
-    assert correlation(parent.model, parent.tokenizer, own) == pytest.approx(1.0)
+    outcome = correlation(parent.model, parent.tokenizer, Pairs("made", TEXTS, pairs, scores))
+    assert outcome == pytest.approx(expected, abs=1e-6) and abs(expected) < 0.99
+    exact = Pairs("own", TEXTS, pairs, cosines)
+    assert correlation(parent.model, parent.tokenizer, exact) == pytest.approx(1.0)

@@ -10,31 +10,33 @@ from tests.support.conversion.checkpoints import SPECIAL, checkpoint, text
 
 
 @pytest.fixture(scope="module", params=["llama", "bert"])
-def made(request, tmp_path_factory):
+def parent_and_text(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     parent = load_parent(str(checkpoint(folder / "model", request.param)))
     return parent, load_corpus(text(folder))
 
 
-def sequences(made, **changes):
-    return TokenSequences(*made, **{"seq_len": 32, "batch_size": 3, "seed": 0, **changes})
+def sequences(parent_and_text, **changes):
+    return TokenSequences(
+        *parent_and_text, **{"seq_len": 32, "batch_size": 3, "seed": 0, **changes}
+    )
 
 
 def rows_of(tokens):
     return {tuple(tokens[i : i + 8].tolist()) for i in range(len(tokens) - 7)}
 
 
-def test_a_step_is_the_same_for_a_seed_and_another_for_another(made):
-    first = sequences(made).batch(5)["input_ids"]
-    assert first.equal(sequences(made).batch(5)["input_ids"])
-    for other in (sequences(made).batch(6), sequences(made, seed=1).batch(5)):
+def test_a_step_is_the_same_for_a_seed_and_another_for_another(parent_and_text):
+    first = sequences(parent_and_text).batch(5)["input_ids"]
+    assert first.equal(sequences(parent_and_text).batch(5)["input_ids"])
+    for other in (sequences(parent_and_text).batch(6), sequences(parent_and_text, seed=1).batch(5)):
         assert first.shape != other["input_ids"].shape or not first.equal(other["input_ids"])
 
 
-def test_training_and_held_out_sequences_come_from_their_own_part(made):
-    of = sequences(made)
+def test_training_and_held_out_sequences_come_from_their_own_part(parent_and_text):
+    of = sequences(parent_and_text)
     train, heldout = rows_of(of.train), rows_of(of.heldout)
-    inside = slice(None) if made[0].causal else slice(1, -1)
+    inside = slice(None) if parent_and_text[0].causal else slice(1, -1)
     for step in range(4):
         for row in of.batch(step)["input_ids"]:
             assert tuple(row[inside][:8].tolist()) in train
@@ -44,16 +46,16 @@ def test_training_and_held_out_sequences_come_from_their_own_part(made):
             assert cut in heldout and cut not in train
 
 
-def test_held_out_sequences_are_as_many_as_asked_for(made):
-    batches = sequences(made).heldout_batches(7)
+def test_held_out_sequences_are_as_many_as_asked_for(parent_and_text):
+    batches = sequences(parent_and_text).heldout_batches(7)
     assert sum(len(batch["input_ids"]) for batch in batches) == 7
 
 
-def test_a_causal_model_reads_full_length_and_an_encoder_all_lengths(made):
-    of = sequences(made)
+def test_a_causal_model_reads_full_length_and_an_encoder_all_lengths(parent_and_text):
+    of = sequences(parent_and_text)
     batches = [of.batch(step)["input_ids"] for step in range(40)]
     lengths = {ids.shape[1] for ids in batches}
-    if made[0].causal:
+    if parent_and_text[0].causal:
         assert lengths == {32}
         assert int((of.train == SPECIAL.index("[SEP]")).sum()) == 1
     else:
@@ -62,12 +64,15 @@ def test_a_causal_model_reads_full_length_and_an_encoder_all_lengths(made):
         assert all((ids[:, 1:-1] > 3).all() for ids in batches)
 
 
-def test_stretches_come_again_in_training_and_only_there(made):
-    plain, half = sequences(made, seq_len=250), sequences(made, seq_len=250, repeats=0.5)
+def test_stretches_come_again_in_training_and_only_there(parent_and_text):
+    plain, half = (
+        sequences(parent_and_text, seq_len=250),
+        sequences(parent_and_text, seq_len=250, repeats=0.5),
+    )
     for mine, theirs in zip(half.heldout_batches(4), plain.heldout_batches(4), strict=True):
         assert mine["input_ids"].equal(theirs["input_ids"])
     rows, same = half.batch(1)["input_ids"], plain.batch(1)["input_ids"]
-    if not made[0].causal:
+    if not parent_and_text[0].causal:
         assert rows.equal(same)
         return
     assert rows.shape == same.shape and rows.equal(half.batch(1)["input_ids"])
@@ -93,7 +98,7 @@ def test_a_stretch_comes_again_at_any_distance():
     assert again[0] < 128 and again[-1] > 2048 and 256 < again[len(again) // 2] < 2048
 
 
-def test_a_short_text_is_refused(made, tmp_path):
+def test_a_short_text_is_refused(parent_and_text, tmp_path):
     corpus = load_corpus(text(tmp_path, words=100))
     with pytest.raises(ValueError, match=r"text.txt' is too short: \d+ tokens held out"):
-        sequences((made[0], corpus))
+        sequences((parent_and_text[0], corpus))

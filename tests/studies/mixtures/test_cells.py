@@ -65,25 +65,27 @@ def results(**changed):
     ),
 )
 def test_a_verdict_follows_from_the_rows(changed, expected):
-    (found,) = findings([CELL], results(**changed))
-    assert (found.cell, found.verdict) == (CELL.name, expected)
-    assert found.claim == "over: n^-0.25"
+    (finding,) = findings([CELL], results(**changed))
+    assert (finding.cell, finding.verdict) == (CELL.name, expected)
+    assert finding.claim == "over: n^-0.25"
 
 
 def test_far_starts_that_end_in_a_worse_minimum_say_nothing():
-    (found,) = findings([CELL], results(**{"far start": {"level": 0.1, "gain": 6.0}}))
-    assert found.verdict == verdict.REPRODUCED and "far start nan" in found.controls
+    (finding,) = findings([CELL], results(**{"far start": {"level": 0.1, "gain": 6.0}}))
+    assert finding.verdict == verdict.REPRODUCED and "far start nan" in finding.controls
 
 
-def test_slopes_come_from_fits_that_converged_and_their_share_is_told():
-    there = results()
-    broken = [replace(row, value=1e6, converged=False) for row in there[CELL.name, "late"][0].rows]
+def test_slopes_come_from_converged_fits_and_their_share_is_stated():
+    by_part = results()
+    broken = [
+        replace(row, value=1e6, converged=False) for row in by_part[CELL.name, "late"][0].rows
+    ]
     third = [
         spoilt if row.replicate % 3 == 0 else row
-        for row, spoilt in zip(there[CELL.name, "late"][0].rows, broken, strict=True)
+        for row, spoilt in zip(by_part[CELL.name, "late"][0].rows, broken, strict=True)
     ]
-    there[CELL.name, "late"][0] = Measured(third)
-    seen = evidence(CELL, there)
+    by_part[CELL.name, "late"][0] = Measured(third)
+    seen = evidence(CELL, by_part)
     assert seen.late.near(-0.25, 0.01)
     assert seen.counted == pytest.approx(13 / 20)
 
@@ -107,11 +109,11 @@ def test_a_quick_study_measures_one_truth():
 
 
 def test_a_fit_gives_rows_of_every_loss_and_what_tells_whether_to_believe_it():
-    found = Measured(list(run(RateSetting("sigmoid", "tanh", sizes=(200, 400), replicates=3))))
-    sizes, values = found.grid("L2")
+    measured = Measured(list(run(RateSetting("sigmoid", "tanh", sizes=(200, 400), replicates=3))))
+    sizes, values = measured.grid("L2")
     assert sizes.tolist() == [200, 400] and values.shape == (2, 3)
-    assert len(found.values("gain")) == 6 and found.values("free").tolist() == [15]
-    assert found.values("missing").tolist() == [0]
+    assert len(measured.values("gain")) == 6 and measured.values("free").tolist() == [15]
+    assert measured.values("missing").tolist() == [0]
 
 
 def test_the_figure_has_a_panel_an_expert():

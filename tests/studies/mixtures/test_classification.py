@@ -38,10 +38,10 @@ from sigmoid_attention.studies.mixtures.classification import (
 
 @pytest.mark.parametrize("gate", GATES)
 def test_the_gain_of_an_exact_family_is_its_number_of_parameters(gate):
-    found = Measured(list(measure(ClassificationSetting(gate, sizes=(10**7,), replicates=40))))
-    free = found.values("free")[0]
-    assert found.share("gain") == 1
-    assert abs(found.values("gain").mean() - free) < 4 * np.sqrt(2 * free / 40)
+    measured = Measured(list(measure(ClassificationSetting(gate, sizes=(10**7,), replicates=40))))
+    free = measured.values("free")[0]
+    assert measured.share("gain") == 1
+    assert abs(measured.values("gain").mean() - free) < 4 * np.sqrt(2 * free / 40)
 
 
 def test_an_expert_too_many_starts_as_the_truth():
@@ -62,8 +62,8 @@ def test_an_expert_too_many_starts_as_the_truth():
                 for family, theta in ((setting.family, whole), (setting.truth_family, truth_P))
             )
             torch.testing.assert_close(shares[:2].sum(), truth[0])
-        found = losses(setting.family, whole[None], setting.truth_family.atoms(truth_P))
-        assert found["exact"] == found["over"] == 0
+        values = losses(setting.family, whole[None], setting.truth_family.atoms(truth_P))
+        assert values["exact"] == values["over"] == 0
 
 
 def test_losses_see_what_moves_and_where():
@@ -77,9 +77,9 @@ def test_losses_see_what_moves_and_where():
     # An intercept, towards the other expert's, by which no cell goes.
     place = setting.family.score_size - 1
     moved[0, place] += 1e6 * (atoms[1, place] - atoms[0, place]).sign()
-    found = losses(setting.family, moved.flatten()[None], atoms)
-    assert found["exact"].item() == pytest.approx(0.01)
-    assert found["over"].item() == pytest.approx(0.02)
+    actual = losses(setting.family, moved.flatten()[None], atoms)
+    assert actual["exact"].item() == pytest.approx(0.01)
+    assert actual["over"].item() == pytest.approx(0.02)
     alone = losses(setting.truth_family, truth_P[None], atoms)
     assert set(alone) == {"exact"}
 
@@ -96,9 +96,9 @@ def test_a_fit_below_the_truth_does_not_count():
 
 def test_truths_differ_and_are_well_conditioned():
     family = ClassificationSetting("softmax").truth_family
-    found = [draw_truth(family, 64, seed) for seed in range(3)]
-    assert all(smallest > 1e-4 for _, smallest in found)
-    assert not torch.equal(found[0][0], found[1][0])
+    truths = [draw_truth(family, 64, seed) for seed in range(3)]
+    assert all(smallest > 1e-4 for _, smallest in truths)
+    assert not torch.equal(truths[0][0], truths[1][0])
 
 
 FLAT, HALF = Slope(0.0, -0.05, 0.05), Slope(-0.5, -0.55, -0.45)
@@ -122,25 +122,25 @@ def test_the_rule(changes, verdict):
     assert verdict_of(replace(GOOD, **changes))[0] == verdict
 
 
-def made(power: float, sizes: tuple[int, ...], converged: float = 1.0) -> Measured:
+def power_law(power: float, sizes: tuple[int, ...], converged: float = 1.0) -> Measured:
     rng = np.random.default_rng(0)
     rows = [Row("free", 12.0), Row("smallest", 1e-3)]
     for n in sizes:
         for replicate in range(20):
             value = float(n**power * np.exp(0.1 * rng.standard_normal()))
-            there = replicate < 20 * converged
+            converges = replicate < 20 * converged
             # What did not converge would spoil every slope.
-            loss = value if there else 1e6
-            rows += [Row(q, loss, n, replicate, converged=there)
+            loss = value if converges else 1e6
+            rows += [Row(q, loss, n, replicate, converged=converges)
                      for q in ("hellinger", "exact", "over")]  # fmt: skip
-            rows.append(Row("gain", 12.0, n, replicate, converged=there))
+            rows.append(Row("gain", 12.0, n, replicate, converged=converges))
     return Measured(rows)
 
 
 def results_of(power: float, converged: float = 1.0):
     sizes = {"early": EARLY, "late": LATE, "near start": LATE[-1:], "far start": LATE[-1:]}
     return {
-        (cell_of(cell), part): [made(power, sizes[part], converged)] * 3
+        (cell_of(cell), part): [power_law(power, sizes[part], converged)] * 3
         for cell in cells()
         for part in PARTS
     }
@@ -148,19 +148,19 @@ def results_of(power: float, converged: float = 1.0):
 
 def test_unconverged_fits_enter_no_slope_and_too_many_no_verdict():
     for converged, word in ((0.85, REPRODUCED), (0.5, UNDECIDED)):
-        found = {one.cell: one for one in judge(results_of(-0.5, converged))}
-        line = found["sigmoid, 2 experts fitted by 2: hellinger"]
+        by_cell = {finding.cell: finding for finding in judge(results_of(-0.5, converged))}
+        line = by_cell["sigmoid, 2 experts fitted by 2: hellinger"]
         assert line.verdict == word
         assert re.search(r"then -0\.(49|50) ", line.measured)
         assert f"fits that count {converged:.0%}" in line.controls
 
 
 def test_softmax_is_held_to_its_own_claim():
-    found = {one.cell: one for one in judge(results_of(-0.25))}
-    assert found["softmax, 2 experts fitted by 3: over"].verdict == REPRODUCED
-    assert found["sigmoid, 2 experts fitted by 3: over"].verdict == NOT_REPRODUCED
-    assert found["softmax, 2 experts fitted by 3: exact"].verdict == NOT_REPRODUCED
-    assert "softmax, 2 experts fitted by 2: over" not in found
+    by_cell = {finding.cell: finding for finding in judge(results_of(-0.25))}
+    assert by_cell["softmax, 2 experts fitted by 3: over"].verdict == REPRODUCED
+    assert by_cell["sigmoid, 2 experts fitted by 3: over"].verdict == NOT_REPRODUCED
+    assert by_cell["softmax, 2 experts fitted by 3: exact"].verdict == NOT_REPRODUCED
+    assert "softmax, 2 experts fitted by 2: over" not in by_cell
 
 
 def test_tasks_and_figure():

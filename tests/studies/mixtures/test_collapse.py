@@ -41,14 +41,14 @@ def test_experts_that_differ_by_a_factor_are_alike():
 @pytest.mark.parametrize("gate", GATES)
 def test_idle_experts_do_not_count(gate):
     family = Mixture(gate, "linear", k=4, d=3)
-    one = [1.0, 0.0, 0.0, 0.0]
-    every = of_experts(family, [one] * 4, [0.0] * 4)
+    counts = [1.0, 0.0, 0.0, 0.0]
+    every = of_experts(family, [counts] * 4, [0.0] * 4)
     assert every["used by weight"] == pytest.approx(4)
     assert every["used by contribution"] == pytest.approx(4)
-    shut = of_experts(family, [one] * 4, [0.0, 0.0, -40.0, -40.0])
+    shut = of_experts(family, [counts] * 4, [0.0, 0.0, -40.0, -40.0])
     assert shut["used by weight"] == shut["used by contribution"] == pytest.approx(2)
     # An open gate before an expert that answers nothing is a use of weight only.
-    silent = of_experts(family, [one, one, [0.0] * 4, [0.0] * 4], [0.0] * 4)
+    silent = of_experts(family, [counts, counts, [0.0] * 4, [0.0] * 4], [0.0] * 4)
     assert silent["used by weight"] == pytest.approx(4)
     assert silent["used by contribution"] == pytest.approx(2)
 
@@ -79,15 +79,15 @@ def test_both_gates_start_with_the_same_experts(trained):
 
 
 def test_training_moves_experts_and_lowers_the_error(trained):
-    for one in trained.values():
-        steps = {row.step for row in one.rows}
+    for run in trained.values():
+        steps = {row.step for row in run.rows}
         assert steps >= {0, 1, 12} and max(steps) == 12
         first, last = (
-            [row.value for row in one.rows if (row.quantity, row.step) == ("similarity", step)]
+            [row.value for row in run.rows if (row.quantity, row.step) == ("similarity", step)]
             for step in (0, 12)
         )
         assert first != last
-        assert not any(row.converged for row in one.rows)
+        assert not any(row.converged for row in run.rows)
     longer = CollapseSetting(
         "sigmoid", "smooth", "linear", "adam", 0.01, epochs=40, n=300, replicates=3
     )
@@ -112,7 +112,7 @@ def test_the_rule(of_softmax, spared, verdict):
     assert verdict_of(of_softmax, spared) == verdict
 
 
-def made(change: float, level: float = 0.0) -> Measured:
+def synthetic_run(change: float, level: float = 0.0) -> Measured:
     """Every quantity changes by so much in training; replicates differ far more than that."""
     rows = [Row("error", 0.5, replicate=r, step=9) for r in range(20)]
     for quantity in JUDGED:
@@ -125,16 +125,26 @@ def made(change: float, level: float = 0.0) -> Measured:
 
 def verdicts(softmax: Measured, sigmoid: Measured) -> list[str]:
     return [
-        one.verdict
-        for one in judge({("cell", "softmax"): [softmax], ("cell", "sigmoid"): [sigmoid]})
+        finding.verdict
+        for finding in judge({("cell", "softmax"): [softmax], ("cell", "sigmoid"): [sigmoid]})
     ]
 
 
 def test_collapse_is_a_rise_of_similarity_and_a_fall_of_use():
-    assert verdicts(made(2.0), made(1.0)) == [REPRODUCED, NOT_REPRODUCED, NOT_REPRODUCED]
-    assert verdicts(made(-2.0), made(-1.0)) == [NOT_REPRODUCED, REPRODUCED, REPRODUCED]
+    assert verdicts(synthetic_run(2.0), synthetic_run(1.0)) == [
+        REPRODUCED,
+        NOT_REPRODUCED,
+        NOT_REPRODUCED,
+    ]
+    assert verdicts(synthetic_run(-2.0), synthetic_run(-1.0)) == [
+        NOT_REPRODUCED,
+        REPRODUCED,
+        REPRODUCED,
+    ]
     # Where each begins is not what training does.
-    assert verdicts(made(-2.0), made(-1.0, level=-50)) == verdicts(made(-2.0), made(-1.0))
+    assert verdicts(synthetic_run(-2.0), synthetic_run(-1.0, level=-50)) == verdicts(
+        synthetic_run(-2.0), synthetic_run(-1.0)
+    )
 
 
 def test_the_figure_has_a_panel_for_every_case(trained):

@@ -38,20 +38,20 @@ def results(near, far):
     ),
 )
 def test_the_better_fit_counts(near, far, expected):
-    found = {one.cell: one.verdict for one in STUDY.judge(results(near, far))}
-    judged = [found[cell.name] for cell in CELLS if cell.claim == -0.25]
+    verdicts = {finding.cell: finding.verdict for finding in STUDY.judge(results(near, far))}
+    judged = [verdicts[cell.name] for cell in CELLS if cell.claim == -0.25]
     assert set(judged) == {expected}
 
 
 def test_a_fit_that_did_not_converge_is_no_minimum():
-    there = results((-0.25, 12.0), (0.0, 13.0))
+    by_part = results((-0.25, 12.0), (0.0, 13.0))
     for cell in CELLS:
         lost = [
             Row(row.quantity, row.value, n=row.n, replicate=row.replicate, converged=False)
-            for row in there[cell.name, "random"][0].rows
+            for row in by_part[cell.name, "random"][0].rows
         ]
-        there[cell.name, "random"] = [Measured(lost)] * 3
-    assert verdict.DEPENDS_ON_THE_START not in {one.verdict for one in STUDY.judge(there)}
+        by_part[cell.name, "random"] = [Measured(lost)] * 3
+    assert verdict.DEPENDS_ON_THE_START not in {finding.verdict for finding in STUDY.judge(by_part)}
 
 
 def test_both_starts_fit_the_same_data():

@@ -11,10 +11,10 @@ from sigmoid_attention.studies.mixtures.pseudo_true import CELLS, RADII, STUDY, 
 SIZES = (10_000, 1_000_000, 100_000_000)
 
 
-def results(exponent=-0.5, found=0.5, converged=1.0, spread=0.05):
+def results(exponent=-0.5, share=0.5, converged=1.0, spread=0.05):
     """What every cell measures, alike."""
     rng = np.random.default_rng(0)
-    rows = [Row("floor", 0.1), Row("minimisers", 1.0), Row("found", found), Row("leaning", 1.0)]
+    rows = [Row("floor", 0.1), Row("minimisers", 1.0), Row("found", share), Row("leaning", 1.0)]
     for n in SIZES:
         for r in range(20):
             value = float(n) ** exponent * np.exp(spread * rng.standard_normal())
@@ -31,15 +31,15 @@ def results(exponent=-0.5, found=0.5, converged=1.0, spread=0.05):
     (
         ({}, verdict.REPRODUCED),
         ({"exponent": -0.4}, verdict.NOT_REPRODUCED),
-        ({"found": 0.05}, verdict.UNDECIDED),
+        ({"share": 0.05}, verdict.UNDECIDED),
         ({"converged": 0.5}, verdict.UNDECIDED),
         ({"spread": 8.0}, verdict.UNDECIDED),
     ),
 )
 def test_a_verdict_follows_from_the_rows(changes, expected):
-    found = STUDY.judge(results(**changes))
-    assert len(found) == len(CELLS) * len(RADII)
-    assert {one.verdict for one in found} == {expected}
+    findings = STUDY.judge(results(**changes))
+    assert len(findings) == len(CELLS) * len(RADII)
+    assert {finding.verdict for finding in findings} == {expected}
 
 
 def test_a_fit_that_is_held_near_the_truth_nears_the_projection_and_not_the_truth():

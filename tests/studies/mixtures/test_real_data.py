@@ -31,8 +31,8 @@ def test_a_set_is_what_its_name_says(name):
     features, target = table(name)
     assert features.ndim == 2 and target.shape == features.shape[:1]
     assert np.isfinite(features).all()
-    said = name.partition("d = ")[2].rstrip(")")
-    assert features.shape[1] == int(said)
+    dim = name.partition("d = ")[2].rstrip(")")
+    assert features.shape[1] == int(dim)
     assert (len(np.unique(target)) <= 3) == SETS[name][1]
     # No feature gives the target away.
     if not SETS[name][1]:
@@ -48,14 +48,16 @@ def test_there_are_four_sets_of_each_kind_from_4_to_64_dimensions():
 
 @pytest.mark.parametrize("name", (IRIS, DIABETES))
 def test_more_data_help(name):
-    found = Measured(list(measure(LearningSetting(name, "sigmoid", **QUICK, shares=(0.15, 0.6)))))
+    measured = Measured(
+        list(measure(LearningSetting(name, "sigmoid", **QUICK, shares=(0.15, 0.6))))
+    )
     small, large = (
-        np.median([row.value for row in found.rows if row.quantity == "error" and row.n == n])
-        for n in sorted({row.n for row in found.rows})
+        np.median([row.value for row in measured.rows if row.quantity == "error" and row.n == n])
+        for n in sorted({row.n for row in measured.rows})
     )
     assert large < small
     assert large < {IRIS: 0.4, DIABETES: 0.7}[name]
-    assert len(found.values("stability")) == 2
+    assert len(measured.values("stability")) == 2
 
 
 def test_gates_see_the_same_resamples_and_answer_differently():
@@ -74,20 +76,20 @@ def test_each_gate_has_the_penalty_that_suits_it(monkeypatch):
     setting = replace(LearningSetting(DIABETES, "sigmoid", **QUICK), shares=(0.15,), resamples=1)
     # So much that nothing is learnt, and so little that noise is.
     for alphas, best in (((1e-3, 10.0), 10.0), ((10.0, 1e8), 10.0)):
-        found = Measured(list(measure(replace(setting, alphas=alphas, pilots=2))))
-        assert found.values("alpha") == [best]
+        measured = Measured(list(measure(replace(setting, alphas=alphas, pilots=2))))
+        assert measured.values("alpha") == [best]
     # Pilots are resamples that are not judged: however many, the rest stays as it is.
-    asked = []
+    alphas_tried = []
     learned = real_data._learned
     monkeypatch.setattr(
-        real_data, "_learned", lambda *which: asked.append(which[-1]) or learned(*which)
+        real_data, "_learned", lambda *which: alphas_tried.append(which[-1]) or learned(*which)
     )
     errors = [
         Measured(list(measure(replace(setting, pilots=pilots)))).values("error")
         for pilots in (1, 2)
     ]
     assert errors[0] == errors[1]
-    assert asked == [1, 0, 1, 2, 0]
+    assert alphas_tried == [1, 0, 1, 2, 0]
 
 
 def test_stability_does_not_mind_the_order_or_the_size():
@@ -111,7 +113,7 @@ def test_the_rule(low, high, verdict):
     assert verdict_of(difference, 0.5, less_is_claimed=True) == UNDECIDED
 
 
-def made(error: float, alike: float) -> Measured:
+def synthetic_run(error: float, alike: float) -> Measured:
     rng = np.random.default_rng(0)
     rows = [Row("alpha", 0.1, n=50.0), Row("alpha", 10.0, n=100.0)]
     for replicate in range(20):
@@ -124,7 +126,10 @@ def made(error: float, alike: float) -> Measured:
 
 
 def test_resamples_are_paired():
-    results = {(IRIS, "softmax"): [made(1.0, 0.5)], (IRIS, "sigmoid"): [made(1.1, 0.6)]}
+    results = {
+        (IRIS, "softmax"): [synthetic_run(1.0, 0.5)],
+        (IRIS, "sigmoid"): [synthetic_run(1.1, 0.6)],
+    }
     curve, steady = judge(results)
     # A tenth between the gates is seen although resamples scatter by one.
     assert (curve.verdict, steady.verdict) == (NOT_REPRODUCED, REPRODUCED)
@@ -135,6 +140,6 @@ def test_resamples_are_paired():
 def test_every_set_is_a_task_for_either_gate_and_a_panel():
     tasks = STUDY.tasks()
     assert {(task.cell, task.part) for task in tasks} == {(s, g) for s in SETS for g in GATES}
-    results = {(task.cell, task.part): [made(2.0, 0.5)] for task in tasks}
+    results = {(task.cell, task.part): [synthetic_run(2.0, 0.5)] for task in tasks}
     assert len(STUDY.draw(results).axes) == len(SETS)
     assert real_data.RESAMPLES >= 20

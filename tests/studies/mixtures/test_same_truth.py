@@ -30,7 +30,7 @@ def small(gate: str, **changes) -> Measured:
     return Measured(list(measure(SameTruthSetting(gate, **setting))))
 
 
-def made(gate_scales: dict[str, float], floors: dict[str, float]) -> Measured:
+def synthetic_run(gate_scales: dict[str, float], floors: dict[str, float]) -> Measured:
     """Errors of scale * n^-1/2 above a floor, as a truth's task would have found them."""
     rng = np.random.default_rng(0)
     rows = [Row(f"floor {gate}", floor) for gate, floor in floors.items()]
@@ -44,24 +44,27 @@ def made(gate_scales: dict[str, float], floors: dict[str, float]) -> Measured:
 
 @pytest.mark.parametrize("gate", FITS)
 def test_a_family_expresses_truths_of_its_own_gate(gate):
-    found = small(gate)
-    own, other = found.values(f"floor {gate}")[0], found.values(f"floor {FITS[gate == FITS[0]]}")[0]
-    assert own < 1e-6 < 1e-4 < other
-    sizes, errors = found.grid(f"L2 {gate}")
+    measured = small(gate)
+    same_gate, other = (
+        measured.values(f"floor {gate}")[0],
+        measured.values(f"floor {FITS[gate == FITS[0]]}")[0],
+    )
+    assert same_gate < 1e-6 < 1e-4 < other
+    sizes, errors = measured.grid(f"L2 {gate}")
     # Of the error the parameters and nothing else: sigma sqrt(P / n), P of 12 to 15.
     expected = SIGMA * np.sqrt(13.5 / sizes)
     assert (abs(np.log(np.nanmedian(errors, axis=1) / expected)) < 0.35).all()
 
 
 def test_two_softmax_experts_are_two_sigmoid_ones():
-    found = small("softmax", k=2, sizes=(1000,), truth_seed=1)
-    assert found.values("floor sigmoid")[0] < 1e-5
+    measured = small("softmax", k=2, sizes=(1000,), truth_seed=1)
+    assert measured.values("floor sigmoid")[0] < 1e-5
     assert small("sigmoid", k=2, sizes=(1000,)).values("floor softmax")[0] > 1e-3
 
 
 def test_a_third_gate_is_expressed_by_neither():
-    found = small(NEITHER, sizes=(1000,))
-    assert min(found.values(f"floor {gate}")[0] for gate in FITS) > 1e-4
+    measured = small(NEITHER, sizes=(1000,))
+    assert min(measured.values(f"floor {gate}")[0] for gate in FITS) > 1e-4
 
 
 def test_samples_are_counted_from_where_the_error_stays_below():
@@ -76,8 +79,8 @@ def test_the_ratio_of_samples_is_that_of_parameters():
     rng = np.random.default_rng(1)
     noise = np.exp(0.2 * rng.standard_normal((2, 3, 5, 20)))
     first, second = (
-        math.sqrt(count) * sizes[:, None] ** -0.5 * one
-        for count, one in zip((15, 12), noise, strict=True)
+        math.sqrt(count) * sizes[:, None] ** -0.5 * factor
+        for count, factor in zip((15, 12), noise, strict=True)
     )
     tight, loose = needed_ratios(sizes, first, second, (0.05, 0.2))
     for ratio in (tight, loose):
@@ -118,11 +121,11 @@ def test_the_rule(intervals, verdict):
     assert verdict_of([neither]) == UNDECIDED
 
 
-def test_each_gate_winning_at_home_is_no_advantage():
+def test_a_gate_that_wins_only_on_its_own_truth_has_no_advantage():
     home = {"sigmoid": 0.3, "softmax": 0.3}
     results = {
-        ("a", "sigmoid"): [made(home, {"sigmoid": 0.0, "softmax": 0.05})] * 3,
-        ("a", "softmax"): [made(home, {"sigmoid": 0.05, "softmax": 0.0})] * 3,
+        ("a", "sigmoid"): [synthetic_run(home, {"sigmoid": 0.0, "softmax": 0.05})] * 3,
+        ("a", "softmax"): [synthetic_run(home, {"sigmoid": 0.05, "softmax": 0.0})] * 3,
     }
     at_home, away, both = judge(results)
     assert (at_home.verdict, away.verdict) == (REPRODUCED, NOT_REPRODUCED)
@@ -139,7 +142,7 @@ def test_every_case_has_three_truths_and_a_figure():
         cells.setdefault((task.cell, task.part), []).append(task.key)
     assert all(len(set(keys)) == len(keys) == 3 for keys in cells.values())
     results = {
-        place: [made({"sigmoid": 0.3, "softmax": 0.4}, dict.fromkeys(FITS, 0.0))] * 3
+        place: [synthetic_run({"sigmoid": 0.3, "softmax": 0.4}, dict.fromkeys(FITS, 0.0))] * 3
         for place in cells
     }
     assert len(STUDY.draw(results).axes) == len(cells)

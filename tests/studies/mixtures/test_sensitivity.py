@@ -39,8 +39,8 @@ def test_training_ends_above_least_squares_on_the_same_data():
     # Where nothing is learnt both end at the same start.
     still = StochasticRecipe(learning_rate=1e-12, epochs=1)
     near = [
-        Measured(list(measure(SensitivitySetting(SETTING, one))))
-        for one in (still, replace(still, epochs=2))
+        Measured(list(measure(SensitivitySetting(SETTING, recipe))))
+        for recipe in (still, replace(still, epochs=2))
     ]
     np.testing.assert_allclose(near[0].values("chi2"), near[1].values("chi2"), rtol=1e-6)
     assert (near[0].values("chi2") > trained.values("chi2")).mean() > 0.5
@@ -67,7 +67,7 @@ def test_a_moved_reference_changes_no_function():
 
 
 @pytest.mark.parametrize(
-    ("missed", "own", "verdict"),
+    ("missed", "minimum", "verdict"),
     [
         (0.5, Slope(-0.1, -0.2, 0.0), REPRODUCED),
         (9.0, Slope(-0.1, -0.2, 0.0), NOT_REPRODUCED),
@@ -75,11 +75,11 @@ def test_a_moved_reference_changes_no_function():
         (np.inf, Slope(-0.1, -0.2, 0.0), NOT_REPRODUCED),
     ],
 )
-def test_the_rule(missed, own, verdict):
-    assert verdict_of(missed, own, Slope(-0.5, -0.55, -0.45)) == verdict
+def test_the_rule(missed, minimum, verdict):
+    assert verdict_of(missed, minimum, Slope(-0.5, -0.55, -0.45)) == verdict
 
 
-def made(power: float, chi2: float, converged: bool = False) -> Measured:
+def synthetic_run(power: float, chi2: float, converged: bool = False) -> Measured:
     rng = np.random.default_rng(0)
     rows = []
     for n in sensitivity.SIZES:
@@ -93,33 +93,33 @@ def made(power: float, chi2: float, converged: bool = False) -> Measured:
 def results_of(powers: dict[str, tuple[float, float]]):
     usual = {LEAST_SQUARES: (-0.5, 100.0, True)} | powers
     return {
-        (task.cell, task.part): [made(*usual.get(task.part, (-0.5, 100.2)))] * 3
+        (task.cell, task.part): [synthetic_run(*usual.get(task.part, (-0.5, 100.2)))] * 3
         for task in STUDY.tasks()
     }
 
 
 def test_recipes_that_agree_with_least_squares_are_reproduced():
-    found = judge(results_of({}))
-    assert {one.verdict for one in found} == {REPRODUCED}
+    results = judge(results_of({}))
+    assert {finding.verdict for finding in results} == {REPRODUCED}
 
 
 def test_one_recipe_that_differs_makes_it_a_matter_of_the_start():
-    found = {one.cell: one for one in judge(results_of({"SGD": (-0.2, 150.0)}))}
-    assert found["softmax gelu, SGD"].verdict == NOT_REPRODUCED
-    assert "up to 50 chi2 above least squares" in found["softmax gelu, SGD"].because
-    assert "without any noise the slope is -0.50" in found["softmax gelu, SGD"].because
-    assert found["softmax gelu, Adam"].verdict == REPRODUCED
-    assert found["softmax gelu, all recipes"].verdict == DEPENDS_ON_THE_START
+    by_cell = {finding.cell: finding for finding in judge(results_of({"SGD": (-0.2, 150.0)}))}
+    assert by_cell["softmax gelu, SGD"].verdict == NOT_REPRODUCED
+    assert "up to 50 chi2 above least squares" in by_cell["softmax gelu, SGD"].because
+    assert "without any noise the slope is -0.50" in by_cell["softmax gelu, SGD"].because
+    assert by_cell["softmax gelu, Adam"].verdict == REPRODUCED
+    assert by_cell["softmax gelu, all recipes"].verdict == DEPENDS_ON_THE_START
 
 
-def test_what_diverged_is_said_and_is_no_minimum():
+def test_diverged_fits_are_named_and_are_no_minimum():
     lost = Measured([replace(row, value=np.inf) if row.replicate < 12 and row.quantity == "chi2"
-                     else row for row in made(-0.5, 100.2).rows])  # fmt: skip
+                     else row for row in synthetic_run(-0.5, 100.2).rows])  # fmt: skip
     results = results_of({})
     results["sigmoid relu", "Adam"] = [lost] * 3
-    found = {one.cell: one for one in judge(results)}["sigmoid relu, Adam"]
-    assert found.controls == "diverged 60%"
-    assert found.verdict == UNDECIDED
+    adam = {finding.cell: finding for finding in judge(results)}["sigmoid relu, Adam"]
+    assert adam.controls == "diverged 60%"
+    assert adam.verdict == UNDECIDED
 
 
 def test_the_figure_shows_training_without_noise():

@@ -34,9 +34,9 @@ from sigmoid_attention.studies.mixtures.shared_experts_protocol import (
 )
 def test_truths_have_the_published_constants(theorem, x, means, weights):
     truth = THEOREMS[theorem].truth
-    found = truth.family.means_and_weights(truth.theta_P, torch.tensor([[x]], dtype=torch.float64))
-    np.testing.assert_allclose(found[0][0], means)
-    np.testing.assert_allclose(found[1][0] * 2, weights, atol=1e-6)
+    actual = truth.family.means_and_weights(truth.theta_P, torch.tensor([[x]], dtype=torch.float64))
+    np.testing.assert_allclose(actual[0][0], means)
+    np.testing.assert_allclose(actual[1][0] * 2, weights, atol=1e-6)
     variances = truth.theta_P[truth.family.indices.log_variances_c].exp().tolist()
     assert variances == pytest.approx([0.4, 0.4, 0.2 if theorem == 1 else 0.25])
 
@@ -77,8 +77,8 @@ def test_tasks_cover_every_replicate_once():
         for part, (sizes, replicates, _) in shared_experts.PARTS.items():
             pieces = [t.setting for t in tasks if (t.cell, t.part) == (theorem.name, part)]
             for n in sizes:
-                found = [r for piece in pieces if piece.n == n for r in piece.replicates]
-                assert sorted(found) == list(range(replicates))
+                actual = [r for piece in pieces if piece.n == n for r in piece.replicates]
+                assert sorted(actual) == list(range(replicates))
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_pseudo_true_gates_leave_the_experts_true():
     which = torch.zeros(1, dtype=torch.int64)
     floor = GaussianDeviance(truth.family, data).cost(truth.theta_P[None], which)
     excess = torch.cat(
-        [GaussianDeviance(family, data).cost(one[None], which) - floor for one in members]
+        [GaussianDeviance(family, data).cost(theta[None], which) - floor for theta in members]
     )
     assert excess.min() > -0.5
     assert excess.max() > 20
@@ -118,9 +118,9 @@ def made_up(theorem, *, factor=(1.0, 1.0), exponent=None, converged=1.0):
                 value = (
                     times * (math.log(n) / n) ** exponent * math.exp(0.05 * rng.standard_normal())
                 )
-                there = bool(r < converged * replicates)
+                converges = bool(r < converged * replicates)
                 for quantity in ("loss", "experts", "gain"):
-                    rows.append(Row(quantity, value, float(n), r, converged=there))
+                    rows.append(Row(quantity, value, float(n), r, converged=converges))
         half = len(rows) // 2
         results[theorem.name, part] = [Measured(rows[:half]), Measured(rows[half:])]
     return results

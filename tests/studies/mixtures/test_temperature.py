@@ -29,33 +29,33 @@ def measured(gate: str, score: str, **changes) -> Measured:
     return Measured(list(measure(TemperatureSetting(gate, score, **(FEW | changes)))))
 
 
-def medians(one: Measured, quantity: str) -> np.ndarray:
-    return np.nanmedian(one.grid(quantity)[1], axis=1)
+def medians(run: Measured, quantity: str) -> np.ndarray:
+    return np.nanmedian(run.grid(quantity)[1], axis=1)
 
 
 @pytest.mark.parametrize("gate", GATES)
 def test_an_inner_product_leaves_the_temperature_open(gate):
-    one = measured(gate, "linear")
-    assert one.values("missing") == [1]
+    run = measured(gate, "linear")
+    assert run.values("missing") == [1]
     assert measured(gate, "linear", temperature=False, sizes=(10**4,)).values("missing") == [0]
     # Only the quotient is found: it falls with n, the temperature stays where it began.
-    falls = {name: medians(one, name) for name in ("slopes over temperature", "temperature")}
+    falls = {name: medians(run, name) for name in ("slopes over temperature", "temperature")}
     assert falls["slopes over temperature"][-1] < 0.03 * falls["slopes over temperature"][0]
     assert falls["temperature"][-1] > 0.1 * falls["temperature"][0]
 
 
 @pytest.mark.parametrize(("gate", "missing"), (("sigmoid", 0), ("softmax", 1)))
 def test_a_euclidean_score_closes_it_but_for_softmax(gate, missing):
-    one = measured(gate, "euclidean")
-    assert one.values("missing") == [missing]
-    assert (medians(one, "parameters")[-1] < 0.05) == (missing == 0)
+    run = measured(gate, "euclidean")
+    assert run.values("missing") == [missing]
+    assert (medians(run, "parameters")[-1] < 0.05) == (missing == 0)
 
 
 def test_the_gain_is_the_number_of_directions_that_data_see():
-    one = measured("sigmoid", "euclidean", sizes=(10**8,), replicates=100)
-    free = one.values("columns")[0]
-    assert one.share("gain") == 1
-    assert abs(one.values("gain").mean() - free) < 4 * np.sqrt(2 * free / 100)
+    run = measured("sigmoid", "euclidean", sizes=(10**8,), replicates=100)
+    free = run.values("columns")[0]
+    assert run.share("gain") == 1
+    assert abs(run.values("gain").mean() - free) < 4 * np.sqrt(2 * free / 100)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_a_table_and_a_figure_come_from_rows():
             cell = f"{gate.replace('_', ' ')}, {score} score"
             results[cell, "estimated"] = results[cell, "far start"] = [truth]
             results[cell, "held"] = [held]
-    found = {finding.cell: finding for finding in judge(results)}
-    assert {name for name, one in found.items() if one.verdict == NOT_IDENTIFIABLE} == {
+    by_cell = {finding.cell: finding for finding in judge(results)}
+    assert {name for name, each in by_cell.items() if each.verdict == NOT_IDENTIFIABLE} == {
         "sigmoid, linear score", "normalised sigmoid, linear score", "softmax, linear score",
         "softmax, euclidean score",
     }  # fmt: skip
-    assert "exponentially" in found["sigmoid, linear score"].claim
-    assert "polynomially" in found["sigmoid, euclidean score"].claim
+    assert "exponentially" in by_cell["sigmoid, linear score"].claim
+    assert "polynomially" in by_cell["sigmoid, euclidean score"].claim
     assert len(STUDY.draw(results).axes) == len(GATES)
     named = {(task.cell, task.part) for task in STUDY.tasks()}
     assert named == set(results)

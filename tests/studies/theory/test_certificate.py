@@ -22,8 +22,8 @@ def model():
 
 def test_what_is_measured_is_the_norm_and_lies_below_both_bounds(model, tmp_path):
     tokens = torch.arange(5)[None]
-    found = certify(model, tokens, Ball(4.0, lower=1.0))
-    assert [branch.at.name for branch in found.branches] == [
+    certificate = certify(model, tokens, Ball(4.0, lower=1.0))
+    assert [branch.at.name for branch in certificate.branches] == [
         "0.attention", "0.feed_forward", "1.attention", "1.feed_forward",
     ]  # fmt: skip
     x = embedded(model, tokens)
@@ -32,19 +32,21 @@ def test_what_is_measured_is_the_norm_and_lies_below_both_bounds(model, tmp_path
         block = model.blocks[0]
         return block.attention_residual(x[None], block.attention)[0]
 
-    assert found.branches[0].measured == pytest.approx(jacobian_norm(first, x).value, rel=0.02)
-    for branch in found.branches:
+    assert certificate.branches[0].measured == pytest.approx(
+        jacobian_norm(first, x).value, rel=0.02
+    )
+    for branch in certificate.branches:
         assert branch.measured <= branch.at.jacobian <= branch.within.jacobian
-    assert found.measured <= found.at <= found.within
-    data, figure = save(found, tmp_path / "new")
+    assert certificate.measured <= certificate.at <= certificate.within
+    data, figure = save(certificate, tmp_path / "new")
     described = json.loads(data.read_text())
-    assert described["product_at"] == pytest.approx(found.at)
-    assert described["branches"][0]["measured"] == found.branches[0].measured
+    assert described["product_at"] == pytest.approx(certificate.at)
+    assert described["branches"][0]["measured"] == certificate.branches[0].measured
     assert "bound at the text" in figure.read_text()
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     (
         (["--radius", "0"], "radius must be positive and finite, got 0.0"),
         (["--radius", "1", "--lower", "2"], "lower must lie between 0 and the radius, got 2.0"),
@@ -52,7 +54,7 @@ def test_what_is_measured_is_the_norm_and_lies_below_both_bounds(model, tmp_path
         (["--radius", "1"], "holds no trained model"),
     ),
 )
-def test_bad_input_is_one_sentence(options, said, tmp_path, capsys):
+def test_bad_input_gives_one_sentence(options, message, tmp_path, capsys):
     assert main(["regularity", str(tmp_path), *options]) == 2
     complaint = capsys.readouterr().err
-    assert said in complaint and complaint.count("\n") == 1
+    assert message in complaint and complaint.count("\n") == 1

@@ -15,8 +15,11 @@ from sigmoid_attention.studies.theory import (
     regularity_training,
 )
 from sigmoid_attention.studies.theory.drawn import DrawnLayers, generator, layer, tokens_of
+from tests.support.tiers import sampled
 
-ROOM = (regularity_radius, regularity_length, regularity_depth)
+STUDIES = {
+    study.STUDY.name: (study,) for study in (regularity_radius, regularity_length, regularity_depth)
+}
 
 
 def sharp(value: float, half: float = 0.05) -> Slope:
@@ -48,7 +51,7 @@ def test_the_rules_on_length_depth_and_training():
         assert rule(sharp(0.98)) == UNDECIDED
 
 
-@pytest.mark.parametrize("study", ROOM, ids=lambda module: module.STUDY.name)
+@pytest.mark.parametrize("study", sampled(STUDIES, "regularity_length", "regularity_depth"))
 def test_a_small_run_gives_findings_a_figure_and_measurements_below_their_bounds(
     study, monkeypatch
 ):
@@ -58,9 +61,9 @@ def test_a_small_run_gives_findings_a_figure_and_measurements_below_their_bounds
         small = {"replicates": 2}
         if study is regularity_depth:
             small |= {"dim": 8, "num_heads": 2, "tokens": 4}
-        found = list(task.run(replace(task.setting, **small)))
-        results.setdefault((task.cell, task.part), []).append(Measured(found))
-        values = {name: Measured(found).values(name) for name in {row.quantity for row in found}}
+        rows = list(task.run(replace(task.setting, **small)))
+        results.setdefault((task.cell, task.part), []).append(Measured(rows))
+        values = {name: Measured(rows).values(name) for name in {row.quantity for row in rows}}
         measured = values.get("measured", values.get("steepest"))
         assert (measured <= values["bound"] * (1 + 1e-6)).all()
         assert (measured > 0).all()

@@ -50,13 +50,13 @@ def store(tmp_path):
 
 
 def test_the_smallest_size_is_one_whose_interval_stays_below(store):
-    found = findings(store, SETTING)[0]
-    assert (found.hard, found.built) == (0.09, 42_000)
-    assert list(found.by_steepness.items()) == [(2.0, 0.5), (10.0, 0.1)]
-    assert found.trained["softmax"][400].mean == pytest.approx(0.09)
-    assert found.smallest("sigmoid", 0.1) == 400
-    assert found.smallest("softmax", 0.1) is None
-    assert found.smallest("sigmoid", 0.2) == 200
+    results = findings(store, SETTING)[0]
+    assert (results.hard, results.built) == (0.09, 42_000)
+    assert list(results.by_steepness.items()) == [(2.0, 0.5), (10.0, 0.1)]
+    assert results.trained["softmax"][400].mean == pytest.approx(0.09)
+    assert results.smallest("sigmoid", 0.1) == 400
+    assert results.smallest("softmax", 0.1) is None
+    assert results.smallest("sigmoid", 0.2) == 200
 
 
 def test_the_report_gives_the_gap(store):
@@ -65,21 +65,23 @@ def test_the_report_gives_the_gap(store):
     assert len(lines) == 2 + len(SETTING.functions)
 
 
-def test_fewer_functions_seeds_and_sizes_may_be_asked_for(store):
-    one = dataclasses.replace(SETTING, functions=("edge",), seeds=1, sizes=((1, 4),))
-    (found,) = findings(store, one)
-    assert list(found.trained["sigmoid"]) == [400]
-    assert found.trained["softmax"][400].n == 1
-    assert found.smallest("softmax", 0.1) == 400
+def test_fewer_functions_seeds_and_sizes_may_be_chosen(store):
+    smaller = dataclasses.replace(SETTING, functions=("edge",), seeds=1, sizes=((1, 4),))
+    (finding,) = findings(store, smaller)
+    assert list(finding.trained["sigmoid"]) == [400]
+    assert finding.trained["softmax"][400].n == 1
+    assert finding.smallest("softmax", 0.1) == 400
 
 
 def test_figures(store):
-    found = findings(store, SETTING)
-    picture = svg(size_figure(found)).decode()
-    assert picture.count("parameters") >= len(found)
-    for said in ("max", "edge", "proof", "trained, sigmoid", "trained, softmax"):
-        assert said in picture
-    picture = svg(steepness_figure({one.name: one.by_steepness for one in found}, 0.1)).decode()
+    results = findings(store, SETTING)
+    picture = svg(size_figure(results)).decode()
+    assert picture.count("parameters") >= len(results)
+    for text in ("max", "edge", "proof", "trained, sigmoid", "trained, softmax"):
+        assert text in picture
+    picture = svg(
+        steepness_figure({finding.name: finding.by_steepness for finding in results}, 0.1)
+    ).decode()
     assert "steepness" in picture and "requested" in picture
 
 
@@ -90,11 +92,11 @@ def test_a_run_goes_on_with_what_is_there(tmp_path, capsys):
     rows = run(tmp_path, more, resume=True).rows()
     assert rows.num_rows == first.num_rows + 2
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
-    (found,) = findings(run(tmp_path, more, resume=True), more)
-    assert found.hard <= 0.2 < found.by_steepness[4.0]
-    assert found.by_steepness[200.0] == pytest.approx(found.hard)
-    assert found.built == max(found.proof) == 14 * 42
-    assert found.trained["sigmoid"].keys() == found.trained["softmax"].keys()
+    (finding,) = findings(run(tmp_path, more, resume=True), more)
+    assert finding.hard <= 0.2 < finding.by_steepness[4.0]
+    assert finding.by_steepness[200.0] == pytest.approx(finding.hard)
+    assert finding.built == max(finding.proof) == 14 * 42
+    assert finding.trained["sigmoid"].keys() == finding.trained["softmax"].keys()
     with pytest.raises(ValueError, match="--resume: steps was 3"):
         run(tmp_path, dataclasses.replace(SMALL, steps=4), resume=True)
 

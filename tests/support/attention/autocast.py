@@ -36,5 +36,5 @@ def qkv(dtype: torch.dtype = torch.float32, *, queries: int = 19, keys: int = 23
 
 
 def assert_same_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for left, right in zip(actual, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)

@@ -68,12 +68,14 @@ class Code:
     def count(self, name: str) -> int:
         """How many begin with ``name``: MUFU counts them all, MUFU.EX2 the exponentials."""
         parts = name.split(".")
-        return sum(own.name.split(".")[: len(parts)] == parts for own in self.instructions)
+        return sum(
+            instruction.name.split(".")[: len(parts)] == parts for instruction in self.instructions
+        )
 
     @property
     def mix(self) -> Counter[str]:
         """How often each instruction occurs, for a human's eyes."""
-        return Counter(own.name for own in self.instructions)
+        return Counter(instruction.name for instruction in self.instructions)
 
     @property
     def spills(self) -> int:
@@ -109,12 +111,12 @@ class Compiled(Code):
 
         Loops that merely wait for a barrier hold nothing and so do not split others.
         """
-        found = [loop for loop in self.loops if loop.count(name)]
-        sets = [set(loop.instructions) for loop in found]
+        loops = [loop for loop in self.loops if loop.count(name)]
+        sets = [set(loop.instructions) for loop in loops]
         return tuple(
             loop
-            for loop, own in zip(found, sets, strict=True)
-            if not any(other < own for other in sets)
+            for loop, blocks in zip(loops, sets, strict=True)
+            if not any(other < blocks for other in sets)
         )
 
 
@@ -210,7 +212,9 @@ def _loops(instructions: tuple[Instruction, ...]) -> tuple[Code, ...]:
     return tuple(
         Code(
             tuple(
-                own for block in sorted(body) for own in instructions[starts[block] : ends[block]]
+                instruction
+                for block in sorted(body)
+                for instruction in instructions[starts[block] : ends[block]]
             )
         )
         for _, body in sorted(bodies.items())
@@ -219,13 +223,17 @@ def _loops(instructions: tuple[Instruction, ...]) -> tuple[Code, ...]:
 
 def _graph(instructions: tuple[Instruction, ...]) -> tuple[list[int], list[set[int]]]:
     """First instruction of each basic block, and the blocks that may follow it."""
-    index = {own.address: place for place, own in enumerate(instructions)}
+    index = {instruction.address: place for place, instruction in enumerate(instructions)}
     jumps: dict[int, set[int]] = {}
-    for place, own in enumerate(instructions):
-        if own.opcode in _BRANCHES:
-            goals = [int(found, 16) for found in _TARGET.findall(own.text)]
+    for place, instruction in enumerate(instructions):
+        if instruction.opcode in _BRANCHES:
+            goals = [int(address, 16) for address in _TARGET.findall(instruction.text)]
             jumps[place] = {index[goal] for goal in goals if goal in index}
-    ends = [place for place, own in enumerate(instructions) if own.opcode in _BRANCHES + _ENDS]
+    ends = [
+        place
+        for place, instruction in enumerate(instructions)
+        if instruction.opcode in _BRANCHES + _ENDS
+    ]
     cuts = {0} | {place + 1 for place in ends} | set().union(*jumps.values())
     starts = sorted(cut for cut in cuts if cut < len(instructions))
     number = {start: block for block, start in enumerate(starts)}
@@ -266,13 +274,13 @@ def _dominators(follows: list[set[int]]) -> list[set[int]]:
     """For each block those that every way from the entry to it passes; none if unreachable."""
     seen = _reachable(follows)
     before = {block: {other for other in seen if block in follows[other]} for block in seen}
-    found = {block: set(seen) for block in seen}
-    found[0] = {0}
+    dominators = {block: set(seen) for block in seen}
+    dominators[0] = {0}
     changed = True
     while changed:
         changed = False
         for block in list(seen)[1:]:
-            own = set.intersection(*(found[other] for other in before[block])) | {block}
-            if own != found[block]:
-                found[block], changed = own, True
-    return [found.get(block, set()) for block in range(len(follows))]
+            common = set.intersection(*(dominators[other] for other in before[block])) | {block}
+            if common != dominators[block]:
+                dominators[block], changed = common, True
+    return [dominators.get(block, set()) for block in range(len(follows))]

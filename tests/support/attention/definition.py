@@ -115,7 +115,7 @@ def define(
     everywhere = (batch, heads, queries, keys)
     q, k, v = query.tolist(), key.tolist(), value.tolist()
     mask = None if attn_mask is None else attn_mask.broadcast_to(everywhere).tolist()
-    given = bias.broadcast_to(everywhere).tolist() if isinstance(bias, Tensor) else None
+    arguments = bias.broadcast_to(everywhere).tolist() if isinstance(bias, Tensor) else None
     slopes = None if alibi_slopes is None else alibi_slopes.broadcast_to(batch, heads).tolist()
 
     def sees(b: int, h: int, i: int, j: int) -> bool:
@@ -138,8 +138,8 @@ def define(
         u = scaled_product(b, h, i, j)
         if softcap is not None:
             u = rounded(softcap * rounded(math.tanh(rounded(u / softcap))))
-        if given is not None:
-            u = rounded(u + given[b][h][i][j])
+        if arguments is not None:
+            u = rounded(u + arguments[b][h][i][j])
         if mask is not None and mask[b][h][i][j] is not True:
             u = rounded(u + mask[b][h][i][j])
         if slopes is not None:
@@ -153,7 +153,7 @@ def define(
         logits = {j: logit(b, h, i, j) for j in range(keys) if sees(b, h, i, j)}
         products = {j: scaled_product(b, h, i, j) for j in logits}
         shift = 0.0
-        if given is None:
+        if arguments is None:
             shift = rounded(row_bias(bias, h, keys, logits, products))
         weights = {j: rounded(sigmoid(rounded(u + shift))) for j, u in logits.items()}
         for e in range(value_dim):
@@ -232,10 +232,10 @@ def define_cached(
 
     def tokens(cache: Tensor, s: int, used: int) -> Tensor:
         key_heads = cache.shape[1] if block_table is None else cache.shape[2]
-        found = [token(cache, s, t) for t in range(used)]
+        rows = [token(cache, s, t) for t in range(used)]
         return (
-            torch.stack(found, 1)[None]
-            if found
+            torch.stack(rows, 1)[None]
+            if rows
             else cache.new_zeros(1, key_heads, 0, cache.shape[-1])
         )
 

@@ -28,10 +28,10 @@ class Packed:
         tensors, arguments = self.call.but(
             batch=len(self.lengths_q), queries=max_q, keys=max_k
         ).build(dtype)
-        wanted = (self.lengths_q, self.lengths_k, self.lengths_k)
+        expected = (self.lengths_q, self.lengths_k, self.lengths_k)
         tokens = [
             torch.cat([tensor[s, :, :length] for s, length in enumerate(lengths)], 1)
-            for tensor, lengths in zip(tensors, wanted, strict=True)
+            for tensor, lengths in zip(tensors, expected, strict=True)
         ]
         ends = [
             torch.tensor([0, *accumulate(lengths)], dtype=index)

@@ -25,8 +25,8 @@ def row(case: Case, peer: str, seconds: float | None = None, beside=None, **othe
     return Row(case, peer, 0, wall=wall, stamp=stamp, **others)
 
 
-def rows(*found: Row):
-    return merged({}, found)
+def rows(*measured: Row):
+    return merged({}, measured)
 
 
 def at(case: Case, tflops: float) -> float:

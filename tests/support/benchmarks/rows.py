@@ -15,7 +15,7 @@ STAMP = {
 }
 
 
-def made(case: Case, threads: int = 2, **costs: float | tuple[float, ...]) -> dict[Key, Row]:
+def timed_rows(case: Case, threads: int = 2, **costs: float | tuple[float, ...]) -> dict[Key, Row]:
     """A row for each peer: what one call costs, or what it cost in each round."""
     rows: dict[str, Row] = {}
     for peer, cost in costs.items():

@@ -13,9 +13,9 @@ def say(**line) -> None:
     print(json.dumps(line), flush=True)
 
 
-def row(unit: dict, peer: str, **own) -> str:
+def row(unit: dict, peer: str, **fields) -> str:
     nothing = {"wall": [], "cpu": [], "bytes": [], "ratio": None, "error": None, "refused": None}
-    return json.dumps(unit["case"] | nothing | {"peer": peer, "threads": 0} | own)
+    return json.dumps(unit["case"] | nothing | {"peer": peer, "threads": 0} | fields)
 
 
 def measure(unit: dict) -> None:
@@ -23,8 +23,8 @@ def measure(unit: dict) -> None:
         say(trying=unit["reading"])
         if unit["reading"] == "crash":
             os._exit(3)
-        own = {"name": unit["reading"], "unit": "x", "values": [1.0]}
-        say(reading=json.dumps(own))
+        reading = {"name": unit["reading"], "unit": "x", "values": [1.0]}
+        say(reading=json.dumps(reading))
     for peer in unit["beside"]:
         say(trying=peer)
         if peer == "crash":

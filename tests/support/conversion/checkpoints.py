@@ -34,11 +34,11 @@ def text(path: Path, words: int = 3000, names: tuple[str, ...] = ("text.txt",)) 
     """Words of which each depends on the one before, in one file or several."""
     draw = random.Random(0)
     for name in names:
-        last, made = 0, []
+        last, pieces = 0, []
         for _ in range(words):
             last = (3 * last + draw.choice((1, 2, 5))) % len(WORDS)
-            made.append(WORDS[last])
+            pieces.append(WORDS[last])
         target = path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(" ".join(made))
+        target.write_text(" ".join(pieces))
     return path / names[0] if len(names) == 1 else path

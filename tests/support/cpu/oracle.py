@@ -82,7 +82,7 @@ def sizes(positional: tuple, arguments: dict) -> Named:
     scale = arguments.get("scale")
     scale = query.shape[3] ** -0.5 if scale is None else abs(scale)
     distance = torch.arange(query.shape[2])[:, None] + keys - query.shape[2] - torch.arange(keys)
-    found = {
+    by_name = {
         "out": out,
         "query": steep @ spread[0] * scale,
         "key": (steep.mT @ query.abs() * scale).unflatten(1, (-1, group)).sum(2),
@@ -91,33 +91,39 @@ def sizes(positional: tuple, arguments: dict) -> Named:
     for name, term in real_arguments(arguments).items():
         if name == "alibi_slopes":
             summed = (steep * distance.abs()).sum((2, 3))
-            found[name] = summed if term.dim() == 2 else summed.sum(0)
+            by_name[name] = summed if term.dim() == 2 else summed.sum(0)
         else:
-            found[name] = steep.sum_to_size((1,) * (4 - term.dim()) + term.shape).view(term.shape)
-    return found
+            by_name[name] = steep.sum_to_size((1,) * (4 - term.dim()) + term.shape).view(term.shape)
+    return by_name
 
 
 def assert_within_rounding(actual: Named, exact: Named, size: Named, dtype: torch.dtype) -> None:
     for name, expected in exact.items():
-        found = actual[name]
-        assert found.shape == expected.shape, name
-        own = max((dtype, found.dtype), key=lambda kind: torch.finfo(kind).eps)
-        unit = torch.finfo(own).eps / 2
-        smallest = torch.finfo(own).smallest_normal * torch.finfo(own).eps
-        budget = ROUNDINGS[own] * (unit * size[name] + smallest)
-        excess = (found.double() - expected).abs() - budget
+        result = actual[name]
+        assert result.shape == expected.shape, name
+        dtype_of_result = max((dtype, result.dtype), key=lambda kind: torch.finfo(kind).eps)
+        unit = torch.finfo(dtype_of_result).eps / 2
+        smallest = torch.finfo(dtype_of_result).smallest_normal * torch.finfo(dtype_of_result).eps
+        budget = ROUNDINGS[dtype_of_result] * (unit * size[name] + smallest)
+        excess = (result.double() - expected).abs() - budget
         wrong = ~(excess <= 0)
         assert not wrong.any(), (
             f"{name}: {int(wrong.sum())} of {wrong.numel()} elements err by more than rounding, "
-            f"first at {wrong.nonzero()[0].tolist()}: {found[wrong][0]} for {expected[wrong][0]}"
+            f"first at {wrong.nonzero()[0].tolist()}: {result[wrong][0]} for {expected[wrong][0]}"
         )
 
 
 def assert_close_in_norm(actual: Named, exact: Named, dtype: torch.dtype) -> None:
     """Where sizes are not at hand: against the largest element."""
     for name, expected in exact.items():
-        own = max((dtype, actual[name].dtype), key=lambda kind: torch.finfo(kind).eps)
+        dtype_of_result = max((dtype, actual[name].dtype), key=lambda kind: torch.finfo(kind).eps)
         if expected.numel():
-            budget = 4 * ROUNDINGS[own] * torch.finfo(own).eps / 2 * expected.abs().max()
+            budget = (
+                4
+                * ROUNDINGS[dtype_of_result]
+                * torch.finfo(dtype_of_result).eps
+                / 2
+                * expected.abs().max()
+            )
             wrong = (actual[name].double() - expected).abs().max()
             assert wrong <= budget + math.ulp(0.0), f"{name}: errs by {wrong}, may by {budget}"

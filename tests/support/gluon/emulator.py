@@ -98,16 +98,16 @@ class View:
 
     @property
     def room(self) -> Room:
-        (own,) = self.rooms
-        return own
+        (room,) = self.rooms
+        return room
 
     def values(self) -> Tensor:
         return self.look(self.room.values)
 
     def _looked(self, more: Callable[[Tensor], Tensor]) -> "View":
         before = self.look
-        there = torch.empty(self.shape, device="meta")
-        return View(self.machine, self.rooms, list(more(there).shape), lambda x: more(before(x)))
+        places = torch.empty(self.shape, device="meta")
+        return View(self.machine, self.rooms, list(more(places).shape), lambda x: more(before(x)))
 
     def index(self, place: int) -> "View":
         assert 0 <= place < len(self.rooms)
@@ -358,7 +358,7 @@ class Machine:
     # tma
 
     def async_copy_global_to_shared(self, source: Descriptor, place, barrier: View, target: View):
-        room, own = target.room, self.barrier(barrier)
+        room, arrival = target.room, self.barrier(barrier)
         _check(not room.readers, f"{room.name} overwritten while it is read")
         _check(not room.writers, f"{room.name} overwritten while it is written")
         _check(not room.unfenced, f"{room.name} stored to without a fence before it is overwritten")
@@ -370,9 +370,9 @@ class Machine:
             room.values.zero_()
             room.values[of_box] = source.tensor[inside]
             room.writers -= 1
-            own.bytes -= source.block_type.nbytes
-            _check(own.bytes >= 0, f"{own.name} gets more bytes than it expects")
-            own.settle()
+            arrival.bytes -= source.block_type.nbytes
+            _check(arrival.bytes >= 0, f"{arrival.name} gets more bytes than it expects")
+            arrival.settle()
 
         self.block.copies.append(copy)
 
@@ -398,8 +398,8 @@ class Machine:
         self._write(target, place, source, add=True)
 
     def store_wait(self, pendings: int) -> None:
-        own = self.block.current
-        self.block.yield_(lambda: len(own.stores) > pendings)
+        warp_group = self.block.current
+        self.block.yield_(lambda: len(warp_group.stores) > pendings)
 
     def fence_async_shared(self) -> None:
         for room in self.block.rooms:
@@ -419,9 +419,9 @@ class Machine:
             left, right = (each.values() if isinstance(each, View) else each for each in (a, b))
             start = acc.result if isinstance(acc, Accumulator) else acc
             assert start is not None
-            found = left.double() @ right.double()
-            assert found.shape == start.shape
-            return tile((found + start if use_acc else found).as_subclass(Tensor))
+            values = left.double() @ right.double()
+            assert values.shape == start.shape
+            return tile((values + start if use_acc else values).as_subclass(Tensor))
 
         started = Accumulator(product, reads)
         self.block.current.products.append(started)
@@ -429,14 +429,16 @@ class Machine:
         return started
 
     def warpgroup_mma_wait(self, outstanding: int, deps: list):
-        own = self.block.current
-        waited = own.products[: max(0, len(own.products) - outstanding)]
+        warp_group = self.block.current
+        waited = warp_group.products[: max(0, len(warp_group.products) - outstanding)]
         self.block.yield_(lambda: any(each.result is None for each in waited))
-        own.products = own.products[len(waited) :]
-        found = []
+        warp_group.products = warp_group.products[len(waited) :]
+        finished = []
         for each in deps:
             if isinstance(each, Accumulator):
-                _check(each not in own.products, "a product's result named before it is there")
+                _check(
+                    each not in warp_group.products, "a product's result named before it is there"
+                )
                 each = each.result
-            found.append(each)
-        return found[0] if len(found) == 1 else tuple(found)
+            finished.append(each)
+        return finished[0] if len(finished) == 1 else tuple(finished)

@@ -72,11 +72,11 @@ class Case:
         generator = torch.Generator().manual_seed(self.seed)
         shapes = [(self.heads, self.queries), *[(self.key_heads, self.keys)] * 2]
         shapes.append((self.heads, self.queries))
-        made = [
+        tensors = [
             torch.randn(self.batch, *shape, dim, generator=generator, dtype=torch.float64)
             for shape in shapes
         ]
-        return made[0], made[1], made[2], made[3]
+        return tensors[0], tensors[1], tensors[2], tensors[3]
 
     def of_heads(self) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -181,27 +181,31 @@ def signature(
     ``listed``: it comes with a list of work, by default where it has tails.
     """
     types = {"bf16": gl.bfloat16, "fp16": gl.float16, "fp32": gl.float32}
-    found = {}
+    actual = {}
     for name, (rows, columns) in config.boxes.items():
-        own = "fp32" if name == "on_query" else dtype
-        layout = gl.NVMMASharedLayout.get_default_for([1, 1, rows, columns], types[own])
-        found[name] = f"tensordesc<{own}[1, 1, {rows}, {columns}],{layout!r}>"
+        kind = "fp32" if name == "on_query" else dtype
+        layout = gl.NVMMASharedLayout.get_default_for([1, 1, rows, columns], types[kind])
+        actual[name] = f"tensordesc<{kind}[1, 1, {rows}, {columns}],{layout!r}>"
     constants = {"CONFIG": config}
     constants |= {name: None for name in ("bias", "slopes") if not getattr(config, name)}
     if not (config.tails if listed is None else listed):
         constants["work"] = None
-    found |= dict.fromkeys(constants, "constexpr")
+    actual |= dict.fromkeys(constants, "constexpr")
     pointers = {"work": "*i32", "bias": "*fp32", "slopes": "*fp32"}
-    found = pointers | {"scale": "fp32", "constant": "fp32"} | found
+    actual = pointers | {"scale": "fp32", "constant": "fp32"} | actual
     kernel = forward if isinstance(config, Forward) else backward
-    in_order = {name: found.get(name, "i32") for name in kernel.arg_names}
+    in_order = {name: actual.get(name, "i32") for name in kernel.arg_names}
     return Signature(in_order, constants, pointers.keys() - constants.keys(), num_warps=4)
 
 
 def compiled(config: Forward | Backward, dtype: str = "bf16") -> Compiled:
     """The kernel of a configuration as a Hopper GPU would run it."""
-    own = signature(config, dtype)
+    types = signature(config, dtype)
     kernel = forward if isinstance(config, Forward) else backward
     return cross_compile(
-        kernel, own.types, own.constants, aligned=sorted(own.aligned), num_warps=own.num_warps
+        kernel,
+        types.types,
+        types.constants,
+        aligned=sorted(types.aligned),
+        num_warps=types.num_warps,
     )

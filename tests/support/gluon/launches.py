@@ -50,7 +50,9 @@ class Launch:
         options, types, constants, attributes = kernel._pack_args(
             backend, self.given, bound, seen, None
         )
-        aligned = {kernel.arg_names[place] for (place,), own in attributes.items() if own}
+        aligned = {
+            kernel.arg_names[place] for (place,), attribute in attributes.items() if attribute
+        }
         names = {kernel.arg_names[place]: value for (place,), value in constants.items()}
         return Signature(types, names, aligned, options.num_warps)
 
@@ -68,19 +70,21 @@ class Launch:
                 _described(self.given[name]).copy_(copies[name].tensor)
 
 
-def _described(given: TensorDescriptor) -> Tensor:
+def _described(descriptor: TensorDescriptor) -> Tensor:
     """What lies where a descriptor says."""
-    return given.base.as_strided(given.shape, given.strides)
+    return descriptor.base.as_strided(descriptor.shape, descriptor.strides)
 
 
-def _copied(given: TensorDescriptor) -> Descriptor:
-    base, box = given.base, tuple(given.block_shape)
-    return Descriptor(_described(given).double(), box, base.dtype, itemsize=base.element_size())
+def _copied(descriptor: TensorDescriptor) -> Descriptor:
+    base, box = descriptor.base, tuple(descriptor.block_shape)
+    return Descriptor(
+        _described(descriptor).double(), box, base.dtype, itemsize=base.element_size()
+    )
 
 
-def _unwritten(*given: Any) -> Tensor:
+def _unwritten(*arguments: Any) -> Tensor:
     """Room for a result that shows where nothing was written; a fresh one may hold the answer."""
-    return empty_output(*given).fill_(float("nan"))
+    return empty_output(*arguments).fill_(float("nan"))
 
 
 def _listed(
@@ -101,22 +105,22 @@ def launched(
     ``plan`` finds the spans of a call, from what the constructor of ``Call`` takes; without it no
     call has any.
     """
-    found: list[Launch] = []
+    launches: list[Launch] = []
 
     class Recorder:
         def __init__(self, kernel: Any) -> None:
             self.kernel = kernel
 
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            def run(**given: Any) -> None:
-                found.append(Launch(self.kernel, grid, given))
-                found[-1].run(seed)
+            def run(**arguments: Any) -> None:
+                launches.append(Launch(self.kernel, grid, arguments))
+                launches[-1].run(seed)
 
             return run
 
-    def spans(own: call.HopperCall, *, of_keys: bool) -> Tensor | None:
-        terms = own.bias, own.mask, own.slopes, own.layout, own.settings
-        return plan(of_keys, own.query, own.key, own.value, *terms) if plan else None
+    def spans(planned: call.HopperCall, *, of_keys: bool) -> Tensor | None:
+        terms = planned.bias, planned.mask, planned.slopes, planned.layout, planned.settings
+        return plan(of_keys, planned.query, planned.key, planned.value, *terms) if plan else None
 
     with ExitStack() as stack:
         for patch in (
@@ -134,4 +138,4 @@ def launched(
         library = stack.enter_context(torch.library._scoped_library("sigmoid_attention", "IMPL"))
         library.impl("gluon_forward", ops._forward, "CPU")
         library.impl("gluon_backward", ops._backward, "CPU")
-        yield found
+        yield launches

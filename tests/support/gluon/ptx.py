@@ -82,13 +82,13 @@ def run(text: str, constraints: str, arguments: list[Tensor], pack: int) -> Tens
         values[target] = _COMPUTE[name](
             *(_number(each) if each.startswith("0f") else values[each] for each in sources)
         )
-    found: list[Tensor] = []
+    actual: list[Tensor] = []
     for place in range(count):
         result = values[f"${place}"]
-        found += result if isinstance(result, tuple) else (result,)
-    assert len(found) == pack, (text, len(found))
+        actual += result if isinstance(result, tuple) else (result,)
+    assert len(actual) == pack, (text, len(actual))
     out = torch.empty(shape, dtype=torch.float64)
-    for neighbour, each in enumerate(found):
+    for neighbour, each in enumerate(actual):
         out[..., neighbour::pack] = each
     assert math.prod(shape) == out.numel()
     return out

@@ -40,9 +40,9 @@ def _namespace(machine: Machine) -> tuple[types.SimpleNamespace, dict[str, Any]]
         full=full, full_like=lambda like, value: tile(torch.full_like(like, value)),
         arange=lambda start, end, layout: tile(torch.arange(start, end)),
         convert_layout=lambda value, layout: value,
-        warp_specialize=lambda *given: machine.block.specialize(*given),
-        DotOperandLayout=lambda **given: None, SliceLayout=lambda *given: None,
-        NVMMADistributedLayout=lambda *given: None,
+        warp_specialize=lambda *arguments: machine.block.specialize(*arguments),
+        DotOperandLayout=lambda **arguments: None, SliceLayout=lambda *arguments: None,
+        NVMMADistributedLayout=lambda *arguments: None,
         NVMMASharedLayout=types.SimpleNamespace(get_default_for=lambda shape, dtype: None),
     )  # fmt: skip
     mbarrier = types.SimpleNamespace(
@@ -118,11 +118,11 @@ def launch(kernel: Any, programs: int, seed: int, **arguments: Any) -> None:
     """
     machine = Machine()
     translated = Translation(machine).of(kernel)
-    given = {
+    inputs = {
         name: Pointer(value) if isinstance(value, Tensor) else value
         for name, value in arguments.items()
     }
     generator = random.Random(seed)
     for program in range(programs):
         machine.block = Block(program, programs, generator)
-        translated(**given)
+        translated(**inputs)

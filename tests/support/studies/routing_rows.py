@@ -22,7 +22,7 @@ LOSSES = {
 }
 
 
-def made(tmp_path, apart=LOSSES["better"], seeds=3, **others):
+def run_rows(tmp_path, apart=LOSSES["better"], seeds=3, **others):
     """A store in which sigmoid differs from softmax as is said, in every pair."""
     store = Store(tmp_path / "made", dataclasses.asdict(TINY), {
         "machine": {"processor": "a processor", "threads": 1},

@@ -59,7 +59,7 @@ def judge(results: Results) -> list[Finding]:
         Finding(
             cell,
             "n^2 | always",
-            f"{sum(one.share('square') for one in measured):.2f}",
+            f"{sum(task_run.share('square') for task_run in measured):.2f}",
             "reproduced" if part == "late" else "not reproduced",
             "of the\nrows",
             f"{len(measured)} truths",

@@ -146,41 +146,45 @@ def _seeds(arm: str, seeds: int, layers: int, fails: tuple[int, ...]) -> Iterato
 
 
 def _language(arm: str, seed: int) -> Iterator[ArmRow]:
-    shared, own = random.Random(seed), random.Random(f"{arm}{seed}")
+    shared, separate = random.Random(seed), random.Random(f"{arm}{seed}")
     slow = 1.0 if arm == SOFTMAX else 1.12
     for step in range(1, STEPS + 1):
         level = 1.55 + 4.0 * math.exp(-step / (30 * slow)) + 0.9 * slow / (1 + step / 60)
-        loss = level + 0.05 * shared.gauss(0, 1) + 0.02 * own.gauss(0, 1)
+        loss = level + 0.05 * shared.gauss(0, 1) + 0.02 * separate.gauss(0, 1)
         yield ArmRow(arm, "train_loss", 1.44 * loss, "bits/byte", seed, step=step)
         if step % (STEPS // 10) == 0:
             yield ArmRow(arm, COURSE, 1.44 * level, "bits/byte", seed, step=step, length=LENGTH)
-    end = (2.262 if arm == SOFTMAX else 2.301) + 0.02 * shared.gauss(0, 1) + 0.005 * own.gauss(0, 1)
+    end = (
+        (2.262 if arm == SOFTMAX else 2.301)
+        + 0.02 * shared.gauss(0, 1)
+        + 0.005 * separate.gauss(0, 1)
+    )
     beyond = {1: 0.0, 2: 0.05, 4: 0.12} if arm == SOFTMAX else {1: 0.0, 2: 0.02, 4: 0.31}
     for times, more in beyond.items():
-        bits = end + more * (1 + 0.2 * own.gauss(0, 1))
+        bits = end + more * (1 + 0.2 * separate.gauss(0, 1))
         length = times * LENGTH
         yield ArmRow(arm, "validation_bits_per_byte", bits, "bits/byte", seed, length=length)
 
 
 def _retrieval(arm: str, seed: int, fails: bool) -> Iterator[ArmRow]:
     for metric, onsets in LEARNT_AT.items():
-        own = random.Random(f"{metric}{arm}{seed}")
-        middle = onsets[arm == SIGMOID] * (1 + 0.1 * own.gauss(0, 1))
-        height = 0.96 - 0.04 * own.random()
+        rng = random.Random(f"{metric}{arm}{seed}")
+        middle = onsets[arm == SIGMOID] * (1 + 0.1 * rng.gauss(0, 1))
+        height = 0.96 - 0.04 * rng.random()
         for step in range(25, 301, 25):
             right = 0.02 + height / (1 + math.exp((middle - step) / 14))
             if fails and metric == "recall_accuracy":
-                right = 0.2 + 0.02 * own.random()
+                right = 0.2 + 0.02 * rng.random()
             yield ArmRow(arm, metric, right, "fraction", seed, step=step)
 
 
 def _inside(arm: str, layers: int) -> Iterator[ArmRow]:
-    own = random.Random(arm)
+    rng = random.Random(arm)
     start, end = (0.2, 0.9) if arm == SOFTMAX else (0.03, 1.4)
     for step in range(0, STEPS + 1, 10):
         for layer in range(layers):
             grown = start + (end - start) * (1 - math.exp(-step / 90)) * (1 + 0.3 * layer)
-            size = grown * (1 + 0.05 * own.gauss(0, 1))
+            size = grown * (1 + 0.05 * rng.gauss(0, 1))
             yield ArmRow(arm, "attention_output_norm", size, "rms", 0, step=step, layer=layer)
             mass, top = (1.0, 0.3) if arm == SOFTMAX else (size / 2, 0.1)
             yield ArmRow(arm, "attention_mass", mass, "weight", 0, step=step, layer=layer)

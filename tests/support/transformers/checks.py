@@ -97,13 +97,13 @@ def _in_steps(
     model: PreTrainedModel, fixed: dict[str, Any], name: str, tokens: Tensor, cache: Any
 ) -> Tensor:
     """Logits of a first part of four tokens, of two more at once, and of one at a time."""
-    seen, found = 0, []
+    seen, logits = 0, []
     for count in (4, 2, *[1] * (tokens.shape[1] - 6)):
         part = tokens[:, seen : seen + count]
         out = model(**fixed, **{name: part}, **with_cache(model, cache), use_cache=True)
-        found.append(out.logits)
+        logits.append(out.logits)
         seen += count
-    return torch.cat(found, dim=1)
+    return torch.cat(logits, dim=1)
 
 
 def with_cache(model: PreTrainedModel, cache: Any) -> dict[str, Any]:
@@ -128,10 +128,10 @@ def _in_steps_as_whole(
 
 def _growing(model: PreTrainedModel) -> Any:
     config = model.config.get_text_config(decoder=True)
-    own = DynamicCache(config=config)
+    cache = DynamicCache(config=config)
     if not model.config.is_encoder_decoder:
-        return own
-    return EncoderDecoderCache(own, DynamicCache(config=config))
+        return cache
+    return EncoderDecoderCache(cache, DynamicCache(config=config))
 
 
 def dynamic_cache(architecture: Architecture) -> None:
@@ -144,10 +144,10 @@ def static_cache(architecture: Architecture) -> None:
 
     def cache(model: PreTrainedModel) -> Any:
         config = model.config.get_text_config(decoder=True)
-        own = StaticCache(config=config, max_cache_len=17)
+        new = StaticCache(config=config, max_cache_len=17)
         if not model.config.is_encoder_decoder:
-            return own
-        return EncoderDecoderCache(own, StaticCache(config=config, max_cache_len=13))
+            return new
+        return EncoderDecoderCache(new, StaticCache(config=config, max_cache_len=13))
 
     _cached(architecture, cache)
 
@@ -172,10 +172,10 @@ def padding(architecture: Architecture) -> None:
             }
             if "position_ids" in inspect.signature(model.forward).parameters:
                 padded["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-            found = each_token(model, padded)
-            if found.shape[1] != plain.shape[1]:
-                found = found[mask.bool()].unflatten(0, tokens.shape)
-            torch.testing.assert_close(found, plain, **TOLERANCE)
+            padded_logits = each_token(model, padded)
+            if padded_logits.shape[1] != plain.shape[1]:
+                padded_logits = padded_logits[mask.bool()].unflatten(0, tokens.shape)
+            torch.testing.assert_close(padded_logits, plain, **TOLERANCE)
 
 
 def _silence(model: PreTrainedModel, sound_BN: Tensor) -> None:
@@ -184,9 +184,9 @@ def _silence(model: PreTrainedModel, sound_BN: Tensor) -> None:
     with torch.no_grad():
         plain = each_token(model, {"input_values": sound_BN})
         longer = {"input_values": torch.cat([sound_BN, none], dim=1)}
-        found = each_token(model, {**longer, "attention_mask": mask})[:, : plain.shape[1]]
+        logits = each_token(model, {**longer, "attention_mask": mask})[:, : plain.shape[1]]
         unmasked = each_token(model, longer)[:, : plain.shape[1]]
-    torch.testing.assert_close(found, plain, **TOLERANCE)
+    torch.testing.assert_close(logits, plain, **TOLERANCE)
     assert (unmasked - plain).abs().max() > 0.01, "silence is not seen, so nothing was hidden"
 
 

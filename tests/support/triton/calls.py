@@ -17,12 +17,12 @@ SLOPES = torch.tensor([0.5, 0.0625])
 def qkv(
     queries: int, keys: int, *, batch=1, heads=2, key_heads=1, dim=16, value_dim=16, dtype=None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found = (
+    tensors = (
         normal(batch, heads, queries, dim),
         normal(batch, key_heads, keys, dim, seed=1),
         normal(batch, key_heads, keys, value_dim, seed=2),
     )
-    return tuple(tensor.to(dtype or torch.float32) for tensor in found)
+    return tuple(tensor.to(dtype or torch.float32) for tensor in tensors)
 
 
 def hiding(*shape: int) -> Tensor:

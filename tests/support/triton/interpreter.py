@@ -84,26 +84,26 @@ def under_autocast(positional: tuple, arguments: dict, half: torch.dtype) -> lis
     """The same without autocast, with it, and with query and key in fp32 beside a lower value."""
     query, key, value, *others = positional
     mixed = (query, key, value.to(half), *others)
-    found = [with_gradients(positional, arguments)]
+    answers = [with_gradients(positional, arguments)]
     with torch.autocast("cpu", half):
-        found += [with_gradients(positional, arguments), with_gradients(mixed, arguments)]
-    return found
+        answers += [with_gradients(positional, arguments), with_gradients(mixed, arguments)]
+    return answers
 
 
 def spans_of(positional: tuple, arguments: dict) -> dict[str, Tensor | None]:
     """The plan that each kernel of both passes is handed, by its name; the kernel is not run."""
     from sigmoid_attention.attention.impl.triton import call
 
-    found = {}
+    actual = {}
     launch = call.launch
 
-    def recorded(kernel, programs, *given, **constants) -> None:
+    def recorded(kernel, programs, *positional, **constants) -> None:
         if "spans" in kernel.arg_names:
-            spans = given[kernel.arg_names.index("spans")]
-            found[kernel.fn.__name__] = None if spans is None else spans.clone()
+            spans = positional[kernel.arg_names.index("spans")]
+            actual[kernel.fn.__name__] = None if spans is None else spans.clone()
         else:
-            launch(kernel, programs, *given, **constants)
+            launch(kernel, programs, *positional, **constants)
 
     with mock.patch.object(call, "launch", recorded):
         with_gradients(positional, arguments)
-    return found
+    return actual

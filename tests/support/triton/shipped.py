@@ -36,7 +36,7 @@ _OPTIONS = ("num_warps", "num_stages")
 class Launch:
     """One kernel with its arguments."""
 
-    def __init__(self, kernel: Any, given: tuple, constants: dict[str, Any]) -> None:
+    def __init__(self, kernel: Any, arguments: tuple, constants: dict[str, Any]) -> None:
         self.kernel = kernel
         self.options = {name: constants.pop(name) for name in _OPTIONS if name in constants}
         names = kernel.arg_names
@@ -45,7 +45,7 @@ class Launch:
         plain = {param.name for param in kernel.params if param.do_not_specialize}
         self.signature = {
             name: self._type(value, (place,), name not in plain)
-            for place, (name, value) in enumerate(zip(names, given, strict=False))
+            for place, (name, value) in enumerate(zip(names, arguments, strict=False))
         }
         self.blocks = {name: constants.get(name) for name in ("BLOCK_Q", "BLOCK_K")}
 
@@ -83,11 +83,11 @@ class Launch:
 
 def launches(device: Device, function: Callable[[], Any]) -> dict[str, Launch]:
     """What a call launches, by the kernel's name."""
-    found = {}
+    recorded = {}
 
-    def record(kernel, programs, *given, **constants) -> None:
-        found[kernel.fn.__name__] = Launch(kernel, given, constants)
+    def record(kernel, programs, *arguments, **constants) -> None:
+        recorded[kernel.fn.__name__] = Launch(kernel, arguments, constants)
 
     with mock.patch.object(call, "launch", record), mock.patch.object(configs, "NO_DEVICE", device):
         function()
-    return found
+    return recorded

@@ -36,12 +36,12 @@ def longest(layer: Attention, x: torch.Tensor) -> float:
 def test_no_layer_is_steeper_than_its_bounds_on_a_ball_on_a_box_and_at_a_point(drawn, radius):
     layer, tokens, rng = drawn
     x = inputs(tokens, radius, rng)
-    found, reach = measured(layer, x), longest(layer, x)
+    norm, reach = measured(layer, x), longest(layer, x)
     ball = attention_bound(layer, Ball(radius), tokens)
     box = attention_bound(layer, Box(x.amin(0), x.amax(0)), tokens)
     point = attention_bound_at(layer, x)
     for bound in (ball, box, point):
-        assert found <= bound.jacobian * ROUNDING
+        assert norm <= bound.jacobian * ROUNDING
         assert reach <= bound.reach * ROUNDING + 1e-12
     assert point.jacobian <= min(ball.jacobian, box.jacobian) * ROUNDING
     assert point.reach == pytest.approx(reach, rel=1e-9, abs=1e-12)
@@ -53,8 +53,8 @@ def test_a_layer_scale_behind_the_layer_counts(drawn, radius):
     layer, tokens, rng = drawn
     gain = torch.randn(layer.dim, generator=rng, dtype=torch.float64)
     x = inputs(tokens, radius, rng)
-    found = whole_jacobian(lambda x: gain * layer(x[None]), x)
-    norm = float(torch.linalg.matrix_norm(found, 2))
+    actual = whole_jacobian(lambda x: gain * layer(x[None]), x)
+    norm = float(torch.linalg.matrix_norm(actual, 2))
     assert norm <= attention_bound(layer, Ball(radius), tokens, gain_C=gain).jacobian * ROUNDING
     assert norm <= attention_bound_at(layer, x, gain_C=gain).jacobian * ROUNDING
 
@@ -108,9 +108,9 @@ def test_where_every_weight_is_the_same_the_bound_is_attained(tokens):
 def test_where_every_weight_is_the_same_softmax_is_bounded_by_its_value_path():
     layer = constant(4, "softmax")
     product = torch.linalg.norm(layer.output.weight @ layer.value.weight, 2).item()
-    found = attention_bound(layer, Ball(3.0), 4)
-    assert found.through_queries == found.through_keys == 0
-    assert found.jacobian == pytest.approx(product)
+    bound = attention_bound(layer, Ball(3.0), 4)
+    assert bound.through_queries == bound.through_keys == 0
+    assert bound.jacobian == pytest.approx(product)
 
 
 def test_the_bound_of_a_sigmoid_grows_with_the_square_of_the_radius():
@@ -135,7 +135,7 @@ def test_a_layer_scale_of_zero_bounds_by_zero():
 
 
 @pytest.mark.parametrize(
-    "call, said",
+    "call, message",
     (
         (lambda layer: Ball(0.0), "radius must be positive and finite, got 0.0"),
         (lambda layer: Ball(float("nan")), "radius must be positive and finite, got nan"),
@@ -147,19 +147,19 @@ def test_a_layer_scale_of_zero_bounds_by_zero():
         (lambda layer: attention_bound_at(layer, torch.full((3, 8), torch.nan)), "must be finite"),
     ),
 )
-def test_bad_input_is_refused_in_one_sentence(call, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
         call(Attention(8, 2, max_seq_len=4))
 
 
 def test_a_part_without_a_bound_is_named():
     with pytest.raises(ValueError, match="RowLSE depends on the logits"):
         attention_bound(Attention(8, 2, max_seq_len=4, bias=RowLSE()), Ball(1.0), 4)
-    for settings_, said in (
+    for settings_, message in (
         ({"activation": "softmax"}, "about a sigmoid, got a softmax layer"),
         ({"qk_norm": "rms"}, "the query has a norm"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             mean_norm_bound(Attention(8, 2, max_seq_len=4, **settings_), 1.0, 4)
     biased = Attention(8, 2, max_seq_len=4, linear_bias=True)
     torch.nn.init.ones_(biased.key.bias)

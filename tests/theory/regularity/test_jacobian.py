@@ -26,12 +26,12 @@ def test_lanczos_finds_the_norm_of_the_whole_jacobian(drawn, radius):
     layer, tokens, rng = drawn
     x = inputs(tokens, radius, rng)
     whole = jacobian_norm(lambda x: layer(x[None])[0], x)
-    found = largest_gain(lambda x: layer(x[None])[0], x, steps=x.numel())
-    assert found.value <= whole.value * (1 + 1e-6)
-    assert found.value >= 0.98 * whole.value
+    norm = largest_gain(lambda x: layer(x[None])[0], x, steps=x.numel())
+    assert norm.value <= whole.value * (1 + 1e-6)
+    assert norm.value >= 0.98 * whole.value
     matrix = whole_jacobian(lambda x: layer(x[None]), x)
-    moved = (matrix @ found.direction.flatten()).norm()
-    assert moved.item() == pytest.approx(found.value, rel=1e-4, abs=1e-12)
+    moved = (matrix @ norm.direction.flatten()).norm()
+    assert moved.item() == pytest.approx(norm.value, rel=1e-4, abs=1e-12)
     assert (matrix @ whole.direction.flatten()).norm().item() == pytest.approx(whole.value)
 
 
@@ -53,12 +53,12 @@ def test_the_search_finds_a_steeper_point_within_the_ball_and_below_the_bound(ac
     ).double()
     x = onto_ball(torch.randn(4, 6).double(), 1.0)
     begin = jacobian_norm(lambda x: layer(x[None])[0], x)
-    point, found = max_jacobian_norm(
+    point, norm = max_jacobian_norm(
         lambda x: layer(x[None])[0], x, partial(onto_ball, radius=3.0), steps=30
     )
     assert float(point.norm(dim=-1).max()) <= 3.0 + 1e-9
-    assert found.value == jacobian_norm(lambda x: layer(x[None])[0], point).value
-    assert 1.3 * begin.value < found.value <= attention_bound(layer, Ball(3.0), 4).jacobian
+    assert norm.value == jacobian_norm(lambda x: layer(x[None])[0], point).value
+    assert 1.3 * begin.value < norm.value <= attention_bound(layer, Ball(3.0), 4).jacobian
 
 
 def test_tokens_within_the_ball_stay_where_they_are():

@@ -51,8 +51,8 @@ def test_no_stack_is_steeper_than_the_product_of_its_bounds(drawn, radius, share
     whole = network_bound(blocks, Ball(radius, share * radius), tokens)
     here = network_bound_at(blocks, x)
     jacobian = whole_jacobian(lambda x: through(blocks, x[None]), x)
-    found = float(torch.linalg.matrix_norm(jacobian, 2))
-    assert found <= composed(here) * (1 + 1e-9)
+    norm = float(torch.linalg.matrix_norm(jacobian, 2))
+    assert norm <= composed(here) * (1 + 1e-9)
     assert composed(here) <= composed(whole) * (1 + 1e-9)
     with torch.no_grad():
         middle = blocks[0](x[None]).norm(dim=-1)
@@ -77,18 +77,18 @@ def test_each_branch_alone_is_within_its_own_bound():
     def attend(x):
         return blocks[0].attention_residual(x[None], blocks[0].attention)[0]
 
-    found = largest_gain(attend, x, steps=96).value
-    assert 0.05 * bounds[0].jacobian < found <= bounds[0].jacobian
+    norm = largest_gain(attend, x, steps=96).value
+    assert 0.05 * bounds[0].jacobian < norm <= bounds[0].jacobian
 
 
 def test_a_part_without_a_bound_is_named():
     config = ModelConfig.recipe("paper", vocab_size=5, dim=16, layers=1, num_heads=2, max_seq_len=6)
     block = DecoderLM(config).blocks[0]
     block.feed_forward = torch.nn.Linear(16, 16)
-    said = "0.feed_forward: Linear has no bound here; Attention, SwiGLU, GELUFeedForward have"
-    with pytest.raises(ValueError, match=said):
+    message = "0.feed_forward: Linear has no bound here; Attention, SwiGLU, GELUFeedForward have"
+    with pytest.raises(ValueError, match=message):
         network_bound([block], Ball(1.0), 4)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         network_bound_at([block], torch.ones(4, 16))
-    with pytest.raises(ValueError, match="block 0: Linear is not a part with a bound"):
+    with pytest.raises(TypeError, match="block 0: Linear is not a part with a bound"):
         network_bound([torch.nn.Linear(2, 2)], Ball(1.0), 4)

@@ -24,13 +24,13 @@ ERRORS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(("n", "d"), ERRORS, ids=[f"n{n}-d{d}" for n, d in ERRORS])
 def test_the_measured_error_is_below_the_requested_one(name, n, d):
-    asked = ERRORS[n, d][name]
-    built = universal_transformer(FUNCTIONS[name], n=n, d=d, error=asked, samples=256)
+    requested = ERRORS[n, d][name]
+    built = universal_transformer(FUNCTIONS[name], n=n, d=d, error=requested, samples=256)
     assert built.contexts.duplicates == 0
     hard, steep = built.error(), built.error(built.plan.steepness)
     # Of itself the function is larger, so that zero would not do.
     zero = built.target.error(torch.zeros_like)
-    assert hard.value + built.lost <= asked < zero.low
+    assert hard.value + built.lost <= requested < zero.low
     assert steep.value == pytest.approx(hard.value, abs=built.plan.gap)
 
 
@@ -42,9 +42,9 @@ def test_the_network_is_the_function_at_the_centres_of_cells(sizes, steep):
     x_SND = built.plan.grid.sample(300, seed=9)
     with torch.no_grad():
         answer = network(x_SND)
-    wanted = piecewise_constant(FUNCTIONS["mix"], built.plan.grid, x_SND)
+    expected = piecewise_constant(FUNCTIONS["mix"], built.plan.grid, x_SND)
     atol = built.plan.gap / 4 if steep else 1e-10
-    torch.testing.assert_close(answer, wanted, rtol=0, atol=atol)
+    torch.testing.assert_close(answer, expected, rtol=0, atol=atol)
 
 
 def test_the_network_is_equivariant():
@@ -103,7 +103,7 @@ def test_other_norms(p):
     # Not the function's own name, which is an address that every worker writes differently.
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_what_cannot_be_meant_or_built_is_refused(wrong, says):
+def test_bad_arguments_and_large_constructions_are_refused(wrong, says):
     arguments = {"f": FUNCTIONS["centre"], "n": 2, "d": 1, "error": 0.1, "samples": 64}
     with pytest.raises(ValueError, match=says):
         universal_transformer(**(arguments | wrong))

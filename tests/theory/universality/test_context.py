@@ -78,13 +78,13 @@ def test_a_collision_would_be_counted():
     built = construction("centre", 2, 1, 3)
     only_rounded = Network(list(built.mapper.layers)[:4])
     outputs_SND = torch.zeros(built.plan.grid.sequences, 2, 1, dtype=torch.float64)
-    found = contexts(only_rounded, built.plan, outputs_SND)
-    assert (len(found.codes_C), found.duplicates) == (9, 6)
-    assert found.smallest_gap == 0
+    collisions = contexts(only_rounded, built.plan, outputs_SND)
+    assert (len(collisions.codes_C), collisions.duplicates) == (9, 6)
+    assert collisions.smallest_gap == 0
 
 
 def test_the_smallest_gap_is_reported_as_it_was_built():
-    found = construction("max", 3, 1, 6).contexts
-    codes = sorted(found.codes_C.tolist())
-    assert found.smallest_gap == min(b - a for a, b in itertools.pairwise(codes))
-    assert found.smallest_gap >= Plan(Grid(3, 1, 6), 0.0, 1.0).gap
+    built_contexts = construction("max", 3, 1, 6).contexts
+    codes = sorted(built_contexts.codes_C.tolist())
+    assert built_contexts.smallest_gap == min(b - a for a, b in itertools.pairwise(codes))
+    assert built_contexts.smallest_gap >= Plan(Grid(3, 1, 6), 0.0, 1.0).gap

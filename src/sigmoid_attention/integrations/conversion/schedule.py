@@ -26,7 +26,7 @@ from sigmoid_attention.integrations.transformers.linear import InputBias
 class SoftmaxStart(BiasPolicy):
     """b_i = -LSE_i - log g: with g times the output, weights p / (1 + p / g).
 
-    Raises ``ValueError`` if the gain is not positive.
+    Raises ``TypeError`` for a gain that is no number, ``ValueError`` for one that is not positive.
 
     Example:
         >>> import torch

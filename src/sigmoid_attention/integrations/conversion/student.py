@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.attention.bias import BiasPolicy, Learned
 from sigmoid_attention.integrations.conversion.calibration import Calibration
 from sigmoid_attention.integrations.conversion.schedule import Annealed, SoftmaxStart
@@ -39,7 +40,7 @@ class Student:
         inputs: a batch for the counted forward of `convert`.
 
     Raises:
-        ValueError: an unknown form, or an error of `convert`.
+        TypeError, ValueError: an unknown form, or an error of `convert`.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -60,8 +61,7 @@ class Student:
         gain: float,
         inputs: Mapping[str, Any] | None = None,
     ) -> None:
-        if form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+        arguments.one_of("form", form, FORMS, f"one of {', '.join(FORMS)}")
         start = SoftmaxStart(gain)
         convert(model, bias=PerHead(0.0, linear=form == "linear"), inputs=inputs)
         self.model = model

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
+
 _SHARED_OF_DEEPSEEK = {
     "router.weight": "gate.weight",
     "router.correction_bias": "gate.e_score_correction_bias",
@@ -63,8 +65,8 @@ LAYOUTS: dict[str, dict[str, str]] = {
 def to_layout(state: Mapping[str, Tensor], layout: str, *, prefix: str = "") -> dict[str, Tensor]:
     """A `MoE` layer's state dict under another project's names, each after ``prefix``.
 
-    Raises ``ValueError`` for an unknown layout, and for a tensor that it has no name for (GELU
-    experts, quadratic affinities, intercepts).
+    Raises ``TypeError`` for a wrong type, and ``ValueError`` for an unknown layout and for a tensor
+    that it has no name for (GELU experts, quadratic affinities, intercepts).
 
     Example:
         >>> from sigmoid_attention.nn import MoEConfig
@@ -72,6 +74,7 @@ def to_layout(state: Mapping[str, Tensor], layout: str, *, prefix: str = "") -> 
         >>> sorted(to_layout(layer.state_dict(), "torchtitan"))
         ['expert_bias', 'experts.w1', 'experts.w2', 'experts.w3', 'router.gate.weight']
     """
+    arguments.instance("state", state, Mapping, "a state dict")
     names = _names(layout)
     ours = dict(state)
     if "experts.gate_up" in ours and "experts.gate_up" not in names:
@@ -93,8 +96,9 @@ def from_layout(
 ) -> dict[str, Tensor]:
     """The state dict of a `MoE` layer, from what a state dict holds after ``prefix``.
 
-    ``layout`` None finds it by the names. Raises ``ValueError`` for an unknown layout, a name that
-    does not belong to it, and experts of which a part is missing.
+    ``layout`` None finds it by the names. Raises ``TypeError`` for a wrong type, and
+    ``ValueError`` for an unknown layout, a name that does not belong to it, and experts of which a
+    part is missing.
 
     Example:
         >>> from sigmoid_attention.nn import MoEConfig
@@ -103,6 +107,7 @@ def from_layout(
         >>> layer.load_state_dict(from_layout(theirs, prefix="layers.3.mlp."))
         <All keys matched successfully>
     """
+    arguments.instance("state", state, Mapping, "a state dict")
     left = {
         name.removeprefix(prefix): tensor
         for name, tensor in state.items()
@@ -126,8 +131,7 @@ def from_layout(
 
 
 def _names(layout: str) -> dict[str, str]:
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    arguments.one_of("layout", layout, LAYOUTS, f"one of {', '.join(LAYOUTS)}")
     return LAYOUTS[layout]
 
 

@@ -45,7 +45,8 @@ class PerHead:
         linear: a :class:`LinearBias` that starts there, which a converted model keeps: it also
             depends on what the module is given for the query's token. It is always learned.
 
-    Raises ``ValueError`` for another ``init``, such as a policy that depends on the rows of a call.
+    Raises ``TypeError`` for an ``init`` of a wrong type, such as a policy that depends on the rows
+    of a call.
 
     Example:
         >>> from sigmoid_attention import NegLogLength

@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sigmoid_attention.attention import NegLogLength
+from sigmoid_attention.attention import NegLogLength, arguments
 from sigmoid_attention.integrations.transformers import biases, config_entry, extra_norms, patches
 from sigmoid_attention.integrations.transformers.biases import ModuleBias
 from sigmoid_attention.integrations.transformers.config_entry import NAME, ConfigEntry, HeadShape
@@ -61,6 +61,7 @@ def convert(
         ``save_pretrained`` and ``from_pretrained`` keep all of this.
 
     Raises:
+        TypeError: an argument has a wrong type.
         ValueError: an attention module is not reached (the sentence names it), has no place for
             an option or no parameters (quantise after the conversion), or there is no length to
             take a bias from. Model and config are then what they were.
@@ -75,11 +76,8 @@ def convert(
         >>> model.model.layers[0].self_attn.sigmoid_bias.shape
         torch.Size([2])
     """
-    if not isinstance(model_or_config, PreTrainedModel | PreTrainedConfig):
-        raise TypeError(
-            f"model_or_config must be a model or a config of transformers, "
-            f"got {type(model_or_config).__name__}"
-        )
+    kinds, wanted = PreTrainedModel | PreTrainedConfig, "a model or a config of transformers"
+    arguments.instance("model_or_config", model_or_config, kinds, wanted)
     layer_scale = extra_norms.validated_scale(layer_scale)
     extra_norms.check_options(qk_norm, norm)
     register()
@@ -138,6 +136,7 @@ def _convert_model(
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The converted attention modules of a model, by name."""
+    arguments.instance("model", model, nn.Module, "a model of torch")
     return {
         name: module for name, module in model.named_modules() if hasattr(module, biases.ATTRIBUTE)
     }
@@ -150,6 +149,7 @@ def set_bias(model: PreTrainedModel, bias: ModuleBias) -> None:
     :func:`replace_bias` on each module.
 
     Raises:
+        TypeError: an argument has a wrong type.
         ValueError: the model is not converted, or a config cannot hold such a bias.
     """
     bias = biases.checked(bias)
@@ -167,6 +167,7 @@ def set_bias(model: PreTrainedModel, bias: ModuleBias) -> None:
 
 def replace_bias(module: nn.Module, bias: ModuleBias) -> None:
     """Set another bias, of any policy, in one converted attention module; configs do not change."""
+    arguments.instance("module", module, nn.Module, "a converted attention module")
     shape: Any = module.sigmoid_shape
     with all_or_nothing([module]):
         biases.attach(module, bias, shape.heads, shape.dim)

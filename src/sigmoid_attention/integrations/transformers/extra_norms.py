@@ -43,10 +43,8 @@ def validated_scale(layer_scale: Any) -> float | None:
 
 def check_options(qk_norm: str | None, norm: str | None) -> None:
     """Validate the options that do not depend on the modules."""
-    if qk_norm is not None and qk_norm not in NORMS:
-        raise ValueError(f"qk_norm must be 'rms', 'layer' or None, got {qk_norm!r}")
-    if norm not in (None, "hybrid"):
-        raise ValueError(f"norm must be 'hybrid' or None, got {norm!r}")
+    arguments.one_of("qk_norm", qk_norm, (*NORMS, None), "'rms', 'layer' or None")
+    arguments.one_of("norm", norm, ("hybrid", None), "'hybrid' or None")
 
 
 class ProjectionNorm(QKNorm):

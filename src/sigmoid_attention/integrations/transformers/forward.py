@@ -69,8 +69,9 @@ def sigmoid_attention_forward(
         through them; that takes the memory of a softmax in plain PyTorch.
 
     Raises:
-        ValueError: attention sinks, a mask of another kind, a module without a bias, an argument
-            or a way of packing that this version does not know.
+        TypeError: a mask that is no tensor.
+        ValueError: attention sinks, a mask of an unsupported shape or dtype, a module without a
+            bias, an argument or a way of packing that this version does not know.
     """
     if kwargs:
         refuse_unknown(module, kwargs)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.integrations.transformers import config_entry
 from sigmoid_attention.integrations.transformers.config_entry import PROBE, HeadShape
 from sigmoid_attention.integrations.transformers.forward import refuse_unknown
@@ -70,9 +71,13 @@ def find_attention_modules(
         except_for: names of classes that may keep their own attention.
 
     Raises:
+        TypeError: the model or the batch has a wrong type.
         ValueError: the batch does not run, no module was reached, or some were not; the sentence
             names them.
     """
+    arguments.instance("model", model, PreTrainedModel, "a model of transformers")
+    if inputs is not None:
+        arguments.instance("inputs", inputs, Mapping, "a batch of tensors by name, or None")
     batch = dummy_inputs(model) if inputs is None else inputs
     calls = _Calls({}, {})
     shapes = calls.shapes

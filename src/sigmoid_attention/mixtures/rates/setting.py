@@ -73,11 +73,7 @@ class RateSetting:
 
     def __post_init__(self) -> None:
         for name, allowed in (("regime", REGIMES), ("start", STARTS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, got "
-                    f"{arguments.shown_name(getattr(self, name))}"
-                )
+            arguments.one_of(name, getattr(self, name), allowed, f"one of {', '.join(allowed)}")
         for name, least in (("extra", 0), ("starts", 1), ("replicates", 1), ("sigma", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")

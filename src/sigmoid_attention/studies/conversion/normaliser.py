@@ -37,7 +37,7 @@ FEATURES = {
 }
 
 
-class Rows(nn.Module, InputBias):
+class RowObserver(nn.Module, InputBias):
     """Replaces the bias of a module, and passes every row to ``use``."""
 
     def __init__(self, use: Callable[[dict[str, Tensor], Tensor], None]) -> None:
@@ -103,7 +103,7 @@ def errors(model: str, data: str, sequences: int) -> dict[str, list[float]]:
             for predictor in own_predictors.values():
                 predictor.watch(inputs, lse_BHN1)
 
-        replace_bias(module, Rows(watch))  # pyright: ignore[reportArgumentType]
+        replace_bias(module, RowObserver(watch))  # pyright: ignore[reportArgumentType]
     _run(student, (short.batch(step) for step in range(BATCHES)))
     found: dict[str, list[list[Tensor]]] = {name: [[] for _ in BANDS[1:]] for name in FEATURES}
     for module, own_predictors in predictors.items():
@@ -117,7 +117,7 @@ def errors(model: str, data: str, sequences: int) -> dict[str, list[float]]:
                     # The first token is left out, because it attends to itself only.
                     found[name][band].append(squared_HN[:, max(first, 1) : end].mean(1).sqrt())
 
-        replace_bias(module, Rows(judge))  # pyright: ignore[reportArgumentType]
+        replace_bias(module, RowObserver(judge))  # pyright: ignore[reportArgumentType]
     _run(student, long.heldout_batches(sequences))
     return {
         name: [float(torch.cat(band).median()) for band in bands] for name, bands in found.items()

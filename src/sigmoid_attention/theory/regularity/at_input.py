@@ -8,6 +8,7 @@ import copy
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.theory.regularity.attention import Bound
 from sigmoid_attention.theory.regularity.domain import spectral_norm
@@ -38,6 +39,7 @@ def attention_bound_at(
             this layer. ``jacobian`` then bounds all three; ``reach`` stays that of the layer.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: another shape, values that are not finite, or a bias that depends on logits.
 
     Example:
@@ -47,6 +49,8 @@ def attention_bound_at(
         >>> attention_bound_at(layer, torch.zeros(16, 8)).through_queries
         0.0
     """
+    arguments.instance("layer", layer, Attention, "an Attention layer")
+    arguments.tensor("x_NC", x_NC)
     if x_NC.dim() != 2 or x_NC.shape[1] != layer.dim or not x_NC.isfinite().all():
         raise ValueError(
             f"x must be finite, of shape (tokens, {layer.dim}), got {tuple(x_NC.shape)}"

@@ -4,10 +4,12 @@ Shape letters: N tokens, H heads.
 """
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.theory.regularity.domain import Domain, spectral_norm
 from sigmoid_attention.theory.regularity.heads import HeadMaps, Heads
@@ -69,6 +71,7 @@ def attention_bound(
         gain_C: a LayerScale that follows the layer.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: a bias that depends on logits (RowLSE), or fewer than one token.
 
     Example:
@@ -80,6 +83,7 @@ def attention_bound(
         >>> small.jacobian < large.jacobian
         True
     """
+    arguments.instance("domain", domain, Domain, "a Domain, such as a Ball or a Box")
     heads = Heads.of(layer, tokens, gain_C)
     rule = _sigmoid_head if heads.activation == "sigmoid" else _softmax_head
     parts = [rule(heads, h, domain) for h in range(len(heads.heads))]
@@ -156,6 +160,7 @@ def mean_norm_bound(layer: Attention, mean_square_norm: float, tokens: int) -> f
         mean_square_norm: :math:`\frac1n \sum_i |x_i|^2`, on a ball of radius R at most R squared.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: a layer with QK-norm, with linear biases or with a softmax; the theorem does
             not cover these.
 
@@ -164,6 +169,7 @@ def mean_norm_bound(layer: Attention, mean_square_norm: float, tokens: int) -> f
         >>> mean_norm_bound(Attention(8, num_heads=2, max_seq_len=16), 1.0, tokens=16) > 0
         True
     """
+    arguments.instance("mean_square_norm", mean_square_norm, Real, "a number")
     heads = Heads.of(layer, tokens)
     if heads.activation != "sigmoid":
         raise ValueError("layer: the mean-norm bound is about a sigmoid, got a softmax layer")

@@ -4,12 +4,16 @@ Shape letters: N tokens, C channels, O channels of an affine map.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from numbers import Real
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
 
+
+@runtime_checkable
 class Domain(Protocol):
     """A set that contains every token of an input; tokens vary independently."""
 
@@ -33,7 +37,8 @@ class Ball:
     """Tokens with lower <= |x| <= radius; without ``lower`` the whole ball around zero.
 
     A norm layer has a large Jacobian near zero, so a positive ``lower`` gives smaller bounds for
-    networks with norms. Raises ``ValueError`` unless 0 <= lower <= radius and 0 < radius.
+    networks with norms. Raises ``TypeError`` unless both are numbers, and ``ValueError`` unless
+    0 <= lower <= radius and 0 < radius.
 
     Example:
         >>> import torch
@@ -45,6 +50,8 @@ class Ball:
     lower: float = 0.0
 
     def __post_init__(self) -> None:
+        arguments.instance("radius", self.radius, Real, "a number")
+        arguments.instance("lower", self.lower, Real, "a number")
         if not 0 < self.radius < float("inf"):
             raise ValueError(f"radius must be positive and finite, got {self.radius}")
         if not 0 <= self.lower <= self.radius:
@@ -63,7 +70,8 @@ class Box:
     """Tokens with low <= x <= high in every channel, such as pixels or bounded features.
 
     With m the middle of the box and h half its width, each entry of |W x + c| is at most that of
-    |W m + c| + |W| h. Raises ``ValueError`` unless both ends are finite vectors with low <= high.
+    |W m + c| + |W| h. Raises ``TypeError`` unless both ends are tensors, and ``ValueError`` unless
+    they are finite vectors with low <= high.
 
     Example:
         >>> import torch
@@ -76,6 +84,8 @@ class Box:
     high_C: Tensor
 
     def __post_init__(self) -> None:
+        arguments.tensor("low_C", self.low_C)
+        arguments.tensor("high_C", self.high_C)
         if self.low_C.dim() != 1 or self.low_C.shape != self.high_C.shape:
             raise ValueError(
                 f"box: low and high must be vectors of one length, "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import masking
+from sigmoid_attention.attention import arguments, masking
 from sigmoid_attention.attention.impl import reference
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.theory.regularity.domain import Domain, spectral_norm
@@ -78,10 +78,13 @@ class Heads:
         """Read the maps from a layer; ``gain_C`` is a LayerScale that follows it.
 
         Raises:
+            TypeError: an argument of a wrong type.
             ValueError: a bias that depends on the logits of a row, or fewer than one token.
         """
-        if tokens < 1:
-            raise ValueError(f"tokens must be 1 or more, got {tokens}")
+        arguments.instance("layer", layer, Attention, "an Attention layer")
+        arguments.whole("tokens", tokens, 1, "1 or more")
+        if gain_C is not None:
+            arguments.tensor("gain_C", gain_C)
         gain_C = torch.ones(layer.dim) if gain_C is None else gain_C
         output_CHD = (_weight(layer.output) * _double(gain_C)[:, None]).unflatten(
             1, (layer.num_heads, -1)

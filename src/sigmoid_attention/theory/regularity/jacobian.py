@@ -9,10 +9,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sigmoid_attention.attention import arguments
 
 Map = Callable[[Tensor], Tensor]
 
@@ -38,6 +41,7 @@ def jacobian_norm(function: Map, x: Tensor) -> JacobianNorm:
         >>> round(jacobian_norm(lambda x: 3 * x, torch.ones(2, 2)).value, 6)
         3.0
     """
+    _check(function, x)
     jacobian = torch.autograd.functional.jacobian(function, x.detach())
     assert isinstance(jacobian, Tensor)
     _, values, right = torch.linalg.svd(jacobian.reshape(-1, x.numel()), full_matrices=False)
@@ -60,6 +64,7 @@ def largest_gain(
         seconds: wall time after which no further step begins.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: fewer than one step.
 
     Example:
@@ -69,8 +74,10 @@ def largest_gain(
         >>> found.settled, abs(found.value - 3.0) < 1e-2
         (True, True)
     """
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, got {steps}")
+    _check(function, x)
+    arguments.whole("steps", steps, 1, "1 or more")
+    arguments.instance("seconds", seconds, Real, "a number")
+    arguments.instance("seed", seed, Integral, "a whole number")
     begun = time.monotonic()
     x = x.detach()
     push, pull = _products(function, x)
@@ -95,6 +102,11 @@ def largest_gain(
     for coefficient, vector in zip(vectors[:, -1].tolist(), basis, strict=True):
         direction += coefficient * vector
     return JacobianNorm(value, direction, len(basis), settled)
+
+
+def _check(function: Map, x: Tensor) -> None:
+    arguments.instance("function", function, Callable, "a function of a tensor")
+    arguments.tensor("x", x)
 
 
 def _products(function: Map, x: Tensor) -> tuple[Map, Map]:
@@ -165,6 +177,10 @@ def max_jacobian_norm(
         >>> round(norm.value, 2)  # e at the edge
         2.72
     """
+    _check(function, x)
+    arguments.instance("project", project, Callable, "a function of a tensor")
+    arguments.whole("steps", steps, 0, "0 or more")
+    arguments.instance("step_size", step_size, Real, "a number")
     best = project(x.detach())
     norm = jacobian_norm(function, best)
     for _ in range(steps):
@@ -188,4 +204,6 @@ def _slope(function: Map, x: Tensor, norm: JacobianNorm) -> Tensor:
 
 def onto_ball(x: Tensor, radius: float) -> Tensor:
     """Tokens (last dimension) longer than the radius are scaled to the radius."""
+    arguments.tensor("x", x)
+    arguments.instance("radius", radius, Real, "a number")
     return x * (radius / x.norm(dim=-1, keepdim=True).clamp(min=radius))

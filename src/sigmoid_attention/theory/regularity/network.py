@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Block, Residual
 from sigmoid_attention.nn.feed_forward import GELUFeedForward, SwiGLU
@@ -50,6 +51,7 @@ def network_bound(blocks: Iterable[nn.Module], domain: Domain, tokens: int) -> l
         tokens: N.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: an unsupported part; the message names it.
 
     Example:
@@ -60,6 +62,7 @@ def network_bound(blocks: Iterable[nn.Module], domain: Domain, tokens: int) -> l
         >>> [bound.name for bound in bounds]
         ['0.attention', '0.feed_forward']
     """
+    arguments.instance("domain", domain, Domain, "a Domain, such as a Ball or a Box")
     bounds = []
     for name, residual, layer in branches(blocks):
         bound, domain = _residual(name, residual, layer, domain, tokens)
@@ -73,6 +76,7 @@ def branches(blocks: Iterable[nn.Module]) -> Iterator[tuple[str, Residual, nn.Mo
     Raises:
         TypeError: a module that is no `Block`.
     """
+    arguments.instance("blocks", blocks, Iterable, "an iterable of Block modules")
     for index, block in enumerate(blocks):
         if not isinstance(block, Block):
             raise TypeError(f"block {index}: {type(block).__name__} is not a part with a bound")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.nn.block import Residual
 from sigmoid_attention.nn.feed_forward import GELUFeedForward, SwiGLU
@@ -39,6 +40,7 @@ def network_bound_at(blocks: Iterable[nn.Module], x_NC: Tensor) -> list[LayerBou
         x_NC: N tokens, alone in their batch.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: an unsupported part, which the message names; x of another shape or not finite.
 
     Example:
@@ -47,6 +49,7 @@ def network_bound_at(blocks: Iterable[nn.Module], x_NC: Tensor) -> list[LayerBou
         >>> [bound.name for bound in network_bound_at([block], torch.ones(4, 8))]
         ['0.attention', '0.feed_forward']
     """
+    arguments.tensor("x_NC", x_NC)
     bounds = []
     x = x_NC.detach().cpu().double()
     for name, residual, layer in branches(blocks):

@@ -12,7 +12,9 @@ Shape letters: S sequences, N tokens, D channels.
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.theory.universality.context import chaining, counting
 from sigmoid_attention.theory.universality.equivariance import check_equivariance
 from sigmoid_attention.theory.universality.functions import Function
@@ -115,6 +117,9 @@ def design(
         >>> chosen.grid.cells, sum(chosen.layers.values()), chosen.parameters
         (2, 14, 588)
     """
+    for name, number in {"error": error, "p": p, "max_layers": max_layers}.items():
+        arguments.instance(name, number, Real, "a number")
+    arguments.instance("samples", samples, Integral, "a whole number")
     if not 0 < error < math.inf:
         raise ValueError(f"error must be positive and finite, got {error}")
     if not 1 <= p < math.inf:
@@ -208,6 +213,7 @@ def universal_transformer(
         samples: the number of random sequences for measuring errors.
 
     Raises:
+        TypeError: an argument has a wrong type.
         ValueError: an argument is out of range; f is not equivariant (with a counterexample), not
             float64 or not finite; the error needs more layers than ``max_layers`` (with their
             number); or float64 cannot represent the construction (with its smallest gap).

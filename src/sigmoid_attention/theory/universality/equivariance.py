@@ -4,11 +4,13 @@ Shape letters: N tokens, D channels.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.theory.universality.functions import Function
 from sigmoid_attention.theory.universality.grid import Grid
 
@@ -27,6 +29,7 @@ def check_equivariance(f: Function, grid: Grid, *, seed: int = 0) -> None:
     permutations of more. This is a test at finitely many points and not a proof.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: f does not return a finite float64 tensor of the shape of its input, or is not
             equivariant; then the message contains X, the permutation and both outputs.
 
@@ -37,6 +40,9 @@ def check_equivariance(f: Function, grid: Grid, *, seed: int = 0) -> None:
         ...
         ValueError: function must be permutation-equivariant; for tokens [[0.97...], ...
     """
+    arguments.instance("f", f, Callable, "a function of a tensor")
+    arguments.instance("grid", grid, Grid, "a Grid")
+    arguments.instance("seed", seed, Integral, "a whole number")
     for x_ND in _points(grid, seed):
         answer_ND = _answer(f, x_ND)
         size = float(answer_ND.abs().amax().clamp(min=1))

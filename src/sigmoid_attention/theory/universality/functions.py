@@ -10,6 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
+
 # Maps (N, D) to (N, D) in float64; a permutation of the input tokens permutes the output equally.
 Function = Callable[[Tensor], Tensor]
 
@@ -65,7 +67,7 @@ FUNCTIONS: dict[str, Function] = {
 def function(name: str) -> Function:
     """The function called ``name``: one of `FUNCTIONS`, or "package.module:function".
 
-    Raises ``ValueError`` if there is none of that name.
+    Raises ``TypeError`` if the name is no string, ``ValueError`` if there is none of that name.
 
     Example:
         >>> function("max") is maximum, function("torch:sin")(torch.zeros(1)).item()
@@ -75,6 +77,7 @@ def function(name: str) -> Function:
         ...
         ValueError: function must be one of sorting, centre, max, mix, edge, or ...
     """
+    arguments.instance("name", name, str, "the name of a function")
     if name in FUNCTIONS:
         return FUNCTIONS[name]
     module, colon, attribute = name.partition(":")

@@ -6,10 +6,12 @@ Shape letters: S sequences, N tokens, D channels.
 import itertools
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.attention import arguments
 from sigmoid_attention.theory.universality.functions import Function
 
 
@@ -20,7 +22,8 @@ class Grid:
     A token's cell (c_1, ..., c_d) is its *letter*, the whole number u . c with the weights
     u = (1, cells, cells^2, ...), 0 to K - 1 for K = cells^d letters.
 
-    Raises ``ValueError`` where n, d or cells are below one, or low is not below high.
+    Raises ``TypeError`` for a wrong type, and ``ValueError`` where n, d or cells are below one, or
+    low is not below high.
 
     Example:
         >>> grid = Grid(n=2, d=2, cells=3)
@@ -38,8 +41,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name, number in {"n": self.n, "d": self.d, "cells": self.cells}.items():
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+            arguments.whole(name, number, 1, "at least 1")
+        for name, number in {"low": self.low, "high": self.high}.items():
+            arguments.instance(name, number, Real, "a number")
         if not -math.inf < self.low < self.high < math.inf:
             raise ValueError(f"low must be below high, both finite, got {self.low} and {self.high}")
 

@@ -5,11 +5,13 @@ Shapes: B sequences of N tokens.
 
 import hashlib
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.nn.sizes import instance, whole_between
 from sigmoid_attention.training.data.corpus import Document
 from sigmoid_attention.training.data.tokenizer import Tokenizer
 from sigmoid_attention.training.seeds import step_generator
@@ -49,6 +51,7 @@ class TextBatches:
     each (batch_size, seq_len) int64.
 
     Raises:
+        TypeError: an argument has a wrong type.
         ValueError: a size is not positive, or the stream is shorter than one sequence.
 
     Example:
@@ -59,9 +62,10 @@ class TextBatches:
     """
 
     def __init__(self, tokens: Tensor, seq_len: int, batch_size: int, seed: int) -> None:
+        instance("tokens", tokens, Tensor, "a tensor")
         for name, size in (("seq_len", seq_len), ("batch_size", batch_size)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            whole_between(name, size, 1, 2**63 - 1, "at least 1")
+        instance("seed", seed, Integral, "a whole number")
         if len(tokens) < seq_len + 1:
             raise ValueError(
                 f"the corpus has {len(tokens)} tokens, which is shorter than one sequence: "

@@ -4,11 +4,13 @@ Shapes: B sequences, L symbols in the string, N = 2L tokens a sequence.
 """
 
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.nn.sizes import instance
 from sigmoid_attention.training.seeds import step_generator
 
 SEPARATOR = 0
@@ -22,6 +24,7 @@ class Copying:
     1 / (`vocab_size` - 1). `batch(step)` gives inputs and targets, (batch_size, seq_len) int64.
 
     Raises:
+        TypeError: an argument is no whole number.
         ValueError: `seq_len` is odd or below 2, or there are fewer than two symbols.
 
     Example:
@@ -36,6 +39,8 @@ class Copying:
     seed: int
 
     def __post_init__(self) -> None:
+        for name, number in asdict(self).items():
+            instance(name, number, Integral, "a whole number")
         if self.seq_len < 2 or self.seq_len % 2:
             raise ValueError(f"seq_len must be even and at least 2, got {self.seq_len}")
         if self.batch_size < 1:

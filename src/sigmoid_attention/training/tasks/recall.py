@@ -4,11 +4,13 @@ Shapes: B sequences, P pairs, N tokens a sequence.
 """
 
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sigmoid_attention.nn.sizes import instance
 from sigmoid_attention.training.seeds import step_generator
 
 FILLER = 0
@@ -24,6 +26,7 @@ class MultiQueryRecall:
     (batch_size, seq_len) int64.
 
     Raises:
+        TypeError: an argument is no whole number.
         ValueError: the sequence is too short for the pairs, or there are fewer keys than pairs.
 
     Source: multi-query associative recall of Arora et al. 2023 (Zoology, arXiv 2312.04927).
@@ -42,6 +45,8 @@ class MultiQueryRecall:
     seed: int
 
     def __post_init__(self) -> None:
+        for name, number in asdict(self).items():
+            instance(name, number, Integral, "a whole number")
         if self.batch_size < 1 or self.pairs < 1:
             raise ValueError(
                 f"batch_size and pairs must be at least 1, got {self.batch_size} and {self.pairs}"

@@ -59,8 +59,8 @@ def plainly(inputs: Inputs) -> Named:
 
 def assert_in_budget(actual: Named, plain: Named, exact: Named, dtype: torch.dtype) -> None:
     for name, truth in exact.items():
-        found, allowed = error(actual[name], truth), EXCESS[dtype] * error(plain[name], truth)
-        assert found <= allowed, f"{name}: errs by {found:.3g}, {allowed:.3g} is allowed"
+        excess, allowed = error(actual[name], truth), EXCESS[dtype] * error(plain[name], truth)
+        assert excess <= allowed, f"{name}: errs by {excess:.3g}, {allowed:.3g} is allowed"
 
 
 def check(inputs: Inputs, dtype: torch.dtype) -> None:
@@ -155,14 +155,14 @@ def with_terms(inputs: Inputs, kind: str, seed: int) -> Inputs:
 @pytest.mark.parametrize("kind", TERMS)
 def test_what_is_added_to_the_logits(kind, is_causal, length, draws, dtype):
     """Over several draws, since a gradient of eight numbers may be lucky."""
-    found: list[tuple[Named, Named, Named]] = []
+    triples: list[tuple[Named, Named, Named]] = []
     for draw in range(draws):
         inputs = drawn(length, heads=HEADS, head_dim=32, is_causal=is_causal, seed=10 * draw)
         inputs = with_terms(inputs, kind, draw).to(dtype)
-        found.append((fused(inputs), plainly(inputs), eager(inputs.to(torch.float64))))
+        triples.append((fused(inputs), plainly(inputs), eager(inputs.to(torch.float64))))
     actual, plain, exact = (
-        {name: torch.cat([one[name].flatten() for one in results]) for name in results[0]}
-        for results in zip(*found, strict=True)
+        {name: torch.cat([result[name].flatten() for result in results]) for name in results[0]}
+        for results in zip(*triples, strict=True)
     )
     assert_in_budget(actual, plain, exact, dtype)
 

@@ -111,7 +111,9 @@ def test_a_second_call_is_not_checked_again(monkeypatch):
 
 def test_a_first_call_packs_its_arguments_once(monkeypatch):
     packed, pack = [], abi.Arguments.bytes
-    monkeypatch.setattr(abi.Arguments, "bytes", lambda *given: packed.append(1) or pack(*given))
+    monkeypatch.setattr(
+        abi.Arguments, "bytes", lambda *arguments: packed.append(1) or pack(*arguments)
+    )
     sigmoid_attention(*drawn(), bias=-2.0)
     query, key, value = drawn(queries=1)
     used = torch.tensor([9, 3])
@@ -119,7 +121,7 @@ def test_a_first_call_packs_its_arguments_once(monkeypatch):
     assert len(packed) == 2
 
 
-def test_shapes_strides_and_types_are_told_apart(remembered):
+def test_calls_of_other_shapes_strides_and_types_are_distinguished(remembered):
     for _, queries, keys in itertools.product(range(2), (1, 9), (9, 17)):
         for tensors in (drawn(queries=queries, keys=keys), drawn(torch.float16, queries, keys)):
             assert_equals_the_definition(tensors, {})
@@ -137,7 +139,7 @@ def with_offset(number) -> NegLogLength:
 
 
 @pytest.mark.parametrize("policy", (Constant, with_offset))
-def test_a_policy_is_asked_for_its_number_every_time(policy):
+def test_a_policy_is_resolved_at_every_call(policy):
     number, tensors = torch.tensor(2.0), drawn()
     for value in (2.0, 5.0):
         number.fill_(value)
@@ -168,15 +170,15 @@ def test_a_remembered_struct_is_the_one_that_would_be_written_anew(monkeypatch):
     assert seen[-1] == remembered
 
 
-def test_the_lengths_of_a_cache_are_looked_at_every_time(remembered):
+def test_the_lengths_of_a_cache_are_read_at_every_call(remembered):
     for used in ([9, 3], [1, 9], [5, 5], [1, 1]):
         query, key, value = drawn(queries=1)
         for lengths in (torch.tensor(used), torch.tensor(used, dtype=torch.int32)):
             actual = sigmoid_decode(query, key, value, seqused_k=lengths, bias=-2.0, is_causal=True)
-            for one, many in enumerate(used):
-                row = [x[one : one + 1] for x in (query, key[:, :, :many], value[:, :, :many])]
+            for index, many in enumerate(used):
+                row = [x[index : index + 1] for x in (query, key[:, :, :many], value[:, :, :many])]
                 expected = sigmoid_attention(*row, bias=-2.0, impl="reference")
-                torch.testing.assert_close(actual[one : one + 1], expected)
+                torch.testing.assert_close(actual[index : index + 1], expected)
     assert len(remembered) == 2  # one for each dtype
     with pytest.raises(ValueError, match=r"^seqused_k must lie in 0 to the cache's capacity 9, "):
         sigmoid_decode(
@@ -189,27 +191,27 @@ def test_the_lengths_of_a_cache_are_looked_at_every_time(remembered):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "sentence"),
+    ("error", "wrong", "sentence"),
     (
-        ({"scale": float("nan")}, "scale must be a finite number"),
-        ({"window_size": (-2, 0)}, "window_size must be"),
-        ({"window_size": [-2, 0]}, "window_size must be"),
-        ({"softcap": -1.0}, "softcap must be positive"),
-        ({"skip_tolerance": "none"}, "skip_tolerance must be"),
-        ({"bias": "log"}, "bias must be a finite number"),
-        ({"alibi_slopes": torch.ones(3)}, "alibi_slopes must be"),
-        ({"impl": "fast"}, "impl must be"),
+        (ValueError, {"scale": float("nan")}, "scale must be a finite number"),
+        (ValueError, {"window_size": (-2, 0)}, "window_size must be"),
+        (ValueError, {"window_size": [-2, 0]}, "window_size must be"),
+        (ValueError, {"softcap": -1.0}, "softcap must be positive"),
+        (ValueError, {"skip_tolerance": "none"}, "skip_tolerance must be"),
+        (TypeError, {"bias": "log"}, "bias must be a finite number"),
+        (ValueError, {"alibi_slopes": torch.ones(3)}, "alibi_slopes must be"),
+        (ValueError, {"impl": "fast"}, "impl must be"),
     ),
 )
-def test_bad_arguments_are_refused_after_good_ones(wrong, sentence):
+def test_bad_arguments_are_refused_after_good_ones(error, wrong, sentence):
     tensors = drawn()
     for _ in range(2):
         sigmoid_attention(*tensors, bias=-2.0)
-        with pytest.raises((TypeError, ValueError), match=f"^{sentence}"):
+        with pytest.raises(error, match=f"^{sentence}"):
             sigmoid_attention(*tensors, **{"bias": -2.0, **wrong})
 
 
-def test_heads_are_shared_only_where_that_was_asked_for():
+def test_heads_are_shared_only_with_enable_gqa():
     query, key, value = drawn(heads=8)
     for _ in range(2):
         sigmoid_attention(query, key, value, bias=-2.0, enable_gqa=True)
@@ -231,7 +233,7 @@ def test_gradients_and_transforms_are_followed_after_calls_without():
     assert tangent.abs().max() > 0
 
 
-def test_the_environment_and_threads_are_looked_at(monkeypatch, remembered):
+def test_the_environment_and_the_number_of_threads_count(monkeypatch, remembered):
     tensors = drawn()
     sigmoid_attention(*tensors, bias=-2.0)
     with monkeypatch.context() as changed:

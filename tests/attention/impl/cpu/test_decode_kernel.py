@@ -65,16 +65,16 @@ def written_caches(draw) -> Cache:
 
 def assert_right_from_cache(tensors: tuple[Tensor, ...], arguments: dict) -> None:
     dtype = tensors[0].dtype
-    found = sigmoid_decode(*tensors, **arguments, impl="cpu")
+    actual = sigmoid_decode(*tensors, **arguments, impl="cpu")
     query, key, value = (tensor.double() for tensor in tensors)
     wide = {name: in_float64(argument) for name, argument in arguments.items()}
     exact = sigmoid_decode(query, key, value, **wide, impl="reference")
     size = sigmoid_decode(query, key, value.abs(), **wide, impl="reference")
     budget = ROUNDINGS[dtype] * torch.finfo(dtype).eps / 2 * (size + LEAST_WEIGHT)
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-    assert found.dtype == dtype and found.shape == exact.shape
-    wrong = ~((found.double() - exact).abs() <= budget + smallest)
-    assert not wrong.any(), (found[wrong][0], exact[wrong][0], wrong.nonzero()[0])
+    assert actual.dtype == dtype and actual.shape == exact.shape
+    wrong = ~((actual.double() - exact).abs() <= budget + smallest)
+    assert not wrong.any(), (actual[wrong][0], exact[wrong][0], wrong.nonzero()[0])
 
 
 @each_dtype
@@ -133,8 +133,8 @@ def visits(queries: int, heads: int, key_heads: int) -> Tensor:
     query, key = normal(1, heads, queries, 8).float(), normal(1, key_heads, 1024, 8).float()
     slopes = torch.full((heads,), 3.0)
     sizes, numbers = (queries, 1024, 0, -1, 0, 48, 1), (0.3, 0.0, -2.0, 2.0**-24)
-    found = ops.forward(query, key, key, None, None, slopes, None, None, sizes, numbers)[1]
-    return found[:, :, : -(-queries // 48)]
+    visited = ops.forward(query, key, key, None, None, slopes, None, None, sizes, numbers)[1]
+    return visited[:, :, : -(-queries // 48)]
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_neither_threads_nor_neighbours_change_a_bit(used, dtype, threads):
             assert torch.equal(sigmoid_decode(*tensors, **arguments, impl="cpu"), first)
     for s in range(len(used)):
         alone = arguments | {"seqused_k": arguments["seqused_k"][s : s + 1]}
-        own = sigmoid_decode(*(tensor[s : s + 1] for tensor in tensors), **alone, impl="cpu")
-        assert torch.equal(own, first[s : s + 1])
+        single = sigmoid_decode(*(tensor[s : s + 1] for tensor in tensors), **alone, impl="cpu")
+        assert torch.equal(single, first[s : s + 1])
 
 
 def before_a_wall(tensor: Tensor) -> Tensor:
@@ -239,5 +239,5 @@ def test_keeps_the_error_budget(keys, spread, constant, head_dim):
         wide = inputs.to(torch.float64)
         exact = weights(wide) @ wide.value
         unavoidable = (eager if dtype == torch.float32 else floor)(inputs)["out"]
-        found, budget = error(decoded(inputs), exact), allowed * error(unavoidable, exact)
-        assert found <= budget, f"{dtype}: {found:.3g}, may err by {budget:.3g}"
+        measured, budget = error(decoded(inputs), exact), allowed * error(unavoidable, exact)
+        assert measured <= budget, f"{dtype}: {measured:.3g}, may err by {budget:.3g}"

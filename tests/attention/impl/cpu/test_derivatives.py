@@ -47,9 +47,9 @@ def twice(operation, positional: tuple, arguments: dict, fixed: tuple[str, ...] 
     changed = arguments | dict(zip(list(leaves)[3:], others, strict=True))
     out = operation(query, key, value, *positional[3:], **changed)
     moving["grad_out"] = direction(out).requires_grad_()
-    wanted = [name for name in moving if name != "grad_out"]
+    leaf_names = [name for name in moving if name != "grad_out"]
     grads = torch.autograd.grad(
-        out, [moving[name] for name in wanted], moving["grad_out"], create_graph=True
+        out, [moving[name] for name in leaf_names], moving["grad_out"], create_graph=True
     )
     along = sum(
         (grad * normal(*grad.shape, seed=7).to(grad.dtype)).double().sum() for grad in grads
@@ -154,9 +154,9 @@ def test_gradients_are_those_of_the_tiles_that_were_visited():
     _, visits = ops.forward(*tensors, None, slopes.detach(), None, None, sizes, numbers)
     wide = [tensor.double() for tensor in (*tensors, slopes.detach())]
     tiles = Tiles(*wide[:4], None, wide[4], 0.25, None, -1, 0, block, BLOCK_KEYS)
-    found = tiled.backward(tiles, grad_out.double(), visits)
+    actual = tiled.backward(tiles, grad_out.double(), visits)
     exact = dict(
-        zip(("query", "key", "value", "bias", "slopes"), found[:4] + found[5:], strict=True)
+        zip(("query", "key", "value", "bias", "slopes"), actual[:4] + actual[5:], strict=True)
     )
     with cut(block, 1):
         kept, whole = (dict(zip(exact, gradients(t), strict=True)) for t in (0.3, 0.0))
@@ -216,22 +216,24 @@ def test_opcheck(case, dtype):
     if call.group > 1:
         tensors = tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors)
     bias = arguments["bias"] if isinstance(arguments["bias"], Tensor) else None
-    given = [*tensors, bias, arguments.get("attn_mask"), arguments.get("alibi_slopes")]
-    given = [
-        x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given
+    inputs = [*tensors, bias, arguments.get("attn_mask"), arguments.get("alibi_slopes")]
+    inputs = [
+        x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs
     ]
     queries, keys = call.queries, call.keys
     layout = (None, None, [queries, keys, 0, *window, 48, 1], [0.3, 2.0, -1.0, 2.0**-24])
-    torch.library.opcheck(ops.forward, (*given, *layout))
-    out, visits = ops.forward(*given, *layout)
-    wanted = [x is not None and x.is_floating_point() for x in given[3:]]
-    backward = (direction(out.detach()), visits, *wanted, *given, *layout)
+    torch.library.opcheck(ops.forward, (*inputs, *layout))
+    out, visits = ops.forward(*inputs, *layout)
+    requires_grad = [x is not None and x.is_floating_point() for x in inputs[3:]]
+    backward = (direction(out.detach()), visits, *requires_grad, *inputs, *layout)
     torch.library.opcheck(ops.backward, backward)
     with torch.no_grad():
         directions = [torch.randn_like(grad) for grad in ops.backward(*backward)]
         # Nothing is differentiated a third time, so this one is checked without gradients.
-        fixed = [x.detach() if isinstance(x, Tensor) else x for x in (*backward[:2], *given)]
-        torch.library.opcheck(ops.backward_of_backward, (*directions, *fixed, *layout, wanted))
+        fixed = [x.detach() if isinstance(x, Tensor) else x for x in (*backward[:2], *inputs)]
+        torch.library.opcheck(
+            ops.backward_of_backward, (*directions, *fixed, *layout, requires_grad)
+        )
 
 
 @pytest.fixture
@@ -262,15 +264,15 @@ def test_compiles_into_one_graph_for_all_lengths(dtype, forgotten_graphs):
 
 
 def test_compiled_code_holds_the_kernel(forgotten_graphs):
-    found = []
+    sources = []
 
     def backend(graph, _inputs):
-        found.extend(str(node.target) for node in graph.graph.nodes)
+        sources.extend(str(node.target) for node in graph.graph.nodes)
         return graph
 
     query = normal(1, 2, 9, 4).float()
     torch.compile(sigmoid_attention, fullgraph=True, backend=backend)(query, query, query)
-    assert any("cpu_forward" in target for target in found)
+    assert any("cpu_forward" in target for target in sources)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "saved-tensors"])
@@ -303,8 +305,8 @@ def test_autocast_leaves_the_dtypes_as_they_are():
     tensors, arguments = SMALL.build(torch.float32)
     expected = differentiated(fused, tensors, arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = differentiated(fused, tensors, arguments)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+        actual = differentiated(fused, tensors, arguments)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_batched_gradients_equal_a_loop():
@@ -333,8 +335,8 @@ def test_forward_mode_is_refused_and_auto_has_it():
     with pytest.raises(NotImplementedError, match="forward-mode"):
         tangent("cpu", query, key, value, along)
     expected = tangent("reference", *(x.double() for x in (query, key, value, along)))
-    found = tangent("auto", query, key, value, along)
-    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-5)
+    actual = tangent("auto", query, key, value, along)
+    torch.testing.assert_close(actual, expected.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_an_output_that_is_not_used_costs_no_gradient():
@@ -378,12 +380,12 @@ def test_defaults_of_the_caller_do_not_matter(where):
     try:
         torch.set_default_dtype(torch.float64 if where == "dtype" else torch.float32)
         torch.set_default_device("meta" if where == "device" else None)
-        found = differentiated(fused, tensors, arguments)
+        actual = differentiated(fused, tensors, arguments)
         again = twice(fused, tensors, arguments)
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
     for name, exact in expected.items():
-        assert torch.equal(found[name], exact), name
+        assert torch.equal(actual[name], exact), name
     for name, exact in second.items():
         assert torch.equal(again[name], exact), name

@@ -81,17 +81,17 @@ def test_second_derivatives_of_empty_calls_are_those_of_the_reference(sizes, imp
         torch.ones(batch, heads, keys, value_dim),
     )
     for more in ({}, {"attn_mask": torch.ones(1, 1, 1, keys, dtype=torch.bool)}):
-        found = [
+        actual = [
             twice(sigmoid_attention, tensors, {"bias": -1.0, "scale": 0.5, "impl": by, **more})
             for by in (impl, "reference")
         ]
-        torch.testing.assert_close(*found)
+        torch.testing.assert_close(*actual)
 
 
 def test_packed_sequences_without_a_head_dim_have_second_derivatives():
     ends = torch.tensor([0, 3, 3, 5])
     tokens = torch.ones(5, 2, 0), torch.ones(5, 2, 0), torch.randn(5, 2, 3)
-    found = [
+    actual = [
         twice(
             sigmoid_varlen_attention,
             (*tokens, ends, ends, 3, 3),
@@ -99,7 +99,7 @@ def test_packed_sequences_without_a_head_dim_have_second_derivatives():
         )
         for impl in ("cpu", "reference")
     ]
-    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*actual)
 
 
 HIDING = {
@@ -119,21 +119,21 @@ def test_rows_and_keys_that_are_hidden_get_exact_zeros(dtype, name):
         hidden = False if term.dtype == torch.bool else -math.inf
         term[40:101] = hidden
         term[:, 7:140] = hidden
-    found = differentiated(fused, tensors, arguments | hiding)
-    assert not found["out"][:, :, 40:101].any()
-    assert not found["query"][:, :, 40:101].any()
-    assert not found["key"][:, :, 7:140].any()
-    assert not found["value"][:, :, 7:140].any()
-    assert found["out"][:, :, 101:].any(-1).all()
-    assert found["key"][:, :, 140:].any(-1).all()
+    actual = differentiated(fused, tensors, arguments | hiding)
+    assert not actual["out"][:, :, 40:101].any()
+    assert not actual["query"][:, :, 40:101].any()
+    assert not actual["key"][:, :, 7:140].any()
+    assert not actual["value"][:, :, 7:140].any()
+    assert actual["out"][:, :, 101:].any(-1).all()
+    assert actual["key"][:, :, 140:].any(-1).all()
 
 
 @each_dtype
 @pytest.mark.parametrize("mask", [torch.tensor(False), torch.tensor(-math.inf)], ids=repr)
 def test_a_mask_that_hides_all_leaves_zeros(dtype, mask):
     tensors, arguments = PLAIN.build(dtype)
-    for found in differentiated(fused, tensors, arguments | {"attn_mask": mask}).values():
-        assert not found.any()
+    for actual in differentiated(fused, tensors, arguments | {"attn_mask": mask}).values():
+        assert not actual.any()
 
 
 SPOILED = ("query", "key", "value", "bias", "row-bias", "mask", "key-mask", "slopes")
@@ -200,12 +200,12 @@ def test_a_nan_reaches_what_it_takes_part_in_and_nothing_else(what, seen, skip_t
     call, visible = SEEN[seen]
     tensors, arguments = spoil(what, call, math.nan)
     arguments["skip_tolerance"] = skip_tolerance
-    found = differentiated(fused, tensors, arguments)
+    actual = differentiated(fused, tensors, arguments)
     touched = (pairs_of(what) & visible).any(-1)
-    assert found["out"][0][touched].isnan().any(-1).all()
+    assert actual["out"][0][touched].isnan().any(-1).all()
     expected = differentiated(by_reference, tensors, arguments)
     for name, exact in expected.items():
-        assert found[name][exact.isfinite()].isfinite().all(), name
+        assert actual[name][exact.isfinite()].isfinite().all(), name
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["plus", "minus"])
@@ -215,15 +215,15 @@ def test_infinity_does_what_it_does_in_the_reference(what, seen, sign):
     """Open or closed gates, and NaN where an infinity meets a zero or its opposite."""
     call, visible = SEEN[seen]
     tensors, arguments = spoil(what, call, sign * math.inf)
-    found = differentiated(fused, tensors, arguments)
+    actual = differentiated(fused, tensors, arguments)
     expected = differentiated(by_reference, tensors, arguments)
     visits_all = what != "value" or seen == "all"
     rows = torch.ones(2, N, dtype=torch.bool) if visits_all else visible[:, KEY].expand(2, N)
     torch.testing.assert_close(
-        found["out"][0][rows], expected["out"][0][rows], equal_nan=True, rtol=1e-4, atol=1e-4
+        actual["out"][0][rows], expected["out"][0][rows], equal_nan=True, rtol=1e-4, atol=1e-4
     )
     for name, exact in expected.items():
-        assert found[name][exact.isfinite()].isfinite().all(), name
+        assert actual[name][exact.isfinite()].isfinite().all(), name
 
 
 @each_dtype
@@ -289,6 +289,6 @@ def test_logits_of_ten_thousand_give_open_and_closed_gates(dtype):
         (query, value.float().sum(2, keepdim=True).expand(value.shape)),
         (-query, torch.zeros(value.shape)),
     ):
-        found = differentiated(fused, (query, key, value), arguments)
-        torch.testing.assert_close(found["out"], expected.to(dtype))
-        assert all(part.isfinite().all() for part in found.values())
+        actual = differentiated(fused, (query, key, value), arguments)
+        torch.testing.assert_close(actual["out"], expected.to(dtype))
+        assert all(part.isfinite().all() for part in actual.values())

@@ -121,19 +121,19 @@ class Case:
         others = {name: in_float64(x) for name, x in self.arguments.items()}
         return self.function(*wide, **others, impl="reference")
 
-    def assert_right(self, found: Named, exact: Named) -> None:
+    def assert_right(self, actual: Named, exact: Named) -> None:
         for name, expected in exact.items():
             largest = expected.abs().max().item() if expected.numel() else 0.0
-            error = (found[name].double() - expected).abs()
+            error = (actual[name].double() - expected).abs()
             right = error <= TOLERANCES[self.dtype] * max(largest, 1.0)
             assert right.all(), f"{name}: errs by {error.max()} where {largest} is the largest"
 
     def once(self) -> None:
         if self.kind == "paged":
             return self.twice()
-        found = differentiated(self.fused, self.positional, self.arguments)
+        actual = differentiated(self.fused, self.positional, self.arguments)
         exact = exactly(self.function, self.positional, self.arguments)
-        self.assert_right(found, exact)
+        self.assert_right(actual, exact)
 
     def twice(self) -> None:
         first = self.value()

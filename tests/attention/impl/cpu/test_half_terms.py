@@ -37,16 +37,16 @@ def numbers(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 def answers(term: torch.Tensor, name: str, dtype: torch.dtype = torch.float32, **settings):
     """Output and gradients of query, key and value."""
     inputs = [x.to(dtype).requires_grad_() for x in (random(B, H, Q, 8), *random(2, B, H, K, 8))]
-    given = {"bias": -2.0, name: term} | settings
-    out = sigmoid_attention(*inputs, impl="cpu", **given)
+    arguments = {"bias": -2.0, name: term} | settings
+    out = sigmoid_attention(*inputs, impl="cpu", **arguments)
     with torch.no_grad():
-        assert sigmoid_attention(*inputs, impl="cpu", **given).equal(out)
+        assert sigmoid_attention(*inputs, impl="cpu", **arguments).equal(out)
     return out, *torch.autograd.grad(out.float().square().sum(), inputs)
 
 
 def assert_equal(some, others):
-    for one, other in zip(some, others, strict=True):
-        assert one.isfinite().all() and one.equal(other)
+    for left, right in zip(some, others, strict=True):
+        assert left.isfinite().all() and left.equal(right)
 
 
 @each_dtype
@@ -89,11 +89,11 @@ def test_its_own_gradient(dtype):
 def test_decoding(dtype):
     bias, used = numbers((B, H, 1, K), dtype), torch.tensor([K, 7])
     query, caches = random(B, H, 1, 8), random(2, B, H, K, 8)
-    found, wanted = (
+    actual, expected = (
         sigmoid_decode(query, *caches, seqused_k=used, bias=term, impl="cpu", is_causal=True)
         for term in (bias, bias.float())
     )
-    assert found.equal(wanted)
+    assert actual.equal(expected)
 
 
 @each_dtype

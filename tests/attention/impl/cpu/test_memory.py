@@ -33,17 +33,17 @@ MANY = 2**32
 def test_any_number_of_heads_without_an_answer(missing, learning):
     """An output without elements takes no memory, for any number of heads."""
     rows, keys, value_dim = {"rows": (0, 3, 2), "value-dim": (1, 3, 0)}.get(missing, (0, 0, 2))
-    one = torch.ones(1, requires_grad=learning)
+    scalar = torch.ones(1, requires_grad=learning)
     heads = MANY if missing != "value-dim" else 2**16
-    query, key = one.expand(1, heads, rows, 1), one.expand(1, heads, keys, 1)
-    value = one.expand(1, heads, keys, value_dim)
+    query, key = scalar.expand(1, heads, rows, 1), scalar.expand(1, heads, keys, 1)
+    value = scalar.expand(1, heads, keys, value_dim)
     for terms in ({}, {"attn_mask": torch.ones(1, 1, 1, keys, dtype=torch.bool)}):
         for _ in range(2):
             out = sigmoid_attention(query, key, value, **terms, bias=-1.0, impl="cpu")
             assert out.shape == (1, heads, rows, value_dim)
     # Gradients of 2**32 copies would be as many numbers: those of what has an end are asked for.
     if learning and missing != "rows":
-        (grad,) = torch.autograd.grad(out.sum(), one)
+        (grad,) = torch.autograd.grad(out.sum(), scalar)
         assert not grad.any()
 
 
@@ -97,7 +97,7 @@ def test_a_struct_that_asks_for_nothing_is_answered_by_the_kernel_itself():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is only obeyed on Linux")
 @unwatched
-def test_where_memory_runs_out_the_process_lives_on():
+def test_a_process_survives_when_memory_runs_out():
     """With less and less room to grow, every call answers or raises."""
     words = in_a_process("""
         import ctypes, resource, torch

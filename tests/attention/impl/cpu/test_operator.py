@@ -128,7 +128,7 @@ def leave_nans_behind(dtype: torch.dtype) -> None:
 
 @each_dtype
 @pytest.mark.parametrize("call", FEATURES.values(), ids=FEATURES.keys())
-def test_what_an_earlier_call_left_behind_is_not_read(dtype, call):
+def test_memory_of_an_earlier_call_is_not_read(dtype, call):
     # No earlier block of queries fills what this one leaves empty.
     tensors, arguments = call.but(queries=95).build(dtype)
     with cut(192, 2):

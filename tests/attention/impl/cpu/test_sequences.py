@@ -114,7 +114,7 @@ def test_caches_equal_the_reference(dtype, cached: Cached, splits):
 
 @each_dtype
 @pytest.mark.parametrize("page_size", [0, 16], ids=["contiguous", "paged"])
-def test_what_lies_beyond_a_cache_is_not_read(dtype, page_size):
+def test_memory_behind_a_cache_is_not_read(dtype, page_size):
     cached = Cached((130, 7, 0, 64), page_size, Call(1, 2, 2, 3, 160, 16, 20))
     (query, key, value), arguments = cached.build(dtype)
     written = torch.zeros(key.shape[:-1], dtype=torch.bool)

@@ -147,7 +147,7 @@ def exact_weights(fading: Fading, dtype: torch.dtype) -> Tensor:
 @pytest.mark.precision
 @each_fading
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_what_is_skipped_weighs_less_than_promised(fading: Fading, dtype):
+def test_the_weight_of_skipped_tiles_is_below_the_bound(fading: Fading, dtype):
     weights = exact_weights(fading, dtype)
     for tolerance, relative in ((ROUNDING[dtype], True), (0.3, False), (1e-4, False)):
         _, visits = fading.visits(dtype, tolerance, relative, 96)
@@ -164,18 +164,18 @@ def test_what_is_skipped_weighs_less_than_promised(fading: Fading, dtype):
 @pytest.mark.parametrize("tolerance", [1.0, 1e-1, 1e-3])
 def test_a_number_bounds_the_error(fading: Fading, tolerance):
     tensors = fading.tensors(torch.float32)
-    found = fused(*tensors, **fading.arguments(tolerance))
+    actual = fused(*tensors, **fading.arguments(tolerance))
     whole = fused(*tensors, **fading.arguments(0.0))
     wide = (tensor.double() for tensor in tensors)
     exact = sigmoid_attention(*wide, **fading.arguments(0.0), impl="reference")
     rounding = (whole - exact).abs().max()
-    assert (found - exact).abs().max() <= tolerance * tensors[2].abs().max() + 2 * rounding
+    assert (actual - exact).abs().max() <= tolerance * tensors[2].abs().max() + 2 * rounding
 
 
-def errors(found: Named, exact: Named) -> dict[str, Tensor]:
+def errors(actual: Named, exact: Named) -> dict[str, Tensor]:
     """Of every head by itself, since one that fades fast is small beside the others."""
     return {
-        name: (found[name].double() - exact[name]).flatten(2).norm(dim=2)
+        name: (actual[name].double() - exact[name]).flatten(2).norm(dim=2)
         for name in ("out", "query", "key", "value")
     }
 
@@ -214,7 +214,7 @@ def test_five_hundred_equal_weights_and_one_more_are_all_kept():
 
 @pytest.mark.parametrize("by", [math.nan, math.inf], ids=str)
 @pytest.mark.parametrize("where", ["key", "bias"])
-def test_what_is_far_is_visited_where_it_is_not_a_number(where, by):
+def test_a_far_key_that_is_nan_is_visited(where, by):
     fading = Fading(slopes=(1.0,) * 4)
     query, key, value = fading.tensors(torch.float32)
     arguments = fading.arguments("rounding")
@@ -225,10 +225,10 @@ def test_what_is_far_is_visited_where_it_is_not_a_number(where, by):
     else:
         arguments["bias"] = torch.full((1, 700), -2.0)
         arguments["bias"][:, 3] = by
-    found = fused(query, key, value, **arguments)
+    actual = fused(query, key, value, **arguments)
     expected = sigmoid_attention(query, key, value, **arguments, impl="reference")
-    assert bool(found[:, :, 3:].isnan().all()) == math.isnan(by)
-    torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+    assert bool(actual[:, :, 3:].isnan().all()) == math.isnan(by)
+    torch.testing.assert_close(actual, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
 def test_packed_sequences_skip_as_each_would_alone():

@@ -34,7 +34,9 @@ def test_a_batch_of_one_occupies_all_threads(length, heads, count, monkeypatch):
     """No thread is left without work while another has more than a fair share and one piece."""
     seen = []
     forward = ops._compute
-    monkeypatch.setattr(ops, "_compute", lambda *given: seen.append(given[-2]) or forward(*given))
+    monkeypatch.setattr(
+        ops, "_compute", lambda *arguments: seen.append(arguments[-2]) or forward(*arguments)
+    )
     # A prepared call would not pass through it.
     monkeypatch.setattr(call_cache, "call_key", lambda *_, **__: None)
     query = torch.zeros(1, heads, length, 1)
@@ -127,8 +129,8 @@ def test_calls_from_several_python_threads_do_not_disturb_each_other():
     expected = [differentiated(fused, *call) for call in calls]
     with ThreadPoolExecutor(4) as pool:
         for round_of_calls in range(2):
-            found = pool.map(lambda call: _one_thread(*call), calls)
-            for actual, right in zip(found, expected, strict=True):
+            result = pool.map(lambda call: _one_thread(*call), calls)
+            for actual, right in zip(result, expected, strict=True):
                 for name, part in right.items():
                     assert torch.equal(actual[name], part), (name, round_of_calls)
 

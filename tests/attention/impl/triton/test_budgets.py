@@ -192,8 +192,8 @@ def launched(shipped: Shipped, kind: str) -> dict[str, Launch]:
 
 
 @contextmanager
-def in_order(wanted: bool):
-    torch.use_deterministic_algorithms(wanted)
+def in_order(enabled: bool):
+    torch.use_deterministic_algorithms(enabled)
     try:
         yield
     finally:
@@ -253,11 +253,11 @@ def test_every_configuration_has_its_budgets():
         for dtype in (BF16, FP32):
             dims = [dim for dim in (64, 128, 256) if dim <= configs.widest(device, dtype)]
             for dim in dims:
-                wanted = {FORWARD, BACKWARD}
+                passes = {FORWARD, BACKWARD}
                 # In fp32 off Hopper only those: the others compile for seconds each.
                 if dtype == BF16 or device is H200:
-                    wanted |= {SUMS, IN_ORDER, QUERIES}
-                assert BUDGETS[Shipped(device, dtype, dim)].keys() >= wanted
+                    passes |= {SUMS, IN_ORDER, QUERIES}
+                assert BUDGETS[Shipped(device, dtype, dim)].keys() >= passes
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_every_configuration_has_its_budgets():
         (L40S, 64, "forward", (FP64, FP64)),
     ],
 )
-def test_a_bias_and_a_mask_of_pairs_find_room(device, dim, kernel, types):
+def test_a_bias_and_a_mask_of_pairs_fit_into_shared_memory(device, dim, kernel, types):
     """The pipeliner keeps them in shared memory: these are the kernels that come nearest to it."""
     query = torch.zeros(1, 1, KEYS, dim, dtype=BF16)
     terms = [None if dtype is None else torch.zeros(KEYS, KEYS, dtype=dtype) for dtype in types]

@@ -41,13 +41,13 @@ def others(tensors: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
 def in_turns(function: Any, calls: list[tuple[tuple, dict]]) -> tuple[list[Tensor], list, int]:
     """Answers of calls that follow each other, those of each as the first, and how many kinds."""
     with mock.patch.object(own, "CALLS_BEFORE_CACHING", 1):
-        found = [function(*tensors, **arguments) for tensors, arguments in calls]
+        actual = [function(*tensors, **arguments) for tensors, arguments in calls]
     kept = list(call_cache._prepared.values())
     first = []
     for tensors, arguments in calls:
         call_cache._prepared.clear()
         first.append(function(*tensors, **arguments))
-    return found, first, sum(hasattr(known, "_launches") for known in kept)
+    return actual, first, sum(hasattr(known, "_launches") for known in kept)
 
 
 def attended(calls: list[tuple[tuple, dict]]) -> tuple[list[Tensor], list, int]:
@@ -61,11 +61,11 @@ def decoded(calls: list[tuple[tuple, dict]]) -> tuple[list[Tensor], list, int]:
 
 
 def assert_same(answers: tuple[list[Tensor], list[Tensor], int], kinds: int) -> None:
-    found, first, kept = answers
+    uncached, first, kept = answers
     assert kept == kinds
-    assert len(found) == len(first) > kinds
-    assert all(torch.equal(one, other) for one, other in zip(found, first, strict=True))
-    assert not torch.equal(found[0], found[-1])
+    assert len(uncached) == len(first) > kinds
+    assert all(torch.equal(left, right) for left, right in zip(uncached, first, strict=True))
+    assert not torch.equal(uncached[0], uncached[-1])
 
 
 # One of each way in which a launch has its tensors.
@@ -95,13 +95,13 @@ def test_a_bias_of_heads_is_read_anew(interpreted):
         assert_same(interpreted(attended, Blocks(), calls), 1)
 
 
-def test_tensors_that_have_to_be_copied_first_are_looked_at_every_time(interpreted):
+def test_tensors_that_have_to_be_copied_are_read_at_every_call(interpreted):
     gapped = [tuple(torch.stack((x, x), -1)[..., 0] for x in others(qkv(9, 9), s)) for s in (1, 2)]
     calls = [(tensors, {"bias": -1.0, "enable_gqa": True, "impl": "triton"}) for tensors in gapped]
     assert_same(interpreted(attended, Blocks(), calls), 0)
 
 
-def test_slopes_masks_and_biases_are_told_apart(interpreted):
+def test_slopes_masks_and_biases_are_distinguished(interpreted):
     """By shape and strides, and whether they are there."""
     query, key, value = qkv(9, 9, batch=2)
     base = {"bias": -1.0, "enable_gqa": True, "impl": "triton"}
@@ -119,9 +119,9 @@ def test_slopes_masks_and_biases_are_told_apart(interpreted):
         base | {"bias": normal(9, 1)},
     ]
     calls = [((query, key, value), kind) for kind in kinds + kinds[::-1]]
-    found, first, kept = interpreted(attended, Blocks(), calls)
+    uncached, first, kept = interpreted(attended, Blocks(), calls)
     assert kept == len(kinds)
-    assert all(torch.equal(one, other) for one, other in zip(found, first, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(uncached, first, strict=True))
 
 
 @pytest.mark.parametrize("parts", (1, 3))
@@ -182,7 +182,7 @@ def activations(tensors: tuple[Tensor, ...]) -> list[int]:
     return kinds
 
 
-def test_the_activation_is_looked_at(interpreted):
+def test_the_activation_is_part_of_the_key(interpreted):
     assert interpreted(activations, Blocks(), qkv(9, 9, key_heads=2)) == [1, 2, 2]
 
 
@@ -193,11 +193,11 @@ def grown(tensors: tuple[Tensor, ...]) -> tuple[int, int]:
     return len(call_cache._prepared), len(call_cache._counts)
 
 
-def test_what_never_comes_again_is_not_kept(interpreted):
+def test_a_call_that_never_repeats_is_not_cached(interpreted):
     assert interpreted(grown, Blocks(), qkv(1, 5, key_heads=2)) == (0, 5)
 
 
-def test_addresses_are_told_apart_by_what_kernels_are_compiled_for():
+def test_addresses_are_distinguished_by_their_alignment():
     row = torch.zeros(33)
     aligned, odd = row[: 32 - row.data_ptr() % 16 // 4], row[1:]
     assert call_cache._location(aligned) == call_cache._location(aligned[4:])
@@ -257,10 +257,10 @@ class NoGpu:
 @pytest.fixture
 def starts() -> Iterator[list[tuple]]:
     """What would be started on an H200."""
-    found: list[tuple] = []
+    started: list[tuple] = []
 
     def compiled(self: Any, key: str, signature: Any, device: int, *_: Any) -> Started:
-        return self.device_caches[device][0].setdefault(key, Started(self.__name__, found))
+        return self.device_caches[device][0].setdefault(key, Started(self.__name__, started))
 
     with (
         mock.patch.object(driver, "_active", NoGpu()),
@@ -270,7 +270,7 @@ def starts() -> Iterator[list[tuple]]:
         mock.patch.multiple(call_cache, _prepared={}, _counts={}, _triton=lambda: own),
         NOT_READ,
     ):
-        yield found
+        yield started
 
 
 def named(argument: Any, names: dict[Address, str]) -> Any:
@@ -316,13 +316,13 @@ def step(pages: int = 0) -> Any:
 def test_compiled_code_is_started_with_what_triton_starts_it_with(
     starts, function, tensors, arguments
 ):
-    given = (*tensors, *(x for x in arguments.values() if isinstance(x, Tensor)))
+    inputs = (*tensors, *(x for x in arguments.values() if isinstance(x, Tensor)))
     rounds = []
     # Looked at in full, twice; through Triton's door, which finds the code; and straight to it.
     for _ in range(4):
         starts.clear()
         function(*tensors, **arguments, impl="triton")
-        names = {Address(x.data_ptr()): f"given {place}" for place, x in enumerate(given)}
+        names = {Address(x.data_ptr()): f"given {place}" for place, x in enumerate(inputs)}
         rounds.append(named(starts, names))
     assert rounds[0] and all(each == rounds[0] for each in rounds)
 
@@ -356,7 +356,7 @@ def test_no_tensors_are_kept(starts):
     assert [each() for each in watched] == [None] * 3
 
 
-def test_the_cache_is_off_unless_asked_for(monkeypatch):
+def test_the_cache_is_off_by_default(monkeypatch):
     """It starts compiled code by a private call of Triton, and no GPU has timed it."""
     assert not own.ENABLED
     monkeypatch.setattr(own, "ENABLED", False)

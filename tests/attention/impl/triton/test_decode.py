@@ -66,7 +66,7 @@ def decoded(tensors: tuple[Tensor, ...], arguments: dict, count: int = PARTS) ->
         return sigmoid_decode(*tensors, **arguments, impl="triton")
 
 
-def assert_right(tensors: tuple[Tensor, ...], arguments: dict, found: Tensor) -> None:
+def assert_right(tensors: tuple[Tensor, ...], arguments: dict, actual: Tensor) -> None:
     dtype = tensors[0].dtype
     query, key, value = (tensor.double() for tensor in tensors)
     wide = {name: in_float64(argument) for name, argument in arguments.items()}
@@ -74,9 +74,9 @@ def assert_right(tensors: tuple[Tensor, ...], arguments: dict, found: Tensor) ->
     size = sigmoid_decode(query, key, value.abs(), **wide, impl="reference")
     budget = BUDGETS[dtype] * torch.finfo(dtype).eps / 2 * (size + LEAST_WEIGHT)
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-    assert found.dtype == dtype and found.shape == exact.shape
-    wrong = ~((found.double() - exact).abs() <= budget + smallest)
-    assert not wrong.any(), (found[wrong][0], exact[wrong][0], wrong.nonzero()[0])
+    assert actual.dtype == dtype and actual.shape == exact.shape
+    wrong = ~((actual.double() - exact).abs() <= budget + smallest)
+    assert not wrong.any(), (actual[wrong][0], exact[wrong][0], wrong.nonzero()[0])
 
 
 def check(interpreted, cache: Cache, dtype: torch.dtype, count: int = PARTS) -> None:
@@ -92,7 +92,9 @@ def test_equals_the_definition_beside_unwritten_memory(interpreted, call, page_s
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("page_size", [0, 16], ids=["contiguous", "pages-16"])
-@pytest.mark.parametrize("name", ["five-queries-H16-G2-D20-E31", "all-terms"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("five-queries-H16-G2-D20-E31", marks=pytest.mark.slow), "all-terms"]
+)
 def test_equals_the_definition_in_half_precision(interpreted, name, page_size, dtype):
     check(interpreted, Cache(USED, page_size, "heads", CALLS[name]), dtype)
 
@@ -100,9 +102,9 @@ def test_equals_the_definition_in_half_precision(interpreted, name, page_size, d
 def test_numbers_of_numpy_are_numbers(interpreted):
     tensors, arguments = Cache(USED, 0, "tokens", CALL).build(torch.float32)
     settings = {"scale": np.float32(0.25), "softcap": np.float32(2.0), "bias": np.float64(-1.5)}
-    found = interpreted(decoded, Blocks(), tensors, arguments | settings)
+    actual = interpreted(decoded, Blocks(), tensors, arguments | settings)
     plain = {name: float(number) for name, number in settings.items()}
-    assert_right(tensors, arguments | plain, found)
+    assert_right(tensors, arguments | plain, actual)
 
 
 @pytest.mark.parametrize("count", [1, 2, 20], ids=lambda count: f"S{count}")
@@ -122,19 +124,19 @@ def test_lengths_and_tables_may_be_strided_and_hold_anything_beyond_the_tokens(i
         "block_table": torch.stack((table, table), 2).to(index)[:, :, 0],
         "seqused_k": torch.stack((used, used), 1).to(index)[:, 0],
     }
-    found = interpreted(decoded, Blocks(), (query, key, value), arguments | spread)
-    assert_right((query, key, value), arguments, found)
+    actual = interpreted(decoded, Blocks(), (query, key, value), arguments | spread)
+    assert_right((query, key, value), arguments, actual)
 
 
 def test_a_length_beyond_the_capacity_counts_as_the_capacity(interpreted):
     (query, key, value), arguments = Cache((30, 30), 0, "heads", CALL).build(torch.float32)
     key, value = key[:, :, :30], value[:, :, :30]
-    found = interpreted(
+    actual = interpreted(
         decoded, Blocks(), (query, key, value), arguments | {"seqused_k": torch.tensor([31, -1])}
     )
     as_it_counts = arguments | {"seqused_k": torch.tensor([30, 0])}
-    assert_right((query, key, value), as_it_counts, found)
-    assert not found[1].any()
+    assert_right((query, key, value), as_it_counts, actual)
+    assert not actual[1].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
@@ -186,11 +188,11 @@ def read_from(interpreted, tensors, arguments) -> int:
 @pytest.mark.parametrize("tolerance", ["rounding", 1e-2], ids=str)
 def test_a_softcap_ends_what_slopes_let_a_row_reach(interpreted, tolerance):
     tensors, arguments = reaching(tolerance)
-    found = interpreted(decoded, Blocks(), tensors, arguments)
+    actual = interpreted(decoded, Blocks(), tensors, arguments)
     exact = sigmoid_decode(
         *(tensor.double() for tensor in tensors), **arguments | {"impl": "reference"}
     )
-    error = (found.double() - exact).abs().max() / tensors[2].abs().max()
+    error = (actual.double() - exact).abs().max() / tensors[2].abs().max()
     assert error <= (1e-6 if tolerance == "rounding" else tolerance)
     first = read_from(interpreted, tensors, arguments)
     # By the formula, for the less steep of the slopes, and a step of 20 keys.
@@ -252,7 +254,7 @@ def refusals() -> list[str]:
     ]
 
 
-def test_refuses_in_words_what_it_cannot_do(interpreted):
+def test_unsupported_options_are_refused_by_name(interpreted):
     accepted, *refused = interpreted(refusals, Blocks())
     assert accepted == "accepted"
     for sentence, word in zip(
@@ -299,7 +301,7 @@ def launches(used: tuple[int, ...]) -> list[tuple]:
     return seen
 
 
-def test_what_is_launched_does_not_hang_on_the_lengths(interpreted):
+def test_the_launch_does_not_depend_on_the_lengths(interpreted):
     long, short = (interpreted(launches, Blocks(), used) for used in ((300, 300), (0, 7)))
     assert long == short and long
     assert interpreted(launches, Blocks(), ()) == []
@@ -393,11 +395,11 @@ def compiled(
     }
     signature |= {"sizes": sizes, "numbers": ("fp32",) * 4}
     itemsize = 4 if dtype == "fp32" else 2
-    own = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     constants = {
         "GROUP": rows, "QUERIES": 1, "D": dim, "E": dim, "LEFT": -1, "RIGHT": 0, "PAGE": page,
         "BIAS_BY_KEY": False, "HAS_SOFTCAP": softcap, "HAS_REACH": slopes and softcap,
-        "RELATIVE": True, "BLOCK_M": block_rows(rows, dim, own),
+        "RELATIVE": True, "BLOCK_M": block_rows(rows, dim, torch_dtype),
         "BLOCK_N": block_keys(dim, dim, itemsize), "BLOCK_D": dim, "BLOCK_E": dim, "SHIFT": 0,
     }  # fmt: skip
     constants |= {name: None for name in ("table", "bias", "slopes") if name not in signature}

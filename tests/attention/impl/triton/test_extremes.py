@@ -23,7 +23,7 @@ def check_narrow(interpreted, positional, arguments, *, in_order=False) -> None:
     actual = interpreted(with_gradients, BLOCKS, positional, arguments | SHARED, in_order=in_order)
     exact = exactly(sigmoid_attention, positional, arguments | SHARED)
     size = sizes(positional, arguments | SHARED)
-    size = {name: CUT_OFF[dtype] * own for name, own in size.items()}
+    size = {name: CUT_OFF[dtype] * budget for name, budget in size.items()}
     assert_within_rounding(actual, exact, size, dtype)
 
 
@@ -96,13 +96,13 @@ def test_logits_far_from_zero(interpreted, bias):
 
 def test_queries_that_see_nothing_are_exactly_zero(interpreted):
     positional = qkv(43, 19)
-    found = interpreted(
+    actual = interpreted(
         with_gradients, BLOCKS, positional, {"bias": 0.0, "is_causal": True} | SHARED
     )
-    assert found["out"][:, :, :24].eq(0).all() and found["query"][:, :, :24].eq(0).all()
+    assert actual["out"][:, :, :24].eq(0).all() and actual["query"][:, :, :24].eq(0).all()
     hidden = {"bias": 0.0, "attn_mask": torch.zeros(43, 19, dtype=torch.bool)} | SHARED
-    found = interpreted(with_gradients, BLOCKS, positional, hidden)
-    assert all(tensor.eq(0).all() for tensor in found.values())
+    actual = interpreted(with_gradients, BLOCKS, positional, hidden)
+    assert all(tensor.eq(0).all() for tensor in actual.values())
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_queries_that_see_nothing_are_exactly_zero(interpreted):
 def test_nothing_to_compute(interpreted, shape, dtype, in_order):
     positional = qkv(**shape, dtype=dtype)
     arguments = {"bias": torch.zeros(2, 1, 1), "alibi_slopes": SLOPES} | SHARED
-    found = interpreted(with_gradients, BLOCKS, positional, arguments, in_order=in_order)
+    actual = interpreted(with_gradients, BLOCKS, positional, arguments, in_order=in_order)
     exact = exactly(sigmoid_attention, positional, arguments)
     for name, expected in exact.items():
-        assert torch.equal(found[name].double(), expected), name
+        assert torch.equal(actual[name].double(), expected), name
 
 
 def test_rows_with_gaps_and_heads_behind_tokens(interpreted):
@@ -133,15 +133,15 @@ def test_rows_with_gaps_and_heads_behind_tokens(interpreted):
     arguments = {"bias": -1.0} | SHARED
     expected = interpreted(with_gradients, BLOCKS, (query, key, value), arguments)
     for positional in (by_token, gaps):
-        found = interpreted(strides_and_gradients, BLOCKS, positional, arguments)
-        assert found.pop("strides") == expected_strides(positional)
+        actual = interpreted(strides_and_gradients, BLOCKS, positional, arguments)
+        assert actual.pop("strides") == expected_strides(positional)
         for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor)
+            torch.testing.assert_close(actual[name], tensor)
 
 
 def strides_and_gradients(positional: tuple, arguments: dict) -> dict:
-    found = with_gradients(positional, arguments)
-    return found | {"strides": found["out"].stride()}
+    actual = with_gradients(positional, arguments)
+    return actual | {"strides": actual["out"].stride()}
 
 
 def expected_strides(positional: tuple) -> tuple[int, ...]:
@@ -162,9 +162,9 @@ def far_apart(rows: int, heads: int, dim: int) -> Tensor:
 def far(positional: tuple, arguments: dict) -> Tensor:
     moved = []
     for tensor in positional:
-        there = far_apart(tensor.shape[2], tensor.shape[1], tensor.shape[3])
-        there.copy_(tensor)
-        moved.append(there)
+        positions = far_apart(tensor.shape[2], tensor.shape[1], tensor.shape[3])
+        positions.copy_(tensor)
+        moved.append(positions)
     return output(tuple(moved), arguments)
 
 

@@ -96,7 +96,7 @@ def plan(interpreted, positional, arguments, tolerance) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("tolerance", ["rounding", 1e-3], ids=["rounding", "a-thousandth"])
 @each_case
-def test_what_is_left_out_is_certified_light_and_tails_are_tails(
+def test_skipped_keys_weigh_less_than_the_bound_and_tails_are_small(
     interpreted, positional, arguments, tolerance
 ):
     queries, keys = positional[0].shape[2], positional[1].shape[2]
@@ -117,12 +117,12 @@ def test_what_is_left_out_is_certified_light_and_tails_are_tails(
 
 @each_case
 def test_both_passes_visit_the_same_and_agree_on_tails(interpreted, positional, arguments):
-    found = plan(interpreted, positional, arguments, "rounding")
-    units_i, units_j = found["forward"].shape[3], found["backward"].shape[3]
+    spans = plan(interpreted, positional, arguments, "rounding")
+    units_i, units_j = spans["forward"].shape[3], spans["backward"].shape[3]
     i, j = torch.arange(units_i)[:, None], torch.arange(units_j)
     for low, high in ((0, 3), (1, 2)):
-        by_query = (found["forward"][low][..., None] <= j) & (j < found["forward"][high][..., None])
-        first, end = found["backward"][low][:, :, None], found["backward"][high][:, :, None]
+        by_query = (spans["forward"][low][..., None] <= j) & (j < spans["forward"][high][..., None])
+        first, end = spans["backward"][low][:, :, None], spans["backward"][high][:, :, None]
         by_key = (first <= i) & (i < end)
         # A unit that no range reaches has an empty one on both sides.
         assert torch.equal(by_query, by_key)
@@ -172,5 +172,5 @@ def test_the_plan_changes_no_result_by_more_than_rounding(interpreted):
 def test_short_rows_are_not_planned_for(interpreted):
     positional, arguments = CASES["slopes-causal"]
     blocks = Blocks(32, 16, SPAN, planned=False)
-    found = interpreted(spans_of, blocks, positional, arguments | {"enable_gqa": True})
-    assert found == {"forward": None, "backward": None}
+    spans = interpreted(spans_of, blocks, positional, arguments | {"enable_gqa": True})
+    assert spans == {"forward": None, "backward": None}

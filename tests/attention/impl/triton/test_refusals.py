@@ -49,17 +49,17 @@ def test_forward_mode_is_named(fit):
 
 def test_auto_falls_back(monkeypatch):
     """On a GPU whose kernels refuse, the definition answers."""
-    asked = []
+    tried = []
 
     def refuse(problem):
-        asked.append(problem)
+        tried.append(problem)
         raise NotImplementedError("query: a reason")
 
     for name in ("cpu", "triton"):
         monkeypatch.setitem(dispatch.BACKENDS, name, dispatch.Backend(refuse, refuse))
     tensors = [x.requires_grad_() for x in qkv()]  # which no prepared call takes
     out = sigmoid_attention(*tensors)
-    assert asked and torch.equal(out, sigmoid_attention(*tensors, impl="reference"))
+    assert tried and torch.equal(out, sigmoid_attention(*tensors, impl="reference"))
 
 
 def test_an_unknown_activation_is_named(monkeypatch):
@@ -83,8 +83,13 @@ DEVICES = {
 @pytest.mark.parametrize("dtype", ops.DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [16, 64, 128, 256])
 def test_every_device_has_a_configuration_whose_blocks_divide_a_unit(device, dtype, dim):
-    own = configs.choose(device, dtype, min(dim, configs.widest(device, dtype)), 16)
-    assert own.backward.block_k == own.backward_with_sums.block_k
-    for config in (own.forward, own.backward, own.backward_with_sums, own.backward_queries):
-        assert own.span % config.block_q == own.span % config.block_k == 0
+    chosen = configs.choose(device, dtype, min(dim, configs.widest(device, dtype)), 16)
+    assert chosen.backward.block_k == chosen.backward_with_sums.block_k
+    for config in (
+        chosen.forward,
+        chosen.backward,
+        chosen.backward_with_sums,
+        chosen.backward_queries,
+    ):
+        assert chosen.span % config.block_q == chosen.span % config.block_k == 0
         assert min(config.block_q, config.block_k) >= 16

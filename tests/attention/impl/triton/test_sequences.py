@@ -14,6 +14,7 @@ from sigmoid_attention.attention import (
 )
 from tests.support.cpu.budgets import normal
 from tests.support.cpu.oracle import assert_close_in_norm, differentiated, exactly
+from tests.support.tiers import sampled
 from tests.support.triton.calls import BLOCKS, SLOPES, qkv
 from tests.support.triton.interpreter import Blocks
 
@@ -40,7 +41,10 @@ PACKED = {
 }
 
 
-@pytest.mark.parametrize("arguments", PACKED.values(), ids=PACKED.keys())
+EACH_PACKED = {name: (arguments,) for name, arguments in PACKED.items()}
+
+
+@pytest.mark.parametrize("arguments", sampled(EACH_PACKED, "causal", "bias-of-pairs"))
 @pytest.mark.parametrize("in_order", [False, True], ids=["added", "in-order"])
 def test_packed_sequences(interpreted, arguments, in_order):
     tokens_q, tokens_k = sum(LENGTHS_Q), sum(LENGTHS_K)
@@ -61,7 +65,7 @@ def packed_with_padding(impl: str, positional: tuple, arguments: dict) -> dict[s
         "sigmoid_attention.attention.index_tensors.values_are_readable", lambda *_: False
     )
     empty = ops.empty_output
-    filled = mock.patch.object(ops, "empty_output", lambda *given: empty(*given).fill_(torch.nan))
+    filled = mock.patch.object(ops, "empty_output", lambda *inputs: empty(*inputs).fill_(torch.nan))
     with unvalidated, filled:
         return packed_by(impl, positional, arguments)
 
@@ -132,8 +136,8 @@ def twice(impl: str, positional: tuple, arguments: dict) -> dict[str, Tensor]:
     grads = torch.autograd.grad(out.square().sum(), [*leaves, slopes], create_graph=True)
     total = sum(grad.square().sum() for grad in grads)
     names = ("query", "key", "value", "slopes")
-    found = torch.autograd.grad(total, [*leaves, slopes])
-    return dict(zip(names, found, strict=True))
+    actual = torch.autograd.grad(total, [*leaves, slopes])
+    return dict(zip(names, actual, strict=True))
 
 
 def test_second_derivatives(interpreted):
@@ -154,14 +158,14 @@ def compiled(lengths: tuple[int, ...]) -> list[tuple[dict, dict]]:
         )
 
     graph = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
-    found = []
+    collected = []
     with torch._dynamo.config.patch(error_on_recompile=True):
         for length in lengths:
             tensors = (*qkv(length, length), SLOPES)
             for tensor in tensors[:3]:
                 torch._dynamo.mark_dynamic(tensor, 2)
-            found.append(tuple(differentiated(each, tensors, {}) for each in (function, graph)))
-    return found
+            collected.append(tuple(differentiated(each, tensors, {}) for each in (function, graph)))
+    return collected
 
 
 def test_one_graph_serves_all_lengths(interpreted):

@@ -26,7 +26,7 @@ def environment_key() -> Hashable:
 
 
 @dataclass(frozen=True, slots=True)
-class CachedCall:
+class CpuCall:
     """A call of the kernel, for any tensors of the same shapes, strides and dtypes."""
 
     run: Callable[[bytes], None]
@@ -57,7 +57,7 @@ class CachedCall:
         return out
 
 
-def prepare(tensors: tuple[Tensor | None, ...], problem: Problem) -> CachedCall | None:
+def prepare(tensors: tuple[Tensor | None, ...], problem: Problem) -> CpuCall | None:
     """The call for other tensors; None if more of its argument block than addresses may change."""
     if not abi.supports(problem.query.dtype) or not available():
         return None
@@ -74,7 +74,7 @@ def prepare(tensors: tuple[Tensor | None, ...], problem: Problem) -> CachedCall 
     block = abi.ArgumentBlock
     fields = (block.query, block.key, block.value, block.length_k, block.slopes, block.bias)
     mask_field = block.attend if flags else block.mask
-    return CachedCall(
+    return CpuCall(
         abi.kernel("sigmoid_attention_forward"),
         (tuple(out.shape), out.stride()),
         argument_block(problem),

@@ -54,7 +54,7 @@ def prepare(tensors: CallTensors, problem: Problem) -> Callable[[CallTensors], T
         return _uncacheable
     try:
         every = (*tensors, out, *recording.workspaces)
-        return CachedCall(every, len(tensors), recording.launches)
+        return TritonCall(every, len(tensors), recording.launches)
     except _ForeignTensor:
         return _uncacheable
 
@@ -71,7 +71,7 @@ def _attended(problem: Problem) -> Tensor | None:
         return None
 
 
-class CachedCall:
+class TritonCall:
     """The launches of a call, for any inputs of the same shapes, strides and dtypes."""
 
     def __init__(self, tensors: CallTensors, inputs: int, launches: list[Launch]) -> None:

@@ -29,9 +29,9 @@ def kernel(tmp_path):
 def counting(tmp_path, monkeypatch):
     folder = tmp_path / "counting"
     folder.mkdir()
-    found = CountingCompiler(folder)
-    monkeypatch.setenv("CXX", str(found.program))
-    return found
+    counting_compiler = CountingCompiler(folder)
+    monkeypatch.setenv("CXX", str(counting_compiler.program))
+    return counting_compiler
 
 
 @pytest.fixture

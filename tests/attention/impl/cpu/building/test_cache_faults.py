@@ -78,7 +78,7 @@ def test_no_room_for_the_seal_alone(kernel, own_cache, own_temporary_folder, mon
     monkeypatch.undo()
 
 
-def test_a_full_disk_for_temporary_files_is_said_once_and_compiles_once(
+def test_a_full_disk_for_temporary_files_gives_one_warning_and_one_compilation(
     kernel, tmp_path, monkeypatch, caplog
 ):
     program = tmp_path / "c++"
@@ -118,7 +118,9 @@ def test_no_folder_for_temporary_files(kernel, own_cache, monkeypatch, caplog):
     ],
     ids=["mute", "not utf-8", "no message", "killed"],
 )
-def test_an_odd_compiler_is_one_sentence(kernel, tmp_path, monkeypatch, script, expected):
+def test_an_unusual_compiler_gives_an_error_of_one_sentence(
+    kernel, tmp_path, monkeypatch, script, expected
+):
     program = tmp_path / "c++"
     program.write_text(
         f'#!/bin/sh\ncase "$*" in *--version*) printf "\\377 1"; exit 0;; esac\n{script}\n'
@@ -227,7 +229,7 @@ def test_a_library_without_the_function_is_compiled_anew(kernel, own_cache, monk
     assert library.library(STRUCT_SIZE).sigmoid_attention_abi() == STRUCT_SIZE
 
 
-def test_what_killed_processes_left_is_removed(kernel, own_cache, own_temporary_folder):
+def test_files_of_killed_processes_are_removed(kernel, own_cache, own_temporary_folder):
     old, new = own_cache / "build-old", own_cache / "build-new"
     dead = own_temporary_folder / "sigmoid-attention-dead"
     for folder in (old, new, dead):

@@ -87,22 +87,22 @@ def test_the_flags_of_a_path_define_the_macros_that_the_source_looks_at(path):
 
 def test_the_named_compiler_comes_first_with_its_options(counting, monkeypatch):
     monkeypatch.setenv("CXX", f"'{counting.program}' -g0")
-    found = compiler.find_compiler()
-    assert found.command == (str(counting.program), "-g0")
-    assert str(counting.program) in found.identity
+    chosen = compiler.find_compiler()
+    assert chosen.command == (str(counting.program), "-g0")
+    assert str(counting.program) in chosen.identity
 
 
 @pytest.mark.parametrize("present", [("c++", "g++", "clang++"), ("g++", "clang++"), ("clang++",)])
-def test_else_the_first_of_the_three_on_the_path(tmp_path, monkeypatch, present):
+def test_the_first_of_three_compilers_on_the_path_is_the_default(tmp_path, monkeypatch, present):
     folder = tmp_path / "not-clang"
     folder.mkdir()
     for name in present:
         (folder / name).write_text(f"#!/bin/sh\necho {name} 1.0\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
-    found = compiler.find_compiler()
-    assert found.command == (str(folder / present[0]),)
-    assert bool(found.openmp) == (present[0] != "clang++")
+    chosen = compiler.find_compiler()
+    assert chosen.command == (str(folder / present[0]),)
+    assert bool(chosen.openmp) == (present[0] != "clang++")
 
 
 def test_no_compiler(no_compiler, monkeypatch):
@@ -122,34 +122,34 @@ def test_a_compiler_that_does_not_start(tmp_path, monkeypatch):
         compiler.find_compiler()
 
 
-def names(kernel, found, path="generic"):
-    return {compiler.library_name(path, one, kernel) for one in (found, None)}
+def names(kernel, chosen, path="generic"):
+    return {compiler.library_name(path, candidate, kernel) for candidate in (chosen, None)}
 
 
 def test_the_name_changes_with_all_that_goes_into_the_library(kernel, monkeypatch):
-    found = compiler.find_compiler()
-    seen = names(kernel, found)
-    assert names(kernel, found) == seen and len(seen) == 2
+    chosen = compiler.find_compiler()
+    seen = names(kernel, chosen)
+    assert names(kernel, chosen) == seen and len(seen) == 2
 
     def new(more):
         assert not more & seen
         seen.update(more)
 
-    new(names(kernel, found, "avx2"))
+    new(names(kernel, chosen, "avx2"))
     new({compiler.library_name("generic", compiler.Compiler(("g++",), "newer"), kernel)})
     monkeypatch.setenv("SIGMOID_ATTENTION_CXXFLAGS", "-g")
-    new(names(kernel, found))
+    new(names(kernel, chosen))
     monkeypatch.delenv("SIGMOID_ATTENTION_CXXFLAGS")
     (kernel / "size.h").write_text("#define SIZE 56\n")
-    new(names(kernel, found))
+    new(names(kernel, chosen))
     (kernel / "size.h").rename(kernel / "sizes.h")
-    new(names(kernel, found))
+    new(names(kernel, chosen))
     (kernel / "rooms").mkdir()
     (kernel / "rooms" / "one.h").write_text("")
-    new(names(kernel, found))
+    new(names(kernel, chosen))
 
 
-def test_the_users_flags_have_the_last_word(kernel, tmp_path, monkeypatch):
+def test_flags_of_the_user_come_last(kernel, tmp_path, monkeypatch):
     (kernel / "kernel.cpp").write_text(
         '#ifndef __OPTIMIZE__\nextern "C" long level() { return LEVEL; }\n#endif\n'
     )
@@ -174,7 +174,7 @@ def test_without_openmp_it_is_built_for_one_thread(kernel, tmp_path, monkeypatch
         torch.set_num_threads(1)
 
 
-def test_an_error_is_told_by_the_compilers_first_line(kernel, tmp_path):
+def test_the_message_has_the_first_line_of_the_compilers_error(kernel, tmp_path):
     (kernel / "kernel.cpp").write_text("#warning of no account\nint a = b;\nint c = d;\n")
     with pytest.raises(compiler.CannotBuild) as told:
         compiler.compile_library("generic", compiler.find_compiler(), tmp_path / "k.so", kernel)
@@ -184,13 +184,13 @@ def test_an_error_is_told_by_the_compilers_first_line(kernel, tmp_path):
     assert not (tmp_path / "k.so").exists()
 
 
-def test_an_error_of_the_linker_is_told_too(kernel, tmp_path, monkeypatch):
+def test_the_message_has_an_error_of_the_linker(kernel, tmp_path, monkeypatch):
     monkeypatch.setenv("SIGMOID_ATTENTION_CXXFLAGS", "-lnowhere")
     with pytest.raises(compiler.CannotBuild, match=r"cannot find -lnowhere"):
         compiler.compile_library("generic", compiler.find_compiler(), tmp_path / "k.so", kernel)
 
 
-def test_a_compiler_that_fails_without_a_word(kernel, tmp_path, monkeypatch):
+def test_a_compiler_that_fails_without_a_message(kernel, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/bin/false")
     with pytest.raises(compiler.CannotBuild, match=r"^the C\+\+ compiler /bin/false failed: exit"):
         compiler.compile_library("generic", compiler.find_compiler(), tmp_path / "k.so", kernel)

@@ -39,18 +39,18 @@ def test_the_best_path_is_loaded_once(counting, lines):
 
 def test_threads_that_come_together_load_once(counting):
     together = threading.Barrier(4)
-    found = []
+    libraries = []
 
     def come():
         together.wait()
-        found.append(library.library(STRUCT_SIZE))
+        libraries.append(library.library(STRUCT_SIZE))
 
     threads = [threading.Thread(target=come) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4 and len(set(map(id, found))) == 1 and found[0] is not None
+    assert len(libraries) == 4 and len(set(map(id, libraries))) == 1 and libraries[0] is not None
     assert len(counting.started()) == 1
 
 

@@ -64,12 +64,12 @@ def sanitize(folder, call):
     ids=["past the end", "before the start", "overflow", "misaligned"],
 )
 def test_a_broken_kernel_ends_with_a_report(tmp_path, call, report):
-    status, said = sanitize(tmp_path, call)
-    assert status != 0 and report in said and "kernel.cpp" in said
+    status, message = sanitize(tmp_path, call)
+    assert status != 0 and report in message and "kernel.cpp" in message
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
 def test_a_sound_kernel_passes(tmp_path):
-    status, said = sanitize(tmp_path, "add(2**31 - 2, 1)")
-    assert status == 0, said
-    assert "1 passed" in said
+    status, message = sanitize(tmp_path, "add(2**31 - 2, 1)")
+    assert status == 0, message
+    assert "1 passed" in message

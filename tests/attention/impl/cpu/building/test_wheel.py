@@ -41,9 +41,9 @@ def pip(*arguments):
 def build_wheel(project):
     out = project / "dist"
     options = ("--no-deps", "--no-build-isolation", "--no-index")
-    said = pip("wheel", "-v", *options, "-w", out, project)
+    message = pip("wheel", "-v", *options, "-w", out, project)
     (wheel,) = out.iterdir()
-    return wheel, zipfile.ZipFile(wheel).namelist(), said
+    return wheel, zipfile.ZipFile(wheel).namelist(), message
 
 
 def shipped(files):
@@ -75,19 +75,19 @@ def test_a_wheel_with_libraries_needs_no_compiler(project, kernel, tmp_path):
     assert Path(file).is_relative_to(target)
 
 
-def test_without_a_compiler_the_wheel_is_pure_and_nothing_is_said(project, monkeypatch):
+def test_without_a_compiler_the_wheel_is_pure_and_no_message_appears(project, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    wheel, files, said = build_wheel(project)
+    wheel, files, message = build_wheel(project)
     assert wheel.name.endswith("-py3-none-any.whl") and shipped(files) == []
-    assert "kernel" not in said
+    assert "kernel" not in message
 
 
 def test_a_path_that_fails_is_left_out_and_named(project):
     source = project / "src/sigmoid_attention/attention/impl/cpu/kernel/kernel.cpp"
     source.write_text(f"#ifdef __AVX512BF16__\n#error too new\n#endif\n{source.read_text()}")
-    _, files, said = build_wheel(project)
+    _, files, message = build_wheel(project)
     assert len(shipped(files)) == 2 * (len(compiler.PATHS) - 1)
-    assert "the wheel lacks the CPU kernel for avx512_bf16" in said and "too new" in said
+    assert "the wheel lacks the CPU kernel for avx512_bf16" in message and "too new" in message
 
 
 def test_an_editable_install_compiles_nothing(project, counting, tmp_path):

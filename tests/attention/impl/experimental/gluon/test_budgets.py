@@ -84,9 +84,9 @@ def test_forward_keeps_its_budget(head_dim: int, features: Features):
     assert kernel.shared <= (177 if head_dim == 64 else 193) * 1024
     # Keys in steps of 16 along the head dim, values in steps of 16 keys.
     products = head_dim // 16 + config.block_k // 16
-    found = kernel.inner("HGMMA")
-    assert len(found) == len(loops) * config.consumers
-    for loop, budget in zip(found, loops * config.consumers, strict=True):
+    actual = kernel.inner("HGMMA")
+    assert len(actual) == len(loops) * config.consumers
+    for loop, budget in zip(actual, loops * config.consumers, strict=True):
         assert loop.count("HGMMA") == products
         assert loop.count("WARPGROUP.DEPBAR") == 2
         assert loop.per_score(scores(config), 4, "MUFU") == budget.special

@@ -38,9 +38,9 @@ def small(case: Case, consumers: int, stages: int) -> Forward:
     return Forward(**vars(case.features), **sizes, stages=stages, q_stages=stages)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     """To float64's rounding: planned cases have logits at which the tail form is that exact."""
-    return bool((found - expected).abs().max() <= 1e-11 * expected.abs().max())
+    return bool((actual - expected).abs().max() <= 1e-11 * expected.abs().max())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -60,11 +60,11 @@ def test_queries_that_see_no_key_get_zeros():
 @pytest.mark.parametrize(("stages", "programs", "head_dim"), [(1, 3, 64), (2, 1, 128)])
 def test_backward_is_the_definitions_derivative(case, stages, programs, head_dim):
     config = replace(configs.backward(head_dim, case.features), stages=stages)
-    found = run_backward(case, config, programs)
+    actual = run_backward(case, config, programs)
     *inputs, on_out = case.tensors(head_dim)
     for each in inputs:
         each.requires_grad_()
     case.expected(*inputs).backward(on_out)
-    for gradient, each in zip(found, inputs, strict=True):
+    for gradient, each in zip(actual, inputs, strict=True):
         assert each.grad is not None
         assert close(gradient, each.grad)

@@ -123,29 +123,29 @@ PLANNED = {
 def plan() -> Iterator[Plan]:
     """The plan's own kernels, in the Python that interprets them."""
     with interpreter.start() as pool:
-        yield lambda *given: pool.submit(planned.spans, *given).result()
+        yield lambda *arguments: pool.submit(planned.spans, *arguments).result()
 
 
 def check_arguments(launches: list[Launch], names: list[str], processors: int) -> None:
     """What the compiler's tests take for granted is what Triton finds in the arguments."""
     assert [each.kernel.fn.__name__ for each in launches] == names
     for each in launches:
-        given = each.given
-        dtype = "fp16" if given["query"].base.dtype == torch.float16 else "bf16"
-        listed = given["work"] is not None
-        assert each.signature() == kernels.signature(given["CONFIG"], dtype, listed)
-        assert each.grid == (min(processors, given["items"]),)
-        assert not listed or given["work"].shape[0] == given["items"]
+        arguments = each.given
+        dtype = "fp16" if arguments["query"].base.dtype == torch.float16 else "bf16"
+        listed = arguments["work"] is not None
+        assert each.signature() == kernels.signature(arguments["CONFIG"], dtype, listed)
+        assert each.grid == (min(processors, arguments["items"]),)
+        assert not listed or arguments["work"].shape[0] == arguments["items"]
 
 
-def check_values(found, expected, slack: float = 1e-6) -> None:
+def check_values(actual, expected, slack: float = 1e-6) -> None:
     """Rounded once; ``slack`` in units of the largest, for fp32 and the tail's form."""
-    for own, exact in zip(found, expected, strict=True):
-        unit = torch.finfo(own.dtype).eps / 2
+    for value, exact in zip(actual, expected, strict=True):
+        unit = torch.finfo(value.dtype).eps / 2
         allowed = unit * exact.abs() + slack * exact.abs().max()
-        assert own.shape == exact.shape
+        assert value.shape == exact.shape
         # What is not a number is not within any bound.
-        assert ((own - exact).abs() <= allowed).all()
+        assert ((value - exact).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -153,9 +153,9 @@ def test_output_and_gradients_are_the_definitions_rounded_once(name):
     case = CASES[name]
     *positional, on_out = case.tensors
     with launched(case.processors) as launches:
-        found = case.differentiated(positional, on_out, impl="gluon")
+        actual = case.differentiated(positional, on_out, impl="gluon")
     check_arguments(launches, ["forward", "backward"], case.processors)
-    check_values(found, case.exact())
+    check_values(actual, case.exact())
 
 
 def tiles(launch: Launch) -> int:
@@ -176,12 +176,12 @@ def test_planned_calls_visit_what_the_plan_has_left(plan: Plan, name):
     *positional, on_out = case.tensors
     spans = []
 
-    def seen(of_keys: bool, *given):
-        spans.append(plan(of_keys, *given))
+    def seen(of_keys: bool, *arguments):
+        spans.append(plan(of_keys, *arguments))
         return spans[-1]
 
     with launched(case.processors, seen) as launches:
-        found = case.differentiated(positional, on_out, impl="gluon")
+        actual = case.differentiated(positional, on_out, impl="gluon")
     check_arguments(launches, ["forward", "backward"], case.processors)
     query, key, value = (tensor.double() for tensor in positional)
     left = visited(spans[0], query.shape[2], key.shape[2])
@@ -191,12 +191,12 @@ def test_planned_calls_visit_what_the_plan_has_left(plan: Plan, name):
     for each in launches:
         assert each.given["CONFIG"].tails
         assert tiles(each) == max_pool2d((weights > 0).float(), 128, ceil_mode=True).sum()
-    check_values(found, case.exact(left), slack=1e-4)
+    check_values(actual, case.exact(left), slack=1e-4)
     # Both the rounding and what is left out are in units of what the row keeps.
     out = case.exact()[0]
     mass = case.run((query, key, torch.full_like(value, value.abs().max())), impl="reference")
     unit = torch.finfo(case.dtype).eps / 2
-    assert ((found[0] - out).abs() <= unit * (out.abs() + mass)).all()
+    assert ((actual[0] - out).abs() <= unit * (out.abs() + mass)).all()
 
 
 @pytest.mark.parametrize("name", ["bias-and-slopes-of-batches", "causal"])
@@ -206,18 +206,18 @@ def test_half_precision_keeps_the_digits_of_small_weights(plan: Plan, name):
     arguments = {"bias": -16.0, "skip_tolerance": 0.0}
     processors = case.processors
     with launched(processors, plan) as launches, ptx.rounding(), torch.no_grad():
-        found = case.run(positional, **arguments, impl="gluon")
+        actual = case.run(positional, **arguments, impl="gluon")
     check_arguments(launches, ["forward"], processors)
     wide = [tensor.double() for tensor in positional]
     size = case.run((*wide[:2], wide[2].abs()), **arguments, impl="reference")
     exact = case.run(wide, **arguments, impl="reference")
     info = torch.finfo(torch.float16)
     allowed = info.eps * size + info.smallest_normal * info.eps
-    assert ((found - exact).abs() <= allowed).all()
+    assert ((actual - exact).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize(
-    ("wanted", "dtype", "in_order"),
+    ("needed", "dtype", "in_order"),
     [
         ((True, False, False), torch.bfloat16, False),
         ((False, False, True), torch.bfloat16, False),
@@ -226,15 +226,15 @@ def test_half_precision_keeps_the_digits_of_small_weights(plan: Plan, name):
     ],
     ids=["bias", "slopes", "half", "in-order"],
 )
-def test_other_gradients_are_the_portable_kernels(wanted, dtype, in_order):
+def test_other_gradients_are_the_portable_kernels(needed, dtype, in_order):
     query, key, value, on_out = (tensor.to(dtype) for tensor in qkvo(1, 2, 2, 8, 8))
-    given = (on_out, *wanted, query, key, value, None, None, None, None, (), ())
+    arguments = (on_out, *needed, query, key, value, None, None, None, None, (), ())
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(in_order)
     try:
         with mock.patch.object(ops, "OPERATORS") as operators:
-            found = ops._backward(*given)
+            actual = ops._backward(*arguments)
     finally:
         torch.use_deterministic_algorithms(before)
-    operators.triton_backward.assert_called_once_with(*given)
-    assert found is operators.triton_backward.return_value
+    operators.triton_backward.assert_called_once_with(*arguments)
+    assert actual is operators.triton_backward.return_value

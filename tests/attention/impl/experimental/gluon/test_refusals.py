@@ -23,7 +23,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("sentence", REFUSED, ids=lambda each: each.replace(" ", "-"))
-def test_what_is_not_offered_is_named_and_auto_finds_another(sentence):
+def test_an_unsupported_option_is_named_and_auto_takes_another_implementation(sentence):
     tensors, options = REFUSED[sentence]
     with pytest.raises(NotImplementedError, match=sentence):
         sigmoid_attention(*tensors, **options, impl="gluon")
@@ -40,5 +40,5 @@ def test_only_what_the_copy_engine_cannot_read_is_copied():
         torch.randn(2, 3, 64, 8, dtype=torch.bfloat16).mT,
         torch.randn(2, 1, 5, 64, dtype=torch.bfloat16).expand(2, 3, 5, 64),
     ):
-        found = fetchable(odd)
-        assert found.is_contiguous() and torch.equal(found, odd)
+        actual = fetchable(odd)
+        assert actual.is_contiguous() and torch.equal(actual, odd)

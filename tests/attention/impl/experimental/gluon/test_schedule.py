@@ -87,13 +87,13 @@ def unlisted(
     items = batch * heads // group * -(-rows // blocks[0])
     sizes = items, rows, columns, heads, group
     limits = tuple(walk.UNLIMITED.value if side < 0 else side for side in window)
-    found = []
+    collected = []
     for row in range(0, items * group, group):
         place = names.locate(None, row, sizes, blocks[0], last_first)
         windowed = max(window) >= 0
         seen = names.visited_tiles(None, row, place[2], sizes, limits, *blocks, windowed)
-        found.append([*place, *seen])
-    return found
+        collected.append([*place, *seen])
+    return collected
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
@@ -102,8 +102,8 @@ def unlisted(
 @pytest.mark.parametrize("heads", [(2, 4, 2), (3, 2, 1)], ids=str)
 def test_without_a_plan_items_and_tiles_are_those_of_the_list(heads, sizes, window, blocks):
     listed = listing.work(listing.visits(*sizes, *window, *blocks), *heads)
-    found = unlisted(*heads, *sizes, window, blocks, last_first=True)
-    assert sorted(found) == sorted(listed[:, 0].tolist())
+    actual = unlisted(*heads, *sizes, window, blocks, last_first=True)
+    assert sorted(actual) == sorted(listed[:, 0].tolist())
 
 
 def test_without_a_plan_too_the_longest_come_first_and_some_heads_together(monkeypatch):
@@ -112,8 +112,8 @@ def test_without_a_plan_too_the_longest_come_first_and_some_heads_together(monke
     # From the keys, the first are seen by most.
     for window, last_first in (((-1, 0), True), ((0, -1), False)):
         listed = listing.work(listing.visits(96, 96, *window, *blocks), 1, 5, 1)
-        found = unlisted(1, 5, 1, 96, 96, window, blocks, last_first)
-        assert found == listed[:, 0].tolist()
+        actual = unlisted(1, 5, 1, 96, 96, window, blocks, last_first)
+        assert actual == listed[:, 0].tolist()
 
 
 @pytest.mark.parametrize(("queries", "heads"), [(16384, 16), (4096, 64)])
@@ -154,7 +154,7 @@ def test_groups_of_heads_follow_each_other_each_with_its_longest_first():
 def interpreted() -> Iterator[Callable[..., Tensor]]:
     """The list's own kernels, in the Python that interprets them."""
     with interpreter.start() as pool:
-        yield lambda *given: pool.submit(planned.listed, *given).result()
+        yield lambda *arguments: pool.submit(planned.listed, *arguments).result()
 
 
 # Blocks of rows, of columns, heads and what is looked at together: 9 groups of 2 heads; one group
@@ -177,20 +177,20 @@ def test_the_list_holds_what_a_plan_has_left_the_longest_first(interpreted, name
     ends = torch.randint(0, units + 1, (4, batch, heads, blocks), generator=generator)
     spans = ends.sort(0).values.int()
     spans[3, ..., ::5] = spans[0, ..., ::5]
-    given = (spans, rows, columns, window, 64, group, 128)
-    found = interpreted(together, *given)
+    arguments = (spans, rows, columns, window, 64, group, 128)
+    actual = interpreted(together, *arguments)
     with mock.patch.object(walk, "TOGETHER", gl.constexpr(together)):
         seen = listing.visits(rows, columns, *window, 128, 64, spans)
-        assert torch.equal(found, listing.work(seen, batch, heads, group))
+        assert torch.equal(actual, listing.work(seen, batch, heads, group))
 
 
 def test_the_lists_kernels_spill_nothing():
-    found = {}
+    kernels = {}
 
-    def record(kernel, programs, *given, **constants) -> None:
-        found[kernel.__name__] = Launch(kernel, given, constants).compiled(H200)
+    def record(kernel, programs, *arguments, **constants) -> None:
+        kernels[kernel.__name__] = Launch(kernel, arguments, constants).compiled(H200)
 
     with mock.patch.object(schedule, "launch", record):
         schedule.work(torch.zeros(4, 1, 16, 32).int(), 4096, 4096, (-1, 0), 128, 1, 128)
-    assert found.keys() == {"_count_tiles", "_write_longest_first"}
-    assert all(kernel.spills == 0 for kernel in found.values())
+    assert kernels.keys() == {"_count_tiles", "_write_longest_first"}
+    assert all(kernel.spills == 0 for kernel in kernels.values())

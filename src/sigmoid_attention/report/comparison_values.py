@@ -25,7 +25,7 @@ class Value(NamedTuple):
     value: float
 
 
-class Measured:
+class ComparisonValues:
     """A comparison's finite values by metric and arm, and its intervals by metric and length."""
 
     def __init__(self, comparison: Comparison) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sigmoid_attention.report.measured import (
-    Measured,
+from sigmoid_attention.report.comparison_values import (
+    ComparisonValues,
     Value,
     curve_differences,
     curves,
@@ -36,7 +36,7 @@ def test_gaps_pair_by_seed():
 
 
 def test_means_are_those_of_the_summary_where_it_has_them():
-    measured = Measured(synthetic_comparison())
+    measured = ComparisonValues(synthetic_comparison())
     means = measured.means("operator_training_seconds", "sigmoid")
     assert list(means) == [256, 512, 1024, 2048, 4096]
     assert means[1024] == measured.intervals("operator_training_seconds", 1024)["sigmoid"].mean
