@@ -6,10 +6,12 @@ so that both passes visit the same tiles.
 Shape letters: B sequences, H query heads, Q queries, E value dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sigmoid_attention.attention import torch_state
 from sigmoid_attention.attention.impl import double_backward
@@ -33,11 +35,15 @@ _CALL = (
     "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? attn_mask, "
     "Tensor? alibi_slopes, Tensor? offsets_and_lengths, SymInt[] sizes, float[] numbers"
 )
+_BACKWARD = f"Tensor grad_out, bool bias_wanted, bool mask_wanted, bool slopes_wanted, {_CALL}"
 _SIX, _SEVEN = (f"({', '.join(['Tensor'] * count)})" for count in (6, 7))
 torch.library.define("sigmoid_attention::triton_forward", f"({_CALL}) -> Tensor")
 torch.library.define(
-    "sigmoid_attention::triton_backward",
-    f"(Tensor grad_out, bool bias_wanted, bool mask_wanted, bool slopes_wanted, {_CALL}) -> {_SIX}",
+    "sigmoid_attention::triton_forward_with_mass", f"({_CALL}) -> (Tensor, Tensor)"
+)
+torch.library.define("sigmoid_attention::triton_backward", f"({_BACKWARD}) -> {_SIX}")
+torch.library.define(
+    "sigmoid_attention::triton_backward_with_mass", f"({_BACKWARD}, Tensor grad_mass) -> {_SIX}"
 )
 torch.library.define(
     "sigmoid_attention::triton_double_backward",
@@ -56,18 +62,28 @@ def attend(problem: Problem) -> Tensor:
         NotImplementedError: dropout, a dtype, head dim or device that the kernels are
             not made for, or forward-mode derivatives.
     """
+    return _attend(problem, _forward, "triton_forward")
+
+
+def attend_with_mass(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The same and the mass of each row, the sum of its weights: (B, H, Q) or (1, H, T) in fp32.
+
+    Raises what ``attend`` raises.
+    """
+    return _attend(problem, _forward_with_mass, "triton_forward_with_mass")
+
+
+def _attend(problem: Problem, compute: Callable, operator: str) -> Any:
     refuse(problem)
     own = problem.sequences
     if own is not None and own.raw_lengths_and_table()[1] is not None:
         # The pages are copied in their order, which needs no memory for each pair.
         problem = problem.padded()
     tensors, given = arguments(problem)
+    if not torch_state.bypasses_dispatcher(tensors):
+        compute = getattr(OPERATORS, operator)
     # On its way through torch's dispatcher a short call would take longer than its kernel.
-    return (
-        _forward(*given)
-        if torch_state.bypasses_dispatcher(tensors)
-        else OPERATORS.triton_forward(*given)
-    )
+    return compute(*given)
 
 
 def arguments(problem: Problem) -> tuple[tuple[Tensor | None, ...], tuple]:
@@ -138,15 +154,21 @@ def _forward(
     offsets_and_lengths: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
+    mass: Tensor | None = None,
 ) -> Tensor:
-    """Output (B, H, Q, E)."""
+    """Output (B, H, Q, E); ``mass`` (B, H, Q), if there is one, is filled."""
     layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
     out = empty_output(query, value.shape[3])
     if layout.packed:
         out.zero_()  # rows past the last sequence belong to none
-    if out.numel():
-        Call(query, key, value, bias, attn_mask, alibi_slopes, layout, settings).forward(out)
+    if (out if mass is None else mass).numel():
+        Call(query, key, value, bias, attn_mask, alibi_slopes, layout, settings).forward(out, mass)
     return out
+
+
+def _forward_with_mass(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    mass = query.new_zeros(query.shape[:3], dtype=torch.float32)
+    return _forward(query, *arguments, mass=mass), mass
 
 
 def _backward(
@@ -163,6 +185,7 @@ def _backward(
     offsets_and_lengths: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
+    grad_mass: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
     layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
@@ -189,7 +212,7 @@ def _backward(
     if not in_order:
         unscaled = empty_output(query, query.shape[3], torch.float32).zero_()
     gradients = unscaled, on_key, on_value
-    call.backward(readable(grad_out), gradients, terms, in_order=in_order)
+    call.backward(readable(grad_out), grad_mass, gradients, terms, in_order=in_order)
     if not in_order:
         torch.mul(unscaled, settings.scale, out=on_query)
     return on_query, on_key, on_value, *terms.reduced()
@@ -241,6 +264,11 @@ def fake_forward(query, key, value, *arguments):
     return empty_output(query, value.shape[3])
 
 
+def _fake_forward_with_mass(query, key, value, *arguments):
+    mass = query.new_empty(query.shape[:3], dtype=torch.float32)
+    return fake_forward(query, key, value), mass
+
+
 def fake_backward(grad_out, bias_wanted, mask_wanted, slopes_wanted, *arguments):
     return empty_gradients((bias_wanted, mask_wanted, slopes_wanted), arguments[:6])
 
@@ -254,16 +282,21 @@ def save_forward(ctx, inputs, output):
     ctx.settings = inputs[7:]
 
 
-def forward_gradients(ctx, grad_out, backward: str = "triton_backward"):
+def forward_gradients(ctx, grad_out, backward: str = "triton_backward", *grad_mass: Tensor):
     tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:6]
-    gradients = getattr(OPERATORS, backward)(grad_out, *wanted[3:], *tensors, *ctx.settings)
+    arguments = grad_out, *wanted[3:], *tensors, *ctx.settings, *grad_mass
+    gradients = getattr(OPERATORS, backward)(*arguments)
     return *only_wanted(gradients, wanted), None, None, None
 
 
+def _gradients_with_mass(ctx, grad_out, grad_mass):
+    return forward_gradients(ctx, grad_out, "triton_backward_with_mass", grad_mass)
+
+
 def save_backward(ctx, inputs, output):
-    ctx.save_for_backward(inputs[0], *inputs[4:11])
-    ctx.settings = inputs[11:]
+    ctx.save_for_backward(inputs[0], *inputs[4:11], *inputs[13:])
+    ctx.settings = inputs[11:13]
 
 
 def backward_gradients(ctx, *directions):
@@ -275,17 +308,44 @@ def backward_gradients(ctx, *directions):
     return on_grad_out, None, None, None, *only_wanted(gradients, wanted), None, None, None
 
 
+def _second_gradients_with_mass(ctx, *directions):
+    """The mass is the output for a value of ones: a further column of value and of grad_out."""
+    grad_out, query, key, value, *rest, grad_mass = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[4:10]
+    *gradients, on_both = OPERATORS.triton_double_backward(
+        *directions[:2],
+        pad(directions[2], (0, 1)),
+        *directions[3:],
+        torch.cat((grad_out, grad_mass[..., None]), 3),
+        query,
+        key,
+        pad(value, (0, 1), value=1.0),
+        *rest,
+        *ctx.settings,
+        wanted[3:],
+    )
+    gradients[2] = gradients[2][..., :-1]
+    on_grad_out = on_both[..., :-1].to(grad_out.dtype)
+    return (
+        on_grad_out, None, None, None, *only_wanted(gradients, wanted), None, None, None,
+        on_both[..., -1],
+    )  # fmt: skip
+
+
 for _name, _compute, _fake in (
     ("triton_forward", _forward, fake_forward),
+    ("triton_forward_with_mass", _forward_with_mass, _fake_forward_with_mass),
     ("triton_backward", _backward, fake_backward),
+    ("triton_backward_with_mass", _backward, fake_backward),
     ("triton_double_backward", _double_backward, _fake_double_backward),
 ):
     # Also on the CPU, where only Triton's interpreter runs the kernels.
     torch.library.impl(f"sigmoid_attention::{_name}", ("cuda", "cpu"), _compute)
     torch.library.register_fake(f"sigmoid_attention::{_name}", _fake)
-torch.library.register_autograd(
-    "sigmoid_attention::triton_forward", forward_gradients, setup_context=save_forward
-)
-torch.library.register_autograd(
-    "sigmoid_attention::triton_backward", backward_gradients, setup_context=save_backward
-)
+for _name, _gradients, _save in (
+    ("triton_forward", forward_gradients, save_forward),
+    ("triton_forward_with_mass", _gradients_with_mass, save_forward),
+    ("triton_backward", backward_gradients, save_backward),
+    ("triton_backward_with_mass", _second_gradients_with_mass, save_backward),
+):
+    torch.library.register_autograd(f"sigmoid_attention::{_name}", _gradients, setup_context=_save)
