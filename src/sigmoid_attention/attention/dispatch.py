@@ -31,7 +31,7 @@ R = TypeVar("R")
 
 def _without_mass(problem: Problem) -> tuple[Tensor, Tensor]:
     raise NotImplementedError(
-        "impl: this implementation returns no row mass; auto, cpu, tiled and reference do"
+        "impl: this implementation returns no row mass; auto, cpu, triton, tiled and reference do"
     )
 
 
@@ -60,14 +60,15 @@ def _triton_modules(problem: Problem) -> list[ModuleType]:
     return [ops] if problem.sequences is None else [decode_ops, ops]
 
 
-def _attend_by_triton(problem: Problem) -> Tensor:
+def _by_triton(problem: Problem, compute: Callable[[ModuleType], R]) -> R:
+    """The result of the first of Triton's kernels that do not refuse the call."""
     *faster, general = _triton_modules(problem)
     for kernels in faster:
         try:
-            return kernels.attend(problem)
+            return compute(kernels)
         except NotImplementedError as refusal:
             _log_refusal("the decoding kernel of triton", refusal)
-    return general.attend(problem)
+    return compute(general)
 
 
 def _refuse_by_triton(problem: Problem) -> None:
@@ -94,7 +95,11 @@ BACKENDS: dict[Implementation, Backend] = {
     ),
     "tiled": Backend(tiled_ops.attend, tiled_ops.refuse, tiled_ops.attend_with_mass),
     "cpu": Backend(cpu_ops.attend, cpu_ops.refuse),
-    "triton": Backend(_attend_by_triton, _refuse_by_triton),
+    "triton": Backend(
+        lambda problem: _by_triton(problem, lambda kernels: kernels.attend(problem)),
+        _refuse_by_triton,
+        lambda problem: _by_triton(problem, lambda kernels: kernels.attend_with_mass(problem)),
+    ),
     "gluon": Backend(
         lambda problem: _gluon_module().attend(problem),
         lambda problem: _gluon_module().refuse(problem),

@@ -2,9 +2,9 @@ r"""Decoding: a few queries against many keys, which are read from memory once.
 
 All queries that share a key head are rows of one tile, so that a key is read once for all of them.
 The visible keys of a sequence are divided into `splits` equal parts. Nothing is normalised, so a
-row is the plain sum of its parts, and so is its mass, the sum of its weights. A second kernel adds them in their order, which gives the same
-bits in every run. The number of parts depends on shapes alone, not on the lengths, which stay on
-the GPU. So a captured CUDA graph is valid for all lengths.
+row is the plain sum of its parts, and so is its mass, the sum of its weights. A second kernel adds
+them in their order, which gives the same bits in every run. The number of parts depends on shapes
+alone, not on the lengths, which stay on the GPU. So a captured CUDA graph is valid for all lengths.
 
 **Reach.** A softcap c bounds every logit: u <= c + b - a t for a key at a distance of t under slope
 a > 0. All keys farther away than t then weigh together at most
@@ -63,7 +63,8 @@ def attend_part(
     """One part of the keys of one key head, for up to BLOCK_M of the rows that share it.
 
     Tensors come with their strides: query (B, H, Q, D), key and value (B or page, G, N, D or E),
-    out (B, H, Q, S, E), mass (B, H, Q, S) in fp32, used (B,), table (B, page of a sequence), bias (B, H, Q, N), slopes (B, H).
+    out (B, H, Q, S, E), mass (B, H, Q, S) in fp32, used (B,), table (B, page of a sequence),
+    bias (B, H, Q, N), slopes (B, H).
     sizes: key heads, capacity, parts. numbers: scale, softcap, constant, tolerance.
     ``LEFT`` and ``RIGHT`` are the window, -1 for no limit; ``PAGE`` is the size of a page.
     mass, table, bias and slopes may be None.

@@ -87,8 +87,8 @@ def _attend(problem: Problem, compute: Callable, operator: Callable) -> Any:
     given = (problem.scale, problem.softcap or 0.0, constant, problem.tolerance)
     numbers = given if torch.compiler.is_compiling() else tuple(map(float, given))
     # Through torch's dispatcher the call would take longer than its kernel.
-    compute = compute if torch_state.bypasses_dispatcher(tensors) else operator
-    return compute(*tensors, sizes, numbers)
+    bypass = torch_state.bypasses_dispatcher(tensors)
+    return (compute if bypass else operator)(*tensors, sizes, numbers)
 
 
 def refuse(problem: Problem) -> None:
@@ -184,7 +184,8 @@ def _compute(
             kernels.attend_part, units * splits,
             (query, *query.stride()), (key, *key.stride()), (value, *value.stride()),
             (parts, *parts.stride()),
-            None if mass_parts is None else (mass_parts, *mass_parts.stride()), (used, used.stride(0)),
+            None if mass_parts is None else (mass_parts, *mass_parts.stride()),
+            (used, used.stride(0)),
             None if block_table is None else (block_table, *block_table.stride()),
             strided(bias), _strided_slopes(alibi_slopes),
             (key_heads, capacity, splits), (scale, softcap, constant, tolerance),
