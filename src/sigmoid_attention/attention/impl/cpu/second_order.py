@@ -58,6 +58,7 @@ def backward_of_backward(
 
 @backward_of_backward.register_fake
 def _(*arguments):
-    grad_mass, grad_out = arguments[-1], arguments[6]
-    fake = double_backward.fake_gradients(grad_out, arguments[8:14], arguments[-2])
-    return *fake, empty_gradient(True, grad_mass, grad_out)
+    # A default is not among the arguments.
+    grad_out, (wanted, *grad_mass) = arguments[6], arguments[18:]
+    gradients = double_backward.fake_gradients(grad_out, arguments[8:14], wanted)
+    return *gradients, empty_gradient(True, grad_mass[0] if grad_mass else None, grad_out)
