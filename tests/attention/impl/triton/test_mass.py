@@ -17,8 +17,7 @@ from sigmoid_attention.attention import (
     sigmoid_attention,
     sigmoid_attention_with_mass,
     sigmoid_decode,
-    sigmoid_decode_with_mass,
-    sigmoid_varlen_attention_with_mass,
+    sigmoid_varlen_attention,
 )
 from sigmoid_attention.attention.impl.triton import decode_ops
 from tests.attention.impl.triton.test_decode import CALLS, PARTS, USED
@@ -31,6 +30,7 @@ from tests.attention.impl.triton.test_sequences import (
     without_padding,
 )
 from tests.attention.test_opcheck import CHECKS, Seen
+from tests.support.attention.mass import joined
 from tests.support.cpu.budgets import normal
 from tests.support.cpu.cache import Cache
 from tests.support.cpu.oracle import (
@@ -43,6 +43,7 @@ from tests.support.cpu.oracle import (
     in_float64,
     sizes,
 )
+from tests.support.cpu.second_order import twice
 from tests.support.triton.calls import BLOCKS, FEATURES, SLOPES, qkv
 from tests.support.triton.interpreter import Blocks
 
@@ -62,29 +63,22 @@ def each(names: Iterable[str]) -> pytest.MarkDecorator:
     )
 
 
-def joined(operator, positional: tuple, arguments: dict) -> Tensor:
-    """The output with the mass as a further column."""
-    out, mass = operator(*positional, **arguments | {"impl": "triton"})
-    assert mass.dtype == torch.float32 and mass.shape == out.shape[:-1]
-    return torch.cat((out, mass[..., None]), -1)
+def dense(*tensors, **arguments) -> Tensor:
+    return joined(sigmoid_attention)(*tensors, **arguments, impl="triton")
 
 
-def dense(*positional, **arguments) -> Tensor:
-    return joined(sigmoid_attention_with_mass, positional, arguments)
-
-
-def packed(*positional, **arguments) -> Tensor:
+def packed(*tensors, **arguments) -> Tensor:
     """As on a GPU, where the lengths are not validated."""
     with mock.patch(
         "sigmoid_attention.attention.index_tensors.values_are_readable", lambda *_: False
     ):
-        return joined(sigmoid_varlen_attention_with_mass, positional, arguments)
+        return joined(sigmoid_varlen_attention)(*tensors, **arguments, impl="triton")
 
 
-def cached(*positional, **arguments) -> Tensor:
+def cached(*tensors, **arguments) -> Tensor:
     """As on a GPU, where the lengths are not validated."""
     with mock.patch("sigmoid_attention.attention.decode.values_are_readable", lambda *_: False):
-        return joined(sigmoid_decode_with_mass, positional, arguments)
+        return joined(sigmoid_decode)(*tensors, **arguments, impl="triton")
 
 
 def with_ones(positional: tuple) -> tuple:
@@ -106,6 +100,7 @@ def check(interpreted, positional, blocks=BLOCKS, *, in_order=False, **arguments
     wide = with_ones(positional)
     exact, size = exactly(sigmoid_attention, wide, arguments), sizes(wide, arguments)
     dtype = positional[0].dtype
+    assert actual["out"].dtype == torch.float32
     assert_within_rounding(actual, without_ones(exact), without_ones(size), dtype)
     assert_within_rounding(mass_of(actual), mass_of(exact), mass_of(size), torch.float32)
 
@@ -260,11 +255,13 @@ def decoded(tensors: tuple[Tensor, ...], arguments: dict, parts: int) -> Tensor:
 def check_decoded(interpreted, cache: Cache, dtype: torch.dtype, parts: int = PARTS) -> None:
     tensors, arguments = cache.build(dtype)
     arguments["skip_tolerance"] = 0.0
-    actual = interpreted(decoded, Blocks(), tensors, arguments, parts).double()
+    actual = interpreted(decoded, Blocks(), tensors, arguments, parts)
+    assert actual.dtype == torch.float32
     query, key, value = (tensor.double() for tensor in with_ones(tensors))
     wide = {name: in_float64(argument) for name, argument in arguments.items()}
     exact = sigmoid_decode(query, key, value, **wide, impl="reference")
     size = sigmoid_decode(query, key, value.abs(), **wide, impl="reference")
+    # The mass, the last column, is not rounded.
     for columns, kind in ((slice(0, -1), dtype), (slice(-1, None), torch.float32)):
         budget = 2 * ROUNDINGS[kind] * torch.finfo(kind).eps / 2 * size[..., columns]
         error = (actual - exact).abs()[..., columns]
@@ -288,29 +285,14 @@ def test_decoding_in_half_precision_by_any_number_of_parts(interpreted, name, dt
 # Derivatives of derivatives, and the operators --------------------------------------------------
 
 
-def twice(operator, positional: tuple, arguments: dict) -> Named:
-    """Gradients of a function of the gradients."""
-    leaves = [tensor.detach().requires_grad_() for tensor in positional]
-    slopes = arguments["alibi_slopes"].detach().requires_grad_()
-    out = operator(*leaves, **arguments | {"alibi_slopes": slopes})
-    grads = torch.autograd.grad(out.square().sum(), [*leaves, slopes], create_graph=True)
-    total = sum(grad.square().sum() for grad in grads)
-    names = ("query", "key", "value", "slopes")
-    return dict(zip(names, torch.autograd.grad(total, [*leaves, slopes]), strict=True))
-
-
-def definition(query: Tensor, key: Tensor, value: Tensor, **arguments) -> Tensor:
-    ones = torch.ones_like(value[..., :1])
-    return sigmoid_attention(query, key, torch.cat((value, ones), -1), **arguments)
-
-
-def test_second_derivatives(interpreted):
-    positional = qkv(20, 24)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+def test_second_derivatives(interpreted, dtype):
+    positional = qkv(20, 24, dtype=dtype)
     arguments = {"bias": -1.0, "alibi_slopes": SLOPES, "softcap": 2.0, "enable_gqa": True}
     actual = interpreted(twice, BLOCKS, dense, positional, arguments)
     wide = arguments | {"alibi_slopes": SLOPES.double(), "impl": "reference"}
-    exact = twice(definition, tuple(tensor.double() for tensor in positional), wide)
-    assert_close_in_norm(actual, exact, torch.float32)
+    doubles = tuple(tensor.double() for tensor in positional)
+    assert_close_in_norm(actual, twice(joined(sigmoid_attention), doubles, wide), dtype)
 
 
 def checked_operators() -> list[str]:
@@ -319,22 +301,23 @@ def checked_operators() -> list[str]:
     with Seen() as seen:
         out = dense(query, key, value, bias=-1.0, enable_gqa=True)
         grads = torch.autograd.grad(out.square().sum(), (query, key, value), create_graph=True)
-        torch.autograd.grad(sum(grad.float().square().sum() for grad in grads), (query, key))
+        total = torch.stack([grad.float().square().sum() for grad in grads]).sum()
+        torch.autograd.grad(total, (query, key))
         with torch.no_grad():
             cached(
                 query, key, value, seqused_k=torch.tensor([9]), is_causal=True, bias=-1.0,
                 enable_gqa=True,
             )  # fmt: skip
     calls = {str(operator): (operator, given) for operator, given in seen.calls.items()}
-    names = [name for name in calls if "with_mass" in name]
-    for name in names:
+    # An operator without gradients fails one of the checks.
+    checked = [name for name in calls if "double_backward" not in name]
+    for name in checked:
         opcheck(*calls[name], test_utils=CHECKS)
-    return names
+    return checked
 
 
 @pytest.mark.slow
 def test_operators_pass_torchs_checks(interpreted):
     names = interpreted(checked_operators, BLOCKS)
-    kinds = ("forward", "backward", "decode")
-    expected = {f"sigmoid_attention.triton_{kind}_with_mass.default" for kind in kinds}
-    assert set(names) == expected
+    kinds = ("forward_with_mass", "backward", "decode_with_mass")
+    assert set(names) == {f"sigmoid_attention.triton_{kind}.default" for kind in kinds}

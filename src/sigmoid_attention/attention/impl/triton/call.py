@@ -264,12 +264,8 @@ class Call:
             for tensor in (self.key, self.value)
         )  # fmt: skip
 
-    def mass_rows(self, mass: Tensor | None) -> Strided:
-        """A mass or its gradient, (B, H, Q) in fp32, as contiguous rows of one number."""
-        return None if mass is None else self.rows(mass.contiguous().unsqueeze(3))
-
     def forward(self, out: Tensor, mass: Tensor | None = None) -> None:
-        """Fill the output and, where it is given, the mass, which is contiguous."""
+        """Fill the output and, where it is given, the mass (B, H, Q, 1), which is contiguous."""
         config = self.configs.forward
         with self.on_device:
             spans = self.spans(of_keys=False)
@@ -278,7 +274,8 @@ class Call:
             queries, rows_of_out = self.rows(self.query), self.rows(out)
             launch(
                 forward, self.sequences * self.heads * cdiv(self.layout.max_q, config.block_q),
-                queries, *(described or (keys, values)), rows_of_out, self.mass_rows(mass),
+                queries, *(described or (keys, values)), rows_of_out,
+                None if mass is None else self.rows(mass),
                 *self.terms, self.offsets_and_lengths, spans,
                 *self.numbers(self.units(self.layout.max_q)),
                 **self.constants(config, spans is not None), DESCRIBED=described is not None,
@@ -301,7 +298,7 @@ class Call:
         """
         with self.on_device:
             magnitudes = self._magnitudes(grad_out, grad_mass)
-            on_mass = self.mass_rows(grad_mass)
+            on_mass = None if grad_mass is None else self.rows(grad_mass.contiguous())
             self._keys(grad_out, on_mass, gradients, terms, magnitudes, in_order)
             if in_order:
                 self._queries(grad_out, on_mass, gradients[0], terms, magnitudes)

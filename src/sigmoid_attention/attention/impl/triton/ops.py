@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sigmoid_attention.attention import torch_state
 from sigmoid_attention.attention.impl import double_backward
 from sigmoid_attention.attention.impl.layout import (
     Layout,
     LogitSettings,
+    empty_gradient,
     empty_gradients,
     empty_output,
     only_wanted,
@@ -35,20 +35,21 @@ _CALL = (
     "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? attn_mask, "
     "Tensor? alibi_slopes, Tensor? offsets_and_lengths, SymInt[] sizes, float[] numbers"
 )
-_BACKWARD = f"Tensor grad_out, bool bias_wanted, bool mask_wanted, bool slopes_wanted, {_CALL}"
-_SIX, _SEVEN = (f"({', '.join(['Tensor'] * count)})" for count in (6, 7))
+_SIX, _EIGHT = (f"({', '.join(['Tensor'] * count)})" for count in (6, 8))
 torch.library.define("sigmoid_attention::triton_forward", f"({_CALL}) -> Tensor")
 torch.library.define(
     "sigmoid_attention::triton_forward_with_mass", f"({_CALL}) -> (Tensor, Tensor)"
 )
-torch.library.define("sigmoid_attention::triton_backward", f"({_BACKWARD}) -> {_SIX}")
 torch.library.define(
-    "sigmoid_attention::triton_backward_with_mass", f"({_BACKWARD}, Tensor grad_mass) -> {_SIX}"
+    "sigmoid_attention::triton_backward",
+    f"(Tensor grad_out, bool bias_wanted, bool mask_wanted, bool slopes_wanted, {_CALL}, "
+    f"Tensor? grad_mass=None) -> {_SIX}",
 )
 torch.library.define(
     "sigmoid_attention::triton_double_backward",
     "(Tensor on_query, Tensor on_key, Tensor on_value, Tensor on_bias, Tensor on_mask, "
-    f"Tensor on_slopes, Tensor grad_out, {_CALL}, bool[] wanted) -> {_SEVEN}",
+    f"Tensor on_slopes, Tensor grad_out, {_CALL}, bool[] wanted, Tensor? grad_mass=None) "
+    f"-> {_EIGHT}",
 )
 
 # The tiles of second derivatives.
@@ -70,7 +71,8 @@ def attend_with_mass(problem: Problem) -> tuple[Tensor, Tensor]:
 
     Raises what ``attend`` raises.
     """
-    return _attend(problem, _forward_with_mass, "triton_forward_with_mass")
+    out, mass_BHQ1 = _attend(problem, _forward_with_mass, "triton_forward_with_mass")
+    return out, mass_BHQ1[..., 0]
 
 
 def _attend(problem: Problem, compute: Callable, operator: str) -> Any:
@@ -155,7 +157,7 @@ def _forward(
     numbers: Sequence[float],
     mass: Tensor | None = None,
 ) -> Tensor:
-    """Output (B, H, Q, E); ``mass`` (B, H, Q), if there is one, is filled."""
+    """Output (B, H, Q, E); ``mass`` (B, H, Q, 1), if there is one, is filled."""
     layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
     out = empty_output(query, value.shape[3])
     if layout.packed:
@@ -166,7 +168,7 @@ def _forward(
 
 
 def _forward_with_mass(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    mass = query.new_zeros(query.shape[:3], dtype=torch.float32)
+    mass = query.new_zeros(*query.shape[:3], 1, dtype=torch.float32)
     return _forward(query, *arguments, mass=mass), mass
 
 
@@ -186,7 +188,10 @@ def _backward(
     numbers: Sequence[float],
     grad_mass: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
+    """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted.
+
+    ``grad_mass`` (B, H, Q, 1) is given after a forward pass with the mass.
+    """
     layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
     in_order = torch.are_deterministic_algorithms_enabled()
     call = Call(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
@@ -235,10 +240,12 @@ def _double_backward(
     sizes: Sequence[int],
     numbers: Sequence[float],
     wanted: Sequence[bool],
+    grad_mass: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of ``_backward``'s results, weighted by ``on_...``, for its inputs.
 
-    Of bias, mask and slopes those that are absent or not ``wanted`` are empty.
+    The last two are for ``grad_out`` and ``grad_mass``. Of bias, mask, slopes and ``grad_mass``
+    those that are absent or not ``wanted`` are empty.
 
     It is computed in tiles by PyTorch, over all visible tiles. Those that the plan skipped in the
     first two passes are within the tolerance.
@@ -246,9 +253,10 @@ def _double_backward(
     layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
     blocks = (layout.sequences(query), query.shape[1], cdiv(layout.max_q, _BLOCK_Q))
     visits = query.new_full(blocks, layout.max_k, dtype=torch.int64)
-    return double_backward.gradients(
+    return double_backward.gradients_with_mass(
         (on_query, on_key, on_value, on_bias, on_mask, on_slopes),
         grad_out,
+        grad_mass,
         visits,
         (query, key, value, bias, attn_mask, alibi_slopes),
         layout,
@@ -264,7 +272,7 @@ def fake_forward(query, key, value, *arguments):
 
 
 def _fake_forward_with_mass(query, key, value, *arguments):
-    mass = query.new_empty(query.shape[:3], dtype=torch.float32)
+    mass = query.new_empty(*query.shape[:3], 1, dtype=torch.float32)
     return fake_forward(query, key, value), mass
 
 
@@ -273,7 +281,10 @@ def fake_backward(grad_out, bias_wanted, mask_wanted, slopes_wanted, *arguments)
 
 
 def _fake_double_backward(*arguments):
-    return double_backward.fake_gradients(arguments[6], arguments[7:13], arguments[-1])
+    # A default is not among the arguments.
+    grad_out, (wanted, *grad_mass) = arguments[6], arguments[16:]
+    gradients = double_backward.fake_gradients(grad_out, arguments[7:13], wanted)
+    return *gradients, empty_gradient(True, grad_mass[0] if grad_mass else None, grad_out)
 
 
 def save_forward(ctx, inputs, output):
@@ -290,52 +301,29 @@ def forward_gradients(ctx, grad_out, backward: str = "triton_backward", *grad_ma
 
 
 def _gradients_with_mass(ctx, grad_out, grad_mass):
-    return forward_gradients(ctx, grad_out, "triton_backward_with_mass", grad_mass)
+    return forward_gradients(ctx, grad_out, "triton_backward", grad_mass)
 
 
 def save_backward(ctx, inputs, output):
-    ctx.save_for_backward(inputs[0], *inputs[4:11], *inputs[13:])
+    grad_mass, *_ = *inputs[13:], None  # the gluon operator has none
+    ctx.save_for_backward(inputs[0], grad_mass, *inputs[4:11])
     ctx.settings = inputs[11:13]
 
 
 def backward_gradients(ctx, *directions):
-    grad_out, *tensors = ctx.saved_tensors
+    grad_out, grad_mass, *tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad[4:10]
-    *gradients, on_grad_out = OPERATORS.triton_double_backward(
-        *directions, grad_out, *tensors, *ctx.settings, wanted[3:]
+    *gradients, on_grad_out, on_grad_mass = OPERATORS.triton_double_backward(
+        *directions, grad_out, *tensors, *ctx.settings, wanted[3:], grad_mass
     )
-    return on_grad_out, None, None, None, *only_wanted(gradients, wanted), None, None, None
-
-
-def _second_gradients_with_mass(ctx, *directions):
-    """The mass is the output for a value of ones: a further column of value and of grad_out."""
-    grad_out, query, key, value, *rest, grad_mass = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[4:10]
-    *gradients, on_both = OPERATORS.triton_double_backward(
-        *directions[:2],
-        pad(directions[2], (0, 1)),
-        *directions[3:],
-        torch.cat((grad_out, grad_mass[..., None]), 3),
-        query,
-        key,
-        pad(value, (0, 1), value=1.0),
-        *rest,
-        *ctx.settings,
-        wanted[3:],
-    )
-    gradients[2] = gradients[2][..., :-1]
-    on_grad_out = on_both[..., :-1].to(grad_out.dtype)
-    return (
-        on_grad_out, None, None, None, *only_wanted(gradients, wanted), None, None, None,
-        on_both[..., -1],
-    )  # fmt: skip
+    others = (*only_wanted(gradients, wanted), None, None, None)
+    return on_grad_out, None, None, None, *others, None if grad_mass is None else on_grad_mass
 
 
 for _name, _compute, _fake in (
     ("triton_forward", _forward, fake_forward),
     ("triton_forward_with_mass", _forward_with_mass, _fake_forward_with_mass),
     ("triton_backward", _backward, fake_backward),
-    ("triton_backward_with_mass", _backward, fake_backward),
     ("triton_double_backward", _double_backward, _fake_double_backward),
 ):
     # Also on the CPU, where only Triton's interpreter runs the kernels.
@@ -345,6 +333,5 @@ for _name, _gradients, _save in (
     ("triton_forward", forward_gradients, save_forward),
     ("triton_forward_with_mass", _gradients_with_mass, save_forward),
     ("triton_backward", backward_gradients, save_backward),
-    ("triton_backward_with_mass", _second_gradients_with_mass, save_backward),
 ):
     torch.library.register_autograd(f"sigmoid_attention::{_name}", _gradients, setup_context=_save)
