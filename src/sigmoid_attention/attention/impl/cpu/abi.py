@@ -218,8 +218,8 @@ class Arguments:
         self,
         out: Tensor | None,
         visits: Tensor | None,
-        gradients: StructFields = _NO_GRADIENTS,
         mass: Tensor | None = None,
+        gradients: StructFields = _NO_GRADIENTS,
     ) -> bytes:
         """The argument block.
 

@@ -64,15 +64,14 @@ def operands(problem: Problem) -> tuple[tuple[Any, ...], bool]:
     return arguments, problem.device.type == "cpu" and torch_state.bypasses_dispatcher(tensors)
 
 
-def argument_block(problem: Problem) -> bytes:
+def argument_block(problem: Problem, out: Tensor, mass: Tensor | None) -> bytes:
     """The kernel's argument block for a call without backward pass, whose tensors need no copies.
 
     The address of the lengths of a cache's sequences is left out.
     """
     tensors, number = problem.operands()
     arguments: tuple[Any, ...] = (*tensors, *unpack(None, None, *_pack(problem, number)))
-    out = empty_output(problem.query, problem.value.shape[3])
-    return Arguments(*arguments).bytes(out, None)
+    return Arguments(*arguments).bytes(out, None, mass)
 
 
 def _pack(problem: Problem, constant) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -177,7 +176,7 @@ def compute(
     call = Arguments(*tensors, layout.fitted(), settings, block_queries)
     out = empty_output(query, value.shape[3])
     if out.numel() or (mass is not None and mass.numel()):
-        run("sigmoid_attention_forward", call.bytes(out, visits, mass=mass))
+        run("sigmoid_attention_forward", call.bytes(out, visits, mass))
     return out
 
 
@@ -263,7 +262,7 @@ def backward(
     on_rows = (on_query, on_key, on_value)
     fields = gradient_fields(upstream, *on_rows, grad_mass, terms, layout.packed)
     call = Arguments(*tensors, layout, settings, block_queries)
-    run("sigmoid_attention_backward", call.bytes(None, visits, fields))
+    run("sigmoid_attention_backward", call.bytes(None, visits, None, fields))
     return *on_rows, *terms.reduced()
 
 
