@@ -46,7 +46,10 @@ python3 -m benchmarks publish benchmarks/results
 
 Triton inspects all arguments of every launch. `SIGMOID_ATTENTION_GPU_LAUNCH_CACHE=1` replays the
 launches of repeated calls without that, by a private call of Triton. It is off by default until it
-has been timed here."""
+has been timed here.
+
+The row's mass (`sigmoid_attention_with_mass`) has not run on a GPU: its kernels are tested in
+Triton's interpreter and compiled for Hopper, and nothing here measures them."""
 
 Rows = dict[Key, Row]
 

@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import arguments, torch_state
 from sigmoid_attention.attention.impl import flex, reference_blocks, tiled_ops
+from sigmoid_attention.attention.impl.cpu import mass_ops as cpu_mass_ops
 from sigmoid_attention.attention.impl.cpu import ops as cpu_ops
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.tracing import known
@@ -26,12 +27,25 @@ Implementation = Literal["auto", "reference", "tiled", "cpu", "triton", "gluon",
 
 _log = logging.getLogger("sigmoid_attention")
 
+R = TypeVar("R")
+
+
+def _without_mass(problem: Problem) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError(
+        "impl: this implementation returns no row mass; auto, cpu, triton, tiled and reference do"
+    )
+
 
 class Backend(NamedTuple):
-    """An implementation: ``refuse`` raises for an unsupported problem, ``attend`` computes one."""
+    """An implementation: ``refuse`` raises for an unsupported problem, ``attend`` computes one.
+
+    ``attend_with_mass`` also returns the sum of each row's weights, (B, H, Q) in the layout of the
+    problem's query.
+    """
 
     attend: Callable[[Problem], Tensor]
     refuse: Callable[[Problem], None]
+    attend_with_mass: Callable[[Problem], tuple[Tensor, Tensor]] = _without_mass
 
 
 def _triton_modules(problem: Problem) -> list[ModuleType]:
@@ -47,14 +61,15 @@ def _triton_modules(problem: Problem) -> list[ModuleType]:
     return [ops] if problem.sequences is None else [decode_ops, ops]
 
 
-def _attend_by_triton(problem: Problem) -> Tensor:
+def _by_triton(problem: Problem, compute: Callable[[ModuleType], R]) -> R:
+    """The result of the first of Triton's kernels that do not refuse the call."""
     *faster, general = _triton_modules(problem)
     for kernels in faster:
         try:
-            return kernels.attend(problem)
+            return compute(kernels)
         except NotImplementedError as refusal:
             _log_refusal("the decoding kernel of triton", refusal)
-    return general.attend(problem)
+    return compute(general)
 
 
 def _refuse_by_triton(problem: Problem) -> None:
@@ -76,10 +91,16 @@ def _gluon_module() -> ModuleType:
 
 
 BACKENDS: dict[Implementation, Backend] = {
-    "reference": Backend(reference_blocks.attend, reference_blocks.refuse),
-    "tiled": Backend(tiled_ops.attend, tiled_ops.refuse),
-    "cpu": Backend(cpu_ops.attend, cpu_ops.refuse),
-    "triton": Backend(_attend_by_triton, _refuse_by_triton),
+    "reference": Backend(
+        reference_blocks.attend, reference_blocks.refuse, reference_blocks.attend_with_mass
+    ),
+    "tiled": Backend(tiled_ops.attend, tiled_ops.refuse, tiled_ops.attend_with_mass),
+    "cpu": Backend(cpu_ops.attend, cpu_ops.refuse, cpu_mass_ops.attend_with_mass),
+    "triton": Backend(
+        lambda problem: _by_triton(problem, lambda kernels: kernels.attend(problem)),
+        _refuse_by_triton,
+        lambda problem: _by_triton(problem, lambda kernels: kernels.attend_with_mass(problem)),
+    ),
     "gluon": Backend(
         lambda problem: _gluon_module().attend(problem),
         lambda problem: _gluon_module().refuse(problem),
@@ -136,14 +157,24 @@ def run(problem: Problem, impl: Implementation) -> Tensor:
 
     The output has the layout of the problem's query: (1, H, T, E) for packed sequences.
     """
+    return _first_accepted(problem, impl, lambda backend: backend.attend(problem))
+
+
+def run_with_mass(problem: Problem, impl: Implementation) -> tuple[Tensor, Tensor]:
+    """The output as `run` returns it, and the sum of each row's weights, (1, H, T) or (B, H, Q)."""
+    return _first_accepted(problem, impl, lambda backend: backend.attend_with_mass(problem))
+
+
+def _first_accepted(problem: Problem, impl: Implementation, compute: Callable[[Backend], R]) -> R:
+    """The result of the first implementation that does not refuse the call."""
     check_impl(impl)
     *earlier, last = order(problem, impl)
     for name in earlier:
         try:
-            return BACKENDS[name].attend(problem)
+            return compute(BACKENDS[name])
         except NotImplementedError as refusal:
             _log_refusal(name, refusal)
-    return BACKENDS[last].attend(problem)
+    return compute(BACKENDS[last])
 
 
 def _log_refusal(name: str, refusal: NotImplementedError) -> None:

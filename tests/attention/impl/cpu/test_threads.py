@@ -33,9 +33,9 @@ THREADS = (1, 2, 3, 5, 8)
 def test_a_batch_of_one_occupies_all_threads(length, heads, count, monkeypatch):
     """No thread is left without work while another has more than a fair share and one piece."""
     seen = []
-    forward = ops._compute
+    forward = ops.compute
     monkeypatch.setattr(
-        ops, "_compute", lambda *arguments: seen.append(arguments[-2]) or forward(*arguments)
+        ops, "compute", lambda *arguments: seen.append(arguments[-2]) or forward(*arguments)
     )
     # A prepared call would not pass through it.
     monkeypatch.setattr(call_cache, "call_key", lambda *_, **__: None)

@@ -41,8 +41,11 @@ class Shipped:
 FORWARD, PLANNED, BACKWARD, SUMS, IN_ORDER, QUERIES, FLAGS, PAIRS = (
     "forward", "planned", "backward", "sums", "in-order", "queries", "flags", "pairs-backward"
 )  # fmt: skip
+# The mass takes one addition more for each score.
+MASS, MASS_BACKWARD = "mass", "mass-backward"
 PRODUCTS = {
-    FORWARD: 2, PLANNED: 2, FLAGS: 2, BACKWARD: 5, SUMS: 5, PAIRS: 5, IN_ORDER: 4, QUERIES: 3
+    FORWARD: 2, PLANNED: 2, FLAGS: 2, BACKWARD: 5, SUMS: 5, PAIRS: 5, IN_ORDER: 4, QUERIES: 3,
+    MASS: 2, MASS_BACKWARD: 5,
 }  # fmt: skip
 
 
@@ -71,6 +74,8 @@ BUDGETS: dict[Shipped, dict[str, Budget]] = {
         SUMS: Budget(255, 22.3, 3.0, outside=61),
         IN_ORDER: Budget(255, 11.1),
         QUERIES: Budget(128, 10.3),
+        MASS: Budget(192, 7.7),
+        MASS_BACKWARD: Budget(255, 15.6, outside=18),
     },
     # Rows of 9 times 16 bytes, in tiles of 128.
     Shipped(H200, BF16, 72): {
@@ -86,6 +91,8 @@ BUDGETS: dict[Shipped, dict[str, Budget]] = {
         QUERIES: Budget(227, 11.5),
         FLAGS: Budget(254, 12.4),
         PAIRS: Budget(255, 20.9, spills=14, outside=139),
+        MASS: Budget(252, 7.7),
+        MASS_BACKWARD: Budget(255, 22.2, spills=25, outside=112),
     },
     Shipped(H200, BF16, 256): {
         FORWARD: Budget(235, 9.5),
@@ -182,10 +189,12 @@ def launched(shipped: Shipped, kind: str) -> dict[str, Launch]:
         (KEYS, KEYS, False, -1, right, True), (shipped.dim**-0.5, 0.0, -7.6, 2.0**-9),
     )  # fmt: skip
 
+    mass = torch.zeros(1, 2, KEYS, 1) if kind in (MASS, MASS_BACKWARD) else None
+
     def function() -> Any:
-        if kind in (FORWARD, PLANNED, FLAGS):
-            return ops._forward(*arguments)
-        return ops._backward(query, False, False, planned, *arguments)
+        if kind in (FORWARD, PLANNED, FLAGS, MASS):
+            return ops._forward(*arguments, mass=mass)
+        return ops._backward(query, False, False, planned, *arguments, grad_mass=mass)
 
     with in_order(kind in (IN_ORDER, QUERIES)):
         return launches(shipped.device, function)
@@ -202,7 +211,8 @@ def in_order(enabled: bool):
 
 @cache
 def compiled(shipped: Shipped, kind: str) -> tuple[Launch, Compiled]:
-    names = dict.fromkeys((FORWARD, PLANNED, FLAGS), "forward") | {QUERIES: "backward_queries"}
+    forward: tuple[str, ...] = (FORWARD, PLANNED, FLAGS, MASS)
+    names = dict.fromkeys(forward, "forward") | {QUERIES: "backward_queries"}
     launch = launched(shipped, kind)[names.get(kind, "backward")]
     return launch, launch.compiled(shipped.device)
 
@@ -239,7 +249,8 @@ def test_loads_are_wide_and_products_are_the_tensor_cores(shipped: Shipped, kind
     name, (_, kernel) = product(shipped, kind), compiled(shipped, kind)
     loops = kernel.inner(name)
     assert loops and all(loop.count(name) >= PRODUCTS[kind] for loop in loops)
-    assert all(loop.count("LDG") == 0 for loop in loops if loop.count("LDGSTS"))
+    if kind != MASS_BACKWARD:  # which loads one number for each query
+        assert all(loop.count("LDG") == 0 for loop in loops if loop.count("LDGSTS"))
 
 
 def innermost(loops: tuple[Code, ...]) -> Code:
@@ -274,9 +285,11 @@ def test_every_configuration_has_its_budgets():
 def test_a_bias_and_a_mask_of_pairs_fit_into_shared_memory(device, dim, kernel, types):
     """The pipeliner keeps them in shared memory: these are the kernels that come nearest to it."""
     query = torch.zeros(1, 1, KEYS, dim, dtype=BF16)
-    terms = [None if dtype is None else torch.zeros(KEYS, KEYS, dtype=dtype) for dtype in types]
+    bias, mask = (
+        None if dtype is None else torch.zeros(KEYS, KEYS, dtype=dtype) for dtype in types
+    )
     arguments = (
-        query, query, query, *terms, None, None, (KEYS, KEYS, False, -1, -1, True),
+        query, query, query, bias, mask, None, None, (KEYS, KEYS, False, -1, -1, True),
         (1.0, 0.0, -7.6, 0.0),
     )  # fmt: skip
 

@@ -402,7 +402,9 @@ def compiled(
         "RELATIVE": True, "BLOCK_M": block_rows(rows, dim, torch_dtype),
         "BLOCK_N": block_keys(dim, dim, itemsize), "BLOCK_D": dim, "BLOCK_E": dim, "SHIFT": 0,
     }  # fmt: skip
-    constants |= {name: None for name in ("table", "bias", "slopes") if name not in signature}
+    constants |= {
+        name: None for name in ("mass", "table", "bias", "slopes") if name not in signature
+    }
     by_place = {(places[name],): value for name, value in constants.items()}
     by_place |= {(places[name], count): 1 for name, count in strides.items()}
     by_place |= {(places["sizes"], i): 1 for i, kind in enumerate(sizes) if kind == "constexpr"}

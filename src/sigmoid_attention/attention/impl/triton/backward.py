@@ -4,6 +4,8 @@ With W the weights, c = cap' at the scores and s the scale, for an upstream grad
 
     dV = W^T dO,   dU = W (1 - W) dO V^T,   dS = dU c,   dK = s dS^T Q,   dQ = s dS K
 
+For an upstream gradient dm of the rows' mass, dU = W (1 - W) (dO V^T + dm).
+
 No row statistic is needed, and the forward pass saves nothing but the inputs. Tiles are computed as
 keys by queries, so that the products for dV and dK take W^T and dS^T from registers. A block keeps
 its dK and dV in registers. It adds its share of dQ to an fp32 total in memory, in no fixed order
@@ -31,7 +33,7 @@ ADDED = tl.constexpr(2)
 
 @triton.jit(do_not_specialize=tile.NUMBERS)
 def backward(
-    query, key, value, grad_out, grad_query, grad_key, grad_value, bias, mask, slopes,
+    query, key, value, grad_out, grad_mass, grad_query, grad_key, grad_value, bias, mask, slopes,
     grad_rows, grad_columns, grad_pairs, grad_slopes, magnitudes, offsets_and_lengths, spans,
     sequences, heads, group, longest_q, longest_k, units, scale, constant, softcap, left, right,
     D: tl.constexpr, E: tl.constexpr, WIDE_D: tl.constexpr, WIDE_E: tl.constexpr,
@@ -48,6 +50,7 @@ def backward(
     MULTIPLE_OF_16: so is the number of keys. Then a load of a bias or a mask takes 16 keys;
     otherwise each key needs its own check.
 
+    grad_mass: (B, H, Q, 1) in fp32 with contiguous rows, or None.
     grad_rows (B, H, Q), grad_columns (B, H, K), grad_slopes (B, H, blocks) and grad_pairs, which
     broadcasts to (B, H, Q, K), are in fp32. The constants ON_... select which are computed.
     magnitudes: see :func:`grad_shift`; spans: the ranges of queries, (4, B, H, units).
@@ -107,6 +110,8 @@ def backward(
                 extra, mask, s, h, q, k, 0, first_k, length_q, length_k, MASK, HEADS, COLUMNS,
                 UNIT,
             )  # fmt: skip
+            if grad_mass is not None:
+                extra = tile.hide_missing_keys(extra, k, first_k, length_k)
             query_rows = tile.rows_of(query, s, h, start_q)
             grad_out_rows = tile.rows_of(grad_out, s, h, start_q)
             span = spans
@@ -142,6 +147,12 @@ def backward(
                         rounded = weights_KQ.to(grad_QE.dtype)
                         on_value_KE = tile.dot(rounded, grad_QE, on_value_KE, PRECISION)
                         grad_KQ = tile.dot(value_KE, tl.trans(grad_QE), None, PRECISION)
+                        if grad_mass is not None:
+                            grad_mass_Q = tl.load(
+                                tile.rows_of(grad_mass, s, h, start_q) + first_q + row,
+                                mask=row < length_q - first_q, other=0.0,
+                            )  # fmt: skip
+                            grad_KQ += grad_mass_Q[None, :]
                         grad_KQ *= tile.sigmoid_derivative(weights_KQ, x_KQ, up, SHIFT, PRECISE)
                         if ON_COLUMNS:
                             column_sum += tl.sum(grad_KQ, 1)

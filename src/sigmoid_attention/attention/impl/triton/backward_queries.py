@@ -17,7 +17,7 @@ from sigmoid_attention.attention.impl.triton.tile import ACCURATE, COLUMNS, HEAD
 
 @triton.jit(do_not_specialize=tile.NUMBERS)
 def backward_queries(
-    query, key, value, grad_out, grad_query, bias, mask, slopes, grad_rows, magnitudes,
+    query, key, value, grad_out, grad_mass, grad_query, bias, mask, slopes, grad_rows, magnitudes,
     offsets_and_lengths, spans,
     sequences, heads, group, longest_q, longest_k, units, scale, constant, softcap, left, right,
     D: tl.constexpr, E: tl.constexpr, WIDE_D: tl.constexpr, WIDE_E: tl.constexpr,
@@ -61,6 +61,11 @@ def backward_queries(
             tile.rows_of(grad_out, s, h, start_q), grad_out[3], first_q, length_q, row, E, WIDE_E,
             True,
         )  # fmt: skip
+        if grad_mass is not None:
+            grad_mass_Q = tl.load(
+                tile.rows_of(grad_mass, s, h, start_q) + first_q + row,
+                mask=row < length_q - first_q, other=0.0,
+            )  # fmt: skip
         key_rows = tile.rows_of(key, s, h // group, start_k)
         value_rows = tile.rows_of(value, s, h // group, start_k)
         slope = tile.slope_of(slopes, s, h, SLOPES) * UNIT
@@ -95,13 +100,18 @@ def backward_queries(
                         value_rows, value[3], first_k, length_k, column, E, WIDE_E, part != 1
                     )
                     scores_QK = tile.dot(query_QD, tl.trans(key_KD), None, PRECISION)
+                    added = extra
+                    if grad_mass is not None and part != 1:
+                        added = tile.hide_missing_keys(extra, k, first_k, length_k)
                     weights_QK, x_QK, cap_derivative_QK, _ = tile.attention_weights(
-                        scores_QK, extra, slope, bias, mask, s, h, q, k, first_q, first_k,
+                        scores_QK, added, slope, bias, mask, s, h, q, k, first_q, first_k,
                         length_q, length_k, numbers, j, full_first, full_end,
                         BIAS, MASK, COLUMNS, SLOPES, SOFTCAP, LEFT, RIGHT, part == 1, SPANS, UNIT,
                         PRECISION, SHIFT, ACTIVATION,
                     )  # fmt: skip
                     grad_QK = tile.dot(grad_QE, tl.trans(value_KE), None, PRECISION)
+                    if grad_mass is not None:
+                        grad_QK += grad_mass_Q[:, None]
                     grad_QK *= tile.sigmoid_derivative(weights_QK, x_QK, up, SHIFT, PRECISE)
                     if ON_ROWS:
                         row_sum += tl.sum(grad_QK, 1)

@@ -264,7 +264,8 @@ class Call:
             for tensor in (self.key, self.value)
         )  # fmt: skip
 
-    def forward(self, out: Tensor) -> None:
+    def forward(self, out: Tensor, mass: Tensor | None = None) -> None:
+        """Fill the output and, where it is given, the mass (B, H, Q, 1), which is contiguous."""
         config = self.configs.forward
         with self.on_device:
             spans = self.spans(of_keys=False)
@@ -274,6 +275,7 @@ class Call:
             launch(
                 forward, self.sequences * self.heads * cdiv(self.layout.max_q, config.block_q),
                 queries, *(described or (keys, values)), rows_of_out,
+                None if mass is None else self.rows(mass),
                 *self.terms, self.offsets_and_lengths, spans,
                 *self.numbers(self.units(self.layout.max_q)),
                 **self.constants(config, spans is not None), DESCRIBED=described is not None,
@@ -283,6 +285,7 @@ class Call:
     def backward(
         self,
         grad_out: Tensor,
+        grad_mass: Tensor | None,
         gradients: tuple[Tensor, Tensor, Tensor],
         terms: TermGradients,
         *,
@@ -294,13 +297,17 @@ class Call:
         gradient of the query lacks the factor ``scale``, and must be in fp32 and zero at first.
         """
         with self.on_device:
-            magnitudes = self._magnitudes(grad_out)
-            self._keys(grad_out, gradients, terms, magnitudes, in_order)
+            magnitudes = self._magnitudes(grad_out, grad_mass)
+            on_mass = None if grad_mass is None else self.rows(grad_mass.contiguous())
+            self._keys(grad_out, on_mass, gradients, terms, magnitudes, in_order)
             if in_order:
-                self._queries(grad_out, gradients[0], terms, magnitudes)
+                self._queries(grad_out, on_mass, gradients[0], terms, magnitudes)
 
-    def _magnitudes(self, grad_out: Tensor) -> Tensor | None:
-        """The largest norms of the rows of dO and of V, by which fp16 gradients are scaled."""
+    def _magnitudes(self, grad_out: Tensor, grad_mass: Tensor | None) -> Tensor | None:
+        """Two numbers whose product bounds |dO V^T + dm|, by which fp16 gradients are scaled.
+
+        Without dm they are the largest norms of the rows of dO and of V.
+        """
         if self.query.dtype != torch.float16:
             return None
         magnitudes = torch.zeros(2, dtype=torch.float32, device=grad_out.device)
@@ -311,11 +318,15 @@ class Call:
         for magnitude, unit_norms in zip(magnitudes, norms, strict=True):
             if unit_norms.numel():
                 torch.amax(unit_norms, (0, 1, 2), out=magnitude)
+        if grad_mass is not None and grad_mass.numel():
+            bound = magnitudes.prod() + grad_mass.abs().amax()
+            magnitudes = torch.stack((bound, torch.ones_like(bound)))
         return magnitudes
 
     def _keys(
         self,
         grad_out: Tensor,
+        grad_mass: Strided,
         gradients: tuple[Tensor, Tensor, Tensor],
         terms: TermGradients,
         magnitudes: Tensor | None,
@@ -333,7 +344,7 @@ class Call:
         inputs = (self.query, self.key, self.value, grad_out)
         rows = [self.rows(tensor) for tensor in (*inputs, *gradients)]
         launch(
-            backward, programs, *rows,
+            backward, programs, *rows[:4], grad_mass, *rows[4:],
             *self.terms, _heads(terms.rows), _heads(terms.columns), strided(terms.pairs),
             _heads(terms.slope_parts), magnitudes, self.offsets_and_lengths, spans,
             *self.numbers(self.units(self.layout.max_k)),
@@ -348,7 +359,12 @@ class Call:
         )  # fmt: skip
 
     def _queries(
-        self, grad_out: Tensor, on_query: Tensor, terms: TermGradients, magnitudes: Tensor | None
+        self,
+        grad_out: Tensor,
+        grad_mass: Strided,
+        on_query: Tensor,
+        terms: TermGradients,
+        magnitudes: Tensor | None,
     ) -> None:
         config = self.configs.backward_queries
         spans = self.spans(of_keys=False)
@@ -356,7 +372,8 @@ class Call:
         rows = [self.rows(tensor) for tensor in tensors]
         launch(
             backward_queries,
-            self.sequences * self.heads * cdiv(self.layout.max_q, config.block_q), *rows,
+            self.sequences * self.heads * cdiv(self.layout.max_q, config.block_q),
+            *rows[:4], grad_mass, rows[4],
             *self.terms, _heads(terms.rows), magnitudes, self.offsets_and_lengths, spans,
             *self.numbers(self.units(self.layout.max_q)),
             **self.constants(config, spans is not None),

@@ -2,9 +2,9 @@ r"""Decoding: a few queries against many keys, which are read from memory once.
 
 All queries that share a key head are rows of one tile, so that a key is read once for all of them.
 The visible keys of a sequence are divided into `splits` equal parts. Nothing is normalised, so a
-row is the plain sum of its parts. A second kernel adds them in their order, which gives the same
-bits in every run. The number of parts depends on shapes alone, not on the lengths, which stay on
-the GPU. So a captured CUDA graph is valid for all lengths.
+row is the plain sum of its parts, and so is its mass, the sum of its weights. A second kernel adds
+them in their order, which gives the same bits in every run. The number of parts depends on shapes
+alone, not on the lengths, which stay on the GPU. So a captured CUDA graph is valid for all lengths.
 
 **Reach.** A softcap c bounds every logit: u <= c + b - a t for a key at a distance of t under slope
 a > 0. All keys farther away than t then weigh together at most
@@ -52,7 +52,7 @@ def reach(slope_M, bias_M, softcap, tolerance, farthest, RELATIVE: tl.constexpr)
 
 @triton.jit
 def attend_part(
-    query, key, value, out, used, table, bias, slopes, sizes, numbers,
+    query, key, value, out, mass, used, table, bias, slopes, sizes, numbers,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, PAGE: tl.constexpr,
     BIAS_BY_KEY: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
@@ -63,10 +63,11 @@ def attend_part(
     """One part of the keys of one key head, for up to BLOCK_M of the rows that share it.
 
     Tensors come with their strides: query (B, H, Q, D), key and value (B or page, G, N, D or E),
-    out (B, H, Q, S, E), used (B,), table (B, page of a sequence), bias (B, H, Q, N), slopes (B, H).
+    out (B, H, Q, S, E), mass (B, H, Q, S) in fp32, used (B,), table (B, page of a sequence),
+    bias (B, H, Q, N), slopes (B, H).
     sizes: key heads, capacity, parts. numbers: scale, softcap, constant, tolerance.
     ``LEFT`` and ``RIGHT`` are the window, -1 for no limit; ``PAGE`` is the size of a page.
-    table, bias and slopes may be None.
+    mass, table, bias and slopes may be None.
     Weights are summed up times 2^SHIFT.
     """
     query_ptr, query_b, query_h, query_q, query_d = query
@@ -135,6 +136,7 @@ def attend_part(
         key_head_ptr += sequence * key_b
         value_head_ptr += sequence * value_b
     out_ME = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
+    mass_M = tl.zeros((BLOCK_M,), tl.float32)
     for start in tl.range(begin, end, BLOCK_N):
         key_N = start + tl.arange(0, BLOCK_N)
         read_N = (key_N >= first) & (key_N < end)
@@ -177,6 +179,8 @@ def attend_part(
         if RIGHT >= 0:
             visible_MN &= offset_MN >= -RIGHT
         weight_MN = tl.where(visible_MN, weight_MN, 0.0)
+        if mass is not None:
+            mass_M += tl.sum(weight_MN, 1)
         out_ME = tile.dot(weight_MN.to(value_NE.dtype), value_NE, out_ME, "ieee")
     out_ME *= 1.0 / (1 << SHIFT)
     out_row_M = out_ptr + sequence * out_b + head_M * out_h + query_M * out_q + split * out_s
@@ -185,17 +189,24 @@ def attend_part(
         out_ME.to(out_ptr.dtype.element_ty),
         mask=row_exists_M[:, None] & (offset_E[None, :] < E),
     )
+    if mass is not None:
+        mass_ptr, mass_b, mass_h, mass_q, mass_s = mass
+        mass_row_M = mass_ptr + sequence * mass_b + head_M * mass_h + query_M * mass_q
+        mass_M *= 1.0 / (1 << SHIFT)
+        tl.store(mass_row_M + split * mass_s, mass_M, mask=row_exists_M)
 
 
 @triton.jit
 def add_parts(
-    parts_ptr, out_ptr, splits, E: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr
-):
-    """Add the parts of a row of the output, (rows, S, E) to (rows, E)."""
+    parts_ptr, out_ptr, mass_parts_ptr, mass_ptr, splits,
+    E: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Add the parts of a row of the output, (rows, S, E) to (rows, E), and those of its mass."""
     row = tl.program_id(0).to(tl.int64)
     offset_E = tl.arange(0, BLOCK_E)
     row_ptr = parts_ptr + row * splits * E
     out_SE = tl.zeros((BLOCK_S, BLOCK_E), tl.float32)
+    mass_S = tl.zeros((BLOCK_S,), tl.float32)
     for start in tl.range(0, splits, BLOCK_S):
         split_S = start + tl.arange(0, BLOCK_S)
         out_SE += tl.load(
@@ -203,5 +214,10 @@ def add_parts(
             mask=(split_S[:, None] < splits) & (offset_E[None, :] < E),
             other=0.0,
         )
+        if mass_ptr is not None:
+            mass_row_S = mass_parts_ptr + row * splits + split_S
+            mass_S += tl.load(mass_row_S, mask=split_S < splits, other=0.0)
     out_E = tl.sum(out_SE, 0).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + row * E + offset_E, out_E, mask=offset_E < E)
+    if mass_ptr is not None:
+        tl.store(mass_ptr + row, tl.sum(mass_S, 0))

@@ -15,9 +15,10 @@ Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head di
 S parts, M pages of a sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,18 @@ def attend(problem: Problem) -> Tensor:
         NotImplementedError: no cache, too many queries, fp64, a head dim above 256,
             gradients, or a device that runs no Triton.
     """
+    return _attend(problem, _compute, decode)
+
+
+def attend_with_mass(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The same and the mass of each row, the sum of its weights: (B, H, Q) in fp32.
+
+    Raises what ``attend`` raises.
+    """
+    return _attend(problem, _compute_with_mass, decode_with_mass)
+
+
+def _attend(problem: Problem, compute: Callable, operator: Callable) -> Any:
     refuse(problem)
     own = problem.sequences
     assert own is not None
@@ -74,8 +87,8 @@ def attend(problem: Problem) -> Tensor:
     given = (problem.scale, problem.softcap or 0.0, constant, problem.tolerance)
     numbers = given if torch.compiler.is_compiling() else tuple(map(float, given))
     # Through torch's dispatcher the call would take longer than its kernel.
-    compute = _compute if torch_state.bypasses_dispatcher(tensors) else decode
-    return compute(*tensors, sizes, numbers)
+    bypass = torch_state.bypasses_dispatcher(tensors)
+    return (compute if bypass else operator)(*tensors, sizes, numbers)
 
 
 def refuse(problem: Problem) -> None:
@@ -143,6 +156,7 @@ def _compute(
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
+    mass: Tensor | None = None,
 ) -> Tensor:
     capacity, left, right, relative = sizes
     scale, softcap, constant, tolerance = numbers
@@ -150,7 +164,7 @@ def _compute(
     key_heads, page = key.shape[1], 0 if block_table is None else key.shape[2]
     value_dim = value.shape[3]
     out = query.new_empty(batch, heads, queries, value_dim)
-    if out.numel() == 0:
+    if (out if mass is None else mass).numel() == 0:
         return out
     rows = heads // key_heads * queries
     block_m = block_rows(rows, value_dim, query.dtype)
@@ -158,16 +172,20 @@ def _compute(
     units = batch * key_heads * -(-rows // block_m)
     visible = capacity if left < 0 else min(capacity, left + queries)
     splits = key_parts(units, visible, block_n, multiprocessors(query.device))
-    parts = out.unsqueeze(3)
+    parts, mass_parts = out.unsqueeze(3), None if mass is None else mass.unsqueeze(3)
     if splits > 1:
         parts = workspace(query, (batch, heads, queries, splits, value_dim), torch.float32)
+        if mass is not None:
+            mass_parts = mass.new_empty(batch, heads, queries, splits)
     by_key = bias is not None and bias.dim() > 0 and bias.shape[-1] > 1
     device = torch.cuda.device(query.device) if query.is_cuda else nullcontext()
     with device:
         launch(
             kernels.attend_part, units * splits,
             (query, *query.stride()), (key, *key.stride()), (value, *value.stride()),
-            (parts, *parts.stride()), (used, used.stride(0)),
+            (parts, *parts.stride()),
+            None if mass_parts is None else (mass_parts, *mass_parts.stride()),
+            (used, used.stride(0)),
             None if block_table is None else (block_table, *block_table.stride()),
             strided(bias), _strided_slopes(alibi_slopes),
             (key_heads, capacity, splits), (scale, softcap, constant, tolerance),
@@ -181,10 +199,15 @@ def _compute(
         )  # fmt: skip
         if splits > 1:
             launch(
-                kernels.add_parts, batch * heads * queries, parts, out, splits,
+                kernels.add_parts, batch * heads * queries, parts, out, mass_parts, mass, splits,
                 E=value_dim, BLOCK_S=16, BLOCK_E=padded(value_dim), num_warps=4,
             )  # fmt: skip
     return out
+
+
+def _compute_with_mass(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    mass = query.new_empty(query.shape[:3], dtype=torch.float32)
+    return _compute(query, *arguments, mass=mass), mass
 
 
 @torch.library.custom_op("sigmoid_attention::triton_decode", mutates_args=())
@@ -206,3 +229,27 @@ def decode(
 @decode.register_fake
 def _(query, key, value, *arguments):
     return query.new_empty(*query.shape[:3], value.shape[3])
+
+
+@torch.library.custom_op("sigmoid_attention::triton_decode_with_mass", mutates_args=())
+def decode_with_mass(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    alibi_slopes: Tensor | None,
+    used: Tensor,
+    block_table: Tensor | None,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """The output of ``decode``, and the mass (B, H, Q)."""
+    return _compute_with_mass(
+        query, key, value, bias, alibi_slopes, used, block_table, sizes, numbers
+    )
+
+
+@decode_with_mass.register_fake
+def _(query, key, value, *arguments):
+    out = query.new_empty(*query.shape[:3], value.shape[3])
+    return out, query.new_empty(query.shape[:3], dtype=torch.float32)

@@ -6,7 +6,8 @@ so that both passes visit the same tiles.
 Shape letters: B sequences, H query heads, Q queries, E value dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from sigmoid_attention.attention.impl import double_backward
 from sigmoid_attention.attention.impl.layout import (
     Layout,
     LogitSettings,
+    empty_gradient,
     empty_gradients,
     empty_output,
     only_wanted,
@@ -33,16 +35,21 @@ _CALL = (
     "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? attn_mask, "
     "Tensor? alibi_slopes, Tensor? offsets_and_lengths, SymInt[] sizes, float[] numbers"
 )
-_SIX, _SEVEN = (f"({', '.join(['Tensor'] * count)})" for count in (6, 7))
+_SIX, _EIGHT = (f"({', '.join(['Tensor'] * count)})" for count in (6, 8))
 torch.library.define("sigmoid_attention::triton_forward", f"({_CALL}) -> Tensor")
 torch.library.define(
+    "sigmoid_attention::triton_forward_with_mass", f"({_CALL}) -> (Tensor, Tensor)"
+)
+torch.library.define(
     "sigmoid_attention::triton_backward",
-    f"(Tensor grad_out, bool bias_wanted, bool mask_wanted, bool slopes_wanted, {_CALL}) -> {_SIX}",
+    f"(Tensor grad_out, bool bias_wanted, bool mask_wanted, bool slopes_wanted, {_CALL}, "
+    f"Tensor? grad_mass=None) -> {_SIX}",
 )
 torch.library.define(
     "sigmoid_attention::triton_double_backward",
     "(Tensor on_query, Tensor on_key, Tensor on_value, Tensor on_bias, Tensor on_mask, "
-    f"Tensor on_slopes, Tensor grad_out, {_CALL}, bool[] wanted) -> {_SEVEN}",
+    f"Tensor on_slopes, Tensor grad_out, {_CALL}, bool[] wanted, Tensor? grad_mass=None) "
+    f"-> {_EIGHT}",
 )
 
 # The tiles of second derivatives.
@@ -56,6 +63,19 @@ def attend(problem: Problem) -> Tensor:
         NotImplementedError: dropout, a dtype, head dim or device that the kernels are
             not made for, or forward-mode derivatives.
     """
+    return _attend(problem, _forward, "triton_forward")
+
+
+def attend_with_mass(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The same and the mass of each row, the sum of its weights: (B, H, Q) or (1, H, T) in fp32.
+
+    Raises what ``attend`` raises.
+    """
+    out, mass_BHQ1 = _attend(problem, _forward_with_mass, "triton_forward_with_mass")
+    return out, mass_BHQ1[..., 0]
+
+
+def _attend(problem: Problem, compute: Callable, operator: str) -> Any:
     refuse(problem)
     own = problem.sequences
     if own is not None and own.raw_lengths_and_table()[1] is not None:
@@ -63,11 +83,8 @@ def attend(problem: Problem) -> Tensor:
         problem = problem.padded()
     tensors, given = arguments(problem)
     # On its way through torch's dispatcher a short call would take longer than its kernel.
-    return (
-        _forward(*given)
-        if torch_state.bypasses_dispatcher(tensors)
-        else OPERATORS.triton_forward(*given)
-    )
+    bypass = torch_state.bypasses_dispatcher(tensors)
+    return (compute if bypass else getattr(OPERATORS, operator))(*given)
 
 
 def arguments(problem: Problem) -> tuple[tuple[Tensor | None, ...], tuple]:
@@ -138,15 +155,21 @@ def _forward(
     offsets_and_lengths: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
+    mass: Tensor | None = None,
 ) -> Tensor:
-    """Output (B, H, Q, E)."""
+    """Output (B, H, Q, E); ``mass`` (B, H, Q, 1), if there is one, is filled."""
     layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
     out = empty_output(query, value.shape[3])
     if layout.packed:
         out.zero_()  # rows past the last sequence belong to none
-    if out.numel():
-        Call(query, key, value, bias, attn_mask, alibi_slopes, layout, settings).forward(out)
+    if (out if mass is None else mass).numel():
+        Call(query, key, value, bias, attn_mask, alibi_slopes, layout, settings).forward(out, mass)
     return out
+
+
+def _forward_with_mass(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    mass = query.new_zeros(*query.shape[:3], 1, dtype=torch.float32)
+    return _forward(query, *arguments, mass=mass), mass
 
 
 def _backward(
@@ -163,8 +186,12 @@ def _backward(
     offsets_and_lengths: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
+    grad_mass: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
+    """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted.
+
+    ``grad_mass`` (B, H, Q, 1) is given after a forward pass with the mass.
+    """
     layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
     in_order = torch.are_deterministic_algorithms_enabled()
     call = Call(query, key, value, bias, attn_mask, alibi_slopes, layout, settings)
@@ -189,7 +216,7 @@ def _backward(
     if not in_order:
         unscaled = empty_output(query, query.shape[3], torch.float32).zero_()
     gradients = unscaled, on_key, on_value
-    call.backward(readable(grad_out), gradients, terms, in_order=in_order)
+    call.backward(readable(grad_out), grad_mass, gradients, terms, in_order=in_order)
     if not in_order:
         torch.mul(unscaled, settings.scale, out=on_query)
     return on_query, on_key, on_value, *terms.reduced()
@@ -213,10 +240,12 @@ def _double_backward(
     sizes: Sequence[int],
     numbers: Sequence[float],
     wanted: Sequence[bool],
+    grad_mass: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of ``_backward``'s results, weighted by ``on_...``, for its inputs.
 
-    Of bias, mask and slopes those that are absent or not ``wanted`` are empty.
+    The last two are for ``grad_out`` and ``grad_mass``. Of bias, mask, slopes and ``grad_mass``
+    those that are absent or not ``wanted`` are empty.
 
     It is computed in tiles by PyTorch, over all visible tiles. Those that the plan skipped in the
     first two passes are within the tolerance.
@@ -224,9 +253,10 @@ def _double_backward(
     layout, settings = unpacked(offsets_and_lengths, sizes, numbers)
     blocks = (layout.sequences(query), query.shape[1], cdiv(layout.max_q, _BLOCK_Q))
     visits = query.new_full(blocks, layout.max_k, dtype=torch.int64)
-    return double_backward.gradients(
+    return double_backward.gradients_with_mass(
         (on_query, on_key, on_value, on_bias, on_mask, on_slopes),
         grad_out,
+        grad_mass,
         visits,
         (query, key, value, bias, attn_mask, alibi_slopes),
         layout,
@@ -241,12 +271,20 @@ def fake_forward(query, key, value, *arguments):
     return empty_output(query, value.shape[3])
 
 
+def _fake_forward_with_mass(query, key, value, *arguments):
+    mass = query.new_empty(*query.shape[:3], 1, dtype=torch.float32)
+    return fake_forward(query, key, value), mass
+
+
 def fake_backward(grad_out, bias_wanted, mask_wanted, slopes_wanted, *arguments):
     return empty_gradients((bias_wanted, mask_wanted, slopes_wanted), arguments[:6])
 
 
 def _fake_double_backward(*arguments):
-    return double_backward.fake_gradients(arguments[6], arguments[7:13], arguments[-1])
+    # A default is not among the arguments.
+    grad_out, (wanted, *grad_mass) = arguments[6], arguments[16:]
+    gradients = double_backward.fake_gradients(grad_out, arguments[7:13], wanted)
+    return *gradients, empty_gradient(True, grad_mass[0] if grad_mass else None, grad_out)
 
 
 def save_forward(ctx, inputs, output):
@@ -254,38 +292,46 @@ def save_forward(ctx, inputs, output):
     ctx.settings = inputs[7:]
 
 
-def forward_gradients(ctx, grad_out, backward: str = "triton_backward"):
+def forward_gradients(ctx, grad_out, backward: str = "triton_backward", *grad_mass: Tensor):
     tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:6]
-    gradients = getattr(OPERATORS, backward)(grad_out, *wanted[3:], *tensors, *ctx.settings)
+    arguments = grad_out, *wanted[3:], *tensors, *ctx.settings, *grad_mass
+    gradients = getattr(OPERATORS, backward)(*arguments)
     return *only_wanted(gradients, wanted), None, None, None
 
 
+def _gradients_with_mass(ctx, grad_out, grad_mass):
+    return forward_gradients(ctx, grad_out, "triton_backward", grad_mass)
+
+
 def save_backward(ctx, inputs, output):
-    ctx.save_for_backward(inputs[0], *inputs[4:11])
-    ctx.settings = inputs[11:]
+    grad_mass, *_ = *inputs[13:], None  # the gluon operator has none
+    ctx.save_for_backward(inputs[0], grad_mass, *inputs[4:11])
+    ctx.settings = inputs[11:13]
 
 
 def backward_gradients(ctx, *directions):
-    grad_out, *tensors = ctx.saved_tensors
+    grad_out, grad_mass, *tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad[4:10]
-    *gradients, on_grad_out = OPERATORS.triton_double_backward(
-        *directions, grad_out, *tensors, *ctx.settings, wanted[3:]
+    *gradients, on_grad_out, on_grad_mass = OPERATORS.triton_double_backward(
+        *directions, grad_out, *tensors, *ctx.settings, wanted[3:], grad_mass
     )
-    return on_grad_out, None, None, None, *only_wanted(gradients, wanted), None, None, None
+    others = (*only_wanted(gradients, wanted), None, None, None)
+    return on_grad_out, None, None, None, *others, None if grad_mass is None else on_grad_mass
 
 
 for _name, _compute, _fake in (
     ("triton_forward", _forward, fake_forward),
+    ("triton_forward_with_mass", _forward_with_mass, _fake_forward_with_mass),
     ("triton_backward", _backward, fake_backward),
     ("triton_double_backward", _double_backward, _fake_double_backward),
 ):
     # Also on the CPU, where only Triton's interpreter runs the kernels.
     torch.library.impl(f"sigmoid_attention::{_name}", ("cuda", "cpu"), _compute)
     torch.library.register_fake(f"sigmoid_attention::{_name}", _fake)
-torch.library.register_autograd(
-    "sigmoid_attention::triton_forward", forward_gradients, setup_context=save_forward
-)
-torch.library.register_autograd(
-    "sigmoid_attention::triton_backward", backward_gradients, setup_context=save_backward
-)
+for _name, _gradients, _save in (
+    ("triton_forward", forward_gradients, save_forward),
+    ("triton_forward_with_mass", _gradients_with_mass, save_forward),
+    ("triton_backward", backward_gradients, save_backward),
+):
+    torch.library.register_autograd(f"sigmoid_attention::{_name}", _gradients, setup_context=_save)

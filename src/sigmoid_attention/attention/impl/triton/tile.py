@@ -256,6 +256,15 @@ def slope_of(slopes, s, h, SLOPES: tl.constexpr):
 
 
 @triton.jit
+def hide_missing_keys(extra, k, first_k, length_k):
+    """``extra``, and -inf for keys past the end, so that their weights are 0.
+
+    Only the mass needs it: to the output they contribute nothing, as their values are 0.
+    """
+    return tl.where(k < length_k - first_k, extra, float("-inf"))
+
+
+@triton.jit
 def logits(
     scores, extra, slope, bias, mask, s, h, q, k, first_q, first_k, length_q, length_k,
     scale, softcap, BIAS: tl.constexpr, MASK: tl.constexpr, ALONG: tl.constexpr,
