@@ -67,6 +67,7 @@ def sigmoid_attention_with_mass(
         (torch.Size([1, 4, 16, 32]), torch.Size([1, 4, 16]))
         >>> normalised = out / mass[..., None]  # weights whose sum is 1, as a softmax has
     """
+    _refuse_unknown(options, Options.__optional_keys__, "sigmoid_attention_with_mass")
     call, bias = None, once_called(bias)
     if type(dropout_p := options.get("dropout_p", 0.0)) is float and not dropout_p:
         rows = (query, key, value)
@@ -116,6 +117,7 @@ def sigmoid_varlen_attention_with_mass(
         >>> mass.shape
         torch.Size([5, 2])
     """
+    _refuse_unknown(options, Options.__optional_keys__, "sigmoid_varlen_attention_with_mass")
     problem = varlen.checked(
         query, key, value, cu_seq_q, cu_seq_k, max_q, max_k,
         bias=bias, enable_gqa=enable_gqa, **options,
@@ -164,6 +166,7 @@ def sigmoid_decode_with_mass(
         >>> mass[1].flatten().tolist()
         [0.0, 0.0, 0.0, 0.0]
     """
+    _refuse_unknown(options, LogitOptions.__optional_keys__, "sigmoid_decode_with_mass")
     bias = once_called(bias)
     rows, switches = (query, key_cache, value_cache), (is_causal, enable_gqa)
     call = _call_key(impl, rows, seqused_k, bias, None, block_table, options, *switches)
@@ -182,6 +185,13 @@ def sigmoid_decode_with_mass(
     )
     results = call_cache.cache_and_run(call, problem, with_mass=True)
     return dispatch.run_with_mass(problem, impl) if results is None else results
+
+
+def _refuse_unknown(options: Any, known: frozenset[str], owner: str) -> None:
+    """Raise ``TypeError`` for a name that is no option, as Python does for a full signature."""
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{name}: {owner} has no such argument")
 
 
 def _call_key(
