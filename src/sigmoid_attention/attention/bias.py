@@ -52,6 +52,10 @@ class RowContext(Protocol):
         """
         ...
 
+    def resolved(self, bias: "Bias") -> float | Tensor:
+        """Another bias for the same rows, as a number or a tensor."""
+        ...
+
     def aligned(self, rows_BHQ: Tensor) -> Tensor:
         """A tensor in the queries' layout, (B, H, Q, ...), in the layout of the bias.
 

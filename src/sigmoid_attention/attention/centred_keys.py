@@ -3,12 +3,16 @@
 Shape letters: B batch, G key heads, H query heads, Q queries, K keys, D head dim.
 """
 
+from types import NoneType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
-from sigmoid_attention.attention import arguments
+from sigmoid_attention.attention import arguments, validation
 from sigmoid_attention.attention.bias import BiasPolicy, RowContext, RowLSE
+
+# A proxy stands for a tensor while torch.fx traces.
+_TENSORS = (Tensor, fx.Proxy)
 
 
 class CentredKeys(BiasPolicy):
@@ -63,36 +67,26 @@ class CentredKeys(BiasPolicy):
                 f"CentredKeys: bias must not remove the common part of a row itself, "
                 f"got {type(bias).__name__}"
             )
-        if not isinstance(bias, Tensor | BiasPolicy):
+        if not isinstance(bias, (*_TENSORS, BiasPolicy)):
             wanted = "a finite number, a tensor or a bias policy"
             bias = arguments.number("CentredKeys: bias", bias, wanted)
-        if not isinstance(strength, Tensor):
+        if not isinstance(strength, _TENSORS):
             wanted = "a finite number or a tensor (heads,)"
             strength = arguments.number("CentredKeys: strength", strength, wanted)
+        if not isinstance(key_means, (*_TENSORS, NoneType)):
+            arguments.tensor("CentredKeys: key_means", key_means)
         self.bias, self.strength, self.key_means = bias, strength, key_means
 
     def resolve(self, rows: RowContext) -> Tensor:
-        common = rows.mean_logits(self._checked_means())
-        bias = self.bias.resolve(rows) if isinstance(self.bias, BiasPolicy) else self.bias
-        if isinstance(bias, Tensor) and bias.dim() == 1:
-            bias = bias.view(1, -1, 1, 1)
-        return bias - self._strength(rows) * common
+        common = rows.mean_logits(self.key_means)
+        return rows.resolved(self.bias) - self._strength(rows) * common
 
     def _strength(self, rows: RowContext) -> float | Tensor:
         if not isinstance(self.strength, Tensor):
             return self.strength
-        arguments.dense("CentredKeys: strength", self.strength)
-        if self.strength.dim() and self.strength.shape != (rows.heads,):
-            raise ValueError(
-                f"CentredKeys: strength must be ({rows.heads},), one number for each query head, "
-                f"got {arguments.shown(self.strength)}"
-            )
+        shape = (rows.heads,) if self.strength.dim() else ()
+        validation.floating("CentredKeys: strength", self.strength, shape, rows.device)
         return self.strength.to(rows.dtype).view(1, -1, 1, 1)
-
-    def _checked_means(self) -> Tensor | None:
-        if self.key_means is not None:
-            arguments.dense("CentredKeys: key_means", self.key_means)
-        return self.key_means
 
     def __repr__(self) -> str:
         return f"CentredKeys({self.bias!r}, strength={self.strength!r})"

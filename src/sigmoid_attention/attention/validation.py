@@ -261,6 +261,16 @@ def tolerance(skip_tolerance: SkipTolerance, dtype: torch.dtype) -> tuple[float,
     return float(number), False
 
 
+def floating(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    """Raise unless the tensor is floating, of this shape and device."""
+    arguments.dense(name, tensor)
+    on_device(name, tensor, device)
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{name} must be floating, got {tensor.dtype}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {_shape(tensor)}")
+
+
 def lengths(name: str, tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
     """Raise unless the tensor is int32 or int64, of this shape and device."""
     arguments.dense(name, tensor)
