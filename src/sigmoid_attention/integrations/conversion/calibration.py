@@ -76,7 +76,7 @@ class Calibration(nn.Module, InputBias):
             if isinstance(final, Learned):
                 final.value.copy_(self.moment_FH[0] / self.gram_FF[0, 0])
                 return
-            assert isinstance(final, StateBias)
+            assert isinstance(final, StateBias) and final.slope is not None
             solved_FH = solve_ridge(self.gram_FF, self.moment_FH, self.ridge)
             final.offset.copy_(solved_FH[0])
             final.slope.copy_(solved_FH[1])

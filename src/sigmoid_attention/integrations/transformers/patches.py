@@ -180,6 +180,7 @@ def _initialize_missing(module: nn.Module) -> None:
     bias = getattr(module, biases.ATTRIBUTE)
     if isinstance(known.bias, biases.PerHead):
         if isinstance(bias, StateBias):
+            assert bias.slope is not None
             init.copy_(bias.offset, known.bias.start(bias.offset.numel()))
             init.zeros_(bias.slope)
             init.zeros_(bias.weight)
