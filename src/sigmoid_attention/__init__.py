@@ -28,8 +28,11 @@ if TYPE_CHECKING:
         attention_statistics,
         explain,
         sigmoid_attention,
+        sigmoid_attention_with_mass,
         sigmoid_decode,
+        sigmoid_decode_with_mass,
         sigmoid_varlen_attention,
+        sigmoid_varlen_attention_with_mass,
     )
 
 __version__ = "0.1.0"
@@ -52,8 +55,11 @@ __all__ = [
     "attention_statistics",
     "explain",
     "sigmoid_attention",
+    "sigmoid_attention_with_mass",
     "sigmoid_decode",
+    "sigmoid_decode_with_mass",
     "sigmoid_varlen_attention",
+    "sigmoid_varlen_attention_with_mass",
 ]
 
 
