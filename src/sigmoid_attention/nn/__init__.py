@@ -30,6 +30,7 @@ from sigmoid_attention.nn.position import (
 from sigmoid_attention.nn.replace import replace_multihead_attention
 from sigmoid_attention.nn.router import Router, Routing, record_routing
 from sigmoid_attention.nn.softmax import softmax_attention, softmax_statistics
+from sigmoid_attention.nn.state_bias import StateBias
 
 __all__ = [
     "CAPE",
@@ -58,6 +59,7 @@ __all__ = [
     "Routing",
     "SigmoidMultiheadAttention",
     "SinCos",
+    "StateBias",
     "SwiGLU",
     "TrainingRecipe",
     "alibi_slopes",

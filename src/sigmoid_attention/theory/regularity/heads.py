@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import masking
+from sigmoid_attention.attention.bias import Bias, BiasPolicy
 from sigmoid_attention.attention.impl import reference
 from sigmoid_attention.nn.attention import Attention
 from sigmoid_attention.theory.regularity.domain import Domain, spectral_norm
@@ -141,6 +142,9 @@ class _Rows:
     def mean_logits(self, means: Tensor | None = None) -> Tensor:
         raise ValueError("bias: CentredKeys depends on the keys, which no bound here follows")
 
+    def resolved(self, bias: Bias) -> float | Tensor:
+        return bias.resolve(self) if isinstance(bias, BiasPolicy) else bias
+
     def aligned(self, rows_BHQ: Tensor) -> Tensor:
         raise ValueError("bias: it depends on the queries, which no bound here follows")
 
@@ -148,11 +152,9 @@ class _Rows:
 def _bias(layer: Attention, offset_NN: Tensor, visible_NN: Tensor) -> Tensor:
     bias = torch.zeros(layer.num_heads, *visible_NN.shape, dtype=torch.float64)
     if layer.bias is not None:
-        policy = layer.bias
-        rows = _Rows(layer.num_heads, visible_NN)
-        found = policy if isinstance(policy, int | float) else policy.resolve(rows)
-        found = torch.as_tensor(found, dtype=torch.float64).detach().cpu()
-        bias = bias + (found[0] if found.dim() == 4 else found)
+        resolved = _Rows(layer.num_heads, visible_NN).resolved(layer.bias)
+        added = torch.as_tensor(resolved, dtype=torch.float64).detach().cpu()
+        bias = bias + (added[0] if added.dim() == 4 else added)
     slopes = layer.position.slopes(layer.num_heads, "cpu")
     if slopes is not None:
         bias = bias + reference.position_bias(offset_NN, slopes, torch.float64)
