@@ -159,14 +159,16 @@ def attach(
     if hasattr(module, biases.ATTRIBUTE):
         return
     module.sigmoid_shape = shape  # pyright: ignore[reportArgumentType]
+    if entry.centred_keys:
+        biases.attach_centring(module, shape.heads)
     biases.attach(module, entry.bias, shape.heads, shape.dim)
     extra_norms.attach(module, parent, entry, shape)
 
 
 def keep_bias_in_fp32(model: PreTrainedModel) -> None:
-    """Keep the bias in fp32: a bias near -log n loses most of its digits in bf16."""
+    """Keep bias and strengths in fp32: a bias near -log n loses most of its digits in bf16."""
     strict = model._keep_in_fp32_modules_strict
-    model._keep_in_fp32_modules_strict = {*(strict or ()), biases.ATTRIBUTE}
+    model._keep_in_fp32_modules_strict = {*(strict or ()), biases.ATTRIBUTE, biases.CENTRING}
 
 
 def _initialize_missing(module: nn.Module) -> None:
@@ -186,6 +188,8 @@ def _initialize_missing(module: nn.Module) -> None:
             init.zeros_(bias.weight)
         else:
             init.copy_(bias, known.bias.start(bias.numel()))
+    if known.centred_keys:
+        init.ones_(getattr(module, biases.CENTRING))
     branch = getattr(module, extra_norms.BRANCH, None)
     if branch is not None and known.layer_scale is not None:
         init.constant_(branch.scale.gamma, known.layer_scale)
