@@ -27,6 +27,7 @@ from sigmoid_attention.attention import (
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
+from tests.support.attention.centred import centred_by_hand, visibility
 from tests.support.attention.complaints import assert_sentence, complaint
 
 WINDOWS = {"causal": (-1, 0), "window": (37, 5), "all": (-1, -1)}
@@ -39,22 +40,6 @@ def qkv(keys: int, *, queries: int | None = None, heads: int = 2, dtype=torch.fl
         torch.randn(2, heads, length, 4, generator=chance, dtype=torch.float64).to(dtype)
         for length in (queries or keys, keys, keys)
     ]
-
-
-def visibility(queries: int, keys: int, window: tuple[int, int]) -> Tensor:
-    behind = torch.arange(queries)[:, None] + keys - queries - torch.arange(keys)
-    left, right = window
-    return ((behind <= left) | (left < 0)) & ((behind >= -right) | (right < 0))
-
-
-def centred_by_hand(query, key, value, visible, *, bias: float, strength: Tensor) -> Tensor:
-    """The formula in float64, with the whole array of pairs; at least one visible key a row."""
-    query, key, value = query.double(), key.double(), value.double()
-    weights = visible.double().expand(*query.shape[:3], key.shape[2])
-    mean = weights @ key / weights.sum(-1, keepdim=True)
-    centred = key[:, :, None] - strength.double()[:, None, None, None] * mean[..., None, :]
-    logits = (query[..., None, :] * centred).sum(-1) / math.sqrt(query.shape[-1]) + bias
-    return (logits.sigmoid() * weights) @ value
 
 
 class MeanLogits(BiasPolicy):

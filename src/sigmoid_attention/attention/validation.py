@@ -7,7 +7,7 @@ Every message is one sentence: the argument, its condition, the given value. A w
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments, autocast, masking
 from sigmoid_attention.attention.arguments import FLOATS, on_device
@@ -227,11 +227,13 @@ def layer_bias(
 def _layer_centring(bias: CentredKeys | LearnedCentring, heads: int, name: str, layer: str) -> None:
     """Raise unless a centring bias fits a layer, and the bias inside it too."""
     kind, strength = type(bias).__name__, bias.strength
-    if isinstance(bias, CentredKeys) and isinstance(strength, Tensor):
-        raise ValueError(
-            f"{name}: CentredKeys holds a strength that would be no parameter of {layer}; "
-            f"LearnedCentring(bias, heads) trains it"
-        )
+    if isinstance(bias, CentredKeys):
+        for part, held in (("strength", strength), ("bias", bias.bias)):
+            if isinstance(held, Tensor | nn.Module):
+                raise ValueError(
+                    f"{name}: CentredKeys holds a {part} that would be no parameter of {layer}; "
+                    f"LearnedCentring(bias, heads) trains it"
+                )
     if isinstance(strength, Tensor) and strength.shape != (heads,):
         raise ValueError(f"{name}: {kind} has {strength.numel()} heads, {layer} has {heads}")
     layer_bias(bias.bias, heads, f"{name}: {kind}: bias", layer)
