@@ -340,7 +340,7 @@ def test_a_given_strength_reaches_a_cache():
         (
             dict(state_bias=True, bias=NegLogVisible()),
             TypeError,
-            "bias with state_bias must be a number, .* got NegLogVisible, which depends on the rows",
+            "bias with state_bias must be a number, .* got NegLogVisible, which depends",
         ),
         (
             dict(centred_keys=True, bias=LearnedCentring(-1.0, 2)),
