@@ -68,8 +68,8 @@ class Attention(nn.Module):
         mass_exponent: γ, a number or "learned"; divides each row by m^γ, see `MassExponent`.
         impl: the implementation of the sigmoid operator.
 
-    A softmax does not change under centred keys, a bias of a row, or a power of its mass of one: it
-    takes these three options without effect, and says so once a process.
+    A softmax takes ``centred_keys``, ``state_bias`` and ``mass_exponent`` without effect, and says
+    so once a process.
 
     Raises ``TypeError`` for a wrong type and ``ValueError`` for values that do not fit together.
     Source: Ramapuram et al. 2024, section 2, and section 5 for the order of norm and position.
@@ -116,9 +116,9 @@ class Attention(nn.Module):
             head_dim = positive_whole("head_dim", head_dim)
         num_kv_heads, head_dim = head_sizes(dim, num_heads, num_kv_heads, head_dim)
         one_of("activation", activation, ACTIVATIONS)
+        one_of("gate", gate, GATES)
         linear_bias = switch("linear_bias", linear_bias)
         value_residual = switch("value_residual", value_residual)
-        one_of("gate", gate, GATES)
         # Checked here too: the operator would refuse them after a cache has been written.
         validation.logit_options(
             head_dim,
@@ -137,11 +137,12 @@ class Attention(nn.Module):
                 f"got {type(position).__name__}, which belongs to the model's embeddings"
             )
         position.check(head_dim)
+        # Refuses a choice of heads for another number of heads.
+        position.slopes(num_heads, "cpu")
 
         self.dim, self.num_heads = dim, num_heads
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
-        self.max_seq_len = max_seq_len
-        self.activation = activation
+        self.max_seq_len, self.activation = max_seq_len, activation
         self.position = position
         self.is_causal, self.window_size = is_causal, window_size
         self.softcap, self.dropout_p = softcap, dropout_p
