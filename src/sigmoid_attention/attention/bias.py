@@ -234,10 +234,10 @@ class NegLogEffectiveLength(BiasPolicy):
                 f"bias: NegLogEffectiveLength has {len(self.alibi_slopes)} slopes "
                 f"for {rows.heads} heads"
             )
-        return _for_heads(self.values, rows.dtype, rows.device)
+        return for_heads(self.values, rows.dtype, rows.device)
 
 
-def _for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """(1, H, 1, 1), cached, because a CUDA graph capture allows no copy from the host."""
     make = _kept_for_heads if torch_state.results_may_be_kept() else _made_for_heads
     return make(values, dtype, device)

@@ -6,6 +6,8 @@ from sigmoid_attention.nn.block import Block, Residual
 from sigmoid_attention.nn.cache import KVCache
 from sigmoid_attention.nn.experts import Experts
 from sigmoid_attention.nn.feed_forward import GELUFeedForward, SwiGLU
+from sigmoid_attention.nn.gate import Gate
+from sigmoid_attention.nn.mass_exponent import MassExponent
 from sigmoid_attention.nn.models import (
     PRESETS,
     TRAINING_RECIPES,
@@ -24,6 +26,7 @@ from sigmoid_attention.nn.position import (
     EmbeddingPosition,
     LearnedPosition,
     RoPE,
+    RoPEWithALiBi,
     SinCos,
     alibi_slopes,
 )
@@ -31,6 +34,7 @@ from sigmoid_attention.nn.replace import replace_multihead_attention
 from sigmoid_attention.nn.router import Router, Routing, record_routing
 from sigmoid_attention.nn.softmax import softmax_attention, softmax_statistics
 from sigmoid_attention.nn.state_bias import StateBias
+from sigmoid_attention.nn.value_residual import ValueResidual
 
 __all__ = [
     "CAPE",
@@ -44,10 +48,12 @@ __all__ = [
     "EmbeddingPosition",
     "Experts",
     "GELUFeedForward",
+    "Gate",
     "KVCache",
     "LayerScale",
     "LearnedPosition",
     "LoadBalancer",
+    "MassExponent",
     "MoE",
     "MoEConfig",
     "ModelConfig",
@@ -55,6 +61,7 @@ __all__ = [
     "RMSNorm",
     "Residual",
     "RoPE",
+    "RoPEWithALiBi",
     "Router",
     "Routing",
     "SigmoidMultiheadAttention",
@@ -62,6 +69,7 @@ __all__ = [
     "StateBias",
     "SwiGLU",
     "TrainingRecipe",
+    "ValueResidual",
     "alibi_slopes",
     "generate",
     "record_routing",

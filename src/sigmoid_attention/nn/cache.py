@@ -114,12 +114,10 @@ class KVCache:
             [1.0, 2.0]
         """
         assert self.keys is not None
-        key_BGKD, before = self.keys[:, :, : self.length], self.length - new
-        sums = self.key_sums
+        before, sums = self.length - new, self.key_sums
         if sums is None or not sums.covers(before, left, attn_mask):
-            earlier = None if attn_mask is None else attn_mask[:, :before]
-            sums = KeySums.of(key_BGKD[:, :, :before], left, earlier)
-        means, self.key_sums = sums.advanced(key_BGKD, attn_mask)
+            sums = KeySums.of(self.keys, before, left, attn_mask)
+        means, self.key_sums = sums.advanced(self.keys, self.length, attn_mask)
         return means
 
     def crop(self, length: int) -> None:

@@ -18,26 +18,26 @@ from sigmoid_attention.attention import torch_state
 class KeySums(NamedTuple):
     """The sum of the keys that the last of ``tokens`` stored tokens sees.
 
-    ``sum_BGS`` has a channel for each channel of a key, and for a window one more: the number of
+    ``sum_BG1S`` has a channel for each channel of a key, and for a window one more: the number of
     keys with an infinite or NaN channel, which the sum leaves out. A sum from which such a key is
     subtracted again would stay NaN.
     """
 
     tokens: int
     left: int
-    sum_BGS: Tensor
+    sum_BG1S: Tensor
     mask_BK: Tensor | None
 
     @classmethod
-    def of(cls, key_BGKD: Tensor, left: int, mask_BK: Tensor | None) -> Self:
-        """The sum over the window of the last key: it and ``left`` before it, -1 for all keys.
+    def of(cls, key_BGKD: Tensor, tokens: int, left: int, mask_BK: Tensor | None) -> Self:
+        """The sum of the last of these tokens' keys and of ``left`` before it, -1 for all keys.
 
         Keys with False in the mask have no influence.
         """
-        tokens = key_BGKD.shape[2]
         first = 0 if left < 0 else max(0, tokens - 1 - left)
         rows = _rows(key_BGKD, slice(first, tokens), left, mask_BK)
-        return cls(tokens, left, rows.sum(2), _kept(mask_BK))
+        mask_BK = None if mask_BK is None else _kept(mask_BK[:, :tokens])
+        return cls(tokens, left, rows.sum(2, keepdim=True), mask_BK)
 
     def covers(self, tokens: int, left: int, mask_BK: Tensor | None) -> bool:
         """Whether these are the sums of the first ``tokens`` keys under this window and mask.
@@ -53,27 +53,34 @@ class KeySums(NamedTuple):
             return shown is None or bool(shown.all())
         return torch.equal(before, now)
 
-    def advanced(self, key_BGKD: Tensor, mask_BK: Tensor | None) -> tuple[Tensor, Self]:
-        """The means that the tokens after these see, (B, G, N, D), and the sums of all K keys.
+    def advanced(
+        self, key_BGKD: Tensor, tokens: int, mask_BK: Tensor | None
+    ) -> tuple[Tensor, Self]:
+        """The means that the tokens after these see, (B, G, N, D), and the sums of all ``tokens``.
 
         The mean of no key is 0. Of the tokens before, only those that leave the window are read.
         """
-        tokens, left = key_BGKD.shape[2], self.left
+        new, left = tokens - self.tokens, self.left
         rows = _rows(key_BGKD, slice(self.tokens, tokens), left, mask_BK)
         if left >= 0:
             gone = slice(max(0, self.tokens - 1 - left), max(0, tokens - 1 - left))
             leaving = _rows(key_BGKD, gone, left, mask_BK)
             rows = rows - F.pad(leaving, (0, 0, rows.shape[2] - leaving.shape[2], 0))
-        sums = rows.cumsum(2) + self.sum_BGS[:, :, None]
+        # Each operation saved is noticed in a decoding step.
+        sums = (rows if new == 1 else rows.cumsum(2)) + self.sum_BG1S
         means = sums / self._counts(tokens, mask_BK, sums)
         if left >= 0:
             means = means[..., :-1].masked_fill(sums[..., -1:] > 0, torch.nan)
-        total = sums[:, :, -1] if tokens > self.tokens else self.sum_BGS
-        return means, self._replace(tokens=tokens, sum_BGS=total, mask_BK=_kept(mask_BK))
+        if new != 1:
+            sums = sums[:, :, -1:] if new else self.sum_BG1S
+        mask_BK = None if mask_BK is None else _kept(mask_BK)
+        return means, type(self)(tokens, left, sums, mask_BK)
 
-    def _counts(self, tokens: int, mask_BK: Tensor | None, sums: Tensor) -> Tensor:
+    def _counts(self, tokens: int, mask_BK: Tensor | None, sums: Tensor) -> int | Tensor:
         """The number of keys that each new token sees, at least 1, (N, 1) or (B, 1, N, 1)."""
         if mask_BK is None:
+            if tokens - self.tokens == 1:
+                return tokens if self.left < 0 else min(tokens, self.left + 1)
             seen_N = torch.arange(self.tokens + 1, tokens + 1, dtype=sums.dtype, device=sums.device)
             return (seen_N if self.left < 0 else seen_N.clamp(max=self.left + 1))[:, None]
         before_BK = F.pad(mask_BK.cumsum(-1), (1, 0))
@@ -86,7 +93,7 @@ class KeySums(NamedTuple):
     def reordered(self, index_B: Tensor) -> Self:
         """The sums of these rows of the batch."""
         mask_BK = None if self.mask_BK is None else self.mask_BK[index_B]
-        return self._replace(sum_BGS=self.sum_BGS[index_B], mask_BK=mask_BK)
+        return self._replace(sum_BG1S=self.sum_BG1S[index_B], mask_BK=mask_BK)
 
 
 def _rows(key_BGKD: Tensor, part: slice, left: int, mask_BK: Tensor | None) -> Tensor:
@@ -105,6 +112,6 @@ def _readable(mask_BK: Tensor) -> bool:
     return mask_BK.is_cpu and torch_state.has_values(mask_BK)
 
 
-def _kept(mask_BK: Tensor | None) -> Tensor | None:
+def _kept(mask_BK: Tensor) -> Tensor | None:
     """A copy of a mask to compare later masks with, since the caller may change it in place."""
-    return None if mask_BK is None or not _readable(mask_BK) else mask_BK.clone()
+    return mask_BK.clone() if _readable(mask_BK) else None
