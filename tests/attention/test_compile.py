@@ -173,6 +173,21 @@ def test_one_graph_serves_any_size_of_all_dimensions(function, inputs):
             torch.testing.assert_close(graph(*inputs(length)), function(*inputs(length)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("function", [centred, centred_in_a_window], ids=["causal", "window"])
+def test_one_graph_serves_any_length_under_deterministic_algorithms(function):
+    """From one block of sums to two."""
+    graph = compiled(function)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with one_graph_only:
+            for length in (7, 300):
+                tensors = changing([*qkv(length), STRENGTHS.clone()], length)
+                assert_same(function, graph, tensors, rtol=1e-4, atol=1e-4)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_statistics_and_dropout_compile():
     def function(query, key, value):
         out = sigmoid_attention(query, key, value, dropout_p=0.5)

@@ -105,7 +105,8 @@ def _sums_before(x_BGKD: Tensor) -> Tensor:
 def _sums_in_order(x_BGKD: Tensor) -> Tensor:
     """``x.cumsum(-2)`` by products: under deterministic algorithms torch's own raises on a GPU."""
     rows = x_BGKD.shape[-2]
-    padded = torch.nn.functional.pad(x_BGKD, (0, 0, 0, -rows % BLOCK))
+    # At least two blocks: a compiled graph would be restricted to the lengths with one.
+    padded = torch.nn.functional.pad(x_BGKD, (0, 0, 0, 2 * BLOCK - rows % BLOCK))
     blocks = padded.unflatten(-2, (-1, BLOCK))
     within = blocks.new_ones(BLOCK, BLOCK).tril() @ blocks
     count = blocks.shape[-3]

@@ -152,17 +152,16 @@ def _device(module: nn.Module, option: str) -> torch.device:
 
 def operator_bias(module: nn.Module) -> float | BiasPolicy:
     """The bias in the form that the operator accepts, with the strengths of centred keys."""
-    bias = _plain_bias(module)
+    # A parameter is looked up where modules keep them: by way of getattr it would take longer than
+    # a short call's other checks together.
+    value_H = module._parameters.get(ATTRIBUTE)
+    bias = _other_bias(module) if value_H is None else HeadValues(value_H)
     strength_H = module._parameters.get(CENTRING)
     return bias if strength_H is None else CentredKeys(bias, strength_H)
 
 
-def _plain_bias(module: nn.Module) -> float | BiasPolicy:
-    # A parameter is looked up where modules keep them: by way of getattr it would take longer than
-    # a short call's other checks together.
-    bias = module._parameters.get(ATTRIBUTE)
-    if bias is not None:
-        return HeadValues(bias)
+def _other_bias(module: nn.Module) -> float | BiasPolicy:
+    """The bias of a module without a parameter for it."""
     bias = getattr(module, ATTRIBUTE, None)
     if bias is None:
         raise ValueError(
