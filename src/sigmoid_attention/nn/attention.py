@@ -20,9 +20,11 @@ from sigmoid_attention.attention import (
     sigmoid_attention_with_mass,
     validation,
 )
+from sigmoid_attention.attention.bias import Bias
 from sigmoid_attention.attention.dispatch import check_impl
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.cache import KVCache, Unchanged
+from sigmoid_attention.nn.cached_rows import CachedRows
 from sigmoid_attention.nn.gate import GATES, Gate
 from sigmoid_attention.nn.layer_options import sigmoid_parts
 from sigmoid_attention.nn.norm import QKNorm
@@ -240,7 +242,11 @@ class Attention(nn.Module):
         if cache is not None:
             # A cache may have another dtype: a given one, or that of an earlier autocast.
             key, mixed = (stored.to(query.dtype) for stored in cache.append(key, mixed))
-        bias = self._bias_of_call(x, cache, attn_mask)
+        bias = self._bias_of_call(x)
+        if cache is not None and isinstance(bias, CentredKeys):
+            means = cache.key_means(x.shape[1], self.window_size[0], attn_mask)
+            window = (self.window_size[0], 0)
+            bias = bias.resolve(CachedRows(query, cache.length, window, attn_mask, means))
         dropout_p = self.dropout_p if self.training else 0.0
         out_BHND = self._operate(query, key, mixed, bias, attn_mask, dropout_p)
         if self.gate is not None:
@@ -253,17 +259,8 @@ class Attention(nn.Module):
             answer.append(value)
         return out if len(answer) == 1 else tuple(answer)
 
-    def _bias_of_call(
-        self, x: Tensor, cache: KVCache | None = None, attn_mask: Tensor | None = None
-    ) -> float | BiasPolicy | None:
-        bias = self.bias
-        if not isinstance(bias, BiasPolicy):
-            return bias
-        bias = bias.for_call(x)
-        if cache is None or not isinstance(bias, CentredKeys):
-            return bias
-        means = cache.key_means(x.shape[1], self.window_size[0], attn_mask)
-        return CentredKeys(bias.bias, bias.strength, means)
+    def _bias_of_call(self, x: Tensor) -> float | BiasPolicy | None:
+        return self.bias.for_call(x) if isinstance(self.bias, BiasPolicy) else self.bias
 
     @torch.no_grad()
     def weights(self, x: Tensor) -> Tensor:
@@ -306,7 +303,7 @@ class Attention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        bias: float | BiasPolicy | None,
+        bias: Bias | None,
         attn_mask: Tensor | None,
         dropout_p: float,
     ) -> Tensor:
@@ -324,7 +321,7 @@ class Attention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        bias: float | BiasPolicy | None,
+        bias: Bias | None,
         attn_mask: Tensor | None,
     ) -> AttentionStatistics:
         options = self._options(query, attn_mask)
