@@ -272,6 +272,21 @@ def test_means_of_the_caller_replace_those_of_the_keys(window):
     assert gradients[3].any()
 
 
+def test_means_of_the_caller_for_packed_sequences():
+    query, key, value = (x[0].transpose(0, 1) for x in qkv(9, dtype=torch.float64))
+    ends = torch.tensor([0, 4, 9])
+    means = torch.cat([part.cumsum(0) for part in key.split((4, 5))])
+    means = means / torch.tensor([1, 2, 3, 4, 1, 2, 3, 4, 5])[:, None, None]
+
+    def out(bias: BiasPolicy) -> Tensor:
+        return sigmoid_varlen_attention(
+            query, key, value, ends, ends, 5, 5, bias=bias, is_causal=True
+        )
+
+    means_1GTD = means.transpose(0, 1)[None]
+    torch.testing.assert_close(out(CentredKeys(-2.0, 0.5, means_1GTD)), out(CentredKeys(-2.0, 0.5)))
+
+
 @pytest.mark.parametrize("bias", [torch.tensor([-1.0, -3.0]), torch.randn(2, 2, 13, 13)], ids=str)
 def test_the_bias_may_be_any_tensor_that_the_operator_takes(bias):
     query, key, value = qkv(13)

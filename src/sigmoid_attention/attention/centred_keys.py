@@ -36,13 +36,15 @@ class CentredKeys(BiasPolicy):
         bias: b: a number, a tensor of the shapes that a bias may have, or another policy.
         strength: λ: a number, or a tensor (heads,), which may receive a gradient. 0 changes
             nothing, 1 subtracts the whole mean.
-        key_means: (batch, key heads, queries, head dim), the means k̄ if the caller has them, such
-            as from the running sums of a cache. None computes them from the call's keys.
+        key_means: (batch, key heads, queries, head dim), or (1, key heads, tokens, head dim) for
+            packed sequences: the means k̄ if the caller has them, such as from the running sums of
+            a cache. None computes them from the call's keys.
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: a strength that is not finite or not (heads,), or a bias that is `RowLSE` or
-            `CentredKeys`: the first removes the common part too, so that nothing would be left.
+        ValueError: a strength that is not finite, or a bias that is `RowLSE` or `CentredKeys`: the
+            first removes the common part too, so that nothing would be left. A call raises it for
+            a strength or means of another shape or device, or that are not floating.
 
     Example:
         >>> import torch

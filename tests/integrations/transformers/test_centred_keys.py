@@ -3,10 +3,11 @@
 import copy
 import inspect
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import AutoConfig, DynamicCache, LlamaForCausalLM
+from transformers import AutoConfig, DynamicCache, LlamaForCausalLM, Trainer
 
 from sigmoid_attention import CentredKeys, LearnedCentring, NegLogLength, RowLSE
 from sigmoid_attention.integrations.transformers import (
@@ -56,7 +57,7 @@ def test_a_strength_of_zero_is_the_model_without_centring():
     plain.load_state_dict(model.state_dict(), strict=False)
     assert not torch.allclose(model(**batch).logits, plain(**batch).logits, atol=1e-2)
     for module in attention_modules(model).values():
-        module.sigmoid_centring.data.zero_()
+        module.sigmoid_bias_centring.data.zero_()
     torch.testing.assert_close(model(**batch).logits, plain(**batch).logits, **checks.TOLERANCE)
 
 
@@ -70,10 +71,15 @@ def test_a_new_model_starts_at_one_from_a_config_and_from_a_softmax_checkpoint(t
         convert(parent, centred_keys=True),
     ):
         modules = attention_modules(model).values()
-        assert all(module.sigmoid_centring.tolist() == [1.0] * 4 for module in modules)
-        assert all(module.sigmoid_centring.dtype == torch.float32 for module in modules)
-        assert all(x.sigmoid_centring.dtype == torch.float32 for x in attention_modules(
+        assert all(module.sigmoid_bias_centring.tolist() == [1.0] * 4 for module in modules)
+        assert all(module.sigmoid_bias_centring.dtype == torch.float32 for module in modules)
+        assert all(x.sigmoid_bias_centring.dtype == torch.float32 for x in attention_modules(
             copy.deepcopy(model).bfloat16()).values())  # fmt: skip
+
+
+def test_the_trainer_of_transformers_decays_no_strength():
+    names = Trainer.get_decay_parameter_names(Mock(), centred("Llama"))
+    assert names and not any("sigmoid" in name for name in names)
 
 
 def test_only_a_centred_config_has_the_new_format():
@@ -134,11 +140,11 @@ def test_a_cropped_cache_has_the_means_of_the_keys_that_are_left():
 
 def test_a_bias_is_replaced_and_the_strengths_stay():
     model = centred("Llama")
-    before = [module.sigmoid_centring for module in attention_modules(model).values()]
+    before = [module.sigmoid_bias_centring for module in attention_modules(model).values()]
     set_bias(model, -3.0)
     for module, strength in zip(attention_modules(model).values(), before, strict=True):
         replace_bias(module, PerHead(NegLogLength(16)))
-        assert module.sigmoid_centring is strength
+        assert module.sigmoid_bias_centring is strength
     assert model.config.sigmoid_attention["format"] == 3
     assert model(**LLAMA.batch()).logits.isfinite().all()
 

@@ -37,11 +37,7 @@ def tokens(rows=2):
 
 def biases(model):
     """What is in the state dict of them."""
-    return {
-        name: value
-        for name, value in model.state_dict().items()
-        if "sigmoid_bias" in name or "sigmoid_centring" in name
-    }
+    return {name: value for name, value in model.state_dict().items() if "sigmoid_bias" in name}
 
 
 @each_bias

@@ -24,10 +24,10 @@ def converted(architecture: Architecture, **options: Any) -> PreTrainedModel:
     random = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "sigmoid_bias" in name:
-                parameter.add_(torch.randn(parameter.shape, generator=random))
-            if "sigmoid_centring" in name:
+            if "sigmoid_bias_centring" in name:
                 parameter.mul_(torch.rand(parameter.shape, generator=random) + 0.5)
+            elif "sigmoid_bias" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=random))
     return model
 
 

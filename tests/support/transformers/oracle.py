@@ -55,10 +55,10 @@ def attend(
     else:
         hidden = hidden | (attention_mask <= -1e4)
         scores = scores + attention_mask
-    if module.oracle_centring is not None:
+    if module.oracle_bias_centring is not None:
         seen = (~hidden).sum(-1, keepdim=True).clamp(min=1)
         mean = products.masked_fill(hidden, 0).sum(-1, keepdim=True) / seen
-        scores = scores - module.oracle_centring.double()[:, None, None] * mean
+        scores = scores - module.oracle_bias_centring.double()[:, None, None] * mean
     scores = scores.masked_fill(hidden, -torch.inf)
     # The weights that are returned are those that the output is made of, for a loss of both.
     weights = scores.sigmoid().to(query.dtype)
@@ -85,9 +85,9 @@ def twin(parent: PreTrainedModel, converted: PreTrainedModel) -> PreTrainedModel
         if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
             config._attn_implementation = NAME
     for name, module in attention_modules(converted).items():
-        other, strength = model.get_submodule(name), getattr(module, "sigmoid_centring", None)
+        other, strength = model.get_submodule(name), getattr(module, "sigmoid_bias_centring", None)
         other.oracle_bias = nn.Parameter(module.sigmoid_bias.detach().clone())
-        other.oracle_centring = (
+        other.oracle_bias_centring = (
             None if strength is None else nn.Parameter(strength.detach().clone())
         )
     return model

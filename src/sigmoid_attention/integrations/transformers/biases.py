@@ -1,6 +1,6 @@
 """The bias of an attention module, `module.sigmoid_bias`: its kinds, and how it is saved.
 
-A module with centred keys has the strengths as `module.sigmoid_centring` beside it.
+A module with centred keys has the strengths as `module.sigmoid_bias_centring` beside it.
 
 Shape letters: H query heads.
 """
@@ -34,7 +34,8 @@ from sigmoid_attention.integrations.transformers.recorded_input import (
 from sigmoid_attention.nn.state_bias import InputBias, StateBias
 
 ATTRIBUTE = "sigmoid_bias"
-CENTRING = "sigmoid_centring"
+# transformers' Trainer decays no parameter with "bias" in its name.
+CENTRING = "sigmoid_bias_centring"
 _POLICIES = (Constant, NegLogLength, NegLogVisible, NegLogEffectiveLength, RowLSE)
 
 

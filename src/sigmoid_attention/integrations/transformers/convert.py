@@ -51,8 +51,9 @@ def convert(
             ``{"text_config": NegLogLength(77), "vision_config": NegLogLength(50)}``. None is
             ``NegLogLength(config.max_position_embeddings)``.
         centred_keys: subtract from every key a part λ of the mean of the keys that its query sees
-            (:class:`CentredKeys`). λ starts at 1 and is the parameter ``sigmoid_centring`` (heads,)
-            of each attention module. A call with a cache reads all of its keys for the mean.
+            (:class:`CentredKeys`). λ starts at 1. It is the parameter ``sigmoid_bias_centring``,
+            (heads,), of each attention module. A call with a cache reads all of its keys for the
+            mean.
         qk_norm: "rms" or "layer": normalise each head's query and key, before any rotation.
         layer_scale: start of a trained gain per channel on what attention adds.
         norm: "hybrid": an RMSNorm on what attention adds (Ramapuram et al. 2024, section 5).
