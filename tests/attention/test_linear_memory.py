@@ -17,6 +17,7 @@ from sigmoid_attention.attention import (
     RowLSE,
     attention_statistics,
     sigmoid_attention,
+    sigmoid_attention_with_mass,
     sigmoid_decode,
     sigmoid_varlen_attention,
 )
@@ -150,6 +151,17 @@ def test_the_definition_by_blocks_is_the_definition(monkeypatch, dropout_p):
     torch.testing.assert_close(aux.largest, statistics.largest)
     if dropout_p == 0:
         torch.testing.assert_close(out, whole)
+
+
+@pytest.mark.parametrize("impl", ["reference", "tiled", "auto"])
+def test_the_mass_beside_the_output(impl, monkeypatch):
+    monkeypatch.setattr("sigmoid_attention.attention.impl.reference_blocks.DENSE_SCORES", LIMIT)
+    leaves = [x.requires_grad_(impl != "reference") for x in text()]
+    with Largest() as largest:
+        out, mass = sigmoid_attention_with_mass(*leaves, bias=-3.0, is_causal=True, impl=impl)
+        if impl != "reference":
+            (out.sum() + mass.sum()).backward()
+    assert largest.elements <= LIMIT
 
 
 @each_mask

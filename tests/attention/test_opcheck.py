@@ -4,6 +4,7 @@ Graphs are built from the fake results, so a stride that differs there causes wr
 """
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from sigmoid_attention.attention import (
     sigmoid_varlen_attention,
 )
 from sigmoid_attention.attention.impl.cpu.ops import available
+from tests.support.attention.mass import joined
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
@@ -61,14 +63,17 @@ TERMS = {
 }
 
 
-def dense(impl: str, terms: dict) -> Tensor:
+Operator = Callable[..., Tensor]
+
+
+def dense(impl: str, terms: dict, operator: Operator = sigmoid_attention) -> Tensor:
     query, key, value = by_token(2, 4, 9, 8), by_token(2, 2, 9, 8), by_token(2, 2, 9, 5)
-    return sigmoid_attention(query, key, value, **terms, enable_gqa=True, impl=impl)
+    return operator(query, key, value, **terms, enable_gqa=True, impl=impl)
 
 
-def packed(**terms) -> Tensor:
+def packed(operator: Operator = sigmoid_varlen_attention, **terms) -> Tensor:
     ends, query = torch.tensor([0, 5, 5, 9], dtype=torch.int32), leaf(9, 4, 8)
-    return sigmoid_varlen_attention(query, leaf(9, 4, 8), leaf(9, 4, 5), ends, ends, 7, 9, **terms)
+    return operator(query, leaf(9, 4, 8), leaf(9, 4, 5), ends, ends, 7, 9, **terms)
 
 
 def cached(**terms) -> Tensor:
@@ -105,6 +110,9 @@ CALLS = {
     "cached-terms": lambda: cached(bias=leaf(2, 4, 2, 9), alibi_slopes=leaf(4)),
     "paged": paged,
     "no-queries": empty,
+    "mass": lambda: dense("cpu", TERMS["slopes"], joined(sigmoid_attention)),
+    "mass-bias-by-pair": lambda: dense("cpu", TERMS["bias-by-pair"], joined(sigmoid_attention)),
+    "packed-mass": lambda: packed(joined(sigmoid_varlen_attention), bias=leaf(3, 1, 7, 1)),
 }
 
 
@@ -130,7 +138,9 @@ def test_operators_are_what_they_say(call):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cpu-slopes", "tiled-bias-by-pair", "packed-terms", "no-queries"])
+@pytest.mark.parametrize(
+    "name", ["cpu-slopes", "tiled-bias-by-pair", "packed-terms", "no-queries", "mass"]
+)
 def test_compiled_operators_have_the_same_results_and_gradients(name):
     for operator, arguments in called(CALLS[name]).items():
         # Of the gradients' gradients there are none.

@@ -77,9 +77,10 @@ def sigmoid_attention(
             on a CPU it has no gradients) or "reference" (the definition; skips no key).
 
     Returns:
-        (batch, heads, queries, value_dim) in the dtype of the inputs. :func:`attention_statistics`
-        returns the mass, the largest weight and the number of visible keys of each row, and
-        :func:`explain` the implementation that "auto" takes; both take the same arguments.
+        (batch, heads, queries, value_dim) in the dtype of the inputs. With the same arguments
+        :func:`sigmoid_attention_with_mass` also returns the sum of each row's weights from the same
+        pass, :func:`attention_statistics` this sum, the largest weight and the number of visible
+        keys, and :func:`explain` the implementation that "auto" takes.
 
     Raises:
         TypeError: an argument has the wrong type; the message names it.

@@ -28,8 +28,9 @@ _MOST_KEYS = 4096
 # Query, key, value, the lengths of a cache's sequences, slopes, bias, mask and the block table of
 # a paged cache.
 Tensors = tuple[Tensor | None, ...]
-# Computes the output for such tensors; None if the call needs validation after all.
-PreparedCall = Callable[[Tensors], Tensor | None]
+# Computes the output for such tensors, or output and mass; None if the call needs validation after
+# all.
+PreparedCall = Callable[[Tensors], Any]
 
 _prepared: dict[Hashable, PreparedCall] = {}
 # The number of calls so far for each key that is not prepared yet.
@@ -126,16 +127,19 @@ def _location(tensor: Tensor) -> Hashable:
     return tensor.device, tensor.data_ptr() % 16
 
 
-def run_cached(call: CallKey | None) -> Tensor | None:
-    """The output of a prepared call; None for any other call."""
+def run_cached(call: CallKey | None) -> Any:
+    """The result of a prepared call; None for any other call."""
     if call is None:
         return None
     prepared = _prepared.get(call.key)
     return None if prepared is None else prepared(call.tensors)
 
 
-def cache_and_run(call: CallKey | None, problem: Problem) -> Tensor | None:
-    """Prepare a validated call, cache it and run it; None if it must run without the cache."""
+def cache_and_run(call: CallKey | None, problem: Problem, with_mass: bool = False) -> Any:
+    """Prepare a validated call, cache it and run it; None if it must run without the cache.
+
+    ``with_mass``: whether the result is the pair of output and mass. The key must say so, too.
+    """
     if call is None or call.key in _prepared:
         return None
     if len({tensor.dtype for tensor in call.tensors[:3] if tensor is not None}) > 1:
@@ -143,7 +147,7 @@ def cache_and_run(call: CallKey | None, problem: Problem) -> Tensor | None:
     if (count := _counts.get(call.key, 0) + 1) < call.kernels.CALLS_BEFORE_CACHING:
         _set(_counts, call.key, count)
         return None
-    prepared = call.kernels.prepare(call.tensors, problem)
+    prepared = call.kernels.prepare(call.tensors, problem, with_mass)
     if prepared is None:
         return None
     _set(_prepared, call.key, prepared)

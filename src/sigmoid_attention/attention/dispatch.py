@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sigmoid_attention.attention import arguments, torch_state
 from sigmoid_attention.attention.impl import flex, reference_blocks, tiled_ops
+from sigmoid_attention.attention.impl.cpu import mass_ops as cpu_mass_ops
 from sigmoid_attention.attention.impl.cpu import ops as cpu_ops
 from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.attention.tracing import known
@@ -93,7 +94,7 @@ BACKENDS: dict[Implementation, Backend] = {
         reference_blocks.attend, reference_blocks.refuse, reference_blocks.attend_with_mass
     ),
     "tiled": Backend(tiled_ops.attend, tiled_ops.refuse, tiled_ops.attend_with_mass),
-    "cpu": Backend(cpu_ops.attend, cpu_ops.refuse),
+    "cpu": Backend(cpu_ops.attend, cpu_ops.refuse, cpu_mass_ops.attend_with_mass),
     "triton": Backend(_attend_by_triton, _refuse_by_triton),
     "gluon": Backend(
         lambda problem: _gluon_module().attend(problem),

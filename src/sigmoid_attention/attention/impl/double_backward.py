@@ -7,8 +7,10 @@ M pages of a sequence.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sigmoid_attention.attention.impl import tiled
@@ -79,6 +81,38 @@ def gradients(
             total, (*tensors, grad_out), (True, True, True, *wanted, True), strict=True
         )
     )
+
+
+def gradients_with_mass(
+    directions: Sequence[Tensor],
+    grad_out: Tensor,
+    grad_mass: Tensor | None,
+    visits_BHI: Tensor,
+    tensors: Sequence[Tensor | None],
+    *settings: Any,
+    **blocks: int,
+) -> tuple[Tensor, ...]:
+    """Like ``gradients``, and last the gradient for ``grad_mass`` (B, H, Q, 1).
+
+    It has size 0 without ``grad_mass``. The mass is the output for a value of ones, so it takes a
+    column more of value and grad_out.
+    """
+    if grad_mass is None:
+        plain = gradients(directions, grad_out, visits_BHI, tensors, *settings, **blocks)
+        return *plain, grad_out.new_empty(0)
+    (on_query, on_key, on_value, *on_terms), (query, key, value, *terms) = directions, tensors
+    assert value is not None
+    *found, on_grad_out = gradients(
+        (on_query, on_key, F.pad(on_value, (0, 1)), *on_terms),
+        torch.cat([grad_out, grad_mass], -1),
+        visits_BHI,
+        (query, key, F.pad(value, (0, 1), value=1.0), *terms),
+        *settings,
+        **blocks,
+    )
+    found[2] = found[2][..., :-1].contiguous()
+    on_grad_out, on_grad_mass = on_grad_out[..., :-1], on_grad_out[..., -1:].contiguous()
+    return *found, on_grad_out.to(grad_out.dtype).contiguous(), on_grad_mass
 
 
 def fake_gradients(

@@ -6,7 +6,7 @@ I query blocks, S parts of the keys.
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_double as Real
 from ctypes import c_int64 as Integer
 from dataclasses import dataclass, field
@@ -63,6 +63,7 @@ class ArgumentBlock(ctypes.Structure):
         ("key", Rows),
         ("value", Rows),
         ("out", Rows),
+        ("mass", Rows),
         ("bias", Term),
         ("mask", Term),
         ("attend", Flags),
@@ -74,6 +75,7 @@ class ArgumentBlock(ctypes.Structure):
         ("grad_query", Rows),
         ("grad_key", Rows),
         ("grad_value", Rows),
+        ("grad_mass", Rows),
         *_integers("splits", "grad_rows", "grad_columns"),
         ("grad_pairs", TermGradient),
         ("grad_slopes", Integer),
@@ -157,6 +159,7 @@ def gradient_fields(
     on_query: Tensor,
     on_key: Tensor,
     on_value: Tensor,
+    grad_mass: Tensor | None,
     terms: TermGradients,
     packed: bool,
 ) -> StructFields:
@@ -166,12 +169,25 @@ def gradient_fields(
         *_rows(on_query, packed),
         *_rows(on_key, packed),
         *_rows(on_value, packed),
+        *_rows(grad_mass, packed),
         terms.row_parts,
         _address(terms.rows),
         _address(terms.columns),
         *_term(terms.pairs),
         _address(terms.slope_parts),
     )
+
+
+def unpack(
+    offsets_and_lengths: Tensor | None,
+    block_table: Tensor | None,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
+) -> tuple[Layout, LogitSettings, int]:
+    """Layout, settings and the number of queries of a block, from the arguments of an operator."""
+    max_q, max_k, packed, left, right, block_queries, relative = sizes
+    layout = Layout(offsets_and_lengths, block_table, max_q, max_k, bool(packed))
+    return layout, LogitSettings(left, right, bool(relative), *numbers), block_queries
 
 
 @dataclass(frozen=True)
@@ -199,9 +215,16 @@ class Arguments:
         return tensor if tensor is None or supports(tensor.dtype) else self._kept(tensor.float())
 
     def bytes(
-        self, out: Tensor | None, visits: Tensor | None, gradients: StructFields = _NO_GRADIENTS
+        self,
+        out: Tensor | None,
+        visits: Tensor | None,
+        mass: Tensor | None = None,
+        gradients: StructFields = _NO_GRADIENTS,
     ) -> bytes:
-        """The argument block; a forward pass fills ``out``, and ``visits`` for a backward pass."""
+        """The argument block.
+
+        A forward pass fills ``out``, ``mass`` if it is given, and ``visits`` for a backward pass.
+        """
         layout, settings = self.layout, self.settings
         query, key, value = (
             self._kept(with_contiguous_rows(x)) for x in (self.query, self.key, self.value)
@@ -229,6 +252,7 @@ class Arguments:
             *_rows(key, layout.packed),
             *_rows(value, layout.packed),
             *_rows(out, layout.packed),
+            *_rows(mass, layout.packed),
             *_typed_term(self._floats(self.bias)),
             *_typed_term(None if flags is not None else self._floats(mask)),
             *_term(flags),

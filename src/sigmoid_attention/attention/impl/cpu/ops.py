@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import torch_state
-from sigmoid_attention.attention.impl import double_backward
 from sigmoid_attention.attention.impl.cpu.abi import (
     BLOCK_KEYS,
     BLOCK_QUERIES,
@@ -20,10 +19,10 @@ from sigmoid_attention.attention.impl.cpu.abi import (
     loaded,
     run,
     supports,
+    unpack,
 )
+from sigmoid_attention.attention.impl.cpu.second_order import backward_of_backward
 from sigmoid_attention.attention.impl.layout import (
-    Layout,
-    LogitSettings,
     empty_gradients,
     empty_output,
     only_wanted,
@@ -44,28 +43,35 @@ def attend(problem: Problem) -> Tensor:
         NotImplementedError: dropout, fp64, another device, no kernel on this machine,
             forward-mode derivatives, or gradients of a paged cache.
     """
+    arguments, straight = operands(problem)
+    return compute(None, None, *arguments) if straight else forward(*arguments)[0]
+
+
+def operands(problem: Problem) -> tuple[tuple[Any, ...], bool]:
+    """The arguments of ``forward``, and whether ``compute`` may be called directly.
+
+    Raises ``NotImplementedError`` as ``attend`` does.
+    """
     refuse(problem)
     own = problem.sequences
     tensors, number = problem.operands()
-    arguments: tuple[Any, ...] = (
+    arguments = (
         *tensors,
         None if own is None else own.offsets_and_lengths_4B,
         None if own is None else own.block_table_BM,
         *_pack(problem, number),
     )
-    straight = problem.device.type == "cpu" and torch_state.bypasses_dispatcher(tensors)
-    return _compute(None, *arguments) if straight else forward(*arguments)[0]
+    return arguments, problem.device.type == "cpu" and torch_state.bypasses_dispatcher(tensors)
 
 
-def argument_block(problem: Problem) -> bytes:
+def argument_block(problem: Problem, out: Tensor, mass: Tensor | None) -> bytes:
     """The kernel's argument block for a call without backward pass, whose tensors need no copies.
 
     The address of the lengths of a cache's sequences is left out.
     """
     tensors, number = problem.operands()
-    arguments: tuple[Any, ...] = (*tensors, *_unpack(None, None, *_pack(problem, number)))
-    out = empty_output(problem.query, problem.value.shape[3])
-    return Arguments(*arguments).bytes(out, None)
+    arguments: tuple[Any, ...] = (*tensors, *unpack(None, None, *_pack(problem, number)))
+    return Arguments(*arguments).bytes(out, None, mass)
 
 
 def _pack(problem: Problem, constant) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -79,18 +85,6 @@ def _pack(problem: Problem, constant) -> tuple[tuple[int, ...], tuple[float, ...
         int(problem.tolerance_is_relative),
     )
     return sizes, (problem.scale, problem.softcap or 0.0, constant, problem.tolerance)
-
-
-def _unpack(
-    offsets_and_lengths: Tensor | None,
-    block_table: Tensor | None,
-    sizes: Sequence[int],
-    numbers: Sequence[float],
-) -> tuple[Layout, LogitSettings, int]:
-    """The inverse of ``_pack``; the last value is the number of queries of a block."""
-    max_q, max_k, packed, left, right, block_queries, relative = sizes
-    layout = Layout(offsets_and_lengths, block_table, max_q, max_k, bool(packed))
-    return layout, LogitSettings(left, right, bool(relative), *numbers), block_queries
 
 
 def refuse(problem: Problem) -> None:
@@ -144,15 +138,24 @@ def key_splits(units: int, threads: int, keys: int) -> int:
     return splits
 
 
-def _empty_visits(query: Tensor, layout: Layout, block_queries: int) -> Tensor:
+def empty_visits(
+    query: Tensor,
+    offsets_and_lengths: Tensor | None,
+    block_table: Tensor | None,
+    sizes: Sequence[int],
+    numbers: Sequence[float],
+) -> Tensor:
+    """Zeros for the number of key blocks that each query block visits, (B, H, I)."""
+    layout, _, block_queries = unpack(offsets_and_lengths, block_table, sizes, numbers)
     # Twice as many blocks as needed: torch specialises a size of 1, and a compiled graph would be
     # valid for short or for long sequences only.
     blocks = 2 * ((layout.max_q + block_queries - 1) // block_queries)
     return query.new_zeros(layout.sequences(query), query.shape[1], blocks, dtype=torch.int64)
 
 
-def _compute(
+def compute(
     visits: Tensor | None,
+    mass: Tensor | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -164,13 +167,16 @@ def _compute(
     sizes: Sequence[int],
     numbers: Sequence[float],
 ) -> Tensor:
-    """Output (B, H, Q, E); fills ``visits``, if given, for a backward pass."""
-    layout, settings, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
+    """Output (B, H, Q, E).
+
+    Fills, where they are given, ``visits`` for a backward pass and the ``mass`` (B, H, Q, 1).
+    """
+    layout, settings, block_queries = unpack(offsets_and_lengths, block_table, sizes, numbers)
     tensors = (query, key, value, bias, attn_mask, alibi_slopes)
     call = Arguments(*tensors, layout.fitted(), settings, block_queries)
     out = empty_output(query, value.shape[3])
-    if out.numel():
-        run("sigmoid_attention_forward", call.bytes(out, visits))
+    if out.numel() or (mass is not None and mass.numel()):
+        run("sigmoid_attention_forward", call.bytes(out, visits, mass))
     return out
 
 
@@ -188,16 +194,15 @@ def forward(
     numbers: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Q, E), and the number of key blocks that each query block visits, (B, H, I)."""
-    layout, _, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
-    visits = _empty_visits(query, layout, block_queries)
-    tensors = (query, key, value, bias, attn_mask, alibi_slopes, offsets_and_lengths, block_table)
-    return _compute(visits, *tensors, sizes, numbers), visits
+    settings = (offsets_and_lengths, block_table, sizes, numbers)
+    visits = empty_visits(query, *settings)
+    tensors = (query, key, value, bias, attn_mask, alibi_slopes)
+    return compute(visits, None, *tensors, *settings), visits
 
 
 @forward.register_fake
 def _(query, key, value, *arguments):
-    layout, _, block_queries = _unpack(*arguments[3:])
-    return empty_output(query, value.shape[3]), _empty_visits(query, layout, block_queries)
+    return empty_output(query, value.shape[3]), empty_visits(query, *arguments[3:])
 
 
 @torch.library.custom_op("sigmoid_attention::cpu_backward", mutates_args=())
@@ -217,12 +222,16 @@ def backward(
     block_table: Tensor | None,
     sizes: Sequence[int],
     numbers: Sequence[float],
+    grad_mass: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted."""
-    layout, settings, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
+    """Gradients of query, key, value, bias, float mask and slopes; empty for what is not wanted.
+
+    ``grad_mass`` (B, H, Q, 1) is given after a forward pass with the mass.
+    """
+    layout, settings, block_queries = unpack(offsets_and_lengths, block_table, sizes, numbers)
     layout = layout.fitted(bias, attn_mask)
     tensors = (query, key, value, bias, attn_mask, alibi_slopes)
-    if grad_out.numel() == 0:
+    if grad_out.numel() == 0 and (grad_mass is None or grad_mass.numel() == 0):
         gradients = empty_gradients((bias_wanted, mask_wanted, slopes_wanted), tensors)
         return tuple(x.zero_() for x in gradients)  # pyright: ignore[reportReturnType]
     on_query, on_key, on_value = (empty_output(x, x.shape[3]) for x in (query, key, value))
@@ -250,10 +259,11 @@ def backward(
         slope_dtype=torch.float64,
     )
     upstream = with_contiguous_rows(grad_out)
-    fields = gradient_fields(upstream, on_query, on_key, on_value, terms, layout.packed)
+    on_rows = (on_query, on_key, on_value)
+    fields = gradient_fields(upstream, *on_rows, grad_mass, terms, layout.packed)
     call = Arguments(*tensors, layout, settings, block_queries)
-    run("sigmoid_attention_backward", call.bytes(None, visits, fields))
-    return on_query, on_key, on_value, *terms.reduced()
+    run("sigmoid_attention_backward", call.bytes(None, visits, None, fields))
+    return *on_rows, *terms.reduced()
 
 
 @backward.register_fake
@@ -261,77 +271,36 @@ def _(grad_out, visits, bias_wanted, mask_wanted, slopes_wanted, *arguments):
     return empty_gradients((bias_wanted, mask_wanted, slopes_wanted), arguments[:6])
 
 
-@torch.library.custom_op("sigmoid_attention::cpu_double_backward", mutates_args=())
-def backward_of_backward(
-    on_query: Tensor,
-    on_key: Tensor,
-    on_value: Tensor,
-    on_bias: Tensor,
-    on_mask: Tensor,
-    on_slopes: Tensor,
-    grad_out: Tensor,
-    visits: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    attn_mask: Tensor | None,
-    alibi_slopes: Tensor | None,
-    offsets_and_lengths: Tensor | None,
-    block_table: Tensor | None,
-    sizes: Sequence[int],
-    numbers: Sequence[float],
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``backward``'s results, weighted by ``on_...``, for its inputs.
-
-    Of bias, mask and slopes those that are absent or not ``wanted`` are empty.
-    """
-    layout, settings, block_queries = _unpack(offsets_and_lengths, block_table, sizes, numbers)
-    return double_backward.gradients(  # pyright: ignore[reportReturnType]
-        (on_query, on_key, on_value, on_bias, on_mask, on_slopes),
-        grad_out,
-        visits,
-        (query, key, value, bias, attn_mask, alibi_slopes),
-        layout,
-        settings,
-        wanted,
-        block_q=block_queries,
-        block_k=BLOCK_KEYS,
-    )
-
-
-@backward_of_backward.register_fake
-def _(*arguments):
-    return double_backward.fake_gradients(arguments[6], arguments[8:14], arguments[-1])
-
-
-def _save_forward(ctx, inputs, output):
-    ctx.save_for_backward(output[1], *inputs[:8])
+def save_forward(ctx, inputs, output):
+    """Save a forward pass, whose last result are the visits, for ``forward_gradients``."""
+    ctx.save_for_backward(output[-1], *inputs[:8])
     ctx.settings = inputs[8:]
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(output[-1])
 
 
-def _forward_gradients(ctx, grad_out, _grad_visits):
+def forward_gradients(ctx, grad_out, *others):
+    """The gradients of a forward pass; between grad_out and the visits' there may be grad_mass."""
+    *grad_mass, _grad_visits = others
     visits, *tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:6]
-    gradients = backward(grad_out, visits, *wanted[3:], *tensors, *ctx.settings)
+    gradients = backward(grad_out, visits, *wanted[3:], *tensors, *ctx.settings, *grad_mass)
     return *only_wanted(gradients, wanted), *([None] * 4)
 
 
 def _save_backward(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:2], *inputs[5:13])
-    ctx.settings = inputs[13:]
+    ctx.save_for_backward(*inputs[:2], inputs[15], *inputs[5:13])
+    ctx.settings = inputs[13:15]
 
 
 def _backward_gradients(ctx, *directions):
-    grad_out, visits, *tensors = ctx.saved_tensors
+    grad_out, visits, grad_mass, *tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad[5:11]
-    *gradients, on_grad_out = backward_of_backward(
-        *directions, grad_out, visits, *tensors, *ctx.settings, wanted[3:]
+    *gradients, on_grad_out, on_grad_mass = backward_of_backward(
+        *directions, grad_out, visits, *tensors, *ctx.settings, wanted[3:], grad_mass
     )
-    return on_grad_out, *([None] * 4), *only_wanted(gradients, wanted), *([None] * 4)
+    others = (*only_wanted(gradients, wanted), *([None] * 4))
+    return on_grad_out, *([None] * 4), *others, None if grad_mass is None else on_grad_mass
 
 
-forward.register_autograd(_forward_gradients, setup_context=_save_forward)
+forward.register_autograd(forward_gradients, setup_context=save_forward)
 backward.register_autograd(_backward_gradients, setup_context=_save_backward)

@@ -42,12 +42,16 @@ def environment_key() -> Hashable:
     return activation.tanh_is_used()
 
 
-def prepare(tensors: CallTensors, problem: Problem) -> Callable[[CallTensors], Tensor | None]:
+def prepare(
+    tensors: CallTensors, problem: Problem, with_mass: bool
+) -> Callable[[CallTensors], Tensor | None]:
     """A function that computes the call for other tensors.
 
     For a call that needs more than its launches the function always returns None. It is cached as
-    well, because to find that out takes longer than the launches.
+    well, because to find that out takes longer than the launches. So does a call with the mass.
     """
+    if with_mass:
+        return _uncacheable
     with recorded() as recording:
         out = _attended(problem)
     if out is None or out.numel() == 0:

@@ -1,10 +1,11 @@
 // The backward pass: for each block of keys, all blocks of queries that visited it.
 //
 // With W the weights, c the derivative of the cap, s the scale and dO the gradient of the output:
-// dV = W^T dO,  dU = W (1 - W) dO V^T,  dS = dU c,  dQ = s dS K,  dK = s dS^T Q. Everything is
-// recomputed from the inputs, with five products for each tile. A unit of work is a key head and a
-// part of its key blocks, so that no two units write the same dK and dV. If there are several
-// parts, each has its own dQ, and these are summed in their order.
+// dV = W^T dO,  dU = W (1 - W) dO V^T,  dS = dU c,  dQ = s dS K,  dK = s dS^T Q. The gradient of a
+// row's mass is added to its row of dO V^T. Everything is recomputed from the inputs, with five
+// products for each tile. A unit of work is a key head and a part of its key blocks, so that no two
+// units write the same dK and dV. If there are several parts, each has its own dQ, and these are
+// summed in their order.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -56,6 +57,7 @@ static void differentiate_tile(const Tile &tile, const BackwardWorkspace<PAIRS> 
                 }
             }
             Vector x[ROWS][COLUMNS] = {};
+            work.start_from_mass(x, first_query + g * ROWS);
             multiply_rows<PAIRS>(x, work.grad, work.grad_row, work.grad_steps, work.steps,
                                  first_query + g * ROWS, values, work.value_words,
                                  work.value_columns);

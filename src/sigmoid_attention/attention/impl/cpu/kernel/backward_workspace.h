@@ -33,6 +33,7 @@ template <bool PAIRS> struct BackwardWorkspace {
 
     Word *query, *grad;              // row form; of one panel only, for floats
     Word *query_steps, *grad_steps;  // step form
+    float *grad_mass;                // of each row of a head; null without a mass
     float *grad_query;               // sums, where the unit has no part of its own
     Word *key_forms[NEAR_BLOCKS], *rows;
     float *key_sums;                 // of each kept block: dK, then dV
@@ -74,6 +75,7 @@ template <bool PAIRS> struct BackwardWorkspace {
         take(grad, (PAIRS ? padded_queries : PANEL) * grad_row);
         take(query_steps, steps * head_columns.padded());
         take(grad_steps, steps * value_columns.padded());
+        take(grad_mass, padded_queries);
         take(grad_query, call.splits > 1 ? 0 : padded_queries * head_columns.padded());
         for (Word *&forms : key_forms) take(forms, key_block_words());
         take(rows, PANEL * std::max(query_row, grad_row));
@@ -99,6 +101,7 @@ template <bool PAIRS> struct BackwardWorkspace {
         for_each_array(call, [&](auto *&array, int64_t count) {
             array = arena.take<std::remove_reference_t<decltype(*array)>>(count);
         });
+        if (!call.grad_mass.data) grad_mass = nullptr;
         // Products with the rest of a ragged tile are computed and dropped: any number serves.
         std::memset(weight_steps, 0, words<PAIRS>(BLOCK_QUERIES) * STEP_ROW<PAIRS> * 4);
         std::memset(score_steps, 0, words<PAIRS>(BLOCK_QUERIES) * STEP_ROW<PAIRS> * 4);
@@ -109,6 +112,16 @@ template <bool PAIRS> struct BackwardWorkspace {
                      head_columns);
         pack_queries(call, call.grad_out, sequence, head, call.value_dim, grad, grad_row, grad_steps,
                      value_columns);
+        int64_t queries = call.queries_of(sequence);
+        for (int64_t r = 0; grad_mass && r < round_up(queries, ROWS); ++r)
+            grad_mass[r] = r < queries ? *call.query_mass(call.grad_mass, sequence, head, r) : 0.0f;
+    }
+
+    // Sets a group's rows to the gradients of their masses, to which those of dO V^T are added.
+    void start_from_mass(Vector (&x)[ROWS][COLUMNS], int64_t row) const {
+        if (!grad_mass) return;
+        for (int m = 0; m < ROWS; ++m)
+            for (int n = 0; n < COLUMNS; ++n) x[m][n] = broadcast(grad_mass[row + m]);
     }
 
     void pack_queries(const Call &call, const Rows &from, int64_t sequence, int64_t head,

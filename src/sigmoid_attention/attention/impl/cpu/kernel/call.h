@@ -38,6 +38,7 @@ struct Call {
     int64_t block_queries, relative;
 
     Rows query, key, value, out;
+    Rows mass;  // in floats, one for each row: the sum of its weights; null if it is not wanted
     Term bias, mask;  // both are added to the logit; -inf in the mask hides
     Flags attend;     // the boolean mask
     const float *slopes;
@@ -53,7 +54,7 @@ struct Call {
     int64_t *visits, visits_row;
 
     // Backward pass only. A null pointer means that the gradient is not wanted.
-    Rows grad_out, grad_query, grad_key, grad_value;
+    Rows grad_out, grad_query, grad_key, grad_value, grad_mass;
     int64_t splits;       // parts into which the keys of a head are divided
     float *grad_rows;     // (sequence, head, split, query): gradient of a bias per row, in parts
     float *grad_columns;  // (sequence, head, key): gradient of a bias per key
@@ -64,9 +65,9 @@ struct Call {
     double softcap;          // 0 for none
     double tolerance;        // 0 skips nothing that is visible
 
-    // Whether the output has no element; then it may have no memory, for any number of heads.
+    // Whether no result has an element; then none may have memory, for any number of heads.
     bool output_is_empty() const {
-        return sequences == 0 || heads == 0 || queries == 0 || value_dim == 0;
+        return sequences == 0 || heads == 0 || queries == 0 || (value_dim == 0 && !mass.data);
     }
     int64_t group() const { return heads / key_heads; }
     int64_t queries_of(int64_t sequence) const { return length_q ? length_q[sequence] : queries; }
@@ -77,6 +78,13 @@ struct Call {
     char *query_row(const Rows &rows, int64_t sequence, int64_t head, int64_t i) const {
         if (start_q) i += start_q[sequence];
         return rows.data + (sequence * rows.batch + head * rows.head + i * rows.row) * element_size();
+    }
+
+    // The number of row i of a head in a tensor of masses (mass and its gradient).
+    float *query_mass(const Rows &rows, int64_t sequence, int64_t head, int64_t i) const {
+        if (start_q) i += start_q[sequence];
+        float *floats = reinterpret_cast<float *>(rows.data);
+        return floats + sequence * rows.batch + head * rows.head + i * rows.row;
     }
 
     // Row j of a head in a tensor of keys (key, value and their gradients).

@@ -44,6 +44,7 @@ struct Chunks {
 
 template <DataType T> struct DecodeWorkspace {
     int64_t rows, query_row, out_row;
+    int64_t sums_size;  // the rows of the output, then their masses if these are wanted
     Word *query;
     char *zeros;
     float *scores, *extra, *sums;
@@ -51,14 +52,19 @@ template <DataType T> struct DecodeWorkspace {
 
     explicit DecodeWorkspace(const Call &call)
         : rows(call.group() * call.queries), query_row(row_words<PAIRED<T>>(call.head_dim)),
-          out_row(round_up(call.value_dim, READ<T>)) {}
+          out_row(round_up(call.value_dim, READ<T>)),
+          sums_size(rows * out_row + (call.mass.data ? round_up(rows, LANES) : 0)) {}
+
+    float *masses(const Call &call, float *sums) const {
+        return call.mass.data ? sums + rows * out_row : nullptr;
+    }
 
     template <class Take> void for_each_array(const Call &call, Take take) {
         take(query, rows * query_row);
         take(zeros, std::max(call.head_dim, call.value_dim) * SIZE<T>);
         take(scores, rows * SCORES_ROW);
         take(extra, call.queries * BLOCK_KEYS);
-        take(sums, rows * out_row);
+        take(sums, sums_size);
         take(blocks, call.group());
     }
 
@@ -90,24 +96,31 @@ template <DataType T> struct DecodeWorkspace {
 };
 
 // From products to weights, in place, for all queries of a head and the columns `low` to `high`.
+// Adds the sum of a row's weights to its mass, if it is wanted.
 template <bool EXTRA, bool PAIRS>
-static void set_row_weights(const Tile &tile, int64_t low, int64_t high, float *scores) {
-    for (int64_t r = 0; r < tile.rows; ++r, scores += SCORES_ROW)
+static void set_row_weights(const Tile &tile, int64_t low, int64_t high, float *scores,
+                            float *masses) {
+    for (int64_t r = 0; r < tile.rows; ++r, scores += SCORES_ROW) {
+        Vector total{};
         for (int64_t c = low; c < high; c += PANEL) {
             Vector x[COLUMNS];
             for (int n = 0; n < COLUMNS; ++n) x[n] = load(scores + c + n * LANES);
             set_weights<EXTRA, PAIRS, false>(x, tile, r, c, Derivatives{});
+            if (masses)
+                for (int n = 0; n < COLUMNS; ++n) total += x[n];
             store_weights<PAIRS>((Word *)scores + words<PAIRS>(c), x);
         }
+        if (masses) masses[r] += sum(total);
+    }
 }
 
-// sums = the weighted values of a chunk, for all rows that share a key head.
+// sums = the weighted values of a chunk, and the masses, for all rows that share a key head.
 template <DataType T>
 static void decode_chunk(const Call &call, DecodeWorkspace<T> &work, int64_t sequence,
                          int64_t key_head, int64_t chunk, float *sums) {
     work.take_queries(call, sequence, key_head);
     int64_t queries = call.queries_of(sequence), rows = call.group() * queries;
-    std::memset(sums, 0, rows * work.out_row * 4);
+    std::memset(sums, 0, work.sums_size * 4);
     bool extra = call.softcap > 0 || differs_by_key(call);
     RowPointers keys(call.head_dim * SIZE<T>), values(call.value_dim * SIZE<T>);
     int64_t first_seen = Chunks::first_key(call, sequence), all = call.keys_of(sequence);
@@ -123,13 +136,14 @@ static void decode_chunk(const Call &call, DecodeWorkspace<T> &work, int64_t seq
                                                     work.query + r * work.query_row,
                                                     work.scores + r * SCORES_ROW);
         });
-        float *scores = work.scores;
+        float *scores = work.scores, *masses = work.masses(call, sums);
         for (int64_t member = 0; member < call.group(); ++member) {
             Tile tile(call, work.blocks[member], j, work.extra);
             auto set_all = extra ? set_row_weights<true, PAIRED<T>>
                                  : set_row_weights<false, PAIRED<T>>;
-            set_all(tile, low, high, scores);
+            set_all(tile, low, high, scores, masses);
             scores += queries * SCORES_ROW;
+            if (masses) masses += queries;
         }
         add_weighted<T>(values, low, high, call.value_dim, (const Word *)work.scores, rows, sums);
     }
@@ -146,18 +160,20 @@ static void sum_parts(float *total, int64_t many, int64_t size) {
     }
 }
 
-// The outputs of all rows that share a key head.
+// The outputs of all rows that share a key head, and their masses, if these are wanted.
 static void write_outputs(const Call &call, int64_t sequence, int64_t key_head, const float *sums,
-                          int64_t out_row) {
+                          int64_t out_row, const float *masses) {
     // A certificate would need the norms of all keys, which take as long as the products. To visit
     // all blocks is always right, and the backward pass skips the hidden ones.
     int64_t visits = parts(call.keys_of(sequence), BLOCK_KEYS);
     int64_t blocks = call.visits_row;
     for (int64_t member = 0; member < call.group(); ++member) {
         int64_t head = key_head * call.group() + member;
-        for (int64_t r = 0; r < call.queries_of(sequence); ++r, sums += out_row)
+        for (int64_t r = 0; r < call.queries_of(sequence); ++r, sums += out_row) {
             from_floats(call.query_row(call.out, sequence, head, r), sums, call.value_dim,
                         call.dtype, 1.0f);
+            if (masses) *call.query_mass(call.mass, sequence, head, r) = *masses++;
+        }
         if (call.visits)
             std::fill_n(call.visits + (sequence * call.heads + head) * blocks, blocks, visits);
     }
@@ -181,7 +197,7 @@ template <DataType T> static int decode(const Call &call) {
     thread_local Arena shared;
     Chunks chunks(call);
     DecodeWorkspace<T> shape(call);
-    int64_t sums = shape.rows * shape.out_row;
+    int64_t sums = shape.sums_size;
     if (!shared.reserve(chunks.count() * sums * 4)) return 1;
     float *partial = shared.take<float>(chunks.count() * sums);
     std::vector<std::atomic<int64_t>> finished(call.sequences * call.key_heads);
@@ -214,7 +230,7 @@ template <DataType T> static int decode(const Call &call) {
             if (++finished[sequence * call.key_heads + key_head] < many) continue;
             float *total = many > 1 ? partial + (task - index % many) * sums : work.sums;
             if (many > 1) sum_parts(total, many, sums);
-            write_outputs(call, sequence, key_head, total, work.out_row);
+            write_outputs(call, sequence, key_head, total, work.out_row, work.masses(call, total));
         }
         arena.trim();
     }

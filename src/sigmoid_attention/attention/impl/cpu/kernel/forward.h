@@ -92,6 +92,8 @@ template <bool PAIRS> struct ForwardWorkspace {
     float *out, *extra;
     double *total;    // the sum of all earlier sums in `out`
     Vector *squares;  // sum of the squares of each row's weights
+    Vector *masses;   // sum of each row's weights
+    double *mass_total;
     Certificate certificate;
 
     static int64_t bytes(const Call &call, int64_t blocks) {
@@ -101,7 +103,8 @@ template <bool PAIRS> struct ForwardWorkspace {
                Arena::rounded(BLOCK_QUERIES * Columns(call.value_dim).padded() * 4) +
                Arena::rounded(BLOCK_QUERIES * Columns(call.value_dim).padded() * 8) +
                Arena::rounded(BLOCK_QUERIES * BLOCK_KEYS * 4) +
-               Arena::rounded(BLOCK_QUERIES * sizeof(Vector));
+               2 * Arena::rounded(BLOCK_QUERIES * sizeof(Vector)) +
+               Arena::rounded(BLOCK_QUERIES * 8);
     }
 
     void allocate(const Call &call, Arena &arena, int64_t blocks) {
@@ -112,6 +115,8 @@ template <bool PAIRS> struct ForwardWorkspace {
         total = arena.take<double>(BLOCK_QUERIES * Columns(call.value_dim).padded());
         extra = arena.take<float>(BLOCK_QUERIES * BLOCK_KEYS);
         squares = arena.take<Vector>(BLOCK_QUERIES);
+        masses = arena.take<Vector>(BLOCK_QUERIES);
+        mass_total = arena.take<double>(BLOCK_QUERIES);
     }
 
     // Start the next sum.
@@ -121,12 +126,19 @@ template <bool PAIRS> struct ForwardWorkspace {
             out[k] = 0.0f;
         }
     }
+
+    void add_to_mass_total(int64_t rows) {
+        for (int64_t r = 0; r < rows; ++r) {
+            mass_total[r] += sum(masses[r]);
+            masses[r] = Vector{};
+        }
+    }
 };
 
 template <bool PAIRS, int TERMS>
 static inline __attribute__((always_inline)) void set_group_weights(
     const Tile &tile, int64_t g, int64_t c, const Word *query, int64_t query_row, const Word *panel,
-    int64_t key_words, Word *weights, Vector *squares) {
+    int64_t key_words, Word *weights, Vector *squares, Vector *masses) {
     Vector x[ROWS][COLUMNS] = {};
     multiply<PAIRS, COLUMNS>(x, query + g * ROWS * query_row, query_row, 1, panel, PANEL, key_words);
 #pragma GCC unroll 6
@@ -135,6 +147,11 @@ static inline __attribute__((always_inline)) void set_group_weights(
         set_weights<TERMS, PAIRS, false>(x[m], tile, r, c, Derivatives{});
         if (TERMS != PLAIN && squares)
             for (int n = 0; n < COLUMNS; ++n) squares[r] += x[m][n] * x[m][n];
+        if (masses) {
+            Vector total = x[m][0];
+            for (int n = 1; n < COLUMNS; ++n) total += x[m][n];
+            masses[r] += total;
+        }
         store_weights<PAIRS>(weights + r * WEIGHTS_ROW<PAIRS> + words<PAIRS>(c), x[m]);
         one_after_another();
     }
@@ -144,7 +161,7 @@ static inline __attribute__((always_inline)) void set_group_weights(
 template <bool PAIRS, int TERMS>
 static void set_tile_weights(const Tile &tile, const Word *query, int64_t query_row,
                              const Word *panels, int64_t key_words, Word *weights,
-                             Vector *squares, const Word *next) {
+                             Vector *squares, Vector *masses, const Word *next) {
     // If only a window cuts the tile, most groups see all of a panel.
     const bool may_be_plain = TERMS == GENERAL && tile.slope == 0 && !squares;
     for (int64_t c = 0; c < tile.columns; c += PANEL) {
@@ -156,10 +173,10 @@ static void set_tile_weights(const Tile &tile, const Word *query, int64_t query_
             if (tile.group_first[g] >= c + PANEL || tile.group_last[g] <= c) continue;
             if (may_be_plain && tile.group_sees(g, c, c + PANEL))
                 set_group_weights<PAIRS, PLAIN>(tile, g, c, query, query_row, panel, key_words,
-                                                weights, nullptr);
+                                                weights, nullptr, masses);
             else
                 set_group_weights<PAIRS, TERMS>(tile, g, c, query, query_row, panel, key_words,
-                                                weights, squares);
+                                                weights, squares, masses);
         }
     }
 }
@@ -215,6 +232,11 @@ static void forward_block(const Call &call, ForwardWorkspace<PAIRS> &work,
     std::memset(work.query + block.rows * stride, 0, (padded_rows - block.rows) * stride * 4);
     std::memset(work.out, 0, padded_rows * out_row * 4);
     std::memset(work.squares, 0, padded_rows * sizeof(Vector));
+    Vector *masses = call.mass.data ? work.masses : nullptr;
+    if (masses) {
+        std::memset(work.masses, 0, padded_rows * sizeof(Vector));
+        std::memset(work.mass_total, 0, padded_rows * 8);
+    }
 
     Certificate &certificate = work.certificate;
     certificate.prepare(call, block, query_norm, packed.norms);
@@ -227,8 +249,10 @@ static void forward_block(const Call &call, ForwardWorkspace<PAIRS> &work,
             if (certificate.stop(call, turn, std::sqrt(least))) break;
         }
         if (!certificate.visible[turn]) continue;
-        if (tiles && tiles % TILES_A_SUM == 0)
+        if (tiles && tiles % TILES_A_SUM == 0) {
             work.add_to_total(padded_rows * out_row, tiles == TILES_A_SUM);
+            if (masses) work.add_to_mass_total(block.rows);
+        }
         ++tiles;
         Tile tile(call, block, certificate.blocks[turn], work.extra);
         const Word *panels = packed.panels + tile.first_key * packed.key_words;
@@ -237,7 +261,7 @@ static void forward_block(const Call &call, ForwardWorkspace<PAIRS> &work,
                          : squares || !tile.is_plain() ? set_tile_weights<PAIRS, GENERAL>
                                                     : set_tile_weights<PAIRS, PLAIN>;
         set_all_weights(tile, work.query, stride, panels, packed.key_words, work.weights, squares,
-                  values_at(packed, tile.first_key, 0));
+                        masses, values_at(packed, tile.first_key, 0));
         int64_t then = certificate.blocks[std::min(turn + 1, turns - 1)];
         add_values<PAIRS>(tile, packed, work.weights, work.out,
                           packed.panels + then * BLOCK_KEYS * packed.key_words);
@@ -248,6 +272,10 @@ static void forward_block(const Call &call, ForwardWorkspace<PAIRS> &work,
     for (int64_t r = 0; r < block.rows; ++r)
         from_floats(call.query_row(call.out, sequence, head, block.first + r),
                     work.out + r * out_row, call.value_dim, call.dtype, 1.0f);
+    if (!masses) return;
+    work.add_to_mass_total(block.rows);
+    for (int64_t r = 0; r < block.rows; ++r)
+        *call.query_mass(call.mass, sequence, head, block.first + r) = (float)work.mass_total[r];
 }
 
 // Packed keys of one chunk of heads, which stay in the cache.
