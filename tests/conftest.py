@@ -37,6 +37,7 @@ MARKERS = {
         "integrations/test_timm_traced.py",
         "nn/test_fx.py",
         "nn/test_moe.py",
+        "nn/test_options_compiled.py",
         "nn/test_recording.py",
         "nn/test_router.py",
     ),

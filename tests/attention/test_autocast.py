@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
 
 from sigmoid_attention.attention import (
+    CentredKeys,
     Constant,
     HeadValues,
     Learned,
@@ -129,6 +130,7 @@ POLICIES = {
     "head-values": HeadValues(torch.linspace(-3, -2, 4)),
     "learned": Learned(-2.5, num_heads=4),
     "row-lse": RowLSE(),
+    "centred": CentredKeys(Learned(-2.5, num_heads=4), torch.linspace(0.5, 1.25, 4)),
 }
 
 
@@ -159,7 +161,7 @@ def test_decoding(impl, paged, half):
             sigmoid_decode(
                 query, *caches, seqused_k=used, block_table=table, bias=bias, enable_gqa=True,
                 alibi_slopes=SLOPES, impl=impl, is_causal=True)
-            for bias in (-2.0, RowLSE())
+            for bias in (-2.0, RowLSE(), CentredKeys(-2.0))
         ]  # fmt: skip
         assert all(isinstance(each, Tensor) for each in actual)
         return actual  # pyright: ignore[reportReturnType]
@@ -168,8 +170,9 @@ def test_decoding(impl, paged, half):
 
 
 @both_halves
+@pytest.mark.parametrize("bias", [RowLSE(), CentredKeys(-2.0)], ids=["row-lse", "centred"])
 @implementations("reference", "cpu", "auto")
-def test_packed_sequences(impl, half):
+def test_packed_sequences(impl, bias, half):
     query, key, value = (
         (2 * normal(30, heads, 8, seed=seed)).requires_grad_()
         for seed, heads in enumerate((4, 2, 2))
@@ -178,7 +181,7 @@ def test_packed_sequences(impl, half):
 
     def both() -> list[Tensor]:
         out = sigmoid_varlen_attention(
-            query, key, value, ends, ends, 19, 19, bias=RowLSE(), enable_gqa=True, impl=impl
+            query, key, value, ends, ends, 19, 19, bias=bias, enable_gqa=True, impl=impl
         )
         assert isinstance(out, Tensor)
         return [out, *torch.autograd.grad(out.square().sum(), (query, key, value))]
@@ -209,7 +212,8 @@ def test_compiled(backend, backward):
         options = {"bias": RowLSE(), "is_causal": True, "enable_gqa": True}
         out = sigmoid_attention(*tensors, **options)
         aux = attention_statistics(*tensors, **options)
-        fused = sigmoid_attention(query, key, value, bias=-2.0, enable_gqa=True)
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+        fused = sigmoid_attention(*tensors, mask, bias=CentredKeys(-2.0), enable_gqa=True)
         return out, aux.mass.square() + fused.square().sum(-1)
 
     leaves = [tensor.requires_grad_() for tensor in qkv()]

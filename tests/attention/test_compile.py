@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import (
+    CentredKeys,
     Learned,
     NegLogEffectiveLength,
     NegLogLength,
@@ -47,6 +48,7 @@ def assert_same(function, graph, inputs: list, **tolerance) -> None:
 
 
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0])
+STRENGTHS = torch.linspace(0.5, 1.25, 4)
 LEARNED = Learned(-2.0, num_heads=4)
 
 
@@ -80,6 +82,29 @@ def everything(query, key, value, slopes):
     )
 
 
+def centred(query, key, value, strength):
+    bias = CentredKeys(NegLogVisible(), strength)
+    return sigmoid_attention(query, key, value, bias=bias, is_causal=True)
+
+
+def centred_in_a_window(query, key, value, strength):
+    return sigmoid_attention(
+        query,
+        key[:, :2],
+        value[:, :2],
+        bias=CentredKeys(-2.0, strength),
+        window_size=(4, 1),
+        enable_gqa=True,
+    )
+
+
+def centred_under_masks(query, key, value, mask, strength):
+    """A mask of pairs, and one of keys."""
+    bias = CentredKeys(NegLogVisible(), strength)
+    of_pairs = sigmoid_attention(query, key, value, mask, bias=bias)
+    return of_pairs + sigmoid_attention(query, key, value, mask[-1:], bias=bias, is_causal=True)
+
+
 def tensor_bias(query, key, value, bias):
     return sigmoid_attention(query, key, value, bias=bias, is_causal=True)
 
@@ -110,6 +135,15 @@ CALLS = {
         everything,
         lambda n: [*qkv(n), SLOPES.expand(2, 4).clone()],
     ),
+    "centred-causal": (centred, lambda n: [*qkv(n), STRENGTHS.clone()]),
+    "centred-window-shared-keys": (
+        centred_in_a_window,
+        lambda n: [*qkv(n), STRENGTHS.clone()],
+    ),
+    "centred-masks": (
+        centred_under_masks,
+        lambda n: [*qkv(n), normal(n, n).exp() > 0.5, STRENGTHS.clone()],
+    ),
     "tensor-bias": (tensor_bias, lambda n: [*qkv(n), normal(4, n, 1)]),
     "mask-and-policy-made-inside": (made_inside, qkv),
 }
@@ -133,6 +167,21 @@ def test_one_graph_serves_any_size_of_all_dimensions(function, inputs):
     with one_graph_only:
         for length in (7, 13, 32):
             torch.testing.assert_close(graph(*inputs(length)), function(*inputs(length)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", [centred, centred_in_a_window], ids=["causal", "window"])
+def test_one_graph_serves_any_length_under_deterministic_algorithms(function):
+    """From one block of sums to two."""
+    graph = compiled(function)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with one_graph_only:
+            for length in (7, 300):
+                tensors = changing([*qkv(length), STRENGTHS.clone()], length)
+                assert_same(function, graph, tensors, rtol=1e-4, atol=1e-4)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_statistics_and_dropout_compile():
@@ -185,13 +234,20 @@ def test_an_effective_length_that_changes_changes_the_answer():
         assert_same(function, graph, [*qkv(6), bias])
 
 
-def packed(query, key, value, ends_q, ends_k):
+def packed_visible(query, key, value, ends_q, ends_k):
     return sigmoid_varlen_attention(
         query, key, value, ends_q, ends_k, 8, 9, bias=NegLogVisible(), is_causal=True
     )
 
 
-def test_packed_sequences_of_any_lengths_share_a_graph():
+def packed_centred(query, key, value, ends_q, ends_k):
+    return sigmoid_varlen_attention(
+        query, key, value, ends_q, ends_k, 8, 9, bias=CentredKeys(-2.0), window_size=(3, 1)
+    )
+
+
+@pytest.mark.parametrize("packed", [packed_visible, packed_centred], ids=["visible", "centred"])
+def test_packed_sequences_of_any_lengths_share_a_graph(packed):
     graph = compiled(packed)
     with one_graph_only:
         for (q1, q2), (k1, k2) in (((3, 2), (3, 7)), ((5, 8), (9, 5)), ((0, 6), (5, 6))):
@@ -214,14 +270,15 @@ def test_packed_sequences_with_a_longest_length_that_changes():
             torch.testing.assert_close(graph(query, ends, longest), function(query, ends, longest))
 
 
-def test_decoding_as_the_cache_fills_shares_a_graph():
+@pytest.mark.parametrize("bias", [NegLogVisible(), CentredKeys(-2.0)], ids=["visible", "centred"])
+def test_decoding_as_the_cache_fills_shares_a_graph(bias):
     def function(query, key_cache, value_cache, used):
         return sigmoid_decode(
             query,
             key_cache,
             value_cache,
             seqused_k=used,
-            bias=NegLogVisible(),
+            bias=bias,
             enable_gqa=True,
             is_causal=True,
         )

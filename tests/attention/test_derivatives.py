@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from sigmoid_attention.attention import (
+    CentredKeys,
     NegLogVisible,
     RowLSE,
     attention_statistics,
@@ -59,7 +60,7 @@ def gradients(tensors, arguments) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("bias", [-2.0, NegLogVisible(), RowLSE()], ids=repr)
+@pytest.mark.parametrize("bias", [-2.0, NegLogVisible(), RowLSE(), CentredKeys(-2.0)], ids=repr)
 @pytest.mark.parametrize("kind", ["no-keys", "bool", "float"])
 def test_derivatives_at_rows_that_see_no_key_are_zero_and_others_are_not(kind, bias, dtype):
     tensors, _ = TALL.build(dtype)
@@ -82,6 +83,8 @@ EXTREME = {
     "softcap": SQUARE.but(softcap=5.0),
     "row-lse": SQUARE.but(bias="lse", is_causal=True),
     "visible": SQUARE.but(bias="visible", is_causal=True),
+    "centred": SQUARE.but(bias="centred", is_causal=True),
+    "centred-window": SQUARE.but(bias="centred", window_size=(1, 0)),
     "slopes": SQUARE.but(slopes="H"),
     "hiding-mask": SQUARE.but(mask="hiding QK"),
     "bias": SQUARE.but(bias="tensor BHQK"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import (
+    CentredKeys,
     NegLogLength,
     NegLogVisible,
     sigmoid_attention,
@@ -22,6 +23,8 @@ CALLS = {
     "default": {},
     "n": {"bias": NegLogLength(64)},
     "visible": {"bias": NegLogVisible()},
+    "centred": {"bias": CentredKeys(NegLogVisible(), torch.tensor([0.5, 1.0]))},
+    "centred-window": {"bias": CentredKeys(-2.0), "window_size": (9, -1)},
     "heads": {"bias": torch.tensor([-2.0, -3.0]).view(1, 2, 1, 1)},
     "tiled": {"bias": -3.0, "impl": "tiled"},
     "reference": {"bias": -3.0, "impl": "reference"},
@@ -83,16 +86,23 @@ quiet = pytest.mark.filterwarnings("ignore")
 
 
 class Cached(nn.Module):
+    def __init__(self, bias):
+        super().__init__()
+        self.bias = bias
+
     def forward(self, query, key_cache, value_cache, used):
         return sigmoid_decode(
-            query, key_cache, value_cache, seqused_k=used, bias=-2.0, is_causal=True
+            query, key_cache, value_cache, seqused_k=used, bias=self.bias, is_causal=True
         )
 
 
 @quiet
+@pytest.mark.parametrize(
+    "name", ["n", "centred", pytest.param("centred-window", marks=pytest.mark.slow)]
+)
 @torch.no_grad()
-def test_onnx_runs_the_operator_at_every_length():
-    module = Causal(bias=NegLogLength(64))
+def test_onnx_runs_the_operator_at_every_length(name):
+    module = Causal(**CALLS[name])
     length = torch.export.Dim("length", min=2, max=2**16)
     onnx = in_onnx(module, (*qkv(40),), ({2: length},) * 3)
     for n in LENGTHS:
@@ -100,13 +110,14 @@ def test_onnx_runs_the_operator_at_every_length():
 
 
 @quiet
+@pytest.mark.parametrize("bias", [-2.0, CentredKeys(-2.0)], ids=["number", "centred"])
 @torch.no_grad()
-def test_onnx_runs_a_decoding_step():
+def test_onnx_runs_a_decoding_step(bias):
     inputs = (normal(2, 2, 1, 8), *qkv(9)[:2], torch.tensor([9, 4]))
-    onnx = in_onnx(Cached(), inputs, ({}, {}, {}, {}))
+    onnx = in_onnx(Cached(bias), inputs, ({}, {}, {}, {}))
     shorter = (*inputs[:3], torch.tensor([2, 7]))
     for each in (inputs, shorter):
-        torch.testing.assert_close(onnx(*each), Cached()(*each), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(onnx(*each), Cached(bias)(*each), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

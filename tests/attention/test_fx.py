@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import (
+    CentredKeys,
     Constant,
     HeadValues,
     Learned,
@@ -42,6 +43,17 @@ class OfHeads(nn.Module):
         return sigmoid_attention(query, key, value, bias=HeadValues(self.value))
 
 
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([-2.0, -3.0]))
+        self.strength = nn.Parameter(torch.tensor([0.5, 1.0]))
+
+    def forward(self, query, key, value):
+        bias = CentredKeys(HeadValues(self.value), self.strength)
+        return sigmoid_attention(query, key, value, bias=bias, is_causal=True)
+
+
 class Packed(nn.Module):
     def forward(self, query, key, value):
         ends = torch.tensor([0, 2, 5])
@@ -65,11 +77,13 @@ BIASES = (
     NegLogEffectiveLength((0.5, 0.0), 16),
     Learned(-2.0, num_heads=2),
     RowLSE(),
+    CentredKeys(NegLogVisible(), torch.tensor([0.5, 1.0])),
 )
 MODULES = {
     **{type(bias).__name__: Causal(bias) for bias in BIASES},
     "number": Causal(-2.0),
     "HeadValues": OfHeads(),
+    "centred-of-parameters": Centred(),
     "packed": Packed(),
     "cached": Cached(),
 }

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sigmoid_attention.attention import (
+    CentredKeys,
     Constant,
     NegLogVisible,
     RowLSE,
@@ -88,6 +89,19 @@ def test_keys_in_sight_beside_a_mask(mask, window):
     torch.testing.assert_close(out, sigmoid_attention(*text(), bias=bias, **arguments))
 
 
+@each_mask
+@pytest.mark.parametrize("window", [(-1, -1), (70, 3), (-1, 0)], ids=str)
+def test_means_of_keys_beside_a_mask(mask, window):
+    """With gradients, unless the mask depends on the query: autograd keeps its pairs."""
+    learns = mask.shape[:-1].numel() == 1
+    tensors = [tensor.requires_grad_(learns) for tensor in text()]
+    with Largest() as largest:
+        out = sigmoid_attention(*tensors, mask, bias=CentredKeys(-3.0), window_size=window)
+        if learns:
+            out.sum().backward()
+    assert largest.elements < LIMIT
+
+
 def test_keys_in_sight_of_caches_and_packed_sequences():
     query, key, value = text()
     used = torch.tensor([K - 7])
@@ -96,6 +110,9 @@ def test_keys_in_sight_of_caches_and_packed_sequences():
     with Largest() as largest:
         sigmoid_decode(query, key, value, seqused_k=used, bias=NegLogVisible(), is_causal=True)
         sigmoid_varlen_attention(*packed, ends_q, ends_k, Q, K, bias=NegLogVisible())
+        centred = CentredKeys(-3.0)
+        sigmoid_decode(query, key, value, seqused_k=used, bias=centred, is_causal=True)
+        sigmoid_varlen_attention(*packed, ends_q, ends_k, Q, K, bias=centred, is_causal=True)
     assert largest.elements < LIMIT
 
 

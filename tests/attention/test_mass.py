@@ -294,14 +294,14 @@ def test_meta_tensors_have_the_shapes_of_real_ones(operator):
 def test_an_unknown_option_is_refused_by_name():
     query = torch.zeros(1, 2, 3, 4)
     ends, used = torch.tensor([0, 3]), torch.tensor([3])
-    with pytest.raises(TypeError, match="^causal: sigmoid_attention_with_mass has no such"):
+    with pytest.raises(TypeError, match=r"^causal: sigmoid_attention_with_mass has no such"):
         sigmoid_attention_with_mass(query, query, query, bias=-1.0, causal=True)
     packed = query[0].transpose(0, 1)
-    with pytest.raises(TypeError, match="^attn_mask: sigmoid_varlen_attention_with_mass has no"):
+    with pytest.raises(TypeError, match=r"^attn_mask: sigmoid_varlen_attention_with_mass has no"):
         sigmoid_varlen_attention_with_mass(
             packed, packed, packed, ends, ends, 3, 3, bias=-1.0, attn_mask=None
         )
-    with pytest.raises(TypeError, match="^dropout_p: sigmoid_decode_with_mass has no such"):
+    with pytest.raises(TypeError, match=r"^dropout_p: sigmoid_decode_with_mass has no such"):
         sigmoid_decode_with_mass(
             query, query, query, seqused_k=used, is_causal=True, bias=-1.0, dropout_p=0.1
         )

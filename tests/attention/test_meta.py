@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vmap
 
 from sigmoid_attention.attention import (
+    CentredKeys,
     Learned,
     NegLogEffectiveLength,
     NegLogLength,
@@ -59,6 +60,9 @@ SETTINGS: dict[str, Callable[[], dict]] = {
     "effective": lambda: {"bias": NegLogEffectiveLength((0.5, 0.25, 0.0, 0.0), n=64)},
     "learned": lambda: {"bias": Learned(-2.0, num_heads=4)},
     "row-lse": lambda: {"bias": RowLSE()},
+    "centred": lambda: {"bias": CentredKeys(-2.0, torch.ones(4)), "is_causal": True},
+    "centred-window": lambda: {"bias": CentredKeys(-2.0), "window_size": (3, 1)},
+    "centred-mask": lambda: {"bias": CentredKeys(-2.0), "attn_mask": torch.zeros(7, 9)},
 }
 
 
@@ -125,7 +129,7 @@ def test_decoding(impl, paged, mode):
             sigmoid_decode(
                 query, keys, keys, seqused_k=used, block_table=table, bias=bias, enable_gqa=True,
                 impl=impl, is_causal=True)
-            for bias in (-2.0, NegLogVisible(), RowLSE())
+            for bias in (-2.0, NegLogVisible(), RowLSE(), CentredKeys(-2.0))
         ]  # fmt: skip
         return [answer for answer in answers if isinstance(answer, Tensor)]
 
@@ -144,7 +148,7 @@ def test_packed_sequences(impl, mode):
             sigmoid_varlen_attention(
                 query, key, value, ends, ends, 7, 7, bias=bias, enable_gqa=True, impl=impl
             )
-            for bias in (-2.0, NegLogVisible(), RowLSE())
+            for bias in (-2.0, NegLogVisible(), RowLSE(), CentredKeys(-2.0))
         ]
         total = torch.stack([answer.sum() for answer in out if isinstance(answer, Tensor)]).sum()
         return [*torch.autograd.grad(total, (query, key, value)), total]

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from sigmoid_attention.attention import (
+    CentredKeys,
     NegLogVisible,
     RowLSE,
     attention_statistics,
@@ -17,7 +18,9 @@ from tests.support.attention.differentiable import CASES, differentiable, traine
 SQUARE = CASES["plain-Q3-K3"].but(bias="-2.5")
 
 
-@pytest.mark.parametrize("name", ["causal-Q3-K3", "row-lse-policy-Q4-K2", "everything"])
+@pytest.mark.parametrize(
+    "name", ["causal-Q3-K3", "row-lse-policy-Q4-K2", "centred-causal-Q4-K2", "everything"]
+)
 def test_jvp_and_vjp_are_transposes(name):
     function, inputs = differentiable(CASES[name])
     chance = torch.Generator().manual_seed(1)
@@ -30,7 +33,9 @@ def test_jvp_and_vjp_are_transposes(name):
     torch.testing.assert_close((pushed * against).sum(), across)
 
 
-@pytest.mark.parametrize("name", ["window-and-softcap-Q2-K3", "learned-policy-H4-G2"])
+@pytest.mark.parametrize(
+    "name", ["window-and-softcap-Q2-K3", "learned-policy-H4-G2", "centred-window-H4-G2-Q2-K3"]
+)
 def test_jacobians_of_both_modes_agree(name):
     function, inputs = differentiable(CASES[name])
     every = tuple(range(len(inputs)))
@@ -54,6 +59,10 @@ BATCHED: dict[str, tuple[Call, tuple[str, ...]]] = {
     "own-bias": (SQUARE.but(bias="tensor BHQK", batch=2, keys=4), ("bias",)),
     "own-slopes": (SQUARE.but(slopes="BH", batch=2, group=3), ("alibi_slopes",)),
     "own-float-mask": (SQUARE.but(mask="hiding BHQK", keys=5), ("attn_mask",)),
+    "own-mask-and-centred-policy": (
+        SQUARE.but(mask="bool BHQK", bias="centred"),
+        ("attn_mask",),
+    ),
     "own-bool-mask": (SQUARE.but(mask="bool BHQK", keys=5), ("attn_mask",)),
     "own-mask-and-visible-policy": (SQUARE.but(mask="bool BHQK", bias="visible"), ("attn_mask",)),
     "own-mask-and-row-lse-policy": (SQUARE.but(mask="bool BHQK", bias="lse"), ("attn_mask",)),
@@ -91,6 +100,17 @@ def test_vmap_over_queries_alone_shares_the_keys():
         )
 
 
+def test_vmap_over_the_strengths_of_centring():
+    (query, key, value), _ = SQUARE.build()
+    strengths = torch.tensor([[1.0, 0.5], [0.0, -3.0]], dtype=torch.float64)
+
+    def centred(strength: Tensor) -> Tensor:
+        bias = CentredKeys(-1.0, strength)
+        return sigmoid_attention(query, key, value, bias=bias, window_size=(1, 0))
+
+    torch.testing.assert_close(vmap(centred)(strengths), torch.stack([*map(centred, strengths)]))
+
+
 def test_vmap_over_a_trained_bias():
     (query, key, value), _ = SQUARE.build()
     values = torch.tensor([[-1.0, 2.0], [0.0, -3.0]], dtype=torch.float64)
@@ -100,7 +120,7 @@ def test_vmap_over_a_trained_bias():
         torch.testing.assert_close(out[index], expected)
 
 
-@pytest.mark.parametrize("bias", [-1.0, NegLogVisible(), RowLSE()], ids=repr)
+@pytest.mark.parametrize("bias", [-1.0, NegLogVisible(), RowLSE(), CentredKeys(-1.0)], ids=repr)
 def test_gradients_per_sample_equal_a_loop(bias):
     (query, key, value), _ = SQUARE.but(batch=4).build()
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sigmoid_attention import (
+    CentredKeys,
     Learned,
     NegLogEffectiveLength,
     NegLogLength,
@@ -255,7 +256,11 @@ def test_an_error_names_the_argument(error, wrong, name, mention):
     assert (GOOD["k_cache"] == 1).all() and (GOOD["v_cache"] == 1).all()
 
 
-@pytest.mark.parametrize("bias", [RowLSE(), NegLogVisible(), Learned(-1.0, num_heads=4)], ids=repr)
+@pytest.mark.parametrize(
+    "bias",
+    [RowLSE(), NegLogVisible(), Learned(-1.0, num_heads=4), CentredKeys(NegLogVisible())],
+    ids=repr,
+)
 def test_a_bias_of_rows_knows_the_new_tokens(bias):
     caches = {name: torch.randn(4, 12, 2, 8) for name in ("k_cache", "v_cache")}
     out = flash_attn_with_kvcache(**GOOD | caches | {"sigmoid_bias": bias})

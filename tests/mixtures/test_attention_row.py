@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sigmoid_attention.attention import sigmoid_attention
+from sigmoid_attention.attention import CentredKeys, sigmoid_attention
 from sigmoid_attention.mixtures import Mixture
 from sigmoid_attention.mixtures.attention_row import (
     AttentionContext,
@@ -24,9 +24,11 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def drawn(head_dim: int, channels: int, bias: torch.Tensor, seed: int = 0) -> AttentionHead:
+def drawn(
+    head_dim: int, channels: int, bias: torch.Tensor, seed: int = 0, centring: float = 0.0
+) -> AttentionHead:
     query, key = normal(2, WIDTH, head_dim, seed=seed)
-    return AttentionHead(query, key, normal(WIDTH, channels, seed=seed + 100), bias)
+    return AttentionHead(query, key, normal(WIDTH, channels, seed=seed + 100), bias, centring)
 
 
 def attended(head: AttentionHead, tokens_BNM: torch.Tensor) -> torch.Tensor:
@@ -34,7 +36,7 @@ def attended(head: AttentionHead, tokens_BNM: torch.Tensor) -> torch.Tensor:
     query, key, value = (
         (tokens_BNM @ weights)[:, None] for weights in (head.query_MD, head.key_MD, head.value_ME)
     )
-    bias = head.bias.expand(1, 1, TOKENS, TOKENS)
+    bias = CentredKeys(head.bias.expand(1, 1, TOKENS, TOKENS), head.centring)
     return sigmoid_attention(query, key, value, bias=bias, impl="reference")[:, 0]
 
 
@@ -45,39 +47,44 @@ def close(left: torch.Tensor, right: torch.Tensor) -> None:
 @pytest.mark.parametrize("bias", BIASES, ids=("one-bias", "bias-a-key"))
 @pytest.mark.parametrize("head_dim", (1, 2, 3, 5))
 @pytest.mark.parametrize("row", range(TOKENS))
-def test_a_row_over_a_sequence_is_a_mixture_and_back(row, head_dim, bias):
-    head, tokens = drawn(head_dim, 2, bias), normal(SEQUENCES, TOKENS, WIDTH, seed=7)
+@pytest.mark.parametrize("centring", (0.0, 0.75, 1.0, float(TOKENS)), ids="centring-{}".format)
+def test_a_row_over_a_sequence_is_a_mixture_and_back(centring, row, head_dim, bias):
+    head = drawn(head_dim, 2, bias, centring=centring)
+    tokens = normal(SEQUENCES, TOKENS, WIDTH, seed=7)
     family, theta_EP = head.as_mixture(TOKENS, row)
     expected = attended(head, tokens)[:, row]
     close(family.predict(theta_EP, tokens.flatten(1)).T, expected)
-    again = AttentionHead.of_mixture(family, theta_EP, row, head_dim=head_dim)
+    again = AttentionHead.of_mixture(family, theta_EP, row, head_dim=head_dim, centring=centring)
     assert again.query_MD.shape == (WIDTH, head_dim)
     close(again.query_MD @ again.key_MD.T, head.query_MD @ head.key_MD.T)
     close(again.value_ME, head.value_ME)
     close(attended(again, tokens)[:, row], expected)
 
 
-def test_a_sequence_of_one_token_shows_the_symmetric_part():
-    head = drawn(2, 2, BIASES[0])
+@pytest.mark.parametrize("centring", (0.0, 0.75, 1.0), ids="centring-{}".format)
+def test_a_sequence_of_one_token_shows_the_symmetric_part(centring):
+    head = drawn(2, 2, BIASES[0], centring=centring)
     family, theta_EP = head.as_mixture(1, 0)
-    again = AttentionHead.of_mixture(family, theta_EP, 0, head_dim=3)
+    again = AttentionHead.of_mixture(family, theta_EP, 0, head_dim=3, centring=centring)
     product = head.query_MD @ head.key_MD.T / math.sqrt(2)
-    close(again.query_MD @ again.key_MD.T / math.sqrt(3), (product + product.T) / 2)
+    expected = (product + product.T) / 2 if centring < 1 else 0 * product
+    close(again.query_MD @ again.key_MD.T / math.sqrt(3), expected)
 
 
 @pytest.mark.parametrize("bias", (BIASES[0], BIASES[1][:3]), ids=("one-bias", "bias-a-key"))
-def test_attention_to_a_context_is_a_mixture_and_back(bias):
+@pytest.mark.parametrize("centring", (0.0, 0.75, 1.0), ids="centring-{}".format)
+def test_attention_to_a_context_is_a_mixture_and_back(centring, bias):
     keys, dim, channels = 3, 5, 2
-    context = AttentionContext(normal(keys, dim), normal(keys, channels, seed=1), bias)
+    context = AttentionContext(normal(keys, dim), normal(keys, channels, seed=1), bias, centring)
     query = normal(7, dim, seed=2)
     expected = sigmoid_attention(
         query[None, None], context.key_KD[None, None], context.value_KE[None, None],
-        bias=bias.expand(1, 1, 7, keys), impl="reference",
+        bias=CentredKeys(bias.expand(1, 1, 7, keys), centring), impl="reference",
     )[0, 0]  # fmt: skip
     family, theta_EP = context.as_mixture()
     close(family.predict(theta_EP, query).T, expected)
-    again = AttentionContext.of_mixture(family, theta_EP)
-    close(again.key_KD, context.key_KD)
+    again = AttentionContext.of_mixture(family, theta_EP, centring=centring)
+    close(again.key_KD, context.key_KD - (centring == 1) * context.key_KD.mean(0))
     close(again.value_KE, context.value_KE)
     close(again.bias, bias.expand(keys))
 
@@ -183,6 +190,12 @@ SEQUENCE = Mixture("sigmoid", "linear", "partially_quadratic", k=2, d=4)
         ),
         (
             lambda: AttentionContext.of_mixture(Mixture("sigmoid", "constant"), normal(2, 6)),
+            "theta must be attention to a context, but is",
+        ),
+        (
+            lambda: AttentionContext.of_mixture(
+                Mixture("sigmoid", "constant", k=3, d=2), normal(1, 12), centring=1.0
+            ),
             "theta must be attention to a context, but is",
         ),
         (lambda: heads_as_hierarchy([]), "heads must be one or more of one family, got 0"),

@@ -15,6 +15,13 @@ MIXTURE = MoEConfig(experts=4, hidden=6, top_k=2, normalize=True, switch_loss=0.
 MODELS = {
     "tied": dict(),
     "head-learned-bias": dict(tie_embeddings=False, learn_bias=True),
+    "options": dict(
+        centred_keys=True,
+        state_bias=True,
+        gate="head",
+        value_residual=True,
+        mass_exponent="learned",
+    ),
     "experts": dict(moe=MIXTURE, layer_scale=0.1),
 }
 
@@ -32,7 +39,9 @@ def by_block(model):
 
 
 def by_weight(model):
-    return [*(part for part in model.modules() if part._parameters), model]
+    # Parts of a part come first, as `fully_shard` requires.
+    holders = [part for part in model.modules() if part._parameters]
+    return [*reversed(holders), model]
 
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view:UserWarning")

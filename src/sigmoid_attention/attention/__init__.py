@@ -11,7 +11,7 @@ from sigmoid_attention.attention.bias import (
     NegLogVisible,
     RowLSE,
 )
-from sigmoid_attention.attention.centred_keys import CentredKeys
+from sigmoid_attention.attention.centred_keys import CentredKeys, LearnedCentring
 from sigmoid_attention.attention.decode import sigmoid_decode
 from sigmoid_attention.attention.dispatch import Explanation, Implementation
 from sigmoid_attention.attention.impl.reference import AttentionStatistics
@@ -33,6 +33,7 @@ __all__ = [
     "HeadValues",
     "Implementation",
     "Learned",
+    "LearnedCentring",
     "NegLogEffectiveLength",
     "NegLogLength",
     "NegLogVisible",

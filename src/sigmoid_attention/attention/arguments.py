@@ -16,6 +16,7 @@ from torch import Tensor
 # SMALLEST would be zero.
 LARGEST = torch.finfo(torch.float32).max
 SMALLEST = torch.finfo(torch.float32).tiny
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_WHOLE = torch.iinfo(torch.int64).max
 
 
@@ -98,6 +99,22 @@ def dense(name: str, given: Any) -> None:
             f"{name} must be a dense tensor, got one of layout {given.layout}; .to_dense() makes "
             f"it one"
         )
+
+
+def on_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Raise unless the tensor is on the device of the query."""
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on query's device, got {tensor.device} and {device}")
+
+
+def floating(name: str, given: Any, shape: tuple[int, ...], device: torch.device) -> None:
+    """Raise unless the argument is a floating dense tensor, of this shape and device."""
+    dense(name, given)
+    on_device(name, given, device)
+    if given.dtype not in FLOATS:
+        raise ValueError(f"{name} must be floating, got {given.dtype}")
+    if given.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(given.shape)}")
 
 
 def is_number(given: Any) -> TypeGuard[float]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # Up to this many queries, a product with the keys costs less than their prefix sums.
 FEW_QUERIES = 4
 
+# Rows of a block of `_sums_in_order`: two triangular matrices stay small up to a million keys.
+BLOCK = 256
+
 
 def mean_logits(problem: "Problem", key_means: Tensor | None = None) -> Tensor:
     """s q_i · k̄_i, with k̄_i the mean of the keys that query i sees, (B, H, Q, 1) or (1, H, T, 1).
@@ -80,7 +83,8 @@ def _sums_and_counts(problem: "Problem") -> tuple[Tensor, Tensor]:
         if right < 0:
             return key.sum(-2, keepdim=True, dtype=problem.dtype), counts
         queries, all_keys = problem.shape[2:]
-        if right == 0 and known(queries <= all_keys):
+        in_order = torch.are_deterministic_algorithms_enabled()
+        if right == 0 and known(queries <= all_keys) and not in_order:
             # The last query sees all keys, the one before it all but one.
             sums = key.cumsum(-2, dtype=problem.dtype)
             return sums[:, :, all_keys - queries :], counts
@@ -103,15 +107,29 @@ def _of_spans(key_BGKD: Tensor, first: Tensor, stop: Tensor, dtype: torch.dtype)
     """Sums of the keys in [first, stop), both (..., Q, 1): NaN where one of them is not finite."""
     finite = key_BGKD.isfinite()
     # A difference of long sums would lose digits in single precision.
-    before = _sums_before(key_BGKD.where(finite, 0), torch.float64)
+    before = _sums_before(key_BGKD.where(finite, 0).double())
     sums = (_rows(before, stop) - _rows(before, first)).to(dtype)
-    infinite = _sums_before((~finite).any(-1, keepdim=True), torch.int64)
+    infinite = _sums_before((~finite).any(-1, keepdim=True).long())
     return sums.masked_fill(_rows(infinite, stop) > _rows(infinite, first), torch.nan)
 
 
-def _sums_before(x_BGKD: Tensor, dtype: torch.dtype) -> Tensor:
+def _sums_before(x_BGKD: Tensor) -> Tensor:
     """The sums of the rows before each row and of all rows, (B, G, K + 1, D)."""
-    return torch.nn.functional.pad(x_BGKD.cumsum(-2, dtype=dtype), (0, 0, 1, 0))
+    in_order = torch.are_deterministic_algorithms_enabled() and x_BGKD.is_floating_point()
+    sums = _sums_in_order(x_BGKD) if in_order else x_BGKD.cumsum(-2)
+    return torch.nn.functional.pad(sums, (0, 0, 1, 0))
+
+
+def _sums_in_order(x_BGKD: Tensor) -> Tensor:
+    """``x.cumsum(-2)`` by products: under deterministic algorithms torch's own raises on a GPU."""
+    rows = x_BGKD.shape[-2]
+    # At least two blocks: a compiled graph would be restricted to the lengths with one.
+    padded = torch.nn.functional.pad(x_BGKD, (0, 0, 0, 2 * BLOCK - rows % BLOCK))
+    blocks = padded.unflatten(-2, (-1, BLOCK))
+    within = blocks.new_ones(BLOCK, BLOCK).tril() @ blocks
+    count = blocks.shape[-3]
+    before = blocks.new_ones(count, count).tril(-1) @ within[..., -1, :]
+    return (within + before[..., None, :]).flatten(-3, -2)[..., :rows, :]
 
 
 def _rows(x_BGKD: Tensor, index: Tensor) -> Tensor:
@@ -122,25 +140,35 @@ def _rows(x_BGKD: Tensor, index: Tensor) -> Tensor:
 
 
 def _of_pairs(dense: "Problem") -> tuple[Tensor, Tensor]:
-    """Sums (B, H, Q, D) and counts for any visibility of pairs of a query and a key."""
+    """Sums (B, G or H, Q, D) and counts for any visibility of pairs of a query and a key."""
     batch, heads, queries, keys = dense.shape
-    groups, dtype = dense.key.shape[1], dense.dtype
     finite = dense.key.isfinite()
-    key_BGKD = dense.key.where(finite, 0).to(dtype)
-    infinite_BGK1 = (~finite).any(-1, keepdim=True).to(dtype)
+    key_BGKD = dense.key.where(finite, 0).to(dense.dtype)
+    infinite_BGK1 = (~finite).any(-1, keepdim=True).to(dense.dtype)
 
     def part(rows: slice) -> tuple[Tensor, Tensor]:
         offset_QK, visible = dense.offset_and_visible(rows)
         if visible is None:
             visible = torch.ones_like(offset_QK, dtype=torch.bool)
-        weights = visible.to(dtype).expand(batch, heads, offset_QK.shape[-2], keys)
-        # The query heads of a key head follow each other: one product for all of them.
-        members_BGPK = weights.unflatten(1, (groups, -1)).flatten(2, 3)
-        sums = autocast.product(members_BGPK, key_BGKD)
-        unknown = autocast.product(members_BGPK, infinite_BGK1) > 0
-        sums = sums.masked_fill(unknown, torch.nan).unflatten(2, (heads // groups, -1))
-        return sums.flatten(1, 2), weights.sum(-1, keepdim=True)
+        visible = visible.view(*(1,) * (4 - visible.dim()), *visible.shape)
+        weights = visible.to(dense.dtype).expand(batch, -1, offset_QK.shape[-2], keys)
+        infinite = _sums_over_keys(weights, infinite_BGK1) > 0
+        sums = _sums_over_keys(weights, key_BGKD).masked_fill(infinite, torch.nan)
+        return sums, weights.sum(-1, keepdim=True)
 
     blocks = masking.blocks_of_rows(queries, batch * heads * keys, masking.NUMBERS_OF_A_BLOCK)
     sums, counts = zip(*map(part, blocks), strict=True)
     return torch.cat(sums, -2), torch.cat(counts, -2)
+
+
+def _sums_over_keys(weights_BHQK: Tensor, x_BGKD: Tensor) -> Tensor:
+    """Weighted sums over the keys, (B, H, Q, D), or (B, G, Q, D) for weights of all heads."""
+    groups = x_BGKD.shape[1]
+    if weights_BHQK.shape[1] == 1:
+        # One product for all key heads: autograd keeps one array of pairs, not one a head.
+        sums_B1QE = autocast.product(weights_BHQK, x_BGKD.transpose(1, 2).flatten(2)[:, None])
+        return sums_B1QE[:, 0].unflatten(-1, (groups, -1)).transpose(1, 2)
+    # The query heads of a key head follow each other: one product for all of them.
+    weights_BGRK = weights_BHQK.unflatten(1, (groups, -1)).flatten(2, 3)
+    sums_BGRD = autocast.product(weights_BGRK, x_BGKD)
+    return sums_BGRD.unflatten(2, (-1, weights_BHQK.shape[2])).flatten(1, 2)

@@ -117,6 +117,10 @@ class Problem:
 
     def with_bias(self, bias: Bias) -> "Problem":
         """The problem with this bias; a policy computes its bias from this problem first."""
+        return replace(self, bias=self.resolved(bias))
+
+    def resolved(self, bias: Bias) -> float | Tensor:
+        """A bias as a number or as a validated tensor that broadcasts to ``shape``."""
         if isinstance(bias, BiasPolicy):
             policy, bias = bias, arguments.scalar(bias.resolve(self))
             if not isinstance(bias, Tensor) and not arguments.is_number(bias):
@@ -126,7 +130,7 @@ class Problem:
                 )
         if isinstance(bias, Tensor):
             bias = validation.bias_tensor(bias, self.shape, self.device)
-        return replace(self, bias=bias)
+        return bias
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -241,6 +245,10 @@ class Problem:
 
     def mean_logits(self, means: Tensor | None = None) -> Tensor:
         """The scaled product of each query with the mean of the keys that it sees, (B, H, Q, 1)."""
+        if means is not None:
+            batch, _, queries, head_dim = self.query.shape
+            shape = (batch, self.key.shape[1], queries, head_dim)
+            arguments.floating("key_means", means, shape, self.device)
         return self.aligned(key_means.mean_logits(self, means))
 
     def aligned(self, rows_BHQ: Tensor) -> Tensor:

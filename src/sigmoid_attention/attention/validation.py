@@ -7,9 +7,10 @@ Every message is one sentence: the argument, its condition, the given value. A w
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments, autocast, masking
+from sigmoid_attention.attention.arguments import FLOATS, on_device
 from sigmoid_attention.attention.bias import (
     BiasPolicy,
     Constant,
@@ -18,10 +19,9 @@ from sigmoid_attention.attention.bias import (
     NegLogEffectiveLength,
     NegLogLength,
 )
+from sigmoid_attention.attention.centred_keys import CentredKeys, LearnedCentring
 
 SkipTolerance = float | Literal["rounding"]
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -135,12 +135,6 @@ def _broadcasts(tensor: Tensor, shape: tuple[int, ...]) -> bool:
     return all(size == 1 or size == full for size, full in pairs)
 
 
-def on_device(name: str, tensor: Tensor, device: torch.device) -> None:
-    """Raise unless the tensor is on the device of the query."""
-    if tensor.device != device:
-        raise ValueError(f"{name} must be on query's device, got {tensor.device} and {device}")
-
-
 def mask(attn_mask: Tensor | None, shape: tuple[int, ...], device: torch.device) -> None:
     """Raise unless the mask is boolean or floating, and broadcastable to (B, H, Q, K)."""
     if attn_mask is None:
@@ -211,6 +205,8 @@ def layer_bias(
         raise ValueError(
             f"{name}: {type(bias).__name__} has {bias.value.numel()} heads, {layer} has {heads}"
         )
+    if isinstance(bias, CentredKeys | LearnedCentring):
+        _layer_centring(bias, heads, name, layer)
     if isinstance(bias, NegLogEffectiveLength) and len(bias.alibi_slopes) != heads:
         raise ValueError(
             f"{name}: NegLogEffectiveLength has {len(bias.alibi_slopes)} slopes, {layer} has "
@@ -226,6 +222,21 @@ def layer_bias(
     if isinstance(bias, BiasPolicy):
         return bias
     return arguments.number(name, bias, "a finite number or a bias policy", instead)
+
+
+def _layer_centring(bias: CentredKeys | LearnedCentring, heads: int, name: str, layer: str) -> None:
+    """Raise unless a centring bias fits a layer, and the bias inside it too."""
+    kind, strength = type(bias).__name__, bias.strength
+    if isinstance(bias, CentredKeys):
+        for part, held in (("strength", strength), ("bias", bias.bias)):
+            if isinstance(held, Tensor | nn.Module):
+                raise ValueError(
+                    f"{name}: CentredKeys holds a {part} that would be no parameter of {layer}; "
+                    f"LearnedCentring(bias, heads) trains it"
+                )
+    if isinstance(strength, Tensor) and strength.shape != (heads,):
+        raise ValueError(f"{name}: {kind} has {strength.numel()} heads, {layer} has {heads}")
+    layer_bias(bias.bias, heads, f"{name}: {kind}: bias", layer)
 
 
 def layer_input(name: str, x: Any, weight: Any = None) -> None:

@@ -39,7 +39,7 @@ class CompareOptions:
     recipe: str = "recommended"
     """Position, norms and bias of both arms: recommended or paper."""
     position: Str = None
-    """rope, alibi, sincos, cape or none, in place of the recipe's; for both arms."""
+    """rope, alibi, rope+alibi, sincos, cape or none, in place of the recipe's; for both arms."""
     device: Device = "auto"
     out: Path = Path("runs/compare")
     """Folder for everything that is written; it must be empty or new unless --resume."""

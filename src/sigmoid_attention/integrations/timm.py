@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import Learned, NegLogLength, arguments, validation
+from sigmoid_attention.attention import NegLogLength, arguments, validation
 from sigmoid_attention.integrations.softmax_detection import trace_softmax
 from sigmoid_attention.integrations.timm_layers import (
     ATTN_LAYERS,
@@ -68,7 +68,8 @@ def convert(
             made with ``attn_layer=SigmoidAttention``.
         bias: a number or a policy. None is ``NegLogLength(n)`` with n = patches + prefix tokens
             of the model as it is built, before any patch dropout. A `Learned` is copied for each
-            module, as the parameter ``sigmoid_bias.value`` of shape (heads,).
+            module, as the parameter ``sigmoid_bias.value`` of shape (heads,), and so is a
+            `LearnedCentring`, as ``sigmoid_bias.strength``.
         example_input: what the watched pass reads; None for a blank image of the model's size.
         keep: names of modules that may keep a softmax, such as "attn_pool".
 
@@ -114,11 +115,11 @@ def _become_sigmoid(module: Any, bias: SigmoidBias) -> None:
     else:
         # Where a submodule was, torch lets nothing but a submodule follow.
         del module.sigmoid_bias
-    if isinstance(bias, Learned):
+    if isinstance(bias, nn.Module):
         parameter = next(module.parameters(), None)
         if parameter is None:
             raise ValueError(
-                f"bias: Learned puts a parameter beside those of a module, and "
+                f"bias: {type(bias).__name__} puts a parameter beside those of a module, and "
                 f"{type(module).__name__} has none; a model is quantised after its conversion"
             )
         bias = copy.deepcopy(bias).to(parameter.device)

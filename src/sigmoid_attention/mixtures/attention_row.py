@@ -3,6 +3,7 @@
 A row is a mixture in two ways. Over a *sequence* the input is all tokens, one after another, and
 the mixture has quadratic scores and linear experts (Yan et al. 2025). Over a *context* of fixed
 keys the input is the query, and the mixture has linear scores and constant experts, the values.
+Centred keys change the coefficients of the scores, and neither the family nor the experts.
 
 Shape letters: N tokens, M their width, D head dim, E channels of the answer, K keys, d dimension of
 the mixture's input (N M or D), P its parameters, H heads; ``block`` is a token's place among d.
@@ -29,12 +30,16 @@ class AttentionHead:
     r"""Weights of a head of sigmoid self-attention, whose row i over tokens x_1 .. x_N is
 
     .. math::
-        y_i = \sum_j \sigma\big(x_i^\top W_q W_k^\top x_j / \sqrt D + b_j\big)\, W_v^\top x_j.
+        y_i = \sum_j \sigma\big(x_i^\top W_q W_k^\top (x_j - \lambda \bar x) / \sqrt D + b_j\big)
+            \, W_v^\top x_j,
+
+    with x̄ the mean of the tokens.
 
     Args:
         query_MD, key_MD, value_ME: W_q, W_k, W_v. With a head's part of the output projection
             multiplied into W_v, heads add up to the layer's answer.
         bias: b, one number or one a key, (N,).
+        centring: λ, the strength of `CentredKeys`.
 
     Example:
         >>> import torch
@@ -52,13 +57,15 @@ class AttentionHead:
     key_MD: Tensor
     value_ME: Tensor
     bias: Tensor
+    centring: float = 0.0
 
     def as_mixture(self, tokens: int, row: int) -> tuple[Mixture, Tensor]:
         r"""The family and its parameters for each channel of the answer, (E, P).
 
-        Token j is expert j: its score has A = sym(E_i' W_q W_k' E_j) / sqrt D and c = b_j, and its
-        output is (W_v' E_j x)_e, where E_j selects token j of x = (x_1, .., x_N), of N M numbers.
-        A score depends on the symmetric part of its matrix only, so sym changes no output.
+        Token j is expert j: its score has A = sym(E_i' W_q W_k' (E_j - λ Ē)) / sqrt D and c = b_j,
+        and its output is (W_v' E_j x)_e, where E_j selects token j of x = (x_1, .., x_N), of N M
+        numbers, and Ē is the mean of the E_j. A score depends on the symmetric part of its matrix
+        only, so sym changes no output.
         Source: Yan et al. 2025, section 2.
 
         Raises:
@@ -72,25 +79,34 @@ class AttentionHead:
         parts = family.parts
         atoms[..., parts["c"]] = self.bias.expand(tokens)[:, None]
         for j in range(tokens):
+            shares_N = product_MM.new_full((tokens,), -self.centring / tokens)
+            shares_N[j] += 1
             matrix_dd = product_MM.new_zeros(family.d, family.d)
-            matrix_dd[_block(row, width), _block(j, width)] = product_MM
+            matrix_dd[_block(row, width)] = torch.kron(shares_N, product_MM)
             atoms[:, j, parts["A"]] = _flat(matrix_dd)
             atoms[:, j, parts["eta_a"]][:, _block(j, width)] = self.value_ME.T
         return family, atoms.flatten(1)
 
     @classmethod
     def of_mixture(
-        cls, family: Mixture, theta_EP: Tensor, row: int, *, head_dim: int | None = None
+        cls,
+        family: Mixture,
+        theta_EP: Tensor,
+        row: int,
+        *,
+        head_dim: int | None = None,
+        centring: float = 0.0,
     ) -> "AttentionHead":
         """The weights of a head whose row is this mixture.
 
         The mixture determines queries and keys up to an invertible matrix between them; here both
         have the same singular values. A single token determines only the symmetric part of
-        W_q W_k'.
+        W_q W_k', and nothing of it if λ is 1.
 
         Args:
             theta_EP: parameters for each channel, in the order of the tokens.
             head_dim: D, the width of a token by default, which is always enough.
+            centring: λ.
 
         Raises:
             ValueError: a row that is none of the tokens, another kind of family, or parameters that
@@ -106,12 +122,16 @@ class AttentionHead:
         tokens, width = family.k, family.d // family.k
         head_dim = width if head_dim is None else head_dim
         atoms, parts = family.atoms(theta_EP), family.parts
-        # The matrix of another token has the product in two blocks, half in each. The matrix of the
-        # row's own token has only the symmetric part.
-        other = 0 if row else tokens - 1
-        matrix_dd = _symmetric(atoms[0, other, parts["A"]], family.d)
-        product_MM = matrix_dd[_block(row, width), _block(other, width)]
-        product_MM = product_MM * (1 if other == row else 2)
+        matrices = [_symmetric(atom[parts["A"]], family.d) for atom in atoms[0]]
+        if tokens == 1:
+            product_MM = matrices[0] / (1 - centring) if centring != 1 else matrices[0]
+        else:
+            # Another token's matrix has the product in two blocks, half in each; the matrix of the
+            # row's own token has only the symmetric part. The difference from a third token's
+            # matrix has no part of the mean.
+            other = 0 if row else tokens - 1
+            difference_dd = matrices[other] - matrices[tokens - 1 if row else 0]
+            product_MM = 2 * difference_dd[_block(row, width), _block(other, width)]
         left, values, right = torch.linalg.svd(product_MM * math.sqrt(head_dim))
         root_D = values[:head_dim].sqrt()
         head = cls(
@@ -119,6 +139,7 @@ class AttentionHead:
             _padded(right.T[:, :head_dim] * root_D, head_dim),
             atoms[:, row, parts["eta_a"]][:, _block(row, width)].T,
             atoms[0, :, parts["c"]].squeeze(-1),
+            centring,
         )
         _agree(theta_EP, head.as_mixture(tokens, row)[1], f"a row of attention, D={head_dim}")
         return head
@@ -128,12 +149,14 @@ class AttentionHead:
 class AttentionContext:
     r"""Fixed keys and values that a query x attends to.
 
-    .. math:: y = \sum_j \sigma\big(x^\top k_j / \sqrt D + b_j\big)\, v_j
+    .. math:: y = \sum_j \sigma\big(x^\top (k_j - \lambda \bar k) / \sqrt D + b_j\big)\, v_j
 
-    Every mixture with a sigmoid gate, linear scores and constant experts is of this form.
+    Every mixture with a sigmoid gate, linear scores and constant experts is of this form, with
+    λ = 0.
 
     Args:
         key_KD, value_KE: keys and values. bias: b, one number or one a key, (K,).
+        centring: λ, the strength of `CentredKeys`.
 
     Example:
         >>> import torch
@@ -148,36 +171,47 @@ class AttentionContext:
     key_KD: Tensor
     value_KE: Tensor
     bias: Tensor
+    centring: float = 0.0
 
     def as_mixture(self) -> tuple[Mixture, Tensor]:
         """The family and its parameters for each channel, (E, P).
 
-        Key j is expert j: beta1 = k_j / sqrt D, beta0 = b_j, and its output is v_j.
+        Key j is expert j: beta1 = (k_j - λ k̄) / sqrt D, beta0 = b_j, and its output is v_j.
         """
         keys, dim = self.key_KD.shape
         family = _over_context(keys, dim)
         channels = self.value_KE.shape[1]
-        slopes = (self.key_KD / math.sqrt(dim)).expand(channels, -1, -1)
+        centred_KD = self.key_KD - self.centring * self.key_KD.mean(0)
+        slopes = (centred_KD / math.sqrt(dim)).expand(channels, -1, -1)
         intercepts = self.bias.expand(channels, keys)[..., None]
         atoms = torch.cat((slopes, intercepts, self.value_KE.T[..., None]), -1)
         return family, atoms.flatten(1)
 
     @classmethod
-    def of_mixture(cls, family: Mixture, theta_EP: Tensor) -> "AttentionContext":
+    def of_mixture(
+        cls, family: Mixture, theta_EP: Tensor, *, centring: float = 0.0
+    ) -> "AttentionContext":
         """The keys, values and biases of this mixture.
 
+        With ``centring`` 1 the mixture determines the keys up to their mean, which is 0 here.
+
         Raises:
-            ValueError: another kind of family, or scores that differ between channels.
+            ValueError: another kind of family, scores that differ between channels, or slopes
+                whose mean is not 0 for a ``centring`` of 1.
         """
         if family != _over_context(family.k, family.d):
             raise ValueError(
                 f"family must be sigmoid, linear and constant, without a temperature, got {family}"
             )
         atoms, parts = family.atoms(theta_EP), family.parts
+        key_KD = atoms[0, :, parts["beta1"]] * math.sqrt(family.d)
+        if centring != 1:
+            key_KD = key_KD + centring / (1 - centring) * key_KD.mean(0)
         context = cls(
-            atoms[0, :, parts["beta1"]] * math.sqrt(family.d),
+            key_KD,
             atoms[..., parts["eta_c"]].squeeze(-1).T,
             atoms[0, :, parts["beta0"]].squeeze(-1),
+            centring,
         )
         _agree(theta_EP, context.as_mixture()[1], "attention to a context")
         return context

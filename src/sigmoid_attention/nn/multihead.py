@@ -36,7 +36,8 @@ class SigmoidMultiheadAttention(nn.MultiheadAttention):
         embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first,
             device, dtype: as in torch; ``bias`` is that of the projections.
         sigmoid_bias: b, a number or a bias policy, usually ``NegLogLength(n)`` with n the number
-            of keys in training. A `Learned` adds the key ``sigmoid_bias.value`` to the state dict.
+            of keys in training. A `Learned` adds the key ``sigmoid_bias.value`` to the state dict,
+            a `LearnedCentring` the key ``sigmoid_bias.strength``.
         impl: the implementation of the sigmoid operator.
 
     Raises ``TypeError`` for another kind of bias, and the errors of torch's constructor.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from sigmoid_attention.attention import BiasPolicy, Implementation, Learned
+from sigmoid_attention.attention import BiasPolicy, Implementation
 from sigmoid_attention.nn.multihead import SigmoidBias, SigmoidMultiheadAttention
 
 
@@ -25,7 +25,7 @@ def replace_multihead_attention(
         sigmoid_bias: required. As for `SigmoidMultiheadAttention`; or a function from the name of
             a module, like "decoder.layers.0.multihead_attn", to its bias: self-attention and
             cross-attention may see different numbers of keys. Each module gets its own copy of a
-            `Learned`.
+            `Learned` or a `LearnedCentring`.
 
     Returns:
         The model.
@@ -77,10 +77,10 @@ def _module_bias(
     module: nn.MultiheadAttention,
     impl: Implementation,
 ) -> SigmoidBias:
-    # A Learned bias is callable too, since it is a module.
+    # A bias that is a module is callable too.
     if not isinstance(sigmoid_bias, BiasPolicy) and callable(sigmoid_bias):
         sigmoid_bias = sigmoid_bias(name)
     SigmoidMultiheadAttention.check_settings(module, sigmoid_bias, impl)
-    if isinstance(sigmoid_bias, Learned):
+    if isinstance(sigmoid_bias, nn.Module):
         return copy.deepcopy(sigmoid_bias).to(module.out_proj.weight.device)
     return sigmoid_bias

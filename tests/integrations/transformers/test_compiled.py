@@ -11,17 +11,18 @@ from sigmoid_attention.integrations.transformers import PerHead
 from tests.support.transformers import checks
 from tests.support.transformers.architectures import ARCHITECTURES
 
-BIASES = {
-    "number": NegLogLength(8),
-    "per head": PerHead(NegLogLength(8)),
-    "linear": PerHead(NegLogLength(8), linear=True),
+CONVERSIONS = {
+    "number": {"bias": NegLogLength(8)},
+    "per head": {"bias": PerHead(NegLogLength(8))},
+    "linear": {"bias": PerHead(NegLogLength(8), linear=True)},
+    "centred": {"bias": PerHead(NegLogLength(8)), "centred_keys": True},
 }
 
 
-@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("bias", CONVERSIONS)
 @pytest.mark.parametrize("name", ["Llama", "BERT"])
 def test_a_training_step_is_one_graph(name, bias):
-    model = checks.converted(ARCHITECTURES[name], bias=BIASES[bias])
+    model = checks.converted(ARCHITECTURES[name], **CONVERSIONS[bias])
     other = copy.deepcopy(model)
     batch = ARCHITECTURES[name].batch()
     torch._dynamo.reset()
@@ -34,9 +35,9 @@ def test_a_training_step_is_one_graph(name, bias):
             torch.testing.assert_close(theirs[name].grad, parameter.grad, **checks.TOLERANCE)
 
 
-@pytest.mark.parametrize("linear", [False, True], ids=["per-head", "linear"])
-def test_checkpointed_layers_give_the_same_gradients(linear):
-    model = checks.converted(ARCHITECTURES["Llama"], bias=PerHead(-2.0, linear=linear)).train()
+@pytest.mark.parametrize("bias", ["per head", "linear", "centred"])
+def test_checkpointed_layers_give_the_same_gradients(bias):
+    model = checks.converted(ARCHITECTURES["Llama"], **CONVERSIONS[bias]).train()
     other = copy.deepcopy(model)
     # Older versions know it by its older name.
     newer = getattr(other, "activation_checkpointing_enable", None)
@@ -59,13 +60,14 @@ def test_checkpointed_layers_give_the_same_gradients(linear):
         ("Llama", "linear"),
         ("Mistral", "linear"),
         ("BERT", "per head"),
+        ("Llama", "centred"),
         ("ViT", "number"),
     ],
 )
 def test_each_layer_is_one_graph_by_itself(name, bias):
     """As `accelerate` compiles regions and FSDP its blocks; with a mask, and with gradients."""
     architecture = ARCHITECTURES[name]
-    model = checks.converted(architecture, bias=BIASES[bias])
+    model = checks.converted(architecture, **CONVERSIONS[bias])
     batch = checks.batches(architecture)[-1]
     plain = checks.answer(model, batch)
     torch._dynamo.reset()

@@ -25,7 +25,12 @@ from tests.support.transformers.architectures import ARCHITECTURES
 LLAMA = ARCHITECTURES["Llama"]
 # The package has a function of this name.
 CONVERT = sys.modules[convert.__module__]
-OPTIONS = {"bias": PerHead(-2.0, linear=True), "qk_norm": "rms", "layer_scale": 0.1}
+OPTIONS = {
+    "bias": PerHead(-2.0, linear=True),
+    "centred_keys": True,
+    "qk_norm": "rms",
+    "layer_scale": 0.1,
+}
 
 
 def snapshot(model):
@@ -70,6 +75,7 @@ def fail_at(monkeypatch, owner, name, call):
         (config_entry, "write", 2),
         (biases, "attach", 1),
         (biases, "attach", 2),
+        (biases, "attach_centring", 2),
         (extra_norms, "attach", 1),
         (extra_norms, "attach", 2),
         (patches, "attach", 2),

@@ -13,19 +13,20 @@ PROMPTS = [[5, 9, 11, 7, 3, 8, 20, 31], [13, 4, 6], [7] * 5]
 NEW = 5
 
 
-BIASES = {
-    "number": NegLogLength(8),
-    "per-head": PerHead(NegLogLength(8)),
-    "linear": PerHead(NegLogLength(8), linear=True),
+CONVERSIONS = {
+    "number": {"bias": NegLogLength(8)},
+    "per-head": {"bias": PerHead(NegLogLength(8))},
+    "linear": {"bias": PerHead(NegLogLength(8), linear=True)},
+    "centred": {"bias": PerHead(NegLogLength(8)), "centred_keys": True},
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize("bias", CONVERSIONS.values(), ids=CONVERSIONS)
 @pytest.mark.parametrize("name", ["Llama", "Mistral"])
 def test_continuous_batching_writes_what_each_request_gets_alone(name, bias):
     """Mistral's window is shorter than the longest request, and no block holds a whole one."""
-    model = checks.converted(ARCHITECTURES[name], bias=bias)
+    model = checks.converted(ARCHITECTURES[name], **bias)
     settings = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1)
     batching = ContinuousBatchingConfig(num_blocks=16, block_size=4, max_batch_tokens=16)
     actual = model.generate_batch(
@@ -57,12 +58,12 @@ def packed(positions: bool):
     return batch
 
 
-@pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize("bias", CONVERSIONS.values(), ids=CONVERSIONS)
 @pytest.mark.parametrize("name", ["Llama", "Mistral"])
 def test_a_packed_batch_trains_as_its_sequences_alone(name, bias):
     """With the numbers of positions transformers makes a mask as well, without only ends are told;
     rotations do not notice the difference."""
-    model = checks.converted(ARCHITECTURES[name], bias=bias)
+    model = checks.converted(ARCHITECTURES[name], **bias)
     alone = torch.cat([model(input_ids=torch.tensor([prompt])).logits for prompt in PROMPTS], dim=1)
     weights = torch.randn(alone.shape, generator=torch.Generator().manual_seed(4))
     parameters = list(model.parameters())
@@ -74,10 +75,11 @@ def test_a_packed_batch_trains_as_its_sequences_alone(name, bias):
         torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("bias", ["linear", "centred"])
 @pytest.mark.parametrize("name", ["BERT", "ModernBERT"])
-def test_packed_sequences_of_an_encoder(name):
+def test_packed_sequences_of_an_encoder(name, bias):
     """ModernBERT's window is open to both sides."""
-    model = checks.converted(ARCHITECTURES[name], bias=BIASES["linear"])
+    model = checks.converted(ARCHITECTURES[name], **CONVERSIONS[bias])
     parts = [model(input_ids=torch.tensor([prompt])).last_hidden_state for prompt in PROMPTS]
     batch = packed(positions=True)
     del batch["use_cache"]

@@ -199,7 +199,7 @@ def test_every_bias_comes_back(bias, tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"format": 1}, "reads format 2 of the config's key, got 1"),
+        ({"format": 1}, "reads formats 2 and 3 of the config's key, got 1"),
         ({"bias": {"policy": "Warm"}}, "a bias policy 'Warm' is not known"),
     ],
     ids=["format", "policy"],

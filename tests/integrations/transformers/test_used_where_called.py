@@ -13,17 +13,18 @@ from sigmoid_attention.integrations.transformers import PerHead, attention_modul
 from tests.support.transformers import checks
 from tests.support.transformers.architectures import ARCHITECTURES
 
-BIASES = {
-    "number": NegLogLength(8),
-    "per head": PerHead(NegLogLength(1000)),
-    "buffer": PerHead(NegLogLength(1000), learned=False),
-    "linear": PerHead(NegLogLength(1000), linear=True),
+CONVERSIONS = {
+    "number": {"bias": NegLogLength(8)},
+    "per head": {"bias": PerHead(NegLogLength(1000))},
+    "buffer": {"bias": PerHead(NegLogLength(1000), learned=False)},
+    "linear": {"bias": PerHead(NegLogLength(1000), linear=True)},
+    "centred": {"bias": PerHead(NegLogLength(8)), "centred_keys": True},
 }
-each_bias = pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES)
+each_bias = pytest.mark.parametrize("bias", CONVERSIONS.values(), ids=CONVERSIONS)
 
 
 def converted(bias, **options):
-    model = checks.converted(ARCHITECTURES["Llama"], bias=bias, **options).eval()
+    model = checks.converted(ARCHITECTURES["Llama"], **bias, **options).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("sigmoid_bias.weight"):
             parameter.data *= 0.05
@@ -123,7 +124,7 @@ def test_checkpoints_come_back_in_fp32(bias, stored, tmp_path):
 def test_a_model_that_is_built_in_bfloat16_has_biases_in_fp32(bias, tmp_path):
     parent = ARCHITECTURES["Llama"].build()
     parent.save_pretrained(tmp_path)
-    config = convert(tf.AutoConfig.from_pretrained(tmp_path), bias=bias)
+    config = convert(tf.AutoConfig.from_pretrained(tmp_path), **bias)
     model = type(parent).from_pretrained(tmp_path, config=config, dtype=torch.bfloat16)
     assert all(value.dtype == torch.float32 for value in biases(model).values())
     assert len(attention_modules(model)) == len(model.model.layers)
@@ -136,7 +137,7 @@ def test_a_model_that_is_built_in_bfloat16_has_biases_in_fp32(bias, tmp_path):
 
 
 def test_an_unconverted_model_of_the_class_is_cast_as_ever():
-    converted(BIASES["per head"])
+    converted(CONVERSIONS["per head"])
     other = ARCHITECTURES["Llama"].build().bfloat16()
     assert {parameter.dtype for parameter in other.parameters()} == {torch.bfloat16}
 

@@ -36,6 +36,32 @@ def test_greedy_with_a_cache_is_greedy_without(model, B, N, new):
     assert torch.equal(generate(model, prompt, max_new_tokens=new), expected)
 
 
+OPTIONS = dict(
+    position="rope+alibi",
+    centred_keys=True,
+    state_bias=True,
+    gate="element",
+    value_residual=True,
+    mass_exponent="learned",
+)
+
+
+@pytest.mark.parametrize("options", [OPTIONS, {**OPTIONS, "window_size": 4}], ids=["all", "window"])
+def test_options_generate_with_a_cache_as_without(options):
+    sizes = dict(vocab_size=17, dim=16, layers=2, num_heads=2, max_seq_len=16)
+    model = DecoderLM(ModelConfig(**sizes, **options)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    mask = torch.arange(6) >= torch.tensor([[0], [4]])
+    prompt = torch.randint(17, (2, 6))
+    generated = generate(model, prompt, max_new_tokens=8, attn_mask=mask)
+    for row, start in enumerate((0, 4)):
+        tokens = prompt[row : row + 1, start:]
+        for _ in range(8):
+            tokens = torch.cat((tokens, model(tokens)[:, -1:].argmax(-1)), 1)
+        assert torch.equal(generated[row, start:], tokens[0])
+
+
 def test_left_padded_prompts_continue_as_if_alone(model):
     lengths, N = (7, 4, 1), 7
     prompt = torch.randint(13, (3, N))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import Learned, sigmoid_attention
+from sigmoid_attention.attention import CentredKeys, Learned, sigmoid_attention
 from tests.support.attention.calls import Call
 
 SQUARE = Call(batch=1, key_heads=2, group=1, queries=3, keys=3, head_dim=2, value_dim=2, seed=7)
@@ -23,6 +23,11 @@ CASES: dict[str, Call] = {
     "visible-policy-Q4-K2": TALL.but(bias="visible"),
     "row-lse-policy-Q2-K3": WIDE.but(bias="lse"),
     "row-lse-policy-Q4-K2": TALL.but(bias="lse"),
+    "centred-Q3-K3": SQUARE.but(bias="centred"),
+    "centred-causal-Q4-K2": TALL.but(bias="centred"),
+    "centred-window-H4-G2-Q2-K3": WIDE.but(bias="centred", group=2, window_size=(1, 0)),
+    "centred-mask-BHQK": WIDE.but(bias="centred", mask="bool BHQK"),
+    "centred-mask-B11K": SQUARE.but(bias="centred", mask="bool B11K"),
     "learned-policy-H2": SQUARE.but(bias="learned"),
     "learned-policy-H4-G2": SQUARE.but(bias="learned", group=2, queries=2),
     **{
@@ -63,6 +68,8 @@ def differentiable(call: Call) -> tuple[Callable[..., Tensor], tuple[Tensor, ...
     tensors, arguments = call.build()
     if isinstance(arguments["bias"], Learned):
         arguments["bias"] = arguments["bias"].value.detach().double()
+    if isinstance(arguments["bias"], CentredKeys):
+        centred, arguments["bias"] = arguments["bias"], arguments["bias"].strength
     # Nothing is differentiated at -inf: the input is finite there, and hidden inside the function.
     hidden = torch.tensor(False)
     if (
@@ -81,6 +88,8 @@ def differentiable(call: Call) -> tuple[Callable[..., Tensor], tuple[Tensor, ...
         changed = arguments | dict(zip(names, others, strict=True))
         if call.bias == "learned":
             changed["bias"] = trained(changed["bias"])
+        if call.bias == "centred":
+            changed["bias"] = CentredKeys(centred.bias, changed["bias"])
         if "attn_mask" in names:
             changed["attn_mask"] = changed["attn_mask"].masked_fill(hidden, -math.inf)
         return sigmoid_attention(query, key, value, **changed)

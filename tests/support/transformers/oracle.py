@@ -33,26 +33,33 @@ def attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Scores, softcap, position bias, mask, bias of the head, sigmoid, weighted sum."""
+    """Scores, softcap, centring, position bias, mask, bias of the head, sigmoid, weighted sum."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1).double() for x in (key, value))
     scores = query.double() @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    products = scores
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if position_bias is not None:
         scores = scores + position_bias
     scores = scores + module.oracle_bias.double()[:, None, None]
+    hidden = torch.zeros_like(scores, dtype=torch.bool)
     if attention_mask is None:
         causal = module.is_causal if is_causal is None else is_causal
         queries, keys = scores.shape[-2:]
         if causal:
             assert queries == keys
-            hidden = torch.ones(queries, keys, dtype=torch.bool).triu(1)
-            scores = scores.masked_fill(hidden, -torch.inf)
+            hidden = hidden | torch.ones(queries, keys, dtype=torch.bool).triu(1)
     elif attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
+        hidden = hidden | ~attention_mask
     else:
+        hidden = hidden | (attention_mask <= -1e4)
         scores = scores + attention_mask
+    if module.oracle_bias_centring is not None:
+        seen = (~hidden).sum(-1, keepdim=True).clamp(min=1)
+        mean = products.masked_fill(hidden, 0).sum(-1, keepdim=True) / seen
+        scores = scores - module.oracle_bias_centring.double()[:, None, None] * mean
+    scores = scores.masked_fill(hidden, -torch.inf)
     # The weights that are returned are those that the output is made of, for a loss of both.
     weights = scores.sigmoid().to(query.dtype)
     out = (weights.double() @ value).transpose(1, 2).to(query.dtype)
@@ -66,7 +73,10 @@ def whole_mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
 
 def twin(parent: PreTrainedModel, converted: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the softmax parent that attends by this file, with the converted model's biases."""
+    """A copy of the softmax parent that attends by this file, with the converted model's biases.
+
+    The bias and the strength of centring of each module are parameters of the copy.
+    """
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, whole_mask)
     model = copy.deepcopy(parent)
@@ -75,5 +85,9 @@ def twin(parent: PreTrainedModel, converted: PreTrainedModel) -> PreTrainedModel
         if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
             config._attn_implementation = NAME
     for name, module in attention_modules(converted).items():
-        model.get_submodule(name).oracle_bias = module.sigmoid_bias.detach().clone()
+        other, strength = model.get_submodule(name), getattr(module, "sigmoid_bias_centring", None)
+        other.oracle_bias = nn.Parameter(module.sigmoid_bias.detach().clone())
+        other.oracle_bias_centring = (
+            None if strength is None else nn.Parameter(strength.detach().clone())
+        )
     return model

@@ -1,5 +1,7 @@
 """The bias of an attention module, `module.sigmoid_bias`: its kinds, and how it is saved.
 
+A module with centred keys has the strengths as `module.sigmoid_bias_centring` beside it.
+
 Shape letters: H query heads.
 """
 
@@ -7,13 +9,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import (
     BiasPolicy,
+    CentredKeys,
     Constant,
     HeadValues,
     Learned,
+    LearnedCentring,
     NegLogEffectiveLength,
     NegLogLength,
     NegLogVisible,
@@ -22,14 +27,15 @@ from sigmoid_attention.attention import (
     validation,
 )
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
-from sigmoid_attention.integrations.transformers.linear import (
-    InputBias,
-    LinearBias,
+from sigmoid_attention.integrations.transformers.recorded_input import (
     record_input,
     recorded_input,
 )
+from sigmoid_attention.nn.state_bias import InputBias, StateBias
 
 ATTRIBUTE = "sigmoid_bias"
+# transformers' Trainer decays no parameter with "bias" in its name.
+CENTRING = "sigmoid_bias_centring"
 _POLICIES = (Constant, NegLogLength, NegLogVisible, NegLogEffectiveLength, RowLSE)
 
 
@@ -42,7 +48,7 @@ class PerHead:
     Args:
         init: where it starts: a number, or a policy that needs no row.
         learned: a parameter with a gradient; False for a buffer, as calibration leaves it.
-        linear: a :class:`LinearBias` that starts there, which a converted model keeps: it also
+        linear: a :class:`StateBias` that starts there, which a converted model keeps: it also
             depends on what the module is given for the query's token. It is always learned.
 
     Raises ``TypeError`` for an ``init`` of a wrong type, such as a policy that depends on the rows
@@ -81,6 +87,11 @@ ModuleBias = float | BiasPolicy | PerHead
 def checked(bias: Any) -> ModuleBias:
     """Validate a bias that a config can hold: Python numbers, no tensors."""
     instead = "PerHead(init) is a bias that learns"
+    if isinstance(bias, CentredKeys | LearnedCentring):
+        raise TypeError(
+            f"bias must be what is added to centred logits, got {type(bias).__name__}; "
+            f"convert(model, centred_keys=True) centres the keys"
+        )
     if type(bias) not in (PerHead, *_POLICIES):
         kinds = ", ".join(policy.__name__ for policy in _POLICIES)
         return arguments.number("bias", bias, f"a number, PerHead or one of {kinds}", instead)
@@ -97,6 +108,8 @@ def attach(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
     """Set the bias of an attention module whose input has ``dim`` channels."""
     if not isinstance(bias, PerHead):
         bias = validation.layer_bias(bias, heads, layer=type(module).__name__)
+        if hasattr(module, CENTRING):
+            CentredKeys(bias)  # It refuses a policy that removes the common part of a row itself.
     # A parameter, a buffer and an attribute may not take each other's place by assignment.
     if hasattr(module, ATTRIBUTE):
         delattr(module, ATTRIBUTE)
@@ -105,21 +118,14 @@ def attach(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
     if not isinstance(bias, PerHead):
         setattr(module, ATTRIBUTE, bias)
         return
-    parameter = next(module.parameters(), None)
-    if parameter is None:
-        raise ValueError(
-            f"bias: PerHead puts a parameter beside those of a module, and {type(module).__name__} "
-            f"has none; a model is quantised after its conversion, not before"
-        )
-    device = parameter.device
-    start_H = bias.start(heads).to(device)
+    start_H = bias.start(heads).to(_device(module, "bias: PerHead"))
     if bias.linear:
         if dim == 0:
             raise ValueError(
                 f"bias: PerHead(linear=True) reads what a module is called with, and "
                 f"{type(module).__name__} is not called with hidden states"
             )
-        attach(module, LinearBias(start_H, dim), heads, dim)
+        attach(module, StateBias(start_H, dim), heads, dim)
         return
     keep_fp32(module, ATTRIBUTE)
     if bias.learned:
@@ -128,13 +134,36 @@ def attach(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
         module.register_buffer(ATTRIBUTE, start_H)
 
 
+def attach_centring(module: nn.Module, heads: int) -> None:
+    """Centre the keys of an attention module, with a strength for each head that starts at 1."""
+    start_H = torch.ones(heads, dtype=torch.float32, device=_device(module, "centred_keys"))
+    keep_fp32(module, CENTRING)
+    module.register_parameter(CENTRING, nn.Parameter(start_H))
+
+
+def _device(module: nn.Module, option: str) -> torch.device:
+    """The device of a module's parameters; the option needs a place among them."""
+    parameter = next(module.parameters(), None)
+    if parameter is None:
+        raise ValueError(
+            f"{option} puts a parameter beside those of a module, and {type(module).__name__} "
+            f"has none; a model is quantised after its conversion, not before"
+        )
+    return parameter.device
+
+
 def operator_bias(module: nn.Module) -> float | BiasPolicy:
-    """The bias in the form that the operator accepts."""
+    """The bias in the form that the operator accepts, with the strengths of centred keys."""
     # A parameter is looked up where modules keep them: by way of getattr it would take longer than
     # a short call's other checks together.
-    bias = module._parameters.get(ATTRIBUTE)
-    if bias is not None:
-        return HeadValues(bias)
+    value_H = module._parameters.get(ATTRIBUTE)
+    bias = _other_bias(module) if value_H is None else HeadValues(value_H)
+    strength_H = module._parameters.get(CENTRING)
+    return bias if strength_H is None else CentredKeys(bias, strength_H)
+
+
+def _other_bias(module: nn.Module) -> float | BiasPolicy:
+    """The bias of a module without a parameter for it."""
     bias = getattr(module, ATTRIBUTE, None)
     if bias is None:
         raise ValueError(

@@ -15,7 +15,8 @@ NAME = "sigmoid"
 KEY = "sigmoid_attention"
 PROBE = "sigmoid_probe"
 
-_FORMAT = 2
+# Format 3 is format 2 with centred keys, which earlier versions refuse by the number.
+_FORMATS = (2, 3)
 
 
 class HeadShape(NamedTuple):
@@ -43,10 +44,11 @@ class ConfigEntry:
     layer_scale: float | None
     norm: str | None
     shapes: dict[str, list[HeadShape]]
+    centred_keys: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "format": _FORMAT,
+            "format": _FORMATS[self.centred_keys],
             "bias": biases.to_json(self.bias),
             "qk_norm": self.qk_norm,
             "layer_scale": self.layer_scale,
@@ -57,10 +59,10 @@ class ConfigEntry:
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> "ConfigEntry":
         """Read the entry that ``to_json`` wrote; ``ValueError`` for another format."""
-        if not isinstance(entry, dict) or entry.get("format") != _FORMAT:
+        if not isinstance(entry, dict) or entry.get("format") not in _FORMATS:
             written = entry.get("format") if isinstance(entry, dict) else entry
             raise ValueError(
-                f"sigmoid_attention: this version reads format {_FORMAT} of the config's key, "
+                f"sigmoid_attention: this version reads formats 2 and 3 of the config's key, "
                 f"got {written!r}"
             )
         return cls(
@@ -71,6 +73,7 @@ class ConfigEntry:
             shapes={
                 name: [HeadShape(*shape) for shape in all] for name, all in entry["modules"].items()
             },
+            centred_keys=entry["format"] == 3,
         )
 
 

@@ -29,6 +29,7 @@ def convert(
     model_or_config: Converted,
     *,
     bias: ModuleBias | Mapping[str, ModuleBias] | None = None,
+    centred_keys: bool = False,
     qk_norm: str | None = None,
     layer_scale: float | None = None,
     norm: str | None = None,
@@ -49,6 +50,10 @@ def convert(
             inside a composite one its own, e.g.
             ``{"text_config": NegLogLength(77), "vision_config": NegLogLength(50)}``. None is
             ``NegLogLength(config.max_position_embeddings)``.
+        centred_keys: subtract from every key a part λ of the mean of the keys that its query sees
+            (:class:`CentredKeys`). λ starts at 1. It is the parameter ``sigmoid_bias_centring``,
+            (heads,), of each attention module. A call with a cache reads all of its keys for the
+            mean.
         qk_norm: "rms" or "layer": normalise each head's query and key, before any rotation.
         layer_scale: start of a trained gain per channel on what attention adds.
         norm: "hybrid": an RMSNorm on what attention adds (Ramapuram et al. 2024, section 5).
@@ -81,7 +86,12 @@ def convert(
     layer_scale = extra_norms.validated_scale(layer_scale)
     extra_norms.check_options(qk_norm, norm)
     register()
-    options: dict[str, Any] = {"qk_norm": qk_norm, "layer_scale": layer_scale, "norm": norm}
+    options: dict[str, Any] = {
+        "centred_keys": bool(arguments.switch("centred_keys", centred_keys)),
+        "qk_norm": qk_norm,
+        "layer_scale": layer_scale,
+        "norm": norm,
+    }
     if isinstance(model_or_config, PreTrainedConfig):
         configs = [config for _, config in config_entry.config_tree(model_or_config)]
         with all_or_nothing(configs):

@@ -21,7 +21,7 @@ from sigmoid_attention.integrations.transformers.config_entry import (
     ConfigEntry,
     HeadShape,
 )
-from sigmoid_attention.integrations.transformers.linear import LinearBias
+from sigmoid_attention.nn.state_bias import StateBias
 
 _STORED = "_attn_implementation_internal"
 # Where a config keeps whether attentions are returned, and transformers' check of it.
@@ -159,14 +159,16 @@ def attach(
     if hasattr(module, biases.ATTRIBUTE):
         return
     module.sigmoid_shape = shape  # pyright: ignore[reportArgumentType]
+    if entry.centred_keys:
+        biases.attach_centring(module, shape.heads)
     biases.attach(module, entry.bias, shape.heads, shape.dim)
     extra_norms.attach(module, parent, entry, shape)
 
 
 def keep_bias_in_fp32(model: PreTrainedModel) -> None:
-    """Keep the bias in fp32: a bias near -log n loses most of its digits in bf16."""
+    """Keep bias and strengths in fp32: a bias near -log n loses most of its digits in bf16."""
     strict = model._keep_in_fp32_modules_strict
-    model._keep_in_fp32_modules_strict = {*(strict or ()), biases.ATTRIBUTE}
+    model._keep_in_fp32_modules_strict = {*(strict or ()), biases.ATTRIBUTE, biases.CENTRING}
 
 
 def _initialize_missing(module: nn.Module) -> None:
@@ -179,12 +181,15 @@ def _initialize_missing(module: nn.Module) -> None:
         return
     bias = getattr(module, biases.ATTRIBUTE)
     if isinstance(known.bias, biases.PerHead):
-        if isinstance(bias, LinearBias):
+        if isinstance(bias, StateBias):
+            assert bias.slope is not None
             init.copy_(bias.offset, known.bias.start(bias.offset.numel()))
             init.zeros_(bias.slope)
             init.zeros_(bias.weight)
         else:
             init.copy_(bias, known.bias.start(bias.numel()))
+    if known.centred_keys:
+        init.ones_(getattr(module, biases.CENTRING))
     branch = getattr(module, extra_norms.BRANCH, None)
     if branch is not None and known.layer_scale is not None:
         init.constant_(branch.scale.gamma, known.layer_scale)

@@ -240,7 +240,7 @@ COMPARE_PRESETS: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSett
 
 
 # Learned positions are left out: they end at the training length, and tests exceed it.
-READS_ON = ("rope", "alibi", "sincos", "cape", "none")
+READS_ON = ("rope", "alibi", "rope+alibi", "sincos", "cape", "none")
 
 
 def compare_setting(

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments, masking
+from sigmoid_attention.attention.bias import Bias, BiasPolicy
 from sigmoid_attention.attention.impl import reference
 from sigmoid_attention.nn.attention import Attention
+from sigmoid_attention.nn.state_bias import InputBias
 from sigmoid_attention.theory.regularity.domain import Domain, spectral_norm
 
 
@@ -79,12 +81,18 @@ class Heads:
 
         Raises:
             TypeError: an argument of a wrong type.
-            ValueError: a bias that depends on the logits of a row, or fewer than one token.
+            ValueError: a bias that depends on the logits of a row or on the input, an option of the
+                layer that no bound follows, or fewer than one token.
         """
         arguments.instance("layer", layer, Attention, "an Attention layer")
         arguments.whole("tokens", tokens, 1, "1 or more")
         if gain_C is not None:
             arguments.tensor("gain_C", gain_C)
+        for option in ("gate", "value_residual", "mass_exponent"):
+            if getattr(layer, option) is not None:
+                raise ValueError(f"{option}: no bound here follows it")
+        if isinstance(layer.bias, InputBias):
+            raise ValueError("bias: StateBias depends on the input, which no bound here follows")
         gain_C = torch.ones(layer.dim) if gain_C is None else gain_C
         output_CHD = (_weight(layer.output) * _double(gain_C)[:, None]).unflatten(
             1, (layer.num_heads, -1)
@@ -144,6 +152,9 @@ class _Rows:
     def mean_logits(self, means: Tensor | None = None) -> Tensor:
         raise ValueError("bias: CentredKeys depends on the keys, which no bound here follows")
 
+    def resolved(self, bias: Bias) -> float | Tensor:
+        return bias.resolve(self) if isinstance(bias, BiasPolicy) else bias
+
     def aligned(self, rows_BHQ: Tensor) -> Tensor:
         raise ValueError("bias: it depends on the queries, which no bound here follows")
 
@@ -151,11 +162,9 @@ class _Rows:
 def _bias(layer: Attention, offset_NN: Tensor, visible_NN: Tensor) -> Tensor:
     bias = torch.zeros(layer.num_heads, *visible_NN.shape, dtype=torch.float64)
     if layer.bias is not None:
-        policy = layer.bias
-        rows = _Rows(layer.num_heads, visible_NN)
-        found = policy if isinstance(policy, int | float) else policy.resolve(rows)
-        found = torch.as_tensor(found, dtype=torch.float64).detach().cpu()
-        bias = bias + (found[0] if found.dim() == 4 else found)
+        resolved = _Rows(layer.num_heads, visible_NN).resolved(layer.bias)
+        added = torch.as_tensor(resolved, dtype=torch.float64).detach().cpu()
+        bias = bias + (added[0] if added.dim() == 4 else added)
     slopes = layer.position.slopes(layer.num_heads, "cpu")
     if slopes is not None:
         bias = bias + reference.position_bias(offset_NN, slopes, torch.float64)
