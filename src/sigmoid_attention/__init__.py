@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         HeadValues,
         Implementation,
         Learned,
+        LearnedCentring,
         NegLogEffectiveLength,
         NegLogLength,
         NegLogVisible,
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
         attention_statistics,
         explain,
         sigmoid_attention,
+        sigmoid_attention_with_mass,
         sigmoid_decode,
+        sigmoid_decode_with_mass,
         sigmoid_varlen_attention,
+        sigmoid_varlen_attention_with_mass,
     )
 
 __version__ = "0.1.0"
@@ -42,6 +46,7 @@ __all__ = [
     "HeadValues",
     "Implementation",
     "Learned",
+    "LearnedCentring",
     "NegLogEffectiveLength",
     "NegLogLength",
     "NegLogVisible",
@@ -50,8 +55,11 @@ __all__ = [
     "attention_statistics",
     "explain",
     "sigmoid_attention",
+    "sigmoid_attention_with_mass",
     "sigmoid_decode",
+    "sigmoid_decode_with_mass",
     "sigmoid_varlen_attention",
+    "sigmoid_varlen_attention_with_mass",
 ]
 
 

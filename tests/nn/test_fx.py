@@ -17,6 +17,7 @@ from sigmoid_attention.nn import (
     QKNorm,
     RMSNorm,
     RoPE,
+    RoPEWithALiBi,
     SigmoidMultiheadAttention,
     SinCos,
     SwiGLU,
@@ -65,10 +66,10 @@ def first_block(**settings) -> Block:
 class Model(nn.Module):
     """A language model, whose first token a number decides."""
 
-    def __init__(self):
+    def __init__(self, **settings):
         super().__init__()
         config = ModelConfig.recipe(
-            "recommended", vocab_size=31, dim=DIM, layers=1, num_heads=2, max_seq_len=8
+            "recommended", vocab_size=31, dim=DIM, layers=2, num_heads=2, max_seq_len=8, **settings
         )
         self.model = DecoderLM(config)
 
@@ -76,8 +77,32 @@ class Model(nn.Module):
         return self.model((x[..., 0] > 0).long(), logits_to_keep=2)
 
 
+OPTIONS = dict(
+    centred_keys=True, state_bias=True, gate="head", value_residual=True, mass_exponent="learned"
+)
+
+
+class Residual(nn.Module):
+    """Two blocks, of which the second reads the first one's values."""
+
+    def __init__(self):
+        super().__init__()
+        settings = {"num_heads": 2, "max_seq_len": 8}
+        self.first, self.second = (
+            Block(Attention(DIM, **settings, value_residual=mixed), SwiGLU(DIM, 32))
+            for mixed in (False, True)
+        )
+
+    def forward(self, x):
+        x, value = self.first(x, return_value=True)
+        return self.second(x, first_value=value)
+
+
 LAYERS = {
     "Attention": lambda: Attention(DIM, num_heads=2, max_seq_len=8, position=RoPE(), qk_norm="rms"),
+    "options": lambda: Attention(
+        DIM, 2, max_seq_len=8, **{**OPTIONS, "value_residual": False}, position=RoPEWithALiBi()
+    ),
     "softmax": lambda: Attention(DIM, num_heads=2, max_seq_len=8, activation="softmax"),
     "RMSNorm": lambda: RMSNorm(DIM),
     "LayerScale": lambda: LayerScale(DIM, 0.1),
@@ -96,6 +121,8 @@ MODULES = {
     "LearnedPosition": lambda: Placed(LearnedPosition(DIM, 8)),
     "CAPE": lambda: Placed(CAPE(DIM)),
     "softmax_attention": Softmax,
+    "values of the first layer": Residual,
+    "DecoderLM with options": lambda: Model(**OPTIONS),
     "DecoderLM": Model,
 }
 

@@ -21,6 +21,7 @@ from sigmoid_attention.nn import (
     MoE,
     RMSNorm,
     RoPE,
+    RoPEWithALiBi,
     Router,
     SigmoidMultiheadAttention,
     SinCos,
@@ -83,6 +84,7 @@ def norms() -> Iterable[Tensor]:
     yield from (RMSNorm(16)(sequence()), LayerScale(16)(sequence()))
 
 
+OPTIONS: dict = dict(centred_keys=True, state_bias=True, gate="element", mass_exponent="learned")
 COMPUTED: dict[str, Callable[[], Iterable[Tensor]]] = {
     "positions": positions,
     "norms": norms,
@@ -90,11 +92,14 @@ COMPUTED: dict[str, Callable[[], Iterable[Tensor]]] = {
     "sigmoid-alibi-window": partial(attention, position=ALiBi(), window_size=(2, 0)),
     "sigmoid-softcap-dropout": partial(attention, softcap=3.0, dropout_p=0.1),
     "sigmoid-reference": partial(attention, impl="reference"),
+    "sigmoid-options": partial(attention, **OPTIONS, position=RoPEWithALiBi()),
+    "sigmoid-options-window": partial(attention, **OPTIONS, window_size=(2, 0), num_kv_heads=2),
     "softmax-rope": partial(attention, activation="softmax", position=RoPE(), num_kv_heads=2),
     "softmax-alibi": partial(attention, activation="softmax", position=ALiBi(), dropout_p=0.1),
     "multihead": multihead,
     "multihead-more-keys": partial(multihead, add_bias_kv=True, add_zero_attn=True),
     "decoder-rope": partial(decoder, position="rope"),
+    "decoder-options": partial(decoder, **OPTIONS, value_residual=True, position="rope+alibi"),
     "decoder-cape": partial(decoder, position="cape"),
     "decoder-learned-softmax": partial(decoder, position="learned", activation="softmax"),
     "experts-chosen": partial(experts, top_k=2, normalize=True, balance_rate=1e-3),

@@ -8,10 +8,12 @@ import torch
 from sigmoid_attention.nn import (
     CAPE,
     ALiBi,
+    Attention,
     AttentionPosition,
     EmbeddingPosition,
     LearnedPosition,
     RoPE,
+    RoPEWithALiBi,
     SinCos,
     alibi_slopes,
 )
@@ -92,6 +94,63 @@ def test_rope_keeps_the_dtype_and_its_precision_in_bf16():
 def test_rope_refuses_an_odd_head():
     with pytest.raises(ValueError, match=r"even, .*got 5"):
         RoPE().check(5)
+
+
+@pytest.mark.parametrize(
+    "heads, chosen",
+    [
+        ("half", [True, False, True, False, True]),
+        ((False, False, True, True, True), [False, False, True, True, True]),
+        ([False] * 5, [False] * 5),
+    ],
+    ids=str,
+)
+def test_chosen_heads_keep_their_slopes_beside_the_rotation(heads, chosen):
+    position = RoPEWithALiBi(base=500.0, heads=heads)
+    expected = torch.where(torch.tensor(chosen), torch.tensor(slopes_by_recursion(5)), 0.0)
+    slopes = position.slopes(5, "cpu")
+    assert slopes.dtype == torch.float32 and slopes.shape == (5,)
+    torch.testing.assert_close(slopes, expected, atol=0, rtol=0)
+    assert position.slope_numbers(5) == tuple(expected.tolist())
+    query, key = torch.randn(2, 1, 5, 3, 4).unbind(0)
+    places = torch.tensor([[4, 5, 6]])
+    turned, rope = position.rotate(query, key, places), RoPE(500.0).rotate(query, key, places)
+    assert all(map(torch.equal, turned, rope))
+
+
+def test_a_choice_for_another_number_of_heads_is_refused():
+    position = RoPEWithALiBi(heads=(True, False))
+    assert Attention(8, 2, max_seq_len=4, position=position)(torch.randn(1, 3, 8)).shape == (
+        1,
+        3,
+        8,
+    )
+    with pytest.raises(ValueError, match="heads must be for the 4 heads of the layer, got 2"):
+        Attention(8, 4, max_seq_len=4, position=position)
+    with pytest.raises(ValueError, match="RoPE: dim must be even"):
+        Attention(6, 2, max_seq_len=4, position=position)
+
+
+def test_slopes_of_chosen_heads_under_a_default_device():
+    with torch.device("meta"):
+        assert RoPEWithALiBi().slopes(3, "cpu").device.type == "cpu"
+        assert RoPEWithALiBi().slopes(3, "meta").is_meta
+
+
+@pytest.mark.parametrize(
+    "heads, error",
+    [
+        ("all", ValueError),
+        (None, TypeError),
+        (2, TypeError),
+        (("yes",), TypeError),
+        ((2,), ValueError),
+    ],
+    ids=str,
+)
+def test_a_wrong_choice_of_heads_is_refused(heads, error):
+    with pytest.raises(error, match="RoPEWithALiBi: heads must be "):
+        RoPEWithALiBi(heads=heads)
 
 
 def test_sincos_is_the_published_table():

@@ -38,6 +38,7 @@ from sigmoid_attention.nn import (
     SigmoidMultiheadAttention,
     SinCos,
     SwiGLU,
+    ValueResidual,
     generate,
 )
 
@@ -57,6 +58,13 @@ def attention(**changes: Any) -> Attention:
 def multihead(**changes: Any) -> SigmoidMultiheadAttention:
     settings = dict(batch_first=True, sigmoid_bias=Learned(NegLogLength(16), 2))
     return SigmoidMultiheadAttention(C, 2, **{**settings, **changes})
+
+
+def trained(module: nn.Module) -> nn.Module:
+    """The module with weights away from their start, which is zero for some."""
+    for parameter in module.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return module
 
 
 def floats(*shape: int) -> Callable[[], tuple[Tensor, ...]]:
@@ -88,11 +96,15 @@ class Routed(nn.Module):
         return self.experts(x_NC.flatten(0, -2), chosen, weights).view_as(x_NC)
 
 
+OPTIONS = dict(
+    centred_keys=True, state_bias=True, gate="head", value_residual=True, mass_exponent="learned"
+)
 MIXTURE = MoEConfig(experts=4, hidden=6, top_k=2, shared_experts=1, normalize=True)
 # What builds a module, and what its inputs are, of which the first B are samples.
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]]]] = {
     "Attention": (attention, floats(N, C)),
     "Attention-softmax": (lambda: attention(activation="softmax", linear_bias=True), floats(N, C)),
+    "Attention-centred": (lambda: attention(centred_keys=True), floats(N, C)),
     "Attention-layer-norm": (lambda: attention(qk_norm="layer", linear_bias=True), floats(N, C)),
     "Block": (lambda: Block(attention(), SwiGLU(C, 12), layer_scale=0.1), floats(N, C)),
     "Block-hybrid": (
@@ -106,6 +118,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]]]] 
     "DecoderLM": (decoder, tokens),
     "DecoderLM-head": (lambda: decoder(tie_embeddings=False, learn_bias=True), tokens),
     "DecoderLM-learned": (lambda: decoder(position="learned", layer_scale=0.1), tokens),
+    "DecoderLM-options": (lambda: trained(decoder(**OPTIONS)), tokens),
     "DecoderLM-moe": (lambda: decoder(moe=MIXTURE), tokens),
     "DecoderLM-dense-moe": (lambda: decoder(moe=MoEConfig(experts=3, hidden=4)), tokens),
     "EmbeddingPosition": (EmbeddingPosition, placed),
@@ -121,6 +134,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]]]] 
     "QKNorm": (lambda: QKNorm("rms", C), lambda: (*floats(2, N, C)(), *floats(2, N, C)())),
     "QKNorm-layer": (lambda: QKNorm("layer", C), lambda: (*floats(2, N, C)(), *floats(2, N, C)())),
     "RMSNorm": (lambda: RMSNorm(C), floats(N, C)),
+    "StateBias": (lambda: trained(attention(bias=-2.0, state_bias=True)), floats(N, C)),
+    "Gate": (lambda: trained(attention(gate="element")), floats(N, C)),
+    "MassExponent": (lambda: attention(mass_exponent="learned"), floats(N, C)),
+    "ValueResidual": (ValueResidual, lambda: (*floats(2, N, 4)(), *floats(2, N, 4)())),
     "Residual": (
         lambda: Residual(C, "hybrid", layer_scale=0.1),
         lambda: (*floats(N, C)(), nn.Identity()),

@@ -11,11 +11,16 @@ from sigmoid_attention.attention.bias import (
     NegLogVisible,
     RowLSE,
 )
-from sigmoid_attention.attention.centred_keys import CentredKeys
+from sigmoid_attention.attention.centred_keys import CentredKeys, LearnedCentring
 from sigmoid_attention.attention.decode import sigmoid_decode
 from sigmoid_attention.attention.dispatch import Explanation, Implementation
 from sigmoid_attention.attention.impl.reference import AttentionStatistics
 from sigmoid_attention.attention.inspection import attention_statistics, explain
+from sigmoid_attention.attention.mass import (
+    sigmoid_attention_with_mass,
+    sigmoid_decode_with_mass,
+    sigmoid_varlen_attention_with_mass,
+)
 from sigmoid_attention.attention.validation import SkipTolerance
 from sigmoid_attention.attention.varlen import sigmoid_varlen_attention
 
@@ -28,6 +33,7 @@ __all__ = [
     "HeadValues",
     "Implementation",
     "Learned",
+    "LearnedCentring",
     "NegLogEffectiveLength",
     "NegLogLength",
     "NegLogVisible",
@@ -36,6 +42,9 @@ __all__ = [
     "attention_statistics",
     "explain",
     "sigmoid_attention",
+    "sigmoid_attention_with_mass",
     "sigmoid_decode",
+    "sigmoid_decode_with_mass",
     "sigmoid_varlen_attention",
+    "sigmoid_varlen_attention_with_mass",
 ]

@@ -1,12 +1,14 @@
 """`sigmoid_attention`, the public function for batches in which each row is one sequence."""
 
+from typing import Unpack
+
 from torch import Tensor
 
 from sigmoid_attention.attention import call_cache, dispatch, validation
 from sigmoid_attention.attention.bias import Bias, once_called
 from sigmoid_attention.attention.default_bias import default_bias
 from sigmoid_attention.attention.dispatch import Implementation
-from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.problem import Options, Problem
 from sigmoid_attention.attention.torch_function import overridable
 from sigmoid_attention.attention.validation import SkipTolerance
 
@@ -126,14 +128,8 @@ def checked(
     attn_mask: Tensor | None = None,
     *,
     bias: Bias | None = None,
-    scale: float | None = None,
-    is_causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    alibi_slopes: Tensor | None = None,
-    softcap: float | None = None,
     enable_gqa: bool = False,
-    dropout_p: float = 0.0,
-    skip_tolerance: SkipTolerance = "rounding",
+    **options: Unpack[Options],
 ) -> Problem:
     """The validated problem of a `sigmoid_attention` call; raises the errors of the call."""
     names = ("query", "key", "value")
@@ -152,17 +148,4 @@ def checked(
                 f"e.g. bias=NegLogLength(1024)"
             )
         bias = default_bias(keys)
-    return Problem.checked(
-        query,
-        key,
-        value,
-        attn_mask=attn_mask,
-        bias=bias,
-        scale=scale,
-        softcap=softcap,
-        is_causal=is_causal,
-        window_size=window_size,
-        alibi_slopes=alibi_slopes,
-        dropout_p=dropout_p,
-        skip_tolerance=skip_tolerance,
-    )
+    return Problem.checked(query, key, value, attn_mask=attn_mask, bias=bias, **options)

@@ -66,6 +66,10 @@ class BiasPolicy:
     def resolve(self, rows: RowContext) -> float | Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not say how it is resolved")
 
+    def for_call(self, input_BNC: Tensor | None = None) -> "BiasPolicy":
+        """The policy for one call of a layer with this input; a policy with modules calls them."""
+        return self
+
 
 Bias = float | Tensor | BiasPolicy
 
@@ -226,10 +230,10 @@ class NegLogEffectiveLength(BiasPolicy):
                 f"bias: NegLogEffectiveLength has {len(self.alibi_slopes)} slopes "
                 f"for {rows.heads} heads"
             )
-        return _for_heads(self.values, rows.dtype, rows.device)
+        return for_heads(self.values, rows.dtype, rows.device)
 
 
-def _for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def for_heads(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """(1, H, 1, 1), cached, because a CUDA graph capture allows no copy from the host."""
     make = _kept_for_heads if torch_state.results_may_be_kept() else _made_for_heads
     return make(values, dtype, device)
@@ -286,8 +290,24 @@ def _each_head(value_H: Tensor, rows: RowContext, owner: str) -> Tensor:
     return value_H.view(1, -1, 1, 1)
 
 
-def _start(number: Any) -> float:
-    return float(arguments.number("Learned: init", number))
+def head_values(bias: float | BiasPolicy, num_heads: int, name: str) -> tuple[float, ...]:
+    """The number of each head, of a number or of a policy that needs no row of a call.
+
+    Raises ``TypeError`` for a policy that depends on the rows, ``ValueError`` for other numbers of
+    heads and for numbers that are not finite.
+    """
+    if isinstance(bias, NegLogEffectiveLength):
+        if len(bias.values) != num_heads:
+            raise ValueError(f"{name} has {len(bias.values)} slopes for {num_heads} heads")
+        return bias.values
+    if isinstance(bias, Constant | NegLogLength):
+        bias = bias.b if isinstance(bias, Constant) else bias.value  # pyright: ignore
+    elif isinstance(bias, BiasPolicy):
+        raise TypeError(
+            f"{name} must be a number, Constant, NegLogLength or NegLogEffectiveLength, "
+            f"got {type(bias).__name__}, which depends on the rows of a call"
+        )
+    return (float(arguments.number(name, bias)),) * num_heads
 
 
 class Learned(nn.Module, BiasPolicy):
@@ -305,19 +325,7 @@ class Learned(nn.Module, BiasPolicy):
     def __init__(self, init: float | BiasPolicy, num_heads: int) -> None:
         super().__init__()
         arguments.whole("Learned: num_heads", num_heads, 1, "a positive whole number")
-        if isinstance(init, NegLogEffectiveLength):
-            start = init.values
-            if len(start) != num_heads:
-                raise ValueError(f"Learned: init has {len(start)} slopes for {num_heads} heads")
-        elif isinstance(init, NegLogLength | Constant):
-            start = (_start(init.value if isinstance(init, NegLogLength) else init.b),) * num_heads
-        elif isinstance(init, BiasPolicy):
-            raise TypeError(
-                f"Learned: init must be a number, Constant, NegLogLength or NegLogEffectiveLength, "
-                f"got {type(init).__name__}, which depends on the rows of a call"
-            )
-        else:
-            start = (_start(init),) * num_heads
+        start = head_values(init, num_heads, "Learned: init")
         self.value = nn.Parameter(torch.tensor(start, dtype=torch.float32))
 
     def forward(self) -> Tensor:
@@ -325,8 +333,11 @@ class Learned(nn.Module, BiasPolicy):
         # `fully_shard` makes a subclass that frees the parameter's memory after this call.
         return self.value if type(self) is Learned else self.value.clone()
 
+    def for_call(self, input_BNC: Tensor | None = None) -> HeadValues:
+        return HeadValues(self(), "Learned")
+
     def resolve(self, rows: RowContext) -> Tensor:
-        return _each_head(self(), rows, "Learned")
+        return self.for_call().resolve(rows)
 
     def __fx_create_arg__(self, tracer: Any) -> Any:
         return _traced_for_heads(self.value, tracer)
@@ -338,13 +349,13 @@ class Learned(nn.Module, BiasPolicy):
 keep_fp32(Learned, "value")
 
 
-def once_called(bias: T) -> T | HeadValues:
-    """The output of a `Learned` bias as a policy; any other bias unchanged.
+def once_called(bias: T) -> T | BiasPolicy:
+    """The policy for one operator call; any other bias unchanged.
 
     Offloading, sharding and hooks act when a module is called, so each attention call calls the
-    bias module exactly once.
+    modules of its bias exactly once.
     """
-    return HeadValues(bias(), "Learned") if isinstance(bias, Learned) else bias
+    return bias.for_call() if isinstance(bias, BiasPolicy) else bias
 
 
 @dataclass(frozen=True)

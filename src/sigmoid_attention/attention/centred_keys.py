@@ -1,14 +1,16 @@
-"""`CentredKeys`, the bias that subtracts the mean of the visible keys from every key.
+"""`CentredKeys`, the bias that subtracts the mean of the visible keys; `LearnedCentring` trains it.
 
 Shape letters: B batch, G key heads, H query heads, Q queries, K keys, D head dim.
 """
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments
 from sigmoid_attention.attention.bias import BiasPolicy, RowContext, RowLSE
+from sigmoid_attention.attention.keep_fp32 import keep_fp32
 
 
 class CentredKeys(BiasPolicy):
@@ -58,14 +60,9 @@ class CentredKeys(BiasPolicy):
         strength: float | Tensor = 1.0,
         key_means: Tensor | None = None,
     ) -> None:
-        if isinstance(bias, RowLSE | CentredKeys):
-            raise ValueError(
-                f"CentredKeys: bias must not remove the common part of a row itself, "
-                f"got {type(bias).__name__}"
-            )
-        if not isinstance(bias, Tensor | BiasPolicy):
+        if not isinstance(bias, Tensor):
             wanted = "a finite number, a tensor or a bias policy"
-            bias = arguments.number("CentredKeys: bias", bias, wanted)
+            bias = _inner("CentredKeys: bias", bias, wanted)
         if not isinstance(strength, Tensor):
             wanted = "a finite number or a tensor (heads,)"
             strength = arguments.number("CentredKeys: strength", strength, wanted)
@@ -101,3 +98,66 @@ class CentredKeys(BiasPolicy):
         fields = (self.bias, self.strength, self.key_means)
         given = tuple(map(tracer.create_arg, fields))
         return tracer.create_node("call_function", CentredKeys, given, {})
+
+
+class LearnedCentring(nn.Module, BiasPolicy):
+    """`CentredKeys` with a strength for each head that a layer trains.
+
+    The parameter is ``strength`` of shape (heads,), with the initial value ``init``. It stays in
+    fp32 when the model is cast to a narrower dtype.
+
+    Args:
+        bias: the bias of the centred logits: a number or a policy, which may be a `Learned`.
+        num_heads: query heads.
+        init: the initial strength of all heads.
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: numbers that are not finite, or a bias that `CentredKeys` refuses.
+
+    Example:
+        >>> from sigmoid_attention import NegLogLength
+        >>> policy = LearnedCentring(NegLogLength(256), num_heads=2)
+        >>> policy.strength.tolist()
+        [1.0, 1.0]
+    """
+
+    def __init__(self, bias: float | BiasPolicy, num_heads: int, init: float = 1.0) -> None:
+        super().__init__()
+        arguments.whole("LearnedCentring: num_heads", num_heads, 1, "a positive whole number")
+        start = float(arguments.number("LearnedCentring: init", init))
+        self.bias = _inner("LearnedCentring: bias", bias, "a finite number or a bias policy")
+        self.strength = nn.Parameter(torch.full((num_heads,), start, dtype=torch.float32))
+
+    def forward(self) -> Tensor:
+        """(heads,)."""
+        # `fully_shard` makes a subclass that frees the parameter's memory after this call.
+        return self.strength if type(self) is LearnedCentring else self.strength.clone()
+
+    def for_call(self, input_BNC: Tensor | None = None) -> CentredKeys:
+        bias = self.bias
+        bias = bias.for_call(input_BNC) if isinstance(bias, BiasPolicy) else bias
+        return CentredKeys(bias, self())
+
+    def resolve(self, rows: RowContext) -> Tensor:
+        return self.for_call().resolve(rows)
+
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        return CentredKeys(self.bias, self.strength).__fx_create_arg__(tracer)
+
+    def extra_repr(self) -> str:
+        # A Learned bias is a submodule, and printed as such.
+        shown = "" if isinstance(self.bias, nn.Module) else f"bias={self.bias!r}, "
+        return f"{shown}num_heads={self.strength.numel()}"
+
+
+keep_fp32(LearnedCentring, "strength")
+
+
+def _inner(name: str, bias: Any, wanted: str) -> float | BiasPolicy:
+    """The bias of the centred logits, a number or a policy."""
+    if isinstance(bias, RowLSE | CentredKeys | LearnedCentring):
+        raise ValueError(
+            f"{name} must not remove the common part of a row itself, got {type(bias).__name__}"
+        )
+    return bias if isinstance(bias, BiasPolicy) else arguments.number(name, bias, wanted)

@@ -3,6 +3,8 @@
 Shape letters: B batch, M pages of a sequence.
 """
 
+from typing import Unpack
+
 from torch import Tensor
 
 from sigmoid_attention.attention import (
@@ -16,7 +18,7 @@ from sigmoid_attention.attention import (
 from sigmoid_attention.attention.bias import Bias, once_called
 from sigmoid_attention.attention.dispatch import Implementation
 from sigmoid_attention.attention.index_tensors import values_are_readable
-from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.problem import LogitOptions, Problem
 from sigmoid_attention.attention.torch_function import overridable
 from sigmoid_attention.attention.validation import SkipTolerance
 
@@ -137,12 +139,8 @@ def checked(
     is_causal: bool,
     block_table: Tensor | None = None,
     bias: Bias | None = None,
-    scale: float | None = None,
-    window_size: tuple[int, int] = (-1, -1),
-    alibi_slopes: Tensor | None = None,
-    softcap: float | None = None,
     enable_gqa: bool = False,
-    skip_tolerance: SkipTolerance = "rounding",
+    **options: Unpack[LogitOptions],
 ) -> Problem:
     """The validated problem of a `sigmoid_decode` call; raises the errors of the call."""
     names = ("query", "key_cache", "value_cache")
@@ -175,11 +173,7 @@ def checked(
         value_cache,
         sequences=used,
         bias=bias,
-        scale=scale,
-        softcap=softcap,
         is_causal=is_causal,
-        window_size=window_size,
-        alibi_slopes=alibi_slopes,
         dropout_p=0.0,
-        skip_tolerance=skip_tolerance,
+        **options,
     )

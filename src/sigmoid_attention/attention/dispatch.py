@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,12 +26,25 @@ Implementation = Literal["auto", "reference", "tiled", "cpu", "triton", "gluon",
 
 _log = logging.getLogger("sigmoid_attention")
 
+R = TypeVar("R")
+
+
+def _without_mass(problem: Problem) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError(
+        "impl: this implementation returns no row mass; auto, cpu, tiled and reference do"
+    )
+
 
 class Backend(NamedTuple):
-    """An implementation: ``refuse`` raises for an unsupported problem, ``attend`` computes one."""
+    """An implementation: ``refuse`` raises for an unsupported problem, ``attend`` computes one.
+
+    ``attend_with_mass`` also returns the sum of each row's weights, (B, H, Q) in the layout of the
+    problem's query.
+    """
 
     attend: Callable[[Problem], Tensor]
     refuse: Callable[[Problem], None]
+    attend_with_mass: Callable[[Problem], tuple[Tensor, Tensor]] = _without_mass
 
 
 def _triton_modules(problem: Problem) -> list[ModuleType]:
@@ -76,8 +89,10 @@ def _gluon_module() -> ModuleType:
 
 
 BACKENDS: dict[Implementation, Backend] = {
-    "reference": Backend(reference_blocks.attend, reference_blocks.refuse),
-    "tiled": Backend(tiled_ops.attend, tiled_ops.refuse),
+    "reference": Backend(
+        reference_blocks.attend, reference_blocks.refuse, reference_blocks.attend_with_mass
+    ),
+    "tiled": Backend(tiled_ops.attend, tiled_ops.refuse, tiled_ops.attend_with_mass),
     "cpu": Backend(cpu_ops.attend, cpu_ops.refuse),
     "triton": Backend(_attend_by_triton, _refuse_by_triton),
     "gluon": Backend(
@@ -136,14 +151,24 @@ def run(problem: Problem, impl: Implementation) -> Tensor:
 
     The output has the layout of the problem's query: (1, H, T, E) for packed sequences.
     """
+    return _first_accepted(problem, impl, lambda backend: backend.attend(problem))
+
+
+def run_with_mass(problem: Problem, impl: Implementation) -> tuple[Tensor, Tensor]:
+    """The output as `run` returns it, and the sum of each row's weights, (1, H, T) or (B, H, Q)."""
+    return _first_accepted(problem, impl, lambda backend: backend.attend_with_mass(problem))
+
+
+def _first_accepted(problem: Problem, impl: Implementation, compute: Callable[[Backend], R]) -> R:
+    """The result of the first implementation that does not refuse the call."""
     check_impl(impl)
     *earlier, last = order(problem, impl)
     for name in earlier:
         try:
-            return BACKENDS[name].attend(problem)
+            return compute(BACKENDS[name])
         except NotImplementedError as refusal:
             _log_refusal(name, refusal)
-    return BACKENDS[last].attend(problem)
+    return compute(BACKENDS[last])
 
 
 def _log_refusal(name: str, refusal: NotImplementedError) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 from torch import Tensor
 
 from sigmoid_attention.attention import api, decode, dispatch, varlen
-from sigmoid_attention.attention.bias import once_called
 from sigmoid_attention.attention.dispatch import Explanation
 from sigmoid_attention.attention.impl import reference_blocks
 from sigmoid_attention.attention.impl.reference import AttentionStatistics
@@ -84,6 +83,4 @@ def _problem(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **optio
         pose = varlen.checked
     else:
         pose = api.checked
-    if "bias" in options:
-        options["bias"] = once_called(options["bias"])
     return pose(query, key, value, *arguments, **options)

@@ -6,14 +6,32 @@ E value dim, T tokens of packed sequences, P pages of a cache, S tokens a page.
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import arguments, key_means, masking, validation
-from sigmoid_attention.attention.bias import Bias, BiasPolicy
+from sigmoid_attention.attention.bias import Bias, BiasPolicy, once_called
 from sigmoid_attention.attention.impl.reference import compute_dtype, logits
 from sigmoid_attention.attention.sequences import Sequences
+
+
+class LogitOptions(TypedDict, total=False):
+    """The options that all operators have, beside the bias."""
+
+    scale: float | None
+    window_size: tuple[int, int]
+    alibi_slopes: Tensor | None
+    softcap: float | None
+    skip_tolerance: validation.SkipTolerance
+
+
+class Options(LogitOptions, total=False):
+    """The options of `sigmoid_attention` and `sigmoid_varlen_attention`, beside the bias."""
+
+    is_causal: bool
+    dropout_p: float
 
 
 @dataclass(frozen=True)
@@ -54,13 +72,13 @@ class Problem:
         value: Tensor,
         *,
         bias: Bias,
-        scale: float | None,
-        softcap: float | None,
-        is_causal: bool,
-        window_size: tuple[int, int],
-        alibi_slopes: Tensor | None,
-        dropout_p: float,
-        skip_tolerance: validation.SkipTolerance,
+        scale: float | None = None,
+        is_causal: bool = False,
+        window_size: tuple[int, int] = (-1, -1),
+        alibi_slopes: Tensor | None = None,
+        softcap: float | None = None,
+        dropout_p: float = 0.0,
+        skip_tolerance: validation.SkipTolerance = "rounding",
         attn_mask: Tensor | None = None,
         sequences: Sequences | None = None,
     ) -> "Problem":
@@ -76,7 +94,7 @@ class Problem:
             window_size=window_size,
             dropout_p=dropout_p,
         )
-        bias = validation.bias_kind(bias)
+        bias = validation.bias_kind(once_called(bias))
         batch = query.shape[0] if sequences is None else sequences.count
         validation.slopes(alibi_slopes, batch, query.shape[1], query.device)
         tolerance, relative = validation.tolerance(skip_tolerance, query.dtype)

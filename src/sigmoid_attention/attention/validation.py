@@ -18,6 +18,7 @@ from sigmoid_attention.attention.bias import (
     NegLogEffectiveLength,
     NegLogLength,
 )
+from sigmoid_attention.attention.centred_keys import CentredKeys, LearnedCentring
 
 SkipTolerance = float | Literal["rounding"]
 
@@ -211,6 +212,8 @@ def layer_bias(
         raise ValueError(
             f"{name}: {type(bias).__name__} has {bias.value.numel()} heads, {layer} has {heads}"
         )
+    if isinstance(bias, CentredKeys | LearnedCentring):
+        _layer_centring(bias, heads, name, layer)
     if isinstance(bias, NegLogEffectiveLength) and len(bias.alibi_slopes) != heads:
         raise ValueError(
             f"{name}: NegLogEffectiveLength has {len(bias.alibi_slopes)} slopes, {layer} has "
@@ -226,6 +229,19 @@ def layer_bias(
     if isinstance(bias, BiasPolicy):
         return bias
     return arguments.number(name, bias, "a finite number or a bias policy", instead)
+
+
+def _layer_centring(bias: CentredKeys | LearnedCentring, heads: int, name: str, layer: str) -> None:
+    """Raise unless a centring bias fits a layer, and the bias inside it too."""
+    kind, strength = type(bias).__name__, bias.strength
+    if isinstance(bias, CentredKeys) and isinstance(strength, Tensor):
+        raise ValueError(
+            f"{name}: CentredKeys holds a strength that would be no parameter of {layer}; "
+            f"LearnedCentring(bias, heads) trains it"
+        )
+    if isinstance(strength, Tensor) and strength.shape != (heads,):
+        raise ValueError(f"{name}: {kind} has {strength.numel()} heads, {layer} has {heads}")
+    layer_bias(bias.bias, heads, f"{name}: {kind}: bias", layer)
 
 
 def layer_input(name: str, x: Any, weight: Any = None) -> None:

@@ -3,12 +3,14 @@
 Shape letters: T tokens of all sequences, H heads, D head or value dim.
 """
 
+from typing import Unpack
+
 from torch import Tensor
 
 from sigmoid_attention.attention import arguments, dispatch, index_tensors, validation
 from sigmoid_attention.attention.bias import Bias
 from sigmoid_attention.attention.dispatch import Implementation
-from sigmoid_attention.attention.problem import Problem
+from sigmoid_attention.attention.problem import Options, Problem
 from sigmoid_attention.attention.sequences import Sequences
 from sigmoid_attention.attention.torch_function import overridable
 from sigmoid_attention.attention.validation import SkipTolerance
@@ -141,14 +143,8 @@ def checked(
     max_k: int,
     *,
     bias: Bias | None = None,
-    scale: float | None = None,
-    is_causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    alibi_slopes: Tensor | None = None,
-    softcap: float | None = None,
     enable_gqa: bool = False,
-    dropout_p: float = 0.0,
-    skip_tolerance: SkipTolerance = "rounding",
+    **options: Unpack[Options],
 ) -> Problem:
     """The validated problem of a packed call; raises the errors of the call."""
     query, key, value = validation.same_kind(query, key, value, ("query", "key", "value"))
@@ -165,17 +161,5 @@ def checked(
     if isinstance(bias, Tensor):
         bias = validation.bias_tensor(bias, (packed.count, heads, max_q, max_k), query.device)
         bias = _within_longest(bias, packed)
-    return Problem.checked(
-        _row(query),
-        _row(key),
-        _row(value),
-        sequences=packed,
-        bias=bias,
-        scale=scale,
-        softcap=softcap,
-        is_causal=is_causal,
-        window_size=window_size,
-        alibi_slopes=alibi_slopes,
-        dropout_p=dropout_p,
-        skip_tolerance=skip_tolerance,
-    )
+    rows = _row(query), _row(key), _row(value)
+    return Problem.checked(*rows, sequences=packed, bias=bias, **options)

@@ -6,6 +6,8 @@ from sigmoid_attention.nn.block import Block, Residual
 from sigmoid_attention.nn.cache import KVCache
 from sigmoid_attention.nn.experts import Experts
 from sigmoid_attention.nn.feed_forward import GELUFeedForward, SwiGLU
+from sigmoid_attention.nn.gate import Gate
+from sigmoid_attention.nn.mass_exponent import MassExponent
 from sigmoid_attention.nn.models import (
     PRESETS,
     TRAINING_RECIPES,
@@ -24,12 +26,15 @@ from sigmoid_attention.nn.position import (
     EmbeddingPosition,
     LearnedPosition,
     RoPE,
+    RoPEWithALiBi,
     SinCos,
     alibi_slopes,
 )
 from sigmoid_attention.nn.replace import replace_multihead_attention
 from sigmoid_attention.nn.router import Router, Routing, record_routing
 from sigmoid_attention.nn.softmax import softmax_attention, softmax_statistics
+from sigmoid_attention.nn.state_bias import StateBias
+from sigmoid_attention.nn.value_residual import ValueResidual
 
 __all__ = [
     "CAPE",
@@ -43,10 +48,12 @@ __all__ = [
     "EmbeddingPosition",
     "Experts",
     "GELUFeedForward",
+    "Gate",
     "KVCache",
     "LayerScale",
     "LearnedPosition",
     "LoadBalancer",
+    "MassExponent",
     "MoE",
     "MoEConfig",
     "ModelConfig",
@@ -54,12 +61,15 @@ __all__ = [
     "RMSNorm",
     "Residual",
     "RoPE",
+    "RoPEWithALiBi",
     "Router",
     "Routing",
     "SigmoidMultiheadAttention",
     "SinCos",
+    "StateBias",
     "SwiGLU",
     "TrainingRecipe",
+    "ValueResidual",
     "alibi_slopes",
     "generate",
     "record_routing",

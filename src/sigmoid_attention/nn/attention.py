@@ -11,20 +11,25 @@ from torch import Tensor, nn
 from sigmoid_attention.attention import (
     AttentionStatistics,
     BiasPolicy,
+    CentredKeys,
     Implementation,
     NegLogLength,
     arguments,
     attention_statistics,
     sigmoid_attention,
+    sigmoid_attention_with_mass,
     validation,
 )
 from sigmoid_attention.attention.dispatch import check_impl
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.cache import KVCache, Unchanged
+from sigmoid_attention.nn.gate import GATES, Gate
+from sigmoid_attention.nn.layer_options import sigmoid_parts
 from sigmoid_attention.nn.norm import QKNorm
 from sigmoid_attention.nn.position import AttentionPosition, token_positions
-from sigmoid_attention.nn.sizes import one_of, positive_number, positive_whole, switch
+from sigmoid_attention.nn.sizes import head_sizes, one_of, positive_number, positive_whole, switch
 from sigmoid_attention.nn.softmax import softmax_attention, softmax_statistics
+from sigmoid_attention.nn.value_residual import ValueResidual, check_first_value
 
 ACTIVATIONS = ("sigmoid", "softmax")
 
@@ -53,7 +58,18 @@ class Attention(nn.Module):
         softcap: bounds the scaled dot product smoothly to (-softcap, softcap).
         dropout_p: probability of dropping an attention weight in training.
         linear_bias: give the four projections an additive term.
+        centred_keys: subtract a learned share of the mean of the visible keys from each key, see
+            `LearnedCentring`.
+        state_bias: make the bias linear in the input of the layer, see `StateBias`; it starts at
+            ``bias``, which must be a number for each head.
+        gate: "head" or "element" multiplies the output before its projection by a `Gate`.
+        value_residual: mix the values with those of the model's first layer, see `ValueResidual`;
+            ``forward`` then needs ``first_value``.
+        mass_exponent: γ, a number or "learned"; divides each row by m^γ, see `MassExponent`.
         impl: the implementation of the sigmoid operator.
+
+    A softmax takes ``centred_keys``, ``state_bias`` and ``mass_exponent`` without effect, and says
+    so once a process.
 
     Raises ``TypeError`` for a wrong type and ``ValueError`` for values that do not fit together.
     Source: Ramapuram et al. 2024, section 2, and section 5 for the order of norm and position.
@@ -83,25 +99,26 @@ class Attention(nn.Module):
         softcap: float | None = None,
         dropout_p: float = 0.0,
         linear_bias: bool = False,
+        centred_keys: bool = False,
+        state_bias: bool = False,
+        gate: str | None = None,
+        value_residual: bool = False,
+        mass_exponent: float | str | None = None,
         norm_eps: float = 1e-5,
         impl: Implementation = "auto",
     ) -> None:
         super().__init__()
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         dim, num_heads = positive_whole("dim", dim), positive_whole("num_heads", num_heads)
         max_seq_len = positive_whole("max_seq_len", max_seq_len)
-        num_kv_heads = positive_whole("num_kv_heads", num_kv_heads)
+        if num_kv_heads is not None:
+            num_kv_heads = positive_whole("num_kv_heads", num_kv_heads)
         if head_dim is not None:
             head_dim = positive_whole("head_dim", head_dim)
-        if head_dim is None and dim % num_heads:
-            raise ValueError(f"dim must be a multiple of num_heads ({num_heads}), got {dim}")
-        if num_heads % num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads must divide num_heads ({num_heads}), got {num_kv_heads}"
-            )
+        num_kv_heads, head_dim = head_sizes(dim, num_heads, num_kv_heads, head_dim)
         one_of("activation", activation, ACTIVATIONS)
+        one_of("gate", gate, GATES)
         linear_bias = switch("linear_bias", linear_bias)
-        head_dim = dim // num_heads if head_dim is None else head_dim
+        value_residual = switch("value_residual", value_residual)
         # Checked here too: the operator would refuse them after a cache has been written.
         validation.logit_options(
             head_dim,
@@ -120,15 +137,12 @@ class Attention(nn.Module):
                 f"got {type(position).__name__}, which belongs to the model's embeddings"
             )
         position.check(head_dim)
+        # Refuses a choice of heads for another number of heads.
+        position.slopes(num_heads, "cpu")
 
-        self.dim, self.num_heads, self.num_kv_heads, self.head_dim = (
-            dim,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-        )
-        self.max_seq_len = max_seq_len
-        self.activation = activation
+        self.dim, self.num_heads = dim, num_heads
+        self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
+        self.max_seq_len, self.activation = max_seq_len, activation
         self.position = position
         self.is_causal, self.window_size = is_causal, window_size
         self.softcap, self.dropout_p = softcap, dropout_p
@@ -138,11 +152,12 @@ class Attention(nn.Module):
         self.value = nn.Linear(dim, num_kv_heads * head_dim, bias=linear_bias)
         self.output = nn.Linear(num_heads * head_dim, dim, bias=linear_bias)
         self.qk_norm = QKNorm(qk_norm, head_dim, norm_eps)
-        if activation == "softmax":
-            self.bias = None
-        else:
-            bias = NegLogLength(self._most_keys()) if bias is None else bias
-            self.bias = validation.layer_bias(bias, num_heads)
+        self.gate = None if gate is None else Gate(gate, dim, num_heads, head_dim)
+        self.value_residual = ValueResidual() if value_residual else None
+        bias = NegLogLength(self._most_keys()) if bias is None else bias
+        self.bias, self.mass_exponent = sigmoid_parts(
+            bias, dim, num_heads, activation, centred_keys, state_bias, mass_exponent
+        )
 
     def extra_repr(self) -> str:
         shown = {
@@ -173,26 +188,34 @@ class Attention(nn.Module):
         *,
         cache: KVCache | None = None,
         attn_mask: Tensor | None = None,
+        first_value: Tensor | None = None,
         return_statistics: bool = False,
-    ) -> Tensor | tuple[Tensor, AttentionStatistics]:
+        return_value: bool = False,
+    ) -> Tensor | tuple[Any, ...]:
         """Read x (B, N, dim), after the tokens in ``cache``; return (B, N, dim).
 
         ``attn_mask`` is (B, cached + N), boolean, True for a real token; the real tokens of
         a row must stand side by side, since ALiBi and windows count places. Padded places return
-        numbers without meaning. With ``return_statistics`` the answer is a pair with the
-        `AttentionStatistics` of the rows. Raises ``ValueError`` for other shapes, for a full cache,
-        and for a cache with a layer that is not causal.
+        numbers without meaning. ``first_value`` are the values (B, key heads, N, D) of the same
+        tokens in the model's first layer; that layer returns them with ``return_value``.
+
+        With ``return_statistics`` or ``return_value`` the answer is a tuple: the output, the
+        `AttentionStatistics` of the rows, the values, without what is not asked for. Raises
+        ``ValueError`` for other shapes, for a full cache, for a cache with a layer that is not
+        causal, and for a ``first_value`` that is missing or that the layer does not take.
         """
         self.check(x)
         return_statistics = switch("return_statistics", return_statistics)
+        return_value = switch("return_value", return_value)
         if cache is not None and not self.is_causal:
             raise ValueError("cache: only causal attention can read a sequence in parts")
-        if cache is None:
-            return self._answer(x, None, attn_mask, return_statistics)
-        if not isinstance(cache, KVCache):
+        if not (cache is None or isinstance(cache, KVCache)):
             raise TypeError(f"cache must be a KVCache or None, got {arguments.shown(cache)}")
+        asked = (return_statistics, return_value)
+        if cache is None:
+            return self._answer(x, None, attn_mask, first_value, *asked)
         with Unchanged(cache):
-            return self._answer(x, cache, attn_mask, return_statistics)
+            return self._answer(x, cache, attn_mask, first_value, *asked)
 
     def check(self, x: Tensor) -> None:
         """Refuse an input that does not fit the projections."""
@@ -205,25 +228,49 @@ class Attention(nn.Module):
         x: Tensor,
         cache: KVCache | None,
         attn_mask: Tensor | None,
+        first_value: Tensor | None,
         return_statistics: bool,
-    ) -> Tensor | tuple[Tensor, AttentionStatistics]:
+        return_value: bool,
+    ) -> Tensor | tuple[Any, ...]:
         query, key, value = self.project(x, 0 if cache is None else cache.length, attn_mask)
+        check_first_value(first_value, value, self.value_residual is not None)
+        mixed = value
+        if self.value_residual is not None:
+            mixed = self.value_residual(value, first_value)
         if cache is not None:
             # A cache may have another dtype: a given one, or that of an earlier autocast.
-            key, value = (stored.to(query.dtype) for stored in cache.append(key, value))
+            key, mixed = (stored.to(query.dtype) for stored in cache.append(key, mixed))
+        bias = self._bias_of_call(x, cache, attn_mask)
         dropout_p = self.dropout_p if self.training else 0.0
-        out_BHND = self._operate(query, key, value, attn_mask, dropout_p)
+        out_BHND = self._operate(query, key, mixed, bias, attn_mask, dropout_p)
+        if self.gate is not None:
+            out_BHND = out_BHND * self.gate(x)
         out = self.output(out_BHND.transpose(1, 2).flatten(2))
-        if not return_statistics:
-            return out
-        return out, self._statistics(query, key, value, attn_mask)
+        answer: list[Any] = [out]
+        if return_statistics:
+            answer.append(self._statistics(query, key, mixed, bias, attn_mask))
+        if return_value:
+            answer.append(value)
+        return out if len(answer) == 1 else tuple(answer)
+
+    def _bias_of_call(
+        self, x: Tensor, cache: KVCache | None = None, attn_mask: Tensor | None = None
+    ) -> float | BiasPolicy | None:
+        bias = self.bias
+        if not isinstance(bias, BiasPolicy):
+            return bias
+        bias = bias.for_call(x)
+        if cache is None or not isinstance(bias, CentredKeys):
+            return bias
+        means = cache.key_means(x.shape[1], self.window_size[0], attn_mask)
+        return CentredKeys(bias.bias, bias.strength, means)
 
     @torch.no_grad()
     def weights(self, x: Tensor) -> Tensor:
-        """The attention matrix (B, H, N, N) for x (B, N, dim), before dropout.
+        """The attention matrix (B, H, N, N) for x (B, N, dim), before dropout and gate.
 
         Attention is linear in its values, so the operator returns the matrix where the values are
-        the identity, with this layer's position, norms and bias.
+        the identity, with this layer's position, norms, bias and power of the mass.
 
         Example:
             >>> import torch
@@ -235,7 +282,7 @@ class Attention(nn.Module):
         query, key, _ = self.project(x, 0, None)
         identity = torch.eye(x.shape[1], dtype=key.dtype, device=x.device)
         value = identity.expand(x.shape[0], self.num_kv_heads, -1, -1)
-        return self._operate(query, key, value, None, 0.0)
+        return self._operate(query, key, value, self._bias_of_call(x), None, 0.0)
 
     def new_cache(self, batch: int, length: int, *, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for ``length`` tokens, in ``dtype``, or in the dtype of its first keys."""
@@ -259,6 +306,7 @@ class Attention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        bias: float | BiasPolicy | None,
         attn_mask: Tensor | None,
         dropout_p: float,
     ) -> Tensor:
@@ -266,15 +314,23 @@ class Attention(nn.Module):
         options["dropout_p"] = dropout_p
         if self.activation == "softmax":
             return softmax_attention(query, key, value, **options)
-        return sigmoid_attention(query, key, value, bias=self.bias, impl=self.impl, **options)
+        options |= {"bias": bias, "impl": self.impl}
+        if self.mass_exponent is None:
+            return sigmoid_attention(query, key, value, **options)
+        return self.mass_exponent(*sigmoid_attention_with_mass(query, key, value, **options))
 
     def _statistics(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: float | BiasPolicy | None,
+        attn_mask: Tensor | None,
     ) -> AttentionStatistics:
         options = self._options(query, attn_mask)
         if self.activation == "softmax":
             return softmax_statistics(query, key, value, **options)
-        return attention_statistics(query, key, value, bias=self.bias, **options)
+        return attention_statistics(query, key, value, bias=bias, **options)
 
     def _options(self, query: Tensor, attn_mask: Tensor | None) -> dict[str, Any]:
         return {

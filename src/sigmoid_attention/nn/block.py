@@ -68,9 +68,10 @@ class Residual(nn.Module):
 class Block(nn.Module):
     """Attention, then a feed-forward layer, each on its own `Residual`.
 
-    Takes and returns x (B, N, dim). ``layer_scale`` is the initial value of a trained gain on both
-    branches (1e-4 is usual in vision), None for no gain; ``dropout_p`` acts on both branches.
-    Raises ``ValueError`` for an unknown placement.
+    Takes and returns x (B, N, dim). With ``return_value`` it returns a pair: x, and the values of
+    its attention, which a block with a value residual takes as ``first_value``. ``layer_scale`` is
+    the initial value of a trained gain on both branches (1e-4 is usual in vision), None for no
+    gain; ``dropout_p`` acts on both branches. Raises ``ValueError`` for an unknown placement.
 
     Example:
         >>> import torch
@@ -112,12 +113,27 @@ class Block(nn.Module):
         *,
         cache: KVCache | None = None,
         attn_mask: Tensor | None = None,
-    ) -> Tensor:
+        first_value: Tensor | None = None,
+        return_value: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         # Checked before the norm, which comes before the attention; torch.fx traces through both.
         if not isinstance(x, fx.Proxy):
             self.attention.check(x)
 
-        def attend(normed: Tensor) -> Tensor:
-            return self.attention(normed, cache=cache, attn_mask=attn_mask)
+        values: list[Tensor] = []
 
-        return self.feed_forward_residual(self.attention_residual(x, attend), self.feed_forward)
+        def attend(normed: Tensor) -> Tensor:
+            answer = self.attention(
+                normed,
+                cache=cache,
+                attn_mask=attn_mask,
+                first_value=first_value,
+                return_value=return_value,
+            )
+            if not return_value:
+                return answer
+            values.append(answer[1])
+            return answer[0]
+
+        x = self.feed_forward_residual(self.attention_residual(x, attend), self.feed_forward)
+        return (x, values[0]) if return_value else x

@@ -6,7 +6,9 @@ Shape letters: B batch, G key heads, L capacity in tokens, N new tokens, D head 
 import torch
 from torch import Tensor
 
-from sigmoid_attention.nn.sizes import positive_whole
+from sigmoid_attention.attention import arguments, torch_state
+from sigmoid_attention.nn.key_sums import KeySums
+from sigmoid_attention.nn.sizes import positive_whole, whole_between
 
 
 class KVCache:
@@ -15,8 +17,8 @@ class KVCache:
     ``keys`` and ``values`` are (B, G, L, D), of which the first ``length`` tokens are filled. The
     first tokens allocate them, in their dtype and on their device where the arguments are None.
     For inference: gradients do not flow into stored tokens. A layer with a window keeps every
-    token too. Raises ``TypeError`` for a size that is no whole number and ``ValueError`` if one is
-    not positive.
+    token too. A layer with centred keys also keeps the sum of the keys. Raises ``TypeError`` for a
+    size that is no whole number and ``ValueError`` if one is not positive.
 
     Example:
         >>> cache = KVCache(batch=1, num_kv_heads=2, capacity=8, head_dim=4)
@@ -24,6 +26,9 @@ class KVCache:
         >>> keys.shape, cache.length
         (torch.Size([1, 2, 3, 4]), 3)
     """
+
+    # Of the class, so that a cache that an older version pickled has it too.
+    key_sums: KeySums | None = None
 
     def __init__(
         self,
@@ -94,25 +99,111 @@ class KVCache:
                 device=like.device if self.device is None else self.device,
             )
 
+    def key_means(self, new: int, left: int = -1, attn_mask: Tensor | None = None) -> Tensor:
+        """The mean of the keys that each of the last ``new`` tokens sees, (B, G, new, D).
+
+        A token sees itself and ``left`` tokens before it, -1 for all, without those that are False
+        in ``attn_mask`` (B, length). The running sum of earlier calls is continued. Where there is
+        none that fits, it is computed from the stored keys. On a GPU, ``attn_mask`` must not change
+        for stored tokens.
+
+        Example:
+            >>> cache = KVCache(batch=1, num_kv_heads=1, capacity=8, head_dim=1)
+            >>> keys, _ = cache.append(torch.tensor([[[[1.0], [3.0]]]]), torch.ones(1, 1, 2, 1))
+            >>> cache.key_means(new=2).flatten().tolist()
+            [1.0, 2.0]
+        """
+        assert self.keys is not None
+        key_BGKD, before = self.keys[:, :, : self.length], self.length - new
+        sums = self.key_sums
+        if sums is None or not sums.covers(before, left, attn_mask):
+            earlier = None if attn_mask is None else attn_mask[:, :before]
+            sums = KeySums.of(key_BGKD[:, :, :before], left, earlier)
+        means, self.key_sums = sums.advanced(key_BGKD, attn_mask)
+        return means
+
+    def crop(self, length: int) -> None:
+        """Keep the first ``length`` tokens.
+
+        Raises ``TypeError`` for no whole number, ``ValueError`` for more tokens than are stored.
+
+        Example:
+            >>> cache = KVCache(batch=1, num_kv_heads=1, capacity=8, head_dim=1)
+            >>> _ = cache.append(torch.ones(1, 1, 3, 1), torch.ones(1, 1, 3, 1))
+            >>> cache.crop(2)
+            >>> cache.length
+            2
+        """
+        wanted = f"a whole number of 0 to {self.length}, the stored tokens"
+        length = whole_between("length", length, 0, self.length, wanted)
+        if length < self.length:
+            self.length, self.key_sums = length, None
+
+    def reorder(self, index: Tensor) -> None:
+        """Keep the rows ``index`` of the batch, in this order, as beam search does.
+
+        A row may occur several times, and the batch may grow or shrink. Raises ``TypeError`` unless
+        the index is a tensor, ``ValueError`` unless it is int32 or int64 of shape (rows,) with one
+        row or more, on the cache's device, and, on a CPU, within the batch.
+
+        Example:
+            >>> cache = KVCache(batch=2, num_kv_heads=1, capacity=8, head_dim=1)
+            >>> _ = cache.append(torch.tensor([[[[1.0]]], [[[2.0]]]]), torch.ones(2, 1, 1, 1))
+            >>> cache.reorder(torch.tensor([1, 1, 0]))
+            >>> cache.keys[:, 0, 0, 0].tolist()
+            [2.0, 2.0, 1.0]
+        """
+        self._check_index(index)
+        self.batch = len(index)
+        if self.keys is None or self.values is None:
+            return
+        self.keys, self.values = (self._moved(stored, index) for stored in (self.keys, self.values))
+        if self.key_sums is not None:
+            self.key_sums = self.key_sums.reordered(index)
+
+    def _check_index(self, index: Tensor) -> None:
+        arguments.dense("index", index)
+        if index.dim() != 1 or not len(index) or index.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"index must be int32 or int64 of shape (rows,) with one row or more, "
+                f"got {index.dtype} of shape {tuple(index.shape)}"
+            )
+        if self.keys is not None and index.device != self.keys.device:
+            raise ValueError(
+                f"index must be on the device of the cache, {self.keys.device}, got {index.device}"
+            )
+        if index.is_cpu and torch_state.has_values(index):
+            low, high = (int(edge) for edge in index.aminmax())
+            if low < 0 or high >= self.batch:
+                raise ValueError(
+                    f"index must hold rows 0 to {self.batch - 1} of the batch, got {low} to {high}"
+                )
+
+    def _moved(self, stored: Tensor, index: Tensor) -> Tensor:
+        rows = stored[:, :, : self.length][index]
+        # The same tensor where it fits: only the stored tokens are copied.
+        moved = stored if len(index) == len(stored) else self._empty(stored)
+        moved[:, :, : self.length] = rows
+        return moved
+
     def reset(self) -> None:
         """Discard every token; the tensors stay allocated."""
-        self.length = 0
+        self.length, self.key_sums = 0, None
 
 
 class Unchanged:
-    """Restores the lengths of caches where the block raises an error.
+    """Restores the lengths and sums of caches where the block raises an error.
 
     A refused call then stores nothing, since elements behind a cache's length are not read.
     """
 
     def __init__(self, *caches: KVCache) -> None:
-        self.caches = caches
-        self.lengths = [cache.length for cache in caches]
+        self.states = [(cache, cache.length, cache.key_sums) for cache in caches]
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            for cache, length in zip(self.caches, self.lengths, strict=True):
-                cache.length = length
+            for cache, length, key_sums in self.states:
+                cache.length, cache.key_sums = length, key_sums

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments
+from sigmoid_attention.attention.bias import for_heads
 from sigmoid_attention.nn.sizes import (
     finite_number,
     number_from_zero,
+    one_of,
     positive_number,
     positive_whole,
+    switch,
 )
 
 
@@ -276,3 +279,57 @@ class ALiBi(AttentionPosition):
 
     def slopes(self, num_heads: int, device: torch.device | str) -> Tensor:
         return alibi_slopes(num_heads, device)
+
+
+@dataclass(frozen=True)
+class RoPEWithALiBi(RoPE):
+    """`RoPE` on all heads and, on some of them, the slopes of `ALiBi` too.
+
+    A head without a slope attends at any distance; one with a slope attends nearby, also at
+    distances that training did not have. Each chosen head keeps its own slope of `alibi_slopes`.
+
+    Args:
+        base: that of `RoPE`.
+        heads: "half" for the first, third, ... head, or True or False for each head.
+
+    Raises ``TypeError`` or ``ValueError`` for other arguments, and ``ValueError`` where ``heads``
+    is for another number of heads than a layer has. This combination is the project's own.
+
+    Example:
+        >>> RoPEWithALiBi().slope_numbers(4)
+        (0.25, 0.0, 0.015625, 0.0)
+        >>> RoPEWithALiBi(heads=(False, True)).slopes(2, "cpu").tolist()
+        [0.0, 0.00390625]
+    """
+
+    heads: str | tuple[bool, ...] = "half"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.heads, str):
+            one_of("RoPEWithALiBi: heads", self.heads, ("half",), "'half' or a tuple of bools")
+            return
+        if not isinstance(self.heads, tuple | list):
+            raise TypeError(
+                f"RoPEWithALiBi: heads must be 'half' or a tuple of bools, "
+                f"got {arguments.shown(self.heads)}"
+            )
+        chosen = tuple(switch("RoPEWithALiBi: heads", head) for head in self.heads)
+        object.__setattr__(self, "heads", chosen)
+
+    def slope_numbers(self, num_heads: int) -> tuple[float, ...]:
+        """The slope of each head, 0 for a head without, as Python floats."""
+        heads = self.heads
+        if isinstance(heads, str):
+            heads = tuple(head % 2 == 0 for head in range(num_heads))
+        if len(heads) != num_heads:
+            raise ValueError(
+                f"RoPEWithALiBi: heads must be for the {num_heads} heads of the layer, "
+                f"got {len(heads)}"
+            )
+        slopes = zip(slope_numbers(num_heads), heads, strict=True)
+        return tuple(slope if chosen else 0.0 for slope, chosen in slopes)
+
+    def slopes(self, num_heads: int, device: torch.device | str) -> Tensor:
+        slopes = self.slope_numbers(num_heads)
+        return for_heads(slopes, torch.float32, torch.device(device)).flatten()

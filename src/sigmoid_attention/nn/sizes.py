@@ -41,6 +41,25 @@ def _whole(name: str, number: Any, least: int, wanted: str) -> int:
     return whole_between(name, number, least, 2**63 - 1, wanted)
 
 
+def head_sizes(
+    dim: int, num_heads: int, num_kv_heads: int | None, head_dim: int | None
+) -> tuple[int, int]:
+    """The number of key heads and the channels of a head, from checked sizes with None for default.
+
+    Example:
+        >>> head_sizes(32, num_heads=4, num_kv_heads=None, head_dim=None)
+        (4, 8)
+    """
+    if head_dim is None and dim % num_heads:
+        raise ValueError(f"dim must be a multiple of num_heads ({num_heads}), got {dim}")
+    if num_kv_heads is not None and num_heads % num_kv_heads:
+        raise ValueError(f"num_kv_heads must divide num_heads ({num_heads}), got {num_kv_heads}")
+    return (
+        num_heads if num_kv_heads is None else num_kv_heads,
+        dim // num_heads if head_dim is None else head_dim,
+    )
+
+
 def positive_number(name: str, number: Any, wanted: str = "positive") -> float:
     """A positive number that float32 holds. A tensor is refused: it would not be trained."""
     plain = number_from_zero(name, number, wanted)

@@ -8,7 +8,7 @@ import torch
 from sigmoid_attention import sigmoid_attention
 from sigmoid_attention.attention import Learned
 from sigmoid_attention.integrations.conversion import Calibration, SoftmaxStart
-from sigmoid_attention.integrations.transformers import LinearBias
+from sigmoid_attention.nn import StateBias
 
 
 def watched(query, key, gain=1.0, ridge=0.0, given=None, **settings):
@@ -26,7 +26,7 @@ def test_one_key_is_found_behind_the_projection_of_queries(heads, key_heads, gai
     projection = torch.randn(heads, 5, 6, dtype=torch.float64)
     query = torch.einsum("bnc,hcd->bhnd", given, projection)
     key = torch.randn(1, key_heads, 1, 6, dtype=torch.float64)
-    final = LinearBias(torch.ones(heads), dim=5)
+    final = StateBias(torch.ones(heads), dim=5)
     watched(query, key.expand(2, -1, -1, -1), gain, ridge=1e-12, given=given).solve(final)
     each = key[0, :, 0].repeat_interleave(heads // key_heads, 0)
     expected = -torch.einsum("hcd,hd->hc", projection, each) / 6**0.5
@@ -38,7 +38,7 @@ def test_one_key_is_found_behind_the_projection_of_queries(heads, key_heads, gai
 def test_neutral_keys_are_the_number_of_visible_ones():
     torch.manual_seed(0)
     query = torch.randn(1, 2, 30, 4, dtype=torch.float64)
-    final, given = LinearBias(torch.ones(2), dim=3), torch.randn(1, 30, 3, dtype=torch.float64)
+    final, given = StateBias(torch.ones(2), dim=3), torch.randn(1, 30, 3, dtype=torch.float64)
     neutral = torch.zeros_like(query)
     watched(query, neutral, is_causal=True, ridge=1e-12, given=given).solve(final)
     torch.testing.assert_close(final.slope.data, torch.ones(2), rtol=1e-4, atol=1e-4)
@@ -72,7 +72,7 @@ def test_rows_that_see_nothing_count_for_nothing():
 def test_rows_all_as_long_leave_the_slope_at_rest():
     torch.manual_seed(0)
     query, key = torch.randn(2, 2, 2, 20, 4).unbind(0)
-    final = LinearBias(torch.zeros(2), dim=4)
+    final = StateBias(torch.zeros(2), dim=4)
     watched(query, key, ridge=1e-3, given=torch.randn(2, 20, 4)).solve(final)
     assert final.offset.isfinite().all() and final.slope.abs().max() < 10
 

@@ -7,7 +7,8 @@ from transformers import AutoModel
 from sigmoid_attention import RowLSE
 from sigmoid_attention.integrations.conversion import FORMS, Student
 from sigmoid_attention.integrations.conversion.student import use_bias
-from sigmoid_attention.integrations.transformers import LinearBias, PerHead, convert
+from sigmoid_attention.integrations.transformers import PerHead, convert
+from sigmoid_attention.nn import StateBias
 from tests.support.conversion.models import KINDS, answer, bert, ids, llama
 
 
@@ -87,7 +88,7 @@ def test_in_bf16_the_biases_stay_in_fp32(tmp_path):
     Student(llama(), form="linear", gain=1.5).finish().save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     bias = loaded.layers[0].self_attn.sigmoid_bias
-    assert isinstance(bias, LinearBias) and bias.weight.dtype == torch.float32
+    assert isinstance(bias, StateBias) and bias.weight.dtype == torch.float32
     assert loaded.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
 
 

@@ -17,9 +17,74 @@ from sigmoid_attention.attention import (
 )
 from sigmoid_attention.nn import PRESETS, DecoderLM, ModelConfig, alibi_slopes
 from sigmoid_attention.nn.position import slope_numbers
+from sigmoid_attention.training.optimizer import TrainConfig, decoupled_adamw
 
 PARAMETER = torch.nn.Parameter(torch.ones(3))
 SIZES = dict(vocab_size=11, dim=24, layers=2, num_heads=3, max_seq_len=16)
+
+
+OPTIONS = dict(
+    centred_keys=True, state_bias=True, gate="element", value_residual=True, mass_exponent="learned"
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [OPTIONS, dict(mass_exponent=0.0), dict(gate="head"), dict(position="rope+alibi")],
+    ids=str,
+)
+def test_options_round_trip_and_are_kept_by_the_softmax_arm(options):
+    config = ModelConfig(**{**SIZES, **options})
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    softmax = config.as_softmax()
+    assert {name: getattr(softmax, name) for name in options} == options
+    DecoderLM(softmax)  # without a warning
+
+
+def test_a_model_without_options_writes_the_fields_of_older_versions():
+    later = {"moe", *OPTIONS}
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert set(ModelConfig(**SIZES).to_dict()) == fields - later
+    config = ModelConfig(**SIZES, **OPTIONS)
+    assert set(config.to_dict()) == fields - {"moe"}
+
+
+def test_options_reach_every_layer_that_they_mean_something_to():
+    model = DecoderLM(ModelConfig(**SIZES, **OPTIONS, bias=-2.0))
+    first, second = (
+        {name.removesuffix(".weight") for name in block.attention.state_dict()}
+        for block in model.blocks
+    )
+    projections = {"query", "key", "value", "output"}
+    own = {"bias.strength", "bias.bias.offset", "bias.bias", "gate", "mass_exponent.exponent"}
+    assert first == projections | own
+    assert second == first | {"value_residual.share"}
+    softmax = DecoderLM(ModelConfig(**SIZES, **OPTIONS).as_softmax()).blocks[1].attention
+    names = {name.removesuffix(".weight") for name in softmax.state_dict()}
+    assert names == projections | {"gate", "value_residual.share"}
+
+
+def test_options_change_no_draw_of_the_initial_weights():
+    plain, changed = (
+        (torch.manual_seed(0), DecoderLM(ModelConfig(**SIZES, **options)).state_dict())[1]
+        for options in ({}, OPTIONS)
+    )
+    assert all(torch.equal(changed[name], weight) for name, weight in plain.items())
+
+
+def test_only_matrices_of_the_options_decay():
+    model = DecoderLM(ModelConfig(**SIZES, **OPTIONS, bias=-2.0))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decays, kept = decoupled_adamw(model, TrainConfig(steps=1)).param_groups
+    decaying = {names[id(p)].rpartition("attention.")[2] for p in decays["params"]}
+    constant = {names[id(p)].rpartition("attention.")[2] for p in kept["params"]}
+    assert {"gate.weight", "bias.bias.weight"} <= decaying
+    assert {
+        "bias.strength",
+        "bias.bias.offset",
+        "mass_exponent.exponent",
+        "value_residual.share",
+    } <= constant
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -75,6 +140,10 @@ def test_sizes_win_over_the_recipe():
         (dict(bias="neg_log_visible"), NegLogVisible()),
         (dict(bias=-10.0), Constant(-10.0)),
         (
+            dict(bias="neg_log_effective_length", position="rope+alibi", num_heads=4),
+            NegLogEffectiveLength((0.25, 0.0, 2**-6, 0.0), 16),
+        ),
+        (
             dict(bias="neg_log_effective_length", bias_offset=-1.0),
             NegLogEffectiveLength(alibi_slopes(3), 16, -1.0),
         ),
@@ -82,7 +151,7 @@ def test_sizes_win_over_the_recipe():
     ids=str,
 )
 def test_bias_names_give_policies(settings, policy):
-    assert ModelConfig(**SIZES, **settings).bias_policy() == policy
+    assert ModelConfig(**{**SIZES, **settings}).bias_policy() == policy
 
 
 def test_a_learned_bias_starts_at_the_policy():
@@ -130,6 +199,11 @@ def test_width_of_the_feed_forward_layers(settings, width):
         (dict(bias=-3.0, bias_offset=-1.0), "bias_offset moves"),
         (dict(bias="neg_log_visible", bias_offset=-1.0), "bias_offset moves"),
         (dict(bias="neg_log_visible", learn_bias=True), "learn_bias starts from one number"),
+        (dict(bias="neg_log_visible", state_bias=True), "state_bias starts from one number"),
+        (dict(gate="heads"), "gate must be one of"),
+        (dict(mass_exponent="x"), "mass_exponent must be a finite number, 'learned' or None"),
+        (dict(mass_exponent=float("inf")), "mass_exponent must be a finite number, 'learned'"),
+        (dict(head_dim=5, position="rope+alibi"), r"position 'rope\+alibi' needs an even head_dim"),
         (dict(head_dim=5, position="rope"), "position 'rope' needs an even head_dim, got 5"),
         (dict(dim=27, position="sincos"), "position 'sincos' needs an even dim, got 27"),
     ],
@@ -161,6 +235,11 @@ def test_wrong_values_are_refused(settings, match):
         (dict(bias_offset=PARAMETER), "bias_offset must be a number, got a Parameter"),
         (dict(learn_bias="no"), "learn_bias must be True or False, got the string 'no'"),
         (dict(tie_embeddings=None), "tie_embeddings must be True or False, got None"),
+        (dict(centred_keys="no"), "centred_keys must be True or False, got the string 'no'"),
+        (dict(state_bias=None), "state_bias must be True or False, got None"),
+        (dict(value_residual="1"), "value_residual must be True or False, got the string '1'"),
+        (dict(gate=False), "gate must be one of"),
+        (dict(mass_exponent=PARAMETER), "mass_exponent must be a number, got a Parameter"),
         (dict(moe=dict(experts=2)), "moe must be a MoEConfig or None, got builtins.dict"),
         (dict(moe=4), "moe must be a MoEConfig or None, got 4"),
         (dict(activation=["sigmoid"]), "activation must be one of .*, got \\['sigmoid'\\]"),

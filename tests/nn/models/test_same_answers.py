@@ -45,6 +45,31 @@ CASES |= {
         "window1": dict(window_size=1),
     }.items()
 }
+OPTIONS = {
+    "centred": dict(centred_keys=True),
+    "centred-learned-window5": dict(centred_keys=True, learn_bias=True, window_size=5),
+    "state": dict(state_bias=True),
+    "gate-residual": dict(gate="head", value_residual=True),
+    "mass0.5": dict(mass_exponent=0.5),
+    "all": dict(
+        centred_keys=True,
+        state_bias=True,
+        gate="element",
+        value_residual=True,
+        mass_exponent="learned",
+    ),
+}
+OPTIONS["all-window5"] = {**OPTIONS["all"], "window_size": 5}
+CASES |= {
+    f"rope+alibi-{arm}-hybrid-{option}": {
+        "position": "rope+alibi",
+        **BIASES.get(arm, {"activation": "softmax"}),
+        **PLACEMENTS["hybrid"],
+        **settings,
+    }
+    for option, settings in {"plain": {}, **OPTIONS}.items()
+    for arm in ("effective", "softmax")
+}
 
 FEW = [case for case in CASES if case.endswith("-hybrid") or "window" in case]
 

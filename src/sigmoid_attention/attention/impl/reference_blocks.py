@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import masking
-from sigmoid_attention.attention.impl import reference
+from sigmoid_attention.attention.impl import ones_column, reference
 from sigmoid_attention.attention.impl.reference import AttentionStatistics
 from sigmoid_attention.attention.problem import Problem
 
@@ -25,6 +25,11 @@ def attend(problem: Problem) -> Tensor:
         return reference.output(weights_BHQK, dense.value, problem.dropout_p, dense.query.dtype)
 
     return problem.unpadded(_joined([output(rows) for rows in _blocks(problem)]))
+
+
+def attend_with_mass(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The output, and the sum of each row's weights, (B, H, Q) in the layout of the query."""
+    return ones_column.attend_with_mass(attend, problem)
 
 
 def statistics(problem: Problem) -> AttentionStatistics:

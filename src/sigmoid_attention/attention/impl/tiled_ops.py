@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention.impl import reference, tiled
+from sigmoid_attention.attention.impl import ones_column, reference, tiled
 from sigmoid_attention.attention.impl.tiles import Tiles
 from sigmoid_attention.attention.problem import Problem
 
@@ -43,6 +43,11 @@ def attend(problem: Problem) -> Tensor:
         problem.tolerance_is_relative,
     )
     return out
+
+
+def attend_with_mass(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The output, and the sum of each row's weights, (B, H, Q)."""
+    return ones_column.attend_with_mass(attend, problem)
 
 
 def refuse(problem: Problem) -> None:

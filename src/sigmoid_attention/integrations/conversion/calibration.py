@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention.bias import BiasPolicy, Learned, RowContext, RowLSE
-from sigmoid_attention.integrations.transformers.linear import InputBias, LinearBias
+from sigmoid_attention.nn.state_bias import InputBias, StateBias
 
 
 class Calibration(nn.Module, InputBias):
@@ -65,7 +65,7 @@ class Calibration(nn.Module, InputBias):
         self.moment_FH = self.moment_FH + features_RF.mT @ target_RH
 
     def solve(self, final: nn.Module) -> None:
-        """Put the best values into ``final``, a :class:`Learned` or a :class:`LinearBias`.
+        """Put the best values into ``final``, a :class:`Learned` or a :class:`StateBias`.
 
         The ridge, in units of each feature's own size, keeps the slope and the weights small where
         the rows do not determine them, as with rows that all see as many keys; the offset is free
@@ -76,7 +76,7 @@ class Calibration(nn.Module, InputBias):
             if isinstance(final, Learned):
                 final.value.copy_(self.moment_FH[0] / self.gram_FF[0, 0])
                 return
-            assert isinstance(final, LinearBias)
+            assert isinstance(final, StateBias) and final.slope is not None
             solved_FH = solve_ridge(self.gram_FF, self.moment_FH, self.ridge)
             final.offset.copy_(solved_FH[0])
             final.slope.copy_(solved_FH[1])

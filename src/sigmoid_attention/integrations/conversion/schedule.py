@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sigmoid_attention.attention import arguments
 from sigmoid_attention.attention.bias import BiasPolicy, RowContext, RowLSE
-from sigmoid_attention.integrations.transformers.linear import InputBias
+from sigmoid_attention.nn.state_bias import InputBias
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,12 @@ try:
         set_bias,
     )
     from sigmoid_attention.integrations.transformers.forward import sigmoid_attention_forward
-    from sigmoid_attention.integrations.transformers.linear import LinearBias
     from sigmoid_attention.integrations.transformers.probe import find_attention_modules
     from sigmoid_attention.integrations.transformers.registration import register
 except (ImportError, RuntimeError) as error:
     raise ImportError(remedy("transformers", "5.17 or newer (tested to 5.24)", error)) from error
 
 __all__ = [
-    "LinearBias",
     "PerHead",
     "attention_modules",
     "convert",

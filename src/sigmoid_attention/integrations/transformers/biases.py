@@ -22,12 +22,11 @@ from sigmoid_attention.attention import (
     validation,
 )
 from sigmoid_attention.attention.keep_fp32 import keep_fp32
-from sigmoid_attention.integrations.transformers.linear import (
-    InputBias,
-    LinearBias,
+from sigmoid_attention.integrations.transformers.recorded_input import (
     record_input,
     recorded_input,
 )
+from sigmoid_attention.nn.state_bias import InputBias, StateBias
 
 ATTRIBUTE = "sigmoid_bias"
 _POLICIES = (Constant, NegLogLength, NegLogVisible, NegLogEffectiveLength, RowLSE)
@@ -42,7 +41,7 @@ class PerHead:
     Args:
         init: where it starts: a number, or a policy that needs no row.
         learned: a parameter with a gradient; False for a buffer, as calibration leaves it.
-        linear: a :class:`LinearBias` that starts there, which a converted model keeps: it also
+        linear: a :class:`StateBias` that starts there, which a converted model keeps: it also
             depends on what the module is given for the query's token. It is always learned.
 
     Raises ``ValueError`` for another ``init``, such as a policy that depends on the rows of a call.
@@ -118,7 +117,7 @@ def attach(module: nn.Module, bias: ModuleBias, heads: int, dim: int) -> None:
                 f"bias: PerHead(linear=True) reads what a module is called with, and "
                 f"{type(module).__name__} is not called with hidden states"
             )
-        attach(module, LinearBias(start_H, dim), heads, dim)
+        attach(module, StateBias(start_H, dim), heads, dim)
         return
     keep_fp32(module, ATTRIBUTE)
     if bias.learned:

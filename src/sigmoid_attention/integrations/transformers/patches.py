@@ -21,7 +21,7 @@ from sigmoid_attention.integrations.transformers.config_entry import (
     ConfigEntry,
     HeadShape,
 )
-from sigmoid_attention.integrations.transformers.linear import LinearBias
+from sigmoid_attention.nn.state_bias import StateBias
 
 _STORED = "_attn_implementation_internal"
 # Where a config keeps whether attentions are returned, and transformers' check of it.
@@ -179,7 +179,8 @@ def _initialize_missing(module: nn.Module) -> None:
         return
     bias = getattr(module, biases.ATTRIBUTE)
     if isinstance(known.bias, biases.PerHead):
-        if isinstance(bias, LinearBias):
+        if isinstance(bias, StateBias):
+            assert bias.slope is not None
             init.copy_(bias.offset, known.bias.start(bias.offset.numel()))
             init.zeros_(bias.slope)
             init.zeros_(bias.weight)

@@ -20,9 +20,9 @@ from sigmoid_attention.integrations.transformers import config_entry
 from sigmoid_attention.integrations.transformers.config_entry import PROBE, HeadShape
 from sigmoid_attention.integrations.transformers.forward import refuse_unknown
 from sigmoid_attention.integrations.transformers.inputs import dummy_inputs, encoder_states
-from sigmoid_attention.integrations.transformers.linear import first_input
 from sigmoid_attention.integrations.transformers.meta import without_numbers
 from sigmoid_attention.integrations.transformers.paged import UnsupportedCall
+from sigmoid_attention.integrations.transformers.recorded_input import first_input
 
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 _calls: ContextVar["_Calls"] = ContextVar("calls")

@@ -17,12 +17,15 @@ from sigmoid_attention.attention import (
 from sigmoid_attention.nn.attention import ACTIVATIONS
 from sigmoid_attention.nn.block import NORM_PLACEMENTS
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS, swiglu_hidden
+from sigmoid_attention.nn.gate import GATES
+from sigmoid_attention.nn.layer_options import checked_mass_exponent
 from sigmoid_attention.nn.models.recipes import recipe_settings
 from sigmoid_attention.nn.moe import MoEConfig
 from sigmoid_attention.nn.norm import NORMS
-from sigmoid_attention.nn.position import slope_numbers
+from sigmoid_attention.nn.position import RoPEWithALiBi, slope_numbers
 from sigmoid_attention.nn.sizes import (
     finite_number,
+    head_sizes,
     one_of,
     positive_number,
     positive_whole,
@@ -30,7 +33,16 @@ from sigmoid_attention.nn.sizes import (
     switch,
 )
 
-POSITIONS = ("alibi", "rope", "sincos", "learned", "cape", "none")
+POSITIONS = ("alibi", "rope", "rope+alibi", "sincos", "learned", "cape", "none")
+# Later fields, with the value that means a model without them.
+OPTIONS = {
+    "moe": None,
+    "centred_keys": False,
+    "state_bias": False,
+    "gate": None,
+    "value_residual": False,
+    "mass_exponent": None,
+}
 BIASES = ("neg_log_length", "neg_log_visible", "neg_log_effective_length")
 
 
@@ -44,7 +56,9 @@ class ModelConfig:
     ``head_dim`` is dim / num_heads, ``ffn_dim`` is 8/3 dim rounded up to 256 (SwiGLU) or 4 dim
     (GELU). ``bias`` is a name or a number; ``bias_offset`` is added to a named bias, and
     ``learn_bias`` trains it per head from that value. ``moe`` replaces feed-forward layers by
-    mixtures of experts. ``as_softmax`` returns the same configuration with softmax attention.
+    mixtures of experts. ``centred_keys``, ``state_bias``, ``gate``, ``value_residual`` and
+    ``mass_exponent`` are the options of `Attention`; a softmax ignores the first two and the last.
+    ``as_softmax`` returns the same configuration with softmax attention.
     Raises ``TypeError`` for a wrong type and ``ValueError`` for a wrong value.
 
     Example:
@@ -80,6 +94,11 @@ class ModelConfig:
     dropout_p: float = 0.0
     tie_embeddings: bool = True
     moe: MoEConfig | None = None
+    centred_keys: bool = False
+    state_bias: bool = False
+    gate: str | None = None
+    value_residual: bool = False
+    mass_exponent: float | str | None = None
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -106,10 +125,10 @@ class ModelConfig:
         return cls(**{**values, "moe": MoEConfig(**moe)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and None, ready for JSON; without ``moe`` where it is None."""
+        """Plain numbers, strings and None, ready for JSON; without options that are not used."""
         values = dataclasses.asdict(self)
-        # A model without experts writes no field for them.
-        return values if self.moe else {k: v for k, v in values.items() if k != "moe"}
+        # A model without them writes what older versions wrote.
+        return {k: v for k, v in values.items() if k not in OPTIONS or v != OPTIONS[k]}
 
     def as_softmax(self) -> Self:
         """The same configuration with softmax attention in place of sigmoid attention."""
@@ -140,7 +159,8 @@ class ModelConfig:
         )
         if self.bias == "neg_log_length":
             return NegLogLength(n, self.bias_offset)
-        return NegLogEffectiveLength(slope_numbers(self.num_heads), n, self.bias_offset)
+        with_slopes = slope_numbers if self.position == "alibi" else RoPEWithALiBi().slope_numbers
+        return NegLogEffectiveLength(with_slopes(self.num_heads), n, self.bias_offset)
 
     def _check_kinds(self) -> None:
         """Check each field separately, and convert numbers to Python numbers for JSON."""
@@ -154,14 +174,17 @@ class ModelConfig:
         self._keep("layer_scale", finite_number, optional=True)
         self._keep("dropout_p", probability)
         self._keep("bias_offset", finite_number)
-        for name in ("learn_bias", "tie_embeddings"):
+        switches = ("learn_bias", "tie_embeddings", "centred_keys", "state_bias", "value_residual")
+        for name in switches:
             self._keep(name, switch)
+        object.__setattr__(self, "mass_exponent", checked_mass_exponent(self.mass_exponent))
         choices = {
             "activation": ACTIVATIONS,
             "position": POSITIONS,
             "norm_placement": NORM_PLACEMENTS,
             "qk_norm": (None, *NORMS),
             "feed_forward": FEED_FORWARDS,
+            "gate": GATES,
         }
         for name, allowed in choices.items():
             one_of(name, getattr(self, name), allowed)
@@ -174,17 +197,9 @@ class ModelConfig:
             object.__setattr__(self, name, check(name, value))
 
     def _check_sizes(self) -> None:
-        if self.head_dim is None and self.dim % self.num_heads:
-            raise ValueError(
-                f"dim must be a multiple of num_heads ({self.num_heads}), got {self.dim}"
-            )
-        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads must divide num_heads ({self.num_heads}), got {self.num_kv_heads}"
-            )
-        head_dim = self.dim // self.num_heads if self.head_dim is None else self.head_dim
-        if self.position == "rope" and head_dim % 2:
-            raise ValueError(f"position 'rope' needs an even head_dim, got {head_dim}")
+        _, head_dim = head_sizes(self.dim, self.num_heads, self.num_kv_heads, self.head_dim)
+        if self.position in ("rope", "rope+alibi") and head_dim % 2:
+            raise ValueError(f"position {self.position!r} needs an even head_dim, got {head_dim}")
         if self.position in ("sincos", "cape") and self.dim % 2:
             raise ValueError(f"position {self.position!r} needs an even dim, got {self.dim}")
 
@@ -194,18 +209,20 @@ class ModelConfig:
             object.__setattr__(self, "bias", bias)
         elif self.bias not in BIASES:
             raise ValueError(f"bias must be a number or one of {BIASES}, got {self.bias!r}")
-        if self.bias == "neg_log_effective_length" and self.position != "alibi":
+        with_slopes = ("alibi", "rope+alibi")
+        if self.bias == "neg_log_effective_length" and self.position not in with_slopes:
             raise ValueError(
-                f"bias 'neg_log_effective_length' follows the slopes of position 'alibi', "
-                f"got position {self.position!r}"
+                f"bias 'neg_log_effective_length' follows the slopes of position 'alibi' or "
+                f"'rope+alibi', got position {self.position!r}"
             )
         if self.bias_offset and (self.bias == "neg_log_visible" or not isinstance(self.bias, str)):
             raise ValueError(
                 f"bias_offset moves 'neg_log_length' and 'neg_log_effective_length' only, "
                 f"got {self.bias_offset} with bias {self.bias!r}"
             )
-        if self.learn_bias and self.bias == "neg_log_visible":
-            raise ValueError("learn_bias starts from one number per head, got 'neg_log_visible'")
+        for name in ("learn_bias", "state_bias"):
+            if getattr(self, name) and self.bias == "neg_log_visible":
+                raise ValueError(f"{name} starts from one number per head, got 'neg_log_visible'")
 
 
 def _check_fields(kind: type, values: dict[str, Any], where: str) -> None:

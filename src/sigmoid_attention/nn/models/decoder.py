@@ -3,7 +3,7 @@
 Shape letters: B batch, N tokens, C model dim, V vocabulary.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from sigmoid_attention.nn.position import (
     EmbeddingPosition,
     LearnedPosition,
     RoPE,
+    RoPEWithALiBi,
     SinCos,
     token_positions,
 )
@@ -51,6 +52,8 @@ def _attention_position(config: ModelConfig) -> AttentionPosition:
             return RoPE(config.rope_base)
         case "alibi":
             return ALiBi()
+        case "rope+alibi":
+            return RoPEWithALiBi(config.rope_base)
         case _:
             return AttentionPosition()
 
@@ -62,6 +65,12 @@ def _feed_forward(config: ModelConfig, layer: int) -> nn.Module:
 
 
 def _block(config: ModelConfig, layer: int) -> Block:
+    # The softmax twin of a configuration keeps these options, which mean nothing to it.
+    sigmoid_options = {
+        "centred_keys": config.centred_keys,
+        "state_bias": config.state_bias,
+        "mass_exponent": config.mass_exponent,
+    }
     attention = Attention(
         config.dim,
         config.num_heads,
@@ -75,7 +84,11 @@ def _block(config: ModelConfig, layer: int) -> Block:
         window_size=(-1, -1) if config.window_size is None else (config.window_size - 1, 0),
         softcap=config.softcap,
         dropout_p=config.dropout_p,
+        gate=config.gate,
+        # The first layer has the values that the others are mixed with.
+        value_residual=config.value_residual and layer > 0,
         norm_eps=config.norm_eps,
+        **(sigmoid_options if config.activation == "sigmoid" else {}),
     )
     return Block(
         attention,
@@ -211,10 +224,14 @@ class DecoderLM(nn.Module):
                 f"tokens must lie in 0 to {self.config.vocab_size - 1}, got {low} to {high}"
             ) from error
         x_BNC = self.position(embedded_BNC, positions_BN) * self.config.dim**0.5
+        residual: dict[str, Any] = {"return_value": True} if self.config.value_residual else {}
         with Unchanged(*cache or ()):
             for i, block in enumerate(self.blocks):
                 layer_cache = None if cache is None else cache[i]
-                x_BNC = block(x_BNC, cache=layer_cache, attn_mask=attn_mask)
+                x_BNC = block(x_BNC, cache=layer_cache, attn_mask=attn_mask, **residual)
+                if "return_value" in residual:
+                    x_BNC, first_value = x_BNC
+                    residual = {"first_value": first_value}
         return self.norm(x_BNC)
 
     def logits(self, hidden: Tensor) -> Tensor:

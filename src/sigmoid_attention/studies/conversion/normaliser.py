@@ -19,7 +19,7 @@ from sigmoid_attention.attention.bias import RowContext
 from sigmoid_attention.integrations.conversion import SoftmaxStart, Student
 from sigmoid_attention.integrations.conversion.calibration import solve_ridge
 from sigmoid_attention.integrations.transformers import attention_modules, replace_bias
-from sigmoid_attention.integrations.transformers.linear import InputBias
+from sigmoid_attention.nn.state_bias import InputBias
 from sigmoid_attention.studies.conversion.parents import load_parent
 from sigmoid_attention.studies.conversion.text import TokenSequences
 from sigmoid_attention.training.data.corpus import load_corpus

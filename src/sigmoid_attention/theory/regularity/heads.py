@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sigmoid_attention.attention import masking
 from sigmoid_attention.attention.impl import reference
 from sigmoid_attention.nn.attention import Attention
+from sigmoid_attention.nn.state_bias import InputBias
 from sigmoid_attention.theory.regularity.domain import Domain, spectral_norm
 
 
@@ -78,10 +79,16 @@ class Heads:
         """Read the maps from a layer; ``gain_C`` is a LayerScale that follows it.
 
         Raises:
-            ValueError: a bias that depends on the logits of a row, or fewer than one token.
+            ValueError: a bias that depends on the logits of a row or on the input, an option of the
+                layer that no bound follows, or fewer than one token.
         """
         if tokens < 1:
             raise ValueError(f"tokens must be 1 or more, got {tokens}")
+        for option in ("gate", "value_residual", "mass_exponent"):
+            if getattr(layer, option) is not None:
+                raise ValueError(f"{option}: no bound here follows it")
+        if isinstance(layer.bias, InputBias):
+            raise ValueError("bias: StateBias depends on the input, which no bound here follows")
         gain_C = torch.ones(layer.dim) if gain_C is None else gain_C
         output_CHD = (_weight(layer.output) * _double(gain_C)[:, None]).unflatten(
             1, (layer.num_heads, -1)

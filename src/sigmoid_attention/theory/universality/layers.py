@@ -36,6 +36,7 @@ class HeavisideAttention(Attention):
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        bias: object,
         attn_mask: Tensor | None,
         dropout_p: float,
     ) -> Tensor:

@@ -1,4 +1,4 @@
-"""A bias that depends on the module's inputs: in threads, nested calls, and after errors."""
+"""The recorded input of a module: in threads, nested calls, and after errors."""
 
 import copy
 import threading
@@ -10,9 +10,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 
-from sigmoid_attention import NegLogLength, sigmoid_attention
-from sigmoid_attention.integrations.transformers import LinearBias, PerHead, attention_modules
-from sigmoid_attention.integrations.transformers import linear as calls
+from sigmoid_attention import NegLogLength
+from sigmoid_attention.integrations.transformers import PerHead, attention_modules
+from sigmoid_attention.integrations.transformers import recorded_input as calls
 from tests.support.transformers import checks
 from tests.support.transformers.architectures import ARCHITECTURES
 
@@ -120,9 +120,3 @@ def test_a_module_holds_nothing_of_a_call(model):
     before = held()
     model(*batches(1))
     assert held() == before
-
-
-def test_the_policy_says_what_it_was_not_given():
-    query = torch.randn(1, 2, 5, 8)
-    with pytest.raises(ValueError, match=r"^bias: LinearBias needs the input of its module"):
-        sigmoid_attention(query, query, query, bias=LinearBias(torch.zeros(2), dim=16))

@@ -1,0 +1,110 @@
+"""The sums of the keys that the last token of a cache sees, for the means of centred keys.
+
+The sums are in float64. A float32 sum of 100,000 keys of mean 100 and variance 1 leaves an error of
+1e-3 in their mean, and of 3e-4 in the mean of a window of 1024; in float64 both were exact.
+
+Shape letters: B batch, G key heads, K stored tokens, N new tokens, D head dim.
+"""
+
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sigmoid_attention.attention import torch_state
+
+
+class KeySums(NamedTuple):
+    """The sum of the keys that the last of ``tokens`` stored tokens sees.
+
+    ``sum_BGS`` has a channel for each channel of a key, and for a window one more: the number of
+    keys with an infinite or NaN channel, which the sum leaves out. A sum from which such a key is
+    subtracted again would stay NaN.
+    """
+
+    tokens: int
+    left: int
+    sum_BGS: Tensor
+    mask_BK: Tensor | None
+
+    @classmethod
+    def of(cls, key_BGKD: Tensor, left: int, mask_BK: Tensor | None) -> Self:
+        """The sum over the window of the last key: it and ``left`` before it, -1 for all keys.
+
+        Keys with False in the mask have no influence.
+        """
+        tokens = key_BGKD.shape[2]
+        first = 0 if left < 0 else max(0, tokens - 1 - left)
+        rows = _rows(key_BGKD, slice(first, tokens), left, mask_BK)
+        return cls(tokens, left, rows.sum(2), _kept(mask_BK))
+
+    def covers(self, tokens: int, left: int, mask_BK: Tensor | None) -> bool:
+        """Whether these are the sums of the first ``tokens`` keys under this window and mask.
+
+        The mask of a GPU is not compared, since that would wait for the device.
+        """
+        if (tokens, left) != (self.tokens, self.left):
+            return False
+        before = self.mask_BK
+        now = mask_BK[:, :tokens] if mask_BK is not None and _readable(mask_BK) else None
+        if before is None or now is None:
+            shown = now if before is None else before
+            return shown is None or bool(shown.all())
+        return torch.equal(before, now)
+
+    def advanced(self, key_BGKD: Tensor, mask_BK: Tensor | None) -> tuple[Tensor, Self]:
+        """The means that the tokens after these see, (B, G, N, D), and the sums of all K keys.
+
+        The mean of no key is 0. Of the tokens before, only those that leave the window are read.
+        """
+        tokens, left = key_BGKD.shape[2], self.left
+        rows = _rows(key_BGKD, slice(self.tokens, tokens), left, mask_BK)
+        if left >= 0:
+            gone = slice(max(0, self.tokens - 1 - left), max(0, tokens - 1 - left))
+            leaving = _rows(key_BGKD, gone, left, mask_BK)
+            rows = rows - F.pad(leaving, (0, 0, rows.shape[2] - leaving.shape[2], 0))
+        sums = rows.cumsum(2) + self.sum_BGS[:, :, None]
+        means = sums / self._counts(tokens, mask_BK, sums)
+        if left >= 0:
+            means = means[..., :-1].masked_fill(sums[..., -1:] > 0, torch.nan)
+        total = sums[:, :, -1] if tokens > self.tokens else self.sum_BGS
+        return means, self._replace(tokens=tokens, sum_BGS=total, mask_BK=_kept(mask_BK))
+
+    def _counts(self, tokens: int, mask_BK: Tensor | None, sums: Tensor) -> Tensor:
+        """The number of keys that each new token sees, at least 1, (N, 1) or (B, 1, N, 1)."""
+        if mask_BK is None:
+            seen_N = torch.arange(self.tokens + 1, tokens + 1, dtype=sums.dtype, device=sums.device)
+            return (seen_N if self.left < 0 else seen_N.clamp(max=self.left + 1))[:, None]
+        before_BK = F.pad(mask_BK.cumsum(-1), (1, 0))
+        seen_BN = before_BK[:, self.tokens + 1 :]
+        if self.left >= 0:
+            first_N = torch.arange(self.tokens, tokens, device=sums.device) - self.left
+            seen_BN = seen_BN - before_BK[:, first_N.clamp(min=0)]
+        return seen_BN[:, None, :, None].clamp(min=1)
+
+    def reordered(self, index_B: Tensor) -> Self:
+        """The sums of these rows of the batch."""
+        mask_BK = None if self.mask_BK is None else self.mask_BK[index_B]
+        return self._replace(sum_BGS=self.sum_BGS[index_B], mask_BK=mask_BK)
+
+
+def _rows(key_BGKD: Tensor, part: slice, left: int, mask_BK: Tensor | None) -> Tensor:
+    """What each key of a part adds to the sum, in float64; zeros for a key that is hidden."""
+    key = key_BGKD[:, :, part]
+    if mask_BK is not None:
+        key = key.masked_fill(~mask_BK[:, None, part, None], 0)
+    if left < 0:
+        return key.double()
+    finite = key.isfinite()
+    infinite = ~finite.all(-1, keepdim=True)
+    return torch.cat((key.where(finite, 0).double(), infinite.double()), -1)
+
+
+def _readable(mask_BK: Tensor) -> bool:
+    return mask_BK.is_cpu and torch_state.has_values(mask_BK)
+
+
+def _kept(mask_BK: Tensor | None) -> Tensor | None:
+    """A copy of a mask to compare later masks with, since the caller may change it in place."""
+    return None if mask_BK is None or not _readable(mask_BK) else mask_BK.clone()

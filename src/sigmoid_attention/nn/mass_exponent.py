@@ -1,0 +1,48 @@
+"""Division of each row of attention by a power of its mass.
+
+Shape letters: B batch, H query heads, N queries, D value dim.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sigmoid_attention.attention.keep_fp32 import keep_fp32
+
+LEARNED = "learned"
+
+
+class MassExponent(nn.Module):
+    r"""O_i / m_i^γ, with m_i the sum of the weights of row i.
+
+    γ = 0 is plain sigmoid attention, γ = 1 makes the sum of the weights one, as in a softmax. γ is
+    a number, or a parameter ``exponent`` (heads,), which starts at 1 and stays in fp32 when the
+    model is cast to a narrower dtype. A row without visible keys stays zero.
+
+    Example:
+        >>> MassExponent(2.0, num_heads=1)(torch.ones(1, 1, 1, 1), torch.full((1, 1, 1), 0.5))
+        tensor([[[[4.]]]])
+    """
+
+    def __init__(self, exponent: float | str, num_heads: int) -> None:
+        super().__init__()
+        self.exponent = (
+            nn.Parameter(torch.ones(num_heads, dtype=torch.float32))
+            if isinstance(exponent, str)
+            else exponent
+        )
+
+    def forward(self, out_BHND: Tensor, mass_BHN: Tensor) -> Tensor:
+        # A power of zero, and its gradient, would be infinite.
+        mass_BHN = mass_BHN.masked_fill(mass_BHN == 0, 1).clamp(
+            min=torch.finfo(mass_BHN.dtype).tiny
+        )
+        exponent = self.exponent
+        if isinstance(exponent, Tensor):
+            exponent = exponent[:, None].to(mass_BHN.dtype)
+        return (out_BHND * (mass_BHN**-exponent)[..., None]).to(out_BHND.dtype)
+
+    def extra_repr(self) -> str:
+        return "learned" if isinstance(self.exponent, Tensor) else f"{self.exponent}"
+
+
+keep_fp32(MassExponent, "exponent")
