@@ -30,6 +30,7 @@ from sigmoid_attention.training.environment import (
     describe_versions,
     usable_cores,
 )
+from sigmoid_attention.training.evaluate import bits_per_byte
 from sigmoid_attention.training.progress import SweepProgress
 from sigmoid_attention.training.recorder import Recorder, read_records
 from sigmoid_attention.training.text_run import TextRun
@@ -38,6 +39,8 @@ from sigmoid_attention.training.trainer import Diverged, TrainConfig
 LOSS = "validation_bits_per_byte"
 # The same where no head sees more tokens than in training.
 WINDOWED = "validation_bits_per_byte_windowed"
+# The same on the beginnings of all held-out files, as the trials before this study measured it.
+BEGINNINGS = "validation_bits_per_byte_beginnings"
 COURSE = "validation_course"
 SEEN, NEW, PART = "bits_after_seen", "bits_after_new", "bits_by_part"
 DIVERGED = "diverged"
@@ -140,9 +143,7 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
         seed=unit.seed,
         checkpoint_every=setting.test_every,
     )
-    model = CANDIDATES[unit.candidate].config(
-        vocab_size=ByteTokenizer.vocab_size, **setting.sizes
-    )
+    model = CANDIDATES[unit.candidate].config(vocab_size=ByteTokenizer.vocab_size, **setting.sizes)
     prepared = TextRun.prepare(text, model, config, batch_size=setting.batch_size, folder=folder)
     records = Recorder(folder / "records", setting.record_every, whole=True)
     tests = Store(folder / "tests", {}, {}, resume=True)
@@ -168,7 +169,9 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
         *_losses(prepared, setting, unit),
         *_recorded(folder / "records", unit),
         *_strengths(prepared, unit),
-        ArmRow(unit.arm, "train_loss", result.losses[-1] * text.bits_per_nat, "bits/byte", unit.seed),
+        ArmRow(
+            unit.arm, "train_loss", result.losses[-1] * text.bits_per_nat, "bits/byte", unit.seed
+        ),
         ArmRow(unit.arm, "seconds", result.seconds, "seconds", unit.seed),
         ArmRow(unit.arm, "parameters", prepared.parameters, "parameters", unit.seed),
     ]
@@ -183,6 +186,14 @@ def _losses(prepared: TextRun, setting: RecipeSetting, unit: Unit) -> Iterator[A
         with measure.at_most_seen(prepared.model, n):
             bits = prepared.bits_per_byte(seq_len=length)
         yield ArmRow(unit.arm, WINDOWED, bits, "bits/byte", unit.seed, length=length)
+        bits = bits_per_byte(
+            prepared.model,
+            prepared.text.tokenizer,
+            prepared.text.corpus.heldout,
+            length,
+            max_bytes=setting.heldout_bytes,
+        )
+        yield ArmRow(unit.arm, BEGINNINGS, bits, "bits/byte", unit.seed, length=length)
     text = prepared.text
     windows = measure.whole_windows(text.tokenizer, text.heldout, n)
     bits_WN = measure.bits_of_targets(prepared.model, windows)

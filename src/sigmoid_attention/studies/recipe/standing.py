@@ -59,7 +59,9 @@ def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
 
     Raises ``ValueError`` if the store has no softmax.
     """
-    values: dict[str, dict[float, Values]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    values: dict[str, dict[float, Values]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(dict))
+    )
     for row in store.rows().to_pylist():
         if row["metric"] in (LOSS, WINDOWED):
             candidate, lr = row["arm"].split(" @ ")
@@ -70,7 +72,9 @@ def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
         by_seed = values[candidate][lr].get((LOSS, n), {})
         return t_interval(list(by_seed.values())).mean if by_seed else math.inf
 
-    best = {name: min(rates, key=lambda lr, name=name: mean(name, lr)) for name, rates in values.items()}
+    best = {
+        name: min(rates, key=lambda lr, name=name: mean(name, lr)) for name, rates in values.items()
+    }
     rivals = [name for name in best if CANDIDATES[name].activation == SOFTMAX]
     if not rivals:
         raise ValueError("candidates must have a softmax to compare with, got none")
@@ -112,8 +116,7 @@ def report(ranking: list[Standing], setting: RecipeSetting) -> str:
     ]
     for standing in ranking:
         cells = [
-            f"{standing.means[LOSS, length].mean:.3f} "
-            f"({standing.means[WINDOWED, length].mean:.3f})"
+            f"{standing.means[LOSS, length].mean:.3f} ({standing.means[WINDOWED, length].mean:.3f})"
             if length > setting.seq_len
             else f"{standing.means[LOSS, length].mean:.3f}"
             for length in lengths
