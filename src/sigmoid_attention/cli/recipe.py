@@ -6,19 +6,27 @@ from rich.console import Console
 
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.study_options import RecipeOptions
-from sigmoid_attention.studies.recipe import SETTINGS, RecipeSetting, report, run, standings
-from sigmoid_attention.studies.recipe.standing import recommended
+from sigmoid_attention.lab.markers import split_at_markers
+from sigmoid_attention.studies.recipe.page import markers, publish
+from sigmoid_attention.studies.recipe.run import run
+from sigmoid_attention.studies.recipe.setting import SETTINGS, RecipeSetting
+from sigmoid_attention.studies.recipe.standing import recommended, report, standings
 from sigmoid_attention.training.terminal import terminal
 
 
 def recipe(options: RecipeOptions) -> None:
     """Run or continue the study and print the ranking of the candidates."""
     setting = _setting(options)
+    if options.docs:
+        # Checked before the training, not after it.
+        split_at_markers(options.docs, *markers(options.setting))
     console: Console = terminal(errors=True)
     store = run(
         options.out, setting, resume=options.resume, workers=options.workers, console=console
     )
     ranking = standings(store, setting)
+    if options.docs:
+        publish(options.setting, setting, store, ranking, options.docs)
     if options.json:
         print_json({"standings": ranking, "recommended": recommended(ranking).candidate})
         return

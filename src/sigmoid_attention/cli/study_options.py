@@ -71,6 +71,8 @@ class RecipeOptions:
     """Folder for the rows; it must be empty or new unless --resume."""
     resume: Flag = False
     """Continue the study in OUT; more candidates, seeds and learning rates can be added."""
+    docs: File = None
+    """A Markdown document: the table is written between its markers, with a figure."""
     json: Json = False
 
 

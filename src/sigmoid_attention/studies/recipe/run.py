@@ -1,6 +1,6 @@
 """Trains the candidates of the recipe study in parallel processes, and stores what they reach.
 
-A folder continues where it was ended: a finished run has its rows, an unfinished one its checkpoint.
+A folder continues where it ended: a finished run has its rows, an unfinished one its checkpoint.
 """
 
 import dataclasses
@@ -199,6 +199,8 @@ def _losses(prepared: TextRun, setting: RecipeSetting, unit: Unit) -> Iterator[A
     bits_WN = measure.bits_of_targets(prepared.model, windows)
     seen_WN = measure.continues_seen(windows)
     for metric, chosen in ((SEEN, seen_WN), (NEW, ~seen_WN)):
+        if not chosen.any():
+            continue
         value = bits_WN[chosen].mean().item()
         yield ArmRow(unit.arm, metric, value, "bits/byte", unit.seed, length=n)
     for part, value in enumerate(measure.by_part(bits_WN)):

@@ -13,8 +13,8 @@ difference over seeds in percent of the softmax's mean, with its 95% t-interval.
 *Recommended* is the sigmoid candidate, not divided by its mass, with the lowest mean at n.
 """
 
-import math
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
@@ -27,73 +27,91 @@ from sigmoid_attention.studies.recipe.setting import RecipeSetting
 LEVEL_PERCENT = 0.5
 
 # The values of each seed, by metric and length.
-Values = dict[tuple[str, int], dict[int, float]]
+Values = Mapping[tuple[str, int], Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate's bits per byte at one length, and its difference to the best softmax there.
+
+    ``percent`` is that difference in percent of the softmax.
+    """
+
+    bits: Interval
+    percent: Interval
+
+    @property
+    def verdict(self) -> str:
+        """Ahead, level, behind or open; "-" for fewer than three seeds."""
+        if not self.percent.bounded:
+            return "-"
+        if self.percent.high < 0:
+            return "ahead"
+        if self.percent.high <= LEVEL_PERCENT:
+            return "level"
+        return "behind" if self.percent.low > 0 else "open"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A candidate at its best learning rate: its values, and its differences to the best softmax.
-
-    ``percent`` has the differences in percent of the softmax, by metric and length.
-    """
+    """A candidate at its best learning rate, by length; ``windowed`` with a window of n at test."""
 
     candidate: str
     lr: float
-    means: dict[tuple[str, int], Interval]
-    percent: dict[tuple[str, int], Interval]
-
-    def verdict(self, metric: str, length: int) -> str:
-        """Ahead, level, behind or open; "-" for fewer than three seeds."""
-        interval = self.percent[metric, length]
-        if not interval.bounded:
-            return "-"
-        if interval.high < 0:
-            return "ahead"
-        if interval.high <= LEVEL_PERCENT:
-            return "level"
-        return "behind" if interval.low > 0 else "open"
+    at: dict[int, Comparison]
+    windowed: dict[int, Comparison]
 
 
 def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
-    """Every candidate at its best learning rate, the lowest mean first.
+    """Every candidate at its best learning rate, the lowest mean at n first.
 
     Raises ``ValueError`` if the store has no softmax.
     """
-    values: dict[str, dict[float, Values]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(dict))
-    )
+    values: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
     for row in store.rows().to_pylist():
         if row["metric"] in (LOSS, WINDOWED):
             candidate, lr = row["arm"].split(" @ ")
             values[candidate][float(lr)][row["metric"], row["length"]][row["seed"]] = row["value"]
-    n = setting.seq_len
 
     def mean(candidate: str, lr: float) -> float:
-        by_seed = values[candidate][lr].get((LOSS, n), {})
-        return t_interval(list(by_seed.values())).mean if by_seed else math.inf
+        by_seed = values[candidate][lr][LOSS, setting.seq_len]
+        return t_interval(list(by_seed.values())).mean
 
     best = {
-        name: min(rates, key=lambda lr, name=name: mean(name, lr)) for name, rates in values.items()
+        candidate: min(rates, key=lambda lr, candidate=candidate: mean(candidate, lr))
+        for candidate, rates in values.items()
     }
-    rivals = [name for name in best if CANDIDATES[name].activation == SOFTMAX]
-    if not rivals:
+    order = sorted(best, key=lambda candidate: mean(candidate, best[candidate]))
+    softmaxes = [name for name in order if CANDIDATES[name].activation == SOFTMAX]
+    if not softmaxes:
         raise ValueError("candidates must have a softmax to compare with, got none")
-    rival = min(rivals, key=lambda name: mean(name, best[name]))
-    softmax = values[rival][best[rival]]
-    order = sorted(best, key=lambda name: mean(name, best[name]))
-    return [_standing(name, best[name], values[name][best[name]], softmax) for name in order]
+    softmax = values[softmaxes[0]][best[softmaxes[0]]]
+    return [
+        Standing(
+            candidate,
+            best[candidate],
+            *(
+                _comparisons(metric, values[candidate][best[candidate]], softmax)
+                for metric in (LOSS, WINDOWED)
+            ),
+        )
+        for candidate in order
+    ]
 
 
-def _standing(candidate: str, lr: float, own: Values, softmax: Values) -> Standing:
-    means, percent = {}, {}
-    for key, by_seed in own.items():
-        means[key] = t_interval(list(by_seed.values()))
+def _comparisons(metric: str, candidate: Values, softmax: Values) -> dict[int, Comparison]:
+    comparisons = {}
+    for key, by_seed in candidate.items():
+        if key[0] != metric:
+            continue
         seeds = sorted(by_seed.keys() & softmax[key].keys())
-        first, second = ([side[seed] for seed in seeds] for side in (softmax[key], by_seed))
-        base = t_interval(first).mean / 100
-        scaled = ([value / base for value in side] for side in (first, second))
-        percent[key] = paired_difference(*scaled)
-    return Standing(candidate, lr, means, percent)
+        first, second = ([values[seed] for seed in seeds] for values in (softmax[key], by_seed))
+        percent = t_interval(first).mean / 100
+        scaled = ([value / percent for value in values] for values in (first, second))
+        comparisons[key[1]] = Comparison(
+            t_interval(list(by_seed.values())), paired_difference(*scaled)
+        )
+    return comparisons
 
 
 def recommended(ranking: list[Standing]) -> Standing:
@@ -115,17 +133,13 @@ def report(ranking: list[Standing], setting: RecipeSetting) -> str:
         f"|---|---|{'---|' * len(lengths)}---|---|",
     ]
     for standing in ranking:
-        cells = [
-            f"{standing.means[LOSS, length].mean:.3f} ({standing.means[WINDOWED, length].mean:.3f})"
-            if length > setting.seq_len
-            else f"{standing.means[LOSS, length].mean:.3f}"
-            for length in lengths
-        ]
-        gap = standing.percent[LOSS, lengths[0]]
-        verdict = standing.verdict(LOSS, lengths[0])
+        cells = [f"{standing.at[length].bits.mean:.3f}" for length in lengths]
+        for index, length in enumerate(lengths[1:], 1):
+            cells[index] += f" ({standing.windowed[length].bits.mean:.3f})"
+        first = standing.at[lengths[0]]
         lines.append(
             f"| {standing.candidate} | {standing.lr:g} | {' | '.join(cells)} "
-            f"| {_signed(gap)} | {verdict} |"
+            f"| {_signed(first.percent)} | {first.verdict} |"
         )
     seeds = ", ".join(map(str, setting.seeds))
     return "\n".join(
