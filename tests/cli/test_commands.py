@@ -13,7 +13,6 @@ import pytest
 from sigmoid_attention import __version__
 from sigmoid_attention.cli import COMMANDS, arguments, main
 from sigmoid_attention.studies import registry
-from sigmoid_attention.studies.recipe import RecipeSetting
 from tests.support.cli import complaint
 from tests.support.studies import recipe_store, routing_rows, squares_study
 
@@ -122,13 +121,15 @@ def test_studies_as_json(squares, tmp_path, capsys):
 
 def test_recipe_as_json(store, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sigmoid_attention.cli.recipe.run", lambda *_, **__: store)
-    monkeypatch.setattr(
-        "sigmoid_attention.cli.recipe.RecipeSetting",
-        lambda **_: RecipeSetting(seeds=3, learning_rates=(1e-3, 1e-2), seq_len=8),
-    )
-    document, _ = parsed(capsys, "recipe", "--json", "--out", str(tmp_path / "out"))
-    assert document["recommended"]["alibi"] == "alibi sigmoid pre -log L"
-    assert document["standings"][0]["at"]["8"]["n"] == 3
+    monkeypatch.setattr("sigmoid_attention.cli.recipe._setting", lambda _: recipe_store.SETTING)
+    result, _ = parsed(capsys, "recipe", "--json", "--out", str(tmp_path / "out"))
+    assert result["recommended"] == "sigmoid-centred"
+    assert result["standings"][0]["at"]["8"]["bits"]["n"] == 3
+
+
+def test_recipe_with_an_unknown_setting(tmp_path, capsys):
+    sentence = complaint(capsys, "recipe", "--setting", "best", "--out", str(tmp_path / "out"))
+    assert "setting must be one of trial, choose, report" in sentence
 
 
 def test_routing_as_json(tmp_path, capsys, monkeypatch):

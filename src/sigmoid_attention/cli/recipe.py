@@ -1,17 +1,41 @@
-"""`sigmoid-attention recipe`: ranks biases and norms by held-out loss, and recommends a recipe."""
+"""`sigmoid-attention recipe`: ranks recipes by held-out loss, and recommends one."""
+
+from dataclasses import replace
+
+from rich.console import Console
 
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.study_options import RecipeOptions
-from sigmoid_attention.studies.recipe import RecipeSetting, recommended, report, run, standings
+from sigmoid_attention.lab.markers import split_at_markers
+from sigmoid_attention.studies.recipe.page import markers, publish
+from sigmoid_attention.studies.recipe.run import run
+from sigmoid_attention.studies.recipe.setting import SETTINGS, RecipeSetting
+from sigmoid_attention.studies.recipe.standing import recommended, report, standings
+from sigmoid_attention.training.terminal import terminal
 
 
 def recipe(options: RecipeOptions) -> None:
     """Run or continue the study and print the ranking of the candidates."""
-    setting = RecipeSetting(seeds=options.seeds, learning_rates=options.learning_rates)
-    store = run(options.out, setting, resume=options.resume)
+    setting = _setting(options)
+    if options.docs:
+        # Checked before the training, not after it.
+        split_at_markers(options.docs, *markers(options.setting))
+    console: Console = terminal(errors=True)
+    store = run(
+        options.out, setting, resume=options.resume, workers=options.workers, console=console
+    )
     ranking = standings(store, setting)
+    if options.docs:
+        publish(options.setting, setting, store, ranking, options.docs)
     if options.json:
-        chosen = {position: best.candidate for position, best in recommended(ranking).items()}
-        print_json({"standings": ranking, "recommended": chosen})
+        print_json({"standings": ranking, "recommended": recommended(ranking).candidate})
         return
-    print(report(ranking))
+    print(report(ranking, setting))
+
+
+def _setting(options: RecipeOptions) -> RecipeSetting:
+    if options.setting not in SETTINGS:
+        raise ValueError(f"setting must be one of {', '.join(SETTINGS)}, got {options.setting!r}")
+    names = ("candidates", "seeds", "learning_rates")
+    changes = {name: getattr(options, name) for name in names if getattr(options, name)}
+    return replace(SETTINGS[options.setting], **changes)

@@ -53,17 +53,26 @@ class CompareOptions:
 class RecipeOptions:
     """Train candidates for the recommended recipe over learning rates and seeds, and rank them.
 
-    Trains seven candidates for each learning rate and seed, each for about a minute on one core.
+    Trains decoders of 0.8 million parameters, each for some minutes on one core. A killed study
+    continues with --resume.
     """
 
-    seeds: int = 3
-    """How many times each candidate is trained at each learning rate."""
-    learning_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
-    """Peak learning rates; each candidate is judged at its best."""
+    setting: str = "choose"
+    """Sizes and seeds: trial, choose (seeds 0 to 2), report, report-shakespeare, report-long, or
+    report-wide (seeds from 100 on)."""
+    candidates: tuple[str, ...] = ()
+    """Names of candidates, in place of the setting's."""
+    seeds: tuple[int, ...] = ()
+    """Seeds, in place of the setting's."""
+    learning_rates: tuple[float, ...] = ()
+    """Peak learning rates, in place of the setting's; each candidate is judged at its best."""
+    workers: Workers = None
     out: Path = Path("runs/recipe")
     """Folder for the rows; it must be empty or new unless --resume."""
     resume: Flag = False
-    """Continue the study in OUT; more seeds and learning rates can be added."""
+    """Continue the study in OUT; more candidates, seeds and learning rates can be added."""
+    docs: File = None
+    """A Markdown document: the table is written between its markers, with a figure."""
     json: Json = False
 
 

@@ -103,7 +103,7 @@ COMMAND_STUDIES = (
     CommandStudy(
         name="recipe",
         question="Which position, norms and bias train a sigmoid decoder best?",
-        rule="sigmoid_attention.studies.recipe",
+        rule="sigmoid_attention.studies.recipe.standing",
         arguments="",
         setting_key="ffn_dim",
     ),

@@ -1,0 +1,158 @@
+"""The verdict of the recipe study.
+
+Rule. A candidate's best learning rate has the lowest mean over seeds of the held-out bits per byte
+at the training length n. The best softmax is the softmax candidate with the lowest mean at its own
+best rate. Every candidate at its best rate is compared with it at each length, by the paired
+difference over seeds in percent of the softmax's mean, with its 95% t-interval. A candidate is
+
+- *ahead* at a length if the whole interval is below zero,
+- *level* if the whole interval is at most +0.5 %,
+- *behind* if the whole interval is above zero,
+- *open* otherwise.
+
+*Recommended* is the sigmoid candidate, not divided by its mass, with the lowest mean at n.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
+from sigmoid_attention.lab.statistics import Interval, paired_difference, t_interval
+from sigmoid_attention.lab.store import Store
+from sigmoid_attention.studies.recipe.candidates import CANDIDATES
+from sigmoid_attention.studies.recipe.run import LOSS, WINDOWED
+from sigmoid_attention.studies.recipe.setting import RecipeSetting
+
+LEVEL_PERCENT = 0.5
+
+# The values of each seed, by metric and length.
+Values = Mapping[tuple[str, int], Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate's bits per byte at one length, and its difference to the best softmax there.
+
+    ``percent`` is that difference in percent of the softmax.
+    """
+
+    bits: Interval
+    percent: Interval
+
+    @property
+    def verdict(self) -> str:
+        """Ahead, level, behind or open; "-" for fewer than three seeds."""
+        if not self.percent.bounded:
+            return "-"
+        if self.percent.high < 0:
+            return "ahead"
+        if self.percent.high <= LEVEL_PERCENT:
+            return "level"
+        return "behind" if self.percent.low > 0 else "open"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A candidate at its best learning rate, by length; ``windowed`` with a window of n at test."""
+
+    candidate: str
+    lr: float
+    at: dict[int, Comparison]
+    windowed: dict[int, Comparison]
+
+
+def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
+    """Every candidate at its best learning rate, the lowest mean at n first.
+
+    Raises ``ValueError`` if the store has no softmax.
+    """
+    values: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    for row in store.rows().to_pylist():
+        if row["metric"] in (LOSS, WINDOWED):
+            candidate, lr = row["arm"].split(" @ ")
+            values[candidate][float(lr)][row["metric"], row["length"]][row["seed"]] = row["value"]
+
+    def mean(candidate: str, lr: float) -> float:
+        by_seed = values[candidate][lr][LOSS, setting.seq_len]
+        return t_interval(list(by_seed.values())).mean
+
+    best = {
+        candidate: min(rates, key=lambda lr, candidate=candidate: mean(candidate, lr))
+        for candidate, rates in values.items()
+    }
+    order = sorted(best, key=lambda candidate: mean(candidate, best[candidate]))
+    softmaxes = [name for name in order if CANDIDATES[name].activation == SOFTMAX]
+    if not softmaxes:
+        raise ValueError("candidates must have a softmax to compare with, got none")
+    softmax = values[softmaxes[0]][best[softmaxes[0]]]
+    return [
+        Standing(
+            candidate,
+            best[candidate],
+            *(
+                _comparisons(metric, values[candidate][best[candidate]], softmax)
+                for metric in (LOSS, WINDOWED)
+            ),
+        )
+        for candidate in order
+    ]
+
+
+def _comparisons(metric: str, candidate: Values, softmax: Values) -> dict[int, Comparison]:
+    comparisons = {}
+    for key, by_seed in candidate.items():
+        if key[0] != metric:
+            continue
+        seeds = sorted(by_seed.keys() & softmax[key].keys())
+        first, second = ([values[seed] for seed in seeds] for values in (softmax[key], by_seed))
+        percent = t_interval(first).mean / 100
+        scaled = ([value / percent for value in values] for values in (first, second))
+        comparisons[key[1]] = Comparison(
+            t_interval(list(by_seed.values())), paired_difference(*scaled)
+        )
+    return comparisons
+
+
+def recommended(ranking: list[Standing]) -> Standing:
+    """The recommended sigmoid candidate, by the module's rule."""
+    return next(
+        standing
+        for standing in ranking
+        if CANDIDATES[standing.candidate].activation == SIGMOID
+        and not CANDIDATES[standing.candidate].changes.get("mass_exponent")
+    )
+
+
+def report(ranking: list[Standing], setting: RecipeSetting) -> str:
+    """The standings as a Markdown table: means in bits per byte, differences in percent."""
+    lengths = [times * setting.seq_len for times in setting.times]
+    titles = [f"n = {length}" for length in lengths]
+    lines = [
+        f"| candidate | best rate | {' | '.join(titles)} | to softmax at {titles[0]} | verdict |",
+        f"|---|---|{'---|' * len(lengths)}---|---|",
+    ]
+    for standing in ranking:
+        cells = [f"{standing.at[length].bits.mean:.3f}" for length in lengths]
+        for index, length in enumerate(lengths[1:], 1):
+            cells[index] += f" ({standing.windowed[length].bits.mean:.3f})"
+        first = standing.at[lengths[0]]
+        lines.append(
+            f"| {standing.candidate} | {standing.lr:g} | {' | '.join(cells)} "
+            f"| {_signed(first.percent)} | {first.verdict} |"
+        )
+    seeds = ", ".join(map(str, setting.seeds))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Seeds {seeds}. Bits per byte; in parentheses with a window of {setting.seq_len} "
+            f"tokens at test. Differences in percent of the best softmax, with 95 % intervals.",
+        ]
+    )
+
+
+def _signed(interval: Interval) -> str:
+    if not interval.bounded:
+        return f"{interval.mean:+.2f} %"
+    return f"{interval.mean:+.2f} % ({interval.low:+.2f} to {interval.high:+.2f})"

@@ -1,0 +1,67 @@
+"""The rule of the recipe study on synthetic values: best rates, comparisons, verdicts."""
+
+import pytest
+
+from sigmoid_attention.lab.rows import ArmRow
+from sigmoid_attention.lab.statistics import Interval
+from sigmoid_attention.lab.store import Store
+from sigmoid_attention.studies.recipe.run import LOSS
+from sigmoid_attention.studies.recipe.standing import Comparison, recommended, report, standings
+from tests.support.studies import recipe_store
+from tests.support.studies.recipe_store import ORDER, SETTING
+
+store = recipe_store.store  # a fixture
+
+
+def test_candidates_stand_at_their_best_rate_and_in_the_order_of_their_losses(store):
+    ranking = standings(store, SETTING)
+    assert [standing.candidate for standing in ranking] == list(reversed(ORDER))
+    assert {standing.lr for standing in ranking} == {1e-2}
+
+
+def test_differences_are_in_percent_of_the_better_softmax(store):
+    by_name = {standing.candidate: standing for standing in standings(store, SETTING)}
+    # "softmax" has 4.8 bits, seeds on average 0.01 more.
+    centred = by_name["sigmoid-centred"].at[8]
+    assert centred.bits.mean == pytest.approx(4.71)
+    assert centred.percent.mean == pytest.approx(-0.1 / 4.81 * 100)
+    assert centred.percent.low == pytest.approx(centred.percent.high)
+    assert by_name["softmax"].at[8].percent.mean == 0
+    assert by_name["softmax-pre"].at[16].percent.mean == pytest.approx(0.1 / 5.81 * 100)
+    assert by_name["softmax-pre"].windowed[16].percent.mean == pytest.approx(0.1 / 5.61 * 100)
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((-1.0, -2.0, -0.1), "ahead"),
+        ((0.1, -0.2, 0.5), "level"),
+        ((0.1, 0.05, 0.4), "level"),
+        ((0.1, -0.3, 0.6), "open"),
+        ((0.7, 0.1, 1.3), "behind"),
+        ((-3.0, float("nan"), float("nan")), "-"),
+    ],
+)
+def test_the_verdict_is_by_the_whole_interval(interval, verdict):
+    comparison = Comparison(Interval(2.0, 1.9, 2.1, 3), Interval(*interval, n=3))
+    assert comparison.verdict == verdict
+
+
+def test_the_recommended_sigmoid_is_not_divided_by_its_mass(store):
+    ranking = standings(store, SETTING)
+    assert ranking[0].candidate == "sigmoid-mass"
+    assert recommended(ranking).candidate == "sigmoid-centred"
+
+
+def test_the_table_shows_every_candidate_and_the_windowed_losses(store):
+    text = report(standings(store, SETTING), SETTING)
+    assert text.count("\n| s") == len(ORDER)
+    assert "| sigmoid-centred | 0.01 | 4.710 | 5.710 (5.510) | -2.08 %" in text
+    assert "| ahead |" in text and "Seeds 0, 1, 2." in text
+
+
+def test_without_a_softmax_there_is_nothing_to_compare_with(tmp_path):
+    lonely = Store(tmp_path / "study", {}, {}, resume=False)
+    lonely.put("sigmoid", [ArmRow("sigmoid @ 0.01", LOSS, 2.0, "bits/byte", 0, length=8)])
+    with pytest.raises(ValueError, match="candidates must have a softmax to compare with"):
+        standings(lonely, SETTING)
