@@ -121,7 +121,24 @@ def test_an_empty_cache_is_reordered():
     cache.append(torch.ones(2, G, 1, D), torch.ones(2, G, 1, D))
 
 
-def test_a_changed_mask_or_window_is_noticed():
+def test_another_window_is_noticed():
+    key, cache = torch.randn(B, G, N, D), new_cache()
+    read(cache, key[:, :, :9], 2, left=-1)
+    means = read(cache, key[:, :, 9:], 1, left=4)
+    torch.testing.assert_close(means, expected_means(key, 4)[:, :, 9:], atol=1e-12, rtol=0)
+
+
+def test_tokens_that_were_stored_without_sums_are_noticed():
+    key, cache = torch.randn(B, G, N, D), new_cache()
+    read(cache, torch.randn(B, G, 8, D), 8)
+    cache.crop(5)
+    cache.crop(0)
+    cache.append(key[:, :, :8], key[:, :, :8])
+    means = read(cache, key[:, :, 8:], 2)
+    torch.testing.assert_close(means, expected_means(key, -1)[:, :, 8:], atol=1e-12, rtol=0)
+
+
+def test_a_changed_mask_is_noticed():
     key, cache = torch.randn(B, G, N, D), new_cache()
     read(cache, key[:, :, :6], 2)
     means = read(cache, key[:, :, 6:9], 3, -1, PADDED)
@@ -133,8 +150,6 @@ def test_a_changed_mask_or_window_is_noticed():
     means = read(cache, key[:, :, 10:12], 1, -1, mask)
     expected = expected_means(key, -1, mask)
     torch.testing.assert_close(means, expected[:, :, 10:12], atol=1e-12, rtol=0)
-    means = read(cache, key[:, :, 12:], 1, 4, None)
-    torch.testing.assert_close(means, expected_means(key, 4)[:, :, 12:], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -143,9 +143,9 @@ def test_derivatives_of_all_options(causal):
 
     values = [parameter.detach().requires_grad_() for parameter in parameters.values()]
     assert first is not None
-    assert torch.autograd.gradcheck(
-        answer, (x.requires_grad_(), first.requires_grad_(), *values), fast_mode=True
-    )
+    arguments = (x.requires_grad_(), first.requires_grad_(), *values)
+    assert torch.autograd.gradcheck(answer, arguments, fast_mode=True)
+    assert torch.autograd.gradgradcheck(answer, arguments, fast_mode=True)
 
 
 def test_all_options_learn_from_one_step():

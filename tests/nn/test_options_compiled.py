@@ -36,6 +36,7 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
 def test_a_compiled_layer_has_the_same_output_and_gradients(settings):
     layer = make(**settings)

@@ -35,7 +35,8 @@ class KeySums(NamedTuple):
         Keys with False in the mask have no influence.
         """
         first = 0 if left < 0 else max(0, tokens - 1 - left)
-        rows = _rows(key_BGKD, slice(first, tokens), left, mask_BK)
+        rows = _shown(key_BGKD, slice(first, tokens), mask_BK)
+        rows = rows.double() if left < 0 else _finite(rows)
         mask_BK = None if mask_BK is None else _kept(mask_BK[:, :tokens])
         return cls(tokens, left, rows.sum(2, keepdim=True), mask_BK)
 
@@ -61,12 +62,17 @@ class KeySums(NamedTuple):
         The mean of no key is 0. Of the tokens before, only those that leave the window are read.
         """
         new, left = tokens - self.tokens, self.left
-        rows = _rows(key_BGKD, slice(self.tokens, tokens), left, mask_BK)
-        if left >= 0:
-            gone = slice(max(0, self.tokens - 1 - left), max(0, tokens - 1 - left))
-            leaving = _rows(key_BGKD, gone, left, mask_BK)
-            rows = rows - F.pad(leaving, (0, 0, rows.shape[2] - leaving.shape[2], 0))
         # Each operation saved is noticed in a decoding step.
+        rows = _shown(key_BGKD, slice(self.tokens, tokens), mask_BK)
+        if left < 0:
+            rows = rows.double()
+        else:
+            gone = slice(max(0, self.tokens - 1 - left), max(0, tokens - 1 - left))
+            both = _finite(torch.cat((rows, _shown(key_BGKD, gone, mask_BK)), 2))
+            rows, leaving = both[:, :, :new], both[:, :, new:]
+            if (none_leave := new - leaving.shape[2]) > 0:
+                leaving = F.pad(leaving, (0, 0, none_leave, 0))
+            rows = rows - leaving
         sums = (rows if new == 1 else rows.cumsum(2)) + self.sum_BG1S
         means = sums / self._counts(tokens, mask_BK, sums)
         if left >= 0:
@@ -96,16 +102,17 @@ class KeySums(NamedTuple):
         return self._replace(sum_BG1S=self.sum_BG1S[index_B], mask_BK=mask_BK)
 
 
-def _rows(key_BGKD: Tensor, part: slice, left: int, mask_BK: Tensor | None) -> Tensor:
-    """What each key of a part adds to the sum, in float64; zeros for a key that is hidden."""
+def _shown(key_BGKD: Tensor, part: slice, mask_BK: Tensor | None) -> Tensor:
+    """The keys of a part, with zeros for a key that is hidden."""
     key = key_BGKD[:, :, part]
-    if mask_BK is not None:
-        key = key.masked_fill(~mask_BK[:, None, part, None], 0)
-    if left < 0:
-        return key.double()
-    finite = key.isfinite()
-    infinite = ~finite.all(-1, keepdim=True)
-    return torch.cat((key.where(finite, 0).double(), infinite.double()), -1)
+    return key if mask_BK is None else key.masked_fill(~mask_BK[:, None, part, None], 0)
+
+
+def _finite(key_BGKD: Tensor) -> Tensor:
+    """Finite keys in float64, and a channel of 1 for a key that was not finite, else 0."""
+    finite = key_BGKD.isfinite()
+    infinite_BGK1 = ~finite.all(-1, keepdim=True)
+    return torch.cat((key_BGKD.where(finite, 0), infinite_BGK1), -1).double()
 
 
 def _readable(mask_BK: Tensor) -> bool:
