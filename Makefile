@@ -68,6 +68,7 @@ compare: $(READY)
 # again. Nothing else should run meanwhile, for about an hour on two cores.
 bench-cpu: $(READY)
 	$(BIN)/python -m benchmarks cpu --long --resume --out benchmarks/results
+	-$(BIN)/python -m benchmarks options --out benchmarks/results
 	$(BIN)/python -m benchmarks publish benchmarks/results
 
 # In less than nine minutes; what found no time is measured by the next call. It needs a CUDA build

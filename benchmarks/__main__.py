@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import mixtures as laboratory
+from benchmarks import options as costs
 from benchmarks.gpu.command import Results, gpu_results, measure_gpu
 from benchmarks.gpu.measures import with_ours
 from benchmarks.listing import checks_table, listing, standings_table
@@ -31,7 +32,7 @@ NOT_ALL_MET, BAD_INPUT, INTERRUPTED = 1, 2, 130
 # Columns of a table that is not printed into a terminal.
 WIDE = 200
 CPU_PAGE, IMAGE = "docs/benchmarks.md", "docs/benchmarks/cpu.svg"
-MODELS_PAGE = "docs/integrations.md"
+MODELS_PAGE, OPTIONS_PAGE = "docs/integrations.md", "docs/centred-keys.md"
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,30 @@ class Integrations:
     now replaces the older one of its name."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """Measure what options cost beside the same work without them; exit code 1 unless all targets
+    are met.
+
+    A training step and a decoding step with centred keys, and a forward pass with the mass of each
+    row. It takes about ten minutes; nothing else should run at the same time.
+    """
+
+    only: str = ""
+    """training, decoding, mass; by default everything."""
+    quick: bool = False
+    """A little of everything: shows that it runs, not how fast it is. The exit code is then 0."""
+    out: Path | None = None
+    """A .jsonl file, or a folder for one that is named after the processor. Each check measured
+    now replaces the older one of its name."""
+
+
 Command = (
     Annotated[Cpu, tyro.conf.subcommand("cpu")]
     | Annotated[Gpu, tyro.conf.subcommand("gpu")]
     | Annotated[Mixtures, tyro.conf.subcommand("mixtures")]
     | Annotated[Integrations, tyro.conf.subcommand("integrations")]
+    | Annotated[Options, tyro.conf.subcommand("options")]
     | Annotated[Targets, tyro.conf.subcommand("targets")]
     | Annotated[Publish, tyro.conf.subcommand("publish")]
 )
@@ -164,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return mixtures(options)
             case Integrations():
                 return integrations(options)
+            case Options():
+                return costs_of_options(options)
             case Targets():
                 return targets(options)
             case Publish():
@@ -247,7 +269,14 @@ def integrations(options: Integrations) -> int:
     return _judged(options, "integrations", models.checks(_chosen(options.only), scale))
 
 
-def _judged(options: Mixtures | Integrations, name: str, checks: Iterable[laboratory.Check]) -> int:
+def costs_of_options(options: Options) -> int:
+    scale = costs.QUICK if options.quick else costs.USUAL
+    return _judged(options, "options", costs.checks(_chosen(options.only), scale))
+
+
+def _judged(
+    options: Mixtures | Integrations | Options, name: str, checks: Iterable[laboratory.Check]
+) -> int:
     """Measure the checks, write each into OUT, and print a table of them."""
     out = results_file(options.out, name) if options.out else None
     measured: list[laboratory.Check] = []
@@ -291,10 +320,11 @@ def publish(options: Publish) -> int:
         text = (ROOT / CPU_PAGE).read_text(encoding="utf-8")
         block = cpu_block(rows, IMAGE.removeprefix("docs/"))
         files[CPU_PAGE] = with_block(text, block).encode()
-    models = results_file(options.results, "integrations")
-    if models != options.results and models.exists():
-        text = (ROOT / MODELS_PAGE).read_text(encoding="utf-8")
-        files[MODELS_PAGE] = with_block(text, checks_block(laboratory.read(models))).encode()
+    for suite, page in (("integrations", MODELS_PAGE), ("options", OPTIONS_PAGE)):
+        results = results_file(options.results, suite)
+        if results != options.results and results.exists():
+            text = (ROOT / page).read_text(encoding="utf-8")
+            files[page] = with_block(text, checks_block(laboratory.read(results))).encode()
     for path, content in files.items():
         write_whole(ROOT / path, content)
     return 0

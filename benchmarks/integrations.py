@@ -4,7 +4,6 @@ Shape letters: B batch, H query heads, G key heads, Q queries, K keys, D head di
 """
 
 import inspect
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.mixtures import Check
+from benchmarks.ratios import ratios
 from benchmarks.stamp import stamp
-from benchmarks.timing import Budget, cpu_stopwatch, take_turns
+from benchmarks.timing import Budget
 from sigmoid_attention import NegLogLength, sigmoid_attention
 from sigmoid_attention.integrations.transformers import (
     PerHead,
@@ -23,7 +23,6 @@ from sigmoid_attention.integrations.transformers import (
     register,
     sigmoid_attention_forward,
 )
-from sigmoid_attention.lab.statistics import median_interval
 
 # SmolLM2-135M, with a number of layers that leaves time for several rounds.
 HEADS, KEY_HEADS, HEAD_DIM, LAYERS = 9, 3, 64, 8
@@ -66,7 +65,7 @@ def overhead(scale: Scale) -> Iterator[Check]:
                     DIRECT: _direct(query, key, value, direct_bias),
                 }
                 name = f"call, {queries} x {keys}, bias {kind}"
-                yield from _ratios("overhead", name, works, scale.budget, 1.05)
+                yield from ratios("overhead", name, works, scale.budget, 1.05)
 
 
 def _tensors(queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +106,7 @@ def generation(scale: Scale) -> Iterator[Check]:
         tokens = torch.arange(context)[None] % models[OURS].config.vocab_size
         for name, work in (("prompt of", _prompt), ("token after", _step)):
             works = {peer: work(model, tokens) for peer, model in models.items()}
-            yield from _ratios("generation", f"{name} {context}", works, scale.budget, 1.0)
+            yield from ratios("generation", f"{name} {context}", works, scale.budget, 1.0)
 
 
 def _llama(scale: Scale, context: int) -> LlamaForCausalLM:
@@ -149,31 +148,6 @@ def _step(model: LlamaForCausalLM, tokens: Tensor) -> Callable[[], Any]:
         cache.crop(-1)
 
     return step
-
-
-def _ratios(
-    suite: str, name: str, works: dict[str, Callable[[], Any]], budget: Budget, bound: float
-) -> Iterator[Check]:
-    """The time of each work over that of the last one, by turns; the bound is for the median."""
-    for work in works.values():
-        work()
-    turns = take_turns(works, cpu_stopwatch(), budget)
-    seconds = {peer: [turn.wall for turn in turns[peer]] for peer in works}
-    median = {peer: f"{1e3 * statistics.median(seconds[peer]):.4g} ms" for peer in works}
-    *ours, last = works
-    for peer in ours:
-        ratios = tuple(one / other for one, other in zip(seconds[peer], seconds[last], strict=True))
-        yield Check(
-            suite, f"{name}, {peer}", statistics.median(ratios), "x", bound,
-            said=f"{spread(ratios)} of {last}; {median[peer]} and {median[last]}",
-            values=ratios,
-        )  # fmt: skip
-
-
-def spread(ratios: Sequence[float]) -> str:
-    """The 95 % interval of the median of the turns, in words."""
-    interval = median_interval(ratios)
-    return f"median of {interval.n} turns within {interval.low:.3f} to {interval.high:.3f}"
 
 
 SUITES: dict[str, Callable[[Scale], Iterator[Check]]] = {
