@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sigmoid_attention.attention import sigmoid_attention, sigmoid_varlen_attention
-from sigmoid_attention.attention.impl.cpu import ops
+from sigmoid_attention.attention.impl.cpu import abi
 from tests.support.attention.calls import Call
 from tests.support.cpu.calls import PLAIN, cut, each_dtype, fused
 from tests.support.cpu.oracle import differentiated
@@ -264,7 +264,7 @@ def test_refuses_what_it_lacks_by_name_and_auto_does_it(name):
 
 def test_refuses_where_there_is_no_kernel_and_auto_goes_on(monkeypatch):
     tensors, arguments = SQUARE.build(torch.float32)
-    monkeypatch.setattr(ops, "loaded", lambda: None)
+    monkeypatch.setattr(abi, "loaded", lambda: None)
     with pytest.raises(NotImplementedError, match="no CPU kernel"):
         fused(*tensors, **arguments)
     assert torch.equal(
