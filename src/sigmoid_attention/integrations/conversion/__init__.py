@@ -1,5 +1,7 @@
 """Convert a pretrained softmax model: initial bias, calibration, distillation losses."""
 
+# First, because it says what to install if transformers is missing.
+import sigmoid_attention.integrations.transformers  # noqa: F401
 from sigmoid_attention.integrations.conversion.calibration import Calibration
 from sigmoid_attention.integrations.conversion.layers import LayerStream, attention_layers
 from sigmoid_attention.integrations.conversion.losses import (
