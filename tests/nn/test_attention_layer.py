@@ -169,7 +169,8 @@ def test_wrong_values_are_refused(settings, match):
 @pytest.mark.parametrize(
     "settings, match",
     [
-        ({"position": SinCos(8)}, "SinCos, which belongs to the model's embeddings"),
+        ({"position": SinCos(8)}, "SinCos, which belongs to the embeddings of a model"),
+        ({"position": "rope+alibi"}, "RoPEWithALiBi.., got the string 'rope.alibi'"),
         ({"dim": "8"}, "dim must be a whole number, got the string '8'"),
         ({"dim": None}, "dim must be a whole number, got None"),
         ({"num_heads": 2.0}, "num_heads must be a whole number, got 2.0"),

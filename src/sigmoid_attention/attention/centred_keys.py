@@ -21,14 +21,15 @@ class CentredKeys(BiasPolicy):
     r"""Sigmoid attention to centred keys: a bias by row, beside another bias.
 
     .. math::
-        u_{ij} = s\, q_i \cdot (k_j - \lambda_h \bar k_i) + b_i,
+        u_{ij} = s\, q_i \cdot (k_j - \lambda_h \bar k_i) + b_{ij},
         \qquad \bar k_i = \frac{1}{|V_i|} \sum_{j \in V_i} k_j
 
-    with V_i the keys that query i sees: those before it, in its window, unmasked. Softmax does not
-    change if a number is added to all logits of a row; a sigmoid does. Centring removes the part
-    s q_i · k̄_i that all logits of a row have in common. The weight of a key is still the sigmoid of
-    its own logit, and no row of weights is summed. Time and memory of the mean are linear in the
-    length, and it receives gradients. A softcap acts on s q_i · k_j alone.
+    with s the scale and V_i the keys that query i sees; in causal attention these are the keys 1 to
+    i, its own among them. Softmax does not change if a number is added to all logits of a row; a
+    sigmoid does. Centring removes the part s q_i · k̄_i that all logits of a row have in common. No
+    row of weights is summed, but each key changes the mean and so a little of every other logit.
+    The mean receives gradients. Its memory is linear in the length, and so is its time, unless a
+    mask differs between queries: then the time is quadratic. A softcap acts on s q_i · k_j alone.
 
     This policy is the project's own; docs/centred-keys.md explains it.
 
@@ -42,13 +43,13 @@ class CentredKeys(BiasPolicy):
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: a strength that is not finite, or a bias that is `RowLSE` or `CentredKeys`: the
-            first removes the common part too, so that nothing would be left. A call raises it for
-            a strength or means of another shape or device, or that are not floating.
+        ValueError: a strength that is not finite, or a bias that is `RowLSE`, `CentredKeys` or
+            `LearnedCentring`: these remove the common part themselves. A call raises it for a
+            strength or means of another shape or device, or that are not floating.
 
     Example:
         >>> import torch
-        >>> from sigmoid_attention import NegLogLength, sigmoid_attention
+        >>> from sigmoid_attention import CentredKeys, NegLogLength, sigmoid_attention
         >>> q, k, v = torch.randn(3, 1, 2, 5, 8).unbind(0)
         >>> bias = CentredKeys(NegLogLength(5))
         >>> out = sigmoid_attention(q, k, v, bias=bias)
@@ -112,7 +113,7 @@ class LearnedCentring(nn.Module, BiasPolicy):
         ValueError: numbers that are not finite, or a bias that `CentredKeys` refuses.
 
     Example:
-        >>> from sigmoid_attention import NegLogLength
+        >>> from sigmoid_attention import LearnedCentring, NegLogLength
         >>> policy = LearnedCentring(NegLogLength(256), num_heads=2)
         >>> policy.strength.tolist()
         [1.0, 1.0]

@@ -36,27 +36,26 @@ def sigmoid_attention_with_mass(
         O_i = \sum_j \sigma(u_{ij})\, v_j, \qquad m_i = \sum_j \sigma(u_{ij})
 
     with the logits u of :func:`sigmoid_attention`. The mass m is the output for a value that is 1
-    everywhere, so with dropout it is the sum of the dropped weights, and masses over disjoint sets
-    of keys can be added like outputs. A query without visible keys has the mass 0. Both results
-    come from one pass over the keys, and both receive gradients:
+    everywhere. With dropout it is the sum of the weights after dropout: the kept weights divided by
+    1 - p. Masses over disjoint sets of keys can be added like outputs. A query without visible keys
+    has the mass 0. Both results come from one pass over the keys, and both receive gradients:
 
     .. math::
         \frac{\partial L}{\partial \sigma(u_{ij})} = \frac{\partial L}{\partial O_i} \cdot v_j
             + \frac{\partial L}{\partial m_i}
 
-    Keys that ``skip_tolerance`` allows to skip are missing in the mass, too: it may be too small by
-    at most the sum of weights that the tolerance allows.
+    The mass leaves out the weights of the keys that ``skip_tolerance`` allows to skip.
 
     Args:
-        All: those of :func:`sigmoid_attention`. The implementations "flex" and "gluon" return no
-            mass.
+        All: those of :func:`sigmoid_attention`.
 
     Returns:
         The output (batch, heads, queries, value_dim) in the dtype of the inputs, and the mass
         (batch, heads, queries) in fp32, or in fp64 for inputs in fp64.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as :func:`sigmoid_attention`.
+        TypeError, ValueError, NotImplementedError: as :func:`sigmoid_attention`, and
+            NotImplementedError for ``impl="flex"`` and ``"gluon"``.
 
     Example:
         >>> import torch
@@ -65,7 +64,7 @@ def sigmoid_attention_with_mass(
         >>> out, mass = sigmoid_attention_with_mass(q, k, v, bias=NegLogLength(16), is_causal=True)
         >>> out.shape, mass.shape
         (torch.Size([1, 4, 16, 32]), torch.Size([1, 4, 16]))
-        >>> normalised = out / mass[..., None]  # weights whose sum is 1, as a softmax has
+        >>> averages = out / mass[..., None]  # means of the values; a row without keys gives NaN
     """
     _refuse_unknown(options, Options.__optional_keys__, "sigmoid_attention_with_mass")
     call, bias = None, once_called(bias)

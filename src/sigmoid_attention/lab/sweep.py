@@ -86,7 +86,9 @@ def sweep(
         try:
             return _collect(waiting, archive, console)
         finally:
-            for future in waiting:
+            # The pool of this function ends with its context. Its thread would print an error for
+            # a task that is cancelled while the workers end.
+            for future in waiting if executor else ():
                 future.cancel()
 
 

@@ -28,7 +28,7 @@ from sigmoid_attention.nn.cached_rows import CachedRows
 from sigmoid_attention.nn.gate import GATES, Gate
 from sigmoid_attention.nn.layer_options import sigmoid_parts
 from sigmoid_attention.nn.norm import QKNorm
-from sigmoid_attention.nn.position import AttentionPosition, token_positions
+from sigmoid_attention.nn.position import AttentionPosition, EmbeddingPosition, token_positions
 from sigmoid_attention.nn.sizes import head_sizes, one_of, positive_number, positive_whole, switch
 from sigmoid_attention.nn.softmax import softmax_attention, softmax_statistics
 from sigmoid_attention.nn.value_residual import ValueResidual, check_first_value
@@ -40,8 +40,8 @@ class Attention(nn.Module):
     """Multi-head self-attention with a sigmoid or, otherwise unchanged, with a softmax.
 
     x -> query, key, value -> QK-norm -> position -> operator -> output, each projection linear.
-    The output is the same in one pass, with a cache, in chunks and under padding, because
-    ``max_seq_len`` sets the bias once, and the length of a call does not change it.
+    The output is the same in one pass, with a cache, in chunks and under padding: ``max_seq_len``
+    sets the bias once, and a mean of keys is over the keys that a query sees.
 
     Args:
         dim: channels of the input and the output.
@@ -62,16 +62,18 @@ class Attention(nn.Module):
         linear_bias: give the four projections an additive term.
         centred_keys: subtract a learned share of the mean of the visible keys from each key, see
             `LearnedCentring`.
-        state_bias: make the bias linear in the input of the layer, see `StateBias`; it starts at
-            ``bias``, which must be a number for each head.
+        state_bias: make the bias linear in the input of the layer, see `StateBias`. It starts at
+            ``bias``: a number, `Constant`, `NegLogLength`, `NegLogEffectiveLength` or `Learned`.
         gate: "head" or "element" multiplies the output before its projection by a `Gate`.
         value_residual: mix the values with those of the model's first layer, see `ValueResidual`;
             ``forward`` then needs ``first_value``.
-        mass_exponent: γ, a number or "learned"; divides each row by m^γ, see `MassExponent`.
+        mass_exponent: γ, a number, or "learned" for one per head from 1; divides each row by m^γ,
+            see `MassExponent`.
+        norm_eps: the epsilon of the QK-norm.
         impl: the implementation of the sigmoid operator.
 
-    A softmax takes ``centred_keys``, ``state_bias`` and ``mass_exponent`` without effect, and says
-    so once a process.
+    A softmax layer ignores ``centred_keys``, ``state_bias`` and ``mass_exponent``, with a
+    UserWarning once per process.
 
     Raises ``TypeError`` for a wrong type and ``ValueError`` for values that do not fit together.
     Source: Ramapuram et al. 2024, section 2, and section 5 for the order of norm and position.
@@ -134,9 +136,11 @@ class Attention(nn.Module):
         norm_eps = positive_number("norm_eps", norm_eps)
         position = AttentionPosition() if position is None else position
         if not isinstance(position, AttentionPosition):
+            embedding = isinstance(position, EmbeddingPosition)
             raise TypeError(
-                f"position must act inside attention, like RoPE() or ALiBi(), "
-                f"got {type(position).__name__}, which belongs to the model's embeddings"
+                f"position must act inside attention, like RoPE(), ALiBi() or RoPEWithALiBi(), "
+                f"got {type(position).__name__ if embedding else arguments.shown(position)}"
+                f"{', which belongs to the embeddings of a model' if embedding else ''}"
             )
         position.check(head_dim)
         # Refuses a choice of heads for another number of heads.

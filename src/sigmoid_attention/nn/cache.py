@@ -103,9 +103,10 @@ class KVCache:
         """The mean of the keys that each of the last ``new`` tokens sees, (B, G, new, D).
 
         A token sees itself and ``left`` tokens before it, -1 for all, without those that are False
-        in ``attn_mask`` (B, length). The running sum of earlier calls is continued. Where there is
-        none that fits, it is computed from the stored keys. On a GPU, ``attn_mask`` must not change
-        for stored tokens.
+        in ``attn_mask`` (B, length). The means are in float64; the mean of no key is 0. The running
+        sum of earlier calls is continued. If it does not fit (another window, another mask, after
+        `crop`), it is computed again from the stored keys. On a GPU, ``attn_mask`` must not change
+        for stored tokens. For layers: the arguments are not checked.
 
         Example:
             >>> cache = KVCache(batch=1, num_kv_heads=1, capacity=8, head_dim=1)
@@ -123,7 +124,8 @@ class KVCache:
     def crop(self, length: int) -> None:
         """Keep the first ``length`` tokens.
 
-        Raises ``TypeError`` for no whole number, ``ValueError`` for more tokens than are stored.
+        The sum of the keys is discarded. Raises ``TypeError`` unless the length is a whole number,
+        ``ValueError`` unless it is 0 to the number of stored tokens.
 
         Example:
             >>> cache = KVCache(batch=1, num_kv_heads=1, capacity=8, head_dim=1)

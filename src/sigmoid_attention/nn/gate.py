@@ -14,10 +14,17 @@ class Gate(nn.Module):
     """Factors 2 sigmoid(W x) for the output of attention, one for each head or each element.
 
     W is zero at the start, where every factor is 1. ``weight`` is (heads, dim) for ``kind`` "head",
-    and (heads * head_dim, dim) for "element". Source: Qiu et al. 2025 (arXiv 2505.06708), without
-    the factor 2.
+    and (heads * head_dim, dim) for "element". x is the input (B, N, dim) of the attention layer.
+    Source: Qiu et al. 2025 (arXiv 2505.06708), without the factor 2.
+
+    Args:
+        kind: "head" or "element"; the layer checks it.
+        dim: channels of the layer's input.
+        num_heads, head_dim: query heads, and channels of a head's output.
 
     Example:
+        >>> import torch
+        >>> from sigmoid_attention.nn.gate import Gate
         >>> gate = Gate("head", dim=8, num_heads=2, head_dim=4)
         >>> gate(torch.randn(1, 3, 8)).flatten().tolist()
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]

@@ -16,9 +16,18 @@ class MassExponent(nn.Module):
 
     γ = 0 is plain sigmoid attention, γ = 1 makes the sum of the weights one, as in a softmax. γ is
     a number, or a parameter ``exponent`` (heads,), which starts at 1 and stays in fp32 when the
-    model is cast to a narrower dtype. A row without visible keys stays zero.
+    model is cast to a narrower dtype. A row of mass zero stays zero, and a mass below the smallest
+    normal number counts as that number. This option is the project's own.
+
+    Args:
+        exponent: γ, or "learned" for one parameter for each head; the layer checks it.
+        num_heads: query heads.
+
+    ``forward`` takes the output (B, H, N, D) and the mass (B, H, N) and returns (B, H, N, D).
 
     Example:
+        >>> import torch
+        >>> from sigmoid_attention.nn.mass_exponent import MassExponent
         >>> MassExponent(2.0, num_heads=1)(torch.ones(1, 1, 1, 1), torch.full((1, 1, 1), 0.5))
         tensor([[[[4.]]]])
     """

@@ -285,17 +285,20 @@ class ALiBi(AttentionPosition):
 class RoPEWithALiBi(RoPE):
     """`RoPE` on all heads and, on some of them, the slopes of `ALiBi` too.
 
-    A head without a slope attends at any distance; one with a slope attends nearby, also at
-    distances that training did not have. Each chosen head keeps its own slope of `alibi_slopes`.
+    Every query and key is rotated, and head h loses m_h * distance from each logit. m_h is the
+    head's number in `alibi_slopes`, and 0 for the heads that are not chosen. A head with a slope
+    attends to near keys, also in sequences that are longer than in training.
 
     Args:
         base: that of `RoPE`.
         heads: "half" for the first, third, ... head, or True or False for each head.
 
     Raises ``TypeError`` or ``ValueError`` for other arguments, and ``ValueError`` where ``heads``
-    is for another number of heads than a layer has. This combination is the project's own.
+    is for another number of heads than a layer has. Source: Su et al. 2021 (eq. 34) and Press et
+    al. 2022 (section 3); the combination is the project's own.
 
     Example:
+        >>> from sigmoid_attention.nn import RoPEWithALiBi
         >>> RoPEWithALiBi().slope_numbers(4)
         (0.25, 0.0, 0.015625, 0.0)
         >>> RoPEWithALiBi(heads=(False, True)).slopes(2, "cpu").tolist()

@@ -38,27 +38,33 @@ class StateBias(nn.Module, InputBias):
     r"""A learned bias for each head and query, linear in the input of the attention layer:
 
     .. math::
-        b_i = o_h - a_h \log m_i + w_h \cdot x_i
+        b_i = o_h - a_h \log n_i + w_h \cdot x_i
 
-    with x_i the token's channels before the projections and m_i the number of keys that it may
-    see. It reads no key and no position, so a cache, chunks and padding change nothing. With
-    w = 0 and a = 0, the initial values, it is a bias for each head; with a = 1 it is
-    ``NegLogVisible`` with an offset. This policy is the project's own.
+    with x_i the token's channels before the projections, a row of the input (B, N, C), and n_i the
+    number of keys that it may see. It reads no key, so a cache, chunks and padding change nothing.
+    With w = 0 and a = 0, the initial values, it is a bias for each head; with a = 1 it is
+    ``NegLogVisible`` with an offset. `Attention` leaves out the term with n_i
+    (``log_visible=False``); conversions have it. This policy is the project's own.
 
     Args:
         offset_H: the initial o, (heads,).
         dim: C, the channels of the input.
         log_visible: with the parameter a; False leaves its term out.
 
-    Parameters: ``offset`` (H,), ``slope`` (H,) for a, and ``weight`` (H, C). They stay in fp32
-    when the model is cast to a narrower dtype.
+    Attributes:
+        offset, slope, weight: the parameters o (H,), a (H,) and w (H, C). They stay in fp32 when
+            the model is cast to a narrower dtype.
 
-    Raises ``TypeError`` for arguments of another kind, and ``ValueError`` for offsets of another
-    shape and for a call without the input: ``Attention(state_bias=True)`` and converted models
-    give it, and ``bias.with_input(x)`` is the policy with an input x.
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: offsets of another shape, or a call without the input.
+            ``Attention(state_bias=True)`` and converted models give it, and ``bias.with_input(x)``
+            is the policy with an input x.
 
     Example:
+        >>> import torch
         >>> from sigmoid_attention import NegLogVisible, sigmoid_attention
+        >>> from sigmoid_attention.nn import StateBias
         >>> q, k, v = torch.randn(3, 1, 2, 5, 8).unbind(0)
         >>> bias = StateBias(torch.zeros(2), dim=16)
         >>> bias.slope.data.fill_(1.0).shape

@@ -10,10 +10,13 @@ from sigmoid_attention.attention.keep_fp32 import keep_fp32
 class ValueResidual(nn.Module):
     """(1 - λ) v + λ v_first, with the first layer's values of the same tokens.
 
-    The parameter ``share`` (1,) is λ, 0.5 at the start. It stays in fp32 when the model is cast to
-    a narrower dtype. Source: Zhou et al. 2024 (arXiv 2410.17897).
+    Both are (B, key heads, N, D). The parameter ``share`` (1,) is λ, 0.5 at the start. It stays in
+    fp32 when the model is cast to a narrower dtype. Source: Zhou et al. 2024 (arXiv 2410.17897);
+    that the two shares sum to one is this project's choice.
 
     Example:
+        >>> import torch
+        >>> from sigmoid_attention.nn.value_residual import ValueResidual
         >>> ValueResidual()(torch.tensor([2.0]), torch.tensor([4.0])).tolist()
         [3.0]
     """

@@ -112,16 +112,12 @@ def run(
                 pool.submit(train_unit, setting, unit, store.run_folder(unit.name)): unit
                 for unit in missing
             }
-            try:
-                while waiting:
-                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        unit = waiting.pop(future)
-                        store.put(unit.name, future.result())
-                        shutil.rmtree(store.run_folder(unit.name), ignore_errors=True)
-                        progress.finish(unit.name, 1.0)
-            finally:
-                for future in waiting:
-                    future.cancel()
+            while waiting:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    unit = waiting.pop(future)
+                    store.put(unit.name, future.result())
+                    shutil.rmtree(store.run_folder(unit.name), ignore_errors=True)
+                    progress.finish(unit.name, 1.0)
     store.merge()
     return store
 
