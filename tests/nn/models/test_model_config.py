@@ -16,7 +16,7 @@ from sigmoid_attention.attention import (
     NegLogVisible,
 )
 from sigmoid_attention.nn import PRESETS, DecoderLM, ModelConfig, alibi_slopes
-from sigmoid_attention.nn.position import slope_numbers
+from sigmoid_attention.nn.position import RoPEWithALiBi, slope_numbers
 from sigmoid_attention.training.optimizer import TrainConfig, decoupled_adamw
 
 PARAMETER = torch.nn.Parameter(torch.ones(3))
@@ -119,11 +119,19 @@ def test_the_papers_recipe():
     assert ModelConfig.recipe("paper", position="rope", **SIZES).position == "rope"
 
 
-@pytest.mark.parametrize("position", ["rope", "alibi", "sincos", "learned", "cape", "none"])
+@pytest.mark.parametrize(
+    "position", ["rope", "alibi", "rope+alibi", "sincos", "learned", "cape", "none"]
+)
 def test_the_recommended_recipe_fits_every_position(position):
     config = ModelConfig.recipe("recommended", position=position, **SIZES)
     assert config.position == position
     config.bias_policy()
+
+
+def test_the_recommended_bias_beside_slopes_is_by_the_effective_length():
+    config = ModelConfig.recipe("recommended", position="rope+alibi", **SIZES)
+    slopes = RoPEWithALiBi().slope_numbers(config.num_heads)
+    assert config.bias_policy() == NegLogEffectiveLength(slopes, 16)
 
 
 def test_sizes_win_over_the_recipe():

@@ -32,6 +32,15 @@ RECOMMENDED_ALIBI = {
     "bias_offset": 0.0,
 }
 
+# Some heads have the slopes of ALiBi and some have none; -log n is the effective length of the
+# latter. Taken from trials; no study has compared it yet.
+RECOMMENDED_ROPE_ALIBI = {
+    "norm_placement": "hybrid",
+    "qk_norm": "rms",
+    "bias": "neg_log_effective_length",
+    "bias_offset": 0.0,
+}
+
 
 def recipe_settings(name: str, position: str | None = None) -> dict[str, str | float]:
     """The settings of a recipe, for its default position or for ``position``.
@@ -46,5 +55,5 @@ def recipe_settings(name: str, position: str | None = None) -> dict[str, str | f
     if name == "paper":
         return PAPER if position is None else {**PAPER, "position": position}
     position = "rope" if position is None else position
-    settings = RECOMMENDED_ALIBI if position == "alibi" else RECOMMENDED
-    return {"position": position, **settings}
+    by_position = {"alibi": RECOMMENDED_ALIBI, "rope+alibi": RECOMMENDED_ROPE_ALIBI}
+    return {"position": position, **by_position.get(position, RECOMMENDED)}
