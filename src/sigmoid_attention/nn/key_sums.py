@@ -16,17 +16,20 @@ from sigmoid_attention.attention import torch_state
 
 
 class KeySums(NamedTuple):
-    """The sum of the keys that the last of ``tokens`` stored tokens sees.
+    """The sum of the keys that the last of ``tokens`` stored tokens sees, in float64.
 
-    ``sum_BG1S`` has a channel for each channel of a key, and for a window one more: the number of
-    keys with an infinite or NaN channel, which the sum leaves out. A sum from which such a key is
-    subtracted again would stay NaN.
+    A key that leaves a window is subtracted, but an infinity or a NaN cannot be. So the sum of a
+    window is made from the stored keys again after ``left`` tokens, when the first key that was
+    added since then is about to leave. It is made again for every token while a key in the window
+    is not ``finite``.
     """
 
     tokens: int
     left: int
-    sum_BG1S: Tensor
+    sum_BG1D: Tensor
     mask_BK: Tensor | None
+    made_at: int
+    finite: bool
 
     @classmethod
     def of(cls, key_BGKD: Tensor, tokens: int, left: int, mask_BK: Tensor | None) -> Self:
@@ -35,10 +38,11 @@ class KeySums(NamedTuple):
         Keys with False in the mask have no influence.
         """
         first = 0 if left < 0 else max(0, tokens - 1 - left)
-        rows = _shown(key_BGKD, slice(first, tokens), mask_BK)
-        rows = rows.double() if left < 0 else _finite(rows)
+        keys = _shown(key_BGKD, slice(first, tokens), mask_BK)
+        total = keys.sum(2, keepdim=True, dtype=torch.float64)
+        finite = left < 0 or (torch_state.has_values(total) and bool(total.isfinite().all()))
         mask_BK = None if mask_BK is None else _kept(mask_BK[:, :tokens])
-        return cls(tokens, left, rows.sum(2, keepdim=True), mask_BK)
+        return cls(tokens, left, total, mask_BK, tokens, finite)
 
     def covers(self, tokens: int, left: int, mask_BK: Tensor | None) -> bool:
         """Whether these are the sums of the first ``tokens`` keys under this window and mask.
@@ -59,28 +63,37 @@ class KeySums(NamedTuple):
     ) -> tuple[Tensor, Self]:
         """The means that the tokens after these see, (B, G, N, D), and the sums of all ``tokens``.
 
-        The mean of no key is 0. Of the tokens before, only those that leave the window are read.
+        The mean of no key is 0.
         """
-        new, left = tokens - self.tokens, self.left
+        if self.left >= 0 and tokens - self.tokens != 1:
+            means = self._means_in_windows(key_BGKD, tokens, mask_BK)
+            return means, self.of(key_BGKD, tokens, self.left, mask_BK)
+        if self.left >= 0 and not (self.finite and tokens - self.made_at <= self.left):
+            new = self.of(key_BGKD, tokens, self.left, mask_BK)
+            return new.sum_BG1D / self._counts(tokens, mask_BK, new.sum_BG1D), new
         # Each operation saved is noticed in a decoding step.
-        rows = _shown(key_BGKD, slice(self.tokens, tokens), mask_BK)
-        if left < 0:
-            rows = rows.double()
-        else:
-            gone = slice(max(0, self.tokens - 1 - left), max(0, tokens - 1 - left))
-            both = _finite(torch.cat((rows, _shown(key_BGKD, gone, mask_BK)), 2))
-            rows, leaving = both[:, :, :new], both[:, :, new:]
-            if (none_leave := new - leaving.shape[2]) > 0:
-                leaving = F.pad(leaving, (0, 0, none_leave, 0))
-            rows = rows - leaving
-        sums = (rows if new == 1 else rows.cumsum(2)) + self.sum_BG1S
+        keys = _shown(key_BGKD, slice(self.tokens, tokens), mask_BK).double()
+        if tokens - self.tokens != 1:
+            keys = keys.cumsum(2)
+        sums = keys + self.sum_BG1D
+        leaving = self.tokens - 1 - self.left
+        if self.left >= 0 and leaving >= 0:
+            sums = sums - _shown(key_BGKD, slice(leaving, leaving + 1), mask_BK)
         means = sums / self._counts(tokens, mask_BK, sums)
-        if left >= 0:
-            means = means[..., :-1].masked_fill(sums[..., -1:] > 0, torch.nan)
-        if new != 1:
-            sums = sums[:, :, -1:] if new else self.sum_BG1S
+        last = sums[:, :, -1:] if sums.shape[2] else self.sum_BG1D
         mask_BK = None if mask_BK is None else _kept(mask_BK)
-        return means, type(self)(tokens, left, sums, mask_BK)
+        return means, self._replace(tokens=tokens, sum_BG1D=last, mask_BK=mask_BK)
+
+    def _means_in_windows(self, key_BGKD: Tensor, tokens: int, mask_BK: Tensor | None) -> Tensor:
+        """The means of several new tokens: differences of sums over the keys of their windows."""
+        start = max(0, self.tokens - self.left)
+        keys = _finite(_shown(key_BGKD, slice(start, tokens), mask_BK))
+        before = F.pad(keys.cumsum(2), (0, 0, 1, 0))
+        place_N = torch.arange(self.tokens, tokens, device=keys.device) - start
+        first_N = (place_N - self.left).clamp(min=0)
+        sums = before[:, :, place_N + 1] - before[:, :, first_N]
+        means = sums[..., :-1] / self._counts(tokens, mask_BK, sums)
+        return means.masked_fill(sums[..., -1:] > 0, torch.nan)
 
     def _counts(self, tokens: int, mask_BK: Tensor | None, sums: Tensor) -> int | Tensor:
         """The number of keys that each new token sees, at least 1, (N, 1) or (B, 1, N, 1)."""
@@ -99,7 +112,7 @@ class KeySums(NamedTuple):
     def reordered(self, index_B: Tensor) -> Self:
         """The sums of these rows of the batch."""
         mask_BK = None if self.mask_BK is None else self.mask_BK[index_B]
-        return self._replace(sum_BG1S=self.sum_BG1S[index_B], mask_BK=mask_BK)
+        return self._replace(sum_BG1D=self.sum_BG1D[index_B], mask_BK=mask_BK)
 
 
 def _shown(key_BGKD: Tensor, part: slice, mask_BK: Tensor | None) -> Tensor:
