@@ -18,6 +18,7 @@ from sigmoid_attention.attention import torch_state
 class KeySums(NamedTuple):
     """The sum of the keys that the last of ``tokens`` stored tokens sees.
 
+    ``stored_BGKD`` are the keys that were summed: a caller may give the cache other ones.
     ``sum_BG1S`` has a channel for each channel of a key, and for a window one more: the number of
     keys with an infinite or NaN channel, which the sum leaves out. A sum from which such a key is
     subtracted again would stay NaN.
@@ -27,6 +28,7 @@ class KeySums(NamedTuple):
     left: int
     sum_BG1S: Tensor
     mask_BK: Tensor | None
+    stored_BGKD: Tensor
 
     @classmethod
     def of(cls, key_BGKD: Tensor, tokens: int, left: int, mask_BK: Tensor | None) -> Self:
@@ -38,14 +40,14 @@ class KeySums(NamedTuple):
         rows = _shown(key_BGKD, slice(first, tokens), mask_BK)
         rows = rows.double() if left < 0 else _finite(rows)
         mask_BK = None if mask_BK is None else _kept(mask_BK[:, :tokens])
-        return cls(tokens, left, rows.sum(2, keepdim=True), mask_BK)
+        return cls(tokens, left, rows.sum(2, keepdim=True), mask_BK, key_BGKD)
 
-    def covers(self, tokens: int, left: int, mask_BK: Tensor | None) -> bool:
+    def covers(self, key_BGKD: Tensor, tokens: int, left: int, mask_BK: Tensor | None) -> bool:
         """Whether these are the sums of the first ``tokens`` keys under this window and mask.
 
         The mask of a GPU is not compared, since that would wait for the device.
         """
-        if (tokens, left) != (self.tokens, self.left):
+        if (tokens, left) != (self.tokens, self.left) or key_BGKD is not self.stored_BGKD:
             return False
         before = self.mask_BK
         now = mask_BK[:, :tokens] if mask_BK is not None and _readable(mask_BK) else None
@@ -80,7 +82,7 @@ class KeySums(NamedTuple):
         if new != 1:
             sums = sums[:, :, -1:] if new else self.sum_BG1S
         mask_BK = None if mask_BK is None else _kept(mask_BK)
-        return means, type(self)(tokens, left, sums, mask_BK)
+        return means, type(self)(tokens, left, sums, mask_BK, key_BGKD)
 
     def _counts(self, tokens: int, mask_BK: Tensor | None, sums: Tensor) -> int | Tensor:
         """The number of keys that each new token sees, at least 1, (N, 1) or (B, 1, N, 1)."""
@@ -96,10 +98,10 @@ class KeySums(NamedTuple):
             seen_BN = seen_BN - before_BK[:, first_N.clamp(min=0)]
         return seen_BN[:, None, :, None].clamp(min=1)
 
-    def reordered(self, index_B: Tensor) -> Self:
-        """The sums of these rows of the batch."""
+    def reordered(self, index_B: Tensor, key_BGKD: Tensor) -> Self:
+        """The sums of these rows of the batch, whose keys are in ``key_BGKD`` now."""
         mask_BK = None if self.mask_BK is None else self.mask_BK[index_B]
-        return self._replace(sum_BG1S=self.sum_BG1S[index_B], mask_BK=mask_BK)
+        return type(self)(self.tokens, self.left, self.sum_BG1S[index_B], mask_BK, key_BGKD)
 
 
 def _shown(key_BGKD: Tensor, part: slice, mask_BK: Tensor | None) -> Tensor:
