@@ -13,6 +13,7 @@ import torch
 from torch.func import functional_call
 
 from sigmoid_attention.attention import (
+    BiasPolicy,
     CentredKeys,
     Learned,
     LearnedCentring,
@@ -222,6 +223,22 @@ def test_rows_that_see_no_key_are_exact_zeros_with_finite_gradients():
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bias", [-16.0, -50.0], ids="bias{}".format)
+def test_rows_of_small_mass_keep_output_and_gradients(dtype, bias):
+    layer = Attention(8, 2, max_seq_len=8, bias=bias, mass_exponent="learned").to(dtype)
+    x = torch.randn(2, 5, 8, dtype=dtype, requires_grad=True)
+    exact, wide = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    expected = exact(wide)
+    out = layer(x)
+    tolerance = 20 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+    out.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(x.grad.double(), wide.grad, atol=tolerance, rtol=tolerance)
+    assert layer.mass_exponent.exponent.grad.isfinite().all()
+
+
 def test_weights_are_divided_by_the_mass():
     layer = Attention(8, 2, max_seq_len=8, mass_exponent=1.0, gate="head", centred_keys=True)
     sums = layer.weights(torch.randn(1, 5, 8)).sum(-1)
@@ -302,6 +319,40 @@ def test_a_given_policy_with_an_input_gets_it(inside):
     other.load_state_dict(layer.state_dict())
     x, _ = inputs(layer)
     assert torch.equal(layer(x), other(x))
+
+
+class OfTheCaller(BiasPolicy):
+    def __init__(self, resolve):
+        self.resolve = resolve
+
+
+def test_a_policy_of_the_caller_may_read_the_logits_beside_a_cache():
+    policy = OfTheCaller(lambda rows: 0.1 * rows.row_lse() - 2)
+    layer = make(torch.float32, bias=policy, centred_keys=True, window_size=(3, 0))
+    x, _ = inputs(layer, torch.float32)
+    cache = layer.new_cache(B, N)
+    with torch.no_grad():
+        outputs = torch.cat([layer(part, cache=cache) for part in x.split((4, 1, 1, 3), 1)], 1)
+        torch.testing.assert_close(outputs, layer(x), **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["", "cached"])
+@pytest.mark.parametrize(
+    "result, error, match",
+    [
+        ("x", TypeError, "bias: OfTheCaller.resolve must return a number or a tensor"),
+        (torch.zeros(1), ValueError, "bias: a vector must have a number for each head"),
+        (torch.zeros(H).long(), ValueError, "bias must be floating"),
+    ],
+    ids=["text", "vector", "int"],
+)
+def test_results_of_a_policy_of_the_caller_are_checked(cached, result, error, match):
+    layer = make(torch.float32, bias=OfTheCaller(lambda rows: result), centred_keys=True)
+    x, _ = inputs(layer, torch.float32)
+    cache = layer.new_cache(B, N) if cached else None
+    with pytest.raises(error, match=match):
+        layer(x, cache=cache)
+    assert cache is None or cache.length == 0
 
 
 def test_a_given_strength_reaches_a_cache():
