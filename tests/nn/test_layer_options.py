@@ -222,6 +222,22 @@ def test_rows_that_see_no_key_are_exact_zeros_with_finite_gradients():
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bias", [-16.0, -50.0], ids="bias{}".format)
+def test_rows_of_small_mass_keep_output_and_gradients(dtype, bias):
+    layer = Attention(8, 2, max_seq_len=8, bias=bias, mass_exponent="learned").to(dtype)
+    x = torch.randn(2, 5, 8, dtype=dtype, requires_grad=True)
+    exact, wide = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    expected = exact(wide)
+    out = layer(x)
+    tolerance = 20 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+    out.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(x.grad.double(), wide.grad, atol=tolerance, rtol=tolerance)
+    assert layer.mass_exponent.exponent.grad.isfinite().all()
+
+
 def test_weights_are_divided_by_the_mass():
     layer = Attention(8, 2, max_seq_len=8, mass_exponent=1.0, gate="head", centred_keys=True)
     sums = layer.weights(torch.randn(1, 5, 8)).sum(-1)

@@ -318,7 +318,9 @@ class Attention(nn.Module):
         options |= {"bias": bias, "impl": self.impl}
         if self.mass_exponent is None:
             return sigmoid_attention(query, key, value, **options)
-        return self.mass_exponent(*sigmoid_attention_with_mass(query, key, value, **options))
+        rows = self.mass_exponent.operands(query, key, value)
+        results = sigmoid_attention_with_mass(*rows, **options)
+        return self.mass_exponent(*results).to(query.dtype)
 
     def _statistics(
         self,
