@@ -138,6 +138,21 @@ def test_tokens_that_were_stored_without_sums_are_noticed():
     torch.testing.assert_close(means, expected_means(key, -1)[:, :, 8:], atol=1e-12, rtol=0)
 
 
+@each_window
+@pytest.mark.parametrize("then_reordered", [False, True], ids=["", "reordered"])
+def test_keys_that_the_caller_replaced_are_noticed(left, then_reordered):
+    """Before caches had `reorder`, beam search had to move the rows itself."""
+    key, cache, rows = torch.randn(B, G, N, D), new_cache(), torch.tensor([2, 0, 1])
+    read(cache, key[:, :, :9], 2, left)
+    cache.keys = cache.keys[rows]
+    key = key[rows]
+    if then_reordered:
+        cache.reorder(rows)
+        key = key[rows]
+    means = read(cache, key[:, :, 9:], 1, left)
+    torch.testing.assert_close(means, expected_means(key, left)[:, :, 9:], atol=1e-12, rtol=0)
+
+
 def test_a_changed_mask_is_noticed():
     key, cache = torch.randn(B, G, N, D), new_cache()
     read(cache, key[:, :, :6], 2)

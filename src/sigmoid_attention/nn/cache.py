@@ -104,9 +104,10 @@ class KVCache:
 
         A token sees itself and ``left`` tokens before it, -1 for all, without those that are False
         in ``attn_mask`` (B, length). The means are in float64; the mean of no key is 0. The running
-        sum of earlier calls is continued. If it does not fit (another window, another mask, after
-        `crop`), it is computed again from the stored keys. On a GPU, ``attn_mask`` must not change
-        for stored tokens. For layers: the arguments are not checked.
+        sum of earlier calls is continued. If it does not fit (another window, another mask, another
+        tensor ``keys``, after `crop`), it is computed again from the stored keys. It does not
+        notice what a caller writes into ``keys``, nor, on a GPU, a changed ``attn_mask`` of stored
+        tokens. For layers: the arguments are not checked.
 
         Example:
             >>> cache = KVCache(batch=1, num_kv_heads=1, capacity=8, head_dim=1)
@@ -116,7 +117,7 @@ class KVCache:
         """
         assert self.keys is not None
         before, sums = self.length - new, self.key_sums
-        if sums is None or not sums.covers(before, left, attn_mask):
+        if sums is None or not sums.covers(self.keys, before, left, attn_mask):
             sums = KeySums.of(self.keys, before, left, attn_mask)
         means, self.key_sums = sums.advanced(self.keys, self.length, attn_mask)
         return means
@@ -157,9 +158,10 @@ class KVCache:
         self.batch = len(index)
         if self.keys is None or self.values is None:
             return
+        before, sums = self.keys, self.key_sums
         self.keys, self.values = (self._moved(stored, index) for stored in (self.keys, self.values))
-        if self.key_sums is not None:
-            self.key_sums = self.key_sums.reordered(index)
+        if sums is not None:
+            self.key_sums = sums.reordered(index, self.keys) if sums.stored_BGKD is before else None
 
     def _check_index(self, index: Tensor) -> None:
         arguments.dense("index", index)

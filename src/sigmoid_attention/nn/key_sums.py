@@ -21,7 +21,8 @@ class KeySums(NamedTuple):
     A key that leaves a window is subtracted, but an infinity or a NaN cannot be. So the sum of a
     window is made from the stored keys again after ``left`` tokens, when the first key that was
     added since then is about to leave. It is made again for every token while a key in the window
-    is not ``finite``.
+    is not ``finite``. ``stored_BGKD`` are the keys that were summed: a caller may give the cache
+    other ones.
     """
 
     tokens: int
@@ -30,6 +31,7 @@ class KeySums(NamedTuple):
     mask_BK: Tensor | None
     made_at: int
     finite: bool
+    stored_BGKD: Tensor
 
     @classmethod
     def of(cls, key_BGKD: Tensor, tokens: int, left: int, mask_BK: Tensor | None) -> Self:
@@ -42,14 +44,14 @@ class KeySums(NamedTuple):
         total = keys.sum(2, keepdim=True, dtype=torch.float64)
         finite = left < 0 or (torch_state.has_values(total) and bool(total.isfinite().all()))
         mask_BK = None if mask_BK is None else _kept(mask_BK[:, :tokens])
-        return cls(tokens, left, total, mask_BK, tokens, finite)
+        return cls(tokens, left, total, mask_BK, tokens, finite, key_BGKD)
 
-    def covers(self, tokens: int, left: int, mask_BK: Tensor | None) -> bool:
+    def covers(self, key_BGKD: Tensor, tokens: int, left: int, mask_BK: Tensor | None) -> bool:
         """Whether these are the sums of the first ``tokens`` keys under this window and mask.
 
         The mask of a GPU is not compared, since that would wait for the device.
         """
-        if (tokens, left) != (self.tokens, self.left):
+        if (tokens, left) != (self.tokens, self.left) or key_BGKD is not self.stored_BGKD:
             return False
         before = self.mask_BK
         now = mask_BK[:, :tokens] if mask_BK is not None and _readable(mask_BK) else None
@@ -109,10 +111,11 @@ class KeySums(NamedTuple):
             seen_BN = seen_BN - before_BK[:, first_N.clamp(min=0)]
         return seen_BN[:, None, :, None].clamp(min=1)
 
-    def reordered(self, index_B: Tensor) -> Self:
-        """The sums of these rows of the batch."""
+    def reordered(self, index_B: Tensor, key_BGKD: Tensor) -> Self:
+        """The sums of these rows of the batch, whose keys are in ``key_BGKD`` now."""
         mask_BK = None if self.mask_BK is None else self.mask_BK[index_B]
-        return self._replace(sum_BG1D=self.sum_BG1D[index_B], mask_BK=mask_BK)
+        sums = self.sum_BG1D[index_B]
+        return self._replace(sum_BG1D=sums, mask_BK=mask_BK, stored_BGKD=key_BGKD)
 
 
 def _shown(key_BGKD: Tensor, part: slice, mask_BK: Tensor | None) -> Tensor:
