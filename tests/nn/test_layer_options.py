@@ -13,6 +13,7 @@ import torch
 from torch.func import functional_call
 
 from sigmoid_attention.attention import (
+    BiasPolicy,
     CentredKeys,
     Learned,
     LearnedCentring,
@@ -318,6 +319,40 @@ def test_a_given_policy_with_an_input_gets_it(inside):
     other.load_state_dict(layer.state_dict())
     x, _ = inputs(layer)
     assert torch.equal(layer(x), other(x))
+
+
+class OfTheCaller(BiasPolicy):
+    def __init__(self, resolve):
+        self.resolve = resolve
+
+
+def test_a_policy_of_the_caller_may_read_the_logits_beside_a_cache():
+    policy = OfTheCaller(lambda rows: 0.1 * rows.row_lse() - 2)
+    layer = make(torch.float32, bias=policy, centred_keys=True, window_size=(3, 0))
+    x, _ = inputs(layer, torch.float32)
+    cache = layer.new_cache(B, N)
+    with torch.no_grad():
+        outputs = torch.cat([layer(part, cache=cache) for part in x.split((4, 1, 1, 3), 1)], 1)
+        torch.testing.assert_close(outputs, layer(x), **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["", "cached"])
+@pytest.mark.parametrize(
+    "result, error, match",
+    [
+        ("x", TypeError, "bias: OfTheCaller.resolve must return a number or a tensor"),
+        (torch.zeros(1), ValueError, "bias: a vector must have a number for each head"),
+        (torch.zeros(H).long(), ValueError, "bias must be floating"),
+    ],
+    ids=["text", "vector", "int"],
+)
+def test_results_of_a_policy_of_the_caller_are_checked(cached, result, error, match):
+    layer = make(torch.float32, bias=OfTheCaller(lambda rows: result), centred_keys=True)
+    x, _ = inputs(layer, torch.float32)
+    cache = layer.new_cache(B, N) if cached else None
+    with pytest.raises(error, match=match):
+        layer(x, cache=cache)
+    assert cache is None or cache.length == 0
 
 
 def test_a_given_strength_reaches_a_cache():

@@ -24,7 +24,7 @@ from sigmoid_attention.attention.bias import Bias
 from sigmoid_attention.attention.dispatch import check_impl
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.cache import KVCache, Unchanged
-from sigmoid_attention.nn.cached_rows import CachedRows
+from sigmoid_attention.nn.cached_rows import CachedRows, short_way
 from sigmoid_attention.nn.gate import GATES, Gate
 from sigmoid_attention.nn.layer_options import sigmoid_parts
 from sigmoid_attention.nn.norm import QKNorm
@@ -250,7 +250,8 @@ class Attention(nn.Module):
         if cache is not None and isinstance(bias, CentredKeys):
             means = cache.key_means(x.shape[1], self.window_size[0], attn_mask)
             window = (self.window_size[0], 0)
-            bias = bias.resolve(CachedRows(query, cache.length, window, attn_mask, means))
+            rows = CachedRows(query, cache.length, window, attn_mask, means)
+            bias = short_way(bias, rows)
         dropout_p = self.dropout_p if self.training else 0.0
         out_BHND = self._operate(query, key, mixed, bias, attn_mask, dropout_p)
         if self.gate is not None:

@@ -11,9 +11,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention import masking
-from sigmoid_attention.attention.bias import Bias, BiasPolicy
+from sigmoid_attention.attention import CentredKeys, masking
+from sigmoid_attention.attention.bias import (
+    Bias,
+    BiasPolicy,
+    Constant,
+    HeadValues,
+    NegLogEffectiveLength,
+    NegLogLength,
+    NegLogVisible,
+)
 from sigmoid_attention.attention.impl.reference import compute_dtype
+from sigmoid_attention.nn.state_bias import StateBias
+
+# Policies that read no logits of a row, and whose results need no check.
+_KNOWN = (Constant, HeadValues, NegLogLength, NegLogVisible, NegLogEffectiveLength, StateBias)
+
+
+def short_way(bias: CentredKeys, rows: "CachedRows") -> Tensor | CentredKeys:
+    """The bias as a tensor; the policy with the means if it has a policy of the caller's."""
+    inner = bias.bias
+    # A state's bias is wrapped together with its input.
+    if isinstance(inner, BiasPolicy) and not isinstance(getattr(inner, "bias", inner), _KNOWN):
+        return CentredKeys(inner, bias.strength, rows.means_BGND)
+    return bias.resolve(rows)
 
 
 @dataclass(frozen=True)
@@ -49,7 +70,7 @@ class CachedRows:
         return masking.counts_shown(mask, positions, self.keys, self.window)
 
     def row_lse(self) -> Tensor:
-        raise NotImplementedError("no bias of centred keys reads the logits of a row")
+        raise NotImplementedError("the policies of the short way read no logits of a row")
 
     def mean_logits(self, means: Tensor | None = None) -> Tensor:
         means = self.means_BGND.to(self.dtype)
