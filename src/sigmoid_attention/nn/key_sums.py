@@ -49,16 +49,18 @@ class KeySums(NamedTuple):
     def covers(self, key_BGKD: Tensor, tokens: int, left: int, mask_BK: Tensor | None) -> bool:
         """Whether these are the sums of the first ``tokens`` keys under this window and mask.
 
-        The mask of a GPU is not compared, since that would wait for the device.
+        Two masks of a GPU or of a compiled graph are not compared, since that would wait for the
+        device or break the graph.
         """
         if (tokens, left) != (self.tokens, self.left) or key_BGKD is not self.stored_BGKD:
             return False
         before = self.mask_BK
-        now = mask_BK[:, :tokens] if mask_BK is not None and _readable(mask_BK) else None
-        if before is None or now is None:
-            shown = now if before is None else before
-            return shown is None or bool(shown.all())
-        return torch.equal(before, now)
+        if before is None or mask_BK is None:
+            shown = mask_BK if before is None else before
+            return shown is None or (_readable(shown) and bool(shown[:, :tokens].all()))
+        if not (_readable(before) and _readable(mask_BK)):
+            return True
+        return torch.equal(before, mask_BK[:, :tokens])
 
     def advanced(
         self, key_BGKD: Tensor, tokens: int, mask_BK: Tensor | None
@@ -135,6 +137,9 @@ def _readable(mask_BK: Tensor) -> bool:
     return mask_BK.is_cpu and torch_state.has_values(mask_BK)
 
 
-def _kept(mask_BK: Tensor) -> Tensor | None:
-    """A copy of a mask to compare later masks with, since the caller may change it in place."""
-    return mask_BK.clone() if _readable(mask_BK) else None
+def _kept(mask_BK: Tensor) -> Tensor:
+    """The mask to compare later ones with: a copy, if its values will be read.
+
+    The caller may change it in place.
+    """
+    return mask_BK.clone() if mask_BK.is_cpu else mask_BK
