@@ -245,6 +245,41 @@ def test_a_refused_call_leaves_the_sums():
     assert cache.length == 5 and cache.key_sums is before
 
 
+def test_a_refused_first_call_leaves_the_dtype_open():
+    attention, x = layer(centred_keys=True, impl="gluon"), torch.randn(1, 5, 16)
+    cache = attention.new_cache(1, 9)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(NotImplementedError):
+        attention(x, cache=cache)
+    attention.impl = "auto"
+    attention(x, cache=cache)
+    assert cache.keys.dtype == torch.float32
+
+
+@pytest.mark.parametrize("padded_before", [False, True], ids=["unmasked-masked", "masked-unmasked"])
+def test_a_compiled_layer_notices_that_a_mask_comes_or_goes(padded_before):
+    attention, x = layer(centred_keys=True), torch.randn(B, N, 16)
+    compiled = torch.compile(attention, backend="eager", fullgraph=True)
+    for first in (attention, compiled):
+        cache = attention.new_cache(B, N)
+        first(x[:, :6], cache=cache, attn_mask=PADDED[:, :6] if padded_before else None)
+        mask = None if padded_before else PADDED
+        cache.keys.copy_(attention.project(x, 0, mask)[1])
+        actual = compiled(x[:, 6:], cache=cache, attn_mask=mask)
+        expected = attention(x, attn_mask=mask)[:, 6:]
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_compiled_step_follows_a_padded_prompt():
+    attention, x = layer(centred_keys=True), torch.randn(B, N, 16)
+    compiled = torch.compile(attention, backend="eager", fullgraph=True)
+    cache = attention.new_cache(B, N)
+    attention(x[:, :6], cache=cache, attn_mask=PADDED[:, :6])
+    actual = compiled(x[:, 6:], cache=cache, attn_mask=PADDED)
+    expected = attention(x, attn_mask=PADDED)[:, 6:]
+    real = PADDED[:, 6:]
+    torch.testing.assert_close(actual[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
 def test_inference_mode_may_be_left():
     attention, x = layer(centred_keys=True), torch.randn(1, 5, 16)
     cache = attention.new_cache(1, 9)

@@ -106,8 +106,8 @@ class KVCache:
         in ``attn_mask`` (B, length). The means are in float64; the mean of no key is 0. The running
         sum of earlier calls is continued. If it does not fit (another window, another mask, another
         tensor ``keys``, after `crop`), it is computed again from the stored keys. It does not
-        notice what a caller writes into ``keys``, nor, on a GPU, a changed ``attn_mask`` of stored
-        tokens. For layers: the arguments are not checked.
+        notice what a caller writes into ``keys``, nor, on a GPU or compiled, other values in the
+        ``attn_mask`` of stored tokens. For layers: the arguments are not checked.
 
         Example:
             >>> cache = KVCache(batch=1, num_kv_heads=1, capacity=8, head_dim=1)
@@ -194,18 +194,20 @@ class KVCache:
 
 
 class Unchanged:
-    """Restores the lengths and sums of caches where the block raises an error.
+    """Restores the lengths, sums and tensors of caches where the block raises an error.
 
-    A refused call then stores nothing, since elements behind a cache's length are not read.
+    A refused call then stores nothing, since elements behind a cache's length are not read. It
+    does not decide the dtype of an empty cache either.
     """
 
     def __init__(self, *caches: KVCache) -> None:
-        self.states = [(cache, cache.length, cache.key_sums) for cache in caches]
+        self.states = [(x, x.length, x.key_sums, x.keys, x.values) for x in caches]
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            for cache, length, key_sums in self.states:
+            for cache, length, key_sums, keys, values in self.states:
                 cache.length, cache.key_sums = length, key_sums
+                cache.keys, cache.values = keys, values

@@ -21,7 +21,8 @@ class KeySums(NamedTuple):
     A key that leaves a window is subtracted, but an infinity or a NaN cannot be. So the sum of a
     window is made from the stored keys again after ``left`` tokens, when the first key that was
     added since then is about to leave. It is made again for every token while a key in the window
-    is not ``finite``. ``stored_BGKD`` is the tensor of the keys; another one has other sums.
+    is not ``finite``. ``stored_BGKD`` are the keys that were summed: a caller may give the cache
+    other ones.
     """
 
     tokens: int
@@ -48,16 +49,18 @@ class KeySums(NamedTuple):
     def covers(self, key_BGKD: Tensor, tokens: int, left: int, mask_BK: Tensor | None) -> bool:
         """Whether these are the sums of the first ``tokens`` keys under this window and mask.
 
-        The mask of a GPU is not compared, since that would wait for the device.
+        Two masks of a GPU or of a compiled graph are not compared, since that would wait for the
+        device or break the graph.
         """
         if (tokens, left) != (self.tokens, self.left) or key_BGKD is not self.stored_BGKD:
             return False
         before = self.mask_BK
-        now = mask_BK[:, :tokens] if mask_BK is not None and _readable(mask_BK) else None
-        if before is None or now is None:
-            shown = now if before is None else before
-            return shown is None or bool(shown.all())
-        return torch.equal(before, now)
+        if before is None or mask_BK is None:
+            shown = mask_BK if before is None else before
+            return shown is None or (_readable(shown) and bool(shown[:, :tokens].all()))
+        if not (_readable(before) and _readable(mask_BK)):
+            return True
+        return torch.equal(before, mask_BK[:, :tokens])
 
     def advanced(
         self, key_BGKD: Tensor, tokens: int, mask_BK: Tensor | None
@@ -83,9 +86,7 @@ class KeySums(NamedTuple):
         means = sums / self._counts(tokens, mask_BK, sums)
         last = sums[:, :, -1:] if sums.shape[2] else self.sum_BG1D
         mask_BK = None if mask_BK is None else _kept(mask_BK)
-        return means, self._replace(
-            tokens=tokens, sum_BG1D=last, mask_BK=mask_BK, stored_BGKD=key_BGKD
-        )
+        return means, self._replace(tokens=tokens, sum_BG1D=last, mask_BK=mask_BK)
 
     def _means_in_windows(self, key_BGKD: Tensor, tokens: int, mask_BK: Tensor | None) -> Tensor:
         """The means of several new tokens: differences of sums over the keys of their windows."""
@@ -115,7 +116,8 @@ class KeySums(NamedTuple):
     def reordered(self, index_B: Tensor, key_BGKD: Tensor) -> Self:
         """The sums of these rows of the batch, whose keys are in ``key_BGKD`` now."""
         mask_BK = None if self.mask_BK is None else self.mask_BK[index_B]
-        return self._replace(sum_BG1D=self.sum_BG1D[index_B], mask_BK=mask_BK, stored_BGKD=key_BGKD)
+        sums = self.sum_BG1D[index_B]
+        return self._replace(sum_BG1D=sums, mask_BK=mask_BK, stored_BGKD=key_BGKD)
 
 
 def _shown(key_BGKD: Tensor, part: slice, mask_BK: Tensor | None) -> Tensor:
@@ -135,6 +137,9 @@ def _readable(mask_BK: Tensor) -> bool:
     return mask_BK.is_cpu and torch_state.has_values(mask_BK)
 
 
-def _kept(mask_BK: Tensor) -> Tensor | None:
-    """A copy of a mask to compare later masks with, since the caller may change it in place."""
-    return mask_BK.clone() if _readable(mask_BK) else None
+def _kept(mask_BK: Tensor) -> Tensor:
+    """The mask to compare later ones with: a copy, if its values will be read.
+
+    The caller may change it in place.
+    """
+    return mask_BK.clone() if mask_BK.is_cpu else mask_BK
