@@ -42,7 +42,9 @@ class KeySums(NamedTuple):
         first = 0 if left < 0 else max(0, tokens - 1 - left)
         keys = _shown(key_BGKD, slice(first, tokens), mask_BK)
         total = keys.sum(2, keepdim=True, dtype=torch.float64)
-        finite = left < 0 or (torch_state.has_values(total) and bool(total.isfinite().all()))
+        # A GPU is not asked, since that would wait for it: there the sum of a window is made for
+        # every token.
+        finite = left < 0 or (_readable(total) and bool(total.isfinite().all()))
         mask_BK = None if mask_BK is None else _kept(mask_BK[:, :tokens])
         return cls(tokens, left, total, mask_BK, tokens, finite, key_BGKD)
 
@@ -133,8 +135,8 @@ def _finite(key_BGKD: Tensor) -> Tensor:
     return torch.cat((key_BGKD.where(finite, 0), infinite_BGK1), -1).double()
 
 
-def _readable(mask_BK: Tensor) -> bool:
-    return mask_BK.is_cpu and torch_state.has_values(mask_BK)
+def _readable(tensor: Tensor) -> bool:
+    return tensor.is_cpu and torch_state.has_values(tensor)
 
 
 def _kept(mask_BK: Tensor) -> Tensor:
