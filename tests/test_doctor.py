@@ -212,6 +212,7 @@ def test_no_compiler_and_a_full_disk(monkeypatch, undecided):
     assert "make room" in by_topic["disk"].advice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("built_for", [None, "12.8"])
 def test_no_gpu(monkeypatch, built_for):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

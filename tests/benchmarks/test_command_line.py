@@ -59,6 +59,7 @@ def test_a_run_writes_rows_that_say_everything(out, capsys):
     assert "GFLOP/s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_what_it_has_and_goes_on(out, monkeypatch, capsys):
     measured: list[tuple[str, int]] = []
 

@@ -255,6 +255,7 @@ def test_a_refused_first_call_leaves_the_dtype_open():
     assert cache.keys.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded_before", [False, True], ids=["unmasked-masked", "masked-unmasked"])
 def test_a_compiled_layer_notices_that_a_mask_comes_or_goes(padded_before):
     attention, x = layer(centred_keys=True), torch.randn(B, N, 16)

@@ -11,6 +11,9 @@ from sigmoid_attention.integrations.transformers import PerHead
 from tests.support.transformers import checks
 from tests.support.transformers.architectures import ARCHITECTURES
 
+# `make test` has one graph of a converted model in test_architectures.
+pytestmark = pytest.mark.slow
+
 CONVERSIONS = {
     "number": {"bias": NegLogLength(8)},
     "per head": {"bias": PerHead(NegLogLength(8))},

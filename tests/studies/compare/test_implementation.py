@@ -74,6 +74,7 @@ def test_a_kernel_that_is_switched_off_is_none(monkeypatch):
     assert operator_in_use(CPU, QUIET) == Operator("", words)
 
 
+@pytest.mark.slow
 def test_compiling_prints_one_line(monkeypatch, tmp_path):
     try:
         find_compiler()

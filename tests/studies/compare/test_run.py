@@ -316,6 +316,7 @@ def test_more_seeds_are_added_to_a_finished_run(finished, corpus, tmp_path):
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == files
 
 
+@pytest.mark.slow
 def test_each_arm_has_the_learning_rate_that_it_is_given(corpus, tmp_path):
     setting = compare_setting(
         "tiny", data=str(corpus), seeds=1, steps=3, lr=0.002, softmax_lr=0.004

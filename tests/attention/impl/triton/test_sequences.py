@@ -168,6 +168,7 @@ def compiled(lengths: tuple[int, ...]) -> list[tuple[dict, dict]]:
     return collected
 
 
+@pytest.mark.slow
 def test_one_graph_serves_all_lengths(interpreted):
     for eager, graph in interpreted(compiled, BLOCKS, (19, 33)):
         for name, expected in eager.items():
