@@ -1,4 +1,7 @@
-"""The running sums of keys beside a cache: means, chunks, windows, cropping, beams, old caches."""
+"""The running sums of keys beside a cache: means, chunks, windows, cropping, beams, old caches.
+
+A decoding step takes the bias of centred keys from one call of the CPU kernel where that is built.
+"""
 
 import copy
 import io
@@ -7,8 +10,10 @@ import pickle
 import pytest
 import torch
 
+from sigmoid_attention.attention.impl.cpu.abi import available
 from sigmoid_attention.nn import Attention, DecoderLM, KVCache, ModelConfig, RoPE
 
+with_kernel = pytest.mark.skipif(not available(), reason="there is no CPU kernel on this machine")
 B, G, N, D = 3, 2, 13, 4
 LEFT = [-1, 0, 4]
 SIZES = {"13": [N], "1x13": [1] * N, "5-1-4-3": [5, 1, 4, 3]}
@@ -71,6 +76,68 @@ def test_sums_are_those_of_the_stored_dtype():
     key = torch.randn(B, G, N, D)
     means = read(new_cache(dtype=torch.bfloat16), key, 1)
     torch.testing.assert_close(means, expected_means(key.bfloat16(), -1), atol=1e-12, rtol=0)
+
+
+@with_kernel
+@pytest.mark.parametrize("left", [-1, 4], ids="left{}".format)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("head_dim", [D, 24], ids="D{}".format)
+def test_the_bias_of_one_token_has_its_mean(left, dtype, head_dim):
+    heads = 2 * G
+    query, key = torch.randn(B, heads, N, head_dim, dtype=dtype), torch.randn(B, G, N, head_dim)
+    strength, offset = torch.rand(heads), torch.randn(heads)
+    cache = KVCache(B, G, N, head_dim, dtype=dtype)
+    found = []
+    for row, new in zip(query.split(1, 2), key.split(1, 2), strict=True):
+        cache.append(new, new)
+        found.append(cache.next_bias(row, 0.5, left, strength, offset))
+        if found[-1] is None:
+            cache.key_means(1, left)
+    # Where the sum of a window is made again, PyTorch computes the step.
+    computed = torch.tensor([bias is not None for bias in found])
+    assert computed.sum() == {-1: N, 4: N - 2}[left]
+    means = expected_means(key.to(dtype), left).repeat_interleave(2, 1)
+    products = 0.5 * (query.double() * means).sum(-1, keepdim=True)
+    expected = offset[:, None, None] - strength[:, None, None] * products
+    found = torch.cat([bias for bias in found if bias is not None], 2)
+    torch.testing.assert_close(found, expected[:, :, computed].float(), atol=1e-5, rtol=1e-5)
+    sums = cache.key_sums.sum_BG1D / (N if left < 0 else left + 1)
+    expected_sums = expected_means(key.to(dtype), left)[:, :, -1:]
+    torch.testing.assert_close(sums, expected_sums, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
+def test_a_step_sees_a_key_that_is_not_finite_only_in_its_window(bad):
+    key = torch.randn(B, G, N, D)
+    key[0, 1, 3, 2] = bad
+    cache, strength = new_cache(), torch.ones(G)
+    for end, new in enumerate(key.split(1, 2)):
+        cache.append(new, new)
+        query = torch.randn(B, G, 1, D)
+        bias = cache.next_bias(query, 1.0, 4, strength, strength)
+        if bias is None:
+            bias = cache.key_means(1, 4)
+        wrong = torch.zeros(B, G, dtype=torch.bool)
+        wrong[0, 1] = 3 <= end < 8
+        assert torch.equal(~bias.isfinite().flatten(2).all(-1), wrong)
+
+
+@with_kernel
+def test_a_step_leaves_other_calls_to_pytorch():
+    cache, strength = new_cache(), torch.ones(G)
+    key = torch.randn(B, G, 1, D)
+    cache.append(key, key)
+    for query, numbers in (
+        (key.double(), strength),
+        (key.clone().requires_grad_(), strength),
+        (key, strength.double()),
+        (key, strength.clone().requires_grad_()),
+        (key, torch.ones(B, G, 1, 1)),
+        (key, torch.ones(2 * G)[::2]),
+    ):
+        assert cache.next_bias(query, 1.0, -1, numbers, strength) is None
+        assert cache.next_bias(query, 1.0, -1, strength, numbers) is None or query is key
+    assert cache.next_bias(key, 1.0, -1, strength, strength) is not None
 
 
 @each_window

@@ -134,7 +134,10 @@ class LearnedCentring(nn.Module, BiasPolicy):
     def for_call(self, input_BNC: Tensor | None = None) -> CentredKeys:
         bias = self.bias
         bias = bias.for_call(input_BNC) if isinstance(bias, BiasPolicy) else bias
-        return CentredKeys(bias, self())
+        # The bias was checked when this policy was made.
+        policy = CentredKeys.__new__(CentredKeys)
+        policy.bias, policy.strength, policy.key_means = bias, self(), None
+        return policy
 
     def resolve(self, rows: RowContext) -> Tensor:
         return self.for_call().resolve(rows)

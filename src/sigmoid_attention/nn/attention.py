@@ -24,7 +24,7 @@ from sigmoid_attention.attention.bias import Bias
 from sigmoid_attention.attention.dispatch import check_impl
 from sigmoid_attention.attention.torch_function import leaf_in_fx
 from sigmoid_attention.nn.cache import KVCache, Unchanged
-from sigmoid_attention.nn.cached_rows import CachedRows, short_way
+from sigmoid_attention.nn.cached_rows import bias_of_new_tokens
 from sigmoid_attention.nn.gate import GATES, Gate
 from sigmoid_attention.nn.layer_options import sigmoid_parts
 from sigmoid_attention.nn.norm import QKNorm
@@ -248,10 +248,7 @@ class Attention(nn.Module):
             key, mixed = (stored.to(query.dtype) for stored in cache.append(key, mixed))
         bias = self._bias_of_call(x)
         if cache is not None and isinstance(bias, CentredKeys):
-            means = cache.key_means(x.shape[1], self.window_size[0], attn_mask)
-            window = (self.window_size[0], 0)
-            rows = CachedRows(query, cache.length, window, attn_mask, means)
-            bias = short_way(bias, rows)
+            bias = bias_of_new_tokens(bias, query, cache, self.window_size[0], attn_mask)
         dropout_p = self.dropout_p if self.training else 0.0
         out_BHND = self._operate(query, key, mixed, bias, attn_mask, dropout_p)
         if self.gate is not None:

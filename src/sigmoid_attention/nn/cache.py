@@ -1,6 +1,6 @@
 """The key-value cache of one attention layer.
 
-Shape letters: B batch, G key heads, L capacity in tokens, N new tokens, D head dim.
+Shape letters: B batch, H query heads, G key heads, L capacity in tokens, N new tokens, D head dim.
 """
 
 import torch
@@ -115,12 +115,32 @@ class KVCache:
             >>> cache.key_means(new=2).flatten().tolist()
             [1.0, 2.0]
         """
+        keys, sums = self._sums_before(new, left, attn_mask)
+        means, self.key_sums = sums.advanced(keys, self.length, attn_mask)
+        return means
+
+    def next_bias(
+        self, query: Tensor, scale: float, left: int, strength: Tensor, offset: Tensor
+    ) -> Tensor | None:
+        """offset_h - strength_h scale q · k̄ of the last token, (B, H, 1, 1), with k̄ as above.
+
+        ``query`` is (B, H, 1, D), strength and offset are (H,). None where the CPU kernel does not
+        compute it in one call; then nothing has changed.
+        """
+        keys, sums = self._sums_before(1, left, None)
+        step = sums.next_bias(query, keys, self.length, scale, strength, offset)
+        if step is None:
+            return None
+        bias, self.key_sums = step
+        return bias
+
+    def _sums_before(self, new: int, left: int, attn_mask: Tensor | None) -> tuple[Tensor, KeySums]:
+        """The stored keys, and the sums before the last ``new`` tokens."""
         assert self.keys is not None
         before, sums = self.length - new, self.key_sums
         if sums is None or not sums.covers(self.keys, before, left, attn_mask):
             sums = KeySums.of(self.keys, before, left, attn_mask)
-        means, self.key_sums = sums.advanced(self.keys, self.length, attn_mask)
-        return means
+        return self.keys, sums
 
     def crop(self, length: int) -> None:
         """Keep the first ``length`` tokens.

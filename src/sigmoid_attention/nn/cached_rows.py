@@ -22,33 +22,40 @@ from sigmoid_attention.attention.bias import (
     NegLogVisible,
 )
 from sigmoid_attention.attention.impl.reference import compute_dtype
+from sigmoid_attention.nn.cache import KVCache
 from sigmoid_attention.nn.state_bias import StateBias
 
 # Policies that read no logits of a row, and whose results need no check.
 _KNOWN = (Constant, HeadValues, NegLogLength, NegLogVisible, NegLogEffectiveLength, StateBias)
 
 
-def short_way(bias: CentredKeys, rows: "CachedRows") -> Tensor | CentredKeys:
-    """The bias as a tensor; the policy with the means if it has a policy of the caller's."""
-    inner = bias.bias
+def bias_of_new_tokens(
+    bias: CentredKeys, query: Tensor, cache: KVCache, left: int, attn_mask: Tensor | None
+) -> Tensor | CentredKeys:
+    """The bias of the cache's last tokens, the queries of which are ``query`` (B, H, N, D).
+
+    A tensor; or the policy with its means if it has a policy of the caller's.
+    """
+    inner, strength, tokens = bias.bias, bias.strength, query.shape[2]
     # A state's bias is wrapped together with its input.
     if isinstance(inner, BiasPolicy) and not isinstance(getattr(inner, "bias", inner), _KNOWN):
-        return CentredKeys(inner, bias.strength, rows.means_BGND)
-    return bias.resolve(rows)
+        return CentredKeys(inner, strength, cache.key_means(tokens, left, attn_mask))
+    if type(inner) is HeadValues and isinstance(strength, Tensor):
+        if tokens == 1 and attn_mask is None:
+            step = cache.next_bias(query, query.shape[-1] ** -0.5, left, strength, inner.value)
+            if step is not None:
+                return step
+    return bias.resolve(CachedRows(query, cache, (left, 0), attn_mask))
 
 
 @dataclass(frozen=True)
 class CachedRows:
-    """The :class:`RowContext` of N new tokens, the last of ``keys``, with the means of their keys.
-
-    ``means_BGND`` are in the precision of the cache's sums, ``attn_mask_BK`` is the layer's.
-    """
+    """The :class:`RowContext` of the last N tokens of a cache; the mask is the layer's."""
 
     query: Tensor
-    keys: int
+    cache: KVCache
     window: masking.Window
     attn_mask_BK: Tensor | None
-    means_BGND: Tensor
 
     @property
     def heads(self) -> int:
@@ -63,22 +70,21 @@ class CachedRows:
         return self.query.device
 
     def visible_counts(self) -> Tensor:
-        positions = masking.query_positions(self.query.shape[2], self.keys, self.device)
+        positions = masking.query_positions(self.query.shape[2], self.cache.length, self.device)
         if self.attn_mask_BK is None:
-            return masking.counts_in_window(positions, self.keys, self.window)
+            return masking.counts_in_window(positions, self.cache.length, self.window)
         mask = self.attn_mask_BK[:, None, None]
-        return masking.counts_shown(mask, positions, self.keys, self.window)
+        return masking.counts_shown(mask, positions, self.cache.length, self.window)
 
     def row_lse(self) -> Tensor:
         raise NotImplementedError("the policies of the short way read no logits of a row")
 
     def mean_logits(self, means: Tensor | None = None) -> Tensor:
-        means = self.means_BGND.to(self.dtype)
-        shared_by = self.heads // means.shape[1]
-        if shared_by > 1:
-            means = means.repeat_interleave(shared_by, 1)
-        scale = self.query.shape[-1] ** -0.5
-        return (self.query.to(self.dtype) * means).sum(-1, keepdim=True) * scale
+        tokens, (left, _) = self.query.shape[2], self.window
+        means = self.cache.key_means(tokens, left, self.attn_mask_BK).to(self.dtype)
+        query_BGRND = self.query.to(self.dtype).unflatten(1, (means.shape[1], -1))
+        products = (query_BGRND * means[:, :, None]).sum(-1, keepdim=True).flatten(1, 2)
+        return products * self.query.shape[-1] ** -0.5
 
     def aligned(self, rows_BHQ: Tensor) -> Tensor:
         return rows_BHQ

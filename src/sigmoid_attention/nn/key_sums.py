@@ -3,7 +3,7 @@
 The sums are in float64. A float32 sum of 100,000 keys of mean 100 and variance 1 leaves an error of
 1e-3 in their mean, and of 3e-4 in the mean of a window of 1024; in float64 both were exact.
 
-Shape letters: B batch, G key heads, K stored tokens, N new tokens, D head dim.
+Shape letters: B batch, H query heads, G key heads, K stored tokens, N new tokens, D head dim.
 """
 
 from typing import NamedTuple, Self
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigmoid_attention.attention import torch_state
+from sigmoid_attention.attention.impl.cpu.abi import supports
+from sigmoid_attention.attention.impl.cpu.key_means import next_bias
 
 
 class KeySums(NamedTuple):
@@ -74,7 +76,7 @@ class KeySums(NamedTuple):
         if self.left >= 0 and tokens - self.tokens != 1:
             means = self._means_in_windows(key_BGKD, tokens, mask_BK)
             return means, self.of(key_BGKD, tokens, self.left, mask_BK)
-        if self.left >= 0 and not (self.finite and tokens - self.made_at <= self.left):
+        if not self._continues(tokens):
             new = self.of(key_BGKD, tokens, self.left, mask_BK)
             return new.sum_BG1D / self._counts(tokens, mask_BK, new.sum_BG1D), new
         # Each operation saved is noticed in a decoding step.
@@ -89,6 +91,53 @@ class KeySums(NamedTuple):
         last = sums[:, :, -1:] if sums.shape[2] else self.sum_BG1D
         mask_BK = None if mask_BK is None else _kept(mask_BK)
         return means, self._replace(tokens=tokens, sum_BG1D=last, mask_BK=mask_BK)
+
+    def next_bias(
+        self,
+        query_BH1D: Tensor,
+        key_BGKD: Tensor,
+        tokens: int,
+        scale: float,
+        strength_H: Tensor,
+        offset_H: Tensor,
+    ) -> tuple[Tensor, Self] | None:
+        """offset - strength scale q · k̄ of one token after these, (B, H, 1, 1), and the sums.
+
+        One call of the CPU kernel: a decoding step notices each operation of PyTorch. None where
+        the kernel does not compute it.
+        """
+        if tokens - self.tokens != 1 or self.mask_BK is not None or not self._continues(tokens):
+            return None
+        tensors = (query_BH1D, key_BGKD, self.sum_BG1D, strength_H, offset_H)
+        heads = query_BH1D.shape[1]
+        if not (
+            query_BH1D.is_cpu
+            and strength_H.is_cpu
+            and offset_H.is_cpu
+            and supports(query_BH1D.dtype)
+            and query_BH1D.dtype == key_BGKD.dtype
+            and _is_for_heads(strength_H, heads)
+            and _is_for_heads(offset_H, heads)
+            and torch_state.bypasses_dispatcher(tensors)
+        ):
+            return None
+        leaving = self.tokens - 1 - self.left if self.left >= 0 else -1
+        factor = scale / (tokens if self.left < 0 else min(tokens, self.left + 1))
+        step = next_bias(
+            *(query_BH1D, key_BGKD, self.tokens, leaving),
+            *(self.sum_BG1D, strength_H, offset_H, factor),
+        )
+        if step is None:
+            return None
+        bias, new = step
+        # Faster than _replace.
+        return bias, KeySums(
+            tokens, self.left, new, None, self.made_at, self.finite, self.stored_BGKD
+        )
+
+    def _continues(self, tokens: int) -> bool:
+        """Whether the sums continue to this token; otherwise they are made again."""
+        return self.left < 0 or (self.finite and tokens - self.made_at <= self.left)
 
     def _means_in_windows(self, key_BGKD: Tensor, tokens: int, mask_BK: Tensor | None) -> Tensor:
         """The means of several new tokens: differences of sums over the keys of their windows."""
@@ -133,6 +182,11 @@ def _finite(key_BGKD: Tensor) -> Tensor:
     finite = key_BGKD.isfinite()
     infinite_BGK1 = ~finite.all(-1, keepdim=True)
     return torch.cat((key_BGKD.where(finite, 0), infinite_BGK1), -1).double()
+
+
+def _is_for_heads(numbers: Tensor, heads: int) -> bool:
+    """Whether these are one fp32 number a head, in this order in memory."""
+    return numbers.dtype == torch.float32 and numbers.numel() == heads and numbers.is_contiguous()
 
 
 def _readable(tensor: Tensor) -> bool:

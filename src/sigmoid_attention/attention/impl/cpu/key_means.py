@@ -30,6 +30,20 @@ class MeanArguments(ctypes.Structure):
     ]
 
 
+class NextBiasArguments(ctypes.Structure):
+    """The struct ``NextBiasCall`` of kernel/key_means.h: the same names in the same order."""
+
+    _fields_ = [
+        *((name, Integer) for name in ("dtype", "sequences", "heads", "key_heads", "head_dim")),
+        *((name, abi.Rows) for name in ("query", "entering", "leaving")),
+        *((name, Integer) for name in ("before", "after", "strength", "offset", "bias")),
+        ("factor", Real),
+    ]
+
+
+_NEXT = abi.packer(NextBiasArguments)
+
+
 def _run(
     function: str,
     query: Tensor,
@@ -52,6 +66,46 @@ def _run(
         scale,
     )
     abi.run(function, bytes(block))
+
+
+def next_bias(
+    query: Tensor,
+    key: Tensor,
+    token: int,
+    leaving: int,
+    sums: Tensor,
+    strength_H: Tensor,
+    offset_H: Tensor,
+    factor: float,
+) -> tuple[Tensor, Tensor] | None:
+    """offset - strength factor q · sum of a decoding step, (B, H, 1, 1), and the sums with it.
+
+    ``query`` is (B, H, 1, D). ``sums`` (B, G, 1, D) are those before the step, in float64. To them
+    comes the ``key`` (B, G, K, D) at ``token``, and from them goes the one at ``leaving``, if that
+    is not negative. None without a kernel. This is no operator of torch's library: neither autograd
+    nor a tracer may take part in the call.
+    """
+    library = abi.loaded()
+    if library is None:
+        return None
+    query, key = with_contiguous_rows(query), with_contiguous_rows(key)
+    sums = sums if sums.is_contiguous() else sums.contiguous()
+    batch, heads, _, head_dim = query.shape
+    new, bias = torch.empty_like(sums), strength_H.new_empty((batch, heads, 1, 1))
+    data, *strides = abi.rows(key)
+    row = key.element_size() * strides[-1]
+    block = _NEXT.pack(
+        *(abi.dtype_code(query.dtype), batch, heads, key.shape[1], head_dim),
+        *abi.rows(query),
+        *(data + token * row, *strides),
+        *(data + leaving * row if leaving >= 0 else 0, *strides),
+        *(sums.data_ptr(), new.data_ptr()),
+        *(strength_H.data_ptr(), offset_H.data_ptr(), bias.data_ptr()),
+        factor,
+    )
+    if library.sigmoid_attention_next_bias(block):
+        raise MemoryError("sigmoid attention: not enough memory for the mean of the keys")
+    return bias, new
 
 
 @torch.library.custom_op("sigmoid_attention::cpu_mean_products", mutates_args=())

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from sigmoid_attention.attention.impl.cpu import abi, compiler
-from sigmoid_attention.attention.impl.cpu.key_means import MeanArguments
+from sigmoid_attention.attention.impl.cpu.key_means import MeanArguments, NextBiasArguments
 
 PROGRAM = """
 #include <cstddef>
@@ -36,8 +36,12 @@ def offsets_of_the_compiler(header: str, struct: str, names: list[str], folder) 
 
 @pytest.mark.parametrize(
     ("header", "struct", "block"),
-    [("call.h", "Call", abi.ArgumentBlock), ("key_means.h", "MeanCall", MeanArguments)],
-    ids=["attention", "key-means"],
+    [
+        ("call.h", "Call", abi.ArgumentBlock),
+        ("key_means.h", "MeanCall", MeanArguments),
+        ("key_means.h", "NextBiasCall", NextBiasArguments),
+    ],
+    ids=["attention", "key-means", "next-bias"],
 )
 def test_every_field_stands_where_the_compiler_puts_it(header, struct, block, tmp_path):
     fields = abi.leaves(block)

@@ -53,3 +53,7 @@ extern "C" int sigmoid_attention_mean_products(const MeanCall *call) {
 extern "C" int sigmoid_attention_mean_gradients(const MeanCall *call) {
     return run_pass(*call, [](const MeanCall &call) { return for_each_head(call, mean_gradients); });
 }
+
+extern "C" int sigmoid_attention_next_bias(const NextBiasCall *call) {
+    return run_pass(*call, next_bias);
+}

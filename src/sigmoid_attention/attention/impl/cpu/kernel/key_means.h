@@ -1,4 +1,5 @@
-// The product of each query with the mean of the keys that it sees, and its gradients.
+// The product of each query with the mean of the keys that it sees, and its gradients; and the bias
+// of centred keys in a decoding step, from the sum of the keys before it.
 //
 // With V_i the keys in query i's window and n_i their number, t_i = s q_i . sum_{j in V_i} k_j / n_i.
 // For a gradient g of t, dq_i = g_i s sum_{j in V_i} k_j / n_i and dk_j = sum_{i: j in V_i} g_i s q_i
@@ -154,5 +155,50 @@ template <class Pass> static int for_each_head(const MeanCall &call, Pass pass) 
     for (int64_t thread = 0; thread < threads; ++thread)
         for (int64_t head = thread; head < heads; head += threads)
             pass(call, sums[thread], head / call.key_heads, head % call.key_heads);
+    return 0;
+}
+
+// A decoding step: each key head has a new key and, under a full window, one that leaves.
+struct NextBiasCall {
+    int64_t dtype, sequences, heads, key_heads, head_dim;
+    Rows query, entering, leaving;  // one row a head; leaving is null where no key leaves
+    const double *before;           // (sequence, key head, head dim): the sums without the step
+    double *after;                  // likewise, with it
+    const float *strength, *offset; // one number a head
+    float *bias;                    // (sequence, head): offset - strength * factor * q . sum
+    double factor;                  // the scale by the number of keys
+
+    const char *row(const Rows &rows, int64_t sequence, int64_t head) const {
+        int64_t size = dtype == FLOAT32 ? 4 : 2;
+        return rows.data + (sequence * rows.batch + head * rows.head) * size;
+    }
+};
+
+static int next_bias(const NextBiasCall &call) {
+    int64_t dim = call.head_dim, padded = round_up(dim, LANES), group = call.heads / call.key_heads;
+    std::vector<float> row(padded), mean(padded);
+    if (call.leaving.data)  // these rows are old: all reads from memory start at once
+        for (int64_t head = 0; head < call.sequences * call.key_heads; ++head)
+            __builtin_prefetch(call.row(call.leaving, head / call.key_heads, head % call.key_heads));
+    for (int64_t head = 0; head < call.sequences * call.key_heads; ++head) {
+        int64_t sequence = head / call.key_heads, key_head = head % call.key_heads;
+        const double *before = call.before + head * dim;
+        double *after = call.after + head * dim;
+        to_floats(row.data(), call.row(call.entering, sequence, key_head), dim, call.dtype);
+        for (int64_t c = 0; c < dim; ++c) after[c] = before[c] + row[c];
+        if (call.leaving.data) {
+            to_floats(row.data(), call.row(call.leaving, sequence, key_head), dim, call.dtype);
+            for (int64_t c = 0; c < dim; ++c) after[c] -= row[c];
+        }
+        for (int64_t c = 0; c < dim; ++c) mean[c] = (float)(after[c] * call.factor);
+        for (int64_t own = key_head * group; own < (key_head + 1) * group; ++own) {
+            to_floats(row.data(), call.row(call.query, sequence, own), dim, call.dtype);
+            Vector products{};
+            for (int64_t c = 0; c < padded; c += LANES)
+                products += load(row.data() + c) * load(mean.data() + c);
+            call.bias[sequence * call.heads + own] =
+                call.offset[own] - call.strength[own] * sum(products);
+        }
+    }
     return 0;
 }
