@@ -124,9 +124,11 @@ class KVCache:
     ) -> Tensor | None:
         """offset_h - strength_h scale q · k̄ of the last token, (B, H, 1, 1), with k̄ as above.
 
-        ``query`` is (B, H, 1, D), strength and offset are (H,). None where the CPU kernel does not
-        compute it in one call; then nothing has changed.
+        ``query`` is (B, H, 1, D), strength and offset are (H,). None, with nothing changed, for
+        more tokens and wherever the CPU kernel does not compute it in one call.
         """
+        if query.shape[2] != 1:
+            return None
         keys, sums = self._sums_before(1, left, None)
         step = sums.next_bias(query, keys, self.length, scale, strength, offset)
         if step is None:

@@ -40,11 +40,11 @@ def bias_of_new_tokens(
     # A state's bias is wrapped together with its input.
     if isinstance(inner, BiasPolicy) and not isinstance(getattr(inner, "bias", inner), _KNOWN):
         return CentredKeys(inner, strength, cache.key_means(tokens, left, attn_mask))
-    if type(inner) is HeadValues and isinstance(strength, Tensor):
-        if tokens == 1 and attn_mask is None:
-            step = cache.next_bias(query, query.shape[-1] ** -0.5, left, strength, inner.value)
-            if step is not None:
-                return step
+    # One call of the kernel, for the step and the policies that layers decode with most.
+    if type(inner) is HeadValues and isinstance(strength, Tensor) and attn_mask is None:
+        step = cache.next_bias(query, query.shape[-1] ** -0.5, left, strength, inner.value)
+        if step is not None:
+            return step
     return bias.resolve(CachedRows(query, cache, (left, 0), attn_mask))
 
 

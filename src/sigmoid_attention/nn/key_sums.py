@@ -100,7 +100,7 @@ class KeySums(NamedTuple):
         scale: float,
         strength_H: Tensor,
         offset_H: Tensor,
-    ) -> tuple[Tensor, Self] | None:
+    ) -> "tuple[Tensor, KeySums] | None":
         """offset - strength scale q · k̄ of one token after these, (B, H, 1, 1), and the sums.
 
         One call of the CPU kernel: a decoding step notices each operation of PyTorch. None where

@@ -6,12 +6,15 @@ with ALiBi on every second one, hybrid norm, QK-RMSNorm, and a learned bias per 
 softmax (a bias, centred keys) is not among the candidates of softmax; every other change is.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
+from sigmoid_attention.nn import Attention
 from sigmoid_attention.nn.models.config import ModelConfig
 from sigmoid_attention.nn.models.recipes import PAPER
+from sigmoid_attention.studies.recipe import parts
 
 BASE: dict[str, Any] = {
     "position": "rope+alibi",
@@ -25,11 +28,16 @@ ROTARY: dict[str, Any] = {"position": "rope", "bias": "neg_log_length"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A named model of the study: its activation, and its changes to the base configuration."""
+    """A named model of the study: its activation, and its changes to the base configuration.
+
+    ``parts`` change each attention layer of the model; ``training`` are settings of `TrainConfig`.
+    """
 
     name: str
     activation: str
     changes: dict[str, Any]
+    parts: tuple[Callable[[Attention], None], ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
 
     def config(self, **sizes: Any) -> ModelConfig:
         """The model's configuration with these sizes.
@@ -39,7 +47,7 @@ class Candidate:
             >>> CANDIDATES["softmax"].config(**sizes).activation
             'softmax'
         """
-        settings = BASE | self.changes | sizes
+        settings = BASE | sizes | self.changes
         if self.activation == SOFTMAX:
             # They change nothing there; left out, the parameters are those of a softmax.
             settings |= {"bias": "neg_log_length", "learn_bias": False}
@@ -53,35 +61,53 @@ _PRE = {"norm_placement": "pre"}
 _GATE = {"gate": "element"}
 _RESIDUAL = {"value_residual": True}
 
-_SOFTMAX = {
-    "softmax": {},
-    "softmax-pre": _PRE,
-    "softmax-rotary": ROTARY,
-    "softmax-rotary-pre": ROTARY | _PRE,
-    "softmax-gate": _GATE,
-    "softmax-value-residual": _RESIDUAL,
-    "softmax-gate-value-residual": _GATE | _RESIDUAL,
+# Changes that mean something to both kinds: configuration, parts of a layer, training.
+_BOTH: dict[str, tuple[dict, tuple, dict]] = {
+    "": ({}, (), {}),
+    "-pre": (_PRE, (), {}),
+    "-rotary": (ROTARY, (), {}),
+    "-gate": (_GATE, (), {}),
+    "-value-residual": (_RESIDUAL, (), {}),
+    "-gate-value-residual": (_GATE | _RESIDUAL, (), {}),
+    "-2-heads": ({"num_heads": 2}, (), {}),
+    "-8-heads": ({"num_heads": 8}, (), {}),
+    "-softcap": ({"softcap": 10.0}, (), {}),
+    "-all-slopes": ({}, (parts.slopes_on_all_heads,), {}),
+    "-gain": ({}, (parts.head_gain,), {}),
+    "-no-decay": ({}, (), {"weight_decay": 0.0}),
+    # Ten times the usual decay; AdamW's 0.1 at a rate of 1e-2, where it is multiplied by the rate.
+    "-more-decay": ({}, (), {"weight_decay": 1e-3}),
 }
-_SIGMOID = {
-    "sigmoid": {},
-    "sigmoid-paper": PAPER | {"learn_bias": False},
-    "sigmoid-earlier-recipe": ROTARY | {"bias_offset": -2.5, "learn_bias": False},
-    "sigmoid-state": _STATE,
-    "sigmoid-mass": _MASS,
-    "sigmoid-mass-state": _MASS | _STATE,
-    "sigmoid-centred": _CENTRED,
-    "sigmoid-centred-fixed-bias": _CENTRED | {"learn_bias": False},
-    "sigmoid-centred-state": _CENTRED | _STATE,
-    "sigmoid-centred-pre": _CENTRED | _PRE,
-    "sigmoid-centred-rotary": _CENTRED | ROTARY,
-    "sigmoid-centred-mass": _CENTRED | _MASS,
-    "sigmoid-centred-gate": _CENTRED | _GATE,
-    "sigmoid-centred-value-residual": _CENTRED | _RESIDUAL,
-    "sigmoid-centred-gate-value-residual": _CENTRED | _GATE | _RESIDUAL,
+_SOFTMAX = _BOTH | {"-rotary-pre": (ROTARY | _PRE, (), {})}
+_CENTRED_SIGMOID = _BOTH | {
+    "-fixed-bias": ({"learn_bias": False}, (), {}),
+    "-bias-1": ({"bias_offset": -1.0}, (), {}),
+    "-bias-2.5": ({"bias_offset": -2.5}, (), {}),
+    "-state": (_STATE, (), {}),
+    "-mass": (_MASS, (), {}),
+    "-position": ({}, (parts.log_position,), {}),
+    "-moment": ({}, (parts.second_moment,), {}),
+}
+_SIGMOID: dict[str, tuple[dict, tuple, dict]] = {
+    "": ({}, (), {}),
+    "-paper": (PAPER | {"learn_bias": False}, (), {}),
+    "-earlier-recipe": (ROTARY | {"bias_offset": -2.5, "learn_bias": False}, (), {}),
+    "-state": (_STATE, (), {}),
+    "-mass": (_MASS, (), {}),
+    "-mass-state": (_MASS | _STATE, (), {}),
+    "-position": ({}, (parts.log_position,), {}),
+    "-window-mean": ({}, (parts.window_centring,), {}),
+    "-vector-mean": ({}, (parts.vector_centring,), {}),
+    "-batch-mean": ({}, (parts.batch_centring,), {}),
+}
+_GROUPS = {
+    "softmax": (SOFTMAX, {}, _SOFTMAX),
+    "sigmoid": (SIGMOID, {}, _SIGMOID),
+    "sigmoid-centred": (SIGMOID, _CENTRED, _CENTRED_SIGMOID),
 }
 
 CANDIDATES: dict[str, Candidate] = {
-    name: Candidate(name, activation, changes)
-    for activation, group in ((SOFTMAX, _SOFTMAX), (SIGMOID, _SIGMOID))
-    for name, changes in group.items()
+    stem + ending: Candidate(stem + ending, activation, common | changes, own, training)
+    for stem, (activation, common, group) in _GROUPS.items()
+    for ending, (changes, own, training) in group.items()
 }

@@ -4,8 +4,9 @@ Shape letters: W windows of N tokens, the targets of which are the tokens one pl
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,3 +86,31 @@ def at_most_seen(model: DecoderLM, keys: int) -> Iterator[None]:
     finally:
         for layer, window in zip(layers, before, strict=True):
             layer.window_size = window
+
+
+@contextmanager
+def rotating_at_most_seen(model: DecoderLM, keys: int) -> Iterator[None]:
+    """Let the heads without slopes see ``keys`` tokens at most; heads with slopes see all."""
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+
+    def windowed(layer: Attention) -> Callable[..., Tensor]:
+        operate, slopes = layer._operate, layer.position.slopes(layer.num_heads, "cpu")
+        far = torch.zeros(layer.num_heads) if slopes is None else slopes
+
+        def both(*args: Any) -> Tensor:
+            whole = operate(*args)
+            before, layer.window_size = layer.window_size, (keys - 1, 0)
+            near = operate(*args)
+            layer.window_size = before
+            return torch.where(far[:, None, None] > 0, whole, near)
+
+        return both
+
+    for layer in layers:
+        layer._operate = windowed(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            # The method of the class is in use again.
+            del layer._operate

@@ -17,9 +17,8 @@ from rich.console import Console
 from sigmoid_attention.lab.pool import process_pool
 from sigmoid_attention.lab.rows import ArmRow
 from sigmoid_attention.lab.store import Store
-from sigmoid_attention.nn import Attention
 from sigmoid_attention.studies.compare.text import RECORDED, spread
-from sigmoid_attention.studies.recipe import measure
+from sigmoid_attention.studies.recipe import measure, mechanism
 from sigmoid_attention.studies.recipe.candidates import CANDIDATES
 from sigmoid_attention.studies.recipe.setting import RecipeSetting
 from sigmoid_attention.training.data.corpus import load_corpus
@@ -39,9 +38,14 @@ from sigmoid_attention.training.trainer import Diverged, TrainConfig
 LOSS = "validation_bits_per_byte"
 # The same where no head sees more tokens than in training.
 WINDOWED = "validation_bits_per_byte_windowed"
+# The same where only the heads without slopes are held to that.
+ROTATING = "validation_bits_per_byte_windowed_without_slopes"
 # The same on the beginnings of all held-out files, as the trials before this study measured it.
 BEGINNINGS = "validation_bits_per_byte_beginnings"
 COURSE = "validation_course"
+# During training, the largest of each layer's heads: the share of the weights on the token to copy;
+# and their mean: the share of the logits' variance in the rows' means, before and after centring.
+PREFIX, COMMON, CENTRED = "prefix_matching", "common_share", "common_share_centred"
 SEEN, NEW, PART = "bits_after_seen", "bits_after_new", "bits_by_part"
 DIVERGED = "diverged"
 
@@ -131,16 +135,21 @@ def _text(setting: RecipeSetting) -> Text:
 def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]:
     """Train one model, or continue it from the checkpoint in ``folder``; its rows."""
     text = _text(setting)
+    candidate = CANDIDATES[unit.candidate]
+    settings = {"weight_decay": setting.weight_decay, **candidate.training}
     config = TrainConfig(
         steps=setting.steps,
         lr=unit.lr,
         warmup_steps=setting.warmup_steps,
-        weight_decay=setting.weight_decay,
         seed=unit.seed,
         checkpoint_every=setting.test_every,
+        **settings,
     )
-    model = CANDIDATES[unit.candidate].config(vocab_size=ByteTokenizer.vocab_size, **setting.sizes)
+    model = candidate.config(vocab_size=ByteTokenizer.vocab_size, **setting.sizes)
     prepared = TextRun.prepare(text, model, config, batch_size=setting.batch_size, folder=folder)
+    for layer in mechanism.attention_layers(prepared.model):
+        for part in candidate.parts:
+            part(layer)
     records = Recorder(folder / "records", setting.record_every, whole=True)
     tests = Store(folder / "tests", {}, {}, resume=True)
     pieces = spread(text.heldout, setting.seq_len - 1, setting.heldout_bytes // 8)
@@ -152,7 +161,7 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
             row = ArmRow(
                 unit.arm, COURSE, bits, "bits/byte", unit.seed, done, length=setting.seq_len
             )
-            tests.put(name, [row])
+            tests.put(name, [row, *_mechanism(prepared, setting, unit, done)])
 
     try:
         result = prepared.train(resume=True, recorder=records, progress=False, on_step=on_step)
@@ -162,6 +171,7 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
     course = tests.rows().select(columns).to_pylist()
     return [
         *(ArmRow(**row) for row in course),
+        *_mechanism(prepared, setting, unit, setting.steps),
         *_losses(prepared, setting, unit),
         *_recorded(folder / "records", unit),
         *_strengths(prepared, unit),
@@ -173,6 +183,21 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
     ]
 
 
+def _mechanism(
+    prepared: TextRun, setting: RecipeSetting, unit: Unit, done: int
+) -> Iterator[ArmRow]:
+    model, text = prepared.model, prepared.text
+    windows = measure.whole_windows(text.tokenizer, text.heldout, setting.seq_len)
+    tokens_BN = windows[:: max(1, len(windows) // 4)][:4, :-1]
+    for layer, scores in enumerate(mechanism.prefix_matching(model)):
+        value = scores.max().item()
+        yield ArmRow(unit.arm, PREFIX, value, "share", unit.seed, done, layer=layer)
+    for layer, shares in enumerate(mechanism.common_shares(model, tokens_BN)):
+        for metric, share in zip((COMMON, CENTRED), shares, strict=True):
+            value = share.mean().item()
+            yield ArmRow(unit.arm, metric, value, "share", unit.seed, done, layer=layer)
+
+
 def _losses(prepared: TextRun, setting: RecipeSetting, unit: Unit) -> Iterator[ArmRow]:
     n = setting.seq_len
     for times in setting.times:
@@ -182,6 +207,9 @@ def _losses(prepared: TextRun, setting: RecipeSetting, unit: Unit) -> Iterator[A
         with measure.at_most_seen(prepared.model, n):
             bits = prepared.bits_per_byte(seq_len=length)
         yield ArmRow(unit.arm, WINDOWED, bits, "bits/byte", unit.seed, length=length)
+        with measure.rotating_at_most_seen(prepared.model, n):
+            bits = prepared.bits_per_byte(seq_len=length)
+        yield ArmRow(unit.arm, ROTATING, bits, "bits/byte", unit.seed, length=length)
         bits = bits_per_byte(
             prepared.model,
             prepared.text.tokenizer,
@@ -221,8 +249,7 @@ def _recorded(folder: Path, unit: Unit) -> Iterator[ArmRow]:
 
 def _strengths(prepared: TextRun, unit: Unit) -> Iterator[ArmRow]:
     """The trained numbers of each head: ``step`` is the head."""
-    layers = [module for module in prepared.model.modules() if isinstance(module, Attention)]
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(mechanism.attention_layers(prepared.model)):
         for name, parameter in layer.named_parameters():
             if parameter.shape == (layer.num_heads,):
                 for head, value in enumerate(parameter.tolist()):

@@ -1,0 +1,114 @@
+"""What happens inside a decoder's attention: heads that copy, and the common part of the logits.
+
+A copying head finds the token after the last occurrence of the present one (an induction head of
+Olsson et al. 2022, arXiv 2209.11895). The common part of a row is the mean of its logits. A softmax
+does not see it; in a sigmoid it raises or lowers all weights of the row together.
+
+Shape letters: B batch, N tokens, H heads, D head dim.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sigmoid_attention.attention import LearnedCentring
+from sigmoid_attention.nn import Attention
+from sigmoid_attention.nn.models import DecoderLM
+
+# Sequences of random tokens that are repeated once, to look for copying heads.
+REPEATED, SEQUENCES = 64, 4
+
+
+def attention_layers(model: DecoderLM) -> list[Attention]:
+    return [module for module in model.modules() if isinstance(module, Attention)]
+
+
+@torch.no_grad()
+def inputs_of_layers(model: DecoderLM, tokens_BN: Tensor) -> list[Tensor]:
+    """What each attention layer of the model reads for these tokens."""
+    inputs: list[Tensor] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        for layer in attention_layers(model)
+    ]
+    with evaluating(model):
+        model(tokens_BN)
+    for hook in hooks:
+        hook.remove()
+    return inputs
+
+
+@contextmanager
+def evaluating(model: DecoderLM) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def prefix_matching(model: DecoderLM, seed: int = 0) -> list[Tensor]:
+    """For each layer, the prefix-matching score of its heads, (H,), from 0 to 1.
+
+    Random tokens stand twice in a row. The score is the share of a token's weights, in the second
+    half, on the token after its first occurrence.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = min(256, model.config.vocab_size)
+    half = torch.randint(0, vocabulary, (SEQUENCES, REPEATED), generator=generator)
+    tokens_BN = torch.cat((half, half), 1)
+    scores = []
+    inputs = inputs_of_layers(model, tokens_BN)
+    with evaluating(model):
+        for layer, x in zip(attention_layers(model), inputs, strict=True):
+            weights_BHQK = layer.weights(x).double()[:, :, REPEATED:]
+            target_Q = torch.arange(1, REPEATED + 1)
+            on_target = weights_BHQK[:, :, torch.arange(REPEATED), target_Q]
+            share = on_target / weights_BHQK.sum(-1).clamp(min=1e-30)
+            scores.append(share.mean((0, 2)))
+    return scores
+
+
+@torch.no_grad()
+def common_shares(model: DecoderLM, tokens_BN: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each layer, the share of its logits' variance that lies in the means of the rows, (H,).
+
+    The logits are s q · k over the visible keys, without bias and slopes. The second number of a
+    pair is the share after the learned part of the mean has been subtracted; without centred keys
+    it is the same as the first.
+    """
+    shares = []
+    inputs = inputs_of_layers(model, tokens_BN)
+    with evaluating(model):
+        for layer, x in zip(attention_layers(model), inputs, strict=True):
+            query, key, _ = layer.project(x, 0, None)
+            key = key.repeat_interleave(layer.num_heads // layer.num_kv_heads, 1)
+            logits = (query @ key.mT).double() * layer.head_dim**-0.5
+            visible = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
+            mean = _means(logits, visible)
+            strength = torch.zeros(layer.num_heads)
+            if isinstance(layer.bias, LearnedCentring):
+                strength = layer.bias.strength
+            centred = logits - strength.double()[:, None, None] * mean
+            shares.append((_share(logits, visible), _share(centred, visible)))
+    return shares
+
+
+def _means(logits_BHNN: Tensor, visible_NN: Tensor) -> Tensor:
+    """The mean of each row's visible logits, (B, H, N, 1)."""
+    return (logits_BHNN * visible_NN).sum(-1, keepdim=True) / visible_NN.sum(-1, keepdim=True)
+
+
+def _share(logits_BHNN: Tensor, visible_NN: Tensor) -> Tensor:
+    """The variance of the row means over all variance, each row weighted by its keys, (H,)."""
+    mean = _means(logits_BHNN, visible_NN)
+    keys_N1 = visible_NN.sum(-1, keepdim=True)
+    all_keys = keys_N1.sum() * logits_BHNN.shape[0]
+    overall = (mean * keys_N1).sum((0, 2, 3), keepdim=True) / all_keys
+    between = ((mean - overall).square() * keys_N1).sum((0, 2, 3)) / all_keys
+    within = ((logits_BHNN - mean).square() * visible_NN).sum((0, 2, 3)) / all_keys
+    return between / (between + within).clamp(min=1e-30)
