@@ -51,6 +51,7 @@ MARKERS = {
         "mixtures/test_gaussian.py",
         "mixtures/test_voronoi.py",
         "report/test_page.py",
+        "test_examples.py",
         "theory",
     ),
     "models": (

@@ -246,6 +246,7 @@ def grouped(length: int) -> list[Tensor]:
     return [normal(1, heads, length, 8, seed=heads) for heads in (4, 2, 2)]
 
 
+@pytest.mark.compile
 def test_compiles_into_one_graph_for_all_lengths():
     torch._dynamo.reset()
     module = Causal()

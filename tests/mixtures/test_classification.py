@@ -100,6 +100,7 @@ def test_the_deviance_is_the_likelihood_above_that_of_the_shares():
     )
 
 
+@pytest.mark.long
 def test_counts_are_as_good_as_rows():
     family = EXACT[0]
     rng = np.random.default_rng(0)

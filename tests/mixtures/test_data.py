@@ -18,6 +18,7 @@ def drawn(n: int, d: int) -> tuple[Mixture, torch.Tensor, np.ndarray, np.ndarray
 
 
 @pytest.mark.parametrize(("d", "bins"), ((1, 500), (2, 100), (3, 40)), ids=lambda n: str(n))
+@pytest.mark.long
 def test_a_fit_to_cells_is_nearly_that_to_rows(d, bins):
     family, theta, x, y = drawn(20_000, d)
     raw, cells = RawData.of(x, y), binned(x, y, bins)

@@ -85,6 +85,7 @@ def test_autocast_multiplies_in_its_dtype_and_returns_the_tokens_own():
     torch.testing.assert_close(y, exact, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.compile
 def test_compiled_for_any_number_of_tokens():
     experts, x, visits, weights = drawn((6, 4, 2, 3, 5), "swiglu", torch.float32)
     compiled = torch.compile(experts, fullgraph=True, backend="aot_eager")

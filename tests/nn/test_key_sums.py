@@ -337,6 +337,7 @@ def test_a_compiled_layer_notices_that_a_mask_comes_or_goes(padded_before):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.compile
 def test_a_compiled_step_follows_a_padded_prompt():
     attention, x = layer(centred_keys=True), torch.randn(B, N, 16)
     compiled = torch.compile(attention, backend="eager", fullgraph=True)

@@ -1,6 +1,8 @@
 """The row of one measured value in long form, and its columns."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import pyarrow as pa
 
@@ -44,3 +46,8 @@ class ArmRow:
     step: int = NONE
     length: int = NONE
     layer: int = NONE
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "ArmRow":
+        """The value of a stored row, without the columns that describe its run."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})

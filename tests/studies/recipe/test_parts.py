@@ -10,7 +10,6 @@ from sigmoid_attention.nn import Attention
 from sigmoid_attention.nn.models import DecoderLM
 from sigmoid_attention.studies.recipe import parts
 from sigmoid_attention.studies.recipe.candidates import CANDIDATES
-from sigmoid_attention.studies.recipe.mechanism import attention_layers
 
 B, H, N, D = 2, 3, 9, 4
 SIZES = {"vocab_size": 257, "dim": 16, "layers": 2, "num_heads": 4, "max_seq_len": 32}
@@ -90,9 +89,7 @@ def test_the_mean_of_batches_follows_the_keys_in_training_only():
 def test_a_candidate_with_parts_trains_all_of_its_parameters(name):
     candidate = CANDIDATES[name]
     model = DecoderLM(candidate.config(**SIZES))
-    for layer in attention_layers(model):
-        for part in candidate.parts:
-            part(layer)
+    candidate.change(model)
     tokens = torch.randint(0, 257, (2, 12))
     for _ in range(2):
         model.loss(tokens[:, :-1], tokens[:, 1:]).backward()

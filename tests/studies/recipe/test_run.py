@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from sigmoid_attention.studies.recipe import run as module
+from sigmoid_attention.studies.recipe import language
+from sigmoid_attention.studies.recipe.language import train_unit
 from sigmoid_attention.studies.recipe.page import command, markers, publish
-from sigmoid_attention.studies.recipe.run import Unit, run, train_unit
+from sigmoid_attention.studies.recipe.run import run
 from sigmoid_attention.studies.recipe.setting import SETTINGS, RecipeSetting
 from sigmoid_attention.studies.recipe.standing import standings
+from sigmoid_attention.studies.recipe.unit import COMMON, COURSE, PREFIX, ROTATING, Unit
 from tests.support.studies import recipe_store
 from tests.support.studies.recipe_store import SETTING
 
@@ -52,14 +54,22 @@ def test_a_unit_continues_from_its_checkpoint_with_the_same_rows(tiny, tmp_path,
 
     whole = values(tmp_path / "whole")
     metrics = {metric for metric, *_ in whole}
-    assert {"trained_strength", "attention_mass", "bits_after_new", module.COURSE} <= metrics
+    assert {
+        "trained_strength",
+        "attention_mass",
+        "bits_after_new",
+        COURSE,
+        PREFIX,
+        COMMON,
+        ROTATING,
+    } <= metrics
     stopped = tmp_path / "stopped"
-    losses = module._losses
+    losses = language._losses
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_losses", lambda *_: 1 / 0)
+        patch.setattr(language, "_losses", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train_unit(tiny, unit, stopped)
-    assert module._losses is losses
+    assert language._losses is losses
     resumed = values(stopped)
     assert resumed == whole
 

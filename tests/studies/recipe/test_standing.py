@@ -5,8 +5,8 @@ import pytest
 from sigmoid_attention.lab.rows import ArmRow
 from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.lab.store import Store
-from sigmoid_attention.studies.recipe.run import LOSS
 from sigmoid_attention.studies.recipe.standing import Comparison, recommended, report, standings
+from sigmoid_attention.studies.recipe.unit import LOSS
 from tests.support.studies import recipe_store
 from tests.support.studies.recipe_store import ORDER, SETTING
 

@@ -4,8 +4,8 @@ import pytest
 
 from sigmoid_attention.lab.rows import ArmRow
 from sigmoid_attention.lab.store import Store
-from sigmoid_attention.studies.recipe.run import COURSE, LOSS, WINDOWED, units
 from sigmoid_attention.studies.recipe.setting import RecipeSetting
+from sigmoid_attention.studies.recipe.unit import COURSE, LOSS, WINDOWED, units
 
 # In the order of their losses, the highest first.
 ORDER = ("sigmoid-paper", "softmax-pre", "softmax", "sigmoid-centred", "sigmoid-mass")

@@ -12,9 +12,9 @@ from typing import Any
 
 from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
 from sigmoid_attention.nn import Attention
-from sigmoid_attention.nn.models.config import ModelConfig
+from sigmoid_attention.nn.models import DecoderLM, ModelConfig
 from sigmoid_attention.nn.models.recipes import PAPER
-from sigmoid_attention.studies.recipe import parts
+from sigmoid_attention.studies.recipe import mechanism, parts
 
 BASE: dict[str, Any] = {
     "position": "rope+alibi",
@@ -52,6 +52,12 @@ class Candidate:
             # They change nothing there; left out, the parameters are those of a softmax.
             settings |= {"bias": "neg_log_length", "learn_bias": False}
         return ModelConfig(**settings, activation=self.activation)
+
+    def change(self, model: DecoderLM) -> None:
+        """Give each attention layer of the model the candidate's parts."""
+        for layer in mechanism.attention_layers(model):
+            for part in self.parts:
+                part(layer)
 
 
 _CENTRED = {"centred_keys": True}

@@ -13,9 +13,9 @@ import numpy as np
 from sigmoid_attention.lab.figure import COLOURS, OTHERS, panels, styled, svg
 from sigmoid_attention.lab.markers import split_at_markers
 from sigmoid_attention.lab.store import Store
-from sigmoid_attention.studies.recipe.run import COURSE
 from sigmoid_attention.studies.recipe.setting import SETTINGS, RecipeSetting
 from sigmoid_attention.studies.recipe.standing import Standing, report
+from sigmoid_attention.studies.recipe.unit import COURSE
 from sigmoid_attention.training.files import write_whole
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
 from sigmoid_attention.lab.statistics import Interval, paired_difference, t_interval
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe.candidates import CANDIDATES
-from sigmoid_attention.studies.recipe.run import LOSS, WINDOWED
 from sigmoid_attention.studies.recipe.setting import RecipeSetting
+from sigmoid_attention.studies.recipe.unit import LOSS, WINDOWED
 
 LEVEL_PERCENT = 0.5
 

@@ -1,0 +1,59 @@
+"""One training run of the recipe study, and the names of what its rows measure."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sigmoid_attention.studies.recipe.candidates import CANDIDATES
+from sigmoid_attention.studies.recipe.setting import RecipeSetting
+from sigmoid_attention.training.optimizer import TrainConfig
+
+LOSS = "validation_bits_per_byte"
+# The same where no head sees more tokens than in training.
+WINDOWED = "validation_bits_per_byte_windowed"
+# The same where only the heads without slopes are held to that.
+ROTATING = "validation_bits_per_byte_windowed_without_slopes"
+# The same on the beginnings of all held-out files, as the trials before this study measured it.
+BEGINNINGS = "validation_bits_per_byte_beginnings"
+COURSE = "validation_course"
+# During training, the largest of each layer's heads: the share of the weights on the token to copy;
+# and their mean: the share of the logits' variance in the rows' means, before and after centring.
+PREFIX, COMMON, CENTRED = "prefix_matching", "common_share", "common_share_centred"
+SEEN, NEW, PART = "bits_after_seen", "bits_after_new", "bits_by_part"
+DIVERGED = "diverged"
+
+
+class Unit(NamedTuple):
+    """One training run."""
+
+    candidate: str
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.candidate}-lr{self.lr:g}-seed{self.seed}"
+
+    @property
+    def arm(self) -> str:
+        """The ``arm`` of its rows."""
+        return f"{self.candidate} @ {self.lr:g}"
+
+    def training(self, setting: RecipeSetting) -> TrainConfig:
+        """Its settings of the trainer: the candidate's own, and else the study's."""
+        chosen = {
+            "steps": setting.steps,
+            "lr": self.lr,
+            "warmup_steps": setting.warmup_steps,
+            "weight_decay": setting.weight_decay,
+            "seed": self.seed,
+            "checkpoint_every": setting.test_every,
+        }
+        return TrainConfig(**chosen | CANDIDATES[self.candidate].training)
+
+
+def units(setting: RecipeSetting) -> Iterator[Unit]:
+    """Every run; seeds are the outer loop, so that an interrupted study has complete replicates."""
+    for seed in setting.seeds:
+        for lr in setting.learning_rates:
+            for candidate in setting.candidates:
+                yield Unit(candidate, lr, seed)
