@@ -77,6 +77,39 @@ def test_default_bias_counts_the_most_keys_a_trained_query_sees(settings, n):
 
 
 @pytest.mark.parametrize(
+    ("settings", "window"),
+    [
+        ({}, (7, -1)),
+        ({"window_size": (3, -1)}, (3, -1)),
+        ({"window_size": (99, 0)}, (7, 0)),
+        ({"is_causal": False}, (7, 7)),
+        ({"is_causal": False, "window_size": (-1, 2)}, (7, 2)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_the_reach_of_the_training_is_a_window(settings, window, activation):
+    torch.manual_seed(0)
+    settings = {"activation": activation, "position": RoPE(), **settings}
+    layer = Attention(8, 2, max_seq_len=8, reach="trained", **settings)
+    assert layer.window_size == window
+    free = Attention(8, 2, max_seq_len=8, **settings)
+    limited = Attention(8, 2, max_seq_len=8, **{**settings, "window_size": window})
+    for other in (free, limited):
+        other.load_state_dict(layer.state_dict())
+    assert free.bias == layer.bias
+    x = torch.randn(2, 20, 8)
+    assert torch.equal(layer(x), limited(x))
+    assert torch.equal(layer(x[:, :8]), free(x[:, :8]))
+    assert torch.equal(layer(x), free(x)) == (free.window_size == (3, -1))
+
+
+def test_an_unknown_reach_is_refused():
+    with pytest.raises(ValueError, match=r"^reach must be one of \(None, 'trained'\), got 'far'"):
+        Attention(8, 2, max_seq_len=8, reach="far")
+
+
+@pytest.mark.parametrize(
     "bias",
     [-3.0, NegLogVisible(), NegLogEffectiveLength(alibi_slopes(2), 16), Learned(-2.0, 2)],
     ids=["number", "visible", "effective", "learned"],

@@ -34,6 +34,7 @@ from sigmoid_attention.nn.softmax import softmax_attention, softmax_statistics
 from sigmoid_attention.nn.value_residual import ValueResidual, check_first_value
 
 ACTIVATIONS = ("sigmoid", "softmax")
+REACHES = (None, "trained")
 
 
 class Attention(nn.Module):
@@ -57,6 +58,9 @@ class Attention(nn.Module):
         qk_norm: "rms", "layer" or None, applied to each head before the position.
         is_causal: a token sees no later token. Required for a cache.
         window_size: (left, right) tokens that a token sees beside itself, -1 for no limit.
+        reach: "trained" limits ``window_size`` to the max_seq_len - 1 tokens beside a token that it
+            can see in training. In longer inputs no head then meets a distance, or a number of
+            keys, that it was not trained with, and time is linear in the length. None: no limit.
         softcap: bounds the scaled dot product smoothly to (-softcap, softcap).
         dropout_p: probability of dropping an attention weight in training.
         linear_bias: give the four projections an additive term.
@@ -100,6 +104,7 @@ class Attention(nn.Module):
         qk_norm: str | None = None,
         is_causal: bool = True,
         window_size: tuple[int, int] = (-1, -1),
+        reach: str | None = None,
         softcap: float | None = None,
         dropout_p: float = 0.0,
         linear_bias: bool = False,
@@ -121,6 +126,7 @@ class Attention(nn.Module):
         num_kv_heads, head_dim = head_sizes(dim, num_heads, num_kv_heads, head_dim)
         one_of("activation", activation, ACTIVATIONS)
         one_of("gate", gate, GATES)
+        one_of("reach", reach, REACHES)
         linear_bias = switch("linear_bias", linear_bias)
         value_residual = switch("value_residual", value_residual)
         # Checked here too: the operator would refuse them after a cache has been written.
@@ -150,6 +156,10 @@ class Attention(nn.Module):
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.max_seq_len, self.activation = max_seq_len, activation
         self.position = position
+        if reach is not None:
+            left, right = (_limited(side, max_seq_len - 1) for side in window_size)
+            # A causal token sees nothing to its right.
+            window_size = left, window_size[1] if is_causal else right
         self.is_causal, self.window_size = is_causal, window_size
         self.softcap, self.dropout_p = softcap, dropout_p
         self.impl: Implementation = impl
@@ -342,6 +352,10 @@ class Attention(nn.Module):
             "softcap": self.softcap,
             "enable_gqa": self.num_heads != self.num_kv_heads,
         }
+
+
+def _limited(side: int, most: int) -> int:
+    return most if side < 0 else min(side, most)
 
 
 def _weight(linear: nn.Module) -> Tensor | None:

@@ -46,10 +46,14 @@ OPTIONS = dict(
 )
 
 
-@pytest.mark.parametrize("options", [OPTIONS, {**OPTIONS, "window_size": 4}], ids=["all", "window"])
+@pytest.mark.parametrize(
+    "options",
+    [OPTIONS, {**OPTIONS, "window_size": 4}, {**OPTIONS, "reach": "trained", "max_seq_len": 5}],
+    ids=["all", "window", "reach"],
+)
 def test_options_generate_with_a_cache_as_without(options):
     sizes = dict(vocab_size=17, dim=16, layers=2, num_heads=2, max_seq_len=16)
-    model = DecoderLM(ModelConfig(**sizes, **options)).eval()
+    model = DecoderLM(ModelConfig(**{**sizes, **options})).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     mask = torch.arange(6) >= torch.tensor([[0], [4]])

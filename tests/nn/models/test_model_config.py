@@ -24,7 +24,12 @@ SIZES = dict(vocab_size=11, dim=24, layers=2, num_heads=3, max_seq_len=16)
 
 
 OPTIONS = dict(
-    centred_keys=True, state_bias=True, gate="element", value_residual=True, mass_exponent="learned"
+    centred_keys=True,
+    state_bias=True,
+    gate="element",
+    value_residual=True,
+    mass_exponent="learned",
+    reach="trained",
 )
 
 

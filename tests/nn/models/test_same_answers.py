@@ -59,6 +59,7 @@ OPTIONS = {
         mass_exponent="learned",
     ),
 }
+OPTIONS["reach"] = dict(reach="trained", max_seq_len=6, centred_keys=True, learn_bias=True)
 OPTIONS["all-window5"] = {**OPTIONS["all"], "window_size": 5}
 CASES |= {
     f"rope+alibi-{arm}-hybrid-{option}": {

@@ -14,7 +14,7 @@ from sigmoid_attention.attention import (
     NegLogVisible,
     arguments,
 )
-from sigmoid_attention.nn.attention import ACTIVATIONS
+from sigmoid_attention.nn.attention import ACTIVATIONS, REACHES
 from sigmoid_attention.nn.block import NORM_PLACEMENTS
 from sigmoid_attention.nn.feed_forward import FEED_FORWARDS, swiglu_hidden
 from sigmoid_attention.nn.gate import GATES
@@ -42,6 +42,7 @@ OPTIONS = {
     "gate": None,
     "value_residual": False,
     "mass_exponent": None,
+    "reach": None,
 }
 BIASES = ("neg_log_length", "neg_log_visible", "neg_log_effective_length")
 
@@ -58,7 +59,9 @@ class ModelConfig:
     ``learn_bias`` trains it per head from that value. ``moe`` replaces feed-forward layers by
     mixtures of experts. ``centred_keys``, ``state_bias``, ``gate``, ``value_residual`` and
     ``mass_exponent`` are the options of `Attention`; a softmax ignores the first two and the last.
-    ``as_softmax`` returns the same configuration with softmax attention.
+    ``reach`` "trained" lets a token see ``max_seq_len`` tokens at most, as in training, also in
+    longer inputs; None sets no such limit. ``as_softmax`` returns the same configuration with
+    softmax attention.
     Raises ``TypeError`` for a wrong type and ``ValueError`` for a wrong value.
 
     Example:
@@ -99,6 +102,7 @@ class ModelConfig:
     gate: str | None = None
     value_residual: bool = False
     mass_exponent: float | str | None = None
+    reach: str | None = None
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -185,6 +189,7 @@ class ModelConfig:
             "qk_norm": (None, *NORMS),
             "feed_forward": FEED_FORWARDS,
             "gate": GATES,
+            "reach": REACHES,
         }
         for name, allowed in choices.items():
             one_of(name, getattr(self, name), allowed)

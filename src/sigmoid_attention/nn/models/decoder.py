@@ -82,6 +82,7 @@ def _block(config: ModelConfig, layer: int) -> Block:
         position=_attention_position(config),
         qk_norm=config.qk_norm,
         window_size=(-1, -1) if config.window_size is None else (config.window_size - 1, 0),
+        reach=config.reach,
         softcap=config.softcap,
         dropout_p=config.dropout_p,
         gate=config.gate,
