@@ -7,7 +7,10 @@ from rich.console import Console
 from sigmoid_attention.cli.output import print_json
 from sigmoid_attention.cli.study_options import RecipeOptions
 from sigmoid_attention.lab.markers import split_at_markers
-from sigmoid_attention.studies.recipe.page import markers, publish
+from sigmoid_attention.lab.store import Store
+from sigmoid_attention.studies.recipe import retrieval
+from sigmoid_attention.studies.recipe.page import markers, publish, publish_text
+from sigmoid_attention.studies.recipe.recall_standing import recall_report, recall_standings
 from sigmoid_attention.studies.recipe.run import run
 from sigmoid_attention.studies.recipe.setting import SETTINGS, RecipeSetting
 from sigmoid_attention.studies.recipe.standing import recommended, report, standings
@@ -24,6 +27,9 @@ def recipe(options: RecipeOptions) -> None:
     store = run(
         options.out, setting, resume=options.resume, workers=options.workers, console=console
     )
+    if setting.source == retrieval.SOURCE:
+        _tell_recall(options, setting, store)
+        return
     ranking = standings(store, setting)
     if options.docs:
         publish(options.setting, setting, store, ranking, options.docs)
@@ -31,6 +37,20 @@ def recipe(options: RecipeOptions) -> None:
         print_json({"standings": ranking, "recommended": recommended(ranking).candidate})
         return
     print(report(ranking, setting))
+
+
+def _tell_recall(options: RecipeOptions, setting: RecipeSetting, store: Store) -> None:
+    ranking = recall_standings(store, setting)
+    if options.docs:
+        publish_text(options.setting, setting, recall_report(ranking, setting), options.docs)
+    if options.json:
+        rows = [
+            {"candidate": standing.candidate, "lr": standing.lr, "points": standing.points}
+            for standing in ranking
+        ]
+        print_json({"standings": rows})
+        return
+    print(recall_report(ranking, setting))
 
 
 def _setting(options: RecipeOptions) -> RecipeSetting:

@@ -98,7 +98,9 @@ def test_the_page_has_the_table_the_command_and_the_figure(store, tmp_path):
     for _ in range(2):
         publish("trial", SETTING, store, ranking, document)
         text = document.read_text()
-    assert text.startswith(f"before\n{begin}\nMade by `sigmoid-attention recipe --setting trial")
+    assert text.startswith(
+        f"before\n{begin}\nThis table is made by `sigmoid-attention recipe --setting trial"
+    )
     assert text.endswith(f"{end}\nafter\n") and "| sigmoid-centred | 0.01 |" in text
     figure = (tmp_path / "page" / "trial.svg").read_text()
     assert "sigmoid-centred" in figure and "mean mass of a row" in figure

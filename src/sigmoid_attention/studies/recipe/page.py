@@ -44,19 +44,23 @@ def publish(
         ValueError: the document does not exist or has no markers.
         OSError: a file could not be written.
     """
-    before, after = split_at_markers(document, *markers(name))
     folder = document.with_suffix("")
     figure = f"{name}.svg"
+    split_at_markers(document, *markers(name))
     write_whole(folder / figure, svg(draw(store, ranking)))
-    text = "\n\n".join(
-        [
-            f"Made by `{command(name, setting)}`: what is typed in here is lost.",
-            report(ranking, setting),
-            f"![Held-out loss, and the mean mass of a row in each layer, over the training of the "
-            f"first seed]({folder.name}/{figure})",
-        ]
+    picture = (
+        f"![Held-out loss, and the mean mass of a row in each layer, over the training of the "
+        f"first seed]({folder.name}/{figure})"
     )
-    write_whole(document, f"{before}\n{text}\n{after}".encode())
+    text = f"{report(ranking, setting)}\n\n{picture}"
+    return publish_text(name, setting, text, document)
+
+
+def publish_text(name: str, setting: RecipeSetting, text: str, document: Path) -> Path:
+    """Write a text with the command that made it between the markers of the setting ``name``."""
+    before, after = split_at_markers(document, *markers(name))
+    note = f"This table is made by `{command(name, setting)}`; do not edit it by hand."
+    write_whole(document, f"{before}\n{note}\n\n{text}\n{after}".encode())
     return document
 
 

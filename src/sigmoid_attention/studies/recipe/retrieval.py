@@ -29,7 +29,7 @@ from sigmoid_attention.training.trainer import Diverged, train
 SOURCE = "retrieval"
 PAIRS = (4, 8, 16, 32)
 TIMES = (1, 4)
-TEST_BATCHES = 8
+TEST_BATCHES = 16
 # The metrics: "recall_8" is the accuracy of recall with 8 pairs, "copy" that of copying, each at a
 # row's length; "_windowed" with heads that see n tokens at most.
 RECALL, COPY, WINDOWED = "recall_{}", "copy", "_windowed"

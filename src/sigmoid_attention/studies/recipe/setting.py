@@ -98,6 +98,10 @@ SETTINGS: dict[str, RecipeSetting] = {
         seq_len=1024,
         times=(1, 2, 4),
     ),
+    # Recall of 4 to 32 pairs and copying, by turns (retrieval.py).
+    "report-retrieval": RecipeSetting(
+        _REPORTED, REPORTING_SEEDS[:4], (5e-3,), source="retrieval", times=(1, 4)
+    ),
     # 6.1 million parameters, 0.7 bytes a parameter.
     "report-wide": RecipeSetting(
         _REPORTED,

@@ -1,0 +1,140 @@
+"""The verdict of the recipe study on recall and copying.
+
+Rule. A candidate's best learning rate has the highest mean accuracy over the tasks at the training
+length n. The best softmax is the softmax candidate with the highest one. Every candidate at its
+best rate is compared with it by the difference, paired by seed, of the mean accuracy over the
+recall tasks, in percentage points with a 95% t-interval, at n and at 4n. A candidate is
+
+- *level* if the whole interval is above -2 points (*ahead* if it is above zero),
+- *behind* if the whole interval is below -2 points,
+- *open* otherwise.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sigmoid_attention.lab.rows import SOFTMAX
+from sigmoid_attention.lab.statistics import Interval, paired_difference
+from sigmoid_attention.lab.store import Store
+from sigmoid_attention.studies.recipe.candidates import CANDIDATES
+from sigmoid_attention.studies.recipe.retrieval import COPY, PAIRS, RECALL, TIMES, WINDOWED
+from sigmoid_attention.studies.recipe.setting import RecipeSetting
+
+MARGIN = 2.0
+RECALLS = tuple(RECALL.format(pairs) for pairs in PAIRS)
+
+# Accuracies in percent, by metric and length, of each seed.
+Accuracies = Mapping[tuple[str, int], Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class RecallStanding:
+    """A candidate at its best rate: mean accuracies in percent by metric and length, and its mean
+    recall less that of the best softmax, in points, by length."""
+
+    candidate: str
+    lr: float
+    percent: dict[tuple[str, int], float]
+    points: dict[int, Interval]
+
+    def verdict(self, length: int) -> str:
+        """Ahead, level, behind or open; "-" for fewer than three seeds."""
+        interval = self.points[length]
+        if not interval.bounded:
+            return "-"
+        if interval.low > 0:
+            return "ahead"
+        if interval.low > -MARGIN:
+            return "level"
+        return "behind" if interval.high < -MARGIN else "open"
+
+
+def recall_standings(store: Store, setting: RecipeSetting) -> list[RecallStanding]:
+    """Every candidate at its best rate, the highest accuracy at n first.
+
+    Raises ``ValueError`` if the store has no softmax.
+    """
+    metrics = {*RECALLS, COPY} | {name + WINDOWED for name in (*RECALLS, COPY)}
+    values: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    for row in store.rows().to_pylist():
+        if row["metric"] in metrics:
+            candidate, lr = row["arm"].split(" @ ")
+            by_seed = values[candidate][float(lr)][row["metric"], row["length"]]
+            by_seed[row["seed"]] = 100 * row["value"]
+
+    def overall(accuracies: Accuracies) -> float:
+        return sum(_mean(accuracies[name, setting.seq_len]) for name in (*RECALLS, COPY))
+
+    best = {
+        candidate: max(rates, key=lambda lr, rates=rates: overall(rates[lr]))
+        for candidate, rates in values.items()
+    }
+    order = sorted(best, key=lambda name: -overall(values[name][best[name]]))
+    softmaxes = [name for name in order if CANDIDATES[name].activation == SOFTMAX]
+    if not softmaxes:
+        raise ValueError("candidates must have a softmax to compare with, got none")
+    softmax = values[softmaxes[0]][best[softmaxes[0]]]
+    standings = []
+    for candidate in order:
+        accuracies = values[candidate][best[candidate]]
+        points = {
+            times * setting.seq_len: _difference(accuracies, softmax, times * setting.seq_len)
+            for times in TIMES
+        }
+        percent = {key: _mean(by_seed) for key, by_seed in accuracies.items()}
+        standings.append(RecallStanding(candidate, best[candidate], percent, points))
+    return standings
+
+
+def _mean(by_seed: Mapping[int, float]) -> float:
+    return sum(by_seed.values()) / len(by_seed)
+
+
+def _difference(candidate: Accuracies, softmax: Accuracies, length: int) -> Interval:
+    keys = [(name, length) for name in RECALLS]
+    seeds = sorted(candidate[keys[0]].keys() & softmax[keys[0]].keys())
+    first, second = (
+        [sum(values[key][seed] for key in keys) / len(keys) for seed in seeds]
+        for values in (softmax, candidate)
+    )
+    return paired_difference(first, second)
+
+
+def recall_report(ranking: list[RecallStanding], setting: RecipeSetting) -> str:
+    """The standings as a Markdown table: accuracies in percent, differences in points."""
+    n = setting.seq_len
+    columns = [(name, times * n) for times in TIMES for name in (*RECALLS, COPY)]
+    titles = [f"{name.replace('_', ' ')}, {length}" for name, length in columns]
+    ends = [f"recall to softmax, {times * n}" for times in TIMES]
+    lines = [
+        f"| candidate | best rate | {' | '.join([*titles, *ends])} |",
+        f"|---|---|{'---|' * (len(titles) + len(ends))}",
+    ]
+    for standing in ranking:
+        cells = []
+        for name, length in columns:
+            cell = f"{standing.percent[name, length]:.1f}"
+            if length > n:
+                cell += f" ({standing.percent[name + WINDOWED, length]:.1f})"
+            cells.append(cell)
+        for times in TIMES:
+            points = standing.points[times * n]
+            cells.append(f"{_signed(points)}, {standing.verdict(times * n)}")
+        lines.append(f"| {standing.candidate} | {standing.lr:g} | {' | '.join(cells)} |")
+    seeds = ", ".join(map(str, setting.seeds))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Seeds {seeds}. Accuracy in percent, by pairs and length; in parentheses with a "
+            f"window of {n} tokens at test. Differences of the mean over the recall tasks, in "
+            f"percentage points, with 95 % intervals.",
+        ]
+    )
+
+
+def _signed(interval: Interval) -> str:
+    if not interval.bounded:
+        return f"{interval.mean:+.1f}"
+    return f"{interval.mean:+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"
