@@ -16,24 +16,50 @@ def model():
     return DecoderLM(CANDIDATES["sigmoid-centred"].config(**SIZES))
 
 
+def test_repeated_sequences_have_the_symbols_of_the_text_in_no_order():
+    text = torch.tensor([7, 7, 7, 9])
+    tokens = mechanism.repeated(text, length=1001)
+    assert tokens.shape == (mechanism.SEQUENCES, 1000)
+    assert torch.equal(tokens[:, :500], tokens[:, 500:])
+    assert 0.7 < (tokens == 7).float().mean() < 0.8
+    assert torch.equal(tokens, mechanism.repeated(text, length=1001))
+    assert len({tuple(row.tolist()) for row in tokens}) == len(tokens)
+
+
 def test_a_head_that_copies_has_score_one(model, monkeypatch):
     layer = mechanism.attention_layers(model)[0]
-    tokens = 2 * mechanism.REPEATED
+    half, tokens = 16, 32
 
     def weights(x):
         chosen = torch.full((mechanism.SEQUENCES, 4, tokens, tokens), 1e-9)
-        rows = torch.arange(mechanism.REPEATED, tokens)
-        chosen[:, 0, rows, rows - mechanism.REPEATED + 1] = 0.3
-        chosen[:, 1, rows, rows - mechanism.REPEATED] = 0.3
+        rows = torch.arange(half, tokens)
+        chosen[:, 0, rows, rows - half + 1] = 0.3
+        chosen[:, 1, rows, rows - half] = 0.3
         chosen[:, 2] = torch.ones(tokens, tokens).tril()
         return chosen
 
     monkeypatch.setattr(layer, "weights", weights)
-    first, other = mechanism.prefix_matching(model)
+    repeated = mechanism.repeated(torch.arange(200), tokens)
+    first, other = mechanism.prefix_matching(model, repeated)
     assert first[0] > 0.999
     assert first[1] < 1e-6
-    assert 1 / tokens < first[2] < 1 / mechanism.REPEATED
+    assert first[2] == pytest.approx(1.4 / tokens, rel=0.1)
     assert other.shape == (4,) and (other < 0.2).all()
+
+
+def test_a_model_that_copies_gains_the_bits_of_a_random_symbol(model, monkeypatch):
+    repeated = mechanism.repeated(torch.arange(16), 32)
+
+    def copies(tokens):
+        """Each token costs 4 bits, and in the second half none."""
+        logits = torch.full((*tokens.shape, 257), -1e4)
+        logits[:, :, :16] = 0.0
+        for i in range(15, 31):
+            logits[:, i].scatter_(1, repeated[:, i + 1 :][:, :1], 50.0)
+        return logits
+
+    monkeypatch.setattr(model, "forward", copies)
+    assert mechanism.copying_gain(model, repeated) == pytest.approx(4 * 15 / 16, abs=1e-3)
 
 
 def test_the_share_is_one_where_rows_differ_and_zero_where_keys_do():
@@ -65,7 +91,7 @@ def test_the_learned_strength_removes_its_part_of_the_common_variance(model):
 def test_nothing_is_left_on_the_model(model):
     model.train()
     tokens = torch.randint(0, 257, (2, 40))
-    mechanism.prefix_matching(model)
+    mechanism.prefix_matching(model, mechanism.repeated(tokens.flatten(), 32))
     mechanism.common_shares(model, tokens)
     assert model.training
     assert not any(layer._forward_pre_hooks for layer in mechanism.attention_layers(model))

@@ -16,6 +16,7 @@ from sigmoid_attention.studies.recipe.unit import (
     BEGINNINGS,
     CENTRED,
     COMMON,
+    COPYING,
     COURSE,
     DIVERGED,
     LOSS,
@@ -93,7 +94,10 @@ def _mechanism(
     model, text = prepared.model, prepared.text
     windows = measure.whole_windows(text.tokenizer, text.heldout, setting.seq_len)
     tokens_BN = windows[:: max(1, len(windows) // 4)][:4, :-1]
-    for layer, scores in enumerate(mechanism.prefix_matching(model)):
+    repeated = mechanism.repeated(windows[:, :-1].flatten(), setting.seq_len)
+    gain = mechanism.copying_gain(model, repeated)
+    yield ArmRow(unit.arm, COPYING, gain, "bits", unit.seed, done)
+    for layer, scores in enumerate(mechanism.prefix_matching(model, repeated)):
         value = scores.max().item()
         yield ArmRow(unit.arm, PREFIX, value, "share", unit.seed, done, layer=layer)
     for layer, shares in enumerate(mechanism.common_shares(model, tokens_BN)):

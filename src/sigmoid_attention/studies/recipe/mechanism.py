@@ -16,9 +16,10 @@ from torch import Tensor
 from sigmoid_attention.attention import LearnedCentring
 from sigmoid_attention.nn import Attention
 from sigmoid_attention.nn.models import DecoderLM
+from sigmoid_attention.studies.recipe.measure import bits_of_targets
 
-# Sequences of random tokens that are repeated once, to look for copying heads.
-REPEATED, SEQUENCES = 64, 4
+# Repeated sequences that are read to look for copying heads.
+SEQUENCES = 8
 
 
 def attention_layers(model: DecoderLM) -> list[Attention]:
@@ -50,27 +51,52 @@ def evaluating(model: DecoderLM) -> Iterator[None]:
         model.train(was_training)
 
 
-@torch.no_grad()
-def prefix_matching(model: DecoderLM, seed: int = 0) -> list[Tensor]:
-    """For each layer, the prefix-matching score of its heads, (H,), from 0 to 1.
+def repeated(symbols: Tensor, length: int, seed: int = 0) -> Tensor:
+    """Sequences (B, length) of random symbols, the second half of which repeats the first.
 
-    Random tokens stand twice in a row. The score is the share of a token's weights, in the second
-    half, on the token after its first occurrence.
+    ``symbols`` (any number) are drawn with replacement. Drawn from a text, they are as frequent as
+    there, but in no order that could be learned.
+
+    Example:
+        >>> tokens = repeated(torch.tensor([3, 4]), length=6)
+        >>> torch.equal(tokens[:, :3], tokens[:, 3:])
+        True
     """
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = min(256, model.config.vocab_size)
-    half = torch.randint(0, vocabulary, (SEQUENCES, REPEATED), generator=generator)
-    tokens_BN = torch.cat((half, half), 1)
+    chosen = torch.randint(0, len(symbols), (SEQUENCES, length // 2), generator=generator)
+    half = symbols[chosen]
+    return torch.cat((half, half), 1)
+
+
+@torch.no_grad()
+def prefix_matching(model: DecoderLM, repeated_BN: Tensor) -> list[Tensor]:
+    """For each layer, the prefix-matching score of its heads, (H,), from 0 to 1.
+
+    It is the mean share of a token's weights, in the second half of `repeated` sequences, that lies
+    on the token after its first occurrence. A head that weighs all keys alike has about 1.4 / N.
+    """
+    half = repeated_BN.shape[1] // 2
     scores = []
-    inputs = inputs_of_layers(model, tokens_BN)
+    inputs = inputs_of_layers(model, repeated_BN)
     with evaluating(model):
         for layer, x in zip(attention_layers(model), inputs, strict=True):
-            weights_BHQK = layer.weights(x).double()[:, :, REPEATED:]
-            target_Q = torch.arange(1, REPEATED + 1)
-            on_target = weights_BHQK[:, :, torch.arange(REPEATED), target_Q]
+            weights_BHQK = layer.weights(x).double()[:, :, half:]
+            on_target = weights_BHQK[:, :, torch.arange(half), torch.arange(1, half + 1)]
             share = on_target / weights_BHQK.sum(-1).clamp(min=1e-30)
             scores.append(share.mean((0, 2)))
     return scores
+
+
+def copying_gain(model: DecoderLM, repeated_BN: Tensor) -> float:
+    """How many bits a token of the second half costs less than one of the first half.
+
+    The sequences are `repeated`; without order, only copying from the context helps.
+    """
+    half = repeated_BN.shape[1] // 2
+    bits = bits_of_targets(model, repeated_BN)
+    # The first tokens of the second half do not say yet that it repeats the first.
+    start = half + half // 8
+    return (bits[:, :half].mean() - bits[:, start:].mean()).item()
 
 
 @torch.no_grad()

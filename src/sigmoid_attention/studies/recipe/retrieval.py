@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sigmoid_attention.lab.rows import ArmRow
@@ -86,11 +87,13 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
     stored = Store(folder / "tests", {}, {}, resume=True)
     few = {name: batches[:2] for name, _, batches in tasks.tests(1)}
 
+    repeated = mechanism.repeated(torch.arange(1, ByteTokenizer.vocab_size), setting.seq_len)
+
     def tested(done: int) -> Iterator[ArmRow]:
         for name, batches in few.items():
             share = accuracy(model, batches)
             yield ArmRow(unit.arm, f"{COURSE}_{name}", share, "fraction", unit.seed, done)
-        for layer, scores in enumerate(mechanism.prefix_matching(model)):
+        for layer, scores in enumerate(mechanism.prefix_matching(model, repeated)):
             value = scores.max().item()
             yield ArmRow(unit.arm, PREFIX, value, "share", unit.seed, done, layer=layer)
 

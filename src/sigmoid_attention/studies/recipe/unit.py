@@ -15,9 +15,10 @@ ROTATING = "validation_bits_per_byte_windowed_without_slopes"
 # The same on the beginnings of all held-out files, as the trials before this study measured it.
 BEGINNINGS = "validation_bits_per_byte_beginnings"
 COURSE = "validation_course"
-# During training, the largest of each layer's heads: the share of the weights on the token to copy;
-# and their mean: the share of the logits' variance in the rows' means, before and after centring.
-PREFIX, COMMON, CENTRED = "prefix_matching", "common_share", "common_share_centred"
+# During training (mechanism.py): the gain of copying, the best score of each layer's heads, and the
+# mean share of the logits' variance in the rows' means, before and after centring.
+COPYING, PREFIX = "copying_gain", "prefix_matching"
+COMMON, CENTRED = "common_share", "common_share_centred"
 SEEN, NEW, PART = "bits_after_seen", "bits_after_new", "bits_by_part"
 DIVERGED = "diverged"
 
