@@ -103,7 +103,8 @@ def test_the_page_has_the_table_the_command_and_the_figure(store, tmp_path):
     )
     assert text.endswith(f"{end}\nafter\n") and "| sigmoid-centred | 0.01 |" in text
     figure = (tmp_path / "page" / "trial.svg").read_text()
-    assert "sigmoid-centred" in figure and "mean mass of a row" in figure
+    assert "sigmoid-centred" in figure and "mass of a row" in figure and "by length" in figure
+    assert "copying" not in figure
 
 
 def test_the_command_names_what_differs():
