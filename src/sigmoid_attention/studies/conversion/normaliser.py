@@ -1,7 +1,9 @@
-r"""Measures how well a softmax's normaliser can be predicted without the keys.
-For every head, the log-sum-exp of a row is fitted by least squares to features of its token alone,
-on short sequences, and predicted on longer held-out ones. The residual, in nats, is the error of
-a sigmoid with this bias in the weights of a row.
+r"""Measures how well a softmax's normaliser can be predicted without the row.
+
+For every head, the log-sum-exp of a row is fitted by least squares to features of its token and to
+two moments of its logits, on short sequences. It is predicted on longer held-out ones. The residual,
+in nats, is the error of a sigmoid with this bias in the weights of a row. The moments come from
+sums of keys: the mean logit s q · k̄, and the variance by channels, s² Σ_c q_c² var_c(k).
 
 Shape letters: B batch, H query heads, N tokens, C channels, F features, R rows.
 """
@@ -9,6 +11,7 @@ Shape letters: B batch, H query heads, N tokens, C channels, F features, R rows.
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmoid_attention.attention.bias import RowContext
+from sigmoid_attention.attention.problem import Problem
 from sigmoid_attention.integrations.conversion import SoftmaxStart, Student
 from sigmoid_attention.integrations.conversion.calibration import solve_ridge
 from sigmoid_attention.integrations.transformers import attention_modules, replace_bias
@@ -34,6 +38,9 @@ FEATURES = {
     "and log m": ("log m",),
     "and the query": ("log m", "query"),
     "or the layer's input": ("log m", "input"),
+    "the input and the mean logit": ("log m", "input", "mean"),
+    "and the logits' variance": ("log m", "input", "mean", "variance"),
+    "the mean logit, not the input": ("log m", "mean"),
 }
 
 
@@ -50,8 +57,22 @@ class RowObserver(nn.Module, InputBias):
         queries: Tensor = rows.query  # pyright: ignore[reportAttributeAccessIssue]
         assert input_BNC is not None
         input_BHNC = input_BNC[:, None].expand(-1, lse_BHN1.shape[1], -1, -1)
-        self.use({"log m": log_m, "query": queries, "input": input_BHNC}, lse_BHN1.double())
+        features = {"log m": log_m, "query": queries, "input": input_BHNC}
+        self.use(features | _moments(rows), lse_BHN1.double())
         return SoftmaxStart(GAIN).resolve(rows)
+
+
+def _moments(rows: RowContext) -> dict[str, Tensor]:
+    """The mean of each row's logits, and their variance if the channels were independent."""
+    assert isinstance(rows, Problem)
+    mean = rows.mean_logits()
+    squared = replace(rows, query=rows.query.square(), key=rows.key.square(), scale=rows.scale**2)
+    # Σ_c q_c² k̄_c² needs the mean of each channel.
+    keys = rows.padded().key.double()
+    means = keys.cumsum(2) / rows.visible_counts().double()
+    means = means.repeat_interleave(rows.heads // means.shape[1], 1)
+    of_means = (rows.query.double().square() * means.square()).sum(-1, keepdim=True)
+    return {"mean": mean, "variance": squared.mean_logits() - rows.scale**2 * of_means}
 
 
 class Predictor:
