@@ -15,6 +15,7 @@ from sigmoid_attention.studies.conversion import page, positions
 from sigmoid_attention.training.progress import StepProgress
 from sigmoid_attention.training.terminal import in_sentences, tell, terminal, warn
 from tests.support.studies import squares_study
+from tests.support.tiers import sampled
 
 SIGMOID = [sys.executable, "-m", "sigmoid_attention.cli"]
 LIST = "studies list --out nowhere"
@@ -95,8 +96,19 @@ ASCII = {"PYTHONIOENCODING": "ascii"}
 C = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "LANG": "C"}
 
 
-@pytest.mark.parametrize("environment", [ASCII, C], ids=["ascii", "C"])
-@pytest.mark.parametrize("command", ["--help", "universality --help"])
+@pytest.mark.parametrize(
+    ("command", "environment"),
+    sampled(
+        {
+            "help-ascii": ("--help", ASCII),
+            "help-C": ("--help", C),
+            "universality-ascii": ("universality --help", ASCII),
+            "universality-C": ("universality --help", C),
+        },
+        "help-C",
+        "universality-ascii",
+    ),
+)
 def test_output_is_ascii_where_the_encoding_is(tmp_path, command, environment):
     done = shell(command, tmp_path, COLUMNS="80", **environment)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.isascii()
