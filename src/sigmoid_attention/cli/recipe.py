@@ -14,16 +14,22 @@ from sigmoid_attention.studies.recipe.recall_standing import recall_report, reca
 from sigmoid_attention.studies.recipe.run import run
 from sigmoid_attention.studies.recipe.setting import SETTINGS, RecipeSetting
 from sigmoid_attention.studies.recipe.standing import recommended, report, standings
+from sigmoid_attention.studies.recipe.trend import TREND, differences, run_cells, trend_report
 from sigmoid_attention.training.terminal import terminal
+
+TREND_NAME = "trend"
 
 
 def recipe(options: RecipeOptions) -> None:
     """Run or continue the study and print the ranking of the candidates."""
-    setting = _setting(options)
     if options.docs:
         # Checked before the training, not after it.
         split_at_markers(options.docs, *markers(options.setting))
     console: Console = terminal(errors=True)
+    setting = _setting(options)
+    if options.setting == TREND_NAME:
+        _tell_trend(options, setting, console)
+        return
     store = run(
         options.out, setting, resume=options.resume, workers=options.workers, console=console
     )
@@ -37,6 +43,19 @@ def recipe(options: RecipeOptions) -> None:
         print_json({"standings": ranking, "recommended": recommended(ranking).candidate})
         return
     print(report(ranking, setting))
+
+
+def _tell_trend(options: RecipeOptions, setting: RecipeSetting, console: Console) -> None:
+    stores = run_cells(
+        options.out, setting, resume=options.resume, workers=options.workers, console=console
+    )
+    found = {cell: differences(store, setting) for cell, store in stores.items()}
+    if options.docs:
+        publish_text(TREND_NAME, setting, trend_report(found), options.docs)
+    if options.json:
+        print_json({"percent": {cell.name: by_seed for cell, by_seed in found.items()}})
+        return
+    print(trend_report(found))
 
 
 def _tell_recall(options: RecipeOptions, setting: RecipeSetting, store: Store) -> None:
@@ -54,8 +73,9 @@ def _tell_recall(options: RecipeOptions, setting: RecipeSetting, store: Store) -
 
 
 def _setting(options: RecipeOptions) -> RecipeSetting:
-    if options.setting not in SETTINGS:
-        raise ValueError(f"setting must be one of {', '.join(SETTINGS)}, got {options.setting!r}")
+    settings = SETTINGS | {TREND_NAME: TREND}
+    if options.setting not in settings:
+        raise ValueError(f"setting must be one of {', '.join(settings)}, got {options.setting!r}")
     names = ("candidates", "seeds", "learning_rates")
     changes = {name: getattr(options, name) for name in names if getattr(options, name)}
-    return replace(SETTINGS[options.setting], **changes)
+    return replace(settings[options.setting], **changes)

@@ -58,8 +58,8 @@ class RecipeOptions:
     """
 
     setting: str = "choose"
-    """Sizes and seeds: trial, choose (seeds 0 to 2), report, report-shakespeare, report-long, or
-    report-wide (seeds from 100 on)."""
+    """Sizes and seeds: trial, choose (seeds 0 to 2), report, report-shakespeare, report-long,
+    report-wide, report-retrieval, or trend (seeds from 100 on)."""
     candidates: tuple[str, ...] = ()
     """Names of candidates, in place of the setting's."""
     seeds: tuple[int, ...] = ()

@@ -1,9 +1,9 @@
 r"""Measures how well a softmax's normaliser can be predicted without the row.
 
-For every head, the log-sum-exp of a row is fitted by least squares to features of its token and to
-two moments of its logits, on short sequences. It is predicted on longer held-out ones. The residual,
-in nats, is the error of a sigmoid with this bias in the weights of a row. The moments come from
-sums of keys: the mean logit s q · k̄, and the variance by channels, s² Σ_c q_c² var_c(k).
+For every head, the log-sum-exp of a row is fitted by least squares to features of its token and
+to two moments of its logits, on short sequences. It is predicted on longer held-out ones. The
+residual, in nats, is the error of a sigmoid with this bias in the weights of a row. The moments
+come from sums of keys: the mean logit s q · k̄, and the variance by channels, s² Σ_c q_c² var_c(k).
 
 Shape letters: B batch, H query heads, N tokens, C channels, F features, R rows.
 """

@@ -11,6 +11,7 @@ from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe.figure import draw
 from sigmoid_attention.studies.recipe.setting import SETTINGS, RecipeSetting
 from sigmoid_attention.studies.recipe.standing import Standing, report
+from sigmoid_attention.studies.recipe.trend import TREND
 from sigmoid_attention.training.files import write_whole
 
 # In a document, only the text between these markers is generated.
@@ -54,8 +55,9 @@ def publish_text(name: str, setting: RecipeSetting, text: str, document: Path) -
 def command(name: str, setting: RecipeSetting) -> str:
     """The command that makes the rows of a setting, with what differs from the named one."""
     words = [f"sigmoid-attention recipe --setting {name}"]
+    usual = (SETTINGS | {"trend": TREND})[name]
     for field in ("candidates", "seeds", "learning_rates"):
         chosen = getattr(setting, field)
-        if chosen != getattr(SETTINGS[name], field):
+        if chosen != getattr(usual, field):
             words.append(f"--{field.replace('_', '-')} {' '.join(map(str, chosen))}")
     return " ".join(words)
