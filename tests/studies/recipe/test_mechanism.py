@@ -88,6 +88,27 @@ def test_the_learned_strength_removes_its_part_of_the_common_variance(model):
         assert 0 < after[2] < before[2]
 
 
+def test_cumulants_of_normal_logits_end_with_the_variance(model, monkeypatch):
+    torch.manual_seed(1)
+    scale = torch.rand(2, 1, 600, 1, dtype=torch.float64) + 0.5
+    shift = torch.randn(2, 1, 600, 1, dtype=torch.float64)
+    logits = shift + scale * torch.randn(2, 1, 600, 600, dtype=torch.float64)
+    visible = torch.ones(600, 600, dtype=torch.bool)
+    monkeypatch.setattr(mechanism, "logits_of_layers", lambda *_: [(None, logits, visible)])
+    ((nothing, mean, variance, third),) = mechanism.normaliser_errors(model, None)
+    # log E e^x of a normal x is its mean and half its variance.
+    assert nothing > 0.9 and 0.2 < mean < 0.5
+    assert variance < 0.25 * mean and third < 0.3 * mean
+
+
+def test_the_errors_are_those_of_the_models_own_logits(model):
+    tokens = torch.randint(0, 257, (3, 20))
+    for errors in mechanism.normaliser_errors(model, tokens):
+        assert len(errors) == 4 and all(error.shape == (4,) for error in errors)
+        # Logits of an untrained model are small: each cumulant leaves less.
+        assert (errors[1] < errors[0]).all() and (errors[2] < errors[1]).all()
+
+
 def test_nothing_is_left_on_the_model(model):
     model.train()
     tokens = torch.randint(0, 257, (2, 40))

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sigmoid_attention.lab.rows import ArmRow
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.compare.text import RECORDED, spread
@@ -21,6 +23,7 @@ from sigmoid_attention.studies.recipe.unit import (
     DIVERGED,
     LOSS,
     NEW,
+    NORMALISER,
     PART,
     PREFIX,
     ROTATING,
@@ -77,6 +80,7 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
     return [
         *(ArmRow.of(row) for row in tests.rows().to_pylist()),
         *_mechanism(prepared, setting, unit, setting.steps),
+        *_normaliser(prepared, setting, unit),
         *_losses(prepared, setting, unit),
         *_recorded(folder / "records", unit),
         *_strengths(prepared, unit),
@@ -91,10 +95,9 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
 def _mechanism(
     prepared: TextRun, setting: RecipeSetting, unit: Unit, done: int
 ) -> Iterator[ArmRow]:
-    model, text = prepared.model, prepared.text
-    windows = measure.whole_windows(text.tokenizer, text.heldout, setting.seq_len)
-    tokens_BN = windows[:: max(1, len(windows) // 4)][:4, :-1]
-    repeated = mechanism.repeated(windows[:, :-1].flatten(), setting.seq_len)
+    model, windows = prepared.model, _windows(prepared, setting)
+    tokens_BN = _few(windows)
+    repeated = mechanism.repeated(windows.flatten(), setting.seq_len)
     gain = mechanism.copying_gain(model, repeated)
     yield ArmRow(unit.arm, COPYING, gain, "bits", unit.seed, done)
     for layer, scores in enumerate(mechanism.prefix_matching(model, repeated)):
@@ -104,6 +107,26 @@ def _mechanism(
         for metric, share in zip((COMMON, CENTRED), shares, strict=True):
             value = share.mean().item()
             yield ArmRow(unit.arm, metric, value, "share", unit.seed, done, layer=layer)
+
+
+def _normaliser(prepared: TextRun, setting: RecipeSetting, unit: Unit) -> Iterator[ArmRow]:
+    """What is left of the normaliser, by the number of cumulants: ``step`` is this number."""
+    tokens_BN = _few(_windows(prepared, setting))
+    for layer, errors in enumerate(mechanism.normaliser_errors(prepared.model, tokens_BN)):
+        for order, error_H in enumerate(errors):
+            value = error_H.mean().item()
+            yield ArmRow(unit.arm, NORMALISER, value, "nats", unit.seed, order, layer=layer)
+
+
+def _windows(prepared: TextRun, setting: RecipeSetting) -> Tensor:
+    """The held-out text in windows of the training length, (W, N)."""
+    text = prepared.text
+    return measure.whole_windows(text.tokenizer, text.heldout, setting.seq_len)[:, :-1]
+
+
+def _few(windows_WN: Tensor) -> Tensor:
+    """Four windows from all of the text."""
+    return windows_WN[:: max(1, len(windows_WN) // 4)][:4]
 
 
 def _losses(prepared: TextRun, setting: RecipeSetting, unit: Unit) -> Iterator[ArmRow]:

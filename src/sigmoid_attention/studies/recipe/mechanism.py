@@ -2,11 +2,17 @@
 
 A copying head finds the token after the last occurrence of the present one (an induction head of
 Olsson et al. 2022, arXiv 2209.11895). The common part of a row is the mean of its logits. A softmax
-does not see it; in a sigmoid it raises or lowers all weights of the row together.
+does not see it; in a sigmoid it raises or lowers all weights of the row together. More of what a
+softmax removes is in the log-sum-exp of a row of n logits,
+
+    log Σ_j e^(x_j) = log n + κ_1 + κ_2 / 2 + κ_3 / 6 + ...,
+
+with κ the cumulants of its logits: the mean, the variance, the third central moment.
 
 Shape letters: B batch, N tokens, H heads, D head dim.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -108,20 +114,48 @@ def common_shares(model: DecoderLM, tokens_BN: Tensor) -> list[tuple[Tensor, Ten
     it is the same as the first.
     """
     shares = []
+    for layer, logits, visible in logits_of_layers(model, tokens_BN):
+        strength = torch.zeros(layer.num_heads)
+        if isinstance(layer.bias, LearnedCentring):
+            strength = layer.bias.strength
+        centred = logits - strength.double()[:, None, None] * _means(logits, visible)
+        shares.append((_share(logits, visible), _share(centred, visible)))
+    return shares
+
+
+@torch.no_grad()
+def normaliser_errors(model: DecoderLM, tokens_BN: Tensor, orders: int = 3) -> list[list[Tensor]]:
+    """For each layer, how much of the normaliser is left after 0 to ``orders`` cumulants, (H,).
+
+    It is the standard deviation over the rows of log Σ_j e^(x_j) - log n - κ_1 - κ_2 / 2 - ..., in
+    nats; a constant is left out, since a bias removes it. Rows of fewer than eight keys are too.
+    """
+    left = []
+    for _, logits, visible in logits_of_layers(model, tokens_BN):
+        keys = visible.sum(-1, keepdim=True)
+        hidden = logits.masked_fill(~visible, -torch.inf)
+        rest = hidden.logsumexp(-1, keepdim=True) - keys.double().log()
+        mean = _means(logits, visible)
+        of_layer = [rest]
+        for order in range(1, orders + 1):
+            # The first three cumulants are the mean and the second and third central moment.
+            cumulant = mean if order == 1 else _means((logits - mean) ** order, visible)
+            of_layer.append(of_layer[-1] - cumulant / math.factorial(order))
+        left.append([x[:, :, 7:].transpose(0, 1).flatten(1).std(1) for x in of_layer])
+    return left
+
+
+def logits_of_layers(
+    model: DecoderLM, tokens_BN: Tensor
+) -> Iterator[tuple[Attention, Tensor, Tensor]]:
+    """Each layer with its logits s q · k, (B, H, N, N), and which of them are visible, (N, N)."""
     inputs = inputs_of_layers(model, tokens_BN)
     with evaluating(model):
         for layer, x in zip(attention_layers(model), inputs, strict=True):
             query, key, _ = layer.project(x, 0, None)
             key = key.repeat_interleave(layer.num_heads // layer.num_kv_heads, 1)
             logits = (query @ key.mT).double() * layer.head_dim**-0.5
-            visible = torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
-            mean = _means(logits, visible)
-            strength = torch.zeros(layer.num_heads)
-            if isinstance(layer.bias, LearnedCentring):
-                strength = layer.bias.strength
-            centred = logits - strength.double()[:, None, None] * mean
-            shares.append((_share(logits, visible), _share(centred, visible)))
-    return shares
+            yield layer, logits, torch.ones(logits.shape[-2:], dtype=torch.bool).tril()
 
 
 def _means(logits_BHNN: Tensor, visible_NN: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ COURSE = "validation_course"
 # mean share of the logits' variance in the rows' means, before and after centring.
 COPYING, PREFIX = "copying_gain", "prefix_matching"
 COMMON, CENTRED = "common_share", "common_share_centred"
+# At the end: the part of a row's log-sum-exp that its first cumulants leave.
+NORMALISER = "normaliser_left"
 SEEN, NEW, PART = "bits_after_seen", "bits_after_new", "bits_by_part"
 DIVERGED = "diverged"
 
