@@ -15,7 +15,9 @@ from sigmoid_attention.attention import (
     NegLogLength,
     NegLogVisible,
 )
+from sigmoid_attention.attention.bias import head_values
 from sigmoid_attention.nn import PRESETS, DecoderLM, ModelConfig, alibi_slopes
+from sigmoid_attention.nn.models.recipes import recipe_settings
 from sigmoid_attention.nn.position import RoPEWithALiBi, slope_numbers
 from sigmoid_attention.training.optimizer import TrainConfig, decoupled_adamw
 
@@ -136,7 +138,24 @@ def test_the_recommended_recipe_fits_every_position(position):
 def test_the_recommended_bias_beside_slopes_is_by_the_effective_length():
     config = ModelConfig.recipe("recommended", position="rope+alibi", **SIZES)
     slopes = RoPEWithALiBi().slope_numbers(config.num_heads)
-    assert config.bias_policy() == NegLogEffectiveLength(slopes, 16)
+    assert config.bias_policy().value.tolist() == pytest.approx(
+        head_values(NegLogEffectiveLength(slopes, 16), config.num_heads, "bias")
+    )
+    assert config == ModelConfig.recipe("recommended", **SIZES)
+    assert config.centred_keys and config.reach == "trained"
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi", "rope+alibi"])
+def test_a_recipe_replaces_all_settings_of_another(position):
+    recommended = ModelConfig.recipe("recommended", **SIZES)
+    for name in ("paper", "recommended"):
+        changed = dataclasses.replace(recommended, **recipe_settings(name, position))
+        assert changed == ModelConfig.recipe(name, position=position, **SIZES)
+
+
+def test_a_head_without_slopes_sees_all_keys():
+    config = ModelConfig(bias="neg_log_effective_length", position="rope", **SIZES)
+    assert config.bias_policy() == NegLogLength(16)
 
 
 def test_sizes_win_over_the_recipe():
@@ -208,7 +227,6 @@ def test_width_of_the_feed_forward_layers(settings, width):
         (dict(bias=float("inf")), "bias must be a finite number or one of .*, got inf"),
         (dict(bias=10**400), "bias must be a finite number .*, got a number of 1329 bits"),
         (dict(bias_offset=float("nan")), "bias_offset must be finite, got nan"),
-        (dict(bias="neg_log_effective_length", position="rope"), "slopes of position 'alibi'"),
         (dict(bias=-3.0, bias_offset=-1.0), "bias_offset moves"),
         (dict(bias="neg_log_visible", bias_offset=-1.0), "bias_offset moves"),
         (dict(bias="neg_log_visible", learn_bias=True), "learn_bias starts from one number"),

@@ -15,7 +15,13 @@ from sigmoid_attention.theory.regularity import Ball, jacobian_norm
 def model():
     torch.manual_seed(0)
     config = ModelConfig.recipe(
-        "recommended", vocab_size=257, dim=8, layers=2, num_heads=2, max_seq_len=16
+        "recommended",
+        vocab_size=257,
+        dim=8,
+        layers=2,
+        num_heads=2,
+        max_seq_len=16,
+        position="rope",
     )
     return DecoderLM(config).eval()
 

@@ -65,7 +65,7 @@ def test_no_stack_is_steeper_than_the_product_of_its_bounds(drawn, radius, share
 def test_each_branch_alone_is_within_its_own_bound():
     torch.manual_seed(0)
     config = ModelConfig.recipe(
-        "recommended", vocab_size=5, dim=16, layers=2, num_heads=2, max_seq_len=6
+        "recommended", vocab_size=5, dim=16, layers=2, num_heads=2, max_seq_len=6, position="rope"
     )
     blocks = DecoderLM(config).double().eval().blocks
     x = torch.randn(6, 16).double()

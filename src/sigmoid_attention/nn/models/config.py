@@ -67,8 +67,8 @@ class ModelConfig:
     Example:
         >>> sizes = dict(vocab_size=257, dim=64, layers=2, num_heads=4, max_seq_len=128)
         >>> config = ModelConfig.recipe("recommended", **sizes)
-        >>> config.position, config.bias_policy()
-        ('rope', NegLogLength(n=128, offset=-2.5))
+        >>> config.position, config.bias_policy(), config.centred_keys
+        ('rope+alibi', Learned(num_heads=4), True)
         >>> ModelConfig.from_dict(config.to_dict()) == config
         True
     """
@@ -163,8 +163,11 @@ class ModelConfig:
         )
         if self.bias == "neg_log_length":
             return NegLogLength(n, self.bias_offset)
-        with_slopes = slope_numbers if self.position == "alibi" else RoPEWithALiBi().slope_numbers
-        return NegLogEffectiveLength(with_slopes(self.num_heads), n, self.bias_offset)
+        slopes = {"alibi": slope_numbers, "rope+alibi": RoPEWithALiBi().slope_numbers}
+        if self.position not in slopes:
+            # A head without a slope sees all n keys.
+            return NegLogLength(n, self.bias_offset)
+        return NegLogEffectiveLength(slopes[self.position](self.num_heads), n, self.bias_offset)
 
     def _check_kinds(self) -> None:
         """Check each field separately, and convert numbers to Python numbers for JSON."""
@@ -214,12 +217,6 @@ class ModelConfig:
             object.__setattr__(self, "bias", bias)
         elif self.bias not in BIASES:
             raise ValueError(f"bias must be a number or one of {BIASES}, got {self.bias!r}")
-        with_slopes = ("alibi", "rope+alibi")
-        if self.bias == "neg_log_effective_length" and self.position not in with_slopes:
-            raise ValueError(
-                f"bias 'neg_log_effective_length' follows the slopes of position 'alibi' or "
-                f"'rope+alibi', got position {self.position!r}"
-            )
         if self.bias_offset and (self.bias == "neg_log_visible" or not isinstance(self.bias, str)):
             raise ValueError(
                 f"bias_offset moves 'neg_log_length' and 'neg_log_effective_length' only, "

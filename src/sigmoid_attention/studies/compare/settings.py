@@ -83,7 +83,7 @@ class CompareSetting:
     copying: TaskSetting
     cost: CostSetting
     recipe: str = "recommended"
-    position: str = "rope"
+    position: str = "rope+alibi"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the command that repeats the comparison."""

@@ -70,6 +70,7 @@ def model_config(pair: str, arm: str, setting: RoutingSetting) -> ModelConfig:
         layers=setting.layers,
         num_heads=setting.num_heads,
         max_seq_len=setting.seq_len,
+        position="rope",
         moe=moe,
     )
 

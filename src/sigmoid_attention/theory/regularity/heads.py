@@ -150,7 +150,9 @@ class _Rows:
         raise ValueError("bias: RowLSE depends on the logits of a row, which no bound here follows")
 
     def mean_logits(self, means: Tensor | None = None) -> Tensor:
-        raise ValueError("bias: CentredKeys depends on the keys, which no bound here follows")
+        raise ValueError(
+            "bias: the bounds do not cover centred keys; the recipe 'paper' trains without them"
+        )
 
     def resolved(self, bias: Bias) -> float | Tensor:
         return bias.resolve(self) if isinstance(bias, BiasPolicy) else bias
