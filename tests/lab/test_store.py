@@ -54,6 +54,23 @@ def test_an_unfinished_write_is_not_a_part(tmp_path):
     assert not store.has("b") and store.rows().num_rows == 1
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_is_named_and_leaves_what_was_written(tmp_path):
+    store = Store(tmp_path, SETTING, {}, resume=False)
+    store.put("a", [row(0)])
+    store.merge()
+    before = (tmp_path / "rows.parquet").read_bytes()
+    # The temporary files' names lead to the device that is always full.
+    for place in ("rows/b.parquet", "rows.parquet"):
+        (tmp_path / f"{place}.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"^could not write .*b\.parquet \(No space left"):
+        store.put("b", [row(1)])
+    assert not store.has("b") and os.listdir(tmp_path / "rows") == ["a.parquet"]
+    with pytest.raises(OSError, match=r"^could not write .*rows\.parquet \(No space left"):
+        store.merge()
+    assert (tmp_path / "rows.parquet").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [

@@ -22,6 +22,7 @@ from sigmoid_attention.attention import (
     NegLogVisible,
 )
 from sigmoid_attention.nn import Attention, Gate, RoPEWithALiBi, StateBias, layer_options
+from sigmoid_attention.nn.mass_exponent import MassExponent
 from sigmoid_attention.theory.regularity import Ball, attention_bound
 from tests.support.nn.layer_oracle import defined
 
@@ -237,6 +238,16 @@ def test_rows_of_small_mass_keep_output_and_gradients(dtype, bias):
     expected.sum().backward()
     torch.testing.assert_close(x.grad.double(), wide.grad, atol=tolerance, rtol=tolerance)
     assert layer.mass_exponent.exponent.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5], ids="mass^{}".format)
+def test_a_mass_below_the_least_counts_as_the_least(exponent):
+    mass = torch.tensor([[[1e-20, 1e-30, 1e-31, 1e-35, 0.0]]])
+    out = mass[..., None].expand(1, 1, 5, 3)
+    divided = MassExponent(exponent, num_heads=1)(out, mass)
+    least = mass.double().clamp(min=1e-30) ** exponent
+    expected = (mass.double() / least)[..., None].expand(1, 1, 5, 3)
+    torch.testing.assert_close(divided.double(), expected, atol=0, rtol=1e-4)
 
 
 def test_weights_are_divided_by_the_mass():

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from sigmoid_attention.lab.rows import ArmRow
+from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe import retrieval
 from sigmoid_attention.studies.recipe.recall_standing import (
     RECALLS,
+    RecallStanding,
     recall_report,
     recall_standings,
 )
@@ -107,6 +109,23 @@ def test_the_verdict_is_by_points_of_recall(store):
     text = recall_report(ranking, SETTING)
     assert "| sigmoid-centred | 0.01 | 95.1 |" in text and "75.1 (76.1)" in text
     assert "+5.0 (+5.0 to +5.0), ahead" in text
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((1.5, 0.1, 2.9), "ahead"),
+        ((0.5, -1.9, 2.9), "level"),
+        ((-1.0, -1.9, -0.1), "level"),
+        ((0.5, -2.1, 3.1), "open"),
+        ((-2.5, -4.0, -1.0), "open"),
+        ((-3.0, -3.9, -2.1), "behind"),
+        ((-3.0, float("nan"), float("nan")), "-"),
+    ],
+)
+def test_the_verdict_is_by_the_whole_interval(interval, verdict):
+    standing = RecallStanding("sigmoid-paper", 1e-2, {}, {128: Interval(*interval, n=3)})
+    assert standing.verdict(128) == verdict
 
 
 def test_the_reported_retrieval_takes_seeds_that_no_choice_has_seen():
