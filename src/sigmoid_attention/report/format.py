@@ -37,7 +37,7 @@ def quantity(value: float, unit: str) -> str:
         return _scaled(value, SECONDS)
     if unit == "bytes":
         return _scaled(value, BYTES)
-    if unit in ("bits/byte", "nats/token"):
+    if unit in ("bits/byte", "bits/token", "nats/token"):
         return _minus(f"{value:.3f}")
     return plain(value)
 

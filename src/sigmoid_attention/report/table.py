@@ -85,7 +85,7 @@ def _hint(row: SummaryRow) -> str:
         return "seeds that solved it, more is better"
     if row.kind == "ratio":
         return ""
-    unit = "bits per byte, " if row.unit == "bits/byte" else ""
+    unit = {"bits/byte": "bits per byte, ", "bits/token": "bits per token, "}.get(row.unit, "")
     return f"{unit}{'lower' if row.lower_is_better else 'higher'} is better"
 
 

@@ -73,7 +73,7 @@ def test_rows_hold_every_measurement_of_both_arms(finished):
         "attention_output_norm", "attention_mass", "largest_weight", "residual_norm",
         "gradient_norm", "step_seconds", "operator_forward_seconds", "operator_training_seconds",
         "operator_peak_bytes", "peak_memory_bytes", "parameters", "validation_during_training",
-        "sample_prompt", "sample_text",
+        "sample_prompt", "sample_text", "bits_after_seen", "bits_after_new",
     }  # fmt: skip
     assert by_arm["both"] == {
         "bigram_bits_per_byte", "process_peak_bytes", "unit_seconds", "unit_end",

@@ -30,6 +30,7 @@ from sigmoid_attention.studies.compare.summary import LEARNT, SOLVED
 LOSS_MARGIN = 0.01
 ACCURACY_MARGIN = 0.05
 COST_MARGIN = 0.05
+LOSSES = ("bits/byte", "bits/token")
 
 Standing = Literal["equal", "worse", "better", "undecided", "silent"]
 
@@ -186,7 +187,7 @@ def _counted(solved: Solved) -> Standing:
 
 def margin(row: SummaryRow) -> float:
     """The margin of a question that is not a ratio."""
-    return LOSS_MARGIN * row.softmax.mean if row.unit == "bits/byte" else ACCURACY_MARGIN
+    return LOSS_MARGIN * row.softmax.mean if row.unit in LOSSES else ACCURACY_MARGIN
 
 
 def pace(ratio: float) -> str:

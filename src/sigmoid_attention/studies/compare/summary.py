@@ -39,6 +39,12 @@ Values = dict[str, dict[int, float]]
 # Bits per byte on held-out text: after training, by length; and during training, by step.
 LOSS = "validation_bits_per_byte"
 COURSE = "validation_during_training"
+# Bits of a token after four tokens that stood in the window before, and after others.
+SEEN, NEW = "bits_after_seen", "bits_after_new"
+CONTEXTS = {
+    SEEN: "Text, after 4 tokens that stood before",
+    NEW: "Text, after 4 tokens that did not",
+}
 STEP = "step_seconds"
 EQUAL_TIME = "validation_at_equal_time"
 BASELINE = "bigram_bits_per_byte"
@@ -60,6 +66,7 @@ def summarise(rows: pa.Table) -> list[SummaryRow]:
     losses = _losses(rows)
     return [
         *losses,
+        *_by_context(rows, losses),
         *_at_equal_time(rows, losses),
         *_retrieval(rows),
         *_timings(rows, STEP, "Training step"),
@@ -116,6 +123,18 @@ def _losses(rows: pa.Table) -> list[SummaryRow]:
 def baseline_bits(rows: pa.Table) -> float:
     """Bits per byte of the bigram baseline; infinite if it was not measured."""
     return max(select_values(rows, BASELINE, "value"), default=math.inf)
+
+
+def _by_context(rows: pa.Table, losses: Sequence[SummaryRow]) -> list[SummaryRow]:
+    silent = losses[0].silent if losses else ""
+    return [
+        replace(
+            _difference(metric, label, "bits/token", values, length=length, lower_is_better=True),
+            silent=silent,
+        )
+        for metric, label in CONTEXTS.items()
+        for length, values in select(rows, metric, by="seed").items()
+    ]
 
 
 def _at_equal_time(rows: pa.Table, losses: Sequence[SummaryRow]) -> list[SummaryRow]:

@@ -15,7 +15,8 @@ from sigmoid_attention.lab.rows import SOFTMAX, ArmRow
 from sigmoid_attention.lab.store import Store, step_parts
 from sigmoid_attention.nn.models import DecoderLM, ModelConfig, generate
 from sigmoid_attention.studies.compare.settings import FIRST_SEED, TextSetting
-from sigmoid_attention.studies.compare.summary import COURSE, LOSS
+from sigmoid_attention.studies.compare.summary import COURSE, LOSS, NEW, SEEN
+from sigmoid_attention.training import code_lengths
 from sigmoid_attention.training.data.corpus import Document
 from sigmoid_attention.training.data.text import Text
 from sigmoid_attention.training.recorder import Recorder, read_records
@@ -110,10 +111,27 @@ def run_text(
         length = times * n
         bits = run.bits_per_byte(seq_len=length)
         yield ArmRow(arm, LOSS, bits, "bits/byte", seed, length=length)
+    yield from _by_context(run, arm, seed)
     yield ArmRow(arm, "parameters", run.parameters, "parameters", seed)
     if seed == FIRST_SEED:
         yield from _recorded(records, arm)
         yield from _generated(run.model, text, arm, n, device)
+
+
+def _by_context(run: TextRun, arm: str, seed: int) -> Iterator[ArmRow]:
+    """The loss after contexts that stood in the window before, where a model can copy; and others.
+
+    A token is the unit here: with a tokenizer of several bytes these are no bits per byte.
+    """
+    windows = code_lengths.whole_windows(run.text.tokenizer, run.text.heldout, run.seq_len)
+    if not len(windows):
+        return
+    bits_WN = code_lengths.bits_of_targets(run.model, windows)
+    seen_WN = code_lengths.continues_seen(windows)
+    for metric, chosen in ((SEEN, seen_WN), (NEW, ~seen_WN)):
+        if chosen.any():
+            value = bits_WN[chosen].mean().item()
+            yield ArmRow(arm, metric, value, "bits/token", seed, length=run.seq_len)
 
 
 def on_the_way(

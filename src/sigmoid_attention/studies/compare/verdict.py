@@ -17,22 +17,32 @@ import pyarrow as pa
 
 from sigmoid_attention.lab.statistics import CONFIDENCE, FEWEST_FOR_INTERVAL
 from sigmoid_attention.studies.compare.results import SummaryRow, Verdict
-from sigmoid_attention.studies.compare.standing import RULE, Standing, pace, share, standing
+from sigmoid_attention.studies.compare.standing import (
+    LOSS_MARGIN,
+    RULE,
+    Standing,
+    pace,
+    share,
+    standing,
+)
 from sigmoid_attention.studies.compare.summary import (
     LOSS,
     STEP,
     TASKS,
     baseline_bits,
+    late_change_of_gap,
     select_values,
 )
 
 ORDER = (
     "Text tells nothing, or has no interval: no verdict.",
-    "Text at the training length or a retrieval task is worse: keep softmax.",
+    "Text at the training length or a retrieval task is worse: sigmoid is behind. On text it is "
+    "closing if the difference became smaller in the second half of the training, by the whole "
+    "interval of this change.",
     "One of these is undecided: not decided.",
-    "Longer text is worse: as good up to the training length only.",
-    "Text at the training length or a retrieval task is better: sigmoid is better there.",
-    "None of these: sigmoid is as good.",
+    "Longer text is worse: level up to the training length only.",
+    "Text at the training length or a retrieval task is better: sigmoid is ahead there.",
+    f"None of these: sigmoid is level within {LOSS_MARGIN:.0%}.",
 )
 """The headlines in order: the first that holds is taken. Cost is said beside it."""
 
@@ -69,15 +79,17 @@ def _headline(summary: Sequence[SummaryRow], text: Sequence[SummaryRow], rows: p
     gained = [name for name, found in by.items() if found == "better"]
     worse_beyond = any(standing(row) == "worse" for row in text[1:])
     if lost:
-        quality = f"Keep softmax here: sigmoid attention is worse at {listed(lost)}"
+        quality = f"Keep softmax here: sigmoid attention is behind at {listed(lost)}"
+        if "text" in lost and late_change_of_gap(rows).high < 0:
+            quality += ", and closing on text"
     elif still_open:
         quality = f"Not decided: too few seeds to tell the arms apart at {listed(still_open)}"
     elif worse_beyond:
-        quality = "Sigmoid attention is as good up to the training length, worse beyond it"
+        quality = "Sigmoid attention is level up to the training length, and behind beyond it"
     elif gained:
-        quality = f"Sigmoid attention is better here at {listed(gained)}"
+        quality = f"Sigmoid attention is ahead here at {listed(gained)}"
     else:
-        quality = "Sigmoid attention is as good here"
+        quality = f"Sigmoid attention is level here, within {LOSS_MARGIN:.0%} of softmax's loss"
     return f"{quality}; {_cost_clause(summary)}"
 
 

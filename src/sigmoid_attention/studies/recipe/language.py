@@ -31,6 +31,7 @@ from sigmoid_attention.studies.recipe.unit import (
     WINDOWED,
     Unit,
 )
+from sigmoid_attention.training import code_lengths
 from sigmoid_attention.training.data.corpus import load_corpus
 from sigmoid_attention.training.data.text import Text
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
@@ -121,7 +122,7 @@ def _normaliser(prepared: TextRun, setting: RecipeSetting, unit: Unit) -> Iterat
 def _windows(prepared: TextRun, setting: RecipeSetting) -> Tensor:
     """The held-out text in windows of the training length, (W, N)."""
     text = prepared.text
-    return measure.whole_windows(text.tokenizer, text.heldout, setting.seq_len)[:, :-1]
+    return code_lengths.whole_windows(text.tokenizer, text.heldout, setting.seq_len)[:, :-1]
 
 
 def _few(windows_WN: Tensor) -> Tensor:
@@ -150,15 +151,15 @@ def _losses(prepared: TextRun, setting: RecipeSetting, unit: Unit) -> Iterator[A
         )
         yield ArmRow(unit.arm, BEGINNINGS, bits, "bits/byte", unit.seed, length=length)
     text = prepared.text
-    windows = measure.whole_windows(text.tokenizer, text.heldout, n)
-    bits_WN = measure.bits_of_targets(prepared.model, windows)
-    seen_WN = measure.continues_seen(windows)
+    windows = code_lengths.whole_windows(text.tokenizer, text.heldout, n)
+    bits_WN = code_lengths.bits_of_targets(prepared.model, windows)
+    seen_WN = code_lengths.continues_seen(windows)
     for metric, chosen in ((SEEN, seen_WN), (NEW, ~seen_WN)):
         if not chosen.any():
             continue
         value = bits_WN[chosen].mean().item()
         yield ArmRow(unit.arm, metric, value, "bits/byte", unit.seed, length=n)
-    for part, value in enumerate(measure.by_part(bits_WN)):
+    for part, value in enumerate(code_lengths.by_part(bits_WN)):
         yield ArmRow(unit.arm, PART, value, "bits/byte", unit.seed, step=part, length=n)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from sigmoid_attention.attention import LearnedCentring
 from sigmoid_attention.nn import Attention
 from sigmoid_attention.nn.models import DecoderLM
-from sigmoid_attention.studies.recipe.measure import bits_of_targets
+from sigmoid_attention.training.code_lengths import bits_of_targets
 
 # Repeated sequences that are read to look for copying heads.
 SEQUENCES = 8

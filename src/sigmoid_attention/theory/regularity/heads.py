@@ -151,7 +151,8 @@ class _Rows:
 
     def mean_logits(self, means: Tensor | None = None) -> Tensor:
         raise ValueError(
-            "bias: the bounds do not cover centred keys; the recipe 'paper' trains without them"
+            "bias: CentredKeys depends on the keys, which no bound here follows; "
+            "the recipe 'paper' trains without it"
         )
 
     def resolved(self, bias: Bias) -> float | Tensor:
