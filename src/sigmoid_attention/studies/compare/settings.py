@@ -8,6 +8,7 @@ from typing import Any
 
 from sigmoid_attention.lab.rows import SOFTMAX
 from sigmoid_attention.nn.models import PRESETS, ModelConfig
+from sigmoid_attention.nn.models.presets import BYTES_AND_END
 from sigmoid_attention.nn.models.recipes import recipe_settings
 
 
@@ -168,16 +169,26 @@ COMPARE_PRESETS: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSett
     ),
     "small": (
         TextSetting(
-            model=PRESETS["small"],
-            steps=300,
-            batch_size=4,
+            # Small, so that minutes are enough steps to learn to copy from the context.
+            model=ModelConfig.recipe(
+                "recommended",
+                vocab_size=BYTES_AND_END,
+                dim=64,
+                layers=4,
+                num_heads=4,
+                ffn_dim=176,
+                max_seq_len=256,
+            ),
+            steps=1200,
+            batch_size=8,
             lr=1e-2,
             softmax_lr=1e-2,
-            warmup_steps=30,
+            warmup_steps=120,
             heldout_bytes=49_152,
             test_bytes=6144,
-            record_every=10,
-            checkpoint_every=50,
+            record_every=40,
+            checkpoint_every=100,
+            tests=12,
         ),
         TaskSetting(
             model=_task_model(31, 65, **SMALL_TASK),
