@@ -390,7 +390,7 @@ def test_compare_shows_a_table_and_a_verdict_and_writes_the_report(corpus, tmp_p
     )
     assert main([*argv, "--data", corpus, "--out", str(out), "--resume", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert "--preset small --steps 300 --seeds 4" in document["advice"][0]["command"]
+    assert "--preset small --steps 800 --seeds 4" in document["advice"][0]["command"]
     # The models that it trained can write, too.
     assert main(["generate", str(out / "runs" / "sigmoid-seed100"), "--device", "cpu"]) == 0
 

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from sigmoid_attention.cli.arguments import CompareOptions, parse
-from sigmoid_attention.nn.models import PRESETS
+from sigmoid_attention.nn.models.recipes import recipe_settings
 from sigmoid_attention.studies.compare.retrieval import task_batches
 from sigmoid_attention.studies.compare.settings import COMPARE_PRESETS, compare_setting
 
@@ -14,7 +14,8 @@ from sigmoid_attention.studies.compare.settings import COMPARE_PRESETS, compare_
 @pytest.mark.parametrize("preset", COMPARE_PRESETS)
 def test_every_preset_fits_together(preset):
     setting = compare_setting(preset)
-    assert setting.text.model == PRESETS[preset]
+    chosen = recipe_settings("recommended")
+    assert {name: getattr(setting.text.model, name) for name in chosen} == chosen
     for task in (setting.recall, setting.copying):
         inputs, targets = task_batches(task, seed=1).batch(0)
         assert inputs.shape == targets.shape == (task.batch_size, task.model.max_seq_len)
