@@ -1,5 +1,7 @@
 """The rule of the recipe study on synthetic values: best rates, comparisons, verdicts."""
 
+from dataclasses import replace
+
 import pytest
 
 from sigmoid_attention.lab.rows import ArmRow
@@ -17,6 +19,15 @@ def test_candidates_stand_at_their_best_rate_and_in_the_order_of_their_losses(st
     ranking = standings(store, SETTING)
     assert [standing.candidate for standing in ranking] == list(reversed(ORDER))
     assert {standing.lr for standing in ranking} == {1e-2}
+
+
+def test_only_the_settings_seeds_rates_and_candidates_are_judged(store):
+    chosen = replace(SETTING, candidates=ORDER[1:3], seeds=(1,), learning_rates=(1e-3,))
+    ranking = standings(store, chosen)
+    assert [standing.candidate for standing in ranking] == ["softmax", "softmax-pre"]
+    assert {standing.lr for standing in ranking} == {1e-3}
+    assert ranking[0].at[8].bits.mean == pytest.approx(4.8 + 0.5 + 0.01)
+    assert ranking[1].at[8].verdict == "-"
 
 
 def test_differences_are_in_percent_of_the_better_softmax(store):

@@ -20,6 +20,7 @@ from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe.candidates import CANDIDATES
 from sigmoid_attention.studies.recipe.retrieval import COPY, PAIRS, RECALL, TIMES, WINDOWED
 from sigmoid_attention.studies.recipe.setting import RecipeSetting
+from sigmoid_attention.studies.recipe.unit import units
 
 MARGIN = 2.0
 RECALLS = tuple(RECALL.format(pairs) for pairs in PAIRS)
@@ -51,16 +52,18 @@ class RecallStanding:
 
 
 def recall_standings(store: Store, setting: RecipeSetting) -> list[RecallStanding]:
-    """Every candidate at its best rate, the highest accuracy at n first.
+    """Every candidate of the setting at its best rate, the highest accuracy at n first.
 
-    Raises ``ValueError`` if the store has no softmax.
+    The store may hold more candidates, seeds and rates than the setting. Raises ``ValueError`` if
+    there is no softmax.
     """
     metrics = {*RECALLS, COPY} | {name + WINDOWED for name in (*RECALLS, COPY)}
     values: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    arms = {unit.arm: unit for unit in units(setting)}
     for row in store.rows().to_pylist():
-        if row["metric"] in metrics:
-            candidate, lr = row["arm"].split(" @ ")
-            by_seed = values[candidate][float(lr)][row["metric"], row["length"]]
+        unit = arms.get(row["arm"])
+        if row["metric"] in metrics and unit and row["seed"] in setting.seeds:
+            by_seed = values[unit.candidate][unit.lr][row["metric"], row["length"]]
             by_seed[row["seed"]] = 100 * row["value"]
 
     def overall(accuracies: Accuracies) -> float:

@@ -22,7 +22,7 @@ from sigmoid_attention.lab.statistics import Interval, paired_difference, t_inte
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe.candidates import CANDIDATES
 from sigmoid_attention.studies.recipe.setting import RecipeSetting
-from sigmoid_attention.studies.recipe.unit import LOSS, WINDOWED
+from sigmoid_attention.studies.recipe.unit import LOSS, WINDOWED, units
 
 LEVEL_PERCENT = 0.5
 
@@ -63,15 +63,18 @@ class Standing:
 
 
 def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
-    """Every candidate at its best learning rate, the lowest mean at n first.
+    """Every candidate of the setting at its best learning rate, the lowest mean at n first.
 
-    Raises ``ValueError`` if the store has no softmax.
+    The store may hold more candidates, seeds and rates than the setting. Raises ``ValueError`` if
+    there is no softmax.
     """
     values: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    arms = {unit.arm: unit for unit in units(setting)}
     for row in store.rows().to_pylist():
-        if row["metric"] in (LOSS, WINDOWED):
-            candidate, lr = row["arm"].split(" @ ")
-            values[candidate][float(lr)][row["metric"], row["length"]][row["seed"]] = row["value"]
+        unit = arms.get(row["arm"])
+        if row["metric"] in (LOSS, WINDOWED) and unit and row["seed"] in setting.seeds:
+            by_seed = values[unit.candidate][unit.lr][row["metric"], row["length"]]
+            by_seed[row["seed"]] = row["value"]
 
     def mean(candidate: str, lr: float) -> float:
         by_seed = values[candidate][lr][LOSS, setting.seq_len]
