@@ -80,8 +80,9 @@ def certify(model: DecoderLM, tokens: Tensor, ball: Ball, *, seconds: float = 60
         ValueError: a part without a bound; the message names it.
 
     Example:
-        >>> from sigmoid_attention.nn import PRESETS
-        >>> model = DecoderLM(PRESETS["tiny"]).eval()
+        >>> from sigmoid_attention.nn import ModelConfig
+        >>> sizes = dict(vocab_size=9, dim=16, layers=2, num_heads=2, max_seq_len=8)
+        >>> model = DecoderLM(ModelConfig.recipe("paper", **sizes)).eval()
         >>> found = certify(model, torch.arange(8)[None], Ball(4.0))
         >>> found.measured <= found.at <= found.within
         True
