@@ -1,6 +1,7 @@
 """The settings of all tests: one thread, hypothesis without deadlines or randomness, and tiers."""
 
 import os
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -98,6 +99,20 @@ def pytest_configure(config: pytest.Config) -> None:
     # Most tests are about other things than a model's length; the warning has tests of its own.
     config.addinivalue_line(
         "filterwarnings", "ignore:(sigmoid_)?bias. None means -log\\(number of keys\\):UserWarning"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import the files of a place whose markers the run leaves out: that takes time."""
+    return left_out(collection_path, config.option.markexpr) or None
+
+
+def left_out(path: Path, expression: str) -> bool:
+    """Whether an expression like "not (slow or long)" names a marker of this place."""
+    match = re.fullmatch(r"not \(([\w ]+)\)", expression)
+    names = match[1].split(" or ") if match else ()
+    return any(
+        path.is_relative_to(HERE / place) for name in names for place in MARKERS.get(name, ())
     )
 
 

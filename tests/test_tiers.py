@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import HERE, MARKERS, beyond_a_sample
+from tests.conftest import HERE, MARKERS, beyond_a_sample, left_out
 from tests.support.tiers import sampled
 
 DTYPES = pytest.mark.parametrize("dtype", [])
@@ -67,3 +67,21 @@ def test_cases_outside_a_sample_are_slow():
 @pytest.mark.parametrize("marker", MARKERS)
 def test_marked_folders_and_files_exist(marker):
     assert [place for place in MARKERS[marker] if not (HERE / place).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "expression", "left"),
+    [
+        ("studies", "not (slow or process)", True),
+        ("studies/compare/test_run.py", "not (slow or process)", True),
+        ("studies/compare/test_run.py", "not (slow or long)", False),
+        ("nn/models", "not (models)", True),
+        ("nn/test_norm.py", "not (slow or process or models)", False),
+        # Its tests may have other markers too.
+        ("studies", "process or slow", False),
+        ("studies", "not process and slow", False),
+        ("studies", "", False),
+    ],
+)
+def test_places_that_a_run_leaves_out_are_not_imported(place, expression, left):
+    assert left_out(HERE / place, expression) == left
