@@ -56,3 +56,18 @@ def test_a_row_has_its_verdict_in_the_same_cell_as_its_question():
     heads = re.findall(r"<th scope=\"row\">(.*?)</th>", summary_table([row()]), re.DOTALL)
     (head,) = heads
     assert "A metric" in head and "Sigmoid better" in head
+
+
+@pytest.mark.parametrize(
+    ("metric", "group"),
+    [
+        ("validation_bits_per_byte", "Language modelling"),
+        ("bits_after_seen", "Language modelling"),
+        ("bits_after_new", "Language modelling"),
+        ("copy_accuracy", "Retrieval"),
+        ("peak_memory_bytes", "Cost of training"),
+        ("operator_forward_seconds", "Cost of the operator alone"),
+    ],
+)
+def test_each_row_stands_in_the_group_of_its_metric(metric, group):
+    assert group in summary_table([row(metric=metric)])

@@ -15,7 +15,7 @@ HEADINGS = ("Question", "Verdict", "Softmax", "Sigmoid", "Sigmoid against softma
 FUSED_HEADINGS = ("Question", "Verdict", "Unfused", "Fused", "Fused against unfused")
 # Groups by the prefix of a metric's name; the first match counts.
 GROUPS = (
-    (("validation",), "Language modelling"),
+    (("validation", "bits_after"), "Language modelling"),
     (("recall", "copy"), "Retrieval"),
     (("step", "peak"), "Cost of training"),
     (("",), "Cost of the operator alone"),
