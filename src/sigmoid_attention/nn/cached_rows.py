@@ -36,15 +36,15 @@ def bias_of_new_tokens(
 
     A tensor; or the policy with its means if it has a policy of the caller's.
     """
-    inner, strength, tokens = bias.bias, bias.strength, query.shape[2]
-    # A state's bias is wrapped together with its input.
-    if isinstance(inner, BiasPolicy) and not isinstance(getattr(inner, "bias", inner), _KNOWN):
-        return CentredKeys(inner, strength, cache.key_means(tokens, left, attn_mask))
+    inner, strength = bias.bias, bias.strength
     # One call of the kernel, for the step and the policies that layers decode with most.
-    if type(inner) is HeadValues and isinstance(strength, Tensor) and attn_mask is None:
+    if type(inner) is HeadValues and attn_mask is None and isinstance(strength, Tensor):
         step = cache.next_bias(query, query.shape[-1] ** -0.5, left, strength, inner.value)
         if step is not None:
             return step
+    # A state's bias is wrapped together with its input.
+    if isinstance(inner, BiasPolicy) and not isinstance(getattr(inner, "bias", inner), _KNOWN):
+        return CentredKeys(inner, strength, cache.key_means(query.shape[2], left, attn_mask))
     return bias.resolve(CachedRows(query, cache, (left, 0), attn_mask))
 
 

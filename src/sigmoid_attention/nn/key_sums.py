@@ -108,7 +108,7 @@ class KeySums(NamedTuple):
         """
         if tokens - self.tokens != 1 or self.mask_BK is not None or not self._continues(tokens):
             return None
-        tensors = (query_BH1D, key_BGKD, self.sum_BG1D, strength_H, offset_H)
+        tensors = (query_BH1D, key_BGKD, strength_H, offset_H)
         heads = query_BH1D.shape[1]
         if not (
             query_BH1D.is_cpu
