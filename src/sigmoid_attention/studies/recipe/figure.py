@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sigmoid_attention.lab.figure import COLOURS, OTHERS, panels, styled
 from sigmoid_attention.lab.rows import SOFTMAX
@@ -127,5 +127,6 @@ def _axes(ax: "Axes", panel: Panel) -> None:
     if panel.scales[1] == "log":
         ax.set_yscale("log")
         plain = FuncFormatter(lambda number, _: f"{number:g}")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(plain)
         ax.yaxis.set_minor_formatter(NullFormatter())

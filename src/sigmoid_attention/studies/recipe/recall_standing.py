@@ -125,12 +125,12 @@ def recall_report(ranking: list[RecallStanding], setting: RecipeSetting) -> str:
             points = standing.points[times * n]
             cells.append(f"{_signed(points)}, {standing.verdict(times * n)}")
         lines.append(f"| {standing.candidate} | {standing.lr:g} | {' | '.join(cells)} |")
-    seeds = ", ".join(map(str, setting.seeds))
+    seeds = f"Seed{'s' if len(setting.seeds) > 1 else ''} {', '.join(map(str, setting.seeds))}"
     return "\n".join(
         [
             *lines,
             "",
-            f"Seeds {seeds}. Accuracy in percent, by pairs and length; in parentheses with a "
+            f"{seeds}. Accuracy in percent, by pairs and length; in parentheses with a "
             f"window of {n} tokens at test. Differences of the mean over the recall tasks, in "
             f"percentage points, with 95 % intervals.",
         ]

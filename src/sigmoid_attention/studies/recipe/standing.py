@@ -144,12 +144,12 @@ def report(ranking: list[Standing], setting: RecipeSetting) -> str:
             f"| {standing.candidate} | {standing.lr:g} | {' | '.join(cells)} "
             f"| {_signed(first.percent)} | {first.verdict} |"
         )
-    seeds = ", ".join(map(str, setting.seeds))
+    seeds = f"Seed{'s' if len(setting.seeds) > 1 else ''} {', '.join(map(str, setting.seeds))}"
     return "\n".join(
         [
             *lines,
             "",
-            f"Seeds {seeds}. Bits per byte; in parentheses with a window of {setting.seq_len} "
+            f"{seeds}. Bits per byte; in parentheses with a window of {setting.seq_len} "
             f"tokens at test. Differences in percent of the best softmax, with 95 % intervals.",
         ]
     )
