@@ -129,6 +129,10 @@ def test_a_step_leaves_other_calls_to_pytorch():
     cache.append(key, key)
     for query, numbers in (
         (key.double(), strength),
+        (key.to("meta"), strength),
+        (torch.randn(B, G, 1, D + 1), strength),
+        (torch.randn(B + 1, G, 1, D), strength),
+        (torch.randn(B, G, 2, D), strength),
         (key.clone().requires_grad_(), strength),
         (key, strength.double()),
         (key, strength.clone().requires_grad_()),

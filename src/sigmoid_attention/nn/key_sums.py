@@ -112,10 +112,13 @@ class KeySums(NamedTuple):
         heads = query_BH1D.shape[1]
         if not (
             query_BH1D.is_cpu
+            and key_BGKD.is_cpu
             and strength_H.is_cpu
             and offset_H.is_cpu
             and supports(query_BH1D.dtype)
             and query_BH1D.dtype == key_BGKD.dtype
+            # The kernel reads so far; batch and head dim.
+            and query_BH1D.shape[::3] == key_BGKD.shape[::3]
             and _is_for_heads(strength_H, heads)
             and _is_for_heads(offset_H, heads)
             and torch_state.bypasses_dispatcher(tensors)

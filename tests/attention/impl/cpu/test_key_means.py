@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sigmoid_attention.attention.impl.cpu.key_means import mean_gradients, mean_products
+from sigmoid_attention.attention.impl.cpu.key_means import (
+    mean_gradients,
+    mean_products,
+    next_bias,
+)
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -142,3 +146,29 @@ def test_threads_give_the_same_bits():
     finally:
         torch.set_num_threads(threads)
     assert answers[0].equal(answers[1])
+
+
+@pytest.mark.parametrize("leaving", [-1, 0, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(2, 4, 2, 5), (1, 3, 1, 33), (3, 1, 1, 16), (0, 2, 2, 4)], ids="BHGD{}".format
+)
+def test_the_bias_of_a_step_is_its_formula(sizes, dtype, leaving):
+    batch, heads, key_heads, dim = sizes
+    query, key = drawn((batch, heads, key_heads, 1, 6, dim), dtype)
+    # Rows of a larger cache, the last of which ends where its memory ends.
+    cache = torch.zeros(batch, key_heads, 7, dim, dtype=dtype)[:, :, 1:]
+    cache.copy_(key)
+    sums = torch.randn(batch, key_heads, 1, dim, dtype=torch.float64)
+    strength, offset = torch.rand(heads), torch.randn(heads)
+    found = next_bias(query, cache, 5, leaving, sums, strength, offset, SCALE)
+    assert found is not None
+    bias, new = found
+    expected = sums + key[:, :, 5:].double()
+    if leaving >= 0:
+        expected = expected - key[:, :, leaving : leaving + 1].double()
+    torch.testing.assert_close(new, expected, atol=1e-12, rtol=0)
+    shared = expected.repeat_interleave(heads // key_heads, 1)
+    products = SCALE * (query.double() * shared).sum(-1, keepdim=True)
+    wanted = offset[:, None, None] - strength[:, None, None] * products
+    torch.testing.assert_close(bias, wanted.float(), atol=1e-5, rtol=1e-5)
