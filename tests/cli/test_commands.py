@@ -85,6 +85,11 @@ def test_sentences_name_arguments_as_they_are_typed(tmp_path, capsys):
         ),
         (["train", "--eval-every", "-1"], "--eval-every must be 0 (none) or a number of steps"),
         (["rates", "--workers", "0"], "--workers must be 1 or more"),
+        (["recipe", "--candidates", "sigmoid"], "must have a softmax to compare with, got none"),
+        (
+            ["recipe", "--setting", "trend", "--candidates", "softmax"],
+            "the trend compares softmax and sigmoid-centred only",
+        ),
     ):
         assert says in complaint(capsys, *argv, *out)
 

@@ -11,13 +11,19 @@ from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe import retrieval
 from sigmoid_attention.studies.recipe.page import markers, publish, publish_text
 from sigmoid_attention.studies.recipe.recall_standing import recall_report, recall_standings
+from sigmoid_attention.studies.recipe.results import best_softmax
 from sigmoid_attention.studies.recipe.run import run
-from sigmoid_attention.studies.recipe.setting import SETTINGS, RecipeSetting
+from sigmoid_attention.studies.recipe.setting import (
+    SETTINGS,
+    TREND_CANDIDATES,
+    RecipeSetting,
+)
 from sigmoid_attention.studies.recipe.standing import recommended, report, standings
-from sigmoid_attention.studies.recipe.trend import TREND, differences, run_cells, trend_report
+from sigmoid_attention.studies.recipe.trend import differences, run_cells, trend_report
 from sigmoid_attention.training.terminal import terminal
 
-TREND_NAME = "trend"
+# Its runs are those of several settings, in folders of their own.
+TREND = "trend"
 
 
 def recipe(options: RecipeOptions) -> None:
@@ -27,7 +33,7 @@ def recipe(options: RecipeOptions) -> None:
         split_at_markers(options.docs, *markers(options.setting))
     console: Console = terminal(errors=True)
     setting = _setting(options)
-    if options.setting == TREND_NAME:
+    if options.setting == TREND:
         _tell_trend(options, setting, console)
         return
     store = run(
@@ -40,7 +46,9 @@ def recipe(options: RecipeOptions) -> None:
     if options.docs:
         publish(options.setting, setting, store, ranking, options.docs)
     if options.json:
-        print_json({"standings": ranking, "recommended": recommended(ranking).candidate})
+        chosen = recommended(ranking)
+        name = None if chosen is None else chosen.candidate
+        print_json({"standings": ranking, "recommended": name})
         return
     print(report(ranking, setting))
 
@@ -49,9 +57,9 @@ def _tell_trend(options: RecipeOptions, setting: RecipeSetting, console: Console
     stores = run_cells(
         options.out, setting, resume=options.resume, workers=options.workers, console=console
     )
-    found = {cell: differences(store, setting) for cell, store in stores.items()}
+    found = {cell: differences(store, cell.setting(setting)) for cell, store in stores.items()}
     if options.docs:
-        publish_text(TREND_NAME, setting, trend_report(found), options.docs)
+        publish_text(TREND, setting, trend_report(found), options.docs)
     if options.json:
         print_json({"percent": {cell.name: by_seed for cell, by_seed in found.items()}})
         return
@@ -73,9 +81,13 @@ def _tell_recall(options: RecipeOptions, setting: RecipeSetting, store: Store) -
 
 
 def _setting(options: RecipeOptions) -> RecipeSetting:
-    settings = SETTINGS | {TREND_NAME: TREND}
-    if options.setting not in settings:
-        raise ValueError(f"setting must be one of {', '.join(settings)}, got {options.setting!r}")
+    if options.setting not in SETTINGS:
+        raise ValueError(f"setting must be one of {', '.join(SETTINGS)}, got {options.setting!r}")
+    if options.setting == TREND and options.candidates:
+        raise ValueError(f"candidates: the trend compares {' and '.join(TREND_CANDIDATES)} only")
     names = ("candidates", "seeds", "learning_rates")
     changes = {name: getattr(options, name) for name in names if getattr(options, name)}
-    return replace(settings[options.setting], **changes)
+    setting = replace(SETTINGS[options.setting], **changes)
+    # Known before the training that there is something to compare with.
+    best_softmax(setting.candidates)
+    return setting

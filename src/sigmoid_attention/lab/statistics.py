@@ -42,6 +42,18 @@ class Interval:
         """Whether there are enough values for an interval."""
         return self.low <= self.high
 
+    def signed(self, digits: int, unit: str = "") -> str:
+        """The mean and, where there is one, the interval, with signs.
+
+        Example:
+            >>> Interval(mean=-2.0, low=-3.0, high=1.0, n=3).signed(1, " %")
+            '-2.0 % (-3.0 to +1.0)'
+        """
+        mean = f"{self.mean:+.{digits}f}{unit}"
+        if not self.bounded:
+            return mean
+        return f"{mean} ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
+
 
 def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
     """The t with P(|T| <= t) = confidence, for Student's t with ``degrees`` degrees of freedom.

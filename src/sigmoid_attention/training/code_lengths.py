@@ -17,6 +17,7 @@ from sigmoid_attention.training.data.tokenizer import Tokenizer
 
 # Copying from the context continues a sequence that stood before: of this many tokens.
 GRAM = 4
+SEEN, NEW = "bits_after_seen", "bits_after_new"
 PARTS = 8
 TOKENS_AT_ONCE = 4096
 
@@ -64,6 +65,16 @@ def continues_seen(windows: Tensor, gram: int = GRAM) -> Tensor:
                 before.add(last)
         rows.append(row)
     return torch.tensor(rows)
+
+
+def by_context(bits_WN: Tensor, windows: Tensor) -> dict[str, float]:
+    """The mean after contexts that stood earlier in the window, where a model can copy; and others.
+
+    The keys are `SEEN` and `NEW`, without those that no token has.
+    """
+    seen_WN = continues_seen(windows)
+    chosen = {SEEN: seen_WN, NEW: ~seen_WN}
+    return {name: bits_WN[of].mean().item() for name, of in chosen.items() if of.any()}
 
 
 def by_part(bits_WN: Tensor, parts: int = PARTS) -> list[float]:

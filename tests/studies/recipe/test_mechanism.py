@@ -27,7 +27,7 @@ def test_repeated_sequences_have_the_symbols_of_the_text_in_no_order():
 
 
 def test_a_head_that_copies_has_score_one(model, monkeypatch):
-    layer = mechanism.attention_layers(model)[0]
+    layer = measure.attention_layers(model)[0]
     half, tokens = 16, 32
 
     def weights(x):
@@ -79,7 +79,7 @@ def test_the_share_is_one_where_rows_differ_and_zero_where_keys_do():
 
 def test_the_learned_strength_removes_its_part_of_the_common_variance(model):
     tokens = torch.randint(0, 257, (3, 20))
-    for layer in mechanism.attention_layers(model):
+    for layer in measure.attention_layers(model):
         layer.bias.strength.data = torch.tensor([1.0, 0.0, 0.5, 1.0])
     for before, after in mechanism.common_shares(model, tokens):
         assert (before > 0.01).all()
@@ -115,11 +115,11 @@ def test_nothing_is_left_on_the_model(model):
     mechanism.prefix_matching(model, mechanism.repeated(tokens.flatten(), 32))
     mechanism.common_shares(model, tokens)
     assert model.training
-    assert not any(layer._forward_pre_hooks for layer in mechanism.attention_layers(model))
+    assert not any(layer._forward_pre_hooks for layer in measure.attention_layers(model))
 
 
 def test_a_window_on_rotating_heads_leaves_the_heads_with_slopes_alone(model):
-    layer = mechanism.attention_layers(model)[0]
+    layer = measure.attention_layers(model)[0]
     x = torch.randn(1, 20, 16)
     slopes = layer.position.slopes(4, "cpu")
     rotating = slopes == 0

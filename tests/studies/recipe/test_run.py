@@ -107,6 +107,14 @@ def test_the_page_has_the_table_the_command_and_the_figure(store, tmp_path):
     assert "copying" not in figure
 
 
+def test_a_page_without_a_sigmoid_has_its_figure_too(store, tmp_path):
+    document = tmp_path / "page.md"
+    document.write_text("\n".join(markers("trial")))
+    chosen = replace(SETTING, candidates=("softmax",))
+    publish("trial", chosen, store, standings(store, chosen), document)
+    assert "softmax" in (tmp_path / "page" / "trial.svg").read_text()
+
+
 def test_the_command_names_what_differs():
     assert command("report", SETTINGS["report"]) == "sigmoid-attention recipe --setting report"
     changed = replace(SETTINGS["report"], seeds=(100, 101), candidates=("softmax",))

@@ -8,9 +8,9 @@ from sigmoid_attention.lab.rows import ArmRow
 from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe.standing import Comparison, recommended, report, standings
-from sigmoid_attention.studies.recipe.unit import LOSS
+from sigmoid_attention.studies.recipe.unit import DIVERGED, LOSS, WINDOWED, units
 from tests.support.studies import recipe_store
-from tests.support.studies.recipe_store import ORDER, SETTING
+from tests.support.studies.recipe_store import ORDER, SETTING, bits
 
 store = recipe_store.store  # a fixture
 
@@ -69,6 +69,29 @@ def test_the_table_shows_every_candidate_and_the_windowed_losses(store):
     assert text.count("\n| s") == len(ORDER)
     assert "| sigmoid-centred | 0.01 | 4.710 | 5.710 (5.510) | -2.08 %" in text
     assert "| ahead |" in text and "Seeds 0, 1, 2." in text
+
+
+def test_a_rate_at_which_a_seed_diverged_is_not_judged(tmp_path):
+    lossy = Store(tmp_path / "study", {}, {}, resume=False)
+    for unit in units(SETTING):
+        fails = unit.lr == 1e-2 and unit.seed == 1 and unit.candidate == "sigmoid-centred"
+        fails |= unit.candidate == "sigmoid-paper" and unit.seed == 2
+        rows = [
+            ArmRow(unit.arm, metric, bits(*unit, times), "bits/byte", unit.seed, length=8 * times)
+            for times in (1, 2)
+            for metric in (LOSS, WINDOWED)
+        ]
+        lossy.put(
+            unit.name, [ArmRow(unit.arm, DIVERGED, 1.0, "runs", unit.seed)] if fails else rows
+        )
+    by_name = {standing.candidate: standing for standing in standings(lossy, SETTING)}
+    assert by_name["sigmoid-centred"].lr == 1e-3
+    assert by_name["sigmoid-mass"].lr == 1e-2
+    assert "sigmoid-paper" not in by_name
+
+
+def test_without_a_sigmoid_none_is_recommended(store):
+    assert recommended(standings(store, replace(SETTING, candidates=("softmax",)))) is None
 
 
 def test_without_a_softmax_there_is_nothing_to_compare_with(tmp_path):

@@ -7,8 +7,11 @@ from sigmoid_attention.lab.statistics import Interval
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.nn.models import DecoderLM
 from sigmoid_attention.studies.recipe import candidates, trend
-from sigmoid_attention.studies.recipe.trend import CELLS, TREND, Cell
-from sigmoid_attention.studies.recipe.unit import LOSS, units
+from sigmoid_attention.studies.recipe.setting import SETTINGS
+from sigmoid_attention.studies.recipe.trend import CELLS, Cell
+from sigmoid_attention.studies.recipe.unit import DIVERGED, LOSS, units
+
+TREND = SETTINGS["trend"]
 
 
 @pytest.mark.parametrize("dim", trend.SIZES)
@@ -66,3 +69,18 @@ def test_the_report_has_every_cell_and_series():
     assert "| length of training, 838,144 parameters | -4." in text
     assert "| size, 5 bytes a parameter | +0.00 (" in text or "-0.00 (" in text
     assert text.count("growing in favour of sigmoid") == 2
+
+
+def test_a_cell_whose_candidate_diverged_says_so(tmp_path):
+    store = Store(tmp_path / "cell", {}, {}, resume=False)
+    setting = CELLS[0].setting(TREND)
+    for unit in units(setting):
+        row = ArmRow(unit.arm, LOSS, 2.0, "bits/byte", unit.seed, length=256)
+        if unit.candidate == "softmax" and unit.seed == 101:
+            row = ArmRow(unit.arm, DIVERGED, 1.0, "runs", unit.seed)
+        store.put(unit.name, [row])
+    assert trend.differences(store, setting) == {}
+    found = {cell: {100: 1.0, 101: 1.5, 102: 2.0} for cell in CELLS} | {CELLS[0]: {}}
+    text = trend.trend_report(found)
+    assert "| 218,368 | 1 | diverged at every rate |" in text
+    assert "| length of training, 218,368 parameters | - | - |" in text

@@ -8,7 +8,6 @@ from typing import Any
 
 from sigmoid_attention.lab.rows import SOFTMAX
 from sigmoid_attention.nn.models import PRESETS, ModelConfig
-from sigmoid_attention.nn.models.presets import BYTES_AND_END
 from sigmoid_attention.nn.models.recipes import recipe_settings
 
 
@@ -170,15 +169,7 @@ COMPARE_PRESETS: dict[str, tuple[TextSetting, TaskSetting, TaskSetting, CostSett
     "small": (
         TextSetting(
             # Small, so that minutes are enough steps to learn to copy from the context.
-            model=ModelConfig.recipe(
-                "recommended",
-                vocab_size=BYTES_AND_END,
-                dim=64,
-                layers=4,
-                num_heads=4,
-                ffn_dim=176,
-                max_seq_len=256,
-            ),
+            model=dataclasses.replace(PRESETS["small"], dim=64, ffn_dim=176),
             steps=800,
             batch_size=4,
             lr=1e-2,

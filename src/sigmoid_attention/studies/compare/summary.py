@@ -32,6 +32,7 @@ from sigmoid_attention.lab.statistics import (
     t_interval,
 )
 from sigmoid_attention.studies.compare.results import Solved, SummaryRow
+from sigmoid_attention.training.code_lengths import NEW, SEEN
 
 # Values of one metric and length, by arm and by seed (or by round).
 Values = dict[str, dict[int, float]]
@@ -39,8 +40,6 @@ Values = dict[str, dict[int, float]]
 # Bits per byte on held-out text: after training, by length; and during training, by step.
 LOSS = "validation_bits_per_byte"
 COURSE = "validation_during_training"
-# Bits of a token after four tokens that stood in the window before, and after others.
-SEEN, NEW = "bits_after_seen", "bits_after_new"
 CONTEXTS = {
     SEEN: "Text, after 4 tokens that stood before",
     NEW: "Text, after 4 tokens that did not",

@@ -15,7 +15,7 @@ from sigmoid_attention.lab.rows import SOFTMAX, ArmRow
 from sigmoid_attention.lab.store import Store, step_parts
 from sigmoid_attention.nn.models import DecoderLM, ModelConfig, generate
 from sigmoid_attention.studies.compare.settings import FIRST_SEED, TextSetting
-from sigmoid_attention.studies.compare.summary import COURSE, LOSS, NEW, SEEN
+from sigmoid_attention.studies.compare.summary import COURSE, LOSS
 from sigmoid_attention.training import code_lengths
 from sigmoid_attention.training.data.corpus import Document
 from sigmoid_attention.training.data.text import Text
@@ -127,11 +127,8 @@ def _by_context(run: TextRun, arm: str, seed: int) -> Iterator[ArmRow]:
     if not len(windows):
         return
     bits_WN = code_lengths.bits_of_targets(run.model, windows)
-    seen_WN = code_lengths.continues_seen(windows)
-    for metric, chosen in ((SEEN, seen_WN), (NEW, ~seen_WN)):
-        if chosen.any():
-            value = bits_WN[chosen].mean().item()
-            yield ArmRow(arm, metric, value, "bits/token", seed, length=run.seq_len)
+    for metric, value in code_lengths.by_context(bits_WN, windows).items():
+        yield ArmRow(arm, metric, value, "bits/token", seed, length=run.seq_len)
 
 
 def on_the_way(

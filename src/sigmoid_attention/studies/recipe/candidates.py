@@ -14,7 +14,8 @@ from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
 from sigmoid_attention.nn import Attention
 from sigmoid_attention.nn.models import DecoderLM, ModelConfig
 from sigmoid_attention.nn.models.recipes import PAPER
-from sigmoid_attention.studies.recipe import mechanism, parts
+from sigmoid_attention.studies.recipe import parts
+from sigmoid_attention.studies.recipe.measure import attention_layers
 
 BASE: dict[str, Any] = {
     "position": "rope+alibi",
@@ -55,7 +56,7 @@ class Candidate:
 
     def change(self, model: DecoderLM) -> None:
         """Give each attention layer of the model the candidate's parts."""
-        for layer in mechanism.attention_layers(model):
+        for layer in attention_layers(model):
             for part in self.parts:
                 part(layer)
 

@@ -4,15 +4,15 @@ Curves are means over the seeds. A panel without rows is left out.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sigmoid_attention.lab.figure import COLOURS, OTHERS, panels, styled
-from sigmoid_attention.lab.rows import SOFTMAX
-from sigmoid_attention.studies.recipe.candidates import CANDIDATES
+from sigmoid_attention.studies.recipe.results import best_softmax
 from sigmoid_attention.studies.recipe.standing import Standing, recommended
 from sigmoid_attention.studies.recipe.unit import (
     CENTRED,
@@ -97,8 +97,9 @@ def draw(rows: Sequence[Mapping[str, Any]], ranking: list[Standing]) -> "Figure"
 
 def _arms(ranking: list[Standing]) -> dict[str, str]:
     """The candidates shown, by the ``arm`` of their rows."""
-    softmax = next(own for own in ranking if CANDIDATES[own.candidate].activation == SOFTMAX)
-    names = [softmax.candidate, recommended(ranking).candidate, *COMPARED]
+    softmax = best_softmax([own.candidate for own in ranking])
+    sigmoid = recommended(ranking)
+    names = [softmax, *([sigmoid.candidate] if sigmoid else []), *COMPARED]
     by_name = {own.candidate: f"{own.candidate} @ {own.lr:g}" for own in ranking}
     return {by_name[name]: name for name in dict.fromkeys(names) if name in by_name}
 
@@ -109,7 +110,6 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str
     for row in rows:
         for column in ("step", "length"):
             values[row["arm"], row["metric"]][column][row[column]].append(row["value"])
-    mean: Callable[[list[float]], float] = lambda numbers: sum(numbers) / len(numbers)  # noqa: E731
     return {
         key: {
             column: {place: mean(numbers) for place, numbers in places.items()}
@@ -121,12 +121,12 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str
 
 def _axes(ax: "Axes", panel: Panel) -> None:
     ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+    plain = FuncFormatter(lambda number, _: f"{number:g}")
     if panel.scales[0] == "log":
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+        ax.xaxis.set_major_formatter(plain)
     if panel.scales[1] == "log":
         ax.set_yscale("log")
-        plain = FuncFormatter(lambda number, _: f"{number:g}")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(plain)
         ax.yaxis.set_minor_formatter(NullFormatter())

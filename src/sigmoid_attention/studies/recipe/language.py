@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sigmoid_attention.lab.rows import ArmRow
 from sigmoid_attention.lab.store import Store
+from sigmoid_attention.nn.models import DecoderLM
 from sigmoid_attention.studies.compare.text import RECORDED, spread
 from sigmoid_attention.studies.recipe import measure, mechanism
 from sigmoid_attention.studies.recipe.candidates import CANDIDATES
@@ -22,14 +23,13 @@ from sigmoid_attention.studies.recipe.unit import (
     COURSE,
     DIVERGED,
     LOSS,
-    NEW,
     NORMALISER,
     PART,
     PREFIX,
     ROTATING,
-    SEEN,
     WINDOWED,
     Unit,
+    while_training,
 )
 from sigmoid_attention.training import code_lengths
 from sigmoid_attention.training.data.corpus import load_corpus
@@ -64,25 +64,25 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
     records = Recorder(folder / "records", setting.record_every, whole=True)
     tests = Store(folder / "tests", {}, {}, resume=True)
     pieces = spread(text.heldout, setting.seq_len - 1, setting.heldout_bytes // 8)
+    # Windows of the training length, each with the target of its last token.
+    windows = code_lengths.whole_windows(text.tokenizer, text.heldout, setting.seq_len)
 
-    def on_step(done: int, _loss: float) -> None:
-        name = f"step{done:06d}"
-        if done % setting.test_every == 0 and done < setting.steps and not tests.has(name):
-            bits = prepared.bits_per_byte(pieces)
-            row = ArmRow(
-                unit.arm, COURSE, bits, "bits/byte", unit.seed, done, length=setting.seq_len
-            )
-            tests.put(name, [row, *_mechanism(prepared, setting, unit, done)])
+    def tested(done: int) -> Iterator[ArmRow]:
+        bits, n = prepared.bits_per_byte(pieces), setting.seq_len
+        yield ArmRow(unit.arm, COURSE, bits, "bits/byte", unit.seed, done, length=n)
+        yield from _mechanism(prepared.model, windows[:, :-1], unit, done)
 
+    on_step = while_training(setting, tests, tested)
     try:
         result = prepared.train(resume=True, recorder=records, progress=False, on_step=on_step)
     except Diverged:
         return [ArmRow(unit.arm, DIVERGED, 1.0, "runs", unit.seed)]
     return [
         *(ArmRow.of(row) for row in tests.rows().to_pylist()),
-        *_mechanism(prepared, setting, unit, setting.steps),
-        *_normaliser(prepared, setting, unit),
+        *_mechanism(prepared.model, windows[:, :-1], unit, setting.steps),
+        *_normaliser(prepared.model, windows[:, :-1], unit),
         *_losses(prepared, setting, unit),
+        *_places(prepared.model, windows, unit),
         *_recorded(folder / "records", unit),
         *_strengths(prepared, unit),
         ArmRow(
@@ -93,36 +93,25 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
     ]
 
 
-def _mechanism(
-    prepared: TextRun, setting: RecipeSetting, unit: Unit, done: int
-) -> Iterator[ArmRow]:
-    model, windows = prepared.model, _windows(prepared, setting)
-    tokens_BN = _few(windows)
-    repeated = mechanism.repeated(windows.flatten(), setting.seq_len)
+def _mechanism(model: DecoderLM, windows_WN: Tensor, unit: Unit, done: int) -> Iterator[ArmRow]:
+    repeated = mechanism.repeated(windows_WN.flatten(), windows_WN.shape[1])
     gain = mechanism.copying_gain(model, repeated)
     yield ArmRow(unit.arm, COPYING, gain, "bits", unit.seed, done)
     for layer, scores in enumerate(mechanism.prefix_matching(model, repeated)):
         value = scores.max().item()
         yield ArmRow(unit.arm, PREFIX, value, "share", unit.seed, done, layer=layer)
-    for layer, shares in enumerate(mechanism.common_shares(model, tokens_BN)):
+    for layer, shares in enumerate(mechanism.common_shares(model, _few(windows_WN))):
         for metric, share in zip((COMMON, CENTRED), shares, strict=True):
             value = share.mean().item()
             yield ArmRow(unit.arm, metric, value, "share", unit.seed, done, layer=layer)
 
 
-def _normaliser(prepared: TextRun, setting: RecipeSetting, unit: Unit) -> Iterator[ArmRow]:
+def _normaliser(model: DecoderLM, windows_WN: Tensor, unit: Unit) -> Iterator[ArmRow]:
     """What is left of the normaliser, by the number of cumulants: ``step`` is this number."""
-    tokens_BN = _few(_windows(prepared, setting))
-    for layer, errors in enumerate(mechanism.normaliser_errors(prepared.model, tokens_BN)):
+    for layer, errors in enumerate(mechanism.normaliser_errors(model, _few(windows_WN))):
         for order, error_H in enumerate(errors):
             value = error_H.mean().item()
             yield ArmRow(unit.arm, NORMALISER, value, "nats", unit.seed, order, layer=layer)
-
-
-def _windows(prepared: TextRun, setting: RecipeSetting) -> Tensor:
-    """The held-out text in windows of the training length, (W, N)."""
-    text = prepared.text
-    return code_lengths.whole_windows(text.tokenizer, text.heldout, setting.seq_len)[:, :-1]
 
 
 def _few(windows_WN: Tensor) -> Tensor:
@@ -150,14 +139,13 @@ def _losses(prepared: TextRun, setting: RecipeSetting, unit: Unit) -> Iterator[A
             max_bytes=setting.heldout_bytes,
         )
         yield ArmRow(unit.arm, BEGINNINGS, bits, "bits/byte", unit.seed, length=length)
-    text = prepared.text
-    windows = code_lengths.whole_windows(text.tokenizer, text.heldout, n)
-    bits_WN = code_lengths.bits_of_targets(prepared.model, windows)
-    seen_WN = code_lengths.continues_seen(windows)
-    for metric, chosen in ((SEEN, seen_WN), (NEW, ~seen_WN)):
-        if not chosen.any():
-            continue
-        value = bits_WN[chosen].mean().item()
+
+
+def _places(model: DecoderLM, windows: Tensor, unit: Unit) -> Iterator[ArmRow]:
+    """The losses by context and by part of the window: ``step`` is the part."""
+    n = windows.shape[1] - 1
+    bits_WN = code_lengths.bits_of_targets(model, windows)
+    for metric, value in code_lengths.by_context(bits_WN, windows).items():
         yield ArmRow(unit.arm, metric, value, "bits/byte", unit.seed, length=n)
     for part, value in enumerate(code_lengths.by_part(bits_WN)):
         yield ArmRow(unit.arm, PART, value, "bits/byte", unit.seed, step=part, length=n)
@@ -181,7 +169,7 @@ def _recorded(folder: Path, unit: Unit) -> Iterator[ArmRow]:
 
 def _strengths(prepared: TextRun, unit: Unit) -> Iterator[ArmRow]:
     """The trained numbers of each head: ``step`` is the head."""
-    for number, layer in enumerate(mechanism.attention_layers(prepared.model)):
+    for number, layer in enumerate(measure.attention_layers(prepared.model)):
         for name, parameter in layer.named_parameters():
             if parameter.shape == (layer.num_heads,):
                 for head, value in enumerate(parameter.tolist()):

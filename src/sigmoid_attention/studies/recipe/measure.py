@@ -11,10 +11,14 @@ from sigmoid_attention.nn import Attention
 from sigmoid_attention.nn.models import DecoderLM
 
 
+def attention_layers(model: DecoderLM) -> list[Attention]:
+    return [module for module in model.modules() if isinstance(module, Attention)]
+
+
 @contextmanager
 def at_most_seen(model: DecoderLM, keys: int) -> Iterator[None]:
     """Let every head of the model see ``keys`` tokens at most, its own among them."""
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    layers = attention_layers(model)
     before = [layer.window_size for layer in layers]
     for layer in layers:
         layer.window_size = (keys - 1, 0)
@@ -28,7 +32,7 @@ def at_most_seen(model: DecoderLM, keys: int) -> Iterator[None]:
 @contextmanager
 def rotating_at_most_seen(model: DecoderLM, keys: int) -> Iterator[None]:
     """Let the heads without slopes see ``keys`` tokens at most; heads with slopes see all."""
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    layers = attention_layers(model)
 
     def windowed(layer: Attention) -> Callable[..., Tensor]:
         operate, slopes = layer._operate, layer.position.slopes(layer.num_heads, "cpu")

@@ -22,14 +22,11 @@ from torch import Tensor
 from sigmoid_attention.attention import LearnedCentring
 from sigmoid_attention.nn import Attention
 from sigmoid_attention.nn.models import DecoderLM
+from sigmoid_attention.studies.recipe.measure import attention_layers
 from sigmoid_attention.training.code_lengths import bits_of_targets
 
 # Repeated sequences that are read to look for copying heads.
 SEQUENCES = 8
-
-
-def attention_layers(model: DecoderLM) -> list[Attention]:
-    return [module for module in model.modules() if isinstance(module, Attention)]
 
 
 @torch.no_grad()

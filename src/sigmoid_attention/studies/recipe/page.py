@@ -11,7 +11,6 @@ from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe.figure import draw
 from sigmoid_attention.studies.recipe.setting import SETTINGS, RecipeSetting
 from sigmoid_attention.studies.recipe.standing import Standing, report
-from sigmoid_attention.studies.recipe.trend import TREND
 from sigmoid_attention.training.files import write_whole
 
 # In a document, only the text between these markers is generated.
@@ -35,7 +34,8 @@ def publish(
     folder = document.with_suffix("")
     figure = f"{name}.svg"
     split_at_markers(document, *markers(name))
-    write_whole(folder / figure, svg(draw(store.rows().to_pylist(), ranking)))
+    rows = [row for row in store.rows().to_pylist() if row["seed"] in setting.seeds]
+    write_whole(folder / figure, svg(draw(rows, ranking)))
     picture = (
         f"![Held-out loss during training, by length and by place in the window; copying; the "
         f"share of the common part of the logits; the mass of a row]({folder.name}/{figure})"
@@ -55,9 +55,8 @@ def publish_text(name: str, setting: RecipeSetting, text: str, document: Path) -
 def command(name: str, setting: RecipeSetting) -> str:
     """The command that makes the rows of a setting, with what differs from the named one."""
     words = [f"sigmoid-attention recipe --setting {name}"]
-    usual = (SETTINGS | {"trend": TREND})[name]
     for field in ("candidates", "seeds", "learning_rates"):
         chosen = getattr(setting, field)
-        if chosen != getattr(usual, field):
+        if chosen != getattr(SETTINGS[name], field):
             words.append(f"--{field.replace('_', '-')} {' '.join(map(str, chosen))}")
     return " ".join(words)

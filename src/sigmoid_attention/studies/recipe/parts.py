@@ -37,7 +37,7 @@ class Term(nn.Module, BiasPolicy):
 
     def term(self, problem: Problem) -> Tensor:
         """(..., N, 1)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what it subtracts")
 
 
 class LogPosition(Term):

@@ -1,32 +1,32 @@
 """The verdict of the recipe study on recall and copying.
 
 Rule. A candidate's best learning rate has the highest mean accuracy over the tasks at the training
-length n. The best softmax is the softmax candidate with the highest one. Every candidate at its
-best rate is compared with it by the difference, paired by seed, of the mean accuracy over the
-recall tasks, in percentage points with a 95% t-interval, at n and at 4n. A candidate is
+length n, among the rates at which no seed diverged. The best softmax is the softmax candidate with
+the highest one. Every candidate at its best rate is compared with it by the difference, paired by
+seed, of the mean accuracy over the recall tasks, in percentage points with a 95% t-interval, at n
+and at 4n. A candidate is
 
 - *level* if the whole interval is above -2 points (*ahead* if it is above zero),
 - *behind* if the whole interval is below -2 points,
 - *open* otherwise.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sigmoid_attention.lab.rows import SOFTMAX
 from sigmoid_attention.lab.statistics import Interval, paired_difference
 from sigmoid_attention.lab.store import Store
-from sigmoid_attention.studies.recipe.candidates import CANDIDATES
+from sigmoid_attention.studies.recipe.results import (
+    Values,
+    best_softmax,
+    seed_names,
+    values_by_rate,
+)
 from sigmoid_attention.studies.recipe.retrieval import COPY, PAIRS, RECALL, TIMES, WINDOWED
 from sigmoid_attention.studies.recipe.setting import RecipeSetting
-from sigmoid_attention.studies.recipe.unit import units
 
 MARGIN = 2.0
 RECALLS = tuple(RECALL.format(pairs) for pairs in PAIRS)
-
-# Accuracies in percent, by metric and length, of each seed.
-Accuracies = Mapping[tuple[str, int], Mapping[int, float]]
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,9 @@ def recall_standings(store: Store, setting: RecipeSetting) -> list[RecallStandin
     there is no softmax.
     """
     metrics = {*RECALLS, COPY} | {name + WINDOWED for name in (*RECALLS, COPY)}
-    values: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    arms = {unit.arm: unit for unit in units(setting)}
-    for row in store.rows().to_pylist():
-        unit = arms.get(row["arm"])
-        if row["metric"] in metrics and unit and row["seed"] in setting.seeds:
-            by_seed = values[unit.candidate][unit.lr][row["metric"], row["length"]]
-            by_seed[row["seed"]] = 100 * row["value"]
+    values = values_by_rate(store, setting, metrics)
 
-    def overall(accuracies: Accuracies) -> float:
+    def overall(accuracies: Values) -> float:
         return sum(_mean(accuracies[name, setting.seq_len]) for name in (*RECALLS, COPY))
 
     best = {
@@ -74,10 +68,8 @@ def recall_standings(store: Store, setting: RecipeSetting) -> list[RecallStandin
         for candidate, rates in values.items()
     }
     order = sorted(best, key=lambda name: -overall(values[name][best[name]]))
-    softmaxes = [name for name in order if CANDIDATES[name].activation == SOFTMAX]
-    if not softmaxes:
-        raise ValueError("candidates must have a softmax to compare with, got none")
-    softmax = values[softmaxes[0]][best[softmaxes[0]]]
+    reference = best_softmax(order)
+    softmax = values[reference][best[reference]]
     standings = []
     for candidate in order:
         accuracies = values[candidate][best[candidate]]
@@ -91,14 +83,15 @@ def recall_standings(store: Store, setting: RecipeSetting) -> list[RecallStandin
 
 
 def _mean(by_seed: Mapping[int, float]) -> float:
-    return sum(by_seed.values()) / len(by_seed)
+    """The mean over seeds, in percent."""
+    return 100 * sum(by_seed.values()) / len(by_seed)
 
 
-def _difference(candidate: Accuracies, softmax: Accuracies, length: int) -> Interval:
+def _difference(candidate: Values, softmax: Values, length: int) -> Interval:
     keys = [(name, length) for name in RECALLS]
     seeds = sorted(candidate[keys[0]].keys() & softmax[keys[0]].keys())
     first, second = (
-        [sum(values[key][seed] for key in keys) / len(keys) for seed in seeds]
+        [100 * sum(values[key][seed] for key in keys) / len(keys) for seed in seeds]
         for values in (softmax, candidate)
     )
     return paired_difference(first, second)
@@ -123,21 +116,14 @@ def recall_report(ranking: list[RecallStanding], setting: RecipeSetting) -> str:
             cells.append(cell)
         for times in TIMES:
             points = standing.points[times * n]
-            cells.append(f"{_signed(points)}, {standing.verdict(times * n)}")
+            cells.append(f"{points.signed(1)}, {standing.verdict(times * n)}")
         lines.append(f"| {standing.candidate} | {standing.lr:g} | {' | '.join(cells)} |")
-    seeds = f"Seed{'s' if len(setting.seeds) > 1 else ''} {', '.join(map(str, setting.seeds))}"
     return "\n".join(
         [
             *lines,
             "",
-            f"{seeds}. Accuracy in percent, by pairs and length; in parentheses with a "
-            f"window of {n} tokens at test. Differences of the mean over the recall tasks, in "
+            f"{seed_names(setting)}. Accuracy in percent, by pairs and length; in parentheses with "
+            f"a window of {n} tokens at test. Differences of the mean over the recall tasks, in "
             f"percentage points, with 95 % intervals.",
         ]
     )
-
-
-def _signed(interval: Interval) -> str:
-    if not interval.bounded:
-        return f"{interval.mean:+.1f}"
-    return f"{interval.mean:+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"

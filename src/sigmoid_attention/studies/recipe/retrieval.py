@@ -19,7 +19,7 @@ from sigmoid_attention.studies.recipe import mechanism
 from sigmoid_attention.studies.recipe.candidates import CANDIDATES
 from sigmoid_attention.studies.recipe.measure import at_most_seen
 from sigmoid_attention.studies.recipe.setting import RecipeSetting
-from sigmoid_attention.studies.recipe.unit import DIVERGED, PREFIX, Unit
+from sigmoid_attention.studies.recipe.unit import DIVERGED, PREFIX, Unit, while_training
 from sigmoid_attention.training.data.tokenizer import ByteTokenizer
 from sigmoid_attention.training.evaluate import accuracy
 from sigmoid_attention.training.model_folder import new_model
@@ -86,7 +86,6 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
     tasks = Retrieval.of(setting, unit.seed)
     stored = Store(folder / "tests", {}, {}, resume=True)
     few = {name: batches[:2] for name, _, batches in tasks.tests(1)}
-
     repeated = mechanism.repeated(torch.arange(1, ByteTokenizer.vocab_size), setting.seq_len)
 
     def tested(done: int) -> Iterator[ArmRow]:
@@ -97,12 +96,7 @@ def train_unit(setting: RecipeSetting, unit: Unit, folder: Path) -> list[ArmRow]
             value = scores.max().item()
             yield ArmRow(unit.arm, PREFIX, value, "share", unit.seed, done, layer=layer)
 
-    def on_step(done: int, _loss: float) -> None:
-        name = f"step{done:06d}"
-        if done % setting.test_every == 0 and done < setting.steps and not stored.has(name):
-            stored.put(name, list(tested(done)))
-
-    config = unit.training(setting)
+    config, on_step = unit.training(setting), while_training(setting, stored, tested)
     try:
         train(model, tasks, config, out=folder, resume=True, progress=False, on_step=on_step)
     except Diverged:

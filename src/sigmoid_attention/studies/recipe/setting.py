@@ -76,6 +76,8 @@ class RecipeSetting:
 
 
 _TRIAL = ("softmax", "sigmoid", "sigmoid-centred")
+# Softmax is the first.
+TREND_CANDIDATES = ("softmax", "sigmoid-centred")
 _REPORTED = ("softmax", "sigmoid-paper", "sigmoid-centred", "sigmoid-centred-state")
 
 # 0.84 million parameters with the sizes above; a step reads 2,048 bytes.
@@ -102,6 +104,8 @@ SETTINGS: dict[str, RecipeSetting] = {
     "report-retrieval": RecipeSetting(
         _REPORTED, REPORTING_SEEDS[:4], (5e-3,), source="retrieval", times=(1, 4)
     ),
+    # A cell of trend.py has other sizes and steps.
+    "trend": RecipeSetting(TREND_CANDIDATES, REPORTING_SEEDS[:3], (5e-3, 1e-2)),
     # 6.1 million parameters, 0.7 bytes a parameter.
     "report-wide": RecipeSetting(
         _REPORTED,

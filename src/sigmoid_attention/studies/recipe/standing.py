@@ -1,9 +1,10 @@
 """The verdict of the recipe study.
 
 Rule. A candidate's best learning rate has the lowest mean over seeds of the held-out bits per byte
-at the training length n. The best softmax is the softmax candidate with the lowest mean at its own
-best rate. Every candidate at its best rate is compared with it at each length, by the paired
-difference over seeds in percent of the softmax's mean, with its 95% t-interval. A candidate is
+at the training length n, among the rates at which no seed diverged. The best softmax is the softmax
+candidate with the lowest mean at its own best rate. Every candidate at its best rate is compared
+with it at each length, by the paired difference over seeds in percent of the softmax's mean, with
+its 95% t-interval. A candidate is
 
 - *ahead* at a length if the whole interval is below zero,
 - *level* if the whole interval is at most +0.5 %,
@@ -13,21 +14,22 @@ difference over seeds in percent of the softmax's mean, with its 95% t-interval.
 *Recommended* is the sigmoid candidate, not divided by its mass, with the lowest mean at n.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sigmoid_attention.lab.rows import SIGMOID, SOFTMAX
+from sigmoid_attention.lab.rows import SIGMOID
 from sigmoid_attention.lab.statistics import Interval, paired_difference, t_interval
 from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe.candidates import CANDIDATES
+from sigmoid_attention.studies.recipe.results import (
+    Values,
+    best_softmax,
+    seed_names,
+    values_by_rate,
+)
 from sigmoid_attention.studies.recipe.setting import RecipeSetting
-from sigmoid_attention.studies.recipe.unit import LOSS, WINDOWED, units
+from sigmoid_attention.studies.recipe.unit import LOSS, WINDOWED
 
 LEVEL_PERCENT = 0.5
-
-# The values of each seed, by metric and length.
-Values = Mapping[tuple[str, int], Mapping[int, float]]
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,7 @@ def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
     The store may hold more candidates, seeds and rates than the setting. Raises ``ValueError`` if
     there is no softmax.
     """
-    values: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    arms = {unit.arm: unit for unit in units(setting)}
-    for row in store.rows().to_pylist():
-        unit = arms.get(row["arm"])
-        if row["metric"] in (LOSS, WINDOWED) and unit and row["seed"] in setting.seeds:
-            by_seed = values[unit.candidate][unit.lr][row["metric"], row["length"]]
-            by_seed[row["seed"]] = row["value"]
+    values = values_by_rate(store, setting, (LOSS, WINDOWED))
 
     def mean(candidate: str, lr: float) -> float:
         by_seed = values[candidate][lr][LOSS, setting.seq_len]
@@ -85,10 +81,8 @@ def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
         for candidate, rates in values.items()
     }
     order = sorted(best, key=lambda candidate: mean(candidate, best[candidate]))
-    softmaxes = [name for name in order if CANDIDATES[name].activation == SOFTMAX]
-    if not softmaxes:
-        raise ValueError("candidates must have a softmax to compare with, got none")
-    softmax = values[softmaxes[0]][best[softmaxes[0]]]
+    reference = best_softmax(order)
+    softmax = values[reference][best[reference]]
     return [
         Standing(
             candidate,
@@ -117,14 +111,15 @@ def _comparisons(metric: str, candidate: Values, softmax: Values) -> dict[int, C
     return comparisons
 
 
-def recommended(ranking: list[Standing]) -> Standing:
-    """The recommended sigmoid candidate, by the module's rule."""
-    return next(
+def recommended(ranking: list[Standing]) -> Standing | None:
+    """The recommended sigmoid candidate, by the module's rule; None without such a candidate."""
+    sigmoids = (
         standing
         for standing in ranking
         if CANDIDATES[standing.candidate].activation == SIGMOID
         and not CANDIDATES[standing.candidate].changes.get("mass_exponent")
     )
+    return next(sigmoids, None)
 
 
 def report(ranking: list[Standing], setting: RecipeSetting) -> str:
@@ -142,20 +137,14 @@ def report(ranking: list[Standing], setting: RecipeSetting) -> str:
         first = standing.at[lengths[0]]
         lines.append(
             f"| {standing.candidate} | {standing.lr:g} | {' | '.join(cells)} "
-            f"| {_signed(first.percent)} | {first.verdict} |"
+            f"| {first.percent.signed(2, ' %')} | {first.verdict} |"
         )
-    seeds = f"Seed{'s' if len(setting.seeds) > 1 else ''} {', '.join(map(str, setting.seeds))}"
     return "\n".join(
         [
             *lines,
             "",
-            f"{seeds}. Bits per byte; in parentheses with a window of {setting.seq_len} "
-            f"tokens at test. Differences in percent of the best softmax, with 95 % intervals.",
+            f"{seed_names(setting)}. Bits per byte; in parentheses with a window of "
+            f"{setting.seq_len} tokens at test. Differences in percent of the best softmax, with "
+            f"95 % intervals.",
         ]
     )
-
-
-def _signed(interval: Interval) -> str:
-    if not interval.bounded:
-        return f"{interval.mean:+.2f} %"
-    return f"{interval.mean:+.2f} % ({interval.low:+.2f} to {interval.high:+.2f})"

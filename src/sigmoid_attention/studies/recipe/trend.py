@@ -4,10 +4,10 @@ A cell trains both candidates with one size and one number of bytes a parameter.
 share one cell: several lengths of training at two sizes, and three sizes at one length.
 
 Rule. In a cell each candidate is at its best learning rate, the one with the lowest mean of the
-held-out bits per byte at n. Its difference to softmax, paired by seed, is in percent of softmax's
-mean. A series has one slope for each seed: that of the least-squares line of the difference over
-the logarithm to base 2 of bytes a parameter, or of parameters. The slope's 95% t-interval is over
-seeds. The series is
+held-out bits per byte at n among those at which no seed diverged. Its difference to softmax, paired
+by seed, is in percent of softmax's mean. A series has one slope for each seed: that of the
+least-squares line of the difference over the logarithm to base 2 of bytes a parameter, or of
+parameters. The slope's 95% t-interval is over seeds. The series is
 
 - *growing in favour of sigmoid* if the whole interval is below zero,
 - *turning against sigmoid* if the whole interval is above zero,
@@ -25,11 +25,12 @@ from rich.console import Console
 
 from sigmoid_attention.lab.statistics import Interval, t_interval
 from sigmoid_attention.lab.store import Store
+from sigmoid_attention.studies.recipe.results import values_by_rate
 from sigmoid_attention.studies.recipe.run import run
-from sigmoid_attention.studies.recipe.setting import REPORTING_SEEDS, RecipeSetting
+from sigmoid_attention.studies.recipe.setting import TREND_CANDIDATES, RecipeSetting
 from sigmoid_attention.studies.recipe.unit import LOSS
 
-CANDIDATES = ("softmax", "sigmoid-centred")
+CANDIDATES = TREND_CANDIDATES
 BYTES_A_STEP = 2048
 # Layers, heads, hidden size, and parameters of the softmax, of each model dimension.
 SIZES = {64: (4, 4, 176, 218_368), 128: (4, 4, 352, 838_144), 192: (4, 6, 528, 1_859_200)}
@@ -76,7 +77,6 @@ CELLS = tuple(
         + [Cell(dim, ratio) for dim, ratio in BY_SIZE.items()]
     )
 )
-TREND = RecipeSetting(CANDIDATES, REPORTING_SEEDS[:3], (5e-3, 1e-2))
 
 
 def run_cells(
@@ -101,16 +101,20 @@ def run_cells(
 
 
 def differences(store: Store, setting: RecipeSetting) -> dict[int, float]:
-    """Sigmoid minus softmax at n, in percent of softmax's mean, by seed."""
-    values: dict[str, dict[float, dict[int, float]]] = {name: {} for name in CANDIDATES}
-    for row in store.rows().to_pylist():
-        if row["metric"] == LOSS and row["length"] == setting.seq_len:
-            candidate, lr = row["arm"].split(" @ ")
-            if candidate in values:
-                values[candidate].setdefault(float(lr), {})[row["seed"]] = row["value"]
+    """Sigmoid minus softmax at n, in percent of softmax's mean, by seed.
+
+    ``setting`` is the cell's. Empty if a candidate diverged at every rate.
+    """
+    values = values_by_rate(store, setting, (LOSS,))
+    if values.keys() != set(CANDIDATES):
+        return {}
+    at_n = (LOSS, setting.seq_len)
     softmax, sigmoid = (
-        min(rates.values(), key=lambda seeds: float(np.mean(list(seeds.values()))))
-        for rates in values.values()
+        min(
+            (of[at_n] for of in values[name].values()),
+            key=lambda by_seed: float(np.mean(list(by_seed.values()))),
+        )
+        for name in CANDIDATES
     )
     percent = float(np.mean(list(softmax.values()))) / 100
     return {seed: (sigmoid[seed] - softmax[seed]) / percent for seed in sorted(softmax)}
@@ -143,8 +147,10 @@ def trend_report(found: dict[Cell, dict[int, float]]) -> str:
     """The cells and the slopes as Markdown tables; ``found`` are the cells' differences."""
     lines = ["| parameters | bytes a parameter | sigmoid to softmax at n |", "|---|---|---|"]
     for cell in sorted(found, key=lambda cell: (cell.dim, cell.ratio)):
-        interval = t_interval(list(found[cell].values()))
-        lines.append(f"| {cell.parameters:,} | {cell.ratio} | {_signed(interval)} % |")
+        shown = "diverged at every rate"
+        if found[cell]:
+            shown = f"{t_interval(list(found[cell].values())).signed(2)} %"
+        lines.append(f"| {cell.parameters:,} | {cell.ratio} | {shown} |")
     lines += ["", "| series | slope a doubling, in points | verdict |", "|---|---|---|"]
     series = {
         f"length of training, {SIZES[dim][3]:,} parameters": [
@@ -158,11 +164,6 @@ def trend_report(found: dict[Cell, dict[int, float]]) -> str:
     ]
     for name, points in series.items():
         interval = slope(points)
-        lines.append(f"| {name} | {_signed(interval)} | {verdict(interval)} |")
+        shown = interval.signed(2) if interval.n else "-"
+        lines.append(f"| {name} | {shown} | {verdict(interval)} |")
     return "\n".join(lines)
-
-
-def _signed(interval: Interval) -> str:
-    if not interval.bounded:
-        return f"{interval.mean:+.2f}"
-    return f"{interval.mean:+.2f} ({interval.low:+.2f} to {interval.high:+.2f})"

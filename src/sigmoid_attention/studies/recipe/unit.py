@@ -1,8 +1,10 @@
 """One training run of the recipe study, and the names of what its rows measure."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from sigmoid_attention.lab.rows import ArmRow
+from sigmoid_attention.lab.store import Store
 from sigmoid_attention.studies.recipe.candidates import CANDIDATES
 from sigmoid_attention.studies.recipe.setting import RecipeSetting
 from sigmoid_attention.training.optimizer import TrainConfig
@@ -21,7 +23,7 @@ COPYING, PREFIX = "copying_gain", "prefix_matching"
 COMMON, CENTRED = "common_share", "common_share_centred"
 # At the end: the part of a row's log-sum-exp that its first cumulants leave.
 NORMALISER = "normaliser_left"
-SEEN, NEW, PART = "bits_after_seen", "bits_after_new", "bits_by_part"
+PART = "bits_by_part"
 DIVERGED = "diverged"
 
 
@@ -52,6 +54,22 @@ class Unit(NamedTuple):
             "checkpoint_every": setting.test_every,
         }
         return TrainConfig(**chosen | CANDIDATES[self.candidate].training)
+
+
+def while_training(
+    setting: RecipeSetting, store: Store, tested: Callable[[int], Iterable[ArmRow]]
+) -> Callable[[int, float], None]:
+    """The trainer's ``on_step``: stores what ``tested`` measures, but after the last step.
+
+    A run that is continued from its checkpoint finds the earlier tests in the store.
+    """
+
+    def on_step(done: int, _loss: float) -> None:
+        name = f"step{done:06d}"
+        if done % setting.test_every == 0 and done < setting.steps and not store.has(name):
+            store.put(name, list(tested(done)))
+
+    return on_step
 
 
 def units(setting: RecipeSetting) -> Iterator[Unit]:

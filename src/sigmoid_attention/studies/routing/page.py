@@ -75,7 +75,7 @@ def cells(finding: RoutingFinding) -> list[str]:
         f"{finding.quantity.label} ({finding.quantity.meaning})",
         f"{finding.softmax.mean:.3f}",
         f"{finding.sigmoid.mean:.3f}",
-        _signed(finding.difference),
+        finding.difference.signed(3),
         finding.standing,
     ]
 
@@ -143,9 +143,3 @@ def _made_on(rows: pa.Table) -> str:
     versions = json.loads(rows["versions"][0].as_py())
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     return f"{machine['processor']}, {threads}, torch {versions['torch']}"
-
-
-def _signed(interval: Interval) -> str:
-    if not interval.bounded:
-        return f"{interval.mean:+.3f}"
-    return f"{interval.mean:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"

@@ -103,6 +103,7 @@ def next_bias(
         *(strength_H.data_ptr(), offset_H.data_ptr(), bias.data_ptr()),
         factor,
     )
+    # Without `abi.run`, which would look the library up again: a step notices it.
     if library.sigmoid_attention_next_bias(block):
         raise MemoryError("sigmoid attention: not enough memory for the mean of the keys")
     return bias, new
