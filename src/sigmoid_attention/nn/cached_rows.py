@@ -1,7 +1,8 @@
-"""The rows of a layer's new tokens, for the bias of centred keys beside a cache.
+"""Computes the bias of centred keys for the new tokens of a layer that decodes with a cache.
 
-A decoding step with a tensor as bias takes the operator's short way: calls with tensors of known
-shapes are not validated again. With a policy it would take a few times as long as short attention.
+The result is a tensor where possible, because the operator does not validate tensors of known
+shapes again. With a bias policy, validation takes a few times as long as attention to a short
+cache.
 
 Shape letters: B batch, H query heads, G key heads, N new tokens, D head dim.
 """

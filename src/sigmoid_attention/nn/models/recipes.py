@@ -1,14 +1,16 @@
 """Recipes: position, norms and bias that are chosen together.
 
 "paper" is the language model of Ramapuram et al. 2024 (the released configuration). "recommended"
-is the best of this project's own trials (docs/recipes.md). It depends on the position, because the
-position determines the number of keys that a head gives weight to. By default every head rotates
-and every second head has the slopes of ALiBi; the bias of a head starts at minus the logarithm of
-the keys that it sees, and is trained; keys are centred; and no head sees farther than in training.
-Other positions were tried without centred keys. Under rotary and absolute positions a head sees all
-n keys. Hybrid norm removes the size of the attention's output, so the bias may be below -log n,
-away from the range where the sigmoid saturates. Under ALiBi a head sees few keys, and the bias is
-set for their number.
+has the settings of this project's trial with centred keys (docs/recipes.md). By default every head
+rotates and every second head has the slopes of ALiBi. The bias of a head starts at minus the
+logarithm of the number of keys that it effectively sees, and is trained. Keys are centred, and no
+head sees farther than in training.
+
+For other positions "recommended" has the settings of an earlier study, without centred keys. Under
+rotary positions a head sees all n keys. Hybrid norm removes the size of the attention's output, so
+the bias may be below -log n, away from the range where the sigmoid saturates. Under ALiBi a head
+sees few keys, and the bias is set for their number. Positions that the study did not have get the
+settings of rotary positions.
 """
 
 from typing import Any

@@ -58,7 +58,7 @@ def spread(documents: Sequence[Document], piece: int, most: int) -> list[Documen
 
 
 def arm_config(config: ModelConfig, arm: str) -> ModelConfig:
-    """The arm's configuration; the arms differ only in the activation."""
+    """The arm's configuration; the configurations differ only in the activation."""
     return config.as_softmax() if arm == SOFTMAX else config
 
 

@@ -2,8 +2,8 @@
 
 A copying head finds the token after the last occurrence of the present one (an induction head of
 Olsson et al. 2022, arXiv 2209.11895). The common part of a row is the mean of its logits. A softmax
-does not see it; in a sigmoid it raises or lowers all weights of the row together. More of what a
-softmax removes is in the log-sum-exp of a row of n logits,
+does not see it; in a sigmoid it raises or lowers all weights of the row together. A softmax
+subtracts the log-sum-exp from each logit. For a row of n logits this is
 
     log Σ_j e^(x_j) = log n + κ_1 + κ_2 / 2 + κ_3 / 6 + ...,
 

@@ -38,7 +38,8 @@ def publish(
     write_whole(folder / figure, svg(draw(rows, ranking)))
     picture = (
         f"![Held-out loss during training, by length and by place in the window; copying; the "
-        f"share of the common part of the logits; the mass of a row]({folder.name}/{figure})"
+        f"share of the logits' variance in the row means; the sum of a row's weights]"
+        f"({folder.name}/{figure})"
     )
     text = f"{report(ranking, setting)}\n\n{picture}"
     return publish_text(name, setting, text, document)

@@ -1,6 +1,6 @@
-"""Changes to an attention layer that only the recipe study has: none of them is in the library.
+"""Changes to an attention layer that only the recipe study makes.
 
-Each is made after the model, so that the other parameters start at the same values.
+Each is applied to a finished model, so that the other parameters start at the same values.
 
 Shape letters: B batch, H heads, N tokens, D head dim.
 """

@@ -2,9 +2,9 @@
 
 Rule. A candidate's best learning rate has the highest mean accuracy over the tasks at the training
 length n, among the rates at which no seed diverged. The best softmax is the softmax candidate with
-the highest one. Every candidate at its best rate is compared with it by the difference, paired by
-seed, of the mean accuracy over the recall tasks, in percentage points with a 95% t-interval, at n
-and at 4n. A candidate is
+the highest such accuracy. Every candidate at its best rate is compared with it by the difference,
+paired by seed, of the mean accuracy over the recall tasks, in percentage points with a 95%
+t-interval, at n and at 4n. A candidate is
 
 - *level* if the whole interval is above -2 points (*ahead* if it is above zero),
 - *behind* if the whole interval is below -2 points,

@@ -1,8 +1,8 @@
 """Trains one candidate of the recipe study to recall and to copy, and tests it beyond n.
 
-A batch is one of recall tasks with 4, 8, 16 and 32 pairs and of copying, by turns, at the training
-length n. The tests are those tasks at n and at 4n: longer sequences have more filler between pairs
-and queries, and a longer string to copy.
+Each batch holds one task. The tasks take turns: recall with 4, 8, 16 and 32 pairs, then copying.
+All have the training length n. The tests are those tasks at n and at 4n: longer sequences have more
+filler between pairs and queries, and a longer string to copy.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,8 @@
 """How the difference to softmax changes with the length of training and with the size of the model.
 
-A cell trains both candidates with one size and one number of bytes a parameter. Two series of cells
-share one cell: several lengths of training at two sizes, and three sizes at one length.
+A cell trains softmax and the centred sigmoid with one size and one number of training bytes a
+parameter. There are three series of cells: the length of training at each of two sizes, and the
+size at one length. The series by size shares one cell with each of the others.
 
 Rule. In a cell each candidate is at its best learning rate, the one with the lowest mean of the
 held-out bits per byte at n among those at which no seed diverged. Its difference to softmax, paired
