@@ -1,7 +1,7 @@
 """The figure of the recipe study: losses by length and place, and what happens during training.
 
-Curves are means over the seeds, and over the layers where a metric has them. A panel without rows is
-left out.
+Curves are means over the seeds, and over the layers where a metric has them. A panel without rows
+is left out.
 """
 
 from collections import defaultdict
