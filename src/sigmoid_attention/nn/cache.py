@@ -216,10 +216,11 @@ class KVCache:
 
 
 class Unchanged:
-    """Restores the lengths, sums and tensors of caches where the block raises an error.
+    """Restores the lengths and tensors of caches where the block raises an error.
 
     A refused call then stores nothing, since elements behind a cache's length are not read. It
-    does not decide the dtype of an empty cache either.
+    does not decide the dtype of an empty cache either. Sums that the block changed are discarded,
+    since a decoding step changes them in place; the next call makes them again.
     """
 
     def __init__(self, *caches: KVCache) -> None:
@@ -231,5 +232,6 @@ class Unchanged:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             for cache, length, key_sums, keys, values in self.states:
-                cache.length, cache.key_sums = length, key_sums
+                cache.length = length
+                cache.key_sums = key_sums if cache.key_sums is key_sums else None
                 cache.keys, cache.values = keys, values

@@ -103,8 +103,8 @@ class KeySums(NamedTuple):
     ) -> "tuple[Tensor, KeySums] | None":
         """offset - strength scale q · k̄ of one token after these, (B, H, 1, 1), and the sums.
 
-        One call of the CPU kernel: a decoding step notices each operation of PyTorch. None where
-        the kernel does not compute it.
+        The sums change in place: read the old tuple no more. One call of the CPU kernel, since a
+        decoding step notices each operation of PyTorch. None where the kernel does not compute it.
         """
         if tokens - self.tokens != 1 or self.mask_BK is not None or not self._continues(tokens):
             return None
@@ -126,16 +126,16 @@ class KeySums(NamedTuple):
             return None
         leaving = self.tokens - 1 - self.left if self.left >= 0 else -1
         factor = scale / (tokens if self.left < 0 else min(tokens, self.left + 1))
-        step = next_bias(
+        sums = self.sum_BG1D.contiguous()
+        bias = next_bias(
             *(query_BH1D, key_BGKD, self.tokens, leaving),
-            *(self.sum_BG1D, strength_H, offset_H, factor),
+            *(sums, strength_H, offset_H, factor),
         )
-        if step is None:
+        if bias is None:
             return None
-        bias, new = step
         # Faster than _replace.
         return bias, KeySums(
-            tokens, self.left, new, None, self.made_at, self.finite, self.stored_BGKD
+            tokens, self.left, sums, None, self.made_at, self.finite, self.stored_BGKD
         )
 
     def _continues(self, tokens: int) -> bool:

@@ -36,7 +36,7 @@ class NextBiasArguments(ctypes.Structure):
     _fields_ = [
         *((name, Integer) for name in ("dtype", "sequences", "heads", "key_heads", "head_dim")),
         *((name, abi.Rows) for name in ("query", "entering", "leaving")),
-        *((name, Integer) for name in ("before", "after", "strength", "offset", "bias")),
+        *((name, Integer) for name in ("sums", "strength", "offset", "bias")),
         ("factor", Real),
     ]
 
@@ -77,21 +77,20 @@ def next_bias(
     strength_H: Tensor,
     offset_H: Tensor,
     factor: float,
-) -> tuple[Tensor, Tensor] | None:
-    """offset - strength factor q · sum of a decoding step, (B, H, 1, 1), and the sums with it.
+) -> Tensor | None:
+    """offset - strength factor q · sum of a decoding step, (B, H, 1, 1).
 
-    ``query`` is (B, H, 1, D). ``sums`` (B, G, 1, D) are those before the step, in float64. To them
-    comes the ``key`` (B, G, K, D) at ``token``, and from them goes the one at ``leaving``, if that
-    is not negative. None without a kernel. This is no operator of torch's library: neither autograd
-    nor a tracer may take part in the call.
+    ``query`` is (B, H, 1, D). ``sums`` (B, G, 1, D) are contiguous and in float64, and change in
+    place: the ``key`` (B, G, K, D) at ``token`` is added, and the one at ``leaving`` is subtracted
+    if that is not negative. None, with nothing changed, without a kernel. This is no operator of
+    torch's library: neither autograd nor a tracer may take part in the call.
     """
     library = abi.loaded()
     if library is None:
         return None
     query, key = with_contiguous_rows(query), with_contiguous_rows(key)
-    sums = sums if sums.is_contiguous() else sums.contiguous()
     batch, heads, _, head_dim = query.shape
-    new, bias = torch.empty_like(sums), strength_H.new_empty((batch, heads, 1, 1))
+    bias = strength_H.new_empty((batch, heads, 1, 1))
     data, *strides = abi.rows(key)
     row = key.element_size() * strides[-1]
     block = _NEXT.pack(
@@ -99,14 +98,13 @@ def next_bias(
         *abi.rows(query),
         *(data + token * row, *strides),
         *(data + leaving * row if leaving >= 0 else 0, *strides),
-        *(sums.data_ptr(), new.data_ptr()),
-        *(strength_H.data_ptr(), offset_H.data_ptr(), bias.data_ptr()),
+        *(sums.data_ptr(), strength_H.data_ptr(), offset_H.data_ptr(), bias.data_ptr()),
         factor,
     )
     # Without `abi.run`, which would look the library up again: a step notices it.
     if library.sigmoid_attention_next_bias(block):
         raise MemoryError("sigmoid attention: not enough memory for the mean of the keys")
-    return bias, new
+    return bias
 
 
 @torch.library.custom_op("sigmoid_attention::cpu_mean_products", mutates_args=())

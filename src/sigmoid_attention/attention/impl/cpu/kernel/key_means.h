@@ -162,8 +162,7 @@ template <class Pass> static int for_each_head(const MeanCall &call, Pass pass) 
 struct NextBiasCall {
     int64_t dtype, sequences, heads, key_heads, head_dim;
     Rows query, entering, leaving;  // one row a head; leaving is null where no key leaves
-    const double *before;           // (sequence, key head, head dim): the sums without the step
-    double *after;                  // likewise, with it
+    double *sums;                   // (sequence, key head, head dim), to which the step is added
     const float *strength, *offset; // one number a head
     float *bias;                    // (sequence, head): offset - strength * factor * q . sum
     double factor;                  // the scale by the number of keys
@@ -182,15 +181,14 @@ static int next_bias(const NextBiasCall &call) {
             __builtin_prefetch(call.row(call.leaving, head / call.key_heads, head % call.key_heads));
     for (int64_t head = 0; head < call.sequences * call.key_heads; ++head) {
         int64_t sequence = head / call.key_heads, key_head = head % call.key_heads;
-        const double *before = call.before + head * dim;
-        double *after = call.after + head * dim;
+        double *sums = call.sums + head * dim;
         to_floats(row.data(), call.row(call.entering, sequence, key_head), dim, call.dtype);
-        for (int64_t c = 0; c < dim; ++c) after[c] = before[c] + row[c];
+        for (int64_t c = 0; c < dim; ++c) sums[c] += row[c];
         if (call.leaving.data) {
             to_floats(row.data(), call.row(call.leaving, sequence, key_head), dim, call.dtype);
-            for (int64_t c = 0; c < dim; ++c) after[c] -= row[c];
+            for (int64_t c = 0; c < dim; ++c) sums[c] -= row[c];
         }
-        for (int64_t c = 0; c < dim; ++c) mean[c] = (float)(after[c] * call.factor);
+        for (int64_t c = 0; c < dim; ++c) mean[c] = (float)(sums[c] * call.factor);
         for (int64_t own = key_head * group; own < (key_head + 1) * group; ++own) {
             to_floats(row.data(), call.row(call.query, sequence, own), dim, call.dtype);
             Vector products{};
