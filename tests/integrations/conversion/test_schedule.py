@@ -7,7 +7,12 @@ import torch
 
 from sigmoid_attention import NegLogVisible, sigmoid_attention
 from sigmoid_attention.attention import Constant, Learned
-from sigmoid_attention.integrations.conversion import Annealed, SoftmaxStart, anneal
+from sigmoid_attention.integrations.conversion import (
+    Annealed,
+    DividedByMass,
+    SoftmaxStart,
+    anneal,
+)
 
 
 def tensors(batch=2, heads=3, length=7, dim=5):
@@ -34,6 +39,20 @@ def test_a_large_gain_is_the_softmax():
     softmax = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     out = 1e6 * sigmoid_attention(query, key, value, bias=SoftmaxStart(1e6), impl="reference")
     torch.testing.assert_close(out, softmax, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_rows_are_divided_by_a_power_of_their_mass(exponent, dtype):
+    query, key, value = tensors()
+    weights = torch.sigmoid(query @ key.mT / math.sqrt(5) - 3)
+    expected = weights @ value / (1.5 * weights.sum(-1, keepdim=True)) ** exponent
+    operator = DividedByMass(1.5)
+    operator.exponent = exponent
+    out = operator(*(x.to(dtype) for x in (query, key, value)), bias=-3.0)
+    assert out.dtype == dtype
+    tolerance = 1e-12 if dtype == torch.float64 else 5e-3
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.25, 1.0])

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModel
 
 from sigmoid_attention import RowLSE
-from sigmoid_attention.integrations.conversion import FORMS, Student
+from sigmoid_attention.integrations.conversion import ANNEALED, FORMS, Student
 from sigmoid_attention.integrations.conversion.student import use_bias
 from sigmoid_attention.integrations.transformers import PerHead, convert
 from sigmoid_attention.nn import StateBias
@@ -22,6 +22,26 @@ def test_it_starts_as_its_parent(kind, form):
         student = Student(KINDS[kind](), form=form, gain=gain)
         errors.append(float((answer(student.model, tokens) - before).abs().max() / before.std()))
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.01
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_divided_by_its_mass_it_is_its_parent(kind, gain):
+    parent, tokens = KINDS[kind](), ids()
+    student = Student(KINDS[kind](), form="linear", gain=gain, annealed="mass")
+    torch.testing.assert_close(
+        answer(student.model, tokens), answer(parent, tokens), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_the_bias_moves_before_the_power_of_the_mass():
+    student = Student(llama(), form="linear", gain=1.5, annealed="mass")
+    module = next(iter(student.modules.values()))
+    seen = []
+    for t in (0.0, 0.25, 0.5, 0.75, 1.0):
+        student.set_t(t)
+        seen.append((module.sigmoid_bias.t, module.sigmoid_operator.exponent))
+    assert seen == [(0, 1), (0.5, 1), (1, 1), (1, 0.5), (1, 0)]
 
 
 def test_a_gain_of_one_is_the_row_lse():
@@ -66,10 +86,11 @@ def test_only_the_modules_that_are_named_move():
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("annealed", ANNEALED)
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_saved_and_loaded_as_a_plain_sigmoid_model(kind, form, tmp_path):
+def test_it_is_saved_and_loaded_as_a_plain_sigmoid_model(kind, annealed, form, tmp_path):
     tokens = ids()
-    student = Student(KINDS[kind](), form=form, gain=1.5)
+    student = Student(KINDS[kind](), form=form, gain=1.5, annealed=annealed)
     student.calibrate(student.modules.values(), lambda: student.model(tokens))
     student.set_t(1.0)
     moving = answer(student.model, tokens)
@@ -117,6 +138,18 @@ def test_padding_changes_nothing():
 def test_an_unknown_form_is_refused():
     with pytest.raises(ValueError, match="form must be one of linear, constant, got 'row'"):
         Student(llama(), form="row", gain=1.0)
+
+
+def test_an_unknown_way_of_annealing_is_refused():
+    with pytest.raises(ValueError, match="annealed must be one of bias, mass, got 'gain'"):
+        Student(llama(), form="linear", gain=1.0, annealed="gain")
+
+
+def test_a_student_divided_by_its_mass_refuses_packed_sequences():
+    model = Student(llama(), form="linear", gain=1.0, annealed="mass").model
+    ends = torch.tensor([0, 3, 7], dtype=torch.int32)
+    with pytest.raises(ValueError, match="packed sequences"):
+        model(ids(batch=1, length=7), cu_seq_lens_q=ends, cu_seq_lens_k=ends)
 
 
 def test_an_unreached_architecture_is_refused():

@@ -10,17 +10,25 @@ from sigmoid_attention.integrations.conversion.losses import (
     next_token_loss,
     relative_error,
 )
-from sigmoid_attention.integrations.conversion.schedule import Annealed, SoftmaxStart, anneal
+from sigmoid_attention.integrations.conversion.schedule import (
+    Annealed,
+    DividedByMass,
+    SoftmaxStart,
+    anneal,
+)
 from sigmoid_attention.integrations.conversion.student import (
+    ANNEALED,
     FORMS,
     Student,
     scale_attention_output,
 )
 
 __all__ = [
+    "ANNEALED",
     "FORMS",
     "Annealed",
     "Calibration",
+    "DividedByMass",
     "LayerStream",
     "SoftmaxStart",
     "Student",

@@ -9,17 +9,26 @@ which tends to p for large g. Then the bias moves to one that does not read the 
 
     b(t) = (1 - t) (-LSE - log g) + t b_final,      t from 0 to 1.
 
+Instead, each row can be divided by a power γ of its mass. With γ = 1 and a bias far below all
+logits a row is exactly that of the softmax, for every g. First the bias moves up, then γ goes to 0.
+
 Shape letters: B batch, H query heads, Q queries.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from sigmoid_attention.attention import arguments
+from sigmoid_attention.attention import arguments, sigmoid_attention, sigmoid_attention_with_mass
 from sigmoid_attention.attention.bias import BiasPolicy, RowContext, RowLSE
+from sigmoid_attention.nn.mass_exponent import MassExponent
 from sigmoid_attention.nn.state_bias import InputBias
+
+# How far below that of `SoftmaxStart` the bias starts where rows are divided by their mass. The
+# weights are then e^-12 times as large, and differ from those of a softmax by less than that part.
+DEPTH = 12.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,34 @@ class Annealed(nn.Module, InputBias):
         if self.t == 1:
             return final
         return (1 - self.t) * self.start.resolve(rows) + self.t * final
+
+
+class DividedByMass:
+    """The operator with each row divided by (g m)^γ, with m the sum of the row's weights.
+
+    γ is ``exponent``: at 1 the outputs times g are those of rows whose weights have the sum 1, at 0
+    they are those of the operator.
+
+    Example:
+        >>> import torch
+        >>> q, k, v = torch.randn(3, 1, 1, 4, 8).unbind(0)
+        >>> out = 2 * DividedByMass(gain=2.0)(q, k, v, bias=-30.0)
+        >>> torch.allclose(out, torch.softmax(q @ k.mT / 8**0.5, -1) @ v, atol=1e-5)
+        True
+    """
+
+    def __init__(self, gain: float) -> None:
+        self.gain, self.exponent = gain, 1.0
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        if self.exponent == 0:
+            return sigmoid_attention(query, key, value, mask, **options)
+        dtype, heads = query.dtype, query.shape[1]
+        query, key, value = MassExponent.operands(query, key, value)
+        out, mass = sigmoid_attention_with_mass(query, key, value, mask, **options)
+        return MassExponent(self.exponent, heads)(out, self.gain * mass).to(dtype)
 
 
 def anneal(step: int, steps: int) -> float:

@@ -3,6 +3,7 @@
 Shape letters: H query heads.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,12 @@ from transformers import PreTrainedModel
 from sigmoid_attention.attention import arguments
 from sigmoid_attention.attention.bias import BiasPolicy, Learned
 from sigmoid_attention.integrations.conversion.calibration import Calibration
-from sigmoid_attention.integrations.conversion.schedule import Annealed, SoftmaxStart
+from sigmoid_attention.integrations.conversion.schedule import (
+    DEPTH,
+    Annealed,
+    DividedByMass,
+    SoftmaxStart,
+)
 from sigmoid_attention.integrations.transformers import (
     PerHead,
     attention_modules,
@@ -21,26 +27,31 @@ from sigmoid_attention.integrations.transformers import (
     replace_bias,
 )
 from sigmoid_attention.integrations.transformers.extra_norms import output_projection
+from sigmoid_attention.integrations.transformers.forward import OPERATOR
 
 # The final bias of a head: a linear function of the module's input, or a number.
 FORMS = ("linear", "constant")
+# What is annealed: the bias, or also a power of the row's mass by which the row is divided.
+ANNEALED = ("bias", "mass")
 
 
 class Student:
     """A converted copy of a softmax model, with biases that are annealed.
 
-    Every attention module has an :class:`Annealed` bias. At t = 0 it computes the softmax, up
-    to the ``gain``; at t = 1 its bias has the final ``form``. ``finish`` returns a plain converted
-    model, which ``save_pretrained`` and ``from_pretrained`` store.
+    Every attention module has an :class:`Annealed` bias. At t = 0 it computes the softmax, exactly
+    or up to the ``gain``; at t = 1 its bias has the final ``form``. ``finish`` returns a plain
+    converted model, which ``save_pretrained`` and ``from_pretrained`` store.
 
     Args:
         model: weights of the parent; changed in place. form: one of ``FORMS``.
         gain: factor on the outputs of attention, so that p / (1 + p / gain) is near p; it is
             multiplied into the output projections.
+        annealed: "bias", or "mass" to start as the exact softmax: rows are divided by their mass
+            until t = 1/2, and by ever smaller powers of it until t = 1 (:class:`DividedByMass`).
         inputs: a batch for the counted forward of `convert`.
 
     Raises:
-        TypeError, ValueError: an unknown form, or an error of `convert`.
+        TypeError, ValueError: an unknown form or ``annealed``, or an error of `convert`.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -59,10 +70,12 @@ class Student:
         *,
         form: str,
         gain: float,
+        annealed: str = "bias",
         inputs: Mapping[str, Any] | None = None,
     ) -> None:
         arguments.one_of("form", form, FORMS, f"one of {', '.join(FORMS)}")
-        start = SoftmaxStart(gain)
+        arguments.one_of("annealed", annealed, ANNEALED, f"one of {', '.join(ANNEALED)}")
+        start = SoftmaxStart(gain if annealed == "bias" else gain * math.exp(DEPTH))
         convert(model, bias=PerHead(0.0, linear=form == "linear"), inputs=inputs)
         self.model = model
         self.form = form
@@ -76,11 +89,17 @@ class Student:
             replace_bias(module, Annealed(start, final))  # pyright: ignore[reportArgumentType]
             parent = model.get_submodule(name.rpartition(".")[0])
             scale_attention_output(module, parent, gain)
+            if annealed == "mass":
+                setattr(module, OPERATOR, DividedByMass(gain))
 
     def set_t(self, t: float, modules: Iterable[nn.Module] | None = None) -> None:
         """Set t of the biases of all attention modules, or of some."""
         for module in self.modules.values() if modules is None else modules:
-            module.sigmoid_bias.t = t  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+            operator = vars(module).get(OPERATOR)
+            if operator is not None:
+                operator.exponent = min(1.0, 2 - 2 * t)
+            moved = t if operator is None else min(1.0, 2 * t)
+            module.sigmoid_bias.t = moved  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
     def calibrate(self, modules: Iterable[nn.Module], run: Callable[[], object]) -> None:
         """Fit the biases of some modules to the rows of the forward passes in ``run``.
@@ -102,6 +121,7 @@ class Student:
     def finish(self) -> PreTrainedModel:
         """The model with its final biases, without any softmax."""
         for module in self.modules.values():
+            vars(module).pop(OPERATOR, None)
             final = module.sigmoid_bias.final  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(final, Learned):
                 replace_bias(module, PerHead(0.0))

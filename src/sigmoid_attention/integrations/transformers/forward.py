@@ -20,6 +20,8 @@ from sigmoid_attention.integrations.transformers.paged import UnsupportedCall
 # -10000 in the oldest models, the dtype's minimum in others. No position bias that was learned
 # gets there.
 HIDDEN_BELOW = -1e4
+# A module's attribute with another operator, which a conversion sets while it trains.
+OPERATOR = "sigmoid_operator"
 # Names under which models pass the logits of their attention sinks.
 SINKS = ("s_aux", "sinks")
 # What models hand to their attention. A name that is not here may change what attention means.
@@ -88,9 +90,12 @@ def sigmoid_attention_forward(
     if attention_mask is not None:
         check_mask(attention_mask)
     ends = paged.ends(query, key, kwargs) if kwargs else None
+    operator = vars(module).get(OPERATOR, sigmoid_attention)
     wanted = _weights_wanted(module, kwargs)
     if ends is not None:
         if attention_mask is None:
+            if operator is not sigmoid_attention:
+                raise UnsupportedCall("packed sequences (cu_seq_lens_q): a student has none")
             if wanted or position_bias is not None:
                 name = "output_attentions" if wanted else "position_bias"
                 raise UnsupportedCall(f"{name}: packed sequences (cu_seq_lens_q) have none")
@@ -117,13 +122,13 @@ def sigmoid_attention_forward(
         "enable_gqa": True,
     }
     if not wanted:
-        out_BHQE = sigmoid_attention(query, key, value, mask, dropout_p=dropout, **settings)
+        out_BHQE = operator(query, key, value, mask, dropout_p=dropout, **settings)
         return out_BHQE.transpose(1, 2).contiguous(), None
     # Attention is linear in its values: with the identity in their place it is the weights.
     keys = key.shape[2]
     identity_KK = torch.eye(keys, dtype=key.dtype, device=key.device)
     identity = identity_KK.expand(*key.shape[:2], keys, keys)
-    weights_BHQK = sigmoid_attention(query, key, identity, mask, **settings)
+    weights_BHQK = operator(query, key, identity, mask, **settings)
     out_BHQE = reference.weighted_sum(F.dropout(weights_BHQK, dropout), value)
     return out_BHQE.transpose(1, 2).contiguous(), weights_BHQK
 

@@ -83,7 +83,13 @@ def section(curve: ConversionCurve, figure: str) -> str:
 def kind(setting: dict[str, Any]) -> str:
     """The settings that distinguish runs of one model, in words."""
     repeats = f", repeats {setting['repeats']}" if setting["repeats"] else ""
-    return f"{setting['form']}{repeats}"
+    mass = ", divided by the mass" if _is_divided(setting) else ""
+    return f"{setting['form']}{mass}{repeats}"
+
+
+def _is_divided(setting: dict[str, Any]) -> bool:
+    # Runs of older versions do not have the setting.
+    return setting.get("annealed") == "mass"
 
 
 def _minutes(seconds: float) -> str:
@@ -97,9 +103,14 @@ def table(curve: ConversionCurve) -> str:
         "| | steps | " + " | ".join(name.replace("_", " ") for name in names) + " |",
         "|---" * (len(names) + 2) + "|",
     ]
+    names_of_stages = dict(STAGES)
+    if _is_divided(curve.described["setting"]):
+        names_of_stages["start"] = "start: divided by the mass"
     for point in curve.points:
         cells = [f"{point.found[name]:.3f}" if name in point.found else "" for name in names]
-        lines.append(f"| {STAGES[point.stage]} | {point.step} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {names_of_stages[point.stage]} | {point.step} | " + " | ".join(cells) + " |"
+        )
     return "\n".join([*lines, ""])
 
 

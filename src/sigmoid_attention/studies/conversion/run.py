@@ -99,7 +99,9 @@ class Conversion:
         self.parent.model.requires_grad_(False).to(self.device)  # pyright: ignore[reportArgumentType]
         torch.manual_seed(setting.seed)
         self._evaluate_baselines()
-        student = Student(self.parent.copy(), form=setting.form, gain=setting.gain)
+        student = Student(
+            self.parent.copy(), form=setting.form, gain=setting.gain, annealed=setting.annealed
+        )
         student.model.requires_grad_(True)
         self.distillation = Distillation(
             student, self.parent.model, self.text, setting, self.device

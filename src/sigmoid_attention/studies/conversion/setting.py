@@ -38,6 +38,9 @@ class ConversionSetting:
     """The final bias of a head: linear (in the layer's input at the token) or constant."""
     gain: float = 1.5
     """Weights start as p / (1 + p / gain) where the softmax has p."""
+    annealed: str = "bias"
+    """What moves from the softmax to the sigmoid: the bias, or also a power of the mass by which
+    rows are divided (mass), with the exact softmax at the start."""
     seq_len: Int = None
     """Tokens per sequence, for an encoder at most; by default 1024, or the model's positions."""
     batch_size: Int = None
@@ -69,12 +72,13 @@ class ConversionSetting:
     def check(self) -> None:
         """Raise ``ValueError`` if a value is out of range, or if nothing would be trained."""
         # Imported here, because it needs transformers and the command line's help does not.
-        from sigmoid_attention.integrations.conversion import FORMS
+        from sigmoid_attention.integrations.conversion import ANNEALED, FORMS
 
         conditions = {
             "steps": (self.steps >= 0, "at least 0"),
             "layer_steps": (self.layer_steps >= 0, "at least 0"),
             "form": (self.form in FORMS, f"one of {', '.join(FORMS)}"),
+            "annealed": (self.annealed in ANNEALED, f"one of {', '.join(ANNEALED)}"),
             "gain": (0 < self.gain < math.inf, "positive and finite"),
             "seq_len": (self.seq_len is None or self.seq_len >= 16, "at least 16"),
             "batch_size": (self.batch_size is None or self.batch_size >= 1, "at least 1"),
