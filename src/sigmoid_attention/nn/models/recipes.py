@@ -1,7 +1,7 @@
 """Recipes: position, norms and bias that are chosen together.
 
 "paper" is the language model of Ramapuram et al. 2024 (the released configuration). "recommended"
-has the settings of this project's trial with centred keys (docs/recipes.md). By default every head
+has the settings of this project's trial with centred keys (docs/recipe.md). By default every head
 rotates and every second head has the slopes of ALiBi. The bias of a head starts at minus the
 logarithm of the number of keys that it effectively sees, and is trained. Keys are centred, and no
 head sees farther than in training.
