@@ -67,6 +67,8 @@ _MASS = {"mass_exponent": "learned"}
 _PRE = {"norm_placement": "pre"}
 _GATE = {"gate": "element"}
 _RESIDUAL = {"value_residual": True}
+# Ten times the usual decay; AdamW's 0.1 at a rate of 1e-2, where it is multiplied by the rate.
+_DECAY = {"weight_decay": 1e-3}
 
 # Changes that mean something to both kinds: configuration, parts of a layer, training.
 _BOTH: dict[str, tuple[dict, tuple, dict]] = {
@@ -81,12 +83,15 @@ _BOTH: dict[str, tuple[dict, tuple, dict]] = {
     "-softcap": ({"softcap": 10.0}, (), {}),
     "-all-slopes": ({}, (parts.slopes_on_all_heads,), {}),
     "-gain": ({}, (parts.head_gain,), {}),
+    # What the reports save by bf16 (setting.py), and what it costs.
+    "-bf16": ({}, (), {"bf16": True}),
     "-no-decay": ({}, (), {"weight_decay": 0.0}),
-    # Ten times the usual decay; AdamW's 0.1 at a rate of 1e-2, where it is multiplied by the rate.
-    "-more-decay": ({}, (), {"weight_decay": 1e-3}),
+    "-more-decay": ({}, (), _DECAY),
+    "-more-decay-value-residual": (_RESIDUAL, (), _DECAY),
 }
 _SOFTMAX = _BOTH | {"-rotary-pre": (ROTARY | _PRE, (), {})}
 _CENTRED_SIGMOID = _BOTH | {
+    "-all-slopes-value-residual": (_RESIDUAL, (parts.slopes_on_all_heads,), {}),
     "-fixed-bias": ({"learn_bias": False}, (), {}),
     "-bias-1": ({"bias_offset": -1.0}, (), {}),
     "-bias-2.5": ({"bias_offset": -2.5}, (), {}),

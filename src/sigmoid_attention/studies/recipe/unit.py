@@ -50,6 +50,7 @@ class Unit(NamedTuple):
             "lr": self.lr,
             "warmup_steps": setting.warmup_steps,
             "weight_decay": setting.weight_decay,
+            "bf16": setting.bf16,
             "seed": self.seed,
             "checkpoint_every": setting.test_every,
         }
