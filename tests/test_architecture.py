@@ -15,6 +15,7 @@ ALLOWED = {
     "theory": {"attention", "nn"},
     "integrations": {"attention", "nn"},
     "training": {"nn"},
+    "diagnosis": {"attention", "integrations", "nn", "training"},
     "lab": {"training"},
     "studies": {"attention", "integrations", "lab", "mixtures", "nn", "theory", "training"},
     "report": {"lab", "studies", "training"},

@@ -9,11 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sigmoid_attention import __version__
 from sigmoid_attention.cli import COMMANDS, arguments, main
+from sigmoid_attention.integrations.transformers import convert
 from sigmoid_attention.studies import registry
 from tests.support.cli import complaint
+from tests.support.conversion.checkpoints import checkpoint
 from tests.support.studies import recipe_store, routing_rows, squares_study
 
 store = recipe_store.store  # a fixture
@@ -177,6 +180,37 @@ def test_training_and_regularity_as_json(trained, tmp_path, capsys):
     # The folder of a comparison holds no model itself; the sentence names one that it has.
     message = complaint(capsys, "generate", str(folder))
     assert f"no config.json in it; {model} holds one" in message
+
+
+def test_diagnosis_of_a_trained_model(trained, capsys):
+    argv, folder = trained
+    if not Path(argv[-1]).exists():
+        parsed(capsys, *argv, "--json")
+    text = ["--data", str(folder / "text"), "--sequences", "1"]
+    document, _ = parsed(capsys, "diagnose", argv[-1], *text, "--json")
+    assert document["findings"] == [] and len(document["layers"][0]["mass_H"]) > 1
+    assert main(["diagnose", argv[-1], *text]) == 0
+    shown = capsys.readouterr().out
+    assert "mass of a row" in shown and "Nothing is wrong with what was examined." in shown
+    assert "sequences must be 1 or more, got 0" in complaint(
+        capsys, "diagnose", argv[-1], "--sequences", "0"
+    )
+    assert "the held-out text has" in complaint(
+        capsys, "diagnose", argv[-1], *text[:2], "--sequences", "999"
+    )
+
+
+def test_diagnosis_of_a_model_of_transformers(tmp_path, capsys):
+    softmax = checkpoint(tmp_path / "softmax", "llama")
+    message = complaint(capsys, "diagnose", str(softmax))
+    assert "a model of transformers with softmax attention" in message
+    tokenizer = AutoTokenizer.from_pretrained(softmax)
+    converted = convert(AutoModelForCausalLM.from_pretrained(softmax), bias=3.0)
+    converted.save_pretrained(tmp_path / "sigmoid")
+    tokenizer.save_pretrained(tmp_path / "sigmoid")
+    argv = ["diagnose", str(tmp_path / "sigmoid"), "--sequences", "1", "--tokens", "32"]
+    document, _ = parsed(capsys, *argv, "--json")
+    assert {finding["fault"] for finding in document["findings"]} & {"mass", "saturated"}
 
 
 def test_generate_of_a_model_of_transformers_says_how_to_load_it(tmp_path, capsys):

@@ -28,7 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 NAME = "sigmoid-attention"
 COMMANDS = (
     *("compare", "train", "generate", "recipe", "convert", "routing"),
-    *("studies", "rates", "regularity", "universality", "doctor"),
+    *("studies", "rates", "diagnose", "regularity", "universality", "doctor"),
 )
 BAD_INPUT = 2
 INTERRUPTED = 130

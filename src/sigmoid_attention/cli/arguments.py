@@ -12,6 +12,7 @@ import tyro
 
 from sigmoid_attention.cli.model_options import (
     ConvertOptions,
+    DiagnoseOptions,
     DoctorOptions,
     GenerateOptions,
     RegularityOptions,
@@ -48,6 +49,7 @@ OPTION_TYPES = (
     RoutingOptions,
     StudiesOptions,
     RatesOptions,
+    DiagnoseOptions,
     RegularityOptions,
     UniversalityOptions,
     DoctorOptions,

@@ -141,6 +141,26 @@ class RegularityOptions:
 
 
 @dataclass(frozen=True)
+class DiagnoseOptions:
+    """Find faults of the sigmoid attention in a trained model, and the change that mends each.
+    Runs a few batches of text, and reads the records of the training if there are any: too large a
+    mass, saturated or dead heads, heads that do the same, keys that every query weighs, a mass that
+    drifts beyond the trained length, a bias in a narrow dtype, spikes.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of a trained model: the --out of `train`, one of runs/ in that of `compare`, or model/
+    in that of `convert`, and any other checkpoint of transformers with sigmoid attention."""
+    data: str = "stdlib"
+    """Text to read: "stdlib", "shakespeare", or the path of a file or folder."""
+    sequences: int = 4
+    """Sequences of held-out text."""
+    tokens: Int = None
+    """Tokens of a sequence; by default the trained length, at most 512."""
+    json: Json = False
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     """Report hardware and software of this machine, and how to install missing parts."""
 
