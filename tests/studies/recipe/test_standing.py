@@ -38,7 +38,8 @@ def test_differences_are_in_percent_of_the_better_softmax(store):
     assert centred.percent.mean == pytest.approx(-0.1 / 4.81 * 100)
     assert centred.percent.low == pytest.approx(centred.percent.high)
     assert by_name["softmax"].at[8].percent.mean == 0
-    assert by_name["softmax-pre"].at[16].percent.mean == pytest.approx(0.1 / 5.81 * 100)
+    # Beyond n the softmax with the window is better, by 0.2.
+    assert by_name["softmax-pre"].at[16].percent.mean == pytest.approx(0.3 / 5.61 * 100)
     assert by_name["softmax-pre"].windowed[16].percent.mean == pytest.approx(0.1 / 5.61 * 100)
 
 
@@ -68,7 +69,10 @@ def test_the_table_shows_every_candidate_and_the_windowed_losses(store):
     text = report(standings(store, SETTING), SETTING)
     assert text.count("\n| s") == len(ORDER)
     assert "| sigmoid-centred | 0.01 | 4.710 | 5.710 (5.510) | -2.08 %" in text
-    assert "| ahead |" in text and "Seeds 0, 1, 2." in text
+    assert "-2.08 % (-2.08 to -2.08), ahead | -1.78 % (-1.78 to -1.78), ahead |" in text
+    assert "Seeds 0, 1, 2." in text and "with 95 % intervals" in text
+    one = report(standings(store, replace(SETTING, seeds=(1,))), replace(SETTING, seeds=(1,)))
+    assert "intervals" not in one and "ahead" not in one
 
 
 def test_a_rate_at_which_a_seed_diverged_is_not_judged(tmp_path):

@@ -2,9 +2,10 @@
 
 Rule. A candidate's best learning rate has the lowest mean over seeds of the held-out bits per byte
 at the training length n, among the rates at which no seed diverged. The best softmax is the softmax
-candidate with the lowest mean at its own best rate. Every candidate at its best rate is compared
+candidate with the lowest mean at its own best rate. At each length it is tested with all keys and
+with a window of the last n, and the lower mean counts. Every candidate at its best rate is compared
 with it at each length, by the paired difference over seeds in percent of the softmax's mean, with
-its 95% t-interval. A candidate is
+its 95% t-interval; beyond n the candidate is tested with the window. A candidate is
 
 - *ahead* at a length if the whole interval is below zero,
 - *level* if the whole interval is at most +0.5 %,
@@ -14,6 +15,7 @@ its 95% t-interval. A candidate is
 *Recommended* is the sigmoid candidate, not divided by its mass, with the lowest mean at n.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sigmoid_attention.lab.rows import SIGMOID
@@ -41,6 +43,12 @@ class Comparison:
 
     bits: Interval
     percent: Interval
+
+    @property
+    def described(self) -> str:
+        """The difference and, where there is one, the verdict."""
+        word = "" if self.verdict == "-" else f", {self.verdict}"
+        return f"{self.percent.signed(2, ' %')}{word}"
 
     @property
     def verdict(self) -> str:
@@ -82,7 +90,7 @@ def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
     }
     order = sorted(best, key=lambda candidate: mean(candidate, best[candidate]))
     reference = best_softmax(order)
-    softmax = values[reference][best[reference]]
+    softmax = _better_by_length(values[reference][best[reference]], setting.seq_len)
     return [
         Standing(
             candidate,
@@ -96,16 +104,28 @@ def standings(store: Store, setting: RecipeSetting) -> list[Standing]:
     ]
 
 
-def _comparisons(metric: str, candidate: Values, softmax: Values) -> dict[int, Comparison]:
+def _better_by_length(values: Values, n: int) -> dict[int, Mapping[int, float]]:
+    """The values of each seed at each length, beyond n with all keys or with the window."""
+
+    def better(length: int) -> Mapping[int, float]:
+        tests = [values[metric, length] for metric in (LOSS, WINDOWED)[: 1 + (length > n)]]
+        return min(tests, key=lambda by_seed: t_interval(list(by_seed.values())).mean)
+
+    return {length: better(length) for length in {length for _, length in values}}
+
+
+def _comparisons(
+    metric: str, candidate: Values, softmax: dict[int, Mapping[int, float]]
+) -> dict[int, Comparison]:
     comparisons = {}
-    for key, by_seed in candidate.items():
-        if key[0] != metric:
+    for (its_metric, length), by_seed in candidate.items():
+        if its_metric != metric:
             continue
-        seeds = sorted(by_seed.keys() & softmax[key].keys())
-        first, second = ([values[seed] for seed in seeds] for values in (softmax[key], by_seed))
+        seeds = sorted(by_seed.keys() & softmax[length].keys())
+        first, second = ([values[seed] for seed in seeds] for values in (softmax[length], by_seed))
         percent = t_interval(first).mean / 100
         scaled = ([value / percent for value in values] for values in (first, second))
-        comparisons[key[1]] = Comparison(
+        comparisons[length] = Comparison(
             t_interval(list(by_seed.values())), paired_difference(*scaled)
         )
     return comparisons
@@ -126,25 +146,26 @@ def report(ranking: list[Standing], setting: RecipeSetting) -> str:
     """The standings as a Markdown table: means in bits per byte, differences in percent."""
     lengths = [times * setting.seq_len for times in setting.times]
     titles = [f"n = {length}" for length in lengths]
+    differences = [f"to softmax at {length}" for length in lengths]
     lines = [
-        f"| candidate | best rate | {' | '.join(titles)} | to softmax at {titles[0]} | verdict |",
-        f"|---|---|{'---|' * len(lengths)}---|---|",
+        f"| candidate | best rate | {' | '.join(titles + differences)} |",
+        f"|---|---|{'---|' * 2 * len(lengths)}",
     ]
     for standing in ranking:
         cells = [f"{standing.at[length].bits.mean:.3f}" for length in lengths]
         for index, length in enumerate(lengths[1:], 1):
             cells[index] += f" ({standing.windowed[length].bits.mean:.3f})"
-        first = standing.at[lengths[0]]
-        lines.append(
-            f"| {standing.candidate} | {standing.lr:g} | {' | '.join(cells)} "
-            f"| {first.percent.signed(2, ' %')} | {first.verdict} |"
-        )
+        compared = [standing.at[lengths[0]], *(standing.windowed[n] for n in lengths[1:])]
+        cells += [comparison.described for comparison in compared]
+        lines.append(f"| {standing.candidate} | {standing.lr:g} | {' | '.join(cells)} |")
+    intervals = ", with 95 % intervals" if ranking[0].at[lengths[0]].percent.bounded else ""
     return "\n".join(
         [
             *lines,
             "",
             f"{seed_names(setting)}. Bits per byte; in parentheses with a window of "
-            f"{setting.seq_len} tokens at test. Differences in percent of the best softmax, with "
-            f"95 % intervals.",
+            f"{setting.seq_len} tokens at test. Differences in percent of the best softmax, beyond "
+            f"n = {setting.seq_len} with this window, there for softmax if it is better so"
+            f"{intervals}.",
         ]
     )
