@@ -112,4 +112,4 @@ def test_the_study_judges_and_draws_every_count():
     # One flop a score more in 4 d + 4.
     assert f"{1 / (4 * 64 + 4):+.2%}" in findings[0].measured
     assert "torch counts 1.000 to 1.000" in findings[0].controls
-    assert len(study.STUDY.draw(results).axes) == 4
+    assert len(study.STUDY.draw(results).axes) == 3

@@ -250,31 +250,32 @@ def tasks() -> list[Task]:
 
 
 def draw(results: Results) -> Figure:
-    """The share of flops beyond the products, and the bytes moved, against the head dim."""
-    figure, axes = panels(4, columns=2)
+    """The flops of fused kernels beyond the products, and what sigmoid moves beside softmax."""
+    figure, (*shares, moved) = panels(3)
     index, places = LENGTHS.index(SHOWN_LENGTH), np.arange(len(DIMS))
-    for (row, name), kind in ((item, kind) for item in enumerate(PASSES) for kind in KINDS):
-        total, pointwise, rows = (
-            _counts(results, kind, f"{name}: flops, fused{part}")[index]
-            for part in ("", ", pointwise", ", rows")
-        )
-        products = total - pointwise - rows
-        shift = -0.2 if kind == "sigmoid" else 0.2
-        shares, bytes_axis = axes[2 * row], axes[2 * row + 1]
-        shares.bar(
-            places + shift, 100 * pointwise / products, 0.36,
-            color=COLOURS[kind], label=f"{kind}, each score",
-        )  # fmt: skip
-        shares.bar(
-            places + shift, 100 * rows / products, 0.36, bottom=100 * pointwise / products,
-            color=COLOURS[kind], alpha=0.5, label=f"{kind}, rows" if rows.any() else None,
-        )  # fmt: skip
-        for way, style in (("each tensor once", "o--"), ("in blocks", "o-")):
-            moved = _counts(results, kind, f"{name}: bytes, {way}")[index] / 2**20
-            bytes_axis.plot(places, moved, style, color=COLOURS[kind], label=f"{kind}, {way}")
-        shares.set(title=f"{name}, fused", ylabel="% of the products' flops")
-        bytes_axis.set(title=f"{name}, n = {SHOWN_LENGTH:,}", ylabel="MiB", yscale="log")
-    for axis in axes:
+    for axis, name in zip(shares, PASSES, strict=True):
+        for kind, shift in zip(KINDS, (-0.2, 0.2), strict=True):
+            total, pointwise, rows = (
+                _counts(results, kind, f"{name}: flops, fused{part}")[index]
+                for part in ("", ", pointwise", ", rows")
+            )
+            per_cent = 100 / (total - pointwise - rows)
+            axis.bar(
+                places + shift, pointwise * per_cent, 0.36,
+                color=COLOURS[kind], label=f"{kind}, each score",
+            )  # fmt: skip
+            axis.bar(
+                places + shift, rows * per_cent, 0.36, bottom=pointwise * per_cent,
+                color=COLOURS[kind], alpha=0.5, label=f"{kind}, rows" if rows.any() else None,
+            )  # fmt: skip
+        axis.set(title=f"{name}, fused", ylabel="% of the products' flops", ylim=(0, 5.5))
+        for way, style in (("each tensor once", "o-"), ("in blocks", "o--")):
+            sigmoid, softmax = (
+                _counts(results, kind, f"{name}: bytes, {way}")[index] for kind in KINDS
+            )
+            moved.plot(places, 100 * (sigmoid / softmax - 1), style, label=f"{name}, {way}")
+    moved.set(title=f"bytes, n = {SHOWN_LENGTH:,}", ylabel="sigmoid less softmax, %")
+    for axis in (*shares, moved):
         axis.set_xticks(places, [str(d) for d in DIMS])
         axis.set_xlabel("head dim")
         axis.legend()
