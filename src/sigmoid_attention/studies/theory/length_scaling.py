@@ -126,13 +126,14 @@ def first_outputs(setting: ScalingSetting, attention: Attention, x_TC: Tensor) -
 
 RULE = f"""Layers at initialisation on independent tokens of norm {RADIUS:.3g} from a law with a
 mean; n = {LENGTHS[0]} to {LENGTHS[-1]:,}; seeds from {FIRST_SEED} on. The outputs of the first
-{KEPT} tokens are compared. "size" is the slope of their median norm on log n: *{REPRODUCED}* if its
-bootstrap interval over layers comes within {MARGIN:g} of the claim and, where a limit is claimed
-at these n, their relative change by n new tokens falls, by a slope on log n below {SETTLING:g}
-with its whole interval. "doubled" is their relative change where each token occurs twice:
-*{REPRODUCED}* if all changes are the claimed number up to {ROUNDING:g}. A change that is claimed to
-fall does so, *{REPRODUCED}*, if its slope on log n lies below {SAMPLING:g} by its whole interval: it then falls
-faster than what a sample of tokens leaves open. *{NOT_REPRODUCED}* otherwise."""
+{KEPT} tokens are compared. "size" is the slope of their median norm on log n: *{REPRODUCED}* if
+its bootstrap interval over layers comes within {MARGIN:g} of the claim and, where a limit is
+claimed at these n, their relative change by n new tokens falls, by a slope on log n below
+{SETTLING:g} with its whole interval. "doubled" is their relative change where each token occurs
+twice: *{REPRODUCED}* if all changes are the claimed number up to {ROUNDING:g}. A change that is
+claimed to fall does so, *{REPRODUCED}*, if its slope on log n lies below {SAMPLING:g} by its
+whole interval: it then falls faster than what a sample of tokens leaves open. *{NOT_REPRODUCED}*
+otherwise."""
 
 
 def judge(results: Results) -> list[Finding]:
