@@ -18,6 +18,7 @@ from benchmarks.listing import checks_table, listing, standings_table
 from benchmarks.measure import guessed_seconds, measure
 from benchmarks.memory import ROOT
 from benchmarks.rows import Key, Row, merged, read, results_file, write
+from benchmarks.split import split_block
 from benchmarks.stamp import same_conditions, stamp
 from benchmarks.suites import SUITES, Choice, Suite, Task, chosen
 from benchmarks.table import checks_block, cpu_block, with_block
@@ -32,6 +33,7 @@ NOT_ALL_MET, BAD_INPUT, INTERRUPTED = 1, 2, 130
 # Columns of a table that is not printed into a terminal.
 WIDE = 200
 CPU_PAGE, IMAGE = "docs/benchmarks.md", "docs/benchmarks/cpu.svg"
+THEORY_PAGE = "docs/theory-results.md"
 MODELS_PAGE, OPTIONS_PAGE = "docs/integrations.md", "docs/centred-keys.md"
 
 
@@ -94,8 +96,8 @@ class Targets:
 
 @dataclass(frozen=True)
 class Publish:
-    """Write docs/benchmarks.md, docs/gpu.md, their pictures and the costs of integrations from
-    measured rows."""
+    """Write docs/benchmarks.md, docs/gpu.md, their pictures, the costs of integrations, and the
+    split of the time in docs/theory-results.md, from measured rows."""
 
     results: Annotated[Path, tyro.conf.Positional]
     """A folder with results of this machine's processor and of any GPUs, or a .jsonl file."""
@@ -320,6 +322,8 @@ def publish(options: Publish) -> int:
         text = (ROOT / CPU_PAGE).read_text(encoding="utf-8")
         block = cpu_block(rows, IMAGE.removeprefix("docs/"))
         files[CPU_PAGE] = with_block(text, block).encode()
+        text = (ROOT / THEORY_PAGE).read_text(encoding="utf-8")
+        files[THEORY_PAGE] = with_block(text, split_block(rows)).encode()
     for suite, page in (("integrations", MODELS_PAGE), ("options", OPTIONS_PAGE)):
         results = results_file(options.results, suite)
         if results != options.results and results.exists():

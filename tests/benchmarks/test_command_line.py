@@ -156,6 +156,8 @@ def test_results_are_published_where_they_belong(out, tmp_path, monkeypatch):
     page = tmp_path / command_line.CPU_PAGE
     page.parent.mkdir()
     page.write_text("# A\n<!-- benchmark -->\n<!-- /benchmark -->\nthe rest\n")
+    theory = tmp_path / command_line.THEORY_PAGE
+    theory.write_text(page.read_text())
     before = page.read_text()
     # Nothing of this length belongs into the picture, so nothing at all is written.
     assert main(["publish", str(out)]) == 2
@@ -170,6 +172,9 @@ def test_results_are_published_where_they_belong(out, tmp_path, monkeypatch):
     assert "| forward, causal, fp32 |" in page.read_text()
     assert page.read_text().endswith("the rest\n")
     assert (tmp_path / command_line.IMAGE).read_text().startswith("<svg")
+    # The quick shape has one mask, and the split is of none.
+    assert "Nothing has been measured" in theory.read_text()
+    assert theory.read_text().endswith("the rest\n")
 
 
 def test_costs_of_integrations_are_published_where_they_belong(tmp_path, monkeypatch):

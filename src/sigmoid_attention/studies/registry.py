@@ -39,7 +39,10 @@ CLAIM_STUDIES = {
     ),
     "theory": (
         "regularity_radius",
+        "regularity_crowd",
         "regularity_length",
+        "length_scaling",
+        "attention_cost",
         "regularity_depth",
         "regularity_training",
     ),
@@ -174,7 +177,7 @@ def select_claims(names_or_groups: Sequence[str]) -> "list[Study]":
 
     Example:
         >>> [study.name for study in select_claims(["theory", "regularity_depth"])][:2]
-        ['regularity_radius', 'regularity_length']
+        ['regularity_radius', 'regularity_crowd']
     """
     selected: set[str] = set()
     for name in names_or_groups:

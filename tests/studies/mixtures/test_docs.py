@@ -7,7 +7,7 @@ import pytest
 from sigmoid_attention.studies.registry import CLAIM_STUDIES, claim_study
 
 DOCS = Path(__file__).parents[3] / "docs"
-PAGES = {"mixtures": "mixtures-results.md", "theory": "theory.md"}
+PAGES = {"mixtures": "mixtures-results.md", "theory": "theory-results.md"}
 
 
 @pytest.mark.parametrize("group", CLAIM_STUDIES)

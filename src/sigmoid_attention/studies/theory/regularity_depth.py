@@ -126,17 +126,19 @@ def tasks() -> list[Task]:
 
 
 def draw(results: Results) -> Figure:
-    """Measured norm and product bound against depth, a panel a placement."""
-    figure, axes = panels(len(PLACEMENTS))
-    for axis, placement in zip(axes, PLACEMENTS, strict=True):
-        axis.set_title(f"{placement} norm")
-        axis.set_ylabel("norm of the Jacobian")
+    """Measured norm against depth, a panel a placement; then the bound over the measured norm."""
+    figure, (*measured, loose) = panels(len(PLACEMENTS) + 1)
+    for axis, placement in zip(measured, PLACEMENTS, strict=True):
+        axis.set(title=f"{placement} norm")
         for kind in KINDS:
-            for quantity, dashed in (("measured", False), ("bound", True)):
-                values = _curve(results, kind, placement, quantity)
-                label = f"{kind}, {quantity}"
-                loglog(axis, np.array(DEPTHS), values, label, colour=kind, dashed=dashed)
-        axis.set_xlabel("blocks")
+            values = _curve(results, kind, placement, "measured")
+            bounds = _curve(results, kind, placement, "bound") / values
+            loglog(axis, np.array(DEPTHS), values, kind, colour=kind)
+            hybrid = placement == "hybrid"
+            label = f"{kind}, {placement} norm"
+            loglog(loose, np.array(DEPTHS), bounds, label, colour=kind, dashed=hybrid)
+        axis.set(xlabel="blocks", ylabel="norm of the Jacobian")
+    loose.set(title="looseness", xlabel="blocks", ylabel="product bound over measured")
     return figure
 
 

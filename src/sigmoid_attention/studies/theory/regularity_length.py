@@ -143,9 +143,10 @@ def draw(results: Results) -> Figure:
 STUDY = Study(
     "regularity_length",
     "Steepness of attention with the number of tokens",
-    "The bound of Ramapuram et al. 2024 on the Jacobian has a factor n. The bias b = -log n is "
-    "said to cancel it: weights and their derivatives are then near 1/n.",
-    "Ramapuram et al. 2024, theorem 3.2 and appendix E",
+    "The bound on the Jacobian has a factor n. That the bias b = -log n cancels it is a derivation "
+    "of this project: weights and their derivatives are then near e^u / n if e^u is far below n. "
+    "The paper's appendix E, as far as it is known here, is about outputs.",
+    "derived here from the bound of Ramapuram et al. 2024, theorem 3.2",
     RULE,
     tasks,
     judge,

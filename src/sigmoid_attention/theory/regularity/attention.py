@@ -61,8 +61,9 @@ def attention_bound(
     :math:`q_i \cdot dk_j`; by Cauchy and Schwarz they are at most :math:`s\,r \sup|k|\,L_q` and
     :math:`s\,r \sup|q|\,L_k\,c`, where r is the radius of :math:`w_j` about its centre.
 
-    This is a refinement of Ramapuram et al. 2024, theorem 3.2, which has 1 for :math:`\bar\sigma`
-    and 1/4 for :math:`\bar\sigma'` (`mean_norm_bound`). Rounding in float64 is not bounded.
+    The bound is derived here. With 1 for :math:`\bar\sigma` and 1/4 for :math:`\bar\sigma'` the
+    same argument gives `mean_norm_bound`, a bound of the kind of Ramapuram et al. 2024, theorem
+    3.2. Rounding in float64 is not bounded.
 
     Args:
         layer: the layer in evaluation mode; dropout is ignored.
@@ -146,22 +147,23 @@ def largest_weights(heads: Heads, h: int, domain: Domain) -> tuple[Tensor, Tenso
 
 
 def mean_norm_bound(layer: Attention, mean_square_norm: float, tokens: int) -> float:
-    r"""The bound of Ramapuram et al. 2024, which needs only the tokens' mean squared norm.
+    r"""A bound that needs only the tokens' mean squared norm, as in Ramapuram et al. 2024.
 
     .. math::
         \|J\|_2 \le n \sum_h \|W_o W_v\|_2 \Big( \|\sigma\|_\infty
         + 2 \|\sigma'\|_\infty\, s\, \|W_q^\top W_k\|_2\, \frac1n \sum_i |x_i|^2 \Big)
 
-    with 1 and 1/4 for the two suprema: theorem 3.2 of Ramapuram et al. 2024 with the constants that
-    its proof gives, and with the bounds of heads added. It needs no bound on a single token; a
-    bound for softmax does.
+    with 1 and 1/4 for the two suprema, and with the bounds of heads added. Theorem 3.2 of Ramapuram
+    et al. 2024 is a bound of this kind; the constants are derived here. It needs no bound on a
+    single token, where a bound for softmax does. It is a bound for all layers only where the norms
+    of their weight matrices are bounded.
 
     Args:
         mean_square_norm: :math:`\frac1n \sum_i |x_i|^2`, on a ball of radius R at most R squared.
 
     Raises:
         TypeError: an argument of a wrong type.
-        ValueError: a layer with QK-norm, with linear biases or with a softmax; the theorem does
+        ValueError: a layer with QK-norm, with linear biases or with a softmax; the bound does
             not cover these.
 
     Example:
