@@ -60,7 +60,7 @@ def write(answers: Sequence[Answer], folder: Path, command: str) -> Path:
         OSError: a file could not be written.
     """
     _draw(answers, folder)
-    title = "# Claims about mixtures of experts, put to the test"
+    title = "# Claims of the papers, put to the test"
     write_whole(folder / PAGE, f"{title}\n\n{markdown(answers, command)}".encode())
     return folder / PAGE
 
