@@ -67,7 +67,7 @@ def packed_sgd(
     affine = family.d + 1
     # A column for each variant, score or argument, and expert.
     weights = start_RP[:, None].expand(-1, variants, -1).to(dtype)
-    weights = weights.unflatten(-1, (k, 2, affine)).permute(0, 4, 1, 3, 2).flatten(2)
+    weights = weights.unflatten(-1, (k, 2, affine)).permute(0, 4, 1, 3, 2).flatten(2).clone()
     rng = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order_N = torch.randperm(rows.shape[1], generator=rng)

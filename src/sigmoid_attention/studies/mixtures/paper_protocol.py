@@ -4,7 +4,7 @@ Shape letters: N sample sizes, R replicates, which are truths here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -105,7 +105,7 @@ def tasks(first_truth: int = FIRST_TRUTH) -> list[Task]:
     for curve in CURVES:
         whole = curve.setting(first_truth, TRUTHS, SIZES)
         for batch in BATCHES:
-            setting = ProtocolSetting(**(vars(whole) | {"batch": batch}))
+            setting = replace(whole, batch=batch)
             tasks.append(Task(curve.name, f"batch {batch}", setting, train, 160 / batch + 4))
         if curve.well_specified:
             few = curve.setting(first_truth, SOLVED_TRUTHS, SOLVED_SIZES)

@@ -22,7 +22,7 @@ from sigmoid_attention.mixtures.data import FiniteDesign, Summaries
 from sigmoid_attention.mixtures.equivalence import shift_scores
 from sigmoid_attention.mixtures.model import Mixture, free_parameters
 from sigmoid_attention.mixtures.multistart import multistart, spread, uniform_starts
-from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
+from sigmoid_attention.mixtures.rates.setting import RateSetting, check_nodes, draw_truth
 from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.mixtures.solver import ParameterBox
 from sigmoid_attention.mixtures.voronoi import TrueMixture, l2
@@ -65,6 +65,12 @@ class SameTruthSetting:
     truth_seed: int = 0
     half_width: float = 15.0
 
+    def __post_init__(self) -> None:
+        check_nodes(self.nodes, self.family(FITS[0]))
+
+    def family(self, fit_gate: str) -> Mixture:
+        return Mixture(fit_gate, self.expert, k=self.k + self.extra, d=self.d)
+
     @property
     def truth(self) -> RateSetting:
         return RateSetting(
@@ -81,7 +87,7 @@ def measure(setting: SameTruthSetting) -> Iterator[Row]:
     sizes = [n for n in setting.sizes for _ in range(setting.replicates)]
     data = design.draw(truth_Q, sizes, sigma=SIGMA, seed=setting.truth_seed)
     for fit_gate in FITS:
-        family = Mixture(fit_gate, setting.expert, k=setting.k + setting.extra, d=setting.d)
+        family = setting.family(fit_gate)
         box = _box(setting, family)
         nearest_SP = _approximations(setting, family, box, truth, truth_Q)
         floor = l2(family, nearest_SP[:1], truth_Q, design.inputs_Qd)
