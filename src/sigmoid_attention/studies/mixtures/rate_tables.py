@@ -143,11 +143,13 @@ YAN2025_FIGURES_EXPONENTS = {
 
 YAN2025_FIGURES = rate_study(
     "yan2025_figures",
-    "Figures 1 and 2 of Yan et al. 2025",
+    "Least squares in place of figures 1 and 2 of Yan et al. 2025",
     "With quadratic scores the Voronoi loss falls as n^-0.51 under the sigmoid and as n^-0.24 "
     "under the softmax for ReLU experts, as n^-0.46 and n^-0.07 for linear ones; under the sigmoid "
-    "a dense truth is learnt faster than a sparse one.",
-    "Yan et al. 2025, figures 1 and 2; each gate on data of its own truth",
+    "a dense truth is learnt faster than a sparse one. This is another experiment than the "
+    "paper's, whose setting is not known to us: least squares, two dimensions, three true experts, "
+    "each gate on data of its own truth.",
+    "after Yan et al. 2025, figures 1 and 2",
     [
         Cell(gate, expert, "fully_quadratic", regime, k=3, claim=exponent, quantity="D1")
         for (gate, expert, regime), exponent in YAN2025_FIGURES_EXPONENTS.items()

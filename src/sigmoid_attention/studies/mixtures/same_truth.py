@@ -1,7 +1,8 @@
 """Study of both gates on the same truths: with a sigmoid gate, a softmax gate, or another gate.
 
-The papers plot the loss of each gate for truths with that gate, or fit a truth of two experts with
-both gates. A sigmoid gate can express a truth of two experts exactly, for every gate of the truth.
+The rates that Nguyen et al. 2024 compare are those of each gate for truths with that gate; in their
+figure 1 a softmax gives the data of both. A sigmoid gate can express a truth of two experts
+exactly, for every gate of the truth.
 
 Shape letters: P parameters, Q inputs, N sample sizes, R replicates, S starts, T truths.
 """
@@ -352,11 +353,11 @@ def draw(results: Results) -> Figure:
 STUDY = Study(
     "same_truth",
     "Both gates on the same truths",
-    "A sigmoid gate needs fewer samples than a softmax gate. The papers compare rates under truths "
-    "of different gates; here both families fit the same data, whose truth has the one gate, the "
-    "other, or a third one (normalised sigmoid). Truths with two experts favour the sigmoid by "
-    "construction: softmax with two experts is sigma(s) and sigma(-s), which the sigmoid family "
-    "holds, and not the other way round.",
+    "A sigmoid gate needs fewer samples than a softmax gate. The papers' theorems compare rates "
+    "under truths of different gates; here both families fit the same data, whose truth has the "
+    "one gate, the other, or a third one (normalised sigmoid). Truths with two experts favour the "
+    "sigmoid by construction: softmax with two experts is sigma(s) and sigma(-s), which the "
+    "sigmoid family holds, and not the other way round.",
     "Nguyen et al. 2024, abstract and figure 1; Yan et al. 2025, figure 1",
     RULE,
     tasks,
