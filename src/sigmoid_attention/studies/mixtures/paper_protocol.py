@@ -29,7 +29,7 @@ from sigmoid_attention.studies.mixtures.paper_protocol_runs import (
 )
 
 # Seeds 0 to 9 served for trials.
-FIRST_TRUTH, TRUTHS, SOLVED_TRUTHS = 100, 8, 3
+FIRST_TRUTH, TRUTHS, SOLVED_TRUTHS = 100, 8, 6
 BATCHES = (16, 32, 128)
 NOISES = (PAPER_SIGMA, 0.01)
 SIZES = tuple(round(10 ** (3 + 2 * i / 3)) for i in range(4))  # 1e3 .. 1e5
@@ -90,13 +90,14 @@ deviation of {PAPER_SIGMA:g}, or a standard deviation of 0.01. A recipe is a bat
 slope is that of the logarithm of the loss on log n from n = 1e3 to 1e5, a mean over {TRUTHS} truths
 with a t-interval. *{COMES_OUT}*: the published slope lies in the interval of a recipe. Then
 *optimisation* is added if without any noise, with the batch of such a recipe, the interval overlaps
-the recipe's; *step size* if a sigmoid's slope at the paper's noise and with such a batch lies apart
-from the softmax's, but no more than {BEND:g} away from it at a twentieth of the rate, which has the
+the recipe's; *step size* if a sigmoid's slope at the paper's noise and with such a batch is steeper
+than the softmax's by more than {BEND:g}, but not at a twentieth of the rate, which has the
 softmax's step relative to the curvature; *start* if at n = 1e5 the Fisher information of the true
 number of experts leaves more than {WIDE:.0%} of the directions with a standard error above the
-start's distance. Else *{DOES_NOT}*. Least squares starts at the same points, for {SOLVED_TRUTHS}
-truths and n = 1e3 to {SOLVED_SIZES[-1]}, with at most {SOLVER.max_iter} steps. It is left out where
-the truth has another gate than the fit."""
+start's distance. Else *{DOES_NOT}*: the gap to the nearest recipe is unexplained, and the line
+names the causes that hold for that recipe. Least squares starts at the same points, for
+{SOLVED_TRUTHS} truths and n = 1e3 to {SOLVED_SIZES[-1]}, with at most {SOLVER.max_iter} steps. It is
+left out where the truth has another gate than the fit."""
 
 
 def tasks(first_truth: int = FIRST_TRUTH) -> list[Task]:
@@ -159,30 +160,40 @@ def verdict_of(seen: Evidence) -> tuple[str, str]:
     """The verdict by ``RULE``, and its reason."""
     held = [recipe for recipe, found in seen.noisy.items() if found.near(seen.published)]
     if not held:
-        recipe = min(seen.noisy, key=lambda key: abs(seen.noisy[key].value - seen.published))
-        return DOES_NOT, f"of {len(seen.noisy)} recipes the nearest, {_said(seen, recipe)}"
+        nearest = min(seen.noisy, key=lambda key: abs(seen.noisy[key].value - seen.published))
+        gap = abs(seen.noisy[nearest].value - seen.published)
+        because = (
+            f"unexplained: {gap:.2f} from the nearest of {len(seen.noisy)} recipes, "
+            f"{_said(seen, nearest)}; of it: {_causes(seen, [nearest]) or 'nothing'}"
+        )
+        return DOES_NOT, because
+    causes = _causes(seen, held)
+    because = f"{len(held)} of {len(seen.noisy)} recipes hold it; {_said(seen, held[0])}"
+    return f"{COMES_OUT}: {causes}" if causes else COMES_OUT, because
+
+
+def _causes(seen: Evidence, recipes: Sequence[tuple[int, float]]) -> str:
     causes = []
-    if any(seen.noisy[recipe].apart(seen.noiseless[recipe[0]]) == 0 for recipe in held):
+    if any(seen.noisy[recipe].apart(seen.noiseless[recipe[0]]) == 0 for recipe in recipes):
         causes.append("optimisation")
-    if any(_closes(seen, batch) for batch, _ in held if batch in seen.matched):
+    if any(_closes(seen, batch) for batch, _ in recipes if batch in seen.matched):
         causes.append("step size")
     if seen.wide > WIDE:
         causes.append("start")
-    because = f"{len(held)} of {len(seen.noisy)} recipes hold it; {_said(seen, held[0])}"
-    return ": ".join((COMES_OUT, ", ".join(causes))) if causes else COMES_OUT, because
+    return ", ".join(causes)
 
 
 def _closes(seen: Evidence, batch: int) -> bool:
-    """True if the sigmoid's smaller step closes its gap to the softmax."""
-    full, softmax = seen.noisy[batch, PAPER_SIGMA], seen.softmax[batch]
-    return full.apart(softmax) > BEND >= seen.matched[batch].apart(softmax)
+    """True if the sigmoid is steeper than the softmax, and its smaller step is not."""
+    limit = seen.softmax[batch].low - BEND
+    return seen.noisy[batch, PAPER_SIGMA].high < limit <= seen.matched[batch].high
 
 
 def _said(seen: Evidence, recipe: tuple[int, float]) -> str:
     batch, sigma = recipe
     return (
-        f"batch {batch} with noise {sigma:g} has {seen.noisy[recipe]}, without noise "
-        f"{seen.noiseless[batch]}"
+        f"batch {batch} and noise {sigma:g}: {seen.noisy[recipe]}, and {seen.noiseless[batch]} "
+        f"without noise"
     )
 
 
