@@ -96,8 +96,8 @@ softmax's step relative to the curvature; *start* if at n = 1e5 the Fisher infor
 number of experts leaves more than {WIDE:.0%} of the directions with a standard error above the
 start's distance. Else *{DOES_NOT}*: the gap to the nearest recipe is unexplained, and the line
 names the causes that hold for that recipe. Least squares starts at the same points, for
-{SOLVED_TRUTHS} truths and n = 1e3 to {SOLVED_SIZES[-1]}, with at most {SOLVER.max_iter} steps. It is
-left out where the truth has another gate than the fit."""
+{SOLVED_TRUTHS} truths and n = 1e3 to {SOLVED_SIZES[-1]}, with at most {SOLVER.max_iter} steps. It
+is left out where the truth has another gate than the fit."""
 
 
 def tasks(first_truth: int = FIRST_TRUTH) -> list[Task]:
