@@ -178,6 +178,7 @@ def test_curves_that_fall_as_published_come_out_and_are_drawn():
     assert list(found) == [curve.name for curve in CURVES]
     assert found["1a, softmax relu"].verdict == "comes out: optimisation"
     assert found["2b, regime 2, sigmoid linear"].verdict == "comes out: optimisation, start"
+    assert "single truths -0.2" in found["1a, softmax relu"].controls
     assert "least squares" in found["1b, softmax linear"].measured
     assert "least squares" not in found["1b by the letter, sigmoid linear"].measured
     figure = STUDY.draw(results)

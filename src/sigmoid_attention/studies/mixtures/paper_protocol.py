@@ -95,9 +95,10 @@ than the softmax's by more than {BEND:g}, but not at a twentieth of the rate, wh
 softmax's step relative to the curvature; *start* if at n = 1e5 the Fisher information of the true
 number of experts leaves more than {WIDE:.0%} of the directions with a standard error above the
 start's distance. Else *{DOES_NOT}*: the gap to the nearest recipe is unexplained, and the line
-names the causes that hold for that recipe. Least squares starts at the same points, for
-{SOLVED_TRUTHS} truths and n = 1e3 to {SOLVED_SIZES[-1]}, with at most {SOLVER.max_iter} steps. It
-is left out where the truth has another gate than the fit."""
+names the causes that hold for that recipe. The paper has a single truth, so the controls give the
+range of the slopes of single truths at the nearest recipe, which has no part in the rule. Least
+squares starts at the same points, for {SOLVED_TRUTHS} truths and n = 1e3 to {SOLVED_SIZES[-1]}, with
+at most {SOLVER.max_iter} steps. It is left out where the truth has another gate than the fit."""
 
 
 def tasks(first_truth: int = FIRST_TRUTH) -> list[Task]:
@@ -126,12 +127,17 @@ def judge(results: Results) -> list[Finding]:
 
 def rate(measured: Sequence[Measured], quantity: str) -> Slope:
     """The slope of a loss on n: a mean over truths with a t-interval."""
+    interval = t_interval(_slopes(measured, quantity).tolist())
+    return Slope(interval.mean, interval.low, interval.high)
+
+
+def _slopes(measured: Sequence[Measured], quantity: str) -> np.ndarray:
+    """The slope of each truth, but for those with a diverged fit."""
     (measured_once,) = measured
     sizes_N, loss_NR = _losses(measured_once, quantity)
     log_n = np.log(sizes_N) - np.log(sizes_N).mean()
     slopes_R = log_n @ np.log(loss_NR) / (log_n @ log_n)
-    interval = t_interval(slopes_R[np.isfinite(slopes_R)].tolist())
-    return Slope(interval.mean, interval.low, interval.high)
+    return slopes_R[np.isfinite(slopes_R)]
 
 
 def _losses(measured: Measured, quantity: str) -> tuple[np.ndarray, np.ndarray]:
@@ -155,12 +161,17 @@ class Evidence:
     softmax: dict[int, Slope]
     wide: float
 
+    @property
+    def nearest(self) -> tuple[int, float]:
+        """The recipe whose slope is nearest to the published one."""
+        return min(self.noisy, key=lambda recipe: abs(self.noisy[recipe].value - self.published))
+
 
 def verdict_of(seen: Evidence) -> tuple[str, str]:
     """The verdict by ``RULE``, and its reason."""
     held = [recipe for recipe, found in seen.noisy.items() if found.near(seen.published)]
     if not held:
-        nearest = min(seen.noisy, key=lambda key: abs(seen.noisy[key].value - seen.published))
+        nearest = seen.nearest
         gap = abs(seen.noisy[nearest].value - seen.published)
         because = (
             f"unexplained: {gap:.2f} from the nearest of {len(seen.noisy)} recipes, "
@@ -237,6 +248,9 @@ def _finding(curve: Curve, results: Results) -> Finding:
             f"{np.mean(solved.values('start')):.2g}, of least squares at n = 1e3 "
             f"{np.mean(_losses(solved, 'loss')[1][0]):.2g}"
         )
+    batch, noise = seen.nearest
+    of_truths = _slopes(results[curve.name, f"batch {batch}"], named(noise))
+    controls += f", single truths {of_truths.min():+.2f} to {of_truths.max():+.2f}"
     trained = results[curve.name, f"batch {SHOWN_BATCH}"][0]
     _, loss_NR = _losses(trained, named(PAPER_SIGMA))
     controls += f", of SGD at n = 1e3 {np.mean(loss_NR[0]):.2g}, at 1e5 {np.mean(loss_NR[-1]):.2g}"
