@@ -97,7 +97,7 @@ number of experts leaves more than {WIDE:.0%} of the directions with a standard 
 start's distance. Else *{DOES_NOT}*: the gap to the nearest recipe is unexplained, and the line
 names the causes that hold for that recipe. The paper has a single truth, so the controls give the
 range of the slopes of single truths at the nearest recipe, which has no part in the rule. Least
-squares starts at the same points, for {SOLVED_TRUTHS} truths and n = 1e3 to {SOLVED_SIZES[-1]}, with
+squares starts at the same points, for {SOLVED_TRUTHS} truths and n = 1e3 to {SOLVED_SIZES[-1]}, in
 at most {SOLVER.max_iter} steps. It is left out where the truth has another gate than the fit."""
 
 
