@@ -88,8 +88,9 @@ given: batches are {", ".join(map(str, BATCHES))}, and the start is {JITTER:g} a
 in every parameter, with one expert twice. Noise has the paper's variance 0.01, which is a standard
 deviation of {PAPER_SIGMA:g}, or a standard deviation of 0.01. A recipe is a batch and a noise. The
 loss is D1 for a sigmoid, also where a softmax gives the data, and the one of softmax gates, with
-masses that sum to 1, for a softmax. A slope is that of the logarithm of the loss on log n from n = 1e3 to 1e5, a mean over {TRUTHS} truths
-with a t-interval. *{COMES_OUT}*: the published slope lies in the interval of a recipe. Then
+masses that sum to 1, for a softmax. A slope is that of the logarithm of the loss on log n from n =
+1e3 to 1e5, a mean over {TRUTHS} truths with a t-interval. *{COMES_OUT}*: the published slope lies
+in the interval of a recipe. Then
 *optimisation* is added if without any noise, with the batch of such a recipe, the interval overlaps
 the recipe's; *step size* if a sigmoid's slope at the paper's noise and with such a batch is steeper
 than the softmax's by more than {BEND:g}, but not at a twentieth of the rate, which has the
