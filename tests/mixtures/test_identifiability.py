@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from sigmoid_attention.mixtures import GATES, SCORES, Mixture
+from sigmoid_attention.mixtures import EXPERTS, GATES, SCORES, Mixture
 from sigmoid_attention.mixtures.data import FiniteDesign
 from sigmoid_attention.mixtures.identifiability import (
     jacobian_rank,
+    rank_of,
     strongly_identifiable,
     weakly_identifiable,
 )
@@ -63,13 +64,68 @@ def test_experts_are_identifiable_up_to_the_relations_of_their_derivatives(exper
     dim = atoms_kE.shape[1] - expert.endswith("+bias")
     # A wide range, on which neither tanh nor gelu is nearly a polynomial.
     inputs = 5 * FiniteDesign.sobol(512, d=dim).inputs_Qd
-    assert weakly_identifiable(expert, atoms_kE, inputs).full
     assert strongly_identifiable(expert, atoms_kE, inputs).missing == 2 * relations
 
 
 @pytest.mark.parametrize("expert", ("linear", "constant"))
 def test_derivatives_of_two_linear_experts_are_the_same_functions(expert):
     family = Mixture("sigmoid", expert, k=2, d=2)
-    eta = atoms(family)[:, family.score_size :]
-    assert not weakly_identifiable(expert, eta, INPUTS).full
-    assert not strongly_identifiable(expert, eta, INPUTS).full
+    assert not strongly_identifiable(expert, atoms(family)[:, family.score_size :], INPUTS).full
+
+
+@pytest.mark.parametrize("expert", ("relu+bias", "gelu+bias"))
+def test_a_bias_breaks_the_example_of_definition_1_in_one_dimension_already(expert):
+    """dh/da = x dh/db, once for every expert."""
+    eta = torch.tensor([[1.0, 0.1], [-0.7, 0.3]], dtype=torch.float64)
+    inputs = 5 * FiniteDesign.sobol(512, d=1).inputs_Qd
+    x_times_by_bias = torch.cat(
+        [
+            EXPERTS[expert].value_and_slopes(eta, inputs)[1][..., 0],
+            inputs * EXPERTS[expert].value_and_slopes(eta, inputs)[1][..., 1],
+        ],
+        -1,
+    )
+    assert rank_of(x_times_by_bias).missing == 2
+
+
+@pytest.mark.parametrize(
+    ("expert", "missing"),
+    # The gate's slope tells apart linear experts, whose own derivatives are x and 1 for all. A
+    # scale outside of a ReLU is the same as one inside.
+    (("gelu", 0), ("tanh+bias", 0), ("relu", 0), ("linear", 0), ("relu+scale", 2)),
+)
+def test_weak_identifiability_is_about_gate_times_expert(expert, missing):
+    family = Mixture("sigmoid", expert, k=2, d=2)
+    theta = atoms(family).flatten()
+    assert weakly_identifiable(family, theta, INPUTS).missing == missing
+
+
+def test_first_derivatives_of_gate_times_expert_are_those_of_definition_2():
+    family = Mixture("sigmoid", "tanh+bias", k=2, d=2)
+    theta = atoms(family)
+
+    def of_one_expert(atom):
+        gate = torch.sigmoid(INPUTS @ atom[:2] + atom[2])
+        return gate * torch.tanh(INPUTS @ atom[3:5] + atom[5])
+
+    columns = torch.cat([torch.func.jacfwd(of_one_expert)(atom) for atom in theta], -1)
+    ours = weakly_identifiable(family, theta.flatten(), INPUTS)
+    expected = rank_of(columns)
+    assert ours.smallest == pytest.approx(expected.smallest)
+    assert (ours.rank, ours.columns) == (expected.rank, expected.columns)
+
+
+@pytest.mark.parametrize("gate", ("softmax", "normalised_sigmoid"))
+def test_weak_identifiability_needs_a_gate_without_a_sum(gate):
+    family = Mixture(gate, "gelu", k=2, d=2)
+    with pytest.raises(ValueError, match=r"^family must have a gate that weighs every expert for"):
+        weakly_identifiable(family, atoms(family).flatten(), INPUTS)
+
+
+def test_fewer_inputs_than_parameters_are_refused():
+    family = Mixture("sigmoid", "gelu", k=3, d=2)
+    theta = atoms(family).flatten()
+    assert jacobian_rank(family, theta, INPUTS[:15]).columns == 15
+    expected = "^inputs must be at least 15, one for each column, got 14$"
+    with pytest.raises(ValueError, match=expected):
+        jacobian_rank(family, theta, INPUTS[:14])

@@ -90,6 +90,23 @@ def test_a_crowded_cell_counts_errors_to_their_power():
     assert square.weighted_Bt[0, 0].item() == pytest.approx(2.5e-3)
 
 
+def test_d2r_raises_the_intercept_of_a_cell_of_one_to_its_power():
+    """Equation 9: |Delta beta0|^r in place of the mass."""
+    family = Mixture("sigmoid", "constant", k=2)
+    truth = TrueMixture(family, torch.tensor([1.0, 0.0, 5.0, 2.0, 0.0, 9.0]).double())
+    fitted = torch.tensor([[1.0, 2.0, 5.0, 2.0, 0.0, 9.0]]).double()
+    cubes = dict.fromkeys(family.parts, 3.0)
+    parts = voronoi(family, fitted, truth, powers=cubes, everywhere=True)
+    assert parts.total_B.tolist() == pytest.approx([2.0**3])
+    assert parts.mass_Bt.tolist() == [[0.0, 0.0]]
+    # In a cell of two, and in one without any, the mass stays and beta0 is no other term.
+    both = torch.tensor([[1.0, 2.0, 5.0, 1.0, 0.0, 5.0]]).double()
+    parts = voronoi(family, both, truth, powers=cubes, everywhere=True)
+    mass = [torch.sigmoid(torch.tensor(2.0).double()).item(), 0.5]
+    assert parts.mass_Bt[0].tolist() == pytest.approx(mass)
+    assert parts.total_B.item() == pytest.approx(sum(mass))
+
+
 # Invariances ----------------------------------------------------------------------------------
 
 seeds = st.integers(0, 10**6)

@@ -63,9 +63,10 @@ class RidgeFunction(Expert):
     """h = phi(a . x + b), or phi(a . x) without bias: a feed-forward expert of one unit.
 
     With ``scale`` it is c phi(...), where the outgoing weight c is a parameter too. With a bias
-    dh/da = x dh/db, so no such expert is strongly identifiable. Without a bias GELU and tanh are
-    strongly identifiable (Nguyen et al. 2024, definition 1; docs/mixtures.md has the check). ReLU
-    with a scale is not even weakly identifiable, since r phi(a . x / r) = phi(a . x) for r > 0.
+    dh/da = x dh/db, so no such expert is strongly identifiable, though Nguyen et al. 2024 have
+    ReLU and GELU with a bias as the example of definition 1. Without a bias GELU and tanh are
+    strongly identifiable in one dimension (docs/mixtures.md has the check). ReLU with a scale is
+    not even weakly identifiable, since r phi(a . x / r) = phi(a . x) for r > 0.
     """
 
     name: str

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.experts import expert
 from sigmoid_attention.mixtures.model import Mixture
 
@@ -37,13 +38,17 @@ class Rank:
 def rank_of(columns_QP: Tensor) -> Rank:
     """The number of independent columns; ``smallest`` is the ratio of the least singular value to
     the largest.
+
+    Raises:
+        ValueError: fewer inputs than columns, which could not tell the columns apart.
     """
+    inputs, columns = columns_QP.shape
+    if inputs < columns:
+        raise ValueError(f"inputs must be at least {columns}, one for each column, got {inputs}")
     norm = torch.linalg.vector_norm(columns_QP, dim=0)
     values = torch.linalg.svdvals(columns_QP / norm.clamp(min=torch.finfo(columns_QP.dtype).tiny))
     relative = values / values[0]
-    count = columns_QP.shape[1]
-    smallest = float(relative[-1]) if len(relative) == count else 0.0
-    return Rank(int((relative > SEEN).sum()), count, smallest)
+    return Rank(int((relative > SEEN).sum()), columns, float(relative[-1]))
 
 
 def jacobian_rank(
@@ -59,9 +64,26 @@ def jacobian_rank(
     return rank_of(jacobian if free_P is None else jacobian[:, free_P])
 
 
-def weakly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Rank:
-    """{dh/deta_u(x, eta_i)} at distinct eta_i (Nguyen et al. 2024, weak identifiability)."""
-    return rank_of(_first(name, parameters_kE, inputs_Qd).flatten(1))
+def weakly_identifiable(family: Mixture, theta_P: Tensor, inputs_Qd: Tensor) -> Rank:
+    r"""The first derivatives of F at distinct experts, in all their parameters.
+
+    .. math:: F(x; \beta, \eta) = \sigma(\beta_1 \cdot x + \beta_0)\, h(x, \eta)
+
+    Experts are weakly identifiable if these functions of x are linearly independent (Nguyen et al.
+    2024, definition 2). The derivatives of F include x F' of the gate, so that linear experts may
+    satisfy it, whose own derivatives x and 1 are the same for all of them. F may have any other
+    gate in which every expert has a weight of its own, and any score.
+
+    Raises:
+        ValueError: a gate in which weights share a sum, or fewer inputs than parameters.
+    """
+    if gates.gate(family.gate).shift or family.gate == "normalised_sigmoid" or family.temperature:
+        raise ValueError(
+            "family must have a gate that weighs every expert for itself, without a temperature, "
+            f"got {family}"
+        )
+    # A sum of F over experts: its derivatives by one expert's parameters are those of its F.
+    return jacobian_rank(family, theta_P, inputs_Qd)
 
 
 def strongly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -> Rank:
@@ -70,8 +92,12 @@ def strongly_identifiable(name: str, parameters_kE: Tensor, inputs_Qd: Tensor) -
     Strong identifiability of Nguyen et al. 2024, with the terms from the gate's derivatives in
     regime 1 (derived from the Taylor expansion of its proof; the paper states the set for the
     expert alone). Strictly, no ridge expert h(a'x) satisfies it in d > 1, since x_u dh/da_v = x_v
-    dh/da_u gives d (d - 1) / 2 relations for each expert. Second derivatives are computed by
-    automatic differentiation.
+    dh/da_u gives d (d - 1) / 2 relations for each expert. The paper's own example, phi(a'x + b)
+    with ReLU or GELU, fails already in d = 1, since dh/da = x dh/db. Second derivatives are
+    computed by automatic differentiation.
+
+    Raises:
+        ValueError: fewer inputs than functions.
     """
     dim = inputs_Qd.shape[1]
     value = expert(name).value(parameters_kE, inputs_Qd)[..., None]

@@ -31,7 +31,8 @@ Trace = Callable[[int, Tensor], None]
 class StochasticRecipe:
     """An optimiser with a constant learning rate and a fixed number of epochs.
 
-    The papers' own settings were not recovered; the defaults are ours, of the kind they report.
+    Optimiser, rate and epochs of the defaults are those of Nguyen et al. 2024, section 4, which
+    does not give the batch.
 
     Args:
         optimiser: "sgd" (no momentum) or "adam" (default betas).

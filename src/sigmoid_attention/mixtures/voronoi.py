@@ -164,15 +164,17 @@ def voronoi(
 
     with masses m = sigmoid(beta0). Under softmax m = exp(beta0), divided by the sum, and m also
     weighs the terms. If the gate depends on a common shift, the mass of a cell with one expert is
-    part of its exact term instead, as |Delta beta0|. The loss does not depend on the order of
-    experts, nor on a common shift of the scores that the gate ignores (``aligned``).
-    Source: Nguyen et al. 2024, equations of D1, D2,r and the softmax D; Yan et al. 2025, L1 and
+    part of its exact term instead, as |Delta beta0|, or |Delta beta0|^r in D2,r. The loss does not
+    depend on the order of experts, nor on a common shift of the scores that the gate ignores
+    (``aligned``).
+    Source: Nguyen et al. 2024, D1, D2,r (equation 9) and the softmax D; Yan et al. 2025, L1 and
     L2,r with A, b, c.
 
     Args:
         powers: the exponent r of each part in a crowded cell, 2 for parts that are not named; see
             ``quadratic_powers``.
-        everywhere: use the powers in cells of one as well (D2,r).
+        everywhere: use the powers in cells of one as well (D2,r). The power of beta0, a part that
+            only such cells have, is 2 unless it is named.
 
     Raises:
         ValueError: a power for a part that the family does not have.
@@ -210,21 +212,22 @@ def _parts(
     difference = fitted - true[cell_Bk]
     intercept = family.score_size - 1
     plain, powered = torch.zeros_like(mass_k), torch.zeros_like(mass_k)
+    intercepts = torch.zeros_like(mass_k)
     for name, part in family.parts.items():
         norm = torch.linalg.vector_norm(difference[..., part], dim=-1)
+        power = powers.get(name, 2.0)
+        raised = norm ** (power(crowd_Bk) if callable(power) else power)
         if part.start == intercept:
             if not competing:
-                plain = plain + norm
+                plain, intercepts = plain + norm, raised
             continue
-        plain = plain + norm
-        power = powers.get(name, 2.0)
-        powered = powered + norm ** (power(crowd_Bk) if callable(power) else power)
+        plain, powered = plain + norm, powered + raised
     alone = crowd_Bk == 1
-    exact = torch.where(alone, powered if everywhere else plain, 0.0) * factor
+    exact = torch.where(alone, powered + intercepts if everywhere else plain, 0.0) * factor
     over = torch.where(alone, 0.0, powered) * factor
     per_cell = lambda values: (member * values[..., None]).sum(-2)  # noqa: E731
     mass = (per_cell(mass_k) - mass_t).abs()
-    if not competing and not everywhere:
+    if not competing:
         mass = torch.where(crowd == 1, 0.0, mass)
     expert_error = torch.linalg.vector_norm(difference[..., family.score_size :], dim=-1)
     crowded_error = torch.where(alone, 0.0, expert_error)

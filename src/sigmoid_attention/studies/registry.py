@@ -22,6 +22,7 @@ CLAIM_STUDIES = {
     "mixtures": (
         "nguyen2024_table",
         "nguyen2024_figure",
+        "paper_protocol",
         "pseudo_true",
         "yan2025_table",
         "yan2025_figures",

@@ -119,3 +119,11 @@ def test_a_fit_gives_rows_of_every_loss_and_what_tells_whether_to_believe_it():
 def test_the_figure_has_a_panel_an_expert():
     study = rate_study("x", "title", "claim", "source", [CELL])
     assert [axis.get_title() for axis in study.draw(results()).axes] == ["gelu"]
+
+
+def test_a_line_says_where_the_theorem_is_about_the_projection():
+    said = "n^-0.5 to the projection of the truth; measured to the truth"
+    assert Cell("sigmoid", "gelu", regime="dense", claim=-0.5).claimed == said
+    assert Cell("sigmoid", "gelu", regime="sparse", claim=-0.25).claimed == "n^-0.25"
+    assert Cell("sigmoid", "constant", claim=0).claimed == "slower than any power of n"
+    assert Cell("softmax", "gelu", claim=-0.25).claimed == "n^-0.25"

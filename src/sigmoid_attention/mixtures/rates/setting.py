@@ -36,7 +36,8 @@ class RateSetting:
         sigma: standard deviation of the noise; 0 is the control without noise.
         start, starts, jitter: fits start around the truth, ``jitter`` away from it, or anywhere at
             random; the best fit of several starts counts.
-        nodes: the number of nodes of the finite design, uniform on [-1, 1]^d.
+        nodes: the number of nodes of the finite design, uniform on [-1, 1]^d. With fewer nodes than
+            parameters no data could determine the fit.
         sizes, replicates: the numbers of observations, and of data sets of each size.
         truth_seed, seed: the seed of the true parameters, and that of noise and starts.
         half_width: the half width of the box of parameters.
@@ -44,7 +45,8 @@ class RateSetting:
             expert repeated; for the limit of the estimates in regime 2 of Nguyen et al. 2024.
 
     Raises:
-        ValueError: an unknown regime or start, or a number out of its range.
+        ValueError: an unknown regime or start, a number out of its range, or fewer nodes than
+            parameters.
 
     Example:
         >>> from sigmoid_attention.mixtures.rates.setting import RateSetting
@@ -79,6 +81,7 @@ class RateSetting:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if not self.sizes or min(self.sizes) < 1:
             raise ValueError(f"sizes must be one or more numbers of 1 or more, got {self.sizes}")
+        check_nodes(self.nodes, self.family)
 
     @property
     def truth_family(self) -> Mixture:
@@ -97,6 +100,12 @@ class RateSetting:
         """A hash of all fields: rows with the same key belong to the same experiment."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_nodes(nodes: int, family: Mixture) -> None:
+    """``ValueError`` unless the nodes of a design are as many as the parameters of a fit."""
+    if nodes < family.size:
+        raise ValueError(f"nodes must be at least the {family.size} parameters, got {nodes}")
 
 
 # Truths ---------------------------------------------------------------------------------------

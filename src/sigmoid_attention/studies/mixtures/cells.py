@@ -67,9 +67,16 @@ class Cell:
 
     @property
     def claimed(self) -> str:
-        if self.claim == 0:
-            return "slower than any power of n"
-        return f"n^{self.claim:.3g}"
+        rate = f"n^{self.claim:.3g}" if self.claim else "slower than any power of n"
+        if self.projected:
+            # The loss of this study is a distance to the truth.
+            return f"{rate} to the projection of the truth; measured to the truth"
+        return rate
+
+    @property
+    def projected(self) -> bool:
+        """True where the theorems' rate is one to the projection of the truth (regime 2)."""
+        return (self.gate, self.regime, self.claim) == ("sigmoid", "dense", -0.5)
 
     def setting(self, truth_seed: int, **changes: object) -> RateSetting:
         fixed = RateSetting(

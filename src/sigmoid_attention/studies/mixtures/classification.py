@@ -67,6 +67,14 @@ class ClassificationSetting:
     seed: int = 0
     half_width: float = 15.0
 
+    def __post_init__(self) -> None:
+        # A node has as many free logits as there are classes beyond the first.
+        if self.nodes * (self.classes - 1) < self.family.size:
+            raise ValueError(
+                f"nodes times classes - 1 must be at least the {self.family.size} parameters, "
+                f"got {self.nodes * (self.classes - 1)}"
+            )
+
     @property
     def truth_family(self) -> LogisticMixture:
         return LogisticMixture(Mixture(self.gate, self.expert, k=self.k, d=self.d), self.classes)

@@ -121,7 +121,7 @@ STUDY = Study(
     "global_minimum",
     "Near the truth, or the global minimum",
     "The rates of the tables are those of the least-squares estimate, wherever it lies.",
-    "Nguyen et al. 2024, theorems 1 and 3, which minimise over the whole parameter space",
+    "Nguyen et al. 2024, theorems 2 and 5, which minimise over the whole parameter space",
     RULE,
     tasks,
     judge,

@@ -165,7 +165,7 @@ STUDY = Study(
     "pseudo_true",
     "Regime 2 and its projection",
     "In regime 2 all parameters converge at n^-1/2 to those of the projection of the truth.",
-    "Nguyen et al. 2024, theorem 3 (D3); Yan et al. 2025, theorem 3",
+    "Nguyen et al. 2024, theorem 5 (D3); Yan et al. 2025, theorem 3",
     RULE,
     tasks,
     judge,

@@ -1,7 +1,8 @@
 """Study of both gates on the same truths: with a sigmoid gate, a softmax gate, or another gate.
 
-The papers plot the loss of each gate for truths with that gate, or fit a truth of two experts with
-both gates. A sigmoid gate can express a truth of two experts exactly, for every gate of the truth.
+The rates that Nguyen et al. 2024 compare are those of each gate for truths with that gate; in their
+figure 1 a softmax gives the data of both. A sigmoid gate can express a truth of two experts
+exactly, for every gate of the truth.
 
 Shape letters: P parameters, Q inputs, N sample sizes, R replicates, S starts, T truths.
 """
@@ -22,7 +23,7 @@ from sigmoid_attention.mixtures.data import FiniteDesign, Summaries
 from sigmoid_attention.mixtures.equivalence import shift_scores
 from sigmoid_attention.mixtures.model import Mixture, free_parameters
 from sigmoid_attention.mixtures.multistart import multistart, spread, uniform_starts
-from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
+from sigmoid_attention.mixtures.rates.setting import RateSetting, check_nodes, draw_truth
 from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.mixtures.solver import ParameterBox
 from sigmoid_attention.mixtures.voronoi import TrueMixture, l2
@@ -65,6 +66,12 @@ class SameTruthSetting:
     truth_seed: int = 0
     half_width: float = 15.0
 
+    def __post_init__(self) -> None:
+        check_nodes(self.nodes, self.family(FITS[0]))
+
+    def family(self, fit_gate: str) -> Mixture:
+        return Mixture(fit_gate, self.expert, k=self.k + self.extra, d=self.d)
+
     @property
     def truth(self) -> RateSetting:
         return RateSetting(
@@ -81,7 +88,7 @@ def measure(setting: SameTruthSetting) -> Iterator[Row]:
     sizes = [n for n in setting.sizes for _ in range(setting.replicates)]
     data = design.draw(truth_Q, sizes, sigma=SIGMA, seed=setting.truth_seed)
     for fit_gate in FITS:
-        family = Mixture(fit_gate, setting.expert, k=setting.k + setting.extra, d=setting.d)
+        family = setting.family(fit_gate)
         box = _box(setting, family)
         nearest_SP = _approximations(setting, family, box, truth, truth_Q)
         floor = l2(family, nearest_SP[:1], truth_Q, design.inputs_Qd)
@@ -346,11 +353,11 @@ def draw(results: Results) -> Figure:
 STUDY = Study(
     "same_truth",
     "Both gates on the same truths",
-    "A sigmoid gate needs fewer samples than a softmax gate. The papers compare rates under truths "
-    "of different gates; here both families fit the same data, whose truth has the one gate, the "
-    "other, or a third one (normalised sigmoid). Truths with two experts favour the sigmoid by "
-    "construction: softmax with two experts is sigma(s) and sigma(-s), which the sigmoid family "
-    "holds, and not the other way round.",
+    "A sigmoid gate needs fewer samples than a softmax gate. The papers' theorems compare rates "
+    "under truths of different gates; here both families fit the same data, whose truth has the "
+    "one gate, the other, or a third one (normalised sigmoid). Truths with two experts favour the "
+    "sigmoid by construction: softmax with two experts is sigma(s) and sigma(-s), which the "
+    "sigmoid family holds, and not the other way round.",
     "Nguyen et al. 2024, abstract and figure 1; Yan et al. 2025, figure 1",
     RULE,
     tasks,

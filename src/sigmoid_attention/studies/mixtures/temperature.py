@@ -17,7 +17,7 @@ from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import FiniteDesign
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
 from sigmoid_attention.mixtures.model import Mixture, free_parameters
-from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
+from sigmoid_attention.mixtures.rates.setting import RateSetting, check_nodes, draw_truth
 from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
 from sigmoid_attention.mixtures.rates.verdict import (
     MARGIN,
@@ -55,6 +55,10 @@ class TemperatureSetting:
     replicates: int = 20
     truth_seed: int = 0
     half_width: float = 15.0
+
+    def __post_init__(self) -> None:
+        family = Mixture(self.gate, self.expert, self.score, self.k, self.d, self.temperature)
+        check_nodes(self.nodes, family)
 
 
 def measure(setting: TemperatureSetting) -> Iterator[Row]:
