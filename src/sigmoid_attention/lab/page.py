@@ -89,13 +89,20 @@ def _draw(answers: Sequence[Answer], folder: Path) -> None:
 def markdown(answers: Sequence[Answer], command: str, figures: str = "") -> str:
     """An overview, then a section for each study; ``figures`` is their folder."""
     overview = [
-        [f"[{each.study.title}](#{each.study.name})", each.study.source, _counts(each.findings)]
+        [
+            f"[{each.study.title}](#{each.study.name})",
+            each.study.source,
+            _counts(each.findings),
+            _by_chance(each.findings),
+        ]
         for each in answers
     ]
     parts = [
         "Made by `sigmoid-attention` from the rows of the studies: what is typed in here is lost. "
-        "Every verdict is computed by the rule that stands above its table.",
-        _table(("study", "claim of", "verdicts"), overview),
+        'Every verdict is computed by the rule that stands above its table. "Wrong by chance" is '
+        "the number of verdicts that the luck of the draw may turn, summed over the lines that an "
+        "interval decides, each at the true value where this is likeliest.",
+        _table(("study", "claim of", "verdicts", "wrong by chance, at most"), overview),
         *(_section(each, command.format(name=each.study.name), figures) for each in answers),
     ]
     return "\n\n".join(parts) + "\n"
@@ -112,6 +119,7 @@ def _section(answer: Answer, command: str, figures: str) -> str:
         f"**Command.** `{command}` ({answer.tasks} tasks, {answer.cpu_seconds:,.0f} CPU seconds on "
         f"{' and '.join(answer.machines)})",
         _table(HEADINGS, rows),
+        *((study.remark(answer.results),) if study.remark else ()),
         f"![{study.title}]({figures}{_figure(study)})",
     ]
     return "\n\n".join(parts)
@@ -131,6 +139,12 @@ def _counts(findings: Sequence[Finding]) -> str:
     verdicts = [finding.verdict for finding in findings]
     by_count = sorted(set(verdicts), key=lambda verdict: (-verdicts.count(verdict), verdict))
     return ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in by_count)
+
+
+def _by_chance(findings: Sequence[Finding]) -> str:
+    """The expected number of verdicts that are wrong by chance, of those that intervals decide."""
+    chances = [finding.chance for finding in findings if finding.chance is not None]
+    return f"{sum(chances):.2f} of {len(chances)}" if chances else "no line by an interval"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
