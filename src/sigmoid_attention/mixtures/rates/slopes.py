@@ -171,7 +171,7 @@ def factor_over_truths(factors_T: Sequence[float] | np.ndarray) -> Slope:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = over_truths(np.log(np.asarray(factors_T, dtype=float)))
-    value, low, high = (float(np.exp(edge)) for edge in (logs.value, logs.low, logs.high))
+    value, low, high = np.exp([logs.value, logs.low, logs.high]).tolist()
     return Slope(value, low, high, truths=logs.truths)
 
 
@@ -188,7 +188,8 @@ def ratio(first_R: np.ndarray, second_R: np.ndarray, *, draws: int = DRAWS, seed
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = medians(second_R.ravel()) / medians(first_R.ravel())
         value = _median(second_R.reshape(1, -1)) / _median(first_R.reshape(1, -1))
-    return Slope(float(value[0]), *(float(q) for q in np.quantile(ratios, COVERED)))
+    low, high = np.quantile(ratios, COVERED).tolist()
+    return Slope(float(value[0]), low, high)
 
 
 def _lines(log_n: np.ndarray, centres: np.ndarray) -> np.ndarray:
