@@ -87,12 +87,13 @@ def _with_reference(setting: RateSetting, theta_BP: Tensor, truth: TrueMixture) 
 
 RULE = f"""All fits start near {len(HELD_OUT)} truths with one expert too many, and have the same
 data. The slope is that of the median loss D2 on log n, averaged over truths, with Student's
-interval over truths. A recipe's line is *{REPRODUCED}* if at every n and truth half of its fits lie no more
-than {CLOSE:g} chi2 above the least-squares fit to the same data: then it is that estimate. Else
-*{NOT_REPRODUCED}* if its slope's interval lies more than {BEND:g} away from that of least squares,
-and *{UNDECIDED}* if not. The line of all recipes is *{DEPENDS_ON_THE_START}* if the intervals of
-two of them, which differ in nothing but how they start and step, lie more than {BEND:g} apart,
-*{REPRODUCED}* if all their intervals lie within {MARGIN:g} of each other, else *{UNDECIDED}*."""
+interval over truths. A recipe's line is *{REPRODUCED}* if at every n and truth half of its fits
+lie no more than {CLOSE:g} chi2 above the least-squares fit to the same data: then it is that
+estimate. Else *{NOT_REPRODUCED}* if its slope's interval lies more than {BEND:g} away from that of
+least squares, and *{UNDECIDED}* if not. The line of all recipes is *{DEPENDS_ON_THE_START}* if the
+intervals of two of them, which differ in nothing but how they start and step, lie more than
+{BEND:g} apart, *{REPRODUCED}* if all their intervals lie within {MARGIN:g} of each other, else
+*{UNDECIDED}*."""
 
 
 def judge(results: Results) -> list[Finding]:

@@ -131,8 +131,8 @@ temperature's logarithm among them.
 *{NOT_IDENTIFIABLE}*: the Jacobian at a truth lacks rank, so that no sample size finds them all.
 Else, from the slope of the median loss on log n over n = {SIZES[0]:.0e} to {SIZES[-1]:.0e}, with
 Student's interval over truths: *{REPRODUCED}* if the whole interval lies within {MARGIN:g} of -1/2;
-*{PRE_ASYMPTOTIC}* if it does so over the larger half of the sizes only; *{NOT_REPRODUCED}* if all
-of it lies farther away; *{UNDECIDED}* otherwise."""
+if all of it lies farther away, *{PRE_ASYMPTOTIC}* if over the larger half of the sizes the interval
+lies within {MARGIN:g}, else *{NOT_REPRODUCED}*; *{UNDECIDED}* otherwise."""
 CLAIMS = {
     "linear": "exponentially many samples (slower than any power of n)",
     "euclidean": "polynomially many samples (n^-1/2 with the right number of experts)",
@@ -153,7 +153,7 @@ def verdict_of(missing: int, all_sizes: Slope, later: Slope) -> str:
     if missing:
         return NOT_IDENTIFIABLE
     word = against(all_sizes, -0.5)[0]
-    return PRE_ASYMPTOTIC if word != REPRODUCED and later.within(-0.5, MARGIN) else word
+    return PRE_ASYMPTOTIC if word == NOT_REPRODUCED and later.within(-0.5, MARGIN) else word
 
 
 def _finding(
