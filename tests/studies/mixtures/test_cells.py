@@ -129,9 +129,9 @@ def test_a_study_has_every_control_for_every_truth_and_data_of_their_own():
     assert noiseless.setting.sigma == 0
 
 
-def test_a_quick_study_measures_one_truth():
+def test_a_quick_study_measures_as_many_truths_as_an_interval_needs():
     tasks = rate_study("x", "title", "claim", "source", [CELL], quick=True).tasks()
-    assert {task.setting.truth_seed for task in tasks} == {100}
+    assert {task.setting.truth_seed for task in tasks} == {100, 101, 102}
 
 
 def test_a_fit_gives_rows_of_every_loss_and_what_tells_whether_to_believe_it():

@@ -121,7 +121,9 @@ def slope(
     resampled = np.take_along_axis(np.broadcast_to(losses, chosen.shape), chosen, axis=-1)
     slopes_T, resampled_ST = (_lines(log_n, centre(values)) for values in (losses, resampled))
     if len(slopes_T) > 1:
-        return over_truths(slopes_T, float(np.sqrt(np.nanmean(np.nanvar(resampled_ST, axis=0)))))
+        there_ST = resampled_ST[:, np.isfinite(slopes_T)]
+        noise = np.sqrt(np.nanvar(there_ST, axis=0).mean()) if there_ST.size else np.nan
+        return over_truths(slopes_T, float(noise))
     low, high = np.quantile(resampled_ST[:, 0], COVERED)
     return Slope(float(slopes_T[0]), float(low), float(high))
 
