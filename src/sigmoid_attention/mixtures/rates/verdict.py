@@ -44,13 +44,13 @@ stopping rule and ended no worse than the truth would; others are no least-squar
 noise, or a start fifty times farther away (jitter 0.5 instead of 0.01) that fits the same data as
 well, to one unit of chi2, makes the loss more than {START_FACTOR:g} times as large:
 *{DEPENDS_ON_THE_START}*.
-(3) A control does not pass by its whole interval. One passes if less than a third of the loss is
-left without noise; if the far start makes it at most {START_FACTOR:g} times as large; if without
-over-specification the median gain over the truth lies within {GAIN_SLACK:g} chi2, or
-{GAIN_SHARE:.0%} of the number of free parameters, of the median of its law; if inputs from the
-continuous law change the error of the function by at most a factor {DESIGN_FACTOR:g}; if
-{FEWEST_CONVERGED:.0%} of the fits of each window count; and if at most {MOST_AT_BOX:.0%} of the
-later window's fits lie at the wall of the parameters' box. Otherwise: *{UNDECIDED}*.
+(3) A control fails: *{UNDECIDED}*. A control passes only by its whole interval, so none passes
+because its error is large: less than a third of the loss is left without noise; the far start makes
+the loss at most {START_FACTOR:g} times as large; without over-specification the median gain over
+the truth lies within {GAIN_SLACK:g} chi2, or {GAIN_SHARE:.0%} of the number of free parameters, of
+the median of its law; inputs from the continuous law change the error of the function by at most a
+factor {DESIGN_FACTOR:g}. Also {FEWEST_CONVERGED:.0%} of the fits of each window must count, and at
+most {MOST_AT_BOX:.0%} of the later window's fits may lie at the wall of the parameters' box.
 (4) The slopes of the two windows differ by more than {BEND:g}, by the whole interval of the
 difference: *{PRE_ASYMPTOTIC}*. A difference that is too uncertain to be seen leaves the verdict to
 the later window, which must then meet the claim by itself.
