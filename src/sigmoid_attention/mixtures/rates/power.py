@@ -63,8 +63,8 @@ def power_sentence(slopes: list[Slope]) -> str:
     tables = [f"with {count} truths {_table_of(round(spread, 3), count)}" for count in counts[-2:]]
     return (
         f"**Power, by simulation.** The later slopes of the truths of a cell spread by "
-        f"{spread:.2f} (the median of the cells; replicates alone make {noise:.2f}). For that spread "
-        f"these are the shares of simulated studies in which the test of the slope says "
+        f"{spread:.2f} (the median of the cells; replicates alone make {noise:.2f}). For that "
+        f"spread these are the shares of simulated studies in which the test of the slope says "
         f"*{REPRODUCED}* / *{NOT_REPRODUCED}*, by the distance of the true slope from the claim: "
         f"{'; '.join(tables)}. For a claim of -0.25, true slopes of -0.30 and -0.20 are 0.05 away, "
         f"-0.375 is 0.125 away and -0.10 is 0.15 away."
