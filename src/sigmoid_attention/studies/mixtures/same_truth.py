@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.statistics import ONE_SIDE
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import FiniteDesign, Summaries
@@ -34,8 +35,6 @@ SIGMA = 0.1
 # Target errors, in units of the noise.
 TARGETS = (1 / 5, 1 / 20, 1 / 100)
 DRAWS = 400
-# An interval of 95 % misses the truth on one side by chance this often.
-ONE_SIDE = 0.025
 # Observations of the noiseless problem: enough for its stopping rule to resolve the floors.
 POPULATION = 1e8
 # An approximation with at most this error counts as the truth itself.

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.statistics import ONE_SIDE
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import Samples
@@ -129,6 +130,7 @@ def _finding(cell: str, part: str, of: dict[str, Sequence[Measured]]) -> Finding
         verdict_of(missed, measured, least_squares),
         because,
         f"diverged {lost:.0%}",
+        ONE_SIDE if missed > CLOSE else None,
     )
 
 

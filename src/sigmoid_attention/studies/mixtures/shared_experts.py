@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.statistics import ONE_SIDE
 from sigmoid_attention.lab.study import Finding, Measured, Results, Study, Task
 from sigmoid_attention.mixtures.gaussian import EM
 from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
@@ -38,8 +39,6 @@ AT_ONCE = 200_000
 # continuing EM to the maximum.
 FACTOR = 2.0
 FEWEST_CONVERGED = 0.8
-# An interval of 95 % misses the truth on one side by chance this often.
-ONE_SIDE = 0.025
 
 FEWER = SIZES[:7:2]
 # The sizes, replicates and changes of each part.
