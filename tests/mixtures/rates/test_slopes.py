@@ -75,7 +75,8 @@ def test_an_interval_over_truths_is_student_s():
     half = 2.7764 * np.sqrt(2.5) / np.sqrt(5)
     assert (measured.value, measured.truths) == (3.0, 5)
     assert (measured.low, measured.high) == pytest.approx((3 - half, 3 + half), abs=1e-3)
-    assert np.isnan(over_truths([1.0, 2.0]).low) and np.isnan(over_truths([]).value)
+    assert str(over_truths([1.0, 2.0])) == "+1.50 (no interval)"
+    assert np.isnan(over_truths([]).value)
 
 
 def test_a_factor_over_truths_is_a_geometric_mean():

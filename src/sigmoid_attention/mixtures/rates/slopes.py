@@ -48,6 +48,8 @@ class Slope:
     def __str__(self) -> str:
         if np.isnan(self.value):
             return "no slope"
+        if np.isnan(self.low):
+            return f"{self.short} (no interval)"
         return f"{self.short} [{self.low:+.2f}, {self.high:+.2f}]"
 
     @property

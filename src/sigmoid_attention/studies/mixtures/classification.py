@@ -275,7 +275,7 @@ def _finding(setting: ClassificationSetting, quantity: str, results: Results) ->
         ),
     )
     verdict, because = verdict_of(seen)
-    gain = np.mean([row.value for of_truth in late for row in of_truth.rows
+    gain = np.median([row.value for of_truth in late for row in of_truth.rows
                     if row.quantity == "gain" and row.converged])  # fmt: skip
     return Finding(
         f"{cell_of(setting)}: {quantity}",
@@ -285,7 +285,7 @@ def _finding(setting: ClassificationSetting, quantity: str, results: Results) ->
         because,
         f"fits that count {seen.converged:.0%}, at the box {seen.at_box:.0%}, far start "
         f"{seen.far_start.value:.2g} [{seen.far_start.low:.2g}, {seen.far_start.high:.2g}], "
-        f"gain {gain:.1f} with {late[0].values('free')[0]:.0f} free parameters",
+        f"median gain {gain:.1f} with {late[0].values('free')[0]:.0f} free parameters",
         by_chance(seen.late) if because == against(seen.late, claim)[1] else None,
     )
 

@@ -129,7 +129,10 @@ def _one(measured: Measured, quantity: str) -> float:
 def _verdict(truths: Sequence[Measured], rate: Slope) -> tuple[str, str]:
     """The verdict by ``RULE`` on the truths of one kind whose minimisers were found."""
     if len(truths) < FEWEST_TRUTHS:
-        return verdict.UNDECIDED, f"only {len(truths)} truths with minimisers that were found"
+        return (
+            verdict.UNDECIDED,
+            f"{len(truths)} of the {FEWEST_TRUTHS} truths that a verdict needs",
+        )
     converged = float(np.mean([truth.share("D3") for truth in truths]))
     if converged < verdict.FEWEST_CONVERGED:
         return verdict.UNDECIDED, f"only {converged:.0%} of the fits converged"

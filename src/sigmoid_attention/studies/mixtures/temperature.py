@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -169,6 +170,8 @@ def _finding(
     start = factor_over_truths(
         [_at_largest(other) / _at_largest(truth) for truth, other in zip(truths, far, strict=True)]
     )
+    gains = [row.value for of_truth in truths for row in of_truth.rows
+             if row.quantity == "gain" and row.converged]  # fmt: skip
     if missing:
         because = (
             f"{missing} of {columns} directions cannot be seen by any data; starting {FAR:g} times "
@@ -189,8 +192,7 @@ def _finding(
         verdict_of(missing, all_sizes, later),
         because,
         f"converged {min(of_truth.share('L2') for of_truth in truths):.0%}, "
-        f"mean gain {np.mean([of_truth.values('gain').mean() for of_truth in truths]):.1f} "
-        f"of {_free(truths)} that data can see",
+        f"median gain {np.median(gains):.1f} of {scipy.stats.chi2.median(_free(truths)):.1f}",
         None if missing else by_chance(all_sizes),
     )
 
