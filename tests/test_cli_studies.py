@@ -118,7 +118,7 @@ def test_rates_of_the_chosen_studies(tmp_path, capsys):
     argv = ["rates", "--gate", "sigmoid,softmax", "--extra", "0", "--quick", "--workers", "1"]
     assert main([*argv, "--out", str(out)]) == 0
     captured = capsys.readouterr()
-    for text in ("sigmoid gelu dense +0", "softmax gelu dense +0", "exact: n^-0.5", "reproduced"):
+    for text in ("sigmoid gelu dense +0", "softmax gelu dense +0", "exact: n^-0.5", "undecided"):
         assert text in captured.out
     page = (out / "report" / "studies.md").read_text()
     assert "`sigmoid-attention rates --gate sigmoid,softmax --expert gelu" in page

@@ -19,6 +19,7 @@ from sigmoid_attention.mixtures.estimators import (
     MixtureOfExpertsRegressor,
 )
 from sigmoid_attention.mixtures.fitting import centre_and_spread
+from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
 from sigmoid_attention.mixtures.solver import ParameterBox, minimise
 
 both = pytest.mark.parametrize(
@@ -415,3 +416,21 @@ def test_fewer_observations_than_parameters_are_warned_of(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kind(random_state=0).fit(X[:60], y[:60])
+
+
+def test_the_default_penalty_leaves_the_noise_as_it_is():
+    """With ten times the penalty the noise of few observations looks a tenth larger and more."""
+    truth = draw_truth(RateSetting("softmax", "gelu", extra=0, truth_seed=102))
+    rng = np.random.default_rng(0)
+    X = rng.uniform(-1, 1, (100, 2))
+    f = truth.family.predict(truth.theta_P, torch.from_numpy(X)).numpy()
+    y = f + 0.1 * rng.standard_normal(100)
+
+    def noise(**options) -> float:
+        model = MixtureOfExpertsRegressor(
+            2, gate="softmax", expert="gelu", standardize=False, random_state=0, **options
+        )
+        return model.fit(X, y).noise_
+
+    exact = noise(alpha=1e-6)
+    assert noise() < 1.03 * exact < 1.1 * exact < noise(alpha=0.1)

@@ -150,7 +150,7 @@ def report(options: ReportStudiesOptions) -> int:
             warn(f"left out: {problem}")
     if not answers:
         raise ValueError(f"out: {options.out} holds no complete study; start with studies run")
-    pages = [publish(answers, options.docs, COMMAND)] if options.docs else []
+    pages = [publish(answers, options.docs, COMMAND, select_claims(()))] if options.docs else []
     pages.append(write(answers, options.out / "report", COMMAND))
     if options.json:
         print_json({"studies": [as_json(complete) for complete in answers], "reports": pages})

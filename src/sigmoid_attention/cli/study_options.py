@@ -157,7 +157,7 @@ class RatesOptions:
     """Measure how fast estimates of a mixture of experts converge, with controls and a verdict.
 
     Options take several values between commas, and every combination is one cell. Each cell is
-    fitted in two windows of n, on three random truths with 20 replicates, and judged by the rule of
+    fitted in two windows of n, on eight random truths with 10 replicates, and judged by the rule of
     the papers' tables. As with `studies run`, the same command continues with the rows in OUT.
     """
 
@@ -180,7 +180,7 @@ class RatesOptions:
     claim: float = -0.5
     """The claimed exponent of n; 0 means slower than any power."""
     quick: Flag = False
-    """One truth and a third of the sizes, for a trial."""
+    """Three truths and two sizes a window, for a trial: too few for most verdicts."""
     out: Path = Path("runs/rates")
     """Folder of the rows, and of the report."""
     workers: Workers = None

@@ -15,6 +15,8 @@ from statistics import median
 import scipy
 
 CONFIDENCE = 0.95
+# An interval misses the truth on one side by chance this often.
+ONE_SIDE = (1 - CONFIDENCE) / 2
 # An interval over fewer seeds would be too wide for every comparison here.
 FEWEST_FOR_INTERVAL = 3
 

@@ -101,13 +101,17 @@ class Finding:
     because: str
     # Checks of the finding: converged share, gain against parameters, fits at the bounds.
     controls: str = ""
+    # The largest chance that the rule decides this line wrongly by the luck of the draw; None where
+    # no interval decides it.
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
 class Study:
     """A published claim, the tasks that test it, and the rule that gives the verdict.
 
-    ``rule`` states the rule in words, and ``judge`` computes it. ``draw`` makes the figure.
+    ``rule`` states the rule in words, and ``judge`` computes it. ``draw`` makes the figure, and
+    ``remark`` a paragraph below the table, from the same results.
     """
 
     name: str
@@ -118,3 +122,4 @@ class Study:
     tasks: Callable[[], list[Task]]
     judge: Callable[[Results], list[Finding]]
     draw: Callable[[Results], "Figure"]
+    remark: Callable[[Results], str] | None = None

@@ -73,7 +73,7 @@ class _MixtureOfExperts(BaseEstimator):
         expert: str = "linear",
         gate_score: str = "linear",
         temperature: bool = False,
-        alpha: float = 0.1,
+        alpha: float = 0.01,
         n_init: int = 8,
         init_scale: float = 2.0,
         bound: float = 30.0,
@@ -198,13 +198,18 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         gate, expert, gate_score, temperature: the family; see `Mixture`. ReLU, GELU and SiLU are
             almost zero for negative arguments and almost never negative, while half of a
             standardised target is below 0.
-        alpha: weight of the penalty.
+        alpha: weight of the penalty. It shrinks parameters, which the residuals then hold: for 100
+            observations of twelve random members of the family with noise 0.1, unstandardised, the
+            median of ``noise_`` is 0.120 with alpha 0.1, 0.104 with 0.01 and 0.102 with 0.001, and
+            the median error of the function 0.080, 0.040 and 0.032.
         n_init: number of random initialisations, each with a full fit; more of them make it
             likelier that the best result is the global minimum.
         init_scale: size of the scores and of the experts' arguments at an initialisation.
         bound: largest absolute value of a parameter.
         standardize: scale features and target to mean 0 and variance 1 first. Without it alpha,
-            init_scale and bound are in the units of the data.
+            init_scale and bound are in the units of the data. Few mixtures can add the mean of the
+            target back, so that what is in the family may be outside of it afterwards: ``noise_``
+            of the members above is then 0.128, with any small alpha, and up to 0.43.
         tol: a fit stops when a step can lower chi2, in units of the noise, by no more than this.
         max_iter: largest number of iterations from one initialisation. A fit has two rounds; the
             second uses the noise that the first has estimated.
@@ -217,7 +222,7 @@ class MixtureOfExpertsRegressor(RegressorMixin, _MixtureOfExperts):
         converged_: True if the stopping rule was met; otherwise there is a `ConvergenceWarning`.
         n_iter_: iterations of the best initialisation in the second round.
         noise_: standard deviation of the residuals, in units of y; its divisor is n minus the
-            number of parameters that the data determine.
+            number of parameters that the data determine. It holds the misfit of the family too.
         init_excess_: chi2 of each initialisation's result above that of the best, (n_init,).
         n_at_bounds_: number of parameters at their bound.
 

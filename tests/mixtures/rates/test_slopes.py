@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
+from sigmoid_attention.mixtures.rates.slopes import (
+    Slope,
+    factor_over_truths,
+    over_truths,
+    ratio,
+    slope,
+    slopes_of_truths,
+)
 
 SIZES = [10**i for i in range(2, 8)]
 
@@ -27,6 +34,55 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         slope(SIZES, losses(-0.5, 0.5, 20, seed), draws=200).near(-0.5) for seed in range(100)
     ]
     assert 85 <= sum(inside) <= 100
+
+
+def truths_that_differ(seed: int, between: float, truths: int = 8, replicates: int = 10):
+    """Losses (T, N, R) whose exponents are normal about -1/4, as those of random truths."""
+    rng = np.random.default_rng(seed)
+    exponents = rng.normal(-0.25, between, (truths, 1, 1))
+    level = np.array(SIZES, float)[:, None] ** exponents
+    return level * np.exp(0.8 * rng.standard_normal((truths, len(SIZES), replicates)))
+
+
+@pytest.mark.parametrize("between", (0.0, 0.09))
+def test_intervals_cover_the_mean_over_all_truths_and_not_only_over_those_drawn(between):
+    fitted = [slope(SIZES, truths_that_differ(s, between), draws=2) for s in range(400)]
+    inside = np.mean([each.near(-0.25) for each in fitted])
+    # The standard error of this share is 0.011.
+    assert 0.92 <= inside <= 0.98
+    spread = np.median([each.spread for each in fitted])
+    assert (spread > 0.08) == (between > 0)
+
+
+def test_the_spread_of_truths_is_told_from_that_of_replicates():
+    alike, apart = (
+        slope(SIZES, truths_that_differ(3, between, truths=40)) for between in (0.0, 0.2)
+    )
+    assert alike.truths == apart.truths == 40
+    assert alike.spread == pytest.approx(alike.noise, rel=0.3)
+    assert apart.spread > 3 * apart.noise and apart.noise == pytest.approx(alike.noise, rel=0.3)
+
+
+def test_slopes_of_truths_average_to_the_slope():
+    values = truths_that_differ(0, 0.1)
+    assert slopes_of_truths(SIZES, values).mean() == pytest.approx(slope(SIZES, values).value)
+
+
+def test_an_interval_over_truths_is_student_s():
+    # Of n values with t the quantile of n - 1 degrees: 2.776 for five.
+    values = [1.0, 2.0, 3.0, 4.0, 5.0, np.nan]
+    measured = over_truths(values)
+    half = 2.7764 * np.sqrt(2.5) / np.sqrt(5)
+    assert (measured.value, measured.truths) == (3.0, 5)
+    assert (measured.low, measured.high) == pytest.approx((3 - half, 3 + half), abs=1e-3)
+    assert str(over_truths([1.0, 2.0])) == "+1.50 (no interval)"
+    assert np.isnan(over_truths([]).value)
+
+
+def test_a_factor_over_truths_is_a_geometric_mean():
+    measured = factor_over_truths([0.5, 1.0, 2.0, 4.0, 0.25])
+    assert measured.value == pytest.approx(1.0)
+    assert measured.low == pytest.approx(1 / measured.high)
 
 
 def test_a_median_is_not_moved_by_one_escaped_fit_as_a_mean_is():
@@ -62,6 +118,16 @@ def test_distances_of_intervals():
     assert Slope(-0.5, -0.6, -0.4).apart(Slope(-0.4, -0.5, -0.3)) == 0
     assert Slope(-0.5, -0.6, -0.4).near(-0.37, margin=0.05)
     assert not Slope(-0.5, -0.6, -0.4).near(-0.37)
+
+
+def test_an_interval_is_within_a_margin_or_outside_it_or_neither():
+    measured = Slope(-0.3, -0.34, -0.26)
+    assert measured.within(-0.25, 0.1) and not measured.outside(-0.25, 0.1)
+    assert measured.outside(-0.5, 0.1) and measured.outside(0.0, 0.1)
+    assert not measured.within(-0.2, 0.1) and not measured.outside(-0.2, 0.1)
+    # An interval that is not known is neither.
+    unknown = Slope(-0.3, np.nan, np.nan)
+    assert not unknown.within(-0.3, 1.0) and not unknown.outside(0.5, 0.1)
 
 
 @pytest.mark.parametrize(

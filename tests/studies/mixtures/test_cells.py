@@ -9,24 +9,31 @@ from sigmoid_attention.lab.study import Measured, Row
 from sigmoid_attention.mixtures.rates import verdict
 from sigmoid_attention.mixtures.rates.setting import RateSetting
 from sigmoid_attention.studies.mixtures.cells import Cell, evidence, findings, rate_study, run
+from sigmoid_attention.studies.mixtures.truths import HELD_OUT
 
 CELL = Cell("softmax", "gelu", claim=-0.25)
-SIZES = (10_000, 1_000_000, 100_000_000)
+WINDOWS = ((100, 1000, 10_000), (10_000, 1_000_000, 100_000_000))
+SIZES = tuple(sorted({*WINDOWS[0], *WINDOWS[1]}))
 PARTS = (
-    "early", "late", "noiseless", "near start", "far start", "exact", "finite", "continuous",
+    "fits", "noiseless", "near start", "far start", "exact", "finite", "continuous",
 )  # fmt: skip
 
 
-def rows(sizes, level, exponent=0.0, *, converged=True, gain=12.0, seed=0):
-    """A power law with a spread of a few per cent, and gains about their mean."""
+def rows(sizes, level, exponent=0.0, *, bent=0.0, converged=True, boxed=0, gain=11.34, seed=0):
+    """A power law with a spread of a few per cent, and gains about their mean.
+
+    ``bent`` is added to the exponent below n = 10,000; ``boxed`` fits of 20 lie at the wall.
+    """
     rng = np.random.default_rng(seed)
     yield Row("missing", 0.0)
     yield Row("free", 12.0)
     for n in sizes:
         for r in range(20):
             value = level * float(n) ** exponent * np.exp(0.05 * rng.standard_normal())
+            value *= min(float(n) / 10_000, 1.0) ** bent
             for quantity in ("L2", "contribution", "exact", "over", "D1", "D2"):
-                yield Row(quantity, value, n=n, replicate=r, converged=converged)
+                at_box = r < boxed
+                yield Row(quantity, value, n=n, replicate=r, converged=converged, at_box=at_box)
             yield Row("gain", gain + rng.standard_normal(), n=n, replicate=r, converged=converged)
 
 
@@ -34,8 +41,7 @@ def results(**changed):
     """What a cell without blemish measures; a part's changes go to its rows."""
     largest = SIZES[-1:]
     usual = {
-        "early": {"sizes": (100, 1000, 10_000), "level": 1.0, "exponent": -0.25},
-        "late": {"sizes": SIZES, "level": 1.0, "exponent": -0.25},
+        "fits": {"sizes": SIZES, "level": 1.0, "exponent": -0.25},
         "noiseless": {"sizes": largest, "level": 1e-4},
         "near start": {"sizes": largest, "level": 0.01},
         "far start": {"sizes": largest, "level": 0.01},
@@ -56,8 +62,10 @@ def results(**changed):
     ("changed", "expected"),
     (
         ({}, verdict.REPRODUCED),
-        ({"late": {"exponent": -0.4}, "early": {"exponent": -0.4}}, verdict.NOT_REPRODUCED),
-        ({"early": {"exponent": -0.5}}, verdict.PRE_ASYMPTOTIC),
+        ({"fits": {"exponent": -0.4}}, verdict.NOT_REPRODUCED),
+        ({"fits": {"bent": -0.25}}, verdict.PRE_ASYMPTOTIC),
+        ({"fits": {"boxed": 5}}, verdict.UNDECIDED),
+        ({"exact": {"converged": False}}, verdict.UNDECIDED),
         ({"noiseless": {"level": 0.01}}, verdict.DEPENDS_ON_THE_START),
         ({"far start": {"level": 0.1}}, verdict.DEPENDS_ON_THE_START),
         ({"exact": {"gain": 9.0}}, verdict.UNDECIDED),
@@ -65,36 +73,54 @@ def results(**changed):
     ),
 )
 def test_a_verdict_follows_from_the_rows(changed, expected):
-    (finding,) = findings([CELL], results(**changed))
+    (finding,) = findings([CELL], WINDOWS, results(**changed))
     assert (finding.cell, finding.verdict) == (CELL.name, expected)
     assert finding.claim == "over: n^-0.25"
 
 
 def test_far_starts_that_end_in_a_worse_minimum_say_nothing():
-    (finding,) = findings([CELL], results(**{"far start": {"level": 0.1, "gain": 6.0}}))
-    assert finding.verdict == verdict.REPRODUCED and "far start nan" in finding.controls
+    """No factor is then measured, and a control that is not measured does not pass."""
+    worse = results(**{"far start": {"level": 0.1, "gain": 2.0}})
+    (finding,) = findings([CELL], WINDOWS, worse)
+    assert finding.verdict == verdict.UNDECIDED and "far start nan" in finding.controls
+
+
+def test_a_verdict_on_a_slope_has_a_chance_to_be_wrong_and_no_other_has():
+    assert findings([CELL], WINDOWS, results())[0].chance is not None
+    decided = results(noiseless={"level": 0.01})
+    assert findings([CELL], WINDOWS, decided)[0].chance is None
+
+
+def test_one_escaped_fit_moves_no_control():
+    """The mean gain would be below -1000; its median over the fits that count is not."""
+    by_part = results()
+    rows_of_truth = list(by_part[CELL.name, "exact"][0].rows)
+    place = next(i for i, row in enumerate(rows_of_truth) if row.quantity == "gain")
+    rows_of_truth[place] = replace(rows_of_truth[place], value=-1e6, converged=False)
+    by_part[CELL.name, "exact"][0] = Measured(rows_of_truth)
+    assert findings([CELL], WINDOWS, by_part)[0].verdict == verdict.REPRODUCED
 
 
 def test_slopes_come_from_converged_fits_and_their_share_is_stated():
     by_part = results()
     broken = [
-        replace(row, value=1e6, converged=False) for row in by_part[CELL.name, "late"][0].rows
+        replace(row, value=1e6, converged=False) for row in by_part[CELL.name, "fits"][0].rows
     ]
     third = [
         spoilt if row.replicate % 3 == 0 else row
-        for row, spoilt in zip(by_part[CELL.name, "late"][0].rows, broken, strict=True)
+        for row, spoilt in zip(by_part[CELL.name, "fits"][0].rows, broken, strict=True)
     ]
-    by_part[CELL.name, "late"][0] = Measured(third)
-    seen = evidence(CELL, by_part)
+    by_part[CELL.name, "fits"][0] = Measured(third)
+    seen = evidence(CELL, WINDOWS, by_part)
     assert seen.late.near(-0.25, 0.01)
-    assert seen.counted == pytest.approx(13 / 20)
+    assert seen.counted == pytest.approx((13 + 20 + 20) / 60)
 
 
 def test_a_study_has_every_control_for_every_truth_and_data_of_their_own():
     study = rate_study("x", "title", "claim", "source", [CELL])
     tasks = study.tasks()
     assert {(task.part, task.setting.truth_seed) for task in tasks} == {
-        (part, truth) for part in PARTS for truth in range(3)
+        (part, truth) for part in PARTS for truth in HELD_OUT
     }
     assert len({task.key for task in tasks}) == len(tasks)
     seeds = [task.setting.seed for task in tasks if task.part != "far start"]
@@ -103,9 +129,9 @@ def test_a_study_has_every_control_for_every_truth_and_data_of_their_own():
     assert noiseless.setting.sigma == 0
 
 
-def test_a_quick_study_measures_one_truth():
+def test_a_quick_study_measures_as_many_truths_as_an_interval_needs():
     tasks = rate_study("x", "title", "claim", "source", [CELL], quick=True).tasks()
-    assert {task.setting.truth_seed for task in tasks} == {0}
+    assert {task.setting.truth_seed for task in tasks} == {100, 101, 102}
 
 
 def test_a_fit_gives_rows_of_every_loss_and_what_tells_whether_to_believe_it():
@@ -117,7 +143,7 @@ def test_a_fit_gives_rows_of_every_loss_and_what_tells_whether_to_believe_it():
 
 
 def test_the_figure_has_a_panel_an_expert():
-    study = rate_study("x", "title", "claim", "source", [CELL])
+    study = rate_study("x", "title", "claim", "source", [CELL], windows=WINDOWS)
     assert [axis.get_title() for axis in study.draw(results()).axes] == ["gelu"]
 
 

@@ -21,6 +21,7 @@ from sigmoid_attention.studies.mixtures.same_truth import (
     samples_needed,
     verdict_of,
 )
+from sigmoid_attention.studies.mixtures.truths import HELD_OUT
 
 SIZES = tuple(round(10 ** (2 + i)) for i in range(5))
 
@@ -90,6 +91,19 @@ def test_the_ratio_of_samples_is_that_of_parameters():
     assert inverse.value == pytest.approx(1 / tight.value)
 
 
+def test_the_interval_of_a_ratio_holds_the_spread_of_truths():
+    """Replicates agree to a hundredth, truths differ by a factor of ten."""
+    sizes = np.array(SIZES, dtype=float)
+    scale = np.geomspace(0.3, 3.0, 8)[:, None, None]
+    rng = np.random.default_rng(0)
+    first, second = (
+        factor * sizes[:, None] ** -0.5 * np.exp(0.01 * rng.standard_normal((8, 5, 8)))
+        for factor in (scale, 1.0)
+    )
+    (ratio,) = needed_ratios(sizes, first, second, (0.05,))
+    assert ratio.low < 0.5 and ratio.high > 2
+
+
 def test_a_floor_above_the_target_is_never():
     sizes = np.array(SIZES, dtype=float)
     falls, stays = np.tile(sizes[:, None] ** -0.5, (1, 1, 5)), np.full((1, 5, 5), 0.3)
@@ -136,11 +150,11 @@ def test_a_gate_that_wins_only_on_its_own_truth_has_no_advantage():
     assert judge(results)[-1].verdict == REPRODUCED
 
 
-def test_every_case_has_three_truths_and_a_figure():
+def test_every_case_has_all_truths_and_a_figure():
     cells = {}
     for task in STUDY.tasks():
         cells.setdefault((task.cell, task.part), []).append(task.key)
-    assert all(len(set(keys)) == len(keys) == 3 for keys in cells.values())
+    assert all(len(set(keys)) == len(keys) == len(HELD_OUT) for keys in cells.values())
     results = {
         place: [synthetic_run({"sigmoid": 0.3, "softmax": 0.4}, dict.fromkeys(FITS, 0.0))] * 3
         for place in cells

@@ -112,6 +112,13 @@ def test_one_recipe_that_differs_makes_it_a_matter_of_the_start():
     assert by_cell["softmax gelu, all recipes"].verdict == DEPENDS_ON_THE_START
 
 
+def test_recipes_of_which_intervals_are_wide_are_not_alike():
+    wide = [Slope(-0.3, -0.5, -0.1), Slope(-0.3, -0.45, -0.15)]
+    assert sensitivity._together("x", wide).verdict == UNDECIDED
+    near = [Slope(-0.3, -0.33, -0.27), Slope(-0.28, -0.31, -0.25)]
+    assert sensitivity._together("x", near).verdict == REPRODUCED
+
+
 def test_diverged_fits_are_named_and_are_no_minimum():
     lost = Measured([replace(row, value=np.inf) if row.replicate < 12 and row.quantity == "chi2"
                      else row for row in synthetic_run(-0.5, 100.2).rows])  # fmt: skip

@@ -138,6 +138,8 @@ def made_up(theorem, *, factor=(1.0, 1.0), exponent=None, converged=1.0):
         ({"factor": (1.5, 1.5)}, "reproduced"),
         ({"factor": (3.0, 1.0)}, "depends on the start"),
         ({"factor": (1.0, 3.0)}, "depends on the start"),
+        # Whether a factor of 2 is more than 2 cannot be told.
+        ({"factor": (2.0, 1.0)}, "undecided"),
     ),
     ids=str,
 )

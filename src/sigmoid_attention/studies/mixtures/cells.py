@@ -3,33 +3,44 @@
 Shape letters: T truths, N sample sizes, R replicates.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.statistics import median_interval
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.identifiability import jacobian_rank
 from sigmoid_attention.mixtures.model import free_parameters
 from sigmoid_attention.mixtures.rates.measure import RateCurve, measure, measure_continuous
+from sigmoid_attention.mixtures.rates.power import by_chance, power_sentence
 from sigmoid_attention.mixtures.rates.setting import RateSetting, draw_truth
-from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
-from sigmoid_attention.mixtures.rates.verdict import RULE, RateEvidence, judge
+from sigmoid_attention.mixtures.rates.slopes import (
+    Slope,
+    factor_over_truths,
+    over_truths,
+    slope,
+    slopes_of_truths,
+)
+from sigmoid_attention.mixtures.rates.verdict import RULE, RateEvidence, against, judge
+from sigmoid_attention.studies.mixtures.truths import HELD_OUT
 
-EARLY = tuple(round(10 ** (2 + i / 2)) for i in range(7))  # 1e2 .. 1e5
-LATE = tuple(round(10 ** (4 + 2 * i / 3)) for i in range(7))  # 1e4 .. 1e8
-TRUTHS = 3
-REPLICATES = 20
+# Windows of n, which overlap: fits of one size serve both.
+EARLY = tuple(10**i for i in range(2, 6))  # 1e2 .. 1e5
+LATE = tuple(10**i for i in range(4, 9))  # 1e4 .. 1e8
+REPLICATES, CONTROLS = 10, 4
 NEAR, FAR = 0.01, 0.5
 # The largest chi2 difference of two equally good fits of the same data, and the least number of
-# such pairs.
-ALIKE, FEWEST_ALIKE = 1.0, 6
+# such pairs of a truth.
+ALIKE, FEWEST_ALIKE = 1.0, 2
 # Continuous inputs cost in proportion to n.
-CONTINUOUS = (3000,)
+CONTINUOUS = (1000,)
+
+Windows = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Cell:
         quantity: a loss of `mixtures.rates.losses_of`.
         starts, jitter: those of every fit; several starts help where a start near the truth often
             ends in a minimum that fits the data worse than the truth.
+        truths: the seeds of the true parameters.
     """
 
     gate: str
@@ -54,6 +66,7 @@ class Cell:
     quantity: str = "over"
     starts: int = 1
     jitter: float = 0.1
+    truths: tuple[int, ...] = HELD_OUT
 
     @property
     def name(self) -> str:
@@ -94,7 +107,7 @@ def rate_study(
     source: str,
     cells: Sequence[Cell],
     *,
-    windows: tuple[tuple[int, ...], tuple[int, ...]] = (EARLY, LATE),
+    windows: Windows = (EARLY, LATE),
     draw: Callable[[Results], Figure] | None = None,
     quick: bool = False,
 ) -> Study:
@@ -102,57 +115,54 @@ def rate_study(
 
     Args:
         windows: the sizes of the earlier and of the later window.
-        quick: one truth and a third of the sizes, for trial runs; verdicts are then less certain.
+        quick: three truths, two sizes a window, for trial runs; intervals are then wide.
     """
-    count = 1 if quick else TRUTHS
-    early, late = (window[::3] if quick else window for window in windows)
+    if quick:
+        windows = tuple((window[0], window[-1]) for window in windows)  # pyright: ignore
+        cells = [replace(cell, truths=cell.truths[:3]) for cell in cells]
     return Study(
         name,
         title,
         claim,
         source,
         RULE,
-        partial(_tasks, tuple(cells), early, late, count),
-        partial(findings, tuple(cells)),
-        draw or partial(draw_cells, tuple(cells)),
+        partial(_tasks, tuple(cells), windows),
+        partial(findings, tuple(cells), windows),
+        draw or partial(draw_cells, tuple(cells), windows),
+        partial(_power, tuple(cells), windows),
     )
 
 
 # Tasks ----------------------------------------------------------------------------------------
 
 
-def _tasks(
-    cells: Sequence[Cell], early: tuple[int, ...], late: tuple[int, ...], truths: int
-) -> list[Task]:
+def _tasks(cells: Sequence[Cell], windows: Windows) -> list[Task]:
     return [
-        task
-        for cell, truth in itertools.product(cells, range(truths))
-        for task in _of_truth(cell, early, late, truth)
+        task for cell in cells for truth in cell.truths for task in _of_truth(cell, windows, truth)
     ]
 
 
-def _of_truth(
-    cell: Cell, early: tuple[int, ...], late: tuple[int, ...], truth: int
-) -> Iterator[Task]:
-    """The two windows, and a task for each control.
+def _of_truth(cell: Cell, windows: Windows, truth: int) -> Iterator[Task]:
+    """The fits of both windows, and a task for each control.
 
     Data of all parts and truths are independent, except that both starts fit the same data.
     """
+    late = windows[1]
     largest = late[-1:]
-    parts = {
-        "early": {"sizes": early, "seed": 1000},
-        "late": {"sizes": late, "seed": 2000},
-        "noiseless": {"sizes": largest, "sigma": 0.0, "seed": 3000},
-        "near start": {"sizes": largest, "jitter": NEAR, "seed": 4000},
-        "far start": {"sizes": largest, "jitter": FAR, "seed": 4000},
+    few: dict[str, Any] = {"sizes": largest, "replicates": CONTROLS}
+    parts: dict[str, dict[str, Any]] = {
+        "fits": {"sizes": tuple(sorted({*windows[0], *late})), "seed": 1000},
+        "noiseless": few | {"sigma": 0.0, "seed": 3000},
+        "near start": few | {"jitter": NEAR, "seed": 4000},
+        "far start": few | {"jitter": FAR, "seed": 4000},
         "exact": {"sizes": late[::2], "extra": 0, "seed": 5000},
-        "finite": {"sizes": CONTINUOUS, "seed": 6000},
+        "finite": few | {"sizes": CONTINUOUS, "seed": 6000},
     }
     for part, changes in parts.items():
         setting = cell.setting(truth, **changes | {"seed": changes["seed"] + truth})
         yield Task(cell.name, part, setting, run, float(len(setting.sizes)))
-    setting = cell.setting(truth, sizes=CONTINUOUS, seed=7000 + truth)
-    yield Task(cell.name, "continuous", setting, run_continuous, 4.0)
+    setting = cell.setting(truth, sizes=CONTINUOUS, replicates=CONTROLS, seed=7000 + truth)
+    yield Task(cell.name, "continuous", setting, run_continuous, 2.0)
 
 
 def run(setting: RateSetting) -> Iterator[Row]:
@@ -192,66 +202,96 @@ def rows_of(curve: RateCurve) -> Iterator[Row]:
 # Verdicts -------------------------------------------------------------------------------------
 
 
-def findings(cells: Sequence[Cell], results: Results) -> list[Finding]:
+def findings(cells: Sequence[Cell], windows: Windows, results: Results) -> list[Finding]:
     """One line a cell."""
-    return [_finding(cell, results) for cell in cells]
+    return [_finding(cell, windows, results) for cell in cells]
 
 
-def _finding(cell: Cell, results: Results) -> Finding:
-    seen = evidence(cell, results)
+def _finding(cell: Cell, windows: Windows, results: Results) -> Finding:
+    seen = evidence(cell, windows, results)
     verdict, because = judge(seen)
     others = ", ".join(
-        f"{quantity} {slope_of(results[cell.name, 'late'], quantity).short}"
+        f"{quantity} {slope_of(results[cell.name, 'fits'], quantity, windows[1]).short}"
         for quantity in ("L2", "contribution", "exact", "over", "D1", "D2")
         if quantity != cell.quantity
     )
-    boxed = np.mean(
-        [row.at_box for of_truth in results[cell.name, "late"] for row in of_truth.rows]
-    )
+    judged_by_slope = because == against(seen.late, seen.claim)[1]
     return Finding(
         cell.name,
         f"{cell.quantity}: {cell.claimed}",
         f"{seen.early} then {seen.late}; {others}",
         verdict,
         because,
-        f"{seen.controls}, at the box {boxed:.0%}",
+        f"{len(cell.truths)} truths, {seen.controls}",
+        by_chance(seen.late) if judged_by_slope else None,
     )
 
 
-def evidence(cell: Cell, results: Results) -> RateEvidence:
+def evidence(cell: Cell, windows: Windows, results: Results) -> RateEvidence:
     """The evidence of a cell, computed from its rows."""
     of = lambda part: results[cell.name, part]  # noqa: E731
-    quantity = cell.quantity
-    gains = np.concatenate([of_truth.values("gain") for of_truth in of("exact")])
-    usual = [_middle(_at_largest(of_truth, quantity)) for of_truth in of("late")]
+    quantity, (early, late) = cell.quantity, windows
+    gains = [row.value for truth in of("exact") for row in truth.rows
+             if row.quantity == "gain" and row.converged]  # fmt: skip
+    gain = median_interval(gains)
+    later = [row for truth in of("fits") for row in truth.rows
+             if row.quantity == quantity and row.n in late and row.converged]  # fmt: skip
+    slopes_TW = [
+        slopes_of_truths(window, _grids(of("fits"), quantity, window)) for window in windows
+    ]
     return RateEvidence(
         claim=cell.claim,
-        early=slope_of(of("early"), quantity),
-        late=slope_of(of("late"), quantity),
-        missing=int(max(of_truth.values("missing")[0] for of_truth in of("late"))),
-        noiseless=_middle(
-            # All fits count here: without noise the only estimate is the truth.
-            _middle(of_truth.values(quantity)) / noisy
-            for of_truth, noisy in zip(of("noiseless"), usual, strict=True)
+        early=slope_of(of("fits"), quantity, early),
+        late=slope_of(of("fits"), quantity, late),
+        moved=over_truths(slopes_TW[1] - slopes_TW[0]),
+        missing=int(max(truth.values("missing")[0] for truth in of("fits"))),
+        noiseless=over_truths(
+            [
+                # All fits count here: without noise the only estimate is the truth.
+                min(_middle(silent.values(quantity)) / _middle(_at_largest(truth, quantity)), 1.0)
+                for silent, truth in zip(of("noiseless"), of("fits"), strict=True)
+            ]
         ),
-        far_start=ratio(*_equally_good(of("near start"), of("far start"), usual, quantity)),
+        far_start=factor_over_truths(
+            [
+                _far_over_near(near, far, quantity)
+                for near, far in zip(of("near start"), of("far start"), strict=True)
+            ]
+        ),
         counted=min(
-            of_truth.share(quantity) for part in ("early", "late") for of_truth in of(part)
+            _counted(of("fits"), quantity, early),
+            _counted(of("fits"), quantity, late),
+            _counted(of("exact"), "gain", late),
         ),
-        gain=float(gains.mean()),
-        gain_error=float(gains.std(ddof=1) / np.sqrt(len(gains))),
-        free=float(np.mean([of_truth.values("free")[0] for of_truth in of("exact")])),
-        continuous=_middle(
-            _middle(other.values("L2")) / _middle(of_truth.values("L2"))
-            for of_truth, other in zip(of("finite"), of("continuous"), strict=True)
+        at_box=float(np.mean([row.at_box for row in later])),
+        gain=Slope(gain.mean, gain.low, gain.high),
+        free=float(of("exact")[0].values("free")[0]),
+        continuous=factor_over_truths(
+            [
+                _middle(other.values("L2")) / _middle(truth.values("L2"))
+                for truth, other in zip(of("finite"), of("continuous"), strict=True)
+            ]
         ),
     )
 
 
-def slope_of(measured: Sequence[Measured], quantity: str) -> Slope:
-    """The slope of a quantity, averaged over the truths that were measured."""
+def slope_of(
+    measured: Sequence[Measured], quantity: str, sizes: Sequence[float] | None = None
+) -> Slope:
+    """The slope of a quantity over some or all sizes, averaged over the measured truths."""
+    chosen = measured[0].grid(quantity)[0].tolist() if sizes is None else sizes
+    return slope(chosen, _grids(measured, quantity, chosen))
+
+
+def _grids(measured: Sequence[Measured], quantity: str, sizes: Sequence[float]) -> np.ndarray:
+    """The values at some sizes, (T, N, R); NaN where a fit does not count."""
     grids = [of_truth.grid(quantity) for of_truth in measured]
-    return slope(grids[0][0].tolist(), np.stack([values for _, values in grids]))
+    return np.stack([values[np.isin(all_sizes, sizes)] for all_sizes, values in grids])
+
+
+def _counted(measured: Sequence[Measured], quantity: str, sizes: Sequence[float]) -> float:
+    """The share of the fits of some sizes that count."""
+    return float(np.isfinite(_grids(measured, quantity, sizes)).mean())
 
 
 def _at_largest(measured: Measured, quantity: str) -> np.ndarray:
@@ -259,24 +299,16 @@ def _at_largest(measured: Measured, quantity: str) -> np.ndarray:
     return measured.grid(quantity)[1][-1]
 
 
-def _equally_good(
-    near: Sequence[Measured], far: Sequence[Measured], usual: Sequence[float], quantity: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Losses of both starts on data sets that both fit equally well, in units of a usual loss.
+def _far_over_near(near: Measured, far: Measured, quantity: str) -> float:
+    """The median over data sets of the loss from a far start over that from a near one.
 
-    A far start that ended in a worse minimum is a property of the solver, not of the estimate.
+    Only data sets that both fit equally well: a far start that ended in a worse minimum is a
+    property of the solver, not of the estimate. NaN where there are too few.
     """
-    pairs = []
-    for near_truth, far_truth, unit in zip(near, far, usual, strict=True):
-        gains = [_at_largest(measured, "gain") for measured in (near_truth, far_truth)]
-        alike = np.abs(gains[1] - gains[0]) <= ALIKE
-        losses = [_at_largest(measured, quantity) for measured in (near_truth, far_truth)]
-        pairs.append([np.where(alike, values, np.nan) / unit for values in losses])
-    first, second = np.concatenate(pairs, axis=-1)
-    return (first, second) if np.isfinite(first + second).sum() >= FEWEST_ALIKE else _NOTHING
-
-
-_NOTHING = (np.full(1, np.nan), np.full(1, np.nan))
+    gains = [_at_largest(measured, "gain") for measured in (near, far)]
+    losses = [_at_largest(measured, quantity) for measured in (near, far)]
+    factors = (losses[1] / losses[0])[np.abs(gains[1] - gains[0]) <= ALIKE]
+    return _middle(factors) if np.isfinite(factors).sum() >= FEWEST_ALIKE else np.nan
 
 
 def _middle(values: Iterable[float]) -> float:
@@ -285,10 +317,16 @@ def _middle(values: Iterable[float]) -> float:
     return float(np.median(there)) if there else np.nan
 
 
+def _power(cells: Sequence[Cell], windows: Windows, results: Results) -> str:
+    return power_sentence(
+        [slope_of(results[cell.name, "fits"], cell.quantity, windows[1]) for cell in cells]
+    )
+
+
 # Figure ---------------------------------------------------------------------------------------
 
 
-def draw_cells(cells: Sequence[Cell], results: Results) -> Figure:
+def draw_cells(cells: Sequence[Cell], windows: Windows, results: Results) -> Figure:
     """A panel for each expert and score, a line for each gate and regime."""
     kinds = list(dict.fromkeys((cell.expert, cell.score) for cell in cells))
     figure, axes = panels(len(kinds))
@@ -297,20 +335,20 @@ def draw_cells(cells: Sequence[Cell], results: Results) -> Figure:
         axis.set_ylabel(cells[0].quantity)
         for cell in cells:
             if (cell.expert, cell.score) == (expert, score):
-                draw_cell(axis, cell, results)
+                draw_cell(axis, cell, windows, results)
     return figure
 
 
-def draw_cell(axis, cell: Cell, results: Results) -> None:
+def draw_cell(axis, cell: Cell, windows: Windows, results: Results) -> None:
     """Both windows of a cell: points with their spread, and a fitted line for each window."""
-    for part in ("early", "late"):
-        grids = [of_truth.grid(cell.quantity) for of_truth in results[cell.name, part]]
-        values = np.concatenate([values for _, values in grids], axis=-1)
-        fitted = slope_of(results[cell.name, part], cell.quantity)
-        label = f"{cell.gate} {cell.regime} {fitted.short}" if part == "late" else None
+    measured = results[cell.name, "fits"]
+    for window in windows:
+        values = np.concatenate(list(_grids(measured, cell.quantity, window)), axis=-1)
+        fitted = slope_of(measured, cell.quantity, window)
+        label = f"{cell.gate} {cell.regime} {fitted.short}" if window == windows[1] else None
         loglog(
             axis,
-            grids[0][0],
+            np.array(window, dtype=float),
             values,
             label,
             slope=fitted.value,

@@ -25,26 +25,36 @@ from sigmoid_attention.mixtures.data import FiniteDesign
 from sigmoid_attention.mixtures.identifiability import SEEN
 from sigmoid_attention.mixtures.labels import LabelCounts, draw_labels
 from sigmoid_attention.mixtures.model import Mixture
-from sigmoid_attention.mixtures.rates.slopes import Slope, ratio, slope
+from sigmoid_attention.mixtures.rates.power import by_chance, power_sentence
+from sigmoid_attention.mixtures.rates.slopes import (
+    Slope,
+    factor_over_truths,
+    over_truths,
+    slope,
+    slopes_of_truths,
+)
 from sigmoid_attention.mixtures.rates.verdict import (
     BEND,
     DEPENDS_ON_THE_START,
     FEWEST_CONVERGED,
     MARGIN,
+    MOST_AT_BOX,
     NOT_IDENTIFIABLE,
     NOT_REPRODUCED,
     PRE_ASYMPTOTIC,
     REPRODUCED,
     START_FACTOR,
     UNDECIDED,
-    WIDEST,
+    against,
+    start_doubt,
+    start_verdict,
 )
 from sigmoid_attention.mixtures.solver import ParameterBox
+from sigmoid_attention.studies.mixtures.truths import HELD_OUT
 
 GATES = ("softmax", "normalised_sigmoid", "sigmoid")
-EARLY = tuple(round(10 ** (4 + i / 2)) for i in range(5))  # 1e4 .. 1e6
-LATE = tuple(round(10 ** (7 + i / 2)) for i in range(5))  # 1e7 .. 1e9
-TRUTHS = 3
+EARLY = (10**4, 10**5, 10**6)
+LATE = (10**7, 10**8, 10**9)
 CANDIDATES = 100
 NEAR, FAR = 0.01, 0.5
 
@@ -62,7 +72,7 @@ class ClassificationSetting:
     jitter: float = 0.1
     nodes: int = 256
     sizes: tuple[int, ...] = EARLY
-    replicates: int = 20
+    replicates: int = 8
     truth_seed: int = 0
     seed: int = 0
     half_width: float = 15.0
@@ -188,14 +198,17 @@ def losses(family: LogisticMixture, theta_BP: Tensor, true_tF: Tensor) -> dict[s
 
 RULE = f"""Near-truth maximum likelihood; a fit that did not converge, or ended below the likelihood
 of the truth, enters no slope. Slopes on log n are of medians over replicates, averaged over
-{TRUTHS} truths, with a bootstrap interval, over
+{len(HELD_OUT)} truths, with Student's interval over truths, over
 n = {EARLY[0]:.0e} to {EARLY[-1]:.0e} and {LATE[0]:.0e} to {LATE[-1]:.0e}. The first that applies:
 *{NOT_IDENTIFIABLE}*: the information of the labels about the truth's own parameters is singular.
-*{UNDECIDED}*: fewer than {FEWEST_CONVERGED:.0%} of the fits of the later window count, or its
-interval is wider than plus or minus {WIDEST:g}. *{DEPENDS_ON_THE_START}*: starting {FAR / NEAR:g}
-times farther away makes the loss more than {START_FACTOR:g} times as large, by the whole interval.
-*{PRE_ASYMPTOTIC}*: the intervals of the windows lie more than {BEND:g} apart. *{REPRODUCED}*: the
-later one comes within {MARGIN:g} of the claim. *{NOT_REPRODUCED}* otherwise."""
+*{DEPENDS_ON_THE_START}*: starting {FAR / NEAR:g} times farther away makes the loss more than
+{START_FACTOR:g} times as large, by the whole interval. *{UNDECIDED}*: fewer than
+{FEWEST_CONVERGED:.0%} of the fits of the later window count, more than {MOST_AT_BOX:.0%} of those
+that do lie at the wall of the parameters' box, or the interval of that factor is not wholly at most
+{START_FACTOR:g}. *{PRE_ASYMPTOTIC}*: the slopes of the windows differ by more than {BEND:g}, by the
+whole interval of the difference. *{REPRODUCED}*: the later one's whole interval lies within
+{MARGIN:g} of the claim. *{NOT_REPRODUCED}*: all of it lies farther away. *{UNDECIDED}*
+otherwise."""
 
 
 @dataclass(frozen=True)
@@ -205,8 +218,10 @@ class ClassificationEvidence:
     claim: float
     smallest: float
     converged: float
+    at_box: float
     early: Slope
     late: Slope
+    moved: Slope
     far_start: Slope
 
 
@@ -214,17 +229,19 @@ def verdict_of(seen: ClassificationEvidence) -> tuple[str, str]:
     """The verdict by the rule, and the part of the rule that applied."""
     if seen.smallest < SEEN:
         return NOT_IDENTIFIABLE, "the information at a truth is singular"
+    start = start_verdict(seen.far_start)
+    if start:
+        return start
     if seen.converged < FEWEST_CONVERGED:
         return UNDECIDED, f"only {seen.converged:.0%} of the fits count"
-    if not (seen.late.high - seen.late.low) / 2 <= WIDEST:
-        return UNDECIDED, f"the interval of the slope, {seen.late}, is too wide"
-    if seen.far_start.low > START_FACTOR:
-        far = f"{seen.far_start.value:.2g}"
-        return DEPENDS_ON_THE_START, f"from far starts the loss is {far} times as large"
-    if seen.early.apart(seen.late) > BEND:
+    if seen.at_box > MOST_AT_BOX:
+        return UNDECIDED, f"{seen.at_box:.0%} of the fits lie at the wall of the parameters' box"
+    doubt = start_doubt(seen.far_start)
+    if doubt:
+        return UNDECIDED, doubt
+    if seen.moved.outside(0.0, BEND):
         return PRE_ASYMPTOTIC, f"the slope still moves: {seen.early}, then {seen.late}"
-    word = REPRODUCED if seen.late.near(seen.claim, MARGIN) else NOT_REPRODUCED
-    return word, f"slope {seen.late} against {seen.claim:+.2f}"
+    return against(seen.late, seen.claim)
 
 
 def claim_of(gate: str, quantity: str) -> float:
@@ -246,16 +263,27 @@ def _finding(setting: ClassificationSetting, quantity: str, results: Results) ->
     of = {part: results[cell_of(setting), part] for part in PARTS}
     claim = claim_of(setting.gate, quantity)
     late = of["late"]
+    counted = [row for of_truth in late for row in of_truth.rows
+               if row.quantity == quantity and row.converged]  # fmt: skip
+    slopes = [_slopes(of[part], quantity) for part in ("early", "late")]
     seen = ClassificationEvidence(
         claim,
         min(float(of_truth.values("smallest")[0]) for of_truth in late),
-        min(of_truth.share(quantity) for of_truth in late),
+        float(np.mean([of_truth.share(quantity) for of_truth in late])),
+        float(np.mean([row.at_box for row in counted])),
         _slope(of["early"], quantity),
         _slope(late, quantity),
-        ratio(*(_relative(of[part], late, quantity) for part in ("near start", "far start"))),
+        over_truths(slopes[1] - slopes[0]),
+        factor_over_truths(
+            [
+                # Both starts fit the same data sets, so that each has its own factor.
+                np.median(far.values(quantity) / near.values(quantity))
+                for near, far in zip(of["near start"], of["far start"], strict=True)
+            ]
+        ),
     )
     verdict, because = verdict_of(seen)
-    gain = np.mean([row.value for of_truth in late for row in of_truth.rows
+    gain = np.median([row.value for of_truth in late for row in of_truth.rows
                     if row.quantity == "gain" and row.converged])  # fmt: skip
     return Finding(
         f"{cell_of(setting)}: {quantity}",
@@ -263,26 +291,34 @@ def _finding(setting: ClassificationSetting, quantity: str, results: Results) ->
         f"{seen.early} then {seen.late}",
         verdict,
         because,
-        f"fits that count {seen.converged:.0%}, far start {seen.far_start.value:.2g}, "
-        f"gain {gain:.1f} with {late[0].values('free')[0]:.0f} free parameters",
+        f"fits that count {seen.converged:.0%}, at the box {seen.at_box:.0%}, far start "
+        f"{seen.far_start.value:.2g} [{seen.far_start.low:.2g}, {seen.far_start.high:.2g}], "
+        f"median gain {gain:.1f} with {late[0].values('free')[0]:.0f} free parameters",
+        by_chance(seen.late) if because == against(seen.late, claim)[1] else None,
     )
 
 
 def _slope(truths: Sequence[Measured], quantity: str) -> Slope:
+    return slope(*_grid(truths, quantity))
+
+
+def _slopes(truths: Sequence[Measured], quantity: str) -> np.ndarray:
+    return slopes_of_truths(*_grid(truths, quantity))
+
+
+def _grid(truths: Sequence[Measured], quantity: str) -> tuple[list[float], np.ndarray]:
     grids = [of_truth.grid(quantity) for of_truth in truths]
-    return slope(grids[0][0].tolist(), np.stack([values for _, values in grids]))
+    return grids[0][0].tolist(), np.stack([values for _, values in grids])
 
 
-def _relative(
-    truths: Sequence[Measured], reference: Sequence[Measured], quantity: str
-) -> np.ndarray:
-    """Losses at the largest n, each in units of the usual loss of its truth, of all fits."""
-    largest = [
-        [row.value for row in of_truth.rows if row.quantity == quantity and row.n == LATE[-1]]
-        for of_truth in (*truths, *reference)
-    ]
-    own, usual = largest[: len(truths)], largest[len(truths) :]
-    return np.concatenate([np.array(x) / np.median(y) for x, y in zip(own, usual, strict=True)])
+def _power(results: Results) -> str:
+    return power_sentence(
+        [
+            _slope(results[cell_of(setting), "late"], quantity)
+            for setting in cells()
+            for quantity in ("hellinger", "exact", "over")[: 3 if setting.extra else 2]
+        ]
+    )
 
 
 # Tasks and figure -----------------------------------------------------------------------------
@@ -304,7 +340,7 @@ def tasks() -> list[Task]:
     """Two windows of every cell, and starts near and far at the largest n."""
     tasks = []
     for cell in cells():
-        for truth_seed in range(TRUTHS):
+        for truth_seed in HELD_OUT:
             of_truth = replace(cell, truth_seed=truth_seed)
             changed = {
                 "early": replace(of_truth, sizes=EARLY),
@@ -354,4 +390,5 @@ STUDY = Study(
     tasks,
     judge,
     draw,
+    _power,
 )

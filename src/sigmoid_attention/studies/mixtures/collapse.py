@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sigmoid_attention.lab.figure import COLOURS, panels
-from sigmoid_attention.lab.statistics import Interval, paired_difference, t_interval
+from sigmoid_attention.lab.statistics import ONE_SIDE, Interval, paired_difference, t_interval
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.data import Samples
 from sigmoid_attention.mixtures.experts import expert as expert_of
@@ -201,6 +201,7 @@ def _finding(cell: str, quantity: str, softmax: Measured, sigmoid: Measured) -> 
         verdict_of(of_softmax, spared),
         f"collapse of softmax {_said(of_softmax)}, more than that of sigmoid by {_said(spared)}",
         f"relative error at the end {errors[0]:.2f} and {errors[1]:.2f}, {len(lost[0])} pairs",
+        ONE_SIDE,
     )
 
 

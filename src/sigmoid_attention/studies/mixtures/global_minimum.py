@@ -13,11 +13,13 @@ from matplotlib.figure import Figure
 from sigmoid_attention.lab.figure import loglog, panels
 from sigmoid_attention.lab.study import Finding, Measured, Results, Study, Task
 from sigmoid_attention.mixtures.rates import verdict
-from sigmoid_attention.mixtures.rates.slopes import Slope, slope
-from sigmoid_attention.studies.mixtures.cells import REPLICATES, TRUTHS, Cell, run
+from sigmoid_attention.mixtures.rates.power import by_chance, power_sentence
+from sigmoid_attention.mixtures.rates.slopes import Slope, over_truths, slope, slopes_of_truths
+from sigmoid_attention.studies.mixtures.cells import Cell, run
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 STARTS = 16
+REPLICATES = 4
 # The least chi2 difference of another minimum, and the largest allowed share of such cases.
 BETTER, OFTEN = 0.5, 0.1
 
@@ -31,17 +33,16 @@ CELLS = (
 RULE = f"""Each data set is fitted from one start near the truth and from {STARTS} random ones, in
 the same box. The global fit is the best of all {STARTS + 1}. If it is better than the one near the
 truth by more than {BETTER:g} chi2 in more than {OFTEN:.0%} of the data sets, and the slopes of the
-two lie more than {verdict.BEND:g} apart beyond their intervals: *{verdict.DEPENDS_ON_THE_START}*.
-Else the slope of the global fit is judged against the claim as in the tables: within
-{verdict.MARGIN:g} of it *{verdict.REPRODUCED}*, else *{verdict.NOT_REPRODUCED}*, and
-*{verdict.UNDECIDED}* where its interval is wider than plus or minus {verdict.WIDEST:g} or comes as
-near to another of the rates 0, -1/4 and -1/2."""
+two differ by more than {verdict.BEND:g}, by the whole interval of the difference over truths:
+*{verdict.DEPENDS_ON_THE_START}*. Else the slope of the global fit is judged against the claim as in
+the tables: its whole interval within {verdict.MARGIN:g} of it *{verdict.REPRODUCED}*, all of it
+farther away *{verdict.NOT_REPRODUCED}*, otherwise *{verdict.UNDECIDED}*."""
 
 
 def tasks() -> list[Task]:
     tasks = []
     for cell in CELLS:
-        for seed in range(TRUTHS):
+        for seed in cell.truths:
             near = cell.setting(seed, sizes=SIZES, seed=8000 + seed, replicates=REPLICATES)
             tasks.append(Task(cell.name, "near", near, run, 4.0))
             far = cell.setting(
@@ -64,20 +65,23 @@ def _finding(cell: Cell, results: Results) -> Finding:
     sizes, near, best, better = _both(cell, results)
     locally, globally = slope(sizes, near), slope(sizes, best)
     share = float(np.mean(better))
-    word, because = _verdict(cell.claim, locally, globally, share)
+    apart = over_truths(slopes_of_truths(sizes, best) - slopes_of_truths(sizes, near))
+    word, because = _verdict(cell.claim, globally, apart, share)
+    decided = because == verdict.against(globally, cell.claim)[1]
     return Finding(
         cell.name,
         f"{cell.quantity}: {cell.claimed}",
         f"near the truth {locally}, global {globally}",
         word,
         because,
-        f"another minimum is better in {share:.0%} of the data sets",
+        f"{len(near)} truths, another minimum is better in {share:.0%} of the data sets",
+        by_chance(globally) if decided else None,
     )
 
 
-def _verdict(claim: float, locally: Slope, globally: Slope, share: float) -> tuple[str, str]:
-    if share > OFTEN and locally.apart(globally) > verdict.BEND:
-        return verdict.DEPENDS_ON_THE_START, f"near the truth {locally}, global {globally}"
+def _verdict(claim: float, globally: Slope, apart: Slope, share: float) -> tuple[str, str]:
+    if share > OFTEN and apart.outside(0.0, verdict.BEND):
+        return verdict.DEPENDS_ON_THE_START, f"the slope of the global fit differs by {apart}"
     return verdict.against(globally, claim)
 
 
@@ -99,6 +103,14 @@ def _grids(measured: Measured, quantity: str) -> tuple[np.ndarray, np.ndarray, n
     _, gains = measured.grid("gain")
     # A fit that did not converge is not a minimum.
     return sizes, losses, np.where(np.isnan(gains), -np.inf, gains)
+
+
+def _power(results: Results) -> str:
+    slopes = []
+    for cell in CELLS:
+        sizes, _, best, _ = _both(cell, results)
+        slopes.append(slope(sizes, best))
+    return power_sentence(slopes)
 
 
 def draw(results: Results) -> Figure:
@@ -126,4 +138,5 @@ STUDY = Study(
     tasks,
     judge,
     draw,
+    _power,
 )

@@ -17,7 +17,7 @@ from sklearn import datasets
 from sklearn.metrics import log_loss
 
 from sigmoid_attention.lab.figure import loglog, panels
-from sigmoid_attention.lab.statistics import Interval, paired_difference
+from sigmoid_attention.lab.statistics import ONE_SIDE, Interval, paired_difference
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures.estimators import (
     MixtureOfExpertsClassifier,
@@ -260,6 +260,7 @@ def _curve(name: str, softmax: Measured, sigmoid: Measured) -> Finding:
         f"sigmoid's error is {value:.3f} [{low:.3f}, {high:.3f}] of softmax's",
         f"converged {softmax.share('error'):.0%} and {sigmoid.share('error'):.0%}; penalties "
         f"{_penalties(softmax)} and {_penalties(sigmoid)}",
+        ONE_SIDE,
     )
 
 
@@ -281,6 +282,7 @@ def _steady(name: str, softmax: Measured, sigmoid: Measured) -> Finding:
         f"difference {_said(difference)}",
         verdict_of(difference, _converged(softmax, sigmoid), less_is_claimed=False),
         f"{len(first)} pairs of resamples",
+        chance=ONE_SIDE,
     )
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from sigmoid_attention.lab.figure import loglog, panels
+from sigmoid_attention.lab.statistics import ONE_SIDE
 from sigmoid_attention.lab.study import Finding, Measured, Results, Row, Study, Task
 from sigmoid_attention.mixtures import gates
 from sigmoid_attention.mixtures.data import FiniteDesign, Summaries
@@ -27,10 +28,10 @@ from sigmoid_attention.mixtures.rates.setting import RateSetting, check_nodes, d
 from sigmoid_attention.mixtures.rates.verdict import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from sigmoid_attention.mixtures.solver import ParameterBox
 from sigmoid_attention.mixtures.voronoi import TrueMixture, l2
+from sigmoid_attention.studies.mixtures.truths import HELD_OUT
 
 FITS = ("sigmoid", "softmax")
 NEITHER = "normalised_sigmoid"
-TRUTHS = 3
 SIGMA = 0.1
 # Target errors, in units of the noise.
 TARGETS = (1 / 5, 1 / 20, 1 / 100)
@@ -59,8 +60,8 @@ class SameTruthSetting:
     extra: int = 0
     d: int = 2
     nodes: int = 256
-    sizes: tuple[int, ...] = tuple(round(10 ** (2 + 2 * i / 3)) for i in range(7))
-    replicates: int = 20
+    sizes: tuple[int, ...] = tuple(10**i for i in range(2, 7))
+    replicates: int = 6
     candidates: int = 24
     starts: int = 2
     truth_seed: int = 0
@@ -205,13 +206,15 @@ def needed_ratios(
     """The ratio of the samples needed by the first over those by the second, for each target.
 
     Each ratio uses the median error over replicates; the result is the middle one of the truths'
-    ratios. The interval is a bootstrap over replicates, resampled equally for both. A ratio is 0
-    where only the first reach a target, infinite where only the second do, and NaN where neither
-    does under most truths.
+    ratios. The interval is a bootstrap over truths, and over replicates within each; resampled
+    equally for both families. A ratio is 0 where only the first reach a target, infinite where only
+    the second do, and NaN where neither does under most truths.
     """
     rng = np.random.default_rng(seed)
     count = first_TNR.shape[-1]
     resampled_SR = np.vstack([np.arange(count), rng.integers(0, count, (DRAWS, count))])
+    truths = len(first_TNR)
+    truths_TS = np.column_stack([np.arange(truths), rng.integers(0, truths, (truths, DRAWS))])
     pair = [np.nanmedian(errors[..., resampled_SR], axis=-1) for errors in (first_TNR, second_TNR)]
     ratios = []
     for target in targets:
@@ -220,7 +223,7 @@ def needed_ratios(
             for one in pair
         ]
         with np.errstate(invalid="ignore"):
-            ratios_TS = needed[0] / needed[1]
+            ratios_TS = np.take_along_axis(needed[0] / needed[1], truths_TS, axis=0)
         neither_S = 2 * np.isnan(ratios_TS).sum(axis=0) > len(ratios_TS)
         # The middle ratio and not a mean, since some may be infinite; the ratio is 1 where neither
         # reaches the target.
@@ -239,8 +242,9 @@ RULE = f"""Both families have the same number and kind of experts and fit the sa
 the {_DEFAULTS.starts} best approximations of the truth that {_DEFAULTS.candidates}
 starts find. For errors of the regression function of {", ".join(f"{t * SIGMA:g}" for t in TARGETS)}
 (noise {SIGMA:g}) the samples that the sigmoid family needs are divided by those that the softmax
-family needs: medians of replicates, the middle one of {TRUTHS} truths, bootstrap over replicates.
-Errors that neither reaches do not count. *{REPRODUCED}*: the interval is below 1 at every error.
+family needs: medians of replicates, the middle one of {len(HELD_OUT)} truths. The bootstrap
+resamples truths, and replicates within each. Errors that neither reaches do not count.
+*{REPRODUCED}*: the interval is below 1 at every error.
 *{NOT_REPRODUCED}*: it is above 1 at one or more. *{UNDECIDED}* otherwise. "Both ways" is
 {REPRODUCED} only if sigmoid needs fewer on truths of either gate; {NOT_REPRODUCED} if it needs more
 on those of one."""
@@ -293,6 +297,7 @@ def _finding(cell: str, gate: str, truths: Sequence[Measured]) -> Finding:
         verdict_of(ratios),
         _because(truths),
         f"{len(truths)} truths, converged {min(converged):.0%} or more",
+        ONE_SIDE,
     )
 
 
@@ -333,7 +338,7 @@ def tasks() -> list[Task]:
         )
         for expert, k, extra in CASES
         for gate in (*FITS, NEITHER)[: 2 if k == 2 else 3]
-        for seed in range(TRUTHS)
+        for seed in HELD_OUT
     ]  # fmt: skip
 
 
