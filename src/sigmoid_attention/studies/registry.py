@@ -37,6 +37,7 @@ CLAIM_STUDIES = {
         "collapse",
         "real_data",
         "microscope",
+        "attention_row",
     ),
     "theory": (
         "regularity_radius",
