@@ -1,6 +1,7 @@
 """The study of rows of attention as mixtures: outputs written out, and the rule."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -42,10 +43,10 @@ def test_operator_and_mixtures_are_the_sums_of_the_definition(cell):
     ]
     tokens_NM = torch.randn(study.TOKENS, study.WIDTH, generator=rng).double()
     expected_NE = written_out(setting, weights_H, tokens_NM)
-    close = {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(study.attended(setting, weights_H, tokens_NM), expected_NE, **close)
+    close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+    close(study.attended(setting, weights_H, tokens_NM), expected_NE)
     mixtures_NE = study.as_mixtures(setting, weights_H, tokens_NM, True)
-    torch.testing.assert_close(mixtures_NE, expected_NE, **close)
+    close(mixtures_NE, expected_NE)
 
 
 @pytest.mark.parametrize(

@@ -114,9 +114,10 @@ def as_mixtures(
         seen = list(range(first, i + 1 if setting.causal else TOKENS))
         distances_N = torch.tensor([abs(i - j) for j in seen], dtype=torch.float64)
         mixtures = []
-        for matrices, slope in zip(weights_H, _slopes(setting), strict=True):
+        for (query_MD, key_MD, value_ME), slope in zip(weights_H, _slopes(setting), strict=True):
             bias_N = -math.log(TOKENS) - slope * distances_N
-            head = AttentionHead(*matrices, bias_N * with_intercepts, setting.centring)
+            bias_N = bias_N * with_intercepts
+            head = AttentionHead(query_MD, key_MD, value_ME, bias_N, setting.centring)
             mixtures.append(head.as_mixture(len(seen), seen.index(i)))
         family, theta_EP = heads_as_hierarchy(mixtures) if len(mixtures) > 1 else mixtures[0]
         rows.append(family.predict(theta_EP, tokens_NM[seen].flatten()[None])[:, 0])
