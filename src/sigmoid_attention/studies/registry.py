@@ -38,6 +38,7 @@ CLAIM_STUDIES = {
         "real_data",
         "microscope",
         "attention_row",
+        "identifiability",
     ),
     "theory": (
         "regularity_radius",
