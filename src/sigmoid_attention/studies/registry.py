@@ -37,6 +37,8 @@ CLAIM_STUDIES = {
         "collapse",
         "real_data",
         "microscope",
+        "attention_row",
+        "identifiability",
     ),
     "theory": (
         "regularity_radius",
