@@ -110,10 +110,10 @@ def test_with_torch_alone_modules_import_or_say_what_to_type():
         if re.match(r"attention\.impl\.(triton|experimental\.gluon)\.", name)
     }
     assert {refused.pop(name) for name in kernels} <= {"No module named 'triton'"}
-    rooms = ("mixtures", "training", "lab", "studies", "report", "integrations")
+    rooms = ("mixtures", "training", "lab", "studies", "report", "integrations", "diagnosis.")
     assert not [name for name in refused if not name.startswith(rooms)]
     assert {"mixtures.estimators", "mixtures.data", "training.trainer", "studies"} <= refused.keys()
-    assert not {"mixtures", "mixtures.gates", "mixtures.scores"} & refused.keys()
+    assert not {"mixtures", "mixtures.gates", "diagnosis", "diagnosis.rules"} & refused.keys()
     names = {name for name in refused if re.match(r"integrations\.(?!.*(timm|transf|conv))", name)}
     assert not names, "these are torch code under the names of other libraries"
     assert not {name: message for name, message in refused.items() if "pip install" not in message}

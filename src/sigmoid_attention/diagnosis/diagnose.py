@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from sigmoid_attention.diagnosis import rules
 from sigmoid_attention.diagnosis.evidence import Evidence
 from sigmoid_attention.diagnosis.finding import Finding
-from sigmoid_attention.diagnosis.history import history
 from sigmoid_attention.diagnosis.parameters import held_back
 from sigmoid_attention.diagnosis.weights import weights_taken
 
@@ -70,6 +69,9 @@ def diagnose(
             findings += rules.drift(each, beyond[each.name])
     findings += held_back(model, optimizer)
     if records is not None:
+        # Records need the lab extra, and the rest of a diagnosis torch alone.
+        from sigmoid_attention.diagnosis.history import history
+
         findings += history(records)
     return Diagnosis(findings, evidence)
 
