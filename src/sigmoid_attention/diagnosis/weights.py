@@ -79,11 +79,16 @@ def _transformers(module: nn.Module, name: str, take: Take) -> Iterator[None]:
         identity = torch.eye(key.shape[2], dtype=key.dtype, device=key.device)
         identity = identity.expand(*key.shape[:2], -1, -1)
         settings: dict[str, Any] = {**options, "dropout_p": 0.0}
-        take(name, sigmoid_attention(query, key, identity, mask, **settings))
-        return sigmoid_attention(query, key, value, mask, **options)
+        take(name, before(query, key, identity, mask, **settings))
+        return before(query, key, value, mask, **options)
 
+    # The student of a conversion has an operator of its own while it trains.
+    own = vars(module).get(OPERATOR)
+    before = sigmoid_attention if own is None else own
     setattr(module, OPERATOR, operator)
     try:
         yield
     finally:
         delattr(module, OPERATOR)
+        if own is not None:
+            setattr(module, OPERATOR, own)
